@@ -28,11 +28,11 @@ from keras_deepseek.training.cluster.start_processes import share_random_state, 
 from keras_deepseek.training.cluster.step_replicas import find_replicas
 from keras_deepseek.training.data.position_data import check_data, no_data_error
 from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
-from keras_deepseek.training.fit.own_fit import call_fit, keras_fit_arguments
+from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
+from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.fit.watching import Callbacks, check_callback, list_callbacks
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.step.gradient_clip import GradientClip
 from keras_deepseek.training.step.gradients.gradient_residual import (
@@ -40,7 +40,7 @@ from keras_deepseek.training.step.gradients.gradient_residual import (
     make_residual,
 )
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.no_loss import refuse_no_test_loss
+from keras_deepseek.training.step.loss.missing_loss import check_test_loss
 from keras_deepseek.training.step.named_layers import find_named_layers
 from keras_deepseek.training.step.precision import is_slower_in_half
 from keras_deepseek.training.step.rematerialization import Remat
@@ -274,7 +274,7 @@ class Trainer:
                 self._placement.kind,
                 guard=options.guard,
                 policy=self.policy,
-                **options.for_workers(),
+                **options.worker_options(),
             )
         replicas = find_replicas(
             self.model,
@@ -388,7 +388,7 @@ class Trainer:
                 return keras.Model.fit(self.model, **given)
 
         history = call_fit(self.model, arguments, train)
-        if epochs and not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
+        if epochs and not self._plan.num_steps and not goes_on:  # Keras on TensorFlow says nothing.
             raise no_data_error()
         return history
 
@@ -533,7 +533,7 @@ class Trainer:
             **options: Further arguments of `keras.Model.evaluate`.
         """
         check_data(x, None, "test data")
-        refuse_no_test_loss(self.model)
+        check_test_loss(self.model)
         with (
             self._placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),

@@ -14,7 +14,7 @@ import keras
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.keras_private.free_size_resize import fixed_resize
 from keras_deepseek.backend.keras_private.layer_precision import (
-    layers_before_embeddings,
+    find_exact_inputs,
     layers_to_switch,
     temporary_policy,
 )
@@ -79,8 +79,10 @@ class NamedModel:
         if self.precision is None:
             return self.name_outputs(self.model(packed, training=False))
         policy = keras.DTypePolicy(f"mixed_{self.precision}")
-        layers, uncast = layers_to_switch(self.model), layers_before_embeddings(self.model)
-        with temporary_policy(layers, policy, uncast=uncast, casts_tables=True):
+        layers, exact_inputs = layers_to_switch(self.model), find_exact_inputs(self.model)
+        with temporary_policy(
+            layers, policy, exact_inputs=exact_inputs, casts_embedding_tables=True
+        ):
             outputs = self.name_outputs(self.model(packed, training=False))
         return {
             spec.name: keras.ops.cast(outputs[spec.name], spec.dtype)

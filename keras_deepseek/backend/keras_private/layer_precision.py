@@ -28,27 +28,27 @@ def temporary_policy(
     layers: Sequence[keras.Layer],
     policy: keras.DTypePolicy,
     *,
-    uncast: Collection[keras.Layer] = (),
-    casts_tables: bool = False,
+    exact_inputs: Collection[keras.Layer] = (),
+    casts_embedding_tables: bool = False,
 ) -> Iterator[None]:
     """Makes layers compute by another dtype policy until the block ends.
 
     Args:
         layers: Layers, built.
         policy: `keras.DTypePolicy`.
-        uncast: The layers among them whose inputs are not cast: see `layers_before_embeddings`.
+        exact_inputs: The layers among them whose inputs are not cast: see `find_exact_inputs`.
             Defaults to `()`.
-        casts_tables: boolean. Whether an embedding casts its whole table instead of the rows that
-            it looks up. A constant table is then half as large. Defaults to `False`.
+        casts_embedding_tables: boolean. Casts the whole table of an embedding instead of the rows
+            that it looks up. A constant table is then half as large. Defaults to `False`.
     """
     # Setting attributes would be slow: Keras and PyTorch inspect each.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
-    tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
+    tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_embedding_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
-    kept = {id(layer) for layer in uncast}
+    kept = {id(layer) for layer in exact_inputs}
     for layer, own_policy in zip(layers, own_policies, strict=True):
         lent = _quantized_as(layer, own_policy, policy)
-        vars(layer)["_dtype_policy"] = _UncastInputs(lent.name) if id(layer) in kept else lent
+        vars(layer)["_dtype_policy"] = _ExactInputs(lent.name) if id(layer) in kept else lent
     for layer in tables:
         vars(layer)["call"] = _without_autocast(layer.call)
     try:
@@ -92,7 +92,7 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
     ]
 
 
-def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
+def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers whose inputs may be whole numbers that a later layer needs exactly.
 
     Token ids in floating point, such as those of an `Input` without a dtype, are whole numbers that
@@ -139,7 +139,7 @@ def _operations_before(operation: Any) -> list[Any]:
     ]
 
 
-class _UncastInputs(keras.DTypePolicy):
+class _ExactInputs(keras.DTypePolicy):
     """A policy that does not cast the inputs of a layer."""
 
     def convert_input(self, x: Any, autocast: bool, dtype: str) -> Any:

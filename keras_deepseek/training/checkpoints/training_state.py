@@ -13,7 +13,7 @@ from keras_deepseek.training.checkpoints.own_optimizers import (
     find_own_optimizers,
     positions_of_trained,
 )
-from keras_deepseek.training.step.guarded_steps import GuardedSteps
+from keras_deepseek.training.step.guard_metric import GuardMetric
 
 
 def read_variables(model: keras.Model) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
     backend.current().step.write_buffers(model, state["buffers"])
 
 
-def find_spoilt(variables: Sequence[keras.Variable]) -> list[str]:
+def find_not_finite(variables: Sequence[keras.Variable]) -> list[str]:
     """Returns the paths of the variables that hold a number that is not finite.
 
     Args:
@@ -104,7 +104,7 @@ def find_spoilt(variables: Sequence[keras.Variable]) -> list[str]:
 
 
 def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
-    guards = [each for each in model.metrics if isinstance(each, GuardedSteps)]
+    guards = [each for each in model.metrics if isinstance(each, GuardMetric)]
     guard = [variable for each in guards for variable in each.variables]
     own = {id(variable) for variable in guard}
     return {

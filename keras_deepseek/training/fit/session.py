@@ -25,10 +25,14 @@ from keras_deepseek.training.data.position_data import (
     check_targets,
     check_validation_targets,
 )
-from keras_deepseek.training.fit.batch_notes import PlaceWatch, noting_batch
+from keras_deepseek.training.fit.error_notes import PositionTracker, error_notes
+from keras_deepseek.training.fit.fit_callbacks import (
+    list_callbacks,
+    prepared_callbacks,
+    without_writers,
+)
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.fit.watching import list_callbacks, watched, without_writers
-from keras_deepseek.training.step.loss.no_loss import refuse_no_test_loss
+from keras_deepseek.training.step.loss.missing_loss import check_test_loss
 
 _logger = logging.getLogger(__name__)
 
@@ -120,8 +124,8 @@ class Session:
         own_callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
         self._check(arguments, resume)
         goes_on = resume or self.resumed is not None
-        place = PlaceWatch(self._plan)
-        chosen = [place, *self._plan.callbacks, *callbacks, *list_callbacks(own_callbacks)]
+        position = PositionTracker(self._plan)
+        chosen = [position, *self._plan.callbacks, *callbacks, *list_callbacks(own_callbacks)]
         if self._processes.rank > 0:
             chosen, verbose = without_writers(chosen), 0
         if resume and self.resumed is None:
@@ -130,8 +134,8 @@ class Session:
         if verbose:
             self._print_notices()
         with (
-            noting_batch(self._model, self._plan, place),
-            watched(chosen, verbose, resume=goes_on) as shown,
+            error_notes(self._model, self._plan, position),
+            prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
             self.in_training(),
             validating_together(self._model, self._processes),
             self._feed(
@@ -160,7 +164,7 @@ class Session:
             check_targets(arguments["x"], arguments["y"])
             check_validation_targets(arguments.get("validation_data"))
         if arguments.get("validation_data") is not None or arguments.get("validation_split"):
-            refuse_no_test_loss(self._model)
+            check_test_loss(self._model)
         check_boolean("resume", resume)
         check_options(arguments, resume=resume or self.resumed is not None)
         check_same_arguments(

@@ -13,21 +13,21 @@ from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
+from keras_deepseek.training.fit.finite_check import FiniteCheck
+from keras_deepseek.training.fit.guard_callback import GuardCallback
 from keras_deepseek.training.fit.kept_memory import kept_memory
-from keras_deepseek.training.fit.loss_watch import LossWatch
-from keras_deepseek.training.fit.watch_guarded_steps import WatchGuardedSteps
-from keras_deepseek.training.step.gradient_clip import refuse_second_clip
+from keras_deepseek.training.step.gradient_clip import check_single_clip
 from keras_deepseek.training.step.gradient_update import GradientUpdate
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.make_gradients import make_gradients
-from keras_deepseek.training.step.guarded_steps import GuardedSteps
+from keras_deepseek.training.step.guard_metric import GuardMetric
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.loss_weight import refuse_no_reduction
+from keras_deepseek.training.step.loss.loss_weight import check_reduction
 from keras_deepseek.training.step.precision import step_in_precision
 from keras_deepseek.training.step.rematerialization import find_blocks
 from keras_deepseek.training.step.step_guard import StepGuard
-from keras_deepseek.training.step.step_in_place import StepInPlace
 from keras_deepseek.training.step.step_options import StepOptions
+from keras_deepseek.training.step.step_replacement import StepReplacement
 from keras_deepseek.training.step.training_step import TrainingStep
 
 
@@ -70,12 +70,12 @@ class StepPlan:
         residual: GradientResidual | None = None,
         served: Callable[[Any], dict[str, Any]] | None = None,
     ) -> None:
-        refuse_second_clip(options.gradient_clip, model.optimizer)
+        check_single_clip(options.gradient_clip, model.optimizer)
         if not is_own_compute:
-            refuse_no_reduction(model.loss)
+            check_reduction(model.loss)
         if overrides_train_step(model):
             ignored = {
-                **options.that_change_updates(),
+                **options.changes_to_updates(),
                 "the trainer's own": is_own_compute,
                 "other processes": replicas is not None,
                 "`gradient_compression`": residual is not None,
@@ -90,7 +90,7 @@ class StepPlan:
         self._policy = policy
         self._served = served
         self._layers = layers
-        self._guarded_steps = self._watch(options.make_guard(), checkpoints)
+        self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self._training_step = TrainingStep(
             model,
             loss,
@@ -103,9 +103,9 @@ class StepPlan:
                 replicas=replicas,
                 residual=residual,
             ),
-            GradientUpdate(model, options.gradient_clip, self._guarded_steps, residual),
+            GradientUpdate(model, options.gradient_clip, self._guard_metric, residual),
             remat=options.remat,
-            guard=self._guarded_steps,
+            guard=self._guard_metric,
             residual=residual,
             takes_empty=replicas is not None,
             on_built=lambda: self._place_layers(is_in_step=True),
@@ -125,26 +125,26 @@ class StepPlan:
             if self.options.keep_memory:
                 stack.enter_context(kept_memory())
             stack.enter_context(self._step.use())
-            if self._guarded_steps is not None:
-                stack.enter_context(self._guarded_steps.attach(self._model))
+            if self._guard_metric is not None:
+                stack.enter_context(self._guard_metric.attach(self._model))
             yield
 
-    def _watch(
+    def _make_guard_metric(
         self, guard: StepGuard | None, checkpoints: Checkpoints | None
-    ) -> GuardedSteps | None:
+    ) -> GuardMetric | None:
         """Adds the callback that reacts to bad steps."""
         if guard is None:
-            self.callbacks.append(LossWatch())
+            self.callbacks.append(FiniteCheck())
             return None
         if guard.action == "roll_back" and checkpoints is None:
             raise InvalidInputError(
                 "guard='roll_back' goes back to a checkpoint: name their folder, "
                 "Trainer(..., checkpoint_dir=...)."
             )
-        guarded_steps = GuardedSteps(guard, self.steps_per_execution)
+        guard_metric = GuardMetric(guard, self.steps_per_execution)
         roll_back = None if checkpoints is None else checkpoints.roll_back
-        self.callbacks.append(WatchGuardedSteps(guard, guarded_steps, roll_back))
-        return guarded_steps
+        self.callbacks.append(GuardCallback(guard, guard_metric, roll_back))
+        return guard_metric
 
     @property
     def needs_targets(self) -> bool:
@@ -159,9 +159,9 @@ class StepPlan:
         return self._served is not None
 
     @property
-    def num_made(self) -> int:
+    def num_steps(self) -> int:
         """How many steps were made since the plan came into use."""
-        return self._step.num_made * self.steps_per_execution
+        return self._step.num_calls * self.steps_per_execution
 
     @property
     def steps_per_execution(self) -> int:
@@ -169,9 +169,9 @@ class StepPlan:
         return int(self._model.steps_per_execution)
 
     @property
-    def is_making(self) -> bool:
+    def is_running(self) -> bool:
         """Whether a step is being made; after an error, whether it came out of one."""
-        return self._step.is_making
+        return self._step.is_running
 
     def check_model(self) -> None:
         """Raises an error where the model is not, or not any more, this plan's to train.
@@ -180,7 +180,7 @@ class StepPlan:
             InvalidInputError: It is being trained, was compiled again, or has other trainable
                 weights than its optimizer can take.
         """
-        self._step.refuse_open_training()
+        self._step.check_not_training()
         if compilation(self._model) is not self._compilation:
             raise InvalidInputError(
                 f"Model {self._model.name!r} was compiled again after this trainer was made, by "
@@ -203,25 +203,27 @@ class StepPlan:
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
-    def _make_step(self, *, is_compilable: bool) -> StepInPlace:
+    def _make_step(self, *, is_compilable: bool) -> StepReplacement:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = self._place_layers
-        carried: Callable[[], Sequence[keras.Variable]] = list
+        extra_variables: Callable[[], Sequence[keras.Variable]] = list
         if self._served is not None:  # The workers have the precision, and the model's layers.
-            return StepInPlace(
+            return StepReplacement(
                 model,
                 backend.current().step.make_train_step(model, self._served),
                 is_eager=True,
             )
         if not overrides_train_step(model):
-            prepare, carried = self._prepare, self._training_step.carried
-            train_step = backend.current().step.make_train_step(model, self._training_step, carried)
-        return StepInPlace(
+            prepare, extra_variables = self._prepare, self._training_step.extra_variables
+            train_step = backend.current().step.make_train_step(
+                model, self._training_step, extra_variables
+            )
+        return StepReplacement(
             model,
             self._in_precision(train_step),
             self._in_precision(prepare),
-            carried,
+            extra_variables,
             is_compilable=is_compilable,
         )
 

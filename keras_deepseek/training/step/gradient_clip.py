@@ -13,7 +13,7 @@ from keras_deepseek.errors import InvalidInputError, unknown_name_message
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
 
 _KINDS = ("value", "norm", "global_norm", "adaptive")
-_LEAST_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
+_MIN_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
 
 
 def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
@@ -35,7 +35,7 @@ def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
     check_number("gradient_clip", bound, above=0)
 
 
-def refuse_second_clip(
+def check_single_clip(
     gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
 ) -> None:
     """Raises an error if both the trainer and the optimizer clip gradients.
@@ -72,14 +72,16 @@ def clip_gradients(
     if kind == "global_norm":
         return list(gradients), _factor(norm, bound)
     if kind == "value":
-        return [_beside(ops.clip, each, -bound, bound) for each in gradients], None
+        return [_on_own_device(ops.clip, each, -bound, bound) for each in gradients], None
     if kind == "norm":
-        return [_beside(_clip_by_norm, each, bound) for each in gradients], None
+        return [_on_own_device(_clip_by_norm, each, bound) for each in gradients], None
     pairs = zip(gradients, variables, strict=True)
-    return [_beside(_clip_by_weights, each, variable, bound) for each, variable in pairs], None
+    return [
+        _on_own_device(_clip_by_weights, each, variable, bound) for each, variable in pairs
+    ], None
 
 
-def _beside(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
+def _on_own_device(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
     with backend.current().devices.on_device_of(gradient):
         return clip(gradient, *arguments)
 
@@ -97,7 +99,7 @@ def _norm(gradient: Any) -> Any:
 
 
 def _weight_norms(variable: Any) -> Any:
-    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _LEAST_NORM)
+    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _MIN_NORM)
 
 
 def _unit_norms(tensor: Any) -> Any:

@@ -9,7 +9,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
-from keras_deepseek.training.step.guarded_steps import GuardedSteps
+from keras_deepseek.training.step.guard_metric import GuardMetric
 
 
 class GradientUpdate:
@@ -18,7 +18,7 @@ class GradientUpdate:
     Args:
         model: `keras.Model`, compiled.
         gradient_clip: tuple of the kind of clip and its bound, or `None`.
-        guard: `GuardedSteps`, which says whether a step is good, or `None`.
+        guard: `GuardMetric`, which says whether a step is good, or `None`.
         residual: `GradientResidual`, where gradients are compressed between processes, or `None`.
     """
 
@@ -26,7 +26,7 @@ class GradientUpdate:
         self,
         model: keras.Model,
         gradient_clip: GradientClip | None,
-        guard: GuardedSteps | None,
+        guard: GuardMetric | None,
         residual: GradientResidual | None,
     ) -> None:
         self._model = model

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.layer_precision import (
-    layers_before_embeddings,
+    find_exact_inputs,
     layers_to_switch,
     temporary_policy,
 )
@@ -138,14 +138,17 @@ def step_in_precision(
             computes in float16.
     """
     layers: list[keras.Layer] = []
-    uncast: list[keras.Layer] = []
+    exact_inputs: list[keras.Layer] = []
 
     def step(*arguments: Any) -> Any:
         if not layers:  # Now, not earlier: the first step finds every layer built.
             layers.extend(_layers_to_switch(model, policy, float32_layers))
-            uncast.extend(layers_before_embeddings(model))
+            exact_inputs.extend(find_exact_inputs(model))
         try:
-            with temporary_policy(layers, policy, uncast=uncast), losses_in_float32(model):
+            with (
+                temporary_policy(layers, policy, exact_inputs=exact_inputs),
+                losses_in_float32(model),
+            ):
                 return train_step(*arguments)
         except Exception as error:
             if any(word in str(error).lower() for word in ("float16", "half")):

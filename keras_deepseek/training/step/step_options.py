@@ -59,7 +59,7 @@ class StepOptions:
             return self.guard
         return StepGuard(self.guard)
 
-    def that_change_updates(self) -> dict[str, bool]:
+    def changes_to_updates(self) -> dict[str, bool]:
         """Returns which options a model's own `train_step` would ignore, by name."""
         return {
             "`micro_batches`": self.micro_batches > 1,
@@ -68,7 +68,7 @@ class StepOptions:
             "`remat`": bool(self.remat),
         }
 
-    def for_workers(self) -> dict[str, Any]:
+    def worker_options(self) -> dict[str, Any]:
         """Returns the options of the step that workers of a parameter server make."""
         names = ("micro_batches", "gradient_clip", "remat", "float32_layers")
         return {name: getattr(self, name) for name in names}

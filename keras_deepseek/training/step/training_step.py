@@ -21,7 +21,7 @@ from keras_deepseek.training.step.gradients.batch_gradients import (
 )
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import count_rows
-from keras_deepseek.training.step.guarded_steps import GuardedSteps
+from keras_deepseek.training.step.guard_metric import GuardMetric
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.step_result import check_log_names
 from keras_deepseek.training.step.rematerialization import (
@@ -60,7 +60,7 @@ class TrainingStep:
         gradients: `BatchGradients` of the model.
         update: `Update` that is made of the gradients.
         remat: boolean or names of layers: the blocks that are rematerialized.
-        guard: `GuardedSteps` that judges each step. Defaults to `None`.
+        guard: `GuardMetric` that judges each step. Defaults to `None`.
         residual: `GradientResidual` of compressed gradients. Defaults to `None`.
         takes_empty: True if a batch without rows is allowed: other processes may have rows.
             Defaults to `False`.
@@ -76,7 +76,7 @@ class TrainingStep:
         update: Update,
         *,
         remat: Remat,
-        guard: GuardedSteps | None = None,
+        guard: GuardMetric | None = None,
         residual: GradientResidual | None = None,
         takes_empty: bool = False,
         on_built: Callable[[], None] = lambda: None,
@@ -101,7 +101,7 @@ class TrainingStep:
             raise InvalidInputError("A batch without rows can't be trained on.")
         self._build(data)
         variables = self._model.trainable_variables
-        states = self._guard.read_states(self._model) if self._guard else []
+        states = self._guard.copy_states(self._model) if self._guard else []
         with rematerialized(self.find_blocks()), self._loss.of_batch(num_rows):
             result = self._gradients.compute(batch, variables)
         loss = result.loss
@@ -111,7 +111,7 @@ class TrainingStep:
         track_loss(self._model, loss, result.num_rows)
         for state, before in states:
             state.assign(ops.where(is_good, state.value, before))
-        means = self._read_means()
+        means = self._read_logs()
         check_log_names(result.logs, {**means, **update_logs})
         return {**means, **result.logs, **update_logs}
 
@@ -135,7 +135,7 @@ class TrainingStep:
         if self._residual is not None:
             self._residual.prepare(self._model.trainable_variables)
 
-    def carried(self) -> list[keras.Variable]:
+    def extra_variables(self) -> list[keras.Variable]:
         """Returns the variables that steps assign and Keras does not know."""
         return [] if self._residual is None else self._residual.variables
 
@@ -177,12 +177,12 @@ class TrainingStep:
             result.keep_residual,
         )
 
-    def _read_means(self) -> dict[str, Any]:
+    def _read_logs(self) -> dict[str, Any]:
         """Returns the means of the loss and the metrics since the epoch began."""
         means = self._model.get_metrics_result()
         if not self._gradients.updates_metrics:
             means = self._without_metrics(means)
-        return means if self._guard is None else self._guard.mark_means(means)
+        return means if self._guard is None else self._guard.hide_empty_means(means)
 
     def _without_metrics(self, means: dict[str, Any]) -> dict[str, Any]:
         """Returns means without the compiled metrics, which stay 0 if `train_step` skips them."""

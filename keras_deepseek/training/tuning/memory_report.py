@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.loss.no_loss import refusing_no_loss
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 
@@ -81,7 +81,7 @@ def measure_memory(
     """
     with training.leaving_no_trace():
         batch = training.first_batch(**data)
-        with refusing_no_loss(model):
+        with missing_loss_errors(model):
             activations = plan.count_kept_bytes(batch)
         trainable = model.trainable_variables
         gradients = count_bytes(trainable)

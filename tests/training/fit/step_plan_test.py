@@ -69,12 +69,12 @@ def test_what_such_a_model_would_ignore_is_refused(asked, named):
 def test_a_guard_is_watched_and_a_name_stands_for_its_action():
     for guard in ("skip", StepGuard("skip")):
         assert [type(each).__name__ for each in plan(build(), guard=guard).callbacks] == [
-            "WatchGuardedSteps"
+            "GuardCallback"
         ]
 
 
 def test_without_a_guard_the_loss_is_watched():
-    assert [type(each).__name__ for each in plan(build()).callbacks] == ["LossWatch"]
+    assert [type(each).__name__ for each in plan(build()).callbacks] == ["FiniteCheck"]
 
 
 def test_a_model_that_was_compiled_again_is_no_longer_the_plans():
@@ -118,7 +118,7 @@ def test_steps_are_counted_from_the_start_of_a_training():
     for _ in range(2):
         with made.in_use():
             model.fit(X, X[:, :1], batch_size=2, verbose=0)
-        assert made.num_made == 2
+        assert made.num_steps == 2
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradient_clip import (
     check_gradient_clip,
+    check_single_clip,
     clip_gradients,
-    refuse_second_clip,
 )
 
 RNG = np.random.default_rng(0)
@@ -98,6 +98,6 @@ def test_two_clips_are_refused(name, scales):
     optimizer = keras.optimizers.SGD(**{name: 2.0})
     if scales:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    refuse_second_clip(None, optimizer)
+    check_single_clip(None, optimizer)
     with pytest.raises(InvalidInputError, match=rf"clips by {name}=2\.0 and the trainer by"):
-        refuse_second_clip(("norm", 1.0), optimizer)
+        check_single_clip(("norm", 1.0), optimizer)

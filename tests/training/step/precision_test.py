@@ -10,11 +10,11 @@ from keras_deepseek.training.step.precision import (
     training_policy,
     with_loss_scaling,
 )
-from keras_deepseek.training.step.step_in_place import StepInPlace
+from keras_deepseek.training.step.step_replacement import StepReplacement
 
 
 def training_step_in(model, policy):
-    return StepInPlace(model, step_in_precision(model, policy, model.train_step)).use()
+    return StepReplacement(model, step_in_precision(model, policy, model.train_step)).use()
 
 
 @pytest.mark.parametrize(

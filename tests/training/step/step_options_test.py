@@ -37,5 +37,5 @@ def test_an_action_stands_for_a_guard():
 
 
 def test_options_that_change_updates_are_found():
-    found = StepOptions(micro_batches=2, remat=True).that_change_updates()
+    found = StepOptions(micro_batches=2, remat=True).changes_to_updates()
     assert [name for name, is_used in found.items() if is_used] == ["`micro_batches`", "`remat`"]

@@ -10,7 +10,7 @@ from keras_deepseek.training.step.gradients.batch_gradients import (
     Backward,
     BatchResult,
     PartGradients,
-    begin_by_sums,
+    begin_from_sums,
 )
 from keras_deepseek.training.step.gradients.micro_batches import (
     Batch,
@@ -55,13 +55,13 @@ class AccumulatedGradients(PartGradients):
     def begin(
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[WeightedSums, Backward]:
-        return begin_by_sums(self.sum(batch, variables)[0])
+        return begin_from_sums(self.sum(batch, variables)[0])
 
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
         check_same_rows(batch, count_rows(batch))
         pieces = MicroBatches(batch, self._number)
         first, factor = self._part.sum(pieces.take(0), variables)
-        first = first.with_multiples(factor)
+        first = first.scale_gradients(factor)
 
         def add(piece: Batch, tensors: Sequence[Any]) -> Sequence[Any]:
             others, factor = self._part.sum(piece, variables)
@@ -73,7 +73,7 @@ class AccumulatedGradients(PartGradients):
             first.tensors(),
             self._assigned(),
         )
-        return first.with_tensors(pieces.with_rest(add, tensors)), 1.0
+        return first.with_tensors(pieces.add_rest(add, tensors)), 1.0
 
     def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:
         return self._part.count_kept_bytes(MicroBatches(batch, self._number).take(0), variables)

@@ -72,7 +72,7 @@ class PartGradients(BatchGradients):
         """Returns the sums of a part of a batch, and a factor that its gradients lack still."""
 
 
-def begin_by_sums(sums: WeightedSums) -> tuple[WeightedSums, Backward]:
+def begin_from_sums(sums: WeightedSums) -> tuple[WeightedSums, Backward]:
     """Returns what `PartGradients.begin` does, of sums whose gradients are known already."""
 
     def backward(divisor: Any, _: Receive | None) -> list[Any]:

@@ -44,18 +44,18 @@ class MicroBatches:
 
         return _map_arrays(take, self._batch)
 
-    def with_rest(
+    def add_rest(
         self, add: Callable[[Batch, Sequence[Any]], Sequence[Any]], sums: Sequence[Any]
     ) -> Sequence[Any]:
         """Returns what `add` makes of the smaller micro-batch and of sums, where there is one."""
 
-        def add_rest() -> Sequence[Any]:
+        def add_last() -> Sequence[Any]:
             start = self._size * self.number
             return add(_map_arrays(lambda array: array[start:], self._batch), sums)
 
         if isinstance(self._rest, int):
-            return add_rest() if self._rest else sums
-        added: Sequence[Any] = ops.cond(self._rest > 0, add_rest, lambda: list(sums))
+            return add_last() if self._rest else sums
+        added: Sequence[Any] = ops.cond(self._rest > 0, add_last, lambda: list(sums))
         return added
 
 
@@ -66,7 +66,7 @@ def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
     return mapped
 
 
-def with_a_row(batch: Batch) -> Batch:
+def pad_empty_batch(batch: Batch) -> Batch:
     """Returns a batch, or one row of zeros in the place of one without rows.
 
     Args:

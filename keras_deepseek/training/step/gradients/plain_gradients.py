@@ -18,12 +18,12 @@ from keras_deepseek.training.step.gradients.batch_gradients import (
 )
 from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows
 from keras_deepseek.training.step.gradients.weighted_sums import (
-    LEAST_WEIGHT,
+    MIN_WEIGHT,
     WeightedSums,
-    counting,
+    make_zero_if_empty,
 )
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.label_check import marking_wrong_labels
+from keras_deepseek.training.step.loss.label_check import label_checks
 from keras_deepseek.training.step.loss.step_result import read_result
 
 
@@ -55,7 +55,7 @@ class PlainGradients(PartGradients):
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[WeightedSums, Backward]:
         (loss, weight, logs), differentiate = self._differentiate(batch, variables)
-        zero_if_weightless, densify = counting(weight), backend.current().step.densify
+        zero_if_weightless, densify = make_zero_if_empty(weight), backend.current().step.densify
 
         def prepare(_: int, gradient: Any) -> Any:  # A mean over nothing may be NaN.
             return zero_if_weightless(ops.cast(densify(gradient), "float32"))
@@ -73,7 +73,7 @@ class PlainGradients(PartGradients):
 
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
         sums, backward = self.begin(batch, variables)
-        gradients = backward(ops.maximum(sums.weight, LEAST_WEIGHT), None)
+        gradients = backward(ops.maximum(sums.weight, MIN_WEIGHT), None)
         return replace(sums, gradients=gradients), sums.weight
 
     def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:
@@ -99,7 +99,7 @@ class PlainGradients(PartGradients):
         """Returns a function to the scaled loss, and to the loss, its weight and further logs."""
 
         def compute() -> tuple[Any, Any]:
-            with watch_metric_updates(self._model) as heard, marking_wrong_labels(self._model):
+            with watch_metric_updates(self._model) as heard, label_checks(self._model):
                 loss, weight, logs = read_result(self._compute(*batch))
             self._updates_metrics = bool(heard)
             if self._loss.is_in_parts:

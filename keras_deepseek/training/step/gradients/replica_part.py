@@ -11,9 +11,9 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.processes.processes import FinishPart, Receive, Replicas
 from keras_deepseek.training.step.gradients.batch_gradients import Backward, PartGradients
-from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows, with_a_row
+from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows, pad_empty_batch
 from keras_deepseek.training.step.gradients.replica_states import ReplicaStates
-from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums, counting
+from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums, make_zero_if_empty
 
 
 class ReplicaPart:
@@ -56,11 +56,11 @@ class ReplicaPart:
         num_rows = ops.cast(count_rows(batch), "float32")
         if self._form is not None:  # Another replica of this process was computed before.
             self._states.restore()
-        with self._states.own_seeds(rank), self._replicas.own_random_numbers():
-            sums, backward = self._gradients.begin(with_a_row(batch), self._variables)
+        with self._states.replica_seeds(rank), self._replicas.own_random_numbers():
+            sums, backward = self._gradients.begin(pad_empty_batch(batch), self._variables)
         if self._form is None:
             self._form = sums
-        zero_if_empty = counting(num_rows)
+        zero_if_empty = make_zero_if_empty(num_rows)
         scalars = [zero_if_empty(scalar) for scalar in sums.scalars()]
         finish = functools.partial(self._finish, backward, zero_if_empty)
         return [num_rows, *scalars, *self._states.changes(num_rows)], finish

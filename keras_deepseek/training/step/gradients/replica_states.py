@@ -36,7 +36,7 @@ class ReplicaStates:
         self._before = [ops.copy(each.value) for each in self._variables]
 
     @contextmanager
-    def own_seeds(self, rank: Any) -> Iterator[None]:
+    def replica_seeds(self, rank: Any) -> Iterator[None]:
         """Makes the random numbers of a replica others than those of the rest, inside of the block.
 
         Args:

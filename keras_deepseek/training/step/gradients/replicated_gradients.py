@@ -14,12 +14,12 @@ from keras_deepseek.training.step.gradients.batch_gradients import (
     BatchGradients,
     BatchResult,
     PartGradients,
-    begin_by_sums,
+    begin_from_sums,
 )
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows
 from keras_deepseek.training.step.gradients.replica_part import ReplicaPart
-from keras_deepseek.training.step.gradients.weighted_sums import LEAST_WEIGHT, WeightedSums
+from keras_deepseek.training.step.gradients.weighted_sums import MIN_WEIGHT, WeightedSums
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 
 
@@ -52,7 +52,7 @@ class DeviceGradients(PartGradients):
     def begin(
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[WeightedSums, Backward]:
-        return begin_by_sums(self.sum(batch, variables)[0])
+        return begin_from_sums(self.sum(batch, variables)[0])
 
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
         part = ReplicaPart(self._model, self._part, self._devices, variables)
@@ -111,7 +111,7 @@ class ReplicatedGradients(BatchGradients):
         return self._part.count_kept_bytes(batch, variables)
 
     def _find_divisor(self, sums: WeightedSums) -> Any:
-        return 1.0 if self._loss.is_sum else ops.maximum(sums.weight, LEAST_WEIGHT)
+        return 1.0 if self._loss.is_sum else ops.maximum(sums.weight, MIN_WEIGHT)
 
     def _reduce(
         self, part: ReplicaPart, batch: Batch, variables: Sequence[keras.Variable]

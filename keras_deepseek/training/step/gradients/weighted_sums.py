@@ -9,11 +9,11 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 
-LEAST_WEIGHT = 1e-30
+MIN_WEIGHT = 1e-30
 """What sums are divided by where they are over nothing, and are all zero."""
 
 
-def counting(count: Any) -> Callable[[Any], Any]:
+def make_zero_if_empty(count: Any) -> Callable[[Any], Any]:
     """Returns a function of a tensor to itself, or to zeros where it is of nothing that counts.
 
     There it may be NaN.
@@ -52,7 +52,7 @@ class WeightedSums:
     @classmethod
     def of(cls, loss: Any, weight: Any, logs: dict[str, Any]) -> "WeightedSums":
         """Returns the sums of a part, whose means are given, without gradients."""
-        where_weighty = counting(weight)
+        where_weighty = make_zero_if_empty(weight)
 
         def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN, and counts for nothing.
             return where_weighty(weight * ops.cast(mean, "float32"))
@@ -88,7 +88,7 @@ class WeightedSums:
         weight, loss, *logs = scalars
         return WeightedSums(weight, loss, dict(zip(self.logs, logs, strict=True)), list(gradients))
 
-    def with_multiples(self, factor: Any) -> "WeightedSums":
+    def scale_gradients(self, factor: Any) -> "WeightedSums":
         """Returns the same sums, with multiples of the gradients, which share memory with none.
 
         Args:
@@ -116,7 +116,7 @@ class WeightedSums:
         Args:
             is_sum: boolean. Whether they are sums by themselves, of parts whose weight is 1.
         """
-        divisor = 1.0 if is_sum else ops.maximum(self.weight, LEAST_WEIGHT)
+        divisor = 1.0 if is_sum else ops.maximum(self.weight, MIN_WEIGHT)
         return (
             self.loss / divisor,
             {name: log / divisor for name, log in self.logs.items()},

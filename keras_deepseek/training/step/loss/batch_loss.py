@@ -13,8 +13,8 @@ from keras_deepseek.backend.keras_private.trainers import call_for_training
 from keras_deepseek.backend.loss_means import collect_loss_means
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.micro_batches import count_rows
-from keras_deepseek.training.step.loss.loss_weight import find_reduction, weigh_loss
-from keras_deepseek.training.step.loss.no_loss import no_loss_error
+from keras_deepseek.training.step.loss.loss_weight import compute_loss_weight, find_reduction
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_error
 
 
 class BatchLoss:
@@ -51,18 +51,18 @@ class BatchLoss:
         loss = compute_training_loss(model, x, y, y_pred, sample_weight)
         is_kerass = type(model).compute_loss is keras.Model.compute_loss
         if is_kerass and model.loss is None and not model.losses:  # JAX would return 0.
-            raise no_loss_error(model)
+            raise missing_loss_error(model)
         update_metrics(model, x, y, y_pred, sample_weight)
         if not self.is_in_parts:
             return loss
-        _refuse_losses_of_rows(model)
+        _check_added_losses(model)
         if self.is_sum:
-            return {"loss": self._share_added(loss, count_rows((x, y, sample_weight)))}
+            return {"loss": self._scale_added_losses(loss, count_rows((x, y, sample_weight)))}
         if means and model.loss is None:
             return {"loss": loss, "weight": sum(map(ops.convert_to_tensor, means))}
-        return {"loss": loss, "weight": weigh_loss(model.loss, y, y_pred, sample_weight)}
+        return {"loss": loss, "weight": compute_loss_weight(model.loss, y, y_pred, sample_weight)}
 
-    def _share_added(self, loss: Any, num_rows: Any) -> Any:
+    def _scale_added_losses(self, loss: Any, num_rows: Any) -> Any:
         """Counts the losses that layers add by this part's share of the rows.
 
         The parts' losses are summed. An added loss is a mean, or does not depend on the data, so
@@ -75,7 +75,7 @@ class BatchLoss:
         return loss - (1.0 - share) * sum(ops.convert_to_tensor(each, "float32") for each in added)
 
 
-def _refuse_losses_of_rows(model: keras.Model) -> None:
+def _check_added_losses(model: keras.Model) -> None:
     """Raises an error if a layer adds one loss a row, which Keras sums and parts average."""
     if any(len(ops.shape(each)) for each in model.losses):
         raise InvalidInputError(

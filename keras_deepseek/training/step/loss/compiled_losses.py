@@ -5,13 +5,13 @@ from typing import Any
 import keras
 
 
-def revive_losses(loss: Any) -> list[Any]:
+def list_losses(loss: Any) -> list[Any]:
     """Returns losses as objects or functions, where they are names or configs; `None` is left out.
 
     Args:
         loss: Keras loss, its name, a function, or a structure of them; or `None`.
     """
-    return [_revive(each) for each in keras.tree.flatten(loss) if each is not None]
+    return [_get_loss(each) for each in keras.tree.flatten(loss) if each is not None]
 
 
 def losses_by_output(
@@ -45,10 +45,10 @@ def losses_by_output(
     if not len(losses) == len(labels) == len(outputs) == len(weights):
         return []
     return [
-        (_revive(loss), *others)
+        (_get_loss(loss), *others)
         for loss, *others in zip(losses, labels, outputs, weights, strict=True)
     ]
 
 
-def _revive(loss: Any) -> Any:
+def _get_loss(loss: Any) -> Any:
     return keras.losses.get(loss) if isinstance(loss, str | dict) else loss

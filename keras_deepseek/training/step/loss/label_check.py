@@ -10,13 +10,11 @@ from keras import ops
 from keras_deepseek.backend.keras_private.masks import output_masks
 from keras_deepseek.training.step.loss.compiled_losses import losses_by_output
 
-_LEAST_BINARY, _LARGEST_BINARY = -0.5, 1.5
+_MIN_BINARY, _MAX_BINARY = -0.5, 1.5
 """Labels of a binary cross entropy may be smoothed or noisy, and are 0 or 1 when rounded."""
 
 
-def mark_wrong_labels(
-    model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any
-) -> Any:
+def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     """Returns a loss, NaN where a label of a cross entropy that counts is no class of its output.
 
     Of a sparse cross entropy, TensorFlow and PyTorch raise an error on a CPU; JAX computes as if
@@ -35,13 +33,13 @@ def mark_wrong_labels(
         if is_wrong is None:
             continue
         for counts in (weights, *output_masks(outputs)):
-            is_wrong = _where_counting(is_wrong, counts)
+            is_wrong = _and_counted(is_wrong, counts)
         loss = ops.where(ops.any(is_wrong), float("nan"), loss)
     return loss
 
 
 @contextmanager
-def marking_wrong_labels(model: keras.Model) -> Iterator[None]:
+def label_checks(model: keras.Model) -> Iterator[None]:
     """Makes a model's `compute_loss` mark wrong labels, whoever calls it, until the block ends.
 
     Args:
@@ -54,7 +52,7 @@ def marking_wrong_labels(model: keras.Model) -> Iterator[None]:
         x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
     ) -> Any:
         loss = compute(x, y, y_pred, sample_weight, **options)
-        return mark_wrong_labels(model, loss, y, y_pred, sample_weight)
+        return check_labels(model, loss, y, y_pred, sample_weight)
 
     model.compute_loss = compute_loss
     try:
@@ -73,7 +71,7 @@ def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
         loss, keras.losses.BinaryCrossentropy
     ):
         classes = ops.cast(classes, "float32")
-        return (classes < _LEAST_BINARY) | (classes > _LARGEST_BINARY)
+        return (classes < _MIN_BINARY) | (classes > _MAX_BINARY)
     is_object = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
     is_sparse = is_object or loss is keras.losses.sparse_categorical_crossentropy
     if not is_sparse or outputs.shape[-1] is None:
@@ -88,7 +86,7 @@ def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
     return ops.logical_not(is_class)
 
 
-def _where_counting(is_wrong: Any, weights: Any) -> Any:
+def _and_counted(is_wrong: Any, weights: Any) -> Any:
     """Returns which labels are wrong and have a weight, where weights are those of rows or more."""
     if weights is None:
         return is_wrong

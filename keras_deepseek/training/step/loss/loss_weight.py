@@ -7,10 +7,10 @@ from keras import ops
 
 from keras_deepseek.backend.keras_private.masks import output_masks
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.loss.compiled_losses import revive_losses
+from keras_deepseek.training.step.loss.compiled_losses import list_losses
 
 
-def refuse_no_reduction(loss: Any) -> None:
+def check_reduction(loss: Any) -> None:
     """Raises an error where a loss is one number a sample, and nobody says how they become one.
 
     Args:
@@ -37,7 +37,7 @@ def find_reduction(loss: Any) -> str:
     Raises:
         InvalidInputError: Some losses are sums and others means.
     """
-    reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in revive_losses(loss)}
+    reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in list_losses(loss)}
     reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
     if len(reductions) > 1:
         raise InvalidInputError(
@@ -47,7 +47,7 @@ def find_reduction(loss: Any) -> str:
     return reductions.pop() if reductions else "sum_over_batch_size"
 
 
-def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     """Returns what the mean of a loss was taken over, a float32 scalar: rows, or shown tokens.
 
     Args:
@@ -60,7 +60,7 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         InvalidInputError: There are several outputs with masks of their own.
     """
     outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
-    ignored = [getattr(each, "ignore_class", None) for each in revive_losses(loss)]
+    ignored = [getattr(each, "ignore_class", None) for each in list_losses(loss)]
     by_weight = find_reduction(loss) == "mean_with_sample_weight"
     counts = [mask for mask in (*masks, *ignored) if mask is not None]
     if not counts and not by_weight:

@@ -7,7 +7,7 @@ from keras_deepseek.training.step.gradients.micro_batches import (
     MicroBatches,
     check_same_rows,
     count_rows,
-    with_a_row,
+    pad_empty_batch,
 )
 
 X = np.arange(10.0).reshape(5, 2)
@@ -29,7 +29,7 @@ def read(batch):
 def test_all_rows_are_in_a_part_and_none_in_two(number, parts):
     pieces = MicroBatches((X, X + 1, None), number)
     found = [read(pieces.take(index)) for index in range(pieces.number)]
-    pieces.with_rest(lambda batch, sums: found.append(read(batch)), [])
+    pieces.add_rest(lambda batch, sums: found.append(read(batch)), [])
     assert found == [[part, [value + 1 for value in part], None] for part in parts]
 
 
@@ -43,5 +43,5 @@ def test_rows_are_counted_and_compared():
 
 
 def test_a_batch_without_rows_gets_one():
-    assert read(with_a_row((X[:0], X[:0] + 1, None))) == [[0.0], [0.0], None]
-    assert read(with_a_row((X, X, None)))[0] == [0, 2, 4, 6, 8]
+    assert read(pad_empty_batch((X[:0], X[:0] + 1, None))) == [[0.0], [0.0], None]
+    assert read(pad_empty_batch((X, X, None)))[0] == [0, 2, 4, 6, 8]

@@ -21,7 +21,7 @@ def build():
 def step(model, rank, x):
     """Returns what a replica has changed, and its random numbers."""
     states = ReplicaStates(model)
-    with states.own_seeds(rank):
+    with states.replica_seeds(rank):
         outputs = model(x, training=True)
     model.metrics[1].update_state(x, outputs)
     return (

@@ -53,7 +53,7 @@ def test_sums_that_are_added_to_share_memory_with_no_gradient():
     part = WeightedSums.of(ops.convert_to_tensor(2.0), ops.convert_to_tensor(4.0), {})
     # The terms of a sum have one gradient, and on PyTorch it is one tensor.
     part = replace(part, gradients=[gradient, None, gradient])
-    sums = part.with_multiples(4.0).plus(part, 0.5)
+    sums = part.scale_gradients(4.0).plus(part, 0.5)
     assert [float(each) for each in sums.scalars()] == [8.0, 16.0]
     first, none, last = sums.gradients
     assert none is None

@@ -3,7 +3,7 @@ import types
 import keras
 import pytest
 
-from keras_deepseek.training.step.loss.compiled_losses import losses_by_output, revive_losses
+from keras_deepseek.training.step.loss.compiled_losses import list_losses, losses_by_output
 
 
 def test_names_and_configs_are_revived_and_functions_stay():
@@ -11,9 +11,9 @@ def test_names_and_configs_are_revived_and_functions_stay():
         return y_pred - y
 
     mse = keras.losses.MeanSquaredError()
-    found = revive_losses(["mse", None, own, mse])
+    found = list_losses(["mse", None, own, mse])
     assert found == [keras.losses.get("mse"), own, mse]
-    assert revive_losses(None) == []
+    assert list_losses(None) == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.step.loss.label_check import mark_wrong_labels, marking_wrong_labels
+from keras_deepseek.training.step.loss.label_check import check_labels, label_checks
 
 OUTPUTS = np.zeros((2, 3), "float32")
 
@@ -14,7 +14,7 @@ OUTPUTS = np.zeros((2, 3), "float32")
 def mark(spec, y, y_pred=OUTPUTS, output_names=("first", "second"), weights=None):
     model = types.SimpleNamespace(loss=spec, output_names=list(output_names))
     y_pred = keras.tree.map_structure(ops.convert_to_tensor, y_pred)
-    loss = mark_wrong_labels(model, ops.convert_to_tensor(1.0), y, y_pred, weights)
+    loss = check_labels(model, ops.convert_to_tensor(1.0), y, y_pred, weights)
     return float(ops.convert_to_numpy(loss))
 
 
@@ -110,7 +110,7 @@ def test_a_model_marks_them_while_it_is_asked_to():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Softmax()])
     model.compile(loss="sparse_categorical_crossentropy")
     y_pred = ops.full((2, 3), 1 / 3)
-    with marking_wrong_labels(model):
+    with label_checks(model):
         loss = model.compute_loss(None, np.array([0, 2]), y_pred)
         assert float(ops.convert_to_numpy(loss)) == pytest.approx(np.log(3))
         if keras.backend.backend() == "jax":  # The others raise an error, on a CPU.

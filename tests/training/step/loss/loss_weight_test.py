@@ -5,9 +5,9 @@ from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.loss.loss_weight import (
+    check_reduction,
+    compute_loss_weight,
     find_reduction,
-    refuse_no_reduction,
-    weigh_loss,
 )
 
 MASK = np.array([[True, True, False], [True, False, False]])
@@ -20,7 +20,7 @@ def masked(shape=(2, 3, 4)):
 
 
 def weigh(loss, y, y_pred, sample_weight=None):
-    return float(ops.convert_to_numpy(weigh_loss(loss, y, y_pred, sample_weight)))
+    return float(ops.convert_to_numpy(compute_loss_weight(loss, y, y_pred, sample_weight)))
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_losses_of_two_reductions_are_refused():
 
 
 def test_a_loss_of_one_number_a_sample_is_refused():
-    refuse_no_reduction(["mse", None, keras.losses.MeanSquaredError()])
+    check_reduction(["mse", None, keras.losses.MeanSquaredError()])
     with pytest.raises(InvalidInputError, match="has reduction=None, a number for each sample"):
-        refuse_no_reduction({"a": keras.losses.MeanSquaredError(reduction=None)})
+        check_reduction({"a": keras.losses.MeanSquaredError(reduction=None)})
 
 
 def test_without_masks_a_mean_is_over_rows():

@@ -13,7 +13,7 @@ TEXTS = [f"{'ab' * (number % 7)} {number % 3}" for number in range(20)]
 LABELS = np.arange(20.0) % 3
 
 
-@keras.saving.register_keras_serializable("own_fit_test")
+@keras.saving.register_keras_serializable("overridden_fit_test")
 class Reader(keras.Model):
     """Takes texts, and hands numbers on to Keras."""
 

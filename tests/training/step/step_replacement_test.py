@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.step.step_in_place import StepInPlace
+from keras_deepseek.training.step.step_replacement import StepReplacement
 
 X = np.ones((4, 2), "float32")
 
@@ -32,7 +32,7 @@ def fit(model):
 def test_the_step_is_lent_and_compiled_once():
     model = build()
     step = CountedStep(model)
-    in_place = StepInPlace(model, step)
+    in_place = StepReplacement(model, step)
     with in_place.use():
         fit(model)
     calls = step.calls
@@ -48,7 +48,7 @@ def test_the_step_is_lent_and_compiled_once():
 def test_a_model_that_is_compiled_anew_has_its_step_compiled_anew():
     model = build()
     step = CountedStep(model)
-    in_place = StepInPlace(model, step)
+    in_place = StepReplacement(model, step)
     with in_place.use():
         fit(model)
     calls = step.calls
@@ -64,7 +64,7 @@ def test_a_model_that_is_compiled_anew_has_its_step_compiled_anew():
 def test_a_step_of_the_models_own_comes_back():
     model = build()
     model.train_step = own = CountedStep(model)
-    with StepInPlace(model, CountedStep(model)).use():
+    with StepReplacement(model, CountedStep(model)).use():
         assert model.train_step is not own
     assert model.train_step is own
 
@@ -76,7 +76,7 @@ def test_an_error_of_the_step_is_raised_and_everything_put_back():
         raise ArithmeticError("no step")
 
     def fit_and_fail_once_more():
-        with StepInPlace(model, fail).use():
+        with StepReplacement(model, fail).use():
             try:
                 fit(model)
             except ArithmeticError as error:

@@ -9,7 +9,7 @@ from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import InvalidInputError
 
 
-def no_loss_error(model: keras.Model) -> InvalidInputError:
+def missing_loss_error(model: keras.Model) -> InvalidInputError:
     """Returns the error that says what to pass.
 
     Args:
@@ -21,7 +21,7 @@ def no_loss_error(model: keras.Model) -> InvalidInputError:
     )
 
 
-def refuse_no_test_loss(model: keras.Model) -> None:
+def check_test_loss(model: keras.Model) -> None:
     """Raises an error where a validation or an evaluation has no loss: JAX would take 0 for one.
 
     Layers that are not Keras's own, or have a regularizer, may add one.
@@ -50,7 +50,7 @@ def refuse_no_test_loss(model: keras.Model) -> None:
 
 
 @contextmanager
-def refusing_no_loss(model: keras.Model) -> Iterator[None]:
+def missing_loss_errors(model: keras.Model) -> Iterator[None]:
     """Says what to pass, in place of what Keras says of a model without a loss.
 
     Args:
@@ -60,5 +60,5 @@ def refusing_no_loss(model: keras.Model) -> Iterator[None]:
         yield
     except ValueError as error:
         if "No loss to compute" in str(error):
-            raise no_loss_error(model) from error
+            raise missing_loss_error(model) from error
         raise

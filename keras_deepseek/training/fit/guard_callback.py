@@ -7,13 +7,13 @@ from typing import Any
 import keras
 
 from keras_deepseek.errors import TrainingDivergedError
-from keras_deepseek.training.step.guarded_steps import GuardedSteps, JudgedStep, Verdict
+from keras_deepseek.training.step.guard_metric import GuardMetric, StepRecord, Verdict
 from keras_deepseek.training.step.step_guard import StepGuard
 
 _logger = logging.getLogger(__name__)
 
 
-class WatchGuardedSteps(keras.callbacks.Callback):
+class GuardCallback(keras.callbacks.Callback):
     """Does what a guard asks for after a bad step.
 
     It reads the logs of the step before the last one, which are there already: reading those of the
@@ -21,7 +21,7 @@ class WatchGuardedSteps(keras.callbacks.Callback):
 
     Args:
         guard: `StepGuard`.
-        steps: `GuardedSteps` of the same training.
+        steps: `GuardMetric` of the same training.
         roll_back: Function that puts a model and its optimizer to the newest checkpoint and
             returns the step of it, or `None` where there is none. `None` if nothing is rolled back.
     """
@@ -29,7 +29,7 @@ class WatchGuardedSteps(keras.callbacks.Callback):
     def __init__(
         self,
         guard: StepGuard,
-        steps: GuardedSteps,
+        steps: GuardMetric,
         roll_back: Callable[[keras.Model], int | None] | None,
     ) -> None:
         super().__init__()
@@ -80,9 +80,11 @@ class WatchGuardedSteps(keras.callbacks.Callback):
         for back in range(min(int(model.steps_per_execution), end), 0, -1):
             step = steps[end - back]
             if step.verdict is not Verdict.GOOD:
-                self._react(model, f"batch {batch + 2 - back} of epoch {self._epoch + 1}", step)
+                self._handle_bad_step(
+                    model, f"batch {batch + 2 - back} of epoch {self._epoch + 1}", step
+                )
 
-    def _react(self, model: keras.Model, where: str, step: JudgedStep) -> None:
+    def _handle_bad_step(self, model: keras.Model, where: str, step: StepRecord) -> None:
         what = f"{self._describe(where, step)}; its update was left out"
         if self._guard.action == "stop" or step.num_in_a_row >= self._guard.most_in_a_row:
             count = f", as {step.num_in_a_row} in a row were," if step.num_in_a_row > 1 else ""
@@ -100,10 +102,10 @@ class WatchGuardedSteps(keras.callbacks.Callback):
             what = f"{what}; {where}"
         _logger.warning("%s.", what)
 
-    def _describe(self, where: str, step: JudgedStep) -> str:
-        if step.verdict is Verdict.GRADIENTS_ARE_NOT_FINITE:
+    def _describe(self, where: str, step: StepRecord) -> str:
+        if step.verdict is Verdict.GRADIENTS_NOT_FINITE:
             return f"The gradients of {where} are not finite (its loss is {step.loss:g})"
-        if step.verdict is Verdict.LOSS_LEAPT:
+        if step.verdict is Verdict.LOSS_SPIKE:
             return (
                 f"The loss of {where} leapt to {step.loss:g}, by more than {self._guard.spike:g} "
                 "standard deviations above the mean of those before"

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.loss.no_loss import no_loss_error
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_error
 from keras_deepseek.training.trainer import Trainer
 
 X = np.ones((8, 4), "float32")
@@ -20,7 +20,7 @@ def build(*layers):
 
 
 def test_the_error_says_what_to_pass():
-    assert "pass Trainer(..., loss=...)" in str(no_loss_error(build()))
+    assert "pass Trainer(..., loss=...)" in str(missing_loss_error(build()))
 
 
 def test_a_model_without_a_loss_is_refused_and_keeps_its_weights():

@@ -9,7 +9,7 @@ import keras
 _OWN = "keras_deepseek."
 
 
-class StopIterationWatch:
+class StopIterationCheck:
     """Two callbacks, the first and the last of a training, that count the calls of batch hooks.
 
     A callback between them that raises StopIteration ends Keras's epoch, and the last one misses a
@@ -20,9 +20,9 @@ class StopIterationWatch:
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-        self.last = _CountCalls()
+        self.last = _CallCounter()
         kinds = [type(each) for each in callbacks]
-        self.first = _CompareCalls(
+        self.first = _CallComparer(
             self.last, [each.__name__ for each in kinds if not each.__module__.startswith(_OWN)]
         )
 
@@ -35,7 +35,7 @@ class StopIterationWatch:
         self.first.compare()
 
 
-class _CountCalls(keras.callbacks.Callback):
+class _CallCounter(keras.callbacks.Callback):
     """Counts the calls of its batch hooks."""
 
     async_safe = True
@@ -69,10 +69,10 @@ class _CountCalls(keras.callbacks.Callback):
         self._count()
 
 
-class _CompareCalls(_CountCalls):
+class _CallComparer(_CallCounter):
     """Raises an error at the end of an epoch if the last callback missed a call."""
 
-    def __init__(self, last: _CountCalls, names: Sequence[str]) -> None:
+    def __init__(self, last: _CallCounter, names: Sequence[str]) -> None:
         super().__init__()
         self._last = last
         self._names = names

@@ -16,12 +16,12 @@ class Verdict(IntEnum):
     """What a step was found to be."""
 
     GOOD = 0
-    LOSS_IS_NOT_FINITE = 1
-    GRADIENTS_ARE_NOT_FINITE = 2
-    LOSS_LEAPT = 3
+    LOSS_NOT_FINITE = 1
+    GRADIENTS_NOT_FINITE = 2
+    LOSS_SPIKE = 3
 
 
-class JudgedStep(NamedTuple):
+class StepRecord(NamedTuple):
     """What is remembered of a step."""
 
     verdict: Verdict
@@ -34,7 +34,7 @@ _DECAY = 0.98  # Of the running mean of the loss: it remembers some fifty steps.
 _SETTLED = 20  # Steps before which a mean of losses says nothing about the next one.
 
 
-class GuardedSteps(keras.metrics.Metric):
+class GuardMetric(keras.metrics.Metric):
     """What a guard has seen, as variables of the step: a metric, so that Keras carries them along.
 
     Args:
@@ -52,7 +52,7 @@ class GuardedSteps(keras.metrics.Metric):
         self._num_in_a_row = self.add_weight(name="num_in_a_row", initializer="zeros")
         # Of the last execution, and of the one before it, whose logs are read while that is made.
         self._latest = self.add_weight(
-            (2 * steps_per_execution, len(JudgedStep._fields)), initializer="zeros", name="latest"
+            (2 * steps_per_execution, len(StepRecord._fields)), initializer="zeros", name="latest"
         )
         self._num_in_means = self.add_weight(name="num_in_means", initializer="zeros")
 
@@ -60,7 +60,7 @@ class GuardedSteps(keras.metrics.Metric):
         """Returns a context in which a model's steps carry these variables."""
         return add_metric(model, self)
 
-    def read_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
+    def copy_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
         """Returns what a batch leaves in metrics and layers beside the update, before it does."""
         own = {id(variable) for variable in self.variables}
         states = [*batch_states(model), *model.metrics_variables]
@@ -75,16 +75,16 @@ class GuardedSteps(keras.metrics.Metric):
         """
         loss = ops.cast(loss, "float32")
         verdict: Any = ops.where(
-            is_finite, float(Verdict.GOOD), float(Verdict.GRADIENTS_ARE_NOT_FINITE)
+            is_finite, float(Verdict.GOOD), float(Verdict.GRADIENTS_NOT_FINITE)
         )
-        verdict = ops.where(ops.isfinite(loss), verdict, float(Verdict.LOSS_IS_NOT_FINITE))
+        verdict = ops.where(ops.isfinite(loss), verdict, float(Verdict.LOSS_NOT_FINITE))
         if self._spike is not None:
             deviation = ops.sqrt(ops.maximum(self._variance, 1e-12))
             is_spike = ops.logical_and(
                 self._num_good >= _SETTLED, loss > self._mean + self._spike * deviation
             )
             is_leap = ops.logical_and(is_spike, ops.equal(verdict, float(Verdict.GOOD)))
-            verdict = ops.where(is_leap, float(Verdict.LOSS_LEAPT), verdict)
+            verdict = ops.where(is_leap, float(Verdict.LOSS_SPIKE), verdict)
         verdict = ops.cast(verdict, "float32")
         is_good = ops.equal(verdict, float(Verdict.GOOD))
         self._remember(loss, verdict, is_good)
@@ -111,7 +111,7 @@ class GuardedSteps(keras.metrics.Metric):
         step = ops.expand_dims(ops.stack([verdict, loss, in_a_row]), 0)
         self._latest.assign(ops.concatenate([self._latest[1:], step]))
 
-    def mark_means(self, means: dict[str, Any]) -> dict[str, Any]:
+    def hide_empty_means(self, means: dict[str, Any]) -> dict[str, Any]:
         """Returns the means of the epoch so far, NaN where no step of it was good.
 
         Keras would log 0, which no loss and few metrics can better.
@@ -131,10 +131,10 @@ class GuardedSteps(keras.metrics.Metric):
         """How many bad steps there were."""
         return int(ops.convert_to_numpy(self._num_bad.value))
 
-    def read(self) -> list[JudgedStep]:
+    def read(self) -> list[StepRecord]:
         """Returns the steps of the last two executions, the newest last."""
         return [
-            JudgedStep(Verdict(int(verdict)), float(loss), int(in_a_row))
+            StepRecord(Verdict(int(verdict)), float(loss), int(in_a_row))
             for verdict, loss, in_a_row in ops.convert_to_numpy(self._latest.value)
         ]
 

@@ -7,12 +7,12 @@ from typing import Any
 import keras
 
 from keras_deepseek.errors import TrainingDivergedError
-from keras_deepseek.training.checkpoints.training_state import find_spoilt
+from keras_deepseek.training.checkpoints.training_state import find_not_finite
 
 _logger = logging.getLogger(__name__)
 
 
-class LossWatch(keras.callbacks.Callback):
+class FiniteCheck(keras.callbacks.Callback):
     """Ends a training whose loss is not finite, by name of the first batch with such a loss.
 
     It looks at the logs where Keras has read them already, so that no step waits for it. The
@@ -26,7 +26,7 @@ class LossWatch(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._watched: keras.Model | None = None
+        self._trained: keras.Model | None = None
         self._epoch = 0
         self._newest = -1  # The last batch of the epoch that it was told of.
         self._found: tuple[int, int, float] | None = None
@@ -35,7 +35,7 @@ class LossWatch(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Keeps the model itself: on JAX, Keras's own property stops the training to read it."""
         super().set_model(model)
-        self._watched = model
+        self._trained = model
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._found = None
@@ -56,8 +56,8 @@ class LossWatch(keras.callbacks.Callback):
         found = (self._epoch, batch, float(loss))
         if self._found is None or found < self._found:
             self._found = found
-        if self._watched is not None:
-            self._watched.stop_training = True
+        if self._trained is not None:
+            self._trained.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the weights, and says where the loss of a validation is not finite."""
@@ -85,7 +85,7 @@ class LossWatch(keras.callbacks.Callback):
             return
         epoch, batch, loss = self._found
         state = "The weights are finite still."
-        if find_spoilt(self.model.trainable_variables):
+        if find_not_finite(self.model.trainable_variables):
             state = "The weights are spoilt: go on from a checkpoint."
         first = "" if batch == epoch == 0 else ", or the update before, by gradients that were not"
         raise TrainingDivergedError(
@@ -102,7 +102,7 @@ class LossWatch(keras.callbacks.Callback):
             return
         self._is_checked = True
         model = self.model  # On JAX this brings the variables of the step.
-        spoilt = find_spoilt(model.trainable_variables)
+        spoilt = find_not_finite(model.trainable_variables)
         if spoilt:
             raise TrainingDivergedError(
                 f"Weights of {model.name!r} are not finite, {spoilt[0]!r} among them, though the "

@@ -17,7 +17,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.build_for_step import build_for_step
 
 
-class StepInPlace:
+class StepReplacement:
     """A training step that a model can be lent, and that is compiled once for all its trainings.
 
     Args:
@@ -25,8 +25,8 @@ class StepInPlace:
         train_step: The step, as Keras takes it.
         prepare: Function that is called before the first step of a built model, and whose errors
             have nothing to do with a batch. Defaults to one that does nothing.
-        carried: Function to the variables that the step assigns beside those of the model, its
-            optimizer and its metrics. Defaults to one to none.
+        extra_variables: Function that returns the variables that the step assigns beside those of
+            the model, its optimizer and its metrics. Defaults to one that returns none.
         is_compilable: boolean. Whether XLA can compile the step, where the model asks for that.
             Defaults to `True`.
         is_eager: boolean. Whether the step is a function of Python's, which nothing can compile.
@@ -38,7 +38,7 @@ class StepInPlace:
         model: keras.Model,
         train_step: Callable[..., Any],
         prepare: Callable[[], Any] = lambda: None,
-        carried: Callable[[], Sequence[keras.Variable]] = list,
+        extra_variables: Callable[[], Sequence[keras.Variable]] = list,
         *,
         is_compilable: bool = True,
         is_eager: bool = False,
@@ -46,25 +46,25 @@ class StepInPlace:
         self._model = model
         self._train_step = train_step
         self._prepare = prepare
-        self._carried = carried
+        self._extra_variables = extra_variables
         self._is_compilable = is_compilable and not is_eager
         self._is_eager = is_eager
         self._compiled_for: Any = None
         self._function: Any = None
         self._error: Exception | None = None
-        self.num_made = 0
+        self.num_calls = 0
         """How often the compiled function has returned in this training."""
-        self.is_making = False
+        self.is_running = False
         """Whether a step is being made; after an error, whether it came out of one."""
 
-    def refuse_open_training(self) -> None:
+    def check_not_training(self) -> None:
         """Raises an error where the model is being trained, by this trainer or another one.
 
         Raises:
             InvalidInputError: It is.
         """
         lent = vars(self._model).get("make_train_function")
-        if isinstance(getattr(lent, "__self__", None), StepInPlace):
+        if isinstance(getattr(lent, "__self__", None), StepReplacement):
             raise InvalidInputError(
                 f"Model {self._model.name!r} is being trained: finish the loop over `steps` that "
                 "is open, or close it by `close()` of what `Trainer.steps` has returned."
@@ -77,10 +77,10 @@ class StepInPlace:
         Raises:
             InvalidInputError: The model is being trained already.
         """
-        self.refuse_open_training()
+        self.check_not_training()
         model, compiled = self._model, compilation(self._model)
-        own_function, self._error, self.num_made = model.train_function, None, 0
-        self.is_making = False
+        own_function, self._error, self.num_calls = model.train_function, None, 0
+        self.is_running = False
         backend.current().step.separate_variables(model)
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
@@ -115,7 +115,7 @@ class StepInPlace:
             model.run_eagerly = run_eagerly or self._is_eager
             try:
                 function = backend.current().step.make_train_function(
-                    model, self._carried, force=force
+                    model, self._extra_variables, force=force
                 )
             finally:
                 model.jit_compile, model.run_eagerly = jit_compile, run_eagerly
@@ -130,14 +130,14 @@ class StepInPlace:
 
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
-            self.is_making = True
+            self.is_running = True
             try:
                 logs = function(*arguments)
             except Exception as error:
-                self.is_making = not backend.current().step.is_end_of_data(error)
+                self.is_running = not backend.current().step.is_end_of_data(error)
                 raise
-            self.is_making = False
-            self.num_made += 1
+            self.is_running = False
+            self.num_calls += 1
             return logs
 
         return run

@@ -1,4 +1,4 @@
-"""What a training is watched by while `Trainer.fit` lasts."""
+"""The callbacks of a training, while `Trainer.fit` lasts."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -11,11 +11,11 @@ import numpy as np
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.step_logger import StepLogger
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.fit.stop_iteration import StopIterationWatch
+from keras_deepseek.training.fit.stop_iteration_check import StopIterationCheck
 
 Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
 
-_TAKE_THE_FIRST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint)
+_TRACK_BEST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint)
 """Callbacks to which the first number is the best so far, whatever it is."""
 
 _WRITERS = (
@@ -79,7 +79,7 @@ def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.cal
 
 
 @contextmanager
-def watched(
+def prepared_callbacks(
     callbacks: list[keras.callbacks.Callback], verbose: str | int, *, resume: bool
 ) -> Iterator[str | int]:
     """Yields the `verbose` for Keras, and afterwards closes what has to be, an error or not.
@@ -102,13 +102,13 @@ def watched(
         for_keras = 0
         if style is not None and not _has(callbacks, ProgressDisplay):
             callbacks.append(ProgressDisplay(style))
-    callbacks.append(_ForgetNaN(callbacks))
+    callbacks.append(_ResetNaNBest(callbacks))
     loggers = {
         callback: callback.resume for callback in callbacks if isinstance(callback, StepLogger)
     }
     for logger in loggers:
         logger.resume = logger.resume or resume
-    watch = StopIterationWatch(callbacks)
+    watch = StopIterationCheck(callbacks)
     callbacks.insert(0, watch.first)
     callbacks.append(watch.last)
     try:
@@ -125,7 +125,7 @@ def watched(
                 logger.resume = before
 
 
-class _ForgetNaN(keras.callbacks.Callback):
+class _ResetNaNBest(keras.callbacks.Callback):
     """Lets no callback keep a NaN for the best that there is: no later number is less than that.
 
     What it has then is worse than any number, so that a NaN is no improvement and patience ends.
@@ -137,7 +137,7 @@ class _ForgetNaN(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for callback in self._callbacks:
-            if not isinstance(callback, _TAKE_THE_FIRST) or callback.best is None:
+            if not isinstance(callback, _TRACK_BEST) or callback.best is None:
                 continue
             if np.isnan(callback.best):
                 callback.best = np.inf if callback.monitor_op(0.0, 1.0) else -np.inf

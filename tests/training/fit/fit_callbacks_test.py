@@ -5,7 +5,7 @@ import pytest
 from keras_deepseek.callbacks import MetricsLog, ProgressDisplay
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.fit.watching import watched
+from keras_deepseek.training.fit.fit_callbacks import prepared_callbacks
 
 X, Y = np.ones((64, 4), "float32"), np.ones((64, 1), "float32")
 
@@ -56,7 +56,7 @@ def test_the_display_is_taken_away_where_a_training_fails():
 def test_what_writes_the_run_goes_on_with_it_while_it_is_resumed(tmp_path):
     first, second = MetricsLog(tmp_path / "a.jsonl"), MetricsLog(tmp_path / "b.jsonl", resume=True)
     for resume in (True, False):
-        with watched([first, second], 0, resume=resume):
+        with prepared_callbacks([first, second], 0, resume=resume):
             assert first.resume == resume
             assert second.resume
         assert not first.resume
