@@ -1,5 +1,3 @@
-import inspect
-
 import keras
 import numpy as np
 import pytest
@@ -58,16 +56,3 @@ def test_variables_made_outside_are_moved():
     assert variable.value.sharding.device_set == placed[0].sharding.device_set
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.ones(3))
     assert placed[1] is None
-
-
-@pytest.mark.skipif(not IS_JAX, reason="Keras places batches on JAX alone.")
-def test_keras_places_a_batch_by_a_function_that_can_be_lent_another():
-    """Canary: what `distributed` puts in its place is called with these arguments."""
-    from keras.src.backend import distribution_lib
-
-    parameters = inspect.signature(distribution_lib.distribute_data_input).parameters
-    assert list(parameters) == ["per_process_batch", "layout", "batch_dim_name"]
-    before = distribution_lib.distribute_data_input
-    with current().distribution.distributed(make_distribution()):
-        assert distribution_lib.distribute_data_input is not before
-    assert distribution_lib.distribute_data_input is before

@@ -13,13 +13,7 @@ from pathlib import Path
 
 import pytest
 
-MAY = (
-    "backend/keras_private",
-    "backend/jax",
-    "backend/tensorflow",
-    "backend/torch",
-    "graph/trace.py",
-)
+MAY = ("backend/keras_private", "graph/trace.py")
 OURS = {"training/parameter_server/packed_trainer.py": "_seed"}  # Of `Trainer`.
 PRIVATE = re.compile(r"_[a-z]\w*")
 BY_STRING = {

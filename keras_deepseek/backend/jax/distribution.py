@@ -1,5 +1,6 @@
 """Training on several devices or processes with JAX."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -9,12 +10,15 @@ import keras
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from keras.src.backend import distribution_lib
-from keras.src.backend.jax.trainer import JAXTrainer
-from keras.src.distribution.distribution_lib import distribution as current_distribution
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.processes import LostPeers, join_processes
+from keras_deepseek.backend.keras_private.jax_trainer import (
+    changed_data_distribution,
+    changed_steps,
+    distribute_array,
+)
+from keras_deepseek.backend.keras_private.variables import place_by_layout
 from keras_deepseek.backend.processes.processes import Processes, Replicas
 from keras_deepseek.backend.processes.shared_threads import share_threads
 from keras_deepseek.backend.protocols.distribution import Distribution, KerasDistribution
@@ -49,9 +53,7 @@ class JaxDistribution(Distribution):
 
     def place_variables(self, variables: Sequence[keras.Variable]) -> None:
         for variable in variables:
-            if variable._layout is None:
-                variable._initialize_layout()
-                variable._direct_assign(variable.value)
+            place_by_layout(variable)
 
     def count_processes(self) -> int:
         return int(jax.process_count())
@@ -87,11 +89,6 @@ def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
 
     On CPU devices that share threads, each step ends before the next begins: see `share_threads`.
     """
-    by_keras, make_by_keras = distribution_lib.distribute_data_input, JAXTrainer._make_function
-
-    def make_function(model: JAXTrainer, *arguments: Any, **options: Any) -> Any:
-        step = make_by_keras(model, *arguments, **options)
-        return lambda state, iterator: jax.block_until_ready(step(state, iterator))
 
     def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
         sharding = _fitting(layout, np.shape(batch))
@@ -101,31 +98,21 @@ def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
         array = np.asarray(batch)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
-    distribution_lib.distribute_data_input = distribute
-    if share_threads(distribution.device_mesh.backend_mesh.local_devices):
-        JAXTrainer._make_function = make_function
-    try:
-        with distribution.scope():
-            yield
-    finally:
-        distribution_lib.distribute_data_input = by_keras
-        JAXTrainer._make_function = make_by_keras
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(changed_data_distribution(distribute))
+        if share_threads(distribution.device_mesh.backend_mesh.local_devices):
+            stack.enter_context(changed_steps(jax.block_until_ready))
+        stack.enter_context(distribution.scope())
+        yield
 
 
 def place_batch(batch: Any) -> Any:
     """Returns a batch on the devices of the active distribution, or as it is without one."""
-    distribution = current_distribution()
+    distribution = keras.distribution.distribution()
     if distribution is None:
         return batch
     return keras.tree.map_structure(
-        lambda array: (
-            None
-            if array is None
-            else distribution_lib.distribute_data_input(
-                array, distribution.get_data_layout(array.shape), distribution.batch_dim_name
-            )
-        ),
-        batch,
+        lambda array: None if array is None else distribute_array(array, distribution), batch
     )
 
 

@@ -16,18 +16,17 @@ from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax.distribution import place_batch
 from keras_deepseek.backend.jax.processes import LostPeers
 from keras_deepseek.backend.keras_private.datasets import from_scipy
+from keras_deepseek.backend.keras_private.jax_trainer import (
+    hold_state,
+    read_state,
+    trace_train_step,
+    with_further_shardings,
+)
 from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.scopes import NestedScope
+from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
 from keras_deepseek.backend.loss_means import collect_loss_means, declare_mean_over
 from keras_deepseek.backend.protocols.step import Step
-
-_GROUPS = (
-    "trainable_variables",
-    "non_trainable_variables",
-    "optimizer_variables",
-    "metrics_variables",
-)
-"""The groups of variables in the state of a training step, in Keras's order."""
 
 
 class JaxStep(Step):
@@ -180,15 +179,15 @@ class JaxStep(Step):
         return train_step
 
     def build_by_step(self, model: keras.Model, batch: Any) -> None:
-        state = model._get_jax_state(**dict.fromkeys(_GROUPS, True))
-        train_step = functools.partial(type(model).train_step, model)
-        keras.src.backend.compute_output_spec(train_step, state, batch)
+        trace_train_step(model, batch)
 
     def make_train_function(
         self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
     ) -> Callable[..., Any]:
         # Between two steps, Keras holds the values of the model's variables only.
-        with _carrying(model, carried):
+        with with_further_shardings(
+            model, lambda: [variable.value.sharding for variable in carried()]
+        ):
             type(model).make_train_function(model, force=force)
         train_function = model.train_function
 
@@ -203,7 +202,7 @@ class JaxStep(Step):
             except Exception:
                 # Keras has taken the values out of the variables, and restores these.
                 if not any(value.is_deleted() for values in state for value in values):
-                    _hold_state(model, state)
+                    hold_state(model, state)
                 raise
             for variable, value in zip(variables, values[len(metrics) :], strict=True):
                 variable.assign(value)
@@ -212,9 +211,8 @@ class JaxStep(Step):
         return run
 
     def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
-        state = model._get_jax_state(**dict.fromkeys(_GROUPS, True))
-        logs, state = model.train_function(state, iter([place_batch(batch)]))
-        _hold_state(model, state)
+        logs, state = model.train_function(read_state(model), iter([place_batch(batch)]))
+        hold_state(model, state)
         model.jax_state_sync()
         return dict(logs)
 
@@ -297,38 +295,14 @@ def _restoring_variables(model: keras.Model) -> Iterator[None]:
 
     The values are referenced, not copied. A step that donates them takes their memory all the same.
     """
-    before = [(variable, variable._value) for variable in _variables(model)]
+    before = [(variable, raw_value(variable)) for variable in _variables(model)]
     try:
         yield
     except BaseException:
         for variable, value in before:
-            if variable._value is None and value is not None and not value.is_deleted():
-                variable._value = value
+            if raw_value(variable) is None and value is not None and not value.is_deleted():
+                set_raw_value(variable, value)
         raise
-
-
-@contextmanager
-def _carrying(
-    model: keras.Model, carried: Callable[[], Sequence[keras.Variable]]
-) -> Iterator[None]:
-    """Tells Keras the shardings of further variables, until the block ends."""
-    by_keras = model._get_state_sharding_spec
-
-    def find_shardings() -> Any:
-        *others, metrics = by_keras()
-        return *others, [*metrics, *(variable.value.sharding for variable in carried())]
-
-    model._get_state_sharding_spec = find_shardings
-    try:
-        yield
-    finally:
-        del model._get_state_sharding_spec
-
-
-def _hold_state(model: keras.Model, state: Any) -> None:
-    """Puts a training state where Keras takes the values of a model's variables from."""
-    model._jax_state = dict(zip(_GROUPS, state, strict=True))
-    model._jax_state_synced = False
 
 
 @jax.jit

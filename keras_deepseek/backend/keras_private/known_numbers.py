@@ -18,6 +18,7 @@ RENUMBERING = (
 )
 """Layers that replace numbers by others. The rows of an `Embedding` behind them say nothing of the
 inputs."""
+
 _BY_TENSORFLOW = (
     keras.layers.IntegerLookup,
     keras.layers.Hashing,

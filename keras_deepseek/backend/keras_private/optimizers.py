@@ -1,5 +1,6 @@
 """The variables, config and counters of an optimizer."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,111 @@ def exclude_from_decay(
 def count_update(optimizer: keras.optimizers.Optimizer) -> None:
     """Counts an update in which no variable changes."""
     optimizer._iterations.assign(optimizer._iterations.value + 1)
+
+
+def find_variables_again(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes a built optimizer on TensorFlow find variables whose inner ones were replaced."""
+    optimizer._trainable_variables_indices = {
+        optimizer._var_key(variable): index
+        for index, variable in enumerate(optimizer._trainable_variables)
+    }
+
+
+def current_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns the learning rate of the next update, of a schedule as well."""
+    return optimizer._get_current_learning_rate()
+
+
+def has_fused_adam_step(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns True if an optimizer on PyTorch updates as Keras's Adam or AdamW."""
+    from keras.src.backend.torch.optimizers import torch_adam
+
+    update = getattr(type(optimizer), "_parallel_update_step", None)
+    return update is torch_adam.Adam._parallel_update_step
+
+
+def adam_slots(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> tuple[list[keras.Variable], list[keras.Variable], list[keras.Variable]]:
+    """Returns the momentums, velocities and maximal velocities of Adam for some weights.
+
+    The last ones are empty without `amsgrad`.
+    """
+    indices = [optimizer._get_variable_index(variable) for variable in variables]
+    slots = [optimizer._momentums, optimizer._velocities]
+    slots.append(optimizer._velocity_hats if optimizer.amsgrad else [])
+    momentums, velocities, hats = ([group[i] for i in indices] if group else [] for group in slots)
+    return momentums, velocities, hats
+
+
+@contextmanager
+def temporary_update(
+    optimizer: keras.optimizers.Optimizer,
+    update: Callable[..., None],
+    *,
+    clip: Callable[[Any, Sequence[Any]], Any] | None = None,
+) -> Iterator[None]:
+    """Replaces the update of an optimizer on PyTorch, weight decay included, until the block ends.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        update: Function of gradients, variables and the learning rate, called once a step.
+        clip: Function of the optimizer's own clipping and the gradients. Defaults to `None`: the
+            optimizer clips as it does.
+    """
+    own: dict[str, Any] = {
+        "_backend_update_step": update,
+        "_apply_weight_decay": lambda _: None,
+    }
+    if clip is not None:
+        own["_clip_gradients"] = functools.partial(clip, optimizer._clip_gradients)
+    with _replaced(optimizer, own):
+        yield
+
+
+@contextmanager
+def temporary_update_parts(
+    optimizer: keras.optimizers.Optimizer,
+    change: Callable[[Callable[..., None]], Callable[..., None]],
+    change_single: Callable[[Callable[..., None]], Callable[..., None]],
+    *,
+    clip: Callable[[Any, Sequence[Any]], Any],
+) -> Iterator[None]:
+    """Changes the functions by which an optimizer updates its weights, until the block ends.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`.
+        change: Function that changes a function of gradients, variables and the learning rate.
+        change_single: The same for a function of one gradient, its variable and the rate.
+        clip: Function of the optimizer's own clipping and the gradients.
+    """
+    by_keras = optimizer._apply_weight_decay
+
+    def decay(variables: Sequence[keras.Variable]) -> None:
+        change(lambda _, variables, __: by_keras(variables))([None] * len(variables), variables, 0)
+
+    own: dict[str, Any] = {
+        "_clip_gradients": functools.partial(clip, optimizer._clip_gradients),
+        "_apply_weight_decay": decay,
+    }
+    # Not the step around it, which may update a counter once for all weights.
+    if hasattr(optimizer, "_parallel_update_step"):
+        own["_parallel_update_step"] = change(optimizer._parallel_update_step)
+    else:
+        own["update_step"] = change_single(optimizer.update_step)
+    with _replaced(optimizer, own):
+        yield
+
+
+@contextmanager
+def _replaced(optimizer: keras.optimizers.Optimizer, own: dict[str, Any]) -> Iterator[None]:
+    """Gives an optimizer attributes of its own until the block ends."""
+    vars(optimizer).update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del vars(optimizer)[name]
 
 
 def weight_slots(

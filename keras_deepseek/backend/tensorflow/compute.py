@@ -181,7 +181,7 @@ def _inner(operation: Any, graph: Any) -> list[Any]:
     """Returns the graphs inside an operation, such as the body of a loop."""
     attributes = [operation.get_attr(name) for name in operation.node_def.attr]
     names = [value.name for value in attributes if isinstance(value, tf.compat.v1.NameAttrList)]
-    return [graph._get_function(name).graph for name in names]
+    return [graph._get_function(name).graph for name in names]  # noqa: SLF001
 
 
 def _shape(tensor: Any) -> list[int]:

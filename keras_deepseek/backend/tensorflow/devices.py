@@ -15,7 +15,9 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.optimizers import find_variables_again
 from keras_deepseek.backend.keras_private.repeated_calls import take_losses
+from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
 from keras_deepseek.backend.protocols.devices import Devices
 
 
@@ -52,11 +54,13 @@ class TensorFlowDevices(Devices):
         devices: Sequence[tuple[keras.Variable, str]],
         optimizer: keras.optimizers.Optimizer | None,
     ) -> bool:
-        moved = [(each, device) for each, device in devices if not _lies_on(each._value, device)]
+        moved = [
+            (each, device) for each, device in devices if not _lies_on(raw_value(each), device)
+        ]
         for variable, device in moved:
-            before = variable._value
+            before = raw_value(variable)
             with tf.init_scope(), tf.device(device):
-                variable._value = tf.Variable(
+                moved_value = tf.Variable(
                     _read_value(before),
                     dtype=before.dtype,
                     trainable=before.trainable,
@@ -64,12 +68,10 @@ class TensorFlowDevices(Devices):
                     aggregation=before.aggregation,
                     synchronization=before.synchronization,
                 )
+            set_raw_value(variable, moved_value)
         # It indexes them by TensorFlow variables.
         if moved and optimizer is not None and optimizer.built:
-            optimizer._trainable_variables_indices = {
-                optimizer._var_key(variable): index
-                for index, variable in enumerate(optimizer._trainable_variables)
-            }
+            find_variables_again(optimizer)
         return bool(moved)
 
     def compute_on(
@@ -87,7 +89,7 @@ class TensorFlowDevices(Devices):
         @functools.wraps(call)
         def run(*args: Any, **kwargs: Any) -> Any:
             floats, put = split_floats((args, kwargs))
-            weights = [variable._value for variable in layer.trainable_variables]
+            weights = [raw_value(variable) for variable in layer.trainable_variables]
             put_results: list[Callable[[Sequence[Any]], Any]] = []
 
             @tf.custom_gradient

@@ -21,6 +21,7 @@ from keras_deepseek.errors import MissingExtraError
 
 _HIGHEST_OPSET = 18
 """The newest operator set that tf2onnx writes."""
+
 _CATCHES = "TF2ONNX_CATCH_ERRORS"
 
 

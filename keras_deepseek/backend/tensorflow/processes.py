@@ -91,7 +91,7 @@ class TensorFlowProcesses(SingleReplica):
     def refuse_begun() -> None:
         """Raises `InvalidInputError` if TensorFlow has already computed in this process."""
         # TensorFlow itself would fail after the rendezvous, on one rank only.
-        if context()._initialized:
+        if context()._initialized:  # noqa: SLF001
             raise InvalidInputError(
                 "TensorFlow must join the other processes before it computes anything, but it has "
                 "computed already: creating an optimizer, a model or a tf.data.Dataset is enough. "
@@ -252,7 +252,7 @@ class LostPeers(LostPeersBase):
 
 def read_place() -> tuple[int, int, str] | None:
     """Returns world size, rank, and rank 0's address, or `None` if no collective operations run."""
-    server = context()._collective_ops_server_def
+    server = context()._collective_ops_server_def  # noqa: SLF001
     if server is None:
         return None
     jobs = {job.name: dict(job.tasks) for job in server.cluster.job}

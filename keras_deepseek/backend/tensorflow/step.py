@@ -170,7 +170,7 @@ def _count_list_of_loop(tensor: Any) -> int:
     loop = tensor.op
     if loop.type not in ("While", "StatelessWhile"):
         return 0
-    body = loop.graph._get_function(loop.get_attr("body").name).graph
+    body = loop.graph._get_function(loop.get_attr("body").name).graph  # noqa: SLF001
     added = body.outputs[tensor.value_index].op
     if added.type not in ("TensorListPushBack", "TensorListSetItem"):
         return 0

@@ -78,7 +78,7 @@ class CoordinatedTasks:
     """
 
     def __init__(self, strategy: Any) -> None:
-        cluster = strategy._cluster_resolver.cluster_spec()
+        cluster = strategy._cluster_resolver.cluster_spec()  # noqa: SLF001
         self.num_workers, self.num_servers = map(cluster.num_tasks, ("worker", "ps"))
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
         self._threads = ThreadPoolExecutor(2 * self.num_workers + 2, "fetch")

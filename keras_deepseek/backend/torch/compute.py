@@ -21,7 +21,7 @@ class TorchCompute(Compute):
 
     def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
         # PyTorch's counter lacks only the CPU kernel of attention.
-        known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}
+        known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}  # noqa: SLF001
         with FlopCounterMode(display=False, custom_mapping=known) as counter, torch.no_grad():
             function(*args)
         return int(counter.get_total_flops())

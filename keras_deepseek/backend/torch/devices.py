@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 import torch
-from keras.src.backend.torch.core import get_device
 
 from keras_deepseek.backend.keras_private.masks import map_with_masks
+from keras_deepseek.backend.keras_private.variables import keras_torch_device, raw_value
 from keras_deepseek.backend.protocols.devices import Devices
 
 
@@ -34,7 +34,7 @@ class TorchDevices(Devices):
         return context
 
     def on_device_of(self, tensor: Any) -> AbstractContextManager[object]:
-        if _lies_on(tensor, torch.device(get_device())):
+        if _lies_on(tensor, torch.device(keras_torch_device())):
             return contextlib.nullcontext()
         return self.on_device(str(tensor.device))
 
@@ -71,7 +71,7 @@ class TorchDevices(Devices):
     ) -> bool:
         is_any_moved = False
         for variable, device in devices:
-            value = variable._value
+            value = raw_value(variable)
             if not _lies_on(value, torch_device(device)):
                 value.data = value.data.to(torch_device(device))
                 is_any_moved = True
@@ -88,7 +88,7 @@ class TorchDevices(Devices):
     ) -> Callable[..., Any]:
         @functools.wraps(call)
         def run(*args: Any, **kwargs: Any) -> Any:
-            around = torch.device(get_device())
+            around = torch.device(keras_torch_device())
             if around.type == "meta":  # Keras infers shapes.
                 return call(*args, **kwargs)
             # A layer on the caller's device may get its inputs from another device.

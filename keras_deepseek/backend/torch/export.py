@@ -18,7 +18,7 @@ from keras_deepseek.backend.export.free_axes import BATCH, Shapes, with_named_ax
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.one_file import fits_one_file
 from keras_deepseek.backend.keras_private.layers import flatten_layers
-from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+from keras_deepseek.backend.keras_private.torch_moments import temporary_moments
 from keras_deepseek.backend.protocols.export import Export
 from keras_deepseek.errors import MissingExtraError
 
@@ -50,7 +50,7 @@ class TorchExport(Export):
                 verbose=False,
             )
 
-        with _quietly(), _unrolled(model.model), _moments_in_two_steps():
+        with _quietly(), _unrolled(model.model), temporary_moments(_moments):
             with_named_axes(model.signature, write)
 
 
@@ -69,20 +69,13 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-@contextlib.contextmanager
-def _moments_in_two_steps() -> Iterator[None]:
-    """Replaces Keras's variance by the mean of squared differences.
-
-    Keras subtracts the squared mean from the mean of squares, which loses small variances.
-    """
-    with temporary_attributes(keras.src.backend.torch.nn, moments=_moments):
-        yield
-
-
 def _moments(
     x: Any, axes: Sequence[int], keepdims: bool = False, synchronized: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns what Keras's `moments` does, by `mean((x - mean)^2)`."""
+    """Returns the result of Keras's `moments`, with the variance as `mean((x - mean)^2)`.
+
+    Keras subtracts the squared mean from the mean of squares, which loses small variances.
+    """
     if synchronized:
         raise NotImplementedError("Argument synchronized=True is not supported with PyTorch.")
     x = keras.ops.convert_to_tensor(x)

@@ -24,6 +24,7 @@ from keras_deepseek.backend.torch.unrecorded import IS_RECORDED, UnrecordedFunct
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 """True if the tensors of a cache belong to a function that may write into them."""
+
 _CALLS_BEFORE_RECORDING = 12
 """The calls after which a step is recorded. Recording takes as long as some tens of steps."""
 

@@ -1,16 +1,24 @@
 """The update of variables on PyTorch: by the fused kernel of Adam where it fits."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import torch
-from keras.src.backend.torch.optimizers import torch_adam
 from torch.optim.adamw import adamw
 
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.backend.keras_private.optimizers import weight_slots
+from keras_deepseek.backend.keras_private.optimizers import (
+    adam_slots,
+    current_learning_rate,
+    has_fused_adam_step,
+    temporary_update,
+    temporary_update_parts,
+    uses_decay,
+    weight_slots,
+)
+from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
 
 Row = tuple[keras.Variable, torch.Tensor]
 
@@ -31,14 +39,14 @@ def apply_update(
             optimizer.apply(multiply_gradients(gradients, factor), variables)
             return
         if _is_plain(optimizer, gradients, variables):
-            rate = optimizer._get_current_learning_rate()
+            rate = current_learning_rate(optimizer)
             _update(optimizer, gradients, variables, rate, factor)
             optimizer.iterations.value.add_(1)  # `assign_add` takes forty times as long.
             return
-        # These must see the multiplied gradients, so the kernel may not multiply.
+        # Accumulation and clipping come before the kernel, and see multiplied gradients.
         if optimizer.gradient_accumulation_steps or _clips(optimizer):
             gradients, factor = multiply_gradients(gradients, factor), None
-        with _fused_adam(optimizer, factor):
+        with temporary_update(optimizer, _make_update(optimizer, factor)):
             optimizer.apply(gradients, variables)
 
 
@@ -52,34 +60,17 @@ def _apply_by_device(
 
     Neither Keras's optimizers nor PyTorch's kernels take weights of several devices at once.
     """
-    decay, is_fused = type(optimizer)._apply_weight_decay, _can_be_fused(optimizer, values)
-    clip, bring = type(optimizer)._clip_gradients, keras.ops.convert_to_tensor
-    own: dict[str, Callable[..., Any]] = {
-        "_apply_weight_decay": lambda _: None,  # The kernel applies the decay.
-        "_clip_gradients": lambda gradients: clip(optimizer, list(map(bring, gradients))),
-    }
-    if is_fused:
-        own["_backend_update_step"] = _on_each_device(
-            optimizer,
-            lambda gradients, variables, rate: _update(optimizer, gradients, variables, rate, None),
-        )
+
+    def clip(by_keras: Callable[[Any], Any], gradients: Sequence[Any]) -> Any:
+        return by_keras([keras.ops.convert_to_tensor(gradient) for gradient in gradients])
+
+    on_each = functools.partial(_on_each_device, optimizer)
+    if _can_be_fused(optimizer, values):
+        changed = temporary_update(optimizer, on_each(_make_update(optimizer, None)), clip=clip)
     else:
-        own["_apply_weight_decay"] = lambda variables: _on_each_device(
-            optimizer, lambda _, variables, __: decay(optimizer, variables)
-        )([None] * len(variables), variables, 0.0)
-        # Not the step around it, which may update a counter once for all weights.
-        if hasattr(optimizer, "_parallel_update_step"):
-            own["_parallel_update_step"] = _on_each_device(
-                optimizer, optimizer._parallel_update_step
-            )
-        else:
-            own["update_step"] = _beside_variable(optimizer.update_step)
-    vars(optimizer).update(own)
-    try:
+        changed = temporary_update_parts(optimizer, on_each, _beside_variable, clip=clip)
+    with changed:
         optimizer.apply(gradients, variables)
-    finally:
-        for name in own:
-            del vars(optimizer)[name]
 
 
 def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., None]:
@@ -99,7 +90,7 @@ def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., N
             device = variable.value.device
             moved = None if gradient is None else gradient.to(device)
             rows.setdefault(device, []).append((moved, variable))
-        before = [variable._value for variable in shared]
+        before = [raw_value(variable) for variable in shared]
         after = before
         for device, own_rows in rows.items():
             own_gradients, own_variables = zip(*own_rows, strict=True)
@@ -120,7 +111,7 @@ def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., N
 def _put(variables: Sequence[keras.Variable], values: Sequence[torch.Tensor]) -> None:
     """Sets the tensors of variables."""
     for variable, value in zip(variables, values, strict=True):
-        variable._value = value
+        set_raw_value(variable, value)
 
 
 def _beside_variable(step: Callable[..., Any]) -> Callable[..., None]:
@@ -136,9 +127,8 @@ def _beside_variable(step: Callable[..., Any]) -> Callable[..., None]:
 
 def _can_be_fused(optimizer: keras.optimizers.Optimizer, values: Sequence[torch.Tensor]) -> bool:
     """Returns True for Keras's Adam or AdamW, if PyTorch has a kernel for these tensors."""
-    update = getattr(type(optimizer), "_parallel_update_step", None)
     return (
-        update is torch_adam.Adam._parallel_update_step
+        has_fused_adam_step(optimizer)
         and not torch.compiler.is_compiling()
         and all(
             type(value) in (torch.Tensor, torch.nn.Parameter)
@@ -171,9 +161,8 @@ def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
     return any(bound is not None for bound in bounds)
 
 
-@contextmanager
-def _fused_adam(optimizer: Any, factor: Any) -> Iterator[None]:
-    """Makes Keras's Adam update each variable in one pass over its numbers, on its own state.
+def _make_update(optimizer: Any, factor: Any) -> Callable[..., None]:
+    """Returns an update that goes through the numbers of each variable once, on Keras's state.
 
     Keras makes one pass for each product and sum, which takes ten times as long.
     """
@@ -183,12 +172,7 @@ def _fused_adam(optimizer: Any, factor: Any) -> Iterator[None]:
     ) -> None:
         _update(optimizer, gradients, variables, learning_rate, factor)
 
-    optimizer._backend_update_step = update
-    optimizer._apply_weight_decay = lambda _: None  # The kernel applies the decay.
-    try:
-        yield
-    finally:
-        del optimizer._backend_update_step, optimizer._apply_weight_decay
+    return update
 
 
 def _update(
@@ -201,7 +185,7 @@ def _update(
     """Updates the variables with weight decay, and then those that the decay leaves out."""
     decay = optimizer.weight_decay or 0.0
     rows = list(zip(variables, _own_gradients(gradients, factor), strict=True))
-    kept = [row for row in rows if decay and not optimizer._use_weight_decay(row[0])]
+    kept = [row for row in rows if decay and not uses_decay(optimizer, row[0])]
     kept_variables = {id(variable) for variable, _ in kept}
     decayed = [row for row in rows if id(row[0]) not in kept_variables]
     for group, weight_decay in ((decayed, decay), (kept, 0.0)):
@@ -227,11 +211,8 @@ def _update_group(
 ) -> None:
     """Updates variables that have the same weight decay."""
     steps = int(optimizer.iterations)
-    indices = [optimizer._get_variable_index(variable) for variable, _ in rows]
-
-    def state(variables: Sequence[keras.Variable]) -> list[torch.Tensor]:
-        return [variables[index].value for index in indices]
-
+    slots = adam_slots(optimizer, [variable for variable, _ in rows])
+    momentums, velocities, maximal_velocities = ([each.value for each in group] for group in slots)
     values = [variable.value for variable, _ in rows]
     for value in values:
         # The kernel reads all tensors in one memory order, and an orthogonal initializer returns a
@@ -241,9 +222,9 @@ def _update_group(
     adamw(
         values,
         [gradient for _, gradient in rows],
-        state(optimizer._momentums),
-        state(optimizer._velocities),
-        state(optimizer._velocity_hats) if optimizer.amsgrad else [],
+        momentums,
+        velocities,
+        maximal_velocities,
         list(torch.full((len(rows),), float(steps), device=rows[0][1].device).unbind()),
         fused=True,
         grad_scale=None if factor is None else (1 / factor).to(torch.float32),

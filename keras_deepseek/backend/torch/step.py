@@ -81,7 +81,7 @@ class TorchStep(Step):
     ) -> Callable[..., Any]:
         # PyTorch stops the second call as soon as it has what it needs. A recurrent layer resets
         # its dropout masks at the end of a call, so it would go on with those of the first call.
-        is_whole = any(hasattr(each, "reset_dropout_mask") for each in layer._flatten_layers())
+        is_whole = any(hasattr(each, "reset_dropout_mask") for each in flatten_layers(layer))
 
         def run(compute: Callable[..., Any], floats: Sequence[Any]) -> Any:
             with set_checkpoint_early_stop(not is_whole):

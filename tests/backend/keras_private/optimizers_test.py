@@ -5,14 +5,21 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.keras_private.optimizers import (
+    adam_slots,
     count_update,
+    current_learning_rate,
     exclude_from_decay,
+    find_variables_again,
+    has_fused_adam_step,
     making_slots,
     optimized_variables,
     optimizer_recipe,
+    temporary_update,
+    temporary_update_parts,
     uses_decay,
     weight_slots,
 )
+from keras_deepseek.backend.keras_private.variables import set_raw_value
 
 
 def build(layer_class=keras.Sequential, metrics=("mae",)):
@@ -97,3 +104,81 @@ def test_a_function_makes_them_until_the_block_ends():
     assert "add_variable_from_reference" not in vars(optimizer)
     assert {name for name, _ in made} == {"kernel", "bias"}
     assert {id(slot) for slot, _ in weight_slots(optimizer)} == {id(slot) for _, slot in made}
+
+
+def test_the_rate_of_the_next_update_is_read():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.5, 0.25])
+    assert float(current_learning_rate(keras.optimizers.SGD(schedule))) == 0.5
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Others find them by identity.")
+def test_an_optimizer_finds_a_variable_whose_inner_one_was_replaced():
+    import tensorflow as tf
+
+    weights = make_weights()
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(weights)
+    set_raw_value(weights[1], tf.Variable([5.0]))
+    find_variables_again(optimizer)
+    optimizer.apply([keras.ops.zeros((1, 2)), keras.ops.ones((1,))], weights)
+    assert float(weights[1].value[0]) == 4.0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others have no parallel update.")
+@pytest.mark.parametrize(("name", "is_adam"), [("Adam", True), ("AdamW", True), ("Nadam", False)])
+def test_the_parallel_update_of_adam_is_known(name, is_adam):
+    assert has_fused_adam_step(getattr(keras.optimizers, name)()) is is_adam
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_the_slots_of_adam_are_found(amsgrad):
+    weights = make_weights()
+    optimizer = keras.optimizers.Adam(amsgrad=amsgrad)
+    optimizer.build(weights)
+    groups = adam_slots(optimizer, weights[1:])
+    assert [len(group) for group in groups] == [1, 1, int(amsgrad)]
+    assert all("bias" in each.path for group in groups for each in group)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's folder calls it alone.")
+def test_an_update_is_replaced_until_the_block_ends():
+    weights, seen = make_weights(), []
+    optimizer = keras.optimizers.AdamW(weight_decay=0.1)
+    optimizer.build(weights)
+    gradients = [keras.ops.ones(each.shape) for each in weights]
+    before = [keras.ops.convert_to_numpy(each).copy() for each in weights]
+    attributes = {*vars(optimizer)}
+    with temporary_update(optimizer, lambda *arguments: seen.append(arguments)):
+        optimizer.apply(gradients, weights)
+    for weight, value in zip(weights, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), value)
+    ((_, variables, _),) = seen
+    assert list(variables) == weights
+    assert {*vars(optimizer)} == attributes
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's folder calls it alone.")
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Lamb"])
+def test_the_parts_of_an_update_are_changed_until_the_block_ends(name):
+    def change(function):
+        def run(*arguments):
+            seen.append(function)
+            return function(*arguments)
+
+        return run
+
+    weights, seen = make_weights(), []
+    optimizer = getattr(keras.optimizers, name)(weight_decay=0.1, clipnorm=1.0)
+    optimizer.build(weights)
+    clips = []
+
+    def clip(by_keras, gradients):
+        clips.append(len(gradients))
+        return by_keras(gradients)
+
+    with temporary_update_parts(optimizer, change, change, clip=clip):
+        optimizer.apply([keras.ops.ones(each.shape) for each in weights], weights)
+    assert len(seen) >= 2  # The decay, and the update.
+    assert clips == [2]
+    names = {"_apply_weight_decay", "_clip_gradients", "_parallel_update_step", "update_step"}
+    assert not names & {*vars(optimizer)}

@@ -1,0 +1,94 @@
+"""The state of a training that Keras on JAX passes from step to step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+_GROUPS = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
+"""The groups of variables in the state, in Keras's order."""
+
+
+def read_state(model: keras.Model) -> Any:
+    """Returns the values of a model's variables, in the groups of a training step."""
+    return model._get_jax_state(**dict.fromkeys(_GROUPS, True))
+
+
+def hold_state(model: keras.Model, state: Any) -> None:
+    """Gives a model a state, which `model.jax_state_sync()` writes to its variables."""
+    model._jax_state = dict(zip(_GROUPS, state, strict=True))
+    model._jax_state_synced = False
+
+
+@contextmanager
+def with_further_shardings(
+    model: keras.Model, find_shardings: Callable[[], list[Any]]
+) -> Iterator[None]:
+    """Adds the shardings of further variables, behind the metrics, until the block ends."""
+    by_keras = model._get_state_sharding_spec
+
+    def find_all() -> Any:
+        *others, metrics = by_keras()
+        return *others, [*metrics, *find_shardings()]
+
+    model._get_state_sharding_spec = find_all
+    try:
+        yield
+    finally:
+        del model._get_state_sharding_spec
+
+
+def trace_train_step(model: keras.Model, batch: Any) -> None:
+    """Traces the `train_step` of a model's class on a structure of `KerasTensor`s."""
+
+    def train_step(state: Any, batch: Any) -> Any:
+        return type(model).train_step(model, state, batch)
+
+    keras.src.backend.compute_output_spec(train_step, read_state(model), batch)
+
+
+@contextmanager
+def changed_steps(change: Callable[[Any], Any]) -> Iterator[None]:
+    """Applies a function to the result of each step that Keras compiles in the block."""
+    from keras.src.backend.jax.trainer import JAXTrainer
+
+    by_keras = JAXTrainer._make_function
+
+    def make_function(model: keras.Model, *arguments: Any, **options: Any) -> Any:
+        step = by_keras(model, *arguments, **options)
+        return lambda state, iterator: change(step(state, iterator))
+
+    JAXTrainer._make_function = make_function
+    try:
+        yield
+    finally:
+        JAXTrainer._make_function = by_keras
+
+
+@contextmanager
+def changed_data_distribution(distribute: Callable[[Any, Any, str], Any]) -> Iterator[None]:
+    """Replaces the function by which Keras puts an array on devices, until the block ends.
+
+    Args:
+        distribute: Function of an array, its layout, and the name of the batch axis.
+    """
+    library = keras.src.backend.distribution_lib
+    by_keras = library.distribute_data_input
+    library.distribute_data_input = distribute
+    try:
+        yield
+    finally:
+        library.distribute_data_input = by_keras
+
+
+def distribute_array(array: Any, distribution: Any) -> Any:
+    """Returns an array on the devices of a distribution, as Keras's training loop puts it."""
+    return keras.src.backend.distribution_lib.distribute_data_input(
+        array, distribution.get_data_layout(array.shape), distribution.batch_dim_name
+    )
