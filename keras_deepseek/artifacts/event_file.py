@@ -1,8 +1,8 @@
-"""TensorBoard's event files, written without TensorBoard.
+"""TensorBoard's event files, written and read without TensorBoard.
 
-A file is a row of records: the length in 8 bytes, its checksum, an `Event` message, its checksum.
-Checksums are CRC-32C, masked as TFRecord has it; messages are in the wire format of protocol
-buffers, with the field numbers of TensorFlow's public `event.proto` and `summary.proto`.
+A file is a sequence of records: the length in 8 bytes, its checksum, an `Event` message, its
+checksum. Checksums are CRC-32C, masked as in TFRecord. Messages are protocol buffers, with the
+field numbers of TensorFlow's public `event.proto` and `summary.proto`.
 """
 
 import functools
@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 from keras_deepseek.artifacts.appending import append_whole
 from keras_deepseek.errors import InvalidInputError
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # How a field is laid out.
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # Wire types.
 _TIME, _STEP, _VERSION, _SUMMARY, _SESSION_LOG = 1, 2, 3, 5, 7  # Fields of an `Event`.
 _HEAD = struct.Struct("<QI")
 _SUM = struct.Struct("<I")
 
 
 class Scalar(NamedTuple):
-    """A number of one step, by its tag."""
+    """A number of one step, with its tag."""
 
     tag: str
     step: int
@@ -35,17 +35,16 @@ class Scalar(NamedTuple):
 
 
 class EventFile:
-    """Writes scalars to a new event file of a folder.
+    """Writes scalars to a new event file in a folder.
 
-    Readers may look on: each `write` appends whole records at once.
+    A TensorBoard may read meanwhile: each `write` appends whole records at once.
 
     Args:
-        folder: The folder of the run, made where it is missing.
-        keep: Function of a tag and a step. The events of the folder's other files that it says
-            true of are taken over into this file, the others dropped, and the files emptied; a
-            TensorBoard that looks on forgets what it read of them. Defaults to `None`: they are
-            left alone.
-        clock: Function that returns the time in seconds. Defaults to `time.time`.
+        folder: The folder of the run, made if it is missing.
+        keep: Function of a tag and a step that returns a boolean. The events of the folder's other
+            files for which it is true are copied into this file, and those files are emptied; a
+            running TensorBoard forgets what it has read of them. `None` leaves them unchanged.
+        clock: Function that returns the time in seconds.
 
     Raises:
         InvalidInputError: No file can be made there.
@@ -69,8 +68,8 @@ class EventFile:
         head = [_record(_event(now, 0, _field(_VERSION, b"brain.Event:2")))]
         others = find_event_files(folder)
         if keep is not None or not others:
-            # A `SessionLog` whose status is START: TensorBoard forgets what it read of the run
-            # before, from this step on, where it has seen another one.
+            # After a second `SessionLog` with the status START, TensorBoard forgets the events of
+            # the run that it read before, from this step on.
             head.append(_record(_event(now, 0, _field(_SESSION_LOG, _key(1, _VARINT) + b"\x01"))))
         if keep is None:
             others = []
@@ -83,33 +82,29 @@ class EventFile:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.path = _free_path(Path(folder), now)
-            # TensorBoard reads whatever has "tfevents" in its name.
+            # TensorBoard reads any file with "tfevents" in its name.
             unfinished = self.path.with_name(f"unfinished.{os.getpid()}")
             unfinished.write_bytes(b"".join(head))
             unfinished.rename(self.path)
-            # Unbuffered: what `write` has returned from outlives the process.
+            # Unbuffered: scalars outlive the process once `write` has returned.
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise InvalidInputError(
                 f"No event file can be made in {os.fspath(folder)!r}: {error}. Name another folder."
             ) from error
         for path in others:
-            # A TensorBoard that looks on goes on to the next file from one that is there alone.
+            # A running TensorBoard continues with the next file only if this one still exists.
             if path.stat().st_size:
                 os.truncate(path, 0)
             else:
                 path.unlink()
 
     def write(self, scalars: Iterable[Scalar]) -> None:
-        """Appends scalars.
-
-        Args:
-            scalars: `Scalar`s, of any tags.
-        """
+        """Appends scalars, of any tags."""
         append_whole(self._file, b"".join(_record(_scalar_event(scalar)) for scalar in scalars))
 
     def close(self) -> None:
-        """Closes the file. What was written is in it."""
+        """Closes the file. All scalars are in it."""
         self._file.close()
 
     def __enter__(self) -> "EventFile":
@@ -125,21 +120,14 @@ class EventFile:
 
 
 def find_event_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Returns the event files of a folder, in the order in which they were begun.
-
-    Args:
-        folder: The folder of a run. It may be missing.
-    """
+    """Returns the event files of a folder, oldest first; the folder may be missing."""
     return sorted(Path(folder).glob("events.out.tfevents.*"))
 
 
 def read_events(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, bytes]]:
-    """Yields the tag, the step and the whole record of each event; `""` where it has no tag.
+    """Yields the tag, the step and the whole record of each event; the tag `""` if it has none.
 
     A record that was cut short, as by a crash, ends the file.
-
-    Args:
-        path: An event file.
     """
     data = Path(path).read_bytes()
     start = 0
@@ -156,11 +144,7 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, bytes]
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Returns the checksum of a TFRecord.
-
-    Args:
-        data: Any bytes.
-    """
+    """Returns the checksum of a TFRecord."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = (crc >> 8) ^ _TABLE[(crc ^ byte) & 0xFF]
@@ -182,7 +166,7 @@ _TABLE = _make_table()
 
 
 def _free_path(folder: Path, now: float) -> Path:
-    """Returns a name that sorts after those of older files, as TensorBoard reads them."""
+    """Returns a file name that sorts after the older ones, the order in which TensorBoard reads."""
     stem = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
     number = 0
     while (path := folder / f"{stem}.{number:05d}.v2").exists():
@@ -201,14 +185,14 @@ def _record(message: bytes) -> bytes:
 
 def _event(seconds: float, step: int, what: bytes) -> bytes:
     head = _key(_TIME, _FIXED64) + struct.pack("<d", seconds)
-    # A number that is 0 is not written.
+    # Protocol buffers do not write a number that is 0.
     return head + (_key(_STEP, _VARINT) + _varint(step) if step else b"") + what
 
 
 def _scalar_event(scalar: Scalar) -> bytes:
     try:
         number = struct.pack("<f", scalar.value)
-    except OverflowError:  # Beyond what 32 bits hold.
+    except OverflowError:  # Beyond the range of float32.
         number = struct.pack("<f", float("inf") if scalar.value > 0 else float("-inf"))
     value = _field(1, scalar.tag.encode()) + _key(2, _FIXED32) + number
     return _event(scalar.time, scalar.step, _field(_SUMMARY, _field(1, value)))
@@ -232,7 +216,7 @@ def _varint(value: int) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields the number and the content of each field, bytes or an integer."""
+    """Yields the number and the content, bytes or an integer, of each field."""
     start = 0
     while start < len(message):
         key, start = _read_varint(message, start)
