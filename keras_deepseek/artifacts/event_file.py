@@ -13,12 +13,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras_deepseek.artifacts.appending import append_whole
+from keras_deepseek.artifacts.protobuf_fields import (
+    FIXED32,
+    FIXED64,
+    VARINT,
+    field,
+    key,
+    read_fields,
+    varint,
+)
 from keras_deepseek.errors import InvalidInputError
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # Wire types.
 _TIME, _STEP, _VERSION, _SUMMARY, _SESSION_LOG = 1, 2, 3, 5, 7  # Fields of an `Event`.
 _HEAD = struct.Struct("<QI")
 _SUM = struct.Struct("<I")
@@ -65,12 +73,12 @@ class EventFile:
         clock: Callable[[], float] = time.time,
     ) -> None:
         now = clock()
-        head = [_record(_event(now, 0, _field(_VERSION, b"brain.Event:2")))]
+        head = [_record(_event(now, 0, field(_VERSION, b"brain.Event:2")))]
         others = find_event_files(folder)
         if keep is not None or not others:
             # After a second `SessionLog` with the status START, TensorBoard forgets the events of
             # the run that it read before, from this step on.
-            head.append(_record(_event(now, 0, _field(_SESSION_LOG, _key(1, _VARINT) + b"\x01"))))
+            head.append(_record(_event(now, 0, field(_SESSION_LOG, key(1, VARINT) + b"\x01"))))
         if keep is None:
             others = []
         head += [
@@ -137,8 +145,8 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, bytes]
         if checksum != masked_crc32c(data[start : start + 8]) or end > len(data):
             return
         message = data[start + _HEAD.size : end - _SUM.size]
-        fields = dict(_fields(message))
-        values = dict(_fields(dict(_fields(fields.get(_SUMMARY, b""))).get(1, b"")))
+        fields = dict(read_fields(message))
+        values = dict(read_fields(dict(read_fields(fields.get(_SUMMARY, b""))).get(1, b"")))
         yield values.get(1, b"").decode(), fields.get(_STEP, 0), data[start:end]
         start = end
 
@@ -184,9 +192,9 @@ def _record(message: bytes) -> bytes:
 
 
 def _event(seconds: float, step: int, what: bytes) -> bytes:
-    head = _key(_TIME, _FIXED64) + struct.pack("<d", seconds)
+    head = key(_TIME, FIXED64) + struct.pack("<d", seconds)
     # Protocol buffers do not write a number that is 0.
-    return head + (_key(_STEP, _VARINT) + _varint(step) if step else b"") + what
+    return head + (key(_STEP, VARINT) + varint(step) if step else b"") + what
 
 
 def _scalar_event(scalar: Scalar) -> bytes:
@@ -194,49 +202,5 @@ def _scalar_event(scalar: Scalar) -> bytes:
         number = struct.pack("<f", scalar.value)
     except OverflowError:  # Beyond the range of float32.
         number = struct.pack("<f", float("inf") if scalar.value > 0 else float("-inf"))
-    value = _field(1, scalar.tag.encode()) + _key(2, _FIXED32) + number
-    return _event(scalar.time, scalar.step, _field(_SUMMARY, _field(1, value)))
-
-
-def _key(field: int, layout: int) -> bytes:
-    return _varint(field << 3 | layout)
-
-
-def _field(field: int, content: bytes) -> bytes:
-    return _key(field, _BYTES) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >> 7:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields the number and the content, bytes or an integer, of each field."""
-    start = 0
-    while start < len(message):
-        key, start = _read_varint(message, start)
-        layout = key & 7
-        if layout == _VARINT:
-            number, start = _read_varint(message, start)
-            yield key >> 3, number
-            continue
-        length = {_FIXED64: 8, _FIXED32: 4}.get(layout)
-        if length is None:
-            length, start = _read_varint(message, start)
-        yield key >> 3, message[start : start + length]
-        start += length
-
-
-def _read_varint(message: bytes, start: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[start]
-        value |= (byte & 0x7F) << shift
-        start, shift = start + 1, shift + 7
-        if not byte & 0x80:
-            return value, start
+    value = field(1, scalar.tag.encode()) + key(2, FIXED32) + number
+    return _event(scalar.time, scalar.step, field(_SUMMARY, field(1, value)))

@@ -271,7 +271,7 @@ class Exporter:
             return export_format.load(folder)
 
     def _chosen_for(self, target: Path) -> ChosenFormat:
-        """Returns the format; that of the path's suffix for `backend="custom"`."""
+        """Returns the export format; for `backend="custom"`, the one whose suffix a path has."""
         if self._chosen is not None:
             return self._chosen
         return ChosenFormat(format_for_suffix(target), None)
@@ -312,7 +312,7 @@ class Exporter:
 
 
 def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | None:
-    """Returns the format; `None` if the suffix of the path will name it."""
+    """Returns the export format of a name; `None` for `"custom"`, which needs the path."""
     if backend == "custom":
         check_no_options(backend, options)
         return None

@@ -7,6 +7,7 @@ numbers, since the package that has the classes requires one release of TensorFl
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_deepseek.artifacts.protobuf_fields import field
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.runtimes.saved_model import import_tensorflow
 
@@ -16,7 +17,6 @@ _REQUEST = 1  # In PredictLog.
 _MODEL_SPEC, _INPUTS = 1, 2  # In PredictRequest.
 _NAME, _SIGNATURE_NAME = 1, 3  # In ModelSpec.
 _KEY, _VALUE = 1, 2  # In an entry of a map.
-_GOES_ON = 128
 
 
 def write_warmup_requests(
@@ -35,26 +35,12 @@ def write_warmup_requests(
     tf = import_tensorflow("to write warm-up requests")
     path = folder.joinpath(*_PLACE)
     path.parent.mkdir()
-    spec = _field(_NAME, model_name.encode()) + _field(_SIGNATURE_NAME, b"serving_default")
+    spec = field(_NAME, model_name.encode()) + field(_SIGNATURE_NAME, b"serving_default")
     with tf.io.TFRecordWriter(str(path)) as writer:
         for sample in samples:
-            request = _field(_MODEL_SPEC, spec)
+            request = field(_MODEL_SPEC, spec)
             for name in sorted(sample):
                 tensor = tf.make_tensor_proto(sample[name]).SerializeToString()
-                entry = _field(_KEY, name.encode()) + _field(_VALUE, tensor)
-                request += _field(_INPUTS, entry)
-            writer.write(_field(_PREDICT_LOG, _field(_REQUEST, request)))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """Returns the encoded field of a string, bytes, or a message."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    """Returns a number in groups of seven bits, lowest first; a high bit means that more follow."""
-    parts = []
-    while value >= _GOES_ON:
-        parts.append(value % _GOES_ON | _GOES_ON)
-        value //= _GOES_ON
-    return bytes([*parts, value])
+                entry = field(_KEY, name.encode()) + field(_VALUE, tensor)
+                request += field(_INPUTS, entry)
+            writer.write(field(_PREDICT_LOG, field(_REQUEST, request)))

@@ -8,7 +8,7 @@ from keras_deepseek.errors import ExportError
 
 
 def check_nodes(parser: Any, onnx_file: Path) -> None:
-    """Raises if TensorRT can't build a file.
+    """Raises if TensorRT does not support some nodes of an ONNX file.
 
     Args:
         parser: An `OnnxParser` of either flavor; its network can't be used afterwards.
