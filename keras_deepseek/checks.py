@@ -1,4 +1,4 @@
-"""The checks that the numbers among the arguments of every room go through."""
+"""Checks of arguments that all rooms share."""
 
 import math
 import numbers
@@ -15,16 +15,16 @@ KERAS_FILE = "a `.keras` file"
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, default: int | None = None) -> int:
-    """Returns an integer, one of NumPy as Python's, or says what was received in its place.
+    """Returns an integer, NumPy's as Python's, or raises an error that names the argument.
 
     Args:
         name: string. The argument, as the error names it.
-        value: What was given.
-        least: integer. The least that is allowed. Defaults to `1`.
-        default: integer. What `None` stands for. Defaults to `None`: `None` is refused.
+        value: The value.
+        least: integer. The smallest allowed value.
+        default: integer. The value for `None`. Without it, `None` is refused.
 
     Raises:
-        InvalidInputError: It is no integer, or too small.
+        InvalidInputError: It is not an integer, or too small.
     """
     if value is None and default is not None:
         return default
@@ -35,30 +35,14 @@ def check_integer(name: str, value: Any, *, least: int = 1, default: int | None 
 
 
 def check_boolean(name: str, value: Any) -> bool:
-    """Returns a boolean, one of NumPy as Python's, or says what was received in its place.
-
-    Args:
-        name: string. The argument, as the error names it.
-        value: What was given.
-
-    Raises:
-        InvalidInputError: It is neither true nor false.
-    """
+    """Returns a boolean, NumPy's as Python's, or raises an `InvalidInputError`."""
     if not isinstance(value, bool | np.bool_):
         raise InvalidInputError(f"`{name}` must be True or False, received {value!r}.")
     return bool(value)
 
 
 def check_path(name: str, value: Any) -> str:
-    """Returns a path as a string, or says what was received in its place.
-
-    Args:
-        name: string. The argument, as the error names it.
-        value: What was given.
-
-    Raises:
-        InvalidInputError: It is no path, an empty one, or one that no system has.
-    """
+    """Returns a path as a string; raises an `InvalidInputError` if it is empty or not a path."""
     if (
         not isinstance(value, str | os.PathLike)
         or not os.fspath(value)
@@ -71,14 +55,10 @@ def check_path(name: str, value: Any) -> str:
 def check_sources(
     name: str, value: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 ) -> tuple[str, ...]:
-    """Returns modules and files as strings, one that was given by itself among them.
-
-    Args:
-        name: string. The argument, as the error names it.
-        value: What was given.
+    """Returns modules and files as strings; a single one needs no sequence.
 
     Raises:
-        InvalidInputError: It is no sequence of module names or paths.
+        InvalidInputError: They are no module names or paths.
     """
     sources = [value] if isinstance(value, str | os.PathLike) else value
     if not isinstance(sources, list | tuple) or not all(
@@ -92,14 +72,10 @@ def check_sources(
 
 
 def check_file_path(name: str, value: Any) -> str:
-    """Returns the path of a file, there or not, as a string; or says what was received instead.
-
-    Args:
-        name: string. The argument, as the error names it.
-        value: What was given.
+    """Returns the path of a file, which may be missing, as a string.
 
     Raises:
-        InvalidInputError: It is no path, an empty one, or that of a folder.
+        InvalidInputError: It is empty, not a path, or the path of a folder.
     """
     path = check_path(name, value)
     if Path(path).is_dir():
@@ -108,14 +84,14 @@ def check_file_path(name: str, value: Any) -> str:
 
 
 def check_file_exists(value: str | os.PathLike[str], expected: str) -> None:
-    """Says that there is no file where one is to be read, before any work is done for it.
+    """Raises an error if a file to read is missing, before any work is done.
 
     Args:
         value: The path.
-        expected: string. What is expected, as in ``"a `.keras` file"``.
+        expected: string. The expected kind of file, as in ``"a `.keras` file"``.
 
     Raises:
-        InvalidInputError: There is none.
+        InvalidInputError: There is no such file.
     """
     if not Path(value).is_file():
         raise InvalidInputError(f"No file at {os.fspath(value)!r}: expected {expected}.")
@@ -129,17 +105,17 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> float:
-    """Returns a finite number, one of NumPy as Python's, or says what was received in its place.
+    """Returns a finite number, NumPy's as Python's, or raises an error that names the argument.
 
     Args:
         name: string. The argument, as the error names it.
-        value: What was given.
-        least: float. The least that is allowed. Defaults to minus infinity: any.
-        above: float. What it must be above. Defaults to minus infinity: any.
-        below: float. What it must be below. Defaults to infinity: any.
+        value: The value.
+        least: float. The smallest allowed value.
+        above: float. The value must be greater than this.
+        below: float. The value must be less than this.
 
     Raises:
-        InvalidInputError: It is no number, not finite, or out of these bounds.
+        InvalidInputError: It is not a finite number, or out of these bounds.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if is_number and math.isfinite(value) and least <= value and above < value < below:

@@ -1,7 +1,7 @@
-"""The errors that every room raises for what a user can mend.
+"""The errors that every room raises for mistakes that a user can correct.
 
-`artifacts` is the lowest row, so all rooms share these. The command line prints any of them as one
-line and exits with code 2; anything else is a fault of ours and keeps its traceback.
+The command line prints any of them as one line and exits with code 2. Any other exception is a bug
+of this package and keeps its traceback.
 """
 
 import difflib
@@ -9,15 +9,15 @@ from collections.abc import Iterable
 
 
 class KerasDeepSeekError(Exception):
-    """What a user can mend; the message says what was received and what to do."""
+    """An error that the user can correct; the message says what was received and what to do."""
 
 
 class InvalidInputError(KerasDeepSeekError, ValueError):
-    """An argument, a request or a file that does not fit what it is given to."""
+    """An argument, a request or a file that does not have the expected type, value or form."""
 
 
 class NotSupportedError(KerasDeepSeekError, RuntimeError):
-    """A call that is well formed and that this release, backend or machine can't carry out."""
+    """A valid call that this release, backend or machine can't carry out."""
 
 
 class MissingExtraError(KerasDeepSeekError, ImportError):
@@ -25,8 +25,8 @@ class MissingExtraError(KerasDeepSeekError, ImportError):
 
     Args:
         package: string. The package that could not be imported.
-        extra: string. The extra of `keras_deepseek` that brings it.
-        purpose: string. What it is needed for, as in "to export ONNX".
+        extra: string. The extra of `keras_deepseek` that installs it.
+        purpose: string. The purpose, as in "to export ONNX".
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
@@ -39,19 +39,19 @@ class MissingExtraError(KerasDeepSeekError, ImportError):
 
 
 class BundleError(KerasDeepSeekError):
-    """A bundle that is missing, cut short, altered after it was written, or of a newer form."""
+    """A bundle that is missing, incomplete, changed after it was written, or of a newer version."""
 
 
 class CheckpointError(KerasDeepSeekError):
-    """A checkpoint that is torn, or can't be written."""
+    """A checkpoint that is damaged or can't be written."""
 
 
 class TrainingDivergedError(KerasDeepSeekError):
-    """A training whose loss or gradients are not finite, or whose loss leapt."""
+    """A training whose loss or gradients are not finite, or whose loss has jumped."""
 
 
 class PeerLostError(KerasDeepSeekError):
-    """A process of a distributed training that did not come, has ended, or does not answer."""
+    """A process of a distributed training that did not join, has ended, or does not answer."""
 
 
 class ExportError(KerasDeepSeekError):
@@ -59,15 +59,12 @@ class ExportError(KerasDeepSeekError):
 
 
 def unknown_name_message(kind: str, received: object, known: Iterable[str]) -> str:
-    """Returns a message for an unknown name, with the nearest known one.
+    """Returns the error message for an unknown name, with the nearest known one.
 
     Args:
-        kind: string. What is named, as in "export backend".
-        received: What was given in its place.
-        known: The names that would have been accepted.
-
-    Returns:
-        A string of one line.
+        kind: string. The kind of name, as in "export backend".
+        received: The unknown name.
+        known: The accepted names.
 
     Example:
 

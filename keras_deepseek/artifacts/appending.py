@@ -1,14 +1,14 @@
-"""Bytes that are appended to a file wholly or not at all."""
+"""Appends bytes to a file completely or not at all."""
 
 import io
 import os
 
 
 def append_whole(file: io.FileIO, data: bytes) -> None:
-    """Appends data to an unbuffered file; where it does not fit, the file stays as it was.
+    """Appends data to an unbuffered file; if it does not fit, the file stays as it was.
 
     Args:
-        file: A file that was opened with `open(path, "ab", buffering=0)`.
+        file: A file opened with `open(path, "ab", buffering=0)`.
         data: The bytes.
 
     Raises:
@@ -21,5 +21,7 @@ def append_whole(file: io.FileIO, data: bytes) -> None:
             rest = rest[file.write(rest) or 0 :]
     except OSError as error:
         file.truncate(start)
-        reason = f"{error.strerror}, so that the logs end here. Make room, or name another file"
+        reason = (
+            f"{error.strerror}, so that the logs end here. Free some space, or name another file"
+        )
         raise OSError(error.errno, reason, os.fspath(file.name)) from error

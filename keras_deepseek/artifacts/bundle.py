@@ -1,9 +1,8 @@
-"""The bundle: what `deploy` writes and `inference` serves.
+"""The bundle that `deploy` writes and `inference` serves.
 
-A bundle is a folder: the exported files and `bundle.json`, the manifest. It is filled in a
-`staging_folder` beside its place, hashed, and renamed, so that what stands at its path is whole. A
-bundle of a SavedModel whose folder is named by a number (`digits/1`) is one that TF Serving loads
-as it is.
+A bundle is a folder with the exported files and `bundle.json`, the manifest. It is filled in a
+`staging_folder` beside its place, hashed, and renamed, so that the folder at its path is always
+complete. TF Serving can load a SavedModel bundle whose folder is named by a number (`digits/1`).
 """
 
 import hashlib
@@ -20,7 +19,7 @@ MANIFEST_NAME = "bundle.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose every file was found as it was written.
+    """A bundle on disk whose files were checked against its manifest.
 
     Args:
         path: `pathlib.Path` of the folder.
@@ -32,14 +31,17 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Returns the bundle at `path`, all of its files checked against the manifest.
+        """Opens the bundle at `path`, and checks all of its files against the manifest.
 
         Args:
             path: The folder.
 
+        Returns:
+            A `Bundle`.
+
         Raises:
-            BundleError: There is no bundle, it is cut short, or a file of it was altered, added or
-                removed. The message names the file.
+            BundleError: There is no bundle, or a file of it is missing or was changed or added. The
+                message names the file.
         """
         folder = Path(path)
         try:
@@ -65,29 +67,25 @@ class Bundle:
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Returns whether the folder at `path` claims to be a bundle.
+    """Returns whether the folder at `path` has the manifest of a bundle.
 
     Args:
-        path: A folder, or where one might stand.
+        path: A folder; it may be missing.
     """
     return (Path(path) / MANIFEST_NAME).is_file()
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Says whether a bundle may be written at `path`, before any work is done for it.
+    """Raises a `BundleError` if a bundle can't be written at `path`, before any work is done.
 
-    Args:
-        path: Where the bundle will stand.
-
-    Raises:
-        BundleError: What stands there would be lost: it is not a bundle, or it holds files that
-            are not the bundle's. Or the place is inside of a bundle.
+    The path must not be inside a bundle, and hold nothing but an older bundle without foreign
+    files.
     """
     target = Path(path)
     outer = next((parent for parent in target.absolute().parents if is_bundle(parent)), None)
     if outer is not None:
         raise BundleError(
-            f"{str(target)!r} lies inside of the bundle {str(outer)!r}. Name a place outside of it."
+            f"{str(target)!r} is inside the bundle {str(outer)!r}. Name a place outside of it."
         )
     if not target.exists() or _is_empty_folder(target):
         return
@@ -105,15 +103,12 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 
 def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifest) -> Bundle:
-    """Seals `folder` with its manifest and moves it to `path`, in place of an older bundle.
+    """Writes the manifest into `folder` and moves it to `path`, where it replaces an older bundle.
 
     Args:
         folder: A folder of `staging_folder(path)` that holds the exported files.
-        path: Where the bundle will stand.
+        path: The path of the bundle.
         manifest: `Manifest`; its `files` are filled in here.
-
-    Returns:
-        The `Bundle` at `path`.
 
     Raises:
         BundleError: Something that is not a bundle stands at `path`, or the disk is full.
@@ -133,11 +128,7 @@ def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifes
 
 
 def publish_file(file: Path, path: str | os.PathLike[str]) -> None:
-    """Moves one file to `path`, in place of an older one, once it is on the disk.
-
-    Args:
-        file: A file of `staging_folder(path)`.
-        path: Where it will stand.
+    """Moves a file of `staging_folder(path)` to `path` once it is on the disk.
 
     Raises:
         BundleError: It can't be written.
@@ -152,7 +143,7 @@ def publish_file(file: Path, path: str | os.PathLike[str]) -> None:
 
 
 def _foreign_files(folder: Path) -> list[str] | None:
-    """Returns the files that a bundle's manifest does not name; `None` where there is no bundle."""
+    """Returns the files that a bundle's manifest does not name; `None` if there is no bundle."""
     try:
         manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, BundleError):
@@ -165,7 +156,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _files(folder: Path, hidden: bool = False) -> list[str]:
-    """Returns the names of all files below `folder` but the manifest, with forward slashes."""
+    """Returns the names of all files below `folder` except the manifest, with forward slashes."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [
         name.as_posix()
@@ -183,7 +174,7 @@ def _describe(path: Path) -> dict[str, str | int]:
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     if not (folder / manifest.entry).resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"Its entry {manifest.entry!r} lies outside of it.")
+        raise BundleError(f"Its entry {manifest.entry!r} is outside of it.")
     present = set(_files(folder))
     missing = sorted(set(manifest.files) - present)
     added = sorted(present - set(manifest.files))

@@ -1,8 +1,8 @@
 """A checkpoint: the whole state of a training in one file.
 
-`training` says what the state is; here stands how it lies on disk, so that a file is whole or is
-seen to be torn: a zip of `.npy` arrays and a `state.json`, each with the zip's checksum, written
-under another name, brought to the disk and only then given its own.
+`training` defines the state; this module defines the file: a zip of `.npy` arrays and a
+`state.json`, each with a checksum. It is written under another name, flushed to the disk, and then
+renamed. So a file is either complete or is detected as damaged.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import CheckpointError, NotSupportedError
 
 FORM = 1
-"""The form of the files that this release writes. A reader refuses a higher one."""
+"""The version of the files that this release writes. A higher version is refused."""
 
 PARTIAL = ".partial"
-"""What the name of a file ends in until it is whole."""
+"""The ending of a file's name until it is complete."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Checkpoint:
     Args:
         step: integer. The number of steps made before.
         state: dict. Nested values, see `pack_state`.
-        score: float. By which it is kept as one of the best. Defaults to `None`, not measured.
+        score: float. The score by which the best checkpoints are kept. Defaults to `None`, not
+            measured.
 
     Example:
 
@@ -51,7 +52,7 @@ class Checkpoint:
     score: float | None = None
 
     def write(self, path: Path) -> None:
-        """Writes the file so that under its name there is the whole of it, or what was there.
+        """Writes the file; if that fails or is interrupted, an older file of that name stays.
 
         Args:
             path: The file.
@@ -67,13 +68,13 @@ class Checkpoint:
                 os.fsync(file.fileno())
             partial.replace(path)
             _sync_folder(path.parent)
-        except (OSError, ValueError) as error:  # The latter of a zip that could not be ended.
+        except (OSError, ValueError) as error:  # A ValueError: the zip could not be closed.
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise CheckpointError(
                 f"The checkpoint of step {self.step} can't be written to {str(path)!r}: {error}. "
-                "Make room. Those before it, if there are any, are whole: go on from the last of "
-                "them with fit(..., resume=True)."
+                "Free some space. Earlier checkpoints, if there are any, are not damaged: continue "
+                "from the last one with fit(..., resume=True)."
             ) from error
 
     def _write_to(self, file: IO[bytes]) -> None:
@@ -82,7 +83,7 @@ class Checkpoint:
             "form": FORM,
             "step": self.step,
             "score": self.score,
-            # NumPy's file format knows no dtype from outside of NumPy, as is bfloat16.
+            # NumPy's file format has no dtypes from outside of NumPy, such as bfloat16.
             "dtypes": [str(array.dtype) for array in arrays],
             "state": packed,
         }
@@ -94,14 +95,17 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Returns what `write` wrote.
+        """Reads a file that `write` wrote.
 
         Args:
             path: The file.
 
+        Returns:
+            A `Checkpoint`.
+
         Raises:
-            CheckpointError: The file is torn.
-            NotSupportedError: It is of a newer form.
+            CheckpointError: The file is damaged.
+            NotSupportedError: It is of a newer version.
         """
         with _opened(path) as (archive, content):
             arrays = []
@@ -114,14 +118,17 @@ class Checkpoint:
 
     @classmethod
     def read_score(cls, path: Path) -> float | None:
-        """Returns the score alone, without reading the arrays.
+        """Reads only the score, without the arrays.
 
         Args:
             path: The file.
 
+        Returns:
+            A float, or `None` if there is no score.
+
         Raises:
-            CheckpointError: The file is torn.
-            NotSupportedError: It is of a newer form.
+            CheckpointError: The file is damaged.
+            NotSupportedError: It is of a newer version.
         """
         with _opened(path) as (_, content):
             score: float | None = content["score"]
@@ -130,7 +137,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[ZipFile, dict[str, Any]]]:
-    """Yields a file and its `state.json`; whatever is wrong in the block says that it is torn."""
+    """Yields a file and its `state.json`; turns errors of the block into a `CheckpointError`."""
     try:
         with ZipFile(path) as archive:
             content = json.loads(archive.read("state.json"))
@@ -142,13 +149,13 @@ def _opened(path: Path) -> Iterator[tuple[ZipFile, dict[str, Any]]]:
         *(BadZipFile, EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
         *(OverflowError, TypeError, ValueError, zlib.error),
     ) as error:
-        raise CheckpointError(f"The checkpoint {str(path)!r} is torn: {error}.") from error
+        raise CheckpointError(f"The checkpoint {str(path)!r} is damaged: {error}.") from error
 
 
 def _check_form(path: Path, form: int) -> None:
     if form > FORM:
         raise NotSupportedError(
-            f"{str(path)!r} is of form {form}; this release reads up to {FORM}. Upgrade "
+            f"{str(path)!r} has version {form}; this release reads versions up to {FORM}. Upgrade "
             "keras_deepseek."
         )
 
@@ -162,19 +169,19 @@ def _find_dtype(name: str) -> np.dtype[Any]:
         return np.dtype(name)
     except TypeError as error:
         raise NotSupportedError(
-            f"NumPy does not know the dtype {name!r}: `import ml_dtypes` before you read the file."
+            f"NumPy does not know the dtype {name!r}. Run `import ml_dtypes` before reading it."
         ) from error
 
 
 def _plain(array: Array) -> Array:
-    """Returns the same bytes under a dtype that NumPy's files have."""
+    """Returns the same bytes with a dtype that NumPy's files have."""
     if array.dtype.isbuiltin == 1:
         return array
     return array.view(f"u{array.dtype.itemsize}")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the system lets a folder be opened."""
+    """Flushes the names in a folder to the disk, if the system allows that."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The checkpoints of one training: which are kept, and which is the last good one."""
+"""The folder with the checkpoints of one training."""
 
 import contextlib
 import logging
@@ -17,18 +17,19 @@ _NAME = re.compile(r"step_(\d+)\.checkpoint")
 
 
 class CheckpointFolder:
-    """A folder with one file a checkpoint, `step_0000000120.checkpoint`.
+    """A folder with one file for each checkpoint, as `step_0000000120.checkpoint`.
 
     Args:
-        path: string or path. Made where it is missing.
-        keep_last: integer. How many of the newest are kept. Defaults to `2`: were the newest torn
-            by a fault of the disk, the one before it would be used.
-        keep_best: integer. How many of those with the best scores are kept beside them. Defaults to
-            `0`.
-        best_is: `"min"` or `"max"`. Which score is better. Defaults to `"min"`.
+        path: string or path. Made if it is missing.
+        keep_last: integer. The number of newest checkpoints to keep. Defaults to `2`: if a fault of
+            the disk damages the newest one, the one before it is used.
+        keep_best: integer. The number of checkpoints with the best scores to keep beside them.
+            Defaults to `0`.
+        best_is: `"min"` or `"max"`. Whether a lower or a higher score is better. Defaults to
+            `"min"`.
 
     Raises:
-        InvalidInputError: Something else stands at the path.
+        InvalidInputError: A file stands at the path.
 
     Example:
 
@@ -62,26 +63,32 @@ class CheckpointFolder:
                 self._remember(step, Checkpoint.read_score(self._file(step)))
 
     def steps(self) -> list[int]:
-        """Returns the steps that there is a checkpoint of, from the first on."""
+        """Returns the steps of all checkpoints in the folder, in ascending order."""
         names = (path.name for path in self.path.iterdir()) if self.path.is_dir() else ()
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
     def read(self, step: int) -> Checkpoint:
-        """Returns the checkpoint of a step.
+        """Reads the checkpoint of a step.
 
         Args:
             step: integer. One of `steps()`.
 
+        Returns:
+            A `Checkpoint`.
+
         Raises:
-            CheckpointError: The file is missing or torn.
+            CheckpointError: The file is missing or damaged.
         """
         return Checkpoint.read(self._file(step))
 
     def latest(self) -> Checkpoint | None:
-        """Returns the newest checkpoint that is whole; `None` where the folder has none at all.
+        """Reads the newest checkpoint that is not damaged.
+
+        Returns:
+            A `Checkpoint`, or `None` if the folder has none.
 
         Raises:
-            CheckpointError: There are checkpoints, and all of them are torn.
+            CheckpointError: There are checkpoints, and all of them are damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -91,8 +98,8 @@ class CheckpointFolder:
                 _logger.warning("%s The one before it is used.", error)
         if steps:
             raise CheckpointError(
-                f"None of the checkpoints in {str(self.path)!r} can be read, those of the steps "
-                f"{steps}. Remove them to begin anew."
+                f"None of the checkpoints in {str(self.path)!r}, of the steps {steps}, can be "
+                "read. Remove them to start again."
             )
         return None
 
@@ -104,7 +111,7 @@ class CheckpointFolder:
         return any(self._loss(score) < self._loss(self._scores[step]) for step in best)
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint, and then removes what is no longer kept.
+        """Writes a checkpoint, and then removes those that are no longer kept.
 
         Args:
             checkpoint: `Checkpoint`.
@@ -118,10 +125,10 @@ class CheckpointFolder:
         self._prune()
 
     def check_writable(self) -> None:
-        """Makes the folder, and writes into it, before a training of hours finds that it can't.
+        """Makes the folder and writes into it, so that a long training does not fail later.
 
         Raises:
-            CheckpointError: It can't be made, or not be written to.
+            CheckpointError: The folder can't be made or written to.
         """
         self._make()
         try:
@@ -133,7 +140,7 @@ class CheckpointFolder:
             ) from error
 
     def discard_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps: a training that goes on from here makes its own.
+        """Removes the checkpoints of later steps, which a training that resumes here writes again.
 
         Args:
             step: integer.
@@ -156,10 +163,10 @@ class CheckpointFolder:
             if step not in kept:
                 self._remove(step)
         for leftover in self.path.glob(f"step_*.checkpoint{PARTIAL}"):
-            leftover.unlink(missing_ok=True)  # Of a process that was killed while it wrote.
+            leftover.unlink(missing_ok=True)  # Its process was killed during a write.
 
     def _best(self) -> list[int]:
-        """Returns the steps with the best scores; of equal ones the earlier."""
+        """Returns the steps with the best scores; of equal scores, the earlier step first."""
         ranked = sorted(self._scores, key=lambda step: (self._loss(self._scores[step]), step))
         return ranked[: self.keep_best]
 

@@ -1,6 +1,6 @@
-"""Two paths that change places in one step, where the system can do that.
+"""Exchanges two paths in one step, where the system can.
 
-So there is no moment at which neither stands, whenever the process is killed.
+So a process that is killed never leaves a moment in which neither path exists.
 """
 
 import ctypes
@@ -15,18 +15,18 @@ _RENAME_EXCHANGE = 2
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Lets two paths that exist change places, and returns whether it was done.
+    """Exchanges two existing paths in one step, and returns whether it was done.
 
-    Linux does it, on most of its file systems. Where it is not done, nothing is changed.
+    Linux can, on most of its file systems. If it can't be done, nothing is changed.
 
     Args:
         first: A file or a folder.
-        second: Another, on the same file system.
+        second: Another one, on the same file system.
     """
     if sys.platform != "linux":
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:  # A C library of before 2018.
+    if rename is None:  # The C library is older than 2018.
         return False
     here = _RELATIVE_TO_HERE
     result: int = rename(here, os.fsencode(first), here, os.fsencode(second), _RENAME_EXCHANGE)
@@ -34,11 +34,11 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Puts a folder at a path, in one step where that can be done, and removes the old one.
+    """Moves a folder to a path, in one step if possible, and removes an old folder there.
 
     Args:
-        folder: A folder beside `target`, such as one of `staging_folder(target)`.
-        target: Where it will stand. There may be a folder or nothing.
+        folder: A folder on the same file system, such as one of `staging_folder(target)`.
+        target: The path; a folder or nothing may stand there.
     """
     if not target.is_dir():
         folder.rename(target)
@@ -57,11 +57,7 @@ def replace_folder(folder: Path, target: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Waits until what was written to a file or a folder is on the disk.
-
-    Args:
-        path: The file or the folder.
-    """
+    """Waits until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

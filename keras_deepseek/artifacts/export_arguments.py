@@ -1,7 +1,6 @@
-"""What a user gives to an `Exporter`, checked before any work is done for it.
+"""Checks of an `Exporter`'s arguments, before any work is done.
 
-It stands here, where no framework is loaded, so that the command line refuses at once what is wrong
-in itself, by the rules of the formats.
+They load no framework, so that the command line can refuse wrong arguments at once.
 """
 
 import os
@@ -22,34 +21,19 @@ from keras_deepseek.errors import (
 
 INT8 = "int8"
 PRECISIONS = ("float16", "bfloat16", INT8)
-"""What an artifact may be asked to compute in."""
+"""The precisions that an artifact may compute in."""
 OPSETS = range(13, 26)
-"""The versions of ONNX's default operator set that are written."""
+"""The supported versions of ONNX's default operator set."""
 
 
 def check_backend(name: Any, known: Iterable[str]) -> None:
-    """Says that there is no format of a name.
-
-    Args:
-        name: What was given.
-        known: The names of the formats that there are.
-
-    Raises:
-        InvalidInputError: It is none of them; the message has the nearest.
-    """
+    """Rejects the name of an unknown format; the message has the nearest known one."""
     if name not in (names := [*known, "custom"]):
         raise InvalidInputError(unknown_name_message("export backend", name, names))
 
 
 def check_opset(opset: Any) -> int:
-    """Returns the version of ONNX's default operator set, or says which there are.
-
-    Args:
-        opset: What was given.
-
-    Raises:
-        InvalidInputError: It is none of them.
-    """
+    """Checks and returns a version of ONNX's default operator set."""
     if type(opset) is not int or opset not in OPSETS:
         raise InvalidInputError(
             f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}; received {opset!r}."
@@ -58,37 +42,27 @@ def check_opset(opset: Any) -> int:
 
 
 def check_classes(classify: Any) -> bool | tuple[str, ...]:
-    """Returns whether, or by what names, a SavedModel classifies; or says that this tells neither.
-
-    Args:
-        classify: What was given.
+    """Checks and returns the class names for a SavedModel, or whether it classifies.
 
     Raises:
-        InvalidInputError: It is no boolean and no list of names, or a name comes twice.
+        InvalidInputError: It is not a boolean or a list of names, or a name comes twice.
     """
     if isinstance(classify, bool):
         return classify
     is_list = isinstance(classify, list | tuple) and all(isinstance(one, str) for one in classify)
     if not is_list or not classify:
         raise InvalidInputError(
-            f"`classify` must be a boolean, or a list of the classes' names; received {classify!r}."
+            f"`classify` must be a boolean, or a list of class names; received {classify!r}."
         )
     if len(set(classify)) < len(classify):
         raise InvalidInputError(
-            f"`classify` names a class twice: {[*classify]}. By its name a client tells it."
+            f"`classify` names a class twice: {[*classify]}. Clients need distinct names."
         )
     return tuple(classify)
 
 
 def check_model_name(name: Any) -> str:
-    """Returns the name of a model in a bundle, or says that it can't be one.
-
-    Args:
-        name: What was given.
-
-    Raises:
-        InvalidInputError: It is no text, or not one part of a path, as which it is served.
-    """
+    """Checks and returns the name of a model in a bundle, which is a part of its URL."""
     if (
         not isinstance(name, str)
         or not name.strip()
@@ -97,56 +71,39 @@ def check_model_name(name: Any) -> str:
         or any(sign in name for sign in "/\\")
     ):
         raise InvalidInputError(
-            f"`name` must be a text without slashes, a part of the URL that it is served at; "
+            f"`name` must be a text without slashes, since it is a part of the URL of the model; "
             f"received {name!r}."
         )
     return name
 
 
 def check_artifact_path(path: Any) -> Path:
-    """Returns the place of an artifact, or says that there can be none.
-
-    Args:
-        path: What was given.
+    """Checks and returns the path of an artifact.
 
     Raises:
-        InvalidInputError: It is no path.
+        InvalidInputError: It is not a path.
         BundleError: The system can't reach such a path.
     """
     place = Path(check_path("path", path))
     try:
         place.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # A folder that is missing is made; a file in its place is named later.
+        pass  # A missing folder is made; a file in its place is an error later.
     except OSError as error:
         raise BundleError(
-            f"No artifact can stand at {str(place)!r}: {error.strerror}. Name another place."
+            f"No artifact can be written to {str(place)!r}: {error.strerror}. Name another place."
         ) from error
     return place
 
 
 def check_target_file(target: Path) -> None:
-    """Says that an artifact of one file can't be written at a place.
-
-    Args:
-        target: The place.
-
-    Raises:
-        ExportError: A folder stands there.
-    """
+    """Rejects a folder as the path of an artifact that is one file."""
     if target.is_dir():
-        raise ExportError(f"{str(target)!r} is a folder, where a file is to be written.")
+        raise ExportError(f"{str(target)!r} is a folder; expected a path for a file.")
 
 
 def check_samples(samples: Any) -> Sequence[Any]:
-    """Returns batches to verify on, or says that these are none.
-
-    Args:
-        samples: What was given.
-
-    Raises:
-        InvalidInputError: It is no list, or an empty one.
-    """
+    """Checks and returns the list of batches to verify on."""
     if not isinstance(samples, list | tuple):
         raise InvalidInputError(
             "`samples` must be a list of batches, each as `model.predict` takes them, as in "
@@ -158,15 +115,15 @@ def check_samples(samples: Any) -> Sequence[Any]:
 
 
 def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
-    """Returns rows by input name, or says what is wrong with them and where they were given.
+    """Returns rows by input name.
 
     Args:
-        name: string. The argument, as in `"samples[0]"`.
+        name: string. The argument, for the error message, as in `"samples[0]"`.
         signature: `Signature` of the model.
-        values: What was given, as `model.predict` takes it.
+        values: The rows, as `model.predict` takes them.
 
     Raises:
-        InvalidInputError: It does not fit the model's inputs, or has no rows.
+        InvalidInputError: They do not fit the model's inputs, or there are none.
     """
     try:
         arrays = signature.bind(values)
@@ -175,25 +132,24 @@ def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
     empty = [each for each, array in arrays.items() if array.ndim and not len(array)]
     if empty:
         raise InvalidInputError(
-            f"`{name}` has no rows for input {', '.join(map(repr, empty))}: nothing is seen by it. "
+            f"`{name}` has no rows for input {', '.join(map(repr, empty))}; expected at least one. "
             "Leave it out."
         )
     return arrays
 
 
 def check_custom_sources(given: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """Returns the modules and files that define a model's custom layers.
-
-    Args:
-        given: What was given.
+    """Checks and returns the modules and files that define a model's custom layers.
 
     Raises:
-        InvalidInputError: They are no such list, or a file is missing.
+        InvalidInputError: They are no modules or files, or a file is missing.
     """
     sources = check_sources("custom_objects_from", given)
     for path in map(Path, sources):
         if path.suffix == ".py" and not path.is_file():
-            raise InvalidInputError(f"`custom_objects_from` names {str(path)!r}, where no file is.")
+            raise InvalidInputError(
+                f"`custom_objects_from` names {str(path)!r}, but there is no such file."
+            )
     return sources
 
 
@@ -221,25 +177,18 @@ def check_precision(
         )
     if (precision == INT8) != has_calibration:
         raise InvalidInputError(
-            "precision='int8' and calibration= go together: int8 is made for the ranges that data "
-            "have. Pass calibration=x_train[:256], on the command line --calibrate FILE, or "
+            "precision='int8' and calibration= go together: int8 is made for the ranges of these "
+            "data. Pass calibration=x_train[:256], on the command line --calibrate FILE, or "
             "another precision."
         )
 
 
 def check_calibration(arrays: dict[str, Array]) -> dict[str, Array]:
-    """Returns the rows that int8 is made for, or says what in them no range can be made of.
-
-    Args:
-        arrays: The rows by input name.
-
-    Raises:
-        InvalidInputError: They hold NaN or infinity.
-    """
+    """Rejects calibration rows with NaN or infinity, for which there are no ranges."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(
-                f"`calibration` holds NaN or infinity in input {name!r}: int8 is made for the "
-                "ranges that the rows have. Leave such rows out."
+                f"`calibration` holds NaN or infinity in input {name!r}, but int8 is made for the "
+                "ranges of the rows. Leave such rows out."
             )
     return arrays

@@ -1,4 +1,4 @@
-"""Pointers of Git LFS, which stand for large files where a repository was cloned without it."""
+"""Detection of Git LFS pointers, which replace large files in a clone without Git LFS."""
 
 from pathlib import Path
 
@@ -8,17 +8,14 @@ _BEGIN = b"version https://git-lfs.github.com/spec/"
 
 
 def check_not_pointer(path: Path, content: bytes) -> None:
-    """Says where a file is a pointer to what was not fetched.
+    """Raises a `CheckpointError` if a file is a pointer of Git LFS.
 
     Args:
         path: `pathlib.Path`. The file.
         content: bytes. Its beginning, or all of it.
-
-    Raises:
-        CheckpointError: It is one.
     """
     if content.startswith(_BEGIN):
         raise CheckpointError(
-            f"{path.name!r} is a pointer of Git LFS, and the file itself is not there. Fetch it: "
+            f"{path.name!r} is a pointer of Git LFS: the file itself was not downloaded. Run "
             f"`git lfs pull` in {str(path.parent)!r}."
         )

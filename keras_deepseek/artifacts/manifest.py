@@ -1,4 +1,4 @@
-"""What a bundle says about itself: the text of its `bundle.json`."""
+"""The manifest of a bundle: the content of its `bundle.json`."""
 
 import hashlib
 import json
@@ -10,23 +10,24 @@ from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import BundleError
 
 FORM = 3
-"""The form of the manifest that this release writes. A reader refuses a higher one."""
+"""The version of the manifest that this release writes. A higher version is refused."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether an artifact was seen to compute what its model computes.
+    """The state of an artifact: whether it was seen to compute what its model computes.
 
     Args:
-        state: `"verified"`, or `"unverified"` or `"failed"` with a reason. (What failed is written
-            where `verify="warn"` asks for it alone.)
+        state: `"verified"`, or `"unverified"` or `"failed"` with a reason. A failed artifact is
+            written only with `verify="warn"`.
         reason: string. Why it is not verified; empty otherwise.
-        num_samples: integer. Batches that were compared.
+        num_samples: integer. The number of compared batches.
         largest_difference: float. The largest absolute difference of any output of any sample.
-        agreement: dict. By output name, how near outputs of less precision are to the model's:
-            `deploy.verify.agreements` says what its numbers are. Empty where they should be equal.
-        signatures: tuple of strings. What was compared of a SavedModel, as in `("serving_default",
-            "serving_classify")`. Defaults to `()`: the artifact is one function.
+        agreement: dict. For an artifact of less precision, how close each output is to the model's,
+            by output name: its relative error, and the share of rows with the same largest value.
+        signatures: tuple of strings. The compared signatures of a SavedModel, as in
+            `("serving_default", "serving_classify")`. Defaults to `()`: the artifact is one
+            function.
     """
 
     state: Literal["verified", "unverified", "failed"]
@@ -38,23 +39,23 @@ class Verification:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Verification":
-        """Returns what the manifest holds of one."""
+        """Returns the verification that a manifest holds."""
         given = {**content}
         return cls(**{**given, "signatures": tuple(given.get("signatures", ()))})
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The names, shapes, origin and state of what a bundle holds.
+    """The names, shapes, origin and state of the content of a bundle.
 
     Args:
         name: string. The model's name.
-        format: string. `"onnx"`, `"savedmodel"`, `"tensorrt"`, or a registered one.
-        entry: string. The file to load, relative to the bundle; `"."` where it is the whole folder.
+        format: string. The name of the export format, as in `"onnx"`.
+        entry: string. The file to load, relative to the bundle; `"."` for the whole folder.
         signature: `Signature`.
         precision: string. The dtype that the artifact computes in.
         route: string. How it was made, as in `"tf2onnx in a TensorFlow process"`.
-        versions: dict. The release of each package that took part.
+        versions: dict. The versions of the packages that were installed, by name.
         created: string. When it was made: ISO 8601, UTC.
         verification: `Verification`.
         files: dict. For each file its `sha256` and its size in `bytes`; filled in when it is
@@ -73,7 +74,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Returns the text of `bundle.json`: sealed by a hash of its own content."""
+        """Returns the text of `bundle.json`, which includes a hash of its own content."""
         content = {
             "form": FORM,
             "name": self.name,
@@ -91,23 +92,28 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Returns the manifest that `to_json` wrote.
+        """Reads the text that `to_json` returned.
 
         Args:
             text: string. The content of a `bundle.json`.
 
+        Returns:
+            A `Manifest`.
+
         Raises:
-            BundleError: The text is cut short, was altered, or is of a newer form.
+            BundleError: The text is incomplete, was changed, or is of a newer version.
         """
         try:
             content = json.loads(text)
             seal = content.pop("sha256")
             form = int(content.pop("form"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"The manifest is cut short or not one of ours: {error}.") from error
+            raise BundleError(
+                f"The manifest is incomplete or not one of keras_deepseek: {error}."
+            ) from error
         if form > FORM:
             raise BundleError(
-                f"The manifest is of form {form}; this release reads up to {FORM}. "
+                f"The manifest has version {form}; this release reads versions up to {FORM}. "
                 "Upgrade keras_deepseek."
             )
         if seal != _seal({"form": form, **content}):
@@ -121,7 +127,7 @@ class Manifest:
                 }
             )
         except (TypeError, KeyError) as error:
-            raise BundleError(f"The manifest lacks what form {form} has: {error}.") from error
+            raise BundleError(f"A field of the manifest is missing or wrong: {error}.") from error
 
 
 def _seal(content: Mapping[str, Any]) -> str:

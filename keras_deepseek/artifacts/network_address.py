@@ -1,4 +1,4 @@
-"""`HOST:PORT`, as arguments and environment variables write the address of a process."""
+"""Network addresses of processes, written as `HOST:PORT`."""
 
 import ipaddress
 import re
@@ -12,18 +12,18 @@ _ADDRESS = re.compile(
 )
 _LARGEST_PORT = 65535
 _PATIENCE = 10.0
-"""Seconds that a machine has to answer in."""
+"""Timeout in seconds for a connection."""
 
 
 def parse_address(source: str, text: Any) -> tuple[str, int]:
-    """Returns host and port, or says what was received in their place.
+    """Returns the host and the port of `HOST:PORT`.
 
     Args:
-        source: string. Where the address was written, as the error names it.
-        text: The address: `HOST:PORT`, an IPv6 host in brackets.
+        source: string. Where the address was written, for the error message.
+        text: The address; an IPv6 host is in brackets.
 
     Raises:
-        InvalidInputError: It is no such address.
+        InvalidInputError: It is not such an address.
 
     Example:
 
@@ -40,25 +40,20 @@ def parse_address(source: str, text: Any) -> tuple[str, int]:
 
 
 def join_address(host: str, port: int) -> str:
-    """Returns what `parse_address` takes apart.
-
-    Args:
-        host: string. A name or an IP address.
-        port: integer.
-    """
+    """Returns `HOST:PORT`, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_is_answered(what: str, text: str) -> None:
-    """Raises an error where nobody listens at an address.
+    """Raises an error if nothing listens at an address.
 
     Args:
-        what: string. What should be there, as the error names it.
+        what: string. The expected service, for the error message.
         text: string. `HOST:PORT`.
 
     Raises:
-        InvalidInputError: It is no such address.
-        PeerLostError: Nobody does.
+        InvalidInputError: It is not such an address.
+        PeerLostError: Nothing accepts a connection there.
     """
     try:
         socket.create_connection(parse_address(f"The address of {what}", text), _PATIENCE).close()
@@ -67,10 +62,7 @@ def check_is_answered(what: str, text: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether a host is this machine, by a name or an address that others can't reach.
-
-    Args:
-        host: string. A name or an IP address.
+    """Returns whether a host is a loopback name or address of this machine.
 
     Example:
 

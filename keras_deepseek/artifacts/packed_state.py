@@ -1,7 +1,6 @@
-"""Nested Python values with arrays in them, as one text of JSON and a list of arrays.
+"""Conversion of nested Python values with arrays into JSON and a list of arrays.
 
-A checkpoint holds such values: what a training knows beside its weights is a few numbers here, a
-list there, and now and then an array.
+A checkpoint holds such values: beside its weights, a training has numbers, lists, and some arrays.
 """
 
 import base64
@@ -15,23 +14,27 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError
 
 _KIND = "$kind"
-"""Marks what JSON has no word for. A dict that holds this key itself is kept as a list of pairs."""
+"""The key that marks values which JSON has no type for. A dict that holds this key itself is
+stored as a list of pairs."""
 
 _COLLECTIONS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "dict": dict}
 _MAX_DEPTH = 64
 _MAX_WORD = 2**53
-"""Readers of JSON may round what is beyond it, so longer integers are written in hexadecimal."""
+"""Larger integers are written in hexadecimal, since some readers of JSON round them."""
 
 
 def pack_state(state: Any) -> tuple[Any, list[Array]]:
-    """Returns values that JSON can hold, and the arrays that they name by their place.
+    """Converts nested values into values that JSON can hold, and a list of arrays.
 
     Args:
         state: `None`, booleans, numbers, strings, bytes, NumPy arrays and scalars; dicts, lists,
             tuples and sets of them.
 
+    Returns:
+        The values, in which each array is an index, and the list of arrays.
+
     Raises:
-        InvalidInputError: Something else is among them.
+        InvalidInputError: The state holds another type, or is nested too deeply.
 
     Example:
 
@@ -46,12 +49,7 @@ def pack_state(state: Any) -> tuple[Any, list[Array]]:
 
 
 def unpack_state(packed: Any, arrays: Sequence[Array]) -> Any:
-    """Returns what `pack_state` was called on.
-
-    Args:
-        packed: Values out of JSON.
-        arrays: The arrays beside them.
-    """
+    """Returns the values that `pack_state` was called on, from its two results."""
     if isinstance(packed, list):
         return [unpack_state(value, arrays) for value in packed]
     if not isinstance(packed, dict):

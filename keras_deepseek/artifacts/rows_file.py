@@ -1,4 +1,4 @@
-"""Rows of a model's inputs in a file of NumPy's: what an export is calibrated or verified on."""
+"""A NumPy file with rows of a model's inputs, for calibration or verification."""
 
 import itertools
 import os
@@ -14,18 +14,18 @@ from keras_deepseek.errors import InvalidInputError
 
 _EXPECTED = "a file that numpy.savez or numpy.save wrote"
 _FIRST_SIZES, _LARGEST = (1, 3, 4), 32
-"""Rows of a batch."""
+"""The rows of the first batches, and the largest number of rows."""
 
 
 def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
-    """Returns the arrays of a `.npz` file by name; the one that has none, as in a `.npy` file.
+    """Reads a `.npz` file as arrays by name; a `.npy` file, or one unnamed array, as an array.
 
     Args:
         path: The file.
 
     Raises:
-        InvalidInputError: It is missing or holds no arrays, or these differ in their number of
-            rows, or have none.
+        InvalidInputError: It is missing or holds no arrays, or the arrays have no rows or different
+            numbers of rows.
     """
     check_file_exists(path, _EXPECTED)
     try:
@@ -43,7 +43,7 @@ def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
     if len(set(counts.values())) != 1 or not all(counts.values()):
         told = ", ".join(f"{name or 'its array'}: {count}" for name, count in counts.items())
         raise InvalidInputError(
-            f"{os.fspath(path)!r} is to have as many rows, at least one, in each of its arrays; "
+            f"All arrays of {os.fspath(path)!r} must have the same number of rows, at least one; "
             f"the rows are {told or 'none'}."
         )
     return named["arr_0"] if list(named) == ["arr_0"] else arrays
@@ -54,10 +54,10 @@ def _values_of(arrays: Array | dict[str, Array]) -> list[Any]:
 
 
 def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
-    """Returns the rows of data in batches of several sizes.
+    """Cuts rows into batches of several sizes.
 
     Args:
-        arrays: dict of arrays by input name, of as many rows each.
+        arrays: dict of arrays by input name, with the same number of rows.
     """
     num_rows = len(next(iter(arrays.values())))
     sizes = itertools.chain(_FIRST_SIZES, itertools.repeat(_LARGEST))

@@ -1,7 +1,7 @@
-"""The run record: what training writes and Studio reads.
+"""The run record, which training writes and Studio reads.
 
-A SQLite file with one row a logged value. SQLite keeps it whole through a crash of the writer, and
-lets a reader look on while training writes.
+It is a SQLite file with one row for each logged value. SQLite keeps it intact if the writer
+crashes, and lets a reader read while training writes.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from keras_deepseek.errors import InvalidInputError
 
 FORM = 1
-"""The form of the tables that this release writes. A reader refuses a higher one."""
+"""The version of the tables that this release writes. A higher version is refused."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS properties (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -31,15 +31,15 @@ CREATE TABLE IF NOT EXISTS scalars (
 class RunRecord:
     """The numbers of one training run, by name and step.
 
-    A value that is logged again for the same step replaces the first: a run that was resumed writes
-    its steps over.
+    A value that is logged again for the same step replaces the first one: a resumed run overwrites
+    its steps.
 
     Args:
-        path: The SQLite file. It and its parents are made where they are missing.
+        path: The SQLite file. It and its parents are made if they are missing.
         clock: Function that returns the time in seconds. Defaults to `time.time`.
 
     Raises:
-        InvalidInputError: The file is not a run record, or of a newer form.
+        InvalidInputError: The file is not a run record, or is of a newer version.
 
     Example:
 
@@ -58,7 +58,7 @@ class RunRecord:
         self._clock = clock
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Keras may call from several threads; a callback lets in one at a time.
+            # Keras may call from several threads; the callback serializes the calls.
             self._connection = sqlite3.connect(self.path, timeout=30.0, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:
             raise InvalidInputError(
@@ -66,7 +66,7 @@ class RunRecord:
             ) from error
         try:
             self._open()
-        except sqlite3.OperationalError as error:  # As on a full disk.
+        except sqlite3.OperationalError as error:  # For example, the disk is full.
             self._connection.close()
             raise InvalidInputError(
                 f"No run record can be written at {str(self.path)!r}: {error}. Name another file."
@@ -98,13 +98,13 @@ class RunRecord:
         form = self.properties().setdefault("form", FORM)
         if form > FORM:
             raise InvalidInputError(
-                f"{str(self.path)!r} is of form {form}; this release reads up to {FORM}. "
+                f"{str(self.path)!r} has version {form}; this release reads versions up to {FORM}. "
                 "Upgrade keras_deepseek."
             )
         self.describe({"form": form})
 
     def describe(self, properties: Mapping[str, Any]) -> None:
-        """Stores what is known about the run as a whole, by name.
+        """Stores properties of the run as a whole, by name.
 
         Args:
             properties: Values that JSON can hold.
@@ -114,7 +114,7 @@ class RunRecord:
             self._connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", rows)
 
     def properties(self) -> dict[str, Any]:
-        """Returns what `describe` stored."""
+        """Returns the properties that `describe` stored."""
         rows = self._connection.execute("SELECT name, value FROM properties")
         return {name: json.loads(value) for name, value in rows}
 
@@ -128,10 +128,10 @@ class RunRecord:
         self.log_steps([(step, values)])
 
     def log_steps(self, steps: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Stores the values of many steps at once, which costs a tenth of many calls of `log`.
+        """Stores the values of many steps at once, in a tenth of the time of many calls of `log`.
 
         Args:
-            steps: `(step, values)` pairs as `log` takes them; `step` may come more than once.
+            steps: `(step, values)` pairs as `log` takes them; a step may come more than once.
         """
         now = self._clock()
         rows = [
@@ -143,7 +143,7 @@ class RunRecord:
             self._connection.executemany("INSERT OR REPLACE INTO scalars VALUES (?, ?, ?, ?)", rows)
 
     def discard_after(self, step: int) -> None:
-        """Removes the values of later steps, which a run that goes on at `step` makes anew.
+        """Removes the values of later steps, which a run that resumes at `step` logs again.
 
         Args:
             step: integer. The last step that stays.
@@ -152,24 +152,24 @@ class RunRecord:
             self._connection.execute("DELETE FROM scalars WHERE step > ?", (step,))
 
     def last_step(self) -> int | None:
-        """Returns the last step that was logged; `None` before the first."""
+        """Returns the last logged step, or `None` before the first."""
         ((step,),) = self._connection.execute("SELECT max(step) FROM scalars")
         return None if step is None else int(step)
 
     def names(self) -> list[str]:
-        """Returns the names that were logged, sorted."""
+        """Returns the logged names, sorted."""
         with closing(
             self._connection.execute("SELECT DISTINCT name FROM scalars ORDER BY name")
         ) as rows:
             return [name for (name,) in rows]
 
     def scalars(self, name: str) -> list[tuple[int, float | None]]:
-        """Returns `(step, value)` pairs of one name by rising step; `None` is a NaN."""
+        """Returns the `(step, value)` pairs of one name by ascending step; `None` is a NaN."""
         query = "SELECT step, value FROM scalars WHERE name = ? ORDER BY step"
         return list(self._connection.execute(query, (name,)))
 
     def close(self) -> None:
-        """Closes the file. What was logged is on disk."""
+        """Closes the file. All logged values are on disk."""
         self._connection.close()
 
     def __enter__(self) -> "RunRecord":

@@ -1,6 +1,6 @@
-"""What goes into a model and what comes out: names, shapes and dtypes, without any framework.
+"""The inputs and outputs of a model: names, shapes and dtypes, without any framework.
 
-`backend` reads a signature off a Keras model, `deploy` writes it into the bundle's manifest,
+`backend` reads a signature from a Keras model, `deploy` writes it into the bundle's manifest, and
 `inference` checks each request against it.
 """
 
@@ -16,17 +16,17 @@ from keras_deepseek.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
 InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
-"""A batch's outputs by name for its inputs by name."""
+"""A function from a batch's inputs by name to its outputs by name."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named input or output.
+    """The name, shape and dtype of one input or output.
 
     Args:
         name: string. The name that requests and artifacts use.
         shape: tuple of integers or `None`. The batch axis comes first; `None` is an axis of any
-        length.
+            length.
         dtype: string. NumPy's name of the dtype, `"object"` for strings, or `"bfloat16"`.
     """
 
@@ -39,7 +39,7 @@ class TensorSpec:
         return f"{self.name}: {self.dtype} ({sizes})"
 
     def check(self, value: Any) -> Array:
-        """Returns `value` as an array of this dtype, or says in what it differs.
+        """Converts a value to an array of this dtype, and checks its shape.
 
         Args:
             value: An array, or nested lists of numbers. The batch axis comes first.
@@ -48,12 +48,13 @@ class TensorSpec:
             A NumPy array.
 
         Raises:
-            InvalidInputError: The shape does not fit, or the values can't be of this dtype.
+            InvalidInputError: The shape does not fit, or the values can't be converted to this
+                dtype.
         """
         return self._cast(self._check_shape(self._to_array(value)))
 
     def cast(self, value: Any) -> Array:
-        """Returns `value` as an array of this dtype, of whatever shape it has.
+        """Converts a value to an array of this dtype, of any shape.
 
         Args:
             value: An array, or nested lists of numbers.
@@ -62,7 +63,7 @@ class TensorSpec:
             A NumPy array.
 
         Raises:
-            InvalidInputError: The values can't be of this dtype.
+            InvalidInputError: The values can't be converted to this dtype.
         """
         return self._cast(self._to_array(value))
 
@@ -90,28 +91,28 @@ class TensorSpec:
             return array
         try:
             with np.errstate(over="raise"):
-                if array.dtype.kind == target.kind == "f":  # NumPy's own floats may be rounded.
+                if array.dtype.kind == target.kind == "f":  # Floats may be rounded.
                     return array.astype(target)
                 if not array.size or _keeps_its_meaning(array, target):
                     return _round(array, target)
         except FloatingPointError:
-            pass  # A float beyond the range of a shorter one.
+            pass  # A float is beyond the range of a shorter dtype.
         raise InvalidInputError(
             f"Input {self.name!r}: received {_describe(array, self.dtype)}; expected {self}."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns this as values that JSON can hold."""
+        """Returns the fields as values that JSON can hold."""
         return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "TensorSpec":
-        """Returns what `to_dict` was called on."""
+        """Returns the `TensorSpec` that `to_dict` was called on."""
         return cls(str(config["name"]), tuple(config["shape"]), str(config["dtype"]))
 
 
 def _describe(array: Array, wanted: str) -> str:
-    """Returns what can't be of the dtype that is wanted, in words for who sent it, as in JSON."""
+    """Returns a description of values that don't fit a dtype, in the terms of JSON."""
     if array.dtype.kind not in "SUO":
         kind = "text" if wanted == "object" else wanted
         return f"dtype {array.dtype}, whose values can't all be {kind}"
@@ -135,16 +136,12 @@ def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
     return True
 
 
-# To ask each array's dtype for its name would take longer than to cast a small array.
+# Reading the name of each array's dtype would take longer than the cast of a small array.
 @functools.cache
 def find_dtype(name: str) -> np.dtype[Any]:
-    """Returns NumPy's dtype of a name in a signature.
-
-    Args:
-        name: string. NumPy's, or `"bfloat16"`, which NumPy has by the package `ml_dtypes` alone.
-    """
+    """Returns NumPy's dtype by its name in a signature; `"bfloat16"` is that of `ml_dtypes`."""
     if name == "bfloat16":
-        import ml_dtypes  # It makes the name known to NumPy.
+        import ml_dtypes  # It registers the name with NumPy.
 
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
@@ -152,16 +149,16 @@ def find_dtype(name: str) -> np.dtype[Any]:
 
 
 def _exact_integers(value: Any, array: Array, dtype: str) -> Array:
-    """Returns integers from a list for which NumPy chose floats, which would round the large ones.
+    """Returns integers from a list that NumPy converts to floats, which round the large ones.
 
-    NumPy does so where one is beyond int64 and another is not.
+    NumPy does so if one integer is beyond int64 and another is not.
     """
     exact = np.asarray(value, object)
     if all(isinstance(each, int) for each in exact.ravel().tolist()):
         try:
             return exact.astype(dtype)
         except OverflowError:
-            pass  # Then one of them is beyond this dtype, too, and `array` is refused.
+            pass  # One of them is beyond this dtype, too, so that `array` is refused.
     return array
 
 
@@ -176,23 +173,23 @@ def _kind(dtype: np.dtype[Any]) -> str:
 
 def _round(array: Array, target: np.dtype[Any]) -> Array:
     rounded = array.astype(target)
-    # NumPy does not notice an overflow of this dtype, which is not its own.
+    # NumPy does not detect an overflow of a dtype that is not its own.
     if _is_bfloat16(target) and (np.isinf(rounded) & np.isfinite(array)).any():
         raise FloatingPointError
     return rounded
 
 
 def _keeps_its_meaning(array: Array, target: np.dtype[Any]) -> bool:
-    """Floats may be rounded to a shorter float; nothing else may change its value."""
+    """Returns whether a cast keeps all values; floats may be rounded to a shorter float."""
     kind = _kind(array.dtype)
     if kind not in "biuf":
-        # Text and bytes of NumPy's own are strings of any length as well.
+        # NumPy's own strings and bytes may become strings of any length.
         return kind == target.kind or (kind in "SU" and target.kind == "O")
     if target.kind in "iu":
         limits = np.iinfo(target)
         if kind != "f":
             return int(array.min()) >= limits.min and int(array.max()) <= limits.max
-        # As a float the largest integer may be the one above it, which is no integer of the dtype.
+        # As a float, the largest integer may be rounded up, beyond the dtype.
         return (
             bool(np.all(np.floor(array) == array))
             and float(array.min()) >= limits.min
@@ -225,11 +222,11 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def bind(self, values: Any) -> dict[str, Array]:
-        """Returns checked arrays by input name.
+        """Converts and checks the inputs of a batch.
 
         Args:
-            values: One array where there is one input; else a mapping by input name, or a sequence
-                in the order of the inputs. The batch axis comes first and has one length in all.
+            values: One array for one input; else a mapping by input name, or a sequence in the
+                order of the inputs. The batch axis comes first and has the same size in all.
 
         Returns:
             A dict of NumPy arrays by input name.
@@ -265,7 +262,7 @@ class Signature:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns this as values that JSON can hold."""
+        """Returns the signature as values that JSON can hold."""
         return {
             "inputs": [spec.to_dict() for spec in self.inputs],
             "outputs": [spec.to_dict() for spec in self.outputs],
@@ -273,7 +270,7 @@ class Signature:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "Signature":
-        """Returns what `to_dict` was called on."""
+        """Returns the `Signature` that `to_dict` was called on."""
         return cls(
             inputs=tuple(TensorSpec.from_dict(spec) for spec in config["inputs"]),
             outputs=tuple(TensorSpec.from_dict(spec) for spec in config["outputs"]),

@@ -1,7 +1,7 @@
-"""A hidden folder beside the place of what is written, so that what stands there is whole.
+"""Hidden folders for new files and folders, so that nothing half-written stands at their paths.
 
-It is locked for as long as its process lives. One that a killed process left is removed by the next
-that writes at the same place. A folder for what is needed for a while is made in the same way.
+Such a folder is beside the path, and is locked as long as its process lives. The next process that
+writes to the same path removes the folder of a killed one. Temporary folders work in the same way.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from keras_deepseek.errors import BundleError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: there nothing that was left is removed.
+except ImportError:  # Windows has no such locks: the folders of killed processes stay there.
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".partial"
 _LONGEST_WAIT = 0.2
-"""Seconds. Who has locked a folder before has then long looked at what is in it."""
+"""Seconds. A process that locks the folder only to clean up is done by then."""
 
 
 @contextmanager
 def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder beside `path`, for what is to stand there; removed on the way out.
+    """Yields an empty folder beside `path` for its new content, and removes the folder afterwards.
 
     Args:
-        path: Where the finished file or folder will stand. Its parents are made.
+        path: The path of the finished file or folder. Its parents are made.
 
     Raises:
         BundleError: Nothing can be written there.
@@ -51,23 +51,23 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # Those that have been filled stay.
+            with contextlib.suppress(OSError):  # Parents that are not empty stay.
                 for parent in missing:
                     parent.rmdir()
 
 
 @contextmanager
 def temporary_folder(name: str) -> Iterator[Path]:
-    """Yields an empty folder that nobody else can read; removed on the way out.
+    """Yields an empty folder that no other user can read, and removes it afterwards.
 
-    Unlike one of `tempfile`, it does not stay where its process is killed: the next process that
+    Unlike a folder of `tempfile`, it does not stay if its process is killed: the next process that
     asks for one of the same name removes it.
 
     Args:
-        name: string. What it is for, as in `"keras_deepseek_export"`.
+        name: string. Its purpose, as in `"keras_deepseek_export"`.
 
     Raises:
-        BundleError: Nothing can be written where temporary files go.
+        BundleError: Nothing can be written in the folder for temporary files.
     """
     target = Path(tempfile.gettempdir(), name)
     with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def temporary_folder(name: str) -> Iterator[Path]:
 
 def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
     """Returns a new folder beside `target`, locked until the stack is closed."""
-    # The parent's lock keeps others from a folder that is made and not yet locked.
+    # The parent's lock protects a new folder that is not locked yet.
     with contextlib.ExitStack() as briefly:
         if _lock_briefly(briefly, target.parent):
             _remove_left(target)
@@ -98,7 +98,7 @@ def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
 
 
 def _remove_left(target: Path) -> None:
-    """Removes the folders for `target` whose processes are gone."""
+    """Removes the folders for `target` whose processes have ended."""
     prefix = f".{target.name}."
     for folder in list(target.parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}")):
         middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)
@@ -109,9 +109,9 @@ def _remove_left(target: Path) -> None:
 
 
 def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Returns whether a folder is now locked; others who make one in it are waited for.
+    """Waits for a lock of a folder, and returns whether it was got.
 
-    It may be such a folder itself, which is locked for long, and which nobody else removes from.
+    The folder may be a locked staging folder itself; then no other process removes folders from it.
     """
     deadline = time.monotonic() + (_LONGEST_WAIT if fcntl else 0.0)
     while not _lock(stack, folder):
@@ -122,10 +122,10 @@ def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
 
 
 def _lock(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Returns whether a folder is now locked, until the stack is closed or the process ends."""
+    """Locks a folder until the stack is closed or the process ends; returns whether it could."""
     if fcntl is None:
         return False
-    with contextlib.suppress(OSError):  # Another has it, or the file system has no locks.
+    with contextlib.suppress(OSError):  # Another process has it, or there are no locks.
         descriptor = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

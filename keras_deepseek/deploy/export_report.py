@@ -1,4 +1,4 @@
-"""What an export did."""
+"""The report on an export."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,15 @@ from keras_deepseek.artifacts.manifest import Verification
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did.
+    """The report on an export or a check.
 
     Args:
-        path: `pathlib.Path`. The bundle, or the file where a file was asked for.
+        path: `pathlib.Path`. The bundle, or the file if a file was requested.
         format: string. The name of the format.
         route: string. How the artifact was made.
         verification: `artifacts.Verification`.
         passed_over: tuple of strings. The routes that were tried before, each with its reason.
-        seconds: float. The time that it took, in seconds.
+        seconds: float. The duration, in seconds.
 
     Example:
 
@@ -37,11 +37,11 @@ class ExportReport:
 
     @property
     def verified(self) -> bool:
-        """Whether the artifact was seen to compute what the model computes."""
+        """True if the artifact was verified: it computes what the model computes."""
         return self.verification.state == "verified"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Shows it in a notebook as `print` does."""
+        """Shows the report in a notebook as `print` does."""
         printer.text(str(self))
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""The exporter: from a Keras model to an artifact that was seen to compute the same.
+"""The exporter: from a Keras model to a verified artifact.
 
-It stands between training and serving. What it writes is a bundle, which `inference` serves.
+It stands between training and serving. It writes a bundle, which `inference` serves.
 """
 
 import os
@@ -58,52 +58,53 @@ from keras_deepseek.errors import (
 
 
 class Exporter:
-    """Writes a model in a form that runs without it, and checks that it computes the same.
+    """Exports a model to a format that runs without Keras, and verifies the artifact.
 
-    An export is `verified`, or it fails and leaves nothing on disk. Where an artifact can't be run
-    on this machine, as a TensorRT engine without a GPU, it is `unverified` and says why. The
+    An export is `verified`, or it fails and leaves nothing on disk. If an artifact can't be run on
+    this machine, as a TensorRT engine without a GPU, it is `unverified`, with the reason. The
     artifact is run on batches of several sizes and lengths, and its outputs are compared by name
     with the model's.
 
     Args:
-        model: `keras.Model`, built. It is exported as it computes now.
-        backend: string. `"onnx"`, `"savedmodel"`, `"tensorrt"`, the name of a registered format, or
-            `"custom"`: the registered format that the path's suffix names.
-        input_signature: list. For a subclassed model, the shapes and dtypes that its `call` takes,
-            as in `[keras.InputSpec(shape=(None, None), dtype="int32")]`; a size of `None` is free.
-            Defaults to `None`: a free batch, and else the sizes of its first call, in floats.
+        model: `keras.Model`, built. Its current weights and training state are exported.
+        backend: string. The format: `"onnx"`, `"savedmodel"`, `"openvino"`, `"tensorrt"`, the name
+            of a registered format, or `"custom"`: the registered format whose suffix the path has.
+        input_signature: list. For a subclassed model, the shapes and dtypes of the arguments of its
+            `call`, as in `[keras.InputSpec(shape=(None, None), dtype="int32")]`; a size of `None`
+            is free. Defaults to `None`: the sizes of the model's first call, with a free batch, in
+            floats.
         name: string. The model's name in the bundle. Defaults to `None`, the model's own.
-        precision: string. `"float16"` or `"bfloat16"`: what layers compute in, as under Keras's
-            mixed policies, the inputs and outputs staying what they are. Or `"int8"`, for ONNX and
-            TensorRT: products alone, with `calibration`. Defaults to `None`, as the model computes.
-        calibration: inputs as `model.predict` takes them, a few hundred rows like those of use,
-            whose ranges int8 is made for. It is verified on each fifth, which is left out of
-            that; of fewer than 20 rows, on all of them; with `samples`, on those. Defaults to
-            `None`.
+        precision: string. `"float16"` or `"bfloat16"`: the precision that layers compute in, as
+            under Keras's mixed policies; inputs and outputs keep their dtypes. Or `"int8"`, for
+            ONNX and TensorRT: only products compute in it; it requires `calibration`. Defaults to
+            `None`, the model's own.
+        calibration: inputs as `model.predict` takes them, a few hundred rows of real use. int8 is
+            made for their ranges. Each fifth row is left out of that, and verifies the artifact.
+            Fewer than 20 rows serve for both; if `samples` is given, it verifies the artifact.
+            Defaults to `None`.
         samples: list of inputs to verify on, each as `model.predict` takes them (several inputs by
             name). Use several batch sizes and lengths. Defaults to `None`, random ones.
         custom_objects_from: sequence of module names or files that define the model's custom
-            layers, for an export that takes another process; one may stand by itself. Modules that
-            were imported are found without it; so are classes of a notebook where `cloudpickle` is
+            layers, for an export through another process; a single one needs no sequence. Imported
+            modules are found without it; so are classes of a notebook if `cloudpickle` is
             installed. Defaults to `()`.
-        verify: string. `"raise"`, or `"warn"`: an artifact that computes something else is written
-            all the same where no route gives a right one, its state `failed`, and a warning says
-            so. Defaults to `"raise"`.
+        verify: string. `"raise"`, or `"warn"`: if no route gives a right artifact, the first wrong
+            one is written with the state `failed`, and a warning is issued. Defaults to `"raise"`.
         verbose: boolean. Shows each stage, on a terminal with its time. Defaults to `True`.
         **options: Arguments of the format. Of ONNX: `opset` (integer from 13 to 25, 18),
-            `simplified` (boolean, `True`), `fused` (boolean, `True`: one operator where ONNX has
-            one for several), `products_in_float16` and `rolled` (booleans, `False`). Of SavedModel:
-            `classify` (boolean or names of classes), `regress` (boolean) and `warmup` (boolean,
-            `True`). Of TensorRT: those of ONNX; `flavor` (`"auto"`, `"tensorrt"` or `"rtx"`);
-            `compute_capabilities`, as in `("86", "89")`; and `profiles`, the smallest, usual and
-            largest size by free axis, as in `{"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}`,
-            or by input its three shapes.
+            `simplified` (boolean, `True`), `fused` (boolean, `True`: fuses operators that ONNX has
+            one operator for), `products_in_float16` and `rolled` (booleans, `False`). Of
+            SavedModel: `classify` (boolean or names of classes), `regress` (boolean) and `warmup`
+            (boolean, `True`). Of OpenVINO: `opset`. Of TensorRT: those of ONNX; `flavor` (`"auto"`,
+            `"tensorrt"` or `"rtx"`); `compute_capabilities`, as in `("86", "89")`; and `profiles`,
+            the smallest, usual and largest size by free axis, as in `{"batch": (1, 4, 32),
+            "tokens_axis_1": (1, 16, 64)}`, or the three shapes by input.
 
     Raises:
-        InvalidInputError: The backend or an option is unknown or does not fit, an argument is none
-            of these, or the model is not built.
+        InvalidInputError: The backend or an option is unknown or does not fit, an argument has a
+            wrong type or value, or the model is not built.
         MissingExtraError: A package for this format is not installed.
-        NotSupportedError: Plain TensorRT is asked for where no GPU is visible.
+        NotSupportedError: Plain TensorRT was requested and no GPU is visible.
 
     Example:
 
@@ -161,10 +162,9 @@ class Exporter:
         """Writes the artifact and verifies it.
 
         Args:
-            path: Where the bundle, a folder, will stand; an older bundle there is replaced. A path
-                with the suffix of the format (`"model.onnx"`) asks for the one file alone. A
-                SavedModel bundle whose folder is named by a number (`"digits/1"`) is what TF
-                Serving loads.
+            path: The bundle, a folder; an older bundle there is replaced. A path with the suffix of
+                the format (`"model.onnx"`) asks for the file alone. TF Serving loads a SavedModel
+                bundle whose folder is named by a number (`"digits/1"`).
 
         Returns:
             An `ExportReport`.
@@ -172,8 +172,9 @@ class Exporter:
         Raises:
             ExportError: No route gave an artifact that computes the same. The message names each
                 route with its reason, and nothing is left on disk.
-            BundleError: Something that is not a bundle stands at `path`, or none can stand there.
-            InvalidInputError: `path` is no path.
+            BundleError: Something that is not a bundle stands at `path`, or nothing can be written
+                there.
+            InvalidInputError: `path` is not a path.
         """
         started = time.monotonic()
         target = check_artifact_path(path)
@@ -205,17 +206,17 @@ class Exporter:
         return report
 
     def check(self, path: str | os.PathLike[str]) -> ExportReport:
-        """Verifies an artifact that exists: that it still computes what the model computes.
+        """Verifies an existing artifact against the model.
 
         Args:
-            path: The bundle, or the one file, that an export wrote.
+            path: The bundle, or the file, that an export wrote.
 
         Returns:
             An `ExportReport`.
 
         Raises:
-            ExportError: It computes something else (unless `verify="warn"`), or has other inputs
-                and outputs than the model.
+            ExportError: The artifact computes something else (unless `verify="warn"`), or has other
+                inputs and outputs than the model.
             BundleError: The bundle is missing or damaged.
             NotSupportedError: It is a TensorRT engine, and no GPU is visible.
         """
@@ -230,8 +231,8 @@ class Exporter:
                 precision = manifest.precision if manifest.precision in PRECISIONS else None
             if precision == INT8 and self._data.are_random:
                 raise InvalidInputError(
-                    "An artifact in int8 is right for data like those that it was made for: pass "
-                    "precision='int8' and calibration=, or samples=."
+                    "An int8 artifact is right only for data like its calibration data, and not "
+                    "for random batches: pass precision='int8' and calibration=, or samples=."
                 )
             job, left_out = fit_samples(replace(self._job(chosen), precision=precision))
             with unchanged_state(self._model.model):
@@ -250,12 +251,15 @@ class Exporter:
         return report
 
     def load(self, path: str | os.PathLike[str]) -> InferenceFunction:
-        """Returns an artifact as a function of a batch's arrays, from and to dicts by name.
+        """Loads an artifact as a function of a batch's arrays, from and to dicts by name.
 
-        It is for measuring: `ServingEngine` serves.
+        Use it for measurements. To serve, use `ServingEngine`.
 
         Args:
-            path: The bundle, or the one file, that an export wrote.
+            path: The bundle, or the file, that an export wrote.
+
+        Returns:
+            A function from a dict of arrays by input name to one by output name.
 
         Raises:
             BundleError: The bundle is missing or damaged.
@@ -267,7 +271,7 @@ class Exporter:
             return export_format.load(folder)
 
     def _chosen_for(self, target: Path) -> ChosenFormat:
-        """Returns the format; that of the path's suffix for `backend="custom"`."""
+        """Returns the export format; for `backend="custom"`, the one whose suffix a path has."""
         if self._chosen is not None:
             return self._chosen
         return ChosenFormat(format_for_suffix(target), None)
@@ -308,7 +312,7 @@ class Exporter:
 
 
 def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | None:
-    """Returns the format; `None` if the suffix of the path will name it."""
+    """Returns the export format of a name; `None` for `"custom"`, which needs the path."""
     if backend == "custom":
         check_no_options(backend, options)
         return None
@@ -316,10 +320,10 @@ def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | N
 
 
 def _check_alone(folder: Path, entry: str, target: Path) -> None:
-    """Raises an error where an artifact is more than the one file that was asked for."""
+    """Raises if an artifact has more files than the one that was requested."""
     others = sorted(path.name for path in folder.iterdir() if path.name != entry)
     if others:
         raise ExportError(
-            f"One file, {target.name!r}, can't hold this model: its weights are beside it in "
-            f"{', '.join(others)}. Name a folder, as in export({target.stem!r}), which holds all."
+            f"One file, {target.name!r}, can't hold this model: its weights are in "
+            f"{', '.join(others)}. Pass a folder, as in export({target.stem!r}), for all files."
         )

@@ -1,6 +1,6 @@
-"""Where in a model an exporter failed: the layer and the operator that it was at.
+"""Finds the place in a model at which an exporter failed: the layer and the operator.
 
-Exporters seldom say so. What they were at stands in the frames of the error's traceback.
+Exporters seldom name it. It is found in the frames of the error's traceback.
 """
 
 import contextlib
@@ -10,14 +10,14 @@ from types import FrameType
 import keras
 
 _COMPILED = ("closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit")
-"""Primitives of JAX's that only stand around others."""
+"""JAX primitives that only contain others."""
 _NODES = ("eqn", "equation", "node")
-"""What exporters call the operator that they are at."""
+"""The names of exporters' local variables that hold the current operator."""
 
 
 @contextlib.contextmanager
 def whole_tracebacks() -> Iterator[None]:
-    """Has Keras leave its frames in the tracebacks of errors, until the block ends."""
+    """Makes Keras keep its frames in tracebacks until the block ends."""
     were_filtered = keras.config.is_traceback_filtering_enabled()
     keras.config.disable_traceback_filtering()
     try:
@@ -28,10 +28,7 @@ def whole_tracebacks() -> Iterator[None]:
 
 
 def failure_place(error: BaseException) -> str:
-    """Returns the layer and the operator that an error was raised in, `""` where none is found.
-
-    Args:
-        error: What an export raised.
+    """Returns the layer and the operator in which an error was raised, or `""` if none is found.
 
     Example:
 
@@ -54,7 +51,7 @@ def failure_place(error: BaseException) -> str:
 
 
 def _layer_name(frame: FrameType) -> str:
-    """Returns the name of the layer or operation whose method a frame runs, but not of a model."""
+    """Returns the name of the layer or operation whose method a frame runs; `""` for a model."""
     own = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
     if isinstance(own, keras.Model) or not isinstance(own, keras.Layer | keras.Operation):
         return ""
@@ -62,7 +59,7 @@ def _layer_name(frame: FrameType) -> str:
 
 
 def _operator(frame: FrameType) -> tuple[str, str]:
-    """Returns the operator that an exporter is at in a frame, and the layers around it."""
+    """Returns the current operator of an exporter in a frame, and the layers around it."""
     for name in _NODES:
         node = frame.f_locals.get(name) if name in frame.f_code.co_varnames else None
         if node is None:
@@ -70,7 +67,7 @@ def _operator(frame: FrameType) -> tuple[str, str]:
         module = type(node).__module__.partition(".")[0]
         if module == "jax" and hasattr(node, "primitive"):
             kind, scopes = str(node.primitive.name), str(node.source_info.name_stack).split("/")
-            scopes = [scope for scope in scopes if not scope.endswith(")")]  # As of `vmap()`.
+            scopes = [scope for scope in scopes if not scope.endswith(")")]  # Such as `vmap()`.
             return "" if kind in _COMPILED else kind, "/".join(scopes)
         if module == "tf2onnx":
             return str(node.type), str(node.name).rpartition("/")[0]

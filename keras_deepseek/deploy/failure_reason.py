@@ -1,4 +1,4 @@
-"""What an exporter failed of, in a line of the many that it may have said."""
+"""The cause of an exporter's error in one line."""
 
 import errno
 import os
@@ -10,20 +10,17 @@ from keras_deepseek.errors import KerasDeepSeekError
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300
 DISK_IS_FULL = os.strerror(errno.ENOSPC)
-"""What the system says where there is no room for a file."""
+"""The system's message for a full disk."""
 _OF_TORCH = "The error above occurred when calling torch.export"
-"""What PyTorch may say before the reason, or behind it."""
-_NUM_LINES = 2  # Keras says in the first where it was, and in the second what it was.
+"""A line that PyTorch may write before or after the reason."""
+_NUM_LINES = 2  # Keras's first line has the place, and its second the reason.
 
 
 def failure_reason(error: BaseException) -> str:
     """Returns the cause of an error in short.
 
-    An error of this package is its own cause; of another's, the one that it was raised from is, and
-    where in the model that was is told as far as the traceback knows.
-
-    Args:
-        error: What an export raised.
+    For an error of this package this is its own message. For another error it is that of the error
+    that it was raised from, with the place in the model if the traceback tells it.
 
     Example:
 

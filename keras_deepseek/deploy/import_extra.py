@@ -1,4 +1,4 @@
-"""Packages that not every export takes, or the extra that brings them."""
+"""Import of optional packages, with an error that names the extra."""
 
 import importlib
 from typing import Any
@@ -7,12 +7,12 @@ from keras_deepseek.errors import MissingExtraError
 
 
 def import_extra(name: str, extra: str, purpose: str) -> Any:
-    """Returns a module.
+    """Imports a module of an optional package.
 
     Args:
-        name: string. As in `"onnxruntime.quantization"`.
-        extra: string. The extra of `keras_deepseek` that brings its package.
-        purpose: string. What it is needed for, as in "to export ONNX".
+        name: string. The module, as in `"onnxruntime.quantization"`.
+        extra: string. The extra of `keras_deepseek` that installs its package.
+        purpose: string. The purpose for the error message, as in "to export ONNX".
 
     Raises:
         MissingExtraError: It is not installed.

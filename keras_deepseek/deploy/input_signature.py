@@ -1,4 +1,4 @@
-"""The shapes and dtypes of the inputs that a subclassed model is exported for."""
+"""The shapes and dtypes of the inputs for which a subclassed model is exported."""
 
 import inspect
 from typing import Any
@@ -9,29 +9,31 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def with_input_signature(model: keras.Model, input_signature: Any) -> keras.Model:
-    """Returns a graph around a subclassed model, whose inputs are as asked for.
+    """Returns a Functional model around a subclassed model, with inputs of given shapes and dtypes.
 
     Args:
         model: `keras.Model`, called or built before.
         input_signature: list or tuple. For each argument of the model's `call` a structure of
-            `keras.InputSpec`, or of whatever else has a shape and a dtype, as `keras.KerasTensor`
-            and `tf.TensorSpec` have. A size of `None` is free, and a dtype of `None` float32.
+            `keras.InputSpec`, or of any object with a shape and a dtype, such as
+            `keras.KerasTensor` and `tf.TensorSpec`. A size of `None` is free, and a dtype of `None`
+            is float32.
 
     Raises:
-        InvalidInputError: The signature is none, or not one of the model, or that has a graph of
-            its own, which says what it takes.
+        InvalidInputError: The signature has a wrong type or does not fit the model, or the model
+            has a graph of its own, which defines its inputs.
     """
     if not isinstance(model, keras.Model):
         raise InvalidInputError(f"Expected a keras.Model, received {type(model).__name__}.")
     if isinstance(model, keras.Sequential) or hasattr(model, "output_names"):
         raise InvalidInputError(
-            f"`input_signature` is for subclassed models. {model.name!r} says by its `Input` what "
-            "it takes: give that the sizes that are to be free, as in keras.Input((None,))."
+            f"`input_signature` is for subclassed models. The inputs of {model.name!r} are defined "
+            "by its `Input`: set free sizes there, as in keras.Input((None,))."
         )
     if not isinstance(input_signature, list | tuple) or not input_signature:
         raise InvalidInputError(
-            "`input_signature` is a list with a keras.InputSpec for each argument of `call`, as in "
-            f'[keras.InputSpec(shape=(None, None), dtype="int32")]; received {input_signature!r}.'
+            "`input_signature` must be a list with a keras.InputSpec for each argument of `call`, "
+            'as in [keras.InputSpec(shape=(None, None), dtype="int32")]; received '
+            f"{input_signature!r}."
         )
     names = [*inspect.signature(model.call).parameters]
     arguments = [
@@ -49,7 +51,7 @@ def with_input_signature(model: keras.Model, input_signature: Any) -> keras.Mode
 
 
 def _make_inputs(structure: Any, name: str | None) -> Any:
-    """Returns the `Input`s for a structure of specs; one alone has the name of its argument."""
+    """Returns the `Input`s for a structure of specs; a single one has the name of its argument."""
     if isinstance(structure, dict):
         return {key: _make_inputs(spec, str(key)) for key, spec in structure.items()}
     if isinstance(structure, list | tuple):
@@ -57,7 +59,7 @@ def _make_inputs(structure: Any, name: str | None) -> Any:
     shape, given_name = (getattr(structure, each, None) for each in ("shape", "name"))
     if shape is None:
         raise InvalidInputError(
-            "`input_signature` holds keras.InputSpec objects with a shape, as in "
+            "`input_signature` must hold keras.InputSpec objects with a shape, as in "
             f'keras.InputSpec(shape=(None, 80), dtype="float32"); received {structure!r}.'
         )
     dtype = keras.backend.standardize_dtype(getattr(structure, "dtype", None) or "float32")

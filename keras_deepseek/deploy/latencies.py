@@ -1,4 +1,4 @@
-"""How long a batch takes in each format, measured beside each other on this machine."""
+"""Measures the latency of a batch in each format, side by side on this machine."""
 
 import itertools
 import statistics
@@ -17,7 +17,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.registry import known_formats
-from keras_deepseek.deploy.samples.random_batches import draw_batch
+from keras_deepseek.deploy.samples.random_batches import batch_shapes, draw_batch
 from keras_deepseek.errors import (
     InvalidInputError,
     KerasDeepSeekError,
@@ -29,13 +29,13 @@ _NUM_WARM_UPS = 3
 
 @dataclass(frozen=True)
 class Latency:
-    """What a batch took in one format.
+    """The latency of a batch in one format.
 
     Args:
-        format: string. `"keras"` is the model itself, compiled by the backend that runs.
+        format: string. `"keras"` is the model itself, compiled by the running backend.
         batch_size: integer, in rows.
-        milliseconds: float. The median of the times, on the clock.
-        cpu_milliseconds: float. The median of what the processor's cores worked together.
+        milliseconds: float. The median of the wall-clock times.
+        cpu_milliseconds: float. The median of the CPU times, summed over all cores.
 
     Example:
 
@@ -51,11 +51,11 @@ class Latency:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """The latencies of all formats, and why others have none; `print` shows them as a table.
+    """The latencies of all formats, which `print` shows as a table.
 
     Args:
         rows: tuple of `Latency`.
-        left_out: dict. The reason by format, of those that were not measured.
+        left_out: dict. For each format that was not measured the reason.
 
     Example:
 
@@ -93,27 +93,29 @@ def compare_latencies(
     custom_objects_from: Sequence[str] = (),
     verbose: bool = True,
 ) -> LatencyTable:
-    """Exports a model in each format, verifies it, and times it beside the model itself.
+    """Exports a model in each format, and compares the latencies with that of the model itself.
 
-    The formats take turns, batch by batch, so that what else the machine does meets all of them.
-    Each uses as many threads as its runtime takes by itself.
+    Use it to choose a format for a model and a machine. The formats take turns, batch by batch, so
+    that other load on the machine affects all of them. Each uses its runtime's default number of
+    threads.
 
     Args:
         model: `keras.Model`, built.
         backends: list of strings, the formats. Defaults to `None`: all that are known.
         batch_sizes: integers, in rows. Defaults to `(1, 8, 32)`.
         length: integer. The size of each free axis. Defaults to `64`.
-        seconds: float. How long a format is timed at each batch size. Defaults to `1.0`.
+        seconds: float. The time of measurement for each format and batch size. Defaults to `1.0`.
         calibration: inputs as `Exporter` takes them: ONNX in int8 is compared as well. Defaults to
             `None`.
-        custom_objects_from: as of `Exporter`. Defaults to `()`.
+        custom_objects_from: as in `Exporter`. Defaults to `()`.
         verbose: boolean. Shows the stages of each export. Defaults to `True`.
 
     Returns:
-        A `LatencyTable`. A format that can't be exported or run is left out with its reason.
+        A `LatencyTable`. A format that can't be exported or run is left out, with the reason.
 
     Raises:
-        InvalidInputError: The model is not built, or an argument is not a positive number.
+        InvalidInputError: The model is not built, a format is unknown, or an argument is not a
+            positive number.
 
     Example:
 
@@ -158,7 +160,7 @@ def _check(
 def _export_all(
     model: keras.Model, wanted: Iterable[tuple[str, dict[str, Any]]], work: Path
 ) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
-    """Returns each format as a function, and why others are none, by format and precision."""
+    """Returns each exported format as a function, and the reasons of those left out, by label."""
     infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
     for name, arguments in wanted:
@@ -175,17 +177,14 @@ def _export_all(
 def _batches(
     named: NamedModel, batch_sizes: Iterable[int], length: int
 ) -> dict[int, dict[str, Array]]:
-    def shape(batch_size: int, sizes: tuple[int | None, ...]) -> tuple[int, ...]:
-        return (batch_size, *(length if size is None else size for size in sizes[1:]))
-
-    return {
-        batch_size: draw_batch(
-            named.model,
-            named.signature,
-            {spec.name: shape(batch_size, spec.shape) for spec in named.signature.inputs},
-        )
-        for batch_size in batch_sizes
-    }
+    """Returns a random batch of each size."""
+    batches = {}
+    for batch_size in batch_sizes:
+        shapes = batch_shapes(named.signature, batch_size, itertools.repeat(length))
+        # A fixed batch size is replaced, too: the format then fails, and is left out.
+        shapes = {name: (batch_size, *shape[1:]) for name, shape in shapes.items()}
+        batches[batch_size] = draw_batch(named.model, named.signature, shapes)
+    return batches
 
 
 def _time_all(
@@ -194,14 +193,14 @@ def _time_all(
     seconds: float,
     left_out: dict[str, str],
 ) -> Iterable[Latency]:
-    """Yields the latencies; a format that fails on a batch is put among those left out."""
+    """Yields the latencies; a format that fails on a batch is added to `left_out`."""
     for batch_size, batch in batches.items():
         running = {name: run for name, run in infer.items() if name not in left_out}
         for name, run in list(running.items()):
             try:
                 for _ in range(_NUM_WARM_UPS):
                     run(batch)
-            except Exception as error:  # noqa: BLE001 - of whichever runtime
+            except Exception as error:  # noqa: BLE001 - of any runtime
                 left_out[name] = f"fails on a batch of {batch_size}: {failure_reason(error)}"
                 del running[name]
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in running}

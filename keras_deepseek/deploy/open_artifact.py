@@ -1,4 +1,4 @@
-"""An artifact that an earlier export wrote, opened to be checked or measured."""
+"""Opens an existing artifact, to check or measure it."""
 
 import contextlib
 import shutil
@@ -17,16 +17,16 @@ from keras_deepseek.errors import ExportError
 def open_artifact(
     target: Path, export_format: ExportFormat, signature: Signature
 ) -> Iterator[tuple[Path, Manifest | None]]:
-    """Yields the folder of an artifact, and the manifest where it has one.
+    """Yields the folder of an artifact, and its manifest or `None` for a file alone.
 
     Args:
-        target: The bundle, or the one file.
-        export_format: `ExportFormat` that it is to have.
-        signature: `Signature` of the model that it is to be of.
+        target: The bundle, or the file.
+        export_format: The expected `ExportFormat`.
+        signature: The expected `Signature`.
 
     Raises:
         BundleError: The bundle is missing or damaged.
-        ExportError: It is of another format or model.
+        ExportError: It has another format or signature.
     """
     if export_format.suffix and target.is_file():
         with temporary_folder("keras_deepseek_check") as folder:
@@ -42,7 +42,7 @@ def open_artifact(
         )
     if manifest.signature != signature:
         raise ExportError(
-            f"The bundle at {str(target)!r} is of another model: it has "
+            f"The bundle at {str(target)!r} belongs to another model: it has "
             f"{_describe(manifest.signature)}; expected {_describe(signature)}."
         )
     yield bundle.path, manifest

@@ -1,4 +1,4 @@
-"""Shows what an export is at."""
+"""The display of an export's stages."""
 
 import time
 from types import TracebackType
@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 CHILD_MARK = "keras_deepseek export stage: "
-"""What begins a line of a child process that names its stage."""
+"""The start of a line in which a child process names its stage."""
 
 
 class StageDisplay:
-    """A function that is called as a stage begins, with what it is.
+    """A function that shows the stages of an export, called as each begins.
 
-    On a terminal the stage that runs is shown with its time, and each that is over leaves a line;
-    elsewhere each is a line as it begins.
+    On a terminal the current stage is shown with its time, and each finished one leaves a line.
+    Elsewhere, each stage is a line as it begins.
 
     Args:
         is_shown: boolean. Whether anything is shown.

@@ -67,7 +67,7 @@ def test_a_torn_file_is_passed_over(tmp_path, caplog):
     tear(folder, 2)
     with caplog.at_level(logging.WARNING):
         assert folder.latest().step == 1
-    assert "is torn" in caplog.text
+    assert "is damaged" in caplog.text
 
 
 def test_a_torn_file_does_not_keep_the_folder_of_the_best_from_opening(tmp_path):

@@ -41,7 +41,7 @@ def test_a_file_that_is_cut_short_at_any_byte_is_torn(path):
     content = path.read_bytes()
     for length in range(0, len(content), 3):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match="is torn"):
+        with pytest.raises(CheckpointError, match="is damaged"):
             Checkpoint.read(path)
 
 
@@ -69,7 +69,7 @@ def test_a_newer_form_is_not_taken_for_a_torn_file(path):
         text = archive.read("state.json").decode()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("state.json", text.replace(f'"form": {FORM}', f'"form": {FORM + 1}'))
-    with pytest.raises(NotSupportedError, match=r"of form 2.*Upgrade"):
+    with pytest.raises(NotSupportedError, match=r"has version 2.*Upgrade"):
         Checkpoint.read(path)
 
 

@@ -47,7 +47,7 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_arrays_are_to_have_as_many_rows(tmp_path, arrays, told):
     np.savez(tmp_path / "rows.npz", **arrays)
-    with pytest.raises(InvalidInputError, match=rf"rows\.npz' is to have .* the rows are {told}"):
+    with pytest.raises(InvalidInputError, match=rf"rows\.npz' must have .* the rows are {told}"):
         load_rows(tmp_path / "rows.npz")
 
 

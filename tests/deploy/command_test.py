@@ -81,15 +81,15 @@ def test_what_is_wrong_in_itself_is_refused_before_keras_is_loaded(tmp_path):
             "--calibrate",
             rows,
         ],
-        "where no file is": [*onnx, "--custom-objects-from", str(tmp_path / "layers.py")],
+        "but there is no such file": [*onnx, "--custom-objects-from", str(tmp_path / "layers.py")],
         "AXIS=SMALLEST,USUAL,LARGEST": [*engine, "--profile", "batch"],
         "is not a bundle, so it is not replaced": [*onnx[:3], "-o", str(tmp_path / "mine")],
-        "is a folder, where a file is to be": [*onnx[:3], "-o", str(tmp_path / "model.onnx")],
+        "is a folder; expected a path for a file": [*onnx[:3], "-o", str(tmp_path / "model.onnx")],
         "No bundle at": [*onnx, "--check"],
         "No file at": [str(tmp_path / "none.keras"), *onnx[1:]],
         "the rows are a: 3, b: 4": [*onnx, "--samples", rows],
         "No arrays can be read from": [*onnx, "--samples", model],
-        "rows.npz' is to have as many": [*onnx, "--precision", "int8", "--calibrate", rows],
+        "rows.npz' must have the same number": [*onnx, "--precision", "int8", "--calibrate", rows],
         "leave --samples, --classify, --regress out": [
             *(model, "--benchmark", "--samples", rows, "--regress", "--classify")
         ],
@@ -180,7 +180,7 @@ def test_rows_of_a_file_calibrate_int8_and_an_artifact_is_checked(
     assert Bundle.open(tmp_path / "out").manifest.precision == "int8"
     run(*made, *in_int8, "--check")
     assert "checked" in capsys.readouterr().out
-    with pytest.raises(InvalidInputError, match="for data like those"):
+    with pytest.raises(InvalidInputError, match="right only for data like"):
         run(*made, "--check")
 
 

@@ -155,9 +155,9 @@ def test_what_is_wrong_whatever_the_model_is_does_not_call_it(backend, given):
 
 
 def test_what_is_asked_for_and_can_not_be_is_told_before_any_work(digits, tmp_path, capsys):
-    with pytest.raises(InvalidInputError, match=r"names '.*nothing.py', where no file is"):
+    with pytest.raises(InvalidInputError, match=r"names '.*nothing.py', but there is no such file"):
         Exporter(digits, "onnx", custom_objects_from=[tmp_path / "nothing.py"])
-    with pytest.raises(InvalidInputError, match=r"nothing\.py', where no file is"):
+    with pytest.raises(InvalidInputError, match=r"nothing\.py', but there is no such file"):
         Exporter(digits, "onnx", custom_objects_from=str(tmp_path / "nothing.py"))
     with pytest.raises(InvalidInputError, match=r"must be a list.*received 5"):
         Exporter(digits, "onnx", custom_objects_from=5)

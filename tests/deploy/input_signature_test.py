@@ -58,8 +58,8 @@ def test_each_argument_of_call_has_its_place():
 @pytest.mark.parametrize(
     ("signature", "match"),
     [
-        (TOKENS, "is a list with a keras.InputSpec for each argument"),
-        ([], "is a list with a keras.InputSpec for each argument"),
+        (TOKENS, "must be a list with a keras.InputSpec for each argument"),
+        ([], "must be a list with a keras.InputSpec for each argument"),
         ([keras.InputSpec(ndim=2)], "InputSpec objects with a shape"),
         ([(None, 7)], "InputSpec objects with a shape"),
         ([keras.InputSpec(shape=(None,), dtype="int32")], "does not take what"),
@@ -72,7 +72,7 @@ def test_another_signature_is_refused(signature, match):
 
 def test_a_graph_says_by_its_input_what_it_takes():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    with pytest.raises(InvalidInputError, match="says by its `Input`"):
+    with pytest.raises(InvalidInputError, match="are defined by its `Input`"):
         Exporter(model, "onnx", input_signature=[keras.InputSpec(shape=(None, 4))])
 
 

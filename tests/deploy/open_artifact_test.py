@@ -18,7 +18,7 @@ def test_an_artifact_is_checked_against_its_model(digits, tmp_path, capsys, tens
     report = Exporter(digits, "onnx", verify="warn", verbose=False).check(tmp_path / "digits")
     assert report.verification.state == "failed"
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    with pytest.raises(ExportError, match="is of another model: it has inputs image"):
+    with pytest.raises(ExportError, match="belongs to another model: it has inputs image"):
         Exporter(other, "onnx", verbose=False).check(tmp_path / "digits")
     with pytest.raises(ExportError, match="holds 'onnx'; expected 'savedmodel'"):
         Exporter(digits, "savedmodel", verbose=False).check(tmp_path / "digits")

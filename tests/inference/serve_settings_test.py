@@ -160,7 +160,7 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
         ("--token-file nothing", "Can't read the tokens in 'nothing'"),
         ("--tls-key key.pem", "without a TLS certificate"),
         ("--tls-certificate nothing", "Can't use the certificate 'nothing'"),
-        ("--custom-objects-from nothing.py", "where no file is"),
+        ("--custom-objects-from nothing.py", "there is no such file"),
     ],
 )
 def test_what_is_wrong_in_itself_is_refused(words, message):

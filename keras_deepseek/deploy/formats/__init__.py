@@ -1,1 +1,1 @@
-"""One file a format. Each is an `ExportFormat`: it writes an artifact and runs it again."""
+"""Export formats, one file each. An `ExportFormat` writes an artifact and runs it."""

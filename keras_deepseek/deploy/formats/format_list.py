@@ -54,7 +54,7 @@ class FormatEntry:
     flags: tuple[Flag, ...] = ()
 
     def load(self) -> "type[ExportFormat]":
-        """Imports the class."""
+        """Imports and returns the format's class."""
         module, _, name = self.path.partition(":")
         found = importlib.import_module(f"{__package__}.{module}")
         loaded: type[ExportFormat] = getattr(found, name)

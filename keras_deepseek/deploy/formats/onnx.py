@@ -1,4 +1,4 @@
-"""ONNX: one file, run by onnxruntime."""
+"""ONNX: one file, which onnxruntime runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,27 +37,26 @@ _ALWAYS = {"onnx": "onnx", "onnxruntime": "onnx"}
 
 
 class OnnxFormat(ExportFormat):
-    """Writes ONNX by the exporter of the backend that runs, and what follows on the graph.
+    """Writes ONNX with the exporter of the running backend, and then applies passes to the graph.
 
     Args:
-        opset: integer. The version of ONNX's default operator set, from 13 to 25. What a backend's
-            exporter does not write itself is raised to it by ONNX's converter. Defaults to `18`.
-        simplified: boolean. Whether constants are folded and nodes left out that do nothing.
+        opset: integer. The version of ONNX's default operator set, from 13 to 25. If a backend's
+            exporter writes a lower one, ONNX's converter raises it. Defaults to `18`.
+        simplified: boolean. Whether constants are folded and nodes that do nothing are removed.
             Defaults to `True`.
-        fused: boolean. Whether what ONNX has one operator for is written as that, where it comes in
-            several: `LayerNormalization`, from opset 20 on `Gelu`, from 23 on `RMSNormalization`
-            and, up to 24, `Attention`; and an `Einsum` of two tensors as `MatMul`. Defaults to
-            `True`.
-        calibration: For each batch of the user's data its arrays by input name: products are then
-            computed in int8, by the ranges that these have. Defaults to `None`.
+        fused: boolean. Whether several operators become one, if ONNX has one for them:
+            `LayerNormalization`, from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to
+            24, `Attention`; and an `Einsum` of two tensors becomes `MatMul`. Defaults to `True`.
+        calibration: For each batch of the user's data its arrays by input name. If given, products
+            compute in int8, by the ranges of these data. Defaults to `None`.
         products_in_float16: boolean. Whether products that an export in float16 leaves in float32
-            are computed in it as well, as TensorRT asks for GPUs of compute capability 7.5.
+            compute in float16 as well, as TensorRT requires for GPUs of compute capability 7.5.
             Defaults to `False`.
-        rolled: boolean. Whether rounds of the same normalization, as Sinkhorn's, are a `Loop`, as
-            TensorRT asks for. Defaults to `False`.
+        rolled: boolean. Whether repeated normalizations, as Sinkhorn's, become a `Loop`, as
+            TensorRT requires. Defaults to `False`.
 
     Raises:
-        InvalidInputError: The version is none of these.
+        InvalidInputError: The opset is out of range, or an argument has a wrong type.
     """
 
     name = "onnx"
@@ -89,20 +88,20 @@ class OnnxFormat(ExportFormat):
         self.rolled = check_boolean("rolled", rolled)
 
     def check_signature(self, signature: Signature) -> None:
-        """Raises an `InvalidInputError` where ONNX has no such names."""
+        """Rejects names that are shared by an input and an output."""
         check_names(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
-        """Raises where no backend can write a model, or this one not a file of its size.
+        """Raises if no backend can write a model, or if this one can't write a file of its size.
 
         Raises:
-            InvalidInputError: A layer is none that ONNX has operators for.
-            NotSupportedError: The weights are too many for this backend.
+            InvalidInputError: ONNX has no operators for a layer.
+            NotSupportedError: The weights are too large for this backend.
         """
         if names := layers_by_tensorflow(model.model):
             raise InvalidInputError(
                 f"ONNX has no operators for {', '.join(names)}, whose tables and hashes are "
-                "TensorFlow's: take such layers out of the model, or export it as 'savedmodel'."
+                "TensorFlow's: remove such layers from the model, or export it as 'savedmodel'."
             )
         if fits_one_file(model.model):
             return
@@ -118,13 +117,13 @@ class OnnxFormat(ExportFormat):
         }
         if asked := [what for what, is_asked in wanted.items() if is_asked]:
             raise NotSupportedError(
-                f"{', '.join(asked)} is not done for weights beyond the 2 GB that one file holds"
+                f"{', '.join(asked)} is not supported for weights beyond the 2 GB of one file"
             )
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes `model.onnx`, its inputs and outputs named as in the model."""
+        """Writes `model.onnx`, with the model's names for inputs and outputs."""
         onnx = import_package("onnx")
-        import_package("onnxruntime")  # What could not be verified afterwards is not begun.
+        import_package("onnxruntime")  # Verification needs it: without it, nothing is begun.
         path = folder / self.entry
         is_brief = model.precision == "bfloat16"
         written = model.in_precision("float16") if is_brief else model
@@ -157,7 +156,7 @@ class OnnxFormat(ExportFormat):
         return how if self.calibration is None else f"{how}, {_describe_rows(self.calibration)}"
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the file by onnxruntime on the CPU, or by ONNX's reference what that lacks."""
+        """Runs the file with onnxruntime on the CPU; in bfloat16, with ONNX's own evaluator."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
 
@@ -186,13 +185,13 @@ class OnnxFormat(ExportFormat):
 
 
 def _describe_rows(batches: Sequence[dict[str, Array]]) -> str:
-    """Returns how many rows int8 was made for, and of which inputs: not the data."""
+    """Returns the number of rows that int8 was made for, and their inputs; not the data."""
     num_rows = sum(len(next(iter(batch.values()))) for batch in batches)
     return f"int8 for the ranges of {num_rows} rows of {', '.join(batches[0])}"
 
 
 def _computes_in_bfloat16(path: Path) -> bool:
-    """Returns whether a file is for machines that have more than this one's onnxruntime."""
+    """Returns whether a file uses bfloat16, for which onnxruntime has no kernels on the CPU."""
     onnx = import_package("onnx")
     graph = onnx.load(path, load_external_data=False).graph
     types = {tensor.data_type for tensor in graph.initializer}
@@ -201,7 +200,7 @@ def _computes_in_bfloat16(path: Path) -> bool:
 
 
 def _load_reference(path: Path, lacking: str) -> InferenceFunction:
-    """Returns a file as ONNX's own evaluator runs it, which is slow, and knows bfloat16."""
+    """Returns a file as ONNX's own evaluator runs it, which is slow and knows bfloat16."""
 
     def infer(sample: dict[str, Array]) -> dict[str, Array]:
         try:

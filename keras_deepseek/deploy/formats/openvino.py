@@ -17,14 +17,14 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 
 
 class OpenVINOFormat(ExportFormat):
-    """Writes `model.xml` and `model.bin`, and runs them by OpenVINO on the CPU.
+    """Writes `model.xml` and `model.bin` from ONNX, and runs them with OpenVINO on the CPU.
 
     Args:
-        opset: integer. The version of ONNX's default operator set on the way there, from 13 to 25.
+        opset: integer. The version of ONNX's default operator set on the way, from 13 to 25.
             Defaults to `18`.
 
     Raises:
-        InvalidInputError: The version is another.
+        InvalidInputError: The opset is out of range.
     """
 
     name = "openvino"
@@ -40,26 +40,26 @@ class OpenVINOFormat(ExportFormat):
         self._onnx = OnnxFormat(opset)
 
     def check_signature(self, signature: Signature) -> None:
-        """Raises an `InvalidInputError` where ONNX has no such names."""
+        """Rejects names that are shared by an input and an output."""
         self._onnx.check_signature(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
-        """Raises a `NotSupportedError` where a backend can't write the model as ONNX."""
+        """Raises if a backend can't write the model as ONNX."""
         self._onnx.check_backend(model, name)
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes the model in the precision that it computes in."""
+        """Writes the model in its own precision."""
         openvino = import_openvino("to export OpenVINO")
         with temporary_folder("keras_deepseek_openvino") as work:
             how = self._onnx.write(model, work)
-            # `openvino.convert_model` does the same, and reports that it was used.
+            # `openvino.convert_model` does the same, and sends telemetry.
             converted = shared_core(openvino).read_model(work / self._onnx.entry)
         _keep_the_order_of_equals(converted)
         openvino.save_model(converted, folder / self.entry, compress_to_fp16=False)
         return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the model in the precision that it has: the CPU's own choice may be another."""
+        """Runs the model in its own precision; OpenVINO's default on the CPU may be another."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
 
@@ -69,12 +69,12 @@ class OpenVINOFormat(ExportFormat):
 
 
 def _keep_the_order_of_equals(model: Any) -> None:
-    """Makes `TopK` take the first of equal values, as ONNX says: OpenVINO takes any by itself."""
+    """Makes `TopK` take the first of equal values, as ONNX requires; OpenVINO's default is any."""
     for operator in model.get_ops():
         kind = operator.get_type_name()
         if kind == "TopK":
-            operator.set_attribute("sort", "value")  # By another order, no equals have theirs.
-            operator.set_attribute("stable", True)  # noqa: FBT003 - it has no names.
+            operator.set_attribute("sort", "value")  # `stable` has an effect only in this order.
+            operator.set_attribute("stable", True)  # noqa: FBT003 - it takes no keywords.
         elif kind in ("Loop", "TensorIterator"):
             _keep_the_order_of_equals(operator.get_function())
         elif kind == "If":

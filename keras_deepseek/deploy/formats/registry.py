@@ -38,7 +38,7 @@ def choose_format(
     options: Mapping[str, Any],
     calibration: Sequence[dict[str, Array]] | None = None,
 ) -> ChosenFormat:
-    """Makes the format of a name, and the one that it is built from, from a user's options.
+    """Creates a format by its name, and the format that it is built from, with a user's options.
 
     Args:
         name: string. The name of a format of this package or of a registered one.

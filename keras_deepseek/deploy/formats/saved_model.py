@@ -1,4 +1,4 @@
-"""SavedModel: a folder that TF Serving loads, run by TensorFlow."""
+"""SavedModel: a folder that TF Serving loads and TensorFlow runs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,16 +25,16 @@ class SavedModelFormat(ExportFormat):
     """Writes a SavedModel whose `serving_default` has the model's names and a free batch axis.
 
     Args:
-        classify: boolean or list of strings. Whether there is a `serving_classify` of serialized
-            `tf.train.Example`s, for TF Serving's Classify, or the names of its classes, in the
-            order of the model's one output; `True` for their numbers. Defaults to `False`.
-        regress: boolean. Whether there is a `serving_regress`, likewise, of an output of one value
-            a row. Defaults to `False`.
-        warmup: boolean. Whether TF Serving finds requests in `assets.extra/` that it makes when it
-            loads the model, so that no client waits for the first ones. Defaults to `True`.
+        classify: boolean or list of strings. Adds the signature `serving_classify`, which takes
+            serialized `tf.train.Example`s, for TF Serving's Classify. A list names the classes, in
+            the order of the model's one output; `True` numbers them. Defaults to `False`.
+        regress: boolean. Adds the signature `serving_regress` in the same way, for an output of one
+            value a row. Defaults to `False`.
+        warmup: boolean. Whether requests are written into `assets.extra/`, which TF Serving runs
+            when it loads the model, so that no client waits for the first ones. Defaults to `True`.
 
     Raises:
-        InvalidInputError: An argument is none of these.
+        InvalidInputError: An argument has a wrong type or value.
     """
 
     name = "savedmodel"
@@ -53,11 +53,11 @@ class SavedModelFormat(ExportFormat):
         self.signatures = (_DEFAULT, *self._further)
 
     def check_signature(self, signature: Signature) -> None:
-        """Raises where a model's inputs and outputs are none to classify or regress by."""
+        """Rejects a model whose inputs and outputs do not fit `classify` or `regress`."""
         ServingSignatures(self._classes(signature), self._regress).check(signature)
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes `saved_model.pb` and what belongs to it."""
+        """Writes `saved_model.pb` and the files that belong to it."""
         signatures = ServingSignatures(self._classes(model.signature), self._regress)
         backend.current().export.write_saved_model(model, str(folder), signatures)
         if self._warmup:
@@ -65,7 +65,7 @@ class SavedModelFormat(ExportFormat):
         return f"SavedModel with {', '.join(self.signatures)}"
 
     def further_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns what the signatures beside `serving_default` are to give, by their names."""
+        """Returns the expected outputs of the signatures beside `serving_default`, by name."""
         if not self._further:
             return {}
         (output,) = outputs.values()
@@ -74,18 +74,18 @@ class SavedModelFormat(ExportFormat):
         return {name: expected[name] for name in self._further}
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs all signatures by TensorFlow, without Keras.
+        """Runs all signatures with TensorFlow, without Keras.
 
         Raises:
-            NotSupportedError: The artifact has a signature that there is nothing to compare with.
+            NotSupportedError: The artifact has a signature that this format was made without.
         """
         infer = self.load(folder)
         loaded = infer.loaded  # type: ignore[attr-defined]
         further = self._further
-        unknown = {CLASSIFY: "classify=[...], its classes", REGRESS: "regress=True"}
+        unknown = {CLASSIFY: "classify=[...] (its classes)", REGRESS: "regress=True"}
         for name, argument in unknown.items():
             if name in loaded.signatures and name not in further:
-                raise NotSupportedError(f"it has {name}: pass {argument}, to have it compared")
+                raise NotSupportedError(f"it has {name}: pass {argument} to verify it")
         return [
             infer(sample) | {name: call(loaded, sample) for name, call in further.items()}
             for sample in samples
@@ -97,7 +97,7 @@ class SavedModelFormat(ExportFormat):
 
     @property
     def _further(self) -> dict[str, Callable[[Any, dict[str, Array]], Array]]:
-        """The signatures of examples: what each gives for a SavedModel, loaded, and rows."""
+        """For each signature of examples, a function that runs it on rows."""
         classes = self._classify if isinstance(self._classify, tuple) else None
         found: dict[str, Callable[[Any, dict[str, Array]], Array]] = {}
         if self._classify is not False:
@@ -107,7 +107,7 @@ class SavedModelFormat(ExportFormat):
         return found
 
     def _classes(self, signature: Signature) -> tuple[str, ...] | None:
-        """Returns the names of the classes; `None` where nothing is to be classified."""
+        """Returns the names of the classes; `None` without `classify`."""
         if self._classify is False:
             return None
         if self._classify is not True:

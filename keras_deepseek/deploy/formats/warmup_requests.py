@@ -1,32 +1,32 @@
-"""The requests that TF Serving makes when it loads a model, before it says that it is ready.
+"""Requests that TF Serving runs when it loads a model, before it reports that it is ready.
 
-They are records of the protocol buffer `PredictionLog`, whose fields are written here by their
-public numbers: the package that has the classes is bound to one release of TensorFlow.
+They are records of the protocol buffer `PredictionLog`. Its fields are written here by their public
+numbers, since the package that has the classes requires one release of TensorFlow.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_deepseek.artifacts.protobuf_fields import field
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.runtimes.saved_model import import_tensorflow
 
 _PLACE = ("assets.extra", "tf_serving_warmup_requests")
-_PREDICT_LOG = 6  # Of PredictionLog.
-_REQUEST = 1  # Of PredictLog.
-_MODEL_SPEC, _INPUTS = 1, 2  # Of PredictRequest.
-_NAME, _SIGNATURE_NAME = 1, 3  # Of ModelSpec.
-_KEY, _VALUE = 1, 2  # Of an entry of a map.
-_GOES_ON = 128
+_PREDICT_LOG = 6  # In PredictionLog.
+_REQUEST = 1  # In PredictLog.
+_MODEL_SPEC, _INPUTS = 1, 2  # In PredictRequest.
+_NAME, _SIGNATURE_NAME = 1, 3  # In ModelSpec.
+_KEY, _VALUE = 1, 2  # In an entry of a map.
 
 
 def write_warmup_requests(
     folder: Path, model_name: str, samples: Iterable[dict[str, Array]]
 ) -> None:
-    """Writes a request for each sample where TF Serving looks for them.
+    """Writes a request for each sample into the SavedModel's `assets.extra`.
 
     Args:
-        folder: The folder of a SavedModel.
-        model_name: string. What the requests call the model.
+        folder: The folder of the SavedModel.
+        model_name: string. The model's name in the requests.
         samples: For each request its arrays by input name; at most 1,000.
 
     Raises:
@@ -35,26 +35,12 @@ def write_warmup_requests(
     tf = import_tensorflow("to write warm-up requests")
     path = folder.joinpath(*_PLACE)
     path.parent.mkdir()
-    spec = _field(_NAME, model_name.encode()) + _field(_SIGNATURE_NAME, b"serving_default")
+    spec = field(_NAME, model_name.encode()) + field(_SIGNATURE_NAME, b"serving_default")
     with tf.io.TFRecordWriter(str(path)) as writer:
         for sample in samples:
-            request = _field(_MODEL_SPEC, spec)
+            request = field(_MODEL_SPEC, spec)
             for name in sorted(sample):
                 tensor = tf.make_tensor_proto(sample[name]).SerializeToString()
-                entry = _field(_KEY, name.encode()) + _field(_VALUE, tensor)
-                request += _field(_INPUTS, entry)
-            writer.write(_field(_PREDICT_LOG, _field(_REQUEST, request)))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """Returns a field of a message whose content has a length: a text, bytes, or a message."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    """Returns a number in groups of seven bits, the lowest first; all but the last say so."""
-    parts = []
-    while value >= _GOES_ON:
-        parts.append(value % _GOES_ON | _GOES_ON)
-        value //= _GOES_ON
-    return bytes([*parts, value])
+                entry = field(_KEY, name.encode()) + field(_VALUE, tensor)
+                request += field(_INPUTS, entry)
+            writer.write(field(_PREDICT_LOG, field(_REQUEST, request)))

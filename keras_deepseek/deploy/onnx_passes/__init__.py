@@ -1,1 +1,1 @@
-"""What is done to an ONNX graph once a backend has written it: one file each."""
+"""Passes that change or check an ONNX graph after a backend has written it."""

@@ -101,7 +101,7 @@ def _replace(field: Any, values: list[Any]) -> None:
 
 
 def _needs(node: Any) -> Iterator[str]:
-    """Returns the names that a node needs of the graph that it stands in."""
+    """Yields the names of the tensors that a node reads from the graph that it is in."""
     yield from (name for name in node.input if name)
     for inner in inner_graphs(node):
         own = {value.name for value in (*inner.input, *inner.initializer)}
@@ -112,7 +112,13 @@ def _needs(node: Any) -> Iterator[str]:
 
 
 def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
-    """Renames all that is in a graph; `names` are those of around it, `taken` those of the file."""
+    """Renames all tensors, nodes and weights of a graph and its inner graphs.
+
+    Args:
+        graph: `onnx.GraphProto`, changed in place.
+        names: dict. The new names by the old ones; it is filled.
+        taken: set. All new names in the file; it is filled.
+    """
 
     def new_name(old: str, base: str) -> str:
         if old and old not in names:
@@ -130,7 +136,7 @@ def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
         node.input[:] = [new_name(name, f"{node.name}/weight") for name in node.input]
         node.output[:] = [new_name(name, node.op_type) for name in node.output]
         node.doc_string = ""
-        del node.metadata_props[:]  # Traces of the stack, with the paths of this machine.
+        del node.metadata_props[:]  # Stack traces, with paths of this machine.
         for attribute in node.attribute:
             attribute.doc_string = ""
             if attribute.HasField("t"):
@@ -139,7 +145,7 @@ def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
             inner.name = f"{node.name}_body"
             for value in (*inner.input, *inner.output):
                 for dim in value.type.tensor_type.shape.dim:
-                    if dim.dim_param:  # A number of the exporter's.
+                    if dim.dim_param:  # It is numbered by the exporter.
                         dim.ClearField("dim_param")
             _rename(inner, names, taken)
     for value in graph.output:

@@ -157,16 +157,23 @@ def draw_batch(
     return drawn
 
 
-def _make_batch(
-    model: keras.Model, signature: Signature, batch_size: int, lengths: Iterator[int]
-) -> dict[str, Array]:
-    shapes = {
+def batch_shapes(
+    signature: Signature, batch_size: int, lengths: Iterator[int]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each input, with the next of `lengths` for each free axis."""
+    return {
         spec.name: tuple(
             size if size is not None else (batch_size if axis == 0 else next(lengths))
             for axis, size in enumerate(spec.shape)
         )
         for spec in signature.inputs
     }
+
+
+def _make_batch(
+    model: keras.Model, signature: Signature, batch_size: int, lengths: Iterator[int]
+) -> dict[str, Array]:
+    shapes = batch_shapes(signature, batch_size, lengths)
     # The seed makes batches differ even if their size is fixed.
     return draw_batch(model, signature, shapes, seed=batch_size)
 

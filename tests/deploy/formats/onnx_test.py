@@ -77,7 +77,9 @@ def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeyp
         (OnnxFormat(calibration=[]), encoder),
         (OnnxFormat(products_in_float16=True), encoder),
     ):
-        with pytest.raises(NotSupportedError, match=r"is not done for weights beyond the 2 GB"):
+        with pytest.raises(
+            NotSupportedError, match=r"is not supported for weights beyond the 2 GB"
+        ):
             export_format.check_backend(model, "torch")
 
 
@@ -158,7 +160,7 @@ def test_an_onnx_file_is_the_same_each_time(model, tmp_path, tensorflow_installe
 
 def test_bfloat16_goes_by_the_opset_that_has_it(digits, tmp_path, tensorflow_installed):
     exporter = Exporter(digits, "onnx", precision="bfloat16", verbose=False)
-    with pytest.raises(InvalidInputError, match=r"no Conv in bfloat16 at opset 18: pass opset=22"):
+    with pytest.raises(InvalidInputError, match=r"no Conv in bfloat16 at opset 18\. Pass opset=22"):
         exporter.export(tmp_path / "brief")
     assert not any(tmp_path.iterdir())
     exporter = Exporter(digits, "onnx", precision="bfloat16", opset=22, verbose=False)

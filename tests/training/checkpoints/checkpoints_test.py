@@ -153,7 +153,7 @@ def test_a_torn_file_is_passed_over_and_then_written_anew(tmp_path, caplog):
     again = Trainer(build, checkpoint_dir=tmp_path, checkpoint_every=2, keep_last=3, seed=1)
     with caplog.at_level(logging.INFO):
         assert fit(again, epochs=2, resume=True).history == expected
-    assert "is torn" in caplog.text
+    assert "is damaged" in caplog.text
     assert "goes on after step 10" in caplog.text
     assert CheckpointFolder(tmp_path).latest().step == 12
 

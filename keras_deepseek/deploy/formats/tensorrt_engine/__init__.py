@@ -1,1 +1,1 @@
-"""What a TensorRT engine is built of: the library, the GPUs and sizes, the nodes that it takes."""
+"""The parts of building a TensorRT engine: library, GPUs, sizes, and unsupported nodes."""

@@ -1,4 +1,4 @@
-"""Which nodes of an ONNX file TensorRT can't take, before an engine is built of it."""
+"""Finds the nodes of an ONNX file that TensorRT does not support."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +8,14 @@ from keras_deepseek.errors import ExportError
 
 
 def check_nodes(parser: Any, onnx_file: Path) -> None:
-    """Raises where TensorRT can't take a file, naming every node that it stops at.
+    """Raises if TensorRT does not support some nodes of an ONNX file.
 
     Args:
-        parser: An `OnnxParser` of either flavor, of a network that is not needed afterwards.
+        parser: An `OnnxParser` of either flavor; its network can't be used afterwards.
         onnx_file: The ONNX file.
 
     Raises:
-        ExportError: For each node its name, its operator and the reason.
+        ExportError: The message has each node's name, its operator and the reason.
     """
     if parser.supports_model_v2(onnx_file.read_bytes(), str(onnx_file)):
         return
@@ -23,18 +23,14 @@ def check_nodes(parser: Any, onnx_file: Path) -> None:
 
 
 def describe_errors(parser: Any) -> str:
-    """Returns what a parser stopped at: each node by name and operator, with its reason.
-
-    Args:
-        parser: An `OnnxParser` of either flavor.
-    """
+    """Returns the errors of a parser: each node by name and operator, with its reason."""
     return "; ".join(dict.fromkeys(_describe(parser))) or "it gives no reason."
 
 
 def _describe(parser: Any) -> Iterator[str]:
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        # Of an operator that it has not, the parser says "false", and what that is by a code.
+        # For an unsupported operator, the text is "false", and only the code tells the reason.
         code = error.code().name.lower().replace("_", " ")
         words = " ".join(error.desc().split())
         reason = code if words in ("", "false") else f"{code}: {words}"

@@ -1,4 +1,4 @@
-"""Builds an engine of an ONNX file."""
+"""Builds a TensorRT engine from an ONNX file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +16,21 @@ from keras_deepseek.errors import ExportError
 def build_engine(
     tensorrt: Any, onnx_file: Path, profiles: Sequence[Profile], capabilities: Sequence[str]
 ) -> bytes:
-    """Returns an engine that computes in the precision that the file's own tensors have.
+    """Returns an engine that computes in the precision of the file's tensors.
 
     Args:
         tensorrt: The module of either flavor.
         onnx_file: The ONNX file.
-        profiles: The sizes that it is to take.
-        capabilities: The compute capabilities of the GPUs that it is for; none for what the library
-            builds for by itself.
+        profiles: The sizes that the engine takes.
+        capabilities: The compute capabilities of its GPUs; empty for the library's default.
 
     Raises:
-        ExportError: TensorRT can't take the file, or builds nothing of it. The message says why.
+        ExportError: TensorRT does not support the file, or builds no engine; the message has the
+            reason.
     """
     log = make_error_log(tensorrt)
     builder = tensorrt.Builder(log)
-    asked = _make_network(tensorrt, builder)  # A parser crashes where it outlives its network.
+    asked = _make_network(tensorrt, builder)  # A parser crashes if it outlives its network.
     check_nodes(tensorrt.OnnxParser(asked, log), onnx_file)
     network = _make_network(tensorrt, builder)
     parser = tensorrt.OnnxParser(network, log)
@@ -49,14 +49,14 @@ def build_engine(
         reasons = "; ".join(log.errors) or "it gives no reason"
         sizes = " and ".join(map(str, profiles))
         raise ExportError(
-            f"TensorRT parsed the model and built no engine from it: {reasons}. If the model does "
-            f"not take every size from the smallest to the largest ({sizes}), pass profiles=."
+            f"TensorRT parsed the model but could not build an engine: {reasons}. If the model "
+            f"does not take every size from the smallest to the largest ({sizes}), pass profiles=."
         )
     return bytes(engine)
 
 
 def _make_network(tensorrt: Any, builder: Any) -> Any:
-    # Release 10 has to be asked to keep to the types of the file; 11 and RTX do nothing else.
+    # Release 10 keeps the file's types only with this flag; 11 and RTX always do.
     strongly_typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return builder.create_network(strongly_typed)
 

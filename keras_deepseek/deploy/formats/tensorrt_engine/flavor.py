@@ -1,7 +1,7 @@
-"""Which of NVIDIA's two libraries builds an engine.
+"""The two libraries of NVIDIA that build an engine.
 
 Plain TensorRT builds on the GPU that the engine is for. TensorRT-RTX builds for the GPUs of given
-compute capabilities, on a machine that has none.
+compute capabilities, on a machine that needs none.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ class Flavor:
 
     Args:
         name: string. `"tensorrt"` or `"rtx"`.
-        module: The imported module. The two have one API.
+        module: The imported module. Both have the same API.
     """
 
     name: str
@@ -43,50 +43,42 @@ class Flavor:
 
     @property
     def release(self) -> str:
-        """What the report calls it."""
+        """The library's name and version, for reports."""
         return f"{TITLES[self.name]} {self.module.__version__}"
 
 
 def check_flavor(name: str) -> None:
-    """Says that a flavor is unknown.
-
-    Args:
-        name: string.
-
-    Raises:
-        InvalidInputError: It is.
-    """
+    """Rejects the name of an unknown flavor."""
     if name not in FLAVORS:
         raise InvalidInputError(unknown_name_message("flavor", name, FLAVORS))
 
 
 def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
-    """Returns the library that is asked for, or the one that there is.
+    """Imports the requested library; for `"auto"`, plain TensorRT if it can build here, else RTX.
 
     Args:
-        name: string. `"tensorrt"`, `"rtx"`, or `"auto"`: plain TensorRT where it is installed and a
-            GPU is visible, else TensorRT-RTX.
-        wants_capabilities: boolean. Whether compute capabilities are asked for, which TensorRT-RTX
-            alone can build for.
+        name: string. `"tensorrt"`, `"rtx"`, or `"auto"`.
+        wants_capabilities: boolean. Whether compute capabilities are requested, which only
+            TensorRT-RTX can build for.
 
     Raises:
-        InvalidInputError: The name is unknown, or plain TensorRT is asked for capabilities.
+        InvalidInputError: The name is unknown, or plain TensorRT is requested with capabilities.
         MissingExtraError: The library is not installed.
-        NotSupportedError: Plain TensorRT is asked for where no GPU is visible.
+        NotSupportedError: Plain TensorRT is requested and no GPU is visible.
     """
     check_flavor(name)
     if name == "auto":
         return _import_flavor(_choose(wants_capabilities=wants_capabilities))
     if name == "tensorrt" and wants_capabilities:
         raise InvalidInputError(
-            "Plain TensorRT builds for the GPU that it runs on and takes no compute_capabilities=. "
-            "Leave them out, or pass flavor='rtx'."
+            "Plain TensorRT builds only for the GPU that it runs on, and takes no "
+            "compute_capabilities=. Leave them out, or pass flavor='rtx'."
         )
     flavor = _import_flavor(name)
     if name == "tensorrt" and not visible_gpus.count_gpus():
         raise NotSupportedError(
-            "Plain TensorRT builds an engine on the GPU that it is for, and none is visible here. "
-            "Export on a machine that has one, or pass flavor='rtx', which needs none."
+            "Plain TensorRT builds an engine on the GPU that the engine is for, and no GPU is "
+            "visible here. Export on a machine with a GPU, or pass flavor='rtx', which needs none."
         )
     return flavor
 

@@ -1,4 +1,4 @@
-"""The sizes that an engine takes on the model's free axes: TensorRT's optimisation profiles."""
+"""The sizes of free axes that an engine takes: TensorRT's optimization profiles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ _OF_LENGTH: Sizes = (1, 16, 64)
 
 @dataclass(frozen=True)
 class Profile:
-    """The range of sizes that an engine is built for, and the one that it is fastest at.
+    """The range of sizes that an engine takes, and the size that it is fastest at.
 
     Args:
-        sizes: dict. By free axis its smallest, usual and largest size.
-        shapes: dict. By input its smallest, usual and largest shape.
+        sizes: dict. For each free axis its smallest, usual and largest size.
+        shapes: dict. For each input its smallest, usual and largest shape.
     """
 
     sizes: Mapping[str, Sizes]
     shapes: Mapping[str, tuple[Shape, ...]]
 
     def takes(self, shapes: Mapping[str, Shape]) -> bool:
-        """Returns whether a batch of these shapes, by input, is within the range."""
+        """Returns whether a batch is within the range, by its shapes by input name."""
         return all(
             smallest <= size <= largest
             for name, (lower, _, upper) in self.shapes.items()
@@ -44,16 +44,17 @@ class Profile:
 
 
 def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]:
-    """Returns the profiles of an engine with a size for every free axis.
+    """Returns the profiles of an engine, with sizes for every free axis.
 
     Args:
         signature: The model's.
-        profiles: `None`, a dict, or a sequence of dicts: one a profile. A dict holds three sizes by
-            the name of an axis, or three shapes by the name of an input. An axis that it leaves out
-            has 1, 4 and 32 where it is the batch's, and 1, 16 and 64 where it is another.
+        profiles: `None`, a dict, or a sequence of dicts, one for each profile. A dict holds three
+            sizes by the name of an axis, or three shapes by the name of an input. Other axes have
+            1, 4 and 32 for the batch, and 1, 16 and 64 otherwise.
 
     Raises:
-        InvalidInputError: A name is unknown, or its sizes do not fit the model or do not ascend.
+        InvalidInputError: A name is unknown, or its sizes do not fit the model or are not
+            ascending.
     """
     given = [{}] if profiles is None else [profiles] if isinstance(profiles, Mapping) else profiles
     is_sequence = isinstance(given, Sequence) and not isinstance(given, str)
@@ -81,8 +82,8 @@ def _resolve(signature: Signature, profile: Mapping[str, Any]) -> Profile:
         for axis, triple in found.items():
             if sizes.setdefault(axis, triple) != triple:
                 raise InvalidInputError(
-                    f"Axis {axis!r} is given two ranges in one profile: {sizes[axis]} and "
-                    f"{triple}. Give it one, or pass two profiles."
+                    f"Axis {axis!r} has two ranges in one profile: {sizes[axis]} and {triple}. "
+                    "Pass one range, or two profiles."
                 )
     complete = {
         axis: sizes.get(axis, _OF_BATCH if axis == BATCH else _OF_LENGTH)
@@ -99,7 +100,7 @@ def _resolve(signature: Signature, profile: Mapping[str, Any]) -> Profile:
 
 
 def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict[str, Sizes]:
-    """Returns the sizes by free axis of an input whose smallest to largest shapes are given."""
+    """Returns the sizes of the free axes of an input from its three shapes."""
     if not _are_shapes(value) or any(
         len(shape) != len(axes)
         or any(axis not in (size, str(axis)) for axis, size in zip(axes, shape, strict=True))
@@ -136,6 +137,7 @@ def _check_sizes(place: str, value: Any) -> Sizes:
     smallest, usual, largest = sizes
     if not 1 <= smallest <= usual <= largest:
         raise InvalidInputError(
-            f"The sizes of {place} in profiles= must ascend from 1 or more; received {value!r}."
+            f"The sizes of {place} in profiles= must be at least 1 and ascending; received "
+            f"{value!r}."
         )
     return smallest, usual, largest

@@ -76,7 +76,7 @@ def test_the_missing_library_is_named_with_where_it_is_from(installed):
 
 def test_plain_tensorrt_needs_a_gpu(installed):
     installed(["tensorrt"], 0)
-    with pytest.raises(NotSupportedError, match=r"none is visible here.*flavor='rtx'"):
+    with pytest.raises(NotSupportedError, match=r"no GPU is visible here.*flavor='rtx'"):
         find_flavor("tensorrt", wants_capabilities=False)
 
 
