@@ -1,6 +1,6 @@
-"""TF Serving's words for what a server has: its file of models, and the folders that they stand in.
+"""TF Serving's model config: a file that lists models and their folders.
 
-An engine begins with such a file, or is sent one over gRPC, which `control` answers.
+An engine starts with such a file, or receives a config over gRPC (`control.replace_models`).
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
-    """Returns the models of a file that TF Serving takes as `--model_config_file`.
+    """Reads a model config: the file that TF Serving takes as `--model_config_file`.
 
     Args:
         path: The path of a text file: a `ModelServerConfig` with a `model_config_list`.
@@ -30,15 +30,19 @@ def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
         A tuple of `ModelConfig`, for `ServingEngine`.
 
     Raises:
-        InvalidInputError: It can't be read, or holds no such message, or no model.
+        InvalidInputError: The file can't be read, is no such message, or lists no model.
         MissingExtraError: `protobuf` is not installed.
     """
     try:
         models = parse_config_text(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, InvalidInputError) as error:
-        raise InvalidInputError(f"Can't read models of {os.fspath(path)!r}: {error}") from error
+        raise InvalidInputError(
+            f"Can't read the model config {os.fspath(path)!r}: {error}"
+        ) from error
     if not models:
-        raise InvalidInputError(f"The list of models in {os.fspath(path)!r} is empty.")
+        raise InvalidInputError(
+            f"The model config {os.fspath(path)!r} lists no model. Expected at least one."
+        )
     return models
 
 
@@ -71,7 +75,7 @@ def _make_folder(repository: "ModelRepository", model: ModelConfig) -> ModelFold
     for label, number in model.labels.items():
         if number not in present:
             raise InvalidInputError(
-                f"The label {label!r} of the model {model.name!r} stands for version {number}; "
-                f"those wanted are {list(present)}."
+                f"The label {label!r} of the model {model.name!r} names version {number}. Expected "
+                f"one of the wanted versions {list(present)}."
             )
     return folder

@@ -130,7 +130,7 @@ def test_a_model_is_unloaded_until_it_is_loaded_again(engine, folder_of):
 
 
 def test_what_can_t_be_loaded_or_unloaded_is_refused(engine, folder_of, caplog):
-    with pytest.raises(ModelNotFoundError, match="no folder that the model 'one'"):
+    with pytest.raises(ModelNotFoundError, match="no model 'one', and no folder"):
         control.load(engine.repository, "one")
     with pytest.raises(ModelNotFoundError, match="no model 'one'"):
         control.unload(engine.repository, "one")
