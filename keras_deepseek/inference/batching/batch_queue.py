@@ -160,7 +160,7 @@ class BatchQueue:
         ]
 
     def _limit(self) -> int:
-        """Returns the rows of the largest batch: where one runs, the next has to be in time too."""
+        """Returns the largest batch size of which two batches in turn meet `target_latency`."""
         limit = self._buckets[-1]
         if self._target_latency == math.inf:
             return limit

@@ -63,9 +63,9 @@ def open_waiter() -> tuple[Waiter, Settle]:
 
 
 def _settle_all(finished: deque[tuple[Settle, Request]]) -> None:
-    while finished:  # Also what came since the loop was woken.
+    while finished:  # Requests that came after the wake-up are included.
         settle, request = finished.popleft()
         try:
             settle(request)
-        except Exception:  # The others are to be told all the same.
+        except Exception:  # The other requests must be settled, too.
             _logger.exception("An answer could not be handed over.")
