@@ -1,24 +1,25 @@
-"""Serving: batches of single requests, in-process, over HTTP and over gRPC.
+"""Serving: single requests in batches, in-process, over HTTP and over gRPC.
 
-How a request goes, and where to read on:
+The way of a request, as a guide to the code:
 
 1. `http` and `grpc` listen: `http_connection` reads a request from its socket, `grpc_application`
-   takes it from grpcio. `server` has what both share: the thread and its event loop, TLS, tokens,
-   the end by a signal.
-2. `http_application` finds the route, as one in `tf_serving_rest`; gRPC's are `tf_serving_rpc` and
-   the like. `protocols`, pure functions, make arrays of its bytes.
+   gets it from grpcio. `server` has the code of both: threads and event loops, TLS, tokens,
+   signals.
+2. `http_application` finds the route in the table of routes, for example in `tf_serving_rest`. The
+   gRPC methods are in `tf_serving_rpc` and others. `protocols`, pure functions, decode the bytes.
 3. `dispatcher` takes it from there, and from `ServingEngine.predict`: it asks `models` for the
-   version that the request is for. `model_repository` has the models by name, `served_model` the
-   versions of one, `model_version` its executors, its cache and its batcher.
-4. `batching`: the request waits in `batch_queue`, until `leave_rule` or `wait_rule` lets a batch
-   go; a thread of `batcher` runs it, and hands each request its rows back, to a waiting thread
+   version. `model_repository` has the models by name, `served_model` the versions of one,
+   `model_version` its executors, its cache and its batcher.
+4. `batching`: the request waits in `batch_queue` until `leave_rule` or `wait_rule` lets a batch
+   leave. A thread of `batcher` runs it, and returns each request its rows: to a waiting thread
    (`future_delivery`) or in one turn of an event loop (`loop_delivery`).
-5. `executors` compute: a live Keras model, or a bundle in its own runtime, here or isolated.
-6. The route's second half makes bytes of the outputs, or `errors` says which status it is;
-   `monitoring` then counts the request, and logs and traces it where that is asked for.
+5. `executors` compute: a live Keras model, or a bundle in its own runtime, here or in another
+   process. `registry` names them by the format of a bundle.
+6. The second half of the route encodes the outputs, or `errors` gives the status. Then `monitoring`
+   counts the request, and logs and traces it if that is turned on.
 
-`engine` puts all of it together, `command` is `keras-deepseek serve`. pyproject.toml has who may
-import whom.
+`engine` puts all of this together, `command` is `keras-deepseek serve`. The contracts in
+pyproject.toml say who may import whom.
 """
 
 from keras_deepseek.inference.batching.padding import Padding

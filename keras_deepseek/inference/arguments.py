@@ -1,4 +1,4 @@
-"""Checks what a user gives to the engine, before anything is loaded or started for it."""
+"""Checks of the engine's arguments, before anything is loaded or started."""
 
 import math
 import os
@@ -17,7 +17,7 @@ _REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)
 
 
 def check_name(name: str) -> None:
-    """Refuses a name that can't stand in a URL."""
+    """Refuses a model name that can't be a part of a URL."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, flags=re.ASCII):
         raise InvalidInputError(
             f"Received name={name!r}. It becomes a part of the URL: expected letters, digits, `_`, "
@@ -26,7 +26,7 @@ def check_name(name: str) -> None:
 
 
 def check_count(argument: str, value: int) -> None:
-    """Refuses what is not a whole number of at least 1."""
+    """Refuses a value that is no integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInputError(
             f"Received {argument}={value!r}. Expected an integer of at least 1."
@@ -34,22 +34,17 @@ def check_count(argument: str, value: int) -> None:
 
 
 def check_version(version: int, model: object) -> None:
-    """Refuses a version that is not a whole number of at least 1.
-
-    Args:
-        version: integer.
-        model: What is to be served, or its path.
-    """
+    """Refuses a version that is no integer of at least 1. `model` is the model or its path."""
     if version == 0 and isinstance(model, str | os.PathLike):
         raise InvalidInputError(
-            f"Received version 0, of {os.fspath(model)!r}. Versions start at 1, as clients that "
-            "say 0 mean the newest: rename the folder, or give another version."
+            f"Received version 0, of {os.fspath(model)!r}. Versions start at 1: clients use 0 for "
+            "the newest. Rename the folder, or give another version."
         )
     check_count("version", version)
 
 
 def check_cache_entries(value: int) -> None:
-    """Refuses what is not a whole number of at least 0."""
+    """Refuses a value that is no integer of at least 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidInputError(
             f"Received cache_entries={value!r}. Expected an integer of at least 0."
@@ -57,21 +52,21 @@ def check_cache_entries(value: int) -> None:
 
 
 def check_seconds(argument: str, value: float | None) -> None:
-    """Refuses what is neither `None` nor a time above zero."""
+    """Refuses a value that is neither `None` nor a number above 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 < value < math.inf):
         raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, above 0.")
 
 
 def check_wait(argument: str, value: float) -> None:
-    """Refuses what is no time of zero or above."""
+    """Refuses a value that is no number of at least 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value < math.inf):
         raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, 0 or above.")
 
 
 def check_option_names(names: Iterable[str]) -> None:
-    """Refuses names that are none of `RequestOptions`."""
+    """Refuses names that are not in `RequestOptions`."""
     for name in names:
         if name not in _REQUEST_OPTIONS:
             raise InvalidInputError(
@@ -80,14 +75,14 @@ def check_option_names(names: Iterable[str]) -> None:
 
 
 def check_request_options(timeout: float | None, priority: int) -> None:
-    """Refuses a timeout that is no time, and a priority that is no whole number."""
+    """Refuses a timeout that is no time, and a priority that is no integer."""
     check_seconds("timeout", timeout)
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise InvalidInputError(f"Received priority={priority!r}. Expected an integer.")
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuses what is no host or no port."""
+    """Refuses a value that is no host, or no port."""
     if not isinstance(host, str) or not host:
         raise InvalidInputError(f"Received host={host!r}. Expected a name or an address.")
     if not isinstance(port, int) or isinstance(port, bool) or port not in range(2**16):
@@ -95,7 +90,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
-    """Refuses what is neither `"dynamic"` nor from 1 to `max_batch_size`."""
+    """Refuses a value that is neither `"dynamic"` nor an integer from 1 to `max_batch_size`."""
     if batch_size == "dynamic":
         return
     if isinstance(batch_size, str):
@@ -110,10 +105,10 @@ def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
 
 
 def check_batch_axis(signature: Signature) -> None:
-    """Refuses a model whose batch size is fixed."""
+    """Refuses a model with a fixed batch size."""
     for spec in signature.inputs:
         if not spec.shape or spec.shape[0] is not None:
             raise NotSupportedError(
-                f"Input {spec} has no batch axis of any length first, so requests can't share a "
+                f"The first axis of input {spec} is no free batch axis, so requests can't share a "
                 "batch. Serve a model whose inputs leave the batch size open."
             )

@@ -1,6 +1,6 @@
-"""The command `keras-deepseek serve`: its arguments, and what it does from the start to SIGTERM.
+"""The command `keras-deepseek serve`: its arguments, and its run from the start to SIGTERM.
 
-`serve_settings` reads what the arguments mean.
+`serve_settings` checks the arguments.
 """
 
 import argparse
@@ -14,22 +14,18 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.server.termination import Interruption
 
 NAME = "serve"
-HELP = "answer TF Serving's and Open Inference's calls for a bundle or a model's file"
+HELP = "serve a bundle or a model file to clients of TF Serving and of Open Inference"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `serve`.
-
-    Args:
-        parser: `argparse.ArgumentParser` of the command.
-    """
-    # All of them would fill a screen above an error's one line.
+    """Adds the arguments of `serve` to its parser."""
+    # A usage with all options would fill the screen above a one-line error.
     parser.usage = "%(prog)s (PATH | --model-config FILE) [options]"
     _add_model_arguments(parser)
     _add_batching_arguments(parser)
     _add_padding_arguments(parser)
     _add_listening_arguments(parser)
-    _add_care_arguments(parser)
+    _add_operation_arguments(parser)
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,18 +35,18 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         nargs="?",
         metavar="PATH",
-        help="a bundle (what `export` wrote), a SavedModel, an .onnx or a .keras file, or a folder "
-        "of them named by numbers, whose newest is served, also when it comes later",
+        help="a bundle (written by `export`), a SavedModel, an .onnx or a .keras file; or a folder "
+        "of these, named by numbers: the newest is served, also if it is added later",
     )
     models.add_argument(
         "--model-config",
         metavar="FILE",
-        help="several models, each a folder of versions: what TF Serving takes as "
+        help="a file that lists several models, each a folder of versions: TF Serving's "
         "--model_config_file, with its version policies and labels",
     )
     group.add_argument("--name", help="the model's name in URLs (default: model)")
     group.add_argument(
-        "--model-version", type=int, metavar="N", help="the bundle's version in URLs (default: 1)"
+        "--model-version", type=int, metavar="N", help="the model's version in URLs (default: 1)"
     )
     group.add_argument(
         "--replicas", type=int, default=1, metavar="N", help="copies of the model (default: 1)"
@@ -58,24 +54,26 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--isolated",
         action="store_true",
-        help="each replica in a process of its own, started anew where it crashes or hangs",
+        help="run each replica in its own process, and restart a process that crashes or hangs",
     )
     group.add_argument(
         "--batch-timeout",
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="with --isolated: a batch that takes longer hangs (default: 60)",
+        help="with --isolated: a batch that takes longer counts as hung (default: 60)",
     )
     group.add_argument(
-        "--no-warm-up", action="store_true", help="do not run each batch size before the first call"
+        "--no-warm-up",
+        action="store_true",
+        help="do not run each batch size before the first request",
     )
     group.add_argument(
         "--custom-objects-from",
         action="append",
         default=[],
         metavar="MODULE_OR_FILE",
-        help="a module or a .py file that defines custom layers; may be given several times",
+        help="a module or a .py file that defines custom layers; can be repeated",
     )
 
 
@@ -85,23 +83,27 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         default="dynamic",
         metavar="N",
-        help="dynamic, or a number (default: dynamic)",
+        help="dynamic, or a fixed number of rows (default: dynamic)",
     )
     group.add_argument(
-        "--max-batch-size", type=int, default=32, metavar="N", help="largest batch (default: 32)"
+        "--max-batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="rows of the largest batch (default: 32)",
     )
     group.add_argument(
         "--max-wait",
         type=float,
         default=0.005,
         metavar="SECONDS",
-        help="that a batch of a fixed size waits to be full (default: 0.005)",
+        help="how long a batch of a fixed size waits to be full (default: 0.005)",
     )
     group.add_argument(
         "--target-latency",
         type=float,
         metavar="SECONDS",
-        help="keep answers within so many seconds, and refuse what would take longer",
+        help="answer within this time, and refuse requests that would take longer",
     )
     group.add_argument(
         "--max-queue-rows",
@@ -114,40 +116,40 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-concurrent-batches",
         type=int,
         metavar="N",
-        help="batches that run at a time, of all models together (default: one each replica)",
+        help="batches that run at the same time, for all models (default: one for each replica)",
     )
 
 
 def _add_padding_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "padding",
-        "Requests of unequal lengths share batches when they are filled up, as in "
+        "Requests of different lengths share batches when they are padded, as in "
         "--pad-lengths 16,32,64 --pad-value tokens=0 --pad-mask mask=tokens",
     )
     group.add_argument(
-        "--pad-lengths", metavar="N,N,...", help="a free axis is filled up to the next of these"
+        "--pad-lengths", metavar="N,N,...", help="pad a free axis to the next of these lengths"
     )
     group.add_argument(
         "--pad-value",
         action="append",
         default=[],
         metavar="INPUT=NUMBER",
-        help="what an input is filled with; one for each input with a free axis",
+        help="the number to pad an input with; one for each input with a free axis",
     )
     group.add_argument(
         "--pad-mask",
         action="append",
         default=[],
         metavar="MASK=INPUT",
-        help="an input that the server makes: true where the other has data; or by_value, where "
-        "the model knows padding by its value",
+        help="an input that the server makes: true where the other input has data; or by_value, if "
+        "the model recognizes padding by its value",
     )
     group.add_argument(
         "--pad-output",
         action="append",
         default=[],
         metavar="OUTPUT=INPUT",
-        help="whose length an output has, where several inputs are filled",
+        help="the input whose length an output has, if several inputs are padded",
     )
 
 
@@ -161,82 +163,83 @@ def _add_listening_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=8501,
         metavar="P",
-        help="0 takes a free one (default: 8501)",
+        help="port for HTTP; 0 takes a free one (default: 8501)",
     )
     group.add_argument(
         "--grpc-port",
         type=int,
         metavar="P",
-        help="likewise for gRPC (default: 8500, where the extra `grpc` is installed)",
+        help="port for gRPC; 0 takes a free one (default: 8500, if the extra `grpc` is installed)",
     )
-    group.add_argument("--no-grpc", action="store_true", help="serve over HTTP alone")
+    group.add_argument("--no-grpc", action="store_true", help="serve over HTTP only")
     group.add_argument(
         "--max-body-bytes",
         type=int,
         default=64 * 2**20,
         metavar="N",
-        help="larger requests are refused, also when inflated (default: 64 MiB)",
+        help="refuse larger requests, also after decompression (default: 64 MiB)",
     )
     group.add_argument(
         "--limit",
         action="append",
         default=[],
         metavar="NAME=NUMBER",
-        help="a limit of connections, a field of HttpLimits, as in idle_seconds=10 or "
-        "grace_seconds=60; may be given several times",
+        help="a limit for connections, a field of HttpLimits, as in idle_seconds=10 or "
+        "grace_seconds=60; can be repeated",
     )
     group.add_argument(
-        "--tls-certificate", metavar="PEM", help="speak TLS, over gRPC too, with this certificate"
+        "--tls-certificate", metavar="PEM", help="use TLS with this certificate, for HTTP and gRPC"
     )
     group.add_argument(
-        "--tls-key", metavar="PEM", help="its private key (default: it is in the same file)"
+        "--tls-key",
+        metavar="PEM",
+        help="the private key of the certificate (default: in the same file)",
     )
     group.add_argument(
-        "--client-ca", metavar="PEM", help="serve clients alone that have a certificate of these"
+        "--client-ca",
+        metavar="PEM",
+        help="refuse clients without a certificate of one of these authorities",
     )
     group.add_argument(
         "--token-file",
         metavar="FILE",
-        help="a token in each line, one of which clients must send: Authorization: Bearer TOKEN",
+        help="a file with a token in each line; clients must send one: Authorization: Bearer TOKEN",
     )
 
 
-def _add_care_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("care")
+def _add_operation_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("operation")
     group.add_argument(
-        "--access-log", action="store_true", help="a line of JSON for each request, on stderr"
+        "--access-log", action="store_true", help="write a line of JSON for each request to stderr"
     )
     group.add_argument(
         "--traces",
         action="store_true",
-        help="a span of OpenTelemetry for each request, sent where OTEL_* says (extra `telemetry`)",
+        help="send an OpenTelemetry span for each request, as OTEL_* says (extra `telemetry`)",
     )
     group.add_argument(
         "--cache-entries",
         type=int,
         default=0,
         metavar="N",
-        help="answers that are kept for inputs that come again (default: 0)",
+        help="answers to cache for inputs that come again (default: 0)",
     )
     group.add_argument(
-        "--log-requests", metavar="FILE", help="write a sample of requests and answers there"
+        "--log-requests", metavar="FILE", help="write a sample of requests and answers to this file"
     )
     group.add_argument(
         "--sample",
         type=float,
         metavar="PART",
-        help="the part of requests that is written (default: 0.01)",
+        help="the fraction of requests to write (default: 0.01)",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serves until SIGTERM, Ctrl-C or SIGHUP; then finishes what was accepted and returns.
-
-    Args:
-        arguments: What the parser with `add_arguments` read.
+    """Serves until SIGTERM, Ctrl-C or SIGHUP, then answers the accepted requests and returns.
 
     Raises:
-        KerasDeepSeekError: Something in `arguments` can't be served.
+        KerasDeepSeekError: An argument is wrong, or the model can't be served.
     """
     from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.serve_settings import read_settings
@@ -245,7 +248,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_settings(arguments)
     engine = None
     try:
-        # Stops the loading and the warm-up too: nothing has been accepted by then.
+        # A signal stops the loading and the warm-up, too: no request is accepted yet.
         with Interruption(takes_sigterm=True) as interruption:
             engine = ServingEngine(settings.model, **settings.of_engine)
             interruption.check()
@@ -254,14 +257,14 @@ def run(arguments: argparse.Namespace) -> None:
                     engine.serve(**settings.of_servers)
                 _wait(engine, arguments, interruption)
     finally:
-        # A second signal does not wait for what is in flight.
+        # A second signal ends the process without waiting for requests in flight.
         if engine is not None:
             engine.close()
 
 
 @contextlib.contextmanager
 def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
-    """Says in a line which warm-up failed: the traceback, through the model, is for the log."""
+    """Reports a failed warm-up in one line. The traceback goes to the log."""
     import logging
 
     from keras_deepseek.errors import NotSupportedError
@@ -284,7 +287,7 @@ def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> "Iterator[None]":
-    """Shows warnings without the line of this package's source that they come from."""
+    """Shows warnings without the source line that raised them."""
     import warnings
 
     before = warnings.formatwarning
@@ -298,16 +301,16 @@ def _warnings_in_a_line() -> "Iterator[None]":
 def _wait(
     engine: "ServingEngine", arguments: argparse.Namespace, interruption: "Interruption"
 ) -> None:
-    """Says where it is served, and waits for the signal."""
+    """Prints the address, and waits for a signal."""
     import threading
 
     from keras_deepseek.inference.monitoring.live_line import LiveLine
 
-    # Lines of the log would be written through it.
+    # Log lines and a live line would mix on the terminal.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
     print(_describe(engine, arguments.no_grpc), flush=True)
     with line:
-        # One that came amid imports may have been lost in them.
+        # `wait` also raises for a signal that was lost during an import.
         interruption.wait(threading.Event())
 
 
@@ -317,4 +320,4 @@ def _describe(engine: "ServingEngine", no_grpc: bool) -> str:
     text = f"Serving {', '.join(map(repr, engine.models))} at {place}"
     if others:
         return f"{text} and {others[0].url}"
-    return text if no_grpc else f"{text}; for gRPC: pip install 'keras_deepseek[grpc]'"
+    return text if no_grpc else f"{text}; to serve gRPC: pip install 'keras_deepseek[grpc]'"

@@ -1,6 +1,6 @@
-"""Counts values by their size, for `metrics`: what a batch or a request adds is one integer.
+"""Histograms for the metrics. Adding a value increments one integer.
 
-It does no locking: whoever adds to one from several threads holds a lock.
+They take no lock: a caller with several threads holds one.
 """
 
 from bisect import bisect_left
@@ -12,21 +12,21 @@ SECONDS = (
     *(0.1, 0.15, 0.2, 0.3, 0.5, 0.7),
     *(1.0, 2.0, 5.0, 10.0, 30.0),
 )
-"""Bounds for times: close enough together that a quantile is off by a third at most."""
+"""The bounds for times: so close together that a quantile is wrong by a third at most."""
 
 ROWS = tuple(2**exponent for exponent in range(11))
-"""Bounds for the rows of batches, which are padded to powers of two."""
+"""The bounds for the rows of batches, which are padded to powers of two."""
 
 
 @dataclass(frozen=True)
 class HistogramValues:
-    """What a histogram held at one moment.
+    """The values of a histogram at one moment.
 
     Args:
         bounds: tuple of numbers, rising.
-        counts: tuple of integers: how many values were no larger than each bound and larger than
-            the one before; the last, of one more than there are bounds, were larger than all.
-        sum: float. Of all values.
+        counts: tuple of integers: the number of values up to each bound and above the one before. A
+            last count, one more than there are bounds, is for values above all bounds.
+        sum: float. The sum of all values.
     """
 
     bounds: tuple[float, ...]
@@ -35,34 +35,26 @@ class HistogramValues:
 
     @property
     def count(self) -> int:
-        """How many values there are."""
+        """The number of values."""
         return sum(self.counts)
 
     def since(self, earlier: "HistogramValues | None") -> "HistogramValues":
-        """Returns what was added after an earlier moment.
-
-        Args:
-            earlier: `HistogramValues` of the same histogram, or `None`: all of it.
-        """
+        """Returns the values that were added after an earlier moment. `None`: all values."""
         if earlier is None:
             return self
         counts = (now - then for now, then in zip(self.counts, earlier.counts, strict=True))
         return HistogramValues(self.bounds, tuple(counts), self.sum - earlier.sum)
 
     def plus(self, other: "HistogramValues") -> "HistogramValues":
-        """Returns what both hold.
-
-        Args:
-            other: `HistogramValues` with the same bounds.
-        """
+        """Returns the values of both. They must have the same bounds."""
         counts = (one + two for one, two in zip(self.counts, other.counts, strict=True))
         return HistogramValues(self.bounds, tuple(counts), self.sum + other.sum)
 
     def quantile(self, part: float) -> float | None:
-        """Returns the value that so large a part is below, or `None` where there are no values.
+        """Returns the value below which a fraction of the values lies, or `None` without values.
 
-        Between two bounds the values are taken to be spread evenly; what is above the last bound is
-        told as the last bound.
+        It assumes that values are spread evenly between two bounds, and counts values above the
+        last bound as that bound.
 
         Args:
             part: float from 0 to 1.
@@ -79,11 +71,7 @@ class HistogramValues:
 
 
 class Histogram:
-    """Counts values.
-
-    Args:
-        bounds: tuple of numbers, rising.
-    """
+    """A histogram with rising upper bounds."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -93,10 +81,10 @@ class Histogram:
         self._sum = 0.0
 
     def add(self, value: float) -> None:
-        """Counts a value."""
+        """Adds a value."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def values(self) -> HistogramValues:
-        """Returns what is counted so far."""
+        """Returns the present values."""
         return HistogramValues(self._bounds, tuple(self._counts), self._sum)

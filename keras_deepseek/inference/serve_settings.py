@@ -1,6 +1,6 @@
-"""What the arguments of `keras-deepseek serve` mean, checked before a model is loaded for them.
+"""Reads and checks the arguments of `keras-deepseek serve`, before a model is loaded.
 
-`command` declares them, and hands what is read here to a `ServingEngine`.
+`command` declares the arguments, and passes the settings to a `ServingEngine`.
 """
 
 import argparse
@@ -31,12 +31,12 @@ DEFAULT_GRPC_PORT = 8500
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What a `ServingEngine` is made of, and what its `serve` takes.
+    """The settings of the engine and of its servers.
 
     Args:
-        model: What the engine serves.
+        model: The engine's model.
         of_engine: dict of the engine's other arguments by name.
-        of_servers: dict of the arguments of `serve` by name.
+        of_servers: dict of the arguments of `ServingEngine.serve` by name.
     """
 
     model: Any
@@ -45,13 +45,10 @@ class ServeSettings:
 
 
 def read_settings(arguments: argparse.Namespace) -> ServeSettings:
-    """Returns what arguments mean. No framework is loaded.
-
-    Args:
-        arguments: What the parser of the command read.
+    """Returns the settings that arguments stand for. It loads no framework.
 
     Raises:
-        InvalidInputError: One of them is wrong in itself, or does not go with another.
+        InvalidInputError: An argument is wrong, or two do not go together.
         MissingExtraError: A package that they need is not installed.
     """
     return ServeSettings(_read_model(arguments), _read_engine(arguments), _read_servers(arguments))
@@ -63,16 +60,16 @@ def _read_model(arguments: argparse.Namespace) -> Any:
     for flag in ("name", "model_version"):
         if getattr(arguments, flag) is not None:
             raise InvalidInputError(
-                f"Received --{flag.replace('_', '-')} with --model-config, whose models have "
-                "their own."
+                f"Received --{flag.replace('_', '-')} with --model-config. Remove it: the config "
+                "names its models and their versions."
             )
     return read_model_config(arguments.model_config)
 
 
 def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the engine itself checks before it loads a model."""
+    """Returns the arguments of the engine. The engine itself checks them."""
     if arguments.sample is not None and arguments.log_requests is None:
-        raise InvalidInputError("Received --sample without --log-requests.")
+        raise InvalidInputError("Received --sample without --log-requests. Give both, or none.")
     with_defaults = {
         "name": arguments.name,
         "version": arguments.model_version,
@@ -101,12 +98,15 @@ def _read_padding(arguments: argparse.Namespace) -> Padding | None:
     values, masks = arguments.pad_value, arguments.pad_mask
     if arguments.pad_lengths is None:
         if values or masks or arguments.pad_output:
-            raise InvalidInputError("Expected --pad-lengths, as in 16,32,64, with --pad-...")
+            raise InvalidInputError(
+                "Received --pad-value, --pad-mask or --pad-output without --pad-lengths. Give "
+                "--pad-lengths, as in 16,32,64."
+            )
         return None
     if not masks:
         raise InvalidInputError(
-            "Expected --pad-mask with --pad-lengths: MASK=INPUT for an input that is a mask, or "
-            "by_value where the model knows padding by its value."
+            "Received --pad-lengths without --pad-mask. Give MASK=INPUT for an input that is a "
+            "mask, or by_value if the model recognizes padding by its value."
         )
     return Padding(
         masks="by_value" if masks == ["by_value"] else _read_pairs("--pad-mask", masks),
@@ -146,13 +146,13 @@ def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _grpc_port(arguments: argparse.Namespace) -> int | None:
-    """Returns TF Serving's own port, unless another is asked for, or none, or gRPC is missing."""
+    """Returns the port for gRPC, or `None` if it is turned off or not installed."""
     port: int | None = arguments.grpc_port
     if arguments.no_grpc:
         if port is not None:
             raise InvalidInputError("Received both --grpc-port and --no-grpc. Give one of them.")
         return None
-    # A name with a dot is looked for in its parent, which must be there.
+    # `find_spec` of a name with a dot needs the parent package.
     if all(find_spec(name) for name in ("grpc", "google", "google.protobuf")):
         return DEFAULT_GRPC_PORT if port is None else port
     if port is not None:
@@ -175,14 +175,14 @@ def _read_pairs(flag: str, pairs: Iterable[str]) -> dict[str, str]:
         name, sign, value = pair.partition("=")
         if not (name and sign and value) or name in found:
             raise InvalidInputError(
-                f"Received {flag} {pair!r}. Expected NAME=VALUE, each name once."
+                f"Received {flag} {pair!r}. Expected NAME=VALUE, with each name once."
             )
         found[name] = value
     return found
 
 
 def _read_number(flag: str, text: str) -> Any:
-    """Returns an integer where it is one."""
+    """Returns an integer if possible, else a float."""
     for kind in (int, float):
         try:
             return kind(text)

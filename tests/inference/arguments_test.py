@@ -28,7 +28,7 @@ def test_a_name_that_would_break_the_url_is_refused(name):
 
 def test_a_version_starts_at_1_and_a_folder_0_is_named():
     check_version(1, "models/1")
-    with pytest.raises(InvalidInputError, match=r"version 0, of 'models/0'\. .* rename the folder"):
+    with pytest.raises(InvalidInputError, match=r"version 0, of 'models/0'\. .* Rename the folder"):
         check_version(0, "models/0")
     for version in (0, "1", None):
         with pytest.raises(InvalidInputError, match=r"version=.* an integer of at least 1"):

@@ -332,5 +332,5 @@ def test_the_line_says_what_grpc_needs_where_it_is_not_installed(doubler):
         server = engine.serve(0)
         line = f"Serving 'model' at {server.url}/v1/models/model"
         assert command._describe(engine, no_grpc=True) == line
-        missing = f"{line}; for gRPC: pip install 'keras_deepseek[grpc]'"
+        missing = f"{line}; to serve gRPC: pip install 'keras_deepseek[grpc]'"
         assert command._describe(engine, no_grpc=False) == missing

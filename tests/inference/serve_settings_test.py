@@ -144,8 +144,8 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
     [
         ("--no-grpc --grpc-port 1", "both --grpc-port and --no-grpc"),
         ("--sample 0.5", "--sample without --log-requests"),
-        ("--pad-value x=0", "Expected --pad-lengths"),
-        ("--pad-lengths 8 --pad-value x=0", "Expected --pad-mask"),
+        ("--pad-value x=0", "without --pad-lengths"),
+        ("--pad-lengths 8 --pad-value x=0", "without --pad-mask"),
         ("--pad-lengths 8,4 --pad-mask by_value", "rising integers"),
         ("--pad-lengths 8;4 --pad-mask by_value", "'8;4' in --pad-lengths"),
         ("--pad-lengths 8 --pad-mask by_valu", "Received --pad-mask 'by_valu'"),

@@ -1,1 +1,1 @@
-"""Requests, what lets them leave together and when, and the threads that run their batches."""
+"""The batching of requests: queues, the rules by which batches leave them, and model threads."""

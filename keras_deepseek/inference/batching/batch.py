@@ -1,6 +1,6 @@
 """Requests, and the batches that carry their rows through the model and back.
 
-Nothing here decides when a batch leaves (`batch_queue`) or runs it (`batcher`).
+`batch_queue` decides when a batch leaves, `batcher` runs it.
 """
 
 import math
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.batching.batch_totals import BatchDecision
 
 Reason = Literal["full", "idle", "gathered", "waited", "deadline", "closing", "retried"]
-"""Why a batch left: it was full; the model was idle, and waiting would not have paid; the rows that
-were waited for had come; they had not, in the time that waiting pays, or that is fixed; a deadline
-drew near; the batcher is closing; or it is one request alone, after its batch had failed."""
+"""Why a batch left the queue. `"full"`: it had the most rows. `"idle"`: the model was idle, and
+waiting would not have paid. `"gathered"`: the expected rows had come. `"waited"`: they had not come
+in time. `"deadline"`: a deadline was near. `"closing"`: the batcher is closing. `"retried"`: it is
+one request alone, after its batch had failed.
+"""
 
 
 class Request:
-    """Rows that came together and are answered together, once.
+    """Rows that are answered together, once.
+
+    Requests share a batch only if their `lane` is equal.
 
     Args:
         inputs: dict of arrays by name, rows first.
-        deliver: Function of the request, called once, when `outputs` or `error` is there: on the
-            model's thread, or on the one that found the deadline passed. It must not block.
-            Defaults to `None`.
-        deadline: float. The time in seconds after which nobody wants the answer. Defaults to never.
-        priority: integer. Of those that wait for the same model, higher ones leave first. Defaults
-            to `0`.
-
-    What `lane` holds must be equal in two requests for them to share a batch.
+        deliver: Function of the request, called once, when `outputs` or `error` is set: on the
+            model's thread, or on the thread that found the deadline passed. It must not block.
+        deadline: float. The time in seconds after which the answer is useless.
+        priority: integer. Requests of the same model with a higher priority leave first.
 
     Raises:
         InvalidInputError: The arrays differ in their number of rows.
@@ -82,11 +82,11 @@ class Request:
         self.taken = 0
         self.arrived = 0.0
         self.decision: BatchDecision | None = None
-        """What is known of the last batch that it was in."""
+        """The record of the last batch that it was in."""
         self.outputs: dict[str, Array] | None = None
         self.error: BaseException | None = None
         self.is_cached = False
-        """Whether the answer is one that was kept."""
+        """True if the answer came from the cache."""
         self.is_over = False
         self._deliver = deliver
         self._open = iter((True,))
@@ -95,16 +95,16 @@ class Request:
 
     @property
     def has_answer(self) -> bool:
-        """Whether there are outputs or an error: not where it was withdrawn."""
+        """True if there are outputs or an error. A withdrawn request has neither."""
         return self.outputs is not None or self.error is not None
 
     @property
     def waiting(self) -> int:
-        """Rows still in the queue. A request of no rows takes the place of one."""
+        """The number of rows still in the queue. A request without rows counts as one."""
         return max(self.rows - self.taken, 1)
 
     def answer(self, start: int, outputs: dict[str, Array], rows: int) -> None:
-        """Takes the outputs of the rows from `start` on; the last of them completes the request."""
+        """Adds the outputs of the rows from `start` on. The last rows complete the request."""
         if rows == self.rows:
             self._finish(outputs, None)
             return
@@ -120,26 +120,26 @@ class Request:
         self._finish(None, error)
 
     def withdraw(self) -> bool:
-        """Returns whether there was no answer yet; there will be none any more."""
+        """Prevents an answer. Returns false if there was one already."""
         if not next(self._open, False):
             return False
         self.is_over = True
         return True
 
     def _finish(self, outputs: dict[str, Array] | None, error: BaseException | None) -> None:
-        # Of the threads that come here at the same time, one gets the iterator's only item.
+        # If several threads come here at once, only one gets the iterator's one item.
         if not next(self._open, False):
             return
         self.outputs, self.error = outputs, error
         self.is_over = True
-        # Forgotten, so that the two don't hold each other until the garbage collector comes.
+        # Breaks the reference cycle, which only the garbage collector would free.
         deliver, self._deliver = self._deliver, None
         if deliver is not None:
             deliver(self)
 
 
 class Slice(NamedTuple):
-    """The rows from `start` up to `stop` of one request."""
+    """The rows of a request from `start` up to `stop`."""
 
     request: Request
     start: int
@@ -147,7 +147,7 @@ class Slice(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows these are."""
+        """The number of rows."""
         return self.stop - self.start
 
 
@@ -156,7 +156,7 @@ class Batch:
 
     Args:
         slices: sequence of `Slice`, of requests in the same lane.
-        reason: string. Why the batch left.
+        reason: string. Why the batch left the queue.
         queue_age: float. Seconds that its oldest request had waited.
     """
 
@@ -165,10 +165,10 @@ class Batch:
         self.reason = reason
         self.queue_age = queue_age
         self.rows = sum([part.rows for part in slices])
-        """How many rows the requests brought."""
+        """The number of rows of its requests, without padding."""
 
     def stack(self, size: int) -> dict[str, Array]:
-        """Returns the inputs as arrays of `size` rows: the last row is repeated to fill them."""
+        """Returns the inputs as arrays of `size` rows. The last row is repeated as padding."""
         return {
             name: _pad(
                 [request.inputs[name][start:stop] for request, start, stop in self.slices], size
@@ -180,7 +180,7 @@ class Batch:
         """Gives each request its rows of `outputs`.
 
         Raises:
-            NotSupportedError: An output does not have one row for each row that went in.
+            NotSupportedError: An output does not have one row for each input row.
         """
         check_rows(outputs, size)
         position = 0
@@ -191,7 +191,7 @@ class Batch:
             position = end
 
     def split(self) -> list["Batch"]:
-        """Returns a batch for each request alone."""
+        """Returns one batch for each request."""
         return [Batch((part,), "retried", self.queue_age) for part in self.slices]
 
     def fail(self, error: BaseException) -> None:
@@ -201,27 +201,19 @@ class Batch:
 
 
 def check_rows(outputs: dict[str, Array], size: int) -> None:
-    """Refuses outputs that have not one row for each row that went in.
-
-    Args:
-        outputs: dict of arrays by name.
-        size: integer. How many rows went in.
-
-    Raises:
-        NotSupportedError: One of them has not.
-    """
+    """Raises a `NotSupportedError` if an output does not have `size` rows."""
     for name, array in outputs.items():
         if array.ndim == 0 or array.shape[0] != size:
             raise NotSupportedError(
-                f"Output {name!r} has shape {array.shape} for {size} rows. A served model must "
-                "give one row, in the first axis, for each row that it takes."
+                f"Output {name!r} has shape {array.shape} for {size} rows. Expected one row in the "
+                "first axis for each input row."
             )
 
 
 def _pad(parts: list[Array], size: int) -> Array:
     rows = np.concatenate(parts)
     missing = size - len(rows)
-    # Without a row to repeat, zeros, or empty strings, find out the shape of the outputs.
+    # Without a row to repeat, the model runs on zeros, or on empty strings.
     nothing = b"" if rows.dtype == object else 0
     last = rows[-1:] if len(rows) else np.full((1, *rows.shape[1:]), nothing, rows.dtype)
     return np.concatenate([rows, np.repeat(last, missing, axis=0)]) if missing else rows

@@ -1,7 +1,7 @@
-"""Decides which rows leave together, and when, and which are refused. Pure: nothing here waits.
+"""The queue of a model. It forms batches, decides when they leave, and refuses requests.
 
-The time is an argument of every call. `lane` holds the requests of one set of shapes, `wait_rule`
-and `leave_rule` say how long they wait for company, `batcher` runs what leaves.
+It never waits, and every call gets the time as an argument. `lane` holds requests of equal shapes.
+`wait_rule` and `leave_rule` say how long they wait for more. `batcher` runs the batches.
 """
 
 import math
@@ -15,22 +15,22 @@ from keras_deepseek.inference.batching.leave_rule import LeaveRule
 from keras_deepseek.inference.errors import OverloadedError
 
 NUM_LANES_KEPT = 64
-"""Lanes that are kept for what they have learned, though they are empty."""
+"""The number of lanes that are kept, also empty ones, for what their rules have learned."""
 
 
 class BatchQueue:
     """Requests that wait for a model, in one lane for each set of shapes.
 
-    A request that a batch has no room for is continued in the next one. One that could not be
-    answered in time, by its deadline or by `target_latency`, is refused when it comes.
+    A request that does not fit into a batch continues in the next one. A request that can't be
+    answered in time, by its deadline or by `target_latency`, is refused at once.
 
     Args:
-        make_rule: Function that returns a new `LeaveRule`, for a new lane.
-        buckets: tuple of integers. The batch sizes that the model sees, rising.
-        batch_time: `BatchTime`. What the model takes; whoever runs batches adds to it.
-        max_rows: integer. Rows that may wait. A request that has more by itself is never accepted.
-        num_replicas: integer. Batches that may run at the same time. Defaults to `1`.
-        target_latency: float or `None`. Seconds within which requests are to be answered.
+        make_rule: Function that returns a `LeaveRule` for a new lane.
+        buckets: tuple of integers. The batch sizes of the model, rising.
+        batch_time: `BatchTime` of the model. The caller adds the measured times.
+        max_rows: integer. The rows that may wait, and the most rows of one request.
+        num_replicas: integer. The number of batches that may run at the same time.
+        target_latency: float or `None`. Seconds within which requests should be answered.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class BatchQueue:
 
         Raises:
             InvalidInputError: It has more rows than may wait.
-            OverloadedError: Too many rows are waiting, or it could not be answered in time.
+            OverloadedError: Too many rows are waiting, or it can't be answered in time.
         """
         rows = request.waiting
         self.check_size(rows)
@@ -75,14 +75,7 @@ class BatchQueue:
             lane.rule.arrive(rows, now)
 
     def check_size(self, rows: int) -> None:
-        """Refuses a request that would hold up all others by itself.
-
-        Args:
-            rows: integer. How many it has.
-
-        Raises:
-            InvalidInputError: More than may wait.
-        """
+        """Raises an `InvalidInputError` if a request has more rows than may wait."""
         if rows > self._max_rows:
             raise InvalidInputError(
                 f"The request is too large: it has {rows} rows, and at most {self._max_rows} may "
@@ -90,10 +83,10 @@ class BatchQueue:
             )
 
     def next_batch(self, now: float) -> Batch | None:
-        """Takes the rows that are to leave now, or returns `None`.
+        """Removes and returns the batch that should run now, or `None`.
 
-        Where several lanes are due, one with a request of higher priority goes first, then the one
-        whose oldest request is older. Whoever runs the batch calls `free` afterwards.
+        If several lanes are due, the one with a request of higher priority is first, then the one
+        with the oldest request. The caller calls `free` after the batch.
         """
         limit = self._limit()
         due = self._due(limit, now)
@@ -109,12 +102,12 @@ class BatchQueue:
         return batch
 
     def is_due(self, now: float) -> bool:
-        """Returns whether `next_batch` would return one."""
+        """Returns true if `next_batch` would return a batch."""
         return bool(self._due(self._limit(), now))
 
     def free(self, now: float) -> None:
-        """A batch was run: the model is free again."""
-        # Which of them it was does not matter: the one that should have ended first.
+        """Notes that a batch has run, so that the model is free again."""
+        # It does not matter which batch has ended: the one that was expected first is removed.
         self._ends.remove(min(self._ends))
         for lane in self._lanes.values():
             if lane.rows:
@@ -123,31 +116,27 @@ class BatchQueue:
                 lane.rule.end(now)
 
     def forget(self, request: Request) -> None:
-        """Gives back the room of a request that is over."""
+        """Frees the room of a request that needs no answer any more."""
         lane = self._lanes.get(request.lane)
         waiting = request.waiting
         if lane is not None and lane.forget(request):
             self.rows -= waiting
 
     def next_time(self) -> float:
-        """Returns when a batch will be due if nothing more comes: infinity if none will be."""
+        """Returns the time when a batch is due if no request comes: infinity if none waits."""
         return min((lane.time_due() for lane in self._lanes.values()), default=math.inf)
 
     def age(self, now: float) -> float:
-        """Returns the seconds that the oldest request has waited: 0 where there is none."""
+        """Returns the seconds that the oldest request has waited, or 0."""
         return max((now - lane.oldest for lane in self._lanes.values() if lane.rows), default=0.0)
 
     def clear(self) -> list[Request]:
-        """Takes all requests out and returns them."""
+        """Removes and returns all requests."""
         self.rows = 0
         return [request for lane in self._lanes.values() for request in lane.clear()]
 
     def bucket(self, rows: int) -> int:
-        """Returns the size of the batch that the model sees for so many rows.
-
-        Args:
-            rows: integer. At most the largest bucket.
-        """
+        """Returns the padded size of a batch with a number of rows."""
         return next(size for size in self._buckets if size >= rows)
 
     def predict_wait(self, request: Request, now: float) -> float:
@@ -171,7 +160,7 @@ class BatchQueue:
         ]
 
     def _limit(self) -> int:
-        """Returns the rows of the largest batch: where one runs, the next has to be in time too."""
+        """Returns the largest batch size of which two batches in turn meet `target_latency`."""
         limit = self._buckets[-1]
         if self._target_latency == math.inf:
             return limit
@@ -191,10 +180,10 @@ class BatchQueue:
         if allowed == math.inf or not self._time.is_known:
             return
         wait = self.predict_wait(request, now)
-        # A target can be missed by the model alone, on a free machine: that refuses nobody.
+        # On a free machine a request is never refused, though the model alone may be too slow.
         if wait > allowed and (self.rows or self._ends):
             raise OverloadedError(
-                f"The answer would take {wait:.3g} s, and has to be there in {allowed:.3g} s: "
+                f"The answer would take {wait:.3g} s, and is needed in {allowed:.3g} s: "
                 f"{self.rows} rows are waiting",
                 retry_after=wait,
             )

@@ -1,23 +1,23 @@
-"""How long a batch takes: what `wait_rule` and `batch_queue` reckon with. Pure."""
+"""The time that a model takes for a batch, as measured. `wait_rule` and `batch_queue` use it."""
 
 import math
 from collections import deque
 
 NUM_KEPT = 16
-"""How many of the last batches of a size are looked at: their median is what the size takes."""
+"""The number of last batches of a size whose median is the time of the size."""
 
 NUM_UNTIL_STALE = 128
-"""After so many batches of other sizes, what is known of a size loses weight, and again."""
+"""The number of batches of other sizes after which the times of a size are partly forgotten."""
 
 
 class BatchTime:
-    """The seconds that the model takes for a batch: `overhead + per_row * rows`, fitted.
+    """The fitted seconds of a batch: `overhead + per_row * rows`.
 
-    The median of the last batches of each size is its time, so that one slow batch changes nothing,
-    and a line is laid through the sizes. A size that is not run any more can't stay slow for ever:
-    of its batches the slower half is forgotten, time after time, and then its time falls towards
-    the line through the other sizes. Until a batch was measured, every time is zero: nothing is
-    refused and nothing waits for want of knowledge.
+    The time of a size is the median of its last batches, so that one slow batch changes nothing. A
+    line is fitted through the sizes. A size that does not run any more can't stay slow for ever:
+    its slower half of batches is forgotten regularly, and then its time approaches the line through
+    the other sizes. Before the first batch every time is zero, so that nothing is refused and
+    nothing waits.
 
     Example:
 
@@ -39,25 +39,25 @@ class BatchTime:
 
     @property
     def overhead(self) -> float:
-        """Seconds of a batch beside what its rows add."""
+        """The seconds of a batch without the part of its rows."""
         return self._fitted_line()[0]
 
     @property
     def per_row(self) -> float:
-        """Seconds that each row adds."""
+        """The seconds that each row adds."""
         return self._fitted_line()[1]
 
     @property
     def is_known(self) -> bool:
-        """Whether a batch was measured."""
+        """True if a batch was measured."""
         return bool(self._times)
 
     def add(self, rows: int, seconds: float) -> None:
-        """Takes a batch into account.
+        """Adds a measured batch.
 
         Args:
-            rows: integer. Rows that the model saw, those of padding among them.
-            seconds: float. How long it took.
+            rows: integer. The rows that the model saw, with padding.
+            seconds: float. The time that it took.
         """
         latest = self._latest.setdefault(rows, deque(maxlen=NUM_KEPT))
         latest.append(seconds)
@@ -69,16 +69,12 @@ class BatchTime:
             self._age()
 
     def predict(self, rows: int) -> float:
-        """Returns the seconds that a batch of so many rows is expected to take.
-
-        Args:
-            rows: integer. Rows that the model sees.
-        """
+        """Returns the expected seconds of a batch with a number of rows, with padding."""
         time = self._times.get(rows)
         return self.overhead + self.per_row * rows if time is None else time
 
     def _age(self) -> None:
-        """Lets what is known of the sizes that are not run lose weight."""
+        """Forgets a part of the times of sizes that no longer run."""
         for rows, number in self._numbers.items():
             if self._num_batches - number < NUM_UNTIL_STALE:
                 continue
@@ -101,18 +97,18 @@ class BatchTime:
 
 
 def _low_median(times: deque[float] | list[float]) -> float:
-    """Returns the median; of two in the middle the smaller: what is slow is the exception."""
+    """Returns the median, or the smaller of two in the middle: slow batches are exceptions."""
     return sorted(times)[(len(times) - 1) // 2]
 
 
 def _fit(times: dict[int, float]) -> tuple[float, float]:
-    """Returns the seconds of a batch beside its rows, and those of each row."""
+    """Returns the overhead of a batch, and the seconds of each row, by least squares."""
     middle, level = math.fsum(times) / len(times), math.fsum(times.values()) / len(times)
     spread = math.fsum((size - middle) ** 2 for size in times)
     slope = 0.0
     if spread:
         products = ((size - middle) * time for size, time in times.items())
         slope = max(math.fsum(products) / spread, 0.0)
-    # A line that would give a batch of no rows less than no time goes through zero.
+    # The overhead must not be negative: then the line goes through zero.
     per_row = min(slope, level / middle)
     return max(level - per_row * middle, 0.0), per_row

@@ -1,6 +1,6 @@
-"""What a batcher's batches add up to: a few integers a batch, whatever the number of requests.
+"""The totals of a batcher's batches: a few numbers for each batch, whatever its number of requests.
 
-`batcher` adds each batch under its lock; `metrics` and `ServingEngine.statistics` read it.
+`batcher` adds each batch under its lock. `metrics` and `ServingEngine.statistics` read the totals.
 """
 
 from collections import Counter, deque
@@ -11,21 +11,21 @@ from keras_deepseek.inference.batching.batch import Reason
 from keras_deepseek.inference.histogram import ROWS, SECONDS, Histogram, HistogramValues
 
 NUM_DECISIONS = 256
-"""How many of the last decisions are kept."""
+"""The number of last batches whose records are kept."""
 
 
 @dataclass(frozen=True)
 class BatchDecision:
-    """What left, and why.
+    """The record of one batch.
 
     Args:
-        reason: string. `"full"`, `"idle"`, `"gathered"`, `"waited"`, `"deadline"`, `"closing"` or
-            `"retried"`.
+        reason: string. Why it left the queue: `"full"`, `"idle"`, `"gathered"`, `"waited"`,
+            `"deadline"`, `"closing"` or `"retried"`.
         rows: integer. Rows of requests.
-        padded_rows: integer. Rows that were added to fill a bucket.
+        padded_rows: integer. Rows that were added as padding.
         queue_age: float. Seconds that the oldest request had waited.
-        seconds: float. How long the model took.
-        left: float. When it left, in seconds of the batcher's clock. Defaults to `0.0`.
+        seconds: float. Seconds in the model.
+        left: float. When it left, in seconds of the batcher's clock.
     """
 
     reason: Reason
@@ -38,24 +38,23 @@ class BatchDecision:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """What a batcher has done so far.
+    """The totals of a batcher at one moment.
 
     Args:
         batches: integer. Calls of the model.
-        rows: integer. Rows of requests that they held.
-        padded_rows: integer. Rows that were added to fill buckets.
-        busy_seconds: float. Time inside the model, summed over the replicas.
+        rows: integer. Rows of requests in these batches.
+        padded_rows: integer. Rows that were added as padding.
+        busy_seconds: float. Time in the model, summed over the replicas.
         waiting_rows: integer. Rows in the queue now.
-        overhead: float. Seconds that a batch takes beside what each row adds, as fitted.
-        per_row: float. Seconds that a row adds to a batch, as fitted.
+        overhead: float. The fitted seconds of a batch without the part of its rows.
+        per_row: float. The fitted seconds that a row adds to a batch.
         decisions: tuple of `BatchDecision`: the last ones, oldest first.
-        queue_age: float. Seconds that the oldest request in the queue has waited; 0 where there is
-            none.
-        replicas: integer. Threads that run the model.
+        queue_age: float. Seconds that the oldest request in the queue has waited, or 0.
+        replicas: integer. The number of threads that run the model.
         reasons: mapping from reason to the number of batches that left for it.
-        batch_rows: `HistogramValues`. Of each batch's rows of requests.
-        queue_ages: `HistogramValues`. Of each batch's `queue_age`.
-        batch_seconds: `HistogramValues`. Of each batch's time inside the model.
+        batch_rows: `HistogramValues` of the rows of requests in a batch.
+        queue_ages: `HistogramValues` of the `queue_age` of a batch.
+        batch_seconds: `HistogramValues` of the time in the model for a batch.
     """
 
     batches: int
@@ -75,7 +74,7 @@ class BatchStatistics:
 
 
 class BatchTotals:
-    """Adds batches up. Whoever has it holds a lock."""
+    """Adds batches up. The caller holds a lock."""
 
     def __init__(self) -> None:
         self._batches = self._rows = self._padded_rows = 0
@@ -87,7 +86,7 @@ class BatchTotals:
         self._batch_seconds = Histogram(SECONDS)
 
     def add(self, decision: BatchDecision) -> None:
-        """Takes a batch that was run."""
+        """Adds a batch that has run."""
         self._batches += 1
         self._rows += decision.rows
         self._padded_rows += decision.padded_rows
@@ -107,15 +106,7 @@ class BatchTotals:
         per_row: float,
         replicas: int,
     ) -> BatchStatistics:
-        """Returns what was added so far, with what the queue is like now.
-
-        Args:
-            waiting_rows: integer. As in `BatchStatistics`.
-            queue_age: float. As in `BatchStatistics`.
-            overhead: float. As in `BatchStatistics`.
-            per_row: float. As in `BatchStatistics`.
-            replicas: integer. As in `BatchStatistics`.
-        """
+        """Returns the totals. The arguments are the present values of the queue."""
         return BatchStatistics(
             batches=self._batches,
             rows=self._rows,

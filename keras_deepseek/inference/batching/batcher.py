@@ -1,6 +1,6 @@
-"""Runs the batches that `batch_queue` lets leave, on one thread for each replica of the model.
+"""The threads that run the batches of a queue, one for each replica of the model.
 
-`model_version` puts requests in; `batch_queue` decides; an executor computes.
+`model_version` submits requests, `batch_queue` decides, an executor computes.
 """
 
 import contextlib
@@ -44,35 +44,33 @@ def batch_buckets(batch_size: int | Literal["dynamic"], max_batch_size: int) -> 
 
 
 class Batcher:
-    """Requests in, answers out; between them as few calls of the model as their arrival allows.
+    """Answers requests with as few calls of the model as their arrival allows.
 
-    - `batch_size="dynamic"`: whenever the model is free, what waits is taken, up to
-      `max_batch_size` rows, unless waiting for more has turned out to make answers come sooner
-      (`WaitRule`).
-    - `batch_size=8`: batches of 8 rows; one that is not full leaves `max_wait` after its oldest
+    - `batch_size="dynamic"`: a free model takes the waiting requests, up to `max_batch_size` rows,
+      unless waiting for more makes answers come sooner (`WaitRule`).
+    - `batch_size=8`: batches of 8 rows. A batch that is not full leaves `max_wait` after its oldest
       request came.
 
     Each batch is padded to one of `buckets` by repeating its last row, so that a compiled model
-    sees few shapes. Only requests of equal shapes (apart from the rows) share a batch. A request
-    with more rows than fit is run in parts. When a batch fails, its requests are run one by one:
-    only those that fail alone are answered with an error. What is cancelled, or too late, before
-    its turn is not run, and a request that passes its deadline is answered with an error then.
+    sees few shapes. Only requests of equal shapes, apart from the rows, share a batch. A request
+    with too many rows runs in several batches. When a batch fails, its requests run one by one, and
+    only those that fail alone get an error. Cancelled and late requests are not run. A request gets
+    an error when its deadline passes.
 
     Args:
         replicas: sequence of functions from a dict of arrays to a dict of arrays, rows first. Each
-            is called from a thread of its own.
-        batch_size: `"dynamic"`, or an integer. Defaults to `"dynamic"`.
-        max_batch_size: integer. Defaults to `32`.
-        max_wait: float. Seconds; for a fixed batch size. Defaults to `0.005`.
-        max_queue_rows: integer. Rows that may wait, and that one request may have. Defaults to
-            `1024`.
-        target_latency: float or `None`. Seconds within which requests are to be answered: batches
-            are kept as small as that needs, and requests that would take longer are refused.
-        take_turn: Function that returns a context, in which a batch is formed and run. Defaults to
-            `None`: batches wait for nobody else's.
-        clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
-        after_batch: Function that is called when requests were answered: once after each batch, on
-            the thread that ran it. Defaults to `None`.
+            has its own thread.
+        batch_size: `"dynamic"`, or an integer.
+        max_batch_size: integer.
+        max_wait: float. Seconds, for a fixed batch size.
+        max_queue_rows: integer. The rows that may wait, and the most rows of one request.
+        target_latency: float or `None`. Seconds within which requests should be answered: batches
+            are kept small enough for that, and requests that would take longer are refused.
+        take_turn: Function that returns a context manager in which a batch is formed and run.
+            `None`: batches wait for no other model.
+        clock: Function that returns the time in seconds.
+        after_batch: Function that is called when requests were answered, once after each batch, on
+            the thread that ran it.
     """
 
     def __init__(
@@ -118,7 +116,7 @@ class Batcher:
         self._wakes_at = math.inf
 
     def start(self) -> None:
-        """Starts the threads that run the model. What was submitted before is run now."""
+        """Starts the threads. Requests that were submitted before run now."""
         for number, run in enumerate(self._replicas):
             thread = threading.Thread(
                 target=self._work, args=(run,), name=f"replica-{number}", daemon=True
@@ -134,12 +132,12 @@ class Batcher:
 
         Raises:
             InvalidInputError: It has more rows than may wait.
-            OverloadedError: Too many rows are waiting, or it could not be answered in time.
+            OverloadedError: Too many rows are waiting, or it can't be answered in time.
             ClosedError: The batcher is closed.
         """
         with self._condition:
             if self._queue.is_closing:
-                raise ClosedError("The batcher is closed and accepts no request.")
+                raise ClosedError("The batcher is closed and accepts no requests.")
             now = self._clock()
             self._queue.add(request, now)
             if self._is_early(now):
@@ -148,21 +146,14 @@ class Batcher:
                 self._deadlines.add(request)
 
     def check_size(self, rows: int) -> None:
-        """Refuses a request of more rows than may wait, before anything is made of them.
-
-        Args:
-            rows: integer. How many it has.
-
-        Raises:
-            InvalidInputError: These are too many.
-        """
+        """Raises an `InvalidInputError` if a request has more rows than may wait."""
         self._queue.check_size(rows)
 
     def cancel(self, request: Request) -> bool:
-        """Takes a request out of the queue; one that runs is not answered.
+        """Removes a request from the queue. If it is running, its answer is dropped.
 
         Returns:
-            Whether there was no answer yet.
+            False if there was an answer already.
         """
         with self._condition:
             if not request.withdraw():
@@ -171,16 +162,16 @@ class Batcher:
             return True
 
     def close(self, drain: bool = True, seconds: float | None = None) -> bool:
-        """Accepts nothing more and returns when what was accepted is answered.
+        """Refuses new requests, and returns when the accepted ones are answered.
 
         Args:
-            drain: boolean. Whether what still waits is run; otherwise it is answered with a
-                `ClosedError`. Defaults to `True`.
-            seconds: float. After these, what waits or runs is answered with a `ClosedError`. A call
-                of the model that hangs keeps its thread. Defaults to `None`: there is no limit.
+            drain: boolean. False to answer waiting requests with a `ClosedError` instead of running
+                them.
+            seconds: float. Requests that are not answered by then get a `ClosedError`. A hanging
+                call of the model keeps its thread. `None`: no limit.
 
         Returns:
-            Whether no call of the model is left.
+            False if a call of the model is still running.
         """
         with self._condition:
             self._queue.is_closing = True
@@ -198,7 +189,7 @@ class Batcher:
         return has_ended
 
     def statistics(self) -> BatchStatistics:
-        """Returns what was done so far."""
+        """Returns the totals so far."""
         with self._condition:
             return self._totals.statistics(
                 waiting_rows=self._queue.rows,
@@ -214,7 +205,7 @@ class Batcher:
                 self._expire()
                 with self._condition:
                     batch = self._queue.next_batch(self._clock())
-                    if batch is None:  # Another replica took it.
+                    if batch is None:  # Another replica has taken it.
                         continue
                     self._running.add(batch)
                 self._answer(batch, run)
@@ -224,14 +215,14 @@ class Batcher:
                     self._queue.free(self._clock())
 
     def _join(self, seconds: float | None) -> bool:
-        """Waits for the threads; returns whether all have ended. Time is the system's here."""
+        """Waits for the threads, in system time. Returns true if all have ended."""
         until = None if seconds is None else time.monotonic() + seconds
         for thread in self._threads:
             thread.join(None if until is None else max(until - time.monotonic(), 0.0))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _give_up(self) -> None:
-        """Answers all that waits or runs with an error."""
+        """Answers all waiting and running requests with an error."""
         with self._condition:
             self._is_given_up = True
             requests = self._queue.clear()
@@ -241,13 +232,13 @@ class Batcher:
         self._after_batch()
 
     def _is_early(self, now: float) -> bool:
-        """Whether a thread that waits would wake too late. Waking one for nothing is dear."""
+        """Returns true if a waiting thread would wake too late. Needless wake-ups are expensive."""
         if not self._num_waiting:
             return False
         return self._queue.is_due(now) or self._queue.next_time() < self._wakes_at
 
     def _wait_until_due(self) -> bool:
-        """Returns whether a batch is due; otherwise the batcher is closed, and nothing waits."""
+        """Returns true when a batch is due, and false when the batcher is closed and empty."""
         while True:
             self._expire()
             with self._condition:
@@ -259,7 +250,7 @@ class Batcher:
                 self._sleep(self._queue.next_time(), now)
 
     def _sleep(self, until: float, now: float) -> None:
-        """Lets the lock go until something is due."""
+        """Releases the lock until something is due."""
         self._num_waiting += 1
         self._wakes_at = min(until, self._wakes_at)
         try:
@@ -283,7 +274,7 @@ class Batcher:
             self._fail(batch, error)
 
     def _try(self, batch: Batch, run: InferenceFunction) -> BaseException | None:
-        """Runs a batch and answers its requests, or returns what went wrong."""
+        """Runs a batch and answers its requests. Returns the error if it fails."""
         size = self._queue.bucket(batch.rows)
         start = self._clock()
         try:
@@ -295,7 +286,7 @@ class Batcher:
                 self._record(batch, size, start, self._clock(), is_measured)
             self._expire()
             batch.distribute(outputs, size)
-        # Whatever it is, it must not end the thread: requests would hang.
+        # No error may end the thread: its requests would never be answered.
         except BaseException as error:  # noqa: BLE001
             return error
         return None
@@ -303,11 +294,11 @@ class Batcher:
     def _fail(self, batch: Batch, error: BaseException) -> None:
         batch.fail(error)
         with self._condition:
-            for part in batch.slices:  # What is left of a request of several parts is not run.
+            for part in batch.slices:  # The other parts of a failed request are not run.
                 self._queue.forget(part.request)
 
     def _record(self, batch: Batch, size: int, start: float, end: float, is_measured: bool) -> None:
-        """Keeps what was decided, and what the model took: of a batch that failed, that is none."""
+        """Records the batch. The time of a batch that failed is not used for predictions."""
         rows = batch.rows
         decision = BatchDecision(
             batch.reason, rows, size - rows, batch.queue_age, end - start, left=start
@@ -320,7 +311,7 @@ class Batcher:
             self._totals.add(decision)
 
     def _expire(self) -> None:
-        """Answers those whose deadline has passed, whether they wait or run."""
+        """Answers waiting and running requests whose deadline has passed."""
         if not self._deadlines.is_due(self._clock()):
             return
         with self._condition:
@@ -328,6 +319,6 @@ class Batcher:
             for request in late:
                 self._queue.forget(request)
         for request in late:
-            request.fail(DeadlineExceededError("The deadline passed before the answer was there."))
+            request.fail(DeadlineExceededError("The deadline passed before the answer was ready."))
         if late:
             self._after_batch()

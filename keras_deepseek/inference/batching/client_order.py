@@ -1,4 +1,4 @@
-"""Hands a client its answers in the order of its requests, though replicas finish in another."""
+"""Delivers a client's answers in the order of its requests, whatever order replicas finish in."""
 
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -10,26 +10,26 @@ Deliver = Callable[[Request], None]
 
 
 class ClientOrder:
-    """Holds an answer back until those of the client's earlier requests were delivered."""
+    """Holds an answer back until the answers of the client's earlier requests were delivered."""
 
     def __init__(self) -> None:
-        # It is held while an answer is delivered: two threads must not do so for one client.
+        # It is held during delivery: two threads must not deliver to one client at once.
         self._lock = RLock()
         self._queues: dict[Hashable, deque[tuple[Request, Deliver]]] = {}
 
     def add(self, client: Hashable, request: Request, deliver: Deliver) -> None:
-        """Takes the next request of a client.
+        """Adds the next request of a client.
 
         Args:
             client: A hashable value.
-            request: `Request`. Whenever it is over, `settle` is called.
+            request: `Request`. The caller calls `settle` when it is over.
             deliver: Function of the request, called in the client's order if there is an answer.
         """
         with self._lock:
             self._queues.setdefault(client, deque()).append((request, deliver))
 
     def settle(self, client: Hashable) -> None:
-        """Delivers the answers that are there, up to the first that is not."""
+        """Delivers the finished answers of a client, up to the first that is not finished."""
         with self._lock:
             queue = self._queues.get(client)
             while queue and queue[0][0].is_over:

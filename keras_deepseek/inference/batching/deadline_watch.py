@@ -1,4 +1,4 @@
-"""Wakes the batcher when a deadline passes, though all replicas are busy."""
+"""A thread that wakes the batcher when a deadline passes, though all replicas are busy."""
 
 import heapq
 import itertools
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from keras_deepseek.inference.batching.batch import Request
 
 NUM_KEPT = 1024
-"""More requests than these are looked through for those that were answered meanwhile."""
+"""With more requests than these, answered ones are removed from the heap."""
 
 
 class DeadlineWatch:
-    """Knows which deadline is next, and calls a function then, from a thread of its own.
+    """Calls a function when the next deadline passes, on its own thread.
 
-    The thread is started by the first deadline.
+    The first deadline starts the thread.
 
     Args:
         wake: Function without arguments. It should call `take_due`.
@@ -33,11 +33,7 @@ class DeadlineWatch:
         self._is_closed = False
 
     def add(self, request: Request) -> None:
-        """Watches a request's deadline.
-
-        Args:
-            request: `Request` with a deadline.
-        """
+        """Watches the deadline of a request."""
         with self._condition:
             heapq.heappush(self._heap, (request.deadline, next(self._order), request))
             if len(self._heap) > self._limit:
@@ -51,14 +47,14 @@ class DeadlineWatch:
                 self._condition.notify()
 
     def is_due(self, now: float) -> bool:
-        """Returns whether a deadline has passed: cheap, and without a lock."""
+        """Returns true if a deadline has passed. It is fast, and takes no lock."""
         try:
             return self._heap[0][0] <= now
         except IndexError:
             return False
 
     def take_due(self, now: float) -> list[Request]:
-        """Returns the requests without an answer whose deadline has passed, each once."""
+        """Returns the unanswered requests whose deadline has passed, each once."""
         found = []
         with self._condition:
             while self._heap and self._heap[0][0] <= now:
@@ -83,7 +79,7 @@ class DeadlineWatch:
                 due = self._heap[0][0] if self._heap else math.inf
                 now = self._clock()
                 if due > now:
-                    # No thread can wait longer than that, and what is due then is looked at again.
+                    # A thread can't wait longer than that. The loop then waits again.
                     longest = min(due - now, threading.TIMEOUT_MAX)
                     self._condition.wait(None if due == math.inf else longest)
                     continue

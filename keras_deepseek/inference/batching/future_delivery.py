@@ -1,4 +1,4 @@
-"""Hands a finished request to a thread that waits for it."""
+"""Delivers an answer to a `concurrent.futures.Future`, for a thread that waits."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ Answer = Future[dict[str, Array]]
 
 
 def open_future() -> tuple[Answer, Callable[[Request], None]]:
-    """Returns a future, and the function that takes its request."""
+    """Returns a future, and the function that sets its result from a finished request."""
     answer: Answer = Future()
 
     def deliver(request: Request) -> None:

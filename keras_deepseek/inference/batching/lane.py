@@ -1,7 +1,4 @@
-"""The requests that may share a batch, in the order in which they leave. Pure.
-
-`batch_queue` has one lane for each set of shapes.
-"""
+"""The requests that may share a batch, in the order in which they leave the queue."""
 
 import heapq
 import itertools
@@ -12,26 +9,25 @@ from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.leave_rule import LeaveRule
 
 PART_OF_BATCH = 0.25
-"""What part of its expected time a batch may take longer without missing a deadline."""
+"""The fraction by which a batch may take longer than expected without missing a deadline."""
 
 PART_OF_LIMIT = 0.1
-"""What part of the time that a client gives is left for the way of the answer."""
+"""The fraction of a request's time limit that is reserved to deliver the answer."""
 
 LEAST_MARGIN = 0.002
-"""Seconds. So late a thread wakes where the machine has something else to do."""
+"""Seconds by which a thread may wake late on a busy machine."""
 
 
 class Lane:
-    """Requests of equal shapes: those of higher priority first, then in the order of arrival.
+    """Requests of equal shapes: higher priorities first, then in the order of arrival.
 
-    What is over (answered, cancelled, too late) is passed over when its turn comes; `forget` is
-    told of it before, so that it takes no room.
+    Answered, cancelled and late requests are skipped. `forget` frees their room before.
 
     Args:
-        rule: `LeaveRule`. How long rows wait for company.
-        batch_time: `BatchTime`. What the model takes.
-        target_latency: float. Seconds within which rows are to be answered. Defaults to no limit.
-        buckets: tuple of integers. The batch sizes that the model sees, rising. Defaults to any.
+        rule: `LeaveRule`. How long rows wait for more.
+        batch_time: `BatchTime` of the model.
+        target_latency: float. Seconds within which rows should be answered.
+        buckets: tuple of integers. The batch sizes of the model, rising. Empty: any size.
     """
 
     def __init__(
@@ -52,7 +48,7 @@ class Lane:
         self._deadlines: list[tuple[float, int, Request]] = []
 
     def add(self, request: Request) -> None:
-        """Takes a request, whose `arrived` is set."""
+        """Adds a request. Its `arrived` is set already."""
         number = next(self._order)
         heapq.heappush(self._heap, (-request.priority, number, request))
         self._arrivals[request] = None
@@ -61,7 +57,7 @@ class Lane:
         self.rows += request.waiting
 
     def forget(self, request: Request) -> bool:
-        """Gives back the room of a request that is over; returns whether it had any."""
+        """Removes a request that needs no answer any more. Returns false if it was not here."""
         if request not in self._arrivals:
             return False
         del self._arrivals[request]
@@ -72,7 +68,7 @@ class Lane:
         return True
 
     def clear(self) -> list[Request]:
-        """Takes all requests out."""
+        """Removes and returns all requests."""
         requests = list(self._arrivals)
         for request in requests:
             self.forget(request)
@@ -80,12 +76,12 @@ class Lane:
 
     @property
     def urgency(self) -> tuple[int, float]:
-        """What orders lanes that are due: the priority of the first, the age of the oldest."""
+        """The sort key of lanes that are due: priority of the first request, oldest arrival."""
         return self._first()[0], self.oldest
 
     @property
     def oldest(self) -> float:
-        """When the request came that has waited longest."""
+        """The time when the oldest request came."""
         return next(iter(self._arrivals)).arrived
 
     def reason_to_leave(self, limit: int, now: float, is_closing: bool) -> Reason | None:
@@ -94,7 +90,7 @@ class Lane:
         Args:
             limit: integer. Rows of the largest batch.
             now: float. The time in seconds.
-            is_closing: boolean. Whether nothing more will come.
+            is_closing: boolean. True if no more requests come.
         """
         if not self._arrivals:
             return None
@@ -110,17 +106,13 @@ class Lane:
         return "deadline" if now >= self._last_moment() else None
 
     def time_due(self) -> float:
-        """Returns when a batch leaves if nothing more comes."""
+        """Returns the time when a batch leaves if no request comes."""
         if not self._arrivals:
             return math.inf
         return min(self.rule.plan(self.oldest).time, self._last_moment())
 
     def take(self, limit: int) -> list[Slice]:
-        """Takes up to `limit` rows out; a request that has more is continued in the next batch.
-
-        Args:
-            limit: integer. Rows of the largest batch.
-        """
+        """Removes up to `limit` rows. A request with more rows continues in the next batch."""
         slices: list[Slice] = []
         room = limit
         while self._arrivals and room > 0:
@@ -143,7 +135,7 @@ class Lane:
         return self._heap[0]
 
     def _last_moment(self) -> float:
-        """When a batch must leave for its first deadline, and the target, to be kept."""
+        """Returns the last time to leave that still meets the first deadline and the target."""
         while self._deadlines and self._deadlines[0][2] not in self._arrivals:
             heapq.heappop(self._deadlines)
         moment = math.inf
@@ -155,7 +147,10 @@ class Lane:
         return moment
 
     def _moment_for(self, arrived: float, allowed: float) -> float:
-        """When rows must leave that may take so many seconds; half of them if nothing is known."""
+        """Returns the last time to leave for rows with a time limit.
+
+        Before a batch was measured it is half of the limit.
+        """
         if not self._time.is_known:
             return arrived + allowed / 2
         size = next((size for size in self._buckets if size >= self.rows), self.rows)

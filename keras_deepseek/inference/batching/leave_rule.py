@@ -1,21 +1,22 @@
-"""When rows that could leave wait for others: what is asked of a rule, and the rule of fixed sizes.
+"""The interface of rules that say how long rows wait for more, and the rule for a fixed batch size.
 
-`lane` holds the rows and asks; `wait_rule` is the rule that learns.
+`lane` holds the rows and asks its rule. `wait_rule` is the rule that learns.
 """
 
 from typing import Literal, NamedTuple, Protocol
 
 Occasion = Literal["idle", "freed"]
-"""How the model came to be free while rows wait: it was idle when the first of them came, or it
-finished a batch and found them."""
+"""Why the model is free while rows wait: it was idle when the first of them came, or it finished a
+batch.
+"""
 
 
 class Plan(NamedTuple):
-    """How long rows wait for company.
+    """How long rows wait for more.
 
     Args:
         time: float. When they leave, in seconds of the clock.
-        rows: integer. With how many rows they leave before that time.
+        rows: integer. The number of rows with which they leave before that time.
     """
 
     time: float
@@ -23,56 +24,43 @@ class Plan(NamedTuple):
 
 
 class LeaveRule(Protocol):
-    """Decides how long the rows of one lane wait while the model could take them."""
+    """A rule that says how long the rows of one lane wait while the model is free."""
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """The model is free and rows wait.
+        """Learns that the model is free and rows wait.
 
         Args:
-            occasion: string. How that came.
-            rows: integer. How many rows wait.
+            occasion: string. Why the model is free.
+            rows: integer. The number of rows that wait.
             now: float. The time in seconds.
         """
 
     def arrive(self, rows: int, now: float) -> None:
-        """More rows came."""
+        """Learns that more rows came."""
 
     def end(self, now: float) -> None:
-        """The model is free and nothing waits."""
+        """Learns that the model is free and nothing waits."""
 
     def plan(self, oldest: float) -> Plan:
-        """Returns how long rows wait.
-
-        Args:
-            oldest: float. When the oldest of them came.
-        """
+        """Returns how long rows wait. `oldest` is the time when the oldest of them came."""
 
 
 class FixedRule:
-    """Rows leave when there are `rows` of them, or `wait` seconds after the oldest came.
-
-    Args:
-        rows: integer.
-        wait: float. Seconds.
-    """
+    """A rule by which rows leave at a fixed number, or a fixed time after the oldest came."""
 
     def __init__(self, rows: int, wait: float) -> None:
         self._rows = rows
         self._wait = wait
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Nothing is learned from it."""
+        """Ignores it."""
 
     def arrive(self, rows: int, now: float) -> None:
-        """Nothing is learned from it."""
+        """Ignores it."""
 
     def end(self, now: float) -> None:
-        """Nothing is learned from it."""
+        """Ignores it."""
 
     def plan(self, oldest: float) -> Plan:
-        """Returns the one plan that there is.
-
-        Args:
-            oldest: float. When the oldest row came.
-        """
+        """Returns the fixed plan."""
         return Plan(oldest + self._wait, self._rows)

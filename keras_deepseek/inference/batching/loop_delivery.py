@@ -1,4 +1,4 @@
-"""Hands finished requests from the model's threads to event loops: one wake for a whole batch."""
+"""Delivers answers from the model's threads to event loops, with one wake-up for a whole batch."""
 
 import asyncio
 import logging
@@ -10,21 +10,21 @@ from keras_deepseek.inference.batching.batch import Request
 
 Waiter = asyncio.Future[dict[str, Array]]
 Settle = Callable[[Request], None]
-"""Takes a finished request, on its event loop."""
+"""A function that takes a finished request, on its event loop."""
 
 _logger = logging.getLogger(__name__)
 
 
 class LoopDelivery:
-    """Collects finished requests until `flush` gives each event loop its own in one call."""
+    """Collects finished requests until `flush` hands them to their event loops."""
 
     def __init__(self) -> None:
         self._finished: dict[asyncio.AbstractEventLoop, deque[tuple[Settle, Request]]] = {}
 
     def to_loop(self, settle: Settle) -> Callable[[Request], None]:
-        """Returns what takes a finished request, on any thread, to the running event loop.
+        """Returns a function that takes a finished request on any thread, for the running loop.
 
-        Whoever calls it calls `flush` afterwards.
+        Its caller must call `flush` afterwards.
 
         Args:
             settle: Function of the request, called on the event loop.
@@ -36,19 +36,19 @@ class LoopDelivery:
         return lambda request: finished.append((settle, request))
 
     def flush(self) -> None:
-        """Wakes each event loop that has finished requests, once."""
+        """Wakes each event loop with finished requests, once."""
         for loop, finished in tuple(self._finished.items()):
-            if loop.is_closed():  # Nobody is left who waits.
+            if loop.is_closed():  # Nobody waits any more.
                 self._finished.pop(loop, None)
             elif finished:
                 try:
                     loop.call_soon_threadsafe(_settle_all, finished)
-                except RuntimeError:  # It was closed in this moment.
+                except RuntimeError:  # The loop was closed at this moment.
                     self._finished.pop(loop, None)
 
 
 def open_waiter() -> tuple[Waiter, Settle]:
-    """Returns an awaitable of the running event loop, and what gives it its request's outcome."""
+    """Returns a future of the running event loop, and the function that sets its result."""
     waiter: Waiter = asyncio.get_running_loop().create_future()
 
     def settle(request: Request) -> None:
@@ -63,9 +63,9 @@ def open_waiter() -> tuple[Waiter, Settle]:
 
 
 def _settle_all(finished: deque[tuple[Settle, Request]]) -> None:
-    while finished:  # Also what came since the loop was woken.
+    while finished:  # Requests that came after the wake-up are included.
         settle, request = finished.popleft()
         try:
             settle(request)
-        except Exception:  # The others are to be told all the same.
+        except Exception:  # The other requests must be settled, too.
             _logger.exception("An answer could not be handed over.")

@@ -1,7 +1,7 @@
-"""Fills requests up to a few lengths, so that those of unequal lengths share batches. Pure.
+"""Pads requests to a few lengths, so that requests of different lengths share batches.
 
-`model_version` fills what comes and cuts what goes; the lanes of `batch_queue` then hold requests
-of equal shapes.
+`model_version` pads the inputs and cuts the outputs. In between, `batch_queue` holds requests of
+equal shapes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,23 +18,23 @@ BY_VALUE = "by_value"
 
 @dataclass(frozen=True, kw_only=True)
 class Padding:
-    """Lengths that free axes are filled up to, with what, and how the model knows of it.
+    """The padding of free axes: the lengths, the values, and how the model recognizes padding.
 
-    There is no default for `values` and `masks`: padding that a model takes for data changes its
-    answers. Where a model is warmed up, a row is run alone and filled, and answers that differ are
-    refused.
+    `values` and `masks` have no default, because a model that reads padding as data gives wrong
+    answers. The warm-up runs rows with and without padding, and refuses a model whose answers
+    differ.
 
     Args:
-        lengths: sequence of integers. A free axis is filled up to the next of these; one that is
-            longer than all is refused.
-        values: mapping from input to number: what it is filled with. Each input with a free axis
-            beside the batch, but for masks, has one.
-        masks: `"by_value"` where the model itself tells padding by its value, as after
+        lengths: sequence of integers. A free axis is padded to the next of these lengths. Longer
+            ones are refused.
+        values: mapping from input to the number that it is padded with. Each input with a free axis
+            beside the batch axis has one, except masks.
+        masks: `"by_value"` if the model recognizes padding by its value, as after
             `Embedding(mask_zero=True)` or `Masking`. Or a mapping from an input that is a mask to
-            the input whose first free axis it is for: the server makes it, true where there is
-            data, and clients don't send it.
+            the input whose first free axis it masks: the server makes the mask, true for data, and
+            clients don't send it.
         outputs: mapping from output to the input whose length its first free axis has. Defaults to
-            none: the only one that is filled.
+            an empty one: the one padded input.
 
     Raises:
         InvalidInputError: `lengths` are no rising integers of at least 1.
@@ -62,19 +62,19 @@ class Padding:
 
     @property
     def mask_inputs(self) -> Mapping[str, str]:
-        """The inputs that are masks, and the inputs that they are for."""
+        """The inputs that are masks, and the inputs that they mask."""
         return {} if isinstance(self.masks, str) else self.masks
 
 
 class Padder:
-    """Fills the inputs of one model, and cuts its outputs.
+    """Pads the inputs of one model, and cuts its outputs.
 
     Args:
         padding: `Padding`.
         signature: `Signature` of the model.
 
     Raises:
-        InvalidInputError: The padding names what the model does not have, or leaves out an input.
+        InvalidInputError: The padding names a tensor that the model lacks, or leaves out an input.
     """
 
     def __init__(self, padding: Padding, signature: Signature) -> None:
@@ -95,25 +95,22 @@ class Padder:
         }
         fixed = [of for of in masks.values() if of not in self._free]
         if fixed:
-            raise InvalidInputError(f"masks: the inputs {fixed} have no free axis to be filled.")
+            raise InvalidInputError(f"masks: the inputs {fixed} have no free axis to pad.")
         missing = [name for name in self._free if name not in padding.values]
         if missing:
             raise InvalidInputError(
-                f"There is no value to fill the inputs {missing} with: give one in `values`, that "
-                "the model takes for padding."
+                f"values: the inputs {missing} are missing. Give each a number that the model "
+                "recognizes as padding."
             )
         self._sources = {
             name: self._source_of(spec) for name, spec in outputs.items() if _free_axes(spec)
         }
         kept = tuple(spec for spec in signature.inputs if spec.name not in masks)
         self.signature = Signature(kept, signature.outputs)
-        """What clients send and get: the masks are not among it."""
+        """The signature for clients: without the masks."""
 
     def fill(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the inputs, filled, and the masks.
-
-        Args:
-            inputs: dict of arrays by name, rows first.
+        """Returns the padded inputs, and the masks.
 
         Raises:
             InvalidInputError: An axis is longer than the largest length.
@@ -123,7 +120,7 @@ class Padder:
             array = inputs[name]
             width = [(0, 0)] * array.ndim
             for axis in axes:
-                width[axis] = (0, self._length(name, array.shape[axis]) - array.shape[axis])
+                width[axis] = (0, self._padded_length(name, array.shape[axis]) - array.shape[axis])
             if any(after for _, after in width):
                 filled[name] = np.pad(array, width, constant_values=self._padding.values[name])
         for spec, of in self._masks.items():
@@ -136,11 +133,11 @@ class Padder:
         return filled
 
     def cut(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the outputs for the data alone.
+        """Returns the outputs without the padding.
 
         Args:
-            outputs: dict of arrays by name, for the filled inputs.
-            inputs: dict of arrays by name, as they were before.
+            outputs: dict of arrays by name, for the padded inputs.
+            inputs: dict of arrays by name, before padding.
         """
         cut = dict(outputs)
         for name, (axis, of, input_axis) in self._sources.items():
@@ -149,24 +146,24 @@ class Padder:
             cut[name] = array[places]
         return cut
 
-    def _length(self, name: str, size: int) -> int:
+    def _padded_length(self, name: str, size: int) -> int:
         for length in self._padding.lengths:
             if size <= length:
                 return length
         raise InvalidInputError(
-            f"Input {name!r} has a length of {size}; at most {max(self._padding.lengths)} are "
-            "served."
+            f"Input {name!r} has a length of {size}. Expected at most "
+            f"{max(self._padding.lengths)}, the largest of the padded lengths."
         )
 
     def _source_of(self, spec: TensorSpec) -> tuple[int, str, int]:
-        """Returns the free axis of an output, and the input and axis that it comes from."""
+        """Returns the free axis of an output, and the input and the axis that give its length."""
         of = self._padding.outputs.get(spec.name)
         if of is None and len(self._free) == 1:
             of = next(iter(self._free))
         if of not in self._free:
             raise InvalidInputError(
-                f"Which input the length of output {spec} comes from can't be told: say it in "
-                f"`outputs`, one of {list(self._free)}."
+                f"Which input gives output {spec} its length is unknown. Give it in `outputs`: one "
+                f"of {list(self._free)}."
             )
         return _free_axes(spec)[0], of, self._free[of][0]
 

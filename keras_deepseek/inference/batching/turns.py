@@ -1,4 +1,4 @@
-"""Shares the machine among models: how many batches run at the same time, and whose is next."""
+"""The sharing of the machine among models: a limit of batches at once, and a fair order."""
 
 import contextlib
 import threading
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 
 
 class Turns:
-    """Lets a number of batches run at the same time; of models that wait, the least served is next.
+    """Limits the batches that run at the same time. Among waiting models the least served is next.
 
-    What a model has had is counted in seconds. One that did not ask for a while is not owed what it
-    missed: it begins with as much as the least served of those that ask.
+    The time that each model has used is counted in seconds. A model that was idle gets no credit
+    for that: it starts with the time of the least served active model.
 
     Args:
-        limit: integer. Batches that run at the same time.
-        clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
+        limit: integer. The number of batches that run at the same time.
+        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,11 +27,7 @@ class Turns:
 
     @contextlib.contextmanager
     def take(self, model: str) -> Iterator[None]:
-        """Waits for a turn, and holds it.
-
-        Args:
-            model: string. Whose batch is to run.
-        """
+        """Waits for the turn of a model, and holds it during the `with` block."""
         with self._condition:
             self._ask(model)
             self._condition.wait_for(lambda: self._free and self._next() == model)

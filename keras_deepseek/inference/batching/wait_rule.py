@@ -1,16 +1,17 @@
-"""Learns whether waiting fills batches, and how long it pays. Pure: the time is an argument.
+"""A rule that learns whether waiting fills batches, and how long it pays.
 
-A batch of `n` rows takes `a + b n` seconds. Let `q` rows wait at a free model, and `m` more come
-within `d` seconds. Running at once, the `q` finish after `a + b q` and the `m` after a batch of
-their own; waiting, all finish after `d + a + b (q + m)`. Summed over the rows, waiting saves
+A batch of `n` rows takes `a + b n` seconds. Let `q` rows wait at a free model, and let `m` more
+come within `d` seconds. Without waiting, the `q` rows finish after `a + b q`, and the `m` rows
+after their own batch. With waiting, all finish after `d + a + b (q + m)`. Summed over the rows,
+waiting saves
 
     m (a - b q) - (q + m) d.
 
-Where clients send their next request when the last is answered, that is too little: a batch that
-left without the `m` would be followed by theirs, and so on, in two half-filled batches for ever. A
-round of all `q + m` rows takes `2 a + b (q + m)` seconds then, and `d + a + b (q + m)` where they
-are waited for, if they fit in one batch. Such clients are known by their rows' coming right after a
-batch, and not while one runs.
+For clients that send their next request when the last one is answered, this is too little: a batch
+without the `m` rows is followed by a batch of them, and so on, with two half-filled batches for
+ever. There a round of all `q + m` rows takes `2 a + b (q + m)` seconds without waiting, and `d + a
++ b (q + m)` with waiting, if they fit in one batch. Such clients are recognized because their rows
+come right after a batch, and not during one.
 """
 
 from bisect import bisect_right
@@ -21,25 +22,25 @@ from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.leave_rule import Occasion, Plan
 
 NUM_MOMENTS = 16
-"""How many of the last moments of a kind are looked at."""
+"""The number of last moments of each kind that are kept."""
 
 MOMENTS_BETWEEN_LESSONS = 4
 
 PARTS_OF_OVERHEAD = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
-"""The waits that are weighed: at one of the whole overhead nothing is left to be saved."""
+"""The waits that are compared, relative to the overhead. A wait as long as it saves nothing."""
 
 SHORTEST_WAIT = 5e-5
-"""Seconds. A thread can't be woken sooner with any certainty."""
+"""Seconds. A thread can't be woken reliably in a shorter time."""
 
 LEAST_GAIN = 0.05
-"""Waiting must save this part of the time that its rows spend in the model: chance saves some."""
+"""The least saving, relative to the time in the model: less may be chance."""
 
 MOST = 0.7
-"""What part of the moments, and of the rows in one, are most of them."""
+"""The fraction of moments, and of the rows in one, that counts as "most"."""
 
 
 class _Moment(NamedTuple):
-    """The model was free: how many rows waited, when others came (rising), how long it lasted."""
+    """A moment of a free model: how many rows waited, when others came, and how long it lasted."""
 
     rows: int
     offsets: tuple[float, ...]
@@ -54,14 +55,14 @@ class _Wait(NamedTuple):
 class WaitRule:
     """Waits for rows that are likely to come, as long as that makes answers come sooner.
 
-    Two kinds of moments are told apart: the model is idle and a first row comes, and the model
-    finished a batch and finds rows. Of each, the last ones tell what came after, whether it was
-    waited for or not. So the rule goes on learning while it does not wait, and stops to wait when
+    It distinguishes two kinds of moments: the model is idle and a first row comes, or the model
+    finishes a batch and finds rows. For each kind, the last moments tell which rows came after,
+    whether the rule waited or not. So it learns also while it does not wait, and stops waiting when
     nothing comes.
 
     Args:
         max_batch_size: integer. Rows of a full batch.
-        batch_time: `BatchTime`. What the model takes.
+        batch_time: `BatchTime` of the model.
     """
 
     def __init__(self, max_batch_size: int, batch_time: BatchTime) -> None:
@@ -79,24 +80,18 @@ class WaitRule:
         self._offsets: list[float] = []
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """The model is free and rows wait.
-
-        Args:
-            occasion: string. How that came.
-            rows: integer. How many rows wait.
-            now: float. The time in seconds.
-        """
+        """Begins a moment: the model is free and rows wait."""
         self.end(now)
         self._occasion, self._began, self._rows, self._offsets = occasion, now, rows, []
 
     def arrive(self, rows: int, now: float) -> None:
-        """More rows came, while the model was free or since it took the last ones."""
+        """Notes rows that came while the model was free, or since it took the last ones."""
         if self._occasion is not None:
             room = self._limit - len(self._offsets)
             self._offsets.extend([now - self._began] * min(rows, room))
 
     def end(self, now: float) -> None:
-        """What came since the last moment is known."""
+        """Ends the moment, and learns from it."""
         occasion, self._occasion = self._occasion, None
         if occasion is None:
             return
@@ -108,18 +103,14 @@ class WaitRule:
             self._waits[occasion] = self._learn(self._moments[occasion])
 
     def plan(self, oldest: float) -> Plan:
-        """Returns until when, and until which number of rows, those that wait do so.
-
-        Args:
-            oldest: float. When the oldest of them came.
-        """
+        """Returns the time and the number of rows until which the waiting rows wait."""
         wait = None if self._occasion is None else self._waits[self._occasion]
         if wait is None:
             return Plan(oldest, 0)
         return Plan(self._began + wait.seconds, self._rows + wait.rows)
 
     def _learn(self, moments: deque[_Moment]) -> _Wait | None:
-        """Returns the wait that would have saved most, or `None` where none would have."""
+        """Returns the wait that would have saved most, or `None` if none would have saved much."""
         overhead, per_row = self._time.overhead, self._time.per_row
         in_model = sum(moment.rows * (overhead + per_row * moment.rows) for moment in moments)
         best, best_gain = None, LEAST_GAIN * in_model
@@ -158,7 +149,7 @@ class WaitRule:
 
 
 def _are_returning(moments: deque[_Moment], counts: list[int], seconds: float) -> bool:
-    """Whether rows come right after most moments, and not later, as answered clients do."""
+    """Returns true if rows come right after most moments and not later, as from waiting clients."""
     at_once = sum(
         bool(moment.offsets)
         and count >= MOST * len(moment.offsets)

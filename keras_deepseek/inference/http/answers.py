@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.errors import OF_WAITING, STATUSES
+from keras_deepseek.inference.errors import OF_WAITING, STATUSES, OverloadedError
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
 from keras_deepseek.inference.http.routing import Parameters, malformed
 from keras_deepseek.inference.models.states import version_number
@@ -28,8 +28,9 @@ def answer_error(error: Exception) -> HttpResponse:
         return answer_json({"error": str(error)}, error.status, error.headers)
     for kind, status, _ in STATUSES:
         if isinstance(error, kind):
-            again = getattr(error, "retry_after", None)
-            headers = () if again is None else (("retry-after", str(again)),)
+            headers: Headers = ()
+            if isinstance(error, OverloadedError):
+                headers = (("retry-after", str(error.retry_after)),)
             return answer_json({"error": str(error)}, status, headers)
     _logger.error("The server failed.", exc_info=error)
     return answer_json({"error": "The server failed; see its log."}, 500)

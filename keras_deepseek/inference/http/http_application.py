@@ -33,7 +33,7 @@ def health(server: "HttpServer", _request: HttpRequest, _parameters: Parameters)
     return answer_json({"status": "ready"})
 
 
-_HEALTH = Operation("Whether the server is ready", OBJECT)
+_HEALTH = Operation("Readiness of the server", OBJECT)
 
 ROUTES = (
     *tf_serving_rest.ROUTES,

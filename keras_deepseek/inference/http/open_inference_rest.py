@@ -149,7 +149,7 @@ def _describe_infer(name: str, signature: Signature) -> Operation:
 
 def _describe_ready(name: str, _signature: Signature) -> Operation:
     answer = fields({"name": TEXT, "ready": FLAG})
-    return Operation(f"Whether {name!r} is ready", answer, answer_503=answer)
+    return Operation(f"Readiness of {name!r}", answer, answer_503=answer)
 
 
 def _describe_metadata(name: str, _signature: Signature) -> Operation:
@@ -157,9 +157,9 @@ def _describe_metadata(name: str, _signature: Signature) -> Operation:
     return Operation(f"Inputs and outputs of {name!r}", answer)
 
 
-_LIVE = Operation("Whether the server runs", fields({"live": FLAG}))
+_LIVE = Operation("Liveness of the server", fields({"live": FLAG}))
 _READY = Operation(
-    "Whether the server is ready", fields({"ready": FLAG}), answer_503=fields({"ready": FLAG})
+    "Readiness of the server", fields({"ready": FLAG}), answer_503=fields({"ready": FLAG})
 )
 _INDEX = Operation(
     "All versions of all models",

@@ -37,8 +37,12 @@ class FolderExchange:
     ) -> None:
         self._before = models
         self._labels = labels
-        kept = [one for one in folders if _has(models.get(one.name), labels.get(one.name, {}))]
-        like = {folder.name: _find_like(folder, kept) for folder in wanted}
+        kept = [
+            one
+            for one in folders
+            if _has_labelled_versions(models.get(one.name), labels.get(one.name, {}))
+        ]
+        like = {folder.name: _find_same(folder, kept) for folder in wanted}
         self.changed = [folder for folder in wanted if like[folder.name] is None]
         self.folders = [like[folder.name] or folder for folder in wanted]
         self.dropped = [folder for folder in folders if folder not in self.folders]
@@ -59,7 +63,7 @@ class FolderExchange:
             served = ServedModel(folder.name)
             try:
                 for number, path in folder.wanted().items():
-                    folder.note(number, path)
+                    folder.mark_loaded(number, path)
                     loaded.append(open_version(path, folder.name, number, folder.options))
                     loaded[-1].start()
                     served.add(loaded[-1])
@@ -82,7 +86,7 @@ class FolderExchange:
                     version.close()
 
 
-def _has(served: ServedModel | None, labels: Mapping[str, int]) -> bool:
+def _has_labelled_versions(served: ServedModel | None, labels: Mapping[str, int]) -> bool:
     """Returns true if a model is served, and all versions that the labels name are available."""
     return served is not None and all(
         number in served.versions and served.versions[number].state == "AVAILABLE"
@@ -90,5 +94,5 @@ def _has(served: ServedModel | None, labels: Mapping[str, int]) -> bool:
     )
 
 
-def _find_like(folder: ModelFolder, others: Sequence[ModelFolder]) -> ModelFolder | None:
-    return next((other for other in others if folder.is_like(other)), None)
+def _find_same(folder: ModelFolder, others: Sequence[ModelFolder]) -> ModelFolder | None:
+    return next((other for other in others if folder.follows_same_folder_as(other)), None)

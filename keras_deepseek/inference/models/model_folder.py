@@ -105,8 +105,8 @@ class ModelFolder:
             return {number: present[number] for number in list(present)[-self._versions :]}
         return {number: path for number, path in present.items() if number in self._versions}
 
-    def note(self, number: int, path: Path) -> None:
-        """Marks a version as served already."""
+    def mark_loaded(self, number: int, path: Path) -> None:
+        """Marks a version as loaded already, so that no look loads it again."""
         self._seen[number] = stamp_of(path)
 
     def check_not_empty(self) -> None:
@@ -117,7 +117,7 @@ class ModelFolder:
                 f"bundles or SavedModels named by numbers, as {str(self.folder / '1')!r}."
             )
 
-    def is_like(self, other: "ModelFolder") -> bool:
+    def follows_same_folder_as(self, other: "ModelFolder") -> bool:
         """Returns true if both follow the same folder in the same way, for the same model."""
         mine, its = (
             (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
@@ -189,11 +189,11 @@ class ModelFolder:
         return {
             number: path
             for number, path in wanted.items()
-            if self._comes_whole(number, path)
+            if self._appears_complete(number, path)
             or (number in before and self._coming[number] == before[number])
         }
 
-    def _comes_whole(self, number: int, path: Path) -> bool:
+    def _appears_complete(self, number: int, path: Path) -> bool:
         """Returns true for a bundle, unless it failed: then it may have been copied in parts."""
         try:
             return number not in self._failed and is_bundle(path)

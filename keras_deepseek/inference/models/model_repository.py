@@ -253,7 +253,7 @@ class ModelRepository:
     def _open_folder(self, folder: ModelFolder) -> None:
         served = self._add_model(folder.name)
         for number, path in folder.wanted().items():
-            folder.note(number, path)
+            folder.mark_loaded(number, path)
             served.add(self._open(path, folder.name, number, folder.options))
         self.folders = [*self.folders, folder]
 

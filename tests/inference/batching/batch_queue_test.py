@@ -147,7 +147,7 @@ def test_an_answer_that_would_come_after_its_deadline_is_refused_at_once():
     queue.add(request_of(4), 0.0)
     queue.next_batch(0.0)  # Until 1.0.
     queue.add(request_of(4), 0.5)  # Until 2.0.
-    with pytest.raises(OverloadedError, match=r"2.5 s, and has to be there in 2.4 s") as caught:
+    with pytest.raises(OverloadedError, match=r"2.5 s, and is needed in 2.4 s") as caught:
         queue.add(request_of(1, deadline=2.9), 0.5)
     assert caught.value.retry_after == 3
     queue.add(request_of(1, deadline=3.1), 0.5)
@@ -176,7 +176,7 @@ def test_a_target_keeps_batches_small_and_refuses_what_would_be_late():
         queue.add(request_of(1), 0.0)
     assert queue.next_batch(0.0).rows == 2  # With one that runs, two batches fit in the target.
     queue.add(request_of(1), 0.0)
-    with pytest.raises(OverloadedError, match="has to be there in 4 s"):
+    with pytest.raises(OverloadedError, match="is needed in 4 s"):
         queue.add(request_of(1), 0.0)
 
 

@@ -69,7 +69,7 @@ def test_a_request_that_failed_in_one_part_keeps_its_error(rows):
 @pytest.mark.parametrize("shape", [(), (3, 2)])
 def test_an_output_without_a_row_for_each_row_is_refused(rows, shape):
     batch = batch_of(whole(Request(rows(1, 2))))
-    with pytest.raises(NotSupportedError, match="one row, in the first axis"):
+    with pytest.raises(NotSupportedError, match="one row in the first axis"):
         batch.distribute({"y": np.zeros(shape)}, 2)
 
 

@@ -197,11 +197,11 @@ def test_a_policy_that_is_none_is_refused(engine, folder, policy):
 
 def test_a_version_0_is_refused_by_its_folder_s_name(tmp_path, bundle, engine, folder, caplog):
     shutil.copytree(bundle, tmp_path / "zero/0")
-    with pytest.raises(InvalidInputError, match=r"version 0, of '.*zero/0'.*rename the folder"):
+    with pytest.raises(InvalidInputError, match=r"version 0, of '.*zero/0'.*Rename the folder"):
         ServingEngine(tmp_path / "zero", name="digits", warm_up=False)
     shutil.copytree(bundle, folder / "0")
     follower(engine, folder, versions="all")
-    assert "rename the folder" in caplog.text
+    assert "Rename the folder" in caplog.text
     assert states(engine) == {1: "AVAILABLE"}
 
 
