@@ -1,6 +1,7 @@
 """The HTTP server. `http_connection` reads the requests, `http_application` answers them."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -97,6 +98,9 @@ class HttpServer(Server):
             import httptools  # noqa: F401 - The next import needs it.
         except ImportError as error:
             raise MissingExtraError("httptools", "serving", "to serve over HTTP") from error
+        # Otherwise the first scrape imports it, and blocks the event loop for 60 ms.
+        with contextlib.suppress(ImportError):
+            import prometheus_client  # noqa: F401
         from keras_deepseek.inference.http.http_application import HttpApplication
         from keras_deepseek.inference.http.http_connection import HttpConnection
 

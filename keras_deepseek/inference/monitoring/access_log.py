@@ -12,12 +12,12 @@ import re
 import select
 import sys
 import time
-from collections.abc import Callable
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from keras_deepseek.inference.monitoring.background_writer import BackgroundWriter
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.protocols.json_text import to_json
 
 LOGGER = "keras_deepseek.inference.access"
 
@@ -167,20 +167,8 @@ def _format_line(line: _Line) -> str:
     }
     # JSON escapes line breaks, and Python's `json` also all that is not ASCII. So a path can't
     # forge a line or send control codes to a terminal.
-    fast = _fast_json() if line.path.isascii() else None
-    if fast is None:
-        return json.dumps(content, separators=(",", ":"))
-    return fast(content).decode()
-
-
-@cache
-def _fast_json() -> Callable[[Any], bytes] | None:
-    try:
-        import orjson
-    except ImportError:
-        return None
-    dumps: Callable[[Any], bytes] = orjson.dumps
-    return dumps
+    text = to_json(content)
+    return text.decode() if text.isascii() else json.dumps(content, separators=(",", ":"))
 
 
 def _format_time(seconds: float) -> str:

@@ -13,6 +13,7 @@ from keras_deepseek.inference.batching.batch_totals import BatchDecision
 from keras_deepseek.inference.monitoring import access_log
 from keras_deepseek.inference.monitoring.access_log import LOGGER, AccessLog, choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.protocols import json_text
 
 
 @contextlib.contextmanager
@@ -92,13 +93,24 @@ def test_only_ascii_is_written(monkeypatch):
     ]
 
 
+def test_a_model_s_name_that_is_not_ascii_is_escaped(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with untouched_logger():
+        log = AccessLog()
+        trace = RequestTrace("tf_serving_grpc", "Predict")
+        trace.model = "café"
+        log.write(trace, method="POST", path="/P", status="OK", size=2, seconds=0.1, client="::1")
+        log.close()
+    assert sys.stderr.getvalue().isascii()
+    assert json.loads(sys.stderr.getvalue())["model"] == "café"
+
+
 @pytest.mark.parametrize("has_orjson", [True, False])
 def test_a_line_says_what_is_known_of_a_request(monkeypatch, rows, has_orjson):
     if has_orjson:
         pytest.importorskip("orjson", reason="orjson is not installed")
     else:
-        monkeypatch.setitem(sys.modules, "orjson", None)
-    access_log._fast_json.cache_clear()
+        monkeypatch.setattr(json_text, "_orjson", lambda: None)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(access_log.time, "time", lambda: 1767225600.25)
     trace = RequestTrace("tf_serving", "predict")
@@ -112,7 +124,6 @@ def test_a_line_says_what_is_known_of_a_request(monkeypatch, rows, has_orjson):
             trace, method="POST", path="/x" * 2000, status="OK", size=7, seconds=1.5, client="::1"
         )
         log.close()
-    access_log._fast_json.cache_clear()
     assert json.loads(sys.stderr.getvalue()) == {
         "time": "2026-01-01T00:00:00.250Z",
         "protocol": "tf_serving",
