@@ -184,6 +184,7 @@ class SlidingWindowAttention(keras.Layer):
         self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
+        self.use_causal_mask = True
         self.rotary = make_rotary(
             self,
             rope_max_wavelength,

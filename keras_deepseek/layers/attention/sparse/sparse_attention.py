@@ -181,6 +181,7 @@ class SparseAttention(keras.Layer):
                 f"{num_key_value_heads} and {num_heads}."
             )
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
+        self.rotary = None
         self._layout = BlockLayout(
             block_size=block_size,
             is_causal=self.use_causal_mask,
