@@ -1,7 +1,8 @@
 """Event files of TensorBoard, written by tensorboardX.
 
-`tensorboardX.SummaryWriter` does not fit: it queues events, so that its `flush` may return before
-they are written, and its `purge_step` counts steps and epochs alike. This uses the writer below it.
+`tensorboardX.SummaryWriter` does not fit: it queues events, so its `flush` may return before they
+are written, and its `purge_step` can't tell tags by step from tags by epoch. This module uses the
+file writer below it.
 """
 
 import importlib
@@ -36,7 +37,7 @@ class EventFile:
         keep: Function of a tag and a step. If given, the events of the folder's other files for
             which it returns true move to this file, the rest are dropped, and those files are
             emptied. A running TensorBoard then forgets the dropped events. Defaults to `None`:
-            other files are left alone.
+            other files stay unchanged.
 
     Raises:
         MissingExtraError: tensorboardX is not installed.

@@ -21,7 +21,7 @@ class Screen(Protocol):
     """`None` if lines can't be overwritten."""
 
     def update(self, head: str, share: float | None, parts: list[str]) -> None:
-        """Shows the current progress in place of the last one.
+        """Shows the current progress, and overwrites the last one.
 
         Args:
             head: The epoch and the step.

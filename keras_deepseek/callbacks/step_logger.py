@@ -2,7 +2,7 @@
 
 On JAX and PyTorch Keras passes the logs of a step to callbacks in a thread, so that the next step
 need not wait; steps may arrive late and out of order. This class orders them, numbers them from the
-start of the run, and writes many at once.
+start of the run, and writes them in groups.
 """
 
 import atexit

@@ -68,7 +68,7 @@ def map_chunks(
     Args:
         function: Function of a chunk of `rows` and of `fixed`, and of `shared`. It returns a tensor
             or a tuple of tensors with the tokens of the chunk along `axis`, and must treat each
-            token alone.
+            token by itself.
         rows: Floating-point tensors with the tokens along `axis`.
         fixed: Tensors with the tokens along `axis` that have no gradient, such as integers.
         shared: Floating-point tensors that all chunks need, such as kernels.

@@ -1,6 +1,6 @@
 """The test routine for layers, of this package and of its users."""
 
-# ruff: noqa: PT009 - it must serve unittest and pytest alike, and hold under `python -O`.
+# ruff: noqa: PT009 - `unittest` assertions work in unittest and pytest, and under `python -O`.
 
 import inspect
 import json

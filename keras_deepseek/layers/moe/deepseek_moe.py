@@ -30,7 +30,7 @@ Kernels = Sequence[Any]
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekMoE(FloatingInputLayer):
-    """A feed-forward block of many experts, of which each token uses a few.
+    """A feed-forward block of many experts; each token uses a few of them.
 
     Choose it over `SwiGLU` for more parameters at the same work per token. It computes
 
@@ -83,8 +83,8 @@ class DeepSeekMoE(FloatingInputLayer):
 
     Raises:
         InvalidInputError: `router` is not an `ExpertRouter`; a size, `clamp` or `capacity_factor`
-            is not positive; or the inputs are not floating-point, have no axis beside the batch, or
-            a last axis of unknown size.
+            is not positive; or the inputs are not floating-point, have no axis besides the batch,
+            or a last axis of unknown size.
 
     Example:
 

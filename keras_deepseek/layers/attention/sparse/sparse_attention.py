@@ -146,7 +146,7 @@ class SparseAttention(keras.Layer):
       https://arxiv.org/abs/2007.14062)
     """
 
-    def __init__(  # noqa: PLR0913 - the words of Keras's layer, and five patterns
+    def __init__(  # noqa: PLR0913 - the arguments of Keras's layer, and five patterns
         self,
         num_heads: int,
         key_dim: int,
