@@ -105,7 +105,7 @@ class EventFile:
 
 
 def import_tensorboardx() -> tuple[Any, Any]:
-    """Returns tensorboardX's modules of file writers and of messages.
+    """Returns tensorboardX's modules `event_file_writer` and `event_pb2`.
 
     Raises:
         MissingExtraError: It is not installed.

@@ -30,7 +30,7 @@ class Screen(Protocol):
         """
 
     def write(self, line: str) -> None:
-        """Writes a line that stays."""
+        """Prints a line that later updates do not overwrite."""
 
     def close(self) -> None:
         """Removes the text that `update` showed."""

@@ -125,11 +125,11 @@ class StepLogger(keras.callbacks.Callback):
             self._flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes the rest, and closes the output."""
+        """Writes the waiting logs, and closes the output."""
         self.close()
 
     def close(self) -> None:
-        """Writes the rest and closes the output, also after an error ended the training."""
+        """Writes the waiting logs and closes the output, also after an error ended the training."""
         with self._lock:
             if self._is_open:
                 atexit.unregister(self.close)

@@ -40,7 +40,7 @@ class TokenChunks:
         return ops.moveaxis(tensor, self._axis + 1, 0)
 
     def join(self, tensor: Any) -> Any:
-        """Reverses `split`."""
+        """Joins chunks `(number, ..., size, ...)` to one tensor `(..., num_tokens, ...)`."""
         tensor = ops.moveaxis(tensor, 0, self._axis + 1)
         before, after = self._sizes_around(tensor, 2)
         tensor = ops.reshape(tensor, (*before, self.size * self.number, *after))

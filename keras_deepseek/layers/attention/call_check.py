@@ -73,7 +73,7 @@ def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> Non
 
 
 def read_length(layer: Any, inputs: Any) -> int:
-    """Returns the length of a call to a layer that needs a known length for its blocks.
+    """Returns the length of the inputs, for a layer that needs it to lay out blocks.
 
     Raises:
         InvalidInputError: The length is unknown.

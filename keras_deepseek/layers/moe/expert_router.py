@@ -230,7 +230,7 @@ class ExpertRouter(FloatingInputLayer):
         return multiply_matrices(ops.cast(inputs, self.score_dtype), kernel)
 
     def select(self, scores: Any, token_ids: Any = None) -> Any:
-        """Returns the indices of the chosen experts.
+        """Returns the indices of the experts with the best scores.
 
         Args:
             scores: Tensor of shape `(batch_size, ..., num_experts)`.

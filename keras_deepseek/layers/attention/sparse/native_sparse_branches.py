@@ -160,7 +160,7 @@ class NativeSparseBranches:
     def _gather(
         self, query: Any, key_BGPH: Any, value_BGPH: Any, chosen_BGLK: Any, numbers: Any
     ) -> Any:
-        """Returns the outputs of the selection branch (BLNH)."""
+        """Returns the outputs of the selection branch (BLNH), from each query's chosen blocks."""
         size = self.selection_block_size
         key_blocks, value_blocks = (
             ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3]))
