@@ -25,9 +25,9 @@ from keras_deepseek.inference.protocols import (
     tf_serving,
     tf_serving_grpc,
 )
+from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.open_inference import InferCall, WantedOutput
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 RUNS = 21
 LIMIT_RATIO = 3.0
@@ -74,7 +74,7 @@ def measure_raw_rest() -> Milliseconds:
 
 def measure_raw_grpc() -> Milliseconds:
     """Returns what TF Serving's `Predict` takes."""
-    request = TF_SERVING.new("tensorflow.serving.PredictRequest")
+    request = new_message("tensorflow.serving.PredictRequest")
     request.inputs["x"].CopyFrom(to_tensor_proto(ARRAY))
     data = request.SerializeToString()
     call = tf_serving_grpc.parse_predict(data)

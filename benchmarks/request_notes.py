@@ -96,10 +96,10 @@ async def ask_grpc(port: int) -> None:
     import grpc.aio
     import numpy as np
 
+    from keras_deepseek.inference.protocols.messages import new_message
     from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
-    from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
-    message = TF_SERVING.new("tensorflow.serving.PredictRequest")
+    message = new_message("tensorflow.serving.PredictRequest")
     message.model_spec.name = "model"
     message.inputs["x"].CopyFrom(to_tensor_proto(np.zeros((1, 4), "float32")))
     data = message.SerializeToString()

@@ -27,8 +27,8 @@ import numpy as np
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.protocols import tf_serving_grpc
+from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 from keras_deepseek.inference.server.event_loop import loop_factory
 
 ROUNDS, SECONDS, CLIENTS, CHANNELS = 5, 3.0, 64, 4
@@ -115,7 +115,7 @@ async def ask(port: int) -> list[float]:
     """Returns the latency of each call."""
     import grpc.aio
 
-    message = TF_SERVING.new("tensorflow.serving.PredictRequest")
+    message = new_message("tensorflow.serving.PredictRequest")
     message.model_spec.name = "model"
     message.inputs["x"].CopyFrom(to_tensor_proto(np.zeros((1, 4), "float32")))
     data = message.SerializeToString()

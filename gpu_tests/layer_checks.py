@@ -142,10 +142,10 @@ def check_half_precision(place: Place) -> str:
         largest = 0.0
         for layer_class, arguments, shape, input_dtype in cases:
             subject = LayerTestCase().make_subject(layer_class, arguments, shape, input_dtype)
-            with backend.current().on_device("cpu:0"):
+            with backend.current().devices.on_device("cpu:0"):
                 layer = subject.make_layer()
                 (expected,), weights = subject.compile(layer)(subject.inputs), layer.get_weights()
-            with backend.current().on_device(place.device):
+            with backend.current().devices.on_device(place.device):
                 layer = subject.make_layer(dtype=f"mixed_{dtype}")
                 layer.set_weights(weights)
                 (output,) = subject.compile(layer)(subject.inputs)
@@ -175,12 +175,12 @@ def _compute(
         ]
         return sum(weighted)
 
-    with backend.current().on_device(device):
+    with backend.current().devices.on_device(device):
         layer = subject.make_layer()
         if weights is not None:
             layer.set_weights(weights)
         outputs = subject.compile(layer)(subject.inputs)
-        by_input, by_variable = backend.current().compute_gradients(
+        by_input, by_variable = backend.current().compute.compute_gradients(
             total, [array for array in arrays if is_float(array)], list(layer.trainable_variables)
         )
         found = {"outputs": outputs, "gradients": [*by_input, *by_variable]}
@@ -194,7 +194,7 @@ def check_decoding(place: Place) -> str:
     generated, weights = {}, None
     with full_float32():
         for device in ("cpu:0", place.device):
-            with backend.current().on_device(device):
+            with backend.current().devices.on_device(device):
                 keras.utils.set_random_seed(0)
                 model = DeepSeekV3CausalLM(config)
                 if weights is not None:
@@ -205,7 +205,7 @@ def check_decoding(place: Place) -> str:
         differ = np.count_nonzero(place.measured(received) != np.array(expected))
         assert not differ, f"{differ} of {np.size(expected)} tokens, prompts included, differ"
         num_tokens = 128 if place.is_gpu else 24
-        with backend.current().on_device(place.device):
+        with backend.current().devices.on_device(place.device):
             model.generate(prompts, max_new_tokens=num_tokens)  # Compiles.
             start = time.perf_counter()
             model.generate(prompts, max_new_tokens=num_tokens)

@@ -51,7 +51,7 @@ def visible_devices(kind: str) -> tuple[int, str]:
     from keras_deepseek import backend
     from keras_deepseek.backend.runtimes.tensorrt_engine.visible_gpus import count_gpus
 
-    counts = {each: backend.current().count_devices(each) for each in ("cpu", "gpu", "tpu")}
+    counts = {each: backend.current().devices.count_devices(each) for each in ("cpu", "gpu", "tpu")}
     seen = ", ".join(each for each, count in counts.items() if count)
     return counts[kind], (
         f"it sees {seen} only, is built {_built_with()}, and CUDA's driver has {count_gpus()} GPUs"
@@ -91,7 +91,7 @@ def describe(place: Place) -> dict[str, str]:
     name = keras.backend.backend()
     return {
         "framework": f"{name} {_release(name)}, {_built_with()}",
-        "device": f"{place.count} x {backend.current().read_device_name() or 'CPU'}",
+        "device": f"{place.count} x {backend.current().devices.read_device_name() or 'CPU'}",
         "keras": keras.__version__,
     }
 

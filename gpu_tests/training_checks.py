@@ -56,7 +56,7 @@ def train(epochs: int = 5, **options: Any) -> tuple[Trainer, list[float]]:
 
 def check_memory(place: Place) -> str:
     """Holds what `measure_memory` counts against the peak of the framework's allocator."""
-    read = backend.current().read_device_memory
+    read = backend.current().devices.read_device_memory
     before = read() if place.is_gpu else None
     width, rows = (1024, 8192) if place.is_gpu else (64, 256)
     hidden = [keras.layers.Dense(width, activation="gelu") for _ in range(8)]
@@ -114,7 +114,7 @@ def check_update(place: Place) -> str:
     """Holds the package's update of many weights against Keras's own, and times both."""
     size, count, rounds = (512, 64, 20) if place.is_gpu else (64, 16, 3)
     rng = np.random.default_rng(0)
-    with backend.current().on_device(place.device):
+    with backend.current().devices.on_device(place.device):
         starts = [rng.normal(size=(size, size)).astype("float32") for _ in range(count)]
         gradients = [
             keras.ops.convert_to_tensor(rng.normal(size=(size, size)).astype("float32"))
@@ -126,7 +126,7 @@ def check_update(place: Place) -> str:
             optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.1)
             optimizer.build(variables)
             if is_ours:
-                update = backend.current().compile_update(optimizer, variables)
+                update = backend.current().step.compile_update(optimizer, variables)
             else:
                 update = lambda given: optimizer.apply(given, variables)  # noqa: E731
             return variables, update, optimizer
@@ -141,7 +141,7 @@ def check_update(place: Place) -> str:
             for _ in range(3):
                 update(gradients)
             if is_ours:  # As after a clip, which multiplies all gradients.
-                backend.current().apply_update(optimizer, gradients, variables, factor)
+                backend.current().step.apply_update(optimizer, gradients, variables, factor)
             else:
                 update([each * 0.5 for each in gradients])
             assert all(is_on(each, place.kind) for each in variables), "weights are elsewhere"
@@ -163,13 +163,13 @@ def check_device_map(place: Place) -> str:
     """Trains by `device_map` on the first device: weights, optimizer and outputs are there."""
     with full_float32():
         trainer, losses = train(device_map={place.kind: 0})
-        with backend.current().on_device("cpu:0"):
+        with backend.current().devices.on_device("cpu:0"):
             _, expected = train(device_map={"cpu": 0})
         variables = [*trainer.model.variables, *trainer.model.optimizer.variables]
         large = [each for each in variables if each.shape]  # A rate may lie where it was made.
         away = [each.path for each in large if not is_on(each, place.kind)]
         assert not away, f"not on the {place.kind}: {', '.join(away)}"
-        with backend.current().on_device(place.device):
+        with backend.current().devices.on_device(place.device):
             output = trainer.model(keras.ops.convert_to_tensor(small_data()[0]))
         assert is_on(output, place.kind), f"outputs are on {output.device}"
         assert_close(place.measured(losses), expected, 1e-3, "Losses")

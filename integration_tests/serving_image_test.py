@@ -64,15 +64,15 @@ import grpc
 import numpy as np
 
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 
-request = TF_SERVING.new("tensorflow.serving.PredictRequest")
+request = new_message("tensorflow.serving.PredictRequest")
 request.model_spec.name = "model"
 request.inputs["x"].CopyFrom(to_tensor_proto(np.array([[1, 2]], "float32")))
 with grpc.insecure_channel(sys.argv[1]) as channel:
     call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     data = call(request.SerializeToString(), timeout=60)
-answer = TF_SERVING.parse("tensorflow.serving.PredictResponse", data)
+answer = parse_message("tensorflow.serving.PredictResponse", data)
 print(from_tensor_proto(answer.outputs["y"], "y").tolist())
 """
 

@@ -161,7 +161,7 @@ def test_a_shard_of_theirs_that_is_torn_is_named(tmp_path):
     copied = copied_class(tmp_path, model)
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match=f"{shard.name}' is torn"):
+    with pytest.raises(CheckpointError, match=f"{shard.name}' is damaged"):
         copied.from_preset(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_files_of_safetensors_are_read_in_every_dtype(tmp_path):
     }
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     found = WeightsFolder(tmp_path)
-    assert not found.torn
+    assert not found.damages
     with MappedFiles() as files:
         for kind, tensor in tensors.items():
             array = files.read(found.tensors[kind])

@@ -72,7 +72,9 @@ def test_gradients_of_the_loss_are_those_of_transformers(
 
     ours = make_ours(FAMILIES[family], tmp_path / "weights")
     variables = ours.trainable_variables
-    gradients = backend.current().compute_gradients(lambda: mean_loss(ours, batch), [], variables)
+    gradients = backend.current().compute.compute_gradients(
+        lambda: mean_loss(ours, batch), [], variables
+    )
     by_variable = dict(zip(map(id, variables), gradients[1], strict=True))
     actual = to_tensors(ours, by_variable, tmp_path / "weights")
     assert set(actual) == set(expected)

@@ -179,7 +179,7 @@ def test_without_any_framework_one_line_says_what_to_install(tmp_path):
 
 def test_keras_that_is_missing_is_one_line(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"no model")
-    finished = run_without(("keras",), "serve", str(tmp_path / "model.keras"), "--replay", "x")
+    finished = run_without(("keras",), "serve", str(tmp_path / "model.keras"), "--no-grpc")
     assert finished.returncode == 2
     (line,) = finished.stderr.strip().splitlines()
     assert "No module named 'keras': a `.keras` file needs Keras" in line

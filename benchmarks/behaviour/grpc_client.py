@@ -18,12 +18,12 @@ def has_grpc() -> bool:
 
 def message_of(first: float = ROW[0], model: str = "model") -> bytes:
     """Returns a request of one row, which begins with a number."""
+    from keras_deepseek.inference.protocols.messages import new_message
     from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
-    from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
     row = np.full((1, NUM_FEATURES), ROW[0], "float32")
     row[0, 0] = first
-    message = TF_SERVING.new("tensorflow.serving.PredictRequest")
+    message = new_message("tensorflow.serving.PredictRequest")
     message.model_spec.name = model
     message.inputs["x"].CopyFrom(to_tensor_proto(row))
     data: bytes = message.SerializeToString()

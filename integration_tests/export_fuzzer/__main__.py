@@ -30,7 +30,7 @@ from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
-from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.samples.random_batches import make_samples
 from keras_deepseek.errors import ExportError
 
 _SECONDS = 300

@@ -25,7 +25,6 @@ PRECISIONS = ("float16", "bfloat16", INT8)
 """What an artifact may be asked to compute in."""
 OPSETS = range(13, 26)
 """The versions of ONNX's default operator set that are written."""
-_OF_INT8 = ("onnx", "tensorrt")
 
 
 def check_backend(name: Any, known: Iterable[str]) -> None:
@@ -198,22 +197,27 @@ def check_custom_sources(given: Sequence[str | os.PathLike[str]]) -> tuple[str, 
     return sources
 
 
-def check_precision(backend: str, precision: str | None, *, has_calibration: bool) -> None:
-    """Says that an artifact can't be had in a precision.
+def check_precision(
+    backend: str,
+    precision: str | None,
+    *,
+    has_calibration: bool,
+    int8_formats: Sequence[str],
+) -> None:
+    """Rejects a precision that is unknown, or not one of the format, and int8 without calibration.
 
     Args:
         backend: string. The format.
         precision: string, or `None`.
-        has_calibration: boolean. Whether there are rows to make int8 for.
-
-    Raises:
-        InvalidInputError: It is unknown, or none of this format, or int8 without rows.
+        has_calibration: boolean. Whether there are rows for int8.
+        int8_formats: The formats that can be written in int8.
     """
     if precision is not None and precision not in PRECISIONS:
         raise InvalidInputError(unknown_name_message("precision", precision, PRECISIONS))
-    if precision == INT8 and backend not in _OF_INT8:
+    if precision == INT8 and backend not in int8_formats:
         raise InvalidInputError(
-            f"int8 is written as {' or '.join(_OF_INT8)} alone; received backend={backend!r}."
+            f"Only {' and '.join(int8_formats)} can be written in int8; received "
+            f"backend={backend!r}."
         )
     if (precision == INT8) != has_calibration:
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Values of context variables that hold for a block of code and whatever it calls."""
+"""Context variables that have a value for the duration of a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 @contextmanager
-def set_within(variable: ContextVar[Any], value: T) -> Iterator[T]:
-    """Yields a value that a context variable has until the block ends."""
+def set_temporarily(variable: ContextVar[Any], value: T) -> Iterator[T]:
+    """Sets a context variable, yields the value, and resets the variable when the block ends."""
     token = variable.set(value)
     try:
         yield value

@@ -1,4 +1,4 @@
-"""What variables hold, on the host."""
+"""The values of variables in the memory of the host."""
 
 from collections.abc import Sequence
 
@@ -11,22 +11,16 @@ _NOT_OF_NUMPY = {"bfloat16": 2}
 
 
 def read_values(variables: Sequence[keras.Variable]) -> list[Array]:
-    """Returns the values of variables, as copies.
+    """Returns copies of the values of variables.
 
-    On the CPU the array of one may be the very memory that the next step writes to.
-
-    Args:
-        variables: Keras variables.
+    They are copies since on a CPU the array of a variable may share the memory that the next step
+    writes to.
     """
     return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
 
 
 def count_bytes(variables: Sequence[keras.Variable]) -> int:
-    """Returns how many bytes the values of variables have.
-
-    Args:
-        variables: Keras variables, of any dtype but strings.
-    """
+    """Returns the bytes of the values of variables, whose dtype is not string."""
     return sum(
         int(np.prod(each.shape)) * (_NOT_OF_NUMPY.get(each.dtype) or np.dtype(each.dtype).itemsize)
         for each in variables

@@ -1,4 +1,4 @@
-"""The first import of Keras: where its framework is missing, the error says what to do."""
+"""The first import of Keras. If its framework is missing, the error says what to install."""
 
 import importlib.util
 

@@ -1,6 +1,6 @@
-"""What the losses that layers add are means over: said by a layer, heard by a training step.
+"""The weights of losses that layers add as means: declared by a layer, collected by a step.
 
-It stands below both, so that neither knows the other.
+The module is below layers and training, so that neither imports the other.
 """
 
 from contextlib import AbstractContextManager
@@ -9,17 +9,17 @@ from typing import Any
 
 from keras import ops
 
-from keras_deepseek.backend.context_values import set_within
+from keras_deepseek.backend.context_values import set_temporarily
 
 _HEARD: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", default=None)
 
 
 def declare_mean_over(weight: Any) -> None:
-    """Says, in the `call` of a layer, what the loss that it adds there is a mean over.
+    """Declares, in the `call` of a layer, the weight of the mean that the layer adds as a loss.
 
-    `Trainer(micro_batches=...)` then counts each part of a batch by it, so that a model whose loss
-    is that of the layer makes the step of the whole batch. Without it parts count by their rows.
-    Elsewhere it does nothing.
+    `Trainer(micro_batches=...)` then weighs each micro-batch by it. So a model whose loss is that
+    of the layer makes the same step as with the whole batch. Without it, micro-batches count by
+    their rows. Elsewhere it does nothing.
 
     Args:
         weight: Scalar tensor: the number of tokens that count, or the sum of their weights.
@@ -44,6 +44,6 @@ def declare_mean_over(weight: Any) -> None:
         heard.append(ops.stop_gradient(ops.cast(weight, "float32")))
 
 
-def hearing_means() -> AbstractContextManager[list[Any]]:
-    """Yields a list of what layers say in the block, float32 scalars."""
-    return set_within(_HEARD, list[Any]())
+def collect_loss_means() -> AbstractContextManager[list[Any]]:
+    """Returns a context that yields a list of the weights that layers declare, float32 scalars."""
+    return set_temporarily(_HEARD, list[Any]())

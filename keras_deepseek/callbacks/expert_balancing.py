@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.moe.expert_router import ExpertRouter

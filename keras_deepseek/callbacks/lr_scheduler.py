@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.keras_private.keras_internals import callbacks_beside
+from keras_deepseek.backend.keras_private.callbacks import active_callbacks
 from keras_deepseek.callbacks.rate_in_step import RateInStep
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
@@ -103,7 +103,7 @@ class LRScheduler(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Puts the rates into the compiled step if possible; refuses a second schedule."""
         model = self.model
-        refuse_two_schedules(model.optimizer, callbacks_beside(self))
+        refuse_two_schedules(model.optimizer, active_callbacks(self))
         self._is_in_step = self.total_steps <= _MOST_IN_STEP and self._install()
         if not self._is_in_step and model.steps_per_execution != 1:
             raise InvalidInputError(

@@ -19,7 +19,7 @@ def read_memory() -> dict[str, int]:
     process = _read_process()
     if process is not None:
         found["process_memory_bytes"] = process
-    device = backend.current().read_device_memory()
+    device = backend.current().devices.read_device_memory()
     if device is not None:
         found["device_memory_bytes"] = device["in_use"]
     return found

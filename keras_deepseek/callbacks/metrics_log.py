@@ -1,14 +1,14 @@
-"""Training logs as JSON lines or CSV."""
+"""Training logs as JSON lines."""
 
 import os
 from collections.abc import Sequence
 
-from keras_deepseek.artifacts.table_file import TableFile, check_table_path
+from keras_deepseek.artifacts.json_lines import JsonLines, check_json_lines_path
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
 
 
 class MetricsLog(StepLogger):
-    """Writes the logs of each step and epoch as a line of a `.jsonl` or `.csv` file.
+    """Writes the logs of each step and epoch as a line of a `.jsonl` file.
 
     Choose it over `keras.callbacks.CSVLogger`, which writes only epochs, omits logs that first
     appear after the first epoch, and writes an epoch twice if a resumed training repeats it. Each
@@ -21,10 +21,10 @@ class MetricsLog(StepLogger):
     | `kind` | `"step"`, with Keras's means since the start of the epoch; or `"epoch"` |
     | `time` | seconds since 1970 |
 
-    and then the logs. Numbers that are not finite are `null` in JSON.
+    and then the logs. Numbers that are not finite are `null`.
 
     Args:
-        path: string or path. The file. Its suffix, `.jsonl` or `.csv`, sets the format.
+        path: string or path. The file. It ends in `.jsonl`.
         every: integer. The number of steps between two lines; 0 writes epochs only. Defaults to
             `1`.
         resume: boolean. If true, the training continues the run in the file, and replaces the steps
@@ -53,16 +53,16 @@ class MetricsLog(StepLogger):
         self, path: str | os.PathLike[str], *, every: int = 1, resume: bool = False
     ) -> None:
         super().__init__(every=every, resume=resume)
-        check_table_path(path)
+        check_json_lines_path(path)
         self.path = path
-        self._table: TableFile | None = None
+        self._file: JsonLines | None = None
 
     def _open(self) -> None:
-        self._table = TableFile(self.path)
+        self._file = JsonLines(self.path)
 
     def _write(self, rows: Sequence[Row]) -> None:
-        if self._table is not None:
-            self._table.append(
+        if self._file is not None:
+            self._file.append(
                 [
                     {
                         "step": row.step,
@@ -76,17 +76,17 @@ class MetricsLog(StepLogger):
             )
 
     def _close(self) -> None:
-        if self._table is not None:
-            self._table.close()
-            self._table = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _last_step(self) -> int | None:
-        rows = [] if self._table is None else self._table.read()
+        rows = [] if self._file is None else self._file.read()
         return max((int(row["step"]) for row in rows), default=None)
 
     def _discard_after(self, step: int) -> None:
-        if self._table is not None:
-            self._table.keep(lambda row: int(row["step"]) <= step)
+        if self._file is not None:
+            self._file.keep(lambda row: int(row["step"]) <= step)
 
     def _earlier_run_message(self) -> str:
         return (

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import keras
 
+from keras_deepseek.backend.keras_private.callbacks import trained_model
 from keras_deepseek.callbacks.progress_screen import PlainScreen, Screen, choose_screen
 from keras_deepseek.callbacks.progress_text import describe, duration
 from keras_deepseek.callbacks.training_pace import TrainingPace
@@ -97,7 +98,7 @@ class ProgressDisplay(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads values that are only available before a step."""
-        self._pace.before_step(self._model, batch)
+        self._pace.before_step(trained_model(self), batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Shows the step, if an update is due."""

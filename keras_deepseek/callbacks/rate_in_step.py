@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_training import compilation, lent_train_step
+from keras_deepseek.backend.keras_private.trainers import compilation, temporary_train_step
 
 
 class RateInStep:
@@ -57,11 +57,11 @@ class RateInStep:
 
     def _compile(self, model: keras.Model) -> Any:
         self._model = model
-        step = backend.current().run_before_step(model, model.train_step, self._set_rate)
+        step = backend.current().step.run_before_step(model, model.train_step, self._set_rate)
         if step is None:
             return None
         plain = model.train_function
-        with lent_train_step(model, step):
+        with temporary_train_step(model, step):
             model.make_train_function(force=True)
         function, model.train_function = model.train_function, plain
         return function

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.run_record import RunRecord
+from keras_deepseek.backend.keras_private.callbacks import trained_model
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
 from keras_deepseek.callbacks.training_pace import TrainingPace
 from keras_deepseek.checks import check_file_path
@@ -79,7 +80,7 @@ class RunRecorder(StepLogger):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads values that are only available before a step."""
         super().on_train_batch_begin(batch, logs)
-        self._pace.before_step(self._model, batch)
+        self._pace.before_step(trained_model(self), batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Stores the logs of the epoch, including validation."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_deepseek.backend.keras_private.keras_internals import count_train_steps
+from keras_deepseek.backend.keras_private.trainers import count_train_steps
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 
@@ -75,9 +75,9 @@ class StepLogger(keras.callbacks.Callback):
         """Opens the output, and finds the run's current step."""
         self.close()  # An error may have ended the last training.
         step = count_train_steps(self.model)
-        if self._logged_model is self._model:
+        if self._logged_model is self.model:
             step = max(step, self._step)  # Steps without an update count too.
-        self._logged_model = self._model
+        self._logged_model = self.model
         self._step = step
         self._open()
         self._is_open = True

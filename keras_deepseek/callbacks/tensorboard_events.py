@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.backend.keras_private.keras_internals import read_learning_rate
+from keras_deepseek.backend.keras_private.trainers import read_learning_rate
 from keras_deepseek.callbacks.event_file import (
     EventFile,
     Scalar,

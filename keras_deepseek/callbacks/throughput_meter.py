@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.callbacks import trained_model
 from keras_deepseek.callbacks.peak_flops import find_peak_flops
 from keras_deepseek.callbacks.training_flops import count_training_flops, estimate_training_flops
 from keras_deepseek.callbacks.training_pace import TrainingPace
@@ -110,7 +111,7 @@ class ThroughputMeter(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads values that are only available before a step."""
-        self._pace.before_step(self._model, batch)
+        self._pace.before_step(trained_model(self), batch)
         if self._is_to_be_found:  # Keras on TensorFlow may build the model in its first step.
             self._find_utilization()
 
@@ -131,10 +132,10 @@ class ThroughputMeter(keras.callbacks.Callback):
             logs.update(self._read(of_epoch=True))
 
     def _find_utilization(self) -> None:
-        if not self._model.built:
+        if not trained_model(self).built:
             return
         self._is_to_be_found = False
-        peak = self.peak_flops or find_peak_flops(backend.current().read_device_name())
+        peak = self.peak_flops or find_peak_flops(backend.current().devices.read_device_name())
         flops = None if peak is None else self._find_flops()
         self._utilization_per_sample = None if peak is None or flops is None else flops / peak
 

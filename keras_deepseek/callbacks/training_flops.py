@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import example_inputs
+from keras_deepseek.backend.keras_private.layers import example_inputs
 from keras_deepseek.checks import check_number
 
 _PASSES = 3  # Forward, backward by inputs, and backward by weights: each costs the same.
@@ -47,7 +47,7 @@ def count_training_flops(model: keras.Model, x: Any = None) -> int | None:
         [variable.value for variable in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)
     ]
-    return _PASSES * backend.current().count_flops(forward, *values, tensors)
+    return _PASSES * backend.current().compute.count_flops(forward, *values, tensors)
 
 
 def estimate_training_flops(num_parameters: int, num_tokens: float) -> float:

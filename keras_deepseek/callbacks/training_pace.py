@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import count_samples, read_learning_rate
+from keras_deepseek.backend.keras_private.trainers import count_samples, read_learning_rate
 from keras_deepseek.callbacks.memory import read_memory
 
 _SECONDS_BETWEEN_READINGS = 1.0
@@ -50,7 +50,7 @@ class TrainingPace:
         """Reads values from the device, at most once a second.
 
         Args:
-            model: The model. In a callback use `self._model`: on JAX, reading `self.model` would
+            model: The model, from `trained_model` in a callback: on JAX, `self.model` would
                 copy the training state back.
             batch: The number of the step in the epoch.
         """

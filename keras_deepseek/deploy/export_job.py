@@ -1,67 +1,77 @@
-"""What is asked for and what came of it, on the way from an `Exporter` through its routes."""
+"""The job of an export, the result of one route, and the artifact that came of it."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.formats.registry import ChosenFormat
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What a route is asked to do.
+    """A model, the format to export it in, and the batches to verify the artifact on.
 
     Args:
-        model: `NamedModel`, in the precision that is asked for where that is a float.
+        model: `NamedModel`, in the requested precision if that is a float.
         export_format: `ExportFormat`.
-        options: dict. The arguments that the format was made with, its calibration apart.
+        options: dict. The arguments that the format was made with, without calibration; `None` for
+            a registered format, which another process can't make by its name.
         samples: For each batch its arrays by input name.
         custom_objects_from: Modules, by name or by file, that define the model's custom layers.
-        further_samples: Batches to verify on as well, if the model itself takes them. Defaults to
-            `()`.
-        wide_samples: Batches of large numbers, the same, which are compared less strictly. Defaults
-            to `()`.
-        other_samples: Lists like `samples`, for a model that does not take those. Defaults to `()`.
-        takes_differing: boolean. Whether an artifact that computes something else is better than
-            none. Defaults to `False`.
-        precision: string. What the artifact computes in, `"int8"` among them. Defaults to `None`:
-            what the model does.
-        calibration: The batches that the format was made with for int8. Defaults to `None`.
-        is_drawn: boolean. Whether the samples are random, so that others may stand for them.
-            Defaults to `False`.
+        optional_samples: Batches that are used only if the model itself takes them.
+        extreme_samples: Batches of large numbers, used in the same way, and compared less strictly.
+        alternative_samples: Lists like `samples`, tried in turn if the model does not take those.
+        allows_difference: boolean. Whether an artifact that computes something else is kept.
+        precision: string. The precision that the artifact computes in, `"int8"` included; `None`
+            for the model's own.
+        calibration: The batches that the format was made with for int8.
+        has_random_samples: boolean. Whether the samples are random, so that others may replace
+            them.
+        source: `ChosenFormat` that the format is built from.
     """
 
     model: NamedModel
     export_format: ExportFormat
-    options: dict[str, Any]
+    options: dict[str, Any] | None
     samples: list[dict[str, Array]]
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
-    further_samples: Sequence[dict[str, Array]] = ()
-    wide_samples: Sequence[dict[str, Array]] = ()
-    other_samples: Sequence[list[dict[str, Array]]] = ()
-    takes_differing: bool = False
+    optional_samples: Sequence[dict[str, Array]] = ()
+    extreme_samples: Sequence[dict[str, Array]] = ()
+    alternative_samples: Sequence[list[dict[str, Array]]] = ()
+    allows_difference: bool = False
     precision: str | None = None
     calibration: Sequence[dict[str, Array]] | None = None
-    is_drawn: bool = False
+    has_random_samples: bool = False
+    source: ChosenFormat | None = None
 
     @property
     def batches(self) -> list[dict[str, Array]]:
-        """What an artifact is run on: the samples, and behind them those of large numbers."""
-        return [*self.samples, *self.wide_samples]
+        """The batches that an artifact is run on: the samples, then those of large numbers."""
+        return [*self.samples, *self.extreme_samples]
+
+    def in_format(self, chosen: ChosenFormat) -> Self:
+        """Returns the same job for another format."""
+        return replace(
+            self,
+            export_format=chosen.export_format,
+            options=chosen.options,
+            source=chosen.source,
+        )
 
 
 @dataclass(frozen=True)
 class RouteResult:
-    """What a route gives back.
+    """The result of one route.
 
     Args:
         how: string. How the artifact was made.
-        outputs: For each sample the artifact's arrays by output name; `None` where it can't be run
-        here.
+        outputs: For each sample the artifact's arrays by output name; `None` if it can't be run on
+            this machine.
         reason: string. Why it can't be run.
     """
 
@@ -72,10 +82,10 @@ class RouteResult:
 
 @dataclass(frozen=True)
 class MadeArtifact:
-    """An artifact that a route made.
+    """The result of an export.
 
     Args:
-        route: string. How it was made.
+        route: string. How the artifact was made.
         verification: `Verification`.
         passed_over: tuple of strings. The routes that were tried before, each with its reason.
     """

@@ -6,7 +6,7 @@ It stands between training and serving. What it writes is a bundle, which `infer
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,24 +37,22 @@ from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
-from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
-from keras_deepseek.deploy.input_signature import with_input_signature
-from keras_deepseek.deploy.installed_versions import installed_versions
-from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
-from keras_deepseek.deploy.make_engine import engine_job, make_engine, say_left_out
-from keras_deepseek.deploy.open_artifact import open_artifact
-from keras_deepseek.deploy.registry import (
-    check_options,
-    create_engine_format,
-    create_format,
+from keras_deepseek.deploy.formats.format_list import INT8_FORMATS
+from keras_deepseek.deploy.formats.registry import (
+    ChosenFormat,
+    check_no_options,
+    choose_format,
     format_for_suffix,
 )
+from keras_deepseek.deploy.input_signature import with_input_signature
+from keras_deepseek.deploy.installed_versions import installed_versions
+from keras_deepseek.deploy.make_artifact import check_artifact, fit_samples, make_artifact
+from keras_deepseek.deploy.open_artifact import open_artifact
+from keras_deepseek.deploy.samples.verification_data import choose_data
 from keras_deepseek.deploy.stage_display import StageDisplay
-from keras_deepseek.deploy.verification_data import choose_data
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
-    NotSupportedError,
     unknown_name_message,
 )
 
@@ -134,24 +132,30 @@ class Exporter:
         self.backend = backend
         self.name = str(getattr(model, "name", "model")) if name is None else check_model_name(name)
         self._verbose = verbose
-        self._options = options
         self._custom_objects_from = check_custom_sources(custom_objects_from)
         if verify not in ("raise", "warn"):
             raise InvalidInputError(
                 unknown_name_message("value of verify", verify, ("raise", "warn"))
             )
-        self._takes_differing = verify == "warn"
-        check_precision(backend, precision, has_calibration=calibration is not None)
+        self._allows_difference = verify == "warn"
+        check_precision(
+            backend, precision, has_calibration=calibration is not None, int8_formats=INT8_FORMATS
+        )
         if samples is not None:
             check_samples(samples)
-        check_options(backend, options)  # What is wrong whatever the model is, before it is called.
+        # Wrong options are refused before the model is called.
+        self._chosen = _choose_format(backend, options)
         self._precision = precision
         if input_signature is not None:
             model = with_input_signature(model, input_signature)
         self._model = NamedModel(model, None if precision == INT8 else precision)
         self.signature = self._model.signature
         self._data = choose_data(self._model, samples, calibration)
-        self._format = self._choose_format()
+        if self._data.calibration is not None:
+            self._chosen = choose_format(backend, options, self._data.calibration)
+        if self._chosen is not None:
+            self._chosen.export_format.check_signature(self.signature)
+            self._chosen.export_format.check_precision(precision)
 
     def export(self, path: str | os.PathLike[str]) -> ExportReport:
         """Writes the artifact and verifies it.
@@ -173,14 +177,15 @@ class Exporter:
         """
         started = time.monotonic()
         target = check_artifact_path(path)
-        export_format = self._format or format_for_suffix(target)
+        chosen = self._chosen_for(target)
+        export_format = chosen.export_format
         as_file = bool(export_format.suffix) and target.name.endswith(export_format.suffix)
         check_target_file(target) if as_file else check_target(target)
         with staging_folder(target) as work, StageDisplay(is_shown=self._verbose) as say:
             folder = work / "artifact"
             folder.mkdir()
             with unchanged_state(self._model.model):
-                made = self._make(export_format, folder, say)
+                made = make_artifact(self._job(chosen), folder, say)
             if as_file:
                 _check_alone(folder, export_format.entry, target)
                 publish_file(folder / export_format.entry, target)
@@ -216,10 +221,9 @@ class Exporter:
         """
         started = time.monotonic()
         target = check_artifact_path(path)
-        export_format = self._format or format_for_suffix(target)
-        left_out = ""
-        if isinstance(export_format, TensorRTFormat):
-            export_format.check_can_run()
+        chosen = self._chosen_for(target)
+        export_format = chosen.export_format
+        export_format.check_runnable()
         with open_artifact(target, export_format, self.signature) as (folder, manifest):
             precision = self._precision
             if manifest is not None:
@@ -229,12 +233,7 @@ class Exporter:
                     "An artifact in int8 is right for data like those that it was made for: pass "
                     "precision='int8' and calibration=, or samples=."
                 )
-            job = replace(self._job(export_format), precision=precision)
-            if isinstance(export_format, TensorRTFormat):
-                given = len(job.samples)
-                job = engine_job(job, export_format, draws_samples=self._data.are_random)
-                if not self._data.are_random:
-                    left_out = say_left_out(given - len(job.samples), given)
+            job, left_out = fit_samples(replace(self._job(chosen), precision=precision))
             with unchanged_state(self._model.model):
                 verification = check_artifact(job, folder)
         report = ExportReport(
@@ -245,7 +244,7 @@ class Exporter:
             passed_over=(),
             seconds=time.monotonic() - started,
         )
-        if verification.state == "failed" and not self._takes_differing:
+        if verification.state == "failed" and not self._allows_difference:
             raise ExportError(f"{report}. Export the model again.")
         self._say(str(report))
         return report
@@ -263,50 +262,31 @@ class Exporter:
             NotSupportedError: It can't be run on this machine, or the format has no `load`.
         """
         target = check_artifact_path(path)
-        export_format = self._format or format_for_suffix(target)
-        load = getattr(export_format, "load", None)
-        if load is None:
-            raise NotSupportedError(f"The format {export_format.name!r} has no `load`.")
+        export_format = self._chosen_for(target).export_format
         with open_artifact(target, export_format, self.signature) as (folder, _):
-            infer: InferenceFunction = load(folder)
-        return infer
+            return export_format.load(folder)
 
-    def _choose_format(self) -> ExportFormat | None:
-        """Returns the format; `None` where the path will say which."""
-        if self.backend == "custom":
-            return None
-        if self.backend == "tensorrt":
-            engine, self._options = create_engine_format(
-                self.signature, self._precision, self._options
-            )
-            return engine
-        return self._create(self.backend)
+    def _chosen_for(self, target: Path) -> ChosenFormat:
+        """Returns the format; that of the path's suffix for `backend="custom"`."""
+        if self._chosen is not None:
+            return self._chosen
+        return ChosenFormat(format_for_suffix(target), None)
 
-    def _create(self, name: str) -> ExportFormat:
-        data = {} if (found := self._data.calibration) is None else {"calibration": found}
-        return create_format(name, self._options | data)
-
-    def _make(self, export_format: ExportFormat, folder: Path, say: StageDisplay) -> MadeArtifact:
-        if not isinstance(export_format, TensorRTFormat):
-            return make_artifact(self._job(export_format), folder, say)
-        job = self._job(self._create("onnx"))
-        draws_samples = self._data.are_random
-        return make_engine(job, export_format, folder, say, draws_samples=draws_samples)
-
-    def _job(self, export_format: ExportFormat) -> ExportJob:
+    def _job(self, chosen: ChosenFormat) -> ExportJob:
         return ExportJob(
             self._model,
-            export_format,
-            self._options,
+            chosen.export_format,
+            chosen.options,
             self._data.samples,
             self._custom_objects_from,
-            self._data.further_samples,
-            self._data.wide_samples,
-            self._data.other_samples,
-            takes_differing=self._takes_differing,
+            self._data.optional_samples,
+            self._data.extreme_samples,
+            self._data.alternative_samples,
+            allows_difference=self._allows_difference,
             precision=self._precision,
             calibration=self._data.calibration,
-            is_drawn=self._data.are_random,
+            has_random_samples=self._data.are_random,
+            source=chosen.source,
         )
 
     def _manifest(self, export_format: ExportFormat, made: MadeArtifact) -> Manifest:
@@ -317,7 +297,7 @@ class Exporter:
             signature=self.signature,
             precision=self._precision or self._model.model.compute_dtype,
             route=made.route,
-            versions=installed_versions(),
+            versions=installed_versions(export_format.distributions),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             verification=made.verification,
         )
@@ -325,6 +305,14 @@ class Exporter:
     def _say(self, line: str) -> None:
         if self._verbose:
             print(line, flush=True)
+
+
+def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | None:
+    """Returns the format; `None` if the suffix of the path will name it."""
+    if backend == "custom":
+        check_no_options(backend, options)
+        return None
+    return choose_format(backend, options)
 
 
 def _check_alone(folder: Path, entry: str, target: Path) -> None:

@@ -1,8 +1,9 @@
-"""The releases of what an export may go through."""
+"""The versions of the packages that an export may use."""
 
 import contextlib
 import importlib.metadata
 import platform
+from collections.abc import Iterable
 
 from keras_deepseek import __version__
 
@@ -18,15 +19,17 @@ _PACKAGES = (
     "onnxscript",
     "onnxslim",
     "onnxruntime",
-    "tensorrt",
-    "tensorrt-rtx-cu12",
 )
 
 
-def installed_versions() -> dict[str, str]:
-    """Returns the release of each package on this machine that an export may go through."""
+def installed_versions(further: Iterable[str] = ()) -> dict[str, str]:
+    """Returns the versions of those packages that are installed on this machine.
+
+    Args:
+        further: Packages beside Keras, NumPy, the frameworks and those of ONNX.
+    """
     installed = {"keras_deepseek": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *further):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
     return installed

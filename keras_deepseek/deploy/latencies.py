@@ -16,8 +16,8 @@ from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
-from keras_deepseek.deploy.registry import known_formats
-from keras_deepseek.deploy.samples import draw_batch
+from keras_deepseek.deploy.formats.registry import known_formats
+from keras_deepseek.deploy.samples.random_batches import draw_batch
 from keras_deepseek.errors import (
     InvalidInputError,
     KerasDeepSeekError,
@@ -126,7 +126,7 @@ def compare_latencies(
     """
     _check(backends, batch_sizes, length, seconds)
     named = NamedModel(model)
-    of_model = backend.current().compile_inference(named)
+    of_model = backend.current().inference.compile_inference(named)
     wanted: list[tuple[str, dict[str, Any]]] = [
         (name, {}) for name in (known_formats() if backends is None else backends)
     ]

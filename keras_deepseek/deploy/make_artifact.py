@@ -1,27 +1,36 @@
-"""From the routes to a format, the first whose artifact computes what the model computes."""
+"""Makes and verifies an artifact: by the first route whose artifact computes what the model does.
 
-import contextlib
+A format with a `source` is built from the verified artifact of that format instead.
+"""
+
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import keras
-import numpy as np
 
-from keras_deepseek import backend
 from keras_deepseek.artifacts.manifest import Verification
-from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_private.integer_products import integer_products
-from keras_deepseek.backend.keras_private.output_layers import layers_by_output
-from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
+from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
-from keras_deepseek.deploy.routes import InChild, InProcess, Route, check_packages, find_routes
-from keras_deepseek.deploy.ties import redraw_tie
-from keras_deepseek.deploy.verify import agreements, compare
+from keras_deepseek.deploy.formats.registry import ChosenFormat
+from keras_deepseek.deploy.routes.route import (
+    InChild,
+    InProcess,
+    Route,
+    check_packages,
+    find_routes,
+)
+from keras_deepseek.deploy.samples.random_batches import draw_batch
+from keras_deepseek.deploy.verification.verify_artifact import (
+    compute_expected,
+    verify,
+    verify_with_redraw,
+)
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
@@ -30,59 +39,106 @@ from keras_deepseek.errors import (
 )
 
 _LEAST_ROOM = 2**13
-"""Bytes. A runtime that could not write them may say so in words of its own."""
-_OF_WIDE = "float16"
-"""The precision whose tolerance large numbers have: what is lost of them grows on the way."""
-_HALF_PRECISIONS = ("bfloat16", "float16")
-"""What a layer may compute in, the least precise one first."""
-
-
-class _Expected(NamedTuple):
-    """What the model gives: for the samples, and for the batches of large numbers."""
-
-    usual: list[dict[str, Array]]
-    wide: list[dict[str, Array]]
+"""Bytes. With less free space than this, a route's error is taken for that of a full disk."""
 
 
 def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
-    """Goes through the routes until one gives an artifact that computes what the model computes.
+    """Makes and verifies an artifact.
 
     Args:
-        job: What to export.
-        folder: An empty folder for the artifact.
+        job: The job.
+        folder: An empty folder for the artifact. That of a source goes into a folder beside it.
         say: Function that shows a stage as it begins.
 
-    Returns:
-        A `MadeArtifact`.
-
     Raises:
-        ExportError: No route did; the message names each with its reason. Or the disk is full.
+        ExportError: No route gave a right artifact; the message names each with its reason. Or the
+            artifact can't be built from its source, or the disk is full.
         InvalidInputError: The model's custom layers can't be found from another process, or the
             format has no such names as its inputs and outputs.
     """
+    job.export_format.check_signature(job.model.signature)
+    job.export_format.check_precision(job.precision)
+    if job.source is None:
+        return _make_by_routes(job, folder, say)
+    return _make_from_source(job, job.source, folder, say)
+
+
+def check_artifact(job: ExportJob, folder: Path) -> Verification:
+    """Verifies the artifact in a folder against the job's model."""
+    running = keras.backend.backend()
+    runtime = job.export_format.runtime or running
+    route: Route = InProcess(running) if runtime == running else InChild(runtime)
+    job, expected = compute_expected(job)
+    try:
+        result = route.run(job, folder)
+    except Exception as error:  # noqa: BLE001 - of any runtime
+        return Verification("failed", f"it can't be run: {failure_reason(error)}")
+    return verify(expected, result, job)
+
+
+def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
+    """Reduces a job's samples to those that its format takes.
+
+    Random samples are drawn anew in the shapes that the format names, if it names any.
+
+    Returns:
+        The job, and a note on the batches that were left out, for the report, or `""`.
+    """
+    export_format, signature = job.export_format, job.model.signature
+    shapes = export_format.sample_shapes(signature)
+    if job.has_random_samples and shapes:
+        drawn = [draw_batch(job.model.model, signature, each) for each in shapes]
+        # Optional, since the model may not take every size.
+        job = replace(
+            job, samples=[], optional_samples=drawn, extreme_samples=(), alternative_samples=()
+        )
+        return job, ""
+
+    def taken(samples: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
+        return [
+            sample
+            for sample in samples
+            if export_format.takes(signature, {name: array.shape for name, array in sample.items()})
+        ]
+
+    fitting = replace(
+        job,
+        samples=taken(job.samples),
+        optional_samples=taken(job.optional_samples),
+        extreme_samples=taken(job.extreme_samples),
+        alternative_samples=[taken(samples) for samples in job.alternative_samples],
+    )
+    num_left_out, num_given = len(job.samples) - len(fitting.samples), len(job.samples)
+    note = f", {num_left_out} of the {num_given} batches left out, whose sizes it does not take"
+    return fitting, note if num_left_out else ""
+
+
+def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
     format_name = job.export_format.name
-    if check := getattr(job.export_format, "check_signature", None):
-        check(job.model.signature)
+    job, left_out = fit_samples(job)
     say(f"{format_name}: computing what the model gives")
-    job, expected = _compute_expected(job)
+    job, expected = compute_expected(job)
     passed_over: list[str] = []
     missing: list[MissingExtraError] = []
     differing: MadeArtifact | None = None
     kept = folder.with_name(f"{folder.name}.differs")
     for route in find_routes(job.export_format):
         try:
-            if check := getattr(job.export_format, "check_backend", None):
-                check(job.model, route.backend)
+            job.export_format.check_backend(job.model, route.backend)
             check_packages(job.export_format, route)
             _check_products(job, route)
             result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
             _check_entry(job.export_format, folder)
-            verification, beside = _verify_off_ties(expected, result, job, route, folder)
+            verification, note = verify_with_redraw(
+                expected, result, job, _runner(job, route, folder)
+            )
             if verification.state != "failed":
-                return MadeArtifact(f"{result.how}{beside}", verification, tuple(passed_over))
+                return MadeArtifact(
+                    f"{result.how}{left_out}{note}", verification, tuple(passed_over)
+                )
             passed_over.append(f"through {route.name}: {verification.reason}")
             say(f"{format_name}: {verification.reason}")
-            if job.takes_differing and differing is None:
+            if job.allows_difference and differing is None:
                 differing = MadeArtifact(result.how, verification, tuple(passed_over[:-1]))
                 folder.rename(kept)
         except InvalidInputError:
@@ -103,202 +159,95 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
     raise ExportError(_failure(job, passed_over, missing))
 
 
-def check_artifact(job: ExportJob, folder: Path) -> Verification:
-    """Returns whether an artifact that exists computes what the model computes.
-
-    Args:
-        job: Which model, and the format and the precision of the artifact.
-        folder: Where the artifact stands.
-    """
-    running = keras.backend.backend()
-    runtime = getattr(job.export_format, "runtime", running)
-    route: Route = InProcess(running) if runtime == running else InChild(runtime)
-    job, expected = _compute_expected(job)
-    try:
-        result = route.run(job, folder)
-    except Exception as error:  # noqa: BLE001 - of whichever runtime
-        return Verification("failed", f"it can't be run: {failure_reason(error)}")
-    return _verify(expected, result, job)
-
-
-def _compute_expected(job: ExportJob) -> tuple[ExportJob, _Expected]:
-    """Returns the job with the batches that the model takes, and its outputs for them."""
-    infer = backend.current().plain_inference(job.model.in_precision(None))
-    samples, usual = _infer_first(infer, [job.samples, *job.other_samples])
-    further, of_further = _infer_taken(infer, job.further_samples)
-    wide, of_wide = _infer_taken(infer, job.wide_samples)
-    known = replace(
-        job,
-        samples=samples + further,
-        wide_samples=wide,
-        further_samples=(),
-        other_samples=(),
+def _runner(
+    job: ExportJob, route: Route, folder: Path
+) -> Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None]:
+    """Returns a function that runs the artifact in a folder on other batches than the job's."""
+    return lambda samples: (
+        route.run(replace(job, samples=samples, extreme_samples=()), folder).outputs
     )
-    extend = _extend(job)
-    expected = ([extend(outputs) for outputs in each] for each in (usual + of_further, of_wide))
-    return known, _Expected(*expected)
 
 
-def _infer_taken(
-    infer: InferenceFunction, samples: Sequence[dict[str, Array]]
-) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
-    """Returns the batches that a model takes and gives finite values for, and these."""
-    taken, given = [], []
-    for sample in samples:
-        with contextlib.suppress(Exception):  # Of whichever backend: it takes no such batch.
-            outputs = infer(sample)
-            if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
-                taken.append(sample)
-                given.append(outputs)
-    return taken, given
+def _make_from_source(
+    job: ExportJob, source: ChosenFormat, folder: Path, say: Callable[[str], None]
+) -> MadeArtifact:
+    """Makes and verifies the source, builds the artifact from it, and verifies that as well.
+
+    The artifact is unverified if it can't be run on this machine.
+    """
+    export_format, source_format = job.export_format, source.export_format
+    source_folder = folder.with_name(source_format.name)
+    source_folder.mkdir()
+    made = make_artifact(job.in_format(source), source_folder, say)
+    say(f"{export_format.name}: building it from {source_format.name}")
+    source_file = source_folder / source_format.entry
+    how = export_format.build(source_file, folder, job.model.signature)
+    job, note = fit_samples(job)
+    verification = _verify_built(job, source_format.name, folder, made.verification)
+    return MadeArtifact(f"{made.route}, {how}{note}", verification, made.passed_over)
 
 
-def _infer_first(
-    infer: InferenceFunction, lists: list[list[dict[str, Array]]]
-) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
-    """Returns the first list of batches that a model takes, and its outputs."""
-    failures = []
-    for samples in lists:
-        try:
-            return list(samples), [infer(sample) for sample in samples]
-        except Exception as error:  # noqa: BLE001 - of whichever backend
-            failures.append(error)
-    shapes = {name: array.shape for name, array in lists[0][0].items()}
-    raise InvalidInputError(
-        f"The model itself fails on a batch that it is to be verified on, as one of {shapes}: "
-        f"{failure_reason(failures[0])}. Pass samples=[...], batches that it takes."
-    ) from failures[0]
+def _verify_built(
+    job: ExportJob, source_name: str, folder: Path, of_source: Verification
+) -> Verification:
+    """Verifies a built artifact; a reason against it tells the state of its source, too."""
+    verified = f"verified, largest difference {of_source.largest_difference:.2g}"
+    state = verified if of_source.state == "verified" else f"{of_source.state}: {of_source.reason}"
+    origin = f"the {source_name} artifact that it was built from is {state}"
+    if of_source.state == "failed":
+        return Verification("failed", origin)
+    try:
+        job.export_format.check_runnable()
+    except NotSupportedError as error:
+        return Verification("unverified", f"{error}; {origin}")
+    found = check_artifact(job, folder)
+    if found.state == "failed" and not job.allows_difference:
+        raise ExportError(
+            f"The {job.export_format.name} artifact of {job.model.model.name!r} does not compute "
+            f"what the model computes: {found.reason.rstrip('.')}; {origin}."
+        )
+    return (
+        found if found.state == "verified" else replace(found, reason=f"{found.reason}; {origin}")
+    )
 
 
 def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraError]) -> str:
+    """Returns the message that no route gave an artifact, with the reason of each."""
     name = f"{job.model.model.name!r} can't be exported as {job.export_format.name}"
     if len(missing) == len(passed_over):
         own = f"for the {keras.backend.backend()} backend"
         first = next((error for error in missing if own in str(error)), missing[0])
         return (
-            f"{name} for want of `{first.package}`: pip install 'keras_deepseek[{first.extra}]' is "
-            "enough."
+            f"{name}: `{first.package}` is not installed. Install it with: pip install "
+            f"'keras_deepseek[{first.extra}]'"
         )
     routes: dict[str, list[str]] = {}
-    for each in passed_over:  # What holds for several routes is said once.
+    for each in passed_over:  # A reason that several routes share is told once.
         route, _, reason = each.removeprefix("through ").partition(": ")
         routes.setdefault(reason, []).append(route)
     told = [f"through {' and '.join(names)}: {reason}" for reason, names in routes.items()]
     message = f"{name}: {'; '.join(told).rstrip('.')}."
     extras = list(dict.fromkeys(error.extra for error in missing))
-    for extra in extras:  # It is said once, at the end.
+    for extra in extras:  # The hint is given once, at the end.
         message = message.replace(f" Install it with: pip install 'keras_deepseek[{extra}]'", "")
     if extras:
         commands = " or ".join(f"pip install 'keras_deepseek[{extra}]'" for extra in extras)
-        message += f" A route is not there for want of a package: {commands}."
+        message += f" A route was skipped because a package is missing: {commands}."
     return message
 
 
-def _verify(expected: _Expected, result: RouteResult, job: ExportJob) -> Verification:
-    if result.outputs is None:
-        return Verification("unverified", result.reason)
-    if not (expected.usual or expected.wide):
-        return Verification("unverified", "there is no batch to compare on")
-    precisions = _precisions(job, expected)
-    num_usual = len(expected.usual)
-    usual, of_wide = result.outputs[:num_usual], result.outputs[num_usual:]
-    try:
-        comparison = compare(expected.usual, usual, precisions)
-        wide = compare(
-            expected.wide,
-            of_wide,
-            {name: precision or _OF_WIDE for name, precision in precisions.items()},
-            by_column=False,
-        )
-    except ExportError as error:
-        return Verification("failed", str(error))
-    agreement = {}
-    if job.precision is not None:
-        agreement = agreements(expected.usual + expected.wide, result.outputs)
-    if not comparison.any_finite:
-        return Verification(
-            "unverified", "the model gives no finite value, so nothing was compared"
-        )
-    if comparison.untold:
-        names = ", ".join(map(repr, comparison.untold))
-        return Verification(
-            "unverified",
-            f"output {names} hardly moves from row to row of the samples, so that one which is the "
-            "same for all would pass; pass samples=, rows like those of use, several of a shape",
-            num_samples=comparison.num_samples,
-            largest_difference=comparison.largest_difference,
-            agreement=agreement,
-        )
-    return Verification(
-        "verified",
-        num_samples=comparison.num_samples + wide.num_samples,
-        largest_difference=comparison.largest_difference,
-        agreement=agreement,
-        signatures=getattr(job.export_format, "signatures", ()),
-    )
-
-
-def _verify_off_ties(
-    expected: _Expected, result: RouteResult, job: ExportJob, route: Route, folder: Path
-) -> tuple[Verification, str]:
-    """Returns the state of an artifact, and whether a batch was drawn anew for a tie in it."""
-    found = _verify(expected, result, job)
-    if found.state != "failed" or not job.is_drawn or job.precision is not None:
-        return found, ""
-    infer, extend = backend.current().plain_inference(job.model.in_precision(None)), _extend(job)
-
-    def infer_all(sample: dict[str, Array]) -> dict[str, Array]:
-        return extend(infer(sample))
-
-    precisions = _precisions(job, expected)
-    with contextlib.suppress(Exception):  # Of whichever backend: then it stays failed.
-        redrawn = redraw_tie(job, infer_all, expected.usual, result, precisions, route, folder)
-        if redrawn is not None:
-            usual, result = redrawn
-            found = _verify(expected._replace(usual=usual), result, job)
-            return found, ", one batch drawn anew, at a tie of the model's"
-    return found, ""
-
-
-def _extend(job: ExportJob) -> Callable[[dict[str, Array]], dict[str, Array]]:
-    """Returns what adds to a model's outputs those that its format makes of them."""
-    further: Callable[[dict[str, Array]], dict[str, Array]] = getattr(
-        job.export_format, "further_outputs", lambda _: {}
-    )
-    return lambda outputs: {**outputs, **further(outputs)}
-
-
-def _precisions(job: ExportJob, expected: _Expected) -> dict[str, str | None]:
-    """Returns by output name what it is computed in, where that is not its own dtype."""
-    names = (expected.usual or expected.wide)[0].keys()
-    if job.precision is not None:
-        return dict.fromkeys(names, job.precision)
-    layers = layers_by_output(job.model)
-    known = {name: _least_precision(each) for name, each in layers.items()}
-    # What a format makes of an output is as exact as the least exact of them at the least.
-    least = next((one for one in _HALF_PRECISIONS if one in known.values()), None)
-    return {name: known.get(name, least) for name in names}
-
-
-def _least_precision(layers: list[keras.Layer]) -> str | None:
-    """Returns the half precision that a layer computes in; the last one's is often another."""
-    dtypes = {layer.compute_dtype for layer in layers}
-    return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
-
-
 def _check_products(job: ExportJob, route: Route) -> None:
-    """Raises where TensorFlow would compute in float32 what the model computes in integers."""
+    """Rejects TensorFlow for integer products of other backends, which it computes in float32."""
     if route.backend != "tensorflow" or keras.backend.backend() == "tensorflow":
         return
     if products := integer_products(job.model.model):
         raise NotSupportedError(
-            f"TensorFlow computes the integers of {', '.join(products)} in float32, which has no "
-            "other than even numbers beyond 2**24"
+            f"TensorFlow computes the integers of {', '.join(products)} in float32, which holds "
+            "only even numbers beyond 2**24"
         )
 
 
 def _check_entry(export_format: ExportFormat, folder: Path) -> None:
-    """Raises where a format wrote nothing at the place that a runtime is to load."""
     entry = folder / export_format.entry
     if not entry.exists() or (entry.is_dir() and not any(entry.iterdir())):
         raise ExportError(
@@ -307,13 +256,13 @@ def _check_entry(export_format: ExportFormat, folder: Path) -> None:
 
 
 def _check_room(folder: Path, reason: str) -> None:
-    """Raises where a route failed of a full disk, as all others would."""
+    """Raises if a route failed because the disk is full, as all other routes would, too."""
     places = [str(folder.parent.parent), tempfile.gettempdir()]
     full = [place for place in places if shutil.disk_usage(place).free < _LEAST_ROOM]
     if full or DISK_IS_FULL in reason:
         raise ExportError(
-            f"The disk of {' or '.join(map(repr, full or places))} is full: {reason}. Make room, "
-            "or use another."
+            f"The disk of {' or '.join(map(repr, full or places))} is full: {reason}. Free some "
+            "space, or use another disk."
         )
 
 

@@ -7,9 +7,9 @@ How a request goes, and where to read on:
    the end by a signal.
 2. `http_application` finds the route, as one in `tf_serving_rest`; gRPC's are `tf_serving_rpc` and
    the like. `protocols`, pure functions, make arrays of its bytes.
-3. `in_process_engine` takes it from there, and from `ServingEngine.predict`: `dispatch` asks
-   `models` for the version that it is for. `model_host` has the models by name, `served_model`
-   the versions of one, `model_version` its executors, its cache and its batcher.
+3. `dispatcher` takes it from there, and from `ServingEngine.predict`: it asks `models` for the
+   version that the request is for. `model_repository` has the models by name, `served_model` the
+   versions of one, `model_version` its executors, its cache and its batcher.
 4. `batching`: the request waits in `batch_queue`, until `leave_rule` or `wait_rule` lets a batch
    go; a thread of `batcher` runs it, and hands each request its rows back, to a waiting thread
    (`future_delivery`) or in one turn of an event loop (`loop_delivery`).
@@ -36,8 +36,7 @@ from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.models.config import read_model_config
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.monitoring.replay import ReplayReport, replay_requests
-from keras_deepseek.inference.server.server_context import (
+from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
 )
@@ -53,11 +52,9 @@ __all__ = [
     "ModelOptions",
     "OverloadedError",
     "Padding",
-    "ReplayReport",
     "ReplicaError",
     "ServingEngine",
     "make_grpc_credentials",
     "make_server_context",
     "read_model_config",
-    "replay_requests",
 ]

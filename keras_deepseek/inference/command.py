@@ -227,11 +227,6 @@ def _add_care_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PART",
         help="the part of requests that is written (default: 0.01)",
     )
-    group.add_argument(
-        "--replay",
-        metavar="FILE",
-        help="do not serve: send the requests of such a file, and compare the answers",
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -255,12 +250,9 @@ def run(arguments: argparse.Namespace) -> None:
             engine = ServingEngine(settings.model, **settings.of_engine)
             interruption.check()
             with _failures_in_a_line(engine):
-                if arguments.replay is not None:
-                    _replay(engine, arguments.replay)
-                else:
-                    with _warnings_in_a_line():
-                        engine.serve(**settings.of_servers)
-                    _wait(engine, arguments, interruption)
+                with _warnings_in_a_line():
+                    engine.serve(**settings.of_servers)
+                _wait(engine, arguments, interruption)
     finally:
         # A second signal does not wait for what is in flight.
         if engine is not None:
@@ -301,16 +293,6 @@ def _warnings_in_a_line() -> "Iterator[None]":
         yield
     finally:
         warnings.formatwarning = before
-
-
-def _replay(engine: "ServingEngine", path: str) -> None:
-    from keras_deepseek.errors import NotSupportedError
-    from keras_deepseek.inference.monitoring.replay import replay_requests
-
-    report = replay_requests(engine, path, model=engine.name)
-    if not report.passed:
-        raise NotSupportedError(f"The answers are others. {report}.")
-    print(report, flush=True)
 
 
 def _wait(

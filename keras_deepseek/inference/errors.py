@@ -1,6 +1,6 @@
-"""The errors of serving: what a client should try again later, here or at another server.
+"""The errors of serving. A client should retry later on some of them, here or at another server.
 
-`http.answers` and `grpc.answers` tell clients of them.
+`http.answers` and `grpc.answers` turn them into statuses for clients.
 """
 
 import math
@@ -9,12 +9,12 @@ from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 
 
 class OverloadedError(KerasDeepSeekError):
-    """A request that was refused because too many wait already for it to be answered in time.
+    """A request that was refused because too many requests wait to answer it in time.
 
     Args:
         reason: string. Why, without a full stop.
-        retry_after: float. Seconds after which another try is sensible; they are rounded up to at
-            least one whole second. Defaults to `1.0`.
+        retry_after: float. Seconds after which a retry makes sense. They are rounded up to at least
+            one whole second. Defaults to `1.0`.
     """
 
     def __init__(self, reason: str, retry_after: float = 1.0) -> None:
@@ -23,11 +23,11 @@ class OverloadedError(KerasDeepSeekError):
 
 
 class DeadlineExceededError(KerasDeepSeekError):
-    """A request whose deadline passed before its answer was there."""
+    """A request whose deadline passed before its answer was ready."""
 
 
 class ClosedError(KerasDeepSeekError):
-    """A request to an engine that is not started, closing or closed."""
+    """A request to an engine that is not started, is closing or is closed."""
 
 
 class ModelNotFoundError(KerasDeepSeekError):
@@ -35,15 +35,11 @@ class ModelNotFoundError(KerasDeepSeekError):
 
 
 class ReplicaError(KerasDeepSeekError):
-    """A batch whose model failed, crashed or hung in a process of its own."""
+    """A batch whose model failed, crashed or hung in its own process."""
 
 
 class LoadFailedError(KerasDeepSeekError):
-    """A model that a client asked for, and that could not be loaded.
-
-    Args:
-        name: string. The model. Why stands in the log alone.
-    """
+    """A model that a client asked to load, and that failed to load. The log has the reason."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"The model {name!r} could not be loaded; see the server's log.")
@@ -57,7 +53,7 @@ STATUSES: tuple[tuple[type[KerasDeepSeekError], int, str], ...] = (
     (ClosedError, 503, "UNAVAILABLE"),
     (DeadlineExceededError, 504, "DEADLINE_EXCEEDED"),
 )
-"""What clients may read of each, and its status over HTTP and over gRPC. Any other is logged."""
+"""The errors that clients may read, and their statuses over HTTP and gRPC. Others are logged."""
 
 OF_WAITING = (OverloadedError, ClosedError, DeadlineExceededError)
-"""What may become of a request that waits, without any fault of its model."""
+"""The errors of a request that waits, without any fault of its model."""

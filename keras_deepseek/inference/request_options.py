@@ -1,4 +1,4 @@
-"""What may be said of a request, beside its inputs."""
+"""The options of a single request."""
 
 from collections.abc import Hashable
 from typing import TypedDict
@@ -10,13 +10,13 @@ class RequestOptions(TypedDict, total=False):
     Args:
         model: string. The model's name. Defaults to `None`: the engine's own.
         version: integer. Defaults to `None`: the newest, or one on trial.
-        label: string. In place of a version. Defaults to `""`.
-        timeout: float. Seconds after which nobody wants the answer: a request that is late is not
-            run, and one that would be late is refused. Defaults to `None`: it never is.
-        priority: integer. Of those that wait for the same model, higher ones are run first.
-            Defaults to `0`.
-        client: A hashable value: requests that have it are answered in their order. Defaults to
-            `None`: each is answered when it is done.
+        label: string. A label instead of a version. Defaults to `""`.
+        timeout: float. Seconds after which the answer is useless. A late request is not run, and a
+            request that would be late is refused. Defaults to `None`: no limit.
+        priority: integer. Requests of the same model with a higher priority run first. Defaults to
+            `0`.
+        client: A hashable value. Requests with the same value are answered in their order. Defaults
+            to `None`: each is answered as soon as it is computed.
     """
 
     model: str | None

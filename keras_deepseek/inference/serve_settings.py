@@ -20,7 +20,7 @@ from keras_deepseek.inference.arguments import check_address, check_count
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.models.config import read_model_config
-from keras_deepseek.inference.server.server_context import (
+from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
 )
@@ -120,8 +120,6 @@ def _read_padding(arguments: argparse.Namespace) -> Padding | None:
 
 
 def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.replay is not None:
-        return {}
     if find_spec("httptools") is None:
         raise MissingExtraError("httptools", "serving", "to serve over HTTP")
     grpc_port = _grpc_port(arguments)

@@ -1,10 +1,10 @@
-"""Models: a folder a family, each with its config, its backbone and its tasks.
+"""Model families, one folder each, with a config, a backbone and tasks.
 
-All of them are plain Functional `keras.Model`s. What families share stands beside them:
-`checkpoints` reads and writes their weights, `tokenizers` makes tokens of text.
+All models are plain Functional `keras.Model`s. Code that families share stands beside their
+folders: `checkpoints` reads and writes weights, `tokenizers` converts text to tokens and back.
 """
 
-from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
+from keras_deepseek.backend import installed_keras  # noqa: F401 - To raise its error first.
 from keras_deepseek.models.bert import BertBackbone, BertConfig, BertMaskedLM
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.decoder import (

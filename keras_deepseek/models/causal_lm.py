@@ -1,4 +1,4 @@
-"""The task of all language models: from the tokens so far to the logits of the next."""
+"""The base class of language models: from the tokens so far to the logits of the next one."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,24 +17,25 @@ from keras_deepseek.models.generation.generation_options import GenerationOption
 
 
 class CausalLM(PresetModel):
-    """What the language models of all families are: a backbone, and logits by its embedding.
+    """A language model: a backbone, and logits from its token embedding.
 
-    A family names its config class and makes its backbone. Where it has modules that predict
-    further tokens, their loss is added in training; the outputs stay those of the model alone.
+    All families of language models derive from it. Choose it directly to make a task from a
+    backbone of your own. With `multi_token_prediction`, training adds the loss of modules that
+    predict tokens further ahead. The outputs stay those of the model itself.
 
     Args:
-        backbone: `DecoderBackbone`.
-        multi_token_prediction: `MultiTokenPrediction` that shares the embedding of the backbone, or
-            `None`. Defaults to `None`.
+        backbone: `DecoderBackbone`. It makes the hidden states.
+        multi_token_prediction: `MultiTokenPrediction` or `None`. Modules that share the embedding
+            of the backbone. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
-        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
-        the token behind each.
+        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. At each
+        position, the logits of the next token.
 
     Raises:
         InvalidInputError: Sequences are longer than the config's `max_length`.
@@ -78,11 +79,11 @@ class CausalLM(PresetModel):
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
-        """Returns hidden states, and the states that modules which predict further tokens go by.
+        """Returns hidden states, and the states from which further tokens are predicted.
 
         Args:
             backbone: `DecoderBackbone`.
-            inputs: dict of tensors, those of the model.
+            inputs: dict of tensors. The inputs of the model.
         """
         hidden_states = backbone(inputs)
         return hidden_states, hidden_states
@@ -92,10 +93,10 @@ class CausalLM(PresetModel):
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that they have room for, padding included.
+            max_length: integer. Number of tokens that fit into the cache, padding included.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is negative.
         """
         return self.backbone.make_cache(batch_size, max_length)
 
@@ -109,29 +110,29 @@ class CausalLM(PresetModel):
         num_logits: int | None = None,
         num_hidden_states: int | None = None,
     ) -> tuple[Any, Any, list[Cache]]:
-        """Returns logits and hidden states of further tokens, and the caches with these written in.
+        """Returns logits and hidden states of further tokens, and the updated caches.
 
         Args:
             token_ids: Integer tensor of shape `(batch_size, length)`.
-            cache: list of dicts, as `make_cache` or an earlier call returned it.
+            cache: list of dicts, from `make_cache` or an earlier call.
             cache_index: integer or integer scalar tensor. The slot of the first token.
-            padding_mask: Tensor of the shape of `token_ids`, 0 where a token is padding, or `None`
-                for no padding. Defaults to `None`.
+            padding_mask: Tensor of the shape of `token_ids`, 0 for padding, or `None` for no
+                padding. Defaults to `None`.
             positions: Integer tensor of the shape of `token_ids`, or `None` to count slots.
                 Defaults to `None`.
-            num_logits: integer, or `None` for all. Of how many of the last tokens logits are
-                computed. Defaults to `None`.
-            num_hidden_states: integer, or `None` for all. Of how many of the last tokens hidden
-                states are returned, and so logits at most: what the last layer need not compute, it
-                leaves out. Defaults to `None`.
+            num_logits: integer or `None`. Number of last tokens to compute logits for; `None` is
+                all. Defaults to `None`.
+            num_hidden_states: integer or `None`. Number of last tokens to return hidden states for,
+                which also limits the logits; `None` is all. The last layer skips the other tokens
+                where it can. Defaults to `None`.
 
         Returns:
-            Three: logits of shape `(batch_size, num_logits, vocabulary_size)`, hidden states of
-            shape `(batch_size, num_hidden_states, dim)`, and a list of dicts.
+            Three values: logits of shape `(batch_size, num_logits, vocabulary_size)`, hidden states
+                of shape `(batch_size, num_hidden_states, dim)`, and a list of dicts.
 
         Raises:
-            InvalidInputError: The token ids are no integers, the caches are not those of this
-                model, or full, or `num_logits` or `num_hidden_states` is not positive.
+            InvalidInputError: The token ids are not integers, the caches are full or belong to
+                another model, or `num_logits` or `num_hidden_states` is not positive.
         """
         hidden_states, written = self.backbone.call_with_cache(
             token_ids, cache, cache_index, padding_mask, positions, num_hidden_states
@@ -151,43 +152,45 @@ class CausalLM(PresetModel):
         return_log_probabilities: bool = False,
         **options: Any,
     ) -> Any:
-        """Returns prompts with what the model says behind them.
+        """Continues prompts, and returns them with the new tokens.
 
-        Prompts of a batch may be of different lengths. A row ends with a stop token, or where it is
-        long enough; the batch ends with its last row. The first call with prompts of about a length
-        compiles, on TensorFlow and JAX.
+        The prompts of a batch may have different lengths. A row ends with a stop token or at its
+        maximum length; the batch ends with its last row. On TensorFlow and JAX, the first call with
+        prompts of about the same length compiles.
 
         Args:
-            inputs: A string, or a list or array of token ids; or a list of either, or an array of
-                two axes, for a batch. Strings need `model.tokenizer`.
-            max_length: integer or `None`. How many tokens a row has in the end, prompt included.
-                Defaults to `None`: as many as the model takes.
-            max_new_tokens: integer or `None`. How many tokens a row is given. Defaults to `None`.
-            stop_token_ids: integer, list of integers, one list of integers for each row, `None`,
-                or `"auto"` for the end token of the tokenizer, where there is one. Defaults to
-                `"auto"`.
-            strip_prompt: boolean. Whether the prompts are left away. Defaults to `False`.
+            inputs: A string, or a list or array of token ids. For a batch, a list of either, or an
+                array of two axes. Strings need `model.tokenizer`.
+            max_length: integer or `None`. The most tokens of a row, prompt included; `None` is as
+                many as the model takes. Defaults to `None`.
+            max_new_tokens: integer or `None`. The most new tokens of a row. Defaults to `None`.
+            stop_token_ids: integer, list of integers, one list of integers for each row, `None`, or
+                `"auto"` for the end tokens of the model or its tokenizer. Defaults to `"auto"`.
+            strip_prompt: boolean. Whether to leave the prompts out of the result. Defaults to
+                `False`.
             sampler: `Sampler`, `"greedy"`, `"random"`, or `None` for greedy. Defaults to `None`.
-            seed: integer or `None`. With a seed the same call gives the same tokens again, within a
-                backend: a row's by its own number, whatever the other rows, as far as their company
-                does not round its logits differently. Defaults to `None`.
-            use_drafts: boolean. Whether the modules of `multi_token_prediction` draft tokens, which
-                the model then reads at once: the same tokens where greedy, and drawn from the same
-                distribution, with fewer steps where it agrees with them. Defaults to `False`.
-            return_log_probabilities: boolean. Whether to return them too, those of the model before
-                the sampler changes them. Defaults to `False`.
+            seed: integer or `None`. The same seed gives the same tokens again, within a backend.
+                The tokens of a row depend on its index and not on the other rows, unless these
+                change the rounding of its logits. Defaults to `None`.
+            use_drafts: boolean. Whether to use speculative decoding: the modules of
+                `multi_token_prediction` draft tokens, and the model checks several at once. Greedy
+                tokens are the same, and sampled ones have the same distribution, in fewer steps.
+                Defaults to `False`.
+            return_log_probabilities: boolean. Whether to return the log-probabilities of the new
+                tokens too, as the model gives them before the sampler changes them. Defaults to
+                `False`.
 
         Returns:
-            A string or a list of token ids, as the prompt was, or a list of these for a batch. The
-            ids end with the stop token, where there was one; a string is without it. With
-            `return_log_probabilities` the pair of it and a float32 array of a row's new tokens, or
+            A string or a list of token ids, as the prompt was, or a list of these for a batch.
+            Token ids end with the stop token, if there was one; a string does not contain it. With
+            `return_log_probabilities`, a pair of this and a float32 array of a row's new tokens, or
             a list of arrays.
 
         Raises:
-            InvalidInputError: A prompt is empty, longer than the model or `max_length` takes, or
+            InvalidInputError: A prompt is empty, longer than the model or `max_length` allows, or
                 text without a tokenizer; or the model's logits are not finite.
-            NotSupportedError: Tokens are to be drafted, and the model has no modules for it, or a
-                cache that can't go back by those that are not kept.
+            NotSupportedError: `use_drafts` is set, and the model has no modules for it, or a cache
+                that can't remove tokens that were not kept.
         """
         generator = self._get_generator()
         request = generator.request(
@@ -201,9 +204,9 @@ class CausalLM(PresetModel):
     def stream(  # noqa: D417 - as above
         self, inputs: Any, max_length: int | None = None, **options: Any
     ) -> Iterator[Any]:
-        """Returns an iterator over what `generate` says, token by token, as it is computed.
+        """Returns an iterator over what `generate` returns, token by token, while it is computed.
 
-        Leave the loop to end it early. What is wrong with the arguments is said at once.
+        Leave the loop to stop early. Errors in the arguments are raised at once.
 
         Args:
             inputs: As for `generate`.
@@ -212,12 +215,12 @@ class CausalLM(PresetModel):
             stop_token_ids: As for `generate`. Defaults to `"auto"`.
             sampler: As for `generate`. Defaults to `None`.
             seed: As for `generate`. Defaults to `None`.
-            use_drafts: As for `generate`: tokens then come in bursts. Defaults to `False`.
+            use_drafts: As for `generate`. Tokens then come in bursts. Defaults to `False`.
 
         Returns:
-            An iterator. Of one prompt, over token ids, or pieces of text: a piece is empty while a
-            character is not complete. Of a batch, over lists of these, with `None` for a row that
-            has ended.
+            An iterator. For one prompt it yields token ids, or pieces of text; a piece is empty
+            while a character is not complete. For a batch it yields lists of these, with `None` for
+            a row that has ended.
 
         Raises:
             InvalidInputError: As for `generate`.

@@ -6,30 +6,33 @@ import sys
 from typing import Any, NoReturn
 
 NAME = "generate"
-HELP = "continue a prompt with a language model, and show the text as it comes"
-_NO_READER = 141  # 128 and the number of SIGPIPE.
+HELP = "continue a prompt with a language model, and show the text as it is generated"
+_NO_READER = 141  # 128 plus the number of SIGPIPE.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `generate`.
-
-    Args:
-        parser: `argparse.ArgumentParser` of the command.
-    """
+    """Adds the arguments of `generate` to its parser."""
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        help="what `save_to_preset` or transformers wrote, or a model on the hub, as in "
-        "hf://deepseek-ai/DeepSeek-V2-Lite",
+        help="a folder that `save_to_preset` or transformers wrote, or a model on the Hugging Face "
+        "hub, as in hf://deepseek-ai/DeepSeek-V2-Lite",
     )
     parser.add_argument(
-        "--prompt", required=True, metavar="TEXT", help="- reads it from the standard input"
+        "--prompt",
+        required=True,
+        metavar="TEXT",
+        help="the text to continue; - reads it from the standard input",
     )
     parser.add_argument(
-        "--chat", action="store_true", help="put the prompt into the model's chat template"
+        "--chat", action="store_true", help="format the prompt with the model's chat template"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)"
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="the most tokens to generate (default: 256)",
     )
     parser.add_argument(
         "--stop",
@@ -43,29 +46,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         metavar="T",
-        help="0 is greedy (default: 0, or 1 where another option of sampling is given)",
+        help="0 is greedy (default: 0, or 1 if another sampling option is given)",
     )
-    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
-    group.add_argument("--top-p", type=float, metavar="P", help="keep those of this share")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K most likely tokens")
     group.add_argument(
-        "--min-p", type=float, metavar="P", help="keep those so likely beside the likeliest"
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="keep the most likely tokens up to a total probability of P",
     )
-    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="F")
-    group.add_argument("--seed", type=int, metavar="N", help="the same text again")
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="keep tokens that are at least P times as likely as the most likely one",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="above 1 makes repeated tokens less likely (default: 1)",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     parser.add_argument("--dtype", help="the dtype policy, as in bfloat16 (default: Keras's)")
     parser.add_argument(
-        "--backend", help="tensorflow, jax or torch (default: what Keras takes by itself)"
+        "--backend", help="tensorflow, jax or torch (default: the backend of Keras)"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Generates, and writes to the standard output.
-
-    Args:
-        arguments: What the parser with `add_arguments` read.
+    """Generates text and writes it to the standard output.
 
     Raises:
-        KerasDeepSeekError: Something in `arguments`, or in the folder, can't be worked with.
+        KerasDeepSeekError: An argument or the folder is invalid.
     """
     _choose_backend(arguments.backend)
     sampler = _make_sampler(arguments)
@@ -96,8 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _end_without_reader() -> NoReturn:
-    """Ends as a program does whose reader has left, as `head -1` does when it has its line."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end.
+    """Exits like a program whose reader has closed the pipe, as `head -1` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit.
     raise SystemExit(_NO_READER)
 
 
@@ -113,7 +127,7 @@ def _choose_backend(name: str | None) -> None:
 
 
 def _check_before_loading(arguments: argparse.Namespace) -> None:
-    """Says what else is wrong before the model is loaded, which may take minutes."""
+    """Checks the other arguments before the model is loaded, which may take minutes."""
     from keras_deepseek.checks import check_integer
     from keras_deepseek.models.checkpoints.preset_folder import find_preset
     from keras_deepseek.models.tokenizers.tokenizer_files import (

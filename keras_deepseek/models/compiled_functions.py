@@ -1,7 +1,4 @@
-"""The functions that a model was compiled into, kept for as long as it has the same variables.
-
-What generates text and what recommends items keep theirs here.
-"""
+"""A cache of a model's compiled functions, for text generation and recommendations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,27 +7,19 @@ import keras
 
 
 class CompiledFunctions:
-    """Compiled functions of one model, made when they are first asked for.
+    """A cache of compiled functions of one model.
 
-    They are made anew when the model has other variables: `enable_lora`, `merge_lora` and
-    `quantize` change them, and what was compiled would go on by the former ones.
-
-    Args:
-        model: `keras.Model`.
+    It is cleared when the model has other variables: `enable_lora`, `merge_lora` and `quantize`
+    change them, and a compiled function would go on with the old ones.
     """
 
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self._functions: dict[Any, Any] = {}
-        self._variables: list[int] = []  # The variables themselves would stay in memory.
+        self._variables: list[int] = []  # Their ids: a reference would keep them in memory.
 
     def find(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Returns the function of a key.
-
-        Args:
-            key: What stands for it.
-            make: Function without arguments that compiles it.
-        """
+        """Returns the function of a key, after compiling it with `make` if it is not cached."""
         variables = [id(variable) for variable in self.model.variables]
         if variables != self._variables:
             self._functions, self._variables = {}, variables

@@ -1,4 +1,4 @@
-"""Where backbones and tasks begin: a Functional model that its config and its policy say all of."""
+"""The base class of backbones and tasks: a Functional model of a config and a dtype policy."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -14,10 +14,10 @@ from keras_deepseek.models.quantized_layers import describe_quantized, quantize_
 class ConfigModel(CloneCheckedModel):
     """A Functional model that is made from a config, a frozen dataclass, and a dtype policy.
 
-    A subclass names its `config_class`, takes `config` and `dtype` in its `__init__`, and sets both
-    as `config` and `layers_policy`. It is then saved by these: `get_config` holds the config's
-    fields, the policy, and which layers are quantized; `from_config` makes the model of them. The
-    policy is the model's own, `dtype_policy`, as well, by which Keras scales a loss in float16.
+    A subclass sets its `config_class`, takes `config` and `dtype` in its `__init__`, and sets both
+    as `config` and `layers_policy`. It is saved by them: `get_config` returns the config's fields,
+    the policy, and the quantized layers, and `from_config` builds the model from these. The policy
+    is also the model's `dtype_policy`, by which Keras scales a loss in float16.
     """
 
     config_class: ClassVar[Any] = None
@@ -41,7 +41,7 @@ class ConfigModel(CloneCheckedModel):
         self._layers_policy = policy
         own: keras.DTypePolicy = self.dtype_policy  # type: ignore[has-type]
         maps = [isinstance(each, keras.dtype_policies.DTypePolicyMap) for each in (own, policy)]
-        # Keras would quantize the model by some, and write the model into a map that others share.
+        # Keras quantizes a model by some policies, and adds the model to a shared policy map.
         if policy.quantization_mode is None and not any(maps):
             self.dtype_policy = policy
 
@@ -69,7 +69,7 @@ class ConfigModel(CloneCheckedModel):
 
 
 def _check_config(model_class: type[ConfigModel], config: Any) -> None:
-    """Says what a model is made from, before any layer is: another config may have its fields."""
+    """Raises an error for a config of another class, even if it has the same fields."""
     expected = model_class.config_class
     if expected is None or isinstance(config, expected):
         return
@@ -85,22 +85,22 @@ def _check_config(model_class: type[ConfigModel], config: Any) -> None:
 
 
 def check_ids(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:
-    """Says where ids are floating-point numbers, of which Keras would take the whole part.
+    """Raises an error if ids are floating-point numbers, which Keras would silently truncate.
 
     Args:
         declared: The inputs of a model.
-        inputs: What it is called on.
+        inputs: The values that the model is called with.
 
     Raises:
-        InvalidInputError: An input is declared to be integers, and is not.
+        InvalidInputError: An input is declared as integers, and is not.
     """
     if not isinstance(inputs, dict):
         return
     for each in declared:
         received = str(getattr(inputs.get(each.name), "dtype", each.dtype))
-        is_mask = each.name.endswith("mask")  # Ones and zeros are the same in any dtype.
+        is_mask = each.name.endswith("mask")  # Zeros and ones are exact in any dtype.
         if "int" in each.dtype and "float" in received and not is_mask:
             raise InvalidInputError(
-                f"`{each.name}` must be integers, received an array of {received}. Cast it where "
-                f"its numbers are whole, as by ops.cast({each.name}, 'int32')."
+                f"`{each.name}` must be integers, received an array of {received}. If its numbers "
+                f"are whole, cast it with ops.cast({each.name}, 'int32')."
             )

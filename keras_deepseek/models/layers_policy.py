@@ -1,4 +1,4 @@
-"""The dtype policy that the layers of a model are made with."""
+"""Reading of the dtype policy that the layers of a model are made with."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 def read_policy(dtype: Any) -> keras.DTypePolicy:
-    """Returns the dtype policy that layers are made with.
+    """Returns the dtype policy for the layers of a model.
 
     Args:
-        dtype: string, `keras.DTypePolicy`, its config, or `None` for the global one.
+        dtype: A string, a policy, the config of one, or `None` for the global policy.
 
     Raises:
-        InvalidInputError: It is no policy.
-        NotSupportedError: It is one that quantizes.
+        InvalidInputError: It is not a dtype policy.
+        NotSupportedError: It is a policy that quantizes.
     """
     try:
         policy: keras.DTypePolicy = keras.dtype_policies.get(dtype)
@@ -26,8 +26,8 @@ def read_policy(dtype: Any) -> keras.DTypePolicy:
         ) from error
     if policy.quantization_mode is not None:
         raise NotSupportedError(
-            f"`dtype` can't be {policy.name!r}, which quantizes: weights are drawn or read before "
-            "they are quantized. Take another policy, as in dtype='bfloat16', and call "
-            "`model.quantize('int8')` behind."
+            f"`dtype` can't be {policy.name!r}, which quantizes: weights must be initialized or "
+            "read before they are quantized. Use another policy, as in dtype='bfloat16', and then "
+            "call `model.quantize('int8')`."
         )
     return policy

@@ -1,6 +1,6 @@
-"""A language model for packed rows: several documents in each, none of which sees another.
+"""A language model for packed rows, which hold several documents that do not see each other.
 
-It stands between `training.pack_sequences`, which makes such rows, and `fit`.
+`training.pack_sequences` makes such rows, and `fit` trains the model on them.
 """
 
 from typing import Any
@@ -16,27 +16,27 @@ from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
 
 
 def make_packed_model(model: CausalLM) -> keras.Model:
-    """Returns a Functional model with the weights of `model` that is given packed rows.
+    """Returns a Functional model for packed rows that shares its layers with `model`.
 
-    Choose it to train on documents of many lengths without padding. It has the layers of the model,
-    so that what trains it trains the model, which is then called, saved and decoded with as ever.
-    Attention is within a document, and positions count in it. The loss of modules that predict
-    further tokens is added in training, as if each document were alone; that of balanced experts,
-    `balance_loss`, is by row. DeepSeek-V4 makes entries of a row's tokens whichever document they
-    are of, and is refused.
+    Choose it to train on documents of different lengths without padding. Training it trains
+    `model`, which is called, saved and decoded with as before. Attention and positions stay within
+    a document. The loss of modules that predict further tokens is added in training, also within
+    each document. The loss that balances experts, `balance_loss`, is computed for a row.
+    DeepSeek-V4 is not supported: its compressed entries mix the tokens of a row, whatever their
+    documents.
 
     Args:
         model: A language model of this package whose attention takes an `attention_mask`.
 
     Returns:
         A `keras.Model` from a dict of `"token_ids"`, `"segment_ids"` and `"positions"`, integers of
-        shape `(batch_size, length)`, to logits. Where the segment is 0 there is padding, which
-        losses of Keras leave out. Give it the targets that were packed beside the tokens: those
-        of a document's last token are in no row.
+        shape `(batch_size, length)`, to logits. Segment 0 is padding, which Keras losses leave out.
+        Train with the targets that were packed with the tokens: a document's last token has no
+        target in the row.
 
     Raises:
-        InvalidInputError: It is no language model of this package.
-        NotSupportedError: Its layers don't keep documents apart: it is a DeepSeek-V4.
+        InvalidInputError: `model` is not a language model of this package.
+        NotSupportedError: Its layers can't keep documents apart, as in DeepSeek-V4.
 
     Example:
 
@@ -65,7 +65,7 @@ def make_packed_model(model: CausalLM) -> keras.Model:
             positions=inputs["positions"],
         )
     packed = keras.Model(inputs, logits, name=f"packed_{model.name}")
-    packed.dtype_policy = model.dtype_policy  # Keras scales a loss in float16 by it.
+    packed.dtype_policy = model.dtype_policy  # By which Keras scales a loss in float16.
     return packed
 
 
@@ -76,13 +76,13 @@ def _check_model(model: Any) -> None:
         )
     if not all(isinstance(layer, DecoderBlock) for layer in model.backbone.transformer_layers):
         raise NotSupportedError(
-            f"{type(model).__name__} makes entries of a row's tokens, whichever document they are "
-            "of: give it each document in a row of its own."
+            f"{type(model).__name__} compresses the tokens of a row, whatever their documents, so "
+            "it can't be trained on packed rows. Put each document into a separate row."
         )
 
 
 def _call_backbone(model: CausalLM, inputs: dict[str, Any]) -> Any:
-    """Returns the hidden states of packed rows, of which each sees its own document alone."""
+    """Returns the hidden states of packed rows; attention stays within a document."""
     backbone, segments = model.backbone, inputs["segment_ids"]
     mask = ops.not_equal(segments, 0)
     attention_mask = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))

@@ -1,4 +1,4 @@
-"""What the configs of all families have beside their fields: sizes that have a name, and a file."""
+"""The base class of model configs, with named sizes and a JSON form."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
@@ -8,31 +8,31 @@ from typing import Any, ClassVar, Self
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 
-_TAKEN = ("architectures", "dtype", "quantization_config")
-"""What a `PresetModel` itself writes into a `config.json`, and reads there."""
+_RESERVED_KEYS = ("architectures", "dtype", "quantization_config")
+"""Keys that `PresetModel` itself writes to a `config.json` and reads from it."""
 
 
 class PresetConfig:
-    """A config that can be had by name; a subclass is a dataclass and names its `presets`.
+    """A config with named sizes. A subclass is a dataclass and may set `presets`.
 
-    In a `config.json` it is its fields by their own names. Families that `transformers` has too
-    write its names in place of them.
+    In a `config.json` its fields have their own names. A family that `transformers` has too writes
+    the names of `transformers` instead.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
-    """The arguments of each size that has a name, but for those that it leaves open."""
+    """The arguments of each named size, except for those that the user has to give."""
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """Returns the config of a size that has a name.
+        """Returns the config of a named size.
 
         Args:
-            name: string. One of `presets`, as `"tiny"`, which every family has.
-            **overrides: Arguments beside those of the preset, or in their place.
+            name: string. One of `presets`, such as `"tiny"`, which every family has.
+            **overrides: Further arguments. They take precedence over those of the preset.
 
         Raises:
-            InvalidInputError: There is no such preset, it leaves a value open that is not given, or
-                one is out of its range.
+            InvalidInputError: There is no such preset, a required argument is missing, or a value
+                is out of its range.
         """
         if name not in cls.presets:
             raise InvalidInputError(unknown_name_message("preset", name, cls.presets))
@@ -40,51 +40,52 @@ class PresetConfig:
         missing = _missing_names(cls, given)
         if missing:
             raise InvalidInputError(
-                f"The preset {name!r} of {cls.__name__} leaves {', '.join(missing)} open: give it "
-                f"too, as in from_preset({name!r}, {missing[0]}=...)."
+                f"The preset {name!r} of {cls.__name__} has no value for {', '.join(missing)}: "
+                f"give it too, as in from_preset({name!r}, {missing[0]}=...)."
             )
         return cls(**given)
 
     @classmethod
     def from_checkpoint_config(cls, config: Mapping[str, Any], /) -> Self:
-        """Returns the config that a `config.json` says.
+        """Returns the config that a `config.json` describes.
+
+        JSON has no tuples, so a subclass with tuple fields converts lists.
 
         Args:
-            config: dict. What the file holds. JSON has no tuples: where a field is one, the class
-                makes it of a list.
+            config: dict. The content of the file.
 
         Raises:
-            InvalidInputError: It has a key that is not known, lacks one that has no default, or has
-                a value that is out of range.
+            InvalidInputError: The config has an unknown key, lacks a required one, or has a value
+                out of its range.
         """
         names = [field.name for field in fields(_as_dataclass(cls))]
         check_keys(config, names)
         missing = _missing_names(cls, config)
         if missing:
             raise InvalidInputError(
-                f"The config of the checkpoint lacks {', '.join(map(repr, missing))}, which "
-                f"{cls.__name__} has no default of. Add what the model was made with."
+                f"The config of the checkpoint lacks {', '.join(map(repr, missing))}, for which "
+                f"{cls.__name__} has no default. Add the values that the model was made with."
             )
         given = {name: config[name] for name in names if name in config}
         try:
             return cls(**given)
-        except TypeError as error:  # A text in place of a number, or a number in place of a list.
+        except TypeError as error:  # A string for a number, or a number for a list.
             raise InvalidInputError(
-                f"The config of the checkpoint has a value of another kind than {cls.__name__} "
-                f"takes: {error}. It has {given}."
+                f"The config of the checkpoint has a value of a type that {cls.__name__} does not "
+                f"take: {error}. Received {given}."
             ) from error
 
     def to_checkpoint_config(self) -> dict[str, Any]:
-        """Returns what a `config.json` says of this config.
+        """Returns the content of a `config.json` for this config.
 
         Raises:
-            InvalidInputError: A field has a name that such a file has for something else.
+            InvalidInputError: A field has a name that is reserved in such a file.
         """
         config = asdict(_as_dataclass(self))
-        for name in _TAKEN:
+        for name in _RESERVED_KEYS:
             if name in config:
                 raise InvalidInputError(
-                    f"{type(self).__name__} has a field {name!r}, which means something else in a "
+                    f"{type(self).__name__} has a field {name!r}, which is a reserved key in a "
                     "config.json. Give it another name."
                 )
         return config
@@ -99,5 +100,5 @@ def _missing_names(config_class: type[PresetConfig], given: Mapping[str, Any]) -
 
 
 def _as_dataclass(config: Any) -> Any:
-    """Returns what is given: that subclasses are dataclasses, the types do not say."""
+    """Returns the argument, typed so that mypy accepts it as a dataclass."""
     return config

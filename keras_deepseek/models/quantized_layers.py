@@ -1,23 +1,19 @@
-"""Which layers of a model `model.quantize` has changed: a `.keras` file of a config says it beside.
+"""Saving of the list of layers that `model.quantize` has changed.
 
-Keras writes it into the config of each layer; a `ConfigModel` makes its layers anew by its own.
+Keras writes it into the config of each layer. A `ConfigModel` builds its layers from its own
+config, so its `.keras` file has to hold the list separately.
 """
 
 from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.layer_tree import own_variables
+from keras_deepseek.backend.keras_private.layers import flatten_layers, own_variables
 from keras_deepseek.errors import InvalidInputError
 
 
 def describe_quantized(model: keras.Model) -> dict[str, Any]:
-    """Returns how layers are quantized, by their paths: a dict for JSON.
-
-    Args:
-        model: `keras.Model`.
-    """
+    """Returns the quantization of each quantized layer by its path, as a dict for JSON."""
     return {
         path: {
             "mode": layer.quantization_mode,
@@ -31,29 +27,25 @@ def describe_quantized(model: keras.Model) -> dict[str, Any]:
 
 
 def quantize_again(model: keras.Model, described: dict[str, Any]) -> None:
-    """Quantizes layers of a model as those were that `describe_quantized` has told of.
-
-    Args:
-        model: `keras.Model`, made like that one.
-        described: dict.
+    """Quantizes the layers of a model as `describe_quantized` has described.
 
     Raises:
-        InvalidInputError: It has no such layer.
+        InvalidInputError: The model has no such layer.
     """
     layers = _layers_by_path(model) if described else {}
     for path, how in described.items():
         if path not in layers:
             raise InvalidInputError(
-                f"The model {model.name!r} has no layer {path!r}, which is quantized by "
-                f"{how['mode']!r} in what was saved: it is of another release of keras_deepseek."
+                f"The saved model has a layer {path!r}, quantized to {how['mode']!r}, and "
+                f"{model.name!r} has none. It was saved by another release of keras_deepseek."
             )
-        if layers[path].quantization_mode is None:  # A `DTypePolicyMap` may have said it already.
+        if layers[path].quantization_mode is None:  # A `DTypePolicyMap` may have quantized it.
             config = keras.saving.deserialize_keras_object(how["config"])
             layers[path].quantize(how["mode"], type_check=False, config=config)
 
 
 def _layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
-    """Returns the layers that have variables of their own, by where these stand in the model."""
+    """Returns the layers that have variables of their own, by their paths in the model."""
     return {
         own[0].path.rpartition("/")[0]: layer
         for layer in flatten_layers(model)

@@ -146,7 +146,7 @@ class LayerSubject:
         It takes any batch size, and reads the weights at each call.
         """
         model = NamedModel(self.make_model(layer))
-        infer = backend.current().compile_inference(model)
+        infer = backend.current().inference.compile_inference(model)
         names = [spec.name for spec in model.signature.inputs]
 
         def compute(inputs: Any) -> list[Array]:

@@ -247,7 +247,9 @@ class LayerTestCase(unittest.TestCase):
             return np.concatenate([part.ravel().astype("float64") for part in parts])
 
         inputs = [array for array in keras.tree.flatten(subject.inputs) if is_float(array)]
-        by_input, by_variable = backend.current().compute_gradients(total, inputs, variables)
+        by_input, by_variable = backend.current().compute.compute_gradients(
+            total, inputs, variables
+        )
         assert_gradients(
             terms,
             [*inputs, *to_arrays(variables)],

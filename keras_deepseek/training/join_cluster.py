@@ -1,12 +1,8 @@
 """Joins the processes that train together."""
 
-from keras_deepseek.training.cluster.cluster_resolver import choose_strategy, resolve_strategy
+from keras_deepseek.training.cluster.cluster_options import ClusterOptions
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
-from keras_deepseek.training.cluster.parameter_server import (
-    ParameterServer,
-    resolve_settings,
-    take_servers,
-)
+from keras_deepseek.training.cluster.parameter_server import ParameterServer
 from keras_deepseek.training.cluster.start_processes import start_processes
 from keras_deepseek.training.parameter_server.join_servers import join_servers
 
@@ -49,14 +45,16 @@ def join_cluster(
     >>> cluster.rank
     0
     """
-    place = world_size, rank, coordinator
-    distributed_strategy = choose_strategy(take_servers(distributed_strategy), *place)
-    distributed_strategy = distributed_strategy or "allreduce"
-    settings = resolve_settings(distributed_strategy)
-    strategy, cluster = resolve_strategy(distributed_strategy, *place)
-    check_strategy(strategy)
-    if settings is None:
-        start_processes(cluster)
+    options = ClusterOptions(
+        distributed_strategy=distributed_strategy,
+        world_size=world_size,
+        rank=rank,
+        coordinator=coordinator,
+    )
+    resolved = options.resolve(default_strategy="allreduce")
+    check_strategy(resolved.strategy)
+    if resolved.servers is None:
+        start_processes(resolved.spec)
     else:
-        join_servers(settings, cluster)
-    return cluster
+        join_servers(resolved.servers, resolved.spec)
+    return resolved.spec

@@ -4,7 +4,6 @@ It stands between the layers and models that a user built and the graph optimisa
 follow. What goes in is a `keras.Model`, and it stays one.
 """
 
-import contextlib
 import inspect
 import logging
 import os
@@ -14,71 +13,53 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
-from keras_deepseek.checks import check_boolean, check_file_path
-from keras_deepseek.errors import (
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
-from keras_deepseek.training.checkpoints.checkpoints import Best, Checkpoints
-from keras_deepseek.training.checkpoints.streamed_training import feed
-from keras_deepseek.training.checkpoints.training_state import write_weights
-from keras_deepseek.training.cluster.cluster_resolver import choose_strategy, resolve_strategy
+from keras_deepseek.checks import check_file_path
+from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
+from keras_deepseek.training.checkpoints.checkpoint_options import Best, CheckpointOptions
+from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
+from keras_deepseek.training.cluster.cluster_options import ClusterOptions
 from keras_deepseek.training.cluster.device import DeviceMap
-from keras_deepseek.training.cluster.evaluate_together import (
-    evaluate_together,
-    given_alone,
-    validating_together,
-)
-from keras_deepseek.training.cluster.parameter_server import resolve_settings, take_servers
+from keras_deepseek.training.cluster.evaluate_together import evaluate_together, given_alone
 from keras_deepseek.training.cluster.placement import DistributedStrategy, Placement
 from keras_deepseek.training.cluster.predict_together import predict_together
-from keras_deepseek.training.cluster.same_arguments import (
-    check_same_arguments,
-    data_shapes,
-    plain_attributes,
-)
+from keras_deepseek.training.cluster.same_arguments import check_same_arguments, plain_attributes
 from keras_deepseek.training.cluster.start_processes import share_random_state, start_processes
 from keras_deepseek.training.cluster.step_replicas import find_replicas
-from keras_deepseek.training.data.position_data import (
-    check_data,
-    check_options,
-    check_targets,
-    check_validation_targets,
-    no_data_error,
-)
-from keras_deepseek.training.fit.batch_notes import PlaceWatch, noting_batch
+from keras_deepseek.training.data.position_data import check_data, no_data_error
 from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
-from keras_deepseek.training.fit.own_fit import call_fit, keras_fit_arguments
+from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
+from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
+from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.fit.watching import (
-    Callbacks,
-    check_callback,
-    list_callbacks,
-    watched,
-    without_writers,
-)
 from keras_deepseek.training.parameter_server.chief import Chief
-from keras_deepseek.training.parameter_server.served_step import ServedStep
 from keras_deepseek.training.step.gradient_clip import GradientClip
-from keras_deepseek.training.step.gradient_residual import GradientCompression, make_residual
+from keras_deepseek.training.step.gradients.gradient_residual import (
+    GradientCompression,
+    make_residual,
+)
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+from keras_deepseek.training.step.loss.missing_loss import check_test_loss
 from keras_deepseek.training.step.named_layers import find_named_layers
-from keras_deepseek.training.step.no_loss import refuse_no_test_loss
-from keras_deepseek.training.step.precision import is_slower_in_half, training_policy
+from keras_deepseek.training.step.precision import is_slower_in_half
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
-from keras_deepseek.training.tuning.trials import Trials
+from keras_deepseek.training.step.step_options import StepOptions
+from keras_deepseek.training.tuning.batch_size_search import BatchSizeSearch, search_batch_size
+from keras_deepseek.training.tuning.learning_rate_search import (
+    LearningRateSearch,
+    search_learning_rate,
+)
+from keras_deepseek.training.tuning.memory_report import MemoryReport, measure_memory
+from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
 _logger = logging.getLogger(__name__)
 
 
-class Trainer(Trials):
+class Trainer:
     """Trains a Keras model, in half precision, with checkpoints and over devices where asked.
 
     Choose it over a bare `model.fit` for half precision that ends with the training: the step
@@ -141,8 +122,11 @@ class Trainer(Trials):
         gradient_compression: How gradients are made smaller between the processes of an
             `"allreduce"`: `"bfloat16"` or `"float16"` halve the bytes, `"low_rank"`, or a
             `LowRank`, sends few hundredths. What is left out of a gradient is added to the next
-            one. `"auto"` measures which of them, if any, suits the links, and logs it. Defaults to
-            `None`: they are sent in float32.
+            one. Defaults to `None`: they are sent in float32.
+        keep_memory: boolean. Keeps the memory that a step frees for the next step. On a CPU,
+            small batches of a large model may train a quarter faster. It changes the settings of
+            glibc's `malloc` for the whole process while it trains, and does nothing with another
+            C library or where the environment sets them. Defaults to `False`.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
@@ -196,6 +180,7 @@ class Trainer(Trials):
         rank: int | None = None,
         coordinator: str | None = None,
         gradient_compression: GradientCompression | None = None,
+        keep_memory: bool = False,
         callbacks: Callbacks = None,
         run_record: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -204,107 +189,135 @@ class Trainer(Trials):
         keep_best: Best | None = None,
         seed: int | None = None,
     ) -> None:
-        fp16_enabled = check_boolean("fp16_enabled", fp16_enabled)
-        self._resumed: Checkpoint | None = None
-        distributed_strategy = choose_strategy(
-            take_servers(distributed_strategy), world_size, rank, coordinator
+        options = StepOptions(
+            fp16_enabled=fp16_enabled,
+            precision=precision,
+            float32_layers=float32_layers,
+            micro_batches=micro_batches,
+            gradient_clip=gradient_clip,
+            guard=guard,
+            remat=remat,
+            keep_memory=keep_memory,
         )
-        settings = resolve_settings(distributed_strategy)
-        strategy, self.cluster = resolve_strategy(
-            distributed_strategy, world_size, rank, coordinator
+        checkpoint_options = CheckpointOptions(
+            checkpoint_dir, checkpoint_every, keep_last, keep_best
         )
-        self._chief = None if settings is None else Chief(settings, self.cluster)
-        self._processes = self._chief or start_processes(self.cluster)
-        residual = make_residual(gradient_compression, self._processes)
-        is_one_device = self._processes.world_size > 1 and not self._processes.is_one_program
-        local_rank = self.cluster.local_rank if is_one_device else None
-        self._placement = Placement(device_map, strategy, local_rank)
-        self.policy = training_policy(precision, fp16_enabled, self._placement.kind, float32_layers)
-        self._checkpoints = None
+        cluster_options = ClusterOptions(
+            device_map, distributed_strategy, world_size, rank, coordinator, gradient_compression
+        )
+        self._callbacks = list_callbacks(callbacks)
+        if run_record is not None:
+            self.add_callback(RunRecorder(check_file_path("run_record", run_record)))
+        self._join(cluster_options)
+        checkpoints = None
         if checkpoint_dir is not None:
-            self._checkpoints = Checkpoints(
-                checkpoint_dir,
-                checkpoint_every,
-                keep_last,
-                keep_best,
-                processes=self._processes,
-                residual=residual,
-            )
-        elif (checkpoint_every, keep_best, keep_last) != (None, None, 2):
-            raise InvalidInputError(
-                "`checkpoint_every`, `keep_best` and `keep_last` are for checkpoints: name their "
-                "folder, Trainer(..., checkpoint_dir=...)."
-            )
+            checkpoints = Checkpoints(checkpoint_options, self._processes, self._residual)
         self._seed = set_seed(seed)
         share_random_state(self._processes)
-        is_own_step = type(self).train_step is not Trainer.train_step
-        served: ServedStep | None = None
         with self._placement.in_making():
             self.model = build_model(model)
-        self._untold = ""
-        if fp16_enabled:
-            if is_slower_in_half(self.model, self._placement.kind):
-                self.policy = None
-                find_named_layers(self.model, "float32_layers", float32_layers)
-            self._untold = _describe_chosen(self.policy)
-            _logger.info(self._untold)
+        notice = self._choose_precision(options)
         with self._placement.in_use():
             compile_model(self.model, optimizer, loss, metrics, self.policy)
-            if self._chief is not None:
-                served = self._chief.serve(
-                    self,
-                    None if isinstance(model, keras.Model) else model,
-                    self._placement.kind,
-                    guard=guard,
-                    micro_batches=micro_batches,
-                    gradient_clip=gradient_clip,
-                    remat=remat,
-                    policy=self.policy,
-                    float32_layers=float32_layers,
-                )
-            self._plan = StepPlan(
-                self.model,
-                self.train_step,
-                is_own_compute=is_own_step,
+            self._plan = self._make_plan(options, checkpoints, model)
+        self._check_peers(options, cluster_options)
+        self._processes.broadcast_variables(self.model.variables)
+        self._placement.place(self.model)
+        self._session = Session(
+            self.model,
+            self._plan,
+            self._processes,
+            self._placement,
+            checkpoints,
+            seed=self._seed,
+            policy=self.policy,
+            serve=None if self._chief is None else self._chief.training,
+        )
+        if notice:
+            self._session.print_once(notice)
+
+    def _join(self, options: ClusterOptions) -> None:
+        """Finds the processes and devices of the training, and joins the processes."""
+        resolved = options.resolve()
+        self.cluster = resolved.spec
+        self._chief = None
+        if resolved.servers is not None:
+            self._chief = Chief(resolved.servers, self.cluster)
+        self._processes = self._chief or start_processes(self.cluster)
+        self._residual = make_residual(options.gradient_compression, self._processes)
+        has_own_device = self._processes.world_size > 1 and not self._processes.is_one_program
+        local_rank = self.cluster.local_rank if has_own_device else None
+        self._placement = Placement(options.device_map, resolved.strategy, local_rank)
+
+    def _choose_precision(self, options: StepOptions) -> str:
+        """Chooses the dtype policy of the step; returns what to tell the user of it."""
+        kind = self._placement.kind
+        self.policy = options.policy(kind)
+        if not options.fp16_enabled:
+            return ""
+        if is_slower_in_half(self.model, kind):
+            self.policy = None
+            find_named_layers(self.model, "float32_layers", options.float32_layers)
+        notice = _describe_chosen(self.policy)
+        _logger.info(notice)
+        return notice
+
+    def _make_plan(
+        self, options: StepOptions, checkpoints: Checkpoints | None, given: Any
+    ) -> StepPlan:
+        """Returns the plan of the steps; a parameter server's workers are started by it."""
+        served = None
+        if self._chief is not None:
+            served = self._chief.serve(
+                self,
+                None if isinstance(given, keras.Model) else given,
+                self._placement.kind,
+                guard=options.guard,
                 policy=self.policy,
-                float32_layers=float32_layers,
-                micro_batches=micro_batches,
-                gradient_clip=gradient_clip,
-                guard=guard,
-                remat=remat,
-                checkpoints=self._checkpoints,
-                replicas=find_replicas(
-                    self.model,
-                    self._processes,
-                    self._placement,
-                    is_compressed=residual is not None,
-                ),
-                devices=self._placement.devices,
-                layers=self._placement.layers,
-                residual=residual,
-                served=served,
+                **options.worker_options(),
             )
+        replicas = find_replicas(
+            self.model,
+            self._processes,
+            self._placement,
+            is_compressed=self._residual is not None,
+        )
+        devices = self._placement.devices
+        is_in_parts = options.micro_batches > 1 or replicas is not None or devices is not None
+        self._loss = BatchLoss(self.model, is_in_parts=is_in_parts)
+        return StepPlan(
+            self.model,
+            self.train_step,
+            self._loss,
+            options,
+            self.policy,
+            is_own_compute=type(self).train_step is not Trainer.train_step,
+            checkpoints=checkpoints,
+            replicas=replicas,
+            devices=devices,
+            layers=self._placement.layers,
+            residual=self._residual,
+            served=served,
+        )
+
+    def _check_peers(self, options: StepOptions, cluster: ClusterOptions) -> None:
+        """Raises an error if the processes were given different models or options."""
+        guard = options.guard
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         check_same_arguments(
             self._processes,
             {
                 "the model": [(each.shape, each.dtype) for each in self.model.variables],
-                "the optimizer": plain_attributes(
-                    getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-                ),
+                "the optimizer": plain_attributes(optimizer),
                 "the precision": self.policy and self.policy.name,
-                "float32_layers": list(float32_layers),
-                "micro_batches": micro_batches,
-                "gradient_clip": gradient_clip,
+                "float32_layers": list(options.float32_layers),
+                "micro_batches": options.micro_batches,
+                "gradient_clip": options.gradient_clip,
                 "guard": plain_attributes(guard) if isinstance(guard, StepGuard) else guard,
-                "remat": remat,
-                "gradient_compression": gradient_compression,
+                "remat": options.remat,
+                "gradient_compression": cluster.gradient_compression,
             },
         )
-        self._processes.broadcast_variables(self.model.variables)
-        self._placement.place(self.model)
-        self._callbacks = list_callbacks(callbacks)
-        if run_record is not None:
-            self.add_callback(RunRecorder(check_file_path("run_record", run_record)))
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every `fit` from here on.
@@ -362,7 +375,7 @@ class Trainer(Trials):
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
-        goes_on = resume or self._resumed is not None
+        goes_on = resume or self._session.resumed is not None
         known = inspect.signature(self.model.fit).parameters
         unknown = set(options) - set(known)
         if unknown and all(each.kind != inspect.Parameter.VAR_KEYWORD for each in known.values()):
@@ -371,11 +384,11 @@ class Trainer(Trials):
         arguments |= {"callbacks": callbacks, "verbose": verbose}
 
         def train(arguments: dict[str, Any]) -> keras.callbacks.History:
-            with self._training(arguments, resume=resume) as given:
+            with self._session.training(arguments, self._callbacks, resume=resume) as given:
                 return keras.Model.fit(self.model, **given)
 
         history = call_fit(self.model, arguments, train)
-        if epochs and not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
+        if epochs and not self._plan.num_steps and not goes_on:  # Keras on TensorFlow says nothing.
             raise no_data_error()
         return history
 
@@ -440,7 +453,10 @@ class Trainer(Trials):
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         arguments |= {"callbacks": callbacks, "verbose": 0}
         arguments = keras_fit_arguments(self.model, arguments)
-        with self._training(arguments, resume=resume, needs_stream=True) as given:
+        training = self._session.training(
+            arguments, self._callbacks, resume=resume, needs_stream=True
+        )
+        with training as given:
             yield from make_steps(
                 self.model,
                 given["x"],
@@ -448,64 +464,6 @@ class Trainer(Trials):
                 epochs=epochs,
                 initial_epoch=given.get("initial_epoch", 0),
             )
-
-    @contextlib.contextmanager
-    def _training(
-        self,
-        arguments: dict[str, Any],
-        *,
-        resume: bool,
-        needs_stream: bool = False,
-    ) -> Iterator[dict[str, Any]]:
-        """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
-        callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
-        self._plan.check_model()
-        check_data(arguments["x"], arguments["batch_size"])
-        if self._plan.needs_targets:
-            check_targets(arguments["x"], arguments["y"])
-            check_validation_targets(arguments.get("validation_data"))
-        if arguments.get("validation_data") is not None or arguments.get("validation_split"):
-            refuse_no_test_loss(self.model)
-        check_boolean("resume", resume)
-        goes_on = resume or self._resumed is not None
-        check_options(arguments, resume=goes_on)
-        check_same_arguments(
-            self._processes,
-            {
-                "the shapes of the data": data_shapes(arguments["x"], arguments["y"]),
-                **{name: arguments.get(name) for name in ("batch_size", "epochs", "shuffle")},
-                "steps_per_epoch": arguments.get("steps_per_epoch"),
-            },
-        )
-        place = PlaceWatch(self._plan)
-        chosen = [place, *self._plan.callbacks, *self._callbacks, *list_callbacks(callbacks)]
-        if self._processes.rank > 0:
-            chosen, verbose = without_writers(chosen), 0
-        if resume and self._resumed is None:
-            self.resume()
-        refuse_two_schedules(self.model.optimizer, chosen)
-        if verbose:
-            self._tell_what_was_found()
-        with (
-            noting_batch(self.model, self._plan, place),
-            watched(chosen, verbose, resume=goes_on) as shown,
-            self._in_training(),
-            validating_together(self.model, self._processes),
-            self._feed(
-                {**arguments, "callbacks": chosen, "verbose": shown},
-                needs_stream=needs_stream or self._chief is not None,
-            ) as given,
-            contextlib.nullcontext() if self._chief is None else self._chief.training(given),
-        ):
-            yield given
-
-    def _tell_what_was_found(self) -> None:
-        """Prints, once, the precision that `fp16_enabled` means, and where a training resumes."""
-        if self._untold:
-            print(self._untold)
-            self._untold = ""
-        if self._resumed is not None:
-            print(f"The training goes on after step {self._resumed.step}.")
 
     def resume(self) -> int | None:
         """Makes the next `fit` go on from the newest checkpoint that is whole.
@@ -522,23 +480,7 @@ class Trainer(Trials):
                 checkpoint.
             CheckpointError: There are checkpoints, and none can be read.
         """
-        if self._checkpoints is None:
-            raise InvalidInputError(
-                "There is nothing to resume from: name the folder of the checkpoints, "
-                "Trainer(..., checkpoint_dir=...)."
-            )
-        self._resumed = self._checkpoints.latest()
-        if self._resumed is None:
-            return None
-        if self.model.built:
-            write_weights(self.model, self._resumed.state["variables"])
-        else:
-            _logger.warning(
-                "Model %r is not built yet, and gets the weights of the checkpoint when the next "
-                "fit builds it. Call it on a batch first, to have them at once.",
-                self.model.name,
-            )
-        return self._resumed.step
+        return self._session.resume()
 
     def train_step(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Returns the loss of a batch, or of one of its micro-batches.
@@ -574,7 +516,7 @@ class Trainer(Trials):
         >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
         ['loss', 'penalty']
         """
-        return self._plan.compute_loss(x, y, sample_weight)
+        return self._loss(x, y, sample_weight)
 
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **options: Any
@@ -591,8 +533,11 @@ class Trainer(Trials):
             **options: Further arguments of `keras.Model.evaluate`.
         """
         check_data(x, None, "test data")
-        refuse_no_test_loss(self.model)
-        with self._placement.in_use(self.model), backend.current().keeping_variables(self.model):
+        check_test_loss(self.model)
+        with (
+            self._placement.in_use(self.model),
+            backend.current().step.restoring_variables(self.model),
+        ):
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
@@ -606,25 +551,136 @@ class Trainer(Trials):
         """
         check_data(x, None, "data to predict")
         options |= given_alone(batch_size=batch_size)
-        with self._placement.in_use(self.model), backend.current().keeping_variables(self.model):
-            return predict_together(self.model, x, self._processes, **options)
-
-    def _feed(
-        self, arguments: dict[str, Any], *, needs_stream: bool
-    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
-        if self._checkpoints is None:
-            return feed(self.model, arguments, self._processes, needs_stream=needs_stream)
-        resumed, self._resumed = self._resumed, None
-        return self._checkpoints.training(self.model, arguments, resumed, self._seed, self.policy)
-
-    @contextlib.contextmanager
-    def _in_training(self) -> Iterator[None]:
         with (
             self._placement.in_use(self.model),
-            backend.current().keeping_variables(self.model),
-            self._plan.in_use(),
+            backend.current().step.restoring_variables(self.model),
         ):
-            yield
+            return predict_together(self.model, x, self._processes, **options)
+
+    def find_learning_rate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        lowest: float = 1e-7,
+        highest: float = 10.0,
+        num_steps: int = 100,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> LearningRateSearch:
+        """Returns which learning rate to train with, by a short training whose rate grows.
+
+        It ends early when the loss explodes, calls no callbacks, and leaves no trace: weights,
+        optimizer, metrics and random numbers are what they were. A generator moves on.
+
+        Args:
+            x: Training data, as `fit` takes them. Defaults to `None`.
+            y: Targets, where `x` does not hold them. Defaults to `None`.
+            batch_size: integer. Rows of a batch: those of the training that is to come. Defaults to
+                `None`: 32.
+            lowest: float. The rate of the first step. Defaults to `1e-7`.
+            highest: float. The rate of the last step. Defaults to `10.0`.
+            num_steps: integer. The number of steps. Defaults to `100`.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            class_weight: dict. Weights by class. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: A number does not fit, the optimizer has a schedule, or the model's
+                `steps_per_execution` is not 1.
+        """
+        return search_learning_rate(
+            self.model,
+            self._short_training(),
+            lowest=lowest,
+            highest=highest,
+            num_steps=num_steps,
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+        )
+
+    def find_batch_size(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        start: int = 8,
+        most: int | None = None,
+    ) -> BatchSizeSearch:
+        """Returns which batch size to train with, by timing steps of growing sizes.
+
+        The size is doubled until memory runs out, and then narrowed down, or until twice the size
+        brings less than 5 % more samples a second. It calls no callbacks and leaves no trace, as
+        `find_learning_rate`.
+
+        Args:
+            x: Arrays, whose rows are repeated where there are too few; or a function from a batch
+                size to a `PyDataset`, or to a tuple of arrays, of that size.
+            y: Targets, beside arrays. Defaults to `None`.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            start: integer. The first size. Defaults to `8`.
+            most: integer. The largest size. Defaults to `None`: the number of rows of arrays, and
+                no limit where `x` is a function.
+
+        Raises:
+            InvalidInputError: The data are of one batch size, a number does not fit, or the model's
+                `steps_per_execution` is not 1.
+        """
+        return search_batch_size(
+            self._short_training(), x, y, sample_weight, start=start, most=most
+        )
+
+    def measure_memory(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> MemoryReport:
+        """Returns the bytes that a step holds: of weights, gradients, optimizer and activations.
+
+        They are counted for the first batch, with the trainer's precision, micro-batches and
+        `remat`, and no step is made. It leaves no trace, as `find_learning_rate`.
+
+        Args:
+            x: Training data, as `fit` takes them. Defaults to `None`.
+            y: Targets, where `x` does not hold them. Defaults to `None`.
+            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
+                `None`: 32.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            class_weight: dict. Weights by class. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: There is no batch, the model has no loss, or it has a `train_step` of
+                its own.
+        """
+        data = {
+            "x": x,
+            "y": y,
+            "batch_size": batch_size,
+            "sample_weight": sample_weight,
+            "class_weight": class_weight,
+        }
+        return measure_memory(self.model, self._plan, self._short_training(), data)
+
+    def _short_training(self) -> ShortTraining:
+        if self._plan.is_served:
+            raise NotSupportedError(
+                "Workers of a parameter server make no steps that leave no trace. Try them by a "
+                "Trainer without a distributed_strategy."
+            )
+        if self.cluster.world_size > 1:
+            raise NotSupportedError(
+                f"One of {self.cluster.world_size} processes can't try steps of its own. Do so in "
+                "a process that trains alone."
+            )
+        return ShortTraining(self.model, self._session.in_training)
 
 
 def _describe_chosen(policy: keras.DTypePolicy | None) -> str:

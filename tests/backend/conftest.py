@@ -80,8 +80,8 @@ def run_both(tmp_path):
     """Runs a function of tensors as a model, and as the ONNX file that TensorFlow writes."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")
+    from keras_deepseek.backend import current
     from keras_deepseek.backend.export.named_model import NamedModel
-    from keras_deepseek.backend.tensorflow.export import write_onnx
 
     def run(function, *arrays):
         """Returns what the model gives, and its ONNX file; and the operators in that."""
@@ -94,7 +94,7 @@ def run_both(tmp_path):
         outputs = Applied(function, dtype)(*inputs)
         model = NamedModel(keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs))
         path = str(tmp_path / "model.onnx")
-        write_onnx(model, path, 18)
+        current().export.write_onnx(model, path, 18)
         session = onnxruntime.InferenceSession(path)
         names = [value.name for value in session.get_inputs()]
         assert sorted(names) == [value.name for value in inputs]

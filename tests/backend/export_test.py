@@ -19,7 +19,7 @@ WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
 def test_a_saved_model_has_the_models_names(model, tmp_path):
     tf = pytest.importorskip("tensorflow")
     named = NamedModel(model)
-    backend.current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    backend.current().export.write_saved_model(named, str(tmp_path), ServingSignatures())
     signature = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
     specs = signature.structured_input_signature[1]
     for spec in named.signature.inputs:
@@ -35,7 +35,7 @@ def test_an_onnx_file_has_as_many_inputs_and_outputs_as_the_model(model, tmp_pat
     if is_recurrent and keras.backend.backend() == "torch":
         pytest.skip("Keras's loop over a free length can't be traced by torch.export")
     named = NamedModel(model)
-    backend.current().write_onnx(named, str(tmp_path / "model.onnx"), 18)
+    backend.current().export.write_onnx(named, str(tmp_path / "model.onnx"), 18)
     proto = onnx.load(tmp_path / "model.onnx")
     assert len(proto.graph.input) == len(named.signature.inputs)
     assert len(proto.graph.output) == len(named.signature.outputs)
@@ -48,7 +48,7 @@ def test_inputs_stand_in_the_models_order(tmp_path):
     pytest.importorskip(WRITERS[keras.backend.backend()])
     last, first = keras.Input((3,), name="z"), keras.Input((5,), name="a")
     named = NamedModel(keras.Model([last, first], keras.layers.Concatenate()([last, first])))
-    backend.current().write_onnx(named, str(tmp_path / "model.onnx"), 18)
+    backend.current().export.write_onnx(named, str(tmp_path / "model.onnx"), 18)
     inputs = onnx.load(tmp_path / "model.onnx").graph.input
     assert [value.type.tensor_type.shape.dim[1].dim_value for value in inputs] == [3, 5]
 
@@ -58,13 +58,15 @@ def test_a_writer_that_is_not_installed_names_its_extra(convolutional, tmp_path,
     monkeypatch.setitem(sys.modules, writer, None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
     with pytest.raises(MissingExtraError, match=rf"`{writer}` .*keras_deepseek\[onnx"):
-        backend.current().write_onnx(NamedModel(convolutional), str(tmp_path / "model.onnx"), 18)
+        backend.current().export.write_onnx(
+            NamedModel(convolutional), str(tmp_path / "model.onnx"), 18
+        )
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others write it")
 def test_a_backend_that_can_not_write_says_so(convolutional, tmp_path):
-    with pytest.raises(NotSupportedError, match="SavedModel is not written from"):
-        backend.current().write_saved_model(
+    with pytest.raises(NotSupportedError, match="can't write a SavedModel itself"):
+        backend.current().export.write_saved_model(
             NamedModel(convolutional), str(tmp_path), ServingSignatures()
         )
 
@@ -72,7 +74,7 @@ def test_a_backend_that_can_not_write_says_so(convolutional, tmp_path):
 def run_onnx(model, path, given):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip(WRITERS[keras.backend.backend()])
-    backend.current().write_onnx(NamedModel(model), str(path), 18)
+    backend.current().export.write_onnx(NamedModel(model), str(path), 18)
     session = runtime.InferenceSession(path)
     (value,) = session.get_inputs()
     return session.run(None, {value.name: given})
@@ -197,7 +199,7 @@ def test_an_optimizer_of_tf2onnx_that_fails_is_passed_over(model, tmp_path, monk
 
     monkeypatch.setitem(optimizer._optimizers, "loop_optimizer", Failing)
     before = list(optimizer._optimizers)
-    backend.current().write_onnx(NamedModel(model), str(tmp_path / "model.onnx"), 25)
+    backend.current().export.write_onnx(NamedModel(model), str(tmp_path / "model.onnx"), 25)
     proto = onnx.load(tmp_path / "model.onnx")
     assert [each.version for each in proto.opset_import if not each.domain] == [18]
     assert list(optimizer._optimizers) == before

@@ -1,7 +1,9 @@
 import keras
 import numpy as np
+from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend import current
 from keras_deepseek.backend.export.named_model import NamedModel
 
 
@@ -22,7 +24,7 @@ def draw(signature, batch_size, length):
 
 def test_the_compiled_model_equals_predict_at_every_size(model):
     named = NamedModel(model)
-    infer = backend.current().compile_inference(named)
+    infer = backend.current().inference.compile_inference(named)
     for batch_size, length in ((1, 3), (5, 7)):
         inputs = draw(named.signature, batch_size, length)
         predicted = named.name_outputs(model.predict(named.pack_inputs(inputs), verbose=0))
@@ -33,7 +35,7 @@ def test_the_compiled_model_equals_predict_at_every_size(model):
 
 def test_changed_weights_are_seen(convolutional):
     named = NamedModel(convolutional)
-    infer = backend.current().compile_inference(named)
+    infer = backend.current().inference.compile_inference(named)
     inputs = draw(named.signature, 2, 1)
     before = infer(inputs)["output_0"]
     convolutional.set_weights([2 * weight for weight in convolutional.get_weights()])
@@ -48,7 +50,7 @@ def test_dropout_and_batch_statistics_are_those_of_inference():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.9)]
     )
-    infer = backend.current().compile_inference(NamedModel(model))
+    infer = backend.current().inference.compile_inference(NamedModel(model))
     weights = model.get_weights()
     outputs = infer({"input_0": np.full((8, 4), 3.0, "float32")})["output_0"]
     np.testing.assert_allclose(outputs, 3.0, rtol=1e-2)
@@ -62,6 +64,156 @@ def test_a_batch_is_computed_at_its_own_sizes():
     layer = keras.layers.TimeDistributed(keras.layers.Dense(2))
     named = NamedModel(keras.Model(inputs, layer(inputs)))
     given = np.random.default_rng(0).normal(size=(2, 7, 3)).astype("float32")
-    outputs = backend.current().plain_inference(named)({"input_0": given})["output_0"]
+    outputs = backend.current().inference.plain_inference(named)({"input_0": given})["output_0"]
     kernel, bias = layer.get_weights()
     np.testing.assert_allclose(outputs, given @ kernel + bias, atol=1e-6, rtol=1e-5)
+
+
+def add_to_slot(variable):
+    def function(state, update, slot):
+        kept = ops.zeros((2, 4, 3)) if state is None else state["kept"]
+        kept = current().inference.write_slots(kept, slot, update * variable)
+        return {"sum": ops.sum(kept, axis=(1, 2))}, {"kept": kept, "none": None}
+
+    return function
+
+
+def test_a_state_goes_from_call_to_call():
+    variable = keras.Variable(2.0)
+    step = current().inference.compile_with_state(add_to_slot(variable), [variable])
+    outputs, state = step(None, np.ones((2, 2, 3), "float32"), 0)
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs["sum"]), [12, 12])
+    for slot, total in ((2, 18), (3, 24), (3, 24), (0, 24)):
+        outputs, state = step(state, np.ones((2, 1, 3), "float32"), slot)
+        np.testing.assert_allclose(ops.convert_to_numpy(outputs["sum"]), [total] * 2)
+
+
+def test_a_change_of_a_variable_is_seen():
+    variable = keras.Variable(2.0)
+    step = current().inference.compile_with_state(add_to_slot(variable), [variable])
+    _, state = step(None, np.ones((2, 2, 3), "float32"), 0)
+    _, state = step(state, np.ones((2, 1, 3), "float32"), 3)
+    variable.assign(5.0)
+    outputs, _ = step(state, np.ones((2, 1, 3), "float32"), 3)
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs["sum"]), [12 + 15] * 2)
+
+
+def test_a_compiled_function_traces_once_for_all_slots():
+    traces = []
+
+    def function(state, update, slot):
+        traces.append(slot)
+        return add_to_slot(1.0)(state, update, slot)
+
+    step = current().inference.compile_with_state(function, [])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    for slot in range(4):
+        _, state = step(state, np.ones((2, 1, 3), "float32"), slot)
+    # PyTorch runs the function as it is at first.
+    assert len(traces) == (5 if keras.backend.backend() == "torch" else 2)
+
+
+def test_a_state_is_written_where_it_lies():
+    """TensorFlow and PyTorch; JAX gives the memory on by itself."""
+    if keras.backend.backend() == "jax":
+        return
+    step = current().inference.compile_with_state(add_to_slot(1.0), [])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    _, first = step(state, np.ones((2, 1, 3), "float32"), 1)
+    _, second = step(first, np.ones((2, 1, 3), "float32"), 2)
+    assert second["kept"] is first["kept"]
+
+
+def test_what_was_read_of_slots_stays_as_it_was():
+    """TensorFlow, which reads them without a copy."""
+    if keras.backend.backend() != "tensorflow":
+        return
+
+    def function(state, update, slot):
+        before = None if state is None else ops.reshape(state["kept"], (-1,))
+        _, new = add_to_slot(1.0)(state, update, slot)
+        return {"before": before, "after": ops.reshape(new["kept"], (-1,))}, new
+
+    step = current().inference.compile_with_state(function, [])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    read = []
+    for slot in (1, 2, 3):
+        outputs, state = step(state, np.ones((2, 1, 3), "float32"), slot)
+        read.append(outputs)
+    for number, outputs in enumerate(read):
+        assert ops.convert_to_numpy(outputs["before"]).sum() == 6 * (number + 1)
+        assert ops.convert_to_numpy(outputs["after"]).sum() == 6 * (number + 2)
+
+
+def test_slots_are_written_beside_the_tensor_that_nobody_gave_away():
+    kept = ops.zeros((1, 3, 2))
+    written = current().inference.write_slots(kept, 1, ops.ones((1, 1, 2)))
+    assert ops.convert_to_numpy(kept).sum() == 0
+    np.testing.assert_array_equal(ops.convert_to_numpy(written)[0, :, 0], [0, 1, 0])
+
+
+def count_runs(function, calls=20):
+    """Returns the outputs of calls that follow one another, and how often the function ran."""
+    variable, runs = keras.Variable(2.0), []
+
+    def counted(state, *inputs):
+        runs.append(len(inputs))
+        return function(variable)(state, *inputs)
+
+    step = current().inference.compile_with_state(counted, [variable])
+    outputs, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    found = []
+    for number in range(calls):
+        if number == calls - 3:
+            variable.assign(3.0)
+        update = np.full((2, 1, 3), number, "float32")
+        outputs, state = step(state, update, number % 4)
+        found.append(float(ops.convert_to_numpy(outputs["sum"])[0]))
+    return found, len(runs)
+
+
+def expect_sums(calls=20):
+    kept, found = np.asarray([2.0, 0, 0, 0]), []
+    for number in range(calls):
+        kept[number % 4] = number * (3.0 if number >= calls - 3 else 2.0)
+        found.append(kept.sum() * 3)
+    return found
+
+
+def test_a_step_that_comes_often_is_no_longer_run_as_it_is_written():
+    found, runs = count_runs(add_to_slot)
+    np.testing.assert_allclose(found, expect_sums())
+    assert runs < 20
+
+
+def test_a_step_that_reads_its_numbers_is_run_as_it_is_written():
+    if keras.backend.backend() != "torch":
+        return  # The others can't compile it.
+
+    def reading(variable):
+        def function(state, update, slot):
+            outputs, state = add_to_slot(variable)(state, update, slot)
+            assert outputs["sum"][0].item() >= 0
+            return outputs, state
+
+        return function
+
+    found, runs = count_runs(reading)
+    np.testing.assert_allclose(found, expect_sums())
+    assert runs >= 20
+
+
+def test_what_is_compiled_by_shape_is_read_once_for_each():
+    shapes = []
+
+    def function(_, tokens):
+        shapes.append(tuple(tokens.shape))
+        return {"sum": ops.sum(tokens)}, {"kept": tokens}
+
+    step = current().inference.compile_with_state(function, [])
+    for length in (2, 2, 3):
+        step(None, np.ones((1, length), "float32"))
+    expected = (
+        [(1, 2), (1, 3)] if current().inference.compiles_by_shape() else [(1, 2), (1, 2), (1, 3)]
+    )
+    assert shapes == expected

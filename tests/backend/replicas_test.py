@@ -4,9 +4,14 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
+from keras_deepseek.backend import current
+
 ORACLE = Path(__file__).parents[1] / "oracles" / "program_replicas.py"
+
+
 TIMEOUT = 120
 
 
@@ -21,3 +26,79 @@ def test_devices_of_one_program_sum_what_they_find_and_keep_what_is_their_own():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+IS_JAX = keras.backend.backend() == "jax"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow copies it.")
+def test_copies_of_a_step_take_every_so_many_rows():
+    from keras_deepseek.backend.tensorflow.replicas import DeviceReplicas
+
+    def compute(rank, batch):
+        found.append((rank, batch[0].numpy().tolist(), batch[1]))
+
+        def finish(scalars, receive):
+            return [scalars[0] + rank], [keras.ops.sum(batch[0])]
+
+        return [keras.ops.convert_to_tensor(float(rank))], finish
+
+    found = []
+    replicas = DeviceReplicas(["CPU:0"] * 3)
+    variables = [keras.Variable(0.0)]
+    scalars, counts, gradients = replicas.sum(compute, (keras.ops.arange(4), None), variables)
+    assert found == [(0, [0, 3], None), (1, [1], None), (2, [2], None)]
+    assert [float(each) for each in (*scalars, *counts, *gradients)] == [3.0, 12.0, 6.0]
+    assert replicas.count(4.0) == 4.0
+
+
+@pytest.mark.skipif(IS_JAX, reason="One program of JAX cuts a batch into equal parts.")
+def test_copies_of_a_step_take_the_rows_that_they_have_the_time_for():
+    def compute(rank, batch):
+        found.append((rank, keras.ops.convert_to_numpy(batch[0]).tolist(), batch[1]))
+
+        def finish(scalars, receive):
+            return [scalars[0] + rank], [keras.ops.sum(batch[0])]
+
+        return [keras.ops.convert_to_tensor(float(rank))], finish
+
+    found = []
+    replicas = current().distribution.replicate_over_devices(["cpu:0"] * 3)
+    replicas._shares.shares = np.array([0.5, 0.3, 0.2])
+    batch = keras.ops.arange(10), None
+    for _ in range(4):
+        scalars, counts, gradients = replicas.sum(compute, batch, [keras.Variable(0.0)])
+        assert [float(each) for each in (*scalars, *counts, *gradients)] == [3.0, 12.0, 45.0]
+    assert found[:3] == [(0, [0, 1, 2, 3, 4], None), (1, [5, 6, 7], None), (2, [8, 9], None)]
+    assert [row for _, rows, _ in found[9:] for row in rows] == list(range(10))
+    assert np.all(replicas._shares._speeds > 0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only it orders operations.")
+def test_no_copy_of_a_step_waits_for_the_clock_of_another():
+    import tensorflow as tf
+
+    def compute(rank, batch):
+        return [keras.ops.sum(batch)], lambda scalars, receive: (scalars, [keras.ops.sum(batch)])
+
+    replicas = current().distribution.replicate_over_devices(["CPU:0"] * 2)
+    step = tf.function(lambda batch: replicas.sum(compute, batch, []))
+    graph = step.get_concrete_function(tf.TensorSpec([None])).graph
+    clocks = [each for each in graph.get_operations() if each.type == "PyFuncStateless"]
+    assert len(clocks) == 2 * 2 * 2  # Begin and end of each half of a step, on both devices.
+
+    def depends_on(operation):
+        waiting, seen = [operation], set()
+        while waiting:
+            one = waiting.pop()
+            for other in (*one.control_inputs, *(tensor.op for tensor in one.inputs)):
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+        return seen
+
+    first_halves = clocks[:4]
+    for one in first_halves[:2]:
+        for other in first_halves[2:]:
+            assert one not in depends_on(other)
+    assert float(step(tf.range(5.0))[2][0]) == 10.0

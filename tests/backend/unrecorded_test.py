@@ -16,15 +16,15 @@ def make_step(inner):
         runs.append(1)
         total = ops.zeros((4,)) if state is None else state
         factor = ops.convert_to_tensor(variable)
-        total = total + current().run_unrecorded(inner, inputs * factor, factor)
+        total = total + current().inference.run_unrecorded(inner, inputs * factor, factor)
         return {"total": total + 1.0}, total
 
-    return current().compile_with_state(function, [variable]), variable, runs
+    return current().inference.compile_with_state(function, [variable]), variable, runs
 
 
 def test_it_is_the_function():
     numbers = ops.convert_to_tensor([1.0, 2.0])
-    made = current().run_unrecorded(lambda x, y: x - y, numbers, numbers / 2)
+    made = current().inference.run_unrecorded(lambda x, y: x - y, numbers, numbers / 2)
     np.testing.assert_array_equal(ops.convert_to_numpy(made), [0.5, 1.0])
 
 
@@ -33,7 +33,7 @@ def test_a_recorded_step_calls_it_anew_each_time():
 
     def inner(values, factor):
         calls.append(1)
-        if current().can_read_shapes(values) and float(values[0]) > 10:
+        if current().compute.can_read_shapes(values) and float(values[0]) > 10:
             return -values * factor
         return values * factor
 

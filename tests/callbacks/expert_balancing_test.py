@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.callbacks import ExpertBalancing, MetricsLog, TensorBoardEvents
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter

@@ -23,9 +23,6 @@ def test_without_a_proc_folder_the_peak_is_read(monkeypatch, tmp_path):
 
 
 def test_an_accelerator_counts_where_there_is_one(monkeypatch):
-    class Device:
-        def read_device_memory(self):
-            return {"in_use": 7, "peak": 9}
-
-    monkeypatch.setattr(backend, "current", Device)
+    devices = backend.current().devices
+    monkeypatch.setattr(devices, "read_device_memory", lambda: {"in_use": 7, "peak": 9})
     assert read_memory()["device_memory_bytes"] == 7

@@ -79,13 +79,13 @@ def test_a_model_that_its_first_step_builds():
 
 def test_the_peak_of_a_well_known_accelerator(monkeypatch):
     name = "NVIDIA H100 80GB HBM3"
-    monkeypatch.setattr(backend.current(), "read_device_name", lambda: name)
+    monkeypatch.setattr(backend.current().devices, "read_device_name", lambda: name)
     history, _ = fit(flops_per_sample=989e12 / 30)
     assert history["model_flops_utilization"] == [pytest.approx(0.1)] * 2
 
 
 def test_a_cpu_has_no_peak():
-    if backend.current().read_device_name() is not None:
+    if backend.current().devices.read_device_name() is not None:
         pytest.skip("It has an accelerator.")
     assert "model_flops_utilization" not in fit()[0]
 

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.deploy import ExportFormat
 from keras_deepseek.deploy.export_job import ExportJob
-from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.formats.format_list import FORMATS
+from keras_deepseek.deploy.formats.registry import DuckTypedFormat
+from keras_deepseek.deploy.samples.random_batches import make_samples
 
 
 def build_digits() -> keras.Model:
@@ -94,7 +97,7 @@ def halving():
     return make
 
 
-class WeightsFormat:
+class WeightsFormat(ExportFormat):
     """A format of NumPy alone: the weights of one Dense layer, which `run` multiplies by."""
 
     name, suffix, entry = "weights", ".npz", "weights.npz"
@@ -125,11 +128,14 @@ def weights_format():
 
 @pytest.fixture
 def job_of():
-    """Returns a function from a format, and a model or none, to a job."""
+    """Returns a function from a format, of any class, and a model or none, to a job."""
 
     def make(export_format, model=None, **options):
         named = NamedModel(model or build_dense())
         samples = make_samples(named.model, named.signature)
-        return ExportJob(named, export_format, {}, samples, **options)
+        if not isinstance(export_format, ExportFormat):
+            export_format = DuckTypedFormat(export_format)
+        made_with = {} if export_format.name in FORMATS else None
+        return ExportJob(named, export_format, made_with, samples, **options)
 
     return make

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.deploy import Exporter, register_exporter
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.errors import (
     BundleError,
     ExportError,
@@ -168,7 +169,9 @@ def test_what_is_asked_for_and_can_not_be_is_told_before_any_work(digits, tmp_pa
 
 
 def test_int8_is_of_onnx_alone(digits):
-    with pytest.raises(InvalidInputError, match=r"onnx or tensorrt alone; received .*savedmodel"):
+    with pytest.raises(
+        InvalidInputError, match=r"Only onnx and tensorrt can .*received .*savedmodel"
+    ):
         Exporter(digits, "savedmodel", precision="int8", calibration=np.zeros((2, 8, 8, 1)))
 
 

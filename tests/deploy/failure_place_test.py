@@ -31,11 +31,11 @@ def test_an_error_from_elsewhere_has_no_place():
 
 
 def test_the_layer_that_an_exporter_was_at_is_found(nested, tmp_path, monkeypatch, onnx_writer):
-    infer = backend.current().plain_inference(NamedModel(nested))
+    infer = backend.current().inference.plain_inference(NamedModel(nested))
     assert infer  # It runs where nothing is refused.
     monkeypatch.setattr(Refusing, "is_traced", True)
     with whole_tracebacks(), pytest.raises(Exception, match="refused") as caught:
-        backend.current().write_onnx(NamedModel(nested), str(tmp_path / "model.onnx"), 18)
+        backend.current().export.write_onnx(NamedModel(nested), str(tmp_path / "model.onnx"), 18)
     error: BaseException = caught.value
     while error.__cause__ is not None:
         error = error.__cause__
@@ -47,7 +47,7 @@ def test_the_operator_that_an_exporter_has_nothing_for_is_found(tmp_path, onnx_w
     x = keras.Input((4, 4), name="x")
     model = keras.Model(x, keras.ops.svd(x)[0])
     with whole_tracebacks(), pytest.raises(Exception, match="svd") as caught:
-        backend.current().write_onnx(NamedModel(model), str(tmp_path / "model.onnx"), 18)
+        backend.current().export.write_onnx(NamedModel(model), str(tmp_path / "model.onnx"), 18)
     error: BaseException = caught.value
     while error.__cause__ is not None:
         error = error.__cause__

@@ -10,3 +10,4 @@ def test_what_is_installed_is_told_and_what_is_not_is_left_out():
     assert versions["keras"] == keras.__version__
     assert keras.backend.backend() in versions
     assert all(versions.values())
+    assert installed_versions(["pytest", "not-there"]).keys() - versions.keys() == {"pytest"}

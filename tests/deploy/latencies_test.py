@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy import Latency, LatencyTable, compare_latencies, registry
+from keras_deepseek.deploy import Latency, LatencyTable, compare_latencies
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.errors import InvalidInputError
 
 

@@ -1,6 +1,7 @@
 import errno
 import importlib.util
 import os
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,15 +9,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek import backend
-from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy import Exporter, routes
 from keras_deepseek.deploy import make_artifact as module
-from keras_deepseek.deploy.make_artifact import make_artifact
-from keras_deepseek.deploy.routes import InProcess
-from keras_deepseek.deploy.samples import ROUND_LENGTHS, make_samples
-from keras_deepseek.errors import ExportError, InvalidInputError, NotSupportedError
+from keras_deepseek.deploy.formats.registry import ChosenFormat
+from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
+from keras_deepseek.deploy.make_artifact import fit_samples, make_artifact
+from keras_deepseek.deploy.routes import route
+from keras_deepseek.deploy.routes.route import InProcess
+from keras_deepseek.errors import ExportError, NotSupportedError
 
 
 def test_an_artifact_that_computes_the_same_is_verified(tmp_path, weights_format, job_of):
@@ -97,7 +96,7 @@ def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
 ):
     running = keras.backend.backend()
     missing = next(name for name in ("tensorflow", "jax") if name != running)
-    monkeypatch.setattr(routes.importlib.util, "find_spec", lambda name: name != missing or None)
+    monkeypatch.setattr(route.importlib.util, "find_spec", lambda name: name != missing or None)
     export_format, stages = weights_format(), []
     export_format.backends = (missing, running)
     made = make_artifact(job_of(export_format), tmp_path, print)
@@ -105,7 +104,7 @@ def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
     (reason,) = made.passed_over
     assert f"keras_deepseek[{missing}]" in reason
     export_format.backends = (missing,)
-    enough = rf"want of `{missing}`: pip install 'keras_deepseek\[{missing}\]' is enough\.$"
+    enough = rf"`{missing}` is not installed. Install it .*'keras_deepseek\[{missing}\]'$"
     with pytest.raises(ExportError, match=enough):
         make_artifact(job_of(export_format), tmp_path, stages.append)
     assert not [stage for stage in stages if "starting" in stage]
@@ -118,19 +117,19 @@ def test_of_several_packages_that_are_missing_the_extras_of_the_running_backend_
     other = next(name for name in ("tensorflow", "jax") if name != running)
     missing = ("onnx", "jax2onnx", other)
     monkeypatch.setattr(
-        routes.importlib.util, "find_spec", lambda name: None if name in missing else known
+        route.importlib.util, "find_spec", lambda name: None if name in missing else known
     )
     export_format = weights_format()
     export_format.backends = (other, running)
     export_format.packages = {running: {"onnx": "onnx", "jax2onnx": "onnx-jax"}}
-    with pytest.raises(ExportError, match=r"want of `onnx`: .*\[onnx,onnx-jax\]' is enough"):
+    with pytest.raises(ExportError, match=r"`onnx` is not installed. .*\[onnx,onnx-jax\]'$"):
         make_artifact(job_of(export_format), tmp_path, print)
 
 
 def test_what_differs_is_kept_where_it_is_asked_for(tmp_path, weights_format, job_of):
     folder = tmp_path / "artifact"
     folder.mkdir()
-    job = job_of(weights_format(spoil=0.01), takes_differing=True)
+    job = job_of(weights_format(spoil=0.01), allows_difference=True)
     made = make_artifact(job, folder, print)
     assert made.verification.state == "failed"
     assert "differs by" in made.verification.reason
@@ -151,89 +150,10 @@ def test_a_right_route_is_better_than_one_that_differs(
     monkeypatch.setattr(module, "find_routes", lambda _: [InProcess("jax"), Second("jax")])
     folder = tmp_path / "artifact"
     folder.mkdir()
-    made = make_artifact(job_of(weights_format(spoil=0.01), takes_differing=True), folder, print)
+    made = make_artifact(job_of(weights_format(spoil=0.01), allows_difference=True), folder, print)
     assert made.verification.state == "verified"
     (reason,) = made.passed_over
     assert "differs by" in reason
-
-
-def test_further_samples_count_if_the_model_takes_them(tmp_path, weights_format, job_of):
-    further = [{"input_0": np.ones((2, 4), "float32")}, {"input_0": np.ones((2, 5), "float32")}]
-    made = make_artifact(job_of(weights_format(), further_samples=further), tmp_path, print)
-    assert made.verification.num_samples == 4
-
-
-def test_where_there_is_no_batch_nothing_is_verified(tmp_path, weights_format, job_of):
-    job = replace(job_of(weights_format(), precision="float16"), samples=[])
-    job.export_format.write(job.model, tmp_path)
-    found = module.check_artifact(job, tmp_path)
-    assert (found.state, found.reason) == ("unverified", "there is no batch to compare on")
-
-
-def test_less_precision_is_measured(tmp_path, weights_format, job_of):
-    made = make_artifact(job_of(weights_format(spoil=0.001), precision="float16"), tmp_path, print)
-    assert made.verification.state == "verified"
-    assert 0 < made.verification.agreement["output_0"]["relative_error"] < 0.01
-    with pytest.raises(ExportError, match="differs by"):
-        make_artifact(job_of(weights_format(spoil=0.1), precision="float16"), tmp_path, print)
-
-
-class AsTheModel:
-    """A format that keeps nothing in its artifact, and computes by the model itself."""
-
-    name, suffix, entry = "as the model", ".none", "none"
-
-    def write(self, model, folder):
-        self.infer = backend.current().plain_inference(model)
-        (folder / self.entry).touch()
-        return "nothing"
-
-    def run(self, folder, samples):
-        return [self.infer(sample) for sample in samples]
-
-
-class Spoiled(AsTheModel):
-    """One that is off by a share in one output."""
-
-    def __init__(self, output, share):
-        self.output, self.share = output, share
-
-    def run(self, folder, samples):
-        outputs = super().run(folder, samples)
-        for each in outputs:
-            each[self.output] = each[self.output] * (1 + self.share)
-        return outputs
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("output", ["full", "half"])
-def test_a_layer_in_half_precision_counts_for_the_outputs_behind_it(
-    tmp_path, job_of, output, dtype
-):
-    x = keras.Input((4,), name="x")
-    half = keras.layers.Dense(3, dtype=f"mixed_{dtype}")(x)
-    outputs = {
-        "full": keras.layers.Dense(3, name="full")(x),
-        "half": keras.layers.Dense(3, name="half")(half),
-    }
-    job = job_of(Spoiled(output, 3e-3), keras.Model(x, outputs))
-    if output == "half":
-        assert make_artifact(job, tmp_path, print).verification.state == "verified"
-        return
-    with pytest.raises(ExportError, match="Output 'full' of batch 0: differs by"):
-        make_artifact(job, tmp_path, print)
-
-
-def test_a_model_that_takes_no_odd_length_is_verified_at_round_ones(tmp_path, job_of, halving):
-    model = halving(4)
-    round_ones = make_samples(model, NamedModel(model).signature, ROUND_LENGTHS)
-    job = job_of(AsTheModel(), model, other_samples=[round_ones])
-    assert make_artifact(job, tmp_path, print).verification.num_samples == 3
-
-
-def test_a_model_that_takes_none_of_the_batches_asks_for_some(tmp_path, job_of, halving):
-    with pytest.raises(InvalidInputError, match=r"itself fails on a batch.*Pass samples="):
-        make_artifact(job_of(AsTheModel(), halving(17)), tmp_path, print)
 
 
 @pytest.mark.parametrize("free", [0, 10**9])
@@ -256,75 +176,120 @@ def test_an_artifact_that_can_not_be_run_is_a_failed_one(tmp_path, weights_forma
     assert (found.state, found.reason) == ("failed", "it can't be run: ValueError: cut short")
 
 
-@pytest.mark.parametrize(("kind", "state"), [("further", "failed"), ("wide", "verified")])
-def test_large_numbers_are_compared_less_strictly(tmp_path, weights_format, job_of, kind, state):
-    folder = tmp_path / "work"
-    folder.mkdir()
-    # What the format adds to the weights shows in rows alone whose sum is not zero.
-    usual = [{"input_0": np.array([[1, -1, 0, 0], [0, 2, 0, -2]], "float32")}]
-    large = {f"{kind}_samples": [{"input_0": np.full((2, 4), 50.0, "float32")}]}
-    job = job_of(weights_format(spoil=5e-4), takes_differing=True)
-    made = make_artifact(replace(job, samples=usual, **large), folder, print)
-    assert made.verification.state == state
+def engine_job(job, **options):
+    """Returns a job for an engine whose source is the format of `job`."""
+    source = ChosenFormat(job.export_format, None)
+    engine = TensorRTFormat(flavor="tensorrt", **options)
+    return replace(job, export_format=engine, source=source)
 
 
-def test_a_float32_head_on_layers_of_half_precision_is_judged_by_these(
-    tmp_path, tensorflow_installed
-):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((12,), name="x")
-    hidden = keras.layers.Dense(16, activation="relu", dtype="mixed_float16")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(4, dtype="float32", name="y")(hidden))
-    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
-    assert report.verified
-    assert Exporter(model, "onnx", verbose=False).check(tmp_path / "model").verified
-    model.layers[-1].bias.assign(0.1 * np.ones(4))
-    with pytest.raises(ExportError, match="differs by"):
-        Exporter(model, "onnx", verbose=False).check(tmp_path / "model")
+def make_engine(job, folder, **options):
+    """Makes an engine of a job whose artifact stands for the ONNX file."""
+    (folder / "artifact").mkdir()
+    made = make_artifact(engine_job(job, **options), folder / "artifact", lambda line: None)
+    assert [path.name for path in (folder / "artifact").iterdir()] == ["model.trt"]
+    return made
 
 
-def test_a_model_trained_in_half_precision_exports_in_float32(tmp_path, tensorflow_installed):
-    from keras_deepseek.training import Trainer
+@pytest.fixture
+def job(job_of, weights_format):
+    """A job whose artifact of NumPy stands for the ONNX file."""
+    return job_of(weights_format(), has_random_samples=True)
 
-    model = keras.Sequential(
-        [keras.Input((4,), name="x"), keras.layers.Dense(3, name="y")], name="line"
+
+def test_an_engine_is_verified_on_the_sizes_of_its_profiles(job, tmp_path, plain_tensorrt):
+    made = make_engine(job, tmp_path, profiles=[{"batch": (1, 2, 9)}, {"batch": (9, 9, 9)}])
+    assert made.verification.state == "verified"
+    assert made.verification.num_samples == 3
+    assert made.route == (
+        "NumPy, TensorRT 10.16.0 (flavor tensorrt) for this GPU, "
+        "profile batch 1/2/9 and batch 9/9/9"
     )
-    trainer = Trainer(model, optimizer="sgd", loss="mse", fp16_enabled=True)
-    trainer.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
-    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "line")
-    assert Bundle.open(report.path).manifest.precision == "float32"
-    assert report.verification.largest_difference < 1e-6
+
+
+def test_given_samples_are_what_it_is_verified_on(job, tmp_path, plain_tensorrt):
+    made = make_engine(
+        replace(job, has_random_samples=False), tmp_path, profiles={"batch": (3, 3, 4)}
+    )
+    assert (made.verification.state, made.verification.num_samples) == ("verified", 2)
+    assert made.route.endswith(", 1 of the 3 batches left out, whose sizes it does not take")
+    fitted, note = fit_samples(job)
+    assert (len(fitted.samples), note) == (3, "")
+
+
+def test_samples_beyond_all_profiles_verify_nothing(job, tmp_path, plain_tensorrt):
+    made = make_engine(
+        replace(job, has_random_samples=False), tmp_path, profiles={"batch": (7, 7, 7)}
+    )
+    assert made.verification.state == "unverified"
+    assert "no batch to compare on; the weights" in made.verification.reason
+
+
+def test_what_is_drawn_may_be_left_out_where_the_model_does_not_take_it(
+    job_of, weights_format, plain_tensorrt
+):
+    inputs = keras.Input((None, 3), name="x")
+    outputs = keras.layers.Dense(2)(keras.layers.Conv1D(2, 5)(inputs))
+    job = job_of(weights_format(), keras.Model(inputs, outputs))
+    drawn, _ = fit_samples(engine_job(replace(job, has_random_samples=True)))
+    shapes = [sample["x"].shape for sample in drawn.optional_samples]
+    assert (drawn.samples, shapes) == ([], [(1, 1, 3), (4, 16, 3), (32, 64, 3)])
+
+
+def test_an_engine_that_computes_something_else_is_refused(job, tmp_path, plain_tensorrt):
+    plain_tensorrt.spoils = 1.0
+    with pytest.raises(ExportError, match=r"does not compute .*differs by 1.*is verified"):
+        make_engine(job, tmp_path)
+
+
+def test_where_a_warning_will_do_it_is_failed(job_of, weights_format, tmp_path, plain_tensorrt):
+    plain_tensorrt.spoils = 1.0
+    made = make_engine(
+        job_of(weights_format(), has_random_samples=True, allows_difference=True), tmp_path
+    )
+    assert made.verification.state == "failed"
+    assert "differs by 1" in made.verification.reason
+
+
+def test_of_a_wrong_onnx_an_engine_is_wrong(job_of, weights_format, tmp_path, plain_tensorrt):
+    made = make_engine(
+        job_of(weights_format(spoil=1.0), has_random_samples=True, allows_difference=True), tmp_path
+    )
+    assert made.verification.state == "failed"
+    assert (
+        "the weights artifact that it was built from is failed: Output" in made.verification.reason
+    )
+
+
+def test_without_a_right_onnx_nothing_is_built(job_of, weights_format, tmp_path, plain_tensorrt):
+    plain_tensorrt.failing = {"build"}
+    with pytest.raises(ExportError, match="can't be exported as weights"):
+        make_engine(job_of(weights_format(spoil=1.0), has_random_samples=True), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("backend", "policy"),
-    [
-        ("onnx", "mixed_float16"),
-        ("savedmodel", "mixed_float16"),
-        ("savedmodel", "mixed_bfloat16"),
-    ],
+    ("failing", "match"), [("load", "can't load the engine"), ("cuda", "pip install cuda-python")]
 )
-def test_a_model_of_half_precision_exports_as_it_is(
-    tmp_path, backend, policy, tensorflow_installed
+def test_what_can_not_be_run_is_unverified(
+    job, tmp_path, plain_tensorrt, monkeypatch, failing, match
 ):
-    dense = keras.layers.Dense(3, dtype=policy)
-    model = keras.Sequential([keras.Input((4,)), dense], name="half")
-    report = Exporter(model, backend, verbose=False).export(tmp_path / "half")
-    assert report.verified
-    manifest = Bundle.open(tmp_path / "half").manifest
-    assert manifest.signature.outputs[0].dtype == policy.removeprefix("mixed_")
+    plain_tensorrt.failing = {failing}
+    if failing == "cuda":
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    made = make_engine(job, tmp_path)
+    assert made.verification.state == "unverified"
+    assert match in made.verification.reason
+    assert "the weights artifact that it was built from is verified" in made.verification.reason
 
 
-@pytest.mark.parametrize("backend", ["onnx", "savedmodel"])
-def test_layers_may_compute_in_half_precision(digits, tmp_path, backend, tensorflow_installed):
-    exporter = Exporter(digits, backend, precision="float16", verbose=False)
-    report = exporter.export(tmp_path / "half")
-    assert report.verified
-    assert 0 < report.verification.largest_difference < 1e-2
-    assert report.verification.agreement["probabilities"]["same_largest"] > 0.9
-    manifest = Bundle.open(tmp_path / "half").manifest
-    assert manifest.precision == "float16"
-    assert manifest.signature.outputs[0].dtype == "float32"
-    assert manifest.verification == report.verification
-    assert digits.compute_dtype == "float32"
-    assert exporter.check(tmp_path / "half").verified
+def test_a_gpu_that_fails_fails_the_export(job, tmp_path, plain_tensorrt):
+    plain_tensorrt.failing = {"execute"}
+    with pytest.raises(ExportError, match="failed to run the engine"):
+        make_engine(job, tmp_path)
+
+
+def test_a_model_of_nan_verifies_nothing(job_of, weights_format, dense, tmp_path, plain_tensorrt):
+    dense.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
+    made = make_engine(job_of(weights_format(), dense, has_random_samples=True), tmp_path)
+    assert made.verification.state == "unverified"
+    assert "the weights artifact that it was built from is unverified" in made.verification.reason

@@ -1,43 +1,53 @@
-"""Every module has its test file, and every test file its module."""
+"""Every module has a test file, its own or its room's, and every test file has a module."""
 
 from pathlib import Path
 
-BACKENDS = ("jax", "tensorflow", "torch")
+SHARING = ("jax", "tensorflow", "torch", "protocols")
+"""Folders of `backend` whose modules of one name share one test file."""
 WITHOUT_A_MODULE = ("house", "oracles")
 
 
-def expected_tests(root: Path) -> set[str]:
-    """Returns the test file of each module; the three backends share theirs with each other.
-
-    They share it with the room of the same name, too: `processes_test.py` is in `processes/`.
-    """
-    expected = set()
-    of_rooms = {path.name: path for path in (root / "tests/backend").rglob("*/*_test.py")}
+def modules(root: Path) -> list[tuple[str, ...]]:
+    """Returns the modules as paths in the package; those of one name under `SHARING` are one."""
+    found = []
     for path in (root / "keras_deepseek").rglob("*.py"):
-        parts = list(path.relative_to(root / "keras_deepseek").with_suffix("").parts)
-        if parts[-1] == "__init__":
-            continue
-        if parts[0] == "backend" and parts[1] in BACKENDS:
-            name = f"{parts[-1]}_test.py"
-            shared = of_rooms.get(name, root / "tests/backend" / name)
-            expected.add(shared.relative_to(root / "tests").as_posix())
-            continue
-        expected.add("/".join(parts) + "_test.py")
-    return expected
+        parts = path.relative_to(root / "keras_deepseek").with_suffix("").parts
+        if parts[-1] != "__init__":
+            is_of_backend = parts[0] == "backend" and parts[1] in SHARING
+            found.append((parts[0], *parts[2:]) if is_of_backend else parts)
+    return found
 
 
-def present_tests(root: Path) -> set[str]:
-    """Returns the test files that stand for a module."""
+def find_tests(root: Path) -> set[tuple[str, ...]]:
+    """Returns what has a test file: `("training", "step")` by `tests/training/step_test.py`."""
     names = (path.relative_to(root / "tests") for path in (root / "tests").rglob("*_test.py"))
-    return {name.as_posix() for name in names if name.parts[0] not in WITHOUT_A_MODULE}
+    return {
+        (*name.parts[:-1], name.stem.removesuffix("_test"))
+        for name in names
+        if name.parts[0] not in WITHOUT_A_MODULE
+    }
 
 
-def test_every_module_has_its_test_file(root):
-    assert sorted(expected_tests(root) - present_tests(root)) == []
+def has_test(module: tuple[str, ...], found: set[tuple[str, ...]]) -> bool:
+    """Returns True if a module, or a room inside a room that holds it, has a test file.
+
+    The three backends share theirs with the room of the same name: `processes/processes_test.py`.
+    """
+    lengths = range(min(2, len(module)), len(module) + 1)
+    own = any(module[:length] in found for length in lengths)
+    return own or (module[0] == "backend" and any(name[-1] == module[-1] for name in found))
 
 
-def test_every_test_file_has_its_module(root):
-    assert sorted(present_tests(root) - expected_tests(root)) == []
+def test_every_module_has_a_test_file(root):
+    found = find_tests(root)
+    assert [each for each in modules(root) if not has_test(each, found)] == []
+
+
+def test_every_test_file_has_a_module_or_a_room(root):
+    known = {each[:length] for each in modules(root) for length in range(1, len(each) + 1)}
+    shared = {each[-1] for each in modules(root) if each[0] == "backend"}
+    unknown = [each for each in find_tests(root) - known if each[-1] not in shared]
+    assert sorted(unknown) == []
 
 
 def test_every_file_in_tests_is_collected(root):

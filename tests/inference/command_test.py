@@ -64,7 +64,6 @@ def test_the_defaults_are_those_of_the_engine():
         "cache_entries": 0,
         "log_requests": None,
         "sample": None,
-        "replay": None,
         "token_file": None,
         "tls_certificate": None,
         "tls_key": None,
@@ -293,7 +292,7 @@ def test_a_warm_up_that_fails_is_told_in_a_line_and_its_traceback_in_the_log(
     monkeypatch.setattr(onnx_runtime.OnnxRuntime, "run", run)
     message = (
         r"^The warm-up of version 1 of the model 'double' failed with ArithmeticError: it is too "
-        r"large\. It was raised by a batch of 4 rows\.$"
+        r"large\. A batch of 4 rows raised it\.$"
     )
     arguments = parse(path, "--name", "double", "--http-port", "0", "--no-grpc")
     with caplog.at_level(logging.DEBUG), pytest.raises(NotSupportedError, match=message):
@@ -316,20 +315,15 @@ def test_a_warning_is_a_line_without_source():
     assert warnings.formatwarning is before
 
 
-def test_requests_are_written_and_sent_again(bundle_of, tmp_path, capsys):
+def test_requests_are_written(bundle_of, tmp_path):
     log = tmp_path / "requests"
     path = str(bundle_of("onnx").path)
     with serving(path, "--log-requests", str(log), "--sample", "1") as (child, url):
         ask(url)
         child.send_signal(signal.SIGTERM)
         assert child.wait(60) == 0
-    command.run(parse(path, "--replay", str(log)))
-    assert capsys.readouterr().out.startswith("1 requests: 1 answers equal, 0 close, 0 different")
-    entry = json.loads(log.read_text())
-    entry["outputs"]["y"]["data"] = entry["inputs"]["x"]["data"]
-    log.write_text(json.dumps(entry))
-    with pytest.raises(NotSupportedError, match="1 different"):
-        command.run(parse(path, "--replay", str(log)))
+    (entry,) = map(json.loads, log.read_text().splitlines())
+    assert set(entry) == {"time", "model", "version", "inputs", "outputs"}
 
 
 def test_the_line_says_what_grpc_needs_where_it_is_not_installed(doubler):

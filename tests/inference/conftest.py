@@ -20,7 +20,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.runtimes.openvino_model import import_openvino
 from keras_deepseek.inference import GrpcServer, HttpLimits, HttpServer, ServingEngine
-from keras_deepseek.inference.protocols.messages import Protocol
+from keras_deepseek.inference.protocols.messages import message_pool, new_message, parse_message
 
 DOUBLE = Signature(
     inputs=(TensorSpec("x", (None, 2), "float32"),),
@@ -191,28 +191,23 @@ class GrpcClient:
         self.server = server
         self.channel = grpc.insecure_channel(server.target)
 
-    def send(self, protocol: Protocol, path: str, data: bytes, timeout: float | None = 60) -> Any:
+    def send(self, path: str, data: bytes, timeout: float | None = 60) -> Any:
         """Returns the call that sends bytes to a method, as in `"grpc.health.v1.Health/Check"`."""
-        _, answer = _calls_of(protocol, path)
-        read = partial(protocol.parse, answer)
+        read = partial(parse_message, _method_of(path).output_type.full_name)
         return self.channel.unary_unary(f"/{path}", None, read).future(data, timeout=timeout)
 
-    def ask(self, protocol: Protocol, path: str, /, **fields: Any) -> Any:
+    def ask(self, path: str, /, **fields: Any) -> Any:
         """Returns the answer to a request of these fields."""
-        request, _ = _calls_of(protocol, path)
-        return self.send(
-            protocol, path, protocol.new(request, **fields).SerializeToString()
-        ).result()
+        request = new_message(_method_of(path).input_type.full_name, **fields)
+        return self.send(path, request.SerializeToString()).result()
 
     def close(self) -> None:
         self.channel.close()
 
 
-def _calls_of(protocol: Protocol, path: str) -> list[str]:
-    service, _, call = path.partition("/")
-    package = service.rpartition(".")[0]
-    names = protocol.services[service][call]
-    return [f"{package}.{name.removeprefix('stream ')}" for name in names]
+def _method_of(path: str) -> Any:
+    service, _, name = path.partition("/")
+    return message_pool().FindServiceByName(service).methods_by_name[name]
 
 
 @pytest.fixture

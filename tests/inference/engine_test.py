@@ -20,7 +20,7 @@ from keras_deepseek.inference import (
     ServingEngine,
 )
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.models import model_host
+from keras_deepseek.inference.models import model_repository
 from keras_deepseek.inference.server.termination import Interruption
 
 
@@ -102,7 +102,7 @@ def test_what_comes_from_a_path_is_loaded_for_each_replica(bundle_of):
 
 
 def test_closing_with_a_server_does_not_wait_for_ever(doubler, monkeypatch):
-    monkeypatch.setattr(model_host, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(model_repository, "LEAST_SECONDS", 0.0)
     engine = ServingEngine(doubler, warm_up=False)
     engine.serve(0, limits=HttpLimits(settle_seconds=0.001, grace_seconds=0.001))
     doubler.hold()
@@ -260,7 +260,7 @@ def test_grpc_is_not_left_open_beside_tls(doubler):
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with ServingEngine(doubler) as engine:
-        with pytest.raises(InvalidInputError, match="for both ports or for none"):
+        with pytest.raises(InvalidInputError, match="for one port only"):
             engine.serve(0, 0, ssl_context=context)
         assert not engine.servers
 

@@ -107,11 +107,6 @@ def test_one_certificate_serves_both_ports(certificates, tmp_path):
     assert read(*words, "--no-grpc").of_servers["grpc_credentials"] is None
 
 
-def test_a_replay_needs_no_server(installed):
-    installed()
-    assert read("--replay", "requests").of_servers == {}
-
-
 @pytest.mark.parametrize(
     ("arguments", "names", "port"),
     [
@@ -162,7 +157,7 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
         ("--http-port 70000", "port 70000"),
         ("--grpc-port -1", "port -1"),
         ("--max-body-bytes 0", "max_body_bytes=0"),
-        ("--token-file nothing", "Can't read the tokens of 'nothing'"),
+        ("--token-file nothing", "Can't read the tokens in 'nothing'"),
         ("--tls-key key.pem", "without a TLS certificate"),
         ("--tls-certificate nothing", "Can't use the certificate 'nothing'"),
         ("--custom-objects-from nothing.py", "where no file is"),
@@ -180,10 +175,11 @@ def test_models_of_a_file_have_their_own_names_and_versions(flag):
 
 
 def test_reading_loads_no_framework():
+    pytest.importorskip("httptools")
     code = "import argparse, sys\n"
     code += "from keras_deepseek.inference import command, serve_settings\n"
     code += "parser = argparse.ArgumentParser()\ncommand.add_arguments(parser)\n"
-    code += "arguments = parser.parse_args(['model.keras', '--replay', 'x'])\n"
+    code += "arguments = parser.parse_args(['model.keras', '--no-grpc'])\n"
     code += "serve_settings.read_settings(arguments)\n"
     code += "loaded = {'keras', 'tensorflow', 'jax', 'torch', 'onnxruntime'} & set(sys.modules)\n"
     code += "assert not loaded, loaded"

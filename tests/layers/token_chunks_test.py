@@ -63,7 +63,7 @@ def test_the_gradients_are_those_of_all_tokens_at_once():
         return map_chunks(weigh, [tokens], [labels], (kernel,), 3)
 
     gradients, expected = (
-        backend.current().compute_gradients(
+        backend.current().compute.compute_gradients(
             lambda *arrays, compute=compute: total(compute, *arrays), [tokens, kernel], []
         )[0]
         for compute in (in_chunks, weigh)
@@ -84,7 +84,7 @@ def test_no_call_sees_more_tokens_than_a_chunk_has():
         labels_ = keras.ops.convert_to_tensor(labels)
         return keras.ops.sum(map_chunks(record, [tokens], [labels_], (kernel,), 3))
 
-    backend.current().compute_gradients(total, [tokens, kernel], [])
+    backend.current().compute.compute_gradients(total, [tokens, kernel], [])
     assert set(sizes) == {3}
 
 

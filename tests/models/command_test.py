@@ -99,7 +99,7 @@ def test_a_chat_is_written_by_the_template(generate, model, capsys, tmp_path, mo
 
 def test_what_is_wrong_is_one_line(generate, model, capsys):
     assert generate("--prompt", "")[0] == 2
-    assert "The prompt '' has no tokens" in capsys.readouterr().err
+    assert "The prompt '' must have at least one token" in capsys.readouterr().err
     assert generate("--prompt", "hi", "--top-p", "3")[0] == 2
     shown = capsys.readouterr().err
     assert shown == "keras-deepseek generate: error: `top_p` must be at most 1, received 3.0.\n"

@@ -106,5 +106,5 @@ def test_another_model_is_refused():
 
 def test_layers_that_mix_the_documents_of_a_row_are_refused():
     model = DeepSeekV4CausalLM(DeepSeekV4Config.from_preset("tiny"))
-    with pytest.raises(NotSupportedError, match="DeepSeekV4CausalLM makes entries"):
+    with pytest.raises(NotSupportedError, match="DeepSeekV4CausalLM compresses the tokens"):
         make_packed_model(model)

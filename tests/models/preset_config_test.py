@@ -52,7 +52,9 @@ def test_the_documentation_of_a_config_names_its_presets(config_class):
 
 
 def test_what_a_preset_leaves_open_is_asked_for():
-    with pytest.raises(InvalidInputError, match=r"leaves classes open.*'tiny', classes=\.\.\."):
+    with pytest.raises(
+        InvalidInputError, match=r"has no value for classes.*'tiny', classes=\.\.\."
+    ):
         Sizes.from_preset("tiny")
 
 
@@ -76,8 +78,8 @@ def test_it_goes_through_a_config_json_by_its_fields():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"classes": 4, "depth": 2}, r"not known: 'depth': 2\. Known: classes, width"),
-        ({"width": 2}, "lacks 'classes', which Sizes has no default of"),
+        ({"classes": 4, "depth": 2}, r"unknown keys: \'depth': 2\. Known keys: classes, width"),
+        ({"width": 2}, "lacks 'classes', for which Sizes has no default"),
     ],
 )
 def test_what_does_not_fit_is_named(config, message):
@@ -87,7 +89,7 @@ def test_what_does_not_fit_is_named(config, message):
 
 def test_a_value_of_another_kind_is_shown():
     config = ResidualImageClassifierConfig(3).to_checkpoint_config()
-    with pytest.raises(InvalidInputError, match=r"another kind than Resid.*'filters_per_stage': 7"):
+    with pytest.raises(InvalidInputError, match=r"a type that Resid.*'filters_per_stage': 7"):
         ResidualImageClassifierConfig.from_checkpoint_config({**config, "filters_per_stage": 7})
 
 

@@ -97,5 +97,5 @@ def test_a_quantized_recommender_has_nearly_the_loss_that_it_had():
 
 def test_a_layer_that_is_not_there_is_named():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="only")])
-    with pytest.raises(InvalidInputError, match="no layer 'other', which is quantized by 'int8'"):
+    with pytest.raises(InvalidInputError, match="has a layer 'other', quantized to 'int8'"):
         quantize_again(model, {"other": {"mode": "int8", "config": None}})

@@ -55,7 +55,7 @@ def decode_compiled(layer, inputs, cache, cache_index):
         for name, array in given.items()
     }
     model = NamedModel(keras.Model(symbolic, DecodingStep(layer)(**symbolic)))
-    (outputs,) = backend.current().compile_inference(model)(given).values()
+    (outputs,) = backend.current().inference.compile_inference(model)(given).values()
     return outputs
 
 

@@ -22,6 +22,7 @@ from keras import ops
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.cluster import placement
 
@@ -40,7 +41,7 @@ else:
     sys.path.insert(0, str(Path(__file__).parent))
     import other_device
 
-    from keras_deepseek.backend.torch import gradients
+    from keras_deepseek.backend.torch import step
 
     other_device.register()
     FIRST, SECOND = "cpu:0", other_device.NAME
@@ -57,10 +58,10 @@ else:
                 is_any_moved = True
         return is_any_moved
 
-    backend.current().move_variables = move_variables
+    backend.current().devices.move_variables = move_variables
     # An exception ends a second computation early, and the device's guard can't be asked then.
-    gradients.set_checkpoint_early_stop = functools.partial(
-        lambda early_stop, _: early_stop(False), gradients.set_checkpoint_early_stop
+    step.set_checkpoint_early_stop = functools.partial(
+        lambda early_stop, _: early_stop(False), step.set_checkpoint_early_stop
     )
     placement.choose_layer_devices = lambda device_map, count_devices: device_map
 
@@ -246,7 +247,7 @@ def places() -> dict[str, list[str]]:
         device_map=DEVICE_MAP,
     )
     with trainer._in_training():
-        backend.keras_internals.build_for_training(model, (X, Y))
+        build_for_training(model, (X, Y))
         step = tf.function(model.train_step)
         graph = step.get_concrete_function((tf.constant(X), tf.constant(Y))).graph
     found: dict[str, list[str]] = {}

@@ -108,7 +108,7 @@ def check_outputs(model, case, entries=None):
 
     assert_close(keras.ops.convert_to_numpy(loss()), case.loss, 1e-5)
     variables = model.trainable_variables
-    _, gradients = backend.current().compute_gradients(loss, [], variables)
+    _, gradients = backend.current().compute.compute_gradients(loss, [], variables)
     by_variable = dict(zip(map(id, variables), gradients, strict=True))
     slopes = {}
     for entry in entries or model.checkpoint_entries():

@@ -122,7 +122,7 @@ def check_case(model: keras.Model, entries: list[CheckpointEntry], case: Case) -
         return keras.ops.sum(keras.ops.multiply(model(inputs), case["direction"] * real))
 
     variables = [variable for entry in entries for variable in entry.variables]
-    _, found = backend.current().compute_gradients(objective, [], variables)
+    _, found = backend.current().compute.compute_gradients(objective, [], variables)
     by_variable = {id(each): np.asarray(grad) for each, grad in zip(variables, found, strict=True)}
     gradients, largest = part(case, "gradient/"), 0.0
     assert len(gradients) >= len(variables)

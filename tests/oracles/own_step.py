@@ -16,7 +16,7 @@ def apply(optimizer, compute, variables, states):
         loss = compute()
         return loss, ops.stop_gradient(loss)
 
-    loss, backward = backend.current().differentiate(compute_twice, variables, states)
+    loss, backward = backend.current().step.differentiate(compute_twice, variables, states)
     optimizer.apply(backward(), variables)
     return loss
 

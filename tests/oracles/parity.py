@@ -98,7 +98,7 @@ def check_case(layer: keras.layers.Layer, case: Case) -> tuple[float, float]:
         outputs = layer(tensors[0] if tensors else inputs, **arguments)
         return keras.ops.sum(keras.ops.multiply(outputs, case["direction"] * real))
 
-    by_input, by_weight = backend.current().compute_gradients(
+    by_input, by_weight = backend.current().compute.compute_gradients(
         objective, list(by_float_input.values()), list(variables.values())
     )
     pairs = {

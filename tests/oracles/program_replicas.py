@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.backend import current
+from keras_deepseek.backend.jax.distribution import place_batch
 from keras_deepseek.backend.jax.replicas import JaxReplicas
 from keras_deepseek.backend.processes.gradient_compression import Compression, begin_residual
 
@@ -79,9 +80,9 @@ def check_a_step_is_awaited() -> None:
         return jax.lax.fori_loop(0, 300, lambda _, x: ops.sin(x) + ops.mean(x), x)
 
     model = keras.Sequential([keras.Input((10_000,)), keras.layers.Lambda(compute_long)])
-    with current().distributed(keras.distribution.DataParallel()):
+    with current().distribution.distributed(keras.distribution.DataParallel()):
         model.make_predict_function()
-        batch = current().place_batch(np.ones((8, 10_000), "float32"))
+        batch = place_batch(np.ones((8, 10_000), "float32"))
         outputs, _ = model.predict_function(([], []), iter([(batch,)]))
         assert len(outputs.sharding.device_set) == NUM_DEVICES
         assert outputs.is_ready()

@@ -1,7 +1,9 @@
 """What the tests of the protocols share: arrays to draw, and the packages of the real clients."""
 
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
+from keras_deepseek.inference.protocols import messages
 from keras_deepseek.inference.protocols.dtypes import DTYPES, dtype_of
+from keras_deepseek.inference.protocols.messages import message_pool
+
+DESCRIPTORS = Path(messages.__file__).parent / "proto" / "descriptors.binpb"
 
 NUMBERS = [dtype.name for dtype in DTYPES if dtype.name != "object"]
 
@@ -56,23 +62,45 @@ def skip_without(name: str) -> None:
         pytest.skip(f"{name} is not installed: `tox -e clients` has it")
 
 
-def differing_fields(protocol: Any, pool: Any) -> list[str]:
-    """Returns the fields, numbers and calls of our messages that a real package has otherwise.
+def read_descriptors(path: Path = DESCRIPTORS) -> Any:
+    """Returns the `FileDescriptorSet` of our messages, or of another file."""
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+    return FileDescriptorSet.FromString(path.read_bytes())
+
+
+def described_names(package: str = "") -> list[str]:
+    """Returns the full names of our messages, of all packages that begin with `package`."""
+
+    def walk(scope: str, kinds: Any) -> Iterator[str]:
+        for kind in kinds:
+            yield f"{scope}.{kind.name}"
+            yield from walk(f"{scope}.{kind.name}", kind.nested_type)
+
+    files = [file for file in read_descriptors().file if file.package.startswith(package)]
+    found = [name for file in files for name in walk(file.package, file.message_type)]
+    return [name for name in found if not name.endswith("Entry")]  # Those of maps.
+
+
+def differing_fields(package: str, pool: Any) -> list[str]:
+    """Returns the fields and numbers of our messages that a real package has otherwise.
 
     Args:
-        protocol: `Protocol`, ours.
+        package: string. The packages of our messages begin with it.
         pool: the descriptor pool in which a package of clients has put its own.
     """
+    names = described_names(package)
+    for file in read_descriptors().file:
+        if file.package.startswith(package):
+            names += [f"{file.package}.{one.name}" for one in file.enum_type]
     differing = []
-    for package, entries in protocol.packages.items():
-        for name in entries:
-            full_name = f"{package}.{name}"
-            ours, theirs = _describe(protocol.pool, full_name), _describe(pool, full_name)
-            differing += [
-                f"{full_name}.{key}: ours {value}, theirs {theirs.get(key)}"
-                for key, value in ours.items()
-                if theirs.get(key) != value
-            ]
+    for name in names:
+        ours, theirs = _describe(message_pool(), name), _describe(pool, name)
+        differing += [
+            f"{name}.{key}: ours {value}, theirs {theirs.get(key)}"
+            for key, value in ours.items()
+            if theirs.get(key) != value
+        ]
     return differing
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     files = [(folder / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     experts = model.small_layers["mixer"].experts
     noted = Source(np.zeros(experts.shape, "float32"))
-    current().assign_array(experts, noted)
+    current().compute.assign_array(experts, noted)
     found = {
         "parts": parts,
         "are_equal": are_equal,

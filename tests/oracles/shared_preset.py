@@ -52,7 +52,7 @@ def main() -> None:
     found = {
         "adapted": names,
         "experts": list((parts[0].data if parts else experts).shape),
-        "sum": float(np.sum(current().read_whole(experts))),
+        "sum": float(np.sum(current().distribution.read_whole(experts))),
         "num_written": len(written),
     }
     (folder / f"{cluster.rank}.json").write_text(json.dumps(found), encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.training.parameter_server.dispatcher import ActorLostError
+from keras_deepseek.training.parameter_server.engine import ProcessEndedError, Workers
 from keras_deepseek.training.parameter_server.messages import (
     Push,
     Result,
@@ -57,8 +57,8 @@ def first_values() -> ShardValues:
     return ShardValues([np.zeros(NUM_BATCHES)], [], [], num_updates=0)
 
 
-class SimulatedActors:
-    """`Actors` in this process.
+class SimulatedActors(Workers):
+    """Workers and servers in this process.
 
     Args:
         num_workers: integer.
@@ -100,7 +100,7 @@ class SimulatedActors:
 
         def act() -> Result:
             if task.batch == self.fails_on:
-                raise ActorLostError("The worker has died of the batch.")
+                raise ProcessEndedError("The worker has died of the batch.")
             pulled = [server.pull(None, 0) for server in self.servers]
             if None in pulled:
                 return Result({}, [], None)
@@ -125,24 +125,28 @@ class SimulatedActors:
                 for server, each in list(enumerate(pulled))[:dies_after]
             ]
             if dies_after < self.num_servers:  # Some have the update, or will have it.
-                raise ActorLostError("The worker has died.")
+                raise ProcessEndedError("The worker has died.")
             return Result({"batch": float(task.batch)}, [], pushes)
 
         return self._promise(act)
 
-    def restart_worker(self, worker: int) -> None:
+    def finish(self, worker: int, task: Task, future: int) -> Any:
+        return self.result(future)
+
+    def restart_workers(self, workers: Sequence[int]) -> None:
         raise AssertionError("In a simulation all answer.")
 
-    restart_server = restart_worker
+    def restart_server(self, server: int) -> None:
+        raise AssertionError("In a simulation all answer.")
 
     def set_up_server(self, server: int, values: ShardValues) -> int:
         plan = ShardPlan([], object, {})
         return self._promise(lambda: self.servers[server].set_up(plan, values))
 
-    def life(self, server: int) -> int:
+    def read_life(self, server: int) -> int:
         return self._ask(server, "life")
 
-    def read(self, server: int) -> int:
+    def read_server(self, server: int) -> int:
         return self._ask(server, "read")
 
     def _ask(self, server: int, name: str) -> int:
@@ -163,12 +167,12 @@ class SimulatedActors:
         act = self._pending.pop(future)
         try:
             self._found[future] = act()
-        except ActorLostError as error:
+        except ProcessEndedError as error:
             self._found[future] = error
 
     def result(self, future: int) -> Any:
         found = self._found.pop(future)
-        if isinstance(found, ActorLostError):
+        if isinstance(found, ProcessEndedError):
             raise found
         return found
 

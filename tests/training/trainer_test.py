@@ -348,10 +348,10 @@ def test_an_error_as_the_model_is_built_says_so():
     assert "built for the first batch" in "".join(caught.value.__notes__)
 
 
-def says_place(error, num_made):
+def says_place(error, num_steps):
     """Whether a note says where an error came; TensorFlow asks for a batch inside of its step."""
     note = "".join(getattr(error, "__notes__", []))
-    places = (f"after batch {num_made} of epoch 1", f"with batch {num_made + 1} of epoch 1")
+    places = (f"after batch {num_steps} of epoch 1", f"with batch {num_steps + 1} of epoch 1")
     return any(place in note for place in places)
 
 

@@ -1,1 +1,1 @@
-"""Batches in a known order from any position, and the state of random generators."""
+"""Batches in a fixed order from any position, and the state of random number generators."""

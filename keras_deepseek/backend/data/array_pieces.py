@@ -1,4 +1,4 @@
-"""A large array in pieces along its first axis, so that no second copy of it has to be made."""
+"""Copies of large arrays in pieces along the first axis, so that no second whole copy is made."""
 
 import itertools
 import math
@@ -11,17 +11,18 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 
 PIECE_BYTES = 2**23
-_ALIGNMENT = 64  # Bytes. What XLA and TensorFlow ask of memory that they go on using.
+_ALIGNMENT = 64  # Bytes. XLA and TensorFlow require it of memory that they use without a copy.
 _TILE = (128, 256)  # Numbers, along the last axis of the target and of the source.
-_LEAST_SIDE = 32  # Numbers. Of a matrix that is narrower, copying tiles takes longer.
-_TILE_GAP = 16  # Numbers between the rows of a tile: rows a power of two apart share cache lines.
+_LEAST_SIDE = 32  # Numbers. For narrower matrices, tiles are slower.
+# Numbers between the rows of a tile. Rows a power of two apart would share cache lines.
+_TILE_GAP = 16
 
 
 def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
     """Yields the indices that read an array piece by piece.
 
     Args:
-        shape: tuple of integers. That of the array.
+        shape: The shape of the array.
         item_bytes: integer. The bytes of a number.
     """
     if not shape:
@@ -34,10 +35,10 @@ def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
 
 
 def read_pieces(source: Any, dtype: Any) -> Array:
-    """Returns a copy of an array, or of what is read like one by its indices, in aligned memory.
+    """Returns a copy of an array in aligned memory, read piece by piece.
 
     Args:
-        source: What is read. It has a `shape`.
+        source: Array, or an object with a `shape` that is read like one by indices.
         dtype: `numpy.dtype` of the copy.
     """
     values = allocate_aligned(source.shape, dtype)
@@ -47,12 +48,7 @@ def read_pieces(source: Any, dtype: Any) -> Array:
 
 
 def as_contiguous(source: Array, dtype: Any) -> Array:
-    """Returns an array of a dtype whose numbers lie one after the other, a copy if need be.
-
-    Args:
-        source: Array.
-        dtype: `numpy.dtype`.
-    """
+    """Returns an array as a dtype in contiguous memory, a copy only if needed."""
     if source.dtype == dtype and source.flags.c_contiguous:
         return source
     values: Array = np.empty(source.shape, dtype)
@@ -61,14 +57,14 @@ def as_contiguous(source: Array, dtype: Any) -> Array:
 
 
 def copy_array(target: Array, source: Any) -> None:
-    """Copies an array into another, by tiles where what lies together in one is apart in the other.
+    """Copies an array into another, by tiles if the innermost axes of the two differ.
 
-    NumPy copies a transposed matrix number by number, each from a row of its own: 8 ns a number of
-    a kernel of 2816 by 1024, and by tiles 1.4.
+    NumPy copies a transposed matrix number by number, each from another row: 8 ns a number for a
+    kernel of 2816 by 1024. By tiles it takes 1.4 ns.
 
     Args:
         target: Array.
-        source: Array of the same shape, of a dtype that can be cast to that of the target.
+        source: Array of the same shape, whose dtype can be cast to that of the target.
     """
     source = np.asarray(source)
     run, row = _innermost_axis(source), _innermost_axis(target)
@@ -76,7 +72,7 @@ def copy_array(target: Array, source: Any) -> None:
     if run == row or min(sides) < _LEAST_SIDE:
         target[...] = source
         return
-    # The axes of all matrices but one come first.
+    # All other axes come first.
     targets, sources = (np.moveaxis(each, (row, run), (-2, -1)) for each in (target, source))
     rows = np.empty((_TILE[0], _TILE[1] + _TILE_GAP), target.dtype)
     for place in np.ndindex(sources.shape[:-2]):
@@ -89,7 +85,7 @@ def copy_array(target: Array, source: Any) -> None:
 
 
 def _innermost_axis(array: Array) -> int:
-    """Returns the axis along which the numbers of an array lie closest; the last of equals."""
+    """Returns the axis with the smallest stride, the last among equals."""
     if not array.size or not array.ndim:
         return 0
     steps = np.where(np.array(array.shape) > 1, np.abs(array.strides), sys.maxsize)
@@ -97,12 +93,7 @@ def _innermost_axis(array: Array) -> int:
 
 
 def allocate_aligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Returns an array of zeros in aligned memory, none of which is touched yet.
-
-    Args:
-        shape: tuple of integers.
-        dtype: `numpy.dtype`.
-    """
+    """Returns an array of zeros in aligned memory that the machine has not provided yet."""
     num_bytes = math.prod(shape) * dtype.itemsize
     memory = np.zeros(num_bytes + _ALIGNMENT, "u1")
     begin = -memory.ctypes.data % _ALIGNMENT

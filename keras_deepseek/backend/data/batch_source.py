@@ -1,7 +1,7 @@
-"""Training data of each kind, gone through from any batch of any pass.
+"""Training data of each kind, as batches from any position of any pass.
 
-`batch_stream` asks a source for batches; what Keras's own adapters do with each kind of data, these
-do so that a pass can be begun in its middle.
+These sources do what Keras's adapters do with each kind of data, but can begin a pass in its
+middle. `BatchStream` reads them.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.keras_private.keras_internals import (
+from keras_deepseek.backend.keras_private.datasets import (
     array_slices,
     copied_batches,
     find_data_adapter,
@@ -24,44 +24,45 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class BatchSource:
-    """Data that can be gone through several times; a pass is once."""
+    """Training data that can be read in several passes. A pass goes through the data once."""
 
     kind: str
     num_batches: int | None = None
-    """The number of batches of a pass, or `None` where it is not known."""
+    """The number of batches of a pass, or `None` if it is unknown."""
 
     is_length_exact = False
-    """Whether a pass ends after `num_batches` for certain; else, asking for one more shows it."""
+    """True if a pass surely ends after `num_batches`. Otherwise only asking for one more batch
+    tells."""
 
     can_repeat = True
-    """Whether there is a pass after the first."""
+    """True if there is a pass after the first."""
 
     uses_shared_generators = True
-    """Whether the batches depend on the random number generators that the process shares."""
+    """True if the batches depend on the global random number generators of the process."""
 
     specs: Any = None
-    """The shapes and dtypes of the batches as TensorFlow's specs, where the data say them."""
+    """The shapes and dtypes of the batches as TensorFlow specs, or `None` if the data don't say."""
 
     share: tuple[int, int] = (0, 1)
-    """Which rows of each batch this process takes: from the first on, one of so many."""
+    """The rows of each batch that this process takes: the index of the first one, and the step."""
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
         """Returns the batches of pass `index` from batch `first` on."""
         raise NotImplementedError
 
     def own_rows(self, index: int, first: int) -> Iterator[Any]:
-        """Returns what this process takes of `batches`: of the last one, perhaps no row."""
+        """Returns this process's rows of `batches`. The last batch may have none."""
         batches = self.batches(index, first)
         return batches if self.share[1] == 1 else _take_rows(batches, *self.share)
 
     def end_pass(self) -> None:
-        """Is told that the last batch of a pass was used."""
+        """Ends a pass, after its last batch was used."""
 
     def read_state(self) -> Any:
-        """Returns the state that the next pass begins in; `None` where it is always the same."""
+        """Returns the state in which the next pass begins, or `None` if it is always the same."""
 
     def go_to_pass(self, index: int, state: Any) -> None:
-        """Puts the data, fresh in this process, into the state that pass `index` begins in."""
+        """Puts fresh data into the state in which pass `index` begins."""
 
 
 def open_batch_source(
@@ -77,15 +78,15 @@ def open_batch_source(
 
     Args:
         x: The data.
-        shuffle: As in `fit`; `None` for what suits the data.
+        shuffle: As in `fit`; `None` for the default of the kind of data.
         seed: integer. The order of pass `p` is a function of `(seed, p)`.
         class_weight: As in `fit`.
-        share: tuple of integers. Which row of each batch is the first that this process takes, and
-            of how many it takes one. Defaults to `(0, 1)`, all rows.
-        **arguments: `y`, `sample_weight`, `batch_size` and `steps_per_epoch`, likewise.
+        share: The first row of each batch that this process takes, and the step to the next.
+            Defaults to `(0, 1)`, all rows.
+        **arguments: `y`, `sample_weight`, `batch_size` and `steps_per_epoch` of `fit`.
 
     Raises:
-        NotSupportedError: It is no kind of data whose position is known.
+        NotSupportedError: The position in this kind of data can't be known.
     """
     arguments["class_weight"] = class_weight
     source = _open(x, shuffle, seed, arguments)
@@ -94,7 +95,8 @@ def open_batch_source(
 
 
 def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, Any]) -> BatchSource:
-    if isinstance(x, GeneratorType):  # Keras's adapter would draw its first batches.
+    """Returns the source for a kind of data."""
+    if isinstance(x, GeneratorType):  # Keras's adapter would draw the first batches.
         return _Generator(x, arguments)
     kind, adapter = find_data_adapter(x, shuffle=bool(shuffle), **arguments)
     shuffle = True if shuffle is None else shuffle
@@ -107,9 +109,9 @@ def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, An
     if kind in ("tf.data", "Grain"):
         return _Dataset(kind, adapter)
     raise NotSupportedError(
-        f"The position in a {type(x).__name__} can't be known. Give arrays, a PyDataset, tf.data, "
-        "a torch DataLoader, a Grain dataset or a generator; or train by fit, without a "
-        "checkpoint_dir."
+        f"A training with checkpoints can't restore its position in a {type(x).__name__}. Give "
+        "arrays, a PyDataset, tf.data, a torch DataLoader, a Grain dataset or a generator; or "
+        "train without a checkpoint_dir."
     )
 
 
@@ -126,7 +128,7 @@ class _Arrays(BatchSource):
         self.num_batches = adapter.num_batches
 
     def own_rows(self, index: int, first: int) -> Iterator[Any]:
-        return self.batches(index, first)  # Which reads no rows but those.
+        return self.batches(index, first)  # It reads only those rows.
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
         order = np.arange(self._num_rows)
@@ -175,13 +177,13 @@ class _PyDataset(BatchSource):
         if self._keeps_state and state is not None:
             self._dataset.set_state(state)
             return
-        for _ in range(index):  # What it does between epochs, it does again.
+        for _ in range(index):  # Repeats what the dataset does between epochs.
             self._dataset.on_epoch_begin()
             self._dataset.on_epoch_end()
 
 
 class _Reordered(keras.utils.PyDataset):
-    """A dataset in another order and from another batch on, with the workers of the first."""
+    """A dataset in another order and from another batch on, with the workers of the original."""
 
     def __init__(self, dataset: keras.utils.PyDataset, order: Any, first: int) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
@@ -207,21 +209,21 @@ class _Generator(BatchSource):
         for name in ("y", "sample_weight", "class_weight"):
             if arguments[name] is not None:
                 raise InvalidInputError(
-                    f"`{name}` is given beside a generator. Let the generator yield tuples "
+                    f"Received `{name}` together with a generator. Let the generator yield tuples "
                     "(inputs, targets) or (inputs, targets, sample_weights)."
                 )
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
         if index:
             raise InvalidInputError(
-                "The generator has ended, and can't be gone through again. Let it go on for ever "
-                "and give steps_per_epoch, or give a PyDataset."
+                "The generator has ended and can't be repeated. Let it yield batches for ever and "
+                "give steps_per_epoch, or give a PyDataset."
             )
         return _skip(copied_batches(map(_check_tuple, self._generator)), first)
 
 
 class _Dataset(BatchSource):
-    """`tf.data` and Grain: a pass is begun in its middle by going through its beginning."""
+    """`tf.data` and Grain. To begin in the middle of a pass, the batches before it are skipped."""
 
     def __init__(self, kind: str, adapter: Any) -> None:
         self.kind = kind
@@ -240,19 +242,20 @@ class _Dataset(BatchSource):
 
     def go_to_pass(self, index: int, state: Any) -> None:
         if self._is_tensorflow:
-            for _ in range(index):  # `shuffle` orders each pass anew, by a count of iterators.
+            # The order of `shuffle` depends on how many iterators were made.
+            for _ in range(index):
                 iter(self._adapter.get_tf_dataset())
 
 
 class _DataLoader(BatchSource):
-    """PyTorch's loader draws its order when a pass is begun."""
+    """PyTorch's `DataLoader`, which draws its order when a pass begins."""
 
     kind = "DataLoader"
 
     def __init__(self, loader: Any, adapter: Any) -> None:
         self._loader = loader
         self.num_batches = adapter.num_batches
-        # Its tensors stay what they are: pinned memory is worth keeping.
+        # On PyTorch, tensors are passed on, since they may be in pinned memory.
         self._is_own = keras.backend.backend() == "torch"
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
@@ -260,7 +263,7 @@ class _DataLoader(BatchSource):
         return _skip(batches, first)
 
     def _go_through(self) -> Iterator[Any]:
-        for batch in self._loader:  # `default_collate` makes a list of tuples.
+        for batch in self._loader:  # `default_collate` turns tuples into lists.
             yield tuple(batch) if isinstance(batch, list) else batch
 
     def read_state(self) -> Any:
@@ -271,7 +274,10 @@ class _DataLoader(BatchSource):
             generator.set_state(generator.get_state().new_tensor(value.tolist()))
 
     def _generators(self) -> list[Any]:
-        """Returns PyTorch's shared generator, which Keras may not run on, and the loader's own."""
+        """Returns PyTorch's global generator and the loader's own.
+
+        Keras may run on another framework.
+        """
         loader = self._loader
         holders = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         own = [getattr(holder, "generator", None) for holder in holders]
@@ -280,6 +286,7 @@ class _DataLoader(BatchSource):
 
 
 def _take_rows(batches: Iterator[Any], first: int, step: int) -> Iterator[Any]:
+    """Yields every so many rows of batches."""
     try:
         for batch in batches:
             yield keras.tree.map_structure(
@@ -292,15 +299,16 @@ def _take_rows(batches: Iterator[Any], first: int, step: int) -> Iterator[Any]:
 
 
 def _skip(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """Returns the batches after the first `count`, which are drawn now and not later."""
+    """Returns the batches after the first `count`, which are drawn at once."""
     next(itertools.islice(batches, count, count), None)
     return batches
 
 
 def _check_tuple(batch: Any) -> Any:
+    """Returns a batch of a generator, which must be a tuple."""
     if not isinstance(batch, tuple):
         raise InvalidInputError(
             "The generator must yield tuples: (inputs,), (inputs, targets) or (inputs, targets, "
-            f"sample_weights); it has yielded a {type(batch).__name__}."
+            f"sample_weights); received a {type(batch).__name__}."
         )
     return batch

@@ -1,8 +1,8 @@
-"""The batches of a training in their order, over all of its epochs, and how far it has come.
+"""The batches of a training in their order over all epochs, and the position in them.
 
-An epoch is a pass over the data, or `steps_per_epoch` batches of the passes that follow each other.
-A position names the pass, how many batches of it were used and how many were drawn: a generator
-that was asked for one batch more has moved on, and so have the random numbers that it draws.
+An epoch is one pass over the data, or `steps_per_epoch` batches of consecutive passes. A position
+holds the pass, how many of its batches were used, and how many were drawn: a generator that was
+asked for one batch more has moved on, and so have the random numbers that it draws.
 """
 
 import contextlib
@@ -18,25 +18,25 @@ from keras_deepseek.errors import InvalidInputError
 
 
 class BatchStream:
-    """Batches of a source, epoch by epoch, from any position on.
+    """The batches of a source, epoch by epoch, from any position on.
 
     Args:
         source: `BatchSource`.
-        steps_per_epoch: integer, or `None` for a whole pass an epoch.
+        steps_per_epoch: integer, or `None` for one pass an epoch.
     """
 
     def __init__(self, source: BatchSource, steps_per_epoch: int | None) -> None:
         self.source = source
         self.steps_per_epoch = steps_per_epoch
-        self.epoch_length: int | None = None  # Known from the epoch's last batch on.
-        self.error: Exception | None = None  # What going through the data has raised.
+        self.epoch_length: int | None = None  # Set at the last batch of the epoch.
+        self.error: Exception | None = None  # The error that the data raised.
         self.on_take: Callable[[Any], None] | None = None
-        """Is called with each batch that leaves the stream."""
-        self._failure: Exception | None = None  # Met while looking ahead: the next batch is that.
+        """Function that is called with each batch that leaves the stream."""
+        self._failure: Exception | None = None  # The error of the next batch.
         self._in_epoch = False
         self._taken_in_epoch = 0
         self._pass = 0
-        self._begun: dict[str, Any] | None = None  # What the pass began with, while it lasts.
+        self._begun: dict[str, Any] | None = None  # The states at the start of the current pass.
         self._iterator: Iterator[Any] = iter(())
         self._buffer: deque[Any] = deque()
         self._drawn = 0
@@ -44,12 +44,12 @@ class BatchStream:
 
     @property
     def steps(self) -> int | None:
-        """The number of batches of an epoch, as far as it is known."""
+        """The number of batches of an epoch, or `None` if it is unknown."""
         return self.steps_per_epoch or self.source.num_batches
 
     @property
     def is_epoch_short(self) -> bool:
-        """Whether the epoch has ended with the data, before its `steps_per_epoch` batches."""
+        """True if the epoch has ended with the data, before its `steps_per_epoch` batches."""
         most, length = self.steps_per_epoch, self.epoch_length
         return most is not None and length is not None and length < most
 
@@ -57,7 +57,7 @@ class BatchStream:
         """Begins an epoch.
 
         Args:
-            done: integer. How many batches of it were used before. Defaults to `0`.
+            done: integer. The batches of it that were used before. Defaults to `0`.
 
         Raises:
             InvalidInputError: There is no batch.
@@ -69,9 +69,9 @@ class BatchStream:
         self._in_epoch = True
 
     def end_epoch(self) -> None:
-        """Ends an epoch, and with it the pass whose last batch is known to be used.
+        """Ends an epoch, and its pass if the last batch of that is known to be used.
 
-        No batch is drawn to know it: a generator that is trained on again has lost none.
+        It draws no batch to find out, so that a generator that is trained on again has lost none.
         """
         self._in_epoch = False
         self._taken_in_epoch = 0
@@ -80,25 +80,25 @@ class BatchStream:
             self._end_pass()
 
     def can_go_on(self) -> bool:
-        """Returns whether there are batches for another epoch, at the end of one."""
+        """Returns True if there are batches for another epoch, at the end of one."""
         return self.source.can_repeat or (self._begun is not None and not self._is_pass_over())
 
     def close(self) -> None:
-        """Leaves the pass that is begun: workers that load its batches are ended."""
+        """Ends the current pass and the workers that load its batches."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            with contextlib.suppress(ValueError):  # TensorFlow may be asking for a batch just now.
+            with contextlib.suppress(ValueError):  # TensorFlow may be drawing a batch.
                 close()
 
     def batches(self) -> Iterator[Any]:
-        """Yields the rest of the epoch; before one is begun, the batch that it will begin with."""
+        """Yields the rest of the epoch, or the first batch if no epoch has begun."""
         if not self._in_epoch:
             yield from self.peek(1)
         while self._in_epoch and self.epoch_length is None:
             yield self._take()
 
     def peek(self, count: int) -> list[Any]:
-        """Returns the next batches, which stay the next; fewer where the pass has no more.
+        """Returns the next batches without taking them, fewer if the pass has no more.
 
         Args:
             count: integer. How many.
@@ -116,13 +116,13 @@ class BatchStream:
             self._fill(count)
         self._raise_failure()
         if not self._buffer:
-            raise InvalidInputError("The training data hold no batch. Give some that do.")
+            raise InvalidInputError("The training data hold no batch. Give data with at least one.")
         return list(self._buffer)[:count]
 
     def look_ahead(self, count: int) -> list[Any]:
-        """Returns the epoch's next batches, which stay the next; fewer where that is all.
+        """Returns the next batches of the epoch without taking them, fewer at its end.
 
-        What fails about them fails when they are taken.
+        Errors in them are raised when they are taken.
 
         Args:
             count: integer. How many at most.
@@ -135,10 +135,10 @@ class BatchStream:
         return list(self._buffer)[:count]
 
     def read_position(self, done: int = 0) -> dict[str, Any]:
-        """Returns where the stream stands.
+        """Returns the position of the stream.
 
         Args:
-            done: integer. How many batches of the epoch were used: Keras may have taken one ahead.
+            done: integer. The batches of the epoch that were used: Keras may have taken one ahead.
                 Defaults to `0`, between epochs.
         """
         return {
@@ -153,15 +153,15 @@ class BatchStream:
         }
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Goes to where `read_position` was called, on data that are fresh in this process.
+        """Goes to a position, on data that are fresh in this process.
 
-        Changes the random number generators that the process shares, where the data use them.
+        It changes the global random number generators of the process if the data use them.
 
         Args:
-            position: dict. What `read_position` returned.
+            position: dict that `read_position` returned.
 
         Raises:
-            InvalidInputError: The data are others.
+            InvalidInputError: The data differ.
         """
         here = self.read_position()
         for name in ("kind", "num_batches", "steps_per_epoch"):
@@ -183,8 +183,8 @@ class BatchStream:
         self._raise_failure()
         if self._drawn < position["drawn"]:
             raise InvalidInputError(
-                f"The training data end before batch {position['drawn']}, which the checkpoint had "
-                "come to. Give the same data, or train without resume."
+                f"The training data end before batch {position['drawn']}, where the checkpoint "
+                "was written. Give the same data, or train without resume."
             )
 
     @property
@@ -192,6 +192,7 @@ class BatchStream:
         return self._drawn - len(self._buffer)
 
     def _take(self) -> Any:
+        """Returns the next batch of the epoch."""
         self._fill(1)
         self._raise_failure()
         if not self._buffer:
@@ -208,12 +209,14 @@ class BatchStream:
         return batch
 
     def _is_pass_over(self) -> bool:
+        """Returns True if the pass has no batch left, which may draw one."""
         if self.source.is_length_exact:
             return self._taken == self.source.num_batches
         self._fill(1)
         return not self._buffer and self._failure is None
 
     def _fill(self, count: int) -> None:
+        """Draws batches until `count` of them wait, as far as there are."""
         while len(self._buffer) < count and not self._is_exhausted and self._failure is None:
             try:
                 batch = next(self._iterator)
@@ -226,9 +229,9 @@ class BatchStream:
                 self._drawn += 1
 
     def _raise_failure(self) -> None:
-        """Raises what the next batch has failed with, once those before it were taken."""
+        """Raises the error of the next batch, after the batches before it were taken."""
         if self._failure is not None and not self._buffer:
-            self.error = self._failure  # TensorFlow hides it in one of its own.
+            self.error = self._failure  # TensorFlow wraps it in its own error.
             raise self._failure
 
     def _begin_pass(self) -> None:
@@ -249,11 +252,11 @@ class BatchStream:
 
 
 class Epochs:
-    """Batches that can be gone through once an epoch, each array of them changed on the way.
+    """An iterable over the batches of an epoch, with a function applied to each array.
 
     Args:
         make_batches: Function that returns an iterator of batches.
-        change: Function of an array to what a step takes.
+        change: Function from an array to what a step takes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Training data for `model.fit` that know how far a training has come."""
+"""Training data for `model.fit` that know their position."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.data.batch_stream import BatchStream
-from keras_deepseek.backend.keras_private.keras_internals import DataAdapter, batch_specs
+from keras_deepseek.backend.keras_private.datasets import DataAdapter, batch_specs
 
 
 class PositionedData(DataAdapter):
-    """A stream of batches in the form in which `model.fit` takes data of any kind.
+    """A stream of batches, in the form in which `model.fit` takes any data.
 
-    Keras is told no number of batches, so that it never runs out of them and never begins a pass by
-    itself: whoever begins the stream's epochs ends those of Keras.
+    Keras is told no number of batches, so that it never runs out of them and never begins a pass
+    itself. The epochs of the stream end those of Keras.
 
     Args:
         stream: `BatchStream`.
@@ -30,23 +30,24 @@ class PositionedData(DataAdapter):
         self._batch: dict[str, Any] = {}
 
     def open(self) -> None:
-        """Looks at the first two batches, so that `symbolic_batch` knows what they are like.
+        """Reads the shapes of the first two batches for `symbolic_batch`.
 
         Raises:
             InvalidInputError: There is no batch.
         """
         batches = self.stream.peek(2)
         if len({_count_leaves(batch) for batch in batches}) > 1:
-            batches = batches[:1]  # As where some come with weights: only TensorFlow minds.
+            # For example if only some have weights. Only TensorFlow rejects that.
+            batches = batches[:1]
         specs = keras.tree.flatten(batch_specs(batches))
         self._batch = {
-            # In the order of `flatten`, which that of `map_structure` is not on PyTorch.
+            # In the order of `flatten`: that of `map_structure` differs on PyTorch.
             "structure": keras.tree.pack_sequence_as(batches[0], list(range(len(specs)))),
             "leaves": [
                 None
                 if spec is None
                 else {
-                    # A process whose rows are none computes on made-up ones.
+                    # A process without rows computes on dummy rows.
                     "first": [max(leaf.shape[0], 1), *leaf.shape[1:]],
                     "all": list(spec.shape),  # `None` where the two batches differ.
                     "dtype": spec.dtype,
@@ -57,13 +58,13 @@ class PositionedData(DataAdapter):
         }
 
     def leave_open(self, inputs: Sequence[keras.KerasTensor]) -> None:
-        """Lets later batches have other sizes than the first where a model takes any.
+        """Allows later batches to have other sizes than the first, where the model accepts any.
 
-        TensorFlow is told of the sizes of all, and two batches may be alike by chance. Where the
-        inputs may have any, so may the targets and the weights that are as long.
+        TensorFlow traces for the sizes of the specs, and the two first batches may be equal by
+        chance. Where the inputs may have any size, so may targets and weights of the same length.
 
         Args:
-            inputs: Those of the model, in its order.
+            inputs: The inputs of the model, in its order.
         """
         x, *others = keras.utils.unpack_x_y_sample_weight(self._batch["structure"])
         named = {tensor.name: tensor for tensor in inputs}
@@ -71,7 +72,7 @@ class PositionedData(DataAdapter):
         if isinstance(x, dict) and set(x) <= set(named):
             inputs = [named[name] for name in sorted(x)]
             indices = [x[name] for name in sorted(x)]
-        if len(indices) != len(inputs):  # The model says what is wrong with them.
+        if len(indices) != len(inputs):  # The model will report the error.
             return
         free: set[int] = set()
         for index, tensor in zip(indices, inputs, strict=True):
@@ -87,43 +88,46 @@ class PositionedData(DataAdapter):
                 self._open_sizes(index, [size in free for size in self._sizes(index)])
 
     def _sizes(self, index: int) -> list[int]:
+        """Returns the sizes of a leaf of the first batch."""
         leaf = self._batch["leaves"][index]
         return leaf["first"] if leaf else []
 
     def _open_sizes(self, index: int, are_open: Sequence[bool]) -> None:
+        """Frees the marked axes of a leaf in `symbolic_batch("all")`."""
         leaf = self._batch["leaves"][index]
         for axis, is_open in enumerate(are_open):
             if leaf and is_open and 0 < axis < len(leaf["all"]):
                 leaf["all"][axis] = None
 
     def read_position(self, done: int = 0) -> dict[str, Any]:
-        """Returns where the data stand.
+        """Returns the position of the data.
 
         Args:
-            done: integer. How many batches of the epoch were used. Defaults to `0`, between epochs.
+            done: integer. The batches of the epoch that were used. Defaults to `0`, between epochs.
         """
         return {**self.stream.read_position(done), "batch": self._batch}
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Goes to where `read_position` was called, on data that are fresh in this process.
+        """Goes to a position, on data that are fresh in this process.
 
         Args:
-            position: dict. What `read_position` returned.
+            position: dict that `read_position` returned.
 
         Raises:
-            InvalidInputError: The data are others.
+            InvalidInputError: The data differ.
         """
         self.stream.go_to(position)
         self._batch = position["batch"]
 
     def symbolic_batch(self, sizes: str = "first") -> Any:
-        """Returns `KerasTensor`s like the very first batch, wherever the data stand now.
+        """Returns `KerasTensor`s of the shapes of the very first batch, at any position.
 
-        What was traced for other shapes may round otherwise, so that they are part of the position.
+        A step that was traced for other shapes may round differently, so the shapes are part of the
+        position.
 
         Args:
-            sizes: string. `"first"` for the sizes of that batch, `"all"` for `None` where another
-                one had others. Defaults to `"first"`.
+            sizes: string. `"first"` for the sizes of that batch, or `"all"` for `None` where the
+                second one differed. Defaults to `"first"`.
         """
 
         def tensor(index: int) -> keras.KerasTensor | None:
@@ -136,17 +140,18 @@ class PositionedData(DataAdapter):
         return self.stream.batches()
 
     def get_jax_iterator(self) -> Iterable[Any]:
-        return backend.current().feed_batches(self.stream.batches, None)
+        return backend.current().step.feed_batches(self.stream.batches, None)
 
     def get_torch_dataloader(self) -> Iterable[Any]:
-        return backend.current().feed_batches(self.stream.batches, None)
+        return backend.current().step.feed_batches(self.stream.batches, None)
 
     def get_tf_dataset(self) -> Iterable[Any]:
         specs = self.stream.source.specs
         if specs is None:
             specs = self.symbolic_batch("all")
-        return backend.current().feed_batches(self.stream.batches, specs)
+        return backend.current().step.feed_batches(self.stream.batches, specs)
 
 
 def _count_leaves(batch: Any) -> int:
+    """Returns the number of leaves of a batch that are not `None`."""
     return sum(leaf is not None for leaf in keras.tree.flatten(batch))

@@ -1,6 +1,6 @@
-"""The random number generators that a process shares: Python's, NumPy's, Keras's, the framework's.
+"""The global random number generators: those of Python, NumPy, Keras and the framework.
 
-Generators that belong to a layer, as that of `Dropout`, are variables of the model and not here.
+Generators of a layer, such as that of `Dropout`, are variables of the model, and not here.
 """
 
 import random
@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import (
+from keras_deepseek.backend.keras_private.global_seed import (
     forget_global_seed,
     global_seed_state,
     has_global_seed,
@@ -19,10 +19,10 @@ from keras_deepseek.backend.keras_private.keras_internals import (
 
 
 def seed_generators(seed: int) -> None:
-    """Seeds every generator that the process shares.
+    """Seeds every global random number generator.
 
-    PyTorch's as well where it is imported and Keras runs on another framework: its `DataLoader`
-    draws the order of the data by it.
+    That includes PyTorch's if it is imported and Keras runs on another framework: its `DataLoader`
+    draws the order of the data from it.
 
     Args:
         seed: integer from 0 to 2**32 - 1.
@@ -33,31 +33,27 @@ def seed_generators(seed: int) -> None:
 
 
 def read_random_state(*, makes_missing: bool = True) -> dict[str, Any]:
-    """Returns the state of every generator that the process shares, as a copy.
+    """Returns a copy of the state of every global random number generator.
 
     Args:
-        makes_missing: boolean. Whether Keras's, where there is none yet, is made, by a number that
-            Python's gives. Defaults to `True`.
+        makes_missing: boolean. Whether to create Keras's generator if there is none, with a seed
+            from Python's. Defaults to `True`.
     """
     seed_state = None
-    if makes_missing or has_global_seed():  # First of all, for what it may take of Python's.
+    if makes_missing or has_global_seed():  # Must be first: it may draw from Python's generator.
         seed_state = keras.ops.convert_to_numpy(global_seed_state()).copy()
     version, words, gauss = random.getstate()
     return {
         "keras": seed_state,
         "python": {"version": version, "words": np.array(words, "uint64"), "gauss": gauss},
-        # The modern generators of NumPy are objects; this one alone is shared.
+        # NumPy's only global generator is the legacy one.
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
-        "framework": backend.current().read_framework_random_state(),
+        "framework": backend.current().step.read_framework_random_state(),
     }
 
 
 def write_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators into a state that `read_random_state` returned.
-
-    Args:
-        state: dict. The state.
-    """
+    """Restores a state that `read_random_state` returned."""
     python = state["python"]
     words = tuple(int(word) for word in python["words"])
     if state["keras"] is None:
@@ -66,4 +62,4 @@ def write_random_state(state: dict[str, Any]) -> None:
         global_seed_state().assign(state["keras"])
     random.setstate((int(python["version"]), words, python["gauss"]))
     np.random.set_state(state["numpy"])  # noqa: NPY002
-    backend.current().write_framework_random_state(state["framework"])
+    backend.current().step.write_framework_random_state(state["framework"])

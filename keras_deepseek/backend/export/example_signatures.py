@@ -1,4 +1,4 @@
-"""The signatures of a SavedModel that read serialized `tf.train.Example`s, called as clients do."""
+"""Calls of the SavedModel signatures that read serialized `tf.train.Example`s, as clients do."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ CLASSIFY, REGRESS = "serving_classify", "serving_regress"
 
 
 def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | None) -> Array:
-    """Returns the score of each class for each row, found by the class's name.
+    """Returns the score of each class for each row, by the name of the class.
 
     Args:
         loaded: The SavedModel, as TensorFlow loaded it.
         rows: Arrays by input name.
-        classes: The names of the classes, in the order of the columns to return. `None` for their
+        classes: The names of the classes, in the order of the columns to return. `None` for
             numbers.
 
     Raises:
@@ -37,7 +37,9 @@ def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | No
     for column, name in enumerate(encoded):
         is_named = names == name
         if not (is_named.sum(axis=1) == 1).all():
-            raise ExportError(f"{CLASSIFY} does not name the class {wanted[column]!r} once a row.")
+            raise ExportError(
+                f"{CLASSIFY} does not name the class {wanted[column]!r} once in each row."
+            )
         ordered[:, column] = scores[is_named]
     return ordered
 
@@ -56,6 +58,7 @@ def regress(loaded: Any, rows: Mapping[str, Array]) -> Array:
 
 
 def _call(loaded: Any, name: str, rows: Mapping[str, Array]) -> dict[str, Array]:
+    """Calls a signature with rows as serialized examples."""
     tf = import_tensorflow("to run a SavedModel")
     if name not in loaded.signatures:
         raise ExportError(f"the SavedModel has no signature {name!r}.")
@@ -64,7 +67,7 @@ def _call(loaded: Any, name: str, rows: Mapping[str, Array]) -> dict[str, Array]
 
 
 def serialize_examples(rows: Mapping[str, Array]) -> list[bytes]:
-    """Returns the rows of a batch, each as a serialized `tf.train.Example`.
+    """Returns each row of a batch as a serialized `tf.train.Example`.
 
     Args:
         rows: Arrays by input name, of as many rows each.
@@ -73,9 +76,9 @@ def serialize_examples(rows: Mapping[str, Array]) -> list[bytes]:
 
     def feature(values: Array) -> Any:
         if values.dtype.kind in "biu":
-            integers = map(int, values.ravel().tolist())  # It takes no booleans.
+            integers = map(int, values.ravel().tolist())  # `Int64List` takes no booleans.
             return tf.train.Feature(int64_list=tf.train.Int64List(value=integers))
-        # The only float that an example has.
+        # An example has no other float.
         return tf.train.Feature(
             float_list=tf.train.FloatList(value=values.ravel().astype("float32"))
         )

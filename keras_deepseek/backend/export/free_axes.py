@@ -1,7 +1,7 @@
-"""Names of the axes of any length, for exporters that trace a model by symbols or by examples.
+"""Names of the free axes of inputs, for exporters that trace a model.
 
-Two inputs may have lengths of their own, as an encoder and a decoder have, or must be as long as
-each other, as tokens and their mask. A model does not say which: tracing it does.
+Two inputs may have independent lengths, as an encoder and a decoder have, or equal ones, as tokens
+and their mask. The model does not say which. Tracing it does.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from keras_deepseek.artifacts.signature import Signature
 
 Shapes = Mapping[str, tuple[int | str, ...]]
-"""The shape of each input by its name: a size, or the name of a free axis."""
+"""The shape of each input by name. An axis is a size, or the name of a free axis."""
 
 BATCH = "batch"
 
 
 def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> None:
-    """Calls `trace` with lengths that are each input's own; where it fails, with shared ones.
+    """Traces a model with independent free lengths, and with shared ones if that fails.
 
     Args:
         signature: `Signature`.
@@ -23,27 +23,23 @@ def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> No
     """
     try:
         trace(name_axes(signature, are_shared=False))
-    except Exception:  # Of whichever exporter.
+    except Exception:  # Exporters raise any error.
         if count_free_lengths(signature) <= 1:
             raise
         trace(name_axes(signature, are_shared=True))
 
 
 def count_free_lengths(signature: Signature) -> int:
-    """Returns how many axes of the inputs, beside the batch's, are of any length.
-
-    Args:
-        signature: `Signature`.
-    """
+    """Returns the number of free axes of the inputs, without the batch axes."""
     return sum(size is None for spec in signature.inputs for size in spec.shape[1:])
 
 
 def name_axes(signature: Signature, *, are_shared: bool) -> Shapes:
-    """Returns the shapes of the inputs with names for the free axes; the first is the batch.
+    """Returns the shapes of the inputs with names for the free axes. The first axis is the batch.
 
     Args:
         signature: `Signature`.
-        are_shared: boolean. Whether lengths at one place of two inputs have one name.
+        are_shared: boolean. Whether free axes at the same position of two inputs have one name.
 
     Example:
 

@@ -1,16 +1,16 @@
-"""Pooling as onnxruntime runs it: jax2onnx pools over the batch and the channels as well."""
+"""A fix of jax2onnx's pooling, which pools over the batch and the channels as well."""
 
 from typing import Any
 
 _MOST_POOLED = 3
-"""Over how many axes onnxruntime pools."""
+"""The most axes that onnxruntime pools over."""
 
 
 def pool_over_fewer_axes(path: str) -> None:
-    """Rewrites each `MaxPool` of an ONNX file that is over more axes than onnxruntime pools over.
+    """Rewrites each `MaxPool` of an ONNX file that pools over more axes than onnxruntime can.
 
-    jax2onnx puts two axes of size one in front of a tensor, and pools over all of its own. Two of
-    these, the batch and the channels, have windows of one: they become those in front.
+    jax2onnx puts two axes of size 1 in front of a tensor, and pools over all of its own. Two of
+    these, the batch and the channels, have windows of 1. They take the place of the two in front.
     """
     import onnx
 
@@ -33,7 +33,7 @@ def pool_over_fewer_axes(path: str) -> None:
 
 
 def _inner_input(nodes: dict[str, Any], name: str) -> str | None:
-    """Returns what two axes were put in front of."""
+    """Returns the tensor that two axes were put in front of, or `None`."""
     for _ in range(2):
         node = nodes.get(name)
         if node is None or node.op_type != "Unsqueeze":
@@ -43,7 +43,7 @@ def _inner_input(nodes: dict[str, Any], name: str) -> str | None:
 
 
 def _order(options: dict[str, Any]) -> list[int] | None:
-    """Returns the axes, with two in front that have windows of one."""
+    """Returns the axes, beginning with two whose windows are 1, or `None` if there are none."""
     windows = options["kernel_shape"]
     rank = len(windows)
     pads, strides = options.get("pads", [0] * 2 * rank), options.get("strides", [1] * rank)
@@ -59,7 +59,7 @@ def _order(options: dict[str, Any]) -> list[int] | None:
 def _replace(
     graph: Any, pool: Any, squeeze: Any, before: str, order: list[int], options: dict[str, Any]
 ) -> None:
-    """Puts the pooling between two transpositions; what stood around it goes where it is unused."""
+    """Puts a pooling over fewer axes between two transpositions."""
     from onnx import helper
 
     rank = len(order)

@@ -1,7 +1,7 @@
-"""A Keras model seen by the names of its inputs and outputs.
+"""A Keras model as a function of tensors by name.
 
-Keras models take and give nested structures; artifacts and requests know names. `NamedModel` is the
-one place that maps between them: inference, export and verification all go through it.
+Keras models take and return nested structures. Artifacts and requests use names. `NamedModel` is
+the one place that maps between them, for inference, export and verification.
 """
 
 import copy
@@ -12,30 +12,34 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.keras_private.free_size_resize import mended_resize
-from keras_deepseek.backend.keras_private.keras_internals import first_call_shapes, leaving_no_nodes
+from keras_deepseek.backend.keras_private.free_size_resize import fixed_resize
 from keras_deepseek.backend.keras_private.layer_precision import (
-    layers_before_embeddings,
+    find_exact_inputs,
     layers_to_switch,
-    lent_policy,
+    temporary_policy,
 )
-from keras_deepseek.backend.keras_private.time_distributed import mended_time_distributed
+from keras_deepseek.backend.keras_private.layers import (
+    first_call_shapes,
+    producing_operation,
+    without_new_nodes,
+)
+from keras_deepseek.backend.keras_private.time_distributed import fixed_time_distributed
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class NamedModel:
     """A built model as a function from tensors by name to tensors by name.
 
-    A name is the key in a dict of inputs or outputs, else the name that the user gave to the
-    `Input` or to the output layer, else `input_0`, `output_0` and so on: names that Keras counted
-    up (`dense_7`) differ from process to process and would make two exports of one model differ.
-    An output layer that has an input's name, as an input that is handed on, gives it no name.
+    A name is the key in a dict of inputs or outputs; else the name that the user gave to the
+    `Input` or to the output layer; else `input_0`, `output_0` and so on. Names that Keras counted
+    up (`dense_7`) are not used: they differ between processes, so two exports of one model would
+    differ. Nor is the name of an output layer that equals an input's.
 
     Args:
         model: `keras.Model`: Functional, Sequential, or a subclass that was called or built.
-        precision: string. `"float16"` or `"bfloat16"`, what layers compute in as under Keras's
-            mixed policies; inputs and outputs stay what they are. Defaults to `None`, the model's
-            own precision.
+        precision: string. `"float16"` or `"bfloat16"`: layers compute in it as under Keras's mixed
+            policies, and inputs and outputs keep their dtype. Defaults to `None`, the model's own
+            precision.
 
     Raises:
         InvalidInputError: The model is not built, so its inputs are unknown.
@@ -50,10 +54,8 @@ class NamedModel:
         self.precision = precision
         inputs = _symbolic_inputs(model)
         outputs = _symbolic_outputs(model, inputs)
-        makers = (
-            getattr(each, "_keras_history", [None])[0] for each in keras.tree.flatten(outputs)
-        )
-        # Backwards it gives strings, and its outputs say that they are integers.
+        makers = map(producing_operation, keras.tree.flatten(outputs))
+        # An inverted lookup returns strings, although its outputs are declared as integers.
         lookups = (maker for maker in makers if isinstance(maker, keras.layers.StringLookup))
         _refuse_strings(lookup.name for lookup in lookups if lookup.invert)
         self._input_names = _name_structure(inputs, "input", _given_input_name)
@@ -77,8 +79,10 @@ class NamedModel:
         if self.precision is None:
             return self.name_outputs(self.model(packed, training=False))
         policy = keras.DTypePolicy(f"mixed_{self.precision}")
-        layers, uncast = layers_to_switch(self.model), layers_before_embeddings(self.model)
-        with lent_policy(layers, policy, uncast=uncast, casts_tables=True):
+        layers, exact_inputs = layers_to_switch(self.model), find_exact_inputs(self.model)
+        with temporary_policy(
+            layers, policy, exact_inputs=exact_inputs, casts_embedding_tables=True
+        ):
             outputs = self.name_outputs(self.model(packed, training=False))
         return {
             spec.name: keras.ops.cast(outputs[spec.name], spec.dtype)
@@ -86,13 +90,13 @@ class NamedModel:
         }
 
     def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the model on the symbols of a graph whose sizes may be free: see `__call__`."""
-        with mended_time_distributed(), mended_resize():
+        """Runs the model on the symbols of a graph whose sizes may be free. See `__call__`."""
+        with fixed_time_distributed(), fixed_resize():
             return self(inputs)
 
     def in_precision(self, precision: str | None) -> "NamedModel":
         """Returns the same model, computing in another precision."""
-        same = copy.copy(self)  # Its names are known, which a subclass is called to find.
+        same = copy.copy(self)  # Finding the names again would call a subclassed model.
         same.precision = precision
         return same
 
@@ -101,7 +105,7 @@ class NamedModel:
         return keras.tree.map_structure(lambda name: inputs[name], self._input_names)
 
     def name_outputs(self, outputs: Any) -> dict[str, Any]:
-        """Returns the nested structure that the model gave as a dict by name."""
+        """Returns the nested outputs of the model as a dict by name."""
         names = keras.tree.flatten(self._output_names)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
@@ -124,6 +128,7 @@ def _symbolic_inputs(model: keras.Model) -> Any:
 
 
 def _refuse_unbuilt(model: keras.Model) -> Any:
+    """Raises the error for a model whose inputs are unknown."""
     raise InvalidInputError(
         f"The inputs of model {model.name!r} are unknown: it is not built, or its `call` takes "
         "more than one argument. Give a Sequential model an `Input`, or call a subclassed model "
@@ -132,19 +137,20 @@ def _refuse_unbuilt(model: keras.Model) -> Any:
 
 
 def _symbolic_outputs(model: keras.Model, inputs: Any) -> Any:
+    """Returns the structure of `KerasTensor`s that the model returns."""
     if isinstance(model, keras.Sequential):
         return model.outputs[0]
     if hasattr(model, "output_names"):
         return model.output
     try:
-        with leaving_no_nodes(model):
+        with without_new_nodes(model):
             return model(inputs, training=False)
     except TypeError:  # Its `call` takes more than the first argument.
         return _refuse_unbuilt(model)
 
 
 def _name_structure(structure: Any, kind: str, given_name: Callable[[Any], str | None]) -> Any:
-    """Returns `structure` with each tensor replaced by its name."""
+    """Returns a structure with each tensor replaced by its name."""
     tensors = keras.tree.flatten(structure)
     names = [given_name(tensor) or f"{kind}_{index}" for index, tensor in enumerate(tensors)]
     if isinstance(structure, dict) and len(structure) == len(tensors):
@@ -156,6 +162,7 @@ def _name_structure(structure: Any, kind: str, given_name: Callable[[Any], str |
 
 def _given_input_name(tensor: Any) -> str | None:
     # A model that was loaded again has "input_layer" where the first had "keras_tensor".
+    """Returns the name that the user gave an input, or `None`."""
     counted_up = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)
     return None if counted_up else str(tensor.name)
 
@@ -167,7 +174,8 @@ def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable
     else:
         names = getattr(model, "output_names", [])
     layer_names = dict(zip(map(id, keras.tree.flatten(outputs)), names, strict=False))
-    operations = getattr(model, "operations", model.layers)  # Also `a + b`, which is no layer.
+    # This includes `a + b`, which is no layer.
+    operations = getattr(model, "operations", model.layers)
     classes = {operation.name: type(operation).__name__ for operation in operations}
 
     def given_name(tensor: Any) -> str | None:
@@ -180,11 +188,13 @@ def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable
 
 
 def _snake_case(name: str) -> str:
+    """Returns the name that Keras derives from a class name."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
+    """Returns the specs of named tensors."""
     pairs = zip(keras.tree.flatten(names), keras.tree.flatten(tensors), strict=True)
     specs = tuple(
         TensorSpec(name, tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
@@ -195,8 +205,9 @@ def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
 
 
 def _refuse_strings(found: Iterable[str]) -> None:
+    """Raises an error if there are names of string tensors."""
     if names := [*found]:
         raise NotSupportedError(
-            f"Strings can't be exported or served yet: {names}. Take the layers that read "
-            "or give strings out of the model, and give it numbers."
+            f"Strings can't be exported or served: {names}. Remove the layers that read or return "
+            "strings from the model, and let it take and return numbers."
         )

@@ -1,17 +1,13 @@
-"""What one file of ONNX holds: a protocol buffer ends at 2 GiB."""
+"""The size limit of a single ONNX file: a protocol buffer ends at 2 GiB."""
 
 import keras
 
 from keras_deepseek.backend.host_values import count_bytes
 
 LARGEST_FILE = 2**31 - 2**24
-"""Bytes of weights; nodes take some of the rest."""
+"""The most bytes of weights. The nodes take part of the rest."""
 
 
 def fits_one_file(model: keras.Model) -> bool:
-    """Returns whether the weights of a model have room in one file.
-
-    Args:
-        model: `keras.Model`.
-    """
+    """Returns True if the weights of a model fit into one ONNX file."""
     return count_bytes(model.variables) <= LARGEST_FILE

@@ -1,4 +1,4 @@
-"""A SavedModel from a Keras model, by Keras's own archive: on TensorFlow, and on JAX beside it."""
+"""A SavedModel from a Keras model on TensorFlow or JAX, by Keras's own archive."""
 
 import os
 from typing import Any
@@ -20,17 +20,17 @@ def save_as_saved_model(
     signatures: ServingSignatures,
     **options: Any,
 ) -> None:
-    """Writes a model, on TensorFlow or JAX, with a `serving_default` signature of its names.
+    """Writes a model as a SavedModel with a `serving_default` signature by its names.
 
     Args:
         model: `NamedModel`.
         path: An empty folder.
-        signatures: `ServingSignatures`, which TensorFlow alone writes.
+        signatures: `ServingSignatures`, which can be written from TensorFlow only.
         **options: Arguments of Keras's `ExportArchive.add_endpoint`.
 
     Raises:
         MissingExtraError: TensorFlow is not installed.
-        NotSupportedError: The model has no such signatures.
+        NotSupportedError: The model can't have these signatures.
     """
     tf = import_tensorflow("to write a SavedModel")
     specs = {
@@ -48,11 +48,12 @@ def save_as_saved_model(
     else:
         archive.track(model.model)
         archive.add_endpoint("serving_default", model.trace, [specs], **options)
-    # What serves needs no gradients, and a loop whose length depends on the data may have none.
+    # Serving needs no gradients, and a loop of data-dependent length may have none.
     without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
         archive.write_out(str(path), without_gradients, verbose=False)
-    except AssertionError:  # It reads what is no variable, as a table: to find that takes long.
+    # The model uses other resources, such as a table. Finding them takes long.
+    except AssertionError:
         archive.track(model.model)
         archive.write_out(str(path), without_gradients, verbose=False)
     if signatures:
@@ -60,9 +61,9 @@ def save_as_saved_model(
 
 
 def _trace_once(function: Any, spec: Any) -> Any:
-    """Returns a traced function of TensorFlow's that calls another, which is not traced again.
+    """Returns a traced TensorFlow function that calls a function which is not traced again.
 
-    A function that was traced is traced once more while it is saved, since that is another context.
+    A traced function is traced once more while it is saved, in another context.
     """
     tf = import_tensorflow("to write a SavedModel")
 
@@ -75,16 +76,16 @@ def _trace_once(function: Any, spec: Any) -> Any:
         return inner(inputs)
 
     outer = traced(call)
-    outer.get_concrete_function()  # Keras takes a function that has been.
+    outer.get_concrete_function()  # Keras expects a traced function.
     return outer
 
 
 class _ExampleSignatures:
-    """Functions of serialized examples, as TF Serving's Classify and Regress call them.
+    """Functions of serialized examples, for TF Serving's Classify and Regress.
 
     Args:
         model: `NamedModel`.
-        signatures: Which of them there are.
+        signatures: `ServingSignatures`.
     """
 
     def __init__(self, model: NamedModel, signatures: ServingSignatures) -> None:
@@ -104,7 +105,10 @@ class _ExampleSignatures:
 
     def _check(self) -> None:
         if keras.backend.backend() != "tensorflow":
-            raise NotSupportedError("Signatures that read examples are written from TensorFlow.")
+            raise NotSupportedError(
+                "Signatures that read serialized examples are written from TensorFlow only. Set "
+                "KERAS_BACKEND=tensorflow, or leave classify and regress out."
+            )
         self._signatures.check(self._model.signature)
 
     def _classify(self, inputs: Any) -> dict[str, Any]:
@@ -118,7 +122,7 @@ class _ExampleSignatures:
         return {"outputs": tf.squeeze(self._run(inputs), axis=1)}
 
     def _run(self, examples: Any) -> Any:
-        """Returns the model's output, in float32, for serialized examples."""
+        """Returns the model's output for serialized examples, in float32."""
         tf = import_tensorflow("to read examples")
         specs = self._model.signature.inputs
         stored = {
@@ -135,7 +139,7 @@ class _ExampleSignatures:
 
 
 def _name_methods(path: str, names: list[str]) -> None:
-    """Says which signatures are for Classify and Regress: Keras writes all for Predict."""
+    """Marks signatures as those of Classify and Regress: Keras marks all as those of Predict."""
     tf = import_tensorflow("to write a SavedModel")
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
     for name in names:

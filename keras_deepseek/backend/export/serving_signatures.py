@@ -1,4 +1,4 @@
-"""What a SavedModel offers TF Serving's clients beside `serving_default`."""
+"""The signatures of a SavedModel beside `serving_default`."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class ServingSignatures:
     """The further signatures of a SavedModel, which read serialized `tf.train.Example`s.
 
     Args:
-        classes: tuple of strings. The names of the classes that `serving_classify` gives scores of,
-            in the order of the model's output. Defaults to `None`: there is no such signature.
-        regresses: boolean. Whether there is a `serving_regress`, of an output of one value a row.
+        classes: tuple of strings. The names of the classes for `serving_classify`, in the order of
+            the model's output. Defaults to `None`: there is no such signature.
+        regresses: boolean. Whether to write `serving_regress`, for an output of one value a row.
             Defaults to `False`.
     """
 
@@ -24,7 +24,7 @@ class ServingSignatures:
         return self.classes is not None or self.regresses
 
     def check(self, signature: Signature) -> None:
-        """Raises where examples can't be read for a model, or its output is none of these.
+        """Checks that a model's inputs can be read from examples, and that its output fits.
 
         Args:
             signature: `Signature` of the model.
@@ -36,8 +36,8 @@ class ServingSignatures:
         free = [spec for spec in signature.inputs if None in spec.shape[1:]]
         if self and free:
             raise InvalidInputError(
-                "A tf.train.Example holds features of a fixed size, and these inputs have none: "
-                f"{'; '.join(map(str, free))}. Leave classify and regress out."
+                "A tf.train.Example holds features of a fixed size, but these inputs have free "
+                f"sizes: {'; '.join(map(str, free))}. Leave classify and regress out."
             )
         widths = [(len(self.classes), "classes")] if self.classes is not None else []
         widths += [(1, "value a row")] if self.regresses else []
@@ -45,6 +45,6 @@ class ServingSignatures:
         for width, kind in widths:
             if others or output.shape[1:] != (width,):
                 raise InvalidInputError(
-                    f"Of {width} {kind} a model must have one output, of shape (any, {width}); "
-                    f"it has {'; '.join(map(str, signature.outputs))}."
+                    f"For {width} {kind}, a model must have one output, of shape (any, {width}); "
+                    f"received {'; '.join(map(str, signature.outputs))}."
                 )

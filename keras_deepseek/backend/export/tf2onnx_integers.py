@@ -1,6 +1,6 @@
-"""TensorFlow's operators on integers that tf2onnx writes in floats, or not at all.
+"""Handlers for TensorFlow operators on integers that tf2onnx writes in floats, or not at all.
 
-A float32 keeps integers up to 2**24. The handlers are of the form that `tf2onnx_operators` has.
+A float32 is exact for integers up to 2**24. See `tf2onnx_operators` for the form of a handler.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from keras_deepseek.backend.export.tf2onnx_nodes import add_node, replace_node
 
 
 def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `TopK` of integers and of float64, which tf2onnx casts to float32."""
+    """Writes `TopK` of integers and float64 exactly: tf2onnx casts them to float32."""
     from tf2onnx.onnx_opset.tensor import TopKV2
 
     dtype = graph.get_dtype(node.input[0])
@@ -52,20 +52,20 @@ def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_comparison(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Less` and `Greater` of integers, which tf2onnx casts to float32."""
+    """Writes `Less` and `Greater` of integers exactly: tf2onnx casts them to float32."""
     from tf2onnx.onnx_opset.logical import GreaterLess
 
     dtypes = {_WIDER.get(graph.get_dtype(value)) for value in node.input}
     if None in dtypes or (DOUBLE in dtypes and len(dtypes) > 1):
         return GreaterLess.version_7(graph, node)
-    # What tf2onnx has made int64 of, as the count of a loop, it may still take for int32.
+    # tf2onnx may record int32 for what it has made int64, such as the count of a loop.
     to = DOUBLE if DOUBLE in dtypes else INT64
     inputs = [add_node(graph, "Cast", [value], to=to) for value in node.input]
     return replace_node(graph, node, name, node.type, inputs)
 
 
 def convert_arg_extreme(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
-    """Casts booleans and what else onnxruntime finds no extreme of, as the first that is true."""
+    """Casts dtypes for which onnxruntime has no `ArgMax`, such as booleans."""
     from tf2onnx.onnx_opset.reduction import ArgMax
 
     dtype = graph.get_dtype(node.input[0])
@@ -76,9 +76,9 @@ def convert_arg_extreme(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
 
 def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Takes one off where `Div` has rounded a quotient below zero up: tf2onnx puts `Div` alone.
+    """Writes `FloorDiv` as `Div`, minus one where `Div` has rounded up: tf2onnx writes `Div` alone.
 
-    Nothing of it leaves the bounds of the type, but for the lowest number divided by -1.
+    No step exceeds the dtype, except for its lowest number divided by -1.
     """
     from tf2onnx.onnx_opset.math import FloorDiv
 
@@ -88,7 +88,8 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     wide = INT64 if dtype == INT64 else INT32
     x, y = (_cast(graph, each, wide) for each in node.input)
     zero = _cast(graph, graph.make_const(f"{name}/zero", np.zeros((), "int32")).output[0], wide)
-    # Its sign is that of `y`: where it is not zero, `Div` has rounded if the signs differ.
+    # It has the sign of `y`. If it is not zero and the signs of `x` and `y` differ, `Div` rounded
+    # up.
     rest = add_node(graph, "Mod", [x, y])
     is_rest = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
     signs = [add_node(graph, "Less", [each, zero]) for each in (x, y)]
@@ -99,10 +100,11 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Mod`, whose sign is that of `y`; of floats the one with the sign of `x`, and `y` to it.
+    """Writes `FloorMod`, whose result has the sign of `y`.
 
-    tf2onnx puts `x - floor(x / y) y`, of which nothing is left where `x` is large beside `y`, and
-    for integers what has the sign of `x`.
+    For floats it is `Mod` with the sign of `x`, plus `y` where the signs differ. tf2onnx writes `x
+    - floor(x / y) y`, which loses all digits where `x` is large beside `y`, and for integers a
+    result with the sign of `x`.
     """
     from tf2onnx.onnx_opset.math import FloorMod
 
@@ -124,9 +126,9 @@ def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `BitShift` of the 64 bits for signed integers, of which ONNX has none.
+    """Writes a shift of signed integers as `BitShift` of their 64 bits: ONNX shifts no signed ones.
 
-    To the right, as there, ones move in from the left of what is below zero: as zeros of `-1 - x`.
+    A shift to the right fills with ones for negative numbers. It is computed as zeros of `-1 - x`.
     """
     from tf2onnx.onnx_opset.math import BitShift
 
@@ -151,10 +153,10 @@ def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `ScatterND` for the extreme by segments, where tf2onnx stops at integers.
+    """Writes the extremes by segments as `ScatterND`; tf2onnx does not write them for integers.
 
-    It puts infinity for a segment that has none, where TensorFlow has the least number. What is of
-    a segment below zero, and left out, goes into one beyond them that is cut off.
+    An empty segment gets the lowest number, as in TensorFlow: tf2onnx writes infinity. Numbers of
+    negative segments are dropped: they go into one more segment, which is cut off.
     """
     from tf2onnx.onnx_opset.reduction import SegmentSum
     from tf2onnx.utils import map_onnx_to_numpy_type
@@ -186,9 +188,9 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
 
 
 def convert_reduction(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
-    """Casts what onnxruntime sums up, multiplies and orders along an axis in no type of its own.
+    """Casts dtypes that onnxruntime can't reduce.
 
-    A sum of int32 that overflows is cut off by onnxruntime, where TensorFlow goes on from below.
+    onnxruntime cuts off a sum of int32 that overflows, and TensorFlow wraps around.
     """
     from tf2onnx.onnx_opset.math import CumSum
     from tf2onnx.onnx_opset.reduction import ReduceOpBase
@@ -208,7 +210,7 @@ def convert_reduction(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
 
 def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Max` of an integer and zero: ONNX and onnxruntime have `Relu` of few of them."""
+    """Writes `Relu` of integers as `Max` with zero: onnxruntime has `Relu` for few of them."""
     from tf2onnx.onnx_opset.math import DirectOp
 
     dtype = graph.get_dtype(node.input[0])
@@ -221,12 +223,12 @@ def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def _cast(graph: Any, value: str, to: int) -> str:
-    """Returns a value in a type, the value itself where it has that."""
+    """Returns a value as a dtype, the value itself if it has that."""
     return value if graph.get_dtype(value) == to else add_node(graph, "Cast", [value], to=to)
 
 
 def _cast_back(graph: Any, node: Any, dtype: int) -> None:
-    """Gives what follows a node's output in the type that it had, and the output another one."""
+    """Gives a node's output another dtype, and casts it back for the nodes behind."""
     (output,) = node.output
     had = graph.get_dtype(output)
     graph.set_dtype(output, dtype)
@@ -248,7 +250,7 @@ _WIDER = {
     INT64: INT64,
     DOUBLE: DOUBLE,
 }
-"""By type one that holds all of its values, and that onnxruntime orders."""
+"""A dtype for each dtype that holds all of its values and that onnxruntime compares."""
 
 _UNORDERED = (BOOL, UINT16, INT16, UINT32)
 _SIGNED = (INT8, INT16, INT32, INT64)
@@ -279,4 +281,4 @@ INTEGER_HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "UnsortedSegmentMin": (convert_segment_extreme, []),
     **dict.fromkeys(_REDUCTIONS, (convert_reduction, [])),
 }
-"""What tf2onnx takes as `custom_op_handlers`."""
+"""Handlers by operator, for the argument `custom_op_handlers` of tf2onnx."""

@@ -1,7 +1,7 @@
-"""What tf2onnx has to be told: TensorFlow's operators that it lacks or writes wrongly.
+"""Handlers for TensorFlow operators that tf2onnx lacks or writes wrongly.
 
-Each handler takes what tf2onnx calls a handler with: the graph, the node that it is to replace,
-the name of that, and the handler's arguments, of which there are none.
+tf2onnx calls a handler with the graph, the node to replace, its name, and the handler's arguments,
+of which there are none.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from keras_deepseek.backend.export.tf2onnx_nodes import replace_node
 
 
 def convert_erfc(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `1 - Erf(x)` for `Erfc`."""
+    """Writes `Erfc` as `1 - Erf(x)`."""
     one = _constant(graph, node, name, 1)
     erf = graph.make_node("Erf", [node.input[0]])
     return replace_node(graph, node, name, "Sub", [one, erf.output[0]])
 
 
 def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `tanh(x / 2) (Exp(x) + 1)` for `Expm1`, which keeps what is small."""
+    """Writes `Expm1` as `tanh(x / 2) (Exp(x) + 1)`, which is exact for small numbers."""
     half = graph.make_node("Mul", [node.input[0], _constant(graph, node, name, 0.5)])
     exponential = graph.make_node("Exp", [node.input[0]])
     following = graph.make_node("Add", [exponential.output[0], _constant(graph, node, name, 1)])
@@ -31,9 +31,9 @@ def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Log(u) x / (u - 1)` of `u = x + 1` for `Log1p` of what is small.
+    """Writes `Log1p` of small numbers as `Log(u) x / (u - 1)` with `u = x + 1`.
 
-    `u` loses some of it. What is left of `x` stands in both: the error of one is the other's.
+    `u` has lost part of `x`. It has lost it in both factors, so that the errors cancel.
     """
     (x,) = node.input
 
@@ -50,7 +50,7 @@ def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_one_hot(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
-    """Puts a number beyond all classes for one below zero, which ONNX counts from the end."""
+    """Writes `OneHot` with zeros for negative classes, which ONNX would count from the end."""
     from tf2onnx.onnx_opset.tensor import OneHot
 
     indices, depth = node.input[:2]
@@ -64,7 +64,7 @@ def convert_one_hot(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
 
 def convert_select(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
-    """Puts `Where`: tf2onnx adds products with 0 and 1, which make NaN of infinity."""
+    """Writes `Select` as `Where`: tf2onnx multiplies by 0 and 1, which turns infinity into NaN."""
     from tf2onnx.onnx_opset.controlflow import Select
 
     node.set_attr("handles_nan", 1)
@@ -72,7 +72,7 @@ def convert_select(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
 
 def convert_transposed_convolution(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
-    """Has ONNX cut from the end what is too much: tf2onnx does not, of a size not known to it."""
+    """Makes a transposed convolution crop at the end: tf2onnx does not if a size is unknown."""
     from tf2onnx.onnx_opset.nn import ConvTranspose
 
     ConvTranspose.version_11(graph, node)
@@ -82,14 +82,14 @@ def convert_transposed_convolution(graph: Any, node: Any, _name: str, _: list[An
 
 
 def convert_sign(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Sign`: tf2onnx compares with zero, and makes zero of NaN."""
+    """Writes `Sign`: tf2onnx compares with zero, which turns NaN into zero."""
     return replace_node(graph, node, name, "Sign", list(node.input))
 
 
 def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts a comparison of each number with each segment for a sum of numbers by segments.
+    """Writes a segment sum of numbers as a comparison of each number with each segment.
 
-    tf2onnx sorts them and uses `Unique`, which TensorRT has not; it does so still for rows.
+    tf2onnx sorts them and uses `Unique`, which TensorRT lacks. It still does so for rows.
     """
     from tf2onnx.onnx_opset.reduction import SegmentSum
 
@@ -114,9 +114,9 @@ def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts what lies around the update, chosen by a padded mask, for `XlaDynamicUpdateSlice`.
+    """Writes `XlaDynamicUpdateSlice` as a choice between the operand and the padded update.
 
-    As there, an update that begins too far out is moved inwards, so that it fits.
+    As in XLA, an update that begins too far out is moved inwards, so that it fits.
     """
     operand, update, starts = node.input
     dtype = graph.get_dtype(operand)
@@ -129,7 +129,7 @@ def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any])
     zero = graph.make_const(f"{name}/zero", np.zeros((), "int64")).output[0]
     before = add("Min", add("Max", add("Cast", starts, to=INT64), zero), room)
     pads = add("Concat", before, add("Sub", room, before), axis=0)
-    # Of booleans, `Pad` of older versions and onnxruntime's `Where` take none.
+    # Older versions of `Pad` and onnxruntime's `Where` take no booleans.
     padded = add("Pad", add("Cast", update, to=FLOAT) if dtype == BOOL else update, pads)
     ones = graph.make_const(f"{name}/one", np.ones((), "float32")).output[0]
     mask = add("Cast", add("Pad", add("Expand", ones, update_sizes), pads), to=BOOL)
@@ -140,9 +140,9 @@ def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any])
 
 
 def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts a comparison for the look at a float's sign bit, as Keras's `argmax` has it.
+    """Writes the test of a float's sign bit, as in Keras's `argmax`, as a comparison.
 
-    ONNX has no look at the bits of a float before opset 26. Of a NaN the sign is lost.
+    ONNX can't read the bits of a float before opset 26. The sign of a NaN is lost.
     """
     bits = next((each for each in node.inputs if each.type == "Bitcast"), None)
     masks = [each.get_tensor_value() for each in node.inputs if each.is_const()]
@@ -154,7 +154,7 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
     x = graph.make_node("Cast", [bits.input[0]], attr={"to": FLOAT}).output[0]
     one, zero = constant("one", np.float32(1)), constant("zero", np.float32(0))
-    # Of negative zero, one by it is negative infinity.
+    # The inverse of negative zero is negative infinity.
     inverse = graph.make_node("Div", [one, x]).output[0]
     below, inverse_below = (
         graph.make_node("Less", [each, zero]).output[0] for each in (x, inverse)
@@ -165,7 +165,7 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_bound(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts a count of what stands before each value for `LowerBound` and `UpperBound`."""
+    """Writes `LowerBound` and `UpperBound` as a count of the values before each value."""
     comparison = "LessOrEqual" if node.type == "UpperBound" else "Less"
     dtype = graph.get_dtype(node.output[0])
     first, last = (
@@ -196,14 +196,14 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "XlaDynamicUpdateSlice": (convert_dynamic_update_slice, []),
     **INTEGER_HANDLERS,
 }
-"""What tf2onnx takes as `custom_op_handlers`."""
+"""Handlers by operator, for the argument `custom_op_handlers` of tf2onnx."""
 
 _SIGN_BIT = -(2**31)
 _NUMPY_INTEGERS = {INT32: "int32", INT64: "int64"}
 
 
 def _constant(graph: Any, node: Any, name: str, value: float) -> str:
-    """Returns the name of a constant of the type that a node's input has."""
+    """Returns the name of a constant with the dtype of a node's input."""
     from tf2onnx.utils import make_name, map_onnx_to_numpy_type
 
     dtype = map_onnx_to_numpy_type(graph.get_dtype(node.input[0]))

@@ -1,4 +1,4 @@
-"""What PyTorch's ONNX exporter has to be told: operators that it writes wrongly."""
+"""Translations of operators that PyTorch's ONNX exporter writes wrongly."""
 
 import importlib
 import math
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def squeeze(tensor: Any, dim: int | Sequence[int]) -> Any:
-    """Leaves axes as they are whose size is not one, as PyTorch does.
+    """Writes `Squeeze` for axes of size 1 only, as in PyTorch.
 
-    `torch.onnx` writes `Squeeze` for them too, which ONNX forbids: of Keras's `take` for one.
+    `torch.onnx` writes it for other axes too, which ONNX forbids, for example in Keras's `take`.
     """
     operators = _operators()
     axes = [dim] if isinstance(dim, int) else dim
@@ -18,7 +18,7 @@ def squeeze(tensor: Any, dim: int | Sequence[int]) -> Any:
 
 
 def expm1(x: Any) -> Any:
-    """Puts `tanh(x / 2) (exp(x) + 1)` for `exp(x) - 1`, which loses what is small."""
+    """Writes `expm1` as `tanh(x / 2) (exp(x) + 1)`, which is exact for small numbers."""
     operators = _operators()
     return operators.Mul(
         operators.Tanh(operators.Mul(x, _like(x, 0.5))),
@@ -27,11 +27,14 @@ def expm1(x: Any) -> Any:
 
 
 def log1p(x: Any) -> Any:
-    """Puts `log(u) x / (u - 1)` of `u = 1 + x` for what is small, as `u` loses some of `x`."""
+    """Writes `log1p` of small numbers as `log(u) x / (u - 1)` with `u = 1 + x`.
+
+    `u` has lost part of `x`. It has lost it in both factors, so that the errors cancel.
+    """
     operators = _operators()
     following = operators.Add(x, _like(x, 1.0))
     logarithm = operators.Log(following)
-    # What is left of `x` in `u` stands in both: the error of the one is that of the other.
+    # Both factors hold what is left of `x` in `u`, so that the errors cancel.
     kept = operators.Sub(following, _like(x, 1.0))
     small = operators.Mul(logarithm, operators.Div(x, kept))
     small = operators.Where(operators.Equal(kept, _like(x, 0.0)), x, small)
@@ -39,20 +42,23 @@ def log1p(x: Any) -> Any:
 
 
 def log_sigmoid(x: Any) -> Any:
-    """Puts `min(x, 0) - log1p(exp(-|x|))` for `log(sigmoid(x))`, which is infinite early."""
+    """Writes `log_sigmoid` as `min(x, 0) - log1p(exp(-|x|))`.
+
+    `log(sigmoid(x))` becomes infinite early.
+    """
     operators = _operators()
     small = log1p(operators.Exp(operators.Neg(operators.Abs(x))))
     return operators.Sub(operators.Min(x, _like(x, 0.0)), small)
 
 
 def logaddexp(x: Any, y: Any) -> Any:
-    """Puts `max(x, y) + log1p(exp(-|x - y|))` for `log(exp(x) + exp(y))`, which overflows."""
+    """Writes `logaddexp` as `max(x, y) + log1p(exp(-|x - y|))`, which does not overflow."""
     operators = _operators()
     return operators.Add(operators.Max(x, y), log1p(operators.Exp(_distance_below(x, y))))
 
 
 def logaddexp2(x: Any, y: Any) -> Any:
-    """Puts `max(x, y) + log1p(2^-|x - y|) / log(2)` for what overflows."""
+    """Writes `logaddexp2` as `max(x, y) + log1p(2^-|x - y|) / log(2)`, which does not overflow."""
     operators = _operators()
     power = operators.Exp(operators.Mul(_distance_below(x, y), _like(x, math.log(2))))
     logarithm = operators.Mul(log1p(power), _like(x, 1 / math.log(2)))
@@ -60,16 +66,17 @@ def logaddexp2(x: Any, y: Any) -> Any:
 
 
 def _distance_below(x: Any, y: Any) -> Any:
-    """Returns `-|x - y|`, which is 0 of two that are infinite."""
+    """Returns `-|x - y|`, which is 0 for two equal infinities."""
     operators = _operators()
     distance = operators.Neg(operators.Abs(operators.Sub(x, y)))
     return operators.Where(operators.Equal(x, y), _like(x, 0.0), distance)
 
 
 def _like(x: Any, value: float) -> Any:
-    """Returns a number in the type of `x`: in a model that is not float32, it is not either."""
+    """Returns a number in the dtype of `x`, which need not be float32."""
     return _operators().CastLike(value, x)
 
 
 def _operators() -> Any:
+    """Returns the ONNX operators of opset 18."""
     return importlib.import_module("onnxscript").opset18

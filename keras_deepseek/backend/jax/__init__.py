@@ -1,143 +1,18 @@
-"""See `keras_deepseek.backend.Backend` for what each of these functions does."""
+"""The backend of JAX."""
 
-from keras_deepseek.backend.jax.assignment import assign_array, unset_initializer
-from keras_deepseek.backend.jax.buffers import read_buffers, write_buffers
-from keras_deepseek.backend.jax.data import feed_batches, prefers_own_feed
-from keras_deepseek.backend.jax.device import (
-    count_devices,
-    on_device,
-    read_device_memory,
-    read_device_name,
-)
-from keras_deepseek.backend.jax.export import write_onnx, write_saved_model
-from keras_deepseek.backend.jax.flops import count_flops
-from keras_deepseek.backend.jax.gradients import (
-    apply_with_gradient,
-    compute_gradients,
-    differentiate,
-    rematerialize,
-)
-from keras_deepseek.backend.jax.inference import compile_inference, plain_inference
-from keras_deepseek.backend.jax.layer_devices import beside, compute_on, move_variables
-from keras_deepseek.backend.jax.loops import loops_over_blocks, repeat, run_if, stack
-from keras_deepseek.backend.jax.memory import count_kept_bytes, is_out_of_memory, release_memory
-from keras_deepseek.backend.jax.placement import (
-    count_replicas,
-    distributed,
-    place_batch,
-    place_variables,
-    replicate_over_devices,
-    spread_over_devices,
-)
-from keras_deepseek.backend.jax.processes import (
-    count_processes,
-    join_processes,
-    process_rank,
-    read_strategy,
-    read_whole,
-)
-from keras_deepseek.backend.jax.random_state import (
-    draw_seed,
-    read_framework_random_state,
-    write_framework_random_state,
-)
-from keras_deepseek.backend.jax.selection import fuses_attention, query_block_size, top_k
-from keras_deepseek.backend.jax.state_functions import (
-    compile_with_state,
-    compiles_by_shape,
-    run_unrecorded,
-    write_slots,
-)
-from keras_deepseek.backend.jax.task_cluster import adopt_tasks, connect_tasks, serve_task
-from keras_deepseek.backend.jax.tracing import can_read_shapes, read_array, read_integer
-from keras_deepseek.backend.jax.training import (
-    build_by_step,
-    ends_data,
-    keeping_variables,
-    make_train_function,
-    make_train_step,
-    run_before_step,
-    run_step,
-    separate_variables,
-)
-from keras_deepseek.backend.jax.update import (
-    add_multiples,
-    apply_update,
-    compile_update,
-    densify,
-    find_finite,
-    global_norm,
-)
+from keras_deepseek.backend import Backend
+from keras_deepseek.backend.jax.compute import JaxCompute
+from keras_deepseek.backend.jax.devices import JaxDevices
+from keras_deepseek.backend.jax.distribution import JaxDistribution
+from keras_deepseek.backend.jax.export import JaxExport
+from keras_deepseek.backend.jax.inference import JaxInference
+from keras_deepseek.backend.jax.step import JaxStep
 
-__all__ = [
-    "add_multiples",
-    "adopt_tasks",
-    "apply_update",
-    "apply_with_gradient",
-    "assign_array",
-    "beside",
-    "build_by_step",
-    "can_read_shapes",
-    "compile_inference",
-    "compile_update",
-    "compile_with_state",
-    "compiles_by_shape",
-    "compute_gradients",
-    "compute_on",
-    "connect_tasks",
-    "count_devices",
-    "count_flops",
-    "count_kept_bytes",
-    "count_processes",
-    "count_replicas",
-    "densify",
-    "differentiate",
-    "distributed",
-    "draw_seed",
-    "ends_data",
-    "feed_batches",
-    "find_finite",
-    "fuses_attention",
-    "global_norm",
-    "is_out_of_memory",
-    "join_processes",
-    "keeping_variables",
-    "loops_over_blocks",
-    "make_train_function",
-    "make_train_step",
-    "move_variables",
-    "on_device",
-    "place_batch",
-    "place_variables",
-    "plain_inference",
-    "prefers_own_feed",
-    "process_rank",
-    "query_block_size",
-    "read_array",
-    "read_buffers",
-    "read_device_memory",
-    "read_device_name",
-    "read_framework_random_state",
-    "read_integer",
-    "read_strategy",
-    "read_whole",
-    "release_memory",
-    "rematerialize",
-    "repeat",
-    "replicate_over_devices",
-    "run_before_step",
-    "run_if",
-    "run_step",
-    "run_unrecorded",
-    "separate_variables",
-    "serve_task",
-    "spread_over_devices",
-    "stack",
-    "top_k",
-    "unset_initializer",
-    "write_buffers",
-    "write_framework_random_state",
-    "write_onnx",
-    "write_saved_model",
-    "write_slots",
-]
+BACKEND = Backend(
+    devices=JaxDevices(),
+    compute=JaxCompute(),
+    inference=JaxInference(),
+    step=JaxStep(),
+    distribution=JaxDistribution(),
+    export=JaxExport(),
+)

@@ -1,4 +1,4 @@
-"""JAX's own ways out of Keras: jax2onnx, and jax2tf where TensorFlow is installed beside it."""
+"""ONNX and SavedModel files written from JAX."""
 
 import contextlib
 import importlib
@@ -16,31 +16,69 @@ from keras_deepseek.backend.export.jax2onnx_pooling import pool_over_fewer_axes
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
-from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+from keras_deepseek.backend.protocols.export import Export
 from keras_deepseek.errors import MissingExtraError
 
 
-def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
-    """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
+class JaxExport(Export):
+    """Implements `Export` by JAX."""
 
-    def write(shapes: Shapes) -> None:
-        options = {"polymorphic_shapes": [_polymorphic(shapes)]}
-        save_as_saved_model(model, path, signatures, jax2tf_kwargs=options)
+    def write_saved_model(
+        self, model: NamedModel, path: str, signatures: ServingSignatures
+    ) -> None:
+        def write(shapes: Shapes) -> None:
+            options = {"polymorphic_shapes": [_polymorphic(shapes)]}
+            save_as_saved_model(model, path, signatures, jax2tf_kwargs=options)
 
-    with warnings.catch_warnings():
-        # Keras names an option of jax2tf that is on its way out.
-        warnings.filterwarnings("ignore", ".*native_serialization", DeprecationWarning)
-        with_named_axes(model.signature, write)
+        with warnings.catch_warnings():
+            # Keras uses a deprecated option of jax2tf.
+            warnings.filterwarnings("ignore", ".*native_serialization", DeprecationWarning)
+            with_named_axes(model.signature, write)
+
+    def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
+        try:
+            import jax2onnx
+        except ImportError as error:
+            raise MissingExtraError("jax2onnx", "onnx-jax", "to export ONNX from JAX") from error
+
+        names = [spec.name for spec in model.signature.inputs]
+
+        def run(*tensors: Any) -> tuple[Any, ...]:
+            with _iota_for_free_sizes(), _attention_in_parts(), _functions_in_parts():
+                outputs = model.trace(dict(zip(names, tensors, strict=True)))
+            return tuple(outputs[spec.name] for spec in model.signature.outputs)
+
+        def write(shapes: Shapes) -> None:
+            symbolic = _with_symbols(shapes)
+            jax2onnx.to_onnx(
+                run,
+                inputs=[
+                    jax.ShapeDtypeStruct(symbolic[spec.name], jax.numpy.dtype(spec.dtype))
+                    for spec in model.signature.inputs
+                ],
+                input_names=names,
+                opset=opset,
+                return_mode="file",
+                output_path=path,
+            )
+
+        with _primitives_in_parts(), _whole_tracebacks():
+            with_named_axes(model.signature, write)
+        pool_over_fewer_axes(path)
 
 
 def _polymorphic(shapes: Shapes) -> dict[str, str]:
-    """Returns shapes as jax2tf takes them: a text each, and symbols for the free axes."""
+    """Returns shapes in the form of jax2tf: one string each, with symbols for free axes."""
     named = _with_symbols(shapes)
     return {name: ", ".join(map(str, shape)) for name, shape in named.items()}
 
 
 def _with_symbols(shapes: Shapes) -> Shapes:
-    """Puts symbols for the names of free axes, as JAX reads `left-right_axis_1` as a difference."""
+    """Replaces the names of free axes by symbols.
+
+    JAX would read a name such as `left-right_axis_1` as a difference.
+    """
     names = dict.fromkeys(size for shape in shapes.values() for size in shape)
     symbols = {name: f"axis_{index}" for index, name in enumerate(names) if isinstance(name, str)}
     return {
@@ -49,42 +87,9 @@ def _with_symbols(shapes: Shapes) -> Shapes:
     }
 
 
-def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
-    try:
-        import jax2onnx
-    except ImportError as error:
-        raise MissingExtraError("jax2onnx", "onnx-jax", "to export ONNX from JAX") from error
-
-    names = [spec.name for spec in model.signature.inputs]
-
-    def run(*tensors: Any) -> tuple[Any, ...]:
-        with _iota_for_free_sizes(), _attention_in_parts(), _functions_in_parts():
-            outputs = model.trace(dict(zip(names, tensors, strict=True)))
-        return tuple(outputs[spec.name] for spec in model.signature.outputs)
-
-    def write(shapes: Shapes) -> None:
-        symbolic = _with_symbols(shapes)
-        jax2onnx.to_onnx(
-            run,
-            inputs=[
-                jax.ShapeDtypeStruct(symbolic[spec.name], jax.numpy.dtype(spec.dtype))
-                for spec in model.signature.inputs
-            ],
-            input_names=names,
-            opset=opset,
-            return_mode="file",
-            output_path=path,
-        )
-
-    with _primitives_in_parts(), _whole_tracebacks():
-        with_named_axes(model.signature, write)
-    pool_over_fewer_axes(path)
-
-
 @contextlib.contextmanager
 def _whole_tracebacks() -> Iterator[None]:
-    """Leaves frames of JAX's in tracebacks, since with them the layers' frames are lost."""
+    """Keeps JAX's frames in tracebacks: filtering them also removes those of the layers."""
     before = jax.config.jax_traceback_filtering
     jax.config.update("jax_traceback_filtering", "off")
     try:
@@ -95,29 +100,33 @@ def _whole_tracebacks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _iota_for_free_sizes() -> Iterator[None]:
-    """Counts up to a free size by `iota`: jax2onnx makes a sentinel of the size in `arange`."""
+    """Replaces `jax.numpy.arange` by `iota` for free sizes.
+
+    jax2onnx writes a sentinel for the size in `arange`.
+    """
     arange = jax.numpy.arange
 
     def count(start: Any, stop: Any = None, step: Any = None, dtype: Any = None) -> Any:
         is_free = jax.export.is_symbolic_dim(start) and stop is None and step is None
         if not is_free:
             bounds = [start, stop, step]
-            while bounds[-1] is None:  # What jax2onnx puts for `arange` takes none.
+            while bounds[-1] is None:  # jax2onnx's replacement of `arange` takes no `None`.
                 bounds.pop()
             return arange(*bounds, dtype=dtype)
         return jax.lax.broadcasted_iota(jax.numpy.dtype(dtype or "int32"), (start,), 0)
 
-    with lent_attributes(jax.numpy, arange=count):
+    with temporary_attributes(jax.numpy, arange=count):
         yield
 
 
 @contextlib.contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    """Writes out what jax2onnx makes of JAX's attention: of a row with no key it makes zeros.
+    """Replaces `jax.nn.dot_product_attention` by its single operations.
 
-    JAX takes the mean of all values there, and so do the other backends.
+    For a query whose keys are all masked, jax2onnx's own version returns zeros. JAX and the other
+    backends return the mean of the values.
     """
-    with lent_attributes(jax.nn, dot_product_attention=_attend):
+    with temporary_attributes(jax.nn, dot_product_attention=_attend):
         yield
 
 
@@ -132,7 +141,10 @@ def _attend(
     is_causal: bool = False,
     implementation: str | None = None,
 ) -> Any:
-    """Returns what `jax.nn.dot_product_attention` does of (batch, length, heads, features)."""
+    """Returns the result of `jax.nn.dot_product_attention`, computed by single operations.
+
+    All tensors have the shape `(batch, length, heads, features)`.
+    """
     num_heads, head_dim = query.shape[2:]
     key, value = (_repeat_heads(array, num_heads) for array in (key, value))
     scores = jax.numpy.einsum("btnh,bsnh->bnts", query, key)
@@ -152,7 +164,7 @@ _NEVER = -0.7 * float(np.finfo("float32").max)
 
 
 def _repeat_heads(array: Any, num_heads: int) -> Any:
-    """Repeats the heads of (batch, length, heads, features) for the groups of queries."""
+    """Repeats the heads of `(batch, length, heads, features)` for grouped queries."""
     batch, length, num_groups, features = array.shape
     if num_groups == num_heads:
         return array
@@ -163,23 +175,25 @@ def _repeat_heads(array: Any, num_heads: int) -> Any:
 
 @contextlib.contextmanager
 def _functions_in_parts() -> Iterator[None]:
-    """Traces functions of `jax.nn` as others than those that jax2onnx puts for them."""
+    """Replaces functions of `jax.nn` that jax2onnx writes wrongly."""
     one_hot = jax.nn.one_hot
 
     def one_hot_of_what_is_not_below(x: Any, num_classes: int, **options: Any) -> Any:
-        """Puts a class beyond all for one below zero, which ONNX counts from the end."""
+        """Returns `one_hot`, with zeros for negative classes, which ONNX counts from the end."""
         if jax.numpy.issubdtype(x.dtype, jax.numpy.signedinteger):
             x = x.astype(jax.numpy.promote_types(x.dtype, "int32"))
             x = jax.numpy.where(x < 0, num_classes, x)
         return one_hot(x, num_classes, **options)
 
-    with lent_attributes(jax.nn, log_sigmoid=_log_sigmoid, one_hot=one_hot_of_what_is_not_below):
+    with temporary_attributes(
+        jax.nn, log_sigmoid=_log_sigmoid, one_hot=one_hot_of_what_is_not_below
+    ):
         yield
 
 
 @contextlib.contextmanager
 def _primitives_in_parts() -> Iterator[None]:
-    """Has jax2onnx write primitives by formulas that keep what is small."""
+    """Makes jax2onnx write some primitives by formulas that are exact for small numbers."""
     system: Any = importlib.import_module("jax2onnx.plugins.plugin_system")
     system.import_all_plugins()
     registry: dict[str, Any] = system.PLUGIN_REGISTRY
@@ -194,14 +208,14 @@ def _primitives_in_parts() -> Iterator[None]:
 
 
 class _InParts:
-    """A plugin of jax2onnx's that writes a primitive as a formula compiled by itself."""
+    """A plugin for jax2onnx that writes a primitive as a formula."""
 
     def __init__(self, formula: Callable[[Any], Any], registry: dict[str, Any]) -> None:
         self._formula = formula
         self._compiled = registry[jax.make_jaxpr(jax.jit(formula))(0.0).eqns[0].primitive.name]
 
     def lower(self, context: Any, equation: Any) -> None:
-        """Writes the parts where the primitive stands."""
+        """Writes the formula in place of the primitive."""
         given = equation.invars[0].aval
         traced = jax.make_jaxpr(self._formula)(jax.ShapeDtypeStruct(given.shape, given.dtype))
         self._compiled.lower(
@@ -213,14 +227,14 @@ class _InParts:
 
 
 def _expm1(x: Any) -> Any:
-    """Returns `exp(x) - 1` as `tanh(x / 2) (exp(x) + 1)`, which keeps what is small."""
+    """Returns `exp(x) - 1` as `tanh(x / 2) (exp(x) + 1)`, which is exact for small numbers."""
     return jax.lax.tanh(x * 0.5) * (jax.lax.exp(x) + 1)
 
 
 def _log1p(x: Any) -> Any:
-    """Returns `log(1 + x)`, of what is small as `log(u) x / (u - 1)` of `u = 1 + x`.
+    """Returns `log(1 + x)`; for small numbers as `log(u) x / (u - 1)` with `u = 1 + x`.
 
-    What is left of `x` in `u` stands in both: the error of the one is that of the other.
+    `u` has lost part of `x`. It has lost it in both factors, so that the errors cancel.
     """
     following = x + 1
     logarithm = jax.lax.log(following)
@@ -230,7 +244,7 @@ def _log1p(x: Any) -> Any:
 
 
 def _log_sigmoid(x: Any) -> Any:
-    """Returns `min(x, 0) - log1p(exp(-|x|))`: of jax2onnx's `log(sigmoid(x))` nothing is left."""
+    """Returns `min(x, 0) - log1p(exp(-|x|))`: jax2onnx's `log(sigmoid(x))` loses small results."""
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
         x = x.astype("float32")
     negative = jax.lax.min(x, jax.lax.full_like(x, 0))
@@ -239,9 +253,10 @@ def _log_sigmoid(x: Any) -> Any:
 
 _SMALL = 0.5
 
+
 _FORMULAS: dict[str, Callable[[Any], Any]] = {
     "expm1": _expm1,
-    # A plugin that puts nothing for `jax.numpy.expm1`, which comes to the primitive then.
+    # Replaces jax2onnx's plugin for this function, so that it reaches the primitive.
     "jax.numpy.expm1": _expm1,
     "log1p": _log1p,
 }

@@ -1,4 +1,4 @@
-"""The sums of gradients over devices, exact or compressed, inside of a program of them all."""
+"""Sums of gradients over devices, exact or compressed, inside one program for all devices."""
 
 import functools
 import math
@@ -13,22 +13,17 @@ from keras_deepseek.backend.processes.gradient_compression import Compression, L
 
 
 class GradientSums:
-    """The sums of gradients along an axis of a mesh.
-
-    Args:
-        axis: string. The axis, of which each device computes a part of the batch.
-        num_devices: integer. How many there are.
-    """
+    """Sums of gradients along the axis of a mesh that divides the batch."""
 
     def __init__(self, axis: str, num_devices: int) -> None:
         self._axis = axis
         self._num_devices = num_devices
 
     def sum(self, tensors: Sequence[Any]) -> list[Any]:
-        """Returns the sums of tensors.
+        """Returns the sums of tensors over all devices.
 
         Args:
-            tensors: Those that a backward pass finds first stand last.
+            tensors: Tensors, in the reverse of the order in which the backward pass finds them.
         """
         sums: list[Any] = []
         for bucket in _cut(tensors[::-1]):
@@ -38,12 +33,12 @@ class GradientSums:
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, residual: Any
     ) -> tuple[list[Any], Any]:
-        """Returns the sums of gradients, and this device's residual of the next step.
+        """Returns the sums of float32 gradients, and this device's residual for the next step.
 
         Args:
-            gradients: list of float32 tensors.
+            gradients: float32 tensors.
             compression: `Compression`.
-            residual: float32 vector, this device's.
+            residual: float32 vector of this device.
         """
         num_weights = sum(tensor.size for tensor in gradients)
         before, factors = residual[:num_weights], residual[num_weights:]
@@ -68,9 +63,10 @@ class GradientSums:
         return sums[::-1], jnp.concatenate([*rests, *next_factors])
 
     def _sum_rounded(self, exact: Any, dtype: str) -> tuple[Any, Any]:
-        """Returns the sum of a float32 vector over all devices, and what rounding took here.
+        """Returns the sum of a float32 vector over all devices, and what rounding lost on this one.
 
-        Each device adds one part of it, in float32: a ring would round at each stop.
+        Each device adds up one part of the vector in float32. A ring reduction would round at each
+        hop.
         """
         length = -(-exact.size // self._num_devices)
         padding = length * self._num_devices - exact.size
@@ -90,15 +86,15 @@ class GradientSums:
     def _sum_low_rank(
         self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any
     ) -> tuple[Any, Any, list[Any]]:
-        """Returns the sum of a float32 vector over all devices, of whose matrices two thin go.
+        """Returns the sum of a float32 vector over all devices, with low-rank matrices.
 
-        Behind it what was not sent here, and the factors of the next step, as vectors.
+        It also returns what was not sent from here, and the factors for the next step, as vectors.
 
         Args:
             exact: float32 vector.
-            shapes: Those of the gradients in it.
+            shapes: The shapes of the gradients in it.
             low_rank: `LowRank`.
-            factors: float32 vector. It begins with the `Q^T` of the matrices.
+            factors: float32 vector that begins with the `Q^T` of the matrices.
         """
         layout = [low_rank.matrix_shape(shape) for shape in shapes]
         ends = [sum(map(math.prod, shapes[: index + 1])) for index in range(len(shapes))]
@@ -133,21 +129,21 @@ class GradientSums:
         return jnp.concatenate(totals), jnp.concatenate(rests), next_factors
 
     def _sum_as_one(self, tensors: Sequence[Any]) -> list[Any]:
-        """Returns the sums of tensors, which may be none."""
+        """Returns the sums of tensors, which may be none, by one reduction."""
         if not tensors:
             return []
         return _split(jax.lax.psum(_flatten(tensors), self._axis), tensors)
 
 
 def _orthonormal(columns: Any) -> Any:
-    """Returns an orthonormal basis of the space of columns; not finite where these are not."""
+    """Returns an orthonormal basis of the span of columns; not finite if these are not."""
     return jnp.linalg.qr(columns)[0] + 0.0 * columns
 
 
 def _round(rows: Any, dtype: str) -> tuple[Any, Any]:
-    """Returns rows in half precision, as the integers of its bits, and by what each is scaled.
+    """Returns rows in half precision, as the integers of their bits, and the scale of each row.
 
-    That is 1 but for float16, whose range is small. The integers are what every engine can send.
+    The scale is 1 except for float16, whose range is small. Every engine can send integers.
     """
     scales = jnp.ones(len(rows))
     if dtype == "float16":
@@ -160,20 +156,23 @@ def _round(rows: Any, dtype: str) -> tuple[Any, Any]:
 
 
 def _widen(bits: Any, scales: Any, dtype: str) -> Any:
-    """Returns in float32 what `_round` returned."""
+    """Returns the float32 rows of what `_round` returned."""
     rounded = jax.lax.bitcast_convert_type(bits, jnp.dtype(dtype))
     return rounded.astype("float32") / scales[:, None]
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yields tensors in buckets."""
     return cut_into_buckets(tensors, lambda tensor: int(tensor.nbytes))
 
 
 def _flatten(tensors: Sequence[Any]) -> Any:
+    """Returns tensors as one vector."""
     return jnp.concatenate([tensor.reshape(-1) for tensor in tensors])
 
 
 def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
+    """Returns the parts of a vector in the shapes of other tensors."""
     ends = [sum(tensor.size for tensor in like[: index + 1]) for index in range(len(like))]
     parts = jnp.split(flat, ends[:-1])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -1,4 +1,7 @@
-"""A Keras model as one jitted JAX function."""
+"""Compiled models and decoding steps on JAX."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import keras
@@ -7,26 +10,45 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.gradient_free import without_gradients
+from keras_deepseek.backend.protocols.inference import Inference
 
 
-def compile_inference(model: NamedModel) -> InferenceFunction:
-    """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
-    variables = model.model.variables
+class JaxInference(Inference):
+    """Implements `Inference` by JAX."""
 
-    @jax.jit
-    def run(values: list[jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
-        with without_gradients(), scope:
-            return model(inputs)
+    def compile_inference(self, model: NamedModel) -> InferenceFunction:
+        variables = model.model.variables
 
-    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
-        # The weights are arguments, not constants: a change of them is seen by the next call.
-        outputs = run([variable.value for variable in variables], inputs)
-        return {name: np.asarray(array) for name, array in outputs.items()}
+        @jax.jit
+        def run(values: list[jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+            with without_gradients(), scope:
+                return model(inputs)
 
-    return infer
+        def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+            # The weights are arguments, not constants, so that the next call sees a change.
+            outputs = run([variable.value for variable in variables], inputs)
+            return {name: np.asarray(array) for name, array in outputs.items()}
 
+        return infer
 
-def plain_inference(model: NamedModel) -> InferenceFunction:
-    """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
-    return compile_inference(model)
+    def compile_with_state(
+        self, function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+    ) -> Callable[..., tuple[Any, Any]]:
+        variables = list(variables)
+
+        def trace(values: list[jax.Array], state: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+            scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+            with without_gradients(), scope:
+                return function(state, *inputs)
+
+        run = jax.jit(trace, donate_argnums=1)
+
+        def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
+            # The weights are arguments, not constants, so that the next call sees a change.
+            outputs: tuple[Any, Any] = run(
+                [variable.value for variable in variables], state, inputs
+            )
+            return outputs
+
+        return step

@@ -15,53 +15,25 @@ from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.replicas import JaxReplicas
 from keras_deepseek.backend.processes.processes import (
-    NamingLostPeers,
+    LostPeersBase,
     Processes,
     RemoteReplicas,
-    check_place,
+    check_rank,
 )
 from keras_deepseek.backend.processes.rendezvous import meet
 from keras_deepseek.errors import InvalidInputError
 
 _OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unavailable:")
-"""What errors speak of that are about another process, and not about memory, say."""
-
-
-def count_processes() -> int:
-    """Returns how many processes the framework's engine runs in already."""
-    return int(jax.process_count())
-
-
-def process_rank() -> int:
-    """Returns which of the processes this one is; 0 where it runs alone."""
-    return int(jax.process_index())
-
-
-def read_whole(value: Any) -> Array:
-    """Returns a tensor as an array; where its parts lie in several processes, all must call it.
-
-    Raises:
-        PeerLostError: One of them has ended, or does not answer.
-    """
-    if not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated:
-        return np.asarray(value)
-    with LostPeers("read a variable that is shared out"):
-        whole: Array = multihost_utils.process_allgather(value, tiled=True)
-    return whole
-
-
-def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
-    """Returns world size, rank, and rank 0's address of an object that runs several processes."""
-    return None
+"""Words in errors of JAX that are about another process, and not about memory, for example."""
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Returns the processes that train together, once all of them are there."""
+    """Waits for all processes and returns them: see `Distribution.join_processes`."""
     if jax.distributed.is_initialized():
         found = jax.process_count(), jax.process_index()
-        check_place("jax.distributed", found, (world_size, rank))
+        check_rank("jax.distributed", found, (world_size, rank))
         return JaxProcesses()
     host, port = parse_address("`coordinator`", coordinator)
     meet(coordinator, world_size, rank, join_timeout)
@@ -79,16 +51,16 @@ def join_processes(
         if "must be called before" not in str(error):
             raise
         raise InvalidInputError(
-            "JAX must know of the other processes before it computes anything, and it has: making "
-            "an optimizer or a model, or jax.devices(), is enough. Under keras-deepseek launch, "
-            "import Keras first; else begin the script with "
+            "JAX must join the other processes before it computes anything, but it has computed "
+            "already: creating an optimizer or a model, or calling jax.devices(), is enough. Under "
+            "keras-deepseek launch, import Keras first. Otherwise begin the script with "
             "keras_deepseek.training.join_cluster()."
         ) from error
     return JaxProcesses()
 
 
 class JaxProcesses:
-    """The processes of `jax.distributed`: each runs the same program over the devices of all."""
+    """The processes of `jax.distributed`, each of which runs the same program."""
 
     is_one_program = True
 
@@ -97,7 +69,7 @@ class JaxProcesses:
         self.world_size = jax.process_count()
         self.replicas: RemoteReplicas | None = JaxReplicas()
         self._waiting: jax.Array | None = None
-        # One device of each process, so that each says its wish once.
+        # One device of each process, so that each wish counts once.
         firsts = [
             next(device for device in jax.devices() if device.process_index == rank)
             for rank in range(self.world_size)
@@ -107,12 +79,12 @@ class JaxProcesses:
         self._any = jax.jit(lambda wishes: jax.numpy.max(wishes, axis=0), out_shardings=whole)
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which can be pickled."""
+        """Returns the value of rank 0, which must be picklable."""
         return self._send(value, source=0)
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
         """Gives variables the values that they have on rank 0."""
-        # What lies on the devices of all processes has one value already.
+        # A variable on the devices of all processes has one value already.
         local = [each for each in variables if each.value.is_fully_addressable]
         values = self._send([np.asarray(variable.value) for variable in local], source=0)
         if len(values) != len(local):
@@ -128,7 +100,7 @@ class JaxProcesses:
         return [self._send(array, source=rank) for rank in range(self.world_size)]
 
     def _send(self, value: Any, source: int) -> Any:
-        """Returns the value of one rank, which can be pickled."""
+        """Returns the picklable value of one rank."""
         is_source = self.rank == source
         data = np.frombuffer(pickle.dumps(value), "uint8") if is_source else np.zeros(0, "uint8")
         with LostPeers(f"get what rank {source} knows"):
@@ -155,7 +127,7 @@ class JaxProcesses:
             model.predict_function = own
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank had when it called this function the last time."""
+        """Returns the wishes that any rank had at the previous call of this method."""
         before = self._wait(len(wishes))
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
         own = np.array([wishes], "int32")
@@ -167,11 +139,12 @@ class JaxProcesses:
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank has, now or the last time."""
+        """Returns the wishes that any rank has now or had at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _wait(self, count: int) -> list[bool]:
+        """Returns the answer to the previous call of `agree`."""
         if self._waiting is None:
             return [False] * count
         found, self._waiting = self._waiting, None
@@ -179,14 +152,14 @@ class JaxProcesses:
             return [bool(each) for each in np.asarray(found)]
 
 
-class LostPeers(NamingLostPeers):
-    """Says in our words that a process is gone, where JAX finds it."""
+class LostPeers(LostPeersBase):
+    """A context manager that turns JAX's errors about other processes into `PeerLostError`."""
 
     engine = "JAX"
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns whether an error of the engine may be about another process."""
+        """Returns True if an error of JAX may be about another process."""
         text = str(error).lower()
         is_engines = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
         is_about_peers = is_engines and any(mark in text for mark in _OF_PEERS)

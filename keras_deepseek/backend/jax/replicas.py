@@ -1,8 +1,8 @@
-"""A step on the devices of several processes, each of which computes rows of its own.
+"""A step on the devices of several processes, each of which computes its own rows.
 
-A compiler that is left to itself decides where gradients are summed: it sums those of a weight that
-is used twice, as a tied embedding is, twice. Here each device finds its gradients, as if it were
-alone, and what is sent is in the program.
+A compiler that places the sums itself sums the gradient of a weight that is used twice, such as a
+tied embedding, twice. Here each device finds its gradients as if it were alone, and the program
+says what is sent.
 """
 
 import logging
@@ -17,13 +17,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.gradient_sums import GradientSums
-from keras_deepseek.backend.keras_private.keras_training import NestedScope
+from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.processes.gradient_compression import Compression
 from keras_deepseek.backend.processes.processes import ComputePart
 
 _logger = logging.getLogger(__name__)
 
-_AXIS = "batch"  # As Keras's `DataParallel` calls it, whose mesh this is.
+_AXIS = "batch"  # The name in the mesh of Keras's `DataParallel`.
 
 
 class JaxReplicas:
@@ -35,15 +35,16 @@ class JaxReplicas:
         self._mesh = Mesh(np.array(jax.devices()), [_AXIS])
         self._sums = GradientSums(_AXIS, self._mesh.size)
         self._each_its_own = NamedSharding(self._mesh, PartitionSpec(_AXIS))
-        self._divides: bool | None = None  # Whether the first batch could be cut.
-        self._last: _Program | None = None  # Of two sums outside of a step one would compile twice.
+        self._divides: bool | None = None  # Whether the first batch could be divided.
+        # Two sums outside of a step would otherwise compile twice.
+        self._last: _Program | None = None
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
-        """Does nothing: layers of Keras draw by seeds of their own here."""
+        """Does nothing: Keras's layers draw by their own seeds."""
         return nullcontext()
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all: the program has the batch of all."""
+        """Returns the number of rows of all replicas: the program has the whole batch."""
         return num_rows
 
     def sum(
@@ -51,7 +52,7 @@ class JaxReplicas:
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """Returns the sums of what all devices compute.
 
-        A batch that can't be cut into equal parts is computed by each as a whole.
+        Each device computes the whole batch if it can't be divided into equal parts.
         """
         if not self._can_divide(batch):
             return _compute_alone(compute, batch)
@@ -65,7 +66,7 @@ class JaxReplicas:
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all devices compute, of gradients that are compressed."""
+        """Returns the sums of what all devices compute, with compressed gradients."""
         if not self._can_divide(batch):
             scalars, counts, gradients = _compute_alone(compute, batch)
             gradients = [gradient / compression.scale for gradient in gradients]
@@ -77,15 +78,15 @@ class JaxReplicas:
     def _compute(
         self, compute: ComputePart, batch: Any, compression: Compression | None
     ) -> tuple[tuple[list[Any], list[Any], list[Any]], Any]:
-        """Returns the sums of what all devices compute, and their residuals of the next step."""
-        # What a function only has around it has the layout of there, which some operations refuse.
+        """Returns the sums of what all devices compute, and their residuals for the next step."""
+        # Captured values keep the layout of outside, which some operations reject.
         values = dict(NestedScope().state_mapping)
         residual = None if compression is None else compression.residual
         values.pop(id(residual), None)
         program = self._last
         if values or program is None or not program.is_of(compute, compression):
             program = _Program(compute, compression, self._mesh, self._sums)
-            self._last = None if values else program  # Of a step nothing is to outlive its tracing.
+            self._last = None if values else program  # Nothing of a step may outlive its tracing.
         sums, changed, rest = program.run(
             values, batch, None if residual is None else residual.value
         )
@@ -94,7 +95,7 @@ class JaxReplicas:
         return sums, rest
 
     def _can_divide(self, batch: Any) -> bool:
-        """Returns whether a batch was cut into parts: see `placement.distributed`."""
+        """Returns True if a batch is divided among devices: see `JaxDistribution.distributed`."""
         num_devices = self._mesh.size
         numbers = {array.shape[0] for array in jax.tree.leaves(batch)}
         divides = all(number % num_devices == 0 for number in numbers)
@@ -102,23 +103,23 @@ class JaxReplicas:
             self._divides = divides
             if not divides and jax.process_index() == 0:
                 _logger.warning(
-                    "A batch of %s rows can't be cut into equal parts for %d devices: each of them "
-                    "computes all of it, and gradients are not compressed. Take a batch_size that "
-                    "%d divides.",
+                    "A batch of %s rows can't be divided equally among %d devices: each of them "
+                    "computes the whole batch, and gradients are not compressed. Choose a "
+                    "batch_size that %d divides.",
                     *(max(numbers), num_devices, num_devices),
                 )
         return divides
 
     def own_variable(self, value: Array, name: str) -> keras.Variable:
-        """Returns a float32 variable of which each device has a value of its own.
+        """Returns a float32 variable that has a value of its own on each device.
 
         Args:
-            value: Vector. Its first value, the same on all.
-            name: string. That of the variable.
+            value: Vector. The initial value, the same on all devices.
+            name: string.
         """
         values = self._place(np.tile(value, jax.local_device_count()))
         around = keras.distribution.distribution()
-        keras.distribution.set_distribution(None)  # It would make all of them one.
+        keras.distribution.set_distribution(None)  # A distribution would give it one value on all.
         try:
             return keras.Variable(
                 values, dtype="float32", trainable=False, autocast=False, name=name
@@ -132,12 +133,7 @@ class JaxReplicas:
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
     def write_own(self, variable: keras.Variable, value: Array) -> None:
-        """Gives a variable of `own_variable` the values that `read_own` returned.
-
-        Args:
-            variable: The variable.
-            value: Vector, this process's.
-        """
+        """Gives a variable of `own_variable` what `read_own` returned in this process."""
         variable.assign(self._place(value))
 
     def _place(self, values: Array) -> jax.Array:
@@ -145,14 +141,7 @@ class JaxReplicas:
 
 
 class _Program:
-    """What each device computes and sends, compiled.
-
-    Args:
-        compute: `ComputePart`.
-        compression: `Compression` of what it sends, or `None`.
-        mesh: `Mesh` of the devices.
-        sums: `GradientSums` over them.
-    """
+    """The compiled program by which each device computes and sends its part."""
 
     def __init__(
         self,
@@ -165,7 +154,7 @@ class _Program:
         self._compression = compression
         self._sums = sums
         self.assigned: list[keras.Variable] = []
-        """The variables that were assigned, once it has run."""
+        """The variables that the program assigned in its last run."""
         whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
         self.run = jax.jit(
             jax.shard_map(
@@ -173,13 +162,14 @@ class _Program:
                 mesh=mesh,
                 in_specs=(whole, parts, parts),
                 out_specs=(whole, whole, parts),
-                check_vma=False,  # What seeds and counts become is the same on all, by what it is.
+                # The checker can't see that seeds and counts are equal on all devices.
+                check_vma=False,
             )
         )
         """Function of the values of variables by `id`, a batch, and residuals or `None`."""
 
     def is_of(self, compute: ComputePart, compression: Compression | None) -> bool:
-        """Returns whether it computes and compresses by these."""
+        """Returns True if the program was made for these arguments."""
         return self._compute is compute and self._compression is compression
 
     def _run(self, values: dict[int, Any], batch: Any, residual: Any) -> Any:
@@ -198,7 +188,7 @@ class _Program:
 
 
 def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Returns what one device computes, which is that of all."""
+    """Returns what one device computes of the whole batch."""
     scalars, finish = compute(0, batch)
     counts, gradients = finish(scalars, None)
     return scalars, counts, gradients

@@ -1,1 +1,1 @@
-"""Every private name of Keras that the package uses, each with a canary test."""
+"""Private names of Keras, divided by subject. Each has a canary test."""

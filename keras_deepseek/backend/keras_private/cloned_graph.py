@@ -1,7 +1,6 @@
-"""What `keras.models.clone_model` can't do with a graph whose layers share weights is an error.
+"""A Functional model that `keras.models.clone_model` clones correctly or refuses.
 
-It makes each layer anew by itself: of an embedding that also stands inside another layer there are
-two then, and nothing says so.
+Keras clones each layer on its own. An embedding that another layer holds as well would become two.
 """
 
 from typing import Any
@@ -12,7 +11,7 @@ from keras_deepseek.errors import NotSupportedError
 
 
 class CloneCheckedModel(keras.Model):
-    """A Functional model that `keras.models.clone_model` makes right, or refuses."""
+    """A Functional model that raises an error if `keras.models.clone_model` can't clone it."""
 
     def _run_through_graph(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if not _is_cloning(inputs, kwargs):
@@ -22,19 +21,19 @@ class CloneCheckedModel(keras.Model):
                 raise _refusal(self, f"{operation.name!r} shares weights with another layer")
         try:
             return super()._run_through_graph(inputs, *args, **kwargs)
-        except NotImplementedError as error:  # That of Keras for a layer without a config.
+        except NotImplementedError as error:  # Keras raises it for a layer without a config.
             raise _refusal(self, "one of its layers is not made by a config") from error
 
 
 def _is_cloning(inputs: Any, arguments: dict[str, Any]) -> bool:
-    """`clone_model` alone gives symbols and a `call_fn`, be it None: it has no hook of its own."""
+    """Returns True if `clone_model` is calling: only it passes symbols and a `call_fn`."""
     return "call_fn" in arguments and all(
         isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(inputs)
     )
 
 
 def _sharing_operations(model: keras.Model) -> list[keras.Operation]:
-    """Returns the operations of a graph of whose weights another one has some too."""
+    """Returns the operations of a graph that share weights with another one."""
     operations = model.operations
     weights = [{id(weight) for weight in getattr(each, "weights", ())} for each in operations]
     counts: dict[int, int] = {}
@@ -49,8 +48,9 @@ def _sharing_operations(model: keras.Model) -> list[keras.Operation]:
 
 
 def _refusal(model: keras.Model, reason: str) -> NotSupportedError:
+    """Returns the error for a model that can't be cloned."""
     return NotSupportedError(
-        f"`keras.models.clone_model` makes each layer anew by itself, which can't be done with a "
-        f"{type(model).__name__}: {reason}. Make a copy by `type(model).from_config("
-        "model.get_config())`; `copy.set_weights(model.get_weights())` gives it the weights."
+        f"`keras.models.clone_model` can't clone a {type(model).__name__} layer by layer: "
+        f"{reason}. Make a copy by `type(model).from_config(model.get_config())`, and copy the "
+        "weights by `copy.set_weights(model.get_weights())`."
     )

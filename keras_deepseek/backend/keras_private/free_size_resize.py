@@ -1,4 +1,4 @@
-"""Keras's `ops.image.resize` in graphs whose sizes are free."""
+"""Keras's `ops.image.resize` for graphs with free sizes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,17 +6,16 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import image_operations
-from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 
 
 @contextlib.contextmanager
-def mended_resize() -> Iterator[None]:
-    """Has `ops.image.resize` take a size that is computed, as bilinear `UpSampling2D` gives it.
+def fixed_resize() -> Iterator[None]:
+    """Makes `ops.image.resize` accept a computed size, such as that of a bilinear `UpSampling2D`.
 
-    Keras asks whether it is positive, which no symbol of a graph answers.
+    Keras checks that it is positive, which a symbol of a graph can't answer.
     """
-    resize, operations = keras.ops.image.resize, image_operations()
+    resize, operations = keras.ops.image.resize, keras.src.ops.image
 
     def resize_to_any(images: Any, size: Any, *arguments: Any, **options: Any) -> Any:
         if arguments or all(isinstance(each, int) for each in size):
@@ -24,7 +23,7 @@ def mended_resize() -> Iterator[None]:
         return operations.Resize(size, **options).call(images)
 
     with (
-        lent_attributes(keras.ops.image, resize=resize_to_any),
-        lent_attributes(operations, resize=resize_to_any),
+        temporary_attributes(keras.ops.image, resize=resize_to_any),
+        temporary_attributes(operations, resize=resize_to_any),
     ):
         yield

@@ -1,4 +1,4 @@
-"""What the numbers of a model's inputs are like, as the layers that they reach expect them."""
+"""The range of numbers that the inputs of a model expect, derived from the layers they reach."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,13 +8,13 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.known_numbers import (
     RENUMBERING,
     KnownNumbers,
     known_numbers,
     padding_of,
 )
+from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 
 _KEEPING = {
     *("Cast", "Concatenate", "ExpandDims", "Flatten", "GetItem", "Identity", "RepeatVector"),
@@ -25,18 +25,15 @@ _KEEPING = {
 
 @dataclass(frozen=True)
 class InputKind:
-    """What one input is to hold.
+    """The numbers that an input expects.
 
     Args:
-        vocabulary: integer. The fewest rows of an `Embedding` that it is looked up in; `None` where
-            it reaches none. Defaults to `None`.
-        scale: The mean and the standard deviation, which can be broadcast to a batch, of what a
-            `Normalization` or `Rescaling` that it reaches at once makes a standard one of. Defaults
-            to `None`.
-        mask_value: float. What a `Masking`, a `Hashing` or an `IntegerLookup` that it reaches at
-            once takes for padding. Defaults to `None`.
-        known: `KnownNumbers`. What a layer that knows only some numbers, as `IntegerLookup`, is to
-            be given. Defaults to `None`.
+        vocabulary: integer. The fewest rows of an `Embedding` that it is looked up in, or `None`.
+        scale: The mean and the standard deviation, which broadcast to a batch, that a directly
+            connected `Normalization` or `Rescaling` standardizes.
+        mask_value: float. The padding of a directly connected `Masking`, `Hashing` or
+            `IntegerLookup`.
+        known: `KnownNumbers` of a layer that knows only some numbers, such as `IntegerLookup`.
     """
 
     vocabulary: int | None = None
@@ -45,7 +42,7 @@ class InputKind:
     known: KnownNumbers | None = None
 
     def joined(self, other: "InputKind") -> "InputKind":
-        """Returns what an input is to hold that reaches two layers, the second one later."""
+        """Returns the kind of an input that reaches two layers. The second has precedence."""
         rows = [kind.vocabulary for kind in (self, other) if kind.vocabulary is not None]
         return InputKind(
             min(rows, default=None),
@@ -56,17 +53,17 @@ class InputKind:
 
 
 def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
-    """Returns for each flat input what it is to hold.
+    """Returns the kind of each flat input of a model.
 
-    An input is followed through the graph of a Functional model and of those inside it. Where a
-    layer of another kind holds embeddings, each input that reaches it counts for all of them.
+    It follows an input through the graph of a Functional model and the models inside. A layer of
+    another kind that holds embeddings counts for each input that reaches it.
 
     Args:
         model: `keras.Model`, or a layer.
         num_inputs: integer. The number of its flat inputs.
 
     Returns:
-        A list in the order of the flat inputs. Of a model that is not Functional, all are alike.
+        A list in the order of the flat inputs. For a model that is not Functional, all are equal.
     """
     graph = functional_graph(model)
     if graph is None:
@@ -93,13 +90,14 @@ def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
 
 
 def _kind_of_layer(layer: keras.Layer, num_inputs: int) -> InputKind:
-    """Returns what each input of a layer that is no graph is to hold."""
+    """Returns the kind of each input of a layer that is no graph."""
     known = known_numbers(layer)
     inner = list(flatten_layers(layer))
     rows = [each.input_dim for each in inner if isinstance(each, keras.layers.Embedding)]
     if _renumbers(layer):
         rows = []
-        if known is None and num_inputs == 1:  # Of several, nobody knows which is looked up.
+        # With several inputs it is unknown which one is looked up.
+        if known is None and num_inputs == 1:
             for each in inner:
                 if isinstance(each, keras.layers.IntegerLookup) and (one := known_numbers(each)):
                     known = one.joined(known)
@@ -107,13 +105,13 @@ def _kind_of_layer(layer: keras.Layer, num_inputs: int) -> InputKind:
 
 
 def _renumbers(operation: Any) -> bool:
-    """Returns whether numbers come out of an operation as others."""
+    """Returns True if an operation replaces numbers by others, as a lookup does."""
     is_layer = isinstance(operation, keras.Layer)
     return is_layer and any(isinstance(each, RENUMBERING) for each in flatten_layers(operation))
 
 
 def _taken_by_layers(graph: Any) -> Iterator[tuple[keras.KerasTensor, InputKind]]:
-    """Yields the tensors that the layers of a graph take, each with what it is to hold."""
+    """Yields the input tensors of the layers of a graph, each with its kind."""
     for layer in graph.operations:
         for node in layer._inbound_nodes if isinstance(layer, keras.Layer) else ():
             found = input_kinds(layer, len(node.input_tensors))
@@ -121,7 +119,7 @@ def _taken_by_layers(graph: Any) -> Iterator[tuple[keras.KerasTensor, InputKind]
 
 
 def _scale(layer: keras.Layer) -> tuple[Array, Array] | None:
-    """Returns the mean and the deviation of what a layer makes a standard normal one of."""
+    """Returns the mean and the deviation that a layer standardizes, or `None`."""
     if isinstance(layer, keras.layers.Normalization) and not layer.invert:
         mean, deviation = (
             np.asarray(keras.ops.convert_to_numpy(each), "float64")
@@ -137,13 +135,13 @@ def _scale(layer: keras.Layer) -> tuple[Array, Array] | None:
 def _sources(
     tensor: keras.KerasTensor, places: dict[int, int], *, only_as_it_is: bool = False
 ) -> Iterator[int]:
-    """Yields the inputs that a tensor is made of, by their places.
+    """Yields the indices of the inputs that a tensor is computed from.
 
     Args:
         tensor: `keras.KerasTensor`.
-        places: dict. The places of the inputs by their identity.
-        only_as_it_is: boolean. Whether only those count whose numbers come through unchanged.
-            Defaults to `False`: all whose numbers are not put in other numbers' place.
+        places: dict from the identity of an input to its index.
+        only_as_it_is: boolean. Whether to follow only operations that change no number. By default
+            all are followed except those that renumber.
     """
     seen: set[int] = set()
     waiting = [tensor]

@@ -2,20 +2,20 @@
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import functional_graph
+from keras_deepseek.backend.keras_private.layers import functional_graph
 
 _IN_FLOAT32_ON_TENSORFLOW = {"Dot", "Einsum", "Inner", "Matmul", "Tensordot", "Vdot"}
-"""The operations that Keras casts integers to float32 for, where TensorFlow runs them."""
+"""The operations for which Keras casts integers to float32 on TensorFlow."""
 
 
 def integer_products(model: keras.Layer) -> list[str]:
-    """Returns the operations of a model's graph that multiply and add up integers.
+    """Returns the operations of a model's graph that multiply and add integers.
 
     Args:
-        model: `keras.Layer`. One that is no graph has none that can be seen.
+        model: `keras.Layer`. In one that is no graph, none are found.
 
     Returns:
-        A list of strings, as in `"Einsum 'einsum_1'"`.
+        A list of strings, for example `"Einsum 'einsum_1'"`.
     """
     graph = functional_graph(model)
     found = []
@@ -27,5 +27,6 @@ def integer_products(model: keras.Layer) -> list[str]:
 
 
 def _takes_integers(operation: keras.Operation) -> bool:
+    """Returns True if all inputs of an operation are integers."""
     tensors = [tensor for node in operation._inbound_nodes for tensor in node.input_tensors]
     return bool(tensors) and all("int" in keras.backend.standardize_dtype(x.dtype) for x in tensors)

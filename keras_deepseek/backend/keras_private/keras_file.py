@@ -1,9 +1,8 @@
-"""Loading a `.keras` file, wherever its custom classes are defined.
+"""Loading of `.keras` files, with the modules that define their custom classes.
 
-Keras finds a custom class only once the module that registers it was imported. Export, its child
-process and the server all load files, so the rule of what is imported stands here once: the modules
-of this package that the file names, and those that the caller names; never another that the file
-names.
+Keras finds a custom class only after the module that registers it was imported. Export, its child
+process and the server all load files, so the rule for imports is here: the modules of this package
+that the file names, and those that the caller names. No other module that a file names is imported.
 """
 
 import importlib
@@ -38,8 +37,8 @@ def load_keras_file(
         path: The file.
         custom_objects_from: Modules, by name or by `.py` file, that define its custom classes.
             Defaults to `()`.
-        is_own: boolean. Whether this library has just written the file, of a model that lives: then
-            the code of its `Lambda` layers may run, as it does in the model. Defaults to `False`.
+        is_own: boolean. Whether this library has just written the file from a live model. Then the
+            code of its `Lambda` layers may run, as it does in the model. Defaults to `False`.
 
     Raises:
         InvalidInputError: There is no such file or module, or Keras can't load the model.
@@ -52,14 +51,14 @@ def load_keras_file(
         # Safe mode keeps code in the file from running.
         return keras.saving.load_model(path, compile=False, safe_mode=not is_own)
     except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
-        # Of one that was just written nobody needs to know where it stands.
+        # The path of a temporary file would not help.
         what = "the model that was saved for this process" if is_own else repr(os.fspath(path))
         explained = _explain(error) if is_own else f"{_explain(error)} {_EXPECTED}"
         raise InvalidInputError(f"Keras can't load {what}: {explained}") from error
 
 
 def _explain(error: Exception) -> str:
-    """Returns what is wrong with a file, in one line of the many that Keras gives."""
+    """Returns the cause of a loading error in one line."""
     missing = re.search(r"Could not locate (?:class|function) '([^']+)'", str(error))
     if missing:
         return (
@@ -70,16 +69,16 @@ def _explain(error: Exception) -> str:
     inner = re.search(r"Exception encountered: (.+)", str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = lines[0] if lines else type(error).__name__
-    if told.endswith(":"):  # What it is of stands in the next one.
+    if told.endswith(":"):  # The next line has the details.
         told = " ".join(lines[:2])
     return f"{(inner[1] if inner else told).rstrip('.')}."
 
 
 def import_source(source: str | os.PathLike[str]) -> None:
-    """Imports a module by its name or its `.py` file, so that Keras finds the classes in it.
+    """Imports a module by name or `.py` file, so that Keras finds the classes in it.
 
     Args:
-        source: As in `"my_project.layers"` or `"my_layers.py"`.
+        source: For example `"my_project.layers"` or `"my_layers.py"`.
 
     Raises:
         InvalidInputError: It can't be imported.
@@ -98,6 +97,7 @@ def import_source(source: str | os.PathLike[str]) -> None:
 
 
 def _import_file(path: Path) -> None:
+    """Imports a `.py` file as a module of its name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
@@ -115,10 +115,7 @@ def _import_file(path: Path) -> None:
 
 
 def _register_contents(module: ModuleType) -> None:
-    """Makes Keras find the classes and functions of a module, where nobody registered them.
-
-    Keras itself imports no other packages than its own.
-    """
+    """Registers classes and functions of a module with Keras, which does not import it."""
     found = {
         name: value
         for name, value in vars(module).items()
@@ -129,6 +126,7 @@ def _register_contents(module: ModuleType) -> None:
 
 
 def _import_own_classes(path: str | os.PathLike[str]) -> None:
+    """Imports the modules of this package that a `.keras` file names."""
     with ZipFile(path) as archive:
         config = archive.read("config.json").decode("utf-8")
     for module in sorted(set(_OWN_MODULE.findall(config))):

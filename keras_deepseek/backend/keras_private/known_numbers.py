@@ -1,4 +1,4 @@
-"""The numbers that a preprocessing layer knows, to draw samples from: see `input_kinds`."""
+"""The numbers that a preprocessing layer knows, from which samples are drawn: see `input_kinds`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
+from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 
 RENUMBERING = (
     keras.layers.IntegerLookup,
@@ -16,7 +16,7 @@ RENUMBERING = (
     keras.layers.Discretization,
     keras.layers.CategoryEncoding,
 )
-"""Layers behind which a number is another: the rows of an `Embedding` there say nothing of their
+"""Layers that replace numbers by others. The rows of an `Embedding` behind them say nothing of the
 inputs."""
 _BY_TENSORFLOW = (
     keras.layers.IntegerLookup,
@@ -30,10 +30,11 @@ _FEWEST_POSITIONS = 8
 
 @dataclass(frozen=True)
 class KnownNumbers:
-    """Numbers that tell something to a layer.
+    """Numbers that a layer knows.
 
     Args:
-        values: array. Among them are some that a vocabulary has not, where others are taken.
+        values: array. If the layer takes other numbers, it holds some that are not in its
+            vocabulary.
         takes_others: boolean. Whether the layer takes any other number as well.
     """
 
@@ -41,7 +42,7 @@ class KnownNumbers:
     takes_others: bool
 
     def joined(self, other: "KnownNumbers | None") -> "KnownNumbers":
-        """Returns what tells something to two layers, and fails in neither where that can be."""
+        """Returns numbers that two layers know, and that neither rejects if there are such."""
         if other is None or (self.takes_others and not other.takes_others):
             return other or self
         if other.takes_others and not self.takes_others:
@@ -52,11 +53,11 @@ class KnownNumbers:
         return KnownNumbers(both, takes_others=False) if len(both) else self
 
     def of_dtype(self, dtype: Any, below: int | None) -> Array:
-        """Returns the numbers that a dtype has, and that a table looked up directly has room for.
+        """Returns the numbers that fit a dtype and a table.
 
         Args:
-            dtype: NumPy's dtype, of integers or floats.
-            below: integer. The rows of that table; `None` where there is none.
+            dtype: NumPy dtype, of integers or floats.
+            below: integer. The rows of a table that is indexed by the numbers, or `None`.
         """
         values = self.values
         if np.dtype(dtype).kind in "iu":
@@ -69,7 +70,7 @@ class KnownNumbers:
 
 
 def known_numbers(layer: keras.Layer) -> KnownNumbers | None:
-    """Returns the numbers that a layer itself knows, or `None`: it has no such."""
+    """Returns the numbers that a layer knows itself, or `None`."""
     if isinstance(layer, keras.layers.IntegerLookup):
         return _of_lookup(layer)
     if isinstance(layer, keras.layers.CategoryEncoding):
@@ -80,10 +81,10 @@ def known_numbers(layer: keras.Layer) -> KnownNumbers | None:
 
 
 def longest_sequence(model: keras.Layer) -> int | None:
-    """Returns the most tokens that a model has positions for, `None` where no table bounds them.
+    """Returns the most tokens that a model has positions for, or `None` if no table limits them.
 
-    Of a layer that holds embeddings, as one of tokens and positions does, any may be that of the
-    positions: the smallest counts, unless it has so few rows as a table of kinds of tokens.
+    In a layer that holds several embeddings, such as one of tokens and positions, any may be that
+    of the positions. The smallest counts, unless it has as few rows as a table of token types.
 
     Args:
         model: `keras.Model`, built, or a layer.
@@ -101,10 +102,10 @@ def longest_sequence(model: keras.Layer) -> int | None:
 
 
 def layers_by_tensorflow(model: keras.Layer) -> list[str]:
-    """Returns the layers in the graphs of a model whose work TensorFlow's tables and hashes do.
+    """Returns the layers in the graphs of a model that need TensorFlow's tables and hashes.
 
     Args:
-        model: `keras.Model`. Of one that is no graph nobody knows which of its layers it calls.
+        model: `keras.Model`. In one that is no graph, none are found.
     """
     if isinstance(model, _BY_TENSORFLOW):
         return [f"{type(model).__name__} {model.name!r}"]
@@ -114,7 +115,7 @@ def layers_by_tensorflow(model: keras.Layer) -> list[str]:
 
 
 def padding_of(layer: keras.Layer) -> float | None:
-    """Returns what a layer takes for padding, or `None`."""
+    """Returns the number that a layer treats as padding, or `None`."""
     if isinstance(layer, keras.layers.IntegerLookup):
         return None if layer.mask_token is None else int(layer.mask_token)
     if isinstance(layer, keras.layers.Masking | keras.layers.Hashing):
@@ -124,7 +125,8 @@ def padding_of(layer: keras.Layer) -> float | None:
 
 
 def _of_lookup(layer: Any) -> KnownNumbers | None:
-    if layer.invert:  # It takes places, and gives what stands there.
+    """Returns the numbers of an `IntegerLookup`."""
+    if layer.invert:  # An inverted lookup takes indices.
         return KnownNumbers(np.arange(layer.vocabulary_size()), takes_others=False)
     known = sorted({int(token) for token in layer.get_vocabulary(include_special_tokens=False)})
     if not known:
@@ -139,7 +141,7 @@ def _of_lookup(layer: Any) -> KnownNumbers | None:
 
 
 def _of_bins(boundaries: Array) -> KnownNumbers | None:
-    """Returns a number in the middle of each bin: at its ends rounding may decide."""
+    """Returns a number in the middle of each bin: at the ends, rounding would decide."""
     if not len(boundaries):
         return None
     widest = np.diff(boundaries).max(initial=0.0) or max(1.0, abs(float(boundaries[0])))

@@ -1,7 +1,7 @@
-"""The dtype that layers compute in, by private names of Keras with a canary test each.
+"""The dtype that layers compute in.
 
-`layer.dtype_policy = ...` would do, but for its price at each step, and for a `DTypePolicyMap`,
-which it writes into.
+Setting `layer.dtype_policy` would work too, but it is slow at each step, and writes into a
+`DTypePolicyMap`.
 """
 
 import inspect
@@ -11,8 +11,12 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.known_numbers import RENUMBERING
+from keras_deepseek.backend.keras_private.layers import (
+    flatten_layers,
+    functional_graph,
+    producing_operation,
+)
 
 _EXACT = (keras.layers.Normalization, *RENUMBERING)
 _TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
@@ -20,31 +24,31 @@ _TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
 
 
 @contextmanager
-def lent_policy(
+def temporary_policy(
     layers: Sequence[keras.Layer],
     policy: keras.DTypePolicy,
     *,
-    uncast: Collection[keras.Layer] = (),
-    casts_tables: bool = False,
+    exact_inputs: Collection[keras.Layer] = (),
+    casts_embedding_tables: bool = False,
 ) -> Iterator[None]:
     """Makes layers compute by another dtype policy until the block ends.
 
     Args:
         layers: Layers, built.
         policy: `keras.DTypePolicy`.
-        uncast: Those among them whose inputs are not cast: see `layers_before_embeddings`. Defaults
-            to `()`.
-        casts_tables: boolean. Whether an embedding casts all of its table, and not the rows that it
-            looks up: what is constant is then half as large. Defaults to `False`.
+        exact_inputs: The layers among them whose inputs are not cast: see `find_exact_inputs`.
+            Defaults to `()`.
+        casts_embedding_tables: boolean. Casts the whole table of an embedding instead of the rows
+            that it looks up. A constant table is then half as large. Defaults to `False`.
     """
-    # Not by setting attributes: Keras and PyTorch look at each of them.
+    # Setting attributes would be slow: Keras and PyTorch inspect each.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
-    tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
+    tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_embedding_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
-    kept = {id(layer) for layer in uncast}
+    kept = {id(layer) for layer in exact_inputs}
     for layer, own_policy in zip(layers, own_policies, strict=True):
         lent = _quantized_as(layer, own_policy, policy)
-        vars(layer)["_dtype_policy"] = _UncastInputs(lent.name) if id(layer) in kept else lent
+        vars(layer)["_dtype_policy"] = _ExactInputs(lent.name) if id(layer) in kept else lent
     for layer in tables:
         vars(layer)["call"] = _without_autocast(layer.call)
     try:
@@ -62,14 +66,15 @@ def lent_policy(
 def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:
     """Returns the layers of a model that may compute by another policy than their own.
 
-    An output layer that ends in softmax or sigmoid keeps its own: a probability in half precision
-    rounds to 1 and its loss to 0 (Keras's guide on mixed precision asks for the same). So does a
-    `Normalization`, as what it makes small may be beyond float16, and what tells whole numbers
-    apart, as `CategoryEncoding`.
+    An output layer that ends in softmax or sigmoid keeps its own: in half precision a probability
+    rounds to 1 and its loss to 0 (Keras's guide on mixed precision says the same). So does a
+    `Normalization`, whose inputs may exceed float16, and a layer that tells whole numbers apart,
+    such as `CategoryEncoding`.
 
     Args:
         model: `keras.Model`, built.
-        includes_quantized: boolean. Whether quantized layers may, too. Defaults to `False`.
+        includes_quantized: boolean. Whether to return quantized layers as well. Defaults to
+            `False`.
     """
     probabilities = (keras.activations.softmax, keras.activations.sigmoid)
     keep = {
@@ -87,14 +92,13 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
     ]
 
 
-def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers whose inputs may be on their way to one that takes them exactly.
+def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers whose inputs may be whole numbers that a later layer needs exactly.
 
-    Token ids in floating point, as those of an `Input` without a dtype, are whole numbers, which
-    half precision would round: bfloat16 has no 257. An embedding takes them, or a preprocessing
-    layer. These are the layers that hold such a one, and those without weights that may stand
-    before it: in a graph those that do, in another layer
-    all that it holds itself.
+    Token ids in floating point, such as those of an `Input` without a dtype, are whole numbers that
+    half precision would round: bfloat16 has no 257. An embedding or a preprocessing layer takes
+    them. The result holds the layers that contain such a layer, and those without weights that may
+    come before it: in a graph, those that do; in another layer, all that it holds itself.
 
     Args:
         model: `keras.Model`, built.
@@ -129,14 +133,14 @@ def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
 def _operations_before(operation: Any) -> list[Any]:
     """Returns the operations of a graph whose outputs an operation takes."""
     return [
-        tensor._keras_history.operation
+        producing_operation(tensor)
         for node in operation._inbound_nodes
         for tensor in node.input_tensors
     ]
 
 
-class _UncastInputs(keras.DTypePolicy):
-    """A policy that leaves the inputs of a layer as they are."""
+class _ExactInputs(keras.DTypePolicy):
+    """A policy that does not cast the inputs of a layer."""
 
     def convert_input(self, x: Any, autocast: bool, dtype: str) -> Any:
         return super().convert_input(x, autocast=False, dtype=dtype)
@@ -145,7 +149,7 @@ class _UncastInputs(keras.DTypePolicy):
 def _quantized_as(
     layer: keras.Layer, own: keras.DTypePolicy, policy: keras.DTypePolicy
 ) -> keras.DTypePolicy:
-    """Returns a policy by which a layer goes on with the weights that it has, quantized or not."""
+    """Returns a policy under which a layer can use its weights, quantized or not."""
     if isinstance(own, keras.dtype_policies.DTypePolicyMap):
         own = own[layer.path]
     if own.quantization_mode is None:
@@ -155,9 +159,9 @@ def _quantized_as(
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers that give a model's outputs, through models inside it.
+    """Returns the layers that make a model's outputs, including those of models inside it.
 
-    Of a subclassed model nobody knows which they are: all of its own layers may be.
+    In a subclassed model, all of its own layers may be.
     """
     if isinstance(model, keras.Sequential):
         last = list(model.layers[-1:])
@@ -169,14 +173,15 @@ def _output_layers(model: keras.Model) -> list[keras.Layer]:
 
 
 def _looks_rows_up(layer: keras.Layer) -> bool:
-    call = inspect.unwrap(layer.call)  # Where it is placed on a device, another stands for it.
+    """Returns True if a layer is called as a Keras `Embedding`."""
+    call = inspect.unwrap(layer.call)  # A layer that is placed on a device has a wrapped `call`.
     return getattr(call, "__func__", None) is keras.layers.Embedding.call
 
 
 def _without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the `call` of an embedding that casts the rows that it looks up, and not its table.
+    """Returns the `call` of an embedding that casts the rows that it looks up, not its table.
 
-    The rows are the same, and their gradients are added up in the table's own precision.
+    The rows are the same, and their gradients are added in the precision of the table.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

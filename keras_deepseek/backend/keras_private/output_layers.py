@@ -1,18 +1,21 @@
-"""Which layers each output of a model depends on."""
+"""The layers that each output of a model depends on."""
 
 import keras
 
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
-from keras_deepseek.backend.keras_private.layer_tree import is_container
+from keras_deepseek.backend.keras_private.layers import (
+    flatten_layers,
+    functional_graph,
+    is_container,
+)
 
 
 def layers_by_output(model: NamedModel) -> dict[str, list[keras.Layer]]:
-    """Returns for each output the layers that it may depend on, those within others among them.
+    """Returns the layers that each output may depend on, including those inside other layers.
 
-    In a Functional or Sequential model these are the layers on a way from an input to the output.
-    A layer that holds layers, as an inner model, counts with all of them. What a model computes
-    that has a `call` of its own, its graph does not say: each output counts for all layers.
+    In a Functional or Sequential model these are the layers on a path from an input to the output.
+    A layer that holds layers, such as an inner model, counts with all of them. In a model with its
+    own `call`, each output counts for all layers.
 
     Args:
         model: `NamedModel`.
@@ -28,6 +31,7 @@ def layers_by_output(model: NamedModel) -> dict[str, list[keras.Layer]]:
 
 
 def _layers_before(tensor: keras.KerasTensor) -> list[keras.Layer]:
+    """Returns the layers on the paths to a symbolic tensor."""
     found: dict[int, keras.Layer] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [tensor]

@@ -1,4 +1,4 @@
-"""Keras's `TimeDistributed`, as it is meant to be, in graphs whose length is free."""
+"""Keras's `TimeDistributed` for graphs with a free length."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,23 +7,24 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 
 
 @contextlib.contextmanager
-def mended_time_distributed() -> Iterator[None]:
-    """Has `TimeDistributed` apply its layer to all steps at once, as rows of one batch.
+def fixed_time_distributed() -> Iterator[None]:
+    """Makes `TimeDistributed` apply its layer to all steps at once, as rows of one batch.
 
-    Where the length is free, Keras applies it to as many steps as there are rows on TensorFlow, and
-    fails on JAX. What is computed of a step does not depend on others, so this gives the same.
+    For a free length, Keras applies it to as many steps as there are rows on TensorFlow, and fails
+    on JAX. Steps don't depend on each other, so the result is the same.
     """
-    with lent_attributes(keras.layers.TimeDistributed, call=_call):
+    with temporary_attributes(keras.layers.TimeDistributed, call=_call):
         yield
 
 
 def _call(
     self: keras.layers.TimeDistributed, inputs: Any, training: bool | None = None, mask: Any = None
 ) -> Any:
+    """Applies the inner layer to all steps as one batch."""
     arguments: dict[str, Any] = {}
     if self.layer._call_has_mask_arg and mask is not None:
         arguments["mask"] = _join(mask)
@@ -35,6 +36,6 @@ def _call(
 
 
 def _join(x: Any) -> Any:
-    """Returns rows and steps as one axis."""
+    """Merges the axes of rows and steps."""
     num_rows, length, *sizes = ops.shape(x)
     return ops.reshape(x, (num_rows * length, *sizes))

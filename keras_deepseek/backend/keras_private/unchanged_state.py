@@ -1,4 +1,4 @@
-"""What looks at a model leaves it as it was."""
+"""A context in which calls of a model leave its state unchanged."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,16 +6,12 @@ from collections.abc import Iterator
 import keras
 
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.keras_private.keras_training import block_states
+from keras_deepseek.backend.keras_private.layers import block_states
 
 
 @contextlib.contextmanager
 def unchanged_state(model: keras.Model) -> Iterator[None]:
-    """Puts back what calls of a model have changed in it: counters, seeds and the like.
-
-    Args:
-        model: `keras.Model`.
-    """
+    """Restores counters, seeds and other states of a model when the block ends."""
     variables = block_states(model)
     before = read_values(variables)
     try:

@@ -1,4 +1,4 @@
-"""How much of each batch a device computes: as much as it is fast."""
+"""The shares of devices in a batch, in proportion to their speed."""
 
 from collections.abc import Sequence
 
@@ -7,37 +7,31 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 
 _MEMORY = 0.8
-"""What a step takes of what is known of the speeds; five steps forget two thirds."""
+"""The weight of the known speed against that of a new step. After five steps, two thirds are
+new."""
 
 _LEAST_DRIFT = 0.1
-"""So much a share must be off, as a part of itself, before all are made anew."""
+"""The relative change of a share that makes all of them change."""
 
 
 class DeviceShares:
     """The shares of devices in the rows of each batch.
 
-    They begin as equals. Each step says how long they took for how many rows, and when their speeds
-    have drifted from what the shares were made for, those are made anew.
-
-    Args:
-        num_devices: integer.
+    They begin equal. Each step reports how long the devices took for how many rows. When their
+    speeds have drifted from the shares, the shares are computed again.
     """
 
     def __init__(self, num_devices: int) -> None:
         self.shares: Array = np.full(num_devices, 1.0 / num_devices)
         """The parts of a batch, which sum to 1."""
-        self._speeds: Array = np.full(num_devices, np.nan)  # Rows a second.
+        self._speeds: Array = np.full(num_devices, np.nan)  # Rows per second.
         self._has_begun = False
 
     def cut(self, num_rows: int) -> Array:
-        """Returns where the rows of each device begin, and behind them the number of all: int64.
-
-        Args:
-            num_rows: integer. The rows of a batch.
-        """
+        """Returns the first row of each device, followed by the number of rows, as int64."""
         number = len(self.shares)
         spare = max(num_rows - number, 0)
-        # Who has no row can't show that it has become faster.
+        # Each device needs a row, or it could not show that it has become faster.
         least = np.minimum(np.arange(1, number + 1), num_rows)
         ends = np.minimum(np.rint(np.cumsum(self.shares) * num_rows), num_rows)
         ends = np.clip(ends, least, least + spare)
@@ -45,12 +39,12 @@ class DeviceShares:
         return np.concatenate([[0], np.maximum.accumulate(ends)]).astype("int64")
 
     def learn(self, num_rows: Sequence[int] | Array, seconds: Sequence[float] | Array) -> None:
-        """Takes note of how long a step took on each device, and makes the shares anew if need be.
+        """Takes the seconds of a step on each device, and updates the shares if they have drifted.
 
-        The first step counts for nothing: much is made in it that is there afterwards.
+        The first step is ignored: much is compiled and created in it.
 
         Args:
-            num_rows: integers. The rows that each has computed.
+            num_rows: integers. The rows that each device has computed.
             seconds: floats.
         """
         if not self._has_begun:
@@ -59,7 +53,7 @@ class DeviceShares:
         rows = np.asarray(num_rows, "float64")
         found = rows / np.maximum(np.asarray(seconds, "float64"), 1e-9)
         known = np.where(np.isnan(self._speeds), found, self._speeds)
-        # Who had no row has not shown how fast it is.
+        # A device without rows has shown no speed.
         self._speeds = np.where(rows > 0, _MEMORY * known + (1.0 - _MEMORY) * found, self._speeds)
         if np.any(np.isnan(self._speeds)):
             return

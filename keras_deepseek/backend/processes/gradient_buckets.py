@@ -1,20 +1,20 @@
-"""Which gradients are summed over processes together."""
+"""Buckets of gradients that are summed over processes together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 BUCKET_BYTES = 4 * 2**20
-"""Of one bucket: it is summed while the next is computed, or copied together."""
+"""The least bytes of a bucket. It is summed while the next one is computed."""
 
 
 def cut_into_buckets(
     tensors: Sequence[Any], count_bytes: Callable[[Any], int]
 ) -> Iterator[list[Any]]:
-    """Yields tensors in groups of one dtype, which end with the one that makes them large enough.
+    """Yields tensors in groups of one dtype, each ended by the tensor that makes it large enough.
 
     Args:
-        tensors: Tensors of the framework's.
-        count_bytes: Function from one of them to its bytes.
+        tensors: Tensors of the framework.
+        count_bytes: Function from a tensor to its bytes.
     """
     bucket: list[Any] = []
     size = 0

@@ -1,7 +1,7 @@
-"""How the gradients that processes send each other are made smaller.
+"""Compression of the gradients that processes send each other.
 
-What compression takes from a gradient is kept by who has compressed it, and added to the next one
-(error feedback; Seide et al., 2014), so that all of it arrives in the end.
+Each process keeps what compression removes from a gradient, and adds it to the next one (error
+feedback; Seide et al., 2014), so that all of it arrives in the end.
 """
 
 import math
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Gradients are sent as two thin matrices each, whose product is near to them: PowerSGD.
+    """Low-rank gradient compression: two thin matrices are sent for each gradient (PowerSGD).
 
     Choose it for links that are slow for the model: it sends one to four hundredths of the bytes. A
     gradient `M`, as a matrix that is about square, is projected on the sum over all processes of
-    `M Q`, made orthonormal as `P`; what travels then is `P^T M`, whose sum is the next step's `Q`.
-    What is not in this space is added to the gradient of the next step. Vectors and small matrices,
-    of which it would save less than half, are sent as they are.
+    `M Q`, made orthonormal as `P`. Then `P^T M` is sent, whose sum is the next step's `Q`. What is
+    not in this space is added to the gradient of the next step. Vectors and small matrices, of
+    which it would save less than half, are sent as they are.
 
-    The descent is another than that of whole gradients, unlike with `"bfloat16"`: compare losses.
-    Each process multiplies the matrices out by itself, so that their processors must round alike.
+    Unlike with `"bfloat16"`, the descent differs from that of whole gradients: compare losses. Each
+    process multiplies the matrices out itself, so their processors must round alike.
 
     Args:
-        rank: integer. Columns of the thin matrices. Defaults to `8`.
+        rank: integer. The columns of the thin matrices. Defaults to `8`.
 
     Raises:
         InvalidInputError: `rank` is below 1.
@@ -54,10 +54,10 @@ class LowRank:
         check_integer("rank", self.rank, least=1)
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int] | None:
-        """Returns the matrix that a gradient is taken for; `None` where it is sent as it is.
+        """Returns the shape of a gradient as a matrix, or `None` if it is sent as it is.
 
         Args:
-            shape: integers. That of the gradient.
+            shape: integers. The shape of the gradient.
         """
         size = math.prod(shape)
         ways = [(math.prod(shape[:place]), math.prod(shape[place:])) for place in range(len(shape))]
@@ -67,12 +67,13 @@ class LowRank:
         return (rows, columns) if 2 * self.rank * (rows + columns) <= size else None
 
     def begin_factors(self, shapes: Sequence[Sequence[int]]) -> list[Array]:
-        """Returns the first `Q^T` of gradients, orthonormal, from the last of them to the first.
+        """Returns the first `Q^T` of gradients, orthonormal, from the last gradient to the first.
 
-        It is the same wherever it is made. What lies by rows is multiplied several times as fast.
+        They are the same on each process. They are stored by rows, since products with them are
+        several times as fast so.
 
         Args:
-            shapes: Those of the gradients.
+            shapes: The shapes of the gradients.
         """
         random = np.random.default_rng(0)
         matrices = [self.matrix_shape(shape) for shape in reversed(shapes)]
@@ -84,19 +85,19 @@ class LowRank:
 
 
 Kind = str | LowRank
-"""`"bfloat16"` or `"float16"`, what is sent; or `LowRank`."""
+"""`"bfloat16"` or `"float16"`, the dtype that is sent, or a `LowRank`."""
 
 
 @dataclass(frozen=True)
 class Compression:
-    """How gradients are compressed on their way to other processes, in one step.
+    """The compression of gradients on their way to other processes, in one step.
 
     Args:
         kind: `Kind`.
-        residual: `keras.Variable`, float32, as `begin_residual` returned it, and then what
-            compression has taken from the gradients of earlier steps.
-        scale: Scalar. What the loss is multiplied by in this step, and gradients are divided by
-            before they are compressed, so that residuals have the same units in each step.
+        residual: `keras.Variable`, float32. It begins as `begin_residual`, and then holds what
+            compression removed in earlier steps.
+        scale: Scalar. The factor of the loss in this step. Gradients are divided by it before they
+            are compressed, so that residuals have the same units in each step.
     """
 
     kind: Kind
@@ -105,14 +106,14 @@ class Compression:
 
 
 def begin_residual(kind: Kind, shapes: Sequence[Sequence[int]]) -> Array:
-    """Returns the residual of gradients that have not been sent yet, a float32 vector.
+    """Returns the first residual, a float32 vector.
 
-    First stand zeros, as many as the gradients have numbers, the last gradient first, as in a
-    backward pass; then the factors of `LowRank`.
+    It holds zeros, as many as the gradients have numbers, the last gradient first, as in a backward
+    pass; then the factors of `LowRank`.
 
     Args:
         kind: `Kind`.
-        shapes: Those of the gradients.
+        shapes: The shapes of the gradients.
     """
     factors = kind.begin_factors(shapes) if isinstance(kind, LowRank) else []
     num_weights = sum(math.prod(shape) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Which network interface of this machine leads to another one."""
+"""The network interface of this machine that leads to another machine."""
 
 import contextlib
 import socket
@@ -12,18 +12,14 @@ _SIOCGIFADDR = 0x8915
 
 
 def find_interface(host: str, port: int) -> str | None:
-    """Returns the name of the interface by which a host is reached, `None` where nobody knows.
+    """Returns the name of the interface that leads to a host, or `None` if it is unknown.
 
-    Beyond loopback, that takes Linux and the interface's first IPv4 address.
-
-    Args:
-        host: string. A name or an IP address.
-        port: integer.
+    Other than for loopback, it works on Linux, for the first IPv4 address of an interface.
     """
     if is_loopback(host):
         return "lo0" if sys.platform == "darwin" else "lo"
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))  # Which sends nothing.
+        probe.connect((host, port))  # A UDP `connect` sends nothing.
         own = probe.getsockname()[0]
         for _, interface in socket.if_nameindex():
             if _read_address(probe, interface) == own:
@@ -32,11 +28,12 @@ def find_interface(host: str, port: int) -> str | None:
 
 
 def _read_address(probe: socket.socket, interface: str) -> str | None:
+    """Returns the IPv4 address of an interface, or `None`."""
     if sys.platform != "linux":
         return None
     import fcntl
 
     request = struct.pack("256s", interface.encode())
-    with contextlib.suppress(OSError):  # It has none.
+    with contextlib.suppress(OSError):  # The interface has no address.
         return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
     return None

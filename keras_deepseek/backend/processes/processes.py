@@ -1,6 +1,6 @@
-"""Processes that train together, as the engines under the backends join them.
+"""Interfaces to processes that train together, and what the backends' implementations share.
 
-A training holds these two and knows no engine: `Processes` between steps, `Replicas` inside of one.
+A training holds `Processes` between steps and `Replicas` inside of a step. It knows no engine.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 Receive = Callable[[int, Any], None]
-"""What is told of a gradient by its index as soon as it is known, in any order, or is not."""
+"""Function of the index of a gradient and the gradient. It may be called as soon as one is known,
+in any order, or not at all."""
 
 FinishPart = Callable[[Sequence[Any], Receive | None], tuple[list[Any], list[Any]]]
-"""A backward pass: from the sums of the scalars of all replicas, and who is to be told of gradients
-on the way, to further scalars and to the gradients of this replica."""
+"""A backward pass: function of the sums of all replicas' scalars, and of a `Receive` or `None`. It
+returns further scalars and the gradients of this replica."""
 
 ComputePart = Callable[[int, Any], tuple[list[Any], FinishPart]]
-"""From the rank of a replica and its rows to small float32 tensors and to its backward pass.
-
-All replicas return as many scalars and gradients as the others, float32 and of the same shapes.
-"""
+"""A forward pass: function of the rank of a replica and its rows. It returns small float32 tensors
+and the backward pass. All replicas return as many scalars and gradients, float32 and of the same
+shapes."""
 
 
 class Replicas(Protocol):
-    """Copies of a step, of which each computes rows of its own and all make the same update."""
+    """Replicas of a step, each of which computes its own rows. All make the same update."""
 
     is_compilable: bool
-    """Whether the framework can compile a step as a whole that they are part of."""
+    """True if the framework can compile a step as a whole that the replicas are part of."""
 
     def own_random_numbers(self) -> "AbstractContextManager[None]":
-        """Makes the framework's shared generator differ by replica until the block ends.
+        """Makes the framework's global generator differ by replica until the block ends.
 
         Afterwards it is the same on all again, however many numbers each has drawn.
         """
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar.
+        """Returns the number of rows of all replicas, a scalar.
 
         Args:
-            num_rows: float32 scalar. That of the rows that this process has.
+            num_rows: float32 scalar. The number of rows of this process.
         """
 
     def sum(
@@ -59,12 +59,12 @@ class Replicas(Protocol):
 
         Args:
             compute: `ComputePart`.
-            batch: Structure of tensors, the rows that this process has; or `None` in it.
-            variables: What the gradients are by.
+            batch: Structure of tensors, or `None` in it: the rows of this process.
+            variables: The variables that the gradients are by.
 
         Returns:
-            The sums of the scalars, exact to rounding, of those of the backward pass, and of the
-            gradients.
+            The sums of the scalars, exact to rounding; of the scalars of the backward pass; and of
+            the gradients.
 
         Raises:
             PeerLostError: Another process has ended, or does not answer.
@@ -72,26 +72,21 @@ class Replicas(Protocol):
 
 
 class RemoteReplicas(Replicas, Protocol):
-    """Replicas of which each has a process, and a link to the others."""
+    """Replicas of which each has its own process."""
 
     def own_variable(self, value: "Array", name: str) -> "keras.Variable":
-        """Returns a float32 variable of which each replica has a value of its own.
+        """Returns a float32 variable that has a value of its own on each replica.
 
         Args:
-            value: Vector. The value that it begins with, the same on all.
-            name: string. The name of the variable.
+            value: Vector. The initial value, the same on all replicas.
+            name: string.
         """
 
     def read_own(self, variable: "keras.Variable") -> "Array":
-        """Returns the values that the replicas of this process have of one of `own_variable`."""
+        """Returns the values of a variable of `own_variable` on the replicas of this process."""
 
     def write_own(self, variable: "keras.Variable", value: "Array") -> None:
-        """Gives a variable of `own_variable` the values that `read_own` returned in this process.
-
-        Args:
-            variable: The variable.
-            value: Vector.
-        """
+        """Gives a variable of `own_variable` what `read_own` returned in this process."""
 
     def sum_compressed(
         self,
@@ -100,57 +95,58 @@ class RemoteReplicas(Replicas, Protocol):
         variables: "Sequence[keras.Variable]",
         compression: "Compression",
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all replicas compute, of gradients that are compressed.
+        """Returns the sums of what all replicas compute, with compressed gradients.
 
-        What compression takes from a gradient is added to the next one by who has compressed it,
-        so that all of it arrives in the end. The sums are the same on all.
+        Each process adds what compression removes from a gradient to the next one, so that all of
+        it arrives in the end. The sums are the same on all.
 
         Args:
             compute: `ComputePart`.
             batch: Structure of tensors, as for `sum`.
-            variables: What the gradients are by.
+            variables: The variables that the gradients are by.
             compression: `Compression`.
 
         Returns:
-            The sums of the scalars, of those of the backward pass, of the gradients by the scale,
-            and a function that assigns the residual: it is called where the step is not left out.
+            The sums of the scalars, of the scalars of the backward pass, and of the gradients
+            divided by the scale; and a function that assigns the residual. Call it unless the step
+            is skipped.
         """
 
 
 class Processes(Protocol):
-    """Processes that train together; each calls these functions in the same order.
+    """Processes that train together. Each calls these methods in the same order.
 
-    All of them raise `PeerLostError` where another process has ended, or does not answer.
+    All of them raise `PeerLostError` if another process has ended, or does not answer.
     """
 
     rank: int
     world_size: int
     replicas: RemoteReplicas | None
-    """The copies of the model that reduce inside of the step; `None` where there is one."""
+    """The replicas that sum inside of the step, or `None` if there is one."""
     is_one_program: bool
-    """Whether one program runs over the devices of all, and has the batches of all."""
+    """True if one program runs over the devices of all processes, and has all their batches."""
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which can be pickled."""
+        """Returns the value of rank 0, which must be picklable."""
 
     def broadcast_variables(self, variables: "Sequence[keras.Variable]") -> None:
         """Gives variables the values that they have on rank 0."""
 
     def gather(self, array: "Array") -> "list[Array]":
-        """Returns the arrays of all ranks, in their order."""
+        """Returns the arrays of all ranks, in rank order."""
 
     def whole_outputs(self, model: "keras.Model") -> "AbstractContextManager[None]":
-        """Makes a model's `predict` return all rows on each rank, where one program has them."""
+        """Makes a model's `predict` return all rows on each rank, if one program has them."""
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank had when it called this function the last time.
+        """Returns the wishes that any rank had at the previous call of this method.
 
-        Between several processes the answer to one call is returned by the next, so that no step
-        waits for it.
+        The answer comes one call later, so that no step waits for it. A process alone returns its
+        own wishes at once.
         """
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank has, now or the last time."""
+        """Returns the wishes that any rank has now or had at the previous call."""
 
 
 class OneProcess:
@@ -166,32 +162,32 @@ class OneProcess:
         return value
 
     def broadcast_variables(self, variables: "Sequence[keras.Variable]") -> None:
-        """Does nothing: they have the values of rank 0."""
+        """Does nothing."""
 
     def gather(self, array: "Array") -> "list[Array]":
-        """Returns the array, which is that of all ranks."""
+        """Returns the array in a list."""
         return [array]
 
     def whole_outputs(self, model: "keras.Model") -> AbstractContextManager[None]:
-        """Does nothing: `predict` does so."""
+        """Does nothing: `predict` returns all rows."""
         return nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes: nobody else has any."""
+        """Returns the wishes."""
         return list(wishes)
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes: nobody else has any."""
+        """Returns the wishes."""
         return list(wishes)
 
 
-class OneReplicaEach:
-    """What a process that is one replica needs no engine for."""
+class SingleReplica:
+    """The methods of `RemoteReplicas` for a process that is one replica."""
 
     is_one_program = False
 
     def own_variable(self, value: "Array", name: str) -> "keras.Variable":
-        """Returns a float32 variable: it is this process's own."""
+        """Returns a float32 variable of this process."""
         return keras.Variable(value, dtype="float32", trainable=False, autocast=False, name=name)
 
     def read_own(self, variable: "keras.Variable") -> "Array":
@@ -199,90 +195,79 @@ class OneReplicaEach:
         return read_values([variable])[0]
 
     def write_own(self, variable: "keras.Variable", value: "Array") -> None:
-        """Gives a variable of `own_variable` a value.
-
-        Args:
-            variable: The variable.
-            value: Vector.
-        """
+        """Assigns a vector to a variable of `own_variable`."""
         variable.assign(value)
 
 
 class LocalReplicas:
-    """What copies of a step on devices of this process need no engine for."""
+    """The methods of `Replicas` for devices of this process that need no engine."""
 
     is_compilable = False
-    """A compiler compiles for one device."""
+    """`False`: a compiler compiles for one device."""
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
-        """Does nothing: the copies draw one after the other, or by seeds of their own."""
+        """Does nothing: the replicas draw one after the other, or by their own seeds."""
         return nullcontext()
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar."""
+        """Returns the number of rows of all replicas, a scalar."""
         return num_rows
 
 
-def check_place(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> None:
-    """Raises an error where an engine that runs already does so in another place.
+def check_rank(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> None:
+    """Raises `InvalidInputError` if an engine runs already with another world size or rank.
 
     Args:
         engine: string. Its name.
-        found: tuple of integers. The world size and the rank that it runs with.
-        asked: tuple of integers. Those that were asked for.
-
-    Raises:
-        InvalidInputError: They differ.
+        found: The world size and the rank that it runs with.
+        asked: Those that were asked for.
     """
     if found != asked:
         raise InvalidInputError(
-            f"{engine} runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
+            f"{engine} already runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
             f"world_size={asked[0]}."
         )
 
 
 def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
-    """Raises an error where ranks are about to sum different things, which would hang.
+    """Raises `InvalidInputError` if ranks are about to sum different tensors, which would hang.
 
     Args:
-        rank: integer. Which of them this process is.
+        rank: integer. The rank of this process.
         everywhere: The shapes of the tensors of each rank.
-
-    Raises:
-        InvalidInputError: They differ from those of this rank.
     """
     own = everywhere[rank]
     for other, shapes in enumerate(everywhere):
         if shapes != own:
             raise InvalidInputError(
                 f"The models of the processes differ: rank {rank} has {len(own)} tensors, rank "
-                f"{other} has {len(shapes)}, or others of other shapes, or they compress "
-                "them otherwise. Build the same model on each, with the same arguments."
+                f"{other} has {len(shapes)}; or their shapes or their compression differ. Build "
+                "the same model on each, with the same arguments."
             )
 
 
 def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLostError:
-    """Returns what is raised in the place of an engine's error about another process.
+    """Returns the `PeerLostError` for an engine's error about another process.
 
     Args:
-        purpose: string. What could not be done.
-        engine: string. Its name.
-        error: What it has raised.
+        purpose: string. What could not be done, for example "sum the gradients".
+        engine: string. The name of the engine.
+        error: The error of the engine.
     """
     lines = str(error).splitlines() or [type(error).__name__]
-    # TensorFlow's first line says no more than that there was an error.
+    # TensorFlow's first line only says that there was an error.
     cause = next((line for line in lines if "aborted by" in line), lines[0])
     return PeerLostError(
-        f"This process could not {purpose}: another one has ended, or does not answer. The first "
-        f"error in the logs of all says why. {engine}: {cause}"
+        f"This process could not {purpose}: another one has ended, or does not answer. See the "
+        f"first error in the logs of all processes. {engine}: {cause}"
     )
 
 
-class NamingLostPeers(AbstractContextManager["NamingLostPeers"]):
-    """Says in our words that a process is gone, where an engine finds it.
+class LostPeersBase(AbstractContextManager["LostPeersBase"]):
+    """A context manager that turns an engine's errors about other processes into `PeerLostError`.
 
     Args:
-        purpose: string. What can't be done then.
+        purpose: string. What fails then, for example "sum the gradients".
     """
 
     engine: str
@@ -293,24 +278,24 @@ class NamingLostPeers(AbstractContextManager["NamingLostPeers"]):
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns whether an error of the engine may be about another process."""
+        """Returns True if an error of the engine may be about another process."""
         raise NotImplementedError
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Raises `PeerLostError` in the place of what the engine has raised."""
+        """Raises `PeerLostError` in place of the engine's error."""
         if error is not None and self.is_of_peer(error):
             raise lost_peer_error(self._purpose, self.engine, error) from error
 
 
 def ask_rank_0(processes: Processes, function: "Callable[[], Result]") -> "Result":
-    """Returns on each rank what a function returns on rank 0, where alone it is called.
+    """Calls a function on rank 0 only, and returns its result on each rank.
 
     Args:
         processes: `Processes`.
-        function: Function without arguments, whose result can be pickled.
+        function: Function without arguments, whose result is picklable.
 
     Raises:
-        KerasDeepSeekError: The function has raised it.
+        KerasDeepSeekError: The function has raised it. Each rank raises it.
     """
     found: Any = None
     if processes.rank == 0:

@@ -1,4 +1,4 @@
-"""Workers and servers that an engine runs functions on, as a training sees them."""
+"""An interface to workers and parameter servers that an engine runs functions on."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,51 +10,47 @@ if TYPE_CHECKING:
 
 
 class ResultLostError(Exception):
-    """A worker has ended that had computed something and had not told yet what."""
+    """A worker has ended after it computed a result that it had not sent."""
 
 
 class TaskCluster(Protocol):
-    """Workers that compute what they are given, and servers that hold variables.
+    """Workers that run functions, and servers that hold variables.
 
-    What runs on servers raises `PeerLostError` where one of them has ended.
+    What runs on a server raises `PeerLostError` if one of them has ended.
     """
 
     num_workers: int
     num_servers: int
 
     def on_server(self, index: int) -> AbstractContextManager[Any]:
-        """Returns a context in which variables are made, and operations run, on a server."""
+        """Returns a context in which variables are created and operations run on a server."""
 
     def compile(self, function: Callable[..., Any]) -> Any:
-        """Returns a function that is compiled into one call.
-
-        Args:
-            function: Function of structures of tensors.
-        """
+        """Returns a function of structures of tensors that is compiled into one call."""
 
     def run(self, function: Any, arguments: Sequence[Any]) -> None:
         """Runs a compiled function on the servers that it names.
 
         Args:
-            function: What `compile` returned.
+            function: A result of `compile`.
             arguments: Structures of arrays and `None`.
         """
 
     def schedule(self, function: Any, arguments: Sequence[Any]) -> "Future[Any]":
-        """Returns the future of what a compiled function returns, on the next free worker.
+        """Returns the future result of a compiled function, which runs on the next free worker.
 
-        Where that one dies, another computes it from its beginning; where it dies when it has
-        computed it, the future raises `ResultLostError`.
+        If that worker dies, another runs it from the start. If it dies after it computed the
+        result, the future raises `ResultLostError`.
 
         Args:
-            function: What `compile` returned.
+            function: A result of `compile`.
             arguments: Structures of arrays and `None`.
         """
 
     def store(self, variable: "keras.Variable", slot: Any, value: Any) -> None:
-        """Puts a gradient into a slot of a variable, inside of a compiled function.
+        """Writes a gradient into a slot of a variable, inside of a compiled function.
 
-        Of one that is sparse, the rows alone are sent that are not zero.
+        For a sparse gradient only the rows that are not zero are sent.
 
         Args:
             variable: Keras variable whose first axis is that of the slots.
@@ -71,4 +67,4 @@ class TaskCluster(Protocol):
         """
 
     def settle(self) -> None:
-        """Waits until no worker computes anything any more, whatever becomes of it."""
+        """Waits until no worker computes any more, whatever the results are."""

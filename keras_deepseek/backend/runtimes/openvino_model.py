@@ -1,4 +1,4 @@
-"""Running an OpenVINO model: `deploy` verifies by it what it wrote, `inference` serves by it."""
+"""OpenVINO models, run without Keras: `deploy` verifies with them, and `inference` serves them."""
 
 import functools
 import importlib
@@ -11,14 +11,14 @@ from keras_deepseek.errors import InvalidInputError, MissingExtraError
 
 
 class OpenVINOModel:
-    """Runs a model on the CPU.
+    """An OpenVINO model on the CPU.
 
-    It computes in the precision that the model has: the CPU's own choice may be another. One thread
-    at a time may call it.
+    It computes in the precision of the model: OpenVINO itself might choose another one on a CPU.
+    One thread at a time may call it.
 
     Args:
-        path: The `.xml` file, with its `.bin` beside it.
-        purpose: string. What it is needed for, as in "to serve OpenVINO".
+        path: The `.xml` file, beside its `.bin`.
+        purpose: string. The purpose of the import, for example "to serve OpenVINO".
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -30,7 +30,7 @@ class OpenVINOModel:
         options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
         try:
             model = core.read_model(path)
-            # Compiled, an output may have the name of what it was made of as well.
+            # Read before compiling, which may add names of inner tensors to an output.
             self.input_names = [tensor.get_any_name() for tensor in model.inputs]
             self.output_names = [tensor.get_any_name() for tensor in model.outputs]
             self._compiled = core.compile_model(model, "CPU", options)
@@ -41,7 +41,7 @@ class OpenVINOModel:
             ) from error
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns a batch's outputs by name.
+        """Returns the outputs of a batch by name.
 
         Args:
             inputs: dict of arrays by name.
@@ -51,19 +51,19 @@ class OpenVINOModel:
 
 
 def import_openvino(purpose: str) -> Any:
-    """Imports OpenVINO without its telemetry, which forks this process to send that it was.
+    """Imports OpenVINO without its telemetry, which forks this process to report the import.
 
     JAX's threads don't survive a fork, and neither an export nor a server has anything to report.
 
     Args:
-        purpose: string. What it is needed for, as in "to export OpenVINO".
+        purpose: string. The purpose of the import, for example "to export OpenVINO".
 
     Raises:
         MissingExtraError: It is not installed.
     """
     telemetry = "openvino_telemetry"
     loaded = sys.modules.get(telemetry)
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # what `import` refuses
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # `import` then fails
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
@@ -76,13 +76,10 @@ def import_openvino(purpose: str) -> Any:
 
 @functools.cache
 def shared_core(openvino: Any) -> Any:
-    """Returns the process's one `openvino.Core`, which is never let go.
+    """Returns the process's one `openvino.Core`, which is never freed.
 
-    Each one that has used the CPU puts a stack for signal handlers in place, and at its end the one
-    of before. Where the older of two ends first that is memory which was freed: the next signal, as
-    SIGTERM, ends the process by SIGSEGV (OpenVINO 2026.4).
-
-    Args:
-        openvino: The module `openvino`.
+    Each `Core` that has used the CPU installs a stack for signal handlers, and restores the one
+    from before at its end. If the older of two ends first, that is freed memory: the next signal,
+    such as SIGTERM, ends the process by SIGSEGV (OpenVINO 2026.4).
     """
     return openvino.Core()

@@ -1,4 +1,4 @@
-"""A SavedModel as a function of NumPy arrays: TensorFlow alone, without Keras."""
+"""SavedModels as functions of NumPy arrays, run by TensorFlow without Keras."""
 
 from pathlib import Path
 from typing import Any
@@ -9,24 +9,24 @@ from keras_deepseek.errors import InvalidInputError, MissingExtraError
 SERVING_DEFAULT = "serving_default"
 
 FoundTensor = tuple[str, tuple[int | None, ...] | None, str]
-"""A name; a shape, `None` where its rank is unknown; TensorFlow's name of a dtype."""
+"""A name; a shape, `None` if the rank is unknown; TensorFlow's name of a dtype."""
 
 
 class SavedModelFunction:
-    """A signature of a SavedModel, from and to dicts of arrays by name.
+    """A signature of a SavedModel, as a function of dicts of arrays by name.
 
     Args:
-        loaded: What TensorFlow loaded.
-        name: string. The signature's name.
+        loaded: The object that TensorFlow loaded.
+        name: string. The name of the signature.
     """
 
     def __init__(self, loaded: Any, name: str) -> None:
-        self.loaded = loaded  # The signature lives as long as the object that it came with.
+        self.loaded = loaded  # The signature needs the loaded object to stay alive.
         self.name = name
         self._to_tensor = import_tensorflow("to run a SavedModel").convert_to_tensor
         self._serve = loaded.signatures[name]
         specs = self._serve.structured_input_signature[1]
-        # TensorFlow has them in another order in every process.
+        # TensorFlow's order differs between processes.
         self.inputs = [_describe(key, specs[key]) for key in sorted(specs)]
         outputs = self._serve.structured_outputs
         self.outputs = [_describe(key, outputs[key]) for key in sorted(outputs)]
@@ -51,8 +51,8 @@ def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelF
 
     Args:
         path: The folder that holds `saved_model.pb`.
-        takes_only_one: boolean. Whether one of another name will do, where it is the only one.
-            Defaults to `False`.
+        takes_only_one: boolean. Whether to accept a signature of another name if it is the only
+            one. Defaults to `False`.
 
     Raises:
         MissingExtraError: TensorFlow is not installed.
@@ -62,7 +62,7 @@ def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelF
     try:
         loaded = tf.saved_model.load(str(path))
         names = list(loaded.signatures)
-    except Exception as error:  # TensorFlow's errors of damaged files share no class of their own.
+    except Exception as error:  # TensorFlow's errors of damaged files have no common class.
         words = " ".join(str(error).split())
         raise InvalidInputError(
             f"No SavedModel can be loaded from {str(path)!r}: {words}"
@@ -78,15 +78,16 @@ def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelF
 
 
 def _describe(name: str, spec: Any) -> FoundTensor:
+    """Returns the name, shape and dtype of a tensor."""
     shape = None if spec.shape.rank is None else tuple(spec.shape)
     return name, shape, spec.dtype.name
 
 
 def import_tensorflow(purpose: str) -> Any:
-    """Returns TensorFlow.
+    """Returns the module `tensorflow`.
 
     Args:
-        purpose: string. What it is needed for, as in "to run a SavedModel".
+        purpose: string. The purpose of the import, for example "to run a SavedModel".
 
     Raises:
         MissingExtraError: It is not installed.

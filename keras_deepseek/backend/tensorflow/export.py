@@ -1,4 +1,4 @@
-"""TensorFlow's own ways out of Keras."""
+"""ONNX and SavedModel files written from TensorFlow."""
 
 import contextlib
 import os
@@ -15,7 +15,8 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.export.tf2onnx_operators import HANDLERS
-from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+from keras_deepseek.backend.protocols.export import Export
 from keras_deepseek.errors import MissingExtraError
 
 _HIGHEST_OPSET = 18
@@ -23,56 +24,58 @@ _HIGHEST_OPSET = 18
 _CATCHES = "TF2ONNX_CATCH_ERRORS"
 
 
-def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
-    """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
-    save_as_saved_model(model, path, signatures)
+class TensorFlowExport(Export):
+    """Implements `Export` by TensorFlow."""
 
+    def write_saved_model(
+        self, model: NamedModel, path: str, signatures: ServingSignatures
+    ) -> None:
+        save_as_saved_model(model, path, signatures)
 
-def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
-    try:
-        import tf2onnx
-    except ImportError as error:
-        raise MissingExtraError("tf2onnx", "onnx", "to export ONNX from TensorFlow") from error
-
-    specs = {
-        spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
-        for spec in model.signature.inputs
-    }
-
-    # By position: of a dict, TensorFlow takes the keys in the order of the alphabet.
-    def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        with _inlined_functions():
-            outputs = model.trace(dict(zip(specs, tensors, strict=True)))
-        return [outputs[spec.name] for spec in model.signature.outputs]
-
-    signature = list(specs.values())
-    with _whole_tracebacks():
-        traced = _Traced(tf.function(run, autograph=False).get_concrete_function(*signature))
-
-    def convert() -> None:
-        tf2onnx.convert.from_function(
-            traced,
-            signature,
-            opset=min(opset, _HIGHEST_OPSET),
-            custom_op_handlers=HANDLERS,
-            output_path=path,
-        )
-
-    # So that it can go on where one of its optimizers fails, tf2onnx copies the graph and its
-    # weights before each, which takes most of its time and memory. None fails as a rule.
-    with _einsum_is_kept(), _transpositions_are_kept():
+    def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
         try:
-            with _optimizers_may_fail():
-                convert()
-        except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
-            with _constants_are_kept():
-                convert()
+            import tf2onnx
+        except ImportError as error:
+            raise MissingExtraError("tf2onnx", "onnx", "to export ONNX from TensorFlow") from error
+
+        specs = {
+            spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
+            for spec in model.signature.inputs
+        }
+
+        # By position: TensorFlow would sort the keys of a dict.
+        def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            with _inlined_functions():
+                outputs = model.trace(dict(zip(specs, tensors, strict=True)))
+            return [outputs[spec.name] for spec in model.signature.outputs]
+
+        signature = list(specs.values())
+        with _whole_tracebacks():
+            traced = _Traced(tf.function(run, autograph=False).get_concrete_function(*signature))
+
+        def convert() -> None:
+            tf2onnx.convert.from_function(
+                traced,
+                signature,
+                opset=min(opset, _HIGHEST_OPSET),
+                custom_op_handlers=HANDLERS,
+                output_path=path,
+            )
+
+        # tf2onnx copies the graph and its weights before each of its optimizers, so that it can
+        # continue if one fails. That takes most of its time and memory, and usually none fails.
+        with _einsum_is_kept(), _transpositions_are_kept():
+            try:
+                with _optimizers_may_fail():
+                    convert()
+            except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
+                with _constants_are_kept():
+                    convert()
 
 
 @contextlib.contextmanager
 def _whole_tracebacks() -> Iterator[None]:
-    """Leaves frames of TensorFlow's in tracebacks, since with them the layers' frames are lost."""
+    """Keeps TensorFlow's frames in tracebacks: filtering them also removes those of the layers."""
     were_filtered = tf.debugging.is_traceback_filtering_enabled()
     tf.debugging.disable_traceback_filtering()
     try:
@@ -84,7 +87,7 @@ def _whole_tracebacks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _optimizers_may_fail() -> Iterator[None]:
-    """Keeps tf2onnx from catching, for which it copies the graph, what its optimizers raise."""
+    """Stops tf2onnx from catching errors of its optimizers, for which it copies the graph."""
     before = os.environ.get(_CATCHES)
     os.environ[_CATCHES] = "FALSE"
     try:
@@ -97,7 +100,7 @@ def _optimizers_may_fail() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _einsum_is_kept() -> Iterator[None]:
-    """Keeps tf2onnx from writing each `Einsum` as a dozen nodes that compute shapes."""
+    """Stops tf2onnx from writing each `Einsum` as a dozen nodes that compute shapes."""
     from tf2onnx import optimizer
 
     known = getattr(optimizer, "_optimizers", {})
@@ -106,29 +109,29 @@ def _einsum_is_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        known.clear()  # Their order counts.
+        known.clear()  # The order matters.
         known.update(kept)
 
 
 @contextlib.contextmanager
 def _transpositions_are_kept() -> Iterator[None]:
-    """Keeps tf2onnx from putting `Reshape` for a `Transpose` that moves sizes of one alone.
+    """Stops tf2onnx from replacing a `Transpose` that moves axes of size 1 by `Reshape`.
 
-    It takes the sizes from what it noted, and does not note them anew where it has moved a
-    transposition beyond a square: the variance of 1x1 maps then came out in the wrong order.
-    Runtimes copy nothing for such a transposition either.
+    It takes the sizes from its notes, which it does not update after it moved a transposition past
+    a square: the variance of 1x1 maps then had the wrong order. Runtimes copy nothing for such a
+    transposition either.
     """
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-    with lent_attributes(TransposeOptimizer, post_optimize_action=lambda *_: None):
+    with temporary_attributes(TransposeOptimizer, post_optimize_action=lambda *_: None):
         yield
 
 
 @contextlib.contextmanager
 def _constants_are_kept() -> Iterator[None]:
-    """Keeps TensorFlow from folding constants, on which it may take a bias for an input.
+    """Stops TensorFlow from folding constants, where it may take a bias for an input.
 
-    Of `constant + (x + bias)` it makes `(constant + x) + bias` with the two in the wrong places.
+    It turns `constant + (x + bias)` into `(constant + x) + bias` with the two swapped.
     """
     optimize = tf_optimizer.OptimizeGraph
 
@@ -137,13 +140,13 @@ def _constants_are_kept() -> Iterator[None]:
         names[:] = [name for name in names if name != "constfold"]
         return optimize(config, *arguments, **options)
 
-    with lent_attributes(tf_optimizer, OptimizeGraph=optimize_less):
+    with temporary_attributes(tf_optimizer, OptimizeGraph=optimize_less):
         yield
 
 
 @contextlib.contextmanager
 def _inlined_functions() -> Iterator[None]:
-    """Traces compiled functions within, as Keras's grouped convolution is one, as plain nodes."""
+    """Traces compiled functions, such as Keras's grouped convolution, as plain nodes."""
     was_eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(run_eagerly=True)
     try:
@@ -153,9 +156,10 @@ def _inlined_functions() -> Iterator[None]:
 
 
 class _Traced:
-    """A traced function as tf2onnx takes a function: it looks at no more.
+    """A traced function with the one method that tf2onnx calls.
 
-    What a function has captured, as an array that stands in a model, tf2onnx takes for an input.
+    tf2onnx takes captured values, such as an array in a model, for inputs. So they become
+    constants.
     """
 
     def __init__(self, function: Any) -> None:

@@ -1,7 +1,7 @@
-"""The sums of gradients over processes, exact or compressed, as operations of a compiled step.
+"""Sums of gradients over processes, exact or compressed, as operations of a compiled step.
 
-The graph's executor runs each operation once its inputs are there: so it sums gradients while it
-computes others.
+The graph's executor runs each operation as soon as its inputs are known. So it sums gradients while
+it computes others.
 """
 
 import math
@@ -13,18 +13,19 @@ import tensorflow as tf
 from keras_deepseek.backend.processes.gradient_buckets import cut_into_buckets
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 
-_LEAST_BYTES = 256  # Who sums 64 bytes or less is not told that a peer has ended, and waits on.
+_LEAST_BYTES = 256  # A reduction of 64 bytes or less never fails when a peer has ended.
 _IN_STEPS, _FIRST, _SECOND = range(20_001, 20_004)
-"""Groups of collective operations. Keys count in each, so that none depends on another's calls."""
+"""Group keys of collective operations. Instance keys count within a group, so that none depends on
+calls in another group."""
 
 
 class Collectives:
     """The collective operations of all ranks.
 
     Args:
-        rank: integer. Which of them this process is.
-        world_size: integer. How many there are.
-        timeout: float. Seconds to wait for one that does not answer.
+        rank: integer.
+        world_size: integer. The number of processes.
+        timeout: float. Seconds to wait for a process that does not answer.
     """
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
@@ -37,7 +38,7 @@ class Collectives:
         }
 
     def reduce(self, vector: Any, group: int, key: int) -> Any:
-        """Returns the sum of one vector over all ranks, which know it by its key in its group."""
+        """Returns the sum of a vector over all ranks, which use the same key in the same group."""
         size = vector.shape.num_elements()
         padding = max(0, -(-_LEAST_BYTES // vector.dtype.size) - size)
         summed = tf.raw_ops.CollectiveReduceV2(
@@ -51,14 +52,14 @@ class Collectives:
         return summed[:size] if padding else summed
 
     def sum(self, tensors: Sequence[Any], gradients: Sequence[Any], key: int) -> list[Any]:
-        """Returns the sums of small tensors, and of gradients.
+        """Returns the sums of small tensors of one dtype, followed by those of gradients.
 
         Args:
-            tensors: list of tensors of one dtype.
-            gradients: list of tensors.
-            key: integer. The first of as many keys as there are tensors and gradients, and one.
+            tensors: tensors of one dtype.
+            gradients: tensors.
+            key: integer. The first of as many keys as there are tensors and gradients, plus one.
         """
-        # Gradients as a backward pass finds them.
+        # Gradients in the order of the backward pass.
         buckets = [list(tensors), *_cut(gradients[::-1])]
 
         def reduce(flat: Any, bucket: list[Any], index: int) -> Any:
@@ -70,12 +71,12 @@ class Collectives:
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, key: int
     ) -> tuple[list[Any], Any]:
-        """Returns the sums of gradients, and the residual of the next step.
+        """Returns the sums of gradients, and the residual for the next step.
 
         Args:
-            gradients: list of float32 tensors.
+            gradients: float32 tensors.
             compression: `Compression`.
-            key: integer. The first of as many keys as there are gradients, and one.
+            key: integer. The first of as many keys as there are gradients, plus one.
         """
         residual = tf.convert_to_tensor(compression.residual.value)
         num_weights = sum(tensor.shape.num_elements() for tensor in gradients)
@@ -103,9 +104,10 @@ class Collectives:
         return sums[::-1], tf.concat([*rests, *next_factors], 0)
 
     def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
-        """Returns the sum of a float32 vector over all ranks, and what rounding took here.
+        """Returns the sum of a float32 vector over all ranks, and what rounding lost on this one.
 
-        Each rank adds one part of it, in float32: a ring would round at each stop.
+        Each rank adds up one part of the vector in float32. A ring reduction would round at each
+        hop.
         """
         size = exact.shape.num_elements()
         length = -(-size // self.world_size)
@@ -129,15 +131,15 @@ class Collectives:
     def _sum_low_rank(
         self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any, key: int
     ) -> tuple[Any, Any, list[Any]]:
-        """Returns the sum of a float32 vector over all ranks, of whose matrices two thin are sent.
+        """Returns the sum of a float32 vector over all ranks, with low-rank matrices.
 
-        Behind it what was not sent here, and the factors of the next step, as vectors.
+        It also returns what was not sent from here, and the factors for the next step, as vectors.
 
         Args:
             exact: float32 vector.
-            shapes: Those of the gradients in it.
+            shapes: The shapes of the gradients in it.
             low_rank: `LowRank`.
-            factors: float32 vector. It begins with the `Q^T` of the matrices.
+            factors: float32 vector that begins with the `Q^T` of the matrices.
             key: integer.
         """
         layout = [low_rank.matrix_shape(shape) for shape in shapes]
@@ -177,7 +179,7 @@ class Collectives:
         return tf.concat(totals, 0), tf.concat(rests, 0), next_factors
 
     def _reduce_all(self, tensors: Sequence[Any], group: int, key: int) -> list[Any]:
-        """Returns the sums of tensors, which may be none, over all ranks as one vector."""
+        """Returns the sums of tensors, which may be none, by one reduction."""
         if not tensors:
             return []
         flat = tf.concat([tf.reshape(each, [-1]) for each in tensors], 0)
@@ -190,7 +192,7 @@ def _sum_buckets(
     """Returns the sums of tensors that are summed in buckets, each as one vector."""
     sums: list[Any] = []
     for index, bucket in enumerate(buckets):
-        # NCCL needs one order on all ranks.
+        # NCCL needs the same order on all ranks.
         waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
         with tf.control_dependencies(waits_for):
             flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
@@ -199,25 +201,26 @@ def _sum_buckets(
 
 
 def _orthonormal(columns: Any) -> Any:
-    """Returns an orthonormal basis of the space of columns; not finite where these are not."""
+    """Returns an orthonormal basis of the span of columns; not finite if these are not."""
     return tf.linalg.qr(columns).q + 0.0 * columns
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yields tensors in buckets."""
     return cut_into_buckets(
         tensors, lambda tensor: int(tensor.dtype.size * tensor.shape.num_elements())
     )
 
 
 def _round(rows: Any, dtype: str) -> Any:
-    """Returns rows in half precision; float16 is scaled to its range, by what stands before it.
+    """Returns rows in half precision. A float16 row starts with its float32 scale.
 
-    All of it is called float16, which the collective operations know.
+    bfloat16 is bit-cast to float16, the only one that collective operations know.
     """
     if dtype == "bfloat16":
         return tf.bitcast(tf.cast(rows, tf.bfloat16), tf.float16)
     largest = tf.reduce_max(tf.abs(rows))
-    # Of the bits of a number these are its exponent; what is not finite has none, and stays so.
+    # The bits of the exponent. Numbers that are not finite stay so.
     exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
     scale = 2.0 ** tf.cast(tf.clip_by_value(14 - exponent, -126, 126), tf.float32)
     scale = tf.where(tf.math.is_finite(largest), scale, 1.0)
@@ -226,12 +229,13 @@ def _round(rows: Any, dtype: str) -> Any:
 
 
 def _widen(rows: Any, dtype: str) -> Any:
-    """Returns in float32 what `_round` returned."""
+    """Returns the float32 rows of what `_round` returned."""
     if dtype == "bfloat16":
         return tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32)
     return tf.cast(rows[:, 2:], tf.float32) / tf.bitcast(rows[:, :2], tf.float32)[:, None]
 
 
 def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
+    """Returns the parts of a vector in the shapes of other tensors."""
     parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
     return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

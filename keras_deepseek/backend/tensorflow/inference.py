@@ -1,4 +1,7 @@
-"""A Keras model as one traced TensorFlow function."""
+"""Compiled models and decoding steps on TensorFlow."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -6,53 +9,109 @@ import tensorflow as tf
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.gradient_free import without_gradients
-from keras_deepseek.backend.keras_private.keras_internals import leaving_no_nodes
+from keras_deepseek.backend.keras_private.layers import without_new_nodes
+from keras_deepseek.backend.protocols.inference import Inference
 
 _OF_NEGATIVE_SIZES = ("Negative dimension size", "size would be zero or negative")
 
 
-def compile_inference(model: NamedModel) -> InferenceFunction:
-    """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
-    specs = {
-        spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
-        for spec in model.signature.inputs
-    }
+class TensorFlowInference(Inference):
+    """Implements `Inference` by TensorFlow."""
 
-    @tf.function(input_signature=[specs], autograph=False)
-    def run(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        with without_gradients():
-            return model.trace(inputs)
+    def compile_inference(self, model: NamedModel) -> InferenceFunction:
+        specs = {
+            spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
+            for spec in model.signature.inputs
+        }
 
-    traced = run.get_concrete_function()  # Once, for every batch size and free axis.
+        @tf.function(input_signature=[specs], autograph=False)
+        def run(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            with without_gradients():
+                return model.trace(inputs)
 
-    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
-        tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
-        return {name: tensor.numpy() for name, tensor in traced(tensors).items()}
+        traced = run.get_concrete_function()  # Traced once for all batch sizes and free axes.
 
-    return infer
+        def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+            tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
+            return {name: tensor.numpy() for name, tensor in traced(tensors).items()}
 
+        return infer
 
-def plain_inference(model: NamedModel) -> InferenceFunction:
-    """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
+    def plain_inference(self, model: NamedModel) -> InferenceFunction:
+        def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+            _refuse_negative_sizes(model, inputs)
+            # Without a graph of free sizes, in which layers such as `TimeDistributed` compute
+            # differently.
+            tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
+            return {name: tensor.numpy() for name, tensor in model(tensors).items()}
 
-    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
-        _refuse_negative_sizes(model, inputs)
-        # Not by a graph of free sizes, which some layers compute otherwise: `TimeDistributed`.
-        tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
-        return {name: tensor.numpy() for name, tensor in model(tensors).items()}
+        return infer
 
-    return infer
+    def compile_with_state(
+        self, function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+    ) -> Callable[..., tuple[Any, Any]]:
+        @tf.function(autograph=False)
+        def begin(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+            with without_gradients():
+                return function(None, *inputs)
+
+        # The state is held in TensorFlow variables, which can be written by slots. A tensor would
+        # be copied.
+        @tf.function(autograph=False)
+        def go_on(state: Any, inputs: tuple[Any, ...]) -> Any:
+            with without_gradients():
+                outputs, new = function(state, *inputs)
+            for kept, tensor in zip(_flatten(state), _flatten(new), strict=True):
+                if tensor is not kept:
+                    kept.assign(tensor)
+            return outputs
+
+        def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
+            tensors = keras.tree.map_structure(_make_tensor, inputs)
+            if state is None:
+                outputs: tuple[Any, Any] = begin(tensors)
+                return outputs
+            state = keras.tree.map_structure(_make_variable, state)
+            return go_on(state, tensors), state
+
+        return step
+
+    def write_slots(self, tensor: Any, start: Any, update: Any) -> Any:
+        if isinstance(tensor, tf.Variable):
+            tensor[:, start : start + tf.shape(update)[1]].assign(update)
+            # Without this, each read from now on would copy all of it. Tensors that were read
+            # before the next write keep a copy.
+            tf.raw_ops.DisableCopyOnRead(resource=tensor.handle)
+            return tensor
+        return super().write_slots(tensor, start, update)
 
 
 def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
-    """Raises an error where a convolution or pooling is wider than what it is to go over.
+    """Raises an error if a convolution or pooling window is wider than its input.
 
-    TensorFlow computes something there, another thing each time.
+    TensorFlow returns arbitrary numbers there.
     """
     symbols = {name: keras.KerasTensor(each.shape, each.dtype) for name, each in inputs.items()}
     try:
-        with leaving_no_nodes(model.model):
+        with without_new_nodes(model.model):
             model(symbols)
     except Exception as error:
         if any(words in str(error) for words in _OF_NEGATIVE_SIZES):
             raise
+
+
+def _flatten(state: Any) -> list[Any]:
+    """Returns the leaves of a state."""
+    flat: list[Any] = keras.tree.flatten(state)
+    return flat
+
+
+def _make_tensor(value: Any) -> Any:
+    # A number of Python would be a constant, and each further one another graph.
+    """Returns a value as a tensor: each new Python number would be traced as a new graph."""
+    return None if value is None else tf.convert_to_tensor(value)
+
+
+def _make_variable(value: Any) -> Any:
+    """Returns a tensor as a TensorFlow variable; variables and `None` as they are."""
+    return value if value is None or isinstance(value, tf.Variable) else tf.Variable(value)

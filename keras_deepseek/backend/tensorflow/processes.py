@@ -1,7 +1,7 @@
-"""Processes that train together by TensorFlow's collective operations: over gRPC, and NCCL on GPUs.
+"""Processes that train together by TensorFlow's collective operations: gRPC, and NCCL on GPUs.
 
-The model stays a plain one in each process, outside of any `tf.distribute` scope, and what a step
-sums is summed inside of its compiled function.
+The model is a plain one in each process, outside of any `tf.distribute` scope. The compiled step
+itself sums the gradients.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
-import ml_dtypes
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager.context import context, coordination_config_pb2
@@ -24,11 +23,11 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.processes.gradient_compression import Compression
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
-    NamingLostPeers,
-    OneReplicaEach,
+    LostPeersBase,
     Processes,
     RemoteReplicas,
-    check_place,
+    SingleReplica,
+    check_rank,
     check_same_shapes,
 )
 from keras_deepseek.backend.processes.rendezvous import meet
@@ -36,53 +35,26 @@ from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 from keras_deepseek.errors import InvalidInputError
 
 _BETWEEN, _WISHES = range(20_101, 20_103)
-"""Groups of collective operations. Keys count in each, so that none depends on another's calls."""
+"""Group keys of collective operations: between steps, and of `agree`."""
 
-_joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long as it runs.
-
-
-def count_processes() -> int:
-    """Returns how many processes the framework's engine runs in already."""
-    place = _read_place()
-    return 1 if place is None else place[0]
-
-
-def process_rank() -> int:
-    """Returns which of the processes this one is; 0 where it runs alone."""
-    place = _read_place()
-    return 0 if place is None else place[1]
-
-
-def read_whole(value: Any) -> Array:
-    """Returns a tensor as an array; where its parts lie in several processes, all must call it."""
-    tensor = tf.convert_to_tensor(value)
-    if "CPU" not in tensor.device:
-        return np.array(tensor)
-    if tensor.dtype == tf.bfloat16:  # NumPy knows no other package's dtypes.
-        return np.from_dlpack(tf.bitcast(tensor, tf.int16)).view(ml_dtypes.bfloat16)
-    return np.from_dlpack(tensor)
-
-
-def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
-    """Returns world size, rank, and rank 0's address of an object that runs several processes."""
-    is_one = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return _read_place() if is_one else None
+_joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once in a process.
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Returns the processes that train together, once all of them are there."""
-    place = _read_place()
+    """Waits for all processes and returns them: see `Distribution.join_processes`."""
+    place = read_place()
     if place is not None:
-        check_place("TensorFlow", place[:2], (world_size, rank))
-        if not _joined:  # A strategy of the script's own has.
+        check_rank("TensorFlow", place[:2], (world_size, rank))
+        if not _joined:  # The script's own strategy has joined.
             _joined.append(TensorFlowProcesses(rank, world_size, timeout))
     else:
         TensorFlowProcesses.refuse_begun()
         addresses = meet(coordinator, world_size, rank, join_timeout, _own_port())
         _bear_with_stalls(world_size, timeout)
-        # Making it joins them, and there is no other public way; it is not used further.
+        # Creating the strategy joins the processes. There is no other public way. It is not used
+        # further.
         tf.distribute.MultiWorkerMirroredStrategy(
             tf.distribute.cluster_resolver.SimpleClusterResolver(
                 tf.train.ClusterSpec({"worker": addresses}),
@@ -95,13 +67,13 @@ def join_processes(
     return _joined[0]
 
 
-class TensorFlowProcesses(OneReplicaEach):
-    """The cluster that TensorFlow has joined, which sums and broadcasts.
+class TensorFlowProcesses(SingleReplica):
+    """The cluster that TensorFlow has joined.
 
     Args:
-        rank: integer. Which of its processes this one is.
-        world_size: integer. How many there are.
-        timeout: Seconds to wait for one that does not answer.
+        rank: integer.
+        world_size: integer. The number of processes.
+        timeout: float. Seconds to wait for a process that does not answer.
     """
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
@@ -110,27 +82,25 @@ class TensorFlowProcesses(OneReplicaEach):
         self.replicas: RemoteReplicas | None = self
         self.is_compilable = False
         self._collectives = Collectives(rank, world_size, timeout)
-        self._known: dict[Any, int] = {}  # The shapes that all ranks are known to sum.
+        self._known: dict[Any, int] = {}  # The shapes that all ranks have agreed on.
         self._number = itertools.count()
         self._thread = ThreadPoolExecutor(1, "agree")
         self._waiting: tuple[int, Future[list[bool]] | None] = 0, None
 
     @staticmethod
     def refuse_begun() -> None:
-        """Raises an error where this process has computed something already.
-
-        Raises:
-            InvalidInputError: It has.
-        """
-        if context()._initialized:  # TensorFlow itself says so after all have met, on one rank.
+        """Raises `InvalidInputError` if TensorFlow has already computed in this process."""
+        # TensorFlow itself would fail after the rendezvous, on one rank only.
+        if context()._initialized:
             raise InvalidInputError(
-                "TensorFlow must know of the other processes before it computes anything, and it "
-                "has: making an optimizer, a model or a tf.data.Dataset is enough. Begin the "
-                "script with keras_deepseek.training.join_cluster(), of the same strategy."
+                "TensorFlow must join the other processes before it computes anything, but it has "
+                "computed already: creating an optimizer, a model or a tf.data.Dataset is enough. "
+                "Begin the script with keras_deepseek.training.join_cluster(), with the same "
+                "strategy."
             )
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar."""
+        """Returns the number of rows of all ranks, a scalar."""
         return self._sum("count", [num_rows], [])[0][0]
 
     def sum(
@@ -148,20 +118,21 @@ class TensorFlowProcesses(OneReplicaEach):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, of gradients that are compressed."""
+        """Returns the sums of what all ranks compute, with compressed gradients."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         more, gradients = finish(found, None)
         counts, _ = self._sum("backward", more, [])
         shapes = [tuple(tensor.shape) for tensor in gradients]
-        key = self._check_shapes([*shapes, (str(compression.kind),)])  # What is sent differs by it.
+        # The kind changes what is sent.
+        key = self._check_shapes([*shapes, (str(compression.kind),)])
         sums, rest = self._collectives.sum_compressed(gradients, compression, key)
         return found, counts, sums, lambda: compression.residual.assign(rest)
 
     def _sum(
         self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Returns the sums over all ranks, in a part of the step: of small tensors in float64."""
+        """Returns the sums of scalars, added in float64, and of gradients."""
         shapes = [tuple(tensor.shape) for tensor in (*scalars, *gradients)]
         key = self._check_shapes([(part,), *shapes])
         exact = [tf.cast(tensor, tf.float64) for tensor in scalars]
@@ -170,11 +141,11 @@ class TensorFlowProcesses(OneReplicaEach):
         return found, sums[len(exact) :]
 
     def own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: layers of Keras draw by seeds of their own here."""
+        """Does nothing: Keras's layers draw by their own seeds."""
         return contextlib.nullcontext()
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which can be pickled."""
+        """Returns the value of rank 0, which must be picklable."""
         with LostPeers("send what rank 0 knows"):
             return pickle.loads(self._broadcast_bytes(b"" if self.rank else pickle.dumps(value)))
 
@@ -188,7 +159,7 @@ class TensorFlowProcesses(OneReplicaEach):
                 variable.assign(np.frombuffer(sent, value.dtype).reshape(value.shape))
 
     def gather(self, array: Array) -> list[Array]:
-        """Returns the arrays of all ranks, in their order."""
+        """Returns the arrays of all ranks, in rank order."""
         written = io.BytesIO()
         np.save(written, array, allow_pickle=False)
         with LostPeers("gather the outputs"):
@@ -198,27 +169,29 @@ class TensorFlowProcesses(OneReplicaEach):
             ]
 
     def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: each rank predicts rows of its own."""
+        """Does nothing: each rank predicts its own rows."""
         return contextlib.nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank had when it called this function the last time."""
+        """Returns the wishes that any rank had at the previous call of this method."""
         before = self._wait(len(wishes))
         key = self._waiting[0] + 1
         self._waiting = key, self._thread.submit(self._ask, list(wishes), key)
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank has, now or the last time."""
+        """Returns the wishes that any rank has now or had at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _ask(self, wishes: list[bool], key: int) -> list[bool]:
+        """Returns the wishes that any rank has."""
         with tf.device("CPU:0"):
             counts = self._collectives.reduce(tf.constant(wishes, tf.int32), _WISHES, key)
         return [bool(count > 0) for count in counts]
 
     def _wait(self, count: int) -> list[bool]:
+        """Returns the answer to the previous call of `agree`."""
         key, asked = self._waiting
         self._waiting = key, None
         if asked is None:
@@ -227,7 +200,8 @@ class TensorFlowProcesses(OneReplicaEach):
             return asked.result()
 
     def _sum_now(self, numbers: Array) -> Array:
-        with tf.init_scope(), tf.device("CPU:0"):  # Also while a step is traced.
+        """Returns the sum of an array over all ranks, also while a step is traced."""
+        with tf.init_scope(), tf.device("CPU:0"):  # Eagerly, also while a step is traced.
             vector = tf.constant(numbers.reshape(-1))
             summed = self._collectives.reduce(vector, _BETWEEN, next(self._number)).numpy()
             return np.asarray(summed).reshape(numbers.shape)
@@ -241,6 +215,7 @@ class TensorFlowProcesses(OneReplicaEach):
         return self._sum_now(words).tobytes()[:size]
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
+        """Returns the bytes of all ranks."""
         sizes = np.zeros(self.world_size, "int64")
         sizes[self.rank] = len(data)
         sizes = self._sum_now(sizes)
@@ -250,9 +225,9 @@ class TensorFlowProcesses(OneReplicaEach):
         return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
 
     def _check_shapes(self, shapes: Sequence[tuple[Any, ...]]) -> int:
-        """Returns the first of as many keys as shapes, which all ranks have for these.
+        """Returns the first of as many keys as shapes, the same on all ranks.
 
-        Raises an error where ranks are about to sum different things, which would hang.
+        Raises an error if ranks are about to sum different tensors, which would hang.
         """
         if (known := self._known.get(tuple(shapes))) is not None:
             return known
@@ -263,20 +238,20 @@ class TensorFlowProcesses(OneReplicaEach):
         return first
 
 
-class LostPeers(NamingLostPeers):
-    """Says in our words that a process is gone, where a collective operation finds it."""
+class LostPeers(LostPeersBase):
+    """A context manager that turns errors of collective operations into `PeerLostError`."""
 
     engine = "TensorFlow"
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns whether an error of the engine may be about another process."""
+        """Returns True if an error may be about another process."""
         is_operation = bool(_joined) and isinstance(error, tf.errors.OpError)
         return is_operation and "ollective" in str(error)
 
 
-def _read_place() -> tuple[int, int, str] | None:
-    """Returns world size, rank and rank 0's address of the collective operations that run."""
+def read_place() -> tuple[int, int, str] | None:
+    """Returns world size, rank, and rank 0's address, or `None` if no collective operations run."""
     server = context()._collective_ops_server_def
     if server is None:
         return None
@@ -289,9 +264,9 @@ def _read_place() -> tuple[int, int, str] | None:
 
 
 def _bear_with_stalls(world_size: int, timeout: float) -> None:
-    """Makes TensorFlow wait as long for a sign of life of a process as for its answer.
+    """Makes TensorFlow wait as long for a process's heartbeat as for its answer.
 
-    By itself it gives one up that has been stopped for ten seconds, as on a busy machine.
+    By default it gives up a process that was stopped for ten seconds, as on a busy machine.
     """
     context().configure_coordination_service(
         service_type="standalone",
@@ -304,7 +279,7 @@ def _bear_with_stalls(world_size: int, timeout: float) -> None:
 
 
 def _own_port() -> int:
-    """Returns the port that TensorFlow is to listen at: that of `TF_CONFIG`, or a free one."""
+    """Returns the port that TensorFlow will listen at: that of `TF_CONFIG`, or a free one."""
     if "TF_CONFIG" in os.environ:
         said = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         if said.cluster_spec():

@@ -1,4 +1,4 @@
-"""TensorFlow's own parameter servers: its coordinator has workers compute what is on servers."""
+"""TensorFlow's parameter servers: its coordinator runs functions on workers."""
 
 import contextlib
 import os
@@ -15,16 +15,16 @@ from keras_deepseek.backend.tensorflow.processes import TensorFlowProcesses
 from keras_deepseek.errors import InvalidInputError, PeerLostError
 
 _FAIL_FAST = "GRPC_FAIL_FAST", "use_caller"
-"""Whoever calls a task that is gone hears of it, in place of waiting until it is there again."""
+"""An environment variable by which a call of a task that has ended fails at once."""
 
 _connected: "list[CoordinatedTasks]" = []
-"""TensorFlow connects once, for as long as it runs."""
+"""The one cluster: TensorFlow connects once in a process."""
 
 
 def serve_task(
     addresses: Mapping[str, Sequence[str]], task_type: str, index: int, on_ready: Callable[[], None]
 ) -> None:
-    """Computes what the chief of a cluster has it compute, until the process is ended."""
+    """Serves as one task of a cluster: see `Distribution.serve_task`."""
     os.environ.setdefault(*_FAIL_FAST)
     cluster = tf.train.ClusterSpec({kind: list(found) for kind, found in addresses.items()})
     server = tf.distribute.Server(
@@ -39,16 +39,16 @@ def serve_task(
 
 
 def _num_threads(addresses: Mapping[str, Sequence[str]]) -> int:
-    """Returns how many operations a task is to run at once.
+    """Returns the number of operations that a task runs at once.
 
-    One that waits for another task keeps a thread: with fewer than there are tasks that wait for
-    each other, none goes on, for ever.
+    An operation that waits for another task keeps its thread. With fewer threads than tasks that
+    wait for each other, none would ever go on.
     """
     return max(os.cpu_count() or 1, 1 + sum(map(len, addresses.values())))
 
 
 def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> TaskCluster:
-    """Returns the workers and servers that this process is the chief of."""
+    """Connects the chief to its workers and servers: see `Distribution.connect_tasks`."""
     if not _connected:
         TensorFlowProcesses.refuse_begun()
         os.environ.setdefault(*_FAIL_FAST)
@@ -56,13 +56,13 @@ def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> 
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(addresses), task_type="chief", task_id=0, rpc_layer="grpc"
         )
-        # For the connection and the coordinator alone: it knows of no variable.
+        # Used for the connection and the coordinator only. It holds no variables.
         _connected.append(CoordinatedTasks(tf.distribute.ParameterServerStrategy(resolver)))
     return _connected[0]
 
 
 def adopt_tasks(strategy: Any) -> TaskCluster | None:
-    """Returns the workers and servers that an object has connected to; `None` for another."""
+    """Returns the cluster of a `ParameterServerStrategy`, or `None` for another object."""
     if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
         return None
     if not _connected:
@@ -71,10 +71,10 @@ def adopt_tasks(strategy: Any) -> TaskCluster | None:
 
 
 class CoordinatedTasks:
-    """Workers that compute what they are given, and servers that hold variables.
+    """Workers that run functions, and servers that hold variables: a `TaskCluster`.
 
     Args:
-        strategy: `tf.distribute.ParameterServerStrategy`, which has connected to them.
+        strategy: `tf.distribute.ParameterServerStrategy`, connected to them.
     """
 
     def __init__(self, strategy: Any) -> None:
@@ -84,7 +84,7 @@ class CoordinatedTasks:
         self._threads = ThreadPoolExecutor(2 * self.num_workers + 2, "fetch")
 
     def on_server(self, index: int) -> contextlib.AbstractContextManager[Any]:
-        """Returns a context in which variables are made, and operations run, on a server."""
+        """Returns a context in which variables are created and operations run on a server."""
         device: contextlib.AbstractContextManager[Any] = tf.device(
             f"/job:ps/replica:0/task:{index}/device:CPU:0"
         )
@@ -100,16 +100,16 @@ class CoordinatedTasks:
             function(*_tensors(arguments))
 
     def schedule(self, function: Any, arguments: Sequence[Any]) -> "Future[Any]":
-        """Returns the future of what a compiled function returns, on the next free worker.
+        """Returns the future result of a compiled function, which runs on the next free worker.
 
-        Where that one dies, another computes it from its beginning.
+        If that worker dies, another runs it from the start.
         """
         with _lost_servers():
             remote = self._coordinator.schedule(function, args=tuple(_tensors(arguments)))
         return self._threads.submit(_fetch, remote)
 
     def store(self, variable: keras.Variable, slot: Any, value: Any) -> None:
-        """Puts a tensor, or the rows of it that are not zero, into a slot of a variable."""
+        """Writes a tensor, or its rows that are not zero, into a slot of a variable."""
         stored = variable.value
         with tf.device(stored.device):
             if not isinstance(value, tf.IndexedSlices):
@@ -128,26 +128,28 @@ class CoordinatedTasks:
         return variable.value.sparse_read(slot)
 
     def settle(self) -> None:
-        """Waits until no worker computes anything any more; an error of theirs is known already."""
+        """Waits until no worker computes any more, and ignores their errors."""
         with contextlib.suppress(Exception):
             self._coordinator.join()
 
 
 @contextlib.contextmanager
 def _lost_servers() -> Iterator[None]:
+    """Turns errors about a parameter server into `PeerLostError`."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         raise PeerLostError(
-            "A parameter server has ended, or does not answer, and what it held is lost. Go on "
-            f"from a checkpoint: fit(..., resume=True). TensorFlow: {_cause(error)}"
+            "A parameter server has ended, or does not answer, and its variables are lost. "
+            f"Continue from a checkpoint: fit(..., resume=True). TensorFlow: {_cause(error)}"
         ) from error
 
 
 def _fetch(remote: Any) -> Any:
+    """Waits for a result, and turns TensorFlow's errors into those of `TaskCluster`."""
     try:
         return remote.fetch()
-    except tf.errors.CancelledError as error:  # By an error of another.
+    except tf.errors.CancelledError as error:  # Another call has failed.
         raise CancelledError(str(error)) from error
     except tf.errors.InvalidArgumentError as error:
         cause = _cause(error)
@@ -157,7 +159,7 @@ def _fetch(remote: Any) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """Returns the line of TensorFlow's message that is about the cause, and not about the path."""
+    """Returns the line of a TensorFlow message that states the cause."""
     message = str(error)
     found = re.search(r"\(0\) [A-Z_]+:\s+(.+)", message)
     if found:
@@ -168,6 +170,7 @@ def _cause(error: Exception) -> str:
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Any]:
+    """Returns arguments with their leaves as tensors."""
     return [
         tf.nest.map_structure(
             lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), argument

@@ -1,4 +1,4 @@
-"""The sum of one bucket of gradients over processes, which goes on while others are computed."""
+"""The sum of one bucket of gradients over processes, which runs while others are computed."""
 
 import math
 from typing import Any, Protocol
@@ -8,24 +8,24 @@ import torch.distributed as dist
 
 
 class BucketSum(Protocol):
-    """The sum of one bucket over all ranks; it begins when it is made."""
+    """The sum of one bucket over all ranks. It starts when it is created."""
 
     def is_received(self) -> bool:
-        """Returns whether `share` need not wait."""
+        """Returns True if `share` need not wait."""
 
     def share(self) -> None:
-        """Sends the others what this rank has to add to what they have sent."""
+        """Sends the other ranks this rank's part of the second round."""
 
     def finish(self) -> None:
         """Waits for the sums, and writes them."""
 
 
 class ExactSum:
-    """The sum of one bucket over all ranks.
+    """The exact sum of one bucket over all ranks.
 
     Args:
-        vectors: list of vectors.
-        total: Where their sums are written to, one behind the other.
+        vectors: The vectors of this rank.
+        total: The vector that their sums are written to, one behind the other.
     """
 
     def __init__(self, vectors: list[torch.Tensor], total: torch.Tensor) -> None:
@@ -33,7 +33,7 @@ class ExactSum:
         self._work: Any = dist.all_reduce(total, async_op=True)
 
     def is_received(self) -> bool:
-        """Returns `False`: nothing is to be shared before it ends."""
+        """Returns `False`: there is no second round."""
         return False
 
     def share(self) -> None:
@@ -44,18 +44,20 @@ class ExactSum:
         self._work.wait()
 
 
-# PyTorch 2.13 has given it another name.
+# PyTorch 2.13 renamed it.
 _gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 class RoundedSum:
-    """The sum of one bucket over all ranks, rounded on its way to who adds it up, and from there.
+    """The sum of one bucket over all ranks, sent in half precision.
+
+    Each rank adds up one part of the bucket in float32, and sends the result to all.
 
     Args:
-        lost: float32 vector. What is to be summed, and then what of it was not sent.
-        total: float32 vector. Where the sums are written to.
-        dtype: string. What is sent.
-        sharing: The process group by which ranks send each other what they have added.
+        lost: float32 vector to sum. Afterwards it holds what rounding lost.
+        total: float32 vector that the sums are written to.
+        dtype: string. The dtype that is sent.
+        sharing: The process group of the second round.
     """
 
     def __init__(self, lost: torch.Tensor, total: torch.Tensor, dtype: str, sharing: Any) -> None:
@@ -74,11 +76,11 @@ class RoundedSum:
         lost.sub_(self._flatten(sent))
 
     def is_received(self) -> bool:
-        """Returns whether the part that this rank is to add is there, of all ranks."""
+        """Returns True if all ranks' numbers of the part that this rank adds have come."""
         return bool(self._work.is_completed())
 
     def share(self) -> None:
-        """Adds up the part that this rank is to add, and begins to send it to all."""
+        """Adds up this rank's part, and starts sending it to all."""
         self._work.wait()
         total = _widen(self._received[:1])
         for rank in range(1, self._world_size):
@@ -99,22 +101,23 @@ class RoundedSum:
         self._work.wait()
         is_scaled = self._dtype == torch.float16
         found = self._flatten(self._received) if is_scaled else self._received.view(-1)
-        self._total.copy_(found[: len(self._total)])  # It widens what is bfloat16.
+        self._total.copy_(found[: len(self._total)])  # `copy_` converts bfloat16.
 
     def _flatten(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns received rows as one float32 vector without padding."""
         return _widen(rows).reshape(-1)[: len(self._lost)]
 
 
 class SumOfMatrix:
-    """A matrix of which two thin ones are sent.
+    """A matrix that is sent as two thin ones.
 
-    Of the ways to multiply by something thin these are several times as fast as others.
+    Of the ways to multiply by a thin matrix, these are several times as fast as others.
 
     Args:
-        lost: float32 matrix. What is to be summed, and then what of it was not sent.
-        total: float32 matrix. Where the sum over all ranks is written to.
-        factor: float32 matrix. `Q^T`.
-        next_factor: float32 matrix. Where that of the next step is written to.
+        lost: float32 matrix to sum. Afterwards it holds what was not sent.
+        total: float32 matrix that the sum over all ranks is written to.
+        factor: float32 matrix `Q^T`.
+        next_factor: float32 matrix that the next step's `Q^T` is written to.
     """
 
     def __init__(
@@ -128,40 +131,40 @@ class SumOfMatrix:
         self._factor, self._next_factor = factor, next_factor
 
     def project(self) -> torch.Tensor:
-        """Returns the first of the thin matrices."""
+        """Returns the first thin matrix."""
         return torch.nn.functional.linear(self._lost, self._factor)
 
     def answer(self, projected: torch.Tensor) -> torch.Tensor:
-        """Returns what this rank adds to the second of the thin matrices.
+        """Returns this rank's second thin matrix.
 
         Args:
-            projected: The sum of the first ones of all ranks.
+            projected: The sum of all ranks' first ones.
         """
         self._base = _orthonormal(projected)
         self._own = self._base.T @ self._lost
         return self._own
 
     def subtract(self) -> None:
-        """Takes off the matrix what is sent of it."""
+        """Subtracts from the matrix what is sent of it."""
         self._lost.addmm_(self._base, self._own, alpha=-1.0)
 
     def finish(self, answer: torch.Tensor) -> None:
         """Writes the sum of the matrix, and the factor of the next step.
 
         Args:
-            answer: The sum of the second ones of all ranks.
+            answer: The sum of all ranks' second thin matrices.
         """
         self._total.zero_().addmm_(self._base, answer)
         self._next_factor.copy_(_orthonormal(answer.T).T)
 
 
 class LowRankSum:
-    """The sum of one bucket over all ranks, of whose matrices two thin ones are sent.
+    """The sum of one bucket over all ranks, whose matrices are sent as two thin ones each.
 
     Args:
         matrices: list of `SumOfMatrix`.
-        whole: list of pairs of float32 vectors. What is sent as it is, and where its sum goes.
-        sharing: The process group by which the second of the thin matrices is summed.
+        whole: pairs of float32 vectors: one that is sent as it is, and one for its sum.
+        sharing: The process group that sums the second thin matrices.
     """
 
     def __init__(
@@ -171,15 +174,15 @@ class LowRankSum:
         sharing: Any,
     ) -> None:
         self._matrices, self._whole, self._sharing = matrices, whole, sharing
-        # Any basis would do, and what it leaves out is sent later: so it may be rounded.
+        # The basis may be rounded: what it misses is sent in a later step.
         self._first = _Joined([matrix.project().to(torch.bfloat16) for matrix in matrices], None)
 
     def is_received(self) -> bool:
-        """Returns whether the first of the thin matrices of all ranks are there."""
+        """Returns True if the first thin matrices of all ranks have been summed."""
         return self._first.is_there()
 
     def share(self) -> None:
-        """Begins to sum the second of the thin matrices, by what the first have come to."""
+        """Starts summing the second thin matrices, which depend on the sums of the first."""
         answers = [
             matrix.answer(found.float())
             for matrix, found in zip(self._matrices, self._first.wait(), strict=True)
@@ -201,11 +204,11 @@ class LowRankSum:
 
 
 class _Joined:
-    """Tensors that are summed over all ranks as one.
+    """Tensors that are summed over all ranks as one vector.
 
     Args:
-        tensors: list of tensors, or an empty one.
-        group: The process group, or `None` for all that there are.
+        tensors: list of tensors, which may be empty.
+        group: The process group, or `None` for the default one.
     """
 
     def __init__(self, tensors: list[torch.Tensor], group: Any) -> None:
@@ -216,7 +219,7 @@ class _Joined:
             self._work = dist.all_reduce(self._sum, group=group, async_op=True)
 
     def is_there(self) -> bool:
-        """Returns whether the sums are."""
+        """Returns True if the sums are known."""
         return self._work is None or bool(self._work.is_completed())
 
     def wait(self) -> list[torch.Tensor]:
@@ -229,24 +232,24 @@ class _Joined:
 
 
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
-    """Returns an orthonormal basis of the space of columns; not finite where these are not."""
+    """Returns an orthonormal basis of the span of columns; not finite if these are not."""
     return torch.linalg.qr(columns).Q + 0.0 * columns
 
 
 def _round(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns rows in half precision; float16 is scaled to its range, by what stands before it."""
+    """Returns rows in half precision. A float16 row starts with its float32 scale."""
     if dtype == torch.bfloat16:
         return rows.to(dtype)
     largest = torch.linalg.vector_norm(rows, math.inf).reshape(1)
     scale = torch.ldexp(torch.ones_like(largest), 15 - torch.frexp(largest).exponent)
-    # What is not finite has no exponent to go by, and stays so.
+    # Numbers that are not finite have no exponent, and stay so.
     scale = torch.where(largest.isfinite(), scale.clamp(2.0**-126, 2.0**126), 1.0)
     heads = scale.view(dtype).expand(len(rows), -1)
     return torch.cat([heads, (rows * scale).to(dtype)], dim=1)
 
 
 def _widen(rows: torch.Tensor) -> torch.Tensor:
-    """Returns in float32 what `_round` returned."""
+    """Returns the float32 rows of what `_round` returned."""
     if rows.dtype == torch.bfloat16:
         return rows.float()
     heads = rows[:, :2].clone(memory_format=torch.contiguous_format).view(torch.float32)

@@ -1,4 +1,4 @@
-"""PyTorch's own ways out of Keras: `torch.export` and the ONNX exporter that builds on it."""
+"""ONNX files written from PyTorch, by `torch.export` and PyTorch's ONNX exporter."""
 
 import contextlib
 import importlib.util
@@ -17,48 +17,45 @@ from keras_deepseek.backend.export import torch_onnx_operators as operators
 from keras_deepseek.backend.export.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.one_file import fits_one_file
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
-from keras_deepseek.errors import MissingExtraError, NotSupportedError
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+from keras_deepseek.backend.protocols.export import Export
+from keras_deepseek.errors import MissingExtraError
 
 _BATCH_SIZE = 5
 _SHORTEST = 11
-"""Sizes to trace with: none that an export is verified on. Each free axis has one of its own, since
-`torch.export` takes two of one size for the same."""
+"""Sizes to trace with. No export is verified on these sizes. Each free axis has its own, since
+`torch.export` treats two of one size as equal."""
 
 
-def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
-    """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
-    raise NotSupportedError("A SavedModel is not written from PyTorch itself.")
+class TorchExport(Export):
+    """Implements `Export` by PyTorch."""
 
+    def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
+        if importlib.util.find_spec("onnxscript") is None:
+            raise MissingExtraError("onnxscript", "onnx", "to export ONNX from PyTorch")
 
-def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
-    if importlib.util.find_spec("onnxscript") is None:
-        raise MissingExtraError("onnxscript", "onnx", "to export ONNX from PyTorch")
+        def write(shapes: Shapes) -> None:
+            torch.onnx.export(
+                _Positional(model),
+                tuple(_examples(model.signature, shapes)),
+                path,
+                input_names=[spec.name for spec in model.signature.inputs],
+                output_names=[spec.name for spec in model.signature.outputs],
+                opset_version=opset,
+                dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
+                custom_translation_table=_translations(),
+                dynamo=True,
+                external_data=not fits_one_file(model.model),
+                verbose=False,
+            )
 
-    def write(shapes: Shapes) -> None:
-        torch.onnx.export(
-            _Positional(model),
-            tuple(_examples(model.signature, shapes)),
-            path,
-            input_names=[spec.name for spec in model.signature.inputs],
-            output_names=[spec.name for spec in model.signature.outputs],
-            opset_version=opset,
-            dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
-            custom_translation_table=_translations(),
-            dynamo=True,
-            external_data=not fits_one_file(model.model),
-            verbose=False,
-        )
-
-    with _quietly(), _unrolled(model.model), _moments_in_two_steps():
-        with_named_axes(model.signature, write)
+        with _quietly(), _unrolled(model.model), _moments_in_two_steps():
+            with_named_axes(model.signature, write)
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Returns what `torch.onnx.export` takes as `custom_translation_table`."""
+    """Returns the `custom_translation_table` for `torch.onnx.export`."""
     aten = torch.ops.aten
     return {
         aten.squeeze.dim: operators.squeeze,
@@ -74,8 +71,11 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 @contextlib.contextmanager
 def _moments_in_two_steps() -> Iterator[None]:
-    """Takes a variance from the mean: Keras subtracts squares, of which little may be left."""
-    with lent_attributes(keras.src.backend.torch.nn, moments=_moments):
+    """Replaces Keras's variance by the mean of squared differences.
+
+    Keras subtracts the squared mean from the mean of squares, which loses small variances.
+    """
+    with temporary_attributes(keras.src.backend.torch.nn, moments=_moments):
         yield
 
 
@@ -103,9 +103,10 @@ def _moments(
 
 @contextlib.contextmanager
 def _unrolled(model: keras.Model) -> Iterator[None]:
-    """Unrolls recurrent layers: Keras's loop over time takes the batch apart for its shape.
+    """Unrolls recurrent layers until the block ends.
 
-    Of a free length neither can be traced.
+    Keras's loop over time splits the batch by its shape, which can't be traced. Neither way works
+    for a free length.
     """
     recurrent = [layer for layer in flatten_layers(model) if isinstance(layer, keras.layers.RNN)]
     were_unrolled = [layer.unroll for layer in recurrent]
@@ -119,7 +120,7 @@ def _unrolled(model: keras.Model) -> Iterator[None]:
 
 
 class _Positional(torch.nn.Module):
-    """A model by the order of its signature, as the exporter takes it."""
+    """A model that takes its inputs by position, as the exporter needs it."""
 
     def __init__(self, model: NamedModel) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class _Positional(torch.nn.Module):
 
 
 def _examples(signature: Signature, shapes: Shapes) -> Iterator[torch.Tensor]:
-    """Returns an input of each name, whose free axes have a size by their name."""
+    """Yields one example input for each name; the size of a free axis depends on its name."""
     names = dict.fromkeys(size for shape in shapes.values() for size in shape)
     lengths = [name for name in names if isinstance(name, str) and name != BATCH]
     sizes = {name: _SHORTEST + 3 * index for index, name in enumerate(lengths)}
@@ -146,12 +147,13 @@ def _examples(signature: Signature, shapes: Shapes) -> Iterator[torch.Tensor]:
 
 
 def _free_axes(spec: TensorSpec) -> dict[int, Any]:
+    """Returns the free axes of an input for `torch.export`."""
     return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if size is None}
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps the exporter from telling of its stages and of what is its own affair."""
+    """Suppresses what the exporter prints, logs and warns of."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     nowhere = io.StringIO()

@@ -1,4 +1,4 @@
-"""The sums of gradients over processes, exact or compressed, while others are still computed."""
+"""Sums of gradients over processes, exact or compressed, while others are still computed."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,9 +8,9 @@ import keras
 import torch
 import torch.distributed as dist
 
-from keras_deepseek.backend.processes.arrivals import Arrivals
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
-from keras_deepseek.backend.processes.processes import NamingLostPeers
+from keras_deepseek.backend.processes.group_queue import GroupQueue
+from keras_deepseek.backend.processes.processes import LostPeersBase
 from keras_deepseek.backend.torch.bucket_sums import (
     BucketSum,
     ExactSum,
@@ -20,22 +20,22 @@ from keras_deepseek.backend.torch.bucket_sums import (
 )
 
 Bucket = list[tuple[int, slice]]
-"""Gradients by their index, and the part of each that is summed together with the others."""
+"""Gradients by index, and the slice of each that is summed together with the others."""
 
 _PART_BYTES, _MOST_PARTS = 2 * 2**20, 32
-"""Of a bucket: so much in float32 is added up by each rank. Smaller messages take gloo's threads
-longer; of larger buckets fewer are under way while others are computed."""
+"""Sizes of a bucket: each rank adds up this much of it in float32. Smaller messages cost gloo's
+threads more time. Of larger buckets, fewer are under way while gradients are computed."""
 
 
 class GradientSums:
-    """The sums of gradients over all ranks, which begin while others are still computed.
+    """The sums of gradients over all ranks, which start while others are still computed.
 
-    Gradients stand from the last to the first, as the backward pass finds most of them, and are cut
-    into buckets. All ranks begin these in one order.
+    Gradients are ordered from the last to the first, as the backward pass finds most of them, and
+    cut into buckets. All ranks start the buckets in the same order.
 
     Args:
-        variables: What the gradients are by.
-        sharing: The process group for what ranks send each other in answer to what they were sent.
+        variables: The variables that the gradients are by.
+        sharing: The process group of the second round.
         low_rank: `LowRank`, whose buckets hold whole gradients, or `None`.
     """
 
@@ -54,14 +54,14 @@ class GradientSums:
         self._is_early = self._total.device.type == "cpu"
 
     def is_for(self, variables: Sequence[keras.Variable], low_rank: LowRank | None) -> bool:
-        """Returns whether gradients by such variables can be summed, in this way."""
+        """Returns True if it can sum gradients of such variables in this way."""
         shapes = [tuple(variable.shape) for variable in variables]
         device = variables[0].value.device if variables else self._total.device
         same = shapes == self.shapes and device == self._total.device
         return same and low_rank == self._low_rank
 
     def start(self, compression: Compression | None) -> None:
-        """Begins a step, whose sums take the place of those of the last one.
+        """Starts a step. Its sums overwrite those of the last step.
 
         Args:
             compression: `Compression`, or `None` for exact sums.
@@ -69,33 +69,34 @@ class GradientSums:
         self._compression = compression
         if compression is not None:
             self._residual = compression.residual.value.detach()
-            # Memory that is new would take as long as an update does.
+            # Allocating memory would take as long as an update.
             if self._spare.shape != self._residual.shape or not self._is_early:
                 self._spare = torch.empty_like(self._residual)
         self._vectors: dict[int, torch.Tensor] = {}
         self._begun: list[BucketSum] = []
-        self._place = 0  # Where the last bucket that was begun ends.
-        self._factors = len(self._total)  # Likewise of the factors, which stand behind all.
+        self._place = 0  # The end of the last bucket that was started.
+        self._factors = len(self._total)  # The same for the factors, which follow all gradients.
         self._num_shared = 0
-        self._arrivals = Arrivals(
+        self._queue = GroupQueue(
             [[index for index, _ in bucket] for bucket in self._buckets], self._begin_bucket
         )
 
     def receive(self, index: int, gradient: torch.Tensor) -> None:
-        """Begins the sums of buckets that are whole with it; it may be told of one twice."""
+        """Takes a gradient, and starts the sums of complete buckets. Repeated calls are ignored."""
         if index in self._vectors:
             return
         self._vectors[index] = gradient.detach().reshape(-1)
-        with LostPeers("sum the gradients"):  # Of the backward pass nobody else does.
-            self._arrivals.add(index)
-            # NCCL needs one order of all that is sent; gloo has one for each group.
+        # The backward pass itself is not checked for lost peers.
+        with LostPeers("sum the gradients"):
+            self._queue.add(index)
+            # NCCL needs one order of all messages. gloo has an order for each group.
             while self._is_early and self._num_shared < len(self._begun):
                 if not self._begun[self._num_shared].is_received():
                     break
                 self._share_next()
 
     def finish(self) -> list[torch.Tensor]:
-        """Returns the sums, once all gradients have come."""
+        """Returns the sums, after all gradients were received."""
         with torch.no_grad(), LostPeers("sum the gradients"):
             while self._num_shared < len(self._begun):
                 self._share_next()
@@ -106,12 +107,13 @@ class GradientSums:
         return [vector.view(shape) for vector, shape in zip(vectors, self.shapes, strict=True)]
 
     def keep(self) -> None:
-        """Makes what compression has taken in this step the residual of the next."""
+        """Makes what compression lost in this step the residual of the next."""
         if self._compression is not None:
-            # A copy would take as long as an update does.
+            # A copy would take as long as an update.
             self._compression.residual.value.data, self._spare = self._spare, self._residual
 
     def _begin_bucket(self, number: int) -> None:
+        """Starts the sum of a bucket."""
         bucket = self._buckets[number]
         vectors = [self._vectors[index][part] for index, part in bucket]
         place = slice(self._place, self._place + sum(map(len, vectors)))
@@ -120,6 +122,7 @@ class GradientSums:
             self._begun.append(self._begin_sum(bucket, vectors, place))
 
     def _begin_sum(self, bucket: Bucket, vectors: list[torch.Tensor], place: slice) -> BucketSum:
+        """Returns the started sum of a bucket, of the kind that the compression asks for."""
         total, compression = self._total[place], self._compression
         if compression is None:
             return ExactSum(vectors, total)
@@ -134,7 +137,7 @@ class GradientSums:
     def _split_low_rank(
         self, low_rank: LowRank, shapes: Sequence[Any], lost: torch.Tensor, total: torch.Tensor
     ) -> tuple[list[SumOfMatrix], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Returns the matrices of a bucket, and what is sent as it is, with where the sums go."""
+        """Returns the matrices of a bucket, and its whole vectors with the places of their sums."""
         sizes = [math.prod(shape) for shape in shapes]
         matrices: list[SumOfMatrix] = []
         whole: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -152,6 +155,7 @@ class GradientSums:
         return matrices, whole
 
     def _share_next(self) -> None:
+        """Starts the second round of the oldest bucket that has not had it."""
         with torch.no_grad():
             self._begun[self._num_shared].share()
         self._num_shared += 1
@@ -160,7 +164,7 @@ class GradientSums:
 def _add_residual(
     vectors: list[torch.Tensor], residual: torch.Tensor, scale: Any, out: torch.Tensor
 ) -> None:
-    """Writes the sum of vectors divided by a scale and of a residual, as one vector."""
+    """Writes `vectors / scale + residual` into one vector."""
     sizes = [len(vector) for vector in vectors]
     for vector, before, exact in zip(vectors, residual.split(sizes), out.split(sizes), strict=True):
         if isinstance(scale, torch.Tensor):
@@ -170,7 +174,7 @@ def _add_residual(
 
 
 def _cut(sizes: Sequence[int]) -> Iterator[Bucket]:
-    """Yields parts of vectors in groups, of as many bytes as all ranks are to add up."""
+    """Yields parts of vectors in buckets of a fixed number of bytes for each rank."""
     bucket: Bucket = []
     left = most = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
     for index in reversed(range(len(sizes))):
@@ -187,7 +191,7 @@ def _cut(sizes: Sequence[int]) -> Iterator[Bucket]:
 
 
 def _group(sizes: Sequence[int]) -> Iterator[Bucket]:
-    """Yields whole vectors in groups of at least so many bytes."""
+    """Yields whole vectors in buckets of at least `_PART_BYTES`."""
     bucket: Bucket = []
     num_weights = 0
     for index in reversed(range(len(sizes))):
@@ -200,12 +204,12 @@ def _group(sizes: Sequence[int]) -> Iterator[Bucket]:
         yield bucket
 
 
-class LostPeers(NamingLostPeers):
-    """Says in our words that a process is gone, where gloo or NCCL finds it."""
+class LostPeers(LostPeersBase):
+    """A context manager that turns errors of gloo and NCCL into `PeerLostError`."""
 
     engine = "torch.distributed"
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns whether an error of the engine may be about another process."""
-        return isinstance(error, RuntimeError)  # All that gloo and NCCL raise.
+        """Returns True if an error may be about another process."""
+        return isinstance(error, RuntimeError)  # gloo and NCCL raise nothing else.

@@ -3,79 +3,48 @@
 import atexit
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import keras
-import ml_dtypes
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from keras_deepseek.artifacts.network_address import is_loopback, parse_address
+from keras_deepseek.artifacts.network_address import parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 from keras_deepseek.backend.processes.network_interface import find_interface
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
-    OneReplicaEach,
     Processes,
     RemoteReplicas,
-    check_place,
+    SingleReplica,
+    check_rank,
     check_same_shapes,
 )
-from keras_deepseek.backend.processes.rendezvous import meet
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, LostPeers
+from keras_deepseek.backend.torch.store import open_store
 
 _SEEDS = 2**62
-
-
-def count_processes() -> int:
-    """Returns how many processes the framework's engine runs in already."""
-    return int(dist.get_world_size()) if dist.is_initialized() else 1
-
-
-def process_rank() -> int:
-    """Returns which of the processes this one is; 0 where it runs alone."""
-    return int(dist.get_rank()) if dist.is_initialized() else 0
-
-
-def read_whole(value: Any) -> Array:
-    """Returns a tensor as an array; where its parts lie in several processes, all must call it."""
-    if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
-    value = value.detach().cpu().contiguous()
-    if value.dtype is torch.bfloat16:  # NumPy knows no other package's dtypes.
-        numbers: Array = value.view(torch.int16).numpy()
-        return numbers.view(ml_dtypes.bfloat16)
-    array: Array = value.numpy()
-    return array
-
-
-def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
-    """Returns world size, rank, and rank 0's address of an object that runs several processes."""
-    return None
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Returns the processes that train together, once all of them are there."""
+    """Waits for all processes and returns them: see `Distribution.join_processes`."""
     if dist.is_initialized():
         found = dist.get_world_size(), dist.get_rank()
-        check_place("torch.distributed", found, (world_size, rank))
+        check_rank("torch.distributed", found, (world_size, rank))
         with _listening_towards(coordinator), LostPeers("join the others"):
             return TorchProcesses(timeout)
-    # Torchrun listens at that address already, with a store for the ranks that it has started.
+    # torchrun already listens at that address, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not is_torchrun:
-        meet(coordinator, world_size, rank, join_timeout)
+    store = None if is_torchrun else open_store(coordinator, world_size, rank, join_timeout)
     with _listening_towards(coordinator), LostPeers("join the others"):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=None if is_torchrun else _open_store(coordinator, world_size, rank, join_timeout),
+            store=store,
             world_size=world_size,
             rank=rank,
             timeout=timedelta(seconds=timeout),
@@ -90,26 +59,26 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-class TorchProcesses(OneReplicaEach):
-    """The default process group of `torch.distributed`, which sums and broadcasts.
+class TorchProcesses(SingleReplica):
+    """The default process group of `torch.distributed`.
 
     Args:
         timeout: float. Seconds to wait for a process that does not answer.
     """
 
     def __init__(self, timeout: float) -> None:
-        # What ranks have added is sent by a group of its own, out of turn with what they are to.
+        # The second round has its own process group, since it is out of order with the first.
         self._sharing = dist.new_group(timeout=timedelta(seconds=timeout))
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.replicas: RemoteReplicas | None = self
         self.is_compilable = True
-        self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
-        self._sums: GradientSums | None = None  # Of the last step: its memory serves the next.
+        self._known: set[Any] = set()  # The shapes that all ranks have agreed on.
+        self._sums: GradientSums | None = None  # Those of the last step, whose memory is reused.
         self._waiting: tuple[Any, torch.Tensor] | None = None
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar."""
+        """Returns the number of rows of all ranks, a scalar."""
         return self._sum_scalars([num_rows])[0]
 
     def sum(
@@ -126,7 +95,7 @@ class TorchProcesses(OneReplicaEach):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, of gradients that are compressed."""
+        """Returns the sums of what all ranks compute, with compressed gradients."""
         found, counts, sums = self._sum(compute, batch, variables, compression)
         return found, counts, sums.finish(), sums.keep
 
@@ -137,6 +106,7 @@ class TorchProcesses(OneReplicaEach):
         variables: Sequence[keras.Variable],
         compression: Compression | None,
     ) -> tuple[list[Any], list[Any], GradientSums]:
+        """Returns the sums of scalars, and the started sums of gradients."""
         scalars, finish = compute(self.rank, batch)
         found = self._sum_scalars(scalars)
         kind = compression.kind if compression else None
@@ -146,8 +116,8 @@ class TorchProcesses(OneReplicaEach):
         sums = self._sums
         sums.start(compression)
         with LostPeers("sum the gradients"):
-            self._check_shapes([*sums.shapes, (str(kind),)])  # What is sent differs by it.
-        # An error of the backward pass is one, and no peer's that is lost.
+            self._check_shapes([*sums.shapes, (str(kind),)])  # The kind changes what is sent.
+        # Outside of `LostPeers`: an error of the backward pass is no lost peer.
         more, gradients = finish(found, sums.receive)
         for index in reversed(range(len(gradients))):
             sums.receive(index, gradients[index])
@@ -164,9 +134,9 @@ class TorchProcesses(OneReplicaEach):
 
     @contextlib.contextmanager
     def own_random_numbers(self) -> Iterator[None]:
-        """Makes PyTorch's shared generator differ by rank until the block ends.
+        """Makes PyTorch's global generator differ by rank until the block ends.
 
-        Dropout draws from it, a number for each value, and the ranks may have unequal rows.
+        Dropout draws from it, one number for each value, and the ranks may have unequal rows.
         """
         seed = int(torch.randint(_SEEDS, (), device="cpu"))  # The same on all ranks.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -175,7 +145,7 @@ class TorchProcesses(OneReplicaEach):
             yield
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which can be pickled."""
+        """Returns the value of rank 0, which must be picklable."""
         values = [value]
         with LostPeers("send what rank 0 knows"):
             dist.broadcast_object_list(values, src=0)
@@ -191,18 +161,18 @@ class TorchProcesses(OneReplicaEach):
                 variable.assign(value)
 
     def gather(self, array: Array) -> list[Array]:
-        """Returns the arrays of all ranks, in their order."""
+        """Returns the arrays of all ranks, in rank order."""
         found: list[Any] = [None] * self.world_size
         with LostPeers("gather the outputs"):
             dist.all_gather_object(found, array)
         return found
 
     def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: each rank predicts rows of its own."""
+        """Does nothing: each rank predicts its own rows."""
         return contextlib.nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank had when it called this function the last time."""
+        """Returns the wishes that any rank had at the previous call of this method."""
         before = self._wait(len(wishes))
         found = torch.tensor(wishes, dtype=torch.uint8)
         with LostPeers("agree on whether to stop"):
@@ -210,11 +180,12 @@ class TorchProcesses(OneReplicaEach):
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank has, now or the last time."""
+        """Returns the wishes that any rank has now or had at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _wait(self, count: int) -> list[bool]:
+        """Returns the answer to the previous call of `agree`."""
         if self._waiting is None:
             return [False] * count
         (work, found), self._waiting = self._waiting, None
@@ -223,7 +194,7 @@ class TorchProcesses(OneReplicaEach):
         return [bool(each) for each in found]
 
     def _check_shapes(self, shapes: Sequence[Any]) -> None:
-        """Raises an error where ranks are about to sum different things, which would hang."""
+        """Raises an error if ranks are about to sum different tensors, which would hang."""
         key = tuple(tuple(shape) for shape in shapes)
         if key in self._known:
             return
@@ -234,32 +205,16 @@ class TorchProcesses(OneReplicaEach):
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the parts of a vector in the shapes of other tensors."""
     parts = flat.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
-def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
-    """Returns the store of rank 0, which listens on loopback alone where the coordinator is."""
-    host, port = parse_address("`coordinator`", coordinator)
-    listener = None
-    if rank == 0:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host if is_loopback(host) else "", port), family=family)
-    return dist.TCPStore(
-        host,
-        port,
-        world_size,
-        is_master=rank == 0,
-        timeout=timedelta(seconds=timeout),
-        master_listen_fd=None if listener is None else listener.detach(),
-    )
-
-
 @contextlib.contextmanager
 def _listening_towards(coordinator: str) -> Iterator[None]:
-    """Makes gloo listen on the interface by which the processes meet, until the block ends.
+    """Makes gloo listen on the network interface that leads to the coordinator.
 
-    By itself it takes that of the machine's name, which on many a machine is loopback's.
+    By default it takes the interface of the host name, which is loopback on many machines.
     """
     name = "GLOO_SOCKET_IFNAME"
     interface = find_interface(*parse_address("`coordinator`", coordinator))

@@ -1,4 +1,4 @@
-"""Functions that a recorded step does not hold the operations of, but calls."""
+"""Functions that a recorded step calls instead of recording their operations."""
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
-from keras_deepseek.backend.context_values import set_within
-from keras_deepseek.backend.torch.tracing import IS_RECORDED
+from keras_deepseek.backend.context_values import set_temporarily
+
+IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
+"""True if operations are being recorded, to run again with other numbers. None can be read then."""
 
 
 class UnrecordedFunctions:
-    """The functions that a recording is to call, collected while a step is recorded."""
+    """The functions that a recording will call, collected while a step is recorded."""
 
     current: ContextVar["UnrecordedFunctions | None"] = ContextVar("current", default=None)
 
@@ -19,31 +21,21 @@ class UnrecordedFunctions:
         self._functions: list[Callable[..., Any]] = []
 
     def record(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
-        """Returns what a function makes of tensors, and puts one operation in the recording.
-
-        Args:
-            function: Function of tensors that returns one.
-            tensors: Its arguments.
-        """
+        """Returns `function(*tensors)`, and puts one operation for it into the recording."""
         self._functions.append(function)
         return _call(len(self._functions) - 1, tensors)
 
     def run(self, index: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Returns what a collected function makes of tensors, whose numbers it may read.
-
-        Args:
-            index: integer. Which of the functions.
-            tensors: Its arguments.
-        """
-        with set_within(IS_RECORDED, value=False):
+        """Returns the result of a collected function, which may read numbers."""
+        with set_temporarily(IS_RECORDED, value=False):
             outputs: torch.Tensor = self._functions[index](*tensors)
         return outputs
 
     def replace_calls(self, recording: torch.fx.GraphModule) -> None:
-        """Makes a recording call the functions themselves.
+        """Makes a recording call the collected functions directly.
 
         Args:
-            recording: `torch.fx.GraphModule`, recorded while these were collected.
+            recording: `torch.fx.GraphModule`, recorded while the functions were collected.
         """
         for node in recording.graph.nodes:
             if node.target is torch.ops.keras_deepseek.unrecorded.default:
@@ -54,14 +46,14 @@ class UnrecordedFunctions:
 
 @torch.library.custom_op("keras_deepseek::unrecorded", mutates_args=())
 def _call(index: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stands in a recording for a function, until `replace_calls` puts it there."""
+    """Stands for a function in a recording, until `replace_calls` replaces it."""
     functions = UnrecordedFunctions.current.get()
-    assert functions is not None  # It is called in a block alone.
+    assert functions is not None  # It is only called inside of a recording.
     return functions.run(index, tensors)
 
 
 def _name(callable_object: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the same as a function: what a graph calls has to have a name."""
+    """Returns a callable as a function: a graph calls functions with a name only."""
 
     def run(*tensors: torch.Tensor) -> Any:
         return callable_object(*tensors)

@@ -1,61 +1,98 @@
-"""What a format must offer."""
+"""The abstract base class of all export formats."""
 
+# ruff: noqa: B027 - the checks are hooks, and pass by default.
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.errors import ExportError
+from keras_deepseek.errors import ExportError, NotSupportedError
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each input of one batch, by input name."""
 
 
-class ExportFormat(Protocol):
-    """A way to write a model to disk, and to run what was written.
+class ExportFormat(ABC):
+    """A way to write a model to disk, and to run the written artifact.
 
-    Args:
-        name: string. What users pass as `backend=` and the manifest says.
+    A subclass sets `name`, `suffix` and `entry` and defines `write` and `run`. All other members
+    have defaults. An object that is no subclass, but has these five members, may be registered as
+    well: `register_exporter` gives it the defaults.
+
+    Attributes:
+        name: string. The `backend=` that users pass. The manifest holds it, too.
         suffix: string. The ending of a path that asks for the file alone, as in `".onnx"`; empty
             where an artifact is a folder.
         entry: string. The file inside the bundle that a runtime loads; `"."` for the whole folder.
+        backends: tuple of strings. The Keras backends that can write the format, in the order in
+            which they are tried. A backend other than the running one loads the model in a process
+            of its own, to which a registered format is sent by `cloudpickle`. Defaults to `()`: the
+            running backend alone.
+        packages: dict. For each backend the modules that writing needs, each with the extra that
+            brings it. A backend whose module is missing is skipped. Defaults to `{}`.
+        distributions: tuple of strings. Packages whose versions the manifest records, beside those
+            of Keras, the frameworks and ONNX. Defaults to `()`.
+        runtime: string. The backend that `run` needs. Defaults to `""`: any.
+        signatures: tuple of strings. The names of all signatures that `run` compares, for the
+            report. Defaults to `()`.
+        source: string. The built-in format that this one is built from, as `"onnx"`. The source is
+            exported and verified first; `build` then makes the artifact from its file, and `write`
+            is not called. Options that are no arguments of this format go to the source. Defaults
+            to `""`: a backend writes the format itself.
+        source_options: dict. Options that the source is made with in any case. Defaults to `{}`.
 
-    A format may have `backends`, a tuple of the names of those that can write it, in the order in
-    which they are tried; without it the one that runs is. Others load the model in a process of
-    their own, to which a format of the user's is sent by `cloudpickle`. `packages` has by backend
-    the modules that it takes to write the format, each with the extra that brings it: where one is
-    missing, nothing is begun. It may have a `runtime`, the name of the backend that its `run`
-    takes, where not every one will do; `load`, which returns for a folder the function of a batch
-    that `run` calls for each: with it latencies are compared; `further_outputs`, a function from
-    the model's outputs of a batch to what `run` gives beside them, and `signatures`, the names of
-    all that is compared so, for the report; `check_signature`, a function of the model's signature
-    that raises an `InvalidInputError`, before any work is done, where the format has no such names
-    or shapes; and `check_backend`, a function of the model and of the name of a backend that raises
-    a `NotSupportedError` where that is known not to write it, an `InvalidInputError` where none
-    does.
+    Example:
+
+    >>> from keras_deepseek.deploy import ExportFormat, register_exporter
+    >>> class WeightCount(ExportFormat):
+    ...     name, suffix, entry = "weight_count", ".txt", "weights.txt"
+    ...
+    ...     def write(self, model, folder):
+    ...         (folder / self.entry).write_text(str(model.model.count_params()))
+    ...         return "counting"
+    ...
+    ...     def run(self, folder, samples):
+    ...         raise NotSupportedError("A number can't be run.")
+    >>> register_exporter(WeightCount())
     """
 
     name: str
     suffix: str
     entry: str
+    backends: tuple[str, ...] = ()
+    packages: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    distributions: tuple[str, ...] = ()
+    runtime: str = ""
+    signatures: tuple[str, ...] = ()
+    source: str = ""
+    source_options: Mapping[str, Any] = MappingProxyType({})
 
+    @abstractmethod
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes the artifact into an empty folder.
 
         Args:
-            model: The model by the names of its inputs and outputs, on the backend that runs.
-            folder: Where the artifact goes, under `entry`.
+            model: The model by the names of its inputs and outputs, on the running backend.
+            folder: The folder in which the artifact goes under `entry`.
 
         Returns:
-            How it was made, as in `"tf2onnx"`.
+            A string that says how it was made, as in `"tf2onnx"`.
 
         Raises:
             NotSupportedError: This backend can't write the format; another is tried.
             MissingExtraError: A package for it is not installed; another backend is tried.
         """
 
+    @abstractmethod
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Runs the artifact on batches.
 
         Args:
-            folder: What `write` filled.
+            folder: The folder that `write` filled.
             samples: For each batch its arrays by input name.
 
         Returns:
@@ -66,19 +103,118 @@ class ExportFormat(Protocol):
                 the error's message as the reason.
         """
 
+    def load(self, folder: Path) -> InferenceFunction:
+        """Loads the artifact as a function of one batch, which `Exporter.load` returns.
+
+        Args:
+            folder: The folder that `write` filled.
+
+        Returns:
+            A function from a dict of arrays by input name to one by output name.
+
+        Raises:
+            NotSupportedError: The format defines no `load`, as by default.
+        """
+        raise NotSupportedError(f"The format {self.name!r} has no `load`.")
+
+    def build(self, source_file: Path, folder: Path, signature: Signature) -> str:
+        """Builds the artifact from that of `source`; called only for a format that has one.
+
+        Args:
+            source_file: The verified file of the source.
+            folder: The empty folder in which the artifact goes under `entry`.
+            signature: `Signature` of the model.
+
+        Returns:
+            A string that says how it was made.
+
+        Raises:
+            ExportError: The artifact can't be built from this file.
+        """
+        raise NotSupportedError(f"The format {self.name!r} is not built from another format.")
+
+    def check_signature(self, signature: Signature) -> None:
+        """Checks the model's inputs and outputs, before any work is done; all pass by default.
+
+        Args:
+            signature: `Signature` of the model.
+
+        Raises:
+            InvalidInputError: The format has no such names, shapes or dtypes.
+        """
+
+    def check_precision(self, precision: str | None) -> None:
+        """Checks the requested precision, before any work is done; all pass by default.
+
+        Args:
+            precision: string. One of `"float16"`, `"bfloat16"` and `"int8"`, or `None` for the
+                model's own.
+
+        Raises:
+            InvalidInputError: The format, as it was made, has no such precision.
+        """
+
+    def check_backend(self, model: NamedModel, name: str) -> None:
+        """Checks that a backend can write a model; all can by default.
+
+        Args:
+            model: The model by the names of its inputs and outputs.
+            name: string. The name of the backend.
+
+        Raises:
+            NotSupportedError: This backend can't; the next one is tried.
+            InvalidInputError: No backend can.
+        """
+
+    def check_runnable(self) -> None:
+        """Checks that this machine can run artifacts of the format; it can by default.
+
+        Raises:
+            NotSupportedError: It can't. An export is then `unverified`, and a check is refused.
+        """
+
+    def further_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """Computes the expected values of the outputs that `run` adds to the model's own.
+
+        Args:
+            outputs: The model's outputs of one batch, by name.
+
+        Returns:
+            A dict of arrays by the names that `run` gives them. Empty by default.
+        """
+        return {}
+
+    def sample_shapes(self, signature: Signature) -> Sequence[Shapes]:
+        """Returns the shapes of the random batches that an artifact is to be verified on.
+
+        Args:
+            signature: `Signature` of the model.
+
+        Returns:
+            For each batch its shapes by input name. Empty by default: the exporter chooses.
+        """
+        return ()
+
+    def takes(self, signature: Signature, shapes: Shapes) -> bool:
+        """Returns whether an artifact takes a batch; batches that it doesn't are left out.
+
+        Args:
+            signature: `Signature` of the model.
+            shapes: The batch's shapes by input name.
+
+        Returns:
+            A boolean. `True` by default.
+        """
+        return True
+
 
 def run_format(
     export_format: ExportFormat, folder: Path, samples: list[dict[str, Array]]
 ) -> list[dict[str, Array]]:
-    """Returns what `run` gives, which a format of a user's may have forgotten to return.
-
-    Args:
-        export_format: `ExportFormat`.
-        folder: As in its `run`.
-        samples: As in its `run`.
+    """Runs an artifact, and checks that a user's `run` did not forget to return its outputs.
 
     Raises:
-        ExportError: It is no list.
+        ExportError: `run` did not return a list.
     """
     outputs = export_format.run(folder, samples)
     if not isinstance(outputs, list):

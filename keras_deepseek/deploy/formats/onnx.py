@@ -14,11 +14,12 @@ from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.backend.keras_private.known_numbers import layers_by_tensorflow
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
 from keras_deepseek.deploy.onnx_passes.describe import describe
 from keras_deepseek.deploy.onnx_passes.fusions.fuse import fuse
-from keras_deepseek.deploy.onnx_passes.fusions.roll_rounds import roll_rounds
+from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.precision.check_bfloat16 import check_bfloat16
@@ -35,7 +36,7 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 _ALWAYS = {"onnx": "onnx", "onnxruntime": "onnx"}
 
 
-class OnnxFormat:
+class OnnxFormat(ExportFormat):
     """Writes ONNX by the exporter of the backend that runs, and what follows on the graph.
 
     Args:
@@ -127,7 +128,7 @@ class OnnxFormat:
         path = folder / self.entry
         is_brief = model.precision == "bfloat16"
         written = model.in_precision("float16") if is_brief else model
-        backend.current().write_onnx(written, str(path), self.opset)
+        backend.current().export.write_onnx(written, str(path), self.opset)
         proto, is_large = load(path)
         check_operators(proto)
         rename(proto.graph, model.signature)
@@ -146,7 +147,7 @@ class OnnxFormat:
         if self.products_in_float16:
             proto = products_in_float16(proto)
         if self.rolled:
-            roll_rounds(GraphView(proto))
+            roll_normalizations(GraphView(proto))
         make_canonical(proto)
         describe(proto, self._properties(model))
         save(proto, path)

@@ -1,7 +1,4 @@
-"""OpenVINO: Intel's runtime, from the ONNX of the same model.
-
-It is no built-in format: it is registered as one of the user's own is, and shows how that is done.
-"""
+"""OpenVINO: Intel's runtime, from the ONNX of the same model."""
 
 from pathlib import Path
 from types import MappingProxyType
@@ -15,10 +12,11 @@ from keras_deepseek.backend.runtimes.openvino_model import (
     import_openvino,
     shared_core,
 )
+from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 
 
-class OpenVINOFormat:
+class OpenVINOFormat(ExportFormat):
     """Writes `model.xml` and `model.bin`, and runs them by OpenVINO on the CPU.
 
     Args:
@@ -26,17 +24,13 @@ class OpenVINOFormat:
             Defaults to `18`.
 
     Raises:
-        InvalidInputError: The version is none of these.
-
-    Example:
-
-    >>> from keras_deepseek.deploy import register_exporter
-    >>> register_exporter(OpenVINOFormat())
+        InvalidInputError: The version is another.
     """
 
     name = "openvino"
     suffix = ""
     entry = "model.xml"
+    distributions = ("openvino",)
     backends = OnnxFormat.backends
     packages = MappingProxyType(
         {name: {**each, "openvino": "openvino"} for name, each in OnnxFormat.packages.items()}

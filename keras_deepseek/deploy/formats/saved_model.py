@@ -13,14 +13,15 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.runtimes.saved_model import load_saved_model
 from keras_deepseek.checks import check_boolean
+from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
-from keras_deepseek.deploy.samples import make_taken_samples
+from keras_deepseek.deploy.samples.random_batches import make_taken_samples
 from keras_deepseek.errors import NotSupportedError
 
 _DEFAULT = "serving_default"
 
 
-class SavedModelFormat:
+class SavedModelFormat(ExportFormat):
     """Writes a SavedModel whose `serving_default` has the model's names and a free batch axis.
 
     Args:
@@ -49,6 +50,7 @@ class SavedModelFormat:
         self._classify = check_classes(classify)
         self._regress = check_boolean("regress", regress)
         self._warmup = check_boolean("warmup", warmup)
+        self.signatures = (_DEFAULT, *self._further)
 
     def check_signature(self, signature: Signature) -> None:
         """Raises where a model's inputs and outputs are none to classify or regress by."""
@@ -57,15 +59,10 @@ class SavedModelFormat:
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `saved_model.pb` and what belongs to it."""
         signatures = ServingSignatures(self._classes(model.signature), self._regress)
-        backend.current().write_saved_model(model, str(folder), signatures)
+        backend.current().export.write_saved_model(model, str(folder), signatures)
         if self._warmup:
             write_warmup_requests(folder, model.model.name, make_taken_samples(model))
         return f"SavedModel with {', '.join(self.signatures)}"
-
-    @property
-    def signatures(self) -> tuple[str, ...]:
-        """The names of the signatures, each of which is verified."""
-        return (_DEFAULT, *self._further)
 
     def further_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
         """Returns what the signatures beside `serving_default` are to give, by their names."""

@@ -1,25 +1,26 @@
-"""Makes one file of one model: exporters number what they write by what they wrote before.
+"""Makes the file of one model the same to the byte each time.
 
-Nodes stand in the order in which the outputs need them. What they compute is named by the operator
-and numbered in that order; weights are named by the node that needs them first. The names that a
-backend gave are not kept: of two nodes that compute the same it keeps one, now this and now that.
+Exporters number nodes by how many they wrote before. Here the nodes are put in the order in which
+the outputs need them, and are named by operator and number. Weights are named by the first node
+that needs them. The names that a backend gave are not kept: of two equal nodes it keeps one or the
+other.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, read_instead
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, replace_inputs
 from keras_deepseek.errors import ExportError
 
 
 def make_canonical(model: Any) -> None:
-    """Orders and names what a graph holds by its outputs alone; what these do not need is left out.
+    """Orders and names nodes and weights by the outputs, and removes what the outputs do not need.
 
     Args:
-        model: `onnx.ModelProto`, changed in place. The names of its inputs and outputs stay.
+        model: `onnx.ModelProto`, changed in place. Its inputs and outputs keep their names.
 
     Raises:
-        ExportError: A node needs what it computes itself.
+        ExportError: A node needs its own output.
     """
     graph = model.graph
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
@@ -36,9 +37,9 @@ def make_canonical(model: Any) -> None:
 
 
 def _settle_copies(graph: Any) -> None:
-    """Leaves of an inner graph's copies those alone that an output needs to have a name of its own.
+    """Removes the copies in an inner graph that are not needed to give an output its own name.
 
-    Of two outputs that are the same, an exporter copies this one or that.
+    An exporter copies either of two equal outputs.
     """
     for node in graph.node:
         for inner in inner_graphs(node):
@@ -51,11 +52,11 @@ def _settle_copies(graph: Any) -> None:
         return name
 
     _replace(graph.node, [node for node in graph.node if node.op_type != "Identity"])
-    read_instead(graph, source)
+    replace_inputs(graph, source)
     made = {name for node in graph.node for name in node.output}
     for index, value in enumerate(graph.output):
         value.name = source(value.name)
-        if value.name not in made:  # An input, one of around it, or another output.
+        if value.name not in made:  # An input, a tensor of the graph around, or another output.
             name = f"{value.name}__copy_{index}"
             graph.node.add(op_type="Identity", input=[value.name], output=[name])
             value.name = name
@@ -63,7 +64,7 @@ def _settle_copies(graph: Any) -> None:
 
 
 def _order(graph: Any) -> None:
-    """Puts the nodes in the order of the outputs' needs, and the weights in that of the nodes."""
+    """Sorts the nodes by what the outputs need first, and the weights by the nodes."""
     for node in graph.node:
         for inner in inner_graphs(node):
             _order(inner)
@@ -80,7 +81,7 @@ def _order(graph: Any) -> None:
             ordered.append(node)
             continue
         if id(node) in begun:
-            raise ExportError(f"The graph goes round in a circle at {name!r}, of {node.op_type}.")
+            raise ExportError(f"The ONNX graph has a cycle at {name!r}, of {node.op_type}.")
         begun.add(id(node))
         stack.append((name, True))
         stack.extend((needed, False) for needed in reversed(list(_needs(node))))

@@ -1,4 +1,4 @@
-"""Names what an exporter has written that ONNX has no operator for."""
+"""Rejects operators that an exporter wrote and ONNX does not have."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,15 +9,12 @@ from keras_deepseek.errors import ExportError
 
 
 def check_operators(model: Any) -> None:
-    """Raises where a graph has operators that its version of ONNX lacks.
+    """Raises if a graph has operators that its opset lacks.
 
-    tf2onnx logs what it can't convert, and writes it into the file by TensorFlow's name.
-
-    Args:
-        model: `onnx.ModelProto`.
+    tf2onnx logs operators that it can't convert, and writes them by TensorFlow's name.
 
     Raises:
-        ExportError: It has. The message names each with the layers that the node's name tells of.
+        ExportError: The message names each operator, and its layer as far as the node's name tells.
     """
     onnx = import_package("onnx")
     version = next(each.version for each in model.opset_import if not each.domain)
@@ -28,7 +25,8 @@ def check_operators(model: Any) -> None:
     if lacking:
         named = (f"{kind} in {place!r}" if place else kind for kind, place in lacking.items())
         raise ExportError(
-            f"its exporter has no ONNX for {', '.join(named)} (opset {version} has none)"
+            f"its exporter can't write {', '.join(named)} as ONNX (opset {version} has no such "
+            "operator)"
         )
 
 

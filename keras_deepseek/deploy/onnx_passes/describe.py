@@ -1,4 +1,4 @@
-"""Says in the file itself where it comes from. One export differs in nothing from the next."""
+"""Writes the origin of a file into the file, without times, so that each export is the same."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from keras_deepseek import __version__
 
 
 def describe(model: Any, properties: dict[str, str]) -> None:
-    """Writes who made a file, and what else is worth knowing of it.
+    """Writes the producer and some properties into a model.
 
     Args:
         model: `onnx.ModelProto`, changed in place.
-        properties: dict. What its `metadata_props` are to hold.
+        properties: dict. The `metadata_props`.
     """
     model.producer_name, model.producer_version = "keras_deepseek", __version__
     model.graph.name = properties["name"]

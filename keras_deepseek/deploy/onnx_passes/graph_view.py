@@ -1,4 +1,4 @@
-"""Who makes and who uses each tensor of a graph, and how a pass replaces nodes by what it finds."""
+"""A view of an ONNX graph by its tensors, which passes read, and by which they replace nodes."""
 
 import math
 from collections import Counter
@@ -10,18 +10,18 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, read_instead
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, replace_inputs
 from keras_deepseek.deploy.onnx_passes.save import is_on_disk
 
 _HALF_BYTES = 2
 _SMALL = 128
-"""Numbers of a weight that shapes may depend on."""
+"""The largest number of elements of a weight that shapes may depend on."""
 
 
 class GraphView:
-    """A model's outer graph by its tensors: as it was when the view was made, or last rewritten.
+    """A model's outer graph, indexed by tensor name: the producer and the users of each tensor.
 
-    Passes after each other share one, as long as they change the graph by `rewrite` alone.
+    Several passes in a row share one view, as long as they change the graph only by `rewrite`.
 
     Args:
         model: `onnx.ModelProto`.
@@ -35,14 +35,14 @@ class GraphView:
         self._read()
 
     def _read(self) -> None:
-        self._makers = {name: node for node in self.graph.node for name in node.output if name}
+        self._producers = {name: node for node in self.graph.node for name in node.output if name}
         self._weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self._users = Counter(_used(self.graph))
         self.__dict__.pop("_values", None)
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        return _infer(self.onnx, self._model)  # It takes long, and not every pass asks.
+        return _infer(self.onnx, self._model)  # It is slow, and not every pass needs it.
 
     def rewrite(
         self,
@@ -50,16 +50,16 @@ class GraphView:
         *op_types: str,
         last_first: bool = False,
     ) -> int:
-        """Puts new nodes where those of some types stood, and leaves out what is then unused.
+        """Replaces nodes of some types by new nodes, and removes what is then unused.
 
         Args:
-            make_new: Returns, for this view and a node, the nodes that make its outputs instead,
-                or `None` where it stays. All of them are put in place at the end.
+            make_new: Function of this view and a node. It returns the nodes that compute the node's
+                outputs instead, or `None` to keep the node. They are inserted after all calls.
             *op_types: string. The types.
-            last_first: boolean. Whether it is asked about the last node first. Defaults to `False`.
+            last_first: boolean. Whether `make_new` is called for the last node first.
 
         Returns:
-            How many nodes were replaced.
+            The number of replaced nodes.
         """
         nodes = self.nodes(*op_types)
         made = {
@@ -77,37 +77,37 @@ class GraphView:
         return len(made)
 
     def nodes(self, *op_types: str) -> list[Any]:
-        """Returns the nodes of these types, in their order."""
+        """Returns the nodes of these types, in graph order."""
         return [node for node in self.graph.node if node.op_type in op_types and not node.domain]
 
-    def maker(self, name: str, *op_types: str) -> Any:
-        """Returns the node that makes a tensor, if it is of one of these types, or `None`."""
-        node = self._makers.get(name)
+    def producer(self, name: str, *op_types: str) -> Any:
+        """Returns the node that computes a tensor if it is of one of these types, else `None`."""
+        node = self._producers.get(name)
         is_one = node is not None and not node.domain and node.op_type in op_types
         return node if is_one else None
 
-    def any_maker(self, name: str) -> Any:
-        """Returns the node that makes a tensor, or `None` for an input or a weight."""
-        return self._makers.get(name)
+    def any_producer(self, name: str) -> Any:
+        """Returns the node that computes a tensor; `None` for an input or a weight."""
+        return self._producers.get(name)
 
     def constant(self, name: str) -> Array | None:
-        """Returns the values of a tensor that no input changes, or `None`."""
+        """Returns the values of a weight or a `Constant`, else `None`."""
         if name in self._weights and not is_on_disk(self._weights[name]):
             return self.onnx.numpy_helper.to_array(self._weights[name])  # type: ignore[no-any-return]
-        node = self.maker(name, "Constant")
+        node = self.producer(name, "Constant")
         if node is not None and node.attribute[0].name == "value":
             return self.onnx.numpy_helper.to_array(node.attribute[0].t)  # type: ignore[no-any-return]
         return None
 
     def scalar(self, name: str) -> float | None:
-        """Returns the one number that a tensor holds, or `None` where it is something else."""
+        """Returns the value of a constant with one element, else `None`."""
         array = self.constant(name)
         if array is None or array.size != 1 or array.dtype.kind not in "fiV":
             return None
         return float(array.reshape(()))
 
     def is_number(self, name: str, expected: float) -> bool:
-        """Returns whether a tensor is this one number, as near as its dtype tells."""
+        """Returns whether a tensor is this one number, up to the rounding of its dtype."""
         number, array = self.scalar(name), self.constant(name)
         if number is None or array is None:
             return False
@@ -115,7 +115,7 @@ class GraphView:
         return bool(np.isclose(number, expected, rtol=nearness, atol=0.0))
 
     def shape(self, name: str) -> list[int | str | None] | None:
-        """Returns a tensor's sizes, a text or `None` for a free one; `None` for an unknown rank."""
+        """Returns a tensor's sizes, `None` for an unknown rank; a free size is a name or `None`."""
         value = self._values.get(name)
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None
@@ -125,16 +125,16 @@ class GraphView:
         ]
 
     def dtype(self, name: str) -> int:
-        """Returns a tensor's type as ONNX numbers it; 0 where it is not known."""
+        """Returns a tensor's type as ONNX's number; 0 if it is unknown."""
         value = self._values.get(name)
         return int(value.type.tensor_type.elem_type) if value is not None else 0
 
     def num_users(self, name: str) -> int:
-        """Returns how often a tensor is used, as an output of the graph among others."""
+        """Returns how often a tensor is used; as an output of the graph counts as a use."""
         return self._users[name]
 
-    def are_inner(self, nodes: Iterable[Any], last: Any) -> bool:
-        """Returns whether nobody uses what some nodes make, but they and, of the last, anybody."""
+    def are_only_used_within(self, nodes: Iterable[Any], last: Any) -> bool:
+        """Returns whether only `nodes` and `last` use the outputs of `nodes`."""
         own = {id(node): node for node in nodes}
         own[id(last)] = last
         uses = Counter(name for node in own.values() for name in node.input)
@@ -146,9 +146,9 @@ class GraphView:
         )
 
     def add_weight(self, array: Array, like: str) -> str:
-        """Adds a constant and returns its name; it may be asked for several times."""
+        """Adds a constant and returns its name; an equal constant of that name is reused."""
         name = f"{like}__{'x'.join(map(str, array.shape))}"
-        while name in self._weights or name in self._makers:
+        while name in self._weights or name in self._producers:
             if name in self._weights and _is_same(self.constant(name), array):
                 return name
             name += "_"
@@ -157,13 +157,13 @@ class GraphView:
         self._weights[name].CopyFrom(tensor)
         return name
 
-    def read_instead(self, name: str, other: str) -> list[Any]:
-        """Makes all who use a tensor use another of the same values.
+    def replace_uses(self, name: str, other: str) -> list[Any]:
+        """Makes all users of a tensor use another one of the same values.
 
         Returns:
-            The nodes that are left to make it: one where it is an output, which keeps its name.
+            The nodes that must still compute it: an `Identity` if it is an output of the graph.
         """
-        read_instead(self.graph, lambda each: other if each == name else each)
+        replace_inputs(self.graph, lambda each: other if each == name else each)
         is_output = any(value.name == name for value in self.graph.output)
         return [self.node("Identity", [other], name)] if is_output else []
 
@@ -173,7 +173,7 @@ class GraphView:
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
-    """Returns an attribute of a node, or what stands for one that it lacks."""
+    """Returns an attribute of a node, or a default if the node has none of that name."""
     from onnx.helper import get_attribute_value
 
     for each in node.attribute:
@@ -183,17 +183,17 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
 
 
 def in_both_orders(node: Any) -> Iterator[tuple[str, str]]:
-    """Yields the two inputs of a sum or product in the one order and the other."""
+    """Yields the two inputs of a sum or product in both orders."""
     first, second = node.input
     yield first, second
     yield second, first
 
 
 def drop_unused(graph: Any) -> bool:
-    """Leaves out the nodes and weights that nobody uses, and returns whether there were any."""
+    """Removes unused nodes and weights, and returns whether there were any."""
     users = Counter(_used(graph))
     num_before = len(graph.node) + len(graph.initializer)
-    for index, node in reversed(list(enumerate(graph.node))):  # Who uses it stands behind it.
+    for index, node in reversed(list(enumerate(graph.node))):  # Users come after producers.
         if not any(users[name] for name in node.output):
             users.subtract(_used_by(node))
             del graph.node[index]
@@ -225,13 +225,9 @@ def _infer(onnx: Any, model: Any) -> dict[str, Any]:
 
 
 def infer_graph(onnx: Any, model: Any) -> Any:
-    """Returns a graph of the same nodes with what is known of the tensors, here and within them.
+    """Returns a graph of the same nodes with the inferred types and shapes, inner graphs included.
 
-    Large weights are left at home on the way.
-
-    Args:
-        onnx: The module.
-        model: `onnx.ModelProto`.
+    Large weights become inputs, so that they are not copied.
     """
     light = onnx.ModelProto()
     light.ir_version = model.ir_version

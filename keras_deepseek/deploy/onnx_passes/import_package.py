@@ -1,4 +1,4 @@
-"""The packages that ONNX takes, or the extra that brings them."""
+"""Import of packages that ONNX needs, with an error that names the extra."""
 
 from typing import Any
 
@@ -6,12 +6,5 @@ from keras_deepseek.deploy.import_extra import import_extra
 
 
 def import_package(name: str) -> Any:
-    """Returns a module of the packages in the extra `onnx`.
-
-    Args:
-        name: string. As in `"onnxruntime.quantization"`.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Imports a module from a package of the extra `onnx`, or raises a `MissingExtraError`."""
     return import_extra(name, "onnx", "to export and verify ONNX")

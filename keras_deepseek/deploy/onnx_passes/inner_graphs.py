@@ -1,31 +1,27 @@
-"""The graphs inside of a node: the branches of an `If`, the body of a `Loop` or a `Scan`."""
+"""Inner graphs of a node: the branches of an `If`, the body of a `Loop` or a `Scan`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
 def inner_graphs(node: Any) -> Iterator[Any]:
-    """Yields the graphs that a node holds, in their order.
-
-    Args:
-        node: `onnx.NodeProto`.
-    """
+    """Yields the inner graphs of a node, in their order."""
     for attribute in node.attribute:
         yield from attribute.graphs
         if attribute.HasField("g"):
             yield attribute.g
 
 
-def read_instead(graph: Any, source: Callable[[str], str]) -> None:
-    """Makes all nodes of a graph, and of those inside it, read other tensors.
+def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
+    """Renames the inputs of all nodes in a graph and in its inner graphs.
 
     Args:
         graph: `onnx.GraphProto`, changed in place. Its own outputs keep their names.
-        source: Function from the name of a tensor to the one to read in its place.
+        source: Function from the name of a tensor to the new name.
     """
     for node in graph.node:
         node.input[:] = [source(name) for name in node.input]
         for inner in inner_graphs(node):
-            read_instead(inner, source)
+            replace_inputs(inner, source)
             for value in inner.output:
                 value.name = source(value.name)

@@ -1,4 +1,4 @@
-"""Takes a graph to a newer opset than the backend's exporter writes."""
+"""Converts a graph to a newer opset than the backend's exporter writes."""
 
 from typing import Any
 
@@ -8,17 +8,10 @@ from keras_deepseek.errors import ExportError
 
 
 def raise_opset(model: Any, opset: int) -> Any:
-    """Returns a graph whose default operator set is of this version.
-
-    Args:
-        model: `onnx.ModelProto`.
-        opset: integer. The version asked for.
-
-    Returns:
-        `onnx.ModelProto`; the given one where it has this version already.
+    """Converts a graph to an opset; returns it unchanged if it has that opset already.
 
     Raises:
-        ExportError: ONNX's converter can't take the graph there.
+        ExportError: ONNX's converter can't convert the graph.
     """
     (written,) = {each.version for each in model.opset_import if not each.domain}
     if written == opset:
@@ -30,6 +23,5 @@ def raise_opset(model: Any, opset: int) -> Any:
     except Exception as error:  # Of whatever type the converter's C++ has.
         raise ExportError(
             f"It was written with opset {written}, and onnx {onnx.__version__} can't convert that "
-            f"to the opset {opset} that was asked for: {failure_reason(error)}. Ask for "
-            f"opset={written}."
+            f"to the requested opset {opset}: {failure_reason(error)}. Pass opset={written}."
         ) from error

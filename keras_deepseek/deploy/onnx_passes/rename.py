@@ -1,4 +1,4 @@
-"""Gives a graph the model's names, which exporters lose or put their own in place of."""
+"""Gives the inputs and outputs of a graph the model's names, which exporters lose or replace."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def rename(graph: Any, signature: Signature) -> None:
-    """Gives the graph's inputs and outputs, which stand in the signature's order, its names.
+    """Gives the graph's inputs and outputs the names of a signature, which has the same order.
 
     Args:
         graph: `onnx.GraphProto`, changed in place.
@@ -24,24 +24,17 @@ def rename(graph: Any, signature: Signature) -> None:
 
 
 def check_names(signature: Signature) -> None:
-    """Raises where a signature has names that ONNX can't have.
-
-    Args:
-        signature: `Signature`.
-
-    Raises:
-        InvalidInputError: An output has the name of an input, as keys of dicts may have.
-    """
+    """Rejects a signature in which an output has the name of an input."""
     both = {spec.name for spec in signature.inputs} & {spec.name for spec in signature.outputs}
     if both:
         raise InvalidInputError(
-            "ONNX has one tensor of a name, and these are of an input and of an output: "
-            f"{', '.join(sorted(both))}. Give the outputs keys of their own."
+            "ONNX has one tensor per name, and these are names of an input and of an output: "
+            f"{', '.join(sorted(both))}. Give the outputs other names."
         )
 
 
 def _separate_outputs(graph: Any) -> None:
-    """Makes each output a tensor of its own, where it is an input or another output, too."""
+    """Copies each output that is also an input or another output."""
     taken = {value.name for value in graph.input}
     for index, value in enumerate(graph.output):
         if value.name in taken:
@@ -60,7 +53,7 @@ def _name_free_axes(value: Any, spec: TensorSpec) -> None:
 
 
 def _rename_tensors(graph: Any, new_names: dict[str, str], taken: set[str]) -> None:
-    """Renames tensors in a graph and the graphs inside it; an inner tensor makes room."""
+    """Renames tensors in a graph and its inner graphs, and inner tensors whose names are taken."""
 
     def new_name(name: str) -> str:
         return new_names.get(name, f"{name}__inner" if name in taken else name)

@@ -1,4 +1,4 @@
-"""Reads a graph from disk and writes it: in one file, or beside it what one file can't hold."""
+"""Reading and writing of a graph, whose large weights may stand in a second file."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,13 @@ from keras_deepseek.backend.export.one_file import LARGEST_FILE
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 
 _LEAST_BESIDE = 2**20
-"""Bytes from which on a weight of a large graph stays on disk."""
+"""Bytes. Weights of a large graph stay on disk from this size on."""
 
 
 def load(path: Path) -> tuple[Any, bool]:
-    """Reads the graph at `path`, and says whether it has left its large weights on disk.
+    """Reads a graph, and returns whether its large weights were left on disk.
 
-    They stay in `path.data`, where the exporter has put them, and are seen by their shapes alone.
-
-    Args:
-        path: Where the file is.
-
-    Returns:
-        An `onnx.ModelProto` and a boolean.
+    They stay in `path.data`, where the exporter wrote them; the graph has only their shapes.
     """
     onnx = import_package("onnx")
     if not _data(path).exists():
@@ -36,20 +30,16 @@ def load(path: Path) -> tuple[Any, bool]:
 
 
 def is_on_disk(tensor: Any) -> bool:
-    """Returns whether a weight's values are not in the graph.
-
-    Args:
-        tensor: `onnx.TensorProto`.
-    """
+    """Returns whether a weight's values are outside the graph, in a second file."""
     return bool(tensor.data_location == import_package("onnx").TensorProto.EXTERNAL)
 
 
 def save(model: Any, path: Path) -> None:
-    """Writes a graph as `path`, and its weights beside it as `path.data` where they are too large.
+    """Writes a graph as `path`, and its weights as `path.data` if one file can't hold them.
 
     Args:
         model: `onnx.ModelProto`. Weights that are in `path.data` already stay there.
-        path: Where the file goes.
+        path: The file.
     """
     onnx = import_package("onnx")
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)

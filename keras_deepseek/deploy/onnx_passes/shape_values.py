@@ -1,4 +1,4 @@
-"""What a tensor that holds a shape says: numbers, and the axes of other tensors."""
+"""Reads a tensor that holds a shape: as numbers, and as axes of other tensors."""
 
 from typing import Any
 
@@ -8,22 +8,17 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 Size = int | tuple[str, int]
-"""A number, or the tensor and its axis that has this size."""
+"""A number, or a tensor and its axis of this size."""
 
 _FAR = 2**31 - 1
 
 
 def read_shape(view: GraphView, name: str) -> list[Size] | None:
-    """Returns the sizes that a tensor holds, or `None` where that can't be told.
-
-    Args:
-        view: `GraphView`.
-        name: string. A tensor of whole numbers, of one axis.
-    """
+    """Returns the sizes that an integer tensor of one axis holds, or `None` if they are unknown."""
     constant = view.constant(name)
     if constant is not None:
         return [int(size) for size in np.ravel(constant)] if constant.dtype.kind == "i" else None
-    node = view.maker(name, "Concat", "Cast", "Shape", "Gather", "Slice")
+    node = view.producer(name, "Concat", "Cast", "Shape", "Gather", "Slice")
     if node is None:
         return None
     if node.op_type == "Concat":
@@ -38,14 +33,8 @@ def read_shape(view: GraphView, name: str) -> list[Size] | None:
 
 
 def read_repeated(view: GraphView, name: str, like: str) -> Array | None:
-    """Returns the one value that a tensor repeats in the shape of another, or `None`.
-
-    Args:
-        view: `GraphView`.
-        name: string. The tensor.
-        like: string. The other one.
-    """
-    expand = view.maker(name, "Expand")
+    """Returns the value that a tensor repeats in the shape of another tensor, or `None`."""
+    expand = view.producer(name, "Expand")
     value = view.constant(expand.input[0]) if expand is not None else None
     if expand is None or value is None or value.size != 1:
         return None
@@ -67,7 +56,7 @@ def _read_axes(view: GraphView, node: Any) -> list[Size] | None:
 
 
 def _choose(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] | None:
-    """Returns the sizes that a `Gather` or a `Slice` takes of a shape."""
+    """Returns the sizes that a `Gather` or a `Slice` takes from a shape."""
     numbers = [view.constant(name) for name in node.input[1:]]
     if any(array is None or array.size != 1 for array in numbers) and node.op_type == "Slice":
         return None

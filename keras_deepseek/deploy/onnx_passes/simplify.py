@@ -1,4 +1,4 @@
-"""Folds constants and leaves out what does nothing."""
+"""Folding of constants and removal of nodes that do nothing, by onnxslim."""
 
 import logging
 from typing import Any
@@ -9,14 +9,7 @@ _logger = logging.getLogger(__name__)
 
 
 def simplify(model: Any) -> Any:
-    """Returns a graph with fewer nodes that computes the same.
-
-    Args:
-        model: `onnx.ModelProto`.
-
-    Returns:
-        `onnx.ModelProto`; the given one where it can't be made simpler.
-    """
+    """Returns a graph with fewer nodes that computes the same; the given one if onnxslim fails."""
     onnx, onnxslim = import_package("onnx"), import_package("onnxslim")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -24,14 +17,14 @@ def simplify(model: Any) -> Any:
         simple = onnxslim.slim(copy)
         _put_back_inputs(simple.graph, model.graph)
         onnx.checker.check_model(simple)
-    except Exception as error:  # noqa: BLE001 - whatever it stumbles over, what it was given is right.
-        _logger.warning("The ONNX graph is left as it was: onnxslim: %s", error)
+    except Exception as error:  # noqa: BLE001 - whatever fails, the given graph is right.
+        _logger.warning("The ONNX graph is not simplified, because onnxslim failed: %s", error)
         return model
     return simple
 
 
 def _put_back_inputs(simple: Any, graph: Any) -> None:
-    """Gives a graph the inputs, too, that nothing reads and that onnxslim has left out."""
+    """Adds the unused inputs again that onnxslim has removed."""
     inputs = {value.name: value for value in simple.input}
     all_inputs = [inputs.get(value.name, value) for value in graph.input]
     copies = [type(value).FromString(value.SerializeToString()) for value in all_inputs]

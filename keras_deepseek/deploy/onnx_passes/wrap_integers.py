@@ -1,7 +1,7 @@
-"""Lets sums, products and powers of integers wrap around, as they do in Keras.
+"""Makes integer sums, products and powers wrap around on overflow, as they do in Keras.
 
-onnxruntime computes these three in float64: what is beyond the type is cut off at its bounds, and
-beyond 2**53 digits are lost. `Add`, `Mul` and `Cast` wrap around in it.
+onnxruntime computes these three in float64: it cuts values beyond the type off at its bounds, and
+loses digits beyond 2**53. Its `Add`, `Mul` and `Cast` wrap around.
 """
 
 from collections.abc import Iterator
@@ -27,24 +27,24 @@ _OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
 _OF_SIZES = ("Shape", "Size", "Constant")
 _OVER_SIZES = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
 _NARROW = (UINT8, INT8, UINT16, INT16, INT32, BOOL, UINT32)
-"""Types of 32 bits or fewer."""
+"""Integer types of 32 bits or fewer."""
 _NUMPY = {INT32: "int32", INT64: "int64"}
 _HIGHEST_POWER = 64
 
 
 def wrap_integers(model: Any) -> int:
-    """Replaces `ReduceSum`, `ReduceProd` and `Pow` of int32 and int64 by what wraps around.
+    """Replaces int32 and int64 `ReduceSum`, `ReduceProd` and `Pow` by operators that wrap around.
 
-    A sum of int32 becomes one of int64, and one of int64 two, of the high and of the low half. A
-    product becomes a `Loop` that multiplies, a power by a constant its multiplications. What is
-    computed of sizes stays, as it overflows nowhere, and so does what counts booleans; so does a
-    power by what is computed.
+    A sum of int32 becomes one of int64. A sum of int64 becomes two, of its high and its low half. A
+    product becomes a `Loop` that multiplies. A power by a constant becomes its multiplications.
+    These stay: computations on sizes, which do not overflow; counts of booleans; and powers whose
+    exponent is computed.
 
     Args:
         model: `onnx.ModelProto`, changed in place.
 
     Returns:
-        How many nodes were replaced.
+        The number of replaced nodes.
     """
     if not any(node.op_type in _OPERATORS for node in _all_nodes(model.graph)):
         return 0
@@ -60,7 +60,7 @@ def _all_nodes(graph: Any) -> Iterator[Any]:
 
 
 class _Scope:
-    """A graph with what is known of its tensors, and the one around it."""
+    """A graph, the inferred types of its tensors, and the graph around it."""
 
     def __init__(self, onnx: Any, graph: Any, inferred: Any, outer: "_Scope | None") -> None:
         self._onnx = onnx
@@ -70,12 +70,12 @@ class _Scope:
         values = (*inferred.value_info, *inferred.input, *inferred.output)
         self._types = {value.name: value.type.tensor_type for value in values}
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._producers = {name: node for node in graph.node for name in node.output if name}
         self._made: list[Any] = []
         self._name = ""
 
     def rewrite(self) -> int:
-        """Replaces the nodes of this graph and of those within, and returns how many."""
+        """Replaces the nodes of this graph and of its inner graphs, and returns their number."""
         count, kept = 0, []
         for node, known in zip(list(self._graph.node), self._inferred.node, strict=True):
             for inner, inferred in zip(inner_graphs(node), inner_graphs(known), strict=True):
@@ -95,7 +95,7 @@ class _Scope:
         return count
 
     def _replace(self, node: Any) -> str | None:
-        """Puts nodes beside a node that make the same; returns `None` where it stays."""
+        """Collects nodes that compute a node's output; returns `None` if the node stays."""
         dtype = self.type_of(node.input[0]) if node.op_type in _OPERATORS else 0
         if node.domain or dtype not in _NUMPY:
             return None
@@ -119,7 +119,7 @@ class _Scope:
             wide = self._add("Cast", x, to=INT64)
             return self._add("Cast", self._add("ReduceSum", wide, *axes, **how), to=INT32)
         half = self._constant(2**32, "int64")
-        low = self._add("Mod", x, half)  # Not below zero.
+        low = self._add("Mod", x, half)  # It is never negative.
         high = self._add("Div", self._add("Sub", x, low), half)
         low, high = (self._add("ReduceSum", each, *axes, **how) for each in (low, high))
         return self._add("Add", low, self._add("Mul", high, half))
@@ -145,9 +145,9 @@ class _Scope:
         return self._add("Unsqueeze", found, self._constant(axes, "int64")) if keeps else found
 
     def _multiplication(self, x: str, axis: int, dtype: int) -> Any:
-        """Returns the body of a loop that multiplies what stands along an axis.
+        """Returns the body of a loop that multiplies the values along an axis.
 
-        No `Scan`: onnxruntime crashes of one over nothing.
+        It is no `Scan`: onnxruntime crashes on one over an axis of size 0.
         """
         make, boolean = self._onnx.helper, self._onnx.TensorProto.BOOL
         names = ("index", "goes_on", "kept_on", "before", "factor", "product")
@@ -190,18 +190,18 @@ class _Scope:
             square = self._add("Mul", square, square)
 
     def _reduces_nothing(self, node: Any) -> bool:
-        """Returns whether a reduction names no axes and means none of them by that."""
+        """Returns whether a reduction names no axes, and this means to reduce none."""
         return bool(attribute(node, "noop_with_empty_axes", 0)) and not self._axes(node)
 
     def _axes(self, node: Any) -> list[int] | None:
-        """Returns the axes of a reduction, none for all of them; `None` where nobody knows them."""
+        """Returns the axes of a reduction, `[]` for all of them; `None` if they are unknown."""
         if len(node.input) < 2 or not node.input[1]:  # noqa: PLR2004
             return [int(axis) for axis in attribute(node, "axes", ())]
         value = self.value_of(node.input[1])
         return None if value is None else [int(axis) for axis in value.reshape(-1)]
 
     def _is_of_sizes(self, name: str) -> bool:
-        """Returns whether a tensor is made of sizes and constants alone."""
+        """Returns whether a tensor is computed only from sizes and constants."""
         if self.value_of(name) is not None:
             return True
         node = self.maker_of(name)
@@ -210,7 +210,7 @@ class _Scope:
         return node.op_type in _OF_SIZES or all(self._is_of_sizes(each) for each in node.input)
 
     def type_of(self, name: str) -> int:
-        """Returns ONNX's number for the type of a tensor; 0 where it is not known."""
+        """Returns a tensor's type as ONNX's number; 0 if it is unknown."""
         if name in self._types:
             return int(self._types[name].elem_type)
         if name in self._weights:
@@ -218,23 +218,23 @@ class _Scope:
         return self._outer.type_of(name) if self._outer is not None else 0
 
     def rank_of(self, name: str) -> int | None:
-        """Returns the number of a tensor's axes; `None` where it is not known."""
+        """Returns the number of a tensor's axes; `None` if it is unknown."""
         known = self._types.get(name)
         if known is not None:
             return len(known.shape.dim) if known.HasField("shape") else None
         return self._outer.rank_of(name) if self._outer is not None else None
 
     def maker_of(self, name: str) -> Any:
-        """Returns the node that makes a tensor, here or around, or `None`."""
-        if name in self._makers or self._outer is None:
-            return self._makers.get(name)
+        """Returns the node that computes a tensor, in this graph or around it, or `None`."""
+        if name in self._producers or self._outer is None:
+            return self._producers.get(name)
         return self._outer.maker_of(name)
 
     def value_of(self, name: str) -> Any:
         """Returns the values of a constant, or `None`."""
         if name in self._weights:
             return self._onnx.numpy_helper.to_array(self._weights[name])
-        node = self._makers.get(name)
+        node = self._producers.get(name)
         if node is not None:
             is_value = node.op_type == "Constant" and node.attribute[0].name == "value"
             return self._onnx.numpy_helper.to_array(node.attribute[0].t) if is_value else None

@@ -57,10 +57,6 @@ class BatchQueue:
     def add(self, request: Request, now: float) -> None:
         """Puts a request into its lane.
 
-        Args:
-            request: `Request`.
-            now: float. The time in seconds.
-
         Raises:
             InvalidInputError: It has more rows than may wait.
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
@@ -98,9 +94,6 @@ class BatchQueue:
 
         Where several lanes are due, one with a request of higher priority goes first, then the one
         whose oldest request is older. Whoever runs the batch calls `free` afterwards.
-
-        Args:
-            now: float. The time in seconds.
         """
         limit = self._limit()
         due = self._due(limit, now)
@@ -116,19 +109,11 @@ class BatchQueue:
         return batch
 
     def is_due(self, now: float) -> bool:
-        """Returns whether `next_batch` would return one.
-
-        Args:
-            now: float. The time in seconds.
-        """
+        """Returns whether `next_batch` would return one."""
         return bool(self._due(self._limit(), now))
 
     def free(self, now: float) -> None:
-        """A batch was run: the model is free again.
-
-        Args:
-            now: float. The time in seconds.
-        """
+        """A batch was run: the model is free again."""
         # Which of them it was does not matter: the one that should have ended first.
         self._ends.remove(min(self._ends))
         for lane in self._lanes.values():
@@ -138,11 +123,7 @@ class BatchQueue:
                 lane.rule.end(now)
 
     def forget(self, request: Request) -> None:
-        """Gives back the room of a request that is over.
-
-        Args:
-            request: `Request`.
-        """
+        """Gives back the room of a request that is over."""
         lane = self._lanes.get(request.lane)
         waiting = request.waiting
         if lane is not None and lane.forget(request):
@@ -153,11 +134,7 @@ class BatchQueue:
         return min((lane.time_due() for lane in self._lanes.values()), default=math.inf)
 
     def age(self, now: float) -> float:
-        """Returns the seconds that the oldest request has waited: 0 where there is none.
-
-        Args:
-            now: float. The time in seconds.
-        """
+        """Returns the seconds that the oldest request has waited: 0 where there is none."""
         return max((now - lane.oldest for lane in self._lanes.values() if lane.rows), default=0.0)
 
     def clear(self) -> list[Request]:
@@ -178,10 +155,6 @@ class BatchQueue:
 
         Those of higher priority that may come later are not reckoned with, nor that batches of
         several lanes are less than full.
-
-        Args:
-            request: `Request`.
-            now: float. The time in seconds.
         """
         limit = self._limit()
         full, rest = divmod(self.rows + request.waiting, limit)

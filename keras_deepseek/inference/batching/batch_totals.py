@@ -87,11 +87,7 @@ class BatchTotals:
         self._batch_seconds = Histogram(SECONDS)
 
     def add(self, decision: BatchDecision) -> None:
-        """Takes a batch that was run.
-
-        Args:
-            decision: `BatchDecision`.
-        """
+        """Takes a batch that was run."""
         self._batches += 1
         self._rows += decision.rows
         self._padded_rows += decision.padded_rows

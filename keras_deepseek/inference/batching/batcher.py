@@ -161,9 +161,6 @@ class Batcher:
     def cancel(self, request: Request) -> bool:
         """Takes a request out of the queue; one that runs is not answered.
 
-        Args:
-            request: `Request`.
-
         Returns:
             Whether there was no answer yet.
         """

@@ -29,11 +29,7 @@ class ClientOrder:
             self._queues.setdefault(client, deque()).append((request, deliver))
 
     def settle(self, client: Hashable) -> None:
-        """Delivers the answers that are there, up to the first that is not.
-
-        Args:
-            client: As in `add`.
-        """
+        """Delivers the answers that are there, up to the first that is not."""
         with self._lock:
             queue = self._queues.get(client)
             while queue and queue[0][0].is_over:

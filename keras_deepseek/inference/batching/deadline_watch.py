@@ -51,22 +51,14 @@ class DeadlineWatch:
                 self._condition.notify()
 
     def is_due(self, now: float) -> bool:
-        """Returns whether a deadline has passed: cheap, and without a lock.
-
-        Args:
-            now: float. The time in seconds.
-        """
+        """Returns whether a deadline has passed: cheap, and without a lock."""
         try:
             return self._heap[0][0] <= now
         except IndexError:
             return False
 
     def take_due(self, now: float) -> list[Request]:
-        """Returns the requests without an answer whose deadline has passed, each once.
-
-        Args:
-            now: float. The time in seconds.
-        """
+        """Returns the requests without an answer whose deadline has passed, each once."""
         found = []
         with self._condition:
             while self._heap and self._heap[0][0] <= now:

@@ -90,22 +90,13 @@ class WaitRule:
         self._occasion, self._began, self._rows, self._offsets = occasion, now, rows, []
 
     def arrive(self, rows: int, now: float) -> None:
-        """More rows came, while the model was free or since it took the last ones.
-
-        Args:
-            rows: integer.
-            now: float. The time in seconds.
-        """
+        """More rows came, while the model was free or since it took the last ones."""
         if self._occasion is not None:
             room = self._limit - len(self._offsets)
             self._offsets.extend([now - self._began] * min(rows, room))
 
     def end(self, now: float) -> None:
-        """What came since the last moment is known.
-
-        Args:
-            now: float. The time in seconds.
-        """
+        """What came since the last moment is known."""
         occasion, self._occasion = self._occasion, None
         if occasion is None:
             return

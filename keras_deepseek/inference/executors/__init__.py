@@ -1,4 +1,4 @@
-"""What computes a model: live in Keras, or a bundle in its own runtime."""
+"""Executors: they run a live Keras model, or a bundle in its own runtime."""
 
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.open_executor import open_executor

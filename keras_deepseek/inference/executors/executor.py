@@ -1,50 +1,147 @@
-"""What the engine asks of whatever computes a model."""
+"""The interface between the engine and the runtime that computes a model."""
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.errors import NotSupportedError
 
 
-@runtime_checkable
-class Executor(Protocol):
-    """Something that computes outputs from inputs, one row of each for each row.
+class Executor(ABC):
+    """Base class of objects that compute a model: one row of outputs for each row of inputs.
 
-    Write your own to serve what is not a Keras model: `ServingEngine` takes any object with these
-    two members. `run` is called with every batch size that the engine uses; with `replicas=1`, the
-    default, from one thread at a time, and with more from as many threads at the same time.
+    Subclass it to serve a model that is not a Keras model. Only `signature` and `run` are required,
+    and `ServingEngine` also takes any other object that has these two. The engine calls `run` with
+    every batch size that it uses. With `replicas=1`, the default, it calls `run` from one thread at
+    a time; with more replicas, from that many threads at the same time.
+
+    To serve bundles of your own export format, override `from_bundle` as well, and name the class
+    in your package under the entry point group `keras_deepseek.executors`, by the format's name.
 
     Example:
 
     >>> import numpy as np
     >>> from keras_deepseek.artifacts import Signature, TensorSpec
-    >>> class Double:
+    >>> class Double(Executor):
     ...     signature = Signature(
     ...         inputs=(TensorSpec("x", (None, 2), "float32"),),
     ...         outputs=(TensorSpec("y", (None, 2), "float32"),),
     ...     )
     ...     def run(self, inputs):
     ...         return {"y": 2 * inputs["x"]}
-    >>> isinstance(Double(), Executor)
-    True
     >>> Double().run({"x": np.ones((1, 2), "float32")})
     {'y': array([[2., 2.]], dtype=float32)}
     """
 
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "Executor":
+        """Opens a bundle. The default refuses: override it to serve a format by its name.
+
+        Args:
+            bundle: `Bundle`. Its files are checked already.
+            custom_objects_from: sequence of module names or `.py` files that define custom classes.
+                Defaults to `()`.
+
+        Returns:
+            An `Executor`.
+
+        Raises:
+            NotSupportedError: The class does not open bundles.
+        """
+        raise NotSupportedError(
+            f"{cls.__name__} can't open the bundle at {str(bundle.path)!r}: it does not override "
+            "`Executor.from_bundle`."
+        )
+
+    @classmethod
+    def from_path(
+        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "Executor":
+        """Opens a model that has no manifest. The default refuses.
+
+        Args:
+            path: `pathlib.Path`. A file or a folder.
+            custom_objects_from: sequence of module names or `.py` files that define custom classes.
+                Defaults to `()`.
+
+        Returns:
+            An `Executor`.
+
+        Raises:
+            NotSupportedError: The class does not open models without a manifest.
+        """
+        raise NotSupportedError(
+            f"{cls.__name__} can't open {str(path)!r}: it does not override `Executor.from_path`."
+        )
+
     @property
+    @abstractmethod
     def signature(self) -> Signature:
         """The names, shapes and dtypes of the inputs and the outputs."""
 
+    @abstractmethod
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name.
+        """Computes a batch.
 
         Args:
             inputs: dict of arrays by input name, as the signature has them.
+
+        Returns:
+            A dict of arrays by output name.
+        """
+
+    @property
+    def is_isolated(self) -> bool:
+        """True if the model runs in its own process, which `close` may end during a batch."""
+        return False
+
+    def prepare_to_close(self) -> None:  # noqa: B027 - it is optional to override.
+        """Announces that `close` follows when the accepted requests are answered.
+
+        Any thread may call it, also during a batch. The default does nothing.
+        """
+
+    def close(self) -> None:  # noqa: B027 - it is optional to override.
+        """Releases what the executor holds: a process, or memory of a GPU.
+
+        The engine calls it only for executors that it opened itself. The default does nothing.
         """
 
 
 @runtime_checkable
-class ClosingExecutor(Protocol):
-    """An executor that holds what is to be given back: a process, or memory of a GPU."""
+class _RunsModel(Protocol):
+    """An object with the two required members of an `Executor`."""
 
-    def close(self) -> object:
-        """Gives it back. It is not run any more."""
+    @property
+    def signature(self) -> Signature: ...
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]: ...
+
+
+class _WrappedObject(Executor):
+    """An `Executor` around an object that has `signature` and `run` but is of another class."""
+
+    def __init__(self, model: _RunsModel) -> None:
+        self._model = model
+
+    @property
+    def signature(self) -> Signature:
+        return self._model.signature
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        return self._model.run(inputs)
+
+
+def as_executor(model: Any) -> Executor | None:
+    """Returns an executor for any object that has `signature` and `run`, and `None` for others."""
+    if isinstance(model, type):
+        return None
+    if isinstance(model, Executor):
+        return model
+    return _WrappedObject(model) if isinstance(model, _RunsModel) else None

@@ -1,4 +1,4 @@
-"""The signature of a model that came without a manifest, as its runtime tells it."""
+"""The signature of a model without a manifest, made from what its runtime reports."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,9 @@ class FoundTensor:
 
     Args:
         name: string.
-        shape: sequence of integers, or `None` for sizes that are free; `None` where not even the
-            rank is known.
-        dtype: string. NumPy's name, `"object"` for strings, or the runtime's for what NumPy has
-            not.
+        shape: sequence of integers, or `None` for free sizes; `None` if the rank is unknown.
+        dtype: string. NumPy's name, `"object"` for strings, or the runtime's name for a type that
+            NumPy lacks.
     """
 
     name: str
@@ -31,17 +30,17 @@ class FoundTensor:
 def make_signature(
     path: Path, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], advice: str
 ) -> Signature:
-    """Returns the signature of a model whose inputs and outputs have their rows first.
+    """Returns the signature of a model whose tensors all have a free batch axis first.
 
     Args:
-        path: Where the model stands, for errors.
+        path: The path of the model, for errors.
         inputs: sequence of `FoundTensor`.
         outputs: sequence of `FoundTensor`.
-        advice: string. How its maker makes one whose first axis is free.
+        advice: string. How to make a model with a free batch axis, for errors.
 
     Raises:
-        NotSupportedError: A tensor has another first axis than rows of any number, or no known
-            rank, or a dtype that no client can send.
+        NotSupportedError: A tensor has a fixed first axis, an unknown rank, or a dtype that no
+            client can send.
     """
     if not inputs or not outputs:
         raise NotSupportedError(
@@ -57,16 +56,13 @@ def make_signature(
 def check_names(
     path: Path, inputs: Iterable[str], outputs: Iterable[str], signature: Signature
 ) -> None:
-    """Refuses a model whose names are not those of its manifest.
+    """Refuses a model whose input or output names differ from those of its manifest.
 
     Args:
-        path: Where the model stands, for errors.
-        inputs: iterable of strings. The names that its runtime tells.
+        path: The path of the model, for errors.
+        inputs: iterable of strings. The names that the runtime reports.
         outputs: iterable of strings. There may be more than in the manifest.
         signature: `Signature` of the manifest.
-
-    Raises:
-        InvalidInputError: They differ.
     """
     found = set(inputs), set(outputs)
     expected = tuple({spec.name for spec in of} for of in (signature.inputs, signature.outputs))
@@ -80,13 +76,13 @@ def check_names(
 def _check(path: Path, kind: str, tensor: FoundTensor, advice: str) -> TensorSpec:
     problem = ""
     if tensor.dtype not in _SERVED:
-        problem = f"is of {tensor.dtype}, which clients have no dtype for"
+        problem = f"has the dtype {tensor.dtype}, which clients can't send"
     elif tensor.shape is None:
-        problem = "has no known rank, so whether its rows come first can't be told"
+        problem = "has an unknown rank, so its batch axis can't be found"
     elif not tensor.shape:
         problem = "has no axis for the rows of a batch"
     elif tensor.shape[0] is not None:
-        problem = f"has a first axis of {tensor.shape[0]}, where any number of rows is to fit"
+        problem = f"has a first axis of {tensor.shape[0]}; expected a free batch axis"
     if problem or tensor.shape is None:
         raise NotSupportedError(
             f"{kind} {tensor.name!r} of the model at {str(path)!r} {problem}. {advice}"

@@ -1,4 +1,4 @@
-"""A model in a process of its own: what it does to that process, the server outlives."""
+"""A model in a separate process, so that the server survives a crash or a hang of the model."""
 
 import contextlib
 import os
@@ -14,28 +14,27 @@ from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ReplicaError
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
 
 START_SECONDS = 600.0
-"""Seconds after which a process that loads its model counts as hung: to load a large one takes
-minutes."""
+"""The time limit for a process to load its model. A large model takes minutes."""
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
-class IsolatedModel:
-    """Runs a model in a process that is started anew where it crashes or hangs.
+class IsolatedModel(Executor):
+    """Runs a model in a separate process, and restarts the process if it crashes or hangs.
 
     Args:
         source: The path of a model, as `open_executor` takes it; or `"package.module:function"`, a
             function without arguments that returns an `Executor`.
-        custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
-        batch_timeout: float. Seconds after which a batch counts as hung. Defaults to `60.0`.
+        custom_objects_from: sequence of module names or `.py` files.
+        batch_timeout: float. Seconds after which a batch counts as hung.
         start_timeout: float. Seconds after which a process that loads the model counts as hung.
-            Defaults to `600.0`.
 
     Raises:
-        InvalidInputError: The source can't be opened, or is a model that lives in this process.
+        InvalidInputError: The source can't be opened, or is an object of this process.
         ReplicaError: The process ended, or hung, while it loaded the model.
     """
 
@@ -49,8 +48,8 @@ class IsolatedModel:
     ) -> None:
         if not isinstance(source, str | os.PathLike):
             raise InvalidInputError(
-                f"A {type(source).__name__} can't go to a process of its own. Expected the path of "
-                "a bundle, a SavedModel, an `.onnx` or a `.keras` file, or "
+                f"Received a {type(source).__name__}, which can't be sent to a separate process. "
+                "Expected the path of a bundle, a SavedModel, an `.onnx` or a `.keras` file, or "
                 "'package.module:function'."
             )
         check_seconds("batch_timeout", batch_timeout)
@@ -70,18 +69,18 @@ class IsolatedModel:
 
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the inputs and outputs."""
         return self._signature
 
-    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name.
+    @property
+    def is_isolated(self) -> bool:
+        return True
 
-        Args:
-            inputs: dict of arrays by input name, as the signature has them.
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Computes a batch in the process.
 
         Raises:
-            ReplicaError: The model failed; or its process crashed or hung, or did not start, and is
-                started anew by the next batch.
+            ReplicaError: The model failed; or its process crashed, hung or did not start. The next
+                batch restarts the process.
         """
         if self._connection is None:
             self._restart()
@@ -96,23 +95,26 @@ class IsolatedModel:
                 "ended."
             ) from error
         except (EOFError, OSError) as error:
-            code = self.close()
+            code = self._end_process()
             raise ReplicaError(f"The model's process ended with code {code}.") from error
         if "error" in content:
             raise ReplicaError(_describe(content))
         return outputs
 
-    def hurry(self) -> None:
-        """Says, from any thread, that soon `close` follows, when what was accepted is answered.
+    def prepare_to_close(self) -> None:
+        """Limits a process that is starting to `batch_timeout`, counted from its start.
 
-        A process that is starting has no more than `batch_timeout` for it then, since it began; and
-        one that does not come is the last.
+        If it does not start in that time, no other is started.
         """
         self._start_timeout = min(self._start_timeout, self._batch_timeout)
         self._is_last_start = True
 
-    def close(self) -> int | None:
-        """Ends the process; returns the code that it ended with by itself, or `None`."""
+    def close(self) -> None:
+        """Ends the process."""
+        self._end_process()
+
+    def _end_process(self) -> int | None:
+        """Ends the process. Returns its exit code, or `None` if it had to be killed."""
         process, connection = self._process, self._connection
         self._process = self._connection = None
         if connection is not None:
@@ -121,7 +123,7 @@ class IsolatedModel:
             return None
         # Leaving the block closes its standard input, and waits for it.
         with process:
-            # One that crashed has its code in a moment; one that was idle ends by itself.
+            # A crashed process has its exit code in a moment; an idle one ends by itself.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(0.2)
             process.kill()
@@ -130,19 +132,19 @@ class IsolatedModel:
     def _restart(self) -> None:
         if self._start_timeout <= 0:
             raise ReplicaError("The model's process did not start, and the model is being closed.")
-        has_come = False
+        has_started = False
         try:
             content = self._start()
-            has_come = "error" not in content
+            has_started = "error" not in content
         finally:
-            if self._is_last_start and not has_come:
+            if self._is_last_start and not has_started:
                 self._start_timeout = 0.0
-        if not has_come:
+        if not has_started:
             self.close()
             raise ReplicaError(f"The model can't be loaded again: {_describe(content)}")
 
     def _start(self) -> dict[str, Any]:
-        """Returns what a new process says first: its model's signature, or an error."""
+        """Starts a process. Returns its first message: its model's signature, or an error."""
         ours, theirs = socket.socketpair()
         environment = {
             **os.environ,
@@ -152,10 +154,10 @@ class IsolatedModel:
         with theirs:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), *self._arguments],
-                stdin=subprocess.PIPE,  # By its end the process knows of this one's.
+                stdin=subprocess.PIPE,  # Its end tells the process that this one has ended.
                 pass_fds=[theirs.fileno()],
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the server, which finishes its batches.
+                start_new_session=True,  # Ctrl-C must reach the server alone, which ends in order.
             )
         self._connection = ours
         try:
@@ -168,7 +170,7 @@ class IsolatedModel:
                 f"The model's process hung: it had not loaded the model in {error} s. It was ended."
             ) from error
         except (EOFError, OSError) as error:
-            code = self.close()
+            code = self._end_process()
             raise ReplicaError(f"The model's process ended with code {code}.") from error
         except BaseException:
             self.close()
@@ -177,8 +179,8 @@ class IsolatedModel:
 
     def _await_first_message(self, connection: socket.socket) -> None:
         began = time.monotonic()
-        # It looks up now and then: `hurry` may have made the time shorter.
-        connection.settimeout(_LOOK_SECONDS)
+        # It wakes up regularly: `prepare_to_close` may have shortened the time limit.
+        connection.settimeout(_POLL_SECONDS)
         while True:
             try:
                 connection.recv(1, socket.MSG_PEEK)
@@ -190,5 +192,5 @@ class IsolatedModel:
 
 
 def _describe(content: dict[str, Any]) -> str:
-    """Returns what a process says of an error."""
+    """Returns the text of an error message from the process."""
     return f"{content['kind']}: {content['error']}"

@@ -1,42 +1,44 @@
-"""A live Keras model, compiled by its backend. The only file of this room that reaches Keras."""
+"""Live Keras models and `.keras` files. This is the only module of `inference` that needs Keras."""
 
-import os
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.keras_file import load_keras_file
+from keras_deepseek.inference.executors.executor import Executor
 
 
-class KerasModel:
+class KerasModel(Executor):
     """Runs a Keras model in this process: compiled by TensorFlow or JAX, or in PyTorch.
 
     Args:
         model: `keras.Model` that is built.
 
     Raises:
-        InvalidInputError: It is not a Keras model, or not built.
+        InvalidInputError: The model is not a Keras model, or not built.
     """
 
     def __init__(self, model: Any) -> None:
         named_model = NamedModel(model)
         self._signature = named_model.signature
-        self._infer = backend.current().compile_inference(named_model)
+        self._infer = backend.current().inference.compile_inference(named_model)
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+    def from_bundle(
+        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
     ) -> "KerasModel":
-        """Returns an executor for the model in a `.keras` file.
+        return cls.from_path(bundle.entry, custom_objects_from)
 
-        Args:
-            path: The file.
-            custom_objects_from: Modules, by name or by `.py` file, that define its custom classes.
-                Defaults to `()`.
+    @classmethod
+    def from_path(
+        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "KerasModel":
+        """Loads a `.keras` file.
 
         Raises:
             InvalidInputError: Keras can't load it.
@@ -45,9 +47,7 @@ class KerasModel:
 
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the inputs and the outputs."""
         return self._signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name."""
         return self._infer(inputs)

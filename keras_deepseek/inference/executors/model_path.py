@@ -1,4 +1,4 @@
-"""What kind of model stands at a path, and whether it has changed: before any runtime is loaded."""
+"""Finds the kind of model at a path, and whether its files changed, without loading a runtime."""
 
 import os
 from pathlib import Path
@@ -13,13 +13,10 @@ _ONNX_NAME = "model.onnx"
 
 
 def kind_of_model(path: Path) -> Kind | None:
-    """Returns what can be served of a path; `None` where nothing can.
+    """Returns the kind of model at a path, or `None` if there is none.
 
     A folder may be a bundle, a SavedModel, or hold `model.onnx`; a file may be a `.keras` or an
     `.onnx` file.
-
-    Args:
-        path: `pathlib.Path`.
     """
     if path.is_file():
         kinds: dict[str, Kind] = {".keras": "keras", ".onnx": "onnx"}
@@ -32,26 +29,19 @@ def kind_of_model(path: Path) -> Kind | None:
 
 
 def onnx_file(path: Path) -> Path:
-    """Returns the file of a path of the kind `"onnx"`.
-
-    Args:
-        path: `pathlib.Path` of the file, or of its folder.
-    """
+    """Returns the `.onnx` file of a path of the kind `"onnx"`, which is the file or its folder."""
     return path if path.is_file() else path / _ONNX_NAME
 
 
 def stamp_of(path: Path) -> object:
-    """Returns what is another when a folder's model is another: all of its files tell.
+    """Returns a value that changes when any file in a folder changes, or `None` on an error.
 
-    They are not opened: their names, their sizes, when they were written, and whether they may be
-    read.
-
-    Args:
-        path: `pathlib.Path` of the folder.
+    It holds the names, the sizes and the times of change, and whether the files may be read. No
+    file is opened.
     """
     try:
         files = [(file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
-    except OSError:  # It is going, or can't be read.
+    except OSError:  # The folder is being removed, or can't be read.
         return None
     return tuple(
         (str(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK))

@@ -1,25 +1,29 @@
-"""An ONNX file, of a bundle or by itself: ONNX Runtime alone, without any framework."""
+"""ONNX files, in a bundle or without one. They need ONNX Runtime alone, no framework."""
 
 import re
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.found_signature import (
     FoundTensor,
     check_names,
     make_signature,
 )
+from keras_deepseek.inference.executors.model_path import onnx_file
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-"""In the order of preference; those that the installed ONNX Runtime lacks are passed over."""
+"""In the order of preference. Those that the installed ONNX Runtime lacks are left out."""
 
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"}
-"""NumPy's names for those that ONNX Runtime calls otherwise."""
+"""NumPy's name by ONNX Runtime's, where the two differ."""
 
 _ADVICE = (
     "Export it with tensors alone whose first axis is free: `dynamic_axes={'x': {0: 'rows'}}` of "
@@ -27,7 +31,7 @@ _ADVICE = (
 )
 
 
-class OnnxRuntime:
+class OnnxRuntime(Executor):
     """Runs an ONNX file.
 
     Args:
@@ -38,7 +42,7 @@ class OnnxRuntime:
         MissingExtraError: ONNX Runtime is not installed.
         InvalidInputError: ONNX Runtime can't load the file, or its names differ from the
             manifest's.
-        NotSupportedError: It does not take and give any number of rows.
+        NotSupportedError: Its batch size is fixed.
     """
 
     def __init__(self, path: Path, signature: Signature | None = None) -> None:
@@ -51,7 +55,7 @@ class OnnxRuntime:
         providers = [name for name in _PROVIDERS if name in available]
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=providers)
-        except Exception as error:  # ONNX Runtime's errors share no class of their own.
+        except Exception as error:  # ONNX Runtime's errors have no common class.
             raise InvalidInputError(
                 f"ONNX Runtime can't load {str(path)!r}: {error} Export it again."
             ) from error
@@ -70,13 +74,24 @@ class OnnxRuntime:
         self._text_inputs = [spec.name for spec in signature.inputs if spec.dtype == "object"]
         self._text_outputs = [spec.name for spec in signature.outputs if spec.dtype == "object"]
 
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "OnnxRuntime":
+        return cls(bundle.entry, bundle.manifest.signature)
+
+    @classmethod
+    def from_path(
+        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "OnnxRuntime":
+        return cls(onnx_file(path))
+
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the inputs and the outputs."""
         return self._signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name; strings as `bytes`, which are UTF-8."""
+        """Computes a batch. Strings are returned as `bytes` of UTF-8."""
         if self._text_inputs:
             inputs = inputs | {name: _decode(inputs[name]) for name in self._text_inputs}
         arrays = self._session.run(self._output_names, inputs)
@@ -90,7 +105,7 @@ def _describe(tensors: Sequence[Any]) -> list[FoundTensor]:
     return [
         FoundTensor(
             tensor.name,
-            # Where there is no shape at all, ONNX Runtime says the same as of a scalar's.
+            # ONNX Runtime reports no shape for an unknown rank and for a scalar alike.
             [size if isinstance(size, int) else None for size in tensor.shape or ()],
             _dtype(tensor.type),
         )
@@ -100,14 +115,14 @@ def _describe(tensors: Sequence[Any]) -> list[FoundTensor]:
 
 def _dtype(kind: str) -> str:
     found = re.fullmatch(r"tensor\((\w+)\)", kind)
-    # Of bfloat16 its Python takes no array.
+    # ONNX Runtime's Python API takes no bfloat16 arrays.
     if found is None or found[1] == "bfloat16":
         return kind
     return _DTYPES.get(found[1], found[1])
 
 
 def _decode(array: Array) -> Array:
-    """Returns text: of `bytes` ONNX Runtime would take what Python prints."""
+    """Returns an array of `str`: ONNX Runtime would read `bytes` as Python prints them."""
     values = [value.decode() if isinstance(value, bytes) else value for value in array.flat]
     return _objects(values, array.shape)
 

@@ -1,14 +1,18 @@
-"""A bundle that holds an OpenVINO model: OpenVINO alone, on the CPU, without any framework."""
+"""Bundles of OpenVINO models. They run on the CPU and need OpenVINO alone, no framework."""
 
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.runtimes import openvino_model
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.found_signature import check_names
 
 
-class OpenVINOModel:
-    """Runs a bundle's OpenVINO model as the export's verification ran it.
+class OpenVINOModel(Executor):
+    """Runs a bundle's OpenVINO model with the code that the export's verification uses.
 
     Args:
         path: `pathlib.Path` of the `.xml` file.
@@ -24,12 +28,16 @@ class OpenVINOModel:
         check_names(path, self._model.input_names, self._model.output_names, signature)
         self._signature = signature
 
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "OpenVINOModel":
+        return cls(bundle.entry, bundle.manifest.signature)
+
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the inputs and the outputs."""
         return self._signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name."""
         outputs = self._model.run(inputs)
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}

@@ -1,9 +1,13 @@
-"""A SavedModel, of a bundle or as TF Serving's users have it: TensorFlow alone, without Keras."""
+"""SavedModels, in a bundle or without one. They need TensorFlow alone, not Keras."""
 
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.runtimes.saved_model import load_saved_model
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.found_signature import FoundTensor, make_signature
 
 _ADVICE = (
@@ -12,7 +16,7 @@ _ADVICE = (
 )
 
 
-class SavedModel:
+class SavedModel(Executor):
     """Runs the `serving_default` signature of a SavedModel, or the only one.
 
     Args:
@@ -23,7 +27,7 @@ class SavedModel:
     Raises:
         MissingExtraError: TensorFlow is not installed.
         InvalidInputError: TensorFlow can't load it.
-        NotSupportedError: It does not take and give any number of rows.
+        NotSupportedError: Its batch size is fixed.
     """
 
     def __init__(self, path: Path, signature: Signature | None = None) -> None:
@@ -36,14 +40,24 @@ class SavedModel:
             signature = make_signature(path, inputs, outputs, _ADVICE)
         self._signature = signature
 
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "SavedModel":
+        return cls(bundle.entry, bundle.manifest.signature)
+
+    @classmethod
+    def from_path(
+        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "SavedModel":
+        return cls(path)
+
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the inputs and the outputs."""
         return self._signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name."""
-        outputs = self._infer(inputs)  # In an order of TensorFlow's.
+        outputs = self._infer(inputs)  # TensorFlow has its own order of outputs.
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
 
 

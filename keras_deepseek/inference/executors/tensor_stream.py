@@ -1,4 +1,4 @@
-"""Named arrays over a socket between two processes of ours: a JSON header, then their bytes."""
+"""Messages between the server and its model processes: a JSON header, then the arrays' bytes."""
 
 import json
 import socket
@@ -18,13 +18,7 @@ _LENGTH = struct.Struct("<Q")
 def send_message(
     connection: socket.socket, content: Mapping[str, Any], arrays: Mapping[str, Array] | None = None
 ) -> None:
-    """Sends values that JSON can hold, and arrays behind them.
-
-    Args:
-        connection: `socket.socket`.
-        content: mapping. It must not have `"arrays"`.
-        arrays: mapping of arrays by name. Defaults to none.
-    """
+    """Sends a message of JSON values and arrays. `content` must not have the key `"arrays"`."""
     whole = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
     data = {name: _bytes_of(array) for name, array in whole.items()}
     described = [
@@ -44,14 +38,13 @@ def send_message(
 
 
 def receive_message(connection: socket.socket) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Returns what `send_message` sent.
+    """Receives the content and the arrays of a message from `send_message`.
 
-    Args:
-        connection: `socket.socket`. Its timeout holds for each part that is awaited.
+    The socket's timeout holds for each part of the message.
 
     Raises:
-        EOFError: The other process has closed its end.
-        TimeoutError: Nothing came in time.
+        EOFError: The other process closed its end.
+        TimeoutError: A part did not arrive in time.
     """
     (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size))
     content = json.loads(bytes(_receive(connection, length)))
@@ -70,7 +63,7 @@ def receive_message(connection: socket.socket) -> tuple[dict[str, Any], dict[str
 
 
 def _bytes_of(array: Array) -> memoryview:
-    if array.dtype == object:  # Its own bytes are addresses.
+    if array.dtype == object:  # Its memory holds addresses, not strings.
         return memoryview(to_bytes(array))
     view: memoryview = array.reshape(-1).view("uint8").data
     return view

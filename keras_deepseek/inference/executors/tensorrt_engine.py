@@ -1,4 +1,7 @@
-"""A bundle that holds an engine of TensorRT or of TensorRT-RTX: on an NVIDIA GPU alone."""
+"""Bundles of TensorRT and TensorRT-RTX engines. They run on NVIDIA GPUs alone."""
+
+from collections.abc import Sequence
+from os import PathLike
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -6,13 +9,14 @@ from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
 from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import EngineRunner
 from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import import_library, read_flavor
 from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.found_signature import check_names
 
 
-class TensorRTEngine:
-    """Runs a bundle's engine on the current GPU, with a stream and memory of its own.
+class TensorRTEngine(Executor):
+    """Runs a bundle's engine on the current GPU, with its own stream and memory.
 
-    It takes the batches that the engine's profiles have room for.
+    Batches must fit one of the engine's profiles.
 
     Args:
         bundle: `Bundle` of the format `"tensorrt"`.
@@ -21,8 +25,8 @@ class TensorRTEngine:
         NotSupportedError: No GPU is visible, `cuda-python` is not installed, or the engine is for
             another GPU or release.
         MissingExtraError: The library that built the engine is not installed.
-        InvalidInputError: The manifest does not say which that is, or the engine's names differ
-            from the manifest's.
+        InvalidInputError: The manifest does not name the library, or the engine's names differ from
+            the manifest's.
         ExportError: CUDA refuses a call.
     """
 
@@ -42,24 +46,26 @@ class TensorRTEngine:
             self.close()
             raise
 
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+    ) -> "TensorRTEngine":
+        return cls(bundle)
+
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the inputs and the outputs."""
         return self._signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name.
-
-        Args:
-            inputs: dict of arrays by input name.
+        """Computes a batch.
 
         Raises:
-            NotSupportedError: The engine has no profile for such a batch.
+            NotSupportedError: The engine has no profile for the batch's shape.
             ExportError: The GPU failed to run it.
         """
         outputs = self._runner.run(inputs)
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
 
     def close(self) -> None:
-        """Gives back what it has of the GPU."""
+        """Frees the memory on the GPU."""
         self._runner.close()

@@ -1,1 +1,1 @@
-"""The server of gRPC, and what its methods answer."""
+"""The gRPC server and its services."""

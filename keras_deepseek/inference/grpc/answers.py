@@ -1,12 +1,8 @@
-"""What the gRPC protocols share: how a request reaches the model, and what an error is answered.
-
-The calls themselves are in `tf_serving_rpc`, `model_service_rpc`, `open_inference_rpc`,
-`open_inference_stream` and `health_rpc`; `grpc_application` hangs them up.
-"""
+"""Functions that all gRPC services share: running the model, and turning errors into statuses."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -19,25 +15,17 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, Array]
 Bind = Callable[[Signature], Inputs]
-Call = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
-"""Answers a message, with the seconds that its client still waits."""
-
 _LONGEST_TEXT = 1000
-"""Characters: a status travels in a header, and clients refuse headers of more than 8 KiB."""
+"""Characters of a status message. It travels in a header, and clients refuse headers over 8 KiB."""
 
 _FOREVER = 10.0**9
-"""Seconds: gRPC may tell of no deadline as of one that is so far away."""
+"""Seconds. gRPC may report a missing deadline as one that is farther away than this."""
 
 _logger = logging.getLogger(__name__)
 
 
 class StatusError(Exception):
-    """A call that is refused.
-
-    Args:
-        status: string. A gRPC status, as in `"NOT_FOUND"`.
-        message: string. For the client.
-    """
+    """An error with the gRPC status that the client receives, as in `"NOT_FOUND"`."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
@@ -45,13 +33,7 @@ class StatusError(Exception):
 
 
 class Refusal(NamedTuple):
-    """What a client is told of an error.
-
-    Args:
-        status: string. A gRPC status.
-        message: string.
-        metadata: tuple of (name, value) pairs, sent behind the answer.
-    """
+    """The status of a failed call, with its message and its trailing metadata."""
 
     status: str
     message: str
@@ -59,17 +41,13 @@ class Refusal(NamedTuple):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """Returns what a client is told of an error.
-
-    Args:
-        error: Exception. One that is not the client's is logged and not shown.
-    """
+    """Returns the status for an error. A fault of the server is logged and not shown."""
     if isinstance(error, StatusError):
         return Refusal(error.status, _shorten(str(error)))
     for kind, _, status in STATUSES:
         if isinstance(error, kind):
             again = getattr(error, "retry_after", None)
-            # Clients with a policy of retries wait so long.
+            # Clients with a retry policy wait for so long.
             metadata = () if again is None else (("grpc-retry-pushback-ms", str(1000 * again)),)
             return Refusal(status, _shorten(str(error)), metadata)
     _logger.error("The server failed.", exc_info=error)
@@ -77,11 +55,7 @@ def refusal_of(error: Exception) -> Refusal:
 
 
 def time_left(context: Any) -> float | None:
-    """Returns the seconds that a client still waits, or `None` where it set no deadline.
-
-    Args:
-        context: `grpc.aio.ServicerContext`.
-    """
+    """Returns the seconds until the client's deadline, or `None` if it has set none."""
     left: float | None = context.time_remaining()
     return None if left is None or left > _FOREVER else left
 
@@ -95,19 +69,20 @@ def dispatch(
     timeout: float | None,
     priority: int = 0,
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
-    """Puts a request in a model's queue.
+    """Puts a request into a model's queue.
 
     Args:
         server: `GrpcServer`.
-        bind: function from the `Signature` of the version that will answer to its inputs.
+        bind: Function that takes the `Signature` of the version that answers, and returns inputs.
         name: string. The model.
         version: integer, or `None` for the newest.
-        label: string. In place of a version; empty for none.
-        timeout: float. Seconds that the client still waits, or `None` for no limit.
+        label: string. A version's label; empty for none.
+        timeout: float. Seconds until the client's deadline, or `None`.
         priority: integer. Higher ones are run first. Defaults to `0`.
 
     Returns:
-        A future for `outputs_of`, and the version. Cancelling the future takes the request out.
+        A future for `outputs_of`, and the version. To cancel the future takes the request out of
+        the queue.
 
     Raises:
         KerasDeepSeekError: The request is refused.
@@ -129,23 +104,23 @@ def dispatch(
 async def outputs_of(
     model_name: str, future: "asyncio.Future[Inputs]", trace: RequestTrace | None
 ) -> Inputs:
-    """Returns a model's outputs when they are there.
+    """Waits for a model's outputs and returns them.
 
     Args:
         model_name: string.
-        future: `asyncio.Future` of `dispatch`. It is cancelled where the call is.
-        trace: `RequestTrace` or `None`. Its id is told in the log.
+        future: `asyncio.Future` that `dispatch` returned. It is cancelled when the call is.
+        trace: `RequestTrace` or `None`. The log names its request id.
 
     Raises:
         KerasDeepSeekError: The request was refused, or is late.
-        StatusError: INTERNAL: the model failed. Why stands in the log alone.
+        StatusError: INTERNAL: the model failed. Only the log has the reason.
     """
     try:
         return await future
     except OF_WAITING:
         raise
     except Exception as error:
-        _logger.exception("The model %r failed.%s", model_name, trace.mention if trace else "")
+        _logger.exception("The model %r failed.%s", model_name, trace.log_suffix if trace else "")
         message = f"The model failed with {type(error).__name__}; see the server's log."
         raise StatusError("INTERNAL", message) from error
 

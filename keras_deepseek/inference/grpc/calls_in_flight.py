@@ -1,11 +1,11 @@
-"""The calls of gRPC that a server answers now, so that it can end behind the last of them."""
+"""A counter of the gRPC calls in flight, for a clean shutdown."""
 
 import asyncio
 import contextlib
 
 
 class CallsInFlight:
-    """Counts calls: each is a `with` block, on the event loop of the server."""
+    """Context manager that counts calls in flight. Use it on the server's event loop only."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -19,12 +19,8 @@ class CallsInFlight:
         if self._count == 0:
             self._none.set()
 
-    async def end(self, seconds: float) -> None:
-        """Returns at a moment when there is none, or when the time is over.
-
-        Args:
-            seconds: float. How long it waits.
-        """
+    async def wait_for_none(self, seconds: float) -> None:
+        """Waits until no call is in flight, or until the time is over."""
         self._none.clear()
         if self._count:
             with contextlib.suppress(TimeoutError):

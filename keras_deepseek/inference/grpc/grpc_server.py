@@ -1,7 +1,4 @@
-"""Listens for gRPC.
-
-`grpc.aio` speaks with the clients; what the methods answer stands in `grpc_application`.
-"""
+"""The gRPC server, on top of `grpc.aio`. `grpc_application` answers its calls."""
 
 import asyncio
 import contextlib
@@ -9,18 +6,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_count, check_seconds
 from keras_deepseek.inference.grpc.calls_in_flight import CallsInFlight
+from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.server import Serve, Server
 
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
-
 MAX_MESSAGE_BYTES = 64 * 2**20
-"""Larger requests are refused, as larger bodies are over HTTP."""
+"""The size of the largest request. HTTP has the same limit for bodies."""
 
 _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
@@ -29,27 +24,29 @@ _CLIENT_PROBE_MILLISECONDS = 10_000
 
 
 class GrpcServer(Server):
-    """One gRPC server in front of an engine, for the clients of TF Serving and of Open Inference.
+    """A gRPC server for an engine, which clients of TF Serving and of Open Inference can call.
 
-    `ServingEngine.serve(grpc_port=8500)` makes and starts one; make it yourself to choose more.
+    `ServingEngine.serve(grpc_port=8500)` makes and starts one. Make it yourself to set options that
+    `serve` doesn't have.
 
     Args:
         engine: `ServingEngine`. Until it is ready, requests are answered with UNAVAILABLE.
-        host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
+        host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine only.
         port: integer. `0` takes a free one. Defaults to `8500`.
-        max_message_bytes: integer. Larger requests are answered with RESOURCE_EXHAUSTED, also those
-            that come compressed and would be inflated to more. Defaults to 64 MiB (`67108864`).
-        credentials: `grpc.ServerCredentials`, as `grpc.ssl_server_credentials` makes them, to speak
-            TLS. With `require_client_auth=True` clients without a certificate that they trust are
-            turned away. Defaults to `None`: plain connections.
-        tokens: As in `HttpServer`; a call shows one in its metadata, `authorization`. Calls for
-            health need none. Defaults to `None`: anyone may ask.
+        max_message_bytes: integer. Larger requests are answered with RESOURCE_EXHAUSTED. For a
+            compressed request the limit holds for its size after decompression. Defaults to 64 MiB
+            (`67108864`).
+        credentials: `grpc.ServerCredentials` for TLS, as `grpc.ssl_server_credentials` makes them.
+            With its `require_client_auth=True`, clients need a trusted certificate. Defaults to
+            `None`: connections without encryption.
+        tokens: As in `HttpServer`. A call sends its token in the metadata `authorization`; health
+            checks need none. Defaults to `None`: no token is required.
         access_log: As in `HttpServer`. Defaults to `False`.
         traces: As in `HttpServer`. Defaults to `False`.
-        settle_seconds: float. That a stopping server still reads calls, to answer them with
-            UNAVAILABLE, so that clients go elsewhere before it hangs up. Defaults to `0.2`.
-        grace_seconds: float. That a stopping server then waits for requests in flight. Defaults to
-            `30.0`.
+        settle_seconds: float. Seconds that a stopping server still accepts calls and answers them
+            with UNAVAILABLE, so that clients turn to another server. Defaults to `0.2`.
+        grace_seconds: float. Seconds that a stopping server then waits for requests in flight.
+            Defaults to `30.0`.
 
     Example:
 
@@ -66,7 +63,7 @@ class GrpcServer(Server):
 
     def __init__(
         self,
-        engine: "ServingEngine",
+        engine: Engine,
         host: str = "127.0.0.1",
         port: int = 8500,
         *,
@@ -100,10 +97,10 @@ class GrpcServer(Server):
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: asyncio.Task[None]) -> Iterator[None]:
-        """Cancels a task, inside of `with`, when the server begins to stop.
+        """Context manager that cancels a task when the server begins to stop.
 
         Args:
-            task: `asyncio.Task`. What reads a stream that its client may keep open for ever.
+            task: `asyncio.Task`. It reads a stream that the client may keep open forever.
         """
         self._streams.add(task)
         if self.is_stopping:
@@ -115,7 +112,7 @@ class GrpcServer(Server):
 
     def _prepare(self) -> Serve:
         try:
-            import google.protobuf.message  # noqa: F401 - Its absence is told now.
+            import google.protobuf.message  # noqa: F401 - Its absence is an error now, not later.
             import grpc.aio
         except ImportError as error:
             package = "protobuf" if (error.name or "").startswith("google") else "grpcio"
@@ -127,18 +124,18 @@ class GrpcServer(Server):
                 f"Received credentials={self._credentials!r}. Expected what "
                 "`grpc.ssl_server_credentials` returns, or `None`."
             )
-        # Refuses an address in the system's words, which gRPC keeps for its log.
+        # Fails with the system's message if the address is taken. gRPC only logs that message.
         self._bind().close()
         options = (
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            # A client whose machine is gone does not hang up: it is asked from time to time.
+            # Finds clients whose machine is gone: they do not close their connections.
             ("grpc.keepalive_time_ms", _PROBE_MILLISECONDS),
             ("grpc.keepalive_timeout_ms", _PROBE_TIMEOUT_MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
-            # Clients may ask as well: gRPC would cut off who does so more than every five minutes.
+            # Without this gRPC cuts off clients that ping more than once in five minutes.
             ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PROBE_MILLISECONDS),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),
         )
@@ -164,7 +161,7 @@ class GrpcServer(Server):
         await asyncio.sleep(self.settle_seconds)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.grace_seconds
-        # Told to stop amid calls, gRPC hangs up behind the last answer, which is lost where the
-        # client has not read it. With none in flight it waits for the client's word.
-        await self.calls.end(self.grace_seconds)
+        # If gRPC is stopped while calls are in flight, it closes the connections right after the
+        # last response, and a client that has not read it yet loses it.
+        await self.calls.wait_for_none(self.grace_seconds)
         await server.stop(max(0.0, deadline - loop.time()))

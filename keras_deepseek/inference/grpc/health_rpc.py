@@ -1,58 +1,77 @@
-"""gRPC's own health calls: Check, and Watch, which tells of each change."""
+"""gRPC's health service, which load balancers and `grpc_health_probe` ask.
+
+`grpcio-health-checking` does not fit: its answers would have to be set at each change of
+`GrpcServer.ready`, it answers a malformed message with INTERNAL, and its calls would be missing in
+the metrics and the access log.
+"""
 
 import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.inference.grpc.answers import StatusError
-from keras_deepseek.inference.protocols import health_grpc
-from keras_deepseek.inference.protocols.health_grpc import HEALTH
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+from keras_deepseek.inference.protocols.messages import (
+    message_pool,
+    new_message,
+    parse_message,
+)
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 
-SERVICES = frozenset({"", *HEALTH.services, *OPEN_INFERENCE.services, *TF_SERVING.services})
-"""Those that can be asked about: the empty name is the whole server. They are all ready or none."""
-
-_LOOK_SECONDS = 0.25
-"""How often Watch looks whether the engine has become ready; that the server stops it is told."""
+_POLL_SECONDS = 0.25
+"""Seconds between two looks of Watch at the engine's readiness."""
 
 
 async def check(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers whether requests are answered."""
-    service = health_grpc.parse_check(data)
-    if service not in SERVICES:
+    """Answers whether the server accepts requests."""
+    service = _read_service(data)
+    if not _is_known(service):
         raise StatusError("NOT_FOUND", f"Unknown service {service!r:.100}.")
-    return health_grpc.format_status(_status(server))
+    return _write_status(_status(server))
 
 
 async def watch(server: "GrpcServer", data: bytes, context: Any) -> None:
-    """Tells whether requests are answered, now and whenever that changes, until the server stops.
-
-    Args:
-        server: `GrpcServer`.
-        data: bytes. The request.
-        context: `grpc.aio.ServicerContext`.
-    """
-    is_known = health_grpc.parse_check(data) in SERVICES
-    told = ""
+    """Writes the status now and at each change, until the server stops."""
+    is_known = _is_known(_read_service(data))
+    written = ""
     while True:
         is_last = server.is_stopping
         status = _status(server) if is_known else "SERVICE_UNKNOWN"
-        if status != told:
-            await context.write(health_grpc.format_status(status))
-            told = status
+        if status != written:
+            await context.write(_write_status(status))
+            written = status
         if is_last:
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(server.stopping.wait(), _LOOK_SECONDS)
+            await asyncio.wait_for(server.stopping.wait(), _POLL_SECONDS)
 
 
-CALLS = {"Check": check}
-"""The call of `grpc.health.v1.Health` that has one answer."""
+UNARY_CALLS = {"Check": check}
+
+
+def _read_service(data: bytes) -> str:
+    service: str = parse_message("grpc.health.v1.HealthCheckRequest", data).service
+    return service
+
+
+def _is_known(service: str) -> bool:
+    """Returns true for the name of a service, and for the empty name: the whole server."""
+    if not service:
+        return True
+    try:
+        message_pool().FindServiceByName(service)
+    except KeyError:
+        return False
+    return True
 
 
 def _status(server: "GrpcServer") -> str:
     return "SERVING" if server.ready else "NOT_SERVING"
+
+
+def _write_status(status: str) -> bytes:
+    data: bytes = new_message(
+        "grpc.health.v1.HealthCheckResponse", status=status
+    ).SerializeToString()
+    return data

@@ -1,4 +1,4 @@
-"""TF Serving's ModelService over gRPC: the state of models, and which ones a server has."""
+"""TF Serving's ModelService: the state of models, and the configuration of all models."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def status(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers a `GetModelStatusRequest`: with one version, or with all."""
+    """Answers a `GetModelStatusRequest` for one version or for all."""
     model = tf_serving_model_service.parse_status(data)
     check_named(model)
     statuses = [version_status(version, server.ready) for version in _versions(server, model)]
@@ -26,15 +26,14 @@ async def status(server: "GrpcServer", data: bytes, _timeout: float | None) -> b
 
 
 async def reload_config(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers a `ReloadConfigRequest` when all of its models are served, and no others."""
+    """Replaces the models by those of a `ReloadConfigRequest`; answers when they are served."""
     models = tf_serving_model_service.parse_reload(data)
     server.check_ready(server.engine.name)
-    await asyncio.to_thread(control.replace_models, server.engine, models)
+    await asyncio.to_thread(control.replace_models, server.engine.repository, models)
     return tf_serving_model_service.format_reload()
 
 
-CALLS = {"GetModelStatus": status, "HandleReloadConfigRequest": reload_config}
-"""The calls of `tensorflow.serving.ModelService`."""
+UNARY_CALLS = {"GetModelStatus": status, "HandleReloadConfigRequest": reload_config}
 
 
 def _versions(server: "GrpcServer", model: ModelSpec) -> Sequence[ModelVersion | FailedVersion]:

@@ -1,4 +1,4 @@
-"""Open Inference's gRPC calls of one answer each; `open_inference_stream` has the stream."""
+"""Open Inference's unary gRPC calls. `open_inference_stream` has the streaming call."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.states import PLATFORM, repository_states, version_number
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
+from keras_deepseek.inference.protocols.messages import parse_message
 from keras_deepseek.inference.protocols.open_inference import InferCall
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers that the server runs."""
-    OPEN_INFERENCE.parse("inference.ServerLiveRequest", data)
+    parse_message("inference.ServerLiveRequest", data)
     return open_inference_grpc.format_live()
 
 
 async def server_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers whether requests are answered."""
-    OPEN_INFERENCE.parse("inference.ServerReadyRequest", data)
+    """Answers whether the server accepts requests."""
+    parse_message("inference.ServerReadyRequest", data)
     return open_inference_grpc.format_ready(server.ready)
 
 
 async def model_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers whether a model's requests are answered."""
+    """Answers whether a model accepts requests."""
     version = _find(server, *open_inference_grpc.parse_model(data, "ModelReady"))
     is_ready = server.ready and version.state == "AVAILABLE"
     return open_inference_grpc.format_ready(is_ready, "ModelReady")
@@ -41,7 +41,7 @@ async def model_ready(server: "GrpcServer", data: bytes, _timeout: float | None)
 
 async def server_metadata(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers with the server's name, version and extensions."""
-    OPEN_INFERENCE.parse("inference.ServerMetadataRequest", data)
+    parse_message("inference.ServerMetadataRequest", data)
     content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
     return open_inference_grpc.format_metadata(content, "ServerMetadata")
 
@@ -57,7 +57,7 @@ async def model_metadata(server: "GrpcServer", data: bytes, _timeout: float | No
 
 
 async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
-    """Answers with a model's outputs, listed or as raw bytes, as the inputs are."""
+    """Answers with a model's outputs, as lists or as raw bytes, like the inputs."""
     call = open_inference_grpc.parse_infer(data)
     future, version = start_infer(server, call, timeout)
     outputs = await outputs_of(call.model_name, future, current_trace.get())
@@ -67,12 +67,12 @@ async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> byt
 def start_infer(
     server: "GrpcServer", call: InferCall, timeout: float | None
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
-    """Puts a request in a model's queue.
+    """Puts a request into a model's queue.
 
     Args:
         server: `GrpcServer`.
         call: `InferCall`.
-        timeout: float. Seconds that the client still waits, or `None` for no limit.
+        timeout: float. Seconds until the client's deadline, or `None`.
 
     Returns:
         A future for `outputs_of`, and the version that answers.
@@ -93,29 +93,29 @@ def start_infer(
 
 
 async def repository_index(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers with every version of every model, and its state."""
+    """Answers with the state of every version of every model."""
     only_ready = open_inference_grpc.parse_repository_index(data)
     states = repository_states(server.engine.models)
     return open_inference_grpc.format_repository_index(states, only_ready)
 
 
 async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Loads what a model's folder holds now; answers when that is served."""
+    """Loads the newest versions in a model's folder; answers when they are served."""
     call = "RepositoryModelLoad"
     name = open_inference_grpc.parse_repository_model(data, call)
-    await asyncio.to_thread(control.load, server.engine, name)
+    await asyncio.to_thread(control.load, server.engine.repository, name)
     return open_inference_grpc.format_repository_model(name, call)
 
 
 async def repository_unload(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Closes a model; answers when what it had accepted is answered."""
+    """Unloads a model; answers when its accepted requests are answered."""
     call = "RepositoryModelUnload"
     name = open_inference_grpc.parse_repository_model(data, call)
-    await asyncio.to_thread(control.unload, server.engine, name)
+    await asyncio.to_thread(control.unload, server.engine.repository, name)
     return open_inference_grpc.format_repository_model(name, call)
 
 
-CALLS = {
+UNARY_CALLS = {
     "ServerLive": server_live,
     "ServerReady": server_ready,
     "ModelReady": model_ready,
@@ -126,7 +126,6 @@ CALLS = {
     "RepositoryModelLoad": repository_load,
     "RepositoryModelUnload": repository_unload,
 }
-"""The calls of `inference.GRPCInferenceService`, all but the stream."""
 
 
 def _find(server: "GrpcServer", name: str, version: str) -> ModelVersion:
@@ -134,7 +133,7 @@ def _find(server: "GrpcServer", name: str, version: str) -> ModelVersion:
 
 
 def _read_version(name: str, version: str) -> int | None:
-    """Returns the version that a request names, or `None`."""
+    """Returns the version that a request names, or `None` for the newest."""
     if not name:
         raise InvalidInputError("The request names no model.")
     if not version:

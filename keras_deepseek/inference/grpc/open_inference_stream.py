@@ -1,7 +1,7 @@
-"""Open Inference's ModelStreamInfer: many requests and their answers in one call.
+"""Open Inference's ModelStreamInfer: many requests and responses in one call.
 
-The requests of a stream share batches; their answers come in the order of the requests. One that
-fails is told so in its answer, and the stream goes on.
+The requests of a stream share batches, and the responses come in the order of the requests. The
+response to a failed request holds the error, and the stream goes on.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.grpc.answers import Inputs, outputs_of, refusal_of, time_left
-from keras_deepseek.inference.grpc.call_end import begin_call, end_request
+from keras_deepseek.inference.grpc.call_records import begin_call, end_request
 from keras_deepseek.inference.grpc.open_inference_rpc import start_infer
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 
 MAX_WAITING = 64
-"""Requests of one stream that are computed at a time; no more are read."""
+"""Requests of one stream that may be in flight. Then no further requests are read."""
 
 PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
 
@@ -31,7 +31,7 @@ CALL = ("open_inference_grpc", "ModelStreamInfer")
 
 
 class _Started(NamedTuple):
-    """A request that is in a model's queue."""
+    """A request that waits in a model's queue."""
 
     trace: RequestTrace
     call: InferCall
@@ -40,7 +40,7 @@ class _Started(NamedTuple):
 
 
 class _Answered(NamedTuple):
-    """The words of a request that is answered, or was refused."""
+    """The response to a request that has ended."""
 
     trace: RequestTrace
     status: str
@@ -48,19 +48,16 @@ class _Answered(NamedTuple):
 
 
 _Answers = asyncio.Queue[_Started | _Answered | None]
-"""What is answered next, or the end."""
+"""The requests in their order; `None` is the end."""
 
 
 async def stream_infer(server: "GrpcServer", requests: AsyncIterator[bytes], context: Any) -> None:
     """Answers each `ModelInferRequest` of a stream.
 
-    Args:
-        server: `GrpcServer`. When it stops, what was read is answered and the stream is closed.
-        requests: asynchronous iterator of messages.
-        context: `grpc.aio.ServicerContext`.
+    When the server stops, the requests that were read are answered and the stream is closed.
 
     Raises:
-        ClosedError: The server has closed the stream.
+        ClosedError: The server is stopping.
     """
     answers: _Answers = asyncio.Queue(MAX_WAITING)
     whole = RequestTrace(*CALL)
@@ -95,7 +92,7 @@ async def _read(
             started = _start(server, data, time_left(context), request_id)
             try:
                 await answers.put(started)
-            except asyncio.CancelledError:  # There was no room for it, and now there is no need.
+            except asyncio.CancelledError:  # The stream ended while the request waited for room.
                 _drop(server, context, started)
                 raise
     finally:
@@ -106,20 +103,20 @@ def _start(
     server: "GrpcServer", data: bytes, timeout: float | None, request_id: str
 ) -> _Started | _Answered:
     trace, call = RequestTrace(*CALL), None
-    trace.request_id = request_id  # Its own one is better, where it has one.
+    trace.request_id = request_id  # The stream's id, unless the request has its own.
     current_trace.set(trace)
     try:
         call = open_inference_grpc.parse_infer(data)
         if request_id and call.id:
             trace.request_id = choose_request_id(call.id)
         return _Started(trace, call, *start_infer(server, call, timeout))
-    # Whatever it is, the other requests of the stream go on.
+    # No failure of one request may end the stream.
     except Exception as error:  # noqa: BLE001
         return _refuse(trace, call, error)
 
 
 async def _answer(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
-    """Writes an answer, and notes how the request has ended."""
+    """Writes the response to a request and records it."""
     status, size = "CANCELLED", 0
     try:
         answered = await _finish(started)
@@ -150,7 +147,7 @@ def _refuse(trace: RequestTrace, call: InferCall | None, error: Exception) -> _A
 
 
 def _drop(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
-    """Takes out of the queue what nobody waits for."""
+    """Takes a request out of the queue, because its client is gone."""
     if isinstance(started, _Started):
         started.future.cancel()
     end_request(server, context, started.trace, PATH, "CANCELLED", 0)

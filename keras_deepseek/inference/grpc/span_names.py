@@ -1,4 +1,4 @@
-"""How a request over gRPC is called in traces: the `SpanNames` that `request_traces` writes."""
+"""The names and attributes of gRPC requests in traces."""
 
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 _FAULTS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 )
-"""gRPC's statuses that are errors of a server."""
+"""The gRPC statuses that are errors of the server."""
 
 
 def name_grpc(server: "GrpcServer", path: str, status: str, client: str) -> SpanNames:
-    """Returns how a request over gRPC is called.
+    """Returns the span name and attributes of a gRPC request.
 
     Args:
         server: `GrpcServer`.
-        path: string. Of the method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
+        path: string. The method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
         status: string. A gRPC status, as in `"OK"`.
-        client: string. The address of the other end.
+        client: string. The client's address.
     """
     method = path.removeprefix("/")
     attributes: Attributes = {

@@ -1,4 +1,4 @@
-"""TF Serving's PredictionService over gRPC: predictions, classes, numbers, and the signature."""
+"""TF Serving's PredictionService: predict, classify, regress, and the model's signature."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,12 +10,12 @@ from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.grpc.answers import (
     Bind,
-    Call,
     Inputs,
     StatusError,
     dispatch,
     outputs_of,
 )
+from keras_deepseek.inference.grpc.grpc_service import UnaryCall
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import (
@@ -55,7 +55,7 @@ async def answer_examples(
 
 
 async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
-    """Answers a `MultiInferenceRequest`: the model runs once for all of its tasks."""
+    """Answers a `MultiInferenceRequest`. The model runs once for all tasks."""
     tasks, examples = tf_serving_grpc.parse_multi_inference(data)
 
     def check(signature: Signature) -> None:
@@ -80,14 +80,10 @@ async def metadata(server: "GrpcServer", data: bytes, _timeout: float | None) ->
 
 
 def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
-    """Returns the version that a request is about.
-
-    Args:
-        server: `GrpcServer`.
-        model: `ModelSpec`.
+    """Returns the version that a request names.
 
     Raises:
-        InvalidInputError: It names no model.
+        InvalidInputError: The request names no model.
         StatusError: There is no such model, version or label.
     """
     check_named(model)
@@ -98,31 +94,26 @@ def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
 
 
 def version_of(model: ModelSpec) -> int | None:
-    """Returns the version that a request names, or `None` for the newest.
+    """Returns the number of the version that a request names, or `None` for the newest.
 
-    Versions start at 1: OpenVINO's client says 0 for the newest.
+    Versions start at 1. OpenVINO's client sends 0 for the newest.
     """
     return model.version or None
 
 
 def check_named(model: ModelSpec) -> None:
-    """Refuses a request that names no model.
-
-    Raises:
-        InvalidInputError: In TF Serving's words.
-    """
+    """Raises `InvalidInputError`, with TF Serving's message, if a request names no model."""
     if not model.name:
         raise InvalidInputError("ModelSpec has no name specified.")
 
 
-CALLS: dict[str, Call] = {
+UNARY_CALLS: dict[str, UnaryCall] = {
     "Predict": predict,
     "Classify": partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD),
     "Regress": partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD),
     "MultiInference": multi_inference,
     "GetModelMetadata": metadata,
 }
-"""The calls of `tensorflow.serving.PredictionService`."""
 
 
 async def _ask_examples(
@@ -143,7 +134,7 @@ async def _ask_examples(
 async def _ask(
     server: "GrpcServer", model: ModelSpec, bind: Bind, timeout: float | None
 ) -> tuple[Inputs, int]:
-    """Returns the outputs, and the number of the version that has answered."""
+    """Runs the model; returns its outputs and the number of the version that answered."""
     check_named(model)
     try:
         future, version = dispatch(

@@ -1,1 +1,1 @@
-"""The server of HTTP: connections, what the paths answer, and the page at `/`."""
+"""The HTTP server: connections, routes, and the page at `/`."""

@@ -1,4 +1,4 @@
-"""Inflates the bodies of requests, up to a limit."""
+"""Decompresses the bodies of requests, up to a limit."""
 
 import zlib
 
@@ -6,20 +6,20 @@ from keras_deepseek.inference.http.message import HttpError
 
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _MAX_MEMBERS = 16
-"""Each member of a gzip file costs a copy of what follows it."""
+"""A gzip file may consist of several members. Each costs a copy of the bytes after it."""
 
 
 def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:
-    """Returns what was compressed. No more than `limit` bytes and one are ever inflated.
+    """Returns a decompressed body. It never decompresses more than `limit` bytes and one.
 
     Args:
-        body: bytes. As they came.
+        body: bytes. As received.
         encoding: string. The value of the header `Content-Encoding`.
         limit: integer. The most bytes to return.
 
     Raises:
-        HttpError: 415 where it is another encoding, 400 where the bytes are damaged, 413 where they
-            inflate to more than the limit.
+        HttpError: 415: the encoding is unknown. 400: the bytes are damaged. 413: the body is larger
+            than the limit.
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):
@@ -32,7 +32,7 @@ def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:
         )
     bits = _WINDOW_BITS[name]
     if name == "deflate" and not _has_zlib_header(body):
-        bits = -15  # Some clients send the bare stream.
+        bits = -15  # Some clients send the stream without its header.
     try:
         return _inflate(body, bits, limit)
     except zlib.error as error:
@@ -48,7 +48,7 @@ def _inflate(body: bytes, bits: int, limit: int) -> bytes:
     room = limit
     for _ in range(_MAX_MEMBERS):
         member = zlib.decompressobj(bits)
-        # One byte more than there is room for tells a body that fits from one that does not.
+        # One byte above the limit shows that the body is too large.
         part = member.decompress(body, room + 1)
         if len(part) > room:
             raise HttpError(
@@ -56,7 +56,7 @@ def _inflate(body: bytes, bits: int, limit: int) -> bytes:
                 f"The body inflates to more than {limit} bytes. Send fewer rows in one request.",
             )
         if not member.eof:
-            raise zlib.error("it ends early")
+            raise zlib.error("it is cut short")
         parts.append(part)
         room -= len(part)
         body = member.unused_data

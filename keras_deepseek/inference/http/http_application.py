@@ -1,20 +1,13 @@
-"""What each HTTP path answers: the routes of all protocols, and `/healthz`.
+"""The application behind an HTTP server: the routes of all protocols, and the notes of requests.
 
-All of it runs on the server's event loop, and nothing waits there for the model: what needs it is
-answered by a function of the future that the engine gave.
+All of it runs on the server's event loop, and nothing there waits for the model: a route that needs
+the model returns a `Pending`.
 """
 
-import re
 from typing import TYPE_CHECKING
 
 from keras_deepseek.inference.http import metrics, open_inference_rest, pages, tf_serving_rest
-from keras_deepseek.inference.http.answers import (
-    Route,
-    answer_error,
-    answer_json,
-    malformed,
-    template_of,
-)
+from keras_deepseek.inference.http.answers import answer_error, answer_json
 from keras_deepseek.inference.http.message import (
     HUNG_UP,
     HttpError,
@@ -22,6 +15,9 @@ from keras_deepseek.inference.http.message import (
     HttpResponse,
     Pending,
 )
+from keras_deepseek.inference.http.openapi import describe_server
+from keras_deepseek.inference.http.operation import OBJECT, Operation
+from keras_deepseek.inference.http.routing import Parameters, Route, Router
 from keras_deepseek.inference.http.span_names import name_http
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
@@ -30,48 +26,49 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
 
 
-def health(server: "HttpServer", _request: HttpRequest, _match: re.Match[str]) -> HttpResponse:
-    """Answers 200 when requests are answered, else 503."""
+def health(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+    """Answers 200 if the server is ready, else 503."""
     if not server.ready:
         raise HttpError(503, "Not ready.")
     return answer_json({"status": "ready"})
 
 
+_HEALTH = Operation("Whether the server is ready", OBJECT)
+
 ROUTES = (
     *tf_serving_rest.ROUTES,
     *open_inference_rest.ROUTES,
-    Route("GET", re.compile("/healthz"), health, call="health", is_open=True),
+    Route("GET", "/healthz", health, call="health", operation=_HEALTH, is_open=True),
     *metrics.ROUTES,
     *pages.ROUTES,
 )
+"""The routes of a server. A new protocol adds its own here."""
 
 
 _CHALLENGE = 'Bearer realm="keras_deepseek"'
 
 
 class HttpApplication:
-    """Answers requests for the engine of one server.
-
-    Args:
-        server: `HttpServer`. Its engine and its readiness are read at each request.
-    """
+    """Answers the requests of one server. It adds the route `/openapi.json` to the others."""
 
     def __init__(self, server: "HttpServer") -> None:
         self._server = server
+        operation = Operation("This description", OBJECT)
+        describe = Route(
+            "GET", "/openapi.json", self._describe, call="openapi", operation=operation
+        )
+        self.router = Router([*ROUTES, describe])
 
     def admit(self, request: HttpRequest) -> None:
-        """Refuses a request without a token, where the server asks for one.
-
-        Args:
-            request: `HttpRequest`.
+        """Refuses a request without a valid token, if the server asks for tokens.
 
         Raises:
-            HttpError: 401: it shows no token, or one that is none of the server's.
+            HttpError: 401: the request has no token, or a wrong one.
         """
         tokens = self._server.tokens
         if tokens is None or tokens.allows(request.headers.get("authorization")):
             return
-        if any(route.is_open and route.pattern.fullmatch(request.path) for route in ROUTES):
+        if self.router.is_open(request.path):
             return
         if "authorization" not in request.headers:
             message = "A token is asked for: send the header Authorization: Bearer TOKEN."
@@ -80,52 +77,35 @@ class HttpApplication:
         raise HttpError(401, "The token is not valid.", (("www-authenticate", challenge),))
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer of the route that fits.
-
-        Args:
-            request: `HttpRequest`.
+        """Returns the answer of the request's route.
 
         Raises:
-            HttpError: 404 where no route fits the path, 405 where one fits with another method.
+            HttpError: 404: no route has the path. 405: those that have it take other methods.
             KerasDeepSeekError: The route refuses the request.
         """
         if self._server.access_log is not None:  # Lines of the log name it from here on.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
-        allowed = []
-        for route in ROUTES:
-            match = route.pattern.fullmatch(request.path)
-            if match is None:
-                continue
-            if request.method == route.method or (
-                request.method == "HEAD" and route.method == "GET"
-            ):
-                request.trace.protocol, request.trace.call = route.protocol, route.call
-                return route.handler(self._server, request, match)
-            allowed.append("GET, HEAD" if route.method == "GET" else route.method)
-        if allowed:
-            raise HttpError(405, "Method Not Allowed", (("allow", ", ".join(allowed)),))
-        raise malformed(request)
+        route, parameters = self.router.find(request)
+        request.route = route.path
+        request.trace.protocol, request.trace.call = route.protocol, route.call
+        return route.handler(self._server, request, parameters)
 
     def answer_error(self, error: Exception) -> HttpResponse:
-        """Returns the answer that tells a client of an error.
-
-        Args:
-            error: Exception.
-        """
+        """Returns the answer for an error."""
         return answer_error(error)
 
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
-        """Counts a request that is answered, and logs it where that is asked for.
+        """Adds an answered request to the metrics, the traces and the access log.
 
         Args:
-            request: `HttpRequest`, or `None` where what came was none.
-            response: `HttpResponse`, or `None` where the client hung up before it was there.
+            request: `HttpRequest`, or `None` if the bytes were no HTTP request.
+            response: `HttpResponse`, or `None` if the client hung up before it was ready.
         """
         trace = RequestTrace("http") if request is None else request.trace
         status = HUNG_UP if response is None else response.status
         seconds = self._server.engine.monitor.end(trace, status)
         if self._server.traces is not None:
-            names = name_http(self._server, request, status, _form_of(request))
+            names = name_http(self._server, request, status, request.route if request else "")
             self._server.traces.add(trace, seconds, names, request.headers if request else {})
         access_log = self._server.access_log
         if access_log is None:
@@ -145,14 +125,12 @@ class HttpApplication:
             client="" if request is None else request.client,
         )
 
-
-def _form_of(request: HttpRequest | None) -> str:
-    """Returns the form of a path with the names of its parts, or nothing where it leads nowhere."""
-    if request is None or not request.trace.call:
-        return ""
-    found = (
-        route.pattern.fullmatch(request.path)
-        for route in ROUTES
-        if (route.protocol, route.call) == (request.trace.protocol, request.trace.call)
-    )
-    return next((template_of(match) for match in found if match is not None), "")
+    def _describe(
+        self, server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+    ) -> HttpResponse:
+        """Answers with the OpenAPI document of the routes, and of the models as they are now."""
+        asks_for_tokens = server.tokens is not None
+        document = describe_server(
+            server.engine, self.router.routes, asks_for_tokens=asks_for_tokens
+        )
+        return answer_json(document)

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection: requests come in by `http_reader`, answers go out by `writer`.
 
-The application answers at once or with a future; no task is made for either. What a client does
-badly (it sends nonsense, sends or reads slowly, hangs up, sends while it should not) ends here.
+The application answers at once or later; no task is made for either. This module ends connections
+of clients that misbehave: that send malformed data, send or read slowly, or send after the end.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.http.open_connections import OpenConnections
 
 _PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-"""A client whose machine is gone is noticed after a minute and a half, also in mid-request."""
+"""They find a client whose machine is gone after a minute and a half, also during a request."""
 
 
 class _Exchange:
-    """A request, and its answer once there is one."""
+    """A request and its answer."""
 
     __slots__ = ("cancel", "connection", "make_response", "must_close", "request", "response")
 
@@ -44,19 +44,19 @@ class _Exchange:
         self.response: HttpResponse | None = None
 
     def finish(self, finished: Any) -> None:
-        """Takes what was awaited."""
+        """Makes the answer from the finished work."""
         self.connection.finish(self, finished)
 
 
 class HttpConnection(asyncio.Protocol):
-    """What the event loop calls for one connection.
+    """The protocol of one connection, which the event loop calls.
 
     Args:
         application: `Application`.
-        connections: `OpenConnections`, which looks at this one's clock.
-        max_body_bytes: integer. Larger bodies, as they come or inflated, are refused with 413.
+        connections: `OpenConnections`, which calls `check_time`.
+        max_body_bytes: integer. Larger bodies, received or decompressed, are refused with 413.
         limits: `HttpLimits`.
-        clock: function that returns seconds. Defaults to `time.monotonic`.
+        clock: function that returns seconds.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class HttpConnection(asyncio.Protocol):
         self._clock = clock
         self._transport: asyncio.Transport | None = None
         self._reader = HttpReader(limits, max_body_bytes)
-        # Answers leave in the order of their requests: the first of these is the next to go.
+        # In the order of the requests. The answer of the first is the next to be written.
         self._exchanges: deque[_Exchange] = deque()
         self._waiting: deque[HttpRequest | HttpError] = deque()
         self._steps = 0
         self._since = clock()
-        """When the reader came to its present phase, or the last answer was given."""
+        """When the reader's phase last changed, or the last answer was given."""
         self._unsent = 0
         self._unsent_since = self._since
         self._is_reading_paused = False
@@ -88,7 +88,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_lingering = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there, with TLS where it is asked for."""
+        """Begins with a new connection, after the TLS handshake if there is one."""
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._reader.client = str(peer[0]) if peer else ""
@@ -98,7 +98,7 @@ class HttpConnection(asyncio.Protocol):
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Reads bytes, and starts the requests that they complete."""
         reader = self._reader
         for received in reader.feed(data):
             if self._is_full():
@@ -113,37 +113,37 @@ class HttpConnection(asyncio.Protocol):
             self._tell_to_continue()
 
     def eof_received(self) -> bool:
-        """The client has hung up. One that closes its sending half alone looks the same."""
+        """Drops the requests of a client that has hung up, or closed its sending half."""
         self._is_lingering = True
         self._since = self._clock()
         self._drop_requests()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing can be sent any more."""
+        """Drops the requests of a closed connection."""
         self._transport = None
         self._drop_requests()
         self._connections.remove(self)
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as it is answered."""
+        """Stops reading while the client reads its answers too slowly."""
         self._is_writing_paused = True
         self._pause_reading()
 
     def resume_writing(self) -> None:
-        """The client has read enough."""
+        """Reads again after the client has read enough."""
         self._is_writing_paused = False
         self._start_waiting()
 
     def finish(self, exchange: _Exchange, finished: Any) -> None:
-        """Answers a request whose answer was awaited.
+        """Answers a request whose work is finished.
 
         Args:
             exchange: The exchange.
-            finished: What `Pending.make_response` takes.
+            finished: The argument of `Pending.make_response`.
         """
         if exchange.make_response is None:
-            return  # Nobody is left to be told.
+            return  # The client has hung up.
         try:
             exchange.response = exchange.make_response(finished)
         except Exception as error:  # noqa: BLE001 - The application tells the client and the log.
@@ -153,21 +153,21 @@ class HttpConnection(asyncio.Protocol):
             self._start_waiting()
 
     def start_draining(self) -> None:
-        """Closes the connection after the next answer that leaves nothing to be answered."""
+        """Lets the connection close after the answer to its last request."""
         self._is_draining = True
 
     def close_if_idle(self) -> None:
         """Closes the connection unless a request is being read or answered."""
-        if self._is_nothing_left() and not self._is_lingering and self._transport is not None:
+        if self._is_quiet() and not self._is_lingering and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """Drops the connection with all that is unsent."""
+        """Drops the connection and all unsent bytes."""
         if self._transport is not None:
             self._transport.abort()
 
     def check_time(self) -> None:
-        """Ends what has taken too long."""
+        """Ends reads, writes and idle times that exceed their limits."""
         transport, now, limits = self._transport, self._clock(), self._limits
         if transport is None:
             return
@@ -207,7 +207,7 @@ class HttpConnection(asyncio.Protocol):
         return self._is_writing_paused or len(self._exchanges) >= self._limits.max_pipelined
 
     def _start(self, received: HttpRequest | HttpError) -> None:
-        """Asks the application; its answer may come later."""
+        """Gives a request to the application. Its answer may come later."""
         exchange = _Exchange(self, None if isinstance(received, HttpError) else received)
         self._exchanges.append(exchange)
         try:
@@ -231,7 +231,7 @@ class HttpConnection(asyncio.Protocol):
         return self._application.handle(received)
 
     def _start_waiting(self) -> None:
-        """Goes on with what had to wait, then with reading."""
+        """Starts requests that had to wait, then reads again."""
         while self._waiting and not self._is_full():
             self._start(self._waiting.popleft())
         if self._is_reading_paused and not self._waiting and not self._is_full():
@@ -247,7 +247,7 @@ class HttpConnection(asyncio.Protocol):
             transport.pause_reading()
 
     def _write_answers(self) -> None:
-        """Writes the answers that are due."""
+        """Writes the finished answers, in the order of their requests."""
         exchanges = self._exchanges
         while exchanges and exchanges[0].response is not None:
             self._write(exchanges.popleft())
@@ -262,7 +262,7 @@ class HttpConnection(asyncio.Protocol):
             self._application.end(request, None)
             return
         self._application.end(request, response)
-        is_last = exchange.must_close or (self._is_draining and self._is_nothing_left())
+        is_last = exchange.must_close or (self._is_draining and self._is_quiet())
         word = "close" if is_last else "keep-alive" if request and request.is_old else None
         pieces = encode_response(
             response, word, with_body=request is None or request.method != "HEAD"
@@ -271,18 +271,18 @@ class HttpConnection(asyncio.Protocol):
             transport.write(piece)
         if is_last:
             if request is not None and not request.keep_alive:
-                transport.close()  # The client has said that it sends nothing more.
+                transport.close()  # The client announced that it sends nothing more.
             else:
                 self._linger(transport)
 
-    def _is_nothing_left(self) -> bool:
+    def _is_quiet(self) -> bool:
         return not self._exchanges and not self._waiting and self._reader.phase == IDLE
 
     def _linger(self, transport: asyncio.Transport) -> None:
-        """Ends the connection without a reset, which could overtake the answer.
+        """Ends the connection without a TCP reset.
 
-        A socket that is closed with unread bytes resets the connection, and then the client may
-        never see what was written. So what still comes is dropped until the client closes.
+        The system resets a connection that is closed with unread bytes, and the reset may destroy
+        the answer on its way. So further bytes are read and dropped until the client closes.
         """
         self._reader.stop()
         self._is_lingering = True
@@ -294,13 +294,13 @@ class HttpConnection(asyncio.Protocol):
             transport.write_eof()
 
     def _tell_to_continue(self) -> None:
-        # Before earlier answers it would seem to be one of them.
+        # Clients would take it for an earlier answer.
         if self._transport is not None and not self._exchanges and not self._waiting:
             self._reader.wants_continue = False
             self._transport.write(CONTINUE)
 
     def _drop_requests(self) -> None:
-        """Takes out of the queue what nobody waits for."""
+        """Cancels all requests: nobody waits for their answers."""
         self._reader.stop()
         self._waiting.clear()
         exchanges, self._exchanges = self._exchanges, deque()
@@ -312,20 +312,16 @@ class HttpConnection(asyncio.Protocol):
 
 
 def probe_dead_peers(connection: socket.socket | None) -> None:
-    """Lets the kernel ask a silent client's machine from time to time whether it is there.
-
-    Args:
-        connection: `socket.socket`, or `None` where there is none.
-    """
+    """Turns on TCP keep-alive, so that the kernel notices when a client's machine is gone."""
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _PROBES:
-        if hasattr(socket, name):  # Not every system lets one choose.
+        if hasattr(socket, name):  # Not all systems have these options.
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _read_subject(certificate: dict[str, Any] | None) -> tuple[tuple[str, str], ...]:
-    """Returns the subject's pairs; `ssl` has a tuple of them for each of its parts."""
+    """Returns the subject's (name, value) pairs. `ssl` nests them in tuples."""
     parts = certificate.get("subject", ()) if certificate else ()
     return tuple(pair for part in parts for pair in part)

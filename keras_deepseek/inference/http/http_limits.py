@@ -1,4 +1,4 @@
-"""How much, and for how long, one HTTP client may ask of the server."""
+"""The limits on the size and the time of HTTP requests."""
 
 from dataclasses import dataclass, fields
 
@@ -7,24 +7,24 @@ from keras_deepseek.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """The limits of one connection. What is slow to come is dropped, so that it can't pile up.
+    """The limits of one connection. They close those of slow clients, so that they can't pile up.
 
     Args:
-        max_header_bytes: integer. Of the request line and all headers. Beyond it, 431. Defaults to
-            64 KiB (`65536`).
-        max_header_fields: integer. Beyond it, 431. Defaults to `100`.
-        max_pipelined: integer. Requests of one connection that are computed at a time; those behind
-            them wait, and no more are read. Defaults to `16`.
-        header_seconds: float. For a request's line and headers to be all there. Then 408. Defaults
-            to `10.0`.
-        body_seconds: float. What a body gets beyond the time that `min_body_rate` gives it. Then
-            408. Defaults to `30.0`.
+        max_header_bytes: integer. Of the request line and all headers. Above it, the status is 431.
+            Defaults to 64 KiB (`65536`).
+        max_header_fields: integer. Above it, the status is 431. Defaults to `100`.
+        max_pipelined: integer. The requests of one connection that are computed at a time. Further
+            ones wait, and no more are read. Defaults to `16`.
+        header_seconds: float. For the request line and all headers to arrive. Above it, the status
+            is 408. Defaults to `10.0`.
+        body_seconds: float. For a body to arrive, beyond the time that `min_body_rate` allows.
+            Above it, the status is 408. Defaults to `30.0`.
         min_body_rate: float. Bytes a second. Defaults to `10000.0`.
-        idle_seconds: float. That a connection is kept open without a request. Defaults to `75.0`.
+        idle_seconds: float. That a connection stays open without a request. Defaults to `75.0`.
         write_seconds: float. That a client may read nothing of an answer. Defaults to `30.0`.
-        linger_seconds: float. That the server, having said `Connection: close`, leaves the client
-            to read the answer and to close. Defaults to `1.0`.
-        settle_seconds: float. That a stopping server still takes a request on an idle connection:
+        linger_seconds: float. That the server, after `Connection: close`, gives the client to read
+            the answer and to close. Defaults to `1.0`.
+        settle_seconds: float. That a stopping server still accepts a request on an idle connection:
             the client may have sent it already. Defaults to `0.2`.
         grace_seconds: float. That a stopping server waits for requests in flight, and a closing
             engine with servers for its models. Defaults to `30.0`.
@@ -61,7 +61,7 @@ class HttpLimits:
 
     @property
     def tick_seconds(self) -> float:
-        """How often the clock of all connections is looked at: often enough for the shortest."""
+        """Seconds between two checks of all time limits: a quarter of the shortest, at most 1."""
         shortest = min(
             self.header_seconds,
             self.body_seconds,

@@ -1,7 +1,7 @@
-"""Makes requests of the bytes of one connection, and refuses those that are malformed or too large.
+"""Parses requests from the bytes of a connection, and refuses malformed or too large ones.
 
-httptools finds the parts of a message; this file holds the limits and builds the `HttpRequest`.
-It does no input and no output: `http_connection` does.
+httptools finds the parts of a message. This module applies the limits and builds the `HttpRequest`.
+It reads and writes no socket.
 """
 
 from urllib.parse import unquote
@@ -12,7 +12,7 @@ from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.message import HttpError, HttpRequest
 
 IDLE, HEAD, BODY = range(3)
-"""Where a reader is: between requests, in the line or the headers of one, or in its body."""
+"""The phases of a reader: between requests, in the request line or headers, in the body."""
 
 
 class HttpReader:
@@ -25,18 +25,18 @@ class HttpReader:
 
     def __init__(self, limits: HttpLimits, max_body_bytes: int) -> None:
         self.client = ""
-        """The address of the other end, for the requests."""
+        """The client's address, for the requests."""
         self.peer_subject: tuple[tuple[str, str], ...] = ()
-        """The subject of its certificate, for the requests."""
+        """The subject of the client's certificate, for the requests."""
         self.phase = IDLE
         self.steps = 0
-        """Grows whenever the phase changes."""
+        """It grows whenever the phase changes."""
         self.body_bytes = 0
-        """What has come of the present body."""
+        """The bytes of the current body that have arrived."""
         self.is_done = False
-        """Whether nothing more is read: the client or the server wants the connection closed."""
+        """True if nothing more is read: the client or the server wants to close the connection."""
         self.wants_continue = False
-        """Whether the client waits for "100 Continue" before it sends the body."""
+        """True if the client waits for "100 Continue" before it sends the body."""
         self._max_fields = limits.max_header_fields
         self._max_head_bytes = limits.max_header_bytes
         self._max_body_bytes = max_body_bytes
@@ -53,10 +53,10 @@ class HttpReader:
         self._parser = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> list[HttpRequest | HttpError]:
-        """Returns the requests that `data` completes. An `HttpError` is the last of all.
+        """Returns the requests that `data` completes. An `HttpError` is always the last item.
 
         Args:
-            data: bytes. What came next.
+            data: bytes. The next bytes of the connection.
         """
         if self.is_done:
             return []
@@ -67,9 +67,8 @@ class HttpReader:
         except HttpError as refusal:
             self._end_with(refusal)
         except httptools.HttpParserUpgrade:
-            self.is_done = (
-                True  # Another protocol was offered: the answer is HTTP/1.1, and the end.
-            )
+            # The client offers another protocol. The answer is HTTP/1.1, and then the end.
+            self.is_done = True
         except httptools.HttpParserError as error:
             self._end_with(
                 self._refusal or HttpError(400, f"The request is not HTTP/1.1: {error}.")
@@ -78,13 +77,13 @@ class HttpReader:
         return complete
 
     def stop(self) -> None:
-        """Reads nothing more."""
+        """Ignores all further bytes."""
         self.is_done = True
         self.wants_continue = False
         self.phase = IDLE
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Begins a request."""
         self.phase = HEAD
         self.steps += 1
         self.body_bytes = 0
@@ -95,14 +94,14 @@ class HttpReader:
         self._body = []
 
     def on_url(self, piece: bytes) -> None:
-        """A piece of the target has come."""
+        """Adds a piece of the request target."""
         self._target += piece
         self._head_bytes += len(piece)
         if self._head_bytes > self._max_head_bytes:
             self._refuse_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header has come, or, after a body in chunks, a trailer."""
+        """Adds a header. After a chunked body it is a trailer, which is ignored."""
         self._fields += 1
         self._head_bytes += len(name) + len(value)
         if self._fields > self._max_fields:
@@ -110,7 +109,7 @@ class HttpReader:
         if self._head_bytes > self._max_head_bytes:
             self._refuse_head()
         if self.phase == BODY:
-            return  # Trailers could replace headers that were looked at already.
+            return  # Trailers could replace headers that are checked already.
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
         if key in self._headers:
@@ -118,7 +117,7 @@ class HttpReader:
         self._headers[key] = text
 
     def on_headers_complete(self) -> None:
-        """The body comes next."""
+        """Checks the headers, and begins the body."""
         self.phase = BODY
         self.steps += 1
         headers = self._headers
@@ -129,16 +128,16 @@ class HttpReader:
         if "host" not in headers and not self._is_old:
             self._refuse(400, "The request is not HTTP/1.1: the header Host is missing.")
         if headers.get("transfer-encoding", "chunked").lower() != "chunked":
-            self._refuse(501, "The one Transfer-Encoding that is supported is chunked.")
+            self._refuse(501, "This Transfer-Encoding is not supported. Use chunked.")
         if int(headers.get("content-length", 0)) > self._max_body_bytes:
             self._refuse_body()
         if "expect" in headers and not self._is_old:
             if headers["expect"].lower() != "100-continue":
-                self._refuse(417, "The one Expect that is supported is 100-continue.")
+                self._refuse(417, "This Expect is not supported. Use 100-continue.")
             self.wants_continue = True
 
     def on_body(self, piece: bytes) -> None:
-        """A piece of the body has come."""
+        """Adds a piece of the body."""
         self.wants_continue = False
         self.body_bytes += len(piece)
         if self.body_bytes > self._max_body_bytes:
@@ -146,7 +145,7 @@ class HttpReader:
         self._body.append(piece)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Completes the request."""
         self.phase = IDLE
         self.steps += 1
         self.wants_continue = False
@@ -171,9 +170,10 @@ class HttpReader:
 
     def _split_target(self) -> tuple[str, str]:
         """Returns the path and the query."""
-        # httptools refuses other bytes than those of ASCII.
+        # httptools accepts ASCII alone.
         target = self._target.decode("ascii")
-        if not target.startswith("/") and "://" in target:  # As to a proxy, it has the host too.
+        # In the form for proxies the target has the host, too.
+        if not target.startswith("/") and "://" in target:
             host_and_path = target.partition("://")[2].split("?")[0]
             start = target.index("://") + 3 + len(host_and_path.partition("/")[0])
             target = target[start:]
@@ -182,7 +182,7 @@ class HttpReader:
         return unquote(path) if "%" in path else path, query
 
     def _limit_quiet_bytes(self, size: int) -> None:
-        """Refuses a line that never ends: nothing is told of it until it does."""
+        """Refuses an endless header line, which httptools reports only at its end."""
         noted = (self.steps, self._head_bytes, self.body_bytes)
         self._quiet_bytes = self._quiet_bytes + size if noted == self._noted else 0
         self._noted = noted
@@ -200,12 +200,12 @@ class HttpReader:
         )
 
     def _refuse(self, status: int, message: str) -> None:
-        # httptools turns whatever is raised inside of it into an error of its own.
+        # httptools replaces exceptions of its callbacks by its own.
         self._refusal = HttpError(status, message)
         raise self._refusal
 
     def _end_with(self, refusal: HttpError) -> None:
-        # After the last request of a connection, whatever comes is none.
+        # Bytes after the last request of a connection are ignored.
         if not self.is_done:
             self._complete.append(refusal)
         self.stop()

@@ -1,7 +1,4 @@
-"""Listens for HTTP.
-
-`http_connection` speaks with each client; what the paths answer stands in `http_application`.
-"""
+"""The HTTP server. `http_connection` reads the requests, `http_application` answers them."""
 
 import asyncio
 import os
@@ -10,20 +7,18 @@ import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_count
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.listener import Listener
 from keras_deepseek.inference.http.open_connections import OpenConnections
+from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.server import Serve, Server
 
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
-
 MAX_BODY_BYTES = 64 * 2**20
-"""Larger requests are refused: a tensor of 64 MiB of JSON wants another protocol."""
+"""Larger requests are refused: 64 MiB of JSON should be sent in another form."""
 
 _BACKLOG = 2048
 
@@ -31,25 +26,25 @@ _BACKLOG = 2048
 class HttpServer(Server):
     """One HTTP server in front of an engine.
 
-    `ServingEngine.serve` makes and starts one; make it yourself to choose `max_body_bytes`.
+    `ServingEngine.serve` makes and starts one. Make one yourself for a second address or port.
 
     Args:
-        engine: `ServingEngine`. Until it is ready, requests are answered with the status 503.
+        engine: `ServingEngine`. Until it is ready, requests get the status 503.
         host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
         port: integer. `0` takes a free one. Defaults to `8501`.
-        max_body_bytes: integer. Larger requests are answered with the status 413, also those that
-            come compressed and would be inflated to more. Defaults to 64 MiB (`67108864`).
-        ssl_context: `ssl.SSLContext` of a server, to speak TLS. Where its `verify_mode` is
-            `ssl.CERT_REQUIRED`, clients without a certificate that it trusts are turned away.
-            Defaults to `None`: plain HTTP.
-        limits: `HttpLimits`. Defaults to `None`: its own defaults.
+        max_body_bytes: integer. Larger requests get the status 413, also if they are larger only
+            after decompression. Defaults to 64 MiB (`67108864`).
+        ssl_context: `ssl.SSLContext` of a server, for TLS. If its `verify_mode` is
+            `ssl.CERT_REQUIRED`, clients without a trusted certificate are refused. Defaults to
+            `None`: plain HTTP.
+        limits: `HttpLimits`. Defaults to `None`: its defaults.
         tokens: sequence of strings, or a `pathlib.Path` of a file with one in each line. Requests
-            must show one of them, as `Authorization: Bearer TOKEN`, but those for `/`, `/healthz`
-            and `/v2/health/...`. Defaults to `None`: anyone may ask.
-        access_log: boolean. Whether each request is a line of JSON in the log
+            must send one of them, as `Authorization: Bearer TOKEN`, except for `/`, `/healthz` and
+            `/v2/health/...`. Defaults to `None`: no token is needed.
+        access_log: boolean. If `True`, each request writes a line of JSON to the log
             `keras_deepseek.inference.access`. Defaults to `False`.
-        traces: boolean, or OpenTelemetry's `TracerProvider`. Whether each request is a span. `True`
-            takes the provider that the process has set up, or else one that the environment's
+        traces: boolean, or OpenTelemetry's `TracerProvider`. If not `False`, each request is a
+            span. `True` takes the provider of the process, or else one that the environment
             variables `OTEL_*` describe. Defaults to `False`.
 
     Example:
@@ -67,7 +62,7 @@ class HttpServer(Server):
 
     def __init__(
         self,
-        engine: "ServingEngine",
+        engine: Engine,
         host: str = "127.0.0.1",
         port: int = 8501,
         *,

@@ -1,7 +1,7 @@
 """Accepts the connections of a listening socket, and makes a protocol for each.
 
-The event loop's own server, when it is closed, forgets connections that it has accepted and not yet
-given to a protocol: their clients would wait for ever. This one loses none.
+asyncio's own server, when it closes, forgets connections that it has accepted but not yet given to
+a protocol: their clients would wait for ever. This one loses none.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from collections.abc import Callable
 _logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 100
-"""Between so many, those that are connected already get their turn."""
+"""Connections that are accepted before existing ones get their turn."""
 
 _REST_SECONDS = 1.0
-"""After an error such as too many open files, which does not pass by trying again at once."""
+"""The pause after an error such as too many open files, where a retry at once would fail."""
 
 
 class Listener:
@@ -27,8 +27,8 @@ class Listener:
         listener: `socket.socket` that listens.
         make_protocol: function that returns an `asyncio.Protocol`.
         ssl_context: `ssl.SSLContext`, or `None` for plain connections.
-        handshake_seconds: float. That TLS's handshake may take.
-        farewell_seconds: float. That TLS's end may take.
+        handshake_seconds: float. The limit for the TLS handshake.
+        farewell_seconds: float. The limit for closing TLS.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Listener:
         listener.settimeout(0)
 
     def start(self) -> None:
-        """Accepts whoever comes."""
+        """Begins to accept connections."""
         self._loop.add_reader(self._listener, self._accept)
 
     async def stop(self) -> None:
-        """Frees the port. Returns when all whom the kernel had let in have their protocol."""
+        """Closes the port. Returns when all accepted connections have their protocol."""
         if self._rest is not None:
             self._rest.cancel()
         self._loop.remove_reader(self._listener)
@@ -64,13 +64,13 @@ class Listener:
             await asyncio.wait(self._connecting)
 
     def _accept(self) -> bool:
-        """Accepts some; returns whether there may be more."""
+        """Accepts some connections. Returns true if there may be more."""
         for _ in range(_AT_A_TIME):
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return False
-            except ConnectionAbortedError:  # The client was faster.
+            except ConnectionAbortedError:  # The client has hung up already.
                 continue
             except OSError:
                 _logger.exception("Can't accept connections.")
@@ -85,7 +85,7 @@ class Listener:
     async def _connect(self, connection: socket.socket) -> None:
         connection.settimeout(0)
         handshake_seconds, farewell_seconds = self._seconds
-        # A client that does not speak TLS, or has no right certificate, is not worth a traceback.
+        # A client without TLS, or without a valid certificate, needs no traceback in the log.
         with contextlib.suppress(OSError):
             await self._loop.connect_accepted_socket(
                 self._make_protocol,

@@ -1,4 +1,4 @@
-"""What goes between the HTTP server's connections and the application that answers them."""
+"""The messages between the HTTP server's connections and the application that answers them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,25 +7,27 @@ from typing import Any, Protocol
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
 HUNG_UP = 499
-"""What web servers write in their logs for a client that did not wait; nobody is sent it."""
+"""The status in logs for a client that hung up before its answer. It is never sent."""
 
 
 @dataclass(slots=True)
 class HttpRequest:
-    """One request, read to its end.
+    """A complete request.
 
     Args:
         method: string. Upper case, as in `"POST"`.
         path: string. Without the query, and with its percent escapes decoded.
-        query: string. What follows the first `?`, as it came.
-        headers: dict. Values by lower-case name; those of a repeated name are joined by commas.
-        body: bytes. Inflated, where it came compressed.
-        client: string. The address of the other end.
+        query: string. The text after the first `?`, not decoded.
+        headers: dict. Values by lower-case name. Values of a repeated name are joined by commas.
+        body: bytes. Decompressed.
+        client: string. The client's address.
         peer_subject: tuple of (name, value) pairs, as in `(("commonName", "client"),)`: the subject
-            of the certificate that the client proved to hold. Empty where it showed none.
-        keep_alive: boolean. Whether the client will send more on this connection.
-        is_old: boolean. Whether it speaks HTTP/1.0.
-        trace: `RequestTrace`. What is noted of it.
+            of the client's certificate. Empty if it has none.
+        keep_alive: boolean. True if the client keeps the connection open.
+        is_old: boolean. True for HTTP/1.0.
+        trace: `RequestTrace`. Its notes for metrics and logs.
+        route: string. The path template of its route, as in `"/v2/models/{name}/infer"`. Empty
+            until the route is found.
     """
 
     method: str
@@ -38,6 +40,7 @@ class HttpRequest:
     keep_alive: bool = True
     is_old: bool = False
     trace: RequestTrace = field(default_factory=lambda: RequestTrace("http"), compare=False)
+    route: str = ""
 
 
 @dataclass(slots=True)
@@ -59,15 +62,15 @@ class HttpResponse:
 
 @dataclass(slots=True)
 class Pending:
-    """An answer that has to be computed.
+    """An answer that is not computed yet.
 
     Args:
-        start: function that begins it. It takes the function that the server's loop is to call
-            with what is finished, a `Request` of the model or a future of other work, and returns
-            one that cancels it: the client hung up.
-        make_response: function from what is finished to an `HttpResponse`.
+        start: function that starts the computation. Its argument is a function that the event loop
+            must call with the result, a `Request` of the model or a future. It returns a function
+            that cancels the computation when the client has hung up.
+        make_response: function from the result to an `HttpResponse`.
 
-    What either raises is answered by `Application.answer_error`.
+    The application's `answer_error` answers the errors of both.
     """
 
     start: Callable[[Callable[[Any], None]], Callable[[], None]]
@@ -75,7 +78,7 @@ class Pending:
 
 
 class HttpError(Exception):
-    """A request that is refused.
+    """A refused request.
 
     Args:
         status: integer, from 400 up.
@@ -92,33 +95,25 @@ class HttpError(Exception):
 
 
 class Application(Protocol):
-    """What a server needs to know about its routes. All calls are made on the event loop."""
+    """The interface between a connection and the routes. All calls are made on the event loop."""
 
     def admit(self, request: HttpRequest) -> None:
-        """Raises an `HttpError` where the client may not ask; its body is not inflated then.
-
-        Args:
-            request: `HttpRequest`.
-        """
+        """Raises an `HttpError` if the client has no access. Its body is not decompressed then."""
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer to a request, now or later, or raises any exception.
-
-        Args:
-            request: `HttpRequest`.
-        """
+        """Returns the answer to a request, or a `Pending`. Raises any exception."""
 
     def answer_error(self, error: Exception) -> HttpResponse:
-        """Returns the answer that tells a client of an error. It must not raise.
+        """Returns the answer for an error. It must not raise.
 
         Args:
-            error: What `handle` or `make_response` raised, or an `HttpError` of the server.
+            error: Raised by `handle` or `make_response`, or an `HttpError` of the connection.
         """
 
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Notes that an answer is about to be written, and may add headers. It must not raise.
 
         Args:
-            request: `HttpRequest`, or `None` where what came was none.
-            response: `HttpResponse`, or `None` where the client hung up before it was there.
+            request: `HttpRequest`, or `None` if the bytes were no HTTP request.
+            response: `HttpResponse`, or `None` if the client hung up before it was ready.
         """

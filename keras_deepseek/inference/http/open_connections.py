@@ -1,4 +1,4 @@
-"""All connections of one HTTP server: one clock for their time limits, and their end."""
+"""The open connections of an HTTP server: their time limits, and closing them at the end."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -10,13 +10,10 @@ if TYPE_CHECKING:
 
 
 class OpenConnections:
-    """The connections that are open. It is used on the event loop alone.
+    """The open connections. Only the event loop's thread uses it.
 
-    A timer for each request would cost more than all else that is noted of it, so one timer looks
-    at all connections, a few times in the shortest limit.
-
-    Args:
-        limits: `HttpLimits`.
+    A timer for each request would cost too much, so one timer checks all connections, a few times
+    within the shortest limit.
     """
 
     def __init__(self, limits: HttpLimits) -> None:
@@ -30,39 +27,31 @@ class OpenConnections:
         return len(self._open)
 
     def add(self, connection: "HttpConnection") -> None:
-        """Takes a connection that was made.
-
-        Args:
-            connection: `HttpConnection`.
-        """
+        """Adds a new connection."""
         self._open.add(connection)
         if self._is_draining:
             connection.start_draining()
 
     def remove(self, connection: "HttpConnection") -> None:
-        """Forgets a connection that is lost.
-
-        Args:
-            connection: `HttpConnection`.
-        """
+        """Removes a closed connection."""
         self._open.discard(connection)
         self._change.set()
 
     def watch(self) -> None:
-        """Looks at the clock of every connection, now and from time to time."""
+        """Checks the time limits of all connections, now and regularly."""
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._limits.tick_seconds, self.watch)
         for connection in list(self._open):
             connection.check_time()
 
     def start_draining(self) -> None:
-        """Lets every connection, also those to come, close after its next answer."""
+        """Lets all connections, also new ones, close after their next answer."""
         self._is_draining = True
         for connection in self._open:
             connection.start_draining()
 
     async def drain(self) -> None:
-        """Returns when every connection is closed; those in use are given time to finish."""
+        """Closes all connections. Those in use get time to finish first."""
         limits, loop = self._limits, asyncio.get_running_loop()
         self.start_draining()
         end = loop.time() + limits.grace_seconds
@@ -77,7 +66,7 @@ class OpenConnections:
             self._timer.cancel()
 
     async def _wait_until_closed(self, end: float) -> None:
-        """Returns when none is open, or at the time `end` of the loop."""
+        """Returns when all connections are closed, or at the loop's time `end`."""
         try:
             async with asyncio.timeout_at(end):
                 while self._open:

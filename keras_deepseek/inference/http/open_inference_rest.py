@@ -1,15 +1,17 @@
 """Open Inference's (KServe's V2) REST calls: `/v2/...`."""
 
-import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.loop_delivery import Settle
-from keras_deepseek.inference.http.answers import Route, answer_json, outputs_of, read_version
+from keras_deepseek.inference.http import openapi_schemas
+from keras_deepseek.inference.http.answers import answer_json, outputs_of, read_version
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
+from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.http.work import answer_later
 from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.states import PLATFORM, repository_states
@@ -19,42 +21,45 @@ from keras_deepseek.inference.protocols.open_inference_urgency import read_urgen
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
 
-_Match = re.Match[str]
 _Inputs = dict[str, Array]
 
 PROTOCOL = "open_inference"
-"""For the metrics."""
+"""The label of the metrics."""
 
 
-def server_metadata(_server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
+def server_metadata(
+    _server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
     content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
     return answer_json(content)
 
 
-def live(_server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
+def live(_server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers that the server runs."""
     return answer_json(open_inference_models.server_live())
 
 
-def ready(server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
-    """Answers whether requests are answered."""
+def ready(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+    """Answers 200 if the server is ready, else 503."""
     content = open_inference_models.server_ready(server.ready)
     return answer_json(content, 200 if server.ready else 503)
 
 
-def model_ready(server: "HttpServer", request: HttpRequest, match: _Match) -> HttpResponse:
-    """Answers whether a model's requests are answered."""
-    version = server.engine.find(match["name"], read_version(request, match))
+def model_ready(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
+    """Answers 200 if the model is ready, else 503."""
+    version = server.engine.find(parameters["name"], read_version(request, parameters))
     request.trace.model = version.name
     is_ready = server.ready and version.state == "AVAILABLE"
     content = open_inference_models.model_ready(version.name, is_ready)
     return answer_json(content, 200 if is_ready else 503)
 
 
-def model_metadata(server: "HttpServer", request: HttpRequest, match: _Match) -> HttpResponse:
-    """Answers with a model's inputs and outputs."""
-    version = server.engine.find(match["name"], read_version(request, match))
+def model_metadata(
+    server: "HttpServer", request: HttpRequest, parameters: Parameters
+) -> HttpResponse:
+    """Answers with the inputs and outputs of a model."""
+    version = server.engine.find(parameters["name"], read_version(request, parameters))
     request.trace.model = version.name
     numbers = [str(number) for number in server.engine.models[version.name].versions]
     return answer_json(
@@ -62,9 +67,9 @@ def model_metadata(server: "HttpServer", request: HttpRequest, match: _Match) ->
     )
 
 
-def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
-    """Answers with a model's outputs, as JSON or as raw bytes behind it."""
-    name = match["name"]
+def infer(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
+    """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
+    name = parameters["name"]
     server.check_ready(name)
     length = request.headers.get(open_inference.HEADER.lower())
     call = open_inference.parse_infer(request.body, length)
@@ -74,7 +79,7 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
         call.check_outputs(spec.name for spec in signature.outputs)
         return signature.bind(call.inputs)
 
-    version = read_version(request, match)
+    version = read_version(request, parameters)
 
     def start(settle: Settle) -> Callable[[], None]:
         return server.engine.dispatch(
@@ -99,56 +104,100 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
     return Pending(start, respond)
 
 
-def repository_index(server: "HttpServer", request: HttpRequest, _match: _Match) -> HttpResponse:
-    """Answers with every version of every model, and its state."""
+def repository_index(
+    server: "HttpServer", request: HttpRequest, _parameters: Parameters
+) -> HttpResponse:
+    """Answers with the state of every version of every model."""
     only_ready = open_inference_models.parse_repository_index(request.body)
     states = repository_states(server.engine.models)
     return answer_json(open_inference_models.repository_index(states, only_ready))
 
 
-def repository_load(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
-    """Loads what a model's folder holds now; answers when that is served."""
-    name = match["name"]
+def repository_load(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
+    """Loads the versions in a model's folder. Answers when they are served."""
+    name = parameters["name"]
 
     def respond() -> HttpResponse:
         request.trace.model = name
         return answer_json(open_inference_models.repository_load(name))
 
-    return answer_later(lambda: control.load(server.engine, name), respond)
+    return answer_later(lambda: control.load(server.engine.repository, name), respond)
 
 
-def repository_unload(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
-    """Closes a model; answers when what it had accepted is answered."""
-    name = match["name"]
+def repository_unload(
+    server: "HttpServer", request: HttpRequest, parameters: Parameters
+) -> Pending:
+    """Closes a model. Answers when its accepted requests are answered."""
+    name = parameters["name"]
 
     def respond() -> HttpResponse:
         request.trace.model = name
         return answer_json(open_inference_models.repository_unload(name))
 
-    return answer_later(lambda: control.unload(server.engine, name), respond)
+    return answer_later(lambda: control.unload(server.engine.repository, name), respond)
 
 
-_IN_REPOSITORY = r"/v2/repository/models/(?P<name>[^/]+)"
-_MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+def _describe_infer(name: str, signature: Signature) -> Operation:
+    return Operation(
+        f"Infer with {name!r}",
+        openapi_schemas.infer_answer(signature),
+        # Outputs may be asked for as raw bytes behind the JSON.
+        other_answers={"application/octet-stream": {}},
+        body=openapi_schemas.infer_request(signature),
+    )
+
+
+def _describe_ready(name: str, _signature: Signature) -> Operation:
+    answer = fields({"name": TEXT, "ready": FLAG})
+    return Operation(f"Whether {name!r} is ready", answer, answer_503=answer)
+
+
+def _describe_metadata(name: str, _signature: Signature) -> Operation:
+    answer = fields({"name": TEXT, "versions": LIST, "inputs": LIST, "outputs": LIST})
+    return Operation(f"Inputs and outputs of {name!r}", answer)
+
+
+_LIVE = Operation("Whether the server runs", fields({"live": FLAG}))
+_READY = Operation(
+    "Whether the server is ready", fields({"ready": FLAG}), answer_503=fields({"ready": FLAG})
+)
+_INDEX = Operation(
+    "All versions of all models",
+    {
+        "type": "array",
+        "items": fields(dict.fromkeys(("name", "version", "state", "reason"), TEXT)),
+    },
+    body=fields({}, ready=FLAG),
+    is_body_optional=True,
+)
+_LOAD = Operation("Load what the model's folder holds now", fields({"name": TEXT, "load": FLAG}))
+_UNLOAD = Operation("Unload the model", fields({"name": TEXT, "unload": FLAG}))
+_SERVER = Operation("The server's name, version and extensions", OBJECT)
+
+_ADDRESSES = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+_IN_REPOSITORY = "/v2/repository/models/{name}"
+
+
+def _route(method: str, path: str, handler: Handler, **options: Any) -> Route:
+    """Returns a route whose call is named after its handler."""
+    return Route(method, path, handler, PROTOCOL, handler.__name__, **options)
+
 
 ROUTES = (
-    Route("POST", re.compile(_MODEL + "/infer"), infer, PROTOCOL, "infer"),
-    Route("GET", re.compile(_MODEL + "/ready"), model_ready, PROTOCOL, "model_ready"),
-    Route("GET", re.compile(_MODEL), model_metadata, PROTOCOL, "model_metadata"),
-    Route("GET", re.compile("/v2/health/live"), live, PROTOCOL, "live", is_open=True),
-    Route("GET", re.compile("/v2/health/ready"), ready, PROTOCOL, "ready", is_open=True),
-    Route(
-        "POST", re.compile("/v2/repository/index"), repository_index, PROTOCOL, "repository_index"
+    *(
+        _route(method, address + suffix, handler, describe_model=describe)
+        for method, suffix, handler, describe in (
+            ("POST", "/infer", infer, _describe_infer),
+            ("GET", "/ready", model_ready, _describe_ready),
+            ("GET", "", model_metadata, _describe_metadata),
+        )
+        for address in _ADDRESSES
     ),
-    Route(
-        "POST", re.compile(_IN_REPOSITORY + "/load"), repository_load, PROTOCOL, "repository_load"
-    ),
-    Route(
-        "POST",
-        re.compile(_IN_REPOSITORY + "/unload"),
-        repository_unload,
-        PROTOCOL,
-        "repository_unload",
-    ),
-    Route("GET", re.compile("/v2/?"), server_metadata, PROTOCOL, "server_metadata"),
+    _route("GET", "/v2/health/live", live, operation=_LIVE, is_open=True),
+    _route("GET", "/v2/health/ready", ready, operation=_READY, is_open=True),
+    _route("POST", "/v2/repository/index", repository_index, operation=_INDEX),
+    _route("POST", f"{_IN_REPOSITORY}/load", repository_load, operation=_LOAD),
+    _route("POST", f"{_IN_REPOSITORY}/unload", repository_unload, operation=_UNLOAD),
+    _route("GET", "/v2", server_metadata, operation=_SERVER),
+    _route("GET", "/v2/", server_metadata),
 )

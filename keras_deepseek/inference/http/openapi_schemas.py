@@ -1,7 +1,4 @@
-"""The JSON schemas of a model's tensors, in the forms that each protocol has for them.
-
-`openapi` puts them in the description of the server.
-"""
+"""The JSON schemas of a model's inputs and outputs, in the forms of each protocol."""
 
 import math
 from typing import Any
@@ -18,15 +15,15 @@ _LARGEST = {
     "bfloat16": (2 - 2**-8) * 2.0**127,
     "float32": (2 - 2**-24) * 2.0**127,
 }
-"""What is larger, or equal, is rounded to infinity, and refused."""
+"""Values from here on are rounded to infinity, and refused."""
 _BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _MAX_EXAMPLE_VALUES = 1000
+"""Larger examples are left out: they would hide the rest of the document."""
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-"""A larger example would hide the rest of the description."""
 
 
 def kind_of(dtype: str) -> str:
-    """Returns JSON's word for the values of a dtype.
+    """Returns the JSON type of the values of a dtype.
 
     Args:
         dtype: string. NumPy's name, or `"bfloat16"`.
@@ -44,7 +41,7 @@ def kind_of(dtype: str) -> str:
 
 
 def value_schema(dtype: str) -> Schema:
-    """Returns the schema of one value that is sent. Booleans may stand for numbers, as in NumPy.
+    """Returns the schema of one input value. Booleans are accepted as numbers, as in NumPy.
 
     Args:
         dtype: string. NumPy's name, or `"bfloat16"`.
@@ -74,7 +71,7 @@ def array_schema(value: Schema, shape: tuple[int | None, ...]) -> Schema:
 
     Args:
         value: dict. The schema of one value.
-        shape: tuple of integers or `None`: an axis of any length.
+        shape: tuple of integers, or `None` for an axis of any length.
     """
     schema = value
     for size in reversed(shape):
@@ -85,11 +82,11 @@ def array_schema(value: Schema, shape: tuple[int | None, ...]) -> Schema:
 
 
 def example_of(spec: TensorSpec, *, rows: int | None = None) -> Any:
-    """Returns nested lists that fit an input, or `None` where they would be too long.
+    """Returns nested lists that fit an input, or `None` if they would be too long.
 
     Args:
         spec: `TensorSpec`.
-        rows: integer. Defaults to `None`: one row, without the batch axis.
+        rows: integer. `None`: one row, without the batch axis.
     """
     sizes = [1 if size is None else size for size in spec.shape[1:]]
     sizes = sizes if rows is None else [rows, *sizes]
@@ -103,17 +100,13 @@ def example_of(spec: TensorSpec, *, rows: int | None = None) -> Any:
 
 
 def predict_request(signature: Signature) -> Schema:
-    """Returns the schema of what `:predict` takes: rows, or columns.
-
-    Args:
-        signature: `Signature` of the model.
-    """
+    """Returns the schema of the body of `:predict`: rows, or columns."""
     inputs = signature.inputs
     rows: Schema = {
         "type": "array",
         "items": _object_of(inputs, 1) | {"additionalProperties": False},
     }
-    columns = _object_of(inputs, 0)  # Names that the model does not have are passed over.
+    columns = _object_of(inputs, 0)  # Unknown names are ignored.
     if len(inputs) == 1:
         rows = {"anyOf": [{"type": "array", "items": _tensor(inputs[0], 1)}, rows]}
         columns = {"anyOf": [_tensor(inputs[0], 0), columns]}
@@ -132,11 +125,7 @@ def predict_request(signature: Signature) -> Schema:
 
 
 def predict_answer(signature: Signature) -> Schema:
-    """Returns the schema of what `:predict` answers.
-
-    Args:
-        signature: `Signature` of the model.
-    """
+    """Returns the schema of the answer of `:predict`."""
     outputs = signature.outputs
     several = len(outputs) > 1
     row = _answer_object(outputs, 1) if several else _answer(outputs[0], 1)
@@ -150,11 +139,7 @@ def predict_answer(signature: Signature) -> Schema:
 
 
 def examples_request(signature: Signature) -> Schema:
-    """Returns the schema of what `:classify` and `:regress` take.
-
-    Args:
-        signature: `Signature` of the model.
-    """
+    """Returns the schema of the body of `:classify` and `:regress`."""
     features = {}
     for spec in signature.inputs:
         sizes = [size for size in spec.shape[1:] if size is not None]
@@ -171,11 +156,7 @@ def examples_request(signature: Signature) -> Schema:
 
 
 def infer_request(signature: Signature) -> Schema:
-    """Returns the schema of what `/v2/models/NAME/infer` takes as JSON.
-
-    Args:
-        signature: `Signature` of the model.
-    """
+    """Returns the schema of the JSON body of `/v2/models/NAME/infer`."""
     tensors = [_infer_tensor(spec) for spec in signature.inputs]
     schema = _object(
         {
@@ -184,8 +165,8 @@ def infer_request(signature: Signature) -> Schema:
                 "type": ["object", "null"],
                 "properties": {
                     "priority": _COUNT
-                    | {"description": "1 is the highest; 0, the default, is below all others."},
-                    "timeout": _COUNT | {"description": "Microseconds; 0 for no limit."},
+                    | {"description": "1 is the highest. 0, the default, is the lowest."},
+                    "timeout": _COUNT | {"description": "Microseconds. 0: no limit."},
                 },
             },
             "inputs": {
@@ -219,11 +200,7 @@ def infer_request(signature: Signature) -> Schema:
 
 
 def infer_answer(signature: Signature) -> Schema:
-    """Returns the schema of what `/v2/models/NAME/infer` answers as JSON.
-
-    Args:
-        signature: `Signature` of the model.
-    """
+    """Returns the schema of the JSON answer of `/v2/models/NAME/infer`."""
     text: Schema = {"type": "string"}
     tensors = [_infer_tensor(spec) for spec in signature.outputs]
     outputs = {"type": "array", "items": {"anyOf": tensors}}
@@ -255,7 +232,7 @@ def _tensor(spec: TensorSpec, first_axis: int) -> Schema:
 
 
 def _answer(spec: TensorSpec, first_axis: int) -> Schema:
-    """The axes of an output are not checked when it is computed, so they are not promised."""
+    """Returns the schema of an output. It promises no sizes: those of outputs are not checked."""
     kind = kind_of(spec.dtype)
     value: Schema = {"type": ["string", "object"] if kind == "string" else kind}
     return array_schema(value, tuple(None for _ in spec.shape[first_axis:]))

@@ -1,4 +1,4 @@
-"""How a request over HTTP is called in traces: the `SpanNames` that `request_traces` writes."""
+"""The names and attributes of HTTP requests in traces."""
 
 from typing import TYPE_CHECKING
 
@@ -13,25 +13,24 @@ _METHODS = frozenset(
 )
 
 _SERVER_ERROR = 500
-"""From here on a status is an error of the server."""
+"""The first status that is an error of the server."""
 
 _MAX_TEXT = 1024
-"""Characters of what a client sends: spans that wait have a size, too."""
+"""The characters that are kept of a text from a client, to bound the size of spans."""
 
 
 def name_http(
     server: "HttpServer", request: HttpRequest | None, status: int, route: str
 ) -> SpanNames:
-    """Returns how a request over HTTP is called.
+    """Returns the name and the attributes of a request's span.
 
     The query is left out: it may hold a secret.
 
     Args:
         server: `HttpServer`.
-        request: `HttpRequest`, or `None` where what came was none.
+        request: `HttpRequest`, or `None` if the bytes were no HTTP request.
         status: integer. 499: the client hung up.
-        route: string. The form of its path, as in `"/v2/models/{name}/infer"`; empty where it
-            leads nowhere.
+        route: string. The path template, as in `"/v2/models/{name}/infer"`, or empty.
     """
     attributes: Attributes = {
         "url.scheme": server.url.partition(":")[0],

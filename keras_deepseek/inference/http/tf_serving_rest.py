@@ -1,6 +1,5 @@
 """TF Serving's REST calls: `/v1/models/NAME[/versions/V|/labels/L][:predict|...]`."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,26 +8,29 @@ from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.loop_delivery import Settle
 from keras_deepseek.inference.errors import ModelNotFoundError
-from keras_deepseek.inference.http.answers import Route, answer_json, outputs_of, read_version
+from keras_deepseek.inference.http import openapi_schemas
+from keras_deepseek.inference.http.answers import answer_json, outputs_of, read_version
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
+from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.models.failed_version import FailedVersion
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.states import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
+from keras_deepseek.inference.server.engine import Engine
 
 if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.http.http_server import HttpServer
 
 _Inputs = dict[str, Array]
 
 PROTOCOL = "tf_serving"
-"""For the metrics."""
+"""The label of the metrics."""
 
 
-def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
-    """Answers as GetModelStatus does: with one version, or with all."""
-    name, version, label = _read(request, match)
+def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
+    """Answers with the state of one version, or of all, as GetModelStatus does."""
+    name, version, label = _read(request, parameters)
     if label:
         found: Sequence[ModelVersion | FailedVersion] = [_find(server.engine, name, version, label)]
     else:
@@ -41,18 +43,18 @@ def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> 
     )
 
 
-def metadata(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
-    """Answers as GetModelMetadata does."""
-    version = _find(server.engine, *_read(request, match))
+def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
+    """Answers with the signature of a version, as GetModelMetadata does."""
+    version = _find(server.engine, *_read(request, parameters))
     request.trace.model = version.name
     return answer_json(
         tf_serving.format_metadata(version.name, version.signature, str(version.number))
     )
 
 
-def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
-    """Answers with the outputs in the form, row or column, that the request has."""
-    name, version, label = _read(request, match)
+def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
+    """Answers with the outputs in the form of the request: rows or columns."""
+    name, version, label = _read(request, parameters)
     server.check_ready(name)
     forms: list[bool] = []
 
@@ -68,10 +70,10 @@ def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) ->
 
 
 def answer_examples(
-    server: "HttpServer", request: HttpRequest, match: re.Match[str], *, method: str
+    server: "HttpServer", request: HttpRequest, parameters: Parameters, *, method: str
 ) -> Pending:
     """Answers with the classes, or the number, of each example."""
-    name, version, label = _read(request, match)
+    name, version, label = _read(request, parameters)
     server.check_ready(name)
     rows: list[int] = []
 
@@ -87,24 +89,73 @@ def answer_examples(
     return _dispatch(server.engine, request, bind, encode, (name, version, label))
 
 
+def _describe_predict(name: str, signature: Signature) -> Operation:
+    return Operation(
+        f"Predict with {name!r}",
+        openapi_schemas.predict_answer(signature),
+        body=openapi_schemas.predict_request(signature),
+    )
+
+
+def _describe_classify(name: str, signature: Signature) -> Operation | None:
+    row = _row_of_scores(signature)
+    if row is None or len(row) != 1:
+        return None
+    return _describe_examples(f"Classify with {name!r}", signature)
+
+
+def _describe_regress(name: str, signature: Signature) -> Operation | None:
+    if _row_of_scores(signature) not in ((), (1,)):
+        return None
+    return _describe_examples(f"Regress with {name!r}", signature)
+
+
+def _describe_examples(summary: str, signature: Signature) -> Operation:
+    body = openapi_schemas.examples_request(signature)
+    return Operation(summary, fields({"results": {}}), body=body)
+
+
+def _row_of_scores(signature: Signature) -> tuple[int | None, ...] | None:
+    """Returns the shape of one row of the output, or `None` unless there is one, of numbers."""
+    if [openapi_schemas.kind_of(spec.dtype) for spec in signature.outputs] != ["number"]:
+        return None
+    return signature.outputs[0].shape[1:]
+
+
+def _describe_metadata(name: str, _signature: Signature) -> Operation:
+    answer = fields({"model_spec": OBJECT, "metadata": OBJECT})
+    return Operation(f"Inputs and outputs of {name!r}", answer)
+
+
+def _describe_status(name: str, _signature: Signature) -> Operation:
+    answer = fields({"model_version_status": LIST})
+    return Operation(f"State of {name!r}", answer)
+
+
+_ADDRESSES = (
+    "/v1/models/{name}",
+    "/v1/models/{name}/versions/{version}",
+    "/v1/models/{name}/labels/{label}",
+)
 _CLASSIFY = partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD)
 _REGRESS = partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD)
-_MODEL = (
-    r"/v1/models/(?P<name>[^/:]+)"
-    r"(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
+_CALLS: tuple[tuple[str, str, Handler, str, DescribeModel], ...] = (
+    ("POST", ":predict", predict, "predict", _describe_predict),
+    ("POST", ":classify", _CLASSIFY, "classify", _describe_classify),
+    ("POST", ":regress", _REGRESS, "regress", _describe_regress),
+    ("GET", "/metadata", metadata, "metadata", _describe_metadata),
+    ("GET", "", status, "status", _describe_status),
 )
 
-ROUTES = (
-    Route("POST", re.compile(_MODEL + ":predict"), predict, PROTOCOL, "predict"),
-    Route("POST", re.compile(_MODEL + ":classify"), _CLASSIFY, PROTOCOL, "classify"),
-    Route("POST", re.compile(_MODEL + ":regress"), _REGRESS, PROTOCOL, "regress"),
-    Route("GET", re.compile(_MODEL + "/metadata"), metadata, PROTOCOL, "metadata"),
-    Route("GET", re.compile(_MODEL), status, PROTOCOL, "status"),
+ROUTES = tuple(
+    Route(method, address + suffix, handler, PROTOCOL, call, describe_model=describe)
+    for method, suffix, handler, call, describe in _CALLS
+    for address in _ADDRESSES
 )
 
 
 def _dispatch(
-    engine: "ServingEngine",
+    engine: Engine,
     request: HttpRequest,
     bind: Callable[[Signature], _Inputs],
     encode: Callable[[_Inputs], bytes],
@@ -126,12 +177,12 @@ def _dispatch(
     return Pending(start, respond)
 
 
-def _read(request: HttpRequest, match: re.Match[str]) -> tuple[str, int | None, str]:
-    """Returns the model, version and label that the path names."""
-    return match["name"], read_version(request, match), match["label"] or ""
+def _read(request: HttpRequest, parameters: Parameters) -> tuple[str, int | None, str]:
+    """Returns the model, the version and the label in the path."""
+    return parameters["name"], read_version(request, parameters), parameters.get("label", "")
 
 
-def _find(engine: "ServingEngine", name: str, version: int | None, label: str) -> ModelVersion:
+def _find(engine: Engine, name: str, version: int | None, label: str) -> ModelVersion:
     try:
         return engine.find(name, version, label)
     except ModelNotFoundError as error:

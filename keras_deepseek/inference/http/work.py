@@ -1,6 +1,6 @@
-"""What a request asks for that waits, as for a model to load: done on a thread, answered later.
+"""Answers that wait for work on a thread, as for a model to load.
 
-Meanwhile the server's event loop answers others. `open_inference_rest` hands on what it returns.
+Meanwhile the event loop answers other requests.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ _Done = asyncio.Future[None]
 
 
 def answer_later(work: Callable[[], None], respond: Callable[[], HttpResponse]) -> Pending:
-    """Returns an answer that is there when a function has returned.
+    """Returns an answer that is ready when a function has returned.
 
     Args:
-        work: function, called on a thread. What has begun goes on though the client hangs up. What
-            it raises is answered by `Application.answer_error`.
+        work: function, called on a thread. It goes on if the client hangs up. Its errors are
+            answered by `Application.answer_error`.
         respond: function that returns the answer, called on the event loop.
     """
 
     def start(settle: Callable[[Any], None]) -> Callable[[], None]:
         def finish(done: _Done) -> None:
             if not done.cancelled():
-                done.exception()  # It is no forgotten one where the client has hung up.
+                done.exception()  # Without this, asyncio logs it if the client has hung up.
             settle(done)
 
         asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(finish)

@@ -1,4 +1,4 @@
-"""Makes bytes of responses."""
+"""Encodes responses as bytes."""
 
 import time
 from email.utils import formatdate
@@ -10,21 +10,21 @@ from keras_deepseek.inference.http.message import HttpResponse
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _JOIN_BYTES = 2**16
-"""Larger bodies are not copied behind their headers: a second write costs less."""
+"""Larger bodies are written separately: that costs less than to copy them."""
 
 
 def encode_response(
     response: HttpResponse, connection: str | None = None, *, with_body: bool = True
 ) -> list[bytes]:
-    """Returns the bytes to write, in one piece or two.
+    """Returns the bytes of a response, in one piece or two.
 
     Args:
         response: `HttpResponse`.
-        connection: string. The value of the header `Connection`. Defaults to `None`: it has none.
-        with_body: boolean. An answer to HEAD has the headers alone. Defaults to `True`.
+        connection: string. The value of the header `Connection`. `None`: no such header.
+        with_body: boolean. `False` for an answer to HEAD.
 
     Raises:
-        ValueError: One of its headers would end before its value does.
+        ValueError: A header has a line break.
     """
     body = response.body
     head = b"%b%d\r\ndate: %b\r\n" % (
@@ -37,7 +37,7 @@ def encode_response(
     for name, value in response.headers:
         line = f"{name}: {value}"
         if "\r" in line or "\n" in line:
-            raise ValueError(f"A header of more than one line: {line!r}.")
+            raise ValueError(f"Expected a header without line breaks, received {line!r}.")
         head += line.encode("latin-1") + b"\r\n"
     if not with_body:
         return [head + b"\r\n"]

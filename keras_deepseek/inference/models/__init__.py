@@ -1,1 +1,1 @@
-"""Models by name, their versions, and the folders that these come from: from loading to the end."""
+"""Models by name, their versions, and the folders that they are loaded from."""

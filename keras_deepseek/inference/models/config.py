@@ -1,6 +1,6 @@
-"""TF Serving's words for what a server has: its file of models, and the folders that they stand in.
+"""TF Serving's model config: a file that lists models and their folders.
 
-An engine begins with such a file, or is sent one over gRPC, which `control` answers.
+An engine starts with such a file, or receives a config over gRPC (`control.replace_models`).
 """
 
 import os
@@ -17,11 +17,11 @@ from keras_deepseek.inference.protocols.tf_serving_model_service import (
 )
 
 if TYPE_CHECKING:
-    from keras_deepseek.inference.models.model_host import ModelHost
+    from keras_deepseek.inference.models.model_repository import ModelRepository
 
 
 def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
-    """Returns the models of a file that TF Serving takes as `--model_config_file`.
+    """Reads a model config: the file that TF Serving takes as `--model_config_file`.
 
     Args:
         path: The path of a text file: a `ModelServerConfig` with a `model_config_list`.
@@ -30,33 +30,33 @@ def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
         A tuple of `ModelConfig`, for `ServingEngine`.
 
     Raises:
-        InvalidInputError: It can't be read, or holds no such message, or no model.
+        InvalidInputError: The file can't be read, is no such message, or lists no model.
         MissingExtraError: `protobuf` is not installed.
     """
     try:
         models = parse_config_text(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, InvalidInputError) as error:
-        raise InvalidInputError(f"Can't read models of {os.fspath(path)!r}: {error}") from error
+        raise InvalidInputError(
+            f"Can't read the model config {os.fspath(path)!r}: {error}"
+        ) from error
     if not models:
-        raise InvalidInputError(f"The list of models in {os.fspath(path)!r} is empty.")
+        raise InvalidInputError(
+            f"The model config {os.fspath(path)!r} lists no model. Expected at least one."
+        )
     return models
 
 
-def follow_configs(engine: "ModelHost", models: Sequence[ModelConfig]) -> list[ModelFolder]:
-    """Returns the folders of models, none of which is followed yet.
-
-    Args:
-        engine: `ModelHost`, as an engine is one.
-        models: sequence of `ModelConfig`.
+def make_folders(repository: "ModelRepository", models: Sequence[ModelConfig]) -> list[ModelFolder]:
+    """Returns a `ModelFolder` for each model. It does not begin to follow them.
 
     Raises:
-        InvalidInputError: A folder holds none of the versions that are wanted, or a label stands
-            for one that is not, or a name can't stand in a URL.
+        InvalidInputError: A folder holds none of the wanted versions, a label names a version that
+            is not wanted, or a model's name can't be a part of a URL.
     """
-    return [_follow(engine, model) for model in models]
+    return [_make_folder(repository, model) for model in models]
 
 
-def _follow(engine: "ModelHost", model: ModelConfig) -> ModelFolder:
+def _make_folder(repository: "ModelRepository", model: ModelConfig) -> ModelFolder:
     check_name(model.name)
     policies: dict[str, Policy] = {
         "latest": model.num_versions,
@@ -64,10 +64,10 @@ def _follow(engine: "ModelHost", model: ModelConfig) -> ModelFolder:
         "specific": model.versions,
     }
     folder = ModelFolder(
-        engine,
+        repository,
         Path(model.base_path),
         model.name,
-        engine.options,
+        repository.options,
         versions=policies[model.policy],
     )
     folder.check_not_empty()
@@ -75,7 +75,7 @@ def _follow(engine: "ModelHost", model: ModelConfig) -> ModelFolder:
     for label, number in model.labels.items():
         if number not in present:
             raise InvalidInputError(
-                f"The label {label!r} of the model {model.name!r} stands for version {number}; "
-                f"those wanted are {list(present)}."
+                f"The label {label!r} of the model {model.name!r} names version {number}. Expected "
+                f"one of the wanted versions {list(present)}."
             )
     return folder

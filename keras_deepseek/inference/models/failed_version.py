@@ -1,21 +1,17 @@
-"""What is remembered of a version that failed: why, and nothing of its model.
-
-`served_model` keeps some for each model; `states` tells clients of them.
-"""
+"""The record of a version that failed: the reason, without the model."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 MOST_CHARACTERS = 1000
-"""Of an error's text: a runtime may print a whole graph."""
+"""The limit for an error's text: a runtime may print a whole graph."""
 
 
 @dataclass(frozen=True)
 class FailedVersion:
-    """A version that could not be loaded, or did not warm up.
+    """A version that could not be loaded or warmed up.
 
-    The exception itself is not kept: its traceback holds all that was there when it was raised, the
-    model among it.
+    The exception itself is not kept: its traceback would keep the model in memory.
 
     Args:
         number: integer. The version.
@@ -29,16 +25,11 @@ class FailedVersion:
 
     @property
     def state(self) -> Literal["END"]:
-        """TF Serving's word for where it is in its life."""
+        """TF Serving's word for its state."""
         return "END"
 
     @classmethod
     def of(cls, number: int, error: BaseException) -> "FailedVersion":
-        """Returns what is remembered of an error.
-
-        Args:
-            number: integer. The version.
-            error: What was raised.
-        """
+        """Returns the record of an error."""
         kind = type(error).__name__
         return cls(number, kind, f"{kind}: {error}"[:MOST_CHARACTERS])

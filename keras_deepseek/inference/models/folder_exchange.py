@@ -1,6 +1,6 @@
-"""Other folders of models in the place of those that are followed: all of them, or nothing changes.
+"""Replaces the followed folders of models by others: all of them, or none on an error.
 
-`model_host` makes the exchange; here is what stays, what is loaded, and what is closed.
+`FolderExchange` finds what stays, what is loaded and what is closed for `ModelRepository`.
 """
 
 import logging
@@ -19,12 +19,12 @@ Open = Callable[[Path, str, int, ModelOptions], ModelVersion]
 
 
 class FolderExchange:
-    """What an engine will follow and serve. Nothing that it serves now is touched before `finish`.
+    """The change from one set of followed folders to another. Only `finish` changes what is served.
 
     Args:
-        models: mapping of `ServedModel` by name: those now.
-        folders: sequence of `ModelFolder`: those now, in a pause.
-        wanted: sequence of `ModelFolder`, each of a name of its own.
+        models: mapping of `ServedModel` by name: the current ones.
+        folders: sequence of `ModelFolder`: the current ones, paused.
+        wanted: sequence of `ModelFolder`, each with its own name.
         labels: mapping from each of these names to versions by label.
     """
 
@@ -49,13 +49,10 @@ class FolderExchange:
         }
 
     def load(self, open_version: Open) -> None:
-        """Loads and warms up what the folders hold that were not followed, or in another way.
-
-        Args:
-            open_version: function that returns a `ModelVersion`.
+        """Loads and warms up the versions in folders that are new, or followed in another way.
 
         Raises:
-            LoadFailedError: One of them failed; what was loaded is closed again. Why is logged.
+            LoadFailedError: A version failed. The loaded ones are closed, and the reason is logged.
         """
         loaded: list[ModelVersion] = []
         for folder in self.changed:
@@ -67,16 +64,16 @@ class FolderExchange:
                     loaded[-1].start()
                     served.add(loaded[-1])
                 served.set_labels(self._labels[folder.name])
-            # Whatever a bundle does, the versions that are served go on.
+            # No fault of a bundle may harm the served versions.
             except Exception as error:
-                for version in loaded:  # What failed may have processes of its own, too.
+                for version in loaded:  # The failed one, too: it may have processes.
                     version.close()
                 _logger.exception("The folder %r could not be loaded.", str(folder.folder))
                 raise LoadFailedError(folder.name) from error
             self.models[folder.name] = served
 
     def finish(self) -> None:
-        """Sets the labels, and closes what is no longer served when its requests are answered."""
+        """Sets the labels, and closes the models that are no longer served."""
         for name, served in self.models.items():
             served.set_labels(self._labels[name])
         for name, before in self._before.items():
@@ -86,7 +83,7 @@ class FolderExchange:
 
 
 def _has(served: ServedModel | None, labels: Mapping[str, int]) -> bool:
-    """Returns whether a model is served, and each version that labels stand for available."""
+    """Returns true if a model is served, and all versions that the labels name are available."""
     return served is not None and all(
         number in served.versions and served.versions[number].state == "AVAILABLE"
         for number in labels.values()

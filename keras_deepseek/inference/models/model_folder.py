@@ -1,7 +1,6 @@
-"""Follows a folder of versions, laid out as TF Serving has them: `digits/1`, `digits/2`, ...
+"""Follows a folder of versions in TF Serving's layout: `digits/1`, `digits/2`, ...
 
-A version is served when its model has come, in place of an older one, and one whose model has
-gone is closed. `model_host` does both; here is what it should do, found by looking again and again.
+It polls the folder, and calls `ModelRepository` to load new versions and to close removed ones.
 """
 
 import logging
@@ -18,22 +17,19 @@ from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_o
 from keras_deepseek.inference.models.model_options import ModelOptions
 
 if TYPE_CHECKING:
-    from keras_deepseek.inference.models.model_host import ModelHost
+    from keras_deepseek.inference.models.model_repository import ModelRepository
 
 _logger = logging.getLogger(__name__)
 
 Policy = int | Literal["all"] | Sequence[int]
-"""The newest so many versions, all that there are, or those of these numbers."""
+"""How many of the newest versions, `"all"`, or the numbers of the versions."""
 
 
 def find_versions(folder: Path) -> dict[int, Path]:
     """Returns the models in a folder whose names are numbers, by rising number.
 
-    Each is a folder: a bundle, a SavedModel, or one with `model.onnx`; or one that can't be read,
-    since it may be any of these.
-
-    Args:
-        folder: `pathlib.Path`.
+    Each is a folder: a bundle, a SavedModel, or one with `model.onnx`. A folder that can't be read
+    is included: it may be any of these.
     """
     try:
         children = list(folder.iterdir())
@@ -49,25 +45,25 @@ def find_versions(folder: Path) -> dict[int, Path]:
 
 def _may_be_model(path: Path) -> bool:
     try:
-        next(path.iterdir(), None)  # `kind_of_model` alone may take what it can't read for empty.
+        next(path.iterdir(), None)  # `kind_of_model` may treat an unreadable folder as empty.
         return kind_of_model(path) is not None
     except OSError:
         return True
 
 
 class ModelFolder:
-    """Serves the versions that a folder holds, as they come and go.
+    """Serves the versions in a folder, and loads and closes versions as the folder changes.
 
-    A version that fails is logged, and tried again when any file of its model has changed. The last
-    one that is served stays, though its folder has gone: a server without a model helps nobody.
+    A version that fails is logged, and tried again when a file of its model changes. The last
+    served version stays when its folder is removed: a server without a model helps nobody.
 
     Args:
-        engine: `ModelHost`, as an engine is one.
+        repository: `ModelRepository`.
         folder: `pathlib.Path`.
         name: string. The model's name.
         options: `ModelOptions` of each version.
-        versions: integer: the newest so many; `"all"`; or a sequence of numbers. Defaults to `1`.
-        poll_seconds: float. How long it waits between two looks. Defaults to `1.0`.
+        versions: integer: how many of the newest; `"all"`; or a sequence of numbers.
+        poll_seconds: float. Seconds between two looks at the folder.
 
     Raises:
         InvalidInputError: `versions` is none of these.
@@ -75,7 +71,7 @@ class ModelFolder:
 
     def __init__(
         self,
-        engine: "ModelHost",
+        repository: "ModelRepository",
         folder: Path,
         name: str,
         options: ModelOptions,
@@ -88,7 +84,7 @@ class ModelFolder:
         self.name = name
         self.folder = folder
         self.options = options
-        self._engine = engine
+        self._repository = repository
         self._versions = versions
         self._poll_seconds = poll_seconds
         self._seen: dict[int, object] = {}
@@ -110,32 +106,19 @@ class ModelFolder:
         return {number: path for number, path in present.items() if number in self._versions}
 
     def note(self, number: int, path: Path) -> None:
-        """Remembers a version that is served already.
-
-        Args:
-            number: integer.
-            path: `pathlib.Path` of its model.
-        """
+        """Marks a version as served already."""
         self._seen[number] = stamp_of(path)
 
     def check_not_empty(self) -> None:
-        """Refuses a folder that has nothing to serve.
-
-        Raises:
-            InvalidInputError: It holds none of the versions that are wanted.
-        """
+        """Raises an `InvalidInputError` if the folder holds none of the wanted versions."""
         if not self.wanted():
             raise InvalidInputError(
-                f"The folder {str(self.folder)!r} holds no version that is wanted: expected "
+                f"The folder {str(self.folder)!r} holds no version that is wanted. Expected "
                 f"bundles or SavedModels named by numbers, as {str(self.folder / '1')!r}."
             )
 
     def is_like(self, other: "ModelFolder") -> bool:
-        """Returns whether two follow the same folder in the same way, for the same model.
-
-        Args:
-            other: `ModelFolder`.
-        """
+        """Returns true if both follow the same folder in the same way, for the same model."""
         mine, its = (
             (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
             for one in (self, other)
@@ -143,10 +126,10 @@ class ModelFolder:
         return mine == its
 
     def pause(self) -> bool:
-        """Changes nothing until `resume`; returns, when a look that goes on has ended, if it did.
+        """Waits for a running look to end, and ignores the folder until `resume`.
 
         Returns:
-            Whether it was not paused before.
+            True if it was not paused before.
         """
         with self._looking:
             was_paused, self._is_paused = self._is_paused, True
@@ -156,7 +139,7 @@ class ModelFolder:
         """Ends a pause.
 
         Args:
-            from_scratch: boolean. Whether to load what was loaded before. Defaults to `False`.
+            from_scratch: boolean. True to load versions again that were loaded before.
         """
         with self._looking:
             self._is_paused = False
@@ -164,24 +147,24 @@ class ModelFolder:
                 self._seen.clear()
 
     def look(self, *, at_once: bool = False) -> None:
-        """Loads what has come or changed, and closes what has gone; nothing in a pause.
+        """Loads new and changed versions, and closes removed ones. Does nothing during a pause.
 
         Args:
-            at_once: boolean. Whether to load also what is another than in the look before, and is
-                no bundle or has failed: files of it may still be on their way, where a bundle comes
-                as a whole. Defaults to `False`.
+            at_once: boolean. A changed version that is no bundle, or has failed before, may still
+                be incomplete: files are being copied. False to wait until two looks find the same
+                files, true to load it now. Bundles always appear complete.
         """
         with self._looking:
             if not self._is_paused:
                 self._look(self.wanted() if at_once else self._settled())
 
     def start(self) -> None:
-        """Looks from now on, on a thread of its own."""
+        """Starts a thread that looks regularly."""
         self._thread = threading.Thread(target=self._work, name="model-folder", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Looks no more; returns when a look that goes on has ended."""
+        """Ends the thread. Returns when a running look has ended."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -190,7 +173,7 @@ class ModelFolder:
         while not self._stop.wait(self._poll_seconds):
             try:
                 self.look()
-            # Whatever a look meets, a disk that is away among it, the next one may find it mended.
+            # Any error, such as a missing disk, may be gone at the next look.
             except Exception as error:
                 trouble = f"{type(error).__name__}: {error}"
                 if trouble != self._trouble:
@@ -200,7 +183,7 @@ class ModelFolder:
                 self._trouble = ""
 
     def _settled(self) -> dict[int, Path]:
-        """Returns the models that should be served, without those that still come."""
+        """Returns the models that should be served, without those that are still being copied."""
         wanted, before = self.wanted(), self._coming
         self._coming = {number: stamp_of(path) for number, path in wanted.items()}
         return {
@@ -211,10 +194,10 @@ class ModelFolder:
         }
 
     def _comes_whole(self, number: int, path: Path) -> bool:
-        """Whether it can be loaded at once; a bundle that has failed may have come in parts."""
+        """Returns true for a bundle, unless it failed: then it may have been copied in parts."""
         try:
             return number not in self._failed and is_bundle(path)
-        except OSError:  # Then loading it says so.
+        except OSError:  # Loading it will report the error.
             return True
 
     def _look(self, ready: dict[int, Path]) -> None:
@@ -225,12 +208,12 @@ class ModelFolder:
             self._seen[number] = stamp
             self._failed.discard(number)
             try:
-                self._engine.load(
+                self._repository.load(
                     path, name=self.name, version=number, keep=None, options=self.options
                 )
             except ClosedError:
                 return
-            # Whatever a model does, the versions that are served go on.
+            # No fault of a model may harm the served versions.
             except Exception:
                 self._failed.add(number)
                 _logger.exception("Version %d of the model %r failed.", number, self.name)
@@ -239,7 +222,7 @@ class ModelFolder:
         self._close_others(self.wanted())
 
     def _close_others(self, wanted: dict[int, Path]) -> None:
-        served = self._engine.models.get(self.name)
+        served = self._repository.models.get(self.name)
         if served is None:
             return
         available = {
@@ -250,7 +233,7 @@ class ModelFolder:
         for number in self._seen.keys() - wanted.keys():
             del self._seen[number]
             if number in served.states:
-                self._engine.unload(self.name, number)
+                self._repository.unload(self.name, number)
                 _logger.info("Version %d of the model %r is closed.", number, self.name)
 
 
@@ -265,6 +248,6 @@ def _check_policy(versions: Policy) -> None:
         check_count("versions", versions)
         return
     raise InvalidInputError(
-        f"Received versions={versions!r}. Expected how many of the newest, 'all', or a list of "
-        "numbers."
+        f"Received versions={versions!r}. Expected the number of newest versions, 'all', or a list "
+        "of version numbers."
     )

@@ -1,4 +1,4 @@
-"""How a model is loaded and batched: what `ServingEngine` and `ServingEngine.load` take."""
+"""The options of one model, for `ServingEngine` and `ServingEngine.load`."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from keras_deepseek.inference.batching.padding import Padding
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Options of one model; `ServingEngine` says what each means.
+    """Options of one model. `ServingEngine` explains each of them.
 
     Args:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
@@ -28,13 +28,13 @@ class ModelOptions:
         replicas: integer. Defaults to `1`.
         isolated: boolean. Defaults to `False`.
         batch_timeout: float. Seconds. Defaults to `60.0`.
-        padding: `Padding`. Defaults to `None`: requests of unequal lengths don't share batches.
+        padding: `Padding`. Defaults to `None`: requests of different lengths don't share batches.
         warm_up: boolean. Defaults to `True`.
         cache_entries: integer. Defaults to `0`.
         custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
 
     Raises:
-        InvalidInputError: A value is not one of these.
+        InvalidInputError: An option has a wrong value.
 
     Example:
 

@@ -1,6 +1,6 @@
-"""One version of a model: its executors, its batcher, and its life from loading to the end.
+"""One version of a model: its executors, its batcher and its cache.
 
-`served_model` holds the versions of a model; `in_process_engine` sends requests to them.
+`served_model` holds the versions of a model. `dispatcher` sends requests to them.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from keras_deepseek.inference.batching.client_order import ClientOrder
 from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.batching.turns import Turns
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.executors.executor import ClosingExecutor, Executor
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.models.model_options import ModelOptions
@@ -32,28 +32,28 @@ from keras_deepseek.inference.models.warm_up import check_padding, run_every_siz
 _logger = logging.getLogger(__name__)
 
 _LENGTH = 16
-"""Of free axes whose lengths nobody has told."""
+"""The length of free axes in the check for row dependence, if `padding` gives none."""
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
-"""TF Serving's words for where a version is in its life."""
+"""TF Serving's words for the state of a version."""
 
 Deliver = Callable[[Request], None]
 
 
 class ModelVersion:
-    """A version that requests can be sent to.
+    """A version that answers requests.
 
     Args:
         name: string. The model's name.
         number: integer. The version.
-        model: What `open_executor` takes.
+        model: The argument of `open_executor`.
         options: `ModelOptions`.
         after_batch: Function that is called when requests were answered.
-        turns: `Turns` that its batches wait for. Defaults to `None`: they wait for nobody else's.
+        turns: `Turns` that its batches wait for. `None`: they wait for no other model.
 
     Raises:
-        InvalidInputError: The model is nothing that can be served.
-        NotSupportedError: It takes one batch size alone, or no executor runs its format.
+        InvalidInputError: The model can't be served.
+        NotSupportedError: Its batch size is fixed, or no executor runs its format.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ModelVersion:
         self.error: BaseException | None = None
         self._options = options
         self._after_batch = after_batch
-        # An `Executor` of the user's own may be used elsewhere.
+        # An object of the user may be in use elsewhere: it is never closed.
         self._owns_executors = isinstance(model, str | os.PathLike)
         self._executors: list[Executor] = []
         try:
@@ -99,14 +99,14 @@ class ModelVersion:
 
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the model's inputs and outputs."""
+        """The names, shapes and dtypes of the inputs and outputs, as clients see them."""
         return self._executors[0].signature if self._padder is None else self._padder.signature
 
     def start(self) -> None:
-        """Warms up, and answers requests from then on.
+        """Warms up, and accepts requests from then on.
 
         Raises:
-            Exception: What the model raised; the version is at its end.
+            Exception: An error of the model. The version has ended then.
         """
         try:
             if self._options.warm_up:
@@ -128,37 +128,37 @@ class ModelVersion:
         client: Hashable = None,
         use_cache: bool = False,
     ) -> Request:
-        """Puts rows in the queue, unless their answer is kept.
+        """Queues a request, or answers it from the cache.
 
         Args:
             inputs: dict of arrays by name, as the signature has them.
             deliver: Function of the `Request`, called when it is answered.
-            timeout: float. Seconds after which nobody wants the answer. Defaults to `None`.
-            priority: integer. Higher ones are run first. Defaults to `0`.
-            client: A hashable value, whose requests are answered in order. Defaults to `None`.
-            use_cache: boolean. Whether an answer that is kept will do. With `client` it is not
-                asked for: the answer could come too soon. Defaults to `False`.
+            timeout: float. Seconds after which the answer is useless.
+            priority: integer. Higher ones run first.
+            client: A hashable value, whose requests are answered in order.
+            use_cache: boolean. True if an answer of the cache will do. With `client` the cache is
+                not used: the answer could overtake an earlier one.
 
         Raises:
             InvalidInputError: There are more rows than may wait.
-            ClosedError: The version does not answer requests, yet or any more.
-            OverloadedError: Too many rows are waiting, or it could not be answered in time.
+            ClosedError: The version is not started, or is closing.
+            OverloadedError: Too many rows are waiting, or the request can't be answered in time.
         """
         check_request_options(timeout, priority)
         if self.state != "AVAILABLE":
             raise ClosedError(
                 f"Version {self.number} of the model {self.name!r} is {self.state.lower()}."
             )
-        # Arrays without elements may have any number of rows: nothing of that size is made.
+        # Arrays without elements can claim any number of rows. Check before arrays are made.
         self._batcher.check_size(max(array.shape[0] for array in inputs.values()))
         if use_cache and self.cache is not None and client is None:
             key = self.cache.key(inputs)
             outputs = self.cache.get(key)
             if outputs is not None:
                 return self._answer_at_once(inputs, outputs, deliver)
-            deliver = _keep(self.cache, key, deliver)
+            deliver = _deliver_and_cache(self.cache, key, deliver)
         if self._padder is not None:
-            inputs, deliver = self._fill(self._padder, inputs, deliver)
+            inputs, deliver = self._pad(self._padder, inputs, deliver)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         of_request = deliver if client is None else lambda _: self._order.settle(client)
         request = Request(inputs, of_request, deadline=deadline, priority=priority)
@@ -172,48 +172,41 @@ class ModelVersion:
         return request
 
     def cancel(self, request: Request, client: Hashable) -> None:
-        """Takes a request out of the queue; one that runs is not answered.
-
-        Args:
-            request: `Request`, as `submit` returned it.
-            client: As it was submitted with.
-        """
+        """Removes a request from the queue. If it is running, its answer is dropped."""
         if self._batcher.cancel(request) and client is not None:
             self._order.settle(client)
             self._after_batch()
 
     def close(self, seconds: float | None = None) -> None:
-        """Accepts nothing more and returns when what was accepted is answered.
+        """Refuses new requests, and returns when the accepted ones are answered.
 
         Args:
-            seconds: float. After these, what is not answered gets a `ClosedError`, and a model that
-                still runs is left to itself; a process of its own is ended. Defaults to `None`:
-                there is no limit.
+            seconds: float. Requests that are not answered by then get a `ClosedError`. A running
+                batch is abandoned, or its process is killed. `None`: no limit.
         """
         self.state = "UNLOADING"
         for executor in self._executors:
-            if isinstance(executor, IsolatedModel):
-                executor.hurry()
+            executor.prepare_to_close()
         has_ended = self._batcher.close(drain=True, seconds=seconds)
         if not has_ended:
             _logger.error(
-                "Version %d of the model %r did not end in time; what it computes is given up.",
+                "Version %d of the model %r did not end in time; its running batch is abandoned.",
                 self.number,
                 self.name,
             )
-        # What runs in this process can't be closed under a batch.
-        self._close_executors(ClosingExecutor if has_ended else IsolatedModel)
+        self._close_executors(are_idle=has_ended)
         self.state = "END"
 
-    def _close_executors(self, kind: type = ClosingExecutor) -> None:
+    def _close_executors(self, *, are_idle: bool = True) -> None:
         if not self._owns_executors:
             return
         for executor in self._executors:
-            if isinstance(executor, kind) and isinstance(executor, ClosingExecutor):
+            # A batch that runs in this process would fail under a closed executor.
+            if are_idle or executor.is_isolated:
                 executor.close()
 
     def statistics(self) -> BatchStatistics:
-        """Returns how many batches and rows were run, and why the last batches left."""
+        """Returns the numbers of batches and rows, and why the last batches left the queue."""
         return self._batcher.statistics()
 
     def _answer_at_once(
@@ -234,27 +227,27 @@ class ModelVersion:
         self._warn_of_row_dependence(lengths)
 
     def _warn_of_row_dependence(self, lengths: Sequence[int]) -> None:
-        """Logs a warning where the answer to a row depends on those that share its batch."""
+        """Logs a warning if answers depend on the other requests of the batch."""
         executor = self._executors[0]
         sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
         is_free = None in sizes and not lengths
-        if is_free and isinstance(executor, IsolatedModel):
-            return  # A length that it does not take might end its process.
+        if is_free and executor.is_isolated:
+            return  # A length that the model does not take might end its process.
         with contextlib.suppress(*((Exception,) if is_free else ())):
             length = lengths[0] if lengths else _LENGTH
             if found := find_row_dependence(executor, self._batcher.buckets, length):
                 _logger.warning(
                     "Answers of model %r depend on which requests share a batch: %s. It mixes the "
-                    "rows of a batch, as a product or mean over its first axis does. Mend the "
-                    "model, or serve one row at a time, with max_batch_size=1.",
+                    "rows of a batch, for example by a product or a mean over the first axis. "
+                    "Change the model, or serve one row at a time, with max_batch_size=1.",
                     *(self.name, found),
                 )
 
     @staticmethod
-    def _fill(
+    def _pad(
         padder: Padder, inputs: dict[str, Array], deliver: Callable[[Request], None]
     ) -> tuple[dict[str, Array], Callable[[Request], None]]:
-        """Returns the filled inputs, and what cuts the outputs before it delivers them."""
+        """Returns padded inputs, and a function that cuts the outputs before it delivers them."""
 
         def cut(request: Request) -> None:
             if request.outputs is not None:
@@ -264,8 +257,8 @@ class ModelVersion:
         return padder.fill(inputs), cut
 
 
-def _keep(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
-    """Returns what delivers an answer, and keeps it."""
+def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
+    """Returns a function that puts an answer into the cache, and delivers it."""
 
     def deliver_and_keep(request: Request) -> None:
         if request.outputs is not None:

@@ -1,7 +1,4 @@
-"""Answers of one version of a model that are kept, for inputs that come again.
-
-`model_version` has one where `cache_entries` asks for it; it is forgotten with its version.
-"""
+"""The cached answers of one version of a model, for inputs that come again."""
 
 import hashlib
 import threading
@@ -12,19 +9,19 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 
 MAX_BYTES = 256 * 2**20
-"""However many entries there may be, they hold no more than this."""
+"""The limit for the cached arrays, whatever the number of entries."""
 
 _Outputs = dict[str, Array]
 
 
 class ResponseCache:
-    """The answers that were asked for last. Any thread may use it.
+    """A least-recently-used cache of answers. Any thread may use it.
 
-    An input is known by a cryptographic hash: no client can make another's answer its own.
+    Its keys are cryptographic hashes of the inputs, so no client can forge the key of other inputs.
 
     Args:
         max_entries: integer.
-        max_bytes: integer. Of the arrays that are kept. Defaults to 256 MiB (`268435456`).
+        max_bytes: integer. The limit for the cached arrays.
 
     Example:
 
@@ -44,18 +41,14 @@ class ResponseCache:
         self._hits = self._misses = 0
 
     def key(self, inputs: dict[str, Array]) -> bytes:
-        """Returns what stands for inputs: their names, dtypes, shapes and bytes.
-
-        Args:
-            inputs: dict of arrays by input name.
-        """
+        """Returns the hash of the inputs' names, dtypes, shapes and bytes."""
         digest = hashlib.sha256()
         for name, array in sorted(inputs.items()):
             digest.update(f"{name}\0{array.dtype.str}{array.shape}".encode())
             if array.dtype.kind == "O":
                 for value in array.ravel().tolist():
                     data = value if isinstance(value, bytes) else str(value).encode()
-                    # Where one string ends and the next begins must not be open.
+                    # With its length, where a string ends is unambiguous.
                     digest.update(b"%d:%d:" % (isinstance(value, bytes), len(data)))
                     digest.update(data)
             else:
@@ -63,13 +56,7 @@ class ResponseCache:
         return digest.digest()
 
     def get(self, key: bytes) -> _Outputs | None:
-        """Returns the outputs that are kept, or `None`.
-
-        They are copies: whoever gets them may change them.
-
-        Args:
-            key: bytes. As `key` returned it.
-        """
+        """Returns copies of the cached outputs, or `None`."""
         with self._lock:
             outputs = self._entries.get(key)
             if outputs is None:
@@ -80,12 +67,10 @@ class ResponseCache:
         return {name: array.copy() for name, array in outputs.items()}
 
     def put(self, key: bytes, outputs: _Outputs) -> None:
-        """Keeps outputs, and drops what was not asked for longest where there is no room.
+        """Caches copies of outputs. A full cache drops the entries that were not used for longest.
 
-        Args:
-            key: bytes. As `key` returned it.
-            outputs: dict of arrays by output name. They are copied: an answer is a part of its
-                whole batch, which would be kept with it.
+        It copies because the arrays are views of a whole batch, which would stay in memory with
+        them.
         """
         size = _size_of(outputs)
         if size > self._max_bytes:
@@ -99,13 +84,13 @@ class ResponseCache:
                 self._bytes -= _size_of(self._entries.popitem(last=False)[1])
 
     def counts(self) -> tuple[int, int, int]:
-        """Returns how many requests were answered from it, how many not, and how many it holds."""
+        """Returns the numbers of hits, of misses and of entries."""
         with self._lock:
             return self._hits, self._misses, len(self._entries)
 
 
 def _size_of(outputs: _Outputs) -> int:
-    # An array of strings holds references; the strings' own lengths stand for what they take.
+    # An array of strings holds references, so the lengths of the strings are added.
     return sum(
         array.nbytes + (sum(map(len, array.ravel().tolist())) if array.dtype.kind == "O" else 0)
         for array in outputs.values()

@@ -1,4 +1,4 @@
-"""The versions of one model, and which of them a request is for."""
+"""The versions of one model, and the choice of a version for a request."""
 
 import random
 import threading
@@ -14,25 +14,25 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 _Value = TypeVar("_Value")
 
 MAX_FAILED = 16
-"""Versions of a model that failed and are remembered: those that failed last."""
+"""The number of failed versions that are remembered: the last ones."""
 
 
 class ServedModel:
-    """Versions by number, labels that stand for them, and the shares of those that are on trial.
+    """Versions by number, their labels, and the shares of versions on trial.
 
-    A request that names neither a version nor a label goes to the newest one that is available and
-    not on trial; or to one on trial, with the probability of its share.
+    A request without a version and a label goes to the newest version that is available and not on
+    trial, or to one on trial, with the probability of its share.
 
     Args:
         name: string. The model's name.
-        draw: Function that returns a random number from 0 to 1. Defaults to `random.random`.
+        draw: Function that returns a random number from 0 to 1.
     """
 
     def __init__(self, name: str, draw: Callable[[], float] = random.random) -> None:
         self.name = name
         self._draw = draw
         self._lock = threading.Lock()
-        # They are replaced, not changed: whoever reads them needs no lock. The newest comes last.
+        # These are replaced, not changed, so reading needs no lock. The newest comes last.
         self._versions: dict[int, ModelVersion] = {}
         self._failed: Mapping[int, FailedVersion] = {}
         self._labels: Mapping[str, int] = {}
@@ -45,15 +45,16 @@ class ServedModel:
 
     @property
     def failed(self) -> Mapping[int, FailedVersion]:
-        """Why versions failed to load or to warm up: the last ones, by their numbers.
+        """The last versions that failed to load or to warm up, by number.
 
-        One that was to replace a version of its number may be there beside it.
+        A failed version that was to replace one with its number is here, beside that one in
+        `versions`.
         """
         return self._failed
 
     @property
     def states(self) -> Mapping[int, ModelVersion | FailedVersion]:
-        """All versions that have a state to tell, by rising number."""
+        """All versions, also failed ones, by rising number."""
         states: dict[int, ModelVersion | FailedVersion] = {**self._failed, **self._versions}
         return dict(sorted(states.items()))
 
@@ -64,11 +65,11 @@ class ServedModel:
 
     @property
     def labels(self) -> Mapping[str, int]:
-        """The versions that labels stand for."""
+        """The versions by label."""
         return self._labels
 
     def newest(self) -> ModelVersion:
-        """Returns the newest version that is available and not on trial; else the newest.
+        """Returns the newest version that is available and not on trial, else the newest of all.
 
         Raises:
             ModelNotFoundError: There is none.
@@ -82,11 +83,11 @@ class ServedModel:
         return versions[next(reversed(versions))]
 
     def find(self, version: int | None = None, label: str = "") -> ModelVersion:
-        """Returns the version that a request is for.
+        """Returns the version for a request.
 
         Args:
-            version: integer. Defaults to `None`: the newest, or one on trial.
-            label: string. In place of a version. Defaults to `""`.
+            version: integer. `None`: the newest, or one on trial.
+            label: string. A label instead of a version.
 
         Raises:
             ModelNotFoundError: There is no such version or label.
@@ -95,7 +96,7 @@ class ServedModel:
         if label:
             if version is not None:
                 raise InvalidInputError(
-                    f"Received version {version} and label {label!r}. Give one of them."
+                    f"Received both version {version} and label {label!r}. Give one of them."
                 )
             version = self._labels.get(label)
             if version is None:
@@ -117,12 +118,12 @@ class ServedModel:
         return found
 
     def add(self, version: ModelVersion, share: float | None = None) -> None:
-        """Takes a version in, in the place of one that has the same number.
+        """Adds a version, and replaces one with the same number.
 
         Args:
             version: `ModelVersion`.
-            share: float. The part of requests that go to it, on trial. Defaults to `None`: it is
-                not on trial.
+            share: float. The fraction of requests that go to it, on trial. `None`: it is not on
+                trial.
         """
         with self._lock:
             if share is not None:
@@ -132,13 +133,7 @@ class ServedModel:
             self._failed = _without(self._failed, version.number)
 
     def fail(self, number: int, error: BaseException, version: ModelVersion | None = None) -> None:
-        """Remembers why a version failed, and forgets the version itself.
-
-        Args:
-            number: integer. The version.
-            error: What it raised.
-            version: `ModelVersion`, where it was made. Defaults to `None`.
-        """
+        """Records why a version failed, and removes the version."""
         failed = {**_without(self._failed, number), number: FailedVersion.of(number, error)}
         if version is not None:
             self.remove(version)
@@ -146,20 +141,12 @@ class ServedModel:
             self._failed = dict(list(failed.items())[-MAX_FAILED:])
 
     def forget_failure(self, number: int) -> None:
-        """Remembers no more why a version failed.
-
-        Args:
-            number: integer. The version.
-        """
+        """Removes the record of a failed version."""
         with self._lock:
             self._failed = _without(self._failed, number)
 
     def remove(self, version: ModelVersion) -> None:
-        """Forgets a version, its labels and its share; one that took its place stays.
-
-        Args:
-            version: `ModelVersion`.
-        """
+        """Removes a version, its labels and its share, unless another has replaced it."""
         number = version.number
         with self._lock:
             if self._versions.get(number) is not version:
@@ -170,11 +157,11 @@ class ServedModel:
             self._shares = _without(self._shares, number)
 
     def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
-        """Returns the oldest versions: those beyond `keep`, where those on trial do not count.
+        """Returns the oldest versions beyond `keep`. Versions on trial do not count.
 
         Args:
-            loaded: `ModelVersion`. One that stays in any case.
-            keep: integer. How many stay.
+            loaded: `ModelVersion`. A version that stays in any case.
+            keep: integer. The number of versions that stay.
         """
         shares = self._shares
         others = [
@@ -192,7 +179,7 @@ class ServedModel:
             labels: mapping from label to version.
 
         Raises:
-            ModelNotFoundError: A version is not available. Nothing is changed.
+            ModelNotFoundError: A version is not available. Nothing is changed then.
         """
         with self._lock:
             for number in labels.values():
@@ -200,17 +187,16 @@ class ServedModel:
             self._labels = dict(labels)
 
     def set_share(self, number: int, share: float) -> None:
-        """Puts a version on trial, or ends the trial.
+        """Puts a version on trial, or ends its trial.
 
         Args:
             number: integer. The version.
-            share: float. The part of requests, from 0 to below 1, that go to it. With `0` it is
-                still on trial: asked by its number or label alone. With `1` the trial ends, and it
-                is a version like others.
+            share: float. The fraction of requests that go to it, from 0 to 1. With `0` it gets only
+                requests with its number or label. With `1` its trial ends.
 
         Raises:
             ModelNotFoundError: The version is not available.
-            InvalidInputError: The shares of all versions on trial would be above 1.
+            InvalidInputError: The sum of all shares would be above 1.
         """
         with self._lock:
             self._check_available(number)
@@ -219,13 +205,9 @@ class ServedModel:
     def check_share(self, number: int, share: float) -> None:
         """Refuses a share that a version can't have.
 
-        Args:
-            number: integer. The version.
-            share: float. The part of requests that go to it.
-
         Raises:
-            InvalidInputError: It is no number from 0 to 1, or the shares of all versions on trial
-                would be above 1.
+            InvalidInputError: The share is no number from 0 to 1, or the sum of all shares would be
+                above 1.
         """
         self._with_share(number, share)
 
@@ -247,13 +229,15 @@ class ServedModel:
         if share < 1:
             shares[number] = float(share)
         if sum(shares.values()) > 1:
-            raise InvalidInputError(f"The shares of versions on trial are above 1: {shares}.")
+            raise InvalidInputError(
+                f"The shares of versions on trial add up to more than 1: {shares}."
+            )
         return shares
 
     def _check_available(self, number: int) -> None:
         if not _is_available(self._versions.get(number)):
             raise ModelNotFoundError(
-                f"The model {self.name!r} has no version {number} that is available; it has "
+                f"The model {self.name!r} has no available version {number}; it has "
                 f"{ {key: one.state for key, one in self._versions.items()} }."
             )
 

@@ -1,4 +1,4 @@
-"""Numbers and states of versions in the words of the protocols, for both kinds of servers."""
+"""The numbers and states of versions in the words of the protocols, for HTTP and gRPC."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,28 +12,24 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.models.served_model import ServedModel
 
 PLATFORM = "keras_deepseek"
-"""What runs the models, as clients of Open Inference are told."""
+"""The platform of a model in Open Inference's metadata."""
 
 
 MOST_DIGITS = 20
-"""Versions have fewer: TF Serving's are int64. A number of a million digits would take long."""
+"""Version numbers have fewer digits: TF Serving's are int64. Longer texts would be slow to read."""
 
 
 def version_number(text: str) -> int | None:
-    """Returns the version that a client names, or `None` where it is no number of one.
-
-    Args:
-        text: string.
-    """
+    """Returns the version number in a text, or `None` if it is none."""
     return int(text) if text.isdecimal() and len(text) < MOST_DIGITS else None
 
 
 def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> VersionStatus:
-    """Returns TF Serving's status of a version; why one has failed stands in the log alone.
+    """Returns TF Serving's status of a version. Only the log has the reason of a failure.
 
     Args:
         version: `ModelVersion`, or `FailedVersion`.
-        is_ready: boolean. Whether the server answers requests.
+        is_ready: boolean. False if the server is starting or stopping.
     """
     state: str = version.state
     if state == "AVAILABLE" and not is_ready:
@@ -48,10 +44,10 @@ def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> Ver
 def find_states(
     served: "ServedModel | None", version: int | None
 ) -> list[ModelVersion | FailedVersion]:
-    """Returns the versions that a question for states is about: one, or all, or none.
+    """Returns one version, also a failed one, or all versions of a model.
 
     Args:
-        served: `ServedModel`, or `None` where there is no such model.
+        served: `ServedModel`, or `None` if there is no such model.
         version: integer, or `None` for all.
     """
     states = {} if served is None else served.states
@@ -59,11 +55,7 @@ def find_states(
 
 
 def repository_states(models: "Mapping[str, ServedModel]") -> list[ModelState]:
-    """Returns Open Inference's state of every version of every model.
-
-    Args:
-        models: mapping of `ServedModel` by name.
-    """
+    """Returns Open Inference's state of every version of every model."""
     return [
         ModelState(name, str(number), version.state == "AVAILABLE", version.state)
         for name, served in models.items()

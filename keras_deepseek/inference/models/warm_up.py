@@ -1,4 +1,4 @@
-"""What a version runs before it is asked: every batch size that it will see, and a filled row."""
+"""The warm-up of a version: it runs every batch size, and checks that padding changes nothing."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,11 @@ from keras_deepseek.inference.batching.batch import check_rows
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.models.array_difference import relative_difference
 
 TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2, "float32": 1e-3, "float64": 1e-6}
-"""What may differ of an output's largest value, where a row runs filled; integers may not."""
+"""The difference between a padded and an unpadded row that is accepted, relative to the largest
+value of the output. Other dtypes must be equal."""
 
 
 def run_every_size(
@@ -22,21 +24,20 @@ def run_every_size(
     lengths: Sequence[int],
     batch_time: BatchTime,
 ) -> None:
-    """Runs each size once in each executor, and once more in the first to see how long it takes.
+    """Runs each batch size once in each executor, and again in the first to measure its time.
 
-    A model that takes strings is not run: which of them it knows to read, as serialized examples or
-    files of images, can't be told.
+    A model that takes strings is not run: it may expect serialized examples or image files.
 
     Args:
         executors: sequence of `Executor`, of one model.
         buckets: sequence of integers. Batch sizes.
-        lengths: sequence of integers. Those of free axes; where there are none, a model with free
+        lengths: sequence of integers. The lengths of free axes. If it is empty, a model with free
             axes is not run.
-        batch_time: `BatchTime`. Learns how long a batch takes.
+        batch_time: `BatchTime`. The measured times are added to it.
 
     Raises:
-        InvalidInputError: The model gives other outputs than its signature says.
-        NotSupportedError: It does not give a row for each row.
+        InvalidInputError: The outputs differ from the signature.
+        NotSupportedError: An output does not have one row for each row of the inputs.
     """
     specs = executors[0].signature.inputs
     is_free = any(size is None for spec in specs for size in spec.shape[1:])
@@ -51,18 +52,18 @@ def run_every_size(
                 _check_names(outputs, executor.signature)
                 check_rows(outputs, rows)
             start = time.monotonic()
-            executors[0].run(inputs)  # The first call may have compiled: it tells nothing.
+            executors[0].run(inputs)  # The first call may have compiled.
             batch_time.add(rows, time.monotonic() - start)
 
 
 def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], rows: int) -> None:
-    """Runs a row alone and filled, and refuses a model that takes the padding for data.
+    """Compares padded rows with unpadded ones, and refuses a model that reads padding as data.
 
     Args:
         executor: `Executor`.
         padder: `Padder` of its model.
-        lengths: sequence of integers. Those that axes are filled up to.
-        rows: integer. A batch size that the model sees.
+        lengths: sequence of integers. The padded lengths, rising.
+        rows: integer. A batch size of the model.
 
     Raises:
         InvalidInputError: An output differs.
@@ -77,19 +78,19 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
         for spec in _without(executor.signature, padder.signature)
     }
     alone = executor.run({**inputs, **masks})
-    filled = padder.cut(executor.run(padder.fill(inputs)), inputs)
+    padded = padder.cut(executor.run(padder.fill(inputs)), inputs)
     for name, expected in alone.items():
-        difference = _difference(expected, filled[name])
+        difference = relative_difference(expected, padded[name])
         if difference > TOLERANCES.get(str(expected.dtype), 0.0):
             raise InvalidInputError(
                 f"Padding changes the answers: output {name!r} of rows of length {length} differs "
-                f"by {difference:.2g} of its largest value where they are filled. Give `values` "
-                "and `masks` by which the model knows what is padding, or serve it without."
+                f"by {difference:.2g} of its largest value if they are padded. Give `values` and "
+                "`masks` by which the model recognizes padding, or serve it without `padding`."
             )
 
 
 def shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
-    """Returns the shape of an input with so many rows, each free axis of one length."""
+    """Returns the shape of an input for a number of rows and a length of all free axes."""
     return (rows, *(length if size is None else size for size in spec.shape[1:]))
 
 
@@ -97,7 +98,7 @@ def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, A
     try:
         return executor.run(inputs)
     except Exception as error:
-        error.add_note(f"It was raised by a batch of {rows} rows.")
+        error.add_note(f"A batch of {rows} rows raised it.")
         raise
 
 
@@ -106,8 +107,8 @@ def _check_names(outputs: object, signature: Signature) -> None:
     found = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
     if not isinstance(outputs, Mapping) or set(outputs) != set(expected):
         raise InvalidInputError(
-            f"The model gave the outputs {found}; its signature says {expected}. `run` returns a "
-            "dict of arrays by these names."
+            f"The model gave the outputs {found}; its signature says {expected}. Expected a dict "
+            "of arrays by these names from `run`."
         )
 
 
@@ -119,21 +120,10 @@ def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length:
     sizes = shape_of_batch(spec, rows, length)
     dtype = find_dtype(spec.dtype)
     if dtype.kind in "iub":
-        # What every vocabulary has.
-        return np.ones(sizes, dtype)
+        return np.ones(sizes, dtype)  # The token 1 is in every vocabulary.
     return generator.normal(size=sizes).astype(dtype)
 
 
 def _without(signature: Signature, kept: Signature) -> list[TensorSpec]:
     names = {spec.name for spec in kept.inputs}
     return [spec for spec in signature.inputs if spec.name not in names]
-
-
-def _difference(expected: Array, received: Array) -> float:
-    """Returns the largest difference, as a part of the largest value."""
-    if expected.shape != received.shape:
-        return float("inf")
-    if expected.dtype.kind not in "fV" or not expected.size:
-        return float(np.any(expected != received))
-    left, right = expected.astype("float64"), received.astype("float64")
-    return float(np.max(np.abs(left - right)) / max(float(np.max(np.abs(left))), 1e-2))

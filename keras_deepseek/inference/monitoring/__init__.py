@@ -1,1 +1,1 @@
-"""What is noted of requests and of the engine: traces, logs, numbers."""
+"""Monitoring of requests and of the engine: logs, traces and metrics."""

@@ -1,6 +1,7 @@
-"""Writes one line of JSON for each request, whatever protocol it came by.
+"""The access log: one line of JSON for each request of any protocol.
 
-What a line says is noted when the request ends; `background_writer` has the thread that writes it.
+The thread that answers a request collects the values; the thread of `BackgroundWriter` formats and
+writes the line.
 """
 
 import json
@@ -23,10 +24,10 @@ LOGGER = "keras_deepseek.inference.access"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _MAX_PATH = 2048
-"""Characters of a path that are logged: lines that wait have a size, too."""
+"""Characters of a path that are logged, so that waiting lines have a limited size."""
 
 _ATOMIC_BYTES = 4096
-"""A pipe takes so many in one piece: what others write there comes before or behind, not within."""
+"""The largest write to a pipe that the lines of other processes can't break apart."""
 
 
 class _Line(NamedTuple):
@@ -48,11 +49,11 @@ class _Line(NamedTuple):
 
 
 class AccessLog:
-    """Writes to the logger `keras_deepseek.inference.access`.
+    """Logs requests to the logger `keras_deepseek.inference.access`.
 
-    Where nobody has set that logger up, neither a level nor a handler, its lines go to the standard
-    error. They are written by a thread of its own, some milliseconds later: what reads them may be
-    slow, or gone. Lines that too many others wait before are dropped, and a line says how many.
+    If the logger has no handler, the lines go to the standard error. A background thread writes
+    them some milliseconds later, because their reader may be slow or gone. When too many lines
+    wait, further lines are dropped, and a later line has their number.
     """
 
     def __init__(self) -> None:
@@ -73,16 +74,16 @@ class AccessLog:
         seconds: float,
         client: str,
     ) -> None:
-        """Notes a line, without waiting for anything.
+        """Logs a request that has ended. Never blocks.
 
         Args:
-            trace: `RequestTrace`, with the request's id.
+            trace: `RequestTrace`.
             method: string. As in `"POST"`.
             path: string. Without the query, which may hold a secret.
-            status: integer or string. In the protocol's words.
-            size: integer. Bytes of the answer's body.
-            seconds: float. That it took.
-            client: string. The address of the other end.
+            status: integer or string. As the protocol writes it, `200` or `"OK"`.
+            size: integer. Bytes of the response body.
+            seconds: float. The duration of the request.
+            client: string. The client's address.
         """
         if not self._logger.isEnabledFor(logging.INFO):
             return
@@ -107,11 +108,11 @@ class AccessLog:
         )
 
     def flush(self) -> None:
-        """Returns when what was noted is written, or after a second."""
+        """Waits until all lines so far are written, or for one second."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Writes what was noted, and ends the thread. Who reads nothing is left after a second."""
+        """Writes the waiting lines and ends the thread. Gives up after one second."""
         self._writer.close()
 
     def _write_lines(self, lines: list[_Line], dropped: int) -> None:
@@ -119,8 +120,8 @@ class AccessLog:
         dropped += self._lost
         if dropped:
             self._lost = 0
-            told = {"time": _format_time(time.time()), "dropped": dropped}
-            texts.append(json.dumps(told, separators=(",", ":")))
+            report = {"time": _format_time(time.time()), "dropped": dropped}
+            texts.append(json.dumps(report, separators=(",", ":")))
         if self._logger.hasHandlers():
             for text in texts:
                 self._logger.info(text)
@@ -129,17 +130,17 @@ class AccessLog:
         for number, piece in enumerate(pieces):
             try:
                 _write_to_stderr(piece)
-            except (OSError, ValueError):  # Broken, or closed: it may be well again later.
+            except (OSError, ValueError):  # A broken or closed stream may work again later.
                 left = sum(piece.count("\n") for piece in pieces[number:])
-                self._lost = dropped + left - bool(dropped)  # That it was told is no request.
+                self._lost = dropped + left - bool(dropped)  # The report is not a request.
                 return
 
 
 def choose_request_id(offered: str | None) -> str:
-    """Returns the client's id of a request, or a new one where it has none that can be logged.
+    """Returns the client's request id if it can be logged, otherwise a new one.
 
     Args:
-        offered: string or `None`. Up to 128 visible characters of ASCII are taken over.
+        offered: string or `None`. Accepted if it has 1 to 128 visible ASCII characters.
     """
     if offered is not None and _REQUEST_ID.fullmatch(offered):
         return offered
@@ -164,8 +165,8 @@ def _format_line(line: _Line) -> str:
         "client": line.client,
         "request_id": line.request_id,
     }
-    # JSON escapes line breaks, and Python's what is not ASCII: a path can't forge a line of its
-    # own, nor speak to a terminal.
+    # JSON escapes line breaks, and Python's `json` also all that is not ASCII. So a path can't
+    # forge a line or send control codes to a terminal.
     fast = _fast_json() if line.path.isascii() else None
     if fast is None:
         return json.dumps(content, separators=(",", ":"))
@@ -197,7 +198,7 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 
 def _join_lines(lines: list[str]) -> list[str]:
-    """Returns pieces of whole lines that a pipe takes each at once; a longer line is one alone."""
+    """Joins lines into pieces that a pipe takes in one write; a longer line is its own piece."""
     pieces: list[str] = []
     waiting: list[str] = []
     size = 0
@@ -214,14 +215,14 @@ def _write_to_stderr(text: str) -> None:
     stream = sys.stderr
     if stream is None:
         raise OSError("There is no standard error.")
-    if sys.__stderr__ is None or stream is not sys.__stderr__:  # A notebook's, or a test's.
+    if sys.__stderr__ is None or stream is not sys.__stderr__:  # In a notebook, or in a test.
         stream.write(text)
         stream.flush()
         return
-    # Not by the stream itself: who hangs in it holds its lock, also when the process ends.
+    # A write to the stream that hangs would hold its lock, and the process could not end.
     data, place = text.encode("ascii"), sys.__stderr__.fileno()
     while data:
         try:
             data = data[os.write(place, data) :]
-        except BlockingIOError:  # Somebody has made it one that does not wait.
+        except BlockingIOError:  # The file descriptor is in non-blocking mode.
             select.select((), (place,), ())

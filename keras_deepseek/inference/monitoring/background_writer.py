@@ -1,25 +1,25 @@
-"""Takes what is noted of requests from the threads that answer them, and writes it on another.
+"""A thread that writes log lines and spans, so that requests never wait for a file or an exporter.
 
-`access_log` and `request_traces` say what is written, and where. What they write to may be slow, or
-hang: requests do not wait for it, and what has to wait here has a bound.
+`logging.handlers.QueueListener` does not fit: it wakes its thread for every record, does not count
+dropped records, and at the end waits forever for a handler that hangs.
 """
 
 import atexit
 import contextlib
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 MAX_WAITING = 8192
-"""Items that may wait to be written. More are dropped, and counted."""
+"""The number of items that may wait to be written. Further items are dropped and counted."""
 
 INTERVAL = 0.05
-"""Seconds that items gather before they are written together."""
+"""Seconds that items are collected before they are written together."""
 
 END_SECONDS = 1.0
-"""How long an end waits for what is not written yet."""
+"""Seconds that the end of the process waits for unwritten items."""
 
 _Item = TypeVar("_Item")
 
@@ -27,17 +27,17 @@ _logger = logging.getLogger(__name__)
 
 
 class BackgroundWriter(Generic[_Item]):
-    """Writes items in the order in which they came. Any thread may put some.
+    """Writes items in the order in which they came. Any thread may add items.
 
-    The thread starts with the first item. What still waits at the end of the process is written
-    before it ends.
+    The thread starts with the first item. Items that still wait when the process ends are written
+    first.
 
     Args:
-        write: Function of a list of items, and of how many were dropped since its last call. It is
-            called on the writer's thread alone. What it raises is logged once.
-        name: string. Of the thread.
-        max_waiting: integer. Defaults to `8192`.
-        interval: float. Seconds. Defaults to `0.05`.
+        write: Function of a list of items and of the number of items dropped since its last call.
+            Only the writer's thread calls it. Its first exception is logged.
+        name: string. The name of the thread.
+        max_waiting: integer. Items that may wait. Defaults to `8192`.
+        interval: float. Seconds that items are collected. Defaults to `0.05`.
     """
 
     def __init__(
@@ -52,69 +52,62 @@ class BackgroundWriter(Generic[_Item]):
         self._name = name
         self._max_waiting = max_waiting
         self._interval = interval
-        self._items: deque[_Item] = deque()
-        self._flushes: deque[threading.Event] = deque()
+        # An event is set when all items before it are written.
+        self._queue: SimpleQueue[_Item | threading.Event] = SimpleQueue()
         self._dropped = 0
-        self._told = 0
+        self._reported = 0
         self._has_failed = False
-        # Whoever puts something while it rests, or has not begun, has to wake it.
-        self._is_resting = True
-        self._wake = threading.Event()
         self._hurry = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
     def put(self, item: _Item) -> None:
-        """Takes an item, or drops it where too many wait. It never blocks.
-
-        Args:
-            item: Anything.
-        """
-        if len(self._items) >= self._max_waiting:
+        """Adds an item, or drops it if too many wait. Never blocks."""
+        if self._queue.qsize() >= self._max_waiting:
             self._dropped += 1
             return
-        self._items.append(item)
-        if self._is_resting:
-            self._awaken()
+        self._queue.put(item)
+        if self._thread is None:
+            self._start()
 
     def flush(self, timeout: float = END_SECONDS) -> bool:
-        """Returns when all that was put before is written, or when the time is over.
+        """Waits until all items added so far are written.
 
         Args:
             timeout: float. Seconds. Defaults to `1.0`.
 
         Returns:
-            Whether it is written.
+            False if the time was over first.
         """
         written = threading.Event()
-        self._flushes.append(written)
-        self._awaken()
+        self._queue.put(written)
         self._hurry.set()
+        if self._thread is None:
+            self._start()
         return written.wait(timeout)
 
-    def close(self, timeout: float = END_SECONDS) -> None:
-        """Writes what waits, and ends the thread. What hangs is left alone when the time is over.
+    def close(self, timeout: float | None = END_SECONDS) -> None:
+        """Writes the waiting items and ends the thread.
 
         Args:
-            timeout: float. Seconds. Defaults to `1.0`.
+            timeout: float. Seconds after which a thread that hangs is abandoned, or `None` to wait
+                without a limit. Defaults to `1.0`.
         """
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is None:
                 return
             self._closing.set()
-            self._wake.set()
+            self._queue.put(threading.Event())  # Wakes the thread.
             self._hurry.set()
         thread.join(timeout)
         atexit.unregister(self.close)
 
-    def _awaken(self) -> None:
+    def _start(self) -> None:
         with self._lock:
-            self._is_resting = False
-            self._wake.set()
             if self._thread is None:
-                # One that hung when it was closed is told by its own.
+                # A thread that hung when it was closed keeps its own event.
                 self._closing = threading.Event()
                 self._thread = threading.Thread(
                     target=self._work, args=(self._closing,), name=self._name, daemon=True
@@ -123,45 +116,28 @@ class BackgroundWriter(Generic[_Item]):
                 atexit.register(self.close)
 
     def _work(self, closing: threading.Event) -> None:
-        while True:
+        while not (closing.is_set() and self._queue.empty()):
+            taken = [self._queue.get()]
             if not closing.is_set():
                 self._hurry.wait(self._interval)
                 self._hurry.clear()
-            # They were put after the items that they wait for.
-            flushes = _take_all(self._flushes)
-            items = _take_all(self._items)
-            self._write_all(items)
-            for written in flushes:
-                written.set()
-            if items or flushes:
-                continue
-            self._is_resting = True
-            # From here on who puts something wakes it. What was put before has woken nobody.
-            if self._items or self._flushes:
-                self._is_resting = False
-            elif closing.is_set():
-                return
-            else:
-                self._wake.wait()
-                self._wake.clear()
-                self._is_resting = False
+            with contextlib.suppress(Empty):
+                while True:
+                    taken.append(self._queue.get_nowait())
+            self._write_all([one for one in taken if not isinstance(one, threading.Event)])
+            for one in taken:
+                if isinstance(one, threading.Event):
+                    one.set()
 
     def _write_all(self, items: list[_Item]) -> None:
-        dropped = self._dropped - self._told
+        dropped = self._dropped - self._reported
         if not items and not dropped:
             return
-        self._told += dropped
+        self._reported += dropped
         try:
             self._write(items, dropped)
-        # Whatever is wrong with what is written to, requests go on.
+        # No failure of a file or an exporter may end the thread.
         except Exception:
             if not self._has_failed:
                 self._has_failed = True
-                _logger.exception("What is noted of requests can't be written; told once.")
-
-
-def _take_all(queue: "deque[_Item]") -> list[_Item]:
-    items: list[_Item] = []
-    with contextlib.suppress(IndexError):  # One that hung, and was closed, may take some, too.
-        items.extend(queue.popleft() for _ in range(len(queue)))
-    return items
+                _logger.exception("The thread %r can't write. This is logged once.", self._name)

@@ -1,6 +1,6 @@
-"""Counts what an engine's servers answer and what it loads, whatever protocol is spoken.
+"""Counters of the requests and the loads of an engine, for all protocols.
 
-`metrics` reads it. What goes on inside of a model's batcher stands in its `BatchTotals`.
+`metrics` reads them. `BatchTotals` has the counters of a model's batches.
 """
 
 import threading
@@ -16,12 +16,11 @@ Called = tuple[str, str, str, str]
 """Model, version, protocol and call."""
 
 KEEP_SECONDS = 300.0
-"""How long the numbers of what is served no more are kept: whoever scrapes each minute, and misses
-some, has seen the last of them."""
+"""Seconds that the counters of an unloaded version are kept, so that a scraper which comes once a
+minute and misses some scrapes still sees the last values."""
 
 MAX_GONE = 256
-"""Models and versions, served no more, whose numbers are kept. The first that went is the first to
-be forgotten."""
+"""The number of unloaded models and versions whose counters are kept. The oldest are dropped."""
 
 _Version = tuple[str, str]
 
@@ -29,12 +28,12 @@ _Version = tuple[str, str]
 class EngineMonitor:
     """Counters of one engine. Any thread may use it.
 
-    The numbers of a version end some minutes after it is served no more, so that an engine which
+    The counters of a version are dropped some minutes after it is unloaded, so that an engine that
     loads new versions for months does not grow.
 
     Args:
-        is_served: Function of a model's name and of a version, as strings, that says whether it is
-            served; of a model as such, where the version is empty. Defaults to `None`: all are.
+        is_served: Function of a model's name and a version, as strings, that returns true if it is
+            served. An empty version stands for the model. Defaults to `None`: all are served.
         clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
     """
 
@@ -52,18 +51,10 @@ class EngineMonitor:
         self._loads: Counter[tuple[str, str]] = Counter()
         self._load_seconds: dict[str, float] = {}
         self._gone: dict[_Version, float] = {}
-        """Since when each is known to be served no more: the first that went is the first."""
+        """The time when each unloaded version was first seen to be gone, the oldest first."""
 
     def end(self, trace: RequestTrace, status: int | str) -> float:
-        """Counts a request whose answer is sent, or whose client is gone.
-
-        Args:
-            trace: `RequestTrace`.
-            status: integer or string. In the protocol's words.
-
-        Returns:
-            The seconds that it took.
-        """
+        """Counts a request that was answered, or whose client is gone; returns its seconds."""
         seconds = time.monotonic() - trace.started
         called = (trace.model, trace.version, trace.protocol, trace.call)
         key = (called, str(status))
@@ -72,17 +63,13 @@ class EngineMonitor:
             latency = self._latencies.get(called)
             if latency is None:
                 latency = self._latencies[called] = Histogram(SECONDS)
-                self._forget_gone()  # Nothing grows but here and in `loading`.
+                self._forget_gone()  # The counters grow only here and in `loading`.
             latency.add(seconds)
         return seconds
 
     @contextmanager
     def loading(self, model: str) -> Iterator[None]:
-        """Counts what is done inside as a load, which has failed where it raises.
-
-        Args:
-            model: string. The model's name.
-        """
+        """Counts the `with` block as a load of the model, failed if the block raises."""
         start, result = time.monotonic(), "failure"
         try:
             yield
@@ -95,30 +82,30 @@ class EngineMonitor:
                 self._forget_gone()
 
     def answers(self) -> dict[tuple[Called, str], int]:
-        """Returns how many requests were answered, by what was called and by status."""
+        """Returns the number of answered requests, by call and status."""
         with self._lock:
             self._forget_gone()
             return dict(self._answers)
 
     def latencies(self) -> dict[Called, HistogramValues]:
-        """Returns the seconds that requests took, by what was called."""
+        """Returns the histograms of the seconds that requests took, by call."""
         with self._lock:
             self._forget_gone()
             return {called: histogram.values() for called, histogram in self._latencies.items()}
 
     def loads(self) -> dict[tuple[str, str], int]:
-        """Returns how many loads there were, by model and by `"success"` or `"failure"`."""
+        """Returns the number of loads, by model and by `"success"` or `"failure"`."""
         with self._lock:
             self._forget_gone()
             return dict(self._loads)
 
     def load_seconds(self) -> dict[str, float]:
-        """Returns the seconds that each model's last load took, its warm-up among them."""
+        """Returns the seconds of each model's last load, with its warm-up."""
         with self._lock:
             return dict(self._load_seconds)
 
     def _forget_gone(self) -> None:
-        """Drops the numbers of what has been gone for long. The lock is held."""
+        """Drops the counters of versions that are long gone. The caller holds the lock."""
         now = self._clock()
         known: set[_Version] = {called[:2] for called in self._latencies}
         known.update((model, "") for model, _ in self._loads)

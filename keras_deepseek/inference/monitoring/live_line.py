@@ -1,31 +1,27 @@
-"""The line of numbers that `keras-deepseek serve` keeps up to date on a terminal.
-
-`live_numbers` reads them.
-"""
+"""The status line that `keras-deepseek serve` keeps up to date on a terminal."""
 
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from keras_deepseek.inference.monitoring.live_numbers import LiveNumbers, Moment
+from keras_deepseek.inference.monitoring.live_statistics import LiveStatistics, LiveStatisticsReader
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from keras_deepseek.inference.engine import ServingEngine
-
 
 class LiveLine:
-    """Shows an engine's numbers inside of a `with` block; nothing where the output is no terminal.
+    """Context manager that shows an engine's statistics, if the output is a terminal.
 
     Args:
         engine: `ServingEngine`.
         console: `rich.console.Console`. Defaults to `None`: the standard output.
-        seconds: float. Between two readings. Defaults to `1.0`.
+        seconds: float. The time between two updates. Defaults to `1.0`.
     """
 
     def __init__(
-        self, engine: "ServingEngine", console: "Console | None" = None, seconds: float = 1.0
+        self, engine: MonitoredEngine, console: "Console | None" = None, seconds: float = 1.0
     ) -> None:
         from rich.console import Console
 
@@ -54,28 +50,26 @@ class LiveLine:
     def _show(self) -> None:
         from rich.live import Live
 
-        numbers = LiveNumbers(self._engine)
+        reader = LiveStatisticsReader(self._engine)
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while not self._stop.wait(self._seconds):
-                live.update(format_moment(numbers.next()), refresh=True)
+                live.update(format_statistics(reader.read()), refresh=True)
 
 
-def format_moment(moment: Moment) -> str:
-    """Returns the line.
-
-    Args:
-        moment: `Moment`.
+def format_statistics(statistics: LiveStatistics) -> str:
+    """Returns the status line.
 
     Example:
 
-    >>> format_moment(Moment(1204.0, 7.96, 0.0121, 0.031, 0.83, 12))
+    >>> format_statistics(LiveStatistics(1204.0, 7.96, 0.0121, 0.031, 0.83, 12))
     '1,204 requests/s · batch 8.0 · p50 12.1 ms · p99 31.0 ms · 83 % busy · 12 waiting'
     """
-    batch = "–" if moment.batch_rows is None else f"{moment.batch_rows:.1f}"  # noqa: RUF001
+    rows = statistics.batch_rows
+    batch = "–" if rows is None else f"{rows:.1f}"  # noqa: RUF001
     return (
-        f"{moment.requests_per_second:,.0f} requests/s · batch {batch} · "
-        f"p50 {_milliseconds(moment.median)} · p99 {_milliseconds(moment.late)} · "
-        f"{moment.busy:.0%} busy · {moment.waiting_rows:,} waiting".replace("%", " %")
+        f"{statistics.requests_per_second:,.0f} requests/s · batch {batch} · "
+        f"p50 {_milliseconds(statistics.p50)} · p99 {_milliseconds(statistics.p99)} · "
+        f"{statistics.busy:.0%} busy · {statistics.waiting_rows:,} waiting".replace("%", " %")
     )
 
 

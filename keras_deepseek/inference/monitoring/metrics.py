@@ -1,142 +1,171 @@
-"""Which numbers of an engine are shown, and under what names. `prometheus` writes them.
+"""The metrics of an engine and of its process, as text for Prometheus.
 
-It reads counters that are kept anyway, when it is asked: a request costs nothing here.
+This module needs `prometheus_client`. A scrape reads counters that the engine keeps anyway, so that
+requests pay nothing for it; the counters and histograms of `prometheus_client` would take a lock
+and look up labels for each value.
 """
 
 import os
 import time
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as open_metrics_exposition
+from prometheus_client.registry import Collector
 
 from keras_deepseek import __version__
-from keras_deepseek.inference.batching.batch_totals import BatchStatistics
-from keras_deepseek.inference.monitoring.prometheus import Family
+from keras_deepseek.inference.histogram import HistogramValues
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
 
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_CALL = ("model", "version", "protocol", "method")
+_VERSION = ("model", "version")
 
 
-def collect_metrics(engine: "ServingEngine") -> list[Family]:
-    """Returns all numbers of an engine, and those of its process.
+def write_metrics(engine: MonitoredEngine, *, open_metrics: bool = False) -> tuple[bytes, str]:
+    """Returns the metrics of an engine and its process as text, with the text's content type.
 
     Args:
         engine: `ServingEngine`.
+        open_metrics: boolean. True for OpenMetrics 1.0.0, false for Prometheus's text format 0.0.4.
+            Defaults to `False`.
     """
-    return [
-        *_request_families(engine),
-        *_batch_families(engine),
-        *_version_families(engine),
-        *_cache_families(engine),
-        *_process_families(),
-    ]
+    collector = EngineCollector(engine)
+    if open_metrics:
+        text = open_metrics_exposition.generate_latest(collector)
+        return text, open_metrics_exposition.CONTENT_TYPE_LATEST
+    return generate_latest(collector), _TEXT
 
 
-def _request_families(engine: "ServingEngine") -> list[Family]:
-    answered = Family("keras_deepseek_requests", "counter", "Requests that were answered.")
-    took = Family(
-        "keras_deepseek_request_duration_seconds",
-        "histogram",
-        "Seconds from when a request was read to when its answer was sent.",
+class EngineCollector(Collector):
+    """Reads the metric families of an engine, for `prometheus_client`."""
+
+    def __init__(self, engine: MonitoredEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metric families with their present values."""
+        yield from self._collect_requests()
+        yield from self._collect_batches()
+        yield from self._collect_versions()
+        yield from self._collect_caches()
+        yield from _collect_process()
+
+    def _collect_requests(self) -> list[Metric]:
+        answered = _counter("requests", "Requests that were answered.", *_CALL, "status")
+        for (called, status), count in self._engine.monitor.answers().items():
+            answered.add_metric([*called, status], count)
+        took = _histogram(
+            "request_duration_seconds",
+            "Seconds from when a request was read to when its answer was sent.",
+            *_CALL,
+        )
+        for called, latencies in self._engine.monitor.latencies().items():
+            _add_values(took, called, latencies)
+        return [answered, took]
+
+    def _collect_batches(self) -> list[Metric]:
+        reasons = _counter("batches", "Batches that ran, by why they left.", *_VERSION, "reason")
+        rows = _counter("rows", "Rows of requests that ran.", *_VERSION)
+        padded = _counter("padded_rows", "Rows that were added to fill batches.", *_VERSION)
+        busy = _counter("model_seconds", "Seconds in the model, of all replicas.", *_VERSION)
+        sizes = _histogram("batch_rows", "Rows of requests in a batch.", *_VERSION)
+        ages = _histogram(
+            "batch_queue_age_seconds", "Seconds that a batch's oldest row waited.", *_VERSION
+        )
+        times = _histogram("batch_duration_seconds", "Seconds in the model, a batch.", *_VERSION)
+        waiting = _gauge("queue_rows", "Rows that wait now.", *_VERSION)
+        oldest = _gauge("queue_age_seconds", "Seconds that the oldest row waits now.", *_VERSION)
+        replicas = _gauge("replicas", "Threads that run the model.", *_VERSION)
+        for name, served in self._engine.models.items():
+            for number, version in served.versions.items():
+                labels = (name, str(number))
+                found = version.statistics()
+                for reason, count in sorted(found.reasons.items()):
+                    reasons.add_metric([*labels, reason], count)
+                rows.add_metric(labels, found.rows)
+                padded.add_metric(labels, found.padded_rows)
+                busy.add_metric(labels, found.busy_seconds)
+                _add_values(sizes, labels, found.batch_rows)
+                _add_values(ages, labels, found.queue_ages)
+                _add_values(times, labels, found.batch_seconds)
+                waiting.add_metric(labels, found.waiting_rows)
+                oldest.add_metric(labels, found.queue_age)
+                replicas.add_metric(labels, found.replicas)
+        return [reasons, rows, padded, busy, sizes, ages, times, waiting, oldest, replicas]
+
+    def _collect_versions(self) -> list[Metric]:
+        states = _gauge(
+            "model_version_state", "1 for the state that a version is in.", *_VERSION, "state"
+        )
+        shares = _gauge("trial_share", "The part of requests for a version on trial.", *_VERSION)
+        for name, served in self._engine.models.items():
+            for number, version in served.states.items():
+                states.add_metric([name, str(number), version.state], 1)
+            for number, share in served.on_trial.items():
+                shares.add_metric([name, str(number)], share)
+        loads = _counter("loads", "Versions that were loaded, or failed to.", "model", "result")
+        for labels, count in self._engine.monitor.loads().items():
+            loads.add_metric(labels, count)
+        took = _gauge("last_load_seconds", "Seconds that the last load and warm-up took.", "model")
+        for name, seconds in self._engine.monitor.load_seconds().items():
+            took.add_metric([name], seconds)
+        ready = _gauge("ready", "1 where requests are answered.")
+        ready.add_metric([], int(self._engine.ready))
+        build = _gauge("build_info", "The version of keras_deepseek.", "version")
+        build.add_metric([__version__], 1)
+        return [states, shares, loads, took, ready, build]
+
+    def _collect_caches(self) -> list[Metric]:
+        hits = _counter("cache_hits", "Requests answered from the cache.", *_VERSION)
+        misses = _counter("cache_misses", "Requests that it could not answer.", *_VERSION)
+        entries = _gauge("cache_entries", "Answers that it holds.", *_VERSION)
+        for name, served in self._engine.models.items():
+            for number, version in served.versions.items():
+                if version.cache is not None:
+                    found = version.cache.counts()
+                    for family, value in zip((hits, misses, entries), found, strict=True):
+                        family.add_metric([name, str(number)], value)
+        return [hits, misses, entries]
+
+
+def _collect_process() -> Iterator[Metric]:
+    """Yields two metrics under the names that dashboards for Prometheus's own clients read.
+
+    The `ProcessCollector` of `prometheus_client` has the processor time on Linux alone.
+    """
+    yield CounterMetricFamily(
+        "process_cpu_seconds", "CPU seconds of the process.", time.process_time()
     )
-    names = ("model", "version", "protocol", "method")
-    for (called, status), count in engine.monitor.answers().items():
-        answered.add(count, {**dict(zip(names, called, strict=True)), "status": status})
-    for called, latency in engine.monitor.latencies().items():
-        took.add(latency, dict(zip(names, called, strict=True)))
-    return [answered, took]
-
-
-def _batch_families(engine: "ServingEngine") -> list[Family]:
-    start = "keras_deepseek_"
-    reasons = Family(f"{start}batches", "counter", "Batches that ran, by why they left.")
-    rows = Family(f"{start}rows", "counter", "Rows of requests that ran.")
-    padded = Family(f"{start}padded_rows", "counter", "Rows that were added to fill batches.")
-    busy = Family(f"{start}model_seconds", "counter", "Seconds in the model, of all replicas.")
-    sizes = Family(f"{start}batch_rows", "histogram", "Rows of requests in a batch.")
-    ages = Family(
-        f"{start}batch_queue_age_seconds", "histogram", "Seconds that a batch's oldest row waited."
-    )
-    times = Family(f"{start}batch_duration_seconds", "histogram", "Seconds in the model, a batch.")
-    waiting = Family(f"{start}queue_rows", "gauge", "Rows that wait now.")
-    oldest = Family(f"{start}queue_age_seconds", "gauge", "Seconds that the oldest row waits now.")
-    replicas = Family(f"{start}replicas", "gauge", "Threads that run the model.")
-    for labels, found in _all_statistics(engine):
-        for reason, count in sorted(found.reasons.items()):
-            reasons.add(count, {**labels, "reason": reason})
-        for family, value in (
-            (rows, found.rows),
-            (padded, found.padded_rows),
-            (busy, found.busy_seconds),
-            (sizes, found.batch_rows),
-            (ages, found.queue_ages),
-            (times, found.batch_seconds),
-            (waiting, found.waiting_rows),
-            (oldest, found.queue_age),
-            (replicas, found.replicas),
-        ):
-            family.add(value, labels)
-    return [reasons, rows, padded, busy, sizes, ages, times, waiting, oldest, replicas]
-
-
-def _all_statistics(engine: "ServingEngine") -> list[tuple[dict[str, str], BatchStatistics]]:
-    return [
-        ({"model": name, "version": str(number)}, version.statistics())
-        for name, served in engine.models.items()
-        for number, version in served.versions.items()
-    ]
-
-
-def _version_families(engine: "ServingEngine") -> list[Family]:
-    states = Family(
-        "keras_deepseek_model_version_state", "gauge", "1 for the state that a version is in."
-    )
-    shares = Family(
-        "keras_deepseek_trial_share", "gauge", "The part of requests for a version on trial."
-    )
-    for name, served in engine.models.items():
-        for number, version in served.states.items():
-            labels = {"model": name, "version": str(number)}
-            states.add(1, {**labels, "state": version.state})
-        for number, share in served.on_trial.items():
-            shares.add(share, {"model": name, "version": str(number)})
-    loads = Family("keras_deepseek_loads", "counter", "Versions that were loaded, or failed to.")
-    for (name, result), count in engine.monitor.loads().items():
-        loads.add(count, {"model": name, "result": result})
-    took = Family(
-        "keras_deepseek_last_load_seconds", "gauge", "Seconds that the last load and warm-up took."
-    )
-    for name, seconds in engine.monitor.load_seconds().items():
-        took.add(seconds, {"model": name})
-    ready = Family("keras_deepseek_ready", "gauge", "1 where requests are answered.")
-    ready.add(int(engine.ready), {})
-    build = Family("keras_deepseek_build_info", "gauge", "The version of keras_deepseek.")
-    build.add(1, {"version": __version__})
-    return [states, shares, loads, took, ready, build]
-
-
-def _cache_families(engine: "ServingEngine") -> list[Family]:
-    hits = Family("keras_deepseek_cache_hits", "counter", "Requests answered from the cache.")
-    misses = Family("keras_deepseek_cache_misses", "counter", "Requests that it could not answer.")
-    entries = Family("keras_deepseek_cache_entries", "gauge", "Answers that it holds.")
-    for name, served in engine.models.items():
-        for number, version in served.versions.items():
-            if version.cache is not None:
-                labels = {"model": name, "version": str(number)}
-                found = version.cache.counts()
-                for family, value in zip((hits, misses, entries), found, strict=True):
-                    family.add(value, labels)
-    return [hits, misses, entries]
-
-
-def _process_families() -> list[Family]:
-    """The names are those of Prometheus's own clients, so that its dashboards fit."""
-    cpu = Family("process_cpu_seconds", "counter", "CPU seconds of the process.")
-    cpu.add(time.process_time(), {})
-    families = [cpu]
     statm = Path("/proc/self/statm")
-    if statm.exists():  # Linux alone has it.
-        memory = Family("process_resident_memory_bytes", "gauge", "Memory of the process.")
+    if statm.exists():  # Only on Linux.
         pages = int(statm.read_text(encoding="ascii").split()[1])
-        memory.add(pages * os.sysconf("SC_PAGE_SIZE"), {})
-        families.append(memory)
-    return families
+        yield GaugeMetricFamily(
+            "process_resident_memory_bytes",
+            "Memory of the process.",
+            pages * os.sysconf("SC_PAGE_SIZE"),
+        )
+
+
+def _counter(name: str, documentation: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"keras_deepseek_{name}", documentation, labels=labels)
+
+
+def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"keras_deepseek_{name}", documentation, labels=labels)
+
+
+def _histogram(name: str, documentation: str, *labels: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(f"keras_deepseek_{name}", documentation, labels=labels)
+
+
+def _add_values(
+    family: HistogramMetricFamily, labels: tuple[str, ...], values: HistogramValues
+) -> None:
+    bounds = [*(str(float(bound)) for bound in values.bounds), "+Inf"]
+    buckets = list(zip(bounds, accumulate(values.counts), strict=True))
+    family.add_metric(labels, buckets, values.sum)

@@ -1,15 +1,13 @@
-"""Writes a sample of the requests and their answers to a file, for `replay`.
+"""A file with a sample of the requests and their answers.
 
-The thread that runs the model copies what is sampled and hands it on; another one writes.
+The thread that runs the model copies a sampled request; `BackgroundWriter`'s thread writes it.
 """
 
 import base64
 import json
 import logging
 import os
-import queue
 import random
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,32 +18,33 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.protocols.dtypes import dtype_of
+from keras_deepseek.inference.monitoring.background_writer import BackgroundWriter
 
 MAX_BYTES = 64 * 2**20
 NUM_FILES = 5
 _MAX_WAITING = 256
-"""Requests that wait to be written. Where the disk is slower, the rest are passed over."""
+"""Requests that may wait to be written. If the disk is slower, further samples are dropped."""
 
 _logger = logging.getLogger(__name__)
 _Arrays = dict[str, Array]
+_Entry = dict[str, Any]
 
 
 class RequestLog:
     """A file of JSON lines: a request, its inputs, and its outputs, as base64.
 
-    The file is for its owner to read alone: it holds what clients sent.
+    Only the owner can read the file, because it holds what clients sent.
 
     Args:
-        path: The path of the file. What is there is appended to.
-        sample: float above 0, up to 1. The part of requests that is written. Defaults to `0.01`.
-        max_bytes: integer. A larger file is renamed, to `PATH.1`, before more is written. Defaults
+        path: The path of the file. An existing file is appended to.
+        sample: float above 0, up to 1. The fraction of requests to write. Defaults to `0.01`.
+        max_bytes: integer. A file that would become larger is renamed to `PATH.1` first. Defaults
             to 64 MiB (`67108864`).
-        num_files: integer. Renamed files that are kept. Defaults to `5`.
+        num_files: integer. The number of renamed files to keep. Defaults to `5`.
         draw: Function that returns a random number from 0 to 1. Defaults to `random.random`.
 
     Raises:
-        InvalidInputError: The file can't be written, or an argument is not one of these.
+        InvalidInputError: The file can't be written, or `sample` is out of range.
     """
 
     def __init__(
@@ -68,31 +67,31 @@ class RequestLog:
         self._draw = draw
         self._has_failed = False
         self._dropped = 0
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_MAX_WAITING)
         try:
             self._file = self._open()
         except OSError as error:
             raise InvalidInputError(
                 f"Can't write requests to {str(self._path)!r}: {error}."
             ) from error
-        self._thread = threading.Thread(target=self._work, name="request-log", daemon=True)
-        self._thread.start()
+        self._writer = BackgroundWriter(
+            self._write_entries, name="request-log", max_waiting=_MAX_WAITING
+        )
 
     @property
     def dropped(self) -> int:
-        """How many requests of the sample were not written."""
+        """The number of sampled requests that were not written."""
         return self._dropped
 
     def watch(
         self, model: str, version: int, inputs: _Arrays, deliver: Callable[[Request], None]
     ) -> Callable[[Request], None]:
-        """Returns what delivers the answer, and writes the request down if it is in the sample.
+        """Returns `deliver`, wrapped to log the request if it is in the sample.
 
         Args:
             model: string. The model's name.
             version: integer. The version that answers.
             inputs: dict of arrays by input name.
-            deliver: Function of the `Request`.
+            deliver: Function that hands the finished `Request` to the caller.
         """
         if self._draw() >= self._sample:
             return deliver
@@ -104,30 +103,29 @@ class RequestLog:
             else:
                 entry["error"] = type(request.error).__name__
             deliver(request)
-            try:
-                self._queue.put_nowait(entry)
-            except queue.Full:
-                self._dropped += 1
+            self._writer.put(entry)
 
         return deliver_and_write
 
     def close(self) -> None:
-        """Returns when all that was sampled is written."""
-        self._queue.put(None)
-        self._thread.join()
+        """Waits until all sampled requests are written, and closes the file."""
+        self._writer.close(timeout=None)
+        self._file.close()
 
-    def _work(self) -> None:
-        while (entry := self._queue.get()) is not None:
+    def _write_entries(self, entries: list[_Entry], dropped: int) -> None:
+        self._dropped += dropped
+        for entry in entries:
             try:
                 self._write(entry)
             except (OSError, ValueError) as error:
                 self._dropped += 1
-                if not self._has_failed:  # A full disk is told of once.
+                if not self._has_failed:
                     self._has_failed = True
-                    _logger.warning("Requests can't be written to %s: %s", self._path, error)
-        self._file.close()
+                    _logger.warning(
+                        "Can't write requests to %s: %s. This is logged once.", self._path, error
+                    )
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: _Entry) -> None:
         for name in ("inputs", "outputs"):
             if name in entry:
                 entry[name] = {key: encode_array(array) for key, array in entry[name].items()}
@@ -152,10 +150,10 @@ class RequestLog:
 
 
 def encode_array(array: Array) -> dict[str, Any]:
-    """Returns an array as JSON can hold it.
+    """Returns an array as a dict for JSON.
 
     Args:
-        array: An array of numbers, or of strings.
+        array: An array of numbers or of strings.
 
     Example:
 
@@ -172,27 +170,6 @@ def encode_array(array: Array) -> dict[str, Any]:
     return content | {"data": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()}
 
 
-def decode_array(content: Any) -> Array:
-    """Returns what `encode_array` was given.
-
-    Args:
-        content: dict.
-
-    Raises:
-        InvalidInputError: It is none that `encode_array` wrote.
-    """
-    try:
-        dtype, shape, data = content["dtype"], content["shape"], content["data"]
-        if dtype == "object":
-            values = np.empty(len(data), object)
-            values[:] = [base64.b64decode(value, validate=True) for value in data]
-            return values.reshape(shape)
-        raw = base64.b64decode(data, validate=True)
-        return np.frombuffer(raw, dtype_of(dtype).numpy).reshape(shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"An array that no request log holds: {error}.") from error
-
-
 def _copy(arrays: _Arrays) -> _Arrays:
-    """Copies what its owner may change, or what is a part of a whole batch."""
+    """Copies the arrays: the caller may change them, or they are views of a whole batch."""
     return {name: array.copy() for name, array in arrays.items()}

@@ -1,7 +1,7 @@
-"""What is noted of one request while it is answered, whatever protocol it came by.
+"""The record of one request of any protocol, for metrics, logs and traces.
 
-A protocol's server makes one for each request and gives it to `ServingEngine.dispatch`, which notes
-who answers; `EngineMonitor.end` takes it when the answer is sent.
+A server makes one for each request and passes it to `ServingEngine.dispatch`, which sets the model
+and the version that answer. `EngineMonitor.end` counts it when the response is sent.
 """
 
 import time
@@ -11,14 +11,14 @@ from keras_deepseek.inference.batching.batch import Request
 
 
 class RequestTrace:
-    """One request, from when it was read to when its answer is sent.
+    """One request, from the time it was read until its response is sent.
+
+    `model` and `version` are those that answer. They stay empty if none does: a name that a client
+    makes up must not become a label of a metric.
 
     Args:
         protocol: string. As in `"tf_serving"`. Defaults to `""`.
-        call: string. What is asked for, as in `"predict"`. Defaults to `""`.
-
-    `model` and `version` are those that answer, and stay empty where there are none: what a client
-    makes up must not become a label of a metric.
+        call: string. The name of the call, as in `"predict"`. Defaults to `""`.
     """
 
     __slots__ = (
@@ -41,18 +41,18 @@ class RequestTrace:
         self.started = time.monotonic()
 
     @property
-    def mention(self) -> str:
-        """What a line of the log says behind its words of a request; nothing where it has no id."""
+    def log_suffix(self) -> str:
+        """The end of a log message that names the request; empty if it has no id."""
         return f" Request: {self.request_id}." if self.request_id else ""
 
     @property
     def is_cached(self) -> bool:
-        """Whether the answer is one that was kept."""
+        """True if the response came from the cache."""
         return self.request is not None and self.request.is_cached
 
     @property
     def queue_seconds(self) -> float | None:
-        """How long it waited for its batch to leave, or `None` where it did not run."""
+        """Seconds that it waited for its batch to start, or `None` if it did not run."""
         batch = None if self.request is None else self.request.decision
         if self.request is None or batch is None:
             return None
@@ -60,16 +60,16 @@ class RequestTrace:
 
     @property
     def model_seconds(self) -> float | None:
-        """How long the model took for its last batch, or `None` where it did not run."""
+        """Seconds that the model took for its last batch, or `None` if it did not run."""
         batch = None if self.request is None else self.request.decision
         return None if batch is None else batch.seconds
 
     @property
     def batch_rows(self) -> int | None:
-        """Rows of requests in its last batch, or `None` where it did not run."""
+        """The number of rows in its last batch, without padding, or `None` if it did not run."""
         batch = None if self.request is None else self.request.decision
         return None if batch is None else batch.rows
 
 
 current_trace: ContextVar[RequestTrace | None] = ContextVar("current_trace", default=None)
-"""The trace of the request that a task answers, where each request has a task of its own."""
+"""The trace of the request that the current `asyncio` task answers. Only gRPC sets it."""

@@ -1,8 +1,7 @@
-"""Writes a span for each request, whatever protocol it came by, and two below it: queue and model.
+"""OpenTelemetry spans of requests: one for each request, with child spans for queue and model.
 
-A span is made when the request has ended, by `background_writer`'s thread: by then all is known
-that a sampler may ask for, and neither it nor an exporter can hold a request up. `span_names` has
-the words of the protocols, `trace_provider` finds where spans go.
+The thread of `BackgroundWriter` makes the spans after a request has ended. By then all attributes
+that a sampler may read are known, and a slow sampler or exporter delays no request.
 """
 
 import logging
@@ -17,10 +16,10 @@ from keras_deepseek.inference.monitoring.span_names import SCHEMA, Attributes, S
 from keras_deepseek.inference.monitoring.trace_provider import find_provider
 
 MAX_WAITING = 2048
-"""As many as OpenTelemetry's own processor keeps. More are dropped."""
+"""The number of requests that may wait, as in OpenTelemetry's own processor. More are dropped."""
 
 _MAX_FIELD = 8192
-"""Characters of a header that tells of the client's trace: W3C's limit for all baggage."""
+"""The largest number of characters of a trace header: the limit that W3C sets for baggage."""
 
 _PREFIX = "keras_deepseek."
 
@@ -28,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _Batch(NamedTuple):
-    """A request's way through the model. Times are in nanoseconds since 1970."""
+    """The times of a request's batch, in nanoseconds since 1970."""
 
     arrived: int
     left: int
@@ -52,8 +51,8 @@ class RequestTraces:
 
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
-        InvalidInputError: `traces` is something else, or `OTEL_TRACES_EXPORTER` names an exporter
-            that there is not.
+        InvalidInputError: `traces` is something else, or `OTEL_TRACES_EXPORTER` names an unknown
+            exporter.
     """
 
     def __init__(self, traces: Any = True) -> None:
@@ -63,20 +62,20 @@ class RequestTraces:
         self._tracer = provider.get_tracer("keras_deepseek", __version__, schema_url=SCHEMA)
         self._propagator = propagate.get_global_textmap()
         self.fields = frozenset(self._propagator.fields)
-        """Headers, by lower-case name, that tell of a client's trace."""
-        self._has_told = False
+        """The lower-case names of the headers that carry the client's trace."""
+        self._has_warned = False
         self._writer = BackgroundWriter(self._write, name="traces", max_waiting=MAX_WAITING)
 
     def add(
         self, trace: RequestTrace, seconds: float, names: SpanNames, headers: Mapping[str, str]
     ) -> None:
-        """Notes a request that has ended, without waiting for anything.
+        """Adds a request that has ended. Never blocks.
 
         Args:
             trace: `RequestTrace`.
-            seconds: float. That it took.
+            seconds: float. The duration of the request.
             names: `SpanNames`.
-            headers: mapping of strings by lower-case name, or what a protocol has in their place.
+            headers: mapping of strings by lower-case name: HTTP headers, or gRPC metadata.
         """
         end = time.time_ns()
         start = end - int(1e9 * seconds)
@@ -111,25 +110,26 @@ class RequestTraces:
         self._writer.put(_Ended(names, fields, start, end, batch))
 
     def flush(self) -> None:
-        """Returns when what was noted has become spans, or after a second."""
+        """Waits until all spans so far are made, or for one second."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Makes spans of what was noted, and ends the thread; one that hangs is left."""
+        """Makes the waiting spans and ends the thread. Gives up after one second."""
         self._writer.close()
 
     def _write(self, ended: list[_Ended], dropped: int) -> None:
-        if dropped and not self._has_told:
-            self._has_told = True
+        if dropped and not self._has_warned:
+            self._has_warned = True
             _logger.warning(
-                "The traces of %d requests are dropped: spans are taken too slowly. Told once.",
+                "Dropped the traces of %d requests, because spans are made too slowly. This is "
+                "logged once.",
                 dropped,
             )
         error: Exception | None = None
         for one in ended:
             try:
                 self._write_one(one)
-            # A processor that is somebody else's: the other spans have nothing to do with it.
+            # A span processor of the user may fail for one span; the others are still written.
             except Exception as caught:  # noqa: BLE001 - It is raised below.
                 error = caught
         if error is not None:
@@ -149,7 +149,7 @@ class RequestTraces:
             attributes=ended.names.attributes,
             start_time=ended.start,
         )
-        if not span.is_recording():  # It is not in the sample.
+        if not span.is_recording():  # The sampler has left it out.
             return
         if ended.batch is not None:
             self._write_batch(trace.set_span_in_context(span, parent), ended.batch)

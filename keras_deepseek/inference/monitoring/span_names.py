@@ -1,6 +1,6 @@
-"""How a request is called in traces: OpenTelemetry's semantic conventions 1.45, HTTP's and gRPC's.
+"""The names of a request in traces, by OpenTelemetry's semantic conventions 1.45.
 
-`http.span_names` and `grpc.span_names` have the words of each, `request_traces` adds what they
+`http.span_names` and `grpc.span_names` make them; `request_traces` adds the attributes that both
 share. https://opentelemetry.io/docs/specs/semconv/
 """
 
@@ -12,12 +12,12 @@ Attributes = dict[str, str | int | float | bool]
 
 
 class SpanNames(NamedTuple):
-    """A span's name and attributes, before it is known who answers.
+    """The name and the attributes of a span that depend on the protocol.
 
     Args:
         name: string.
         attributes: dict.
-        has_failed: boolean. Whether it is the server's fault that there is no answer.
+        has_failed: boolean. True if the request failed because of the server.
     """
 
     name: str

@@ -1,7 +1,4 @@
-"""Finds where traces go: OpenTelemetry's provider that was set up, or one that `OTEL_*` describes.
-
-`request_traces` writes to it.
-"""
+"""The choice of OpenTelemetry's `TracerProvider`: from the user, the process or `OTEL_*`."""
 
 import os
 from functools import cache
@@ -11,22 +8,21 @@ from typing import Any
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 
 _EXPORTERS = "opentelemetry_traces_exporter"
-"""The entry points by which packages offer exporters."""
+"""The entry point group in which packages register exporters."""
 
 _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
 def find_provider(traces: Any) -> Any:
-    """Returns the `TracerProvider` of OpenTelemetry that spans are made by.
+    """Returns the `TracerProvider` that makes the spans.
 
     Args:
-        traces: `True`, for the one that the process has set up, or else one of the environment's
-            variables; or a `TracerProvider`.
+        traces: A `TracerProvider`; or `True` for the one that the process has set up, and if there
+            is none, for a new one that the environment variables `OTEL_*` describe.
 
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
-        InvalidInputError: `traces` is something else, or a variable names an exporter that there
-            is not.
+        InvalidInputError: `traces` is something else, or a variable names an unknown exporter.
     """
     try:
         from opentelemetry import trace
@@ -39,21 +35,21 @@ def find_provider(traces: Any) -> Any:
             )
         return traces
     provider = trace.get_tracer_provider()
-    # What stands there until one is set up.
+    # OpenTelemetry returns a proxy until a provider is set.
     return _make_provider() if isinstance(provider, trace.ProxyTracerProvider) else provider
 
 
 @cache
 def _make_provider() -> Any:
-    """Returns the provider that the variables of the environment describe; servers share it."""
+    """Returns the provider that the environment variables describe. All servers share it."""
     try:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise MissingExtraError("opentelemetry-sdk", "telemetry", "to trace requests") from error
     make_exporters = [_find_exporter(name) for name in _exporter_names()]
-    # It reads the name of the service, the sampler and the limits itself, the processor the sizes
-    # of its batches, and the exporter where to send them.
+    # The provider reads the service name, the sampler and the limits from the environment, the
+    # processor its batch sizes, and the exporter its endpoint.
     provider = TracerProvider()
     for make_exporter in make_exporters:
         provider.add_span_processor(BatchSpanProcessor(make_exporter()))
@@ -88,11 +84,11 @@ def _find_exporter(name: str) -> Any:
         return one.load()
     if name in _OTLP.values():
         package = f"opentelemetry-exporter-{name.replace('_', '-')}"
-        text = f"Traces would go to a collector: pip install {package!r}, or choose another"
+        hint = f"Install it with: pip install {package!r}, or set"
     else:
-        text = "Choose another"
+        hint = "Set"
     known = sorted(one.name for one in entry_points(group=_EXPORTERS))
     raise InvalidInputError(
-        f"There is no exporter {name!r} for traces. {text} by OTEL_TRACES_EXPORTER; there are "
-        f"{known}, and 'none'."
+        f"The trace exporter {name!r} is not installed. {hint} OTEL_TRACES_EXPORTER to one of "
+        f"{[*known, 'none']}."
     )

@@ -1,3 +1,3 @@
-"""What clients speak: pure functions from bytes to inputs, and from outputs to bytes."""
+"""Serving protocols: pure functions from request bytes to arrays, and from arrays to bytes."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Strings of bytes in TF Serving's JSON: text, or `{"b64": ...}` for what is no text."""
+"""Byte strings in TF Serving's JSON: text, or `{"b64": ...}` for bytes that are not text."""
 
 import binascii
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _MAX_RANK = 32
 
 
 def is_base64_object(value: Any) -> bool:
-    """Whether a value of JSON is an object with the one key `"b64"` and a string in it.
+    """Returns true for a JSON object whose only key is `"b64"` and whose value is a string.
 
     Example:
 
@@ -24,14 +24,14 @@ def is_base64_object(value: Any) -> bool:
 
 
 def decode_string(value: Any, where: str) -> bytes:
-    r"""Returns the bytes of a JSON string, or of a base64 object.
+    r"""Returns the bytes of a JSON string or of a base64 object.
 
     Args:
-        value: A value of JSON.
-        where: string. What an error names, as in `"Input 'x'"`.
+        value: A JSON value.
+        where: string. The start of an error message, as in `"Input 'x'"`.
 
     Raises:
-        InvalidInputError: It is neither, or no base64.
+        InvalidInputError: The value is neither, or is not valid base64.
 
     Example:
 
@@ -48,18 +48,14 @@ def decode_string(value: Any, where: str) -> bytes:
     try:
         return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except ValueError as error:
-        raise InvalidInputError(f'{where}: "b64" holds no base64: {error}.') from error
+        raise InvalidInputError(f'{where}: "b64" is not valid base64: {error}.') from error
 
 
 def decode_strings(value: Any, where: str) -> Array:
     """Returns an array of bytes from nested lists of strings and base64 objects.
 
-    Args:
-        value: A value of JSON.
-        where: string. What an error names.
-
     Raises:
-        InvalidInputError: Something else is in it, or rows of unequal length.
+        InvalidInputError: The value holds something else, or rows of unequal length.
     """
     shape: list[int] = []
     first = value
@@ -73,15 +69,14 @@ def decode_strings(value: Any, where: str) -> Array:
 
 
 def encode_strings(name: str, array: Array) -> Any:
-    r"""Returns an array of strings as JSON's values: base64 objects where they may be no text.
+    r"""Returns an array of strings as nested lists of JSON strings and base64 objects.
+
+    As in TF Serving, all values of an output whose name ends in `"_bytes"` are base64 objects. In
+    other outputs only values that are not UTF-8 are.
 
     Args:
-        name: string. That of the output: as in TF Serving all of its values are base64 objects
-            where it ends in `"_bytes"`. In any other output those alone are that are no UTF-8.
+        name: string. The name of the output.
         array: array of `bytes` or strings.
-
-    Returns:
-        Nested lists; for an array without an axis one value.
 
     Example:
 

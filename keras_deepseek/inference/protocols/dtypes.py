@@ -1,6 +1,6 @@
-"""The dtypes that clients name: NumPy's, TF Serving's and Open Inference's words for each.
+"""The dtypes of tensors, with their names in NumPy, TF Serving and Open Inference.
 
-Strings of bytes are arrays of dtype `object` that hold `bytes`.
+Byte strings are arrays of dtype `object` that hold `bytes`.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from keras_deepseek.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Dtype:
-    """One dtype in the words of each protocol.
+    """One dtype, with its names in each protocol.
 
     Args:
-        name: string. NumPy's, or `"bfloat16"`.
-        tf_number: integer. Its number in TensorFlow's `DataType`.
-        tf_name: string. Its name there.
-        tf_values: string. The field of a `TensorProto` that lists its values.
+        name: string. NumPy's name, or `"bfloat16"`.
+        tf_number: integer. The number in TensorFlow's `DataType`.
+        tf_name: string. The name in TensorFlow's `DataType`.
+        tf_values: string. The field of `TensorProto` that lists the values.
         open_inference: string. Open Inference's datatype.
-        open_inference_values: string. The field of `InferTensorContents` that lists its values;
-            empty where there is none, so that they come as raw bytes alone.
+        open_inference_values: string. The field of `InferTensorContents` that lists the values.
+            Empty if there is none, so that values come as raw bytes only.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Dtype:
 
     @cached_property
     def numpy(self) -> np.dtype[Any]:
-        """NumPy's dtype."""
+        """The NumPy dtype."""
         if self.name == "bfloat16":
             import ml_dtypes
 
@@ -45,12 +45,12 @@ class Dtype:
 
     @property
     def is_bytes(self) -> bool:
-        """Whether its values are strings of bytes."""
+        """True for byte strings."""
         return self.name == "object"
 
     @property
     def is_float_of_two_bytes(self) -> bool:
-        """Whether its values are listed as the integers that their bits are."""
+        """True for 16-bit floats, which `TensorProto` lists as the integers of their bits."""
         return self.name in ("float16", "bfloat16")
 
 
@@ -70,7 +70,7 @@ DTYPES = (
     Dtype("uint32", 22, "DT_UINT32", "uint32_val", "UINT32", "uint_contents"),
     Dtype("uint64", 23, "DT_UINT64", "uint64_val", "UINT64", "uint64_contents"),
 )
-"""Every dtype that a request or an answer can have."""
+"""All dtypes that a request or a response can have."""
 
 _BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 _BY_TF_NUMBER = {dtype.tf_number: dtype for dtype in DTYPES}
@@ -78,10 +78,10 @@ _BY_OPEN_INFERENCE = {dtype.open_inference: dtype for dtype in DTYPES}
 
 
 def dtype_of(name: str) -> Dtype:
-    """Returns the dtype that NumPy calls `name`; strings of any kind are `object`.
+    """Returns the dtype with NumPy's `name`. Strings of any kind are `object`.
 
     Raises:
-        InvalidInputError: No protocol has it.
+        InvalidInputError: No protocol has the dtype.
     """
     if name.startswith(("<U", "|S", "str", "bytes")):
         name = "object"
@@ -92,23 +92,23 @@ def dtype_of(name: str) -> Dtype:
 
 @lru_cache(maxsize=256)
 def dtype_of_numpy(dtype: np.dtype[Any]) -> Dtype:
-    """Returns a dtype of NumPy in the words of the protocols; its name takes long to make.
+    """Returns the dtype of a NumPy dtype. Cached, because NumPy is slow to make the name.
 
     Raises:
-        InvalidInputError: No protocol has it.
+        InvalidInputError: No protocol has the dtype.
     """
     return dtype_of(str(dtype))
 
 
 def dtype_of_tf_number(number: int, where: str) -> Dtype:
-    """Returns the dtype that TensorFlow's `DataType` numbers `number`.
+    """Returns the dtype with a number of TensorFlow's `DataType`.
 
     Args:
         number: integer.
-        where: string. What an error names, as in `"Input 'x'"`.
+        where: string. The start of an error message, as in `"Input 'x'"`.
 
     Raises:
-        InvalidInputError: It is complex, quantized, or no dtype of a tensor.
+        InvalidInputError: The dtype is complex, quantized, or not a dtype of tensors.
     """
     if number not in _BY_TF_NUMBER:
         names = ", ".join(dtype.tf_name for dtype in DTYPES)
@@ -117,14 +117,10 @@ def dtype_of_tf_number(number: int, where: str) -> Dtype:
 
 
 def dtype_of_open_inference(datatype: object, where: str) -> Dtype:
-    """Returns the dtype that Open Inference calls `datatype`.
-
-    Args:
-        datatype: string.
-        where: string. What an error names.
+    """Returns the dtype with the name of an Open Inference datatype.
 
     Raises:
-        InvalidInputError: It has no such datatype.
+        InvalidInputError: Open Inference has no such datatype.
     """
     if not isinstance(datatype, str) or datatype not in _BY_OPEN_INFERENCE:
         names = ", ".join(sorted(_BY_OPEN_INFERENCE))

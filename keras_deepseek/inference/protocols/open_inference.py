@@ -1,8 +1,7 @@
-"""Open Inference (KServe V2, Triton) over REST: the bodies of `/v2/...` as pure functions.
+"""Inference requests and responses of Open Inference (KServe V2, Triton) over REST.
 
-A tensor's values stand in JSON, flat or nested, or behind it as raw bytes: the binary tensor
-extension. Then the header `Inference-Header-Content-Length` says where JSON ends. gRPC is in
-`open_inference_grpc`; what describes servers and models, in `open_inference_models`.
+The values of a tensor are in the JSON, flat or nested, or follow it as raw bytes: the binary tensor
+extension. For raw bytes the header `Inference-Header-Content-Length` has the length of the JSON.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,7 @@ from keras_deepseek.inference.protocols.tensor_bytes import (
 )
 
 HEADER = "Inference-Header-Content-Length"
-"""The HTTP header that says how many bytes of a body are JSON, where raw bytes follow."""
+"""The HTTP header with the number of bytes of JSON, if raw bytes follow it."""
 
 _REFUSED_PARAMETERS = ("shared_memory_region",)
 
@@ -43,9 +42,9 @@ class WantedOutput:
 
     Args:
         name: string.
-        is_binary: boolean. Whether its values are to be raw bytes. Defaults to `False`.
-        classes: integer. How many of the largest values of each row are wanted as text in place of
-            the output; 0 for the output. Defaults to `0`.
+        is_binary: boolean. True to return its values as raw bytes. Defaults to `False`.
+        classes: integer. The number of the largest values of each row to return as text in place of
+            the output; 0 for the output itself. Defaults to `0`.
     """
 
     name: str
@@ -55,17 +54,17 @@ class WantedOutput:
 
 @dataclass(frozen=True)
 class InferCall:
-    """A request for inference.
+    """A request for inference, over REST or gRPC.
 
     Args:
         inputs: dict of arrays by input name; not yet checked against a signature.
-        outputs: tuple of `WantedOutput`; all outputs, if there are none. Defaults to `()`.
-        is_binary: boolean. Whether outputs that are not named are to be raw bytes. Defaults to
-            `False`.
-        id: string. Comes back with the answer. Defaults to `""`.
-        parameters: dict. What else the request says. Defaults to none.
-        model_name: string. Over REST the path has it. Defaults to `""`.
-        model_version: string. Defaults to `""`.
+        outputs: tuple of `WantedOutput`. Empty for all outputs. Defaults to `()`.
+        is_binary: boolean. True to return outputs that are not in `outputs` as raw bytes. Defaults
+            to `False`.
+        id: string. It is returned with the response. Defaults to `""`.
+        parameters: dict. The parameters of the request. Defaults to none.
+        model_name: string. Empty over REST, where the path has it. Defaults to `""`.
+        model_version: string. Likewise. Defaults to `""`.
     """
 
     inputs: dict[str, Array]
@@ -77,14 +76,14 @@ class InferCall:
     model_version: str = ""
 
     def select(self, outputs: Mapping[str, Array]) -> list[tuple[WantedOutput, Array]]:
-        """Returns the outputs that are wanted, in the order in which they are.
+        """Returns the outputs that the request asks for, in its order.
 
         Args:
-            outputs: mapping of arrays by name: all that the model has.
+            outputs: mapping of arrays by name: all outputs of the model.
 
         Raises:
-            InvalidInputError: One is wanted that the model does not have, or as classes one that
-                has no rows of numbers.
+            InvalidInputError: The model lacks an output, or an output whose classes are wanted has
+                no rows of numbers.
         """
         self.check_outputs(outputs)
         wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
@@ -96,14 +95,7 @@ class InferCall:
         ]
 
     def check_outputs(self, names: Iterable[str]) -> None:
-        """Refuses a request for an output that the model does not have.
-
-        Args:
-            names: iterable of strings. The outputs that it has.
-
-        Raises:
-            InvalidInputError: One is wanted that is not among them.
-        """
+        """Raises `InvalidInputError` if an output is wanted that is not among `names`."""
         known = list(names)
         for output in self.outputs:
             if output.name not in known:
@@ -111,16 +103,17 @@ class InferCall:
 
 
 def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
-    """Returns what the body of a `POST /v2/models/NAME/infer` asks for.
+    """Parses the body of a `POST /v2/models/NAME/infer`.
+
+    Every length is compared with the bytes that are there before it is used.
 
     Args:
-        body: bytes. JSON, and behind it the raw bytes of its tensors.
+        body: bytes. JSON, followed by the raw bytes of tensors.
         header_length: string. The header `Inference-Header-Content-Length`. Defaults to `None`: the
             whole body is JSON.
 
     Raises:
-        InvalidInputError: It is not of this form, or a tensor in it does not hold together. No
-            length is believed before it is compared with the bytes that are there.
+        InvalidInputError: The body has another form, or a tensor does not match its shape.
 
     Example:
 
@@ -151,21 +144,21 @@ def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
 def encode_infer(
     call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
 ) -> tuple[bytes, int | None]:
-    """Returns the body of the answer, and the value of `Inference-Header-Content-Length`.
+    """Returns the body of the response, and the value of `Inference-Header-Content-Length`.
 
     Args:
         call: `InferCall`.
-        outputs: mapping of arrays by name: all that the model has.
+        outputs: mapping of arrays by name: all outputs of the model.
         model_name: string.
         model_version: string.
 
     Returns:
-        The body; and how many bytes of it are JSON, or `None` where all are and the header is not
-        sent.
+        The body; and the number of its bytes that are JSON, or `None` if all are, so that the
+        header is not sent.
 
     Raises:
-        InvalidInputError: An output is wanted that the model does not have, or one as JSON that is
-            no text.
+        InvalidInputError: The model lacks a wanted output, or an output that JSON should hold is
+            not text.
     """
     tensors, parts = [], []
     for wanted, array in call.select(outputs):
@@ -188,29 +181,16 @@ def encode_infer(
     return (b"".join([text, *parts]), len(text)) if parts else (text, None)
 
 
-def encode_error(message: str) -> bytes:
-    """Returns the body of an answer that says what went wrong.
-
-    Args:
-        message: string.
-
-    Example:
-
-    >>> encode_error("no such model")
-    b'{"error":"no such model"}'
-    """
-    return to_json({"error": message})
-
-
 def read_parameters(value: Any, where: str) -> dict[str, Any]:
     """Returns the parameters of a request or of a tensor in it.
 
     Args:
         value: dict, or `None` for no parameters.
-        where: string. What an error names.
+        where: string. The start of an error message.
 
     Raises:
-        InvalidInputError: They are no object, or ask for shared memory, which no server has.
+        InvalidInputError: The value is not a dict, or asks for shared memory, which is not
+            supported.
     """
     if value is None:
         return {}
@@ -229,12 +209,12 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes | memoryview, 
     if header_length is None:
         return body, view[:0]
     is_number = header_length.isascii() and header_length.isdecimal()
-    # Compared as text first: Python refuses to read a number of thousands of digits.
+    # Compares the number of digits first: Python can't read a number of thousands of digits.
     is_short = len(header_length) <= len(str(len(body)))
     if not is_number or not is_short or int(header_length) > len(body):
         raise InvalidInputError(
             f"Received {HEADER}: {header_length[:30]!r}. Expected a number of bytes from 0 to "
-            f"{len(body)}, as long as the body is."
+            f"{len(body)}, the length of the body."
         )
     return view[: int(header_length)], view[int(header_length) :]
 
@@ -247,7 +227,7 @@ def _name_of(tensor: Any, where: str) -> str:
 
 
 def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[Array, int]:
-    """Returns a tensor, and how many of the bytes behind JSON are its own."""
+    """Returns a tensor, and the number of raw bytes that it has taken from `rest`."""
     dtype = dtype_of_open_inference(tensor.get("datatype"), where)
     sizes = tensor.get("shape")
     if not isinstance(sizes, list):
@@ -268,7 +248,7 @@ def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[
 
 
 def _from_data(name: str, data: Any, dtype: Dtype, shape: tuple[int, ...]) -> Array:
-    """Returns the values that stand in JSON, flat or nested."""
+    """Returns a tensor whose values are in the JSON, flat or nested."""
     where = f"Input {name!r}"
     if dtype.is_bytes:
         return shape_array(string_array(_texts_of(data, where)), shape, where)
@@ -296,8 +276,8 @@ def _to_data(name: str, array: Array, dtype: Dtype) -> Any:
         return [value.decode() for value in strings_of(array)]
     except UnicodeDecodeError as error:
         raise InvalidInputError(
-            f"Output {name!r} is no text, which JSON can't hold. Ask for it with the parameter "
-            "'binary_data'."
+            f"Output {name!r} is not UTF-8 text, so JSON can't hold it. Ask for it with the "
+            "parameter 'binary_data'."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Triton's classification extension: an output's largest values as text, in place of the output."""
+"""Triton's classification extension: the largest values of an output, as text."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from keras_deepseek.inference.protocols.tensor_bytes import string_array
 _MIN_RANK = 2
 
 PARAMETER = "classification"
-"""The parameter of a wanted output that says how many of its largest values are asked for."""
+"""The parameter of a requested output with the number of its largest values to return."""
 
 
 def read_count(value: Any, where: str) -> int:
-    """Returns how many classes a parameter asks for; 0 for the output itself.
+    """Returns the number of classes that a parameter asks for; 0 stands for the output itself.
 
     Args:
-        value: integer, or `None` where there is no parameter.
-        where: string. What an error names, as in `"Output 'y'"`.
+        value: integer, or `None` if the parameter is absent.
+        where: string. The start of an error message, as in `"Output 'y'"`.
 
     Raises:
-        InvalidInputError: It is no integer of at least 1.
+        InvalidInputError: The value is not an integer of at least 1.
     """
     if value is None:
         return 0
@@ -38,8 +38,8 @@ def largest(array: Array, count: int, where: str) -> Array:
 
     Args:
         array: array of numbers, rows first.
-        count: integer. As many as there are, where there are fewer.
-        where: string. What an error names.
+        count: integer. If a row has fewer values, all of them are returned.
+        where: string. The start of an error message.
 
     Returns:
         An array of `bytes`, of shape `(rows, count)`.
@@ -54,13 +54,13 @@ def largest(array: Array, count: int, where: str) -> Array:
     """
     if array.dtype == object or array.ndim < _MIN_RANK:
         raise InvalidInputError(
-            f"{where}: classes are of an output with rows of numbers; it has {array.dtype} "
-            f"{array.shape}."
+            f"{where}: classification needs an output with rows of numbers; this one is "
+            f"{array.dtype} of shape {array.shape}."
         )
     rows = array.reshape(len(array), int(np.prod(array.shape[1:])))
     if rows.dtype.kind not in "iub":
         rows = rows.astype(np.float64)
-    # Of equals the first comes first: the others are turned round twice.
+    # Equal values keep their order: the rows are reversed before and after the stable sort.
     order = np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1]
     indices = rows.shape[1] - 1 - order[:, :count]
     values = np.take_along_axis(rows, indices, axis=1)

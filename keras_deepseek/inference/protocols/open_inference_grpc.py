@@ -1,7 +1,7 @@
-"""Open Inference's gRPC: from the bytes of a request to arrays, and from arrays to bytes.
+"""Requests and responses of Open Inference over gRPC, from bytes and to bytes.
 
-An input's values are raw bytes, in `raw_input_contents`, or listed in its `contents`. An answer has
-the form of the question.
+The values of an input are raw bytes in `raw_input_contents`, or a list in its `contents`. A
+response has the same form as its request.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,14 +16,13 @@ from keras_deepseek.inference.protocols.dtypes import (
     dtype_of_numpy,
     dtype_of_open_inference,
 )
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import Message, new_message, parse_message
 from keras_deepseek.inference.protocols.open_inference import (
     InferCall,
     WantedOutput,
     read_parameters,
 )
 from keras_deepseek.inference.protocols.open_inference_classes import PARAMETER, read_count
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.open_inference_models import ModelState, repository_index
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
@@ -39,15 +38,12 @@ _PACKAGE = "inference."
 
 
 def parse_infer(data: bytes) -> InferCall:
-    """Returns what a `ModelInferRequest` asks for; raw bytes are not copied.
-
-    Args:
-        data: bytes. The message.
+    """Parses a `ModelInferRequest`. Raw bytes are not copied.
 
     Raises:
-        InvalidInputError: It is no such message, or a tensor in it does not hold together.
+        InvalidInputError: The bytes are not such a message, or a tensor does not match its shape.
     """
-    message = OPEN_INFERENCE.parse(_PACKAGE + "ModelInferRequest", data)
+    message = parse_message(_PACKAGE + "ModelInferRequest", data)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidInputError(
@@ -82,14 +78,13 @@ def format_infer(
 
     Args:
         call: `InferCall`.
-        outputs: mapping of arrays by name: all that the model has.
+        outputs: mapping of arrays by name: all outputs of the model.
         model_name: string.
         model_version: string.
-        in_stream: boolean. Whether it is one of a stream's, inside of a `ModelStreamInferResponse`.
-            Defaults to `False`.
+        in_stream: boolean. True wraps it in a `ModelStreamInferResponse`. Defaults to `False`.
 
     Raises:
-        InvalidInputError: An output is wanted that the model does not have.
+        InvalidInputError: The model lacks a wanted output.
     """
     response = _infer_response(call, outputs, model_name, model_version)
     if in_stream:
@@ -98,29 +93,27 @@ def format_infer(
 
 
 def format_stream_error(error_message: str, call: InferCall | None = None) -> bytes:
-    """Returns the `ModelStreamInferResponse` that says what went wrong; the stream goes on.
+    """Returns the `ModelStreamInferResponse` of a failed request. The stream goes on.
 
     Args:
         error_message: string.
-        call: `InferCall`, whose `id` comes back. Defaults to `None`, for what could not be read.
+        call: `InferCall`, whose `id` is returned. Defaults to `None`: the request was malformed.
     """
-    response = OPEN_INFERENCE.new(
-        _PACKAGE + "ModelInferResponse", id="" if call is None else call.id
-    )
+    response = new_message(_PACKAGE + "ModelInferResponse", id="" if call is None else call.id)
     return _write("ModelStreamInferResponse", error_message=error_message, infer_response=response)
 
 
 def parse_model(data: bytes, call: str) -> tuple[str, str]:
-    """Returns the name and the version of the model that a request is about; empty for any.
+    """Returns the name and the version of the model that a request names; empty if it names none.
 
     Args:
         data: bytes. The message.
         call: string. `"ModelReady"` or `"ModelMetadata"`.
 
     Raises:
-        InvalidInputError: It is no such message.
+        InvalidInputError: The bytes are not such a message.
     """
-    message = OPEN_INFERENCE.parse(f"{_PACKAGE}{call}Request", data)
+    message = parse_message(f"{_PACKAGE}{call}Request", data)
     return message.name, message.version
 
 
@@ -133,7 +126,7 @@ def format_ready(is_ready: bool, call: str = "ServerReady") -> bytes:
     """Returns the `ServerReadyResponse` or the `ModelReadyResponse`.
 
     Args:
-        is_ready: boolean. Whether requests are answered.
+        is_ready: boolean.
         call: string. `"ServerReady"` or `"ModelReady"`. Defaults to `"ServerReady"`.
     """
     return _write(f"{call}Response", ready=is_ready)
@@ -143,19 +136,19 @@ def format_metadata(content: Mapping[str, Any], call: str) -> bytes:
     """Returns the `ServerMetadataResponse` or the `ModelMetadataResponse`.
 
     Args:
-        content: mapping. What `server_metadata` or `model_metadata` has returned.
+        content: mapping. The result of `server_metadata` or `model_metadata`.
         call: string. `"ServerMetadata"` or `"ModelMetadata"`.
     """
     return _write(f"{call}Response", **content)
 
 
 def parse_repository_index(data: bytes) -> bool:
-    """Returns whether a `RepositoryIndexRequest` asks for the models that are ready alone.
+    """Returns true if a `RepositoryIndexRequest` asks only for models that are ready.
 
     Raises:
-        InvalidInputError: It is no such message.
+        InvalidInputError: The bytes are not such a message.
     """
-    return bool(OPEN_INFERENCE.parse(_PACKAGE + "RepositoryIndexRequest", data).ready)
+    return bool(parse_message(_PACKAGE + "RepositoryIndexRequest", data).ready)
 
 
 def format_repository_index(states: Iterable[ModelState], ready: bool = False) -> bytes:
@@ -163,7 +156,7 @@ def format_repository_index(states: Iterable[ModelState], ready: bool = False) -
 
     Args:
         states: iterable of `ModelState`.
-        ready: boolean. Whether to leave out those that are not ready. Defaults to `False`.
+        ready: boolean. True leaves out versions that are not ready. Defaults to `False`.
     """
     return _write("RepositoryIndexResponse", models=repository_index(states, ready))
 
@@ -172,13 +165,13 @@ def parse_repository_model(data: bytes, call: str) -> str:
     """Returns the name of the model that is to be loaded or unloaded.
 
     Args:
-        data: bytes. The message, of Triton's form or of KServe's.
+        data: bytes. The message, in Triton's or in KServe's form.
         call: string. `"RepositoryModelLoad"` or `"RepositoryModelUnload"`.
 
     Raises:
-        InvalidInputError: It is no such message, or names no model.
+        InvalidInputError: The bytes are not such a message, or it names no model.
     """
-    message = OPEN_INFERENCE.parse(f"{_PACKAGE}{call}Request", data)
+    message = parse_message(f"{_PACKAGE}{call}Request", data)
     name: str = message.model_name or message.repository_name
     if not name:
         raise InvalidInputError(f"{call}: expected the name of a model.")
@@ -186,7 +179,7 @@ def parse_repository_model(data: bytes, call: str) -> str:
 
 
 def format_repository_model(name: str, call: str) -> bytes:
-    """Returns that a model was loaded or unloaded.
+    """Returns the response to the load or the unload of a model.
 
     Args:
         name: string. The model's name.
@@ -197,7 +190,7 @@ def format_repository_model(name: str, call: str) -> bytes:
 
 
 def _write(message: str, /, **fields: Any) -> bytes:
-    return _serialize(OPEN_INFERENCE.new(_PACKAGE + message, **fields))
+    return _serialize(new_message(_PACKAGE + message, **fields))
 
 
 def _serialize(message: Message) -> bytes:
@@ -251,13 +244,13 @@ def _read_parameters(parameters: Mapping[str, Message], where: str) -> dict[str,
 def _infer_response(
     call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
 ) -> Message:
-    message = OPEN_INFERENCE.new(
+    message = new_message(
         _PACKAGE + "ModelInferResponse",
         model_name=model_name,
         model_version=model_version,
         id=call.id,
     )
-    # They have no `contents` for floats of two bytes; raw bytes are for all outputs or for none.
+    # `contents` has no field for 16-bit floats. Raw bytes are for all outputs or for none.
     selected = [
         (wanted, array, dtype_of_numpy(array.dtype)) for wanted, array in call.select(outputs)
     ]

@@ -1,4 +1,4 @@
-"""What Open Inference says about servers and models: the same facts for REST and for gRPC."""
+"""Open Inference's metadata of servers and models, for REST and gRPC."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from keras_deepseek.inference.protocols.dtypes import dtype_of
 from keras_deepseek.inference.protocols.json_text import load_json
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
-"""What is spoken beyond the protocol itself."""
+"""The protocol extensions that the server supports."""
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """The state of one version of a model, as the index of a repository has it.
+    """The state of one version of a model, as an entry of the repository index.
 
     Args:
         name: string.
         version: string.
-        is_ready: boolean. Whether requests are answered.
-        reason: string. Why it is not ready. Defaults to `""`.
+        is_ready: boolean. True if it accepts requests.
+        reason: string. The reason why it is not ready. Defaults to `""`.
     """
 
     name: str
@@ -36,11 +36,7 @@ class ModelState:
 
 
 def server_metadata(name: str, version: str) -> dict[str, Any]:
-    """Returns the answer to `GET /v2`.
-
-    Args:
-        name: string. The server's name.
-        version: string. The server's version.
+    """Returns the response to `GET /v2`.
 
     Example:
 
@@ -53,16 +49,16 @@ def server_metadata(name: str, version: str) -> dict[str, Any]:
 def model_metadata(
     name: str, signature: Signature, versions: Sequence[str], platform: str
 ) -> dict[str, Any]:
-    """Returns the answer to `GET /v2/models/NAME`.
+    """Returns the response to `GET /v2/models/NAME`.
 
     Args:
         name: string. The model's name.
         signature: `Signature` of the model.
         versions: sequence of strings. The versions that are served.
-        platform: string. What runs the model, as in `"onnxruntime_onnx"`.
+        platform: string. The runtime of the model, as in `"onnxruntime_onnx"`.
 
     Raises:
-        InvalidInputError: A tensor is of a dtype that Open Inference does not have.
+        InvalidInputError: A tensor has a dtype that Open Inference lacks.
     """
     return {
         "name": name,
@@ -74,37 +70,28 @@ def model_metadata(
 
 
 def server_live() -> dict[str, Any]:
-    """Returns the answer to `GET /v2/health/live`, which is given with 200."""
+    """Returns the response to `GET /v2/health/live`."""
     return {"live": True}
 
 
 def server_ready(is_ready: bool) -> dict[str, Any]:
-    """Returns the answer to `GET /v2/health/ready`; where it is not ready, with a status of 503.
-
-    Args:
-        is_ready: boolean. Whether every model answers requests.
-    """
+    """Returns the response to `GET /v2/health/ready`. Its HTTP status is 503 if not ready."""
     return {"ready": is_ready}
 
 
 def model_ready(name: str, is_ready: bool) -> dict[str, Any]:
-    """Returns the answer to `GET /v2/models/NAME/ready`; where it is not ready, with 503.
-
-    Args:
-        name: string. The model's name.
-        is_ready: boolean. Whether it answers requests.
-    """
+    """Returns the response to `GET /v2/models/NAME/ready`. Its HTTP status is 503 if not ready."""
     return {"name": name, "ready": is_ready}
 
 
 def parse_repository_index(body: bytes) -> bool:
-    """Returns whether a `POST /v2/repository/index` asks for the models that are ready alone.
+    """Returns true if a `POST /v2/repository/index` asks only for models that are ready.
 
     Args:
-        body: bytes. JSON, or nothing.
+        body: bytes. JSON, or empty.
 
     Raises:
-        InvalidInputError: It is neither.
+        InvalidInputError: The body is neither.
     """
     content = load_json(body) if body.strip() else {}
     ready = content.get("ready", False) if isinstance(content, dict) else None
@@ -114,11 +101,11 @@ def parse_repository_index(body: bytes) -> bool:
 
 
 def repository_index(states: Iterable[ModelState], ready: bool = False) -> list[dict[str, Any]]:
-    """Returns the answer to `POST /v2/repository/index`.
+    """Returns the response to `POST /v2/repository/index`.
 
     Args:
         states: iterable of `ModelState`.
-        ready: boolean. Whether to leave out those that are not ready. Defaults to `False`.
+        ready: boolean. True leaves out versions that are not ready. Defaults to `False`.
     """
     return [
         {
@@ -141,18 +128,10 @@ def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
 
 
 def repository_load(name: str) -> dict[str, Any]:
-    """Returns the answer to `POST /v2/repository/models/NAME/load`, in KServe's form.
-
-    Args:
-        name: string. The model that is served now.
-    """
+    """Returns the response to `POST /v2/repository/models/NAME/load`, in KServe's form."""
     return {"name": name, "load": True}
 
 
 def repository_unload(name: str) -> dict[str, Any]:
-    """Returns the answer to `POST /v2/repository/models/NAME/unload`, in KServe's form.
-
-    Args:
-        name: string. The model that is not served any more.
-    """
+    """Returns the response to `POST /v2/repository/models/NAME/unload`, in KServe's form."""
     return {"name": name, "unload": True}

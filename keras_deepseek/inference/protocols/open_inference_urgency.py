@@ -1,7 +1,4 @@
-"""How urgent an Open Inference request is, by its `parameters`, as Triton's clients say it.
-
-`open_inference_rest` and `open_inference_rpc` hand it to the engine.
-"""
+"""The priority and the timeout of an Open Inference request, as Triton's clients send them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,28 +6,24 @@ from typing import Any, NamedTuple
 from keras_deepseek.errors import InvalidInputError
 
 _LEVELS = 2**64
-"""Triton's priorities are unsigned integers of 64 bits."""
+"""The number of Triton's priorities, which are unsigned 64-bit integers."""
 
 _MICROSECONDS = 1_000_000
 
 
 class Urgency(NamedTuple):
-    """What the engine is told beside a request's inputs.
+    """The scheduling options of a request.
 
     Args:
         timeout: float. Seconds, or `None` for no limit. Defaults to `None`.
-        priority: integer. Higher ones are run first. Defaults to `0`.
+        priority: integer. Requests with a higher one run first. Defaults to `0`.
     """
 
     timeout: float | None = None
     priority: int = 0
 
     def within(self, timeout: float | None) -> "Urgency":
-        """Returns the same with the shorter of two limits.
-
-        Args:
-            timeout: float. Seconds, or `None` for no limit.
-        """
+        """Returns a copy with the shorter of its own timeout and `timeout`, in seconds."""
         if timeout is None or (self.timeout is not None and self.timeout <= timeout):
             return self
         return Urgency(timeout, self.priority)
@@ -40,17 +33,14 @@ _NONE = Urgency()
 
 
 def read_urgency(parameters: Mapping[str, Any]) -> Urgency:
-    """Returns what `priority` and `timeout` of a request say.
+    """Reads the parameters `priority` and `timeout` of a request.
 
-    Triton's priority 1 is the highest, larger numbers are lower, and 0 stands for the default. Here
-    the default is below all that are named: 1 becomes `2**64 - 1`, 2 becomes `2**64 - 2`. Triton's
-    timeout is in microseconds, and 0 stands for none.
-
-    Args:
-        parameters: mapping. Others are not looked at.
+    In Triton 1 is the highest priority and 0 the default. The engine runs higher numbers first, so
+    1 becomes `2**64 - 1`, 2 becomes `2**64 - 2`, and the default 0 is the lowest. Triton's timeout
+    is in microseconds; 0 means none.
 
     Raises:
-        InvalidInputError: One of the two is no whole number of 64 bits, from 0 up.
+        InvalidInputError: One of the two is not an unsigned 64-bit integer.
 
     Example:
 

@@ -1,9 +1,11 @@
-"""Arrays from raw bytes and back: sizes are checked against what is there before they are used.
+"""Conversion of arrays from and to raw bytes.
 
-Little-endian, rows first, nothing between the values; each string of bytes after its length in
-four bytes. Both protocols have this form, and neither copies the bytes of numbers.
+The values are little-endian, in C order, without gaps. Each byte string follows its length, which
+has four bytes. Both protocols use this form. Numbers are not copied, and all sizes are compared
+with the bytes that are there before they are used.
 """
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,14 +21,14 @@ _SHOWN_AXES = 8
 
 
 def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
-    """Returns a shape that a client sent.
+    """Returns a shape that a client sent as a tuple.
 
     Args:
-        sizes: iterable. The shape as it came.
-        where: string. What an error names, as in `"Input 'x'"`.
+        sizes: iterable.
+        where: string. The start of an error message, as in `"Input 'x'"`.
 
     Raises:
-        InvalidInputError: A size is negative or no integer.
+        InvalidInputError: A size is negative or not an integer.
     """
     shape = tuple(sizes)
     for size in shape:
@@ -37,28 +39,15 @@ def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
     return shape
 
 
-def count_of(shape: Sequence[int]) -> int:
-    """Returns how many values a shape has. Python's integers do not overflow."""
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
-    """Returns the values in a shape, which must have as many of them.
-
-    Args:
-        array: array.
-        shape: tuple of integers.
-        where: string. What an error names.
+    """Reshapes an array.
 
     Raises:
-        InvalidInputError: It has not, or it has more axes than NumPy can hold.
+        InvalidInputError: The shape has another number of values, or more axes than NumPy allows.
     """
-    if array.size != count_of(shape):
+    if array.size != math.prod(shape):
         raise InvalidInputError(
-            f"{where}: received {array.size} values; shape {_shown(shape)} has {count_of(shape)}."
+            f"{where}: received {array.size} values; shape {_shown(shape)} has {math.prod(shape)}."
         )
     try:
         return array.reshape(shape)
@@ -67,20 +56,20 @@ def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
 
 
 def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], where: str) -> Array:
-    """Returns the array that raw bytes hold: a view of them, where they are aligned.
+    """Returns raw bytes as an array: a view if they are aligned, otherwise a copy.
 
     Args:
         data: bytes.
         dtype: `Dtype`.
-        shape: tuple of integers, none of them negative.
-        where: string. What an error names.
+        shape: tuple of integers that `check_shape` has accepted.
+        where: string. The start of an error message.
 
     Raises:
-        InvalidInputError: The bytes are too few or too many, or are no values of the dtype.
+        InvalidInputError: There are too few or too many bytes, or they are not values of the dtype.
     """
     if dtype.is_bytes:
         return _strings_from_bytes(data, shape, where)
-    expected = count_of(shape) * dtype.numpy.itemsize
+    expected = math.prod(shape) * dtype.numpy.itemsize
     if len(data) != expected:
         raise InvalidInputError(
             f"{where}: received {len(data)} bytes; shape {_shown(shape)} of {dtype.name} has "
@@ -89,15 +78,12 @@ def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], w
     array: Array = np.frombuffer(data, dtype.numpy)
     if dtype.name == "bool" and array.size and array.view(np.uint8).max() > 1:
         raise InvalidInputError(f"{where}: received a bool that is neither 0 nor 1.")
-    # What stands behind JSON may begin anywhere, which some runtimes refuse.
+    # Raw bytes after JSON may start at any address. Some runtimes refuse unaligned arrays.
     return shape_array(array if array.flags.aligned else array.copy(), shape, where)
 
 
 def to_bytes(array: Array) -> bytes:
-    """Returns the raw bytes of an array, rows first.
-
-    Args:
-        array: array, of numbers or of strings.
+    """Returns the raw bytes of an array of numbers or strings.
 
     Raises:
         InvalidInputError: An object in it is neither `bytes` nor a string.
@@ -111,16 +97,16 @@ def to_bytes(array: Array) -> bytes:
 
 
 def strings_of(array: Array) -> list[bytes]:
-    """Returns the strings of an array as bytes, in order; text is encoded as UTF-8.
+    """Returns the strings of an array as bytes, in C order. Text is encoded as UTF-8.
 
     Raises:
-        InvalidInputError: An object is neither `bytes` nor a string.
+        InvalidInputError: An object in it is neither `bytes` nor a string.
     """
     return [_encode(value) for value in array.ravel().tolist()]
 
 
 def string_array(values: Sequence[bytes]) -> Array:
-    """Returns an array of strings with one axis."""
+    """Returns byte strings as an array with one axis."""
     array = np.empty(len(values), object)
     array[:] = values
     return array
@@ -135,11 +121,11 @@ def _encode(value: Any) -> bytes:
 
 
 def _strings_from_bytes(data: bytes | memoryview, shape: tuple[int, ...], where: str) -> Array:
-    count = count_of(shape)
+    count = math.prod(shape)
     if count * _LENGTH_BYTES > len(data):
         raise InvalidInputError(
-            f"{where}: received {len(data)} bytes; {count} strings have {count * _LENGTH_BYTES} "
-            "for their lengths alone."
+            f"{where}: received {len(data)} bytes; {count} strings need {count * _LENGTH_BYTES} "
+            "for their lengths."
         )
     values: list[bytes] = []
     position = 0
@@ -152,13 +138,13 @@ def _strings_from_bytes(data: bytes | memoryview, shape: tuple[int, ...], where:
         values.append(bytes(data[begin:position]))
     if len(values) != count or position != len(data):
         raise InvalidInputError(
-            f"{where}: {len(data)} bytes do not hold just {count} strings, each after its length "
-            "in 4 bytes."
+            f"{where}: received {len(data)} bytes; expected {count} strings, each after its length "
+            "in 4 bytes, and nothing else."
         )
     return shape_array(string_array(values), shape, where)
 
 
 def _shown(shape: tuple[Any, ...]) -> str:
-    """Returns a shape as an error shows it: a client chose its length."""
+    """Returns a shape for an error message, shortened because a client chose its length."""
     sizes = [f"{size!r:.24}" for size in shape[:_SHOWN_AXES]]
     return f"({', '.join(sizes)}{', ...' if len(shape) > _SHOWN_AXES else ''})"

@@ -1,9 +1,10 @@
-"""TensorFlow's `TensorProto` to NumPy and back.
+"""Conversion of TensorFlow's `TensorProto` from and to NumPy arrays.
 
-Its values are raw bytes in `tensor_content`, or listed in a field of their kind; a list that is
-too short goes on with its last value.
+The values are raw bytes in `tensor_content`, or a list in the field of their type. A list that is
+shorter than the shape is filled up with its last value.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,36 +13,34 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import Dtype, dtype_of_numpy, dtype_of_tf_number
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import Message, new_message
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
-    count_of,
     from_bytes,
     shape_array,
     string_array,
     strings_of,
     to_bytes,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 MAX_REPEATED_BYTES = 2**26
-"""What a list that goes on with its last value may fill: few bytes of a request ask for it."""
+"""The largest array that a short list may fill: a request of a few bytes can ask for any size."""
 
 
 def from_tensor_proto(
     message: Message, where: str, max_repeated_bytes: int = MAX_REPEATED_BYTES
 ) -> Array:
-    """Returns the array of a `TensorProto`. Raw bytes are not copied, and can't be written to.
+    """Returns a `TensorProto` as an array. From raw bytes it is a read-only view.
 
     Args:
         message: `TensorProto`.
-        where: string. What an error names, as in `"Input 'x'"`.
-        max_repeated_bytes: integer. The largest array for which a list is filled up.
-            Defaults to 64 MiB.
+        where: string. The start of an error message, as in `"Input 'x'"`.
+        max_repeated_bytes: integer. The largest array for which a short list is filled up. Defaults
+            to 64 MiB.
 
     Raises:
-        InvalidInputError: It has no shape, or its values do not fit it; or its dtype is complex,
-            quantized or none of a tensor.
+        InvalidInputError: The message has no shape or values that do not fit it, or its dtype is
+            complex, quantized or not a dtype of tensors.
     """
     dtype = dtype_of_tf_number(message.dtype, where)
     if message.tensor_shape.unknown_rank:
@@ -53,7 +52,7 @@ def from_tensor_proto(
     if content:
         return from_bytes(content, dtype, shape, where)
     values = getattr(message, dtype.tf_values)
-    count = count_of(shape)
+    count = math.prod(shape)
     if len(values) > count:
         raise InvalidInputError(f"{where}: received {len(values)} values; its shape has {count}.")
     if len(values) < count and count * dtype.numpy.itemsize > max_repeated_bytes:
@@ -67,26 +66,19 @@ def from_tensor_proto(
 def to_tensor_proto(array: Array) -> Message:
     """Returns an array as a `TensorProto`: numbers as raw bytes, strings as a list.
 
-    Args:
-        array: array.
-
     Raises:
-        InvalidInputError: No `TensorProto` can hold its dtype.
+        InvalidInputError: A `TensorProto` can't hold the dtype.
     """
-    message = TF_SERVING.new("tensorflow.TensorProto")
+    message = new_message("tensorflow.TensorProto")
     write_tensor_proto(message, array)
     return message
 
 
 def write_tensor_proto(message: Message, array: Array) -> None:
-    """Writes an array to an empty `TensorProto`, which may stand inside of another message.
-
-    Args:
-        message: `TensorProto`.
-        array: array.
+    """Writes an array to an empty `TensorProto`, which may be a field of another message.
 
     Raises:
-        InvalidInputError: No `TensorProto` can hold its dtype.
+        InvalidInputError: A `TensorProto` can't hold the dtype.
     """
     dtype = dtype_of_numpy(array.dtype)
     message.dtype = dtype.tf_number
@@ -99,34 +91,31 @@ def write_tensor_proto(message: Message, array: Array) -> None:
 
 
 def from_tensor_protos(messages: Mapping[str, Message]) -> dict[str, Array]:
-    """Returns arrays by name.
-
-    Args:
-        messages: mapping of `TensorProto` by name.
+    """Returns the inputs of a request, a mapping of `TensorProto` by name, as arrays.
 
     Raises:
-        InvalidInputError: One of them is not a tensor.
+        InvalidInputError: One of them can't be converted.
     """
     return {name: from_tensor_proto(messages[name], f"Input {name!r}") for name in messages}
 
 
 def listed_values(values: Any, dtype: np.dtype[Any], where: str) -> Array:
-    """Returns the integers, floats or booleans that a field lists, in one axis.
+    """Returns the numbers or booleans of a repeated field as an array with one axis.
 
     Args:
-        values: sequence of numbers, of the field's own kind.
-        dtype: dtype of NumPy. Integers of the field that it can't hold are refused.
-        where: string. What an error names.
+        values: sequence of numbers.
+        dtype: dtype of NumPy. A field may hold integers that are too large for it.
+        where: string. The start of an error message.
 
     Raises:
-        InvalidInputError: A value is beyond the dtype.
+        InvalidInputError: The dtype can't hold a value.
     """
     if dtype.kind not in "iu":
         return np.fromiter(values, dtype, len(values))
     wide = np.fromiter(values, np.uint64 if dtype == np.uint64 else np.int64, len(values))
     limits = np.iinfo(dtype)
     if wide.size and (wide.min() < limits.min or wide.max() > limits.max):
-        raise InvalidInputError(f"{where}: received a value that is no {dtype.name}.")
+        raise InvalidInputError(f"{where}: received a value outside of the range of {dtype.name}.")
     return wide.astype(dtype)
 
 
@@ -139,7 +128,7 @@ def _to_array(values: Any, dtype: Dtype, where: str) -> Array:
 
 
 def _fill(array: Array, count: int) -> Array:
-    """Returns `count` values; where there is no last one, TensorFlow has zeros."""
+    """Fills an array up to `count` values with its last one, or with zeros if it is empty."""
     missing = count - len(array)
     if not missing:
         return array

@@ -1,8 +1,8 @@
-"""TF Serving's REST words: pure functions, for whichever server answers HTTP.
+"""Requests and responses of TF Serving's REST API.
 
-Row form: `{"instances": [...]}` is answered with `{"predictions": [...]}`, one value a row. Column
-form: `{"inputs": ...}` is answered with `{"outputs": ...}`, one array a tensor. `:classify` and
-`:regress` are in `tf_serving_examples`, gRPC in `tf_serving_grpc`.
+In the row form `{"instances": [...]}` the response is `{"predictions": [...]}`, with one value for
+each row. In the column form `{"inputs": ...}` it is `{"outputs": ...}`, with one array for each
+tensor. `tf_serving_examples` has `:classify` and `:regress`.
 """
 
 import json
@@ -22,31 +22,13 @@ from keras_deepseek.inference.protocols.base64_objects import (
 from keras_deepseek.inference.protocols.dtypes import DTYPES
 from keras_deepseek.inference.protocols.json_text import load_json, to_json
 
-__all__ = [
-    "PREDICT_METHOD",
-    "SIGNATURE_NAME",
-    "PredictCall",
-    "Signatures",
-    "VersionStatus",
-    "encode_outputs",
-    "find_signature",
-    "format_metadata",
-    "format_outputs",
-    "format_versions",
-    "load_object",
-    "not_found_message",
-    "parse_predict",
-    "to_json",
-    "unknown_label_message",
-]
-
 SIGNATURE_NAME = "serving_default"
-"""The signature of a call that names none."""
+"""The signature of a request that names none."""
 
 PREDICT_METHOD = "tensorflow/serving/predict"
 
 Signatures = Signature | Mapping[str, Signature]
-"""A model's signatures by name; one alone is `serving_default`."""
+"""A model's signatures by name. A single `Signature` stands for `serving_default`."""
 
 _TF_NAMES = {dtype.name: dtype.tf_name for dtype in DTYPES}
 
@@ -58,7 +40,7 @@ class PredictCall:
     Args:
         inputs: dict. Nested lists or arrays by input name; their shapes and dtypes are not checked
             yet.
-        is_row_form: boolean. Whether the answer has one value a row.
+        is_row_form: boolean. True if the response has one value for each row.
         signature_name: string. The signature that is called. Defaults to `"serving_default"`.
     """
 
@@ -75,7 +57,7 @@ class VersionStatus:
         version: integer.
         state: string. `"START"`, `"LOADING"`, `"AVAILABLE"`, `"UNLOADING"`, `"END"` or
             `"UNKNOWN"`.
-        error_code: string. A gRPC status: what a version failed with that could not be loaded.
+        error_code: string. A gRPC status: the error of a version that could not be loaded.
             Defaults to `"OK"`.
         error_message: string. Defaults to `""`.
     """
@@ -87,14 +69,14 @@ class VersionStatus:
 
 
 def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
-    """Returns what the body of a `:predict` asks for.
+    """Parses the body of a `:predict` request.
 
     Args:
         body: bytes. JSON.
         signature: `Signature` of the model, or a mapping of several by name.
 
     Raises:
-        InvalidInputError: It is not JSON, or not of one of the two forms.
+        InvalidInputError: The body is not JSON, or not in one of the two forms.
 
     Example:
 
@@ -121,10 +103,10 @@ def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
 
 
 def load_object(body: bytes) -> dict[str, Any]:
-    """Returns the JSON object that a body holds.
+    """Returns the JSON object in a body.
 
     Raises:
-        InvalidInputError: It is not JSON, or no object.
+        InvalidInputError: The body is not JSON, or not an object.
     """
     content = load_json(body)
     if not isinstance(content, dict):
@@ -136,14 +118,14 @@ def load_object(body: bytes) -> dict[str, Any]:
 
 
 def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
-    """Returns the signature that a call names, and its name.
+    """Returns the name and the signature that a request names.
 
     Args:
         name: string. As a client sent it; empty for `serving_default`.
         signatures: `Signature`, or a mapping of several by name.
 
     Raises:
-        InvalidInputError: The model does not have it.
+        InvalidInputError: The model has no such signature.
     """
     known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
     wanted = SIGNATURE_NAME if name == "" else name
@@ -155,28 +137,12 @@ def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
     return wanted, known[wanted]
 
 
-def format_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> dict[str, Any]:
-    """Returns the answer to `:predict`, as values that `to_json` takes.
-
-    Args:
-        outputs: dict of arrays by output name, rows first.
-        is_row_form: boolean. As in the call.
-
-    Example:
-
-    >>> format_outputs({"a": np.array([1, 2]), "b": np.array([3, 4])}, is_row_form=True)
-    {'predictions': [{'a': 1, 'b': 3}, {'a': 2, 'b': 4}]}
-    """
-    columns = {name: _to_list(name, array) for name, array in outputs.items()}
-    return _arrange(columns, is_row_form)
-
-
 def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
-    """Returns the answer to `:predict` as JSON, without lists between it and the arrays.
+    """Returns the response to `:predict` as JSON.
 
     Args:
         outputs: dict of arrays by output name, rows first.
-        is_row_form: boolean. As in the call.
+        is_row_form: boolean. As in the request.
 
     Example:
 
@@ -184,18 +150,14 @@ def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
     b'{"outputs":[[1,2]]}'
     """
     columns = {
-        name: _to_list(name, array) if array.dtype.kind in "OUS" else array
+        name: encode_strings(name, array) if array.dtype.kind in "OUS" else array
         for name, array in outputs.items()
     }
     return to_json(_arrange(columns, is_row_form))
 
 
 def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
-    """Returns the answer to `GET /v1/models/NAME`, the newest version first.
-
-    Args:
-        versions: iterable of `VersionStatus`.
-    """
+    """Returns the response to `GET /v1/models/NAME`, the newest version first."""
     return {
         "model_version_status": [
             {
@@ -212,12 +174,12 @@ def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
 
 
 def format_metadata(name: str, signature: Signatures, version: str) -> dict[str, Any]:
-    """Returns the answer to `GET /v1/models/NAME/metadata`.
+    """Returns the response to `GET /v1/models/NAME/metadata`.
 
     Args:
         name: string. The model's name.
         signature: `Signature` of the model, or a mapping of several by name.
-        version: string. The version that is described.
+        version: string. The version with this signature.
     """
     known = {SIGNATURE_NAME: signature} if isinstance(signature, Signature) else signature
     definitions = {
@@ -235,7 +197,7 @@ def format_metadata(name: str, signature: Signatures, version: str) -> dict[str,
 
 
 def not_found_message(name: str, version: str | None) -> str:
-    """Returns what TF Serving says about a model that it does not have.
+    """Returns TF Serving's error message for a request to an unknown model.
 
     Example:
 
@@ -249,7 +211,7 @@ def not_found_message(name: str, version: str | None) -> str:
 
 
 def no_version_message(name: str, version: int | None) -> str:
-    """Returns what TF Serving says where the state of a model is asked for that it does not have.
+    """Returns TF Serving's error message for the status of an unknown model or version.
 
     Example:
 
@@ -263,7 +225,7 @@ def no_version_message(name: str, version: int | None) -> str:
 
 
 def unknown_label_message(label: str) -> str:
-    """Returns what TF Serving says, with a status of 400, about a label that no version has.
+    """Returns TF Serving's error message for an unknown label. Its HTTP status is 400.
 
     Example:
 
@@ -282,11 +244,11 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, Any]:
     named = [isinstance(row, dict) and not is_base64_object(row) for row in rows]
     if all(named):
         if any(row.keys() != rows[0].keys() for row in rows):
-            raise InvalidInputError(f"Every one of 'instances' must have the same names: {names}.")
+            raise InvalidInputError(f"All of 'instances' must have the same names: {names}.")
         return {name: [row[name] for row in rows] for name in rows[0]}
     if any(named):
         raise InvalidInputError(
-            f"Either every one of 'instances' is an object with {names}, or none is; number "
+            f"Either all of 'instances' are objects with {names}, or none is; number "
             f"{named.index(not named[0])} differs from number 0."
         )
     if len(names) > 1:
@@ -313,20 +275,16 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
 
 
 def _to_value(value: Any, spec: TensorSpec | None) -> Any:
-    """Returns `value`, or an array of what can't be read from it alone."""
+    """Returns `value`, or an array if the value is empty or holds strings."""
     if spec is None:
         return value
-    if value == []:  # No shape can be read from it.
+    if value == []:  # It does not show the shape of a row.
         return np.zeros((0, *(1 if size is None else size for size in spec.shape[1:])), spec.dtype)
     return decode_strings(value, f"Input {spec.name!r}") if spec.dtype == "object" else value
 
 
-def _to_list(name: str, array: Array) -> Any:
-    return encode_strings(name, array) if array.dtype.kind in "OUS" else array.tolist()
-
-
 def _arrange(columns: Mapping[str, Any], is_row_form: bool) -> dict[str, Any]:
-    """Returns columns, which are lists or arrays, in the form of the question."""
+    """Returns the outputs, lists or arrays by name, in the form of the request."""
     only = next(iter(columns.values())) if len(columns) == 1 else None
     if not is_row_form:
         return {"outputs": columns if only is None else only}

@@ -1,9 +1,8 @@
-"""TF Serving's `:classify` and `:regress`: examples in, classes with scores or one number out.
+"""TF Serving's `:classify` and `:regress`: from examples to classes with scores, or to numbers.
 
-An example is features by name, each a list of values. Each input of the model takes the feature of
-its name; a feature that no input has is passed over, as TensorFlow does. A model that has one input
-of strings reads features itself, and takes whole examples as messages. `tf_serving_grpc` reads the
-same examples from messages.
+An example has features by name, each a list of values. Each input of the model takes the feature of
+its name. Other features are ignored, as in TensorFlow. A model with one input of strings takes each
+example as a serialized `tf.train.Example`.
 """
 
 import math
@@ -17,19 +16,19 @@ from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.base64_objects import decode_string, is_base64_object
 from keras_deepseek.inference.protocols.json_text import to_json
-from keras_deepseek.inference.protocols.tensor_bytes import count_of, string_array, strings_of
+from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols.tensor_bytes import string_array, strings_of
 from keras_deepseek.inference.protocols.tf_serving import (
     Signatures,
     find_signature,
     load_object,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 Example = Mapping[str, Sequence[Any]]
-"""Features by name: all of the values of one are `bytes`, integers or floats."""
+"""Features by name. All values of a feature have one type: `bytes`, integers or floats."""
 
 Classes = list[tuple[str, float]]
-"""The labels and scores of one example; a label is empty where there is none."""
+"""The labels and scores of one example. A label is empty if the model has none."""
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
@@ -39,26 +38,23 @@ _LARGEST_FLOAT = float(np.finfo("float32").max)
 
 @dataclass(frozen=True)
 class ExamplesCall:
-    """A request to `:classify` or `:regress`.
-
-    Args:
-        inputs: dict of arrays by input name, rows first.
-        signature_name: string. The signature that is called.
-    """
+    """A request to `:classify` or `:regress`, with arrays by input name, rows first."""
 
     inputs: dict[str, Array]
     signature_name: str
 
 
 def parse_examples(body: bytes, signature: Signatures) -> ExamplesCall:
-    """Returns what the body of a `:classify` or a `:regress` asks for.
+    """Parses the body of a `:classify` or a `:regress` request.
 
     Args:
-        body: bytes. JSON: `{"examples": [...]}`, and `"context"` with what all of them have.
+        body: bytes. JSON: `{"examples": [...]}`, and optionally `"context"` with features that all
+            examples share.
         signature: `Signature` of the model, or a mapping of several by name.
 
     Raises:
-        InvalidInputError: It is not JSON, or not of this form, or the model needs other features.
+        InvalidInputError: The body is not JSON or has another form, or the features do not fit the
+            model.
 
     Example:
 
@@ -77,15 +73,15 @@ def parse_examples(body: bytes, signature: Signatures) -> ExamplesCall:
 
 
 def bind_examples(examples: Sequence[Example], signature: Signature) -> dict[str, Array]:
-    """Returns the inputs that examples stand for.
+    """Converts examples to the inputs of a model.
 
     Args:
-        examples: sequence of features by name, the context's among them.
+        examples: sequence of features by name, with those of the context.
         signature: `Signature` of the model.
 
     Raises:
         InvalidInputError: There is no example, or a feature is missing, or its values do not fit.
-        MissingExtraError: The model takes whole examples, and `protobuf` is not installed.
+        MissingExtraError: The model takes serialized examples, and `protobuf` is not installed.
     """
     if not examples:
         raise InvalidInputError("Received no examples. Expected at least one.")
@@ -101,14 +97,14 @@ def classify(
     """Returns the classes of each example.
 
     Args:
-        outputs: dict of arrays by output name. The one of floats has the scores; one of strings,
-            if there is one, the labels. Both are of shape `(batch, classes)`.
-        rows: integer. How many examples there were.
-        labels: sequence of strings, one for each class, for a model that has none itself.
-            Defaults to `None`.
+        outputs: dict of arrays by output name, of shape `(batch, classes)`: one of floats with the
+            scores, and optionally one of strings with the labels.
+        rows: integer. The number of examples.
+        labels: sequence of strings, one for each class, for a model without labels. Defaults to
+            `None`.
 
     Raises:
-        InvalidInputError: The model can't classify.
+        InvalidInputError: The outputs have another form, so the model can't classify.
 
     Example:
 
@@ -122,7 +118,7 @@ def classify(
     if not found or any(array.shape != (rows, count) for array in found):
         raise InvalidInputError(
             "The model can't classify: expected one output of floats, of shape (batch, classes), "
-            f"and perhaps one of strings; it has {_describe(outputs)}. Use :predict."
+            f"and optionally one of strings; it has {_describe(outputs)}. Use :predict."
         )
     if names is not None:
         text = [value.decode(errors="replace") for value in strings_of(names)]
@@ -136,14 +132,14 @@ def classify(
 
 
 def regress(outputs: Mapping[str, Array], rows: int) -> list[float]:
-    """Returns the number of each example.
+    """Returns the predicted number of each example.
 
     Args:
         outputs: dict of one array of floats, of shape `(batch,)` or `(batch, 1)`.
-        rows: integer. How many examples there were.
+        rows: integer. The number of examples.
 
     Raises:
-        InvalidInputError: The model does not give one number for each example.
+        InvalidInputError: The outputs have another form, so the model can't regress.
 
     Example:
 
@@ -163,24 +159,24 @@ def regress(outputs: Mapping[str, Array], rows: int) -> list[float]:
 def read_results(
     method: str, outputs: Mapping[str, Array], rows: int
 ) -> list[Classes] | list[float]:
-    """Returns what `classify` or `regress` does.
+    """Returns the result of `classify` or `regress`, as `method` says.
 
     Args:
         method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
         outputs: dict of arrays by output name.
-        rows: integer. How many examples there were.
+        rows: integer. The number of examples.
 
     Raises:
-        InvalidInputError: The model can't do it.
+        InvalidInputError: The outputs do not fit the method.
     """
     return classify(outputs, rows) if method == CLASSIFY_METHOD else regress(outputs, rows)
 
 
 def encode_results(results: Sequence[Classes] | Sequence[float]) -> bytes:
-    """Returns the answer to `:classify` or `:regress` as JSON.
+    """Returns the response to `:classify` or `:regress` as JSON.
 
     Args:
-        results: list. What `read_results` has returned.
+        results: list. The result of `read_results`.
 
     Example:
 
@@ -214,15 +210,15 @@ def _read_feature(name: str, feature: Any) -> list[Any]:
 
 
 def _stack(spec: TensorSpec, examples: Sequence[Example]) -> Array:
-    """Returns the values of an input's feature, one row an example."""
+    """Returns the feature of an input as an array, with one row for each example."""
     missing = [number for number, example in enumerate(examples) if spec.name not in example]
     if missing:
         raise InvalidInputError(
-            f"Example {missing[0]} has no feature {spec.name!r}, which the model takes as {spec}."
+            f"Example {missing[0]} has no feature {spec.name!r}. The model needs it for {spec}."
         )
     rows = [example[spec.name] for example in examples]
     shape = _row_shape(spec, len(rows[0]))
-    if any(len(row) != count_of(shape) for row in rows):
+    if any(len(row) != math.prod(shape) for row in rows):
         counts = sorted({len(row) for row in rows})
         raise InvalidInputError(
             f"Feature {spec.name!r}: received {counts} values; expected {spec}."
@@ -234,7 +230,7 @@ def _stack(spec: TensorSpec, examples: Sequence[Example]) -> Array:
 
 
 def _whole_example_input(signature: Signature) -> str | None:
-    """Returns the one input of a model that takes one string a row."""
+    """Returns the name of the model's only input if it takes one string a row, else `None`."""
     if len(signature.inputs) != 1:
         return None
     (spec,) = signature.inputs
@@ -242,8 +238,8 @@ def _whole_example_input(signature: Signature) -> str | None:
 
 
 def _serialize(example: Example) -> bytes:
-    """Returns an example as TensorFlow's `parse_example` reads it."""
-    message = TF_SERVING.new("tensorflow.Example")
+    """Returns an example as the bytes that TensorFlow's `parse_example` reads."""
+    message = new_message("tensorflow.Example")
     for name, values in example.items():
         feature = message.features.feature[name]
         if any(isinstance(value, bytes) for value in values):
@@ -258,31 +254,33 @@ def _serialize(example: Example) -> bytes:
 
 def _check_float(name: str, value: float) -> float:
     if math.isfinite(value) and abs(value) > _LARGEST_FLOAT:
-        raise InvalidInputError(f"Feature {name!r}: received {value}, which is no float32.")
+        raise InvalidInputError(f"Feature {name!r}: received {value}, which float32 can't hold.")
     return value
 
 
 def _check_integer(name: str, value: int) -> int:
     if not -(2**63) <= value < 2**63:
-        raise InvalidInputError(f"Feature {name!r}: received {value!r:.30}, which is no int64.")
+        raise InvalidInputError(
+            f"Feature {name!r}: received {value!r:.30}, which int64 can't hold."
+        )
     return int(value)
 
 
 def _row_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
-    """Returns the shape of a row: the values say how long one axis of any length is."""
+    """Returns the shape of a row of `count` values. One axis may be of any length."""
     axes = spec.shape[1:]
     if axes.count(None) > 1:
         raise InvalidInputError(
-            f"Input {spec}: several axes of any length, which a list of values can't tell apart. "
+            f"Input {spec} has several axes of any length. A list of values can't show them. "
             "Use :predict."
         )
-    known = count_of([size for size in axes if size is not None])
+    known = math.prod([size for size in axes if size is not None])
     rest = count // known if known else 0
     return tuple(rest if size is None else size for size in axes)
 
 
 def _one_of(outputs: Mapping[str, Array], name: str, kinds: str) -> Array | None:
-    """Returns the output of a name, or else the only one of these kinds of dtype."""
+    """Returns the output with a name, or the only output whose dtype has one of the kinds."""
     fitting = {key: array for key, array in outputs.items() if _kind(array) in kinds}
     if name in fitting or len(fitting) == 1:
         return fitting.get(name, next(iter(fitting.values())))

@@ -1,8 +1,4 @@
-"""TF Serving's gRPC: from the bytes of a request to arrays, and from arrays to those of an answer.
-
-PredictionService's calls are here, ModelService's in `tf_serving_model_service`. The server hands
-on bytes both ways, so a request that is no message is answered as a bad input.
-"""
+"""Requests and responses of TF Serving's PredictionService over gRPC, from bytes and to bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import Message, new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import (
     from_tensor_protos,
     write_tensor_proto,
@@ -22,19 +18,18 @@ from keras_deepseek.inference.protocols.tf_serving_examples import (
     Classes,
     Example,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 _SERVING = "tensorflow.serving."
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model a request is for.
+    """The model that a request names.
 
     Args:
         name: string. The model's name.
         version: integer, or `None` for the newest. Defaults to `None`.
-        label: string. In place of a version; empty for none. Defaults to `""`.
+        label: string. A version's label; empty for none. Defaults to `""`.
         signature_name: string. Empty for `serving_default`. Defaults to `""`.
     """
 
@@ -51,7 +46,7 @@ class PredictMessage:
     Args:
         model: `ModelSpec`.
         inputs: dict of arrays by input name; not yet checked against a signature.
-        output_names: tuple of strings. The outputs that are wanted; all, if there are none.
+        output_names: tuple of strings. The outputs to return. Empty for all.
     """
 
     model: ModelSpec
@@ -65,7 +60,7 @@ class ExamplesMessage:
 
     Args:
         model: `ModelSpec`.
-        examples: tuple of features by name, for `tf_serving_examples.bind_examples`.
+        examples: tuple of examples, each with features by name.
         method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
     """
 
@@ -76,7 +71,7 @@ class ExamplesMessage:
 
 @dataclass(frozen=True)
 class Task:
-    """One of the questions of `MultiInference`, which all have the same examples.
+    """One task of `MultiInference`. All tasks share their examples.
 
     Args:
         model: `ModelSpec`.
@@ -88,15 +83,12 @@ class Task:
 
 
 def parse_predict(data: bytes) -> PredictMessage:
-    """Returns what a `PredictRequest` asks for.
-
-    Args:
-        data: bytes. The message.
+    """Parses a `PredictRequest`.
 
     Raises:
-        InvalidInputError: It is no such message, or a tensor in it does not hold together.
+        InvalidInputError: The bytes are not such a message, or a tensor does not match its shape.
     """
-    message = TF_SERVING.parse(_SERVING + "PredictRequest", data)
+    message = parse_message(_SERVING + "PredictRequest", data)
     return PredictMessage(
         read_model_spec(message.model_spec),
         from_tensor_protos(message.inputs),
@@ -112,15 +104,15 @@ def format_predict(
     Args:
         call: `PredictMessage`.
         outputs: dict of arrays by output name.
-        version: integer. The version that has answered. Defaults to `None`.
+        version: integer. The version that answered. Defaults to `None`: the one in the call.
 
     Raises:
-        InvalidInputError: The call asks for an output that the model does not have.
+        InvalidInputError: The model lacks an output that the call asks for.
     """
-    message = TF_SERVING.new(_SERVING + "PredictResponse")
+    message = new_message(_SERVING + "PredictResponse")
     answered_by = message.model_spec
     answered_by.name = call.model.name
-    # TF Serving says which signature has answered, though none was named.
+    # TF Serving names the signature in the response even if the request names none.
     answered_by.signature_name = call.model.signature_name or SIGNATURE_NAME
     number = call.model.version if version is None else version
     if number is not None:
@@ -133,16 +125,16 @@ def format_predict(
 
 
 def parse_examples(data: bytes, method: str) -> ExamplesMessage:
-    """Returns what a `ClassificationRequest` or a `RegressionRequest` asks for.
+    """Parses a `ClassificationRequest` or a `RegressionRequest`.
 
     Args:
         data: bytes. The message.
         method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
 
     Raises:
-        InvalidInputError: It is no such message, or has no examples.
+        InvalidInputError: The bytes are not such a message, or it has no examples.
     """
-    message = TF_SERVING.parse(f"{_SERVING}{_RESULTS[method].kind}Request", data)
+    message = parse_message(f"{_SERVING}{_RESULTS[method].kind}Request", data)
     model = read_model_spec(message.model_spec)
     return ExamplesMessage(model, _examples_of(message.input), method)
 
@@ -156,12 +148,12 @@ def format_examples(
 
     Args:
         call: `ExamplesMessage`.
-        results: list. What `tf_serving_examples.read_results` has returned.
-        version: integer. The version that has answered. Defaults to `None`.
+        results: list. The result of `tf_serving_examples.read_results`.
+        version: integer. The version that answered. Defaults to `None`: the one in the call.
     """
     kind, _, write = _RESULTS[call.method]
     return _serialize(
-        TF_SERVING.new(
+        new_message(
             f"{_SERVING}{kind}Response",
             result=write(results),
             model_spec=_answered_by(call, version),
@@ -170,16 +162,13 @@ def format_examples(
 
 
 def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example, ...]]:
-    """Returns the questions of a `MultiInferenceRequest`, and the examples of all of them.
-
-    Args:
-        data: bytes. The message.
+    """Returns the tasks of a `MultiInferenceRequest`, and the examples that they share.
 
     Raises:
-        InvalidInputError: It is no such message, or has no examples; or its tasks are none, of
-            several models, twice of one signature, or neither classify nor regress.
+        InvalidInputError: The bytes are not such a message; it has no examples or no tasks; or the
+            tasks name several models, name a signature twice, or neither classify nor regress.
     """
-    message = TF_SERVING.parse(_SERVING + "MultiInferenceRequest", data)
+    message = parse_message(_SERVING + "MultiInferenceRequest", data)
     tasks = tuple(
         Task(read_model_spec(task.model_spec), task.method_name) for task in message.tasks
     )
@@ -189,8 +178,8 @@ def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example,
     models = {replace(task.model, signature_name="") for task in tasks}
     if len(models) != 1 or len({task.model.signature_name for task in tasks}) != len(tasks):
         raise InvalidInputError(
-            f"Received {len(tasks)} tasks of {len(models)} models. Expected at least one task, all "
-            "of one model, each of a signature of its own."
+            f"Received {len(tasks)} tasks for {len(models)} models. Expected one or more tasks "
+            "for one model, each with another signature_name."
         )
     return tasks, _examples_of(message.input)
 
@@ -201,10 +190,10 @@ def format_multi_inference(
     """Returns the `MultiInferenceResponse` to tasks.
 
     Args:
-        answers: sequence of a task and what `tf_serving_examples.read_results` has returned for it.
-        version: integer. The version that has answered. Defaults to `None`.
+        answers: sequence of tasks, each with the result of `tf_serving_examples.read_results`.
+        version: integer. The version that answered. Defaults to `None`: the one in each task.
     """
-    message = TF_SERVING.new(_SERVING + "MultiInferenceResponse")
+    message = new_message(_SERVING + "MultiInferenceResponse")
     for task, results in answers:
         _, field, write = _RESULTS[task.method]
         message.results.add(model_spec=_answered_by(task, version), **{field: write(results)})
@@ -212,7 +201,7 @@ def format_multi_inference(
 
 
 def read_model_spec(message: Message) -> ModelSpec:
-    """Returns which model a message of TF Serving is for."""
+    """Returns the content of a `ModelSpec` message."""
     return ModelSpec(
         message.name,
         message.version.value if message.HasField("version") else None,
@@ -222,8 +211,8 @@ def read_model_spec(message: Message) -> ModelSpec:
 
 
 def write_model_spec(model: ModelSpec) -> Message:
-    """Returns the message that names a model."""
-    message = TF_SERVING.new(
+    """Returns the `ModelSpec` message of a model."""
+    message = new_message(
         _SERVING + "ModelSpec", name=model.name, signature_name=model.signature_name
     )
     if model.version is not None:
@@ -238,7 +227,7 @@ def _answered_by(call: PredictMessage | ExamplesMessage | Task, version: int | N
 
 
 def _examples_of(message: Message) -> tuple[Example, ...]:
-    """Returns the examples of an `Input`, each with the context's features."""
+    """Returns the examples of an `Input` message, each with the features of the context."""
     if message.WhichOneof("kind") == "example_list_with_context":
         context = _features_of(message.example_list_with_context.context)
         examples = message.example_list_with_context.examples
@@ -258,7 +247,7 @@ def _features_of(example: Message) -> dict[str, Sequence[Any]]:
 
 
 def _classification(results: Any) -> Message:
-    message = TF_SERVING.new(_SERVING + "ClassificationResult")
+    message = new_message(_SERVING + "ClassificationResult")
     for classes in results:
         row = message.classifications.add()
         for label, score in classes:
@@ -267,14 +256,14 @@ def _classification(results: Any) -> Message:
 
 
 def _regression(results: Any) -> Message:
-    message = TF_SERVING.new(_SERVING + "RegressionResult")
+    message = new_message(_SERVING + "RegressionResult")
     for value in results:
         message.regressions.add(value=value)
     return message
 
 
 class _Results(NamedTuple):
-    """How a method's results are told: in messages of which kind, in which field, written how."""
+    """The messages of a method: the start of their names, the result's field, and its writer."""
 
     kind: str
     field: str

@@ -1,7 +1,4 @@
-"""TF Serving's gRPC about models: their metadata, their state, and which ones a server has.
-
-Bytes in, bytes out, as in `tf_serving_grpc`; the same facts over HTTP are in `tf_serving`.
-"""
+"""Requests and responses of TF Serving about models: metadata, status and configuration."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +6,12 @@ from dataclasses import dataclass, field
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.protocols.dtypes import DTYPES
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import (
+    Message,
+    new_message,
+    parse_message,
+    parse_message_text,
+)
 from keras_deepseek.inference.protocols.tf_serving import (
     PREDICT_METHOD,
     SIGNATURE_NAME,
@@ -21,7 +23,6 @@ from keras_deepseek.inference.protocols.tf_serving_grpc import (
     read_model_spec,
     write_model_spec,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 _SERVING = "tensorflow.serving."
 _SIGNATURE_DEF = "signature_def"
@@ -30,14 +31,14 @@ _TF_NUMBERS = {dtype.name: dtype.tf_number for dtype in DTYPES}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model that a server is to have: by a file, or by `HandleReloadConfigRequest`.
+    """A model that a configuration file or a `HandleReloadConfigRequest` names.
 
     Args:
         name: string. The model's name.
         base_path: string. The folder with its versions.
         policy: string. `"latest"`, `"all"` or `"specific"`. Defaults to `"latest"`.
-        num_versions: integer. How many of the latest. Defaults to `1`.
-        versions: tuple of integers. The specific ones. Defaults to `()`.
+        num_versions: integer. The number of versions for `"latest"`. Defaults to `1`.
+        versions: tuple of integers. The versions for `"specific"`. Defaults to `()`.
         labels: dict of versions by label. Defaults to none.
     """
 
@@ -50,12 +51,13 @@ class ModelConfig:
 
 
 def parse_metadata(data: bytes) -> ModelSpec:
-    """Returns which model a `GetModelMetadataRequest` is about.
+    """Returns the model that a `GetModelMetadataRequest` names.
 
     Raises:
-        InvalidInputError: It is no such message, or asks for something else than `signature_def`.
+        InvalidInputError: The bytes are not such a message, or it asks for other metadata than
+            `signature_def`.
     """
-    message = TF_SERVING.parse(_SERVING + "GetModelMetadataRequest", data)
+    message = parse_message(_SERVING + "GetModelMetadataRequest", data)
     if not message.metadata_field:
         raise InvalidInputError(
             "GetModelMetadataRequest must specify at least one metadata_field: 'signature_def'."
@@ -67,14 +69,14 @@ def parse_metadata(data: bytes) -> ModelSpec:
 
 
 def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
-    """Returns the `GetModelMetadataResponse` about a model.
+    """Returns the `GetModelMetadataResponse` of a model.
 
     Args:
-        model: `ModelSpec`, with the version that is described.
+        model: `ModelSpec`, with the version that has these signatures.
         signatures: `Signature`, or a mapping of several by name.
     """
     known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
-    definitions = TF_SERVING.new(_SERVING + "SignatureDefMap")
+    definitions = new_message(_SERVING + "SignatureDefMap")
     for name, signature in known.items():
         definition = definitions.signature_def[name]
         definition.method_name = PREDICT_METHOD
@@ -82,9 +84,7 @@ def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
             _describe(definition.inputs[spec.name], spec)
         for spec in signature.outputs:
             _describe(definition.outputs[spec.name], spec)
-    message = TF_SERVING.new(
-        _SERVING + "GetModelMetadataResponse", model_spec=write_model_spec(model)
-    )
+    message = new_message(_SERVING + "GetModelMetadataResponse", model_spec=write_model_spec(model))
     packed = message.metadata[_SIGNATURE_DEF]
     packed.type_url = f"type.googleapis.com/{_SERVING}SignatureDefMap"
     packed.value = definitions.SerializeToString()
@@ -92,21 +92,17 @@ def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
 
 
 def parse_status(data: bytes) -> ModelSpec:
-    """Returns which model a `GetModelStatusRequest` is about.
+    """Returns the model that a `GetModelStatusRequest` names.
 
     Raises:
-        InvalidInputError: It is no such message.
+        InvalidInputError: The bytes are not such a message.
     """
-    return read_model_spec(TF_SERVING.parse(_SERVING + "GetModelStatusRequest", data).model_spec)
+    return read_model_spec(parse_message(_SERVING + "GetModelStatusRequest", data).model_spec)
 
 
 def format_status(versions: Iterable[VersionStatus]) -> bytes:
-    """Returns the `GetModelStatusResponse` about versions, the newest first.
-
-    Args:
-        versions: iterable of `VersionStatus`.
-    """
-    message = TF_SERVING.new(_SERVING + "GetModelStatusResponse")
+    """Returns the `GetModelStatusResponse` of versions, the newest first."""
+    message = new_message(_SERVING + "GetModelStatusResponse")
     for version in sorted(versions, key=lambda version: -version.version):
         status = message.model_version_status.add(version=version.version, state=version.state)
         _set_status(status.status, version.error_code, version.error_message)
@@ -114,17 +110,17 @@ def format_status(versions: Iterable[VersionStatus]) -> bytes:
 
 
 def parse_reload(data: bytes) -> tuple[ModelConfig, ...]:
-    """Returns the models that a `ReloadConfigRequest` asks for: those and no others.
+    """Returns all models that the server should have after a `ReloadConfigRequest`.
 
     Raises:
-        InvalidInputError: It is no such message, or has no list of models, or one that is not of
-            names that differ, each with a folder.
+        InvalidInputError: The bytes are not such a message; it has no list of models; or a model
+            lacks a folder or a unique name.
     """
-    return _read_models(TF_SERVING.parse(_SERVING + "ReloadConfigRequest", data).config)
+    return _read_models(parse_message(_SERVING + "ReloadConfigRequest", data).config)
 
 
 def parse_config_text(text: str) -> tuple[ModelConfig, ...]:
-    """Returns the models that a `ModelServerConfig` asks for, in the text of `--model_config_file`.
+    """Returns the models in the text of TF Serving's `--model_config_file`.
 
     Raises:
         InvalidInputError: As from `parse_reload`.
@@ -135,7 +131,7 @@ def parse_config_text(text: str) -> tuple[ModelConfig, ...]:
     >>> [(model.name, model.policy) for model in parse_config_text(text)]
     [('digits', 'latest')]
     """
-    return _read_models(TF_SERVING.parse_text(_SERVING + "ModelServerConfig", text))
+    return _read_models(parse_message_text(_SERVING + "ModelServerConfig", text))
 
 
 def format_reload(error_code: str = "OK", error_message: str = "") -> bytes:
@@ -145,7 +141,7 @@ def format_reload(error_code: str = "OK", error_message: str = "") -> bytes:
         error_code: string. A gRPC status. Defaults to `"OK"`.
         error_message: string. Defaults to `""`.
     """
-    message = TF_SERVING.new(_SERVING + "ReloadConfigResponse")
+    message = new_message(_SERVING + "ReloadConfigResponse")
     _set_status(message.status, error_code, error_message)
     return bytes(message.SerializeToString())
 
@@ -171,8 +167,8 @@ def _read_models(config: Message) -> tuple[ModelConfig, ...]:
     names = [model.name for model in models]
     if len(set(names)) < len(names) or not all(model.name and model.base_path for model in models):
         raise InvalidInputError(
-            f"Received models named {names!r:.200}. Expected names that differ, and a base_path "
-            "for each."
+            f"Received models named {names!r:.200}. Expected unique names, and a base_path for "
+            "each."
         )
     return models
 

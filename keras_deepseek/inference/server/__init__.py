@@ -1,1 +1,1 @@
-"""What the servers of HTTP and of gRPC share."""
+"""What the servers of HTTP and gRPC share: their threads, TLS, tokens and signals."""

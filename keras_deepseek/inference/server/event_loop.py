@@ -1,4 +1,4 @@
-"""The event loop that a server runs on, in a thread of its own."""
+"""The event loop of a server, which runs in its own thread."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Returns what makes uvloop's loop, where that is installed, or `None` for Python's own."""
+    """Returns the factory of uvloop's event loop, or `None` for Python's if uvloop is missing."""
     try:
         import uvloop
     except ImportError:
@@ -16,11 +16,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Calls a function in a loop that runs in another thread; in none that is closed.
-
-    Args:
-        loop: `asyncio.AbstractEventLoop`.
-        function: function without arguments.
-    """
-    with contextlib.suppress(RuntimeError):  # It is closed: what was running in it has stopped.
+    """Calls a function in an event loop of another thread. Does nothing if the loop is closed."""
+    with contextlib.suppress(RuntimeError):  # The loop is closed: all that ran in it has stopped.
         loop.call_soon_threadsafe(function)

@@ -1,7 +1,4 @@
-"""What the servers of HTTP and of gRPC share: an address, a thread of its own, and its end.
-
-`http_server` and `grpc_server` say what is spoken there.
-"""
+"""The base class of the HTTP server and the gRPC server."""
 
 import asyncio
 import errno
@@ -11,41 +8,39 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.monitoring.access_log import AccessLog
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces
+from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.event_loop import call_in, loop_factory
 from keras_deepseek.inference.server.termination import wait_heeding_signals
 from keras_deepseek.inference.server.tokens import TokenCheck, warn_of_strangers
 
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
-
 Serve = Callable[["Future[int]"], Awaitable[None]]
-"""Serves until `Server.stopping` is set, having told the port that it listens at."""
+"""Sets the future to the port that it listens at, then serves until `Server.stopping` is set."""
 
 
 class Server(ABC):
-    """A server in front of an engine, with an event loop of its own.
+    """A server in front of an engine, with its own thread and event loop.
 
     Args:
         engine: `ServingEngine`.
         host: string. The address to listen at.
         port: integer. `0` takes a free one.
-        scheme: string. What its `url` begins with.
-        is_secure: boolean. Whether it speaks TLS: the scheme has an `s` more then.
-        tokens: What `TokenCheck` takes, or `None`: anyone may ask.
-        access_log: boolean. Whether each request is logged.
-        traces: What `RequestTraces` takes, or `False`: none are made.
+        scheme: string. The scheme of its `url`, without the `s` of TLS.
+        is_secure: boolean. True if it speaks TLS.
+        tokens: The argument of `TokenCheck`, or `None`: no token is needed.
+        access_log: boolean. True if each request is logged.
+        traces: The argument of `RequestTraces`, or `False`: no traces.
     """
 
     def __init__(
         self,
-        engine: "ServingEngine",
+        engine: Engine,
         host: str,
         port: int,
         *,
@@ -72,7 +67,7 @@ class Server(ABC):
 
     @property
     def target(self) -> str:
-        """The address without what is spoken there, as in `"127.0.0.1:8500"`."""
+        """The address without the scheme, as in `"127.0.0.1:8500"`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -83,16 +78,16 @@ class Server(ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered: neither the server nor the engine starts or stops."""
+        """True if requests are answered: neither server nor engine is starting or stopping."""
         return self.engine.ready and not self.is_stopping
 
     def start(self) -> None:
-        """Returns when the server listens.
+        """Starts the thread. Returns when the server listens.
 
         Raises:
-            InvalidInputError: The port is taken, or the address is none of this machine's, or its
-                TLS can't be used.
-            MissingExtraError: The packages that speak its protocol are not installed.
+            InvalidInputError: The port is taken, the address does not belong to this machine, or
+                the TLS files can't be used.
+            MissingExtraError: The packages of its protocol are not installed.
         """
         serve = self._prepare()
         listens: Future[int] = Future()
@@ -106,21 +101,21 @@ class Server(ABC):
             self.port = listens.result()
             if self.tokens is None and not self._is_secure:
                 warn_of_strangers(self.host)
-        except BaseException:  # It may be a signal, or the warning: then it runs.
+        except BaseException:  # After a signal, or a warning as an error, the server runs.
             self.stop()
             raise
 
     def wait(self) -> None:
-        """Returns when the server has stopped."""
+        """Blocks until the server has stopped."""
         if self._thread is not None:
-            # Python 3.11 takes a thread for ended when a signal interrupts `join`.
+            # In Python 3.11 a thread counts as ended if a signal interrupts `join`.
             wait_heeding_signals(self.ended)
             self._thread.join()
 
     def stop(self) -> None:
-        """Becomes unready, answers the requests in flight, and returns when the port is free.
+        """Refuses new requests, answers those in flight, and returns when the port is free.
 
-        What is still in flight after the server's `grace_seconds` is dropped.
+        Requests that are not answered within the server's `grace_seconds` are dropped.
         """
         self.is_stopping = True
         if self._loop is not None:
@@ -131,23 +126,23 @@ class Server(ABC):
                 notes.close()
 
     def check_ready(self, model: str) -> None:
-        """Refuses a request that can't be answered, yet or any more.
+        """Raises an error if the server or its engine is starting or stopping.
 
         Args:
-            model: string. The name of the model that is asked for.
+            model: string. The name of the model of the request, for the message.
 
         Raises:
-            ClosedError: The server, or its engine, starts or stops.
+            ClosedError: The server, or its engine, is starting or stopping.
         """
         if not self.ready:
             raise ClosedError(f"The model {model!r} is not ready: it is starting or stopping.")
 
     @abstractmethod
     def _prepare(self) -> Serve:
-        """Returns what serves, or says why nothing can."""
+        """Returns the function that serves. Raises an error if the server can't start."""
 
     def _bind(self, backlog: int | None = None) -> socket.socket:
-        """Returns a socket that listens, or refuses the address in the system's own words."""
+        """Returns a listening socket. Raises an error with the system's message and advice."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             return socket.create_server((self.host, self.port), family=family, backlog=backlog)
@@ -158,7 +153,7 @@ class Server(ABC):
         of_port = (errno.EADDRINUSE, errno.EACCES)
         is_of_host = isinstance(error, OSError) and error.errno not in of_port
         advice = (
-            "Choose an address of this machine, as in 127.0.0.1, or 0.0.0.0 for all of them."
+            "Choose an address of this machine, as 127.0.0.1, or 0.0.0.0 for all of them."
             if is_of_host
             else "Choose another port, or 0 for a free one."
         )
@@ -169,7 +164,7 @@ class Server(ABC):
     def _run(self, serve: Serve, listens: "Future[int]") -> None:
         async def run() -> None:
             self._loop = asyncio.get_running_loop()
-            if self.is_stopping:  # It was told so when there was no loop yet.
+            if self.is_stopping:  # `stop` was called before the loop existed.
                 self.stopping.set()
             await serve(listens)
 
@@ -185,11 +180,7 @@ class Server(ABC):
 
 
 def stop_servers(servers: Sequence[Server]) -> None:
-    """Stops servers at one time: each waits for its own requests.
-
-    Args:
-        servers: sequence of `Server`.
-    """
+    """Stops servers at the same time: each waits for its own requests."""
     stopping = [threading.Thread(target=server.stop) for server in servers]
     for thread in stopping:
         thread.start()

@@ -1,7 +1,7 @@
-"""Signals while the main thread waits for a server's end: none is lost, and each ends it in order.
+"""Signals that end a server while the main thread waits. None is lost, and each ends it in order.
 
-`ServingEngine.serve(block=True)` and the command wait inside of an `Interruption`. The launcher of
-`training` has another task: it passes signals on to the processes that it has started.
+`ServingEngine.serve(block=True)` and the command wait inside an `Interruption`. The launcher of
+`training` is different: it passes signals on to the processes that it started.
 """
 
 import signal
@@ -9,46 +9,43 @@ import threading
 from types import TracebackType
 from typing import Any
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 _BY_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
 
 _HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
-"""The terminal was closed; Windows has no word for it."""
+"""The terminal was closed. Windows has no such signal."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, *([_HANG_UP] if _HANG_UP else []))
 
 
 def wait_heeding_signals(event: threading.Event) -> None:
-    """Returns when the event is set.
+    """Blocks until the event is set, and lets signal handlers run meanwhile.
 
-    A signal that comes after Python has last looked for one, and before the system has begun to
-    wait, does not end the wait: its handler would run when something else does. So it is looked for
-    from time to time.
-
-    Args:
-        event: `threading.Event`.
+    A signal that arrives just before the system call of the wait does not interrupt it, and its
+    handler would run only after the wait. So the wait ends and begins again regularly.
     """
-    while not event.wait(_LOOK_SECONDS):
+    while not event.wait(_POLL_SECONDS):
         pass
 
 
 class Interruption:
-    """Lets SIGTERM, Ctrl-C or SIGHUP end what is inside of `with`, whatever it makes of the signal.
+    """Context manager that ends its block on SIGTERM, Ctrl-C or SIGHUP, whatever the block does.
 
-    A handler can but raise an exception where Python happens to be. Amid the import of an extension
-    that becomes an `ImportError`, or is dropped. So it is noted that the signal has come: `check`
-    raises again what was dropped, and no error that follows the signal leaves the block.
+    A signal handler can only raise an exception wherever Python happens to be. During the import of
+    an extension module that becomes an `ImportError`, or is lost. So the handler also notes the
+    signal: `check` raises a lost `KeyboardInterrupt` again, and no error after the signal leaves
+    the block.
 
-    What the process passes over, as Ctrl-C in a shell's background and SIGHUP under `nohup`, it
-    passes over here, too, and what it handles itself stays its own. Python runs handlers on the
-    main thread alone: on another nothing is changed. Behind the block all is as before, so that a
-    second signal ends the process by its default; but for SIGHUP, which a terminal that is closed
-    sends twice, by the shell and by the system: once it has come, it is passed over.
+    Signals that the process ignores stay ignored, as Ctrl-C in a shell's background or SIGHUP under
+    `nohup`. Signals that the process handles keep their handler. Python runs handlers on the main
+    thread alone, so on another thread nothing changes. After the block the old handlers are back,
+    so that a second signal ends the process. Only SIGHUP is ignored from then on, if it came: a
+    closed terminal sends it twice, by the shell and by the system.
 
     Args:
-        takes_sigterm: boolean. Whether SIGTERM is this block's where the process has a handler of
-            its own, as the command line has. Defaults to `False`.
+        takes_sigterm: boolean. If `True`, the block handles SIGTERM even if the process has its own
+            handler, as the command line has.
     """
 
     def __init__(self, *, takes_sigterm: bool = False) -> None:
@@ -74,23 +71,19 @@ class Interruption:
     ) -> bool:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if isinstance(error, KeyboardInterrupt):  # It may be of a handler of the process's own.
+        if isinstance(error, KeyboardInterrupt):  # The process's own handler may have raised it.
             self.has_come = True
         return self.has_come and isinstance(error, Exception | KeyboardInterrupt)
 
     def check(self) -> None:
-        """Raises `KeyboardInterrupt` if the signal has come."""
+        """Raises `KeyboardInterrupt` if a signal has come."""
         if self.has_come:
             raise KeyboardInterrupt
 
     def wait(self, event: threading.Event) -> None:
-        """Returns when the event is set, or raises `KeyboardInterrupt` when the signal has come.
-
-        Args:
-            event: `threading.Event`.
-        """
+        """Blocks until the event is set. Raises `KeyboardInterrupt` when a signal has come."""
         self.check()
-        while not event.wait(_LOOK_SECONDS):
+        while not event.wait(_POLL_SECONDS):
             self.check()
 
     def _interrupt(self, number: int, _frame: object) -> None:

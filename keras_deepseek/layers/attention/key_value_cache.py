@@ -140,7 +140,7 @@ def continue_cache(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -
     Raises:
         InvalidInputError: The cache holds tokens at or after the index, and the check is free.
     """
-    start = backend.current().read_integer(cache_index)
+    start = backend.current().compute.read_integer(cache_index)
     changed = {name: cache[name] for name in ("mask", *resets)}
     if start == 0:
         return cache | {name: ops.zeros_like(x) for name, x in changed.items()}
@@ -149,7 +149,7 @@ def continue_cache(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -
         return cache | {
             name: ops.where(goes_on, x, ops.zeros_like(x)) for name, x in changed.items()
         }
-    mask = backend.current().read_array(cache["mask"])
+    mask = backend.current().compute.read_array(cache["mask"])
     if mask is not None and start > 0 and mask[:, start:].any():
         last = int(np.flatnonzero(mask.any(axis=0))[-1])
         raise InvalidInputError(
@@ -204,7 +204,7 @@ def append_to_cache(
     _check_shapes(cache, updates, states)
     start = _read_start(cache, cache_index, updates["mask"].shape[1])
     stop = start + ops.shape(updates["mask"])[1]
-    write = backend.current().write_slots
+    write = backend.current().inference.write_slots
     written = {
         name: write(cache[name], start, ops.cast(update, cache[name].dtype))
         for name, update in updates.items()
@@ -308,7 +308,7 @@ def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str,
 
 def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
     """Returns the first slot, as a number if it can be read; the tokens must then fit."""
-    start = backend.current().read_integer(cache_index)
+    start = backend.current().compute.read_integer(cache_index)
     if start is None:
         return ops.cast(cache_index, "int32")
     max_length = cache["mask"].shape[1]

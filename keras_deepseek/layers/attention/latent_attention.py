@@ -77,7 +77,7 @@ def attend_naive(
     query_BNTH, key_BNSH, value_BNSV = (
         ops.transpose(x, (0, 2, 1, 3)) for x in (query_BTNH, key_BSNH, value_BSNV)
     )
-    length, block_size = query_BTNH.shape[1], backend.current().query_block_size(query_BNTH)
+    length, block_size = query_BTNH.shape[1], backend.current().compute.query_block_size(query_BNTH)
     if not is_causal or length is None or length < 2 * block_size:
         outputs_BNTV = _attend_block(query_BNTH, key_BNSH, value_BNSV, mask_BTS, drop)
         return ops.transpose(outputs_BNTV, (0, 2, 1, 3))

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import set_mask
+from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
@@ -352,7 +352,7 @@ class MultiHeadLatentAttention(keras.Layer):
         is_causal = visibility["use_causal_mask"] and query_length == key_length
         is_prompt = is_causal and "mask" in keys and not (training and self.dropout)
         is_prompt = is_prompt and self.compute_dtype != "float64"
-        if is_prompt and backend.current().fuses_attention(queries["nope"]):
+        if is_prompt and backend.current().compute.fuses_attention(queries["nope"]):
             masks = (visibility["key_mask"], visibility["attention_mask"])
             is_only_causal = all(given is None for given in masks)
             return attend_fused(*parts, None if is_only_causal else mask_BTS, ups)

@@ -45,7 +45,9 @@ def map_chunks_with_gradient(
         return _differentiate(chunks, gradient, upstream, *arguments)
 
     # Labels are an argument: if they were closed over, `keras.remat` of the layer fails on JAX.
-    return current().apply_with_gradient(compute, differentiate, [tokens, *shared], [labels])
+    return current().compute.apply_with_gradient(
+        compute, differentiate, [tokens, *shared], [labels]
+    )
 
 
 def _read(tensor: Any, index: Any) -> Any:
@@ -67,7 +69,7 @@ def _compute(chunks: TokenChunks, function: Callable[..., Any], tokens: Any, *ot
         return (_write(results, index, result),)
 
     state = (ops.zeros((chunks.number, chunks.size), dtype=_accumulator_dtype(tokens)),)
-    (results,) = current().repeat(compute, chunks.number, state)
+    (results,) = current().compute.repeat(compute, chunks.number, state)
     return chunks.join(results)
 
 
@@ -93,7 +95,7 @@ def _differentiate(
         ops.zeros((chunks.number, chunks.size, tokens.shape[-1]), dtype=tokens.dtype),
         *(ops.zeros(tensor.shape, dtype=_accumulator_dtype(tensor)) for tensor in shared),
     )
-    by_tokens, *sums = current().repeat(accumulate, chunks.number, state)
+    by_tokens, *sums = current().compute.repeat(accumulate, chunks.number, state)
     pairs = zip(sums, shared, strict=True)
     return chunks.join(by_tokens), *(ops.cast(total, tensor.dtype) for total, tensor in pairs)
 

@@ -186,7 +186,7 @@ class DeepSeekMoE(FloatingInputLayer):
         num_choices = ops.shape(indices_TK)[0] * self.router.num_experts_per_token
         reads_loads = expert_dispatch.is_worth_a_loop(num_choices, self._expert_size)
         if reads_loads and self.capacity_factor is None:
-            outputs_TD = backend.current().run_unrecorded(self._route, *arguments)
+            outputs_TD = backend.current().inference.run_unrecorded(self._route, *arguments)
         else:
             outputs_TD = self._route(*arguments)
         outputs = ops.reshape(outputs_TD, ops.shape(inputs))
@@ -209,7 +209,7 @@ class DeepSeekMoE(FloatingInputLayer):
         if by_load is not None:
             return self._compute_slots(tokens_TD, weights_TK, kernels, by_load)
         num_choices = num_tokens * per_token
-        if backend.current().loops_over_blocks() and expert_dispatch.is_worth_a_loop(
+        if backend.current().compute.loops_over_blocks() and expert_dispatch.is_worth_a_loop(
             num_choices, self._expert_size
         ):
             block_size = expert_dispatch.choose_looped_block_size(num_choices, num_experts)
@@ -263,7 +263,7 @@ class DeepSeekMoE(FloatingInputLayer):
 
         # The first block is computed even if it is empty: TensorFlow takes the shape from it.
         num_used = ops.maximum(plan.num_used, 1)
-        blocks_BRD = backend.current().stack(compute, num_used, ops.shape(tokens_BR)[0])
+        blocks_BRD = backend.current().compute.stack(compute, num_used, ops.shape(tokens_BR)[0])
         return ops.reshape(blocks_BRD, (-1, tokens_TD.shape[-1]))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

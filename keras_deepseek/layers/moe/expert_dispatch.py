@@ -106,7 +106,7 @@ def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> Exp
         num_experts: E.
         expert_size: The number of weights of an expert.
     """
-    if not backend.current().can_read_shapes(indices_TK):
+    if not backend.current().compute.can_read_shapes(indices_TK):
         return None
     num_tokens, per_token = indices_TK.shape
     if num_tokens * per_token * expert_size < _LEAST_WORK:

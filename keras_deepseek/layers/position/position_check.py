@@ -23,7 +23,7 @@ def check_length(name: str, max_length: int | None, length: int | None, start_in
     """
     if max_length is None or length is None:
         return
-    start = backend.current().read_integer(start_index) or 0
+    start = backend.current().compute.read_integer(start_index) or 0
     if start + length > max_length:
         raise InvalidInputError(
             f"{name!r} has a `max_length` of {max_length} positions, received "
@@ -62,7 +62,7 @@ def check_start(start_index: Any) -> None:
     else:
         fits = isinstance(start_index, int) and not isinstance(start_index, bool)
         received = repr(start_index)
-    if not fits or (backend.current().read_integer(start_index) or 0) < 0:
+    if not fits or (backend.current().compute.read_integer(start_index) or 0) < 0:
         raise InvalidInputError(
             "`start_index` must be an integer of at least 0, or an integer scalar tensor, received "
             f"{received}."

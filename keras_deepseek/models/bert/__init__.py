@@ -1,4 +1,4 @@
-"""BERT: encoders of text, trained on tokens that were masked."""
+"""BERT: text encoders that are trained to predict masked tokens."""
 
 from keras_deepseek.models.bert.bert_backbone import BertBackbone
 from keras_deepseek.models.bert.bert_masked_lm import BertMaskedLM

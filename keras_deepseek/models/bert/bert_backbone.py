@@ -1,4 +1,4 @@
-"""The body of BERT: from tokens to hidden states."""
+"""The backbone of BERT: from tokens to hidden states."""
 
 from typing import Any, ClassVar
 
@@ -24,26 +24,26 @@ INPUTS = ("token_ids", "padding_mask", "segment_ids")
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class BertBackbone(SegmentedModel):
-    """An encoder in which each token sees all others of its sequence.
+    """An encoder in which each token attends to all others of its sequence.
 
-    Choose it to build another head than `BertMaskedLM`'s on the same body. Token, position and
-    segment each bring a vector; their sum is normed, and goes through blocks of attention and
-    feed-forward networks with the norms behind them. There is no pooler.
+    Choose it to build another head than `BertMaskedLM`'s. The embeddings of token, position and
+    segment are added and normalized, and then go through blocks of attention and feed-forward
+    networks with post-norms. There is no pooler.
 
-    What other code may rely on: `token_embedding`, `position_embedding`, `segment_embedding` and
-    `embeddings_norm` are its layers before the blocks, and `transformer_layers` is the list of
-    these.
+    Other code may use these attributes: the layers `token_embedding`, `position_embedding`,
+    `segment_embedding` and `embeddings_norm` before the blocks, and `transformer_layers`, the list
+    of blocks.
 
     Args:
         config: `BertConfig`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
-            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, without which all tokens
-            are of segment 0. Padding is best on the right, since positions count slots.
+            `"padding_mask"`, 1 for tokens and 0 for padding; and `"segment_ids"`, which may be left
+            out if all tokens are in segment 0. Pad on the right, since positions count slots.
 
     Returns:
         The hidden states, of shape `(batch_size, length, hidden_dim)`. Those of padding have no
@@ -71,14 +71,14 @@ class BertBackbone(SegmentedModel):
     def __init__(self, config: BertConfig, *, dtype: Any = None, **kwargs: Any) -> None:
         policy = read_policy(dtype)
         inputs = {name: Input((None,), dtype="int32", name=name) for name in INPUTS}
-        before = _make_embeddings(config, policy)
+        embeddings = _make_embeddings(config, policy)
         hidden = Add(dtype=policy, name="embeddings_sum")(
             [
-                before["token_embedding"](inputs["token_ids"]),
-                before["segment_embedding"](inputs["segment_ids"]),
+                embeddings["token_embedding"](inputs["token_ids"]),
+                embeddings["segment_embedding"](inputs["segment_ids"]),
             ]
         )
-        hidden = before["embeddings_norm"](before["position_embedding"](hidden))
+        hidden = embeddings["embeddings_norm"](embeddings["position_embedding"](hidden))
         hidden = Dropout(config.dropout, dtype=policy, name="embeddings_drop")(hidden)
         blocks = [
             TransformerEncoderBlock(
@@ -88,45 +88,45 @@ class BertBackbone(SegmentedModel):
                 dropout=config.dropout,
                 attention_dropout=config.attention_dropout,
                 epsilon=config.epsilon,
-                kernel_initializer=_draw(config),
+                kernel_initializer=_make_initializer(config),
                 dtype=policy,
                 name=f"transformer_layer_{index}",
             )
             for index in range(config.num_layers)
         ]
-        sees = ops.expand_dims(ops.cast(inputs["padding_mask"], "bool"), 1)
+        attention_mask = ops.expand_dims(ops.cast(inputs["padding_mask"], "bool"), 1)
         for block in blocks:
-            hidden = block(hidden, sees)
+            hidden = block(hidden, attention_mask)
         super().__init__(inputs, hidden, **kwargs)
         self.config = config
         self.layers_policy = policy
-        self.token_embedding = before["token_embedding"]
-        self.position_embedding = before["position_embedding"]
-        self.segment_embedding = before["segment_embedding"]
-        self.embeddings_norm = before["embeddings_norm"]
+        self.token_embedding = embeddings["token_embedding"]
+        self.position_embedding = embeddings["position_embedding"]
+        self.segment_embedding = embeddings["segment_embedding"]
+        self.embeddings_norm = embeddings["embeddings_norm"]
         self.transformer_layers = blocks
 
 
 def _make_embeddings(config: BertConfig, policy: Any) -> dict[str, keras.Layer]:
-    """Returns the layers before the blocks, by their names."""
+    """Returns the layers before the blocks, by name."""
     layers = [
         ReversibleEmbedding(
             config.vocabulary_size,
             config.hidden_dim,
-            embeddings_initializer=_draw(config),
+            embeddings_initializer=_make_initializer(config),
             dtype=policy,
             name="token_embedding",
         ),
         Embedding(
             config.num_segments,
             config.hidden_dim,
-            embeddings_initializer=_draw(config),
+            embeddings_initializer=_make_initializer(config),
             dtype=policy,
             name="segment_embedding",
         ),
         PositionEmbedding(
             config.max_length,
-            embeddings_initializer=_draw(config),
+            embeddings_initializer=_make_initializer(config),
             dtype=policy,
             name="position_embedding",
         ),
@@ -135,6 +135,6 @@ def _make_embeddings(config: BertConfig, policy: Any) -> dict[str, keras.Layer]:
     return {layer.name: layer for layer in layers}
 
 
-def _draw(config: BertConfig) -> keras.initializers.Initializer:
-    """Returns a new initializer: one that is shared would draw the same for equal shapes."""
+def _make_initializer(config: BertConfig) -> keras.initializers.Initializer:
+    """Returns a new initializer: a shared one would draw the same values for equal shapes."""
     return keras.initializers.TruncatedNormal(stddev=config.initializer_range)

@@ -1,4 +1,4 @@
-"""The task that BERT is trained on: to say which tokens were masked."""
+"""The task that BERT is trained on: prediction of masked tokens."""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +10,7 @@ from keras_deepseek.layers import Input, MaskedPositionHead
 from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
 from keras_deepseek.models.bert.checkpoint_map import IGNORED_TENSORS, checkpoint_entries
 from keras_deepseek.models.bert.config import BertConfig
+from keras_deepseek.models.bert.family import BERT
 from keras_deepseek.models.bert.segmented_model import SegmentedModel
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
@@ -18,32 +19,32 @@ from keras_deepseek.models.encoder.activations import read_activation
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class BertMaskedLM(SegmentedModel, PresetModel):
-    """A BERT that gives each token, or each masked one, the logits of the vocabulary.
+    """A BERT that returns logits of the vocabulary for each token, or for each masked token.
 
-    Choose it to train or to fill in masked text. A dense layer, a norm and the table of the token
-    embedding, transposed, with a bias make logits of hidden states.
+    Choose it to train on masked text, or to fill in masked tokens. The head is a dense layer, a
+    norm, and the transposed token embedding with a bias.
 
-    With `use_mask_positions` there is a further input and logits are made there alone, about one
-    position in seven: the cheaper way to train. `training.MaskedTokens` makes batches for both.
-    Train with `SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)`.
+    With `use_mask_positions` there is a further input, and logits are computed only at these
+    positions, about one in seven: a faster way to train. `training.MaskedTokens` makes batches for
+    both. Train with `SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)`.
 
-    `from_preset` reads checkpoints of `BertForMaskedLM` and `BertForPreTraining`, those of the
-    first years among them; what the latter have beside is passed over. `save_to_preset` writes
-    what `transformers` loads as `BertForMaskedLM`.
+    `from_preset` reads checkpoints of `BertForMaskedLM` and `BertForPreTraining`, including the
+    first releases. It ignores the further heads of the latter. `save_to_preset` writes a checkpoint
+    that `transformers` loads as `BertForMaskedLM`.
 
     Args:
         config: `BertConfig`.
-        use_mask_positions: boolean. Whether logits are made at the input `"mask_positions"` alone.
+        use_mask_positions: boolean. Whether to compute logits only at the input `"mask_positions"`.
             Defaults to `False`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
-            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, without which all tokens
-            are of segment 0. With `use_mask_positions` also `"mask_positions"`, of shape
-            `(batch_size, masks_per_sequence)`, -1 where a sequence has no more.
+            `"padding_mask"`, 1 for tokens and 0 for padding; and `"segment_ids"`, which may be left
+            out if all tokens are in segment 0. With `use_mask_positions` also `"mask_positions"`,
+            of shape `(batch_size, masks_per_sequence)`, filled up with -1.
 
     Returns:
         Logits of shape `(batch_size, length, vocabulary_size)`, or `(batch_size,
@@ -66,7 +67,7 @@ class BertMaskedLM(SegmentedModel, PresetModel):
     - [BERT (Devlin et al., 2018)](https://arxiv.org/abs/1810.04805)
     """
 
-    architectures = ("BertForMaskedLM", "BertForPreTraining")
+    architectures = BERT.architectures
     config_class = BertConfig
     ignored_tensors = IGNORED_TENSORS
 

@@ -1,4 +1,4 @@
-"""Which tensors of a BERT in the form of transformers belong to which variables."""
+"""The checkpoint map of BERT, by the tensor names of transformers."""
 
 from collections.abc import Collection
 from typing import Any
@@ -11,8 +11,8 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
     copied_entry,
     kernel_entry,
+    rename_tensors,
     reshaped_entry,
-    respell,
 )
 from keras_deepseek.models.checkpoints.merged_kernels import own_variable
 
@@ -23,7 +23,7 @@ IGNORED_TENSORS = (
     "embeddings.position_ids",
     "cls.seq_relationship.*",
 )
-"""Patterns of the tensors that a checkpoint may hold beside those of `checkpoint_entries`."""
+"""Patterns of tensors in a checkpoint that are not read."""
 
 _BIAS = "cls.predictions.bias"
 _DECODER_KERNEL, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
@@ -35,14 +35,12 @@ def checkpoint_entries(
     head: MaskedPositionHead | None = None,
     tensors: Collection[str] = (),
 ) -> list[CheckpointEntry]:
-    """Returns which tensors of a checkpoint the variables of a model come from.
+    """Returns the checkpoint map of a model.
 
     Args:
-        backbone: `BertBackbone`.
-        head: `MaskedPositionHead` of a masked language model, or `None` for the backbone alone.
-            Defaults to `None`.
-        tensors: The names of the tensors in a checkpoint that is read. Defaults to `()`: those that
-            transformers writes.
+        backbone: The backbone.
+        head: The head of a masked language model, or `None` for the backbone alone.
+        tensors: The names of all tensors in the checkpoint that is read. Empty for writing.
     """
     is_tied = head is not None and head.token_embedding is not None
     entries = [
@@ -61,14 +59,14 @@ def checkpoint_entries(
     for index, block in enumerate(backbone.transformer_layers):
         entries += _block_entries(block, f"bert.encoder.layer.{index}")
     entries += [] if head is None else _head_entries(head, tensors)
-    return respell(entries, tensors, _spellings)
+    return rename_tensors(entries, tensors, _candidate_names)
 
 
-def _spellings(name: str) -> list[str]:
-    """Returns what published checkpoints call a tensor.
+def _candidate_names(name: str) -> list[str]:
+    """Returns the names that published checkpoints use for a tensor.
 
-    Older ones call the weights of the norms `gamma` and `beta`, and those of a bare encoder lack
-    the prefix `bert.`.
+    Older ones call the weights of norms `gamma` and `beta`. Checkpoints of a bare encoder lack the
+    prefix `bert.`.
     """
     names = [name, name.removeprefix("bert.")]
     for new, old in _OLD_NAMES.items():
@@ -100,7 +98,7 @@ def _head_entries(head: MaskedPositionHead, tensors: Collection[str]) -> list[Ch
     entries += _norm_entries(head.intermediate_layer_norm, f"{prefix}.transform.LayerNorm")
     if head.token_embedding is not None:
         return [*entries, copied_entry(head.bias, _BIAS, copies=(_DECODER_BIAS,))]
-    # `transformers` has the bias twice then, and adds the first. Files for a tied one have it once.
+    # `transformers` then has the bias twice, and adds the first. Files of tied models have one.
     both = (_DECODER_BIAS, _BIAS)
     biases = tuple(name for name in both if name in tensors) or both
     return [

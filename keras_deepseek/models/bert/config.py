@@ -1,4 +1,4 @@
-"""What a BERT is made of; read by its backbone, its head and its checkpoint map."""
+"""The config of BERT."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.models.bert.presets import PRESETS
+from keras_deepseek.models.bert.family import BERT
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
 
 _NAMES = {
@@ -26,7 +27,7 @@ _NAMES = {
     "initializer_range": "initializer_range",
     "tie_word_embeddings": "tie_word_embeddings",
 }
-"""What a `config.json` calls our arguments."""
+"""The keys of a `config.json`, by our argument names."""
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -38,17 +39,17 @@ _ACTIVATIONS = {
     "tanh": "tanh",
 }
 
-_MUST_BE = {
-    "model_type": "bert",
+_FIXED_VALUES = {
+    "model_type": BERT.model_type,
     "is_decoder": False,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "position_embedding_type": "absolute",
     "chunk_size_feed_forward": 0,
 }
-"""Keys that change what is computed, with the only value that is computed here."""
+"""Keys that change the model, with the only value that is supported."""
 
-_PASSED_OVER = {
+_IGNORED_KEYS = {
     "classifier_dropout",
     "directionality",
     "output_past",
@@ -58,7 +59,7 @@ _PASSED_OVER = {
     "pooler_size_per_head",
     "pooler_type",
 }
-"""Keys of BERT that change nothing of what a masked language model computes."""
+"""Keys of BERT that do not change a masked language model."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,23 @@ class BertConfig(PresetConfig):
 
     Args:
         vocabulary_size: integer. Number of tokens. Defaults to `30522`.
-        hidden_dim: integer. Width of a token's hidden state; `num_heads` divides it. Defaults to
-            `768`.
+        hidden_dim: integer. Size of the hidden states; `num_heads` divides it. Defaults to `768`.
         num_layers: integer. Number of blocks. Defaults to `12`.
-        num_heads: integer. Attention heads of a block. Defaults to `12`.
-        intermediate_dim: integer. Width of the feed-forward networks. Defaults to `3072`.
+        num_heads: integer. Number of attention heads. Defaults to `12`.
+        intermediate_dim: integer. Hidden size of the feed-forward networks. Defaults to `3072`.
         activation: string. `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`. Defaults
             to `"gelu"`.
-        max_length: integer. The tokens of the longest sequence. Defaults to `512`.
-        num_segments: integer. How many kinds of segments there are. Defaults to `2`.
-        dropout: float. Share of hidden states that is dropped in training. Defaults to `0.1`.
-        attention_dropout: float. Share of attention weights that is. Defaults to `0.1`.
+        max_length: integer. Number of tokens of the longest sequence. Defaults to `512`.
+        num_segments: integer. Number of segment types. Defaults to `2`.
+        dropout: float. Dropout rate of hidden states. Defaults to `0.1`.
+        attention_dropout: float. Dropout rate of attention weights. Defaults to `0.1`.
         epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
-        initializer_range: float. Standard deviation of fresh weights. Defaults to `0.02`.
-        tie_word_embeddings: boolean. Whether the output projection is the table of the token
-            embedding. Defaults to `True`.
+        initializer_range: float. Standard deviation of the initial weights. Defaults to `0.02`.
+        tie_word_embeddings: boolean. Whether the output projection uses the token embedding.
+            Defaults to `True`.
 
     Raises:
-        InvalidInputError: A value is out of range. The message names it.
+        InvalidInputError: A value is out of its range. The message names it.
 
     Example:
 
@@ -109,7 +109,8 @@ class BertConfig(PresetConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = BERT
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = BERT.presets
 
     def __post_init__(self) -> None:
         for name in (
@@ -136,22 +137,22 @@ class BertConfig(PresetConfig):
 
     @classmethod
     def from_checkpoint_config(cls, config: Mapping[str, Any]) -> "BertConfig":
-        """Returns the config that a `config.json` of Hugging Face says.
+        """Returns the config that a Hugging Face `config.json` describes.
 
         Args:
-            config: dict. What the file holds.
+            config: dict. The content of the file.
 
         Raises:
-            InvalidInputError: It is of another model, has a key that is not known, or a value that
-                is not computed here.
+            InvalidInputError: The file belongs to another model, has an unknown key, or a value
+                that is not supported.
         """
-        for key, value in _MUST_BE.items():
+        for key, value in _FIXED_VALUES.items():
             if config.get(key) not in (value, None):
                 raise InvalidInputError(
-                    f"The checkpoint's config has {key}={config[key]!r}; a BERT that is built "
-                    f"here has {value!r}."
+                    f"The checkpoint's config has {key}={config[key]!r}, and only {value!r} is "
+                    "supported."
                 )
-        check_keys(config, [*_NAMES.values(), *_MUST_BE, *_PASSED_OVER])
+        check_keys(config, [*_NAMES.values(), *_FIXED_VALUES, *_IGNORED_KEYS])
         given = {name: config[key] for name, key in _NAMES.items() if key in config}
         if "activation" in given:
             if given["activation"] not in _ACTIVATIONS:
@@ -162,8 +163,12 @@ class BertConfig(PresetConfig):
         return cls(**given)
 
     def to_checkpoint_config(self) -> dict[str, Any]:
-        """Returns what a `config.json` of Hugging Face says of this config."""
+        """Returns the content of a Hugging Face `config.json` for this config."""
         config = {key: getattr(self, name) for name, key in _NAMES.items()}
         named = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
         config["hidden_act"] = named[self.activation]
-        return {"architectures": ["BertForMaskedLM"], "model_type": "bert", **config}
+        return {
+            "architectures": [BERT.architectures[0]],
+            "model_type": BERT.model_type,
+            **config,
+        }

@@ -1,4 +1,4 @@
-"""Models of BERT's inputs: what is of one segment need not say so."""
+"""A base class for BERT models whose segment ids may be left out."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ from keras_deepseek.models.config_model import ConfigModel, check_ids
 
 
 class SegmentedModel(ConfigModel):
-    """A `ConfigModel` whose input `"segment_ids"` may be left out: all tokens are of the first.
+    """A `ConfigModel` whose input `"segment_ids"` may be left out if all tokens are in segment 0.
 
-    Keras checks the names of the inputs in `__call__`, and trains on JAX by `call` alone.
+    Both `__call__` and `call` fill it in: Keras checks the names of inputs in `__call__`, and on
+    JAX it trains with `call` alone.
     """
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -21,5 +22,5 @@ class SegmentedModel(ConfigModel):
         if not isinstance(inputs, dict) or "segment_ids" in inputs or "token_ids" not in inputs:
             return inputs
         check_ids(self.inputs, inputs)
-        # Of the tokens' own kind: Keras takes no arrays and tensors in one call.
+        # The product has the type of the tokens: Keras does not take both arrays and tensors.
         return {**inputs, "segment_ids": 0 * inputs["token_ids"]}

@@ -1,4 +1,4 @@
-"""Checkpoints in the form of Hugging Face: folders of safetensors files and a config.json.
+"""Checkpoints in the Hugging Face format: folders with a `config.json` and safetensors files.
 
-A family's `checkpoint_map.py` says with `checkpoint_entry` which tensors its variables come from.
+The `checkpoint_map.py` of a family maps its variables to tensors, with `checkpoint_entry`.
 """

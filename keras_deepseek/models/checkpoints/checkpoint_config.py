@@ -1,4 +1,4 @@
-"""The keys of a checkpoint's `config.json`: those that every model of `transformers` may have."""
+"""Reading of the keys of a `config.json` that every model of `transformers` may have."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,14 +10,14 @@ from keras_deepseek.models.checkpoints.weights_folder import INDEX_SUFFIX
 
 GENERIC_KEYS = frozenset(
     {
-        # Where it comes from.
+        # The origin of the checkpoint.
         "architectures",
         "auto_map",
         "model_type",
         "name_or_path",
         "transformers_version",
         "transformers_weights",
-        # How `transformers` runs it.
+        # Options of `transformers` at run time.
         "attn_implementation",
         "chunk_size_feed_forward",
         "dtype",
@@ -28,13 +28,13 @@ GENERIC_KEYS = frozenset(
         "torch_dtype",
         "torchscript",
         "use_cache",
-        # Of tokens and generation; `generation_config.json` and the tokenizer have the last word.
+        # Tokens. `generation_config.json` and the tokenizer take precedence.
         "bos_token_id",
         "decoder_start_token_id",
         "eos_token_id",
         "pad_token_id",
         "sep_token_id",
-        # Of tasks that the class alone decides on.
+        # The task, which the class determines.
         "cross_attention_hidden_size",
         "add_cross_attention",
         "finetuning_task",
@@ -49,24 +49,26 @@ GENERIC_KEYS = frozenset(
         "task_specific_params",
         "tie_encoder_decoder",
         "tokenizer_class",
-        # Of how it was trained or is stored.
+        # Training and storage.
         "initializer_range",
         "pretraining_tp",
         "quantization_config",
     }
 )
-"""Keys that change nothing of what a model computes, or that are read elsewhere."""
+"""Keys that do not change what a model computes, or that are read elsewhere."""
 
 
 def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Says where a config has a key that a family does not know, and that may change its model.
+    """Raises an error if a config has a key that the family does not know.
+
+    An unknown key may change the model, so it is not ignored.
 
     Args:
-        checkpoint_config: dict. What `config.json` holds.
-        known: strings. The keys that the family reads, or passes over knowingly.
+        checkpoint_config: The content of a `config.json`.
+        known: The keys that the family reads, or ignores on purpose.
 
     Raises:
-        InvalidInputError: There is another one, and the message names all; or heads were pruned.
+        InvalidInputError: There are unknown keys, or attention heads were pruned.
 
     Example:
 
@@ -75,8 +77,8 @@ def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> No
     if checkpoint_config.get("pruned_heads"):
         raise InvalidInputError(
             "The config of the checkpoint has pruned_heads="
-            f"{checkpoint_config['pruned_heads']!r}: layers here have all of their heads. Use a "
-            "checkpoint whose heads were not taken out."
+            f"{checkpoint_config['pruned_heads']!r}, and pruned heads are not supported. Use a "
+            "checkpoint that has all of its heads."
         )
     allowed = {*known, *GENERIC_KEYS}
     unknown = sorted(
@@ -87,25 +89,25 @@ def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> No
     if unknown:
         pairs = ", ".join(f"{key!r}: {checkpoint_config[key]!r}" for key in unknown)
         raise InvalidInputError(
-            f"The config of the checkpoint has keys that are not known: {pairs}. Known: "
-            f"{', '.join(sorted(known))}. Update keras_deepseek, or take out of config.json what "
-            "changes nothing."
+            f"The config of the checkpoint has unknown keys: {pairs}. Known keys: "
+            f"{', '.join(sorted(known))}. Update keras_deepseek, or remove the keys from "
+            "config.json if they do not change the model."
         )
 
 
 def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns the blocks that float8 matrices have scales of, by the `quantization_config`.
+    """Reads the shape of the blocks that share a scale in float8 matrices.
 
-    Whether experts are in float4 the tensors themselves say: of DeepSeek's releases some name an
-    `expert_dtype`, and some do not.
+    Experts in float4 are recognized by their tensors: only some of DeepSeek's releases have an
+    `expert_dtype`.
 
     Args:
-        folder: `pathlib.Path`. Where the config is from.
-        checkpoint_config: dict. What `config.json` holds.
+        folder: The folder of the config, for messages.
+        checkpoint_config: The content of its `config.json`.
 
     Raises:
         NotSupportedError: The weights are quantized in another way than DeepSeek's.
-        InvalidInputError: The blocks are not two positive integers.
+        InvalidInputError: The block shape is not two positive integers.
     """
     quantization = checkpoint_config.get("quantization_config")
     if not quantization:
@@ -136,20 +138,20 @@ def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tupl
 
 
 def read_weights_name(folder: Path, checkpoint_config: Mapping[str, Any]) -> str | None:
-    """Returns the file of the weights that a config names; `None` for the one of the usual name.
+    """Reads the name of the weights file from a config; `None` means the usual name.
 
     Args:
-        folder: `pathlib.Path`. Where the config is from.
-        checkpoint_config: dict. What `config.json` holds.
+        folder: The folder of the config, for messages.
+        checkpoint_config: The content of its `config.json`.
 
     Raises:
-        InvalidInputError: It is no name of a safetensors file, or of an index, in the folder.
+        InvalidInputError: It is not the name of a safetensors file or index in the folder.
     """
     name = checkpoint_config.get("transformers_weights")
     suffixes = (".safetensors", INDEX_SUFFIX)
     if name is None:
         return None
-    # A name with a path in it would lead out of the folder.
+    # A path in the name could point outside of the folder.
     if not isinstance(name, str) or not name.endswith(suffixes) or Path(name).name != name:
         raise InvalidInputError(
             f"`transformers_weights` in the config.json of {str(folder)!r} must be the name of a "

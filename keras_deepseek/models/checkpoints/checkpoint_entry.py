@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint some variables of a model come from, and go to.
+"""The map between variables of a model and tensors of a checkpoint, one entry at a time.
 
-A family's `checkpoint_map.py` makes a list of these from its model; the functions below are for the
-usual cases. Reading and writing a folder both go by that list.
+A family's `checkpoint_map.py` makes a list of entries from its model; the functions below cover the
+usual cases. Reading and writing a folder both use that list.
 
     def checkpoint_entries(model):
         return [
@@ -32,25 +32,25 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """Some variables of a model and the tensors that hold them in a checkpoint, many to many.
+    """A map between some variables of a model and some tensors of a checkpoint, many to many.
 
-    The two functions are each other's inverse. They move numbers and compute nothing: what they are
-    given may have any dtype (bfloat16 among them), or be a view of a file, and only its shape
-    counts where a checkpoint is checked before it is read. Views (`.T`, `reshape`, slices) are
-    best: where a variable is sharded, only what a process needs of them is then read.
+    The two functions are inverse to each other. They only move numbers. Their arrays may have any
+    dtype, such as bfloat16, or be views of a file. When a checkpoint is checked before it is read,
+    only their shapes matter. Return views where you can (`.T`, `reshape`, slices): a process then
+    reads only its part of a sharded variable.
 
     Args:
-        variables: tuple of `keras.Variable`s.
-        tensors: tuple of strings. The names of the tensors, as in the file.
-        to_variables: Function from the arrays of `tensors` to those of `variables`. A
-            `StackedArrays` may stand for one.
-        to_tensors: Function from the arrays of `variables` to those of `tensors`.
-        num_input_axes: integer or `None`. Of kernels that the file has as a `Linear`'s weight, how
-            many axes are those of the inputs. Defaults to `None`: it has something else.
-        copies: tuple of strings. Names under which a file may hold the first tensor once more, as
-            `lm_head.weight` where the head is tied to the embedding. They are not written. One that
-            is read must have the same numbers, and stands in for the first where that is missing.
-            Defaults to `()`.
+        variables: The variables of the model.
+        tensors: The names of the tensors in the file.
+        to_variables: Function from the arrays of `tensors` to the arrays of `variables`. It may
+            return a `StackedArrays` for one.
+        to_tensors: Function from the arrays of `variables` to the arrays of `tensors`.
+        num_input_axes: The number of input axes, for kernels that the file stores as the weight of
+            a `Linear`. Defaults to `None`: the tensor is something else.
+        copies: Names under which a file may hold the first tensor again, such as `lm_head.weight`
+            if the head is tied to the embedding. They are not written. A copy that is read must
+            have the same numbers, and replaces the first tensor if that is missing. Defaults to
+            `()`.
 
     Example:
 
@@ -72,14 +72,14 @@ class CheckpointEntry:
         for each in self.variables:
             if not isinstance(each, keras.Variable):
                 raise InvalidInputError(
-                    f"The entry of {', '.join(map(repr, self.tensors))} must name a variable, and "
-                    f"has a {type(each).__name__}. With a LoRA `layer.kernel` is a sum: take "
+                    f"The entry of {', '.join(map(repr, self.tensors))} must hold a variable, "
+                    f"received a {type(each).__name__}. With a LoRA `layer.kernel` is a sum: use "
                     "`own_variable(layer)`."
                 )
 
     def tensor_shapes(self) -> list[Shape]:
-        """Returns the shapes that the tensors have in a checkpoint that fits the model."""
-        # One byte in memory whatever the shape, as long as `to_tensors` makes views.
+        """Returns the shapes that the tensors must have in a checkpoint of the model."""
+        # A probe takes one byte of memory, as long as `to_tensors` makes views.
         probes = [np.broadcast_to(np.int8(0), variable.shape) for variable in self.variables]
         return [tuple(array.shape) for array in self.to_tensors(probes)]
 
@@ -87,25 +87,15 @@ class CheckpointEntry:
 def copied_entry(
     variable: keras.Variable, tensor: str, *, copies: Sequence[str] = ()
 ) -> CheckpointEntry:
-    """Returns the entry of a variable that is as in the file: a scale, an embedding, a bias.
-
-    Args:
-        variable: `keras.Variable`.
-        tensor: string.
-        copies: strings. Names under which a file may hold it once more. Defaults to `()`.
-    """
+    """Returns the entry of a variable that is stored unchanged: a scale, an embedding, a bias."""
     return CheckpointEntry((variable,), (tensor,), list, list, copies=tuple(copies))
 
 
 def reshaped_entry(variable: keras.Variable, tensor: str, shape: Shape) -> CheckpointEntry:
     """Returns the entry of a variable that has another shape in the file, in the same order.
 
-    The bias of an `EinsumDense` to heads is one: `(heads, dim)` here, `(heads * dim,)` there.
-
-    Args:
-        variable: `keras.Variable`.
-        tensor: string.
-        shape: tuple of integers. That of the tensor in the file.
+    An example is the bias of an `EinsumDense` to heads: `(heads, dim)` here, `(heads * dim,)`
+    there.
     """
     return CheckpointEntry(
         (variable,),
@@ -120,14 +110,9 @@ def kernel_entry(
 ) -> CheckpointEntry:
     """Returns the entry of the kernel of a `Dense` or an `EinsumDense`.
 
-    The file has it as PyTorch's `Linear`: `(outputs, inputs)`. A kernel of several axes, to or from
-    heads, is a matrix there.
-
-    Args:
-        variable: `keras.Variable` of the shape `(*inputs, *outputs)`.
-        tensor: string.
-        num_input_axes: integer. How many axes are those of the inputs: 2 for a projection from
-            heads, `(heads, dim, outputs)`. Defaults to `1`.
+    The variable has the shape `(*inputs, *outputs)`. The file stores it as the weight of a PyTorch
+    `Linear`, `(outputs, inputs)`, where several axes are flattened to one. `num_input_axes` is 2
+    for a projection from heads, `(heads, dim, outputs)`.
     """
     return split_kernel_entry((variable,), tensor, num_input_axes=num_input_axes)
 
@@ -135,15 +120,11 @@ def kernel_entry(
 def split_kernel_entry(
     variables: Sequence[keras.Variable], tensor: str, *, num_input_axes: int = 1
 ) -> CheckpointEntry:
-    """Returns the entry of kernels that the file has as one, side by side on their last axis.
+    """Returns the entry of several kernels that the file stores as one, joined on their last axis.
 
-    `gate_up_proj` is one, of `(inputs, outputs)` each, and so is `kv_b_proj`, of `(inputs, heads,
-    dim)` each, whose rows in the file are one head after the other.
-
-    Args:
-        variables: `keras.Variable`s of the shape `(*inputs, *outputs)`, equal but in the last axis.
-        tensor: string.
-        num_input_axes: integer. How many axes are those of the inputs. Defaults to `1`.
+    Examples are `gate_up_proj`, from kernels of shape `(inputs, outputs)`, and `kv_b_proj`, from
+    kernels of shape `(inputs, heads, dim)`; its rows in the file are sorted by head. The shapes of
+    the variables differ only in the last axis.
     """
     inputs = tuple(variables[0].shape[:num_input_axes])
     outputs = tuple(variables[0].shape[num_input_axes:-1])
@@ -151,7 +132,7 @@ def split_kernel_entry(
     bounds = np.cumsum(widths)[:-1]
 
     def to_variables(arrays: Sequence[Array]) -> list[Array]:
-        # The axes are split before they change places, so that all of it is a view of the file.
+        # Axes are split before they are transposed, so that the result is a view of the file.
         kernel = arrays[0].T.reshape(*inputs, *outputs, sum(widths))
         return np.split(kernel, bounds, axis=-1)
 
@@ -167,41 +148,40 @@ def split_kernel_entry(
 def stacked_entry(
     variable: keras.Variable, tensors: Sequence[str], *, are_kernels: bool = True
 ) -> CheckpointEntry:
-    """Returns the entry of a variable that stacks one tensor an expert.
+    """Returns the entry of a variable that stacks one tensor for each expert.
 
     Args:
-        variable: `keras.Variable` of the shape `(num_experts, ...)`.
-        tensors: strings. The tensors of the experts, in their order.
-        are_kernels: boolean. Whether each is transposed in the file, as a `Linear`'s is. Defaults
-            to `True`.
+        variable: Variable of shape `(num_experts, ...)`.
+        tensors: The tensors of the experts, in order.
+        are_kernels: True if each is transposed in the file, as the weight of a `Linear` is.
     """
 
-    def turn(array: Array) -> Array:
+    def transpose(array: Array) -> Array:
         return array.T if are_kernels else array
 
     return CheckpointEntry(
         (variable,),
         tuple(tensors),
-        lambda arrays: [StackedArrays([turn(array) for array in arrays])],
-        lambda arrays: [turn(array) for array in arrays[0]],
+        lambda arrays: [StackedArrays([transpose(array) for array in arrays])],
+        lambda arrays: [transpose(array) for array in arrays[0]],
     )
 
 
-def respell(
+def rename_tensors(
     entries: Iterable[CheckpointEntry],
     tensors: Collection[str],
-    spellings: Callable[[str], Sequence[str]],
+    candidate_names: Callable[[str], Sequence[str]],
 ) -> list[CheckpointEntry]:
-    """Returns entries with the names that a checkpoint has for their tensors.
+    """Returns entries with the tensor names that a checkpoint uses.
 
     Args:
-        entries: `CheckpointEntry`s, by the names that are written.
+        entries: Entries with the names that are written.
         tensors: The names of all tensors in the checkpoint.
-        spellings: Function from a name that is written to those that it goes by, the first of which
-            that is there is taken. Where none is, the name stays.
+        candidate_names: Function from a name that is written to all of its possible names. The
+            first one in the checkpoint is taken. If none is there, the name stays.
     """
 
     def find(name: str) -> str:
-        return next((each for each in spellings(name) if each in tensors), name)
+        return next((each for each in candidate_names(name) if each in tensors), name)
 
     return [replace(entry, tensors=tuple(map(find, entry.tensors))) for entry in entries]

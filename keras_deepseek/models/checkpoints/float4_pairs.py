@@ -1,4 +1,4 @@
-"""The fp4 form of the DeepSeek-V4 releases: two numbers of four bits in a byte."""
+"""The fp4 format of the DeepSeek-V4 releases: two numbers of four bits in a byte."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 
 FLOAT4_BLOCK_SHAPE = (1, 32)
-"""The blocks that such a matrix has scales of: of 32 numbers that one output is made of."""
+"""The shape of the blocks that share a scale: 32 inputs of one output."""
 
 _SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _NUMBERS = np.array([*_SIZES, *(-size for size in _SIZES)], "<f4")
 _ALL_BYTES = np.arange(256)
-# Both numbers of a byte are looked up at once, as one item of eight bytes: the low bits come first.
+# A lookup returns both numbers of a byte as one item of eight bytes. The low bits come first.
 _PAIRS = np.stack([_NUMBERS[_ALL_BYTES & 15], _NUMBERS[_ALL_BYTES >> 4]], axis=-1).view("u8")[:, 0]
 
 
 class Float4Pairs:
-    """A matrix of float4 numbers (e2m1), in float32, computed as far as it is asked for.
+    """A matrix of float4 numbers (e2m1) that is converted to float32 where it is indexed.
 
     Args:
-        codes: NumPy array of shape `(rows, columns / 2)`, of a dtype of one byte. The number of the
-            even column is in the low four bits.
+        codes: Array of shape `(rows, columns / 2)`, with a dtype of one byte. The low four bits
+            hold the number of the even column.
 
     Example:
 

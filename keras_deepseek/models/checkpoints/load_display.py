@@ -1,4 +1,4 @@
-"""Shows how far the reading or writing of weights has come."""
+"""A progress bar for reading and writing weights."""
 
 import time
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-_SHORT = 1.0  # Seconds. What takes no longer needs no bar.
+_SHORT = 1.0  # Seconds. A shorter operation gets no bar.
 
 
 class LoadDisplay:
-    """A function that is called with the bytes that are done, and draws a bar of them.
+    """A progress bar that is called with the number of bytes that were done.
 
-    The bar comes after a second, on a terminal alone, and goes with the last byte.
+    It appears after a second, only on a terminal, and disappears at the end.
 
     Args:
-        title: string. What is done, as in `"Loading deepseek"`.
-        total: integer. The bytes of all.
-        is_shown: boolean. Whether a bar is drawn. Defaults to `True`.
-        console: `rich.console.Console`. Defaults to `None`, that of the standard error.
-        clock: Function that returns seconds. Defaults to `time.monotonic`.
+        title: The text beside the bar, as in `"Loading deepseek"`.
+        total: The number of all bytes.
+        is_shown: `False` never draws the bar.
+        console: The console; `None` is the standard error.
+        clock: Function that returns seconds.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The kernels of layers that a LoRA was added to: a checkpoint has the sum of the two."""
+"""The kernels of layers that have a LoRA: a checkpoint holds the sum of both."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,21 +6,17 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.layer_tree import inner_layers, own_variables
+from keras_deepseek.backend.keras_private.layers import inner_layers, own_variables
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:
-    """Returns a layer's own variable of a name, also where a LoRA is enabled.
+    """Returns a layer's own variable by name, even if a LoRA is enabled.
 
-    The attribute, as in `dense.kernel`, then is a tensor: the sum of the two.
-
-    Args:
-        layer: `keras.Layer`.
-        name: string. Defaults to `"kernel"`.
+    With a LoRA the attribute, as in `dense.kernel`, is a tensor: the sum of both.
 
     Raises:
-        InvalidInputError: It has no such variable.
+        InvalidInputError: The layer has no such variable.
 
     Example:
 
@@ -39,11 +35,7 @@ def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:
 
 
 def merged_kernels(model: keras.Model) -> dict[int, Callable[[], Any]]:
-    """Returns functions that compute kernels with their LoRA, by the `id` of the kernel's variable.
-
-    Args:
-        model: `keras.Model`.
-    """
+    """Returns functions that compute kernels with their LoRA, by the `id` of the variable."""
     return {
         id(own_variable(layer, merged_name(layer))): (lambda layer=layer: merged_value(layer))  # type: ignore[misc]
         for layer in _all_layers(model)
@@ -52,10 +44,7 @@ def merged_kernels(model: keras.Model) -> dict[int, Callable[[], Any]]:
 
 
 def check_not_quantized(model: keras.Model) -> None:
-    """Says where kernels are no numbers but codes, whose scales a checkpoint has no place for.
-
-    Args:
-        model: `keras.Model`.
+    """Raises an error if a layer is quantized: a checkpoint has no place for its scales.
 
     Raises:
         NotSupportedError: Layers are quantized.
@@ -63,28 +52,21 @@ def check_not_quantized(model: keras.Model) -> None:
     quantized = [layer.path for layer in _all_layers(model) if layer.quantization_mode]
     if quantized:
         raise NotSupportedError(
-            f"{len(quantized)} layers are quantized, {quantized[0]!r} the first, and a preset "
+            f"{len(quantized)} layers are quantized, such as {quantized[0]!r}, and a preset "
             "holds floating-point numbers. Save it before `quantize`, or as a `.keras` file."
         )
 
 
 def merged_name(layer: keras.Layer) -> str:
-    """Returns the name of the variable that a layer of Keras adds a LoRA to.
-
-    Args:
-        layer: `keras.Layer` with an `enable_lora`.
-    """
+    """Returns the name of the variable to which a Keras layer adds its LoRA."""
     return "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
 
 
 def merged_value(layer: keras.Layer) -> Any:
     """Returns a kernel with its LoRA, in the variable's dtype.
 
-    The attribute, as in `dense.kernel`, is rounded to what the layer computes in: under a mixed
-    policy all of the kernel, not the LoRA alone, would lose digits.
-
-    Args:
-        layer: `keras.Layer` that has a LoRA.
+    The attribute, as in `dense.kernel`, is rounded to the compute dtype. Under a mixed policy the
+    whole kernel would lose precision, not only the LoRA.
     """
     name = merged_name(layer)
     kernel = own_variable(layer, name)

@@ -1,6 +1,6 @@
-"""What a preset has beside config and weights: its tokenizer and its `generation_config.json`.
+"""Reading of the small files of a preset: its tokenizer and its `generation_config.json`.
 
-All of it is read before the weights are, which may take long.
+They are read before the weights, which may take long.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,11 @@ class PresetAssets:
     """The small files of a preset.
 
     Args:
-        tokenizer_files: dict of bytes by name, kept so that they are written again.
-        tokenizer: `Tokenizer`, or `None` where there is no `tokenizer.json`, as of older models
-            that have a `vocab.txt`, or `tokenizers` is not installed.
-        generation_config: dict, or `None` where there is no such file.
+        tokenizer_files: The content of the tokenizer's files by name. They are kept, so that they
+            can be written again.
+        tokenizer: `None` if there is no `tokenizer.json`, as in older models with a `vocab.txt`, or
+            if `tokenizers` is not installed.
+        generation_config: `None` if there is no such file.
     """
 
     tokenizer_files: Mapping[str, bytes]
@@ -32,13 +33,10 @@ class PresetAssets:
 
 
 def read_assets(folder: Path) -> PresetAssets:
-    """Returns the small files of a preset.
-
-    Args:
-        folder: `pathlib.Path`.
+    """Reads the small files of a preset.
 
     Raises:
-        CheckpointError: One is torn, or can't be read.
+        CheckpointError: A file is damaged or can't be read.
     """
     files = MappingProxyType(read_tokenizer_files(folder))
     tokenizer = Tokenizer(files) if TOKENIZER_NAME in files and is_installed() else None

@@ -1,4 +1,4 @@
-"""The folder of a preset: where it is, its JSON files, and how a new one takes its place."""
+"""Finding and fetching of preset folders, their JSON files, and atomic replacement of a folder."""
 
 import fnmatch
 import json
@@ -35,13 +35,13 @@ _OWN_FILES = (
 
 
 def find_preset(preset: str | os.PathLike[str]) -> Path:
-    """Returns the folder of a preset, fetched from the Hugging Face hub if it is named there.
+    """Returns the folder of a preset, after downloading it if it is on the Hugging Face hub.
 
     Args:
         preset: A folder, or `"hf://org/name"`, or `"hf://org/name@revision"`.
 
     Raises:
-        InvalidInputError: There is no such folder, or the hub does not give it.
+        InvalidInputError: There is no such folder, or the hub does not return it.
         MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
     """
     name = check_path("preset", preset)
@@ -49,7 +49,7 @@ def find_preset(preset: str | os.PathLike[str]) -> Path:
         return _fetch(name)
     folder = Path(name)
     if not folder.is_dir():
-        hint = f" For one on the Hugging Face hub write {HUB_PREFIX + name!r}."
+        hint = f" For a model on the Hugging Face hub write {HUB_PREFIX + name!r}."
         raise InvalidInputError(
             f"There is no folder {name!r}: expected one with a {CONFIG_NAME} and safetensors "
             f"files.{hint if _HUB_NAME.fullmatch(name) else ''}"
@@ -61,7 +61,7 @@ def _fetch(preset: str) -> Path:
     repository, _, revision = preset.removeprefix(HUB_PREFIX).partition("@")
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise InvalidInputError(
-            f"`preset` must be as in 'hf://organization/name@revision', received {preset!r}."
+            f"`preset` must have the form 'hf://organization/name@revision', received {preset!r}."
         )
     try:
         import huggingface_hub
@@ -73,22 +73,18 @@ def _fetch(preset: str) -> Path:
                 repository, revision=revision or None, allow_patterns=list(_OWN_FILES)
             )
         )
-    except (OSError, ValueError) as error:  # Those of the hub and of the network are among them.
+    except (OSError, ValueError) as error:  # Errors of the hub and the network are subclasses.
         raise InvalidInputError(
-            f"The hub does not give {preset!r}: {type(error).__name__}: "
+            f"The Hugging Face hub did not return {preset!r}: {type(error).__name__}: "
             f"{str(error).strip().partition(chr(10))[0]}"
         ) from error
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Returns the object in a JSON file of a preset.
-
-    Args:
-        folder: `pathlib.Path`.
-        name: string.
+    """Reads the object in a JSON file of a preset.
 
     Raises:
-        CheckpointError: It is missing, or no JSON object.
+        CheckpointError: The file is missing, or does not hold a JSON object.
     """
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -102,25 +98,19 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file of a preset.
-
-    Args:
-        folder: `pathlib.Path`.
-        name: string.
-        content: dict.
-    """
+    """Writes an object to a JSON file of a preset."""
     text = json.dumps(dict(content), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 def new_preset(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
-    """Returns what yields an empty folder that stands at `path` in the end, for a preset.
+    """Returns a context manager that yields an empty folder and moves it to `path` at the end.
 
     Args:
-        path: Where the preset will stand, or a link to it. An older preset there is replaced.
+        path: The final place of the preset, or a link to it. An older preset there is replaced.
 
     Raises:
-        CheckpointError: Something else stands there, or nothing can be written there.
+        CheckpointError: The folder holds other files, or can't be written.
     """
     return new_folder(path, _OWN_FILES, CONFIG_NAME)
 
@@ -129,21 +119,21 @@ def new_preset(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
 def new_folder(
     path: str | os.PathLike[str], own_files: Sequence[str], first_file: str
 ) -> Iterator[Path]:
-    """Yields an empty folder that stands at `path` in the end, in place of an older one.
+    """Yields an empty folder, and moves it to `path` at the end, in place of an older one.
 
-    Where the block ends with an error, nothing has changed there.
+    If the block raises an error, `path` stays as it was.
 
     Args:
-        path: Where the folder will stand.
-        own_files: strings. Patterns of the files that such a folder may hold.
-        first_file: string. The file that it always holds.
+        path: The final place of the folder.
+        own_files: Patterns of the files that such a folder may hold. A folder with others is kept.
+        first_file: The file that such a folder always holds.
 
     Raises:
-        CheckpointError: Something else stands there, or nothing can be written there.
+        CheckpointError: The folder holds other files, or can't be written.
     """
     target = Path(check_path("folder", path)).absolute()
     try:
-        if target.is_symlink():  # The link stays, and what it points to is replaced.
+        if target.is_symlink():  # Keep the link, replace its target.
             target = target.resolve()
         _check_target(target, own_files, first_file)
         with staging_folder(target) as work:
@@ -167,11 +157,11 @@ def _check_target(target: Path, own_files: Sequence[str], first_file: str) -> No
     if not target.exists():
         return
     if not target.is_dir():
-        raise CheckpointError(f"{str(target)!r} is a file; expected a folder. Name another.")
+        raise CheckpointError(f"{str(target)!r} is a file, expected a folder. Choose another path.")
     names = sorted(each.name for each in target.iterdir())
     foreign = [name for name in names if not any(fnmatch.fnmatch(name, each) for each in own_files)]
     if foreign or (names and first_file not in names):
         raise CheckpointError(
-            f"{str(target)!r} is not replaced: it holds {', '.join((foreign or names)[:5])}, "
-            "which is of no preset. Move that, or name a new folder."
+            f"{str(target)!r} was not replaced: it holds {', '.join((foreign or names)[:5])}, "
+            "which is not part of a preset. Move it, or choose a new folder."
         )

@@ -1,6 +1,6 @@
-"""The base class of the models that read and write checkpoints in the form of Hugging Face.
+"""The base class of models that read and write checkpoints in the Hugging Face format.
 
-A task names three things, and its family's `checkpoint_map.py` makes the entries:
+A task sets these attributes, and its family's `checkpoint_map.py` makes the entries:
 
     class DeepSeekV3CausalLM(PresetModel):
         architectures = ("DeepseekV3ForCausalLM",)
@@ -10,13 +10,13 @@ A task names three things, and its family's `checkpoint_map.py` makes the entrie
         def checkpoint_entries(self, tensors=()):
             return checkpoint_entries(self)
 
-A family that `transformers` does not have leaves the last one out: its tensors are then called by
-the paths of the variables, and a `PresetConfig` by its fields.
+A family that `transformers` does not have can leave `checkpoint_entries` out. Its tensors are then
+named by the paths of the variables, and its config, a `PresetConfig`, is written by its fields.
 """
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -35,7 +35,7 @@ from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized
 from keras_deepseek.models.checkpoints.preset_assets import PresetAssets, read_assets
 from keras_deepseek.models.checkpoints.preset_checks import (
     check_entries,
-    check_not_of_keras,
+    check_not_keras_hub,
     override_config,
 )
 from keras_deepseek.models.checkpoints.preset_folder import (
@@ -50,7 +50,7 @@ from keras_deepseek.models.checkpoints.unset_variables import unset_variables
 from keras_deepseek.models.checkpoints.variable_paths import path_entries
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
-from keras_deepseek.models.checkpoints.weights_writer import hand_over_weights, write_weights
+from keras_deepseek.models.checkpoints.weights_writer import send_weights, write_weights
 from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.layers_policy import read_policy
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer
@@ -60,54 +60,55 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 class PresetModel(ConfigModel):
-    """A Functional model that is read from a preset, a folder of Hugging Face's form, and written.
+    """A Functional model that is read from a preset and written to one.
 
-    A subclass sets the attributes below and is else as a `ConfigModel`. Its tensors are called by
-    the paths of its variables, if it does not say other names in `checkpoint_entries`.
+    A preset is a folder in the Hugging Face format. A subclass sets the attributes below, and
+    follows the rules of `ConfigModel`. Its tensors are named by the paths of its variables unless
+    it overrides `checkpoint_entries`.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
-    """The names of the class in `transformers`, or its own; the first one is written."""
+    """The names of the class in a `config.json`. All are read, the first one is written."""
 
     config_class: ClassVar[Any] = None
     """The config dataclass, with `from_checkpoint_config` and `to_checkpoint_config`."""
 
     ignored_tensors: ClassVar[tuple[str, ...]] = ()
-    """Patterns of the names of tensors that may be in a checkpoint and are passed over."""
+    """Patterns of the names of tensors in a checkpoint that are not read."""
 
     float32_tensors: ClassVar[tuple[str, ...]] = ()
-    """Patterns of the names of tensors that are written in float32 whatever the others are in."""
+    """Patterns of the names of tensors that are always written in float32."""
 
     tokenizer: Tokenizer | None = None
-    """The tokenizer of the preset, or the one that was set in its place.
+    """The tokenizer of the preset, or another one that was set.
 
-    It is `None` where the preset has no `tokenizer.json` or `tokenizers` is not installed: its
-    files are then written again as they were read. A model whose tokenizer is set to `None` is
-    saved without them."""
+    It is `None` if the preset has no `tokenizer.json` or `tokenizers` is not installed. The files
+    of the preset's tokenizer are then saved again unchanged. A model whose tokenizer was set to
+    `None` is saved without them."""
 
     generation_config: Mapping[str, Any] = MappingProxyType({})
-    """What the preset's `generation_config.json` says, such as `eos_token_id`."""
+    """The content of the preset's `generation_config.json`, such as `eos_token_id`."""
 
     _tokenizer_files: Mapping[str, bytes] = MappingProxyType({})
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # Not by a property: Keras on TensorFlow does not call its setter to put None for None.
+        # A property would not do: Keras on TensorFlow does not call its setter for None over None.
         if name == "tokenizer":
             self._tokenizer_files = MappingProxyType({})
 
     def checkpoint_entries(self, tensors: Collection[str] = ()) -> Sequence[CheckpointEntry]:
-        """Returns which tensors of a checkpoint the variables come from, and go to.
+        """Returns the map between the variables and the tensors of a checkpoint.
 
         Args:
-            tensors: The names of all tensors in a checkpoint that is read. A family whose published
-                checkpoints have several names for one tensor goes by them; see `respell`. Defaults
-                to `()`: the names that are written.
+            tensors: The names of all tensors in the checkpoint that is read. A family whose
+                published checkpoints use several names for one tensor chooses by them; see
+                `rename_tensors`. Defaults to `()`: the names that are written.
         """
         return path_entries(self)
 
     def module_entries(self) -> Sequence[CheckpointEntry]:
-        """Returns the same by the names of the modules in `transformers`, which adapters go by."""
+        """Returns the map by the module names of `transformers`, which `peft` adapters use."""
         return self.checkpoint_entries()
 
     @classmethod
@@ -120,24 +121,24 @@ class PresetModel(ConfigModel):
         verbose: bool = True,
         **config_overrides: Any,
     ) -> Self:
-        """Returns the model of a preset, with its weights and its tokenizer.
+        """Reads the model of a preset, with its weights and its tokenizer.
 
         Args:
-            preset: A folder that holds `config.json` and safetensors files, or the name of one on
-                the Hugging Face hub, as in `"hf://deepseek-ai/DeepSeek-V2-Lite@main"`.
-            dtype: string, `keras.DTypePolicy` or `None`. The policy of the layers; `None` takes the
-                global one. Defaults to `None`.
+            preset: A folder with a `config.json` and safetensors files, or a repository on the
+                Hugging Face hub, as in `"hf://deepseek-ai/DeepSeek-V2-Lite@main"`.
+            dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of the layers; `None`
+                takes the global one. Defaults to `None`.
             load_weights: boolean. `False` leaves the weights random. Defaults to `True`.
-            verbose: boolean. Whether a bar on the terminal shows how far a long load has come.
-                Defaults to `True`.
-            **config_overrides: Values of the config in place of those of the preset.
+            verbose: boolean. Whether to show a progress bar on the terminal when loading takes
+                long. Defaults to `True`.
+            **config_overrides: Config values that replace those of the preset.
 
         Raises:
-            InvalidInputError: There is no such preset, it is of another architecture, its config
-                has a key that is not known, or its tokenizer does not fit.
-            NotSupportedError: It is quantized in another way than the releases of DeepSeek, or
-                `dtype` is a policy that quantizes.
-            CheckpointError: A file is torn, or its tensors are not those of the model.
+            InvalidInputError: There is no such preset, it has another architecture, its config has
+                an unknown key, or its tokenizer does not fit.
+            NotSupportedError: It is quantized in another way than DeepSeek's releases, or `dtype`
+                is a policy that quantizes.
+            CheckpointError: A file is damaged, or its tensors are not those of the model.
             MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
         """
         policy = read_policy(dtype)
@@ -165,21 +166,18 @@ class PresetModel(ConfigModel):
 
     @classmethod
     def _check_is_folder(cls, preset: str | os.PathLike[str]) -> None:
-        """Says where the name of a size is given, which has no weights."""
+        """Raises an error if the name of a size was given, which has no weights."""
         sizes = getattr(cls.config_class, "presets", ())
         if isinstance(preset, str) and preset in sizes and not Path(preset).exists():
             raise InvalidInputError(
-                f"{preset!r} is a size, and no folder with weights. With random weights: "
+                f"{preset!r} is a named size, not a folder with weights. For random weights write "
                 f"{cls.__name__}({cls.config_class.__name__}.from_preset({preset!r}))."
             )
 
     @classmethod
     def _find_reader(cls, folder: Path, checkpoint_config: Mapping[str, Any]) -> type[Self]:
-        """Returns the class that reads an architecture: this one, or one of those below it."""
-        readers: dict[str, type[Self]] = {}
-        for each in _family(cls):
-            for architecture in each.architectures:
-                readers.setdefault(architecture, each)
+        """Returns this class, or the class below it, that reads the architecture of a folder."""
+        readers = _readers_by_architecture(cls)
         found = checkpoint_config.get("architectures") or []
         if not isinstance(found, list):
             raise InvalidInputError(
@@ -189,12 +187,15 @@ class PresetModel(ConfigModel):
         for architecture in found:
             if architecture in readers:
                 return readers[architecture]
-        check_not_of_keras(folder, checkpoint_config)
+        check_not_keras_hub(folder, checkpoint_config)
+        others = _readers_by_architecture(PresetModel)
+        fitting = [others[name].__name__ for name in found if name in others]
         raise InvalidInputError(
             f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
             f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
-            f"{cls.__name__} reads {' or '.join(readers)}. Use the class of that architecture, or "
-            f'set "architectures" in {CONFIG_NAME}.'
+            f"{cls.__name__} reads {' or '.join(readers)}. Use "
+            f"{fitting[0] if fitting else 'the class of that architecture'}, or set "
+            f'"architectures" in {CONFIG_NAME}.'
         )
 
     def save_to_preset(
@@ -207,32 +208,32 @@ class PresetModel(ConfigModel):
     ) -> None:
         """Writes a folder that `from_preset` reads, and `transformers` too if it has the family.
 
-        It holds `config.json`, the weights in safetensors files, the `generation_config`, and the
-        files of the `tokenizer`. A LoRA is added to the kernels that it belongs to. It is written
-        beside its place and moved there when it is whole; an older preset there is replaced. Of a
-        symbolic link, it is what the link points to.
+        The folder holds `config.json`, the weights in safetensors files, the `generation_config`,
+        and the files of the `tokenizer`. A LoRA is added to its kernels. The folder is written
+        under a temporary name and moved to `folder` when it is complete. An older preset there is
+        replaced. If `folder` is a symbolic link, its target is replaced.
 
-        Of several processes that train together, each calls it and that of rank 0 writes, by what
-        the others send of variables that are shared out; they do not wait until it stands there.
+        If several processes train together, call it in each of them. Rank 0 writes; the others send
+        it their parts of sharded variables. They do not wait until the folder is complete.
 
         Args:
-            folder: Where the preset will stand.
-            dtype: `"float32"`, `"float16"`, `"bfloat16"` or `None`. What floating-point tensors are
-                written in; `None` leaves each in that of its variable. Defaults to `None`.
-            max_shard_bytes: integer. Weights of more bytes are divided into several files. Defaults
-                to `5000000000`.
-            verbose: boolean. Whether a bar on the terminal shows how far a long write has come.
-                Defaults to `True`.
+            folder: Path of the folder to write.
+            dtype: `"float32"`, `"float16"`, `"bfloat16"` or `None`. The dtype of floating-point
+                tensors; `None` keeps the dtype of each variable. Defaults to `None`.
+            max_shard_bytes: integer. The size of a file, in bytes, above which the weights are
+                split into several files. Defaults to `5000000000`.
+            verbose: boolean. Whether to show a progress bar on the terminal when writing takes
+                long. Defaults to `True`.
 
         Raises:
             InvalidInputError: `dtype` is none of these, or the tokenizer does not fit.
             NotSupportedError: Layers are quantized, as by `model.quantize`.
-            CheckpointError: Something else stands there, or nothing can be written there.
+            CheckpointError: The folder holds other files, or can't be written.
             PeerLostError: Another process has ended, or does not answer.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InvalidInputError(
-                f"{unknown_name_message('`dtype`', dtype, DTYPES)} `None` leaves it as it is."
+                f"{unknown_name_message('`dtype`', dtype, DTYPES)} Or give None to keep each dtype."
             )
         max_shard_bytes = check_integer("max_shard_bytes", max_shard_bytes)
         verbose = check_boolean("verbose", verbose)
@@ -248,8 +249,8 @@ class PresetModel(ConfigModel):
             "float32_tensors": self.float32_tensors,
             "read_value": read_value,
         }
-        if backend.current().process_rank() > 0:
-            hand_over_weights(entries, **reading)
+        if backend.current().distribution.process_rank() > 0:
+            send_weights(entries, **reading)
             return
         with new_preset(folder) as work:
             write_json(work, CONFIG_NAME, self._checkpoint_config(dtype))
@@ -269,10 +270,10 @@ class PresetModel(ConfigModel):
         zipped: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes a `.keras` file, as of any model of Keras, with the tokenizer in it.
+        """Writes a `.keras` file, as for any Keras model, with the tokenizer in it.
 
         Args:
-            filepath: Where the file will stand.
+            filepath: Path of the file.
             overwrite: boolean. As in Keras. Defaults to `True`.
             zipped: boolean or `None`. As in Keras. Defaults to `None`.
             **kwargs: As in Keras.
@@ -280,15 +281,15 @@ class PresetModel(ConfigModel):
         Raises:
             InvalidInputError: The tokenizer does not fit.
         """
-        # Keras asks for it when it has opened the file, and emptied one that was there.
+        # Keras calls `save_assets` only after it has emptied an existing file.
         _check_tokenizer(self._current_tokenizer_files(), self.config)
         super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def save_assets(self, folder: str) -> None:
-        """Writes the tokenizer and the `generation_config`: for a `.keras` file, or a preset.
+        """Writes the tokenizer and the `generation_config` into a `.keras` file or a preset.
 
         Args:
-            folder: string. A folder, which Keras puts into the file.
+            folder: string. A folder. Keras puts it into the file.
 
         Raises:
             InvalidInputError: The tokenizer does not fit.
@@ -301,10 +302,10 @@ class PresetModel(ConfigModel):
             write_json(Path(folder), GENERATION_CONFIG_NAME, self.generation_config)
 
     def load_assets(self, folder: str) -> None:
-        """Reads what `save_assets` wrote, as Keras asks.
+        """Reads the files that `save_assets` wrote. Keras calls it.
 
         Args:
-            folder: string.
+            folder: string. The folder with the files.
         """
         self._take_assets(read_assets(Path(folder)))
 
@@ -321,15 +322,15 @@ class PresetModel(ConfigModel):
         files = getattr(self.tokenizer, "files", None)
         if not isinstance(files, Mapping):
             raise InvalidInputError(
-                "`model.tokenizer` must be a `Tokenizer` of keras_deepseek.models to be written, "
-                f"received {self.tokenizer!r}. Set another, or None."
+                "`model.tokenizer` must be a keras_deepseek.models.Tokenizer to be saved, "
+                f"received {self.tokenizer!r}. Set another one, or None."
             )
         return files
 
     def _checkpoint_config(self, dtype: str | None) -> dict[str, Any]:
         if not self.architectures:
             raise InvalidInputError(
-                f"{type(self).__name__} has no `architectures`, by which a folder is known. "
+                f"{type(self).__name__} has no `architectures`, which `from_preset` looks for. "
                 f'Set `architectures = ("{type(self).__name__}",)` in the class.'
             )
         written = {
@@ -337,7 +338,7 @@ class PresetModel(ConfigModel):
             "architectures": [self.architectures[0]],
             "dtype": dtype or _most_common_dtype(self.weights),
         }
-        for name in ("quantization_config", "transformers_weights"):  # Of the files that were read.
+        for name in ("quantization_config", "transformers_weights"):  # Of the files read.
             written.pop(name, None)
         return written
 
@@ -364,12 +365,19 @@ def _build_and_fill(
     return model
 
 
-def _family(model_class: type[Any]) -> Iterator[type[Any]]:
-    """Yields a class and all below it, those of fewer steps first."""
+def _readers_by_architecture(model_class: type[Any]) -> dict[str, type[Any]]:
+    """Returns a class and its subclasses, by the architectures that they read.
+
+    Where a subclass inherits its architecture, the class above it wins.
+    """
+    readers: dict[str, type[Any]] = {}
     generation = [model_class]
     while generation:
-        yield from generation
+        for each in generation:
+            for architecture in each.architectures:
+                readers.setdefault(architecture, each)
         generation = [each for above in generation for each in above.__subclasses__()]
+    return readers
 
 
 def _most_common_dtype(variables: Sequence[keras.Variable]) -> str:

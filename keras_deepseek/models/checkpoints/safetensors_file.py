@@ -1,10 +1,12 @@
-"""One safetensors file, checked by its header and read through a map of the file into memory.
+"""Reading of one safetensors file: its header is checked, its tensors are mapped into memory.
 
-The form: eight bytes that say how long the header is, the header (JSON: of each tensor its dtype,
-its shape and where its bytes are), the bytes of the tensors without a gap. The `safetensors`
-package (0.8) hands no float8 to NumPy, and copies the rest: a tensor of 128 MB took 256 MB at the
-peak, and here 128 MB. A map is read only where its numbers are used, which is what sharded
-variables and stacked experts need, and its pages can be given back.
+The format: eight bytes with the length of the header, the header (JSON with the dtype, the shape
+and the byte range of each tensor), and the bytes of all tensors without gaps.
+
+The `safetensors` package (0.8) is not used. It does not return float8 as NumPy arrays, does not say
+where a tensor begins in the file, and copies: a tensor of 128 MB took 256 MB at the peak, and
+128 MB here. A memory map is read only where its numbers are used, as sharded variables and stacked
+experts need, and its pages can be released.
 """
 
 import json
@@ -41,22 +43,22 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-"""The names of the form, and NumPy's dtypes."""
+"""NumPy dtypes by their names in the safetensors format."""
 
 LENGTH_BYTES = 8
-_LONGEST_POINTER = 1024  # Bytes, by the specification of Git LFS.
-_LARGEST_HEADER = 10**8  # Bytes; what the `safetensors` package allows.
+_LONGEST_POINTER = 1024  # Bytes, from the specification of Git LFS.
+_LARGEST_HEADER = 10**8  # Bytes, as in the `safetensors` package.
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a header says of a tensor.
+    """The entry of one tensor in the header of a file.
 
     Args:
-        path: `pathlib.Path` of the file.
-        dtype: string. One of `DTYPES`.
-        shape: tuple of integers.
-        begin: integer. The byte of the file at which it begins.
+        path: The file.
+        dtype: One of the names in `DTYPES`.
+        shape: The shape.
+        begin: The position of its first byte in the file.
     """
 
     path: Path
@@ -66,19 +68,16 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """The bytes that it has in the file."""
+        """The size of the tensor in the file, in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Returns the tensors of a file by their names; none of them is read.
-
-    Args:
-        path: The file.
+    """Reads and checks the header of a file, and returns its tensors by name.
 
     Raises:
-        CheckpointError: The file is missing, cut short or torn, or holds what this release does not
-            read.
+        CheckpointError: The file is missing, incomplete or damaged, or has a dtype that is not
+            supported.
     """
     try:
         with path.open("rb") as file:
@@ -87,14 +86,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             file.seek(0)
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size < LENGTH_BYTES or not 0 < length <= min(size - LENGTH_BYTES, _LARGEST_HEADER):
-                raise _torn(path, f"it has {size} bytes and no header that fits into them")
+                raise _damaged(path, f"it has {size} bytes, too few for its header")
             header = json.loads(file.read(length).decode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path.name!r} can't be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise _torn(path, "its header is not JSON") from error
+        raise _damaged(path, "its header is not JSON") from error
     if not isinstance(header, dict):
-        raise _torn(path, "its header is not a JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
     data_begin = LENGTH_BYTES + length
     places = {name: _read_place(path, name, entry) for name, entry in header.items()}
@@ -109,41 +108,41 @@ def _read_place(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...]
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
-        raise _torn(path, f"its header does not say where {name!r} is") from error
+        raise _damaged(path, f"its header has no valid entry for {name!r}") from error
     numbers = (*shape, begin, end)
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise _torn(path, f"its header has no valid shape and place of {name!r}")
+        raise _damaged(path, f"its header has no valid shape and byte range for {name!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{path.name!r}: the tensor {name!r} is of dtype {dtype!r}; those that can be read "
-            f"are {', '.join(DTYPES)}."
+            f"{path.name!r}: the tensor {name!r} has dtype {dtype!r}. Expected one of "
+            f"{', '.join(DTYPES)}."
         )
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise _torn(path, f"its header gives {name!r} a place that its shape does not fill")
+        raise _damaged(path, f"the byte range of {name!r} does not match its shape")
     return dtype, shape, begin, end
 
 
 def _check_places(
     path: Path, places: Iterable[tuple[str, tuple[int, ...], int, int]], size: int
 ) -> None:
-    """Says where the bytes of the tensors are not all of the bytes behind the header."""
+    """Raises an error if the tensors do not exactly fill the bytes after the header."""
     end = 0
     for begin, next_end in sorted(place[2:] for place in places):
         if begin != end:
-            raise _torn(path, f"its tensors overlap or leave a gap at byte {end}")
+            raise _damaged(path, f"its tensors overlap or leave a gap at byte {end}")
         end = next_end
     if size != end:
-        raise _torn(path, f"it has {size} bytes of tensors where its header tells of {end}")
+        raise _damaged(path, f"it has {size} bytes of tensors, and its header describes {end}")
 
 
-def _torn(path: Path, why: str) -> CheckpointError:
+def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path.name!r} is torn or no safetensors file: {why}. Fetch or copy it again."
+        f"{path.name!r} is damaged or not a safetensors file: {why}. Fetch or copy it again."
     )
 
 
 class MappedFiles:
-    """Safetensors files that are mapped into memory as tensors are read of them.
+    """A set of safetensors files that are memory-mapped when a tensor is read from them.
 
     Example:
 
@@ -158,14 +157,10 @@ class MappedFiles:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._maps.clear()  # Each is closed with the last array that shows it.
+        self._maps.clear()  # A map is closed with the last array that uses it.
 
     def read(self, tensor: StoredTensor) -> Array:
-        """Returns a tensor as an array that shows the file, and is read when its numbers are.
-
-        Args:
-            tensor: `StoredTensor`.
-        """
+        """Returns a tensor as a view of the file, which is read when its numbers are used."""
         dtype = DTYPES[tensor.dtype]
         if not tensor.num_bytes:
             return np.empty(tensor.shape, dtype)
@@ -174,11 +169,7 @@ class MappedFiles:
         return values.view(dtype).reshape(tensor.shape)
 
     def release(self, tensor: StoredTensor) -> None:
-        """Gives the memory back that the pages of a tensor take; they may be read again.
-
-        Args:
-            tensor: `StoredTensor`.
-        """
+        """Frees the memory pages of a tensor; they can be read again."""
         mapped = self._maps.get(tensor.path)
         if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
@@ -189,6 +180,6 @@ class MappedFiles:
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:
             with path.open("rb") as file:
-                # A private map may be written to, as PyTorch asks of arrays, and nobody does.
+                # PyTorch wants writable arrays. A private map is writable, and the file is safe.
                 self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[path]

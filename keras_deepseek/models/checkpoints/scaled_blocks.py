@@ -1,4 +1,4 @@
-"""The form of the DeepSeek releases: a matrix in float8 or float4, and a scale for each block."""
+"""A matrix in float8 or float4 with a scale for each block, as in DeepSeek's releases."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from keras_deepseek.models.checkpoints.float4_pairs import Float4Pairs
 
 
 class ScaledBlocks:
-    """A matrix `values * scale of the block`, in float32, computed as far as it is asked for.
+    """A matrix `values * scale of the block`, converted to float32 where it is indexed.
 
-    It has of an array what an entry of experts uses: `shape`, `dtype`, `T`, indices and
-    `reshape`; NumPy's functions take it as the whole matrix.
+    It has the parts of the array interface that checkpoint entries use: `shape`, `dtype`, `T`,
+    indexing and `reshape`. NumPy functions convert the whole matrix.
 
     Args:
-        values: NumPy array of shape `(rows, columns)`, of a float8 dtype, or `Float4Pairs`.
-        scales: NumPy array of shape `(ceil(rows / block_rows), ceil(columns / block_columns))`.
-        block_shape: tuple of two integers, `(block_rows, block_columns)`.
+        values: Array of shape `(rows, columns)` and a float8 dtype, or `Float4Pairs`.
+        scales: Array of shape `(ceil(rows / block_rows), ceil(columns / block_columns))`.
+        block_shape: `(block_rows, block_columns)`.
 
     Example:
 
@@ -53,15 +53,11 @@ class ScaledBlocks:
 
     def __getitem__(self, index: Any) -> Array:
         first, second, *_ = (*(index if isinstance(index, tuple) else (index,)), *_ALL)
-        # Computed as it lies in the file, where neighbours have one scale.
+        # Computed in the order of the file, where neighbours share a scale.
         return self._read(second, first).T if self._is_transposed else self._read(first, second)
 
     def reshape(self, *shape: Any) -> Array:
-        """Returns the whole matrix as an array of another shape.
-
-        Args:
-            *shape: As for NumPy.
-        """
+        """Returns the whole matrix as an array of another shape."""
         return self[:].reshape(*shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -86,7 +82,7 @@ _ALL = (slice(None), slice(None))
 
 
 def _to_float32(values: Array) -> Array:
-    """Returns numbers of one byte in float32; by a table, which is three times as fast."""
+    """Converts one-byte numbers to float32 by a lookup table, which is three times as fast."""
     values = np.asarray(values)
     table = np.arange(256, dtype="u1").view(values.dtype).astype("float32")
     numbers: Array = table[values.view("u1")]
@@ -94,10 +90,5 @@ def _to_float32(values: Array) -> Array:
 
 
 def count_blocks(shape: tuple[int, ...], block_shape: tuple[int, int]) -> tuple[int, ...]:
-    """Returns the shape of the scales of a matrix.
-
-    Args:
-        shape: tuple of two integers.
-        block_shape: tuple of two integers.
-    """
+    """Returns the shape of the scales of a matrix."""
     return tuple(-(-size // block) for size, block in zip(shape, block_shape, strict=True))

@@ -1,7 +1,7 @@
-"""Arrays of one shape as one array with an axis more, read from them as far as is asked for.
+"""Arrays of one shape that act as one array with an additional first axis, without a copy.
 
-The kernels of all experts are one variable, and a tensor each in a checkpoint. Where that variable
-is sharded by expert, a process reads only its own.
+The kernels of all experts are one variable here, and one tensor each in a checkpoint. If that
+variable is sharded by expert, a process reads only its own experts.
 """
 
 import operator
@@ -14,7 +14,7 @@ from keras_deepseek.artifacts.signature import Array
 
 
 class StackedArrays:
-    """What `np.stack(arrays)` would be, without a copy until it is read.
+    """A stack of arrays, as by `np.stack`, that is copied only where it is indexed.
 
     Args:
         arrays: NumPy arrays of one shape and dtype, such as parts of a memory-mapped file.

@@ -1,7 +1,4 @@
-"""Tensors that a checkpoint holds twice, as the head of a model that is tied to its embedding.
-
-`read_weights` asks here which of the two is read, and whether they are the same.
-"""
+"""Tensors that a checkpoint holds twice, such as a head that is tied to the embedding."""
 
 import math
 from collections.abc import Callable, Collection, Iterable
@@ -13,16 +10,11 @@ import numpy as np
 from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 
-_PIECE_BYTES = 2**24  # Compared at once: the numbers of a large table are never all in memory.
+_PIECE_BYTES = 2**24  # Compared at once, so that a large table is never in memory as a whole.
 
 
-def stand_in(entry: CheckpointEntry, tensors: Collection[str]) -> CheckpointEntry:
-    """Returns an entry whose first tensor is a copy, where a checkpoint has that alone.
-
-    Args:
-        entry: `CheckpointEntry`.
-        tensors: The names of all tensors in the checkpoint.
-    """
+def use_present_copy(entry: CheckpointEntry, tensors: Collection[str]) -> CheckpointEntry:
+    """Returns an entry that reads a copy of its first tensor if only the copy is present."""
     first, *others = entry.tensors
     found = [name for name in entry.copies if name in tensors]
     if first in tensors or not found:
@@ -35,24 +27,24 @@ def check_copies(
     tensors: Collection[str],
     read: Callable[[CheckpointEntry, str], Any],
 ) -> None:
-    """Says where a tensor and its copy have other numbers, so that the model would not be theirs.
+    """Raises an error if a tensor and its copy have different numbers.
 
     Args:
-        entries: `CheckpointEntry`s of the model.
+        entries: The checkpoint map of the model.
         tensors: The names of all tensors in the checkpoint.
-        read: Function of an entry and a name. It returns the numbers.
+        read: Function from an entry and a tensor name to the numbers.
 
     Raises:
-        CheckpointError: They have. The message names both.
+        CheckpointError: They differ. The message names both.
     """
     for entry in entries:
         for name in entry.copies:
             if name in tensors and not _are_equal(read(entry, entry.tensors[0]), read(entry, name)):
                 raise CheckpointError(
-                    f"{name!r} and {entry.tensors[0]!r} are one tensor where the config has "
-                    "`tie_word_embeddings`, and have other numbers in the checkpoint; nothing was "
-                    "loaded. To read both give tie_word_embeddings=False to `from_preset`. If "
-                    f"{name!r} was only left behind, take it out of the files."
+                    f"{name!r} and {entry.tensors[0]!r} must be equal, because the config has "
+                    "`tie_word_embeddings`, and they differ in the checkpoint. Nothing was loaded. "
+                    "To read both, give tie_word_embeddings=False to `from_preset`. If "
+                    f"{name!r} is only a leftover, remove it from the files."
                 )
 
 

@@ -1,4 +1,4 @@
-"""Models that are built to be filled: no random numbers are drawn for what a checkpoint brings."""
+"""Building of models without random initial values, for weights that a checkpoint will fill."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.layers.initializers import draws_random_numbers
 
 _lock = threading.RLock()
@@ -16,14 +16,15 @@ _lock = threading.RLock()
 
 @contextmanager
 def unset_variables() -> Iterator[list[keras.Variable]]:
-    """Yields a list of the variables that this thread makes inside, zeros in place of random.
+    """Replaces random initializers in this thread by zeros, and yields the list of such variables.
 
-    Those with another initializer, such as ones or a table, begin as ever and are not in the list.
+    Variables with another initializer, such as ones or a table, are initialized as usual and are
+    not in the list.
     """
     made: list[keras.Variable] = []
     thread = threading.get_ident()
     add_weight = keras.Layer.add_weight
-    unset = backend.current().unset_initializer()
+    unset = backend.current().compute.unset_initializer()
 
     def add_zeros(
         layer: keras.Layer, shape: Any = None, initializer: Any = None, *args: Any, **kwargs: Any
@@ -35,6 +36,6 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
         made.append(variable)
         return variable
 
-    # One at a time: two that end in the order they began would leave the second's for ever.
-    with _lock, lent_attributes(keras.Layer, add_weight=add_zeros):
+    # Two threads at once could restore the patched method of each other, for ever.
+    with _lock, temporary_attributes(keras.Layer, add_weight=add_zeros):
         yield made

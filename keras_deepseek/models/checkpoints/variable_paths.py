@@ -1,6 +1,6 @@
-"""Checkpoints of families that no other library has: a tensor for each variable, by its path.
+"""A checkpoint map that names each tensor by the path of its variable.
 
-`PresetModel` takes these where a family has no `checkpoint_map.py` of its own.
+`PresetModel` uses it for families that have no `checkpoint_map.py`.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.layer_tree import inner_layers, own_variables
+from keras_deepseek.backend.keras_private.layers import inner_layers, own_variables
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry, copied_entry
 
@@ -19,18 +19,18 @@ _LORA_PREFIX = "lora_"
 
 
 def path_entries(model: keras.Model) -> list[CheckpointEntry]:
-    """Returns an entry for each weight of a model, what is not trained too, by its path.
+    """Returns an entry for each weight of a model, named by its path.
 
-    A path is the names of the layers that hold a weight and its own, as in
-    `"backbone/stem_conv/kernel"`, without the model's. Names that Keras gave count from the first
-    layer of their kind in the layer around them, whatever else the process has made. Seeds are in
-    none, nor is a LoRA: it is added to its kernel in what is written.
+    Non-trainable weights are included. A path joins the names of the layers around a weight and its
+    own name, as in `"backbone/stem_conv/kernel"`, without the name of the model. Names that Keras
+    generated are numbered anew in each layer, so they do not depend on other layers in the process.
+    Seeds are left out. A LoRA is left out too: it is added to its kernel.
 
     Args:
-        model: `keras.Model` that is built.
+        model: A built model.
 
     Raises:
-        InvalidInputError: It has no weights yet, or two have the same path.
+        InvalidInputError: The model has no weights yet, or two have the same path.
 
     Example:
 
@@ -47,7 +47,7 @@ def path_entries(model: keras.Model) -> list[CheckpointEntry]:
             continue
         if path in paths:
             raise InvalidInputError(
-                f"{model.name!r} has two weights of the path {path!r}: {paths[path].path!r} of "
+                f"{model.name!r} has two weights with the path {path!r}: {paths[path].path!r} of "
                 f"shape {tuple(paths[path].shape)} and {variable.path!r} of shape "
                 f"{tuple(variable.shape)}. Give their layers different names."
             )
@@ -64,14 +64,14 @@ def _walk(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Var
         variables = [each for each in variables if not each.name.startswith(_LORA_PREFIX)]
     for name, variable in _name_all(variables, ["variable"] * len(variables)):
         yield prefix + name, variable
-    # A layer that is also an attribute is there twice.
+    # A layer that is also an attribute is listed twice.
     layers = list({id(each): each for each in inner_layers(layer)}.values())
     for name, inner in _name_all(layers, [type(each).__name__ for each in layers]):
         yield from _walk(inner, f"{prefix}{name}/")
 
 
 def _name_all(objects: Sequence[Any], kinds: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yields objects with their names; those that were made of their kind are counted anew."""
+    """Yields objects with their names. Names that Keras generated are numbered anew."""
     counts: dict[str, count[int]] = {}
     for each, kind in zip(objects, kinds, strict=True):
         base = _COUNTER.sub("", each.name)

@@ -1,4 +1,4 @@
-"""The weights in a folder, by the headers of its files: one file, or shards and their index."""
+"""The weights in a folder: one safetensors file, or shards and their index."""
 
 import fnmatch
 import json
@@ -23,28 +23,27 @@ _MOST_NAMES = 10  # Of each kind, in an error.
 
 
 class WeightsFolder:
-    """What the headers of the safetensors files in a folder say; no tensor is read.
+    """The headers of the safetensors files in a folder; no tensor is read.
 
-    A folder may hold both one file and an index, where weights in shards were saved over by weights
-    in one file. The file is then read, as by transformers, which leaves the older index there.
+    A folder may hold both a single file and an index, if sharded weights were later saved as one
+    file. The single file is then read, as in transformers, which leaves the old index there.
 
     Args:
-        path: `pathlib.Path` of the folder.
-        chosen: string, or `None`. The name of the file or index to read in place of those that a
-            folder commonly has. Defaults to `None`.
+        path: The folder.
+        chosen: The name of the file or index to read; `None` looks for the usual names.
 
     Raises:
-        CheckpointError: There are no such files, or the index is no index.
+        CheckpointError: There are no such files, or the index is invalid.
     """
 
     def __init__(self, path: Path, chosen: str | None = None) -> None:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
-        """The tensors by name, but those in `torn` files."""
-        self.torn: list[str] = []
-        """What is wrong with files, in words."""
-        self._unread: set[str] = set()  # Tensors that the index has in torn files.
-        self._is_complete = True  # Whether the names of all tensors are known.
+        """The tensors by name, without those in damaged files."""
+        self.damages: list[str] = []
+        """Descriptions of damaged files."""
+        self._unread: set[str] = set()  # Tensors of damaged files, from the index.
+        self._is_complete = True  # True if the names of all tensors are known.
         names = (WEIGHTS_NAME, INDEX_NAME) if chosen is None else (chosen,)
         found = next((name for name in names if (path / name).is_file()), None)
         if found is None:
@@ -55,11 +54,11 @@ class WeightsFolder:
             self._is_complete = self._read_file(path / found)
 
     def _read_file(self, path: Path, names: set[str] | None = None) -> bool:
-        """Adds the tensors of a file, or those of the names; returns whether it could be read."""
+        """Adds the tensors of a file; returns false if the file could not be read."""
         try:
             found = read_header(path)
         except CheckpointError as error:
-            self.torn.append(str(error))
+            self.damages.append(str(error))
             return False
         chosen = found if names is None else {n: t for n, t in found.items() if n in names}
         self.tensors |= chosen
@@ -71,14 +70,14 @@ class WeightsFolder:
             shards.setdefault(shard, set()).add(name)
         for shard, names in sorted(shards.items()):
             if not (self.path / shard).exists():
-                self.torn.append(f"The shard {shard!r} of the index is missing.")
+                self.damages.append(f"The shard {shard!r} of the index is missing.")
             elif self._read_file(self.path / shard, names):
                 continue
             self._unread |= names
 
     @property
     def names(self) -> set[str]:
-        """The names of all tensors that are known of, those in torn files too."""
+        """The names of all known tensors, including those in damaged files."""
         return {*self.tensors, *self._unread}
 
     def check(
@@ -87,18 +86,16 @@ class WeightsFolder:
         ignored_tensors: Sequence[str] = (),
         block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     ) -> None:
-        """Compares names, shapes and kinds of numbers with what a model takes.
+        """Compares names, shapes and dtypes with what a model expects.
 
         Args:
-            entries: `CheckpointEntry`s of the model.
-            ignored_tensors: strings. Patterns, as in `"*.inv_freq"`, of names that may be there and
-                are passed over.
-            block_shape: tuple of two integers. The blocks that float8 tensors have scales of.
-                Defaults to `(128, 128)`.
+            entries: The checkpoint map of the model.
+            ignored_tensors: Patterns, as in `"*.inv_freq"`, of names of tensors that are not read.
+            block_shape: The shape of the blocks that share a scale in float8 tensors.
 
         Raises:
-            CheckpointError: They differ. The message names all that is missing, too much, torn, or
-                of another shape.
+            CheckpointError: They differ. The message lists tensors that are missing, unexpected,
+                damaged, or have another shape.
         """
         present = self.names
         expected = dict(_expected_tensors(entries, present))
@@ -108,7 +105,7 @@ class WeightsFolder:
             for name, (_, entry) in expected.items()
             if name in self.tensors and takes_scales(self.tensors[name].dtype, _dtype_of(entry))
         }
-        # Of a tensor that can't be read, nobody knows whether it has scales.
+        # A tensor that can't be read may have scales or not.
         known |= present & {each for name in self._unread for each in list_scale_names(name)}
         extra = sorted(
             name
@@ -123,10 +120,10 @@ class WeightsFolder:
             for problem in self._compare(name, shape, entry, block_shape)
         ]
         problems = [
-            *(self.torn[:_MOST_NAMES]),
+            *(self.damages[:_MOST_NAMES]),
             *_name_all("missing", sorted(known - present) if self._is_complete else []),
-            *_name_all("not of the model", extra),
-            *_name_all("of another shape or kind", shapes, quotes=False),
+            *_name_all("unexpected", extra),
+            *_name_all("wrong shape or dtype", shapes, quotes=False),
         ]
         if problems:
             raise CheckpointError(
@@ -135,25 +132,21 @@ class WeightsFolder:
             )
 
     def scale_name(self, name: str) -> str:
-        """Returns the name of the tensor with the scales of another, be it there or not.
-
-        Args:
-            name: string. A tensor in float8 or float4.
-        """
+        """Returns the name of the tensor with the scales of another, present or not."""
         names = list_scale_names(name)
         found = [each for each in names if each in self.tensors or each in self._unread]
-        # Where it is missing it is told by the name that others have.
+        # A missing one is reported by the naming scheme of the other tensors.
         return found[0] if found else names[-1 if self._has_dotted_scales else 0]
 
     def find_scaled(
         self, name: str, dtype: str, block_shape: tuple[int, int]
     ) -> ScaledTensor | None:
-        """Returns a tensor in float8 or float4 with its scales, `None` for one in another form.
+        """Returns a tensor in float8 or float4 with its scales, or `None` for other dtypes.
 
         Args:
-            name: string. A tensor that is there.
-            dtype: string. That of the variable that it is for.
-            block_shape: tuple of two integers. The blocks that float8 tensors have scales of.
+            name: The name of a present tensor.
+            dtype: The dtype of the variable.
+            block_shape: The shape of the blocks that share a scale in float8 tensors.
         """
         tensor = self.tensors[name]
         if not takes_scales(tensor.dtype, dtype):
@@ -162,7 +155,7 @@ class WeightsFolder:
         return ScaledTensor(tensor, scale_name, self.tensors.get(scale_name), block_shape)
 
     def _is_empty(self, name: str) -> bool:
-        """Returns whether a tensor has no numbers, as has a layer of no units in transformers."""
+        """Returns true for a tensor of no numbers, as transformers writes for 0 units."""
         return name in self.tensors and not self.tensors[name].num_bytes
 
     @cached_property
@@ -186,15 +179,15 @@ class WeightsFolder:
             yield from scaled.compare(name, shape)
             return
         if tensor.shape != shape:
-            yield f"{name!r} is {tensor.shape}, expected {shape}"
+            yield f"{name!r} has shape {tensor.shape}, expected {shape}"
         if (DTYPES[tensor.dtype].kind in "iub") != ("int" in dtype):
-            yield f"{name!r} is of dtype {tensor.dtype}, expected {dtype}"
+            yield f"{name!r} has dtype {tensor.dtype}, expected {dtype}"
 
 
 def _expected_tensors(
     entries: Sequence[CheckpointEntry], present: set[str]
 ) -> Iterator[tuple[str, tuple[tuple[int, ...], CheckpointEntry]]]:
-    """Yields the names of what a model takes, with shape and entry; of copies, those present."""
+    """Yields the name, shape and entry of each tensor of a model, and of present copies."""
     for entry in entries:
         shapes = entry.tensor_shapes()
         for name, shape in zip(entry.tensors, shapes, strict=True):
@@ -215,21 +208,21 @@ def _read_index(path: Path) -> dict[str, str]:
         is_valid = all(isinstance(name, str) for name in names)
         is_valid &= all(shard.endswith(".safetensors") for shard in weight_map.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{str(path)!r} is no index of shards: {error!r}.") from error
-    # A name with a path in it would lead out of the folder.
+        raise CheckpointError(f"{str(path)!r} is not an index of shards: {error!r}.") from error
+    # A path in the name could point outside of the folder.
     if not is_valid or not all(Path(shard).name == shard for shard in weight_map.values()):
-        raise CheckpointError(f"{str(path)!r} is no index of shards: a name in it is none.")
+        raise CheckpointError(f"{str(path)!r} is not an index of shards: it has an invalid name.")
     return dict(weight_map)
 
 
 def _no_weights_message(path: Path, expected: Sequence[str]) -> str:
     names = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
     others = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".h5"))]
-    there = f" There is {', '.join(others[:_MOST_NAMES])}." if others else ""
+    there = f" It has {', '.join(others[:_MOST_NAMES])}." if others else ""
     if len(expected) == 1:
         return (
             f"{str(path)!r} has no {expected[0]!r}, which its config.json names as "
-            f"`transformers_weights`.{there} Put it there, or take the key out."
+            f"`transformers_weights`.{there} Add the file, or remove the key."
         )
     return (
         f"{str(path)!r} has neither {WEIGHTS_NAME!r} nor {INDEX_NAME!r}.{there} Expected a folder "

@@ -1,4 +1,4 @@
-"""From the files of a checkpoint into the variables of a model, an entry at a time."""
+"""Reading of a checkpoint's files into the variables of a model, one entry at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from keras_deepseek.models.checkpoints.load_display import LoadDisplay
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor
 from keras_deepseek.models.checkpoints.scaled_blocks import ScaledBlocks
 from keras_deepseek.models.checkpoints.scaled_tensor import DEFAULT_BLOCK_SHAPE, ScaledTensor
-from keras_deepseek.models.checkpoints.tied_copies import check_copies, stand_in
+from keras_deepseek.models.checkpoints.tied_copies import check_copies, use_present_copy
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 
 
@@ -22,21 +22,20 @@ def read_weights(
     block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     is_shown: bool = False,
 ) -> None:
-    """Fills the variables of a model; all names and shapes are checked before the first.
+    """Fills the variables of a model, after it has checked all names and shapes.
 
     Args:
-        weights: `WeightsFolder`.
-        entries: `CheckpointEntry`s of the model.
-        ignored_tensors: strings. Patterns of names that may be there and are passed over.
-        block_shape: tuple of two integers. The blocks that float8 tensors have scales of. Defaults
-            to `(128, 128)`.
-        is_shown: boolean. Whether a bar shows how far it has come. Defaults to `False`.
+        weights: The folder of the checkpoint.
+        entries: The checkpoint map of the model.
+        ignored_tensors: Patterns of names of tensors that are not read.
+        block_shape: The shape of the blocks that share a scale in float8 tensors.
+        is_shown: True to show a progress bar.
 
     Raises:
-        CheckpointError: The files are torn, hold other tensors than the model takes, or one that
-            the model has once twice, with other numbers. No variable has changed.
+        CheckpointError: A file is damaged, the tensors are not those of the model, or a tensor and
+            its copy have different numbers. No variable has changed.
     """
-    entries = [stand_in(entry, weights.names) for entry in entries]
+    entries = [use_present_copy(entry, weights.names) for entry in entries]
     weights.check(entries, ignored_tensors, block_shape)
     stored = [_find_tensors(weights, entry, block_shape) for entry in entries]
     total = sum(part.num_bytes for tensors in stored for each in tensors for part in _parts(each))
@@ -85,13 +84,14 @@ def _read(files: MappedFiles, tensor: StoredTensor | ScaledTensor) -> Any:
 
 
 def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:
-    if len(arrays) == 1:  # Of several, each is computed as it is read.
+    if len(arrays) == 1:  # Several are computed one at a time, when they are read.
         arrays = [array[:] if isinstance(array, ScaledBlocks) else array for array in arrays]
     sources = entry.to_variables(arrays)
     for variable, source in zip(entry.variables, sources, strict=True):
         if tuple(source.shape) != tuple(variable.shape):
             raise InvalidInputError(
-                f"The checkpoint map makes {tuple(source.shape)} of {entry.tensors}, and the "
-                f"variable {variable.path!r} has the shape {tuple(variable.shape)}."
+                f"The checkpoint map makes an array of shape {tuple(source.shape)} from "
+                f"{entry.tensors}, expected {tuple(variable.shape)} for the variable "
+                f"{variable.path!r}."
             )
-        backend.current().assign_array(variable, source)
+        backend.current().compute.assign_array(variable, source)

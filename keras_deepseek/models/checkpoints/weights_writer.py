@@ -1,4 +1,7 @@
-"""From the variables of a model to safetensors files, a tensor at a time."""
+"""Writing of the variables of a model to safetensors files, one tensor at a time.
+
+The `safetensors` package (0.8) is not used: it writes only files whose tensors are all in memory.
+"""
 
 import fnmatch
 import json
@@ -25,13 +28,7 @@ ReadValue = Callable[[keras.Variable], Any]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor as it will stand in a file.
-
-    Args:
-        name: string.
-        dtype: NumPy dtype.
-        shape: tuple of integers.
-    """
+    """A tensor to be written to a file."""
 
     name: str
     dtype: np.dtype[Any]
@@ -39,7 +36,7 @@ class PlannedTensor:
 
     @property
     def num_bytes(self) -> int:
-        """The bytes that it takes."""
+        """The size of the tensor in the file, in bytes."""
         return int(np.prod(self.shape, dtype="int64")) * self.dtype.itemsize
 
 
@@ -53,17 +50,16 @@ def write_weights(
     read_value: ReadValue,
     is_shown: bool = False,
 ) -> None:
-    """Writes the variables of a model: one file, or shards with their index.
+    """Writes the variables of a model to one file, or to shards and their index.
 
     Args:
-        folder: `pathlib.Path` of an empty folder.
-        entries: `CheckpointEntry`s of the model.
-        dtype: string or `None`. That of all floating-point tensors; `None` leaves each in that of
-            its variable. Defaults to `None`.
-        float32_tensors: strings. Patterns of names that are written in float32 in any case.
-        max_shard_bytes: integer. What is more goes into another file, if it is not one tensor.
+        folder: An empty folder.
+        entries: The checkpoint map of the model.
+        dtype: The dtype of all floating-point tensors; `None` keeps the dtype of each variable.
+        float32_tensors: Patterns of names of tensors that are written in float32 in any case.
+        max_shard_bytes: The largest size of a file in bytes, unless a single tensor is larger.
         read_value: Function that returns the value of a variable.
-        is_shown: boolean. Whether a bar shows how far it has come. Defaults to `False`.
+        is_shown: True to show a progress bar.
     """
     plans = _order_plans(entries, dtype, float32_tensors)
     shards = _divide([planned for _, plan in plans for planned in plan], max_shard_bytes)
@@ -84,32 +80,24 @@ def write_weights(
                     advance(planned.num_bytes)
 
 
-def hand_over_weights(
+def send_weights(
     entries: Sequence[CheckpointEntry],
     *,
     dtype: str | None = None,
     float32_tensors: Sequence[str] = (),
     read_value: ReadValue,
 ) -> None:
-    """Reads what `write_weights` reads, in its order: for another process, which writes it.
+    """Sends this process's parts of sharded variables to the process that runs `write_weights`.
 
-    Args:
-        entries: `CheckpointEntry`s of the model.
-        dtype: As of `write_weights`.
-        float32_tensors: As of `write_weights`.
-        read_value: As of `write_weights`.
+    Every process reads the variables in the same order, so give it the arguments of
+    `write_weights`.
     """
     for entry, _ in _order_plans(entries, dtype, float32_tensors):
         _read_values(entry, read_value)
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Writes a few arrays that are in memory into one file.
-
-    Args:
-        path: `pathlib.Path` of a new file.
-        arrays: dict of arrays by the names of their tensors.
-    """
+    """Writes a few arrays that are in memory to a new file, by the names of their tensors."""
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     planned = [PlannedTensor(name, array.dtype, array.shape) for name, array in ordered]
     with path.open("wb") as file:
@@ -122,7 +110,7 @@ def _order_plans(
     entries: Sequence[CheckpointEntry], dtype: str | None, float32_tensors: Sequence[str]
 ) -> list[tuple[CheckpointEntry, list[PlannedTensor]]]:
     plans = [(entry, _plan(entry, dtype, float32_tensors)) for entry in entries]
-    # Wide numbers first, so that each is aligned without gaps, which the form has none of.
+    # The widest dtype comes first: all tensors are then aligned without gaps.
     return sorted(plans, key=lambda each: -max(planned.dtype.itemsize for planned in each[1]))
 
 
@@ -164,7 +152,7 @@ def _write_index(
 
 
 def _header(shard: Sequence[PlannedTensor]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # `transformers` asks for it.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # `transformers` requires it.
     begin = 0
     for planned in shard:
         end = begin + planned.num_bytes
@@ -186,12 +174,12 @@ def _stream(
         values = _read_values(entry, read_value)
         tensors = list(entry.to_tensors(values))
         del values
-        while tensors:  # Each is let go as it has been written.
+        while tensors:  # Each is freed when it has been written.
             yield tensors.pop(0)
 
 
 def _read_values(entry: CheckpointEntry, read_value: ReadValue) -> list[Array]:
-    return [backend.current().read_whole(read_value(each)) for each in entry.variables]
+    return [backend.current().distribution.read_whole(read_value(each)) for each in entry.variables]
 
 
 def _write_array(file: Any, array: Array, dtype: np.dtype[Any]) -> None:

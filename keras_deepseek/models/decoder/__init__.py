@@ -1,4 +1,4 @@
-"""What the language models of several families are built from: blocks, bodies and heads."""
+"""Building blocks of language models that several families share: blocks, backbones and heads."""
 
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock

@@ -1,4 +1,4 @@
-"""What several families read from the `config.json` of a checkpoint, beside its plain numbers."""
+"""Reading of values in a `config.json` that several families share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,75 +7,71 @@ from keras_deepseek.errors import InvalidInputError
 
 _TRAINED_LENGTH = "original_max_position_embeddings"
 _BY_LENGTH = ("dynamic", "yarn", "llama3", "longrope")
-"""The types of scaling that a trained length belongs to."""
+"""The types of rotary scaling that need the length the model was trained with."""
 
 
 def check_required_keys(values: Mapping[str, Any], required: Sequence[str]) -> None:
-    """Raises an error where keys are missing without which a model would be guessed.
+    """Raises an error if a key is missing without which the model would be a guess.
 
     Args:
-        values: dict. The file.
-        required: strings. The keys; they may hold `None`.
+        values: The content of a `config.json`.
+        required: The keys. Their values may be `None`.
 
     Raises:
-        InvalidInputError: Some are. The message names them.
+        InvalidInputError: Keys are missing. The message names them.
     """
     missing = [name for name in required if name not in values]
     if missing:
         raise InvalidInputError(
-            f"The config of a checkpoint needs {', '.join(missing)} as well, of which this one "
-            f"(model_type {values.get('model_type')!r}) says nothing. Add it to config.json."
+            f"The config of the checkpoint (model_type {values.get('model_type')!r}) lacks "
+            f"{', '.join(missing)}. Add it to config.json."
         )
 
 
 def check_checkpoint_value(values: Mapping[str, Any], name: str, *, allowed: Sequence[Any]) -> None:
-    """Raises an error where a key has a value that the family's models have not.
+    """Raises an error if a key has a value that is not supported. A missing key and `None` are.
 
     Args:
-        values: dict. The file. The key may be missing.
-        name: string. The key.
-        allowed: sequence. What it may hold; `None` always.
+        values: The content of a `config.json`.
+        name: The key.
+        allowed: The supported values.
 
     Raises:
-        InvalidInputError: It holds something else.
+        InvalidInputError: The value is not supported.
     """
     received = values.get(name)
     if received is not None and received not in allowed:
         expected = " or ".join(map(repr, allowed))
         raise InvalidInputError(
-            f"`{name}` of the `config.json` must be {expected}, received {received!r}: there is no "
-            "such layer here."
+            f"`{name}` in the config.json must be {expected}, received {received!r}, which is not "
+            "supported."
         )
 
 
 def read_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns what is an object in the file; an empty one where it is missing or null.
-
-    Args:
-        values: dict. The file.
-        name: string. The key.
+    """Returns the object at a key of a `config.json`; an empty one if it is missing or null.
 
     Raises:
-        InvalidInputError: It holds something else.
+        InvalidInputError: The value is not an object.
     """
     received = values.get(name)
     if received is not None and not isinstance(received, Mapping):
         raise InvalidInputError(
-            f"`{name}` of the `config.json` must be an object or null, received {received!r}."
+            f"`{name}` in the config.json must be an object or null, received {received!r}."
         )
     return dict(received or {})
 
 
 def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Returns the base of the rotary angles, and their scaling, from the older or the newer keys.
+    """Returns the base of the rotary angles and their scaling.
 
-    Args:
-        values: dict. The file: with `rope_theta` and `rope_scaling`, or `rope_parameters` for both.
+    Older files have the keys `rope_theta` and `rope_scaling`, newer ones `rope_parameters` for
+    both.
 
     Raises:
-        InvalidInputError: They are no objects.
+        InvalidInputError: The values are not objects.
     """
-    # Both stand in files that a newer release wrote for older ones; they then say the same.
+    # A file may have both, with the same values.
     scaling = read_object(values, "rope_scaling") or read_object(values, "rope_parameters")
     scaling = {name: value for name, value in scaling.items() if value is not None}
     theta = scaling.pop("rope_theta", values.get("rope_theta") or 10000.0)
@@ -86,14 +82,10 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
 
 def complete_scaling(scaling: Mapping[str, Any], max_length: Any) -> dict[str, Any]:
-    """Returns a scaling with what transformers takes for the keys that a file leaves out.
+    """Returns a scaling with the defaults that transformers uses for missing keys.
 
-    The trained length is then the number of positions, and the factor of `longrope` what the latter
-    is of the former.
-
-    Args:
-        scaling: dict. As in the file.
-        max_length: integer or `None`. The `max_position_embeddings` of the file, if it has some.
+    The default of the trained length is `max_length`. The default factor of `longrope` is
+    `max_length` divided by the trained length.
     """
     completed = dict(scaling)
     kind = completed.get("rope_type", completed.get("type"))

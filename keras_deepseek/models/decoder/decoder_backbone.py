@@ -1,4 +1,4 @@
-"""The body of a language model: from token ids to hidden states, whole or token by token."""
+"""The base class of language model backbones: from token ids to hidden states."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,28 +15,29 @@ from keras_deepseek.models.config_model import ConfigModel, check_ids
 
 
 class DecoderBackbone(ConfigModel):
-    """What the backbones of all decoder families are: an embedding, blocks, and a last norm.
+    """A decoder from token ids to hidden states: an embedding, blocks, and a last norm.
 
-    A family makes these three, names its config class, and has a Functional model of them and
-    decoding with a cache. A family with residual streams also gives what makes and ends them.
+    The backbones of all language model families derive from it. Choose it to make a backbone of
+    your own blocks: it is a Functional model of them, and decodes with a cache. A model with
+    residual streams also gives the layers that make the streams and merge them again.
 
     Args:
         config: The family's config, a dataclass.
         token_embedding: `keras.layers.ReversibleEmbedding`.
-        transformer_layers: sequence of `keras.Layer`, each called as a `DecoderBlock` is.
-        final_norm: `keras.Layer`.
-        expansion: `keras.Layer`, or `None`. From the embedded tokens to what the first block is
-            given. Defaults to `None`: these as they are.
-        collapse: `keras.Layer`, or `None`. From what the last block returned to what the last norm
-            is given. Defaults to `None`: the same.
+        transformer_layers: sequence of `keras.Layer`. Each is called as a `DecoderBlock` is.
+        final_norm: `keras.Layer`. The norm after the last block.
+        expansion: `keras.Layer` or `None`. From the embedded tokens to the input of the first
+            block; `None` is the identity. Defaults to `None`.
+        collapse: `keras.Layer` or `None`. From the output of the last block to the input of the
+            last norm; `None` is the identity. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
-        A tensor of shape `(batch_size, length, dim)`: the hidden states behind the last norm.
+        A tensor of shape `(batch_size, length, dim)`: the hidden states after the last norm.
 
     Raises:
         InvalidInputError: Sequences are longer than the config's `max_length`.
@@ -66,7 +67,7 @@ class DecoderBackbone(ConfigModel):
         **kwargs: Any,
     ) -> None:
         for layer in (token_embedding, final_norm):
-            layer.supports_masking = True  # Each token alone; Keras's own classes can't know.
+            layer.supports_masking = True  # Keras does not know that they treat each token alone.
         inputs = make_token_inputs()
         mask = ops.not_equal(inputs["padding_mask"], 0)
         x = token_embedding(inputs["token_ids"])
@@ -88,10 +89,10 @@ class DecoderBackbone(ConfigModel):
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that they have room for, padding included.
+            max_length: integer. Number of tokens that fit into the cache, padding included.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is negative.
         """
         return [layer.make_cache(batch_size, max_length) for layer in self.transformer_layers]
 
@@ -104,33 +105,33 @@ class DecoderBackbone(ConfigModel):
         positions: Any = None,
         num_hidden_states: int | None = None,
     ) -> tuple[Any, list[Cache]]:
-        """Returns the hidden states of further tokens, and the caches with these written in.
+        """Returns the hidden states of further tokens, and the updated caches.
 
         Args:
             token_ids: Integer tensor of shape `(batch_size, length)`.
-            cache: list of dicts, as `make_cache` or an earlier call returned it.
+            cache: list of dicts, from `make_cache` or an earlier call.
             cache_index: integer or integer scalar tensor. The slot of the first token.
-            padding_mask: Tensor of the shape of `token_ids`, 0 where a token is padding, or `None`
-                for no padding. Defaults to `None`.
+            padding_mask: Tensor of the shape of `token_ids`, 0 for padding, or `None` for no
+                padding. Defaults to `None`.
             positions: Integer tensor of the shape of `token_ids`, or `None` to count slots.
                 Defaults to `None`.
-            num_hidden_states: integer, or `None` for all. Of how many tokens, from the last back,
-                hidden states are returned: the last layer then has no other to compute, where it
-                can leave them out, beyond what it keeps in its cache. Defaults to `None`.
+            num_hidden_states: integer or `None`. Number of last tokens to return hidden states for;
+                `None` is all. The last layer skips the other tokens where it can, except for what
+                it caches. Defaults to `None`.
 
         Returns:
             A pair: a tensor of shape `(batch_size, length, dim)`, or of `num_hidden_states` tokens,
-            and a list of dicts.
+                and a list of dicts.
 
         Raises:
-            InvalidInputError: The token ids are no integers, the caches are not those of this
-                model, or full, or `num_hidden_states` is not positive.
+            InvalidInputError: The token ids are not integers, the caches are full or belong to
+                another model, or `num_hidden_states` is not positive.
         """
         check_ids(self.inputs, {"token_ids": token_ids})
         if len(cache) != len(self.transformer_layers):
             raise InvalidInputError(
                 f"`cache` must have one entry for each of the {len(self.transformer_layers)} "
-                f"layers, received {len(cache)}. Make it with the model's own `make_cache`."
+                f"layers, received {len(cache)}. Make it with the `make_cache` of this model."
             )
         mask = None if padding_mask is None else ops.not_equal(ops.cast(padding_mask, "int32"), 0)
         x = self.token_embedding(token_ids)
@@ -139,7 +140,7 @@ class DecoderBackbone(ConfigModel):
         for layer, layer_cache in zip(self.transformer_layers, cache, strict=True):
             is_last = layer is self.transformer_layers[-1]
             given = take_arguments(layer, num_outputs=num_hidden_states if is_last else None)
-            x, layer_cache = layer(  # noqa: PLW2901 - the cache that goes on
+            x, layer_cache = layer(  # noqa: PLW2901 - the updated cache
                 x,
                 mask=mask,
                 positions=positions,
@@ -155,7 +156,7 @@ class DecoderBackbone(ConfigModel):
 
 
 def make_token_inputs() -> dict[str, keras.KerasTensor]:
-    """Returns the inputs of a language model: token ids, and which of them are real."""
+    """Returns the inputs of a language model: token ids, and the padding mask."""
     return {
         name: Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")
     }

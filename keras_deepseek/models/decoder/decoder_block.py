@@ -1,4 +1,4 @@
-"""One layer of a language model: attention and a feed-forward layer around a residual stream."""
+"""One block of a language model: attention and a feed-forward layer with a residual stream."""
 
 import inspect
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_internals import set_mask
+from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_number
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.inner_layers import (
@@ -26,9 +26,9 @@ from keras_deepseek.layers.token_norm import make_token_norm
 class DecoderBlock(keras.Layer):
     """A pre-norm block: `y = x + attention(norm(x))`, then `y + feed_forward(norm(y))`.
 
-    Choose it to stack a language model of any attention layer of this package that has a cache, and
-    any feed-forward layer. Both norms are RMS norms. A mask goes to both layers, where they take
-    one, and passes through; a cache is that of the attention layer.
+    Choose it to build a language model from any attention layer of this package that has a cache,
+    and any feed-forward layer. Both norms are RMS norms. A mask is given to both layers if they
+    take one, and is passed on. The cache is the cache of the attention layer.
 
     Args:
         attention: `keras.Layer`, or its serialized config. It keeps the shape of its inputs, and
@@ -39,26 +39,27 @@ class DecoderBlock(keras.Layer):
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false for padding, or `None` for the
+            mask that `inputs` carry.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count slots.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
         cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
         attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
             `None`. For an attention layer that takes one.
         token_ids: Integer tensor of shape `(batch_size, length)`, or `None`. For a feed-forward
-            layer that goes by them, such as a `DeepSeekMoE` with a `HashRouter`.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
-        num_outputs: integer or `None`. Of how many tokens, from the last back, outputs are
-            returned; the others are looked at, and kept in the cache. `None` is for all. An
-            attention layer that has no such argument computes all.
+            layer that needs them, such as a `DeepSeekMoE` with a `HashRouter`.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` if there are further tensors.
+        num_outputs: integer or `None`. Number of last tokens to return outputs for; `None` is all.
+            The other tokens are attended to and cached. An attention layer that does not take this
+            argument computes all.
 
     Returns:
-        A tensor of the shape of `inputs`, or of `num_outputs` tokens; with a cache, the pair of it
+        A tensor of the shape of `inputs`, or with `num_outputs` tokens. With a cache, a pair of it
         and the new cache.
 
     Raises:
-        InvalidInputError: A layer is none, or does not take what the call has for it.
+        InvalidInputError: An argument is not a layer, or a layer does not take an argument of the
+            call.
 
     Example:
 
@@ -99,13 +100,13 @@ class DecoderBlock(keras.Layer):
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that it has room for, padding included.
+            max_length: integer. Number of tokens that fit into the cache, padding included.
 
         Returns:
-            A dict of tensors: that of the attention layer.
+            A dict of tensors: the cache of the attention layer.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is negative.
         """
         cache: Cache = self.attention.make_cache(batch_size, max_length)
         return cache

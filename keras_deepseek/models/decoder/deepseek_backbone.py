@@ -1,4 +1,4 @@
-"""What the bodies of DeepSeek-V2, V3 and V3.2 have in common, which is all but the attention."""
+"""The base class of the backbones of DeepSeek-V2, V3 and V3.2."""
 
 from typing import Any, ClassVar
 
@@ -11,19 +11,18 @@ from keras_deepseek.models.layers_policy import read_policy
 
 
 class DeepSeekBackbone(DecoderBackbone):
-    """A `DecoderBackbone` of the blocks that a `DeepSeekConfig` describes.
+    """A `DecoderBackbone` that is made from a `DeepSeekConfig`.
 
-    A family names its `config_class` and its `attention_class`.
+    A family sets its `config_class` and its `attention_class`.
 
     Args:
-        config: `DeepSeekConfig`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        config: The family's config.
+        dtype: The dtype policy of all layers; `None` takes the global one.
         **kwargs: Arguments of `keras.Model`, such as `name`.
     """
 
     attention_class: ClassVar[type[keras.Layer]]
-    """The class of the attention layers, those of modules that predict further tokens too."""
+    """The class of all attention layers, also in modules that predict further tokens."""
 
     def __init__(self, config: DeepSeekConfig, *, dtype: Any = None, **kwargs: Any) -> None:
         policy = read_policy(dtype)

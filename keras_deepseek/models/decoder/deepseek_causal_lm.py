@@ -1,7 +1,7 @@
-"""What the tasks of all DeepSeek families have in common: made of a config, and their tensors.
+"""The base class of the tasks of all DeepSeek families.
 
-A family beside them names its classes; DeepSeek-V4, whose layers are its own, also has its own
-modules that predict further tokens and its own checkpoint map.
+DeepSeek-V4 overrides more of it: it has its own layers that predict further tokens and its own
+checkpoint map.
 """
 
 from collections.abc import Collection
@@ -19,19 +19,18 @@ from keras_deepseek.models.decoder.deepseek_layers import make_multi_token_predi
 
 
 class DeepSeekCausalLM(CausalLM):
-    """A `CausalLM` that is made of a config.
+    """A `CausalLM` that is made from a config.
 
-    A family names its `architectures`, its `config_class` and its `backbone_class`.
+    A family sets its `architectures`, its `config_class` and its `backbone_class`.
 
     Args:
         config: The family's config.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: The dtype policy of all layers; `None` takes the global one.
         **kwargs: Arguments of `keras.Model`, such as `name`.
     """
 
     backbone_class: ClassVar[type[Any]]
-    """The class of the backbone, which is made of the same arguments."""
+    """The class of the backbone, which takes the same arguments."""
 
     float32_tensors: ClassVar[tuple[str, ...]] = FLOAT32_TENSORS
 
@@ -45,13 +44,13 @@ class DeepSeekCausalLM(CausalLM):
         """Returns the modules that predict further tokens.
 
         Args:
-            backbone: The family's backbone, whose config has some.
+            backbone: The family's backbone. Its config has `num_prediction_layers`.
         """
         return make_multi_token_prediction(backbone)
 
     @property
     def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Patterns of tensors that a checkpoint may hold beside those of the model."""
+        """Patterns of the names of tensors in a checkpoint that are not read."""
         return unread_tensors(self.config)
 
     def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:

@@ -1,8 +1,8 @@
-"""Where the weights of DeepSeek-V2, V3 and V3.2 stand in a checkpoint, which are named alike.
+"""The checkpoint map of DeepSeek-V2, V3 and V3.2, whose tensors have the same names.
 
-Modules that predict further tokens stand behind the layers, as one layer more each. In a checkpoint
-each has a copy of the embedding and of the head, which the model has once; some that others made of
-a release leave the copies out.
+Modules that predict further tokens come after the layers, each as one more layer. In a checkpoint
+each has a copy of the embedding and of the head, which the model has once. Some checkpoints that
+others derived from a release have no copies.
 """
 
 from collections.abc import Collection, Sequence
@@ -26,19 +26,19 @@ from keras_deepseek.models.decoder.decoder_block import DecoderBlock
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 
 FLOAT32_TENSORS = ("*.e_score_correction_bias",)
-"""What is written in float32, whatever the others are in. DeepSeek-V2 has none."""
+"""Patterns of tensors that are always written in float32. DeepSeek-V2 has none."""
 
 _MOST_MODULES = 8
-"""More than any checkpoint has; those published have one."""
+"""More modules than any checkpoint has. Published ones have one."""
 
 
 def deepseek_entries(model: CausalLM, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
-    """Returns which tensors each variable of a model comes from, and goes to.
+    """Returns the checkpoint map of a model.
 
     Args:
-        model: `CausalLM` of a `DeepSeekConfig`.
-        tensors: The names of all tensors in a checkpoint that is read, by which copies that it has
-            not are left out. Defaults to `()`: what is written.
+        model: A model with a `DeepSeekConfig`.
+        tensors: The names of all tensors in the checkpoint that is read. Copies that it does not
+            have are left out. Empty for writing.
     """
     backbone = model.backbone
     entries = _embedding_entries(model, tensors)
@@ -53,12 +53,9 @@ def deepseek_entries(model: CausalLM, tensors: Collection[str] = ()) -> list[Che
 
 
 def unread_tensors(config: DeepSeekConfig) -> tuple[str, ...]:
-    """Returns patterns of tensors that a checkpoint may have and the model has not.
+    """Returns patterns of tensors that a checkpoint may have and the model does not.
 
-    They are angles that older ones hold, and modules that predict further tokens.
-
-    Args:
-        config: `DeepSeekConfig`.
+    They are the rotary angles in older checkpoints, and modules that predict further tokens.
     """
     first = config.num_layers + config.num_prediction_layers
     modules = [f"model.layers.{index}.*" for index in range(first, first + _MOST_MODULES)]
@@ -92,16 +89,16 @@ def _embedding_entries(model: CausalLM, tensors: Collection[str]) -> list[Checkp
 def _repeated_entry(
     variable: Any, tensors: Sequence[str], *, is_kernel: bool = False
 ) -> CheckpointEntry:
-    """Returns the entry of a variable of which a checkpoint has copies; the first is read."""
+    """Returns the entry of a variable with copies in the checkpoint; the first is read."""
 
-    def turn(array: Array) -> Array:
+    def transpose(array: Array) -> Array:
         return array.T if is_kernel else array
 
     return CheckpointEntry(
         (variable,),
         tuple(tensors),
-        lambda arrays: [turn(arrays[0])],
-        lambda arrays: [turn(arrays[0])] * len(tensors),
+        lambda arrays: [transpose(arrays[0])],
+        lambda arrays: [transpose(arrays[0])] * len(tensors),
     )
 
 
@@ -119,26 +116,24 @@ def _prediction_entries(prediction: MultiTokenPrediction, first: int) -> list[Ch
             for name, layers in norms.items()
         ]
         entries.append(
-            _exchanged_entry(
-                own_variable(prediction.projections[index]), f"{prefix}.eh_proj.weight"
-            )
+            _swapped_entry(own_variable(prediction.projections[index]), f"{prefix}.eh_proj.weight")
         )
         entries += block_entries(block, prefix)
     return entries
 
 
-def _exchanged_entry(kernel: Any, tensor: str) -> CheckpointEntry:
-    """Returns the entry of a projection whose two halves of rows stand the other way round."""
+def _swapped_entry(kernel: Any, tensor: str) -> CheckpointEntry:
+    """Returns the entry of a projection whose two halves of rows are swapped in the file."""
     half = kernel.shape[0] // 2
 
-    def exchange(array: Array) -> Array:
+    def swap_halves(array: Array) -> Array:
         return np.concatenate([array[half:], array[:half]])
 
     return CheckpointEntry(
         (kernel,),
         (tensor,),
-        lambda arrays: [exchange(arrays[0].T)],
-        lambda arrays: [exchange(arrays[0]).T],
+        lambda arrays: [swap_halves(arrays[0].T)],
+        lambda arrays: [swap_halves(arrays[0]).T],
     )
 
 
@@ -146,8 +141,8 @@ def block_entries(block: DecoderBlock, prefix: str) -> list[CheckpointEntry]:
     """Returns the entries of one block.
 
     Args:
-        block: `DecoderBlock` of latent attention.
-        prefix: string. What its tensors' names begin with, without the dot.
+        block: A block with latent attention.
+        prefix: The start of its tensor names, without the last dot.
     """
     entries = [
         copied_entry(block.attention_norm.scale, f"{prefix}.input_layernorm.weight"),
@@ -193,7 +188,7 @@ def _attention_entries(attention: Any, prefix: str) -> list[CheckpointEntry]:
 
 
 def _joined_entry(variables: Sequence[Any], tensor: str) -> CheckpointEntry:
-    """Returns the entry of vectors that the file has as one, one behind the other."""
+    """Returns the entry of vectors that the file stores as one, concatenated."""
     bounds = np.cumsum([variable.shape[0] for variable in variables])[:-1]
     return CheckpointEntry(
         tuple(variables),

@@ -1,7 +1,7 @@
-"""What the language models of DeepSeek from V2 to V3.2 are made of: their common config.
+"""The base class of the configs of DeepSeek-V2, V3 and V3.2.
 
-The families beside it add what is their own. It reads and writes `config.json` as transformers has
-it, by a table of names.
+It reads and writes the `config.json` of transformers by tables of names. Each family adds what
+differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from keras_deepseek.models.decoder.checkpoint_values import (
     read_rope,
 )
 from keras_deepseek.models.decoder.token_ids import check_token_ids
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
 
 REQUIRED_KEYS = {
@@ -41,7 +42,7 @@ REQUIRED_KEYS = {
     "norm_topk_prob": "normalize_weights",
     "routed_scaling_factor": "routed_scale",
 }
-"""Keys of a `config.json` whose absence would leave open what the model computes."""
+"""Keys of a `config.json` without which the model would be a guess, by our names."""
 
 OPTIONAL_KEYS = {
     "moe_layer_freq": "moe_layer_frequency",
@@ -59,14 +60,14 @@ OPTIONAL_KEYS = {
 
 OTHER_KEYS = frozenset(
     {
-        "aux_loss_alpha",  # Of the training, as is the next: see `balance_loss`.
+        "aux_loss_alpha",  # For training, as the next key: see `balance_loss`.
         "seq_aux",
-        "ep_size",  # How the experts were divided among devices.
-        "head_dim",  # Follows from the others, as does the next.
+        "ep_size",  # The sharding of the experts.
+        "head_dim",  # Follows from other keys, as the next one does.
         "qk_head_dim",
         "hidden_act",
         "mlp_bias",
-        "num_experts",  # Other names of `n_routed_experts`, written beside it.
+        "num_experts",  # A copy of `n_routed_experts`, as `num_local_experts` is.
         "num_key_value_heads",
         "num_local_experts",
         "num_mtp_layers",
@@ -78,7 +79,7 @@ OTHER_KEYS = frozenset(
         "topk_method",
     }
 )
-"""Keys that are read otherwise than by a name of our own, or that change nothing."""
+"""Keys that are read in another way, or that do not change the model."""
 
 _SIZES = (
     "vocabulary_size",
@@ -106,7 +107,7 @@ _COUNTS = ("num_shared_experts", "num_dense_layers", "num_prediction_layers")
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSeekConfig(PresetConfig):
-    """The sizes of a DeepSeek model; each family's class says what each of them is."""
+    """The fields that DeepSeek configs share; the class of each family documents them."""
 
     vocabulary_size: int
     hidden_dim: int
@@ -144,11 +145,10 @@ class DeepSeekConfig(PresetConfig):
     end_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
 
-    model_type: ClassVar[str]
-    architecture: ClassVar[str]
+    family: ClassVar[Family]
     topk_methods: ClassVar[tuple[str, ...]]
     own_keys: ClassVar[Mapping[str, str]] = {}
-    """The keys of a `config.json` that this family alone has."""
+    """The keys of a `config.json` that only this family has, by our names."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -175,15 +175,16 @@ class DeepSeekConfig(PresetConfig):
         for name in ("num_experts_per_token", "moe_intermediate_dim"):
             if getattr(self, name) is None:
                 raise InvalidInputError(
-                    f"`{name}` must be a positive integer where there are `num_experts`, here "
-                    f"{self.num_experts}; received None."
+                    f"`{name}` must be a positive integer if there are experts "
+                    f"(num_experts={self.num_experts}), received None."
                 )
 
     def has_experts(self, index: int) -> bool:
-        """Returns whether a layer has experts, rather than one feed-forward layer.
+        """Returns true if a layer has experts, false if it has one feed-forward layer.
 
         Args:
-            index: integer. The layer, from 0 on; those of further predictions follow the others.
+            index: integer. The index of the layer, from 0. Layers that predict further tokens
+                follow the others.
         """
         is_first = index < self.num_dense_layers
         return (
@@ -191,7 +192,7 @@ class DeepSeekConfig(PresetConfig):
         )
 
     def attention_arguments(self) -> dict[str, Any]:
-        """Returns what the attention layer is made from."""
+        """Returns the arguments of the attention layer."""
         return {
             "num_heads": self.num_heads,
             "nope_head_dim": self.nope_head_dim,
@@ -207,7 +208,7 @@ class DeepSeekConfig(PresetConfig):
         }
 
     def router_arguments(self) -> dict[str, Any]:
-        """Returns what the router of a layer with experts is made from."""
+        """Returns the arguments of the router in a layer with experts."""
         return {
             "num_experts": self.num_experts,
             "num_experts_per_token": self.num_experts_per_token,
@@ -223,18 +224,18 @@ class DeepSeekConfig(PresetConfig):
     def from_checkpoint_config(cls, values: Mapping[str, Any]) -> Self:
         """Returns the config that the `config.json` of a checkpoint describes.
 
-        Modules that predict further tokens are not built unless `num_prediction_layers` says so:
-        many checkpoints name a number of them and do not hold them.
+        Modules that predict further tokens are built only if `num_prediction_layers` is given: many
+        checkpoints name a number of modules and do not contain them.
 
         Args:
-            values: dict. The file, as `json` reads it.
+            values: dict. The content of the file.
 
         Raises:
-            InvalidInputError: The file is that of another model, a key is unknown or missing, or a
+            InvalidInputError: The file belongs to another model, a key is unknown or missing, or a
                 value is out of its range.
         """
         names = {**REQUIRED_KEYS, **OPTIONAL_KEYS, **cls.own_keys}
-        check_checkpoint_value(values, "model_type", allowed=(cls.model_type,))
+        check_checkpoint_value(values, "model_type", allowed=(cls.family.model_type,))
         check_keys(values, [*names, *OTHER_KEYS])
         required = {*REQUIRED_KEYS, *cls.own_keys} - cls.optional_keys()
         check_required_keys(values, sorted(required))
@@ -244,7 +245,7 @@ class DeepSeekConfig(PresetConfig):
         check_checkpoint_value(values, "num_key_value_heads", allowed=(num_heads,))
         check_checkpoint_value(values, "topk_method", allowed=cls.topk_methods)
         given = {field: values[key] for key, field in names.items() if key in values}
-        # What may be null there stands for our default, which is null, too, or the same.
+        # A null value stands for our default.
         given = {field: value for field, value in given.items() if value is not None}
         theta, scaling = read_rope(values)
         given |= {"rope_max_wavelength": theta, "rope_scaling": scaling}
@@ -256,26 +257,26 @@ class DeepSeekConfig(PresetConfig):
 
     @classmethod
     def optional_keys(cls) -> set[str]:
-        """Returns the keys that may be missing though their names are among those that must be."""
+        """Returns the required keys that may be missing nevertheless."""
         return set()
 
     def to_checkpoint_config(self) -> dict[str, Any]:
-        """Returns the `config.json` that transformers makes the same model from.
+        """Returns the `config.json` from which transformers makes the same model.
 
-        It has no model of a `moe_layer_frequency` beside 1, or of another `scoring` than the
-        family's: it passes these over, where DeepSeek's own code reads them.
+        Transformers ignores a `moe_layer_frequency` other than 1, and a `scoring` other than the
+        family's. DeepSeek's own code reads both.
         """
         names = {**REQUIRED_KEYS, **OPTIONAL_KEYS, **self.own_keys}
         values = {key: getattr(self, field) for key, field in names.items()}
         if self.max_length is None:
             del values["max_position_embeddings"]
-        if self.num_experts is None:  # Which transformers can't read, but for layers without them.
+        if self.num_experts is None:  # Transformers needs some, so all of its layers are dense.
             values |= {"n_routed_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 1}
             values["first_k_dense_replace"] = self.num_layers + self.num_prediction_layers
         has_groups = self.num_groups > 1
         return {
-            "architectures": [self.architecture],
-            "model_type": self.model_type,
+            "architectures": [self.family.architectures[0]],
+            "model_type": self.family.model_type,
             "hidden_act": "silu",
             "num_key_value_heads": self.num_heads,
             "topk_method": self.topk_methods[-1 if has_groups else 0],

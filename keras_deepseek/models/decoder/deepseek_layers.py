@@ -1,4 +1,4 @@
-"""The layers that DeepSeek-V2, V3 and V3.2 are made of, from their config."""
+"""The layers of DeepSeek-V2, V3 and V3.2, made from their config."""
 
 from typing import Any
 
@@ -20,13 +20,7 @@ from keras_deepseek.models.decoder.token_logits import TokenLogits
 def make_backbone_layers(
     config: DeepSeekConfig, attention_class: type[keras.Layer], policy: Any
 ) -> tuple[keras.Layer, list[keras.Layer], keras.Layer]:
-    """Returns the embedding, the blocks and the last norm.
-
-    Args:
-        config: `DeepSeekConfig`.
-        attention_class: The class of the attention layers.
-        policy: `keras.DTypePolicy`.
-    """
+    """Returns the embedding, the blocks and the last norm."""
     embedding = ReversibleEmbedding(
         config.vocabulary_size,
         config.hidden_dim,
@@ -49,14 +43,7 @@ def make_backbone_layers(
 def make_decoder_block(
     config: DeepSeekConfig, attention_class: type[keras.Layer], index: int, policy: Any
 ) -> DecoderBlock:
-    """Returns one block.
-
-    Args:
-        config: `DeepSeekConfig`.
-        attention_class: The class of its attention layer.
-        index: integer. Its number, by which it has experts or none.
-        policy: `keras.DTypePolicy`.
-    """
+    """Returns one block; its index decides if it has experts."""
     arguments = {"kernel_initializer": _make_initializer(config), "dtype": policy}
     attention = attention_class(**config.attention_arguments(), **arguments, name="attention")
     feed_forward: keras.Layer
@@ -81,11 +68,7 @@ def make_decoder_block(
 
 
 def make_multi_token_prediction(backbone: Any) -> MultiTokenPrediction:
-    """Returns the modules that predict further tokens.
-
-    Args:
-        backbone: `DeepSeekBackbone` whose config has some.
-    """
+    """Returns the modules that predict further tokens, for a backbone whose config has some."""
     config, policy = backbone.config, backbone.layers_policy
     embedding = backbone.token_embedding
     return MultiTokenPrediction(

@@ -1,4 +1,4 @@
-"""How the loss of further tokens gets into a model that returns the logits of the next alone."""
+"""A layer that adds the loss of predicted further tokens to a language model."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from keras_deepseek.layers.input_check import Shape
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class MultiTokenLoss(keras.Layer):
-    """Hands logits on as they are, and adds the loss of `MultiTokenPrediction` in training.
+    """A layer that returns its logits and adds the loss of `MultiTokenPrediction` in training.
 
-    Choose it over that layer alone where a model should return nothing but its own logits. The
+    Choose it instead of `MultiTokenPrediction` if a model should return only its own logits. The
     modules are not run at inference.
 
     Args:
@@ -25,13 +25,12 @@ class MultiTokenLoss(keras.Layer):
         inputs: Tensor of logits.
         hidden_states: Floating-point tensor of shape `(batch_size, length, dim)`.
         token_ids: Integer tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None`.
-        training: boolean. Whether the loss is added.
-        segment_ids: Integer tensor of shape `(batch_size, length)`, or `None`: in packed rows the
-            document of a token.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None`: in packed rows those
-            within the document.
+        mask: Boolean tensor of shape `(batch_size, length)`, false for padding, or `None`.
+        training: boolean. Whether to add the loss.
+        segment_ids: Integer tensor of shape `(batch_size, length)`, or `None`. In packed rows, the
+            document of each token.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None`. In packed rows, the
+            positions within the document.
 
     Returns:
         `inputs`.

@@ -1,4 +1,4 @@
-"""The last layer of a language model, which is its first one the other way round."""
+"""The output layer of a language model: the token embedding in reverse."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ from keras_deepseek.layers.token_dim import read_last_dim
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class TokenLogits(keras.Layer):
-    """Scores every token of a vocabulary by hidden states: `token_embedding(x, reverse=True)`.
+    """A layer that scores all tokens of a vocabulary: `token_embedding(x, reverse=True)`.
 
-    Choose it where a head must be a layer of its own, as that of `MultiTokenPrediction`. It has no
-    weights beside those of the embedding: these, transposed, where the embedding ties them, and
-    else its `reverse_embeddings`. Logits are in float32 or better, whatever they are computed in:
-    half precision blurs probabilities and losses.
+    Choose it if a head must be a separate layer, as in `MultiTokenPrediction`. It has no weights of
+    its own. It uses the transposed embeddings if the embedding ties its weights, and its
+    `reverse_embeddings` otherwise. Logits are float32 or better under any policy: half precision
+    makes probabilities and losses inaccurate.
 
     Args:
-        token_embedding: `keras.layers.ReversibleEmbedding`, or its serialized config. That which
-            the model begins with.
+        token_embedding: `keras.layers.ReversibleEmbedding`, or its serialized config. The embedding
+            of the model's inputs.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -33,7 +33,7 @@ class TokenLogits(keras.Layer):
         A tensor of shape `(batch_size, ..., vocabulary_size)`.
 
     Raises:
-        InvalidInputError: `token_embedding` is no `ReversibleEmbedding`.
+        InvalidInputError: `token_embedding` is not a `ReversibleEmbedding`.
 
     Example:
 
@@ -52,7 +52,7 @@ class TokenLogits(keras.Layer):
             raise InvalidInputError(
                 f"`token_embedding` must be a `ReversibleEmbedding`, received {token_embedding!r}."
             )
-        self.token_embedding.supports_masking = True  # It transforms each token alone.
+        self.token_embedding.supports_masking = True  # It treats each token alone.
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:

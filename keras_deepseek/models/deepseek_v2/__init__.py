@@ -1,4 +1,4 @@
-"""DeepSeek-V2."""
+"""The DeepSeek-V2 family of language models."""
 
 from keras_deepseek.models.deepseek_v2.config import DeepSeekV2Config
 from keras_deepseek.models.deepseek_v2.deepseek_v2_backbone import DeepSeekV2Backbone

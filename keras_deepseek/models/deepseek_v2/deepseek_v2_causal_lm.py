@@ -1,4 +1,4 @@
-"""The task of DeepSeek-V2: from the tokens so far to the logits of the next."""
+"""The task of DeepSeek-V2: from the tokens so far to the logits of the next one."""
 
 from typing import ClassVar
 
@@ -7,30 +7,32 @@ import keras
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v2.config import DeepSeekV2Config
 from keras_deepseek.models.deepseek_v2.deepseek_v2_backbone import DeepSeekV2Backbone
+from keras_deepseek.models.deepseek_v2.family import DEEPSEEK_V2
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV2CausalLM(DeepSeekCausalLM):
-    """DeepSeek-V2, which gives each place the logits of the token behind it.
+    """DeepSeek-V2 as a language model: logits of the next token at each position.
 
-    Multi-head latent attention keeps few numbers a token while the model decodes, and a mixture of
-    experts spends the work of few parameters on a token.
-    Where the config has `num_prediction_layers`, training adds the loss of a `MultiTokenPrediction`
-    of so many modules; outputs and decoding are as without.
+    Choose it for a mixture of experts that decodes with a small cache. Multi-head latent attention
+    caches few numbers for each token, and a token uses only few of the model's parameters.
+
+    If the config has `num_prediction_layers`, training adds the loss of a `MultiTokenPrediction`
+    with that many modules. Outputs and decoding do not change.
 
     Args:
         config: `DeepSeekV2Config`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
-        mask, so that a loss of Keras leaves padding out.
+        mask, so that Keras losses leave padding out.
 
     Raises:
         InvalidInputError: Sequences are longer than the config's `max_length`.
@@ -50,6 +52,6 @@ class DeepSeekV2CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V2 (DeepSeek-AI, 2024)](https://arxiv.org/abs/2405.04434)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV2Config.architecture,)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V2.architectures
     config_class: ClassVar[type] = DeepSeekV2Config
     backbone_class: ClassVar[type] = DeepSeekV2Backbone

@@ -1,4 +1,4 @@
-"""DeepSeek-V3."""
+"""The DeepSeek-V3 family of language models."""
 
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 from keras_deepseek.models.deepseek_v3.deepseek_v3_backbone import DeepSeekV3Backbone

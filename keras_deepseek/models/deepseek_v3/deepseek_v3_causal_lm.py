@@ -1,4 +1,4 @@
-"""The task of DeepSeek-V3: from the tokens so far to the logits of the next."""
+"""The task of DeepSeek-V3: from the tokens so far to the logits of the next one."""
 
 from typing import ClassVar
 
@@ -7,30 +7,33 @@ import keras
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 from keras_deepseek.models.deepseek_v3.deepseek_v3_backbone import DeepSeekV3Backbone
+from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV3CausalLM(DeepSeekCausalLM):
-    """DeepSeek-V3, which gives each place the logits of the token behind it.
+    """DeepSeek-V3 as a language model: logits of the next token at each position.
 
-    To DeepSeek-V2's latent attention and experts it adds a choice of experts by a bias that moves
-    with their load, and modules that predict further tokens.
-    Where the config has `num_prediction_layers`, training adds the loss of a `MultiTokenPrediction`
-    of so many modules; outputs and decoding are as without.
+    Choose it for the architecture of DeepSeek-V3 and R1. To DeepSeek-V2's latent attention and
+    experts it adds a bias in the choice of experts, which follows their load, and modules that
+    predict further tokens.
+
+    If the config has `num_prediction_layers`, training adds the loss of a `MultiTokenPrediction`
+    with that many modules. Outputs and decoding do not change.
 
     Args:
         config: `DeepSeekV3Config`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
-        mask, so that a loss of Keras leaves padding out.
+        mask, so that Keras losses leave padding out.
 
     Raises:
         InvalidInputError: Sequences are longer than the config's `max_length`.
@@ -50,6 +53,6 @@ class DeepSeekV3CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV3Config.architecture,)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V3.architectures
     config_class: ClassVar[type] = DeepSeekV3Config
     backbone_class: ClassVar[type] = DeepSeekV3Backbone

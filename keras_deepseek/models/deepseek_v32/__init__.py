@@ -1,4 +1,4 @@
-"""DeepSeek-V3.2."""
+"""The DeepSeek-V3.2 family of language models."""
 
 from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
 from keras_deepseek.models.deepseek_v32.deepseek_v32_backbone import DeepSeekV32Backbone

@@ -1,4 +1,4 @@
-"""What a DeepSeek-V3.2 is made of; read by its backbone and its task."""
+"""The config of DeepSeek-V3.2."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,10 +8,11 @@ from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
-from keras_deepseek.models.deepseek_v32.presets import PRESETS
+from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
+from keras_deepseek.models.family import Family
 
 _LAYER_TYPES = ("indexed_attention", "deepseek_sparse_attention")
-"""Of one kind; releases of transformers name it differently."""
+"""The same kind of layer, named differently by releases of transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,62 +24,59 @@ class DeepSeekV32Config(DeepSeekConfig):
     Args:
         vocabulary_size: integer. Number of tokens.
         hidden_dim: integer. Size of the hidden states.
-        intermediate_dim: integer. Size of the hidden activations of a feed-forward layer that has
-            no experts.
+        intermediate_dim: integer. Hidden size of a feed-forward layer without experts.
         num_layers: integer. Number of decoder blocks.
         num_heads: integer. Number of attention heads.
-        nope_head_dim: integer. Size of the part of a query and key that knows no position.
+        nope_head_dim: integer. Size of the part of a query and key without position information.
         rope_head_dim: integer. Size of the part that is rotated by position; an even number.
         value_head_dim: integer. Size of a value.
         key_value_lora_rank: integer. Size of the compressed keys and values.
         query_lora_rank: integer or `None`. Size of the compressed queries; `None` projects queries
             directly. Defaults to `None`.
-        num_experts: integer or `None`. Number of routed experts; `None` for a model without.
-            Defaults to `None`.
-        num_experts_per_token: integer or `None`. How many of them each token goes to. Defaults to
-            `None`.
-        moe_intermediate_dim: integer or `None`. Size of the hidden activations of one expert.
-            Defaults to `None`.
-        num_shared_experts: integer. How many experts every token uses. Defaults to `1`.
-        num_dense_layers: integer. How many of the first blocks have no experts. Defaults to `0`.
-        moe_layer_frequency: integer. Behind those, blocks whose number it divides have experts.
-            Defaults to `1`.
-        num_groups: integer. The number of groups that experts stand in. Defaults to `1`.
-        num_groups_per_token: integer. How many groups a token may choose from. Defaults to `1`.
+        num_experts: integer or `None`. Number of routed experts; `None` for a model without
+            experts. Defaults to `None`.
+        num_experts_per_token: integer or `None`. Number of routed experts for each token. Defaults
+            to `None`.
+        moe_intermediate_dim: integer or `None`. Hidden size of one expert. Defaults to `None`.
+        num_shared_experts: integer. Number of experts that every token uses. Defaults to `1`.
+        num_dense_layers: integer. Number of first blocks that have no experts. Defaults to `0`.
+        moe_layer_frequency: integer. Among the other blocks, those whose index it divides have
+            experts. Defaults to `1`.
+        num_groups: integer. Number of groups of experts. Defaults to `1`.
+        num_groups_per_token: integer. Number of groups that a token may choose from. Defaults to
+            `1`.
         scoring: string. The `scoring` of `ExpertRouter`. Defaults to `"sigmoid"`.
-        normalize_weights: boolean. Whether the weights of a token's experts are divided by their
-            sum. Defaults to `True`.
-        routed_scale: float. What these weights are multiplied with. Defaults to `1.0`.
-        balance_loss: float. Weight of the loss that asks every sequence to use its experts evenly,
-            in training alone. A checkpoint's `aux_loss_alpha` is not read. Defaults to `0.0`.
+        normalize_weights: boolean. Whether to divide the weights of a token's experts by their sum.
+            Defaults to `True`.
+        routed_scale: float. Factor of these weights. Defaults to `1.0`.
+        balance_loss: float. Weight of a loss in training that makes each sequence use its experts
+            evenly. A checkpoint's `aux_loss_alpha` is not read. Defaults to `0.0`.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
         rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
-        use_attention_bias: boolean. Whether the projections of attention from and to the hidden
-            states add a bias. Defaults to `False`.
-        attention_dropout: float. Rate at which attention weights are dropped in training. Defaults
-            to `0.0`.
-        epsilon: float. Added to the mean squares in the norms of the blocks and the last one; those
-            within attention add 1e-6. Defaults to `1e-6`.
-        max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
-            refused. Defaults to `None`.
-        tie_word_embeddings: boolean. Whether the logits are made by the embedding of the tokens,
-            rather than by a kernel of the head. Defaults to `False`.
-        initializer_range: float. Standard deviation of the weights at first. Defaults to `0.02`.
-        num_prediction_layers: integer. Number of modules that predict a further token each, whose
+        use_attention_bias: boolean. Whether the attention projections from and to the hidden states
+            have a bias. Defaults to `False`.
+        attention_dropout: float. Dropout rate of attention weights. Defaults to `0.0`.
+        epsilon: float. Added to the mean squares in the norms of the blocks and the last norm. The
+            norms inside attention use 1e-6. Defaults to `1e-6`.
+        max_length: integer or `None`. Largest number of positions, in tokens; a longer call raises
+            an error. Defaults to `None`.
+        tie_word_embeddings: boolean. Whether the logits use the token embedding instead of a kernel
+            of the head. Defaults to `False`.
+        initializer_range: float. Standard deviation of the initial weights. Defaults to `0.02`.
+        num_prediction_layers: integer. Number of modules that each predict one further token, whose
             loss is added in training. Defaults to `0`.
-        prediction_loss_weight: float. What that loss is multiplied with. Defaults to `0.3`.
-        start_token_id: integer or `None`. The token that a text begins with. Defaults to `None`.
+        prediction_loss_weight: float. Factor of that loss. Defaults to `0.3`.
+        start_token_id: integer or `None`. The token that starts a text. Defaults to `None`.
         end_token_id: integer, tuple of integers, or `None`. The tokens that end a text. Defaults to
             `None`.
-        pad_token_id: integer or `None`. The token that stands for padding. Defaults to `None`.
-        index_top_k: integer. How many keys each token looks at, at most. Defaults to `2048`.
+        pad_token_id: integer or `None`. The padding token. Defaults to `None`.
+        index_top_k: integer. Largest number of keys that each token attends to. Defaults to `2048`.
         index_num_heads: integer. Number of heads of the indexer. Defaults to `64`.
         index_head_dim: integer. Size of a head of the indexer. Defaults to `128`.
         indexer_loss_weight: float or `None`. Weight of the loss that trains the indexer; `None`
-            leaves it as it is. Defaults to `None`.
-        feed_forward_types: tuple of strings or `None`. For each block `"dense"` or `"sparse"`,
-            which has experts; `None` goes by `num_dense_layers` and `moe_layer_frequency`.
-            Defaults to `None`.
+            does not train it. Defaults to `None`.
+        feed_forward_types: tuple of strings or `None`. For each block `"dense"`, or `"sparse"` for
+            experts; `None` uses `num_dense_layers` and `moe_layer_frequency`. Defaults to `None`.
 
     Raises:
         InvalidInputError: A value is out of its range. The message names it.
@@ -97,10 +95,9 @@ class DeepSeekV32Config(DeepSeekConfig):
     indexer_loss_weight: float | None = None
     feed_forward_types: Sequence[str] | None = None
 
-    model_type: ClassVar[str] = "deepseek_v32"
-    architecture: ClassVar[str] = "DeepseekV32ForCausalLM"
     topk_methods: ClassVar[tuple[str, ...]] = ("noaux_tc",)
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = DEEPSEEK_V32
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DEEPSEEK_V32.presets
     own_keys: ClassVar[Mapping[str, str]] = {
         "index_topk": "index_top_k",
         "index_n_heads": "index_num_heads",
@@ -122,7 +119,7 @@ class DeepSeekV32Config(DeepSeekConfig):
                 f"`feed_forward_types` must be 'dense' or 'sparse' for each of the "
                 f"{self.num_layers} layers, received {types!r}."
             )
-        object.__setattr__(self, "feed_forward_types", tuple(types))  # JSON brings a list.
+        object.__setattr__(self, "feed_forward_types", tuple(types))  # JSON returns a list.
 
     def has_experts(self, index: int) -> bool:
         types = self.feed_forward_types
@@ -150,7 +147,7 @@ class DeepSeekV32Config(DeepSeekConfig):
             check_checkpoint_value({"layer_types": layer_type}, "layer_types", allowed=_LAYER_TYPES)
         config = super().from_checkpoint_config(values)
         by_number = replace(config, feed_forward_types=None)
-        # Transformers writes what `first_k_dense_replace` says out for every layer.
+        # Transformers writes a type for each layer, even if `first_k_dense_replace` is enough.
         is_alike = all(
             config.has_experts(index) == by_number.has_experts(index)
             for index in range(config.num_layers)

@@ -1,4 +1,4 @@
-"""The body of DeepSeek-V3.2: from token ids to hidden states."""
+"""The backbone of DeepSeek-V3.2: from token ids to hidden states."""
 
 from typing import ClassVar
 
@@ -11,24 +11,23 @@ from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV32Backbone(DeepSeekBackbone):
-    """The blocks of DeepSeek-V3.2, between the embedding of the tokens and the last norm.
+    """The blocks of DeepSeek-V3.2, with the token embedding before and a norm after them.
 
-    Choose it to build another head than `DeepSeekV32CausalLM`'s on the same body. Each block is a
-    `DecoderBlock` of `DeepSeekSparseAttention` and, but for the first ones, `DeepSeekMoE`.
+    Choose it to build another head than `DeepSeekV32CausalLM`'s. Each block is a `DecoderBlock` of
+    `DeepSeekSparseAttention` and `DeepSeekMoE`; the first blocks have a dense feed-forward layer.
 
     Args:
         config: `DeepSeekV32Config`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
-        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states behind the last
-        norm.
+        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states after the last norm.
 
     Raises:
         InvalidInputError: Sequences are longer than the config's `max_length`.

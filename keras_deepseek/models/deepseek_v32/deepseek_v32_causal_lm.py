@@ -1,4 +1,4 @@
-"""The task of DeepSeek-V3.2: from the tokens so far to the logits of the next."""
+"""The task of DeepSeek-V3.2: from the tokens so far to the logits of the next one."""
 
 from typing import ClassVar
 
@@ -7,29 +7,32 @@ import keras
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
 from keras_deepseek.models.deepseek_v32.deepseek_v32_backbone import DeepSeekV32Backbone
+from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV32CausalLM(DeepSeekCausalLM):
-    """DeepSeek-V3.2, which gives each place the logits of the token behind it.
+    """DeepSeek-V3.2 as a language model: logits of the next token at each position.
 
-    It is DeepSeek-V3 with attention over the few keys that an indexer chooses, for long contexts.
-    Where the config has `num_prediction_layers`, training adds the loss of a `MultiTokenPrediction`
-    of so many modules; outputs and decoding are as without.
+    Choose it for long contexts. It is DeepSeek-V3 with attention to only those keys that an indexer
+    selects.
+
+    If the config has `num_prediction_layers`, training adds the loss of a `MultiTokenPrediction`
+    with that many modules. Outputs and decoding do not change.
 
     Args:
         config: `DeepSeekV32Config`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
-        mask, so that a loss of Keras leaves padding out.
+        mask, so that Keras losses leave padding out.
 
     Raises:
         InvalidInputError: Sequences are longer than the config's `max_length`.
@@ -49,6 +52,6 @@ class DeepSeekV32CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV32Config.architecture,)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V32.architectures
     config_class: ClassVar[type] = DeepSeekV32Config
     backbone_class: ClassVar[type] = DeepSeekV32Backbone

@@ -1,4 +1,4 @@
-"""DeepSeek-V4: compressed attentions and mixtures of experts between residual streams."""
+"""The DeepSeek-V4 family of language models, with compressed attention and residual streams."""
 
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import DeepSeekV4Backbone

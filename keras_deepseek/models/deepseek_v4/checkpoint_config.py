@@ -1,11 +1,11 @@
-"""Between `DeepSeekV4Config` and the `config.json` of a checkpoint, by transformers or by DeepSeek.
+"""Conversion between `DeepSeekV4Config` and the `config.json` of transformers or DeepSeek.
 
-The two write the same in different words: DeepSeek a ratio of compression for each layer and one
-`rope_scaling`, transformers the name of each layer's type and nested `rope_parameters`.
+The two formats differ. DeepSeek's has a compression ratio for each layer and one `rope_scaling`;
+transformers has the name of each layer's type and nested `rope_parameters`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
@@ -15,9 +15,7 @@ from keras_deepseek.models.decoder.checkpoint_values import (
     complete_scaling,
     read_object,
 )
-
-if TYPE_CHECKING:
-    from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
 
 _NAMES = {
     "vocab_size": "vocabulary_size",
@@ -50,7 +48,7 @@ _NAMES = {
     "eos_token_id": "end_token_id",
     "pad_token_id": "pad_token_id",
 }
-"""What goes by another name and means the same."""
+"""Keys with the same meaning as one of our fields, by our names."""
 
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 129280,
@@ -65,10 +63,10 @@ _DEFAULTS: dict[str, Any] = {
     "num_experts_per_tok": 6,
     "max_position_embeddings": 1048576,
 }
-"""What transformers takes for keys that are not there, where something is made of them here."""
+"""The defaults of transformers for missing keys, if we need a value."""
 
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "model_type": ("deepseek_v4",),
+_FIXED_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": (DEEPSEEK_V4.model_type,),
     "hidden_act": ("silu",),
     "num_key_value_heads": (1,),
     "n_shared_experts": (1,),
@@ -77,7 +75,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
 }
-"""Keys that have one value in every DeepSeek-V4."""
+"""Keys that have only one value in every DeepSeek-V4."""
 
 _SCORINGS = {"sqrtsoftplus": "sqrt_softplus", "sigmoid": "sigmoid"}
 _RATIOS = {0: "sliding_attention", 4: "compressed_sparse_attention"}
@@ -86,7 +84,7 @@ _ROUTERS = {"hash_moe": "hash", "moe": "score"}
 _NUM_LAYERS, _NUM_HASH_LAYERS = 43, 3
 _PARTIAL_ROTARY_FACTOR = 64 / 512
 
-_READ_APART = {
+_SPECIAL_KEYS = {
     "compress_rate_csa",
     "compress_rate_hca",
     "compress_rates",
@@ -102,7 +100,7 @@ _READ_APART = {
     "scoring_func",
 }
 
-_PASSED_OVER = {
+_IGNORED_KEYS = {
     "dspark_block_size",
     "dspark_markov_rank",
     "dspark_noise_token_id",
@@ -115,21 +113,18 @@ _PASSED_OVER = {
     "router_aux_loss_coef",
     "router_jitter_noise",
 }
-"""Keys that say nothing of what the model computes, or are read elsewhere, beside generic ones."""
+"""Keys, beside the generic ones, that do not change the model or are read elsewhere."""
 
 
 def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `DeepSeekV4Config` for a checkpoint.
-
-    Args:
-        config: dict. A `config.json`.
+    """Returns the arguments of `DeepSeekV4Config` for the content of a `config.json`.
 
     Raises:
-        InvalidInputError: A key is not known, or has a value that no DeepSeek-V4 has.
+        InvalidInputError: A key is unknown, or has a value that no DeepSeek-V4 has.
     """
-    known = {*_NAMES, *_ONLY, *_READ_APART, *_PASSED_OVER}
+    known = {*_NAMES, *_FIXED_VALUES, *_SPECIAL_KEYS, *_IGNORED_KEYS}
     check_keys(config, known)
-    for name, values in _ONLY.items():
+    for name, values in _FIXED_VALUES.items():
         check_checkpoint_value(config, name, allowed=values)
     given = {**_DEFAULTS, **{name: x for name, x in config.items() if x is not None}}
     arguments = {ours: given[name] for name, ours in _NAMES.items() if name in given}
@@ -146,12 +141,12 @@ def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_layers(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the type of each layer and of its router."""
+    """Returns the type of each layer's attention and router."""
     count = given.get("num_hidden_layers", _NUM_LAYERS)
     types = given.get("layer_types")
     if types is None and "compress_ratios" in given:
         types = [_look_up("compress_ratios", ratio, _RATIOS) for ratio in given["compress_ratios"]]
-    if types is None:  # As transformers, where a config says nothing.
+    if types is None:  # The default of transformers.
         further = ("heavily_compressed_attention", "compressed_sparse_attention")
         types = [further[0] if index < 2 else further[index % 2] for index in range(count)]  # noqa: PLR2004
     routers = given.get("mlp_layer_types")
@@ -160,10 +155,10 @@ def _read_layers(given: Mapping[str, Any]) -> dict[str, Any]:
         routers = ["hash_moe" if index < num_hash else "moe" for index in range(count)]
     if min(len(types), len(routers)) < count:
         raise InvalidInputError(
-            f"A config of {count} `num_hidden_layers` needs as many types of layers, received "
-            f"{len(types)} of attentions and {len(routers)} of routers."
+            f"A config with {count} `num_hidden_layers` must have as many layer types, received "
+            f"{len(types)} attention types and {len(routers)} router types."
         )
-    # What is beyond them is of layers that predict further tokens.
+    # Further types belong to layers that predict further tokens.
     return {
         "layer_types": tuple(types[:count]),
         "router_types": tuple(
@@ -175,7 +170,7 @@ def _read_layers(given: Mapping[str, Any]) -> dict[str, Any]:
 def _look_up(name: str, value: Any, names: Mapping[Any, str]) -> str:
     if value not in names:
         raise InvalidInputError(
-            f"`{name}` must be of {', '.join(map(str, names))}, received {value!r}."
+            f"`{name}` must be one of {', '.join(map(str, names))}, received {value!r}."
         )
     return names[value]
 
@@ -191,7 +186,7 @@ def _read_rates(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    """Returns what turns queries and keys: in `rope_parameters` nested, or flat."""
+    """Returns the arguments of the rotary angles, from nested or flat keys."""
     parameters = read_object(given, "rope_parameters") or read_object(given, "rope_scaling")
     factor = given.get("partial_rotary_factor")
     main, compress = (read_object(parameters, kind) for kind in ("main", "compress"))
@@ -203,7 +198,7 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
             if wavelength is not None:
                 read[f"{prefix}rope_max_wavelength"] = wavelength
             factor = kind.pop("partial_rotary_factor", factor)
-        # Nested, YaRN raises the amplitude unless it is told not to; `None` asks for that here.
+        # With nested keys, YaRN scales the amplitude by default. Here `None` asks for that.
         read["rope_scaling"] = _read_scaling({"attention_factor": None, **main}, length)
         read["compress_rope_scaling"] = _read_scaling(
             {"attention_factor": None, **compress}, length
@@ -223,7 +218,7 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 
 
 def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, Any] | None:
-    """Returns a scaling, `None` where there is none."""
+    """Returns the scaling of rotary angles, or `None` for no scaling."""
     scaling = dict(parameters)
     older_name = scaling.pop("type", None)
     kind = scaling.get("rope_type", older_name) or "default"
@@ -236,41 +231,41 @@ def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, A
     return complete_scaling({**scaling, "rope_type": kind}, max_length)
 
 
-def write_checkpoint_config(config: "DeepSeekV4Config") -> dict[str, Any]:
+def write_checkpoint_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `config.json` that transformers reads.
 
     Args:
-        config: `DeepSeekV4Config`.
+        fields: The fields of a `DeepSeekV4Config` by name.
     """
     names = {ours: name for name, ours in _SCORINGS.items()}
     routers = {ours: name for name, ours in _ROUTERS.items()}
-    factor = _to_factor(config.rope_head_dim, config.head_dim)
+    factor = _to_factor(fields["rope_head_dim"], fields["head_dim"])
     rotary = {}
     for kind, prefix in (("main", ""), ("compress", "compress_")):
-        scaling = dict(getattr(config, f"{prefix}rope_scaling") or {"rope_type": "default"})
+        scaling = dict(fields[f"{prefix}rope_scaling"] or {"rope_type": "default"})
         scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
         if scaling["rope_type"] == "yarn":
             scaling.setdefault("attention_factor", 1.0)
         rotary[kind] = {
             **{name: value for name, value in scaling.items() if value is not None},
-            "rope_theta": getattr(config, f"{prefix}rope_max_wavelength"),
+            "rope_theta": fields[f"{prefix}rope_max_wavelength"],
             "partial_rotary_factor": factor,
         }
     return {
-        "architectures": ["DeepseekV4ForCausalLM"],
-        "num_nextn_predict_layers": config.num_prediction_layers,
-        **{name: values[0] for name, values in _ONLY.items() if name != "topk_method"},
-        **{name: _to_json(getattr(config, ours)) for name, ours in _NAMES.items()},
-        "num_hidden_layers": config.num_layers,
-        "layer_types": list(config.layer_types),
-        "mlp_layer_types": [routers[router] for router in config.router_types],
+        "architectures": [DEEPSEEK_V4.architectures[0]],
+        "num_nextn_predict_layers": fields["num_prediction_layers"],
+        **{name: values[0] for name, values in _FIXED_VALUES.items() if name != "topk_method"},
+        **{name: _to_json(fields[ours]) for name, ours in _NAMES.items()},
+        "num_hidden_layers": len(fields["layer_types"]),
+        "layer_types": list(fields["layer_types"]),
+        "mlp_layer_types": [routers[router] for router in fields["router_types"]],
         "compress_rates": {
-            "compressed_sparse_attention": config.sparse_compress_rate,
-            "heavily_compressed_attention": config.heavy_compress_rate,
+            "compressed_sparse_attention": fields["sparse_compress_rate"],
+            "heavily_compressed_attention": fields["heavy_compress_rate"],
         },
         "partial_rotary_factor": factor,
         "rope_parameters": rotary,
-        "scoring_func": names[config.scoring],
+        "scoring_func": names[fields["scoring"]],
     }
 
 
@@ -279,6 +274,6 @@ def _to_json(value: Any) -> Any:
 
 
 def _to_factor(rotated: int, head_dim: int) -> float:
-    """Returns the share of a head that is rotated, by which a reader gets the integer again."""
+    """Returns the rotated share of a head, from which readers get the exact integer back."""
     factor = rotated / head_dim
     return factor if int(head_dim * factor) == rotated else (rotated + 0.5) / head_dim

@@ -1,9 +1,9 @@
-"""Which tensors of a checkpoint the variables of a DeepSeek-V4 come from.
+"""The checkpoint map of DeepSeek-V4.
 
-DeepSeek's release has names of its own. They are written here, and transformers reads them; it has
-others for its modules, under which experts stand stacked, two tensors for all in place of three for
-each. What it writes are, by default, names of the release with some of its own among them, by its
-changes of names in reverse. All three are read.
+It writes the tensor names of DeepSeek's release, which transformers reads. Transformers has other
+names for its modules, in which the experts are stacked in two tensors instead of three for each
+expert. By default it writes names of the release mixed with some of its own, because it reverses
+its renaming. All three sets of names are read.
 """
 
 import operator
@@ -18,20 +18,20 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
     copied_entry,
     kernel_entry,
-    respell,
+    rename_tensors,
     stacked_entry,
 )
 from keras_deepseek.models.checkpoints.merged_kernels import own_variable
 
 Entries = list[CheckpointEntry]
 Names = tuple[str, str]
-"""Of one thing: in the release, and in transformers."""
+"""The names of one tensor: in the release, and in transformers."""
 
 FLOAT32_TENSORS = ("*hc_*", "*.attn_sink", "*.ape", "*.gate.bias")
-"""What the release has in float32, in whatever the others are."""
+"""Patterns of tensors that the release always has in float32."""
 
 COPIED_TENSORS = ("mtp.*.emb.tok_emb.weight", "mtp.*.head.weight")
-"""Copies of the embedding and of the head that some files have for further layers too."""
+"""Copies of the embedding and the head that some files have for further layers."""
 
 _RELEASE, _TRANSFORMERS = 0, 1
 
@@ -41,11 +41,11 @@ _FINAL_NORM: Names = ("norm.weight", "model.norm.weight")
 _COLLAPSE: Names = ("hc_head_", "model.hc_head.hc_")
 _LAYER: Names = ("layers.{}.", "model.layers.{}.")
 _FURTHER: Names = ("mtp.{}.", "mtp.{}.")
-"""transformers has no layers that predict further tokens, and passes over their tensors."""
+"""transformers has no layers that predict further tokens, and ignores their tensors."""
 
 
 def _output_down_entry(variable: keras.Variable, tensor: str) -> CheckpointEntry:
-    """Of kernels of shape (groups, inputs, rank), which a file has as (groups * rank, inputs)."""
+    """Returns the entry of kernels (groups, inputs, rank), in files (groups * rank, inputs)."""
     groups, inputs, rank = variable.shape
 
     def to_variables(arrays: Sequence[Array]) -> list[Array]:
@@ -99,29 +99,25 @@ _Table = Sequence[tuple[str, str, str, Callable[[keras.Variable, str], Checkpoin
 
 
 def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
-    """Returns where all variables of a model come from.
+    """Returns the checkpoint map of a model.
 
     Args:
         model: `DeepSeekV4CausalLM`.
-        tensors: The names of the tensors in a checkpoint that is read, by which its set of names is
-            told. Defaults to `()`: those of the release.
+        tensors: The names of all tensors in the checkpoint that is read, which show its set of
+            names. Empty for writing: the names of the release.
     """
     if any(".self_attn." in name for name in tensors):
         return module_entries(model)
-    return respell(_list_entries(model, _RELEASE), tensors, _spellings)
+    return rename_tensors(_list_entries(model, _RELEASE), tensors, _candidate_names)
 
 
 def module_entries(model: Any) -> Entries:
-    """Returns the entries by the names of the modules in `transformers`.
-
-    Args:
-        model: `DeepSeekV4CausalLM`.
-    """
+    """Returns the checkpoint map of a model by the module names of `transformers`."""
     return _list_entries(model, _TRANSFORMERS)
 
 
-def _spellings(name: str) -> Sequence[str]:
-    """Returns what a name of the release is among those that transformers writes by default."""
+def _candidate_names(name: str) -> Sequence[str]:
+    """Returns a name of the release and the names that transformers writes for it by default."""
     if name in _HEAD:
         return _HEAD
     written = {names[_RELEASE]: names[_TRANSFORMERS] for names in (_EMBEDDING, _FINAL_NORM)}
@@ -151,7 +147,7 @@ def _list_entries(model: Any, side: int) -> Entries:
 
 
 def _read_table(table: _Table, layer: Any, prefix: str, side: int) -> Entries:
-    """Returns the entries of the weights of one layer, by their paths in it."""
+    """Returns the entries of the weights of one layer, by a table of their paths."""
     entries = []
     for path, *names, make in table:
         place, _, name = path.rpartition(".")
@@ -199,7 +195,7 @@ def _expert_entries(experts: Any, prefix: str, side: int) -> Entries:
 
 
 def _stacked_entries(experts: Any, prefix: str) -> Entries:
-    """Returns the entries of experts that stand in two tensors, as in transformers."""
+    """Returns the entries of experts that are stacked in two tensors, as in transformers."""
     gate, up, down = experts.gate_kernel, experts.up_kernel, experts.down_kernel
     width = gate.shape[-1]
 
@@ -220,7 +216,7 @@ def _stacked_entries(experts: Any, prefix: str) -> Entries:
 
 
 def _further_entries(prediction: Any) -> Entries:
-    """Returns the entries of the layers that predict further tokens, by the release's names."""
+    """Returns the entries of layers that predict further tokens, by the release's names."""
     entries = []
     for index, block in enumerate(prediction.blocks):
         prefix = _FURTHER[_RELEASE].format(index)

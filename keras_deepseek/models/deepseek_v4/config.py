@@ -1,7 +1,7 @@
-"""What a DeepSeek-V4 is made of; read by its backbone, its task and its checkpoint map."""
+"""The config of DeepSeek-V4."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
@@ -12,7 +12,8 @@ from keras_deepseek.models.deepseek_v4.checkpoint_config import (
     read_checkpoint_config,
     write_checkpoint_config,
 )
-from keras_deepseek.models.deepseek_v4.presets import PRESETS
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
 
 LAYER_TYPES = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
@@ -45,10 +46,10 @@ _MIN_STREAMS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSeekV4Config(PresetConfig):
-    """The sizes of a DeepSeek-V4: of `DeepSeekV4Backbone` and of `DeepSeekV4CausalLM`.
+    """The sizes of a `DeepSeekV4Backbone` and a `DeepSeekV4CausalLM`.
 
-    Each layer has an attention of one of three types and a mixture of experts with one of two
-    routers, between residual streams that are mixed by `ManifoldConstrainedHyperConnections`.
+    Each layer has one of three types of attention, and a mixture of experts with one of two
+    routers. `ManifoldConstrainedHyperConnections` connect them with residual streams.
 
     `from_preset` has `"tiny"`, `"deepseek_v4_flash"` and `"deepseek_v4_pro"`.
 
@@ -56,60 +57,61 @@ class DeepSeekV4Config(PresetConfig):
         vocabulary_size: integer. Number of tokens.
         hidden_dim: integer. Size of a token in one residual stream.
         num_heads: integer. Number of attention heads.
-        head_dim: integer. Size of a head of queries, and of the one key.
-        rope_head_dim: integer. How many of them are rotated by position; an even number.
+        head_dim: integer. Size of a head of queries, and of the single key.
+        rope_head_dim: integer. Size of the part of a head that is rotated by position; an even
+            number.
         query_lora_rank: integer. Size of the compressed queries.
-        num_output_groups: integer. In how many groups the heads are projected.
+        num_output_groups: integer. Number of groups in which the heads are projected.
         output_lora_rank: integer. Size of a group's projection.
-        moe_intermediate_dim: integer. Size of the hidden activations of an expert, and of the one
-            that every token goes to.
+        moe_intermediate_dim: integer. Hidden size of an expert, and of the shared expert.
         num_experts: integer. Number of routed experts.
-        num_experts_per_token: integer. How many of them each token goes to.
+        num_experts_per_token: integer. Number of routed experts for each token.
         layer_types: tuple of strings. The attention of each layer: `"sliding_attention"`,
-            `"compressed_sparse_attention"` or `"heavily_compressed_attention"`. There are as many
-            layers as names.
-        router_types: tuple of strings. The router of each layer: `"hash"`, by the number of the
-            token, or `"score"`.
-        sliding_window: integer. How many tokens a token sees as such, its own among them. Defaults
-            to `128`.
-        sparse_compress_rate: integer. How many tokens an entry of a compressed sparse attention
-            stands for. Defaults to `4`.
-        heavy_compress_rate: integer. The same for a heavily compressed one. Defaults to `128`.
+            `"compressed_sparse_attention"` or `"heavily_compressed_attention"`. Its length is the
+            number of layers.
+        router_types: tuple of strings. The router of each layer: `"hash"`, by the token id, or
+            `"score"`.
+        sliding_window: integer. Number of uncompressed tokens that a token attends to, itself
+            included. Defaults to `128`.
+        sparse_compress_rate: integer. Number of tokens in an entry of a compressed sparse
+            attention. Defaults to `4`.
+        heavy_compress_rate: integer. Number of tokens in an entry of a heavily compressed
+            attention. Defaults to `128`.
         index_num_heads: integer. Number of heads of the indexer. Defaults to `64`.
-        index_head_dim: integer. Size of such a head. Defaults to `128`.
-        index_top_k: integer. How many entries a token sees in a compressed sparse attention.
-            Defaults to `512`.
+        index_head_dim: integer. Size of a head of the indexer. Defaults to `128`.
+        index_top_k: integer. Number of entries that a token attends to in a compressed sparse
+            attention. Defaults to `512`.
         num_streams: integer. Number of residual streams. Defaults to `4`.
-        sinkhorn_iterations: integer. Rounds of the mixing of the streams. Defaults to `20`.
+        sinkhorn_iterations: integer. Number of Sinkhorn iterations that normalize the mixing of the
+            streams. Defaults to `20`.
         stream_epsilon: float. Added to the weights of the streams. Defaults to `1e-6`.
         scoring: string. The scores of the routers: `"sqrt_softplus"` or `"sigmoid"`. Defaults to
             `"sqrt_softplus"`.
-        routed_scale: float. What the weights of the experts are multiplied with. Defaults to `1.5`.
+        routed_scale: float. Factor of the weights of the experts. Defaults to `1.5`.
         clamp: float. Bound of the hidden activations of the experts. Defaults to `10.0`.
-        rope_max_wavelength: float. The base of the rotary angles of sliding attention. Defaults to
+        rope_max_wavelength: float. The base of the rotary angles in sliding attention. Defaults to
             `10000.0`.
-        rope_scaling: dict or `None`. How these are stretched, as in `SlidingWindowAttention`.
+        rope_scaling: dict or `None`. The scaling of these angles, as in `SlidingWindowAttention`.
             Defaults to `None`.
-        compress_rope_max_wavelength: float. The base of the rotary angles of the two compressed
+        compress_rope_max_wavelength: float. The base of the rotary angles in the two compressed
             attentions. Defaults to `160000.0`.
-        compress_rope_scaling: dict or `None`. How these are stretched. Defaults to `None`.
-        max_length: integer. Number of positions, in tokens. Defaults to `1048576`.
+        compress_rope_scaling: dict or `None`. The scaling of these angles. Defaults to `None`.
+        max_length: integer. Largest number of positions, in tokens. Defaults to `1048576`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
-        attention_dropout: float. Rate at which attention weights are dropped in training. Defaults
-            to `0.0`.
-        tie_word_embeddings: boolean. Whether logits come from the table of the embedding. Defaults
-            to `False`.
-        num_prediction_layers: integer. Number of layers behind the model that predict tokens
-            further ahead. Defaults to `0`.
-        prediction_loss_weight: float. What their loss is multiplied with. Defaults to `0.3`.
-        initializer_range: float. Standard deviation of the kernels at first. Defaults to `0.02`.
-        start_token_id: integer or `None`. The token that texts begin with. Defaults to `None`.
-        end_token_id: integer, tuple of integers or `None`. The token, or tokens, that they end
-            with. Defaults to `None`.
-        pad_token_id: integer or `None`. What padding is filled with. Defaults to `None`.
+        attention_dropout: float. Dropout rate of attention weights. Defaults to `0.0`.
+        tie_word_embeddings: boolean. Whether the logits use the token embedding. Defaults to
+            `False`.
+        num_prediction_layers: integer. Number of layers after the model that predict tokens further
+            ahead. Defaults to `0`.
+        prediction_loss_weight: float. Factor of their loss. Defaults to `0.3`.
+        initializer_range: float. Standard deviation of the initial kernels. Defaults to `0.02`.
+        start_token_id: integer or `None`. The token that starts a text. Defaults to `None`.
+        end_token_id: integer, tuple of integers or `None`. The token or tokens that end a text.
+            Defaults to `None`.
+        pad_token_id: integer or `None`. The padding token. Defaults to `None`.
 
     Raises:
-        InvalidInputError: A value is out of range. The message names it.
+        InvalidInputError: A value is out of its range. The message names it.
 
     Example:
 
@@ -163,13 +165,12 @@ class DeepSeekV4Config(PresetConfig):
     end_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
 
-    model_type: ClassVar[str] = "deepseek_v4"
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = DEEPSEEK_V4
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DEEPSEEK_V4.presets
 
     def __post_init__(self) -> None:
         for name in ("layer_types", "router_types"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings lists.
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON returns lists.
         for name in _SIZES:
             check_integer(name, getattr(self, name))
         check_integer("num_streams", self.num_streams, least=_MIN_STREAMS)
@@ -198,8 +199,8 @@ class DeepSeekV4Config(PresetConfig):
             raise InvalidInputError(unknown_name_message("`scoring`", self.scoring, SCORINGS))
         if not self.layer_types or len(self.layer_types) != len(self.router_types):
             raise InvalidInputError(
-                "`layer_types` and `router_types` must have a name for each layer, received "
-                f"{len(self.layer_types)} and {len(self.router_types)}."
+                "`layer_types` and `router_types` must have one name for each layer, received "
+                f"{len(self.layer_types)} and {len(self.router_types)} names."
             )
 
     def _check_fits(self) -> None:
@@ -224,7 +225,7 @@ class DeepSeekV4Config(PresetConfig):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, those that predict further tokens not among them."""
+        """The number of layers, without those that predict further tokens."""
         return len(self.layer_types)
 
     @classmethod
@@ -233,19 +234,19 @@ class DeepSeekV4Config(PresetConfig):
     ) -> "DeepSeekV4Config":
         """Returns the config that the `config.json` of a checkpoint describes.
 
-        Layers that predict further tokens are not built unless `num_prediction_layers` says so:
-        what transformers writes names a number of them and does not hold them.
+        Layers that predict further tokens are built only if `num_prediction_layers` is given:
+        checkpoints that transformers wrote name a number of layers and do not contain them.
 
         Args:
-            values: dict. The file, as `json` reads it, by transformers or by DeepSeek.
-            **overrides: Arguments in the place of those that the file gives.
+            values: dict. The content of the file, from transformers or from DeepSeek.
+            **overrides: Arguments that replace those of the file.
 
         Raises:
-            InvalidInputError: The file is that of another model, a key is not known, or a value is
-                one that no DeepSeek-V4 has.
+            InvalidInputError: The file belongs to another model, a key is unknown, or a value is
+                not supported.
         """
         return cls(**{**read_checkpoint_config(values), **overrides})
 
     def to_checkpoint_config(self) -> dict[str, Any]:
         """Returns the `config.json` that transformers reads."""
-        return write_checkpoint_config(self)
+        return write_checkpoint_config(asdict(self))

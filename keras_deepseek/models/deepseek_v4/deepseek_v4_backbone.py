@@ -1,4 +1,4 @@
-"""The body of a DeepSeek-V4: from token ids, over residual streams, to hidden states."""
+"""The backbone of DeepSeek-V4: from token ids, over residual streams, to hidden states."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -25,27 +25,27 @@ from keras_deepseek.models.layers_policy import read_policy
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV4Backbone(DecoderBackbone):
-    """The layers of a DeepSeek-V4, from token ids to hidden states.
+    """The layers of DeepSeek-V4, from token ids to hidden states.
 
-    Choose it to build another head than `DeepSeekV4CausalLM`'s on the same body. The embedded
-    tokens are expanded to `num_streams` residual streams, which `DeepSeekV4DecoderLayer`s mix,
-    `ResidualStreamCollapse` makes one again, and an RMS norm ends. Padding, wherever it stands, is
-    seen by no token and counts in no window.
+    Choose it to build another head than `DeepSeekV4CausalLM`'s. The embedded tokens are expanded to
+    `num_streams` residual streams. `DeepSeekV4DecoderLayer`s mix these, `ResidualStreamCollapse`
+    merges them, and an RMS norm follows. Padding may be anywhere: no token attends to it, and
+    windows do not count it.
 
     The caches hold the last `sliding_window` tokens of each layer, and one entry for each window of
-    tokens. They go forwards alone: a call with a smaller `cache_index` than the tokens that a cache
-    has seen is refused, or gives wrong outputs where the index can't be read. To take tokens back,
-    go on from the cache that was returned before them.
+    tokens. They only go forward. A call with a smaller `cache_index` than the number of tokens in
+    the cache raises an error, or gives wrong outputs if the index can't be read. To remove tokens,
+    go on from a cache that was returned before them.
 
     Args:
         config: `DeepSeekV4Config`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
         A tensor of shape `(batch_size, length, hidden_dim)`.
@@ -95,11 +95,8 @@ class DeepSeekV4Backbone(DecoderBackbone):
 def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> DeepSeekV4DecoderLayer:
     """Returns one of the layers.
 
-    Args:
-        config: `DeepSeekV4Config`.
-        index: integer. Its number. Those from `config.num_layers` on predict further tokens: they
-            see a window alone, and are routed by scores.
-        policy: `keras.DTypePolicy`.
+    Layers with an index of `config.num_layers` or more predict further tokens. They have sliding
+    attention and a router by scores.
     """
     kind, router = "sliding_attention", "score"
     if index < config.num_layers:
@@ -117,12 +114,7 @@ def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> Dee
 
 
 def make_collapse(config: DeepSeekV4Config, policy: Any) -> ResidualStreamCollapse:
-    """Returns what makes one vector of the residual streams.
-
-    Args:
-        config: `DeepSeekV4Config`.
-        policy: `keras.DTypePolicy`.
-    """
+    """Returns the layer that merges the residual streams."""
     return ResidualStreamCollapse(
         epsilon=config.stream_epsilon,
         norm_epsilon=config.epsilon,
@@ -133,11 +125,7 @@ def make_collapse(config: DeepSeekV4Config, policy: Any) -> ResidualStreamCollap
 
 
 def make_initializer(config: DeepSeekV4Config) -> keras.initializers.Initializer:
-    """Returns the initializer of a kernel.
-
-    Args:
-        config: `DeepSeekV4Config`.
-    """
+    """Returns a new initializer for kernels."""
     return keras.initializers.RandomNormal(stddev=config.initializer_range)
 
 
@@ -193,7 +181,7 @@ def _make_experts(config: DeepSeekV4Config, kind: str, index: int, policy: Any) 
         "name": "router",
     }
     router = ExpertRouter(**common)
-    if kind == "hash":  # By other experts in each layer.
+    if kind == "hash":  # The seed gives each layer another assignment of experts.
         router = HashRouter(vocabulary_size=config.vocabulary_size, seed=index, **common)
     return DeepSeekMoE(
         router,

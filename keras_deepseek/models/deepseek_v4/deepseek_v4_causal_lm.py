@@ -1,4 +1,4 @@
-"""The task of the family: from the tokens so far to the logits of the next."""
+"""The task of DeepSeek-V4: from the tokens so far to the logits of the next one."""
 
 from collections.abc import Collection
 from typing import Any, ClassVar
@@ -24,36 +24,36 @@ from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import (
 from keras_deepseek.models.deepseek_v4.deepseek_v4_token_prediction import (
     DeepSeekV4TokenPrediction,
 )
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV4CausalLM(DeepSeekCausalLM):
-    """A DeepSeek-V4 that predicts the next token.
+    """DeepSeek-V4 as a language model: logits of the next token at each position.
 
-    Choose it to train, or to generate with, a model of this family, whose attention reads a short
-    window of tokens and compressed entries of all that lies before, so that a cache stays small
-    however long the sequence. Logits are in float32 under any policy.
+    Choose it for very long sequences. Attention reads a short window of tokens, and compressed
+    entries of everything before it, so the cache stays small. Logits are in float32 under any
+    policy.
 
-    With `num_prediction_layers`, further layers behind the model predict tokens further ahead; in
-    training their loss is added to those of the model, and its outputs stay the logits of the next
-    token.
+    With `num_prediction_layers`, further layers after the model predict tokens further ahead.
+    Training adds their loss. The outputs stay the logits of the next token.
 
-    Its caches go forwards alone, so generation begins anew for each prompt, and does not guess
-    ahead by the further layers: a wrong guess could not be taken back.
+    The caches only go forward. So generation starts again for each prompt, and can't draft tokens
+    with the further layers: a wrong draft could not be removed.
 
     Args:
         config: `DeepSeekV4Config`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 where a token is padding.
+            `"padding_mask"` of the same shape, 0 for padding.
 
     Returns:
-        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
-        the token behind each.
+        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. At each
+        position, the logits of the next token.
 
     Raises:
         InvalidInputError: Sequences are longer than the config's `max_length`.
@@ -75,17 +75,17 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV4ForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V4.architectures
     config_class: ClassVar[type] = DeepSeekV4Config
     backbone_class: ClassVar[type] = DeepSeekV4Backbone
     float32_tensors: ClassVar[tuple[str, ...]] = FLOAT32_TENSORS
 
     @staticmethod
     def make_prediction(backbone: DeepSeekV4Backbone) -> DeepSeekV4TokenPrediction:
-        """Returns the layers that predict further tokens, from the residual streams.
+        """Returns the layers that predict further tokens from the residual streams.
 
         Args:
-            backbone: `DeepSeekV4Backbone` whose config has some.
+            backbone: `DeepSeekV4Backbone`. Its config has `num_prediction_layers`.
         """
         config, policy = backbone.config, backbone.layers_policy
         return DeepSeekV4TokenPrediction(
@@ -103,7 +103,7 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
 
     @property
     def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Patterns of tensors that a checkpoint may hold beside those of the model."""
+        """Patterns of the names of tensors in a checkpoint that are not read."""
         if self.config.num_prediction_layers:
             return COPIED_TENSORS
         return ("mtp.*",)
@@ -116,11 +116,11 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
-        """Returns hidden states, and the streams that further layers predict from.
+        """Returns hidden states, and the streams from which further layers predict.
 
         Args:
             backbone: `DecoderBackbone`.
-            inputs: dict of tensors, those of the model.
+            inputs: dict of tensors. The inputs of the model.
         """
         if not backbone.config.num_prediction_layers:
             return DeepSeekCausalLM.call_backbone(backbone, inputs)

@@ -1,4 +1,4 @@
-"""A layer of a DeepSeek-V4: its attention and its experts, between residual streams."""
+"""A layer of DeepSeek-V4: attention and experts, connected by residual streams."""
 
 from typing import Any
 
@@ -16,50 +16,51 @@ from keras_deepseek.layers.token_norm import make_token_norm
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV4DecoderLayer(FloatingInputLayer):
-    """One layer of a DeepSeek-V4: attention, then a mixture of experts, on residual streams.
+    """One layer of DeepSeek-V4: attention, then a mixture of experts, on residual streams.
 
-    Choose it to build a model of one's own of such layers; `DeepSeekV4Backbone` is made of them.
-    For the streams `x` of a token,
+    Choose it to build your own model of such layers, as `DeepSeekV4Backbone` does. For the streams
+    `x` of a token,
 
     ```
     x = hyper_connections(x, attention(rms_norm(.)))
     x = hyper_connections(x, feed_forward(rms_norm(.)))
     ```
 
-    where each of the two `ManifoldConstrainedHyperConnections` reads one vector of the streams,
-    writes one into them, and mixes them. A boolean mask hides padding. The cache is that of the
-    attention.
+    where each of the two `ManifoldConstrainedHyperConnections` reads one vector from the streams,
+    writes one into them, and mixes them. A boolean mask hides padding. The cache is the cache of
+    the attention.
 
     Args:
-        attention: `keras.Layer` or its serialized config: a `SlidingWindowAttention`, or one of its
-            kin.
-        feed_forward: `keras.Layer` or its serialized config: a `DeepSeekMoE`.
-        sinkhorn_iterations: integer. Rounds of the mixing of the streams. Defaults to `20`.
+        attention: `keras.Layer` or its serialized config. A `SlidingWindowAttention` or one of the
+            compressed attentions.
+        feed_forward: `keras.Layer` or its serialized config. A `DeepSeekMoE`.
+        sinkhorn_iterations: integer. Number of Sinkhorn iterations that normalize the mixing of the
+            streams. Defaults to `20`.
         stream_epsilon: float. Added to the weights of the streams. Defaults to `1e-6`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
-        kernel_initializer: string, dict or `keras.initializers.Initializer`. Of the kernels that
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. For the kernels that
             mix the streams. Defaults to `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, num_streams, dim)`.
-        token_ids: Integer tensor of shape `(batch_size, length)`, or `None`. A `HashRouter` goes by
+        token_ids: Integer tensor of shape `(batch_size, length)`, or `None`. A `HashRouter` needs
             them.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
-            tokens.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false for padding, or `None` for the
+            mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the tokens
+            without padding.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
         cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
         training: boolean. Given to the attention and the experts, as Keras does.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` if there are further tensors.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`. With a cache, a pair of it and the new cache.
 
     Raises:
-        InvalidInputError: What must be a layer is none, the inputs are not floating-point or not of
-            the shape above, or what the attention and the experts refuse.
+        InvalidInputError: An argument is not a layer, the inputs have another dtype or shape, or
+            the attention or the experts raise it.
 
     Example:
 
@@ -116,7 +117,7 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
     def build(self, input_shape: Shape) -> None:
         _, dim = check_streams(self.name, input_shape)
         tokens = input_shape[:-2]
-        # Each is built here, by what it reads: a hash router can't be called without token ids.
+        # Both are built here by shape: a hash router can't be built by a call without token ids.
         for layer in (self.attention, self.feed_forward):
             if not layer.built:
                 layer.build((*tokens, dim))
@@ -126,11 +127,11 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
         self.feed_forward_norm = make_token_norm(self, "feed_forward_norm", dim)
 
     def make_cache(self, batch_size: int, max_length: int) -> Any:
-        """Returns an empty cache, for the `cache` of a call: that of the attention.
+        """Returns an empty cache of the attention, for the `cache` of a call.
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that it has room for, padding included.
+            max_length: integer. Number of tokens that fit into the cache, padding included.
         """
         return self.attention.make_cache(batch_size, max_length)
 

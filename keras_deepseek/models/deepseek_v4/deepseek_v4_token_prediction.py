@@ -1,4 +1,4 @@
-"""What a DeepSeek-V4 trains beside its layers: further ones that predict tokens further ahead."""
+"""Layers of DeepSeek-V4 that predict tokens further ahead, for training."""
 
 from typing import Any
 
@@ -16,10 +16,11 @@ from keras_deepseek.layers.token_norm import make_token_norm
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV4TokenPrediction(MultiTokenPrediction):
-    """`MultiTokenPrediction` from the residual streams of a DeepSeek-V4.
+    """A `MultiTokenPrediction` that works on the residual streams of DeepSeek-V4.
 
-    Choose it beside `DeepSeekV4Backbone`; `DeepSeekV4CausalLM` does where its config has
-    `num_prediction_layers`. For a sequence `t` and the streams `h[0]` behind the last layer,
+    Choose it for a head of your own on a `DeepSeekV4Backbone`. `DeepSeekV4CausalLM` uses it if its
+    config has `num_prediction_layers`. For a sequence `t` and the streams `h[0]` after the last
+    layer,
 
     ```
     x = hidden_projection_k(rms_norm(h[k - 1][i])) + embedding_projection_k(rms_norm(embedding))
@@ -27,8 +28,9 @@ class DeepSeekV4TokenPrediction(MultiTokenPrediction):
     logits_k[i] = output_head(rms_norm(collapse_k(h[k][i])))          predicts t[i + k + 1]
     ```
 
-    In a checkpoint, `hidden_norm_1` is `hnorm`, `embedding_norm_1` `enorm`, `hidden_projection_1`
-    `h_proj`, `embedding_projection_1` `e_proj`, `collapse_1` `hc_head`, and `output_norm_1` `norm`.
+    In a checkpoint, `hidden_norm_1` is `hnorm`, `embedding_norm_1` is `enorm`,
+    `hidden_projection_1` is `h_proj`, `embedding_projection_1` is `e_proj`, `collapse_1` is
+    `hc_head`, and `output_norm_1` is `norm`.
 
     Args:
         block: `DeepSeekV4DecoderLayer`, or its serialized config.
@@ -40,17 +42,17 @@ class DeepSeekV4TokenPrediction(MultiTokenPrediction):
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, num_streams, dim)`.
         token_ids: Integer tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
-        training: boolean. Whether the loss is added.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        mask: Boolean tensor of shape `(batch_size, length)`, false for padding, or `None` for the
+            mask that `inputs` carry.
+        training: boolean. Whether to add the loss.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` if there are further tensors.
 
     Returns:
         A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, or
-        hidden states of shape `(batch_size, length, dim)`.
+            hidden states of shape `(batch_size, length, dim)`.
 
     Raises:
-        InvalidInputError: As of `MultiTokenPrediction`, or the inputs are no streams.
+        InvalidInputError: As for `MultiTokenPrediction`, or the inputs are not residual streams.
 
     Example:
 

@@ -1,1 +1,1 @@
-"""What the families that read a whole sequence at once share: blocks, positions, activations."""
+"""Layers that families of encoders share: blocks, positions, activations."""

@@ -1,4 +1,4 @@
-"""Activations of feed-forward networks by the names that configs give them."""
+"""Activation functions of feed-forward networks, by the names in configs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,7 @@ from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 def gelu_approximate(x: Any) -> Any:
-    """Returns GELU by its approximation with `tanh`.
-
-    Args:
-        x: Floating-point tensor.
-    """
+    """Returns the `tanh` approximation of GELU."""
     return keras.activations.gelu(x, approximate=True)
 
 
@@ -28,10 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_activation(name: str) -> Callable[[Any], Any]:
-    """Returns the function of a name.
-
-    Args:
-        name: string. One of `ACTIVATIONS`.
+    """Returns the activation function of a name in `ACTIVATIONS`.
 
     Raises:
         InvalidInputError: There is no such activation.

@@ -1,4 +1,4 @@
-"""A vector for each position, learned: what tells the tokens of an encoder apart by their place."""
+"""A layer that adds a learned vector for each position."""
 
 from typing import Any
 
@@ -14,16 +14,15 @@ from keras_deepseek.layers.token_dim import read_dim
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class PositionEmbedding(FloatingInputLayer):
-    """Adds to each token the vector of its position.
+    """A layer that adds to each token the vector of its position.
 
-    Positions count from the first token, or from the last one: sequences that are padded on the
-    left, and read at their end, then have the same positions whatever their length.
+    Positions count from the first token, or from the last one. In the latter case sequences that
+    are padded on the left have the same positions at their end, whatever their length.
 
     Args:
-        max_length: integer. How many positions there are.
-        counts_from_end: boolean. Whether the last token has position 0. Defaults to `False`.
-        embeddings_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
-            `"glorot_uniform"`.
+        max_length: The number of positions.
+        counts_from_end: True if the last token has position 0.
+        embeddings_initializer: The initializer of the vectors.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:

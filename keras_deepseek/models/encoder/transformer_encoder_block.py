@@ -1,4 +1,4 @@
-"""Self-attention and a feed-forward network, the block that encoders are stacks of."""
+"""A Transformer block with self-attention over the whole sequence."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from keras_deepseek.models.encoder.activations import read_activation
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class TransformerEncoderBlock(FloatingInputLayer):
-    """A block of a Transformer, its norms behind or before what they norm.
+    """A Transformer block with its norms after or before attention and feed-forward network.
 
     ```
     x = norm(x + attention(x)),  x = norm(x + feed_forward(x))        as in BERT
@@ -24,23 +24,21 @@ class TransformerEncoderBlock(FloatingInputLayer):
     ```
 
     Args:
-        num_heads: integer. Number of attention heads; it divides the inputs' `dim`.
-        intermediate_dim: integer. Width of the feed-forward network between its two layers.
-        activation: string. `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`. Defaults
-            to `"gelu"`.
-        dropout: float. Share of what each half adds that is dropped in training. Defaults to `0.0`.
-        attention_dropout: float. Share of the attention weights that is. Defaults to `0.0`.
-        epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
-        normalize_first: boolean. Where the norms stand. Defaults to `False`.
-        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
-            `"glorot_uniform"`.
+        num_heads: The number of attention heads; it divides the inputs' `dim`.
+        intermediate_dim: The hidden size of the feed-forward network.
+        activation: `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`.
+        dropout: The dropout rate of the outputs of attention and feed-forward network.
+        attention_dropout: The dropout rate of attention weights.
+        epsilon: Added to the variance in the norms.
+        normalize_first: True for norms before attention and feed-forward network.
+        kernel_initializer: The initializer of the kernels.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        attention_mask: Boolean tensor of shape `(batch_size, length, length)`, or with one row for
-            all, `(batch_size, 1, length)`: true where a token of the rows sees one of the columns.
-            `None` lets all see all.
+        attention_mask: Boolean tensor of shape `(batch_size, length, length)`, or `(batch_size, 1,
+            length)` for all rows: true if the token of a row attends to that of a column. `None`
+            allows everything.
 
     Returns:
         A tensor of the same shape.
@@ -76,7 +74,7 @@ class TransformerEncoderBlock(FloatingInputLayer):
         dim = read_dim(self, input_shape)
         if dim % self.num_heads:
             raise InvalidInputError(
-                f"{self.name!r} has {self.num_heads} heads, which must divide the last size of its "
+                f"{self.name!r} has {self.num_heads} heads, which must divide the last axis of its "
                 f"inputs; received the shape {tuple(input_shape)}."
             )
         tokens = (*input_shape[:-1], dim)

@@ -1,4 +1,4 @@
-"""Text generation: sampling, and the compiled steps that make token after token."""
+"""Text generation: sampling, and the compiled steps that compute one token after another."""
 
 from keras_deepseek.models.generation.sampler import Sampler
 

@@ -1,4 +1,4 @@
-"""How many tokens each row may get, settled before anything runs."""
+"""The number of tokens that each row may get, checked before anything runs."""
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
@@ -10,22 +10,22 @@ def settle_budgets(
     max_length: int | None,
     max_new_tokens: int | None,
 ) -> list[int]:
-    """Returns how many tokens each row gets at most.
+    """Returns the largest number of new tokens of each row.
 
     Args:
-        prompt_lengths: The tokens of each prompt.
-        context: integer. The tokens that the model takes, or `None` where it has no bound.
-        max_length: integer or `None`. The tokens of a row in the end, prompt included.
-        max_new_tokens: integer or `None`. The tokens that a row is given.
+        prompt_lengths: The number of tokens of each prompt.
+        context: The number of tokens that the model takes, or `None` for any.
+        max_length: The largest number of tokens of a row, prompt included, or `None`.
+        max_new_tokens: The largest number of new tokens of a row, or `None`.
 
     Raises:
-        InvalidInputError: A prompt leaves no room, or nothing bounds the tokens.
+        InvalidInputError: A prompt leaves no room, or nothing limits the number of tokens.
     """
     longest = max(prompt_lengths)
     if context is not None and longest >= context:
         raise InvalidInputError(
-            f"A prompt has {longest} tokens, and the model's context is {context}, of which the "
-            "answer needs at least one. Shorten the prompt."
+            f"A prompt has {longest} tokens, and the model's context is {context}: there is no "
+            "room for an answer. Shorten the prompt."
         )
     if max_length is not None and longest >= check_integer("max_length", max_length):
         raise InvalidInputError(
@@ -36,7 +36,7 @@ def settle_budgets(
         check_integer("max_new_tokens", max_new_tokens)
     if context is None and max_length is None and max_new_tokens is None:
         raise InvalidInputError(
-            "Nothing says how many tokens to generate: give `max_new_tokens` or `max_length`."
+            "The number of tokens has no limit: give `max_new_tokens` or `max_length`."
         )
     budgets = []
     for length in prompt_lengths:

@@ -1,7 +1,7 @@
-"""The functions that generation runs, compiled once for each shape: the prompt, and a token.
+"""The compiled functions of text generation: one for prompts, one for each further token.
 
-They stand between the loop, which counts on the host, and the model, which computes. What goes from
-step to step, caches and the tokens that were seen, is a state that only the backend holds.
+The token loop on the host calls them, and they call the model. Caches and the set of seen tokens
+are a state that stays in the backend from step to step.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,16 +22,16 @@ Step = Callable[..., tuple[Any, Any]]
 MakeCache = Callable[[int, int], list[dict[str, Any]]]
 
 _ODD_LENGTHS = (10_007, 100_003)
-"""No layer keeps so many things of a sequence for another reason than that it has as many slots."""
+"""Lengths so unusual that a cache axis of this size can only be the slots."""
 
 
 @dataclass(frozen=True)
 class StepKind:
-    """What a compiled step does beside calling the model.
+    """The options of a step that are compiled into it.
 
     Args:
-        rules: `SamplingRules`.
-        has_log_probabilities: Whether it returns those of the tokens.
+        rules: The sampling rules.
+        has_log_probabilities: True to return the log-probabilities of the tokens.
     """
 
     rules: SamplingRules
@@ -39,11 +39,7 @@ class StepKind:
 
 
 class CompiledSteps:
-    """The compiled functions of one model, made when they are first asked for.
-
-    Args:
-        model: `CausalLM`.
-    """
+    """A cache of the compiled steps of one `CausalLM`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -53,41 +49,33 @@ class CompiledSteps:
         """Returns a compiled `function(model, *arguments, state, *inputs)`.
 
         Args:
-            key: What stands for it and the arguments.
+            key: The key of the function and its arguments in the cache.
             function: It returns outputs and the next state.
-            *arguments: What is compiled into it.
+            *arguments: Values that are compiled into it.
         """
 
         def make() -> Step:
-            compile_step = backend.current().compile_with_state
+            compile_step = backend.current().inference.compile_with_state
             return compile_step(partial(function, self.model, *arguments), self.model.variables)
 
         step: Step = self._functions.find(key, make)
         return step
 
     def prefill(self, kind: StepKind, capacity: int) -> Step:
-        """Returns the function of a prompt: it takes token ids, mask, uniforms and numbers.
+        """Returns the step of a prompt. It takes token ids, mask, uniforms and numbers.
 
         Args:
-            kind: `StepKind`.
-            capacity: integer. The slots of the caches that it makes.
+            kind: The options of the step.
+            capacity: The number of slots of the caches that it makes.
         """
         return self.get(("prefill", kind, capacity), _prefill, kind, capacity)
 
     def decode(self, kind: StepKind) -> Step:
-        """Returns the function of a token: it takes tokens, slot, positions, uniforms, numbers.
-
-        Args:
-            kind: `StepKind`.
-        """
+        """Returns the step of a token. It takes tokens, slot, positions, uniforms and numbers."""
         return self.get(("decode", kind), _decode, kind)
 
     def grow(self, capacity: int) -> Step:
-        """Returns the function that moves a state into caches of more slots: it takes the state.
-
-        Args:
-            capacity: integer.
-        """
+        """Returns the function that copies a state into caches with more slots."""
         return self.get(("grow", capacity), _grow, capacity)
 
 
@@ -121,22 +109,21 @@ def begin_text(
     numbers: Mapping[str, Any],
     num_hidden_states: int | None = None,
 ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    """Returns what is chosen behind prompts, hidden states of these, and a state.
+    """Returns the tokens that follow prompts, the prompts' hidden states, and the first state.
 
     Args:
         model: `CausalLM`.
-        kind: `StepKind`.
-        capacity: integer. The slots of the caches.
+        kind: The options of the step.
+        capacity: The number of slots of the caches.
         token_ids: Integer tensor of shape `(batch_size, length)`.
         mask: Boolean tensor of the same shape, or `None`.
         uniforms: float32 tensor of shape `(batch_size,)`.
-        numbers: dict of float32 scalars.
-        num_hidden_states: integer, or `None` for all. Of how many of the last tokens hidden states
-            are returned. Defaults to `None`.
+        numbers: float32 scalars of the sampler, by name.
+        num_hidden_states: The number of last tokens to return hidden states of; `None` is all.
     """
     batch_size, length = token_ids.shape
-    # In a cache of its own length a prompt looks at no slots that are still empty.
-    grows = length < capacity and holds_slots_alone(model.make_cache)
+    # A cache of the prompt's length has no empty slots that attention would visit.
+    grows = length < capacity and holds_only_slots(model.make_cache)
     cache = model.make_cache(batch_size, length if grows else capacity)
     logits, hidden, cache = model.call_with_cache(
         token_ids,
@@ -185,23 +172,19 @@ def _choose(
 
 
 def count_positions(mask: Any) -> Any:
-    """Returns the positions of prompts that are padded on the left; `None` where none is.
-
-    Args:
-        mask: Boolean tensor of shape `(batch_size, length)`, or `None`.
-    """
+    """Returns the positions of prompts that are padded on the left; `None` without padding."""
     if mask is None:
         return None
     return ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
 
 
 def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
-    """Returns which tokens of the vocabulary each row has, `(batch_size, vocabulary_size)`.
+    """Returns the set of tokens in each row as booleans of shape `(batch_size, vocabulary_size)`.
 
     Args:
         token_ids: Integer tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of the same shape, false where a token does not count, or `None`.
-        vocabulary_size: integer.
+        mask: Boolean tensor of the same shape, false for tokens that do not count, or `None`.
+        vocabulary_size: The number of tokens in the vocabulary.
     """
     batch_size, length = token_ids.shape
     rows = ops.repeat(ops.arange(batch_size, dtype="int32"), length)
@@ -213,14 +196,14 @@ def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
     return counts > 0
 
 
-def holds_slots_alone(make_cache: MakeCache) -> bool:
-    """Whether all that caches hold are slots, so that they can be made longer, or written over.
+def holds_only_slots(make_cache: MakeCache) -> bool:
+    """Returns true if caches hold only slots of tokens, so that they can grow and be overwritten.
 
     Args:
         make_cache: Function of a batch size and a number of slots, such as that of a model.
     """
     fewer, more = _ODD_LENGTHS
-    # Of no sequence at all: what counts are the shapes.
+    # A batch of no sequences takes no memory; only the shapes matter.
     pairs = zip(make_cache(0, fewer), make_cache(0, more), strict=True)
     return all(
         tuple(tensor.shape[:2]) == (0, fewer) and tuple(longer[name].shape[:2]) == (0, more)
@@ -232,15 +215,15 @@ def holds_slots_alone(make_cache: MakeCache) -> bool:
 def grow_cache(
     make_cache: MakeCache, cache: list[dict[str, Any]], capacity: int
 ) -> list[dict[str, Any]]:
-    """Returns caches of more slots, with the same tokens in the first of them.
+    """Returns caches with more slots, with the same tokens in the first of them.
 
     Args:
-        make_cache: Function that the caches came from, of which `holds_slots_alone` is true.
-        cache: list of dicts.
-        capacity: integer. The slots of the new ones.
+        make_cache: The function that made the caches; `holds_only_slots` is true for it.
+        cache: The caches.
+        capacity: The number of slots of the new ones.
     """
     batch_size = cache[0]["mask"].shape[0]
-    write = backend.current().write_slots
+    write = backend.current().inference.write_slots
     return [
         {
             name: write(large[name], 0, ops.convert_to_tensor(tensor))
@@ -251,9 +234,5 @@ def grow_cache(
 
 
 def to_numpy(outputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Returns the outputs of a step on the host.
-
-    Args:
-        outputs: dict of tensors.
-    """
+    """Copies the outputs of a step to NumPy arrays."""
     return {name: np.asarray(ops.convert_to_numpy(tensor)) for name, tensor in outputs.items()}

@@ -1,9 +1,9 @@
-"""The rule by which drafted tokens are kept: what comes out is distributed as without them.
+"""The acceptance rule of speculative decoding, which keeps the model's own distribution.
 
 A draft is drawn from a distribution q, and kept with the probability min(1, p / q), where p is the
-model's own. In place of the first one that is not kept stands a token of the remainder, which is
-max(p - q, 0) made to a distribution; where all are kept, one of p. Greedy drafts are kept where
-they are what the model chooses.
+model's distribution. The first draft that is not kept is replaced by a token of the remainder,
+max(p - q, 0) normalized. If all are kept, a token of p follows. A greedy draft is kept if it is the
+model's choice.
 """
 
 from typing import Any
@@ -22,25 +22,25 @@ def accept_drafts(
     is_running: Any,
     rules: SamplingRules,
 ) -> tuple[Any, Any]:
-    """Returns the tokens of each row, and how many all rows take of them.
+    """Returns the tokens of each row, and the number of them that all rows take.
 
-    Rows take as many as the row that takes the fewest, so that they stay side by side: a row that
-    could take more has its draft where another has the token in place of one.
+    All rows take as many as the row that takes the fewest, so that they stay aligned. A row that
+    could take more then has its draft at a place where another row has a replacement.
 
     Args:
         scores: float32 tensor of shape `(batch_size, num_drafts + 1, vocabulary_size)`: the
-            adjusted logits of the model, behind the drafts before each.
+            adjusted logits of the model at each place.
         drafts: int32 tensor of shape `(batch_size, num_drafts)`.
-        draft_scores: float32 tensor of shape `(batch_size, num_drafts, vocabulary_size)`: those
-            that the drafts were drawn by.
+        draft_scores: float32 tensor of shape `(batch_size, num_drafts, vocabulary_size)`: the
+            scores from which the drafts were drawn.
         uniforms: float32 tensor of shape `(batch_size, num_drafts + 1)`.
-        is_running: Boolean tensor of shape `(batch_size,)`, false where a row has ended and what
-            it takes does not count.
-        rules: `SamplingRules`.
+        is_running: Boolean tensor of shape `(batch_size,)`, false for rows that have ended and do
+            not count.
+        rules: The sampling rules.
 
     Returns:
-        A pair: an int32 tensor of shape `(batch_size, num_drafts + 1)`, whose tokens behind the
-        taken ones have no meaning, and an int32 scalar, 1 or more.
+        A pair: an int32 tensor of shape `(batch_size, num_drafts + 1)`, whose tokens after the
+            taken ones have no meaning, and an int32 scalar of at least 1.
     """
     num_drafts = drafts.shape[1]
     if rules.is_greedy:
@@ -58,7 +58,7 @@ def accept_drafts(
 
 
 def _reject(scores: Any, drafts: Any, draft_scores: Any, uniforms: Any) -> tuple[Any, Any]:
-    """Returns which drafts are kept, and for each place the token in place of one that is not."""
+    """Returns which drafts are kept, and the replacement token for each place."""
     num_drafts = drafts.shape[1]
     p, q = ops.softmax(scores, axis=-1), ops.softmax(draft_scores, axis=-1)
     index = ops.expand_dims(drafts, -1)
@@ -66,11 +66,11 @@ def _reject(scores: Any, drafts: Any, draft_scores: Any, uniforms: Any) -> tuple
     ratio_q = ops.squeeze(ops.take_along_axis(q, index, axis=-1), -1)
     is_kept = uniforms[:, :num_drafts] * ratio_q < ratio_p
     rest = ops.maximum(p[:, :num_drafts] - q, 0.0)
-    # Where p and q are the same but for rounding nothing is left, and nothing is rejected either.
+    # If p and q differ only by rounding, nothing is left, and nothing is rejected.
     is_empty = ops.sum(rest, axis=-1, keepdims=True) <= 0
     rest = ops.where(is_empty, p[:, :num_drafts], rest)
     weights = ops.concatenate([rest, p[:, num_drafts:]], axis=1)
-    # One number draws in all places, of which one alone is used.
+    # One number is enough for all places, since only one of them is used.
     others = [
         draw_by_weight(weights[:, place], uniforms[:, num_drafts])
         for place in range(num_drafts + 1)

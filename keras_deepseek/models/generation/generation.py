@@ -1,7 +1,7 @@
-"""`generate` and `stream` of the language models: what a user gives and gets.
+"""The implementation of `generate` and `stream` of language models.
 
-Prompts come in as text or tokens and are checked before anything runs; `token_loop` makes tokens;
-here they become lists or text again.
+It checks the arguments and encodes the prompts before anything runs, gets tokens from `token_loop`,
+and returns them as lists or text.
 """
 
 import random
@@ -23,11 +23,7 @@ from keras_deepseek.models.generation.token_loop import NewToken, TokenRequest, 
 
 
 class Generator:
-    """Generates with one model, and keeps what was compiled for it.
-
-    Args:
-        model: `CausalLM`.
-    """
+    """A text generator for one `CausalLM`, with its compiled functions."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -40,15 +36,10 @@ class Generator:
         *,
         return_log_probabilities: bool = False,
     ) -> TokenRequest:
-        """Returns what is to be generated, or says what is wrong with it.
-
-        Args:
-            inputs: See `CausalLM.generate`.
-            options: `GenerationOptions`.
-            return_log_probabilities: boolean.
+        """Checks the arguments of `CausalLM.generate` and returns them as a request.
 
         Raises:
-            InvalidInputError: Something does not fit.
+            InvalidInputError: An argument does not fit.
             NotSupportedError: The model can't draft tokens.
         """
         model = self._model
@@ -83,12 +74,7 @@ class Generator:
         return getattr(self._model, "tokenizer", None)
 
     def generate(self, request: TokenRequest, *, strip_prompt: bool) -> Any:
-        """Returns all that is generated.
-
-        Args:
-            request: `TokenRequest`.
-            strip_prompt: boolean. Whether the prompts are left away.
-        """
+        """Generates all tokens of a request, and returns them as `CausalLM.generate` does."""
         tokens: list[list[NewToken]] = [[] for _ in request.prompts.rows]
         for step in generate_tokens(self._steps, request):
             for row, token in zip(tokens, step, strict=True):
@@ -107,7 +93,7 @@ class Generator:
     def _join(
         self, request: TokenRequest, row: int, found: list[NewToken], *, strip_prompt: bool
     ) -> Any:
-        """Returns a row as its prompt was: as text, or as token ids."""
+        """Returns a row in the form of its prompt: as text or as token ids."""
         prompts, tokens = request.prompts, [token.token for token in found]
         if prompts.texts is None:
             return tokens if strip_prompt else [*prompts.rows[row], *tokens]
@@ -122,11 +108,7 @@ class Generator:
         return TextStream(self.tokenizer, request.prompts.rows[row], request.stop_tokens[row])
 
     def stream(self, request: TokenRequest) -> Iterator[Any]:
-        """Yields what each token adds, as soon as it is computed.
-
-        Args:
-            request: `TokenRequest`.
-        """
+        """Yields the token or the text that each step adds, as soon as it is computed."""
         prompts = request.prompts
         streams = [
             self._stream_text(request, row) if prompts.is_text else None
@@ -157,10 +139,6 @@ def _read_seed(seed: int | None) -> int:
 
 
 def read_context(model: Any) -> int | None:
-    """Returns how many tokens a model takes, or `None` where it has no bound.
-
-    Args:
-        model: `CausalLM`.
-    """
+    """Returns the number of tokens that a model takes, or `None` if it has no limit."""
     context: int | None = getattr(model.config, "max_length", None)
     return context

@@ -1,6 +1,6 @@
-"""What `generate` and `stream` both take, in one place; `CausalLM.generate` says what each means.
+"""The options that `generate` and `stream` share; `CausalLM.generate` documents them.
 
-The language model makes these of its arguments, and `Generator` reads and checks them.
+The language model makes them from its arguments, and `Generator` checks them.
 """
 
 import difflib
@@ -17,7 +17,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How prompts are gone on with: see `CausalLM.generate`."""
+    """The options of text generation: see `CausalLM.generate`."""
 
     max_length: int | None = None
     max_new_tokens: int | None = None
@@ -28,12 +28,10 @@ class GenerationOptions:
 
 
 def takes_options(method: Method) -> Method:
-    """Gives a method whose last argument is `**options` the signature that it has by these.
+    """Replaces `**options` in the signature of a method by the fields of `GenerationOptions`.
 
-    Another option is then a `TypeError` that names the method, and where the option belongs.
-
-    Args:
-        method: Function. Those that it names itself are left out.
+    An unknown option then raises a `TypeError` that names the method and where the option belongs.
+    Fields that the method already has as arguments are left out.
     """
     *own, _ = inspect.signature(method).parameters.values()
     names = {parameter.name for parameter in own}
@@ -59,14 +57,14 @@ def takes_options(method: Method) -> Method:
 
 
 def _check_names(method: str, received: Iterable[str], known: Sequence[str]) -> None:
-    """Says, as Python does, that an option is none of the method, and where it belongs."""
+    """Raises a `TypeError`, as Python does, for an option that the method does not have."""
     for name in received:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, 1)
         hint = ""
         if name in {field.name for field in fields(Sampler)}:
-            hint = f". It is one of the sampler: `sampler=Sampler({name}=...)`"
+            hint = f". It is an option of the sampler: `sampler=Sampler({name}=...)`"
         elif near:
             hint = f": did you mean {near[0]!r}"
         raise TypeError(f"{method}() got an unexpected keyword argument {name!r}{hint}.")

@@ -1,4 +1,4 @@
-"""Text as it is generated, on a terminal or in a file, and how fast it comes."""
+"""Display of generated text on a terminal or in a file, with its speed."""
 
 import time
 from collections.abc import Callable
@@ -14,21 +14,21 @@ _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class OutputConsole(Console):
-    """A console that says, where its reader has left, what Python says: Rich would exit with 1."""
+    """A console that raises `BrokenPipeError` when its reader is gone; Rich would exit with 1."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class LiveText:
-    """Shows text piece by piece, and below it, on a terminal, tokens a second.
+    """A display of text that arrives in pieces, with tokens per second below it on a terminal.
 
-    Lines that are complete are printed and stay; only the last one is drawn anew. Where the output
-    is no terminal it gets the text alone. Use it in a `with` block.
+    Complete lines are printed once; only the last line is redrawn. A file or a pipe gets only the
+    text. Use it in a `with` block.
 
     Args:
-        console: `rich.console.Console` of the output.
-        clock: Function without arguments that returns seconds. Defaults to `time.perf_counter`.
+        console: The console of the output.
+        clock: Function that returns seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -55,11 +55,7 @@ class LiveText:
             self._write("", end="\n")
 
     def push(self, piece: str) -> None:
-        """Shows what one more token adds.
-
-        Args:
-            piece: string, which may be empty.
-        """
+        """Shows the text, possibly empty, that one more token adds."""
         self._num_tokens += 1
         self._last = self._clock()
         if self._num_tokens == 1:
@@ -67,11 +63,7 @@ class LiveText:
         self.add(piece)
 
     def add(self, piece: str) -> None:
-        """Shows text that no further token brought.
-
-        Args:
-            piece: string.
-        """
+        """Shows text that does not belong to a further token."""
         if not self._console.is_terminal:
             self._write(piece, end="")
             return
@@ -84,18 +76,20 @@ class LiveText:
             self._live.update(text, refresh=True)
 
     def _show(self, text: str) -> Text:
-        """Returns the text with pictures in place of what would steer a terminal."""
+        """Returns the text with visible symbols for control characters."""
         return Text(text.translate(_PICTURES))
 
     def _write(self, text: str, end: str) -> None:
         if self._console.is_terminal:
             self._console.print(self._show(text), end=end, soft_wrap=True)
             return
-        self._console.file.write(text + end)  # Rich would expand tabs and take controls out.
+        self._console.file.write(
+            text + end
+        )  # Rich would expand tabs and remove control characters.
         self._console.file.flush()
 
     def describe(self) -> str:
-        """Returns how many tokens came and how fast; the first waits for the prompt to be read."""
+        """Returns the number of tokens and the speed. The first token waits for the prompt."""
         if not self._num_tokens:
             return "0 tokens"
         words = f"{self._num_tokens} token{'s' if self._num_tokens > 1 else ''}"

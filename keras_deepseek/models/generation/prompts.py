@@ -1,4 +1,4 @@
-"""What `generate` is given: checked, as token ids, padded on the left."""
+"""Checking of prompts and stop tokens, and their conversion to padded token ids."""
 
 import numbers
 from collections.abc import Iterable, Sequence
@@ -17,9 +17,9 @@ class Prompts:
     """Prompts as token ids.
 
     Args:
-        rows: The token ids of each.
-        is_single: Whether one was given by itself, so that one is returned.
-        texts: The strings that they came as, or `None`.
+        rows: The token ids of each prompt.
+        is_single: True if a single prompt was given, so that a single result is returned.
+        texts: The strings of the prompts, or `None` if they were token ids.
     """
 
     rows: list[list[int]]
@@ -28,14 +28,16 @@ class Prompts:
 
     @property
     def is_text(self) -> bool:
-        """Whether they came as strings, so that strings are returned."""
+        """True if the prompts were strings, so that strings are returned."""
         return self.texts is not None
 
     def pad(self, length: int) -> tuple[Array, Array]:
-        """Returns token ids and a padding mask, int32 and boolean `(batch_size, length)`.
+        """Returns token ids, int32, and a padding mask, boolean, both `(batch_size, length)`.
+
+        Prompts are padded on the left.
 
         Args:
-            length: integer, no less than the longest prompt.
+            length: At least the length of the longest prompt.
         """
         token_ids = np.zeros((len(self.rows), length), "int32")
         mask = np.zeros(token_ids.shape, "bool")
@@ -46,26 +48,26 @@ class Prompts:
 
 
 def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Prompts:
-    """Returns prompts from strings or token ids, one or several.
+    """Reads prompts from strings or token ids, one or several.
 
     Args:
-        inputs: A string, a list of strings, a list or array of integers, or a list of these or an
+        inputs: A string, a list of strings, a list or array of integers, a list of these, or an
             array of two axes.
-        tokenizer: What has `tokenize`, or `None`.
-        vocabulary_size: integer, or `None` where it is not known.
+        tokenizer: An object with `tokenize`, or `None`.
+        vocabulary_size: `None` if it is not known.
 
     Raises:
-        InvalidInputError: It is something else, a prompt is empty, a token id is not of the
-            vocabulary, or there is text and no tokenizer.
+        InvalidInputError: The prompts have another type, one is empty or has a token id outside of
+            the vocabulary, or they are text and there is no tokenizer.
     """
     if hasattr(inputs, "shape"):
-        inputs = np.asarray(inputs).tolist()  # One string, too, may be an array of NumPy's.
+        inputs = np.asarray(inputs).tolist()  # A single string can be a NumPy array too.
     if isinstance(inputs, str):
         rows = _encode([inputs], tokenizer, vocabulary_size)
         return Prompts(rows, is_single=True, texts=[inputs])
     if not isinstance(inputs, Sequence) or isinstance(inputs, bytes) or not len(inputs):
         raise InvalidInputError(
-            "Prompts must be a string, a list of token ids, or a list of either, and at least one; "
+            "Prompts must be a string, a list of token ids, or a list of either that is not empty; "
             f"received {inputs!r}."
         )
     if all(isinstance(prompt, str) for prompt in inputs):
@@ -80,9 +82,9 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
 def _encode(texts: list[str], tokenizer: Any, vocabulary_size: int | None) -> list[list[int]]:
     if tokenizer is None:
         raise InvalidInputError(
-            "Prompts are text, and the model has no tokenizer. Set `model.tokenizer`, load the "
-            "model from a folder that has a `tokenizer.json`, where `tokenizers` is installed, or "
-            "give token ids."
+            "Prompts are text, and the model has no tokenizer. Set `model.tokenizer`, give token "
+            "ids, or load the model from a folder with a `tokenizer.json` when `tokenizers` is "
+            "installed."
         )
     if not hasattr(tokenizer, "tokenize"):
         raise InvalidInputError(
@@ -93,25 +95,21 @@ def _encode(texts: list[str], tokenizer: Any, vocabulary_size: int | None) -> li
         check_tokens(text, row)
         if vocabulary_size is not None and max(row) >= vocabulary_size:
             raise InvalidInputError(
-                f"The tokenizer makes the token id {max(row)} of the prompt {text!r}, and the "
-                f"model's vocabulary has {vocabulary_size}, from 0 on: it is the tokenizer of "
-                "another model. Set `model.tokenizer` to that of this one."
+                f"The tokenizer encodes the prompt {text!r} with the token id {max(row)}, and the "
+                f"model's vocabulary has only {vocabulary_size} tokens: the tokenizer belongs to "
+                "another model. Set `model.tokenizer` to the tokenizer of this model."
             )
     return rows
 
 
 def check_tokens(text: str, tokens: Sequence[int]) -> None:
-    """Says where a prompt has no tokens.
-
-    Args:
-        text: string. The prompt.
-        tokens: list of integers. Its tokens.
+    """Raises an error if a prompt has no tokens.
 
     Raises:
-        InvalidInputError: There are none.
+        InvalidInputError: It has none.
     """
     if not len(tokens):
-        raise InvalidInputError(f"The prompt {text!r} has no tokens, and needs at least one.")
+        raise InvalidInputError(f"The prompt {text!r} must have at least one token, and has none.")
 
 
 def _read_ids(ids: Any, vocabulary_size: int | None) -> list[int]:
@@ -119,14 +117,14 @@ def _read_ids(ids: Any, vocabulary_size: int | None) -> list[int]:
         ids = np.asarray(ids).tolist()
     if isinstance(ids, str | bytes) or not isinstance(ids, Sequence) or not len(ids):
         raise InvalidInputError(
-            f"A prompt must be a list of one token id or more, received {ids!r}. All prompts of a "
-            "batch are strings, or none is."
+            f"A prompt must be a list of at least one token id, received {ids!r}. In a batch, "
+            "either all prompts are strings or none is."
         )
     row = [check_integer("a token id", token, least=0) for token in ids]
     if vocabulary_size is not None and max(row) >= vocabulary_size:
         raise InvalidInputError(
-            f"A prompt has the token id {max(row)}, and the model's vocabulary has "
-            f"{vocabulary_size}, from 0 on. Was it encoded by the tokenizer of another model?"
+            f"A prompt has the token id {max(row)}, and the model's vocabulary has only "
+            f"{vocabulary_size} tokens. Was it encoded by the tokenizer of another model?"
         )
     return row
 
@@ -140,15 +138,15 @@ def read_stop_tokens(
     """Returns the tokens at which each row stops.
 
     Args:
-        stop_token_ids: `"auto"` for the end tokens, an integer, a list of integers, a list with one
-            list of integers for each row, or `None` for none.
-        end_tokens: Those that end a text of the model.
-        batch_size: integer.
-        vocabulary_size: integer, or `None` where it is not known. Defaults to `None`.
+        stop_token_ids: `"auto"` for the end tokens, an integer, a list of integers, one list of
+            integers for each row, or `None` for none.
+        end_tokens: The end tokens of the model.
+        batch_size: The number of rows.
+        vocabulary_size: `None` if it is not known.
 
     Raises:
-        InvalidInputError: It is something else, a token beyond the vocabulary, which no text would
-            ever end with, or lists of another number than of rows.
+        InvalidInputError: The value has another type, holds a token outside of the vocabulary, or
+            has another number of lists than there are rows.
     """
     if stop_token_ids is None:
         return [frozenset()] * batch_size
@@ -181,20 +179,17 @@ def _read_stop(tokens: Any, vocabulary_size: int | None = None) -> frozenset[int
     found = frozenset(check_integer("a stop token", token, least=0) for token in tokens)
     if vocabulary_size is not None and max(found, default=0) >= vocabulary_size:
         raise InvalidInputError(
-            f"`stop_token_ids` has the token id {max(found)}, which no text would end with: the "
-            f"model's vocabulary has {vocabulary_size}, from 0 on. Is it of another tokenizer?"
+            f"`stop_token_ids` has the token id {max(found)}, at which no text would end: the "
+            f"model's vocabulary has only {vocabulary_size} tokens. Is it from another tokenizer?"
         )
     return found
 
 
 def find_end_tokens(model: Any) -> frozenset[int]:
-    """Returns the tokens that end a text, by the first that names any of these.
+    """Returns the tokens that end a text of a model.
 
-    Its `generation_config`, as the preset had it; its config; and its tokenizer, which need not
-    have any of them.
-
-    Args:
-        model: `CausalLM`.
+    They come from the first of these that has any: the `generation_config` of the preset, the
+    model's config, and its tokenizer.
     """
     found = [
         getattr(model, "generation_config", {}).get("eos_token_id"),

@@ -1,4 +1,4 @@
-"""How the next token is chosen: what a user sets, and what a compiled step is told of it."""
+"""Sampling options: the public `Sampler`, and the part of it that is compiled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,31 +10,35 @@ from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 _LEAST_TEMPERATURE = 1e-30
-"""Logits that are divided by less are infinite in float32; only the largest would be drawn."""
+"""Dividing logits by less gives infinities in float32, so only the largest would be drawn."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What the next token is drawn from. Steps that are not set are left out.
+    """The distribution from which the next token is drawn. Steps that are not set are skipped.
 
-    From the logits of all tokens, in this order, which is that of `transformers`:
+    Choose one for text that should vary. The steps, from the logits of all tokens, have the order
+    of `transformers`:
 
-    1. `repetition_penalty` divides positive logits of tokens that the row has had already, prompt
+    1. `repetition_penalty` divides the positive logits of tokens that the row has already, prompt
        included, and multiplies negative ones. Padding does not count.
-    2. `temperature` divides the logits; 0, or less than 1e-30, takes the largest, and what follows
-       has no use.
-    3. `top_k` keeps the largest.
-    4. `top_p` keeps the likeliest of these, until their share reaches `top_p`.
-    5. `min_p` keeps those at least `min_p` times as likely as the likeliest.
+    2. `temperature` divides the logits. At 0, or less than 1e-30, the token with the largest logit
+       is taken, and the other steps do nothing.
+    3. `top_k` keeps the `top_k` largest logits.
+    4. `top_p` keeps the most likely of these, until their probabilities sum to `top_p`.
+    5. `min_p` keeps tokens that are at least `min_p` times as likely as the most likely one.
 
-    Of equal logits at the bound of a step all are kept, and the likeliest token always is.
+    Tokens with equal logits at the limit of a step are all kept. The most likely token is always
+    kept.
 
     Args:
         temperature: float. `0.0` is greedy. Defaults to `1.0`.
-        top_k: integer or `None`. Defaults to `None`.
-        top_p: float in (0, 1], or `None`. Defaults to `None`.
-        min_p: float in [0, 1], or `None`. Defaults to `None`.
-        repetition_penalty: float. Above 1 repetition is rarer. Defaults to `1.0`.
+        top_k: integer or `None`. Number of tokens to keep. Defaults to `None`.
+        top_p: float in (0, 1], or `None`. Total probability of the tokens to keep. Defaults to
+            `None`.
+        min_p: float in [0, 1], or `None`. Smallest probability to keep, relative to the most likely
+            token. Defaults to `None`.
+        repetition_penalty: float. Above 1 makes repeated tokens less likely. Defaults to `1.0`.
 
     Raises:
         InvalidInputError: A number is out of its range.
@@ -70,7 +74,7 @@ class Sampler:
 
     @property
     def rules(self) -> "SamplingRules":
-        """What of it is compiled: each further one is another function."""
+        """The part that is compiled: other rules need another function."""
         is_greedy = self.temperature < _LEAST_TEMPERATURE
         return SamplingRules(
             is_greedy=is_greedy,
@@ -82,7 +86,7 @@ class Sampler:
 
     @property
     def numbers(self) -> dict[str, Array]:
-        """The numbers that compiled steps are given: others need no other function."""
+        """The numbers that are given to compiled steps: other numbers need no other function."""
         numbers = {
             "temperature": self.temperature or 1.0,
             "top_p": self.top_p or 1.0,
@@ -94,14 +98,14 @@ class Sampler:
 
 @dataclass(frozen=True)
 class SamplingRules:
-    """Which steps a `Sampler` takes.
+    """The steps that a `Sampler` takes.
 
     Args:
-        is_greedy: Whether the largest logit is taken, so that nothing is drawn.
-        top_k: How many are kept, or `None`.
-        has_top_p: Whether `top_p` leaves any out.
-        has_min_p: Whether `min_p` does.
-        has_penalty: Whether tokens that were there already have other logits.
+        is_greedy: True if the largest logit is taken, so that nothing is drawn.
+        top_k: The number of tokens that are kept, or `None`.
+        has_top_p: True if `top_p` can exclude tokens.
+        has_min_p: True if `min_p` can exclude tokens.
+        has_penalty: True if the logits of seen tokens change.
     """
 
     is_greedy: bool
@@ -115,10 +119,10 @@ GREEDY = Sampler(temperature=0.0)
 
 
 def get_sampler(sampler: Any) -> Sampler:
-    """Returns a sampler from what a user gives as one.
+    """Returns the sampler for an argument of a user.
 
     Args:
-        sampler: `Sampler`, `"greedy"`, `"random"` for drawing from all tokens, or `None` for
+        sampler: A `Sampler`, `"greedy"`, `"random"` for drawing from all tokens, or `None` for
             greedy.
 
     Raises:
@@ -131,6 +135,6 @@ def get_sampler(sampler: Any) -> Sampler:
         return GREEDY
     if sampler not in list(known):
         raise InvalidInputError(
-            unknown_name_message("sampler", sampler, known) + " Or give a `Sampler(...)`."
+            unknown_name_message("sampler", sampler, known) + " You can also give a `Sampler(...)`."
         )
     return known[sampler]

@@ -1,11 +1,11 @@
-"""The compiled functions of speculative decoding: drafts by the modules that predict ahead.
+"""The compiled functions of speculative decoding, with drafts from modules that predict ahead.
 
-In a round the model reads the last token and the drafts behind it at once; `draft_acceptance` says
-which of them stay. The modules then read what stayed, and make the next drafts. Both caches are
-written over from the first slot that did not stay, so they must hold slots alone.
+In a round the model reads the last token and the drafts after it at once; `draft_acceptance`
+decides which of them stay. The modules then read the tokens that stayed, and make the next drafts.
+Both caches are overwritten from the first slot that did not stay, so they must hold only slots.
 
-Slot `i` of a module holds what it made of the model's hidden states at `i` and the token one place
-behind, for the first module, two for the second, and so on.
+Slot `i` of a module holds its result for the model's hidden states at `i` and a later token: the
+next one for the first module, the second next for the second module, and so on.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from keras_deepseek.models.generation.compiled_steps import (
     begin_text,
     count_positions,
     grow_cache,
-    holds_slots_alone,
+    holds_only_slots,
     mark_tokens,
 )
 from keras_deepseek.models.generation.draft_acceptance import accept_drafts
@@ -32,23 +32,14 @@ from keras_deepseek.models.generation.token_choice import (
 
 
 class DraftModules:
-    """The modules of a model, with caches.
-
-    Args:
-        model: `CausalLM` with `multi_token_prediction`.
-    """
+    """The modules of a `CausalLM` that predict further tokens, with caches."""
 
     def __init__(self, model: Any) -> None:
         self._prediction = model.multi_token_prediction
-        self.number = self._prediction.depth
+        self.num_modules = self._prediction.depth
 
     def make_cache(self, batch_size: int, max_length: int) -> list[dict[str, Any]]:
-        """Returns the empty caches of all modules, one each.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. Number of slots.
-        """
+        """Returns the empty caches of all modules, one each."""
         return [block.make_cache(batch_size, max_length) for block in self._prediction.blocks]
 
     def draft(
@@ -61,21 +52,21 @@ class DraftModules:
         sample: Callable[[int, Any], tuple[Any, Any]],
         **kwargs: Any,
     ) -> tuple[Any, Any, list[dict[str, Any]]]:
-        """Returns drafts, the scores that they were drawn by, and the caches.
+        """Returns drafts, the scores from which they were drawn, and the caches.
 
         Args:
             hidden: Tensor of shape `(batch_size, length, dim)`: the model's hidden states.
-            token_ids: int32 tensor of shape `(batch_size, length)`: the token one place behind.
-            cache: list of dicts.
-            slot: integer or scalar tensor. That of the first of these.
-            last: integer or scalar tensor. The place among these of the last that is there to stay.
-            sample: Function of the number of a module and logits `(batch_size, vocabulary_size)`
-                that returns tokens and scores.
+            token_ids: int32 tensor of shape `(batch_size, length)`: the next token at each place.
+            cache: The caches of the modules.
+            slot: The slot of the first of these tokens, an integer or scalar tensor.
+            last: The index of the last of these tokens that stays, an integer or scalar tensor.
+            sample: Function from the index of a module and logits `(batch_size, vocabulary_size)`
+                to tokens and scores.
             **kwargs: `mask` and `positions` of the blocks.
         """
         places = ops.expand_dims(ops.arange(token_ids.shape[1], dtype="int32"), 0)
         drafts, scores, written = [], [], []
-        for index in range(self.number):
+        for index in range(self.num_modules):
             hidden, module_cache = self._prediction.call_module(
                 index, hidden, token_ids, cache=cache[index], cache_index=slot, **kwargs
             )
@@ -101,16 +92,17 @@ def begin_speculation(
     uniforms: Any,
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """Returns what is chosen behind prompts, and a state with the first drafts.
+    """Returns the tokens that follow prompts, and a state with the first drafts.
 
     Args:
         model: `CausalLM`.
-        kind: `StepKind`.
-        capacity: integer. The slots of the caches.
+        kind: The options of the step.
+        capacity: The number of slots of the caches.
+        _: The state, which is not there yet.
         token_ids: int32 tensor of shape `(batch_size, length)`.
         mask: Boolean tensor of the same shape, or `None`.
         uniforms: float32 tensor of shape `(batch_size, 2 * num_drafts + 1)`.
-        numbers: dict of float32 scalars.
+        numbers: float32 scalars of the sampler, by name.
     """
     modules = DraftModules(model)
     batch_size, length = token_ids.shape
@@ -137,7 +129,7 @@ def begin_speculation(
     return (outputs, 1), {**state, "token": token, "drafts": drafts, "scores": scores}
 
 
-def go_on_speculating(
+def continue_speculation(
     model: Any,
     kind: StepKind,
     state: Mapping[str, Any],
@@ -147,30 +139,30 @@ def go_on_speculating(
     uniforms: Any,
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """Returns the tokens of a round and how many of them all rows take, and the next state.
+    """Returns the tokens of a round, the number of them that all rows take, and the next state.
 
     Args:
         model: `CausalLM`.
-        kind: `StepKind`.
-        state: dict.
-        slot: integer or scalar tensor. That of the last token, which the model has yet to read.
-        positions: int32 tensor of shape `(batch_size,)`. Its position.
+        kind: The options of the step.
+        state: The state of the last round.
+        slot: The slot of the last token, which the model has yet to read.
+        positions: int32 tensor of shape `(batch_size,)`. The position of that token.
         is_running: Boolean tensor of shape `(batch_size,)`.
         uniforms: float32 tensor of shape `(batch_size, 2 * num_drafts + 1)`.
-        numbers: dict of float32 scalars.
+        numbers: float32 scalars of the sampler, by name.
     """
     modules, drafts = DraftModules(model), ops.convert_to_tensor(state["drafts"])
-    number = modules.number
+    num_drafts = modules.num_modules
     read = ops.concatenate([ops.expand_dims(state["token"], 1), drafts], axis=1)
-    positions = ops.expand_dims(positions, 1) + ops.arange(number + 1, dtype="int32")
+    positions = ops.expand_dims(positions, 1) + ops.arange(num_drafts + 1, dtype="int32")
     logits, hidden, cache = model.call_with_cache(
-        read, state["cache"], slot, positions=positions, num_logits=number + 1
+        read, state["cache"], slot, positions=positions, num_logits=num_drafts + 1
     )
     tokens, taken = accept_drafts(
         _score_places(kind, state["seen"], read, logits, numbers),
         drafts,
         state["scores"],
-        uniforms[:, : number + 1],
+        uniforms[:, : num_drafts + 1],
         is_running,
         kind.rules,
     )
@@ -179,10 +171,10 @@ def go_on_speculating(
         seen = _mark_round(seen, read, tokens, taken, logits.shape[-1])
     outputs = {"tokens": tokens, "is_finite": is_finite(logits)}
     if kind.has_log_probabilities:
-        found = [log_probabilities(logits[:, at], tokens[:, at]) for at in range(number + 1)]
+        found = [log_probabilities(logits[:, at], tokens[:, at]) for at in range(num_drafts + 1)]
         outputs["log_probabilities"] = ops.stack(found, axis=1)
     token = ops.squeeze(ops.take(tokens, ops.reshape(taken - 1, (1,)), axis=1), 1)
-    sample = _make_sample(kind, seen, token, uniforms[:, number + 1 :], numbers)
+    sample = _make_sample(kind, seen, token, uniforms[:, num_drafts + 1 :], numbers)
     drafts, draft_scores, draft_cache = modules.draft(
         hidden, tokens, state["draft_cache"], slot, taken - 1, sample, positions=positions
     )
@@ -193,7 +185,7 @@ def go_on_speculating(
 def _score_places(
     kind: StepKind, seen: Any, read: Any, logits: Any, numbers: Mapping[str, Any]
 ) -> Any:
-    """Returns the adjusted logits behind each token that was read, as if all drafts stayed."""
+    """Returns the adjusted logits after each token that was read, as if all drafts stayed."""
     scores = []
     for place in range(read.shape[1]):
         seen = _add_seen(kind, seen, read[:, place], logits.shape[-1])
@@ -202,7 +194,7 @@ def _score_places(
 
 
 def _mark_round(seen: Any, read: Any, tokens: Any, taken: Any, vocabulary_size: int) -> Any:
-    """Returns `seen` with the last token of the round before, and those that this one takes."""
+    """Returns `seen` with the last token of the previous round and the tokens of this one."""
     places = ops.expand_dims(ops.arange(tokens.shape[1], dtype="int32"), 0)
     is_taken = ops.logical_and(places < taken, ops.ones_like(tokens, "bool"))
     newly = mark_tokens(tokens, is_taken, vocabulary_size)
@@ -213,7 +205,7 @@ def _mark_round(seen: Any, read: Any, tokens: Any, taken: Any, vocabulary_size: 
 def _make_sample(
     kind: StepKind, seen: Any, token: Any, uniforms: Any, numbers: Mapping[str, Any]
 ) -> Callable[[int, Any], tuple[Any, Any]]:
-    """Returns what draws the draft of a module, by the rules that the model's own are drawn by."""
+    """Returns a function that draws the draft of a module, by the sampling rules of the model."""
     seen = [seen]
     last = [token]
 
@@ -236,13 +228,7 @@ def _add_seen(kind: StepKind, seen: Any, tokens: Any, vocabulary_size: int) -> A
 
 
 def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any, Any]:
-    """Returns nothing, and a state with caches of more slots.
-
-    Args:
-        model: `CausalLM`.
-        capacity: integer.
-        state: dict.
-    """
+    """Returns empty outputs, and a state with caches of more slots."""
     grown = {
         "cache": grow_cache(model.make_cache, state["cache"], capacity),
         "draft_cache": grow_cache(DraftModules(model).make_cache, state["draft_cache"], capacity),
@@ -251,24 +237,21 @@ def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any
 
 
 def check_drafts(model: Any) -> None:
-    """Says where a model can't draft tokens.
-
-    Args:
-        model: `CausalLM`.
+    """Raises an error if a model can't draft tokens.
 
     Raises:
-        NotSupportedError: It has no modules that predict further tokens, or a cache that can't go
-            back.
+        NotSupportedError: It has no modules that predict further tokens, or a cache that can't
+            remove tokens.
     """
     if getattr(model, "multi_token_prediction", None) is None:
         raise NotSupportedError(
             "`use_drafts=True` needs modules that predict further tokens, and this model has none. "
-            "Load them with `from_preset(folder, num_prediction_layers=1)` where the checkpoint "
-            "has them, or leave `use_drafts` out."
+            "If the checkpoint has them, load them with `from_preset(folder, "
+            "num_prediction_layers=1)`. Otherwise leave `use_drafts` out."
         )
     makers = (model.make_cache, DraftModules(model).make_cache)
-    if not all(holds_slots_alone(make_cache) for make_cache in makers):
+    if not all(holds_only_slots(make_cache) for make_cache in makers):
         raise NotSupportedError(
-            "`use_drafts=True` needs caches that go back by the drafts that are not kept, and this "
-            "model keeps states that tokens can't be taken out of again. Leave `use_drafts` out."
+            "`use_drafts=True` needs caches from which rejected drafts can be removed, and this "
+            "model's caches can't remove tokens. Leave `use_drafts` out."
         )

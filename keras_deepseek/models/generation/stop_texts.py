@@ -1,13 +1,13 @@
-"""Texts that end what is generated, in pieces of text that come one by one."""
+"""Ending of generated text at stop texts, which may be spread over several pieces."""
 
 from collections.abc import Sequence
 
 
 class StopTexts:
-    """Hands text on up to the first of some texts, and holds back what may become one.
+    """A filter of text pieces that ends at a stop text and holds back a possible start of one.
 
     Args:
-        texts: Those that end it, which are not handed on. Empty ones end nothing.
+        texts: The stop texts, which are not returned. Empty ones are ignored.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -16,11 +16,7 @@ class StopTexts:
         self.is_met = False
 
     def push(self, piece: str) -> str:
-        """Returns the text that is certain with one more piece.
-
-        Args:
-            piece: string.
-        """
+        """Returns the text that is certain after one more piece."""
         if self.is_met:
             return ""
         text = self._held + piece
@@ -36,6 +32,6 @@ class StopTexts:
         return any(stop.startswith(end) for stop in self._texts)
 
     def finish(self) -> str:
-        """Returns what was held back and has become none of the texts."""
+        """Returns the text that was held back, which has not become a stop text."""
         held, self._held = self._held, ""
         return held

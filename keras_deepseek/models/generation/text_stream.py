@@ -1,4 +1,4 @@
-"""Text out of the tokens of one row, which come one by one."""
+"""Decoding of the tokens of one row that arrive one at a time."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
 
 _CONTEXT = 8
-"""How many tokens of the prompt are decoded with the first ones behind it."""
+"""The number of prompt tokens that are decoded together with the first new ones."""
 
 
 class TextStream:
-    """Makes text of the tokens behind a prompt.
+    """A decoder of the tokens that follow a prompt.
 
-    What a token reads as may depend on the one before it: a word at the beginning of a text has no
-    space before it. So the end of the prompt is decoded first.
+    The text of a token may depend on the one before it: a word at the start of a text has no space
+    before it. So the end of the prompt is decoded first.
 
     Args:
-        tokenizer: What has `detokenize`.
-        prompt: list of integers.
-        end_tokens: integers. The tokens that leave no text.
+        tokenizer: An object with `detokenize`.
+        prompt: The tokens of the prompt.
+        end_tokens: Tokens that leave no text.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], end_tokens: Collection[int]) -> None:
@@ -28,13 +28,9 @@ class TextStream:
             self._decoder.push(token)
 
     def push(self, token: int) -> str:
-        """Returns what a token adds to the text; nothing while a character is not complete.
-
-        Args:
-            token: integer.
-        """
+        """Returns the text that a token adds, empty while a character is not complete."""
         return "" if token in self._end_tokens else self._decoder.push(token)
 
     def finish(self) -> str:
-        """Returns what is held back at the end."""
+        """Returns the text that was held back."""
         return self._decoder.finish()

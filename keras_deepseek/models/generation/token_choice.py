@@ -1,8 +1,8 @@
-"""From logits to the next token, in the compiled step: what a `Sampler` says, as tensors.
+"""Choosing of the next token from logits, inside the compiled step.
 
-Drawing is by the inverse of the distribution function, from one number in [0, 1) a row that comes
-from outside: so a row's tokens do not depend on how many rows there are, nor on the framework's
-generators.
+A token is drawn by the inverse of the distribution function, from one number in [0, 1) for each row
+that the host draws. So a row's tokens do not depend on the number of rows, or on the random
+generator of the framework.
 """
 
 import math
@@ -14,7 +14,7 @@ from keras import ops
 from keras_deepseek.models.generation.sampler import SamplingRules
 
 _BLOCK_SIZE = 256
-"""How many tokens are added up together: a sum over a whole vocabulary would be rounded more."""
+"""The number of tokens in a partial sum. One sum over a vocabulary has larger rounding errors."""
 
 Numbers = Mapping[str, Any]
 
@@ -26,11 +26,11 @@ def choose(
 
     Args:
         logits: Tensor of shape `(batch_size, vocabulary_size)`.
-        seen: Boolean tensor of that shape, true of the tokens that a row has had; `None` where
-            there is no penalty.
+        seen: Boolean tensor of that shape, true for tokens that a row has already, or `None`
+            without a penalty.
         uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
-        rules: `SamplingRules`.
-        numbers: dict of float32 scalars.
+        rules: The sampling rules.
+        numbers: float32 scalars of the sampler, by name.
 
     Returns:
         A dict of int32 `"tokens"` and boolean `"is_finite"`, of shape `(batch_size,)`.
@@ -41,23 +41,19 @@ def choose(
 
 
 def is_finite(logits: Any) -> Any:
-    """Returns whether all logits of the last axis are finite numbers.
-
-    Args:
-        logits: Tensor of shape `(..., vocabulary_size)`.
-    """
-    # No number, or an infinite one, is found in the extremes.
+    """Returns true where all logits of the last axis are finite."""
+    # NaN and infinity show in the largest or the smallest logit.
     return ops.isfinite(ops.abs(ops.max(logits, axis=-1)) + ops.abs(ops.min(logits, axis=-1)))
 
 
 def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> Any:
-    """Returns the logits of the distribution that is drawn from: minus infinity is left out.
+    """Returns the logits after all steps of the sampler; excluded tokens are minus infinity.
 
     Args:
         logits: Tensor of shape `(batch_size, vocabulary_size)`.
         seen: As for `choose`.
-        rules: `SamplingRules`.
-        numbers: dict of float32 scalars.
+        rules: The sampling rules.
+        numbers: float32 scalars of the sampler, by name.
 
     Returns:
         A float32 tensor of shape `(batch_size, vocabulary_size)`.
@@ -69,15 +65,15 @@ def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> An
         scores = ops.where(seen, penalized, scores)
     if rules.is_greedy:
         return scores
-    # The largest is 0 before it is divided: XLA may compute a quotient twice, rounded otherwise,
-    # and at a low temperature the two would differ by more than the logits do.
+    # The largest is made 0 before the division: XLA may compute a quotient twice, with different
+    # rounding, and at a low temperature the two would differ by more than the logits do.
     scores = (scores - ops.max(scores, axis=-1, keepdims=True)) / numbers["temperature"]
     bound = _find_bound(scores, rules, numbers)
     return scores if bound is None else ops.where(scores >= bound, scores, -math.inf)
 
 
 def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
-    """Returns the least score of each row that is kept, of shape `(batch_size, 1)`, or `None`."""
+    """Returns the smallest score to keep in each row, of shape `(batch_size, 1)`, or `None`."""
     bounds = []
     ordered = None
     vocabulary_size = scores.shape[-1]
@@ -89,7 +85,7 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
             ordered = ops.flip(ops.sort(scores, axis=-1), axis=-1)
         shares = ops.softmax(ordered, axis=-1)
         before = ops.cumsum(shares, axis=-1) - shares
-        # The likeliest is kept, though a rounded sum were below its first term.
+        # Keep the most likely token, even if rounding makes its sum negative.
         is_kept = ops.logical_or(before < numbers["top_p"], ordered >= ordered[:, :1])
         bounds.append(ops.min(ops.where(is_kept, ordered, math.inf), axis=-1, keepdims=True))
     if rules.has_min_p:
@@ -101,7 +97,7 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
 
 
 def draw(scores: Any, uniforms: Any) -> Any:
-    """Returns the token at which the distribution function of each row passes a number.
+    """Returns the token at which the distribution function of each row exceeds a number.
 
     Args:
         scores: float32 tensor of shape `(batch_size, vocabulary_size)`: logits.
@@ -114,10 +110,10 @@ def draw(scores: Any, uniforms: Any) -> Any:
 
 
 def draw_by_weight(weights: Any, uniforms: Any) -> Any:
-    """Returns likewise from weights that need not add up to 1.
+    """Draws a token for each row by weights that need not sum to 1, as `draw` does by logits.
 
     Args:
-        weights: float32 tensor of shape `(batch_size, vocabulary_size)`, 0 or more.
+        weights: float32 tensor of shape `(batch_size, vocabulary_size)`, at least 0.
         uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
     """
     vocabulary_size = weights.shape[-1]
@@ -130,17 +126,17 @@ def draw_by_weight(weights: Any, uniforms: Any) -> Any:
     )
     sums = ops.sum(blocks, axis=-1)
     target = ops.expand_dims(uniforms, -1) * ops.sum(sums, axis=-1, keepdims=True)
-    block, before = _pass(sums, target)
+    block, before = _find_crossing(sums, target)
     inside = ops.squeeze(ops.take_along_axis(blocks, ops.expand_dims(block, -1), axis=1), 1)
-    place, _ = _pass(inside, target - before)
+    place, _ = _find_crossing(inside, target - before)
     return ops.cast(ops.squeeze(block * size + place, -1), "int32")
 
 
-def _pass(weights: Any, target: Any) -> tuple[Any, Any]:
-    """Returns the place of each row at which the sums pass a target, and the sum before it.
+def _find_crossing(weights: Any, target: Any) -> tuple[Any, Any]:
+    """Returns the place of each row at which the sums exceed a target, and the sum before it.
 
-    Both are of shape `(batch_size, 1)`. What has no weight is never the place; where rounding
-    leaves the target above all sums, it is the last that has any.
+    Both have the shape `(batch_size, 1)`. An entry without weight is never chosen. If rounding
+    leaves the target above all sums, the last entry with a weight is chosen.
     """
     sums = ops.cumsum(weights, axis=-1)
     has_weight = weights > 0
@@ -155,7 +151,7 @@ def _pass(weights: Any, target: Any) -> tuple[Any, Any]:
 
 
 def log_probabilities(logits: Any, tokens: Any) -> Any:
-    """Returns the logarithm of the model's own probability of a token, whatever it is chosen by.
+    """Returns the log-probability of tokens under the model itself, before the sampler's steps.
 
     Args:
         logits: Tensor of shape `(batch_size, vocabulary_size)`.

@@ -1,6 +1,6 @@
-"""The loop over tokens, on the host: it counts slots and rows, and runs the compiled steps.
+"""The loop over tokens on the host: it counts slots and rows, and runs the compiled steps.
 
-`generation` reads what a user gives and says; this file knows of token ids alone.
+It handles token ids only; `generation` handles the arguments and results of users.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.generation.compiled_steps import (
     CompiledSteps,
     StepKind,
-    holds_slots_alone,
+    holds_only_slots,
     to_numpy,
 )
 from keras_deepseek.models.generation.lengths import (
@@ -28,24 +28,24 @@ from keras_deepseek.models.generation.sampler import Sampler
 from keras_deepseek.models.generation.speculative_steps import (
     DraftModules,
     begin_speculation,
-    go_on_speculating,
+    continue_speculation,
     grow_speculation,
 )
 
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """What is to be generated.
+    """A request to generate tokens.
 
     Args:
-        prompts: `Prompts`.
-        budgets: How many tokens each row gets at most.
-        stop_tokens: Those at which each row stops.
-        sampler: `Sampler`.
-        seed: integer.
-        has_log_probabilities: Whether those of the tokens are wanted.
-        uses_drafts: Whether the modules that predict further tokens draft them.
-        context: How many tokens the model takes, or `None` where it has no bound.
+        prompts: The prompts.
+        budgets: The largest number of new tokens of each row.
+        stop_tokens: The tokens at which each row stops.
+        sampler: The sampler.
+        seed: The seed.
+        has_log_probabilities: True to return the log-probabilities of the tokens.
+        uses_drafts: True for speculative decoding.
+        context: The number of tokens that the model takes, or `None` if it has no limit.
     """
 
     prompts: Prompts
@@ -60,12 +60,12 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class NewToken:
-    """One token of one row.
+    """A new token of one row.
 
     Args:
-        token: integer.
-        log_probability: float, or `None` where it was not asked for.
-        is_last: Whether its row gets no further one.
+        token: The token id.
+        log_probability: `None` if it was not requested.
+        is_last: True if the row gets no further token.
     """
 
     token: int
@@ -74,12 +74,12 @@ class NewToken:
 
 
 class RowNoise:
-    """Numbers in [0, 1) that are a row's own: its seed and its number say them, and nothing else.
+    """A source of random numbers in [0, 1) for each row, by the seed and the row's index only.
 
     Args:
-        seed: integer.
-        num_rows: integer.
-        count: integer. How many numbers at once; `None` for one. Defaults to `None`.
+        seed: The seed.
+        num_rows: The number of rows.
+        count: How many numbers to draw at once; `None` draws one without an axis for it.
     """
 
     def __init__(self, seed: int, num_rows: int, count: int | None = None) -> None:
@@ -93,11 +93,7 @@ class RowNoise:
 
 
 def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[list[NewToken | None]]:
-    """Yields the next token of each row as soon as it is computed, `None` for a row that stopped.
-
-    Args:
-        steps: `CompiledSteps`.
-        request: `TokenRequest`.
+    """Yields the next token of each row when it is computed, and `None` for a row that has stopped.
 
     Raises:
         InvalidInputError: The model's logits are not finite.
@@ -113,7 +109,7 @@ def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[lis
 def _compute_one_by_one(
     steps: CompiledSteps, request: TokenRequest, _: "_Rows"
 ) -> Iterator[dict[str, Array]]:
-    slots = _Slots(request, can_grow=holds_slots_alone(steps.model.make_cache))
+    slots = _Slots(request, can_grow=holds_only_slots(steps.model.make_cache))
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers, noise = request.sampler.numbers, RowNoise(request.seed, len(request.prompts.rows))
     outputs, state = steps.prefill(kind, slots.capacity)(None, *slots.padded, noise.draw(), numbers)
@@ -133,14 +129,14 @@ def _speculate(
     steps: CompiledSteps, request: TokenRequest, rows: "_Rows"
 ) -> Iterator[dict[str, Array]]:
     model = steps.model
-    num_drafts = DraftModules(model).number
+    num_drafts = DraftModules(model).num_modules
     slots = _Slots(request, can_grow=True, num_drafts=num_drafts)
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers = request.sampler.numbers
     noise = RowNoise(request.seed, len(request.prompts.rows), 2 * num_drafts + 1)
     begin = steps.get(("begin", kind, slots.capacity), begin_speculation, kind, slots.capacity)
     (outputs, taken), state = begin(None, *slots.padded, noise.draw(), numbers)
-    go_on = steps.get(("go on", kind), go_on_speculating, kind)
+    next_round = steps.get(("continue", kind), continue_speculation, kind)
     while True:
         step, taken = to_numpy(outputs), int(taken)
         for place in range(taken):
@@ -149,27 +145,27 @@ def _speculate(
             grow = steps.get(("grow all", slots.capacity), grow_speculation, slots.capacity)
             _, state = grow(None, state)
         running = np.asarray(rows.running)
-        (outputs, taken), state = go_on(
+        (outputs, taken), state = next_round(
             state, slots.next, slots.positions, running, noise.draw(), numbers
         )
         slots.advance(int(taken))
 
 
 class _Slots:
-    """The slots that prompts and tokens stand in, counted on the host.
+    """The cache slots of prompts and tokens, counted on the host.
 
     Args:
-        request: `TokenRequest`.
-        can_grow: Whether caches can be made longer.
-        num_drafts: How many slots are written beyond the last token that stays.
+        request: The request.
+        can_grow: True if caches can be made longer.
+        num_drafts: The number of slots that are written after the last token that stays.
     """
 
     def __init__(self, request: TokenRequest, *, can_grow: bool, num_drafts: int = 0) -> None:
         rows = request.prompts.rows
         longest = max(map(len, rows))
-        length = round_up(longest) if backend.current().compiles_by_shape() else longest
+        length = round_up(longest) if backend.current().inference.compiles_by_shape() else longest
         context = None if request.context is None else request.context + num_drafts
-        # Each other number of slots would be compiled, or recorded, anew.
+        # Each different number of slots would be compiled, or captured in a graph, again.
         self._total = total_slots(length + max(request.budgets) + num_drafts, context)
         self.capacity = first_capacity(length, self._total) if can_grow else self._total
         self.next = length
@@ -178,7 +174,7 @@ class _Slots:
         self.padded = token_ids, None if mask.all() else mask
 
     def need(self, number: int) -> bool:
-        """Whether more capacity was taken, since so many further slots asked for it."""
+        """Returns true if the capacity had to grow for this number of further slots."""
         if self.next + number <= self.capacity:
             return False
         self.capacity = next_capacity(self.capacity, self._total)
@@ -191,7 +187,7 @@ class _Slots:
 
 
 class _Rows:
-    """Which rows go on, by what they have had."""
+    """The number of tokens that each row may still get."""
 
     def __init__(self, request: TokenRequest) -> None:
         self._request = request
@@ -206,7 +202,7 @@ class _Rows:
         return any(self._left)
 
     def take(self, step: dict[str, Array]) -> list[NewToken | None]:
-        """Returns the tokens of a step in the rows that still run, and counts them."""
+        """Returns the tokens of a step in the rows that are still running, and counts them."""
         taken: list[NewToken | None] = []
         for row, token in enumerate(step["tokens"].tolist()):
             if not self._left[row]:
@@ -214,7 +210,7 @@ class _Rows:
                 continue
             if not step["is_finite"][row]:
                 raise InvalidInputError(
-                    f"The model's logits of prompt {row} are not finite numbers: its weights are "
+                    f"The model's logits for prompt {row} are not finite numbers. Its weights are "
                     "damaged, or too large for its dtype policy."
                 )
             self._left[row] -= 1

@@ -1,7 +1,7 @@
-"""LoRA: a model is tuned by small matrices beside its kernels, which stay as they are.
+"""LoRA: fine-tuning by small matrices beside frozen kernels.
 
-`low_rank_adaptation.py` adds them to a model and merges them into its weights; two files write and
-read them alone: `lora_weights.py` those of any model, `peft_adapter.py` as `peft` has them.
+`low_rank_adaptation.py` adds them to a model and merges them into its weights. They are saved and
+loaded alone in two formats: `lora_weights.py` for any model, `peft_adapter.py` in that of `peft`.
 """
 
 from keras_deepseek.models.lora.lora_weights import load_lora_weights, save_lora_weights

@@ -1,7 +1,7 @@
-"""The layers of a model that a LoRA is added to, and what each then has.
+"""Finding of the layers that can have a LoRA, and of their variables.
 
-Keras's own layers add it: `Dense`, `EinsumDense`, the convolutions and `Embedding`. Each has a
-kernel `W` and two matrices, and computes with `W + lora_alpha / lora_rank * A B`.
+Keras's own layers implement it: `Dense`, `EinsumDense`, the convolutions and `Embedding`. Each has
+a kernel `W` and two matrices, and computes with `W + lora_alpha / lora_rank * A B`.
 """
 
 from collections.abc import Mapping
@@ -9,66 +9,49 @@ from contextlib import ExitStack
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, own_variable
 
 
 def kernel_of(layer: keras.Layer) -> keras.Variable:
-    """Returns the variable that a LoRA is added to.
-
-    Args:
-        layer: `keras.Layer` with an `enable_lora`, built.
-    """
+    """Returns the variable of a built layer to which a LoRA is added."""
     return own_variable(layer, merged_name(layer))
 
 
 def path_of(layer: keras.Layer) -> str:
-    """Returns what a layer is named by in a model: the path of its kernel without the last part.
-
-    Args:
-        layer: `keras.Layer` with an `enable_lora`, built.
-    """
+    """Returns the name of a layer in LoRA files: the path of its kernel without the last part."""
     return str(kernel_of(layer).path.rpartition("/")[0])
 
 
 def lora_variables(layer: keras.Layer) -> tuple[keras.Variable, keras.Variable]:
-    """Returns the two matrices of a layer that has a LoRA.
-
-    Args:
-        layer: `keras.Layer`.
-    """
+    """Returns the two matrices of a layer that has a LoRA."""
     name = merged_name(layer)
     return getattr(layer, f"lora_{name}_a"), getattr(layer, f"lora_{name}_b")
 
 
 def read_matrices(layer: keras.Layer) -> tuple[Array, Array]:
-    """Returns the two matrices as arrays; where they lie in several processes, all must call it.
+    """Returns the two LoRA matrices of a layer as arrays.
 
-    Args:
-        layer: `keras.Layer` that has a LoRA.
+    If they are sharded over several processes, all of them must call it.
 
     Raises:
         PeerLostError: Another process has ended, or does not answer.
     """
-    a, b = (backend.current().read_whole(each.value) for each in lora_variables(layer))
+    a, b = (backend.current().distribution.read_whole(each.value) for each in lora_variables(layer))
     return a, b
 
 
 def find_candidates(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers that a LoRA can be added to, or is, in the model's order.
-
-    Args:
-        model: `keras.Model`.
+    """Returns the layers that have or can have a LoRA, in the model's order.
 
     Raises:
         InvalidInputError: One of them has no weights yet.
     """
-    # A backbone of KerasHub has one that adds it to its layers, which are found here as well.
+    # A KerasHub backbone has `enable_lora` too, for its layers, which are in the list as well.
     layers = [each for each in flatten_layers(model) if not isinstance(each, keras.Model)]
     found = [each for each in layers if hasattr(each, "enable_lora")]
     unbuilt = [each.name for each in found if not each.built]
@@ -81,17 +64,13 @@ def find_candidates(model: keras.Model) -> list[keras.Layer]:
 
 
 def find_adapted(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers that have a LoRA, in the model's order.
-
-    Args:
-        model: `keras.Model`.
-    """
+    """Returns the layers that have a LoRA, in the model's order."""
     found = [each for each in flatten_layers(model) if getattr(each, "lora_enabled", False)]
     return _in_order(model, found)
 
 
 def _in_order(model: keras.Model, layers: list[keras.Layer]) -> list[keras.Layer]:
-    """Returns the layers as their kernels stand in the model: Keras lists the last ones first."""
+    """Sorts layers by their kernels' order in the model. Keras lists the last ones first."""
     places = {id(variable): place for place, variable in enumerate(model.variables)}
     return sorted(layers, key=lambda layer: places[id(kernel_of(layer))])
 
@@ -99,18 +78,18 @@ def _in_order(model: keras.Model, layers: list[keras.Layer]) -> list[keras.Layer
 def add_lora(
     model: keras.Model, ranks: Mapping[str, int], layers: list[keras.Layer], lora_alpha: Any
 ) -> None:
-    """Adds a LoRA to layers, and freezes all else.
+    """Adds a LoRA to layers of a model that has none, and freezes everything else.
 
     Args:
-        model: `keras.Model`, which has none.
-        ranks: dict of integers. The rank of each layer, by its path.
-        layers: list of `keras.Layer`s.
-        lora_alpha: dict of floats by path.
+        model: The model.
+        ranks: The rank of each layer, by its path.
+        layers: The layers.
+        lora_alpha: The scale of each layer, by its path.
     """
     for layer in layers:
         path = path_of(layer)
         with ExitStack() as stack:
-            # Keras names a weight by the scopes that it is made in: by these, as the kernel is.
+            # Keras names a weight by its name scopes. These give it the path of the kernel.
             for part in path.split("/")[:-1]:
                 stack.enter_context(keras.name_scope(part))
             layer.enable_lora(ranks[path], lora_alpha=lora_alpha[path])
@@ -118,27 +97,14 @@ def add_lora(
     for layer in flatten_layers(model):
         if not adapters & {id(each) for each in layer.variables}:
             layer.trainable = False
-    for variable in model.variables:  # Those of layers that hold adapters as well.
+    for variable in model.variables:  # Other variables of layers with adapters.
         if id(variable) not in adapters:
             variable.trainable = False
-    forget_functions(model)
+    reset_compiled_functions(model)
 
 
-def forget_functions(model: keras.Model) -> None:
-    """Makes Keras compile anew what it compiled for the variables that a model had.
-
-    Args:
-        model: `keras.Model`.
-    """
+def reset_compiled_functions(model: keras.Model) -> None:
+    """Makes Keras compile a model again after its variables have changed."""
     for name in ("train_function", "test_function", "predict_function"):
         if hasattr(model, name):
             setattr(model, name, None)
-
-
-def zero_like(variable: keras.Variable) -> Any:
-    """Returns zeros of the shape and dtype of a variable.
-
-    Args:
-        variable: `keras.Variable`.
-    """
-    return ops.zeros(variable.shape, variable.dtype)

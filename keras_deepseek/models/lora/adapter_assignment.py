@@ -1,4 +1,4 @@
-"""What was read of a LoRA is given to a model here, all of it or nothing."""
+"""Assignment of a loaded LoRA to a model: either all of it or nothing."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class LayerAdapter:
     Args:
         a: Array of shape `(*kernel_shape[:-1], rank)`.
         b: Array of shape `(rank, kernel_shape[-1])`.
-        lora_alpha: float.
+        lora_alpha: The scale, before it is divided by the rank.
     """
 
     a: Array
@@ -36,20 +36,20 @@ class LayerAdapter:
 
     @property
     def rank(self) -> int:
-        """The rank."""
+        """The rank of the two matrices."""
         return int(self.a.shape[-1])
 
 
 def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], source: str) -> None:
-    """Gives a model a LoRA that was read, and adds it where the model has none.
+    """Assigns a loaded LoRA to a model, after adding one if the model has none.
 
     Args:
-        model: `keras.Model`.
-        adapters: dict of `LayerAdapter`s by the paths of their layers.
-        source: string. What they were read from, for errors.
+        model: The model.
+        adapters: The LoRA of each layer, by the layer's path.
+        source: The name of the file or folder, for errors.
 
     Raises:
-        InvalidInputError: They are those of another model, or not those that the model has.
+        InvalidInputError: The LoRA does not fit the model, or the LoRA that it has.
     """
     adapted = {path_of(layer): layer for layer in find_adapted(model)}
     layers = adapted or {path_of(layer): layer for layer in find_candidates(model)}
@@ -63,9 +63,9 @@ def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], so
     if unknown or missing or wrong:
         parts = {"not in the model": unknown, "not in the file": missing, "do not fit": wrong}
         raise InvalidInputError(
-            f"{source!r} holds a LoRA that is not one of the model {model.name!r}: "
-            + "; ".join(f"{_shorten(names)} {what}" for what, names in parts.items() if names)
-            + ". Give the model that it was trained with, with the same LoRA or none."
+            f"{source!r} holds a LoRA that does not fit the model {model.name!r}: "
+            + "; ".join(f"{_shorten(names)} {problem}" for problem, names in parts.items() if names)
+            + ". Use the model that it was trained with, with the same LoRA or without one."
         )
     if not adapted:
         chosen = [layers[name] for name in adapters]

@@ -1,7 +1,6 @@
-"""The LoRA of any model in one small file, without the model's own weights.
+"""Saving and loading of a LoRA without the model's own weights, for any Keras model.
 
-The file is in the form of safetensors: two matrices a layer, named by the layer's path, and the
-scale.
+The safetensors file has two matrices and the scale for each layer, named by the layer's path.
 """
 
 import os
@@ -30,16 +29,16 @@ _SUFFIX = ".safetensors"
 
 
 def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> None:
-    """Writes the LoRA of a model, and nothing else of it.
+    """Writes the LoRA of a model to a file, without the model's own weights.
 
     Args:
-        model: `keras.Model` that has one.
-        filepath: The file, whose name ends in `.safetensors`. An older one is replaced when the new
-            one is whole.
+        model: `keras.Model` that has a LoRA.
+        filepath: Path of the file. It ends in `.safetensors`. An older file is replaced when the
+            new one is complete.
 
     Raises:
-        InvalidInputError: The model has no LoRA, or the name has another ending.
-        CheckpointError: Nothing can be written there.
+        InvalidInputError: The model has no LoRA, or the file name has another suffix.
+        CheckpointError: The file can't be written.
         PeerLostError: Another process has ended, or does not answer.
 
     Example:
@@ -65,25 +64,26 @@ def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
             f"{_path_within(model, layer)}/{part}": x
             for part, x in zip(_PARTS, values, strict=True)
         }
-    if backend.current().process_rank() > 0:
+    if backend.current().distribution.process_rank() > 0:
         return
-    with written_whole(target) as path:
+    with write_atomically(target) as path:
         write_tensors(path, arrays)
 
 
 def load_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> None:
     """Reads a LoRA that `save_lora_weights` wrote.
 
-    A model that has none is given one as that which was saved, and all else is frozen. Layers are
-    known by their paths: where a model is built anew in the same process, give its layers names.
+    If the model has no LoRA, one is added as in the saved model, and everything else is frozen.
+    Layers are found by their paths. Give your layers names if a model is built again in the same
+    process.
 
     Args:
         model: `keras.Model`.
-        filepath: The file.
+        filepath: Path of the file.
 
     Raises:
-        InvalidInputError: It is that of another model, or another LoRA than the model's.
-        CheckpointError: The file is missing or torn, or holds something else.
+        InvalidInputError: The LoRA belongs to another model, or differs from the model's own LoRA.
+        CheckpointError: The file is missing, damaged, or holds something else.
     """
     path = _check_name(filepath)
     tensors = read_tensors(path)
@@ -101,7 +101,7 @@ def load_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
 
 
 def _path_within(model: keras.Model, layer: keras.Layer) -> str:
-    """Returns the path of a layer without the name of the model, of which Keras makes new ones."""
+    """Returns the path of a layer without the model's name, which Keras may generate anew."""
     return path_of(layer).removeprefix(f"{model.name}/")
 
 
@@ -114,20 +114,17 @@ def _check_name(filepath: Any) -> Path:
     path = Path(check_path("filepath", filepath)).absolute()
     if path.suffix != _SUFFIX:
         raise InvalidInputError(
-            f"`filepath` must end in {_SUFFIX!r}, received {os.fspath(filepath)!r}. A folder as "
-            "`peft` has it is for save_peft_adapter and load_peft_adapter."
+            f"`filepath` must end in {_SUFFIX!r}, received {os.fspath(filepath)!r}. For a `peft` "
+            "folder use save_peft_adapter and load_peft_adapter."
         )
     return path
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Returns copies of all tensors of a small file.
-
-    Args:
-        path: The file.
+    """Returns copies of all tensors in a small file.
 
     Raises:
-        CheckpointError: It is missing or torn.
+        CheckpointError: The file is missing or damaged.
     """
     header = read_header(path)
     with MappedFiles() as files:
@@ -135,14 +132,11 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """Yields the path of a new file that stands at `target` when it is whole.
-
-    Args:
-        target: Where it will stand.
+def write_atomically(target: Path) -> Iterator[Path]:
+    """Yields the path of a new file, and moves it to `target` at the end.
 
     Raises:
-        CheckpointError: Nothing can be written there.
+        CheckpointError: The file can't be written.
     """
     try:
         with staging_folder(target) as work:

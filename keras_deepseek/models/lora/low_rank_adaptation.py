@@ -1,11 +1,12 @@
-"""A LoRA is added to a model here, before its training, and merged into its weights after it."""
+"""Adding of a LoRA to a model before training, and merging of it into the weights afterwards."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_internals import delete_variables, flatten_layers
+from keras_deepseek.backend.keras_private.layers import delete_variables, flatten_layers
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import (
     InvalidInputError,
@@ -17,11 +18,10 @@ from keras_deepseek.models.lora.adapted_layers import (
     add_lora,
     find_adapted,
     find_candidates,
-    forget_functions,
     kernel_of,
     lora_variables,
     path_of,
-    zero_like,
+    reset_compiled_functions,
 )
 
 
@@ -31,37 +31,38 @@ def enable_lora(
     lora_alpha: float | None = None,
     target_names: Sequence[str] | None = None,
 ) -> list[str]:
-    """Adds a LoRA to layers of a model, in place, so that it alone is trained.
+    """Adds a LoRA to layers of a model, in place, and freezes everything else.
 
-    Choose it to tune a model whose optimizer variables, or whose many tuned copies, would not fit:
-    beside each kernel `W` stand two matrices, and the layer computes with
+    Choose it to fine-tune a model if its optimizer state, or many tuned copies of it, would not
+    fit. Each kernel `W` gets two matrices, and the layer computes with
 
     ```
     W + lora_alpha / rank * A B        A of shape (..., rank), B of shape (rank, W.shape[-1])
     ```
 
-    `B` begins as zeros, so that the model computes what it did. Everything else is frozen: biases,
-    norms, embeddings that are not named, routers, and the stacked kernels of experts, which have no
-    LoRA. It is Keras's own, `layer.enable_lora`, and so any `keras.Model` may be given. Of an
+    `B` starts as zeros, so the outputs do not change at first. All else is frozen: biases, norms,
+    embeddings that are not named, routers, and the stacked kernels of experts, which can't have a
+    LoRA. It uses Keras's `layer.enable_lora`, so it works for any `keras.Model`. For an
     `EinsumDense` to heads, `A` has a matrix for each head.
 
-    Compile the model, or make its `Trainer`, afterwards: an optimizer knows the variables that it
-    was built for. `fit`, checkpoints and `resume` are as without; to resume, enable it in the same
-    way first. A `.keras` file of a language model, and `save_to_preset`, hold the merged weights.
+    Compile the model, or make its `Trainer`, afterwards: an optimizer keeps the variables that it
+    was built for. `fit`, checkpoints and `resume` work as usual; to resume, first enable the same
+    LoRA. A `.keras` file of a language model, and `save_to_preset`, hold the merged weights.
 
     Args:
         model: `keras.Model`, built.
-        rank: integer. The columns of `A`.
-        lora_alpha: float or `None`. The scale, as above; `None` takes `rank`. Defaults to `None`.
+        rank: integer. The number of columns of `A`.
+        lora_alpha: float or `None`. The scale in the formula; `None` takes `rank`. Defaults to
+            `None`.
         target_names: sequence of strings or `None`. The names of the layers, such as `"query_up"`
-            or `"token_embedding"`; every layer of that name is taken. `None` takes all that have an
-            `enable_lora` but for embeddings. Defaults to `None`.
+            or `"token_embedding"`; every layer with such a name gets a LoRA. `None` takes all
+            layers with an `enable_lora`, except for embeddings. Defaults to `None`.
 
     Returns:
         A list of strings: the paths of the layers.
 
     Raises:
-        InvalidInputError: `rank` or `lora_alpha` is not positive, the model has no layer of a name,
+        InvalidInputError: `rank` or `lora_alpha` is not positive, the model has no layer of a name
             or one without an `enable_lora`, it has a LoRA already, or it is not built.
 
     Example:
@@ -89,16 +90,16 @@ def enable_lora(
 def merge_lora(model: keras.Model) -> None:
     """Adds the LoRA of a model to its kernels and removes it, in place.
 
-    Choose it ahead of an export, or to serve the model: it computes the same without the products
-    of the LoRA. The sum is made in float32, or in the kernel's dtype where that is wider. After it
-    all layers train again, those that were frozen before `enable_lora`, too.
+    Choose it before an export or to serve the model: it computes the same without the products of
+    the LoRA. The sum is made in float32, or in the kernel's dtype if that is wider. Afterwards all
+    layers are trainable, even those that were frozen before `enable_lora`.
 
     Args:
         model: `keras.Model`.
 
     Raises:
-        InvalidInputError: It has no LoRA.
-        NotSupportedError: It was added to layers whose kernels are quantized.
+        InvalidInputError: The model has no LoRA.
+        NotSupportedError: The LoRA belongs to layers with quantized kernels.
 
     Example:
 
@@ -116,26 +117,26 @@ def merge_lora(model: keras.Model) -> None:
     for layer in layers:
         kernel_of(layer).assign(merged_value(layer))
         name = merged_name(layer)
-        # A function that was compiled with the two keeps them, and adds nothing once more.
+        # A function that is already compiled keeps the two matrices; zeros then add nothing.
         for variable in lora_variables(layer):
-            variable.assign(zero_like(variable))
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
         layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
         delete_variables(layer, (f"lora_{name}_a", f"lora_{name}_b"))
-    # On TensorFlow a value that is there already is passed over, and reaches no variable.
+    # Keras on TensorFlow ignores an unchanged value, and would not pass it on to variables.
     model.trainable = False
     model.trainable = True
-    forget_functions(model)
+    reset_compiled_functions(model)
 
 
 def _check_can_be_added(layers: Sequence[keras.Layer]) -> None:
-    """Says where kernels are codes of integers, to which no floating-point numbers can be added."""
+    """Raises an error if kernels are quantized to integers, to which floats can't be added."""
     quantized = [each for each in layers if each.quantization_mode not in (None, "float8")]
     if quantized:
         raise NotSupportedError(
-            f"{len(quantized)} of the {len(layers)} layers with a LoRA are quantized, "
-            f"{path_of(quantized[0])!r} the first, in {quantized[0].quantization_mode}: nothing "
-            "was merged. The model computes with its LoRA as it is. To merge it, write it by "
-            "save_lora_weights, read it into the model before `quantize`, and merge it there."
+            f"{len(quantized)} of the {len(layers)} layers with a LoRA are quantized, such as "
+            f"{path_of(quantized[0])!r} in {quantized[0].quantization_mode}: nothing was merged. "
+            "The model still computes with its LoRA. To merge it, save it with save_lora_weights, "
+            "load it into the model before `quantize`, and merge it there."
         )
 
 
@@ -146,36 +147,30 @@ def _check_model(model: Any) -> keras.Model:
 
 
 def check_no_lora(model: keras.Model) -> None:
-    """Raises an error where a model has a LoRA.
-
-    Args:
-        model: `keras.Model`.
+    """Raises an error if a model has a LoRA.
 
     Raises:
-        InvalidInputError: It has, or is no model.
+        InvalidInputError: It has a LoRA, or it is not a model.
     """
     adapted = find_adapted(_check_model(model))
     if adapted:
         raise InvalidInputError(
             f"The model {model.name!r} has a LoRA of rank {adapted[0].lora_rank} already, in "
             f"{len(adapted)} layers such as {path_of(adapted[0])!r}. Call merge_lora(model) before "
-            "another is added."
+            "you add another one."
         )
 
 
 def check_lora(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers of a model that have a LoRA.
 
-    Args:
-        model: `keras.Model`.
-
     Raises:
-        InvalidInputError: None has, or it is no model.
+        InvalidInputError: The model has no LoRA, or it is not a model.
     """
     layers = find_adapted(_check_model(model))
     if not layers:
         raise InvalidInputError(
-            f"The model {model.name!r} has no LoRA. Add one by enable_lora(model, rank=8)."
+            f"The model {model.name!r} has no LoRA. Add one with enable_lora(model, rank=8)."
         )
     return layers
 
@@ -187,7 +182,7 @@ def _choose_layers(model: keras.Model, names: Sequence[str] | None) -> list[kera
     else:
         if isinstance(names, str) or not names:
             raise InvalidInputError(
-                f"`target_names` must be a list of names of layers, received {names!r}."
+                f"`target_names` must be a list of layer names, received {names!r}."
             )
         _check_names(model, names, {each.name for each in candidates})
         chosen = [each for each in candidates if each.name in names]
@@ -205,7 +200,7 @@ def _check_names(model: keras.Model, names: Sequence[str], known: set[str]) -> N
         for layer in flatten_layers(model):
             if layer.name == name:
                 raise InvalidInputError(
-                    f"No LoRA can be added to {name!r}, which is of class "
-                    f"`{type(layer).__name__}`. Name layers among {', '.join(sorted(known))}."
+                    f"No LoRA can be added to {name!r}, which is a "
+                    f"`{type(layer).__name__}`. Choose from {', '.join(sorted(known))}."
                 )
         raise InvalidInputError(unknown_name_message("layer in `target_names`", name, known))

@@ -1,4 +1,4 @@
-"""The LoRA of a language model as `peft` writes and reads it, beside its checkpoint."""
+"""Saving and loading of the LoRA of a language model as a `peft` adapter folder."""
 
 import math
 import os
@@ -17,6 +17,7 @@ from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupport
 from keras_deepseek.models.checkpoints.preset_folder import new_folder, read_json, write_json
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors
+from keras_deepseek.models.families import FAMILIES
 from keras_deepseek.models.lora.adapted_layers import (
     find_adapted,
     find_candidates,
@@ -31,13 +32,10 @@ from keras_deepseek.models.lora.peft_modules import PeftEmbedding, PeftLinear, f
 _CONFIG_NAME, _WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _NAMES_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
-_ARCHITECTURES_OF_EXPERTS = (
-    "DeepseekV2ForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "DeepseekV32ForCausalLM",
+_ARCHITECTURES_OF_EXPERTS = frozenset(
+    name for family in FAMILIES if family.peft_adapts_experts for name in family.architectures
 )
-"""Of these `peft` (0.21, on transformers 5) takes whatever is named so for the experts, in any
-layer. Adapters that it wrote on transformers 4 hold them, and are read."""
+"""Adapters that `peft` wrote on transformers 4 may hold their dense layers, and are read."""
 
 PeftModule = PeftLinear | PeftEmbedding
 
@@ -45,21 +43,23 @@ PeftModule = PeftLinear | PeftEmbedding
 def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> None:
     """Writes the LoRA of a language model as a folder that `peft` loads onto `transformers`' model.
 
-    Its names are those of the checkpoint that `save_to_preset` writes, and the logits are the same.
-    Keras's LoRA of a projection to heads (`query_up`, `key_up`, `value_up`) has a matrix a head:
-    the folder holds it as one of `num_heads` times the rank, but for one that `load_peft_adapter`
-    read and that was not trained since. Give `enable_lora` the names of the layers of attention,
-    and `"token_embedding"` where the logits have weights of their own: of DeepSeek-V2 to V3.2
-    `peft` takes all feed-forward layers for experts, which have no LoRA here.
+    Choose it to use the LoRA in PyTorch. The tensor names fit the checkpoint that `save_to_preset`
+    writes, and the logits are the same.
+
+    Keras's LoRA of a projection to heads (`query_up`, `key_up`, `value_up`) has a matrix for each
+    head. The folder holds one matrix of `num_heads` times the rank instead, unless
+    `load_peft_adapter` read the LoRA and it was not trained since. For DeepSeek-V2 to V3.2, `peft`
+    treats all feed-forward layers as experts, which have no LoRA here. Give `enable_lora` the names
+    of attention layers, and `"token_embedding"` if the logits have weights of their own.
 
     Args:
         model: Language model of this package that has a LoRA.
-        folder: Where it will stand. An adapter there is replaced.
+        folder: Path of the folder. An adapter there is replaced.
 
     Raises:
-        InvalidInputError: The model has no LoRA, or is of no family that has a checkpoint map.
-        NotSupportedError: A layer has a LoRA that `peft` has no such form of.
-        CheckpointError: Something else stands there, or nothing can be written there.
+        InvalidInputError: The model has no LoRA, or its family has no checkpoint map.
+        NotSupportedError: `peft` can't represent the LoRA of a layer.
+        CheckpointError: The folder holds other files, or can't be written.
         PeerLostError: Another process has ended, or does not answer.
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
@@ -74,7 +74,7 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         arrays |= {
             f"{_PREFIX}{name}{end}": x for end, x in zip(module.suffixes, factors, strict=True)
         }
-    if backend.current().process_rank() > 0:
+    if backend.current().distribution.process_rank() > 0:
         return
     with new_folder(folder, (_CONFIG_NAME, _WEIGHTS_NAME), _CONFIG_NAME) as work:
         write_json(work, _CONFIG_NAME, _make_config(modules))
@@ -82,23 +82,27 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
 
 def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> None:
-    """Reads a LoRA that `save_peft_adapter`, or `peft`, wrote for such a model.
+    """Reads a LoRA that `save_peft_adapter` or `peft` wrote for such a model.
 
-    A model that has none is given that one, and all else is frozen. Adapters of dense feed-forward
-    layers and of shared experts, which `peft` wrote on earlier releases of transformers, and of the
-    token embedding are read as well. What `peft` trained on a projection to heads (`q_b_proj`,
-    `kv_b_proj`, `q_proj` without query compression) has one A for all heads. Keras has one for each
-    head: here its rank is `num_heads` times as large, or as much as a head is wide.
+    Choose it to go on with a LoRA that was trained in PyTorch. If the model has no LoRA, one is
+    added, and everything else is frozen. Adapters of the token embedding are read too, and those of
+    dense feed-forward layers and shared experts, which `peft` wrote on earlier releases of
+    transformers.
+
+    For a projection to heads (`q_b_proj`, `kv_b_proj`, `q_proj` without query compression), `peft`
+    has one A for all heads, and Keras one for each head. The rank here is then `num_heads` times as
+    large, or the width of a head if that is less.
 
     Args:
         model: Language model of this package.
-        folder: It holds `adapter_config.json` and `adapter_model.safetensors`.
+        folder: Path of a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
-        InvalidInputError: It is the adapter of another model, or another than the model's.
-        NotSupportedError: It is no plain LoRA of `Linear`s and embeddings, or one of routers or of
-            routed experts.
-        CheckpointError: A file is missing or torn.
+        InvalidInputError: The adapter belongs to another model, or differs from the model's own
+            LoRA.
+        NotSupportedError: It is not a plain LoRA of `Linear`s and embeddings, or it adapts routers
+            or routed experts.
+        CheckpointError: A file is missing or damaged.
     """
     path = Path(check_path("folder", folder))
     config = read_json(path, _CONFIG_NAME)
@@ -113,7 +117,7 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         if _is_of_experts(name):
             refused.append(name)
         elif name not in modules:
-            adapters[name] = LayerAdapter(down, up, 1.0)  # Which is then named as unknown.
+            adapters[name] = LayerAdapter(down, up, 1.0)  # Reported as unknown below.
         else:
             scale = _scale_of(config, name, len(down))
             read = modules[name].split(down, up, scale, is_there=is_there)
@@ -123,28 +127,28 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
                 adapters |= read
     if refused:
         raise NotSupportedError(
-            f"{str(path)!r} has a LoRA of {', '.join(refused[:5])} that the layers of Keras can't "
-            "have: none of routers and of stacked experts, for which `peft` takes `gate_proj`, "
-            "`up_proj`, `down_proj` and 'all-linear' on transformers 5, and none over several "
-            "kernels of which some are frozen. Merge it in `peft` (merge_and_unload), or leave "
-            "these out of its target_modules."
+            f"{str(path)!r} has a LoRA of {', '.join(refused[:5])} that Keras layers can't have. "
+            "Routers and stacked experts can't have one; on transformers 5 `peft` treats "
+            "`gate_proj`, `up_proj`, `down_proj` and 'all-linear' as such. Nor can a module whose "
+            "kernels are partly frozen. Merge it in `peft` (merge_and_unload), or leave these out "
+            "of its target_modules."
         )
     assign_adapters(model, adapters, str(path))
 
 
 def _is_of_experts(name: str) -> bool:
-    """Returns whether a module is of stacked experts, or the router of some."""
+    """Returns true if a module is part of stacked experts, or their router."""
     return "experts" in name.split(".") or name.endswith(".mlp.gate")
 
 
 def _check_model(model: Any) -> PresetModel:
-    # A family that `transformers` does not have goes by the paths of its variables.
+    # A family without a checkpoint map has no module names of `transformers`.
     if not isinstance(model, PresetModel) or (
         type(model).checkpoint_entries is PresetModel.checkpoint_entries
     ):
         raise InvalidInputError(
-            f"`peft` has names for language models of this package alone, received a "
-            f"`{type(model).__name__}`. Use save_lora_weights and load_lora_weights."
+            "`model` must be a language model of this package that `transformers` has too, "
+            f"received a `{type(model).__name__}`. Use save_lora_weights and load_lora_weights."
         )
     return model
 
@@ -156,9 +160,9 @@ def _check_written(
     left = [path_of(layer) for layer in adapted if id(layer) not in held]
     if left:
         raise NotSupportedError(
-            f"The LoRA of {', '.join(left)} has no such form in `peft`, which has none of grouped "
-            "projections, and of an embedding that also makes the logits adapts the one alone. "
-            "Leave them out of `target_names`, or use save_lora_weights."
+            f"The LoRA of {', '.join(left)} can't be written for `peft`. It has no LoRA for "
+            "grouped projections, and for an embedding that also makes the logits it adapts only "
+            "one of the two. Leave them out of `target_names`, or use save_lora_weights."
         )
     if model.architectures[0] not in _ARCHITECTURES_OF_EXPERTS:
         return
@@ -166,9 +170,9 @@ def _check_written(
         if name.endswith(_NAMES_OF_EXPERTS):
             paths = ", ".join(path_of(layer) for layer in module.layers if layer is not None)
             raise NotSupportedError(
-                f"The LoRA of {paths} can't be given to `peft`, which takes {name!r} for experts. "
-                "Name the layers of attention in `target_names`, or use save_lora_weights, or "
-                "save_to_preset for the merged weights."
+                f"The LoRA of {paths} can't be written for `peft`, which treats {name!r} as "
+                "experts. Name only attention layers in `target_names`, or use save_lora_weights, "
+                "or save_to_preset for the merged weights."
             )
 
 
@@ -182,13 +186,13 @@ def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tu
                 name = tensor.removeprefix(_PREFIX)
                 ends[name.removesuffix(suffixes[0]).removesuffix(suffixes[1])] = suffixes
     expected = {f"{_PREFIX}{name}{end}" for name, pair in ends.items() for end in pair}
-    # Beside that of an embedding stands a copy of its table, which was not trained.
+    # The adapter of an embedding includes a copy of the table, which was not trained.
     copies = {f"{_PREFIX}{name}.base_layer.weight" for name in ends if name in modules}
     if not ends or expected != set(tensors) - copies:
         wrong = sorted(expected ^ set(tensors))[:5]
         raise CheckpointError(
-            f"{str(folder)!r} holds no LoRA of `Linear`s and embeddings alone: "
-            f"{', '.join(wrong) or 'nothing'} is too much or missing."
+            f"{str(folder)!r} must hold only a LoRA of `Linear`s and embeddings. Unexpected or "
+            f"missing tensors: {', '.join(wrong) or 'there are none at all'}."
         )
     for name in copies & set(tensors):
         _check_copy(name, tensors[name], modules)
@@ -203,8 +207,8 @@ def _check_copy(name: str, table: Array, modules: Mapping[str, PeftModule]) -> N
     ours = [keras.ops.convert_to_numpy(kernel_of(x).value) for x in module.layers if x is not None]
     if len(ours) != 1 or not np.array_equal(ours[0].astype(table.dtype), table):
         raise InvalidInputError(
-            f"The adapter holds the weights {name!r} as well, and they are not those of the model: "
-            "it was trained on another, or with further tokens. Give the model that it is of."
+            f"The adapter also holds the weights {name!r}, and they differ from the model's: it "
+            "was trained on another model, or with added tokens. Use the model it belongs to."
         )
 
 
@@ -239,13 +243,13 @@ def _check_config(config: Mapping[str, Any]) -> None:
         if config.get(name) not in allowed:
             raise NotSupportedError(
                 f"`{name}` of {_CONFIG_NAME} must be {allowed[0]!r}, received "
-                f"{config.get(name)!r}: only a plain LoRA is read. Merge it in `peft` "
+                f"{config.get(name)!r}: only a plain LoRA is supported. Merge it in `peft` "
                 "(merge_and_unload), and read that checkpoint."
             )
 
 
 def _scale_of(config: Mapping[str, Any], name: str, rank: int) -> float:
-    alpha = config.get("lora_alpha", 8)  # What `peft` has by default.
+    alpha = config.get("lora_alpha", 8)  # The default of `peft`.
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             alpha = value

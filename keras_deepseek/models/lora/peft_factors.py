@@ -1,8 +1,9 @@
-"""The two matrices of a `Linear` of `peft`, from those of the kernels in it, and back.
+"""Conversion between the LoRA matrices of a `peft` `Linear` and those of the kernels in it.
 
-A `Linear` may be several kernels side by side here, each perhaps with an axis of heads. Keras gives
-a kernel to heads a matrix A for each head, and one B for all; `peft` has one A for all heads, and a
-B for each. Either is one of the other's of as many times the rank, with zeros between its blocks.
+A `Linear` may consist of several kernels here, each with an optional axis of heads. For a kernel to
+heads, Keras has a matrix A for each head and one B for all; `peft` has one A for all heads and a B
+for each. Either form can represent the other with a rank that is `num_heads` times as large, and
+zeros between the blocks.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,12 @@ Factors = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class LinearLayout:
-    """How a `Linear` consists of kernels.
+    """The layout of kernels in a `Linear`.
 
     Args:
-        num_inputs: integer. Its inputs.
-        num_blocks: integer. The outputs stand in so many blocks, such as heads; 1 for none.
-        widths: tuple of integers. How many outputs of a block are those of each kernel.
+        num_inputs: The number of inputs.
+        num_blocks: The number of blocks of outputs, such as heads; 1 for none.
+        widths: The number of outputs in a block for each kernel.
     """
 
     num_inputs: int
@@ -31,7 +32,7 @@ class LinearLayout:
 
     @property
     def offsets(self) -> list[int]:
-        """Where the outputs of each kernel begin in a block."""
+        """The position in a block of the first output of each kernel."""
         return [sum(self.widths[:index]) for index in range(len(self.widths))]
 
 
@@ -39,9 +40,9 @@ def join_factors(layout: LinearLayout, factors: Sequence[Factors | None]) -> Fac
     """Returns `lora_A.weight` and `lora_B.weight` of the `Linear`.
 
     Args:
-        layout: `LinearLayout`.
+        layout: The layout of the kernels.
         factors: For each kernel its A, of shape `(num_inputs, num_blocks, rank)`, and B, of shape
-            `(rank, width)`, or `None` where it has no LoRA.
+            `(rank, width)`, or `None` for a kernel without a LoRA.
     """
     downs, ups = [], []
     total = sum(layout.widths)
@@ -66,7 +67,7 @@ def _join_blocks(a: Array, b: Array) -> Factors:
     if shared is not None:
         return shared, b.reshape(num_blocks, -1, width).transpose(0, 2, 1)
     if num_blocks > 1 and rank >= width and num_blocks * rank > num_inputs:
-        # The whole change, as `split_shared` may give it: no matrix of more columns is needed.
+        # The whole product, as `split_shared` may make it, has a smaller rank.
         change = np.einsum("iby,yw->bwi", a, b)
         return np.eye(num_inputs, dtype=a.dtype), change
     return a.transpose(1, 2, 0).reshape(-1, num_inputs), _repeat_block(b, num_blocks)
@@ -82,7 +83,7 @@ def _repeat_block(b: Array, num_blocks: int) -> Array:
 
 
 def _find_shared(a: Array) -> Array | None:
-    """Returns the one A that `_share` made it of; `None` where there is none such."""
+    """Returns the A from which `_share` made the argument, or `None` if it did not."""
     num_inputs, num_blocks, rank = a.shape
     if rank % num_blocks:
         return None
@@ -96,17 +97,17 @@ def _find_shared(a: Array) -> Array | None:
 def split_blocks(
     layout: LinearLayout, down: Array, up: Array, has_lora: Sequence[bool]
 ) -> list[Factors | None] | None:
-    """Returns the A's and B's of Keras that `join_factors` was given, as they were.
+    """Inverts `join_factors`: returns the A's and B's of Keras that it was given.
 
     Args:
-        layout: `LinearLayout`.
+        layout: The layout of the kernels.
         down: Array of shape `(rank, num_inputs)`.
         up: Array of shape `(num_outputs, rank)`.
-        has_lora: booleans. Which of the kernels have one.
+        has_lora: Which of the kernels have a LoRA.
 
     Returns:
-        For each kernel its factors, or `None` for one without; `None` for all where these were
-        joined of no such.
+        For each kernel its factors, or `None` for one without a LoRA. `None` for all if
+        `join_factors` did not make these matrices.
     """
     blocks, start = layout.num_blocks, 0
     rank, uneven = divmod(len(down), blocks * sum(has_lora))
@@ -130,20 +131,20 @@ def split_blocks(
 def split_shared(
     layout: LinearLayout, down: Array, up: Array, has_lora: Sequence[bool]
 ) -> list[Factors | None] | None:
-    """Returns factors of any LoRA of a `Linear`, which has one A for all kernels and their blocks.
+    """Returns Keras's factors for any LoRA of a `Linear`, which has one A for everything.
 
-    Of kernels to heads their rank is `num_blocks` times that of `peft`, or as much as a head is
-    wide, whichever is less.
+    The rank for kernels to heads is `num_blocks` times that of `peft`, or the width of a head if
+    that is less.
 
     Args:
-        layout: `LinearLayout`.
+        layout: The layout of the kernels.
         down: Array of shape `(rank, num_inputs)`.
         up: Array of shape `(num_outputs, rank)`.
-        has_lora: booleans. Which of the kernels have one.
+        has_lora: Which of the kernels have a LoRA.
 
     Returns:
-        For each kernel its factors, or `None` for one without; `None` for all where one without
-        would need some.
+        For each kernel its factors, or `None` for one without a LoRA. `None` for all if a kernel
+        without a LoRA would need one.
     """
     rows = up.reshape(layout.num_blocks, -1, len(down))
     parts: list[Factors | None] = []
@@ -156,7 +157,7 @@ def split_shared(
 
 
 def _share(down: Array, up: Array) -> Factors:
-    """Returns the factors of a kernel, of one A for all blocks and a B for each."""
+    """Returns Keras's factors of a kernel, from one A for all blocks and a B for each."""
     num_blocks, width, rank = up.shape
     if num_blocks > 1 and num_blocks * rank > width:
         return np.einsum("ri,bwr->ibw", down, up), np.eye(width, dtype=up.dtype)

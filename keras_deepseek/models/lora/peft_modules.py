@@ -1,7 +1,7 @@
 """The modules of `transformers` that `peft` adapts, and the layers of this package in each.
 
-`peft_adapter` reads and writes folders; here the matrices of a module and of its layers are made of
-each other. A `Linear` may hold several kernels, and an `Embedding` is one table.
+The LoRA matrices of a module and of its layers are converted into each other here; `peft_adapter`
+reads and writes folders. A `Linear` may hold several kernels, and an `Embedding` holds one table.
 """
 
 import math
@@ -29,18 +29,18 @@ from keras_deepseek.models.lora.peft_factors import (
 def find_modules(
     model: PresetModel, layers_of: Mapping[int, keras.Layer]
 ) -> dict[str, "PeftLinear | PeftEmbedding"]:
-    """Returns the modules that have, or can have, a LoRA, by their names.
+    """Returns the modules that have or can have a LoRA, by name.
 
     Args:
         model: Language model of this package.
-        layers_of: dict of `keras.Layer`s by the `id` of the variable that a LoRA is added to.
+        layers_of: The layers, by the `id` of the variable to which a LoRA is added.
     """
     modules: dict[str, PeftLinear | PeftEmbedding] = {}
     for entry in model.module_entries():
         layers = [layers_of[id(each)] for each in entry.variables if id(each) in layers_of]
         name = entry.tensors[0].removesuffix(".weight")
         if layers and isinstance(layers[0], keras.layers.Embedding):
-            # Of a head that is the same table `peft` adapts the one alone, and Keras both.
+            # If the head uses the same table, `peft` adapts only one of them, and Keras both.
             if not getattr(layers[0], "tie_weights", False):
                 modules[name] = PeftEmbedding(layers[0])
         elif layers and len(entry.tensors) == 1 and _is_linear(entry):
@@ -56,11 +56,11 @@ def _is_linear(entry: CheckpointEntry) -> bool:
 
 @dataclass(frozen=True)
 class PeftLinear:
-    """A `Linear` of `transformers`: its entry, and the layers of this package by their kernels.
+    """A `Linear` of `transformers`, with the layers of this package that it consists of.
 
     Args:
-        entry: `CheckpointEntry` of one tensor.
-        layers_of: dict of `keras.Layer`s by the `id` of their kernel.
+        entry: The checkpoint entry of its weight.
+        layers_of: The layers, by the `id` of their kernel.
     """
 
     entry: CheckpointEntry
@@ -70,7 +70,7 @@ class PeftLinear:
 
     @property
     def layers(self) -> list[keras.Layer | None]:
-        """The layers of its kernels; `None` for one without a LoRA, or that can't have one."""
+        """The layer of each kernel; `None` for one that has no LoRA, or can't have one."""
         return [self.layers_of.get(id(variable)) for variable in self.entry.variables]
 
     @property
@@ -85,18 +85,18 @@ class PeftLinear:
 
     @property
     def scale(self) -> float:
-        """What the product of the two matrices is multiplied with."""
+        """The factor of the product of the two matrices."""
         first = next(layer for layer in self.layers if layer is not None)
         return float(first.lora_alpha / first.lora_rank)
 
     def join(self) -> Factors:
-        """Returns the two matrices of `peft`."""
+        """Returns the two matrices in the form of `peft`."""
         read = [None if layer is None else self._read(layer) for layer in self.layers]
         return join_factors(self._layout, read)
 
     def _read(self, layer: keras.Layer) -> Factors:
         a, b = read_matrices(layer)
-        if self.entry.num_input_axes is None:  # Its rows are in another order in the file.
+        if self.entry.num_input_axes is None:  # The file has its rows in another order.
             a = np.asarray(self.entry.to_tensors([a])[0]).T
         shape = (self._layout.num_inputs, self._layout.num_blocks, -1)
         return a.reshape(shape), b * np.float32(layer.lora_alpha / layer.lora_rank / self.scale)
@@ -104,21 +104,24 @@ class PeftLinear:
     def split(
         self, down: Array, up: Array, scale: float, *, is_there: bool
     ) -> dict[str, LayerAdapter] | None:
-        """Returns the adapters by the paths of the layers; `None` where these can't have them.
+        """Returns the adapters by the paths of their layers.
 
         Args:
             down: Array of shape `(rank, num_inputs)`.
             up: Array of shape `(num_outputs, rank)`.
-            scale: float.
-            is_there: boolean. Whether the model has the LoRA already.
+            scale: The factor of their product.
+            is_there: True if the model has the LoRA already.
+
+        Returns:
+            A dict, or `None` if the layers can't represent the LoRA.
         """
         has_lora = [layer is not None for layer in self.layers]
         expected = self.entry.tensor_shapes()[0]
         if (up.shape[0], down.shape[-1]) != expected or up.shape[-1] != down.shape[0]:
             first = next(layer for layer in self.layers if layer is not None)
-            return {path_of(first): LayerAdapter(down.T, up.T, scale)}  # Named as what fits not.
+            return {path_of(first): LayerAdapter(down.T, up.T, scale)}  # Reported as a mismatch.
         choices = [has_lora]
-        if not is_there:  # Kernels that have no share in it may have had no LoRA.
+        if not is_there:  # Kernels without a share in it may have had no LoRA.
             layout = self._layout
             rows = up.reshape(layout.num_blocks, -1, up.shape[-1])
             choices.append(
@@ -150,11 +153,7 @@ class PeftLinear:
 
 @dataclass(frozen=True)
 class PeftEmbedding:
-    """An `Embedding` of `transformers`, whose matrices `peft` has the other way round.
-
-    Args:
-        layer: `keras.layers.Embedding`.
-    """
+    """An `Embedding` of `transformers`. Its matrices are transposed in `peft`."""
 
     layer: keras.layers.Embedding
 
@@ -162,28 +161,28 @@ class PeftEmbedding:
 
     @property
     def layers(self) -> list[keras.Layer | None]:
-        """The layer."""
+        """The layer, as a list."""
         return [self.layer]
 
     @property
     def scale(self) -> float:
-        """What the product of the two matrices is multiplied with."""
+        """The factor of the product of the two matrices."""
         return float(self.layer.lora_alpha / self.layer.lora_rank)
 
     def join(self) -> Factors:
-        """Returns the two matrices of `peft`."""
+        """Returns the two matrices in the form of `peft`."""
         a, b = read_matrices(self.layer)
         return a.T, b.T
 
     def split(
         self, down: Array, up: Array, scale: float, *, is_there: bool
     ) -> dict[str, LayerAdapter]:
-        """Returns the adapter by the path of the layer.
+        """Returns the adapter by the path of its layer.
 
         Args:
             down: Array of shape `(rank, vocabulary_size)`.
             up: Array of shape `(dim, rank)`.
-            scale: float.
-            is_there: boolean. Whether the model has the LoRA already, which is the same here.
+            scale: The factor of their product.
+            is_there: Not used: the result is the same.
         """
         return {path_of(self.layer): LayerAdapter(down.T, up.T, scale * len(down))}

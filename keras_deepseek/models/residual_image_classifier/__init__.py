@@ -1,4 +1,4 @@
-"""Residual networks for images."""
+"""Residual networks that classify images."""
 
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
 from keras_deepseek.models.residual_image_classifier.residual_backbone import ResidualBackbone

@@ -1,12 +1,13 @@
-"""What a residual image classifier is made of; read by its backbone and its head."""
+"""The config of residual image classifiers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
-from keras_deepseek.models.residual_image_classifier.presets import PRESETS
+from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
 
 SMALLEST_IMAGE = 8
 
@@ -19,17 +20,18 @@ class ResidualImageClassifierConfig(PresetConfig):
 
     Args:
         num_classes: integer. Number of classes.
-        filters_per_stage: tuple of integers. Channels of each stage. Each stage but the first
-            halves height and width. Defaults to `(16, 32)`.
-        blocks_per_stage: tuple of integers. Residual blocks of each stage. Defaults to `(1, 1)`.
-        image_shape: tuple of integers or `None`. Height, width and channels; `None` for a height or
-            width of any size. Defaults to `(None, None, 3)`.
-        dropout: float. Share of the pooled features that is dropped in training. Defaults to `0.0`.
+        filters_per_stage: tuple of integers. Number of channels of each stage. Each stage except
+            the first halves height and width. Defaults to `(16, 32)`.
+        blocks_per_stage: tuple of integers. Number of residual blocks of each stage. Defaults to
+            `(1, 1)`.
+        image_shape: tuple of integers or `None`. Height, width and channels; `None` for any height
+            or width. Defaults to `(None, None, 3)`.
+        dropout: float. Dropout rate of the pooled features. Defaults to `0.0`.
         activation: string or `None`. `"softmax"` for probabilities, `None` for logits. Defaults to
             `"softmax"`.
 
     Raises:
-        InvalidInputError: A value is out of range. The message names it.
+        InvalidInputError: A value is out of its range. The message names it.
 
     Example:
 
@@ -46,11 +48,12 @@ class ResidualImageClassifierConfig(PresetConfig):
     dropout: float = 0.0
     activation: str | None = "softmax"
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = RESIDUAL_IMAGE_CLASSIFIER
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = RESIDUAL_IMAGE_CLASSIFIER.presets
 
     def __post_init__(self) -> None:
         for name in ("filters_per_stage", "blocks_per_stage", "image_shape"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings lists.
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON returns lists.
         num_stages, blocks = len(self.filters_per_stage), self.blocks_per_stage
         self._check("num_classes", self.num_classes > 1, "at least 2")
         self._check(

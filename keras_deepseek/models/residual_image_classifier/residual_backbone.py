@@ -1,4 +1,4 @@
-"""The body of the residual image models: from images to a map of features."""
+"""The backbone of residual image classifiers: from images to feature maps."""
 
 from typing import Any, ClassVar
 
@@ -19,26 +19,25 @@ from keras_deepseek.models.residual_image_classifier.config import ResidualImage
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class ResidualBackbone(ConfigModel):
-    """Stages of residual blocks that turn images into a map of features.
+    """Stages of residual blocks that turn images into feature maps.
 
-    Choose it to build another head than `ResidualImageClassifier`'s on the same body. Each block
-    adds two 3x3 convolutions to what it is given, `relu(x + norm(conv(relu(norm(conv(x))))))`.
-    Where a stage changes the shape, a 1x1 convolution of every second place takes the shortcut
-    along. Every convolution is followed by its batch normalization, so that inference can fold the
-    two into one.
+    Choose it to build another head than `ResidualImageClassifier`'s. Each block adds two 3x3
+    convolutions to its input, `relu(x + norm(conv(relu(norm(conv(x))))))`. If a stage changes the
+    shape, the shortcut is a 1x1 convolution of every second position. Batch normalization follows
+    each convolution, so that inference can fold the two into one.
 
     Args:
         config: `ResidualImageClassifierConfig`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: Tensor of shape `(batch_size, height, width, channels)`, best scaled to [0, 1].
 
     Returns:
-        A tensor of shape `(batch_size, height / 2**n, width / 2**n, filters_per_stage[-1])`, sizes
-        rounded up, for `n + 1` stages.
+        A tensor of shape `(batch_size, height / 2**n, width / 2**n, filters_per_stage[-1])`, with
+        sizes rounded up, for `n + 1` stages.
 
     Example:
 
@@ -74,8 +73,8 @@ class ResidualBackbone(ConfigModel):
 def _residual_block(x: Any, filters: int, strides: int, name: str, policy: Any) -> Any:
     shortcut = x
     if strides > 1:
-        # A strided 1x1 convolution of fewer than 16 channels has PyTorch write beyond its memory on
-        # a CPU when it is trained (uxlfoundation/oneDNN issue 6035). This is the same.
+        # Pooling replaces a strided 1x1 convolution. With fewer than 16 channels, PyTorch on a CPU
+        # writes beyond its memory when it trains one (uxlfoundation/oneDNN issue 6035).
         shortcut = MaxPooling2D(
             1, strides, data_format="channels_last", dtype=policy, name=f"{name}_every_second"
         )(shortcut)
@@ -91,7 +90,7 @@ def _residual_block(x: Any, filters: int, strides: int, name: str, policy: Any) 
 def _convolve(
     x: Any, filters: int, name: str, policy: Any, strides: int = 1, kernel_size: int = 3
 ) -> Any:
-    """Applies a convolution and its normalization, which makes a bias superfluous."""
+    """Applies a convolution without a bias and its batch normalization."""
     x = Conv2D(
         filters,
         kernel_size,
@@ -103,5 +102,5 @@ def _convolve(
         dtype=policy,
         name=f"{name}_conv",
     )(x)
-    # Keras's own momentum of 0.99 needs hundreds of steps before inference sees what training saw.
+    # Keras's default momentum of 0.99 needs hundreds of steps to reach the training statistics.
     return BatchNormalization(axis=-1, momentum=0.9, dtype=policy, name=f"{name}_norm")(x)

@@ -1,4 +1,4 @@
-"""The task of the family: from images to classes."""
+"""The task of residual image classifiers: from images to classes."""
 
 from typing import Any
 
@@ -7,36 +7,37 @@ import keras
 from keras_deepseek.layers import Dense, Dropout, GlobalAveragePooling2D, Input
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
+from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
 from keras_deepseek.models.residual_image_classifier.residual_backbone import ResidualBackbone
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class ResidualImageClassifier(PresetModel):
-    """A residual network that gives each image a class.
+    """A residual network that classifies images.
 
-    Choose it for images of 8 by 8 or more, of one size or of many; smaller ones are computed too.
-    The features of a `ResidualBackbone` are averaged over the image, dropped out, and projected to
-    the classes. The projection and its softmax compute in float32 under any policy: half precision
-    blurs probabilities and losses.
+    Choose it for images of at least 8 by 8, of one size or of many; smaller ones work too. The
+    features of a `ResidualBackbone` are averaged over the image, go through dropout, and are
+    projected to the classes. The projection and its softmax compute in float32 under any policy:
+    half precision makes probabilities and losses inaccurate.
 
-    `save_to_preset` writes `config.json` by the config's fields and a tensor for each variable by
-    its path, moving statistics too, and `from_preset` reads that. It computes something else than
-    `ResNetForImageClassification` of `transformers`, whose checkpoints it does not read: that one
-    begins with a 7x7 convolution and max pooling, both strided, where this one has a 3x3
-    convolution, pads strided convolutions on both sides, and norms with an epsilon of 1e-5, not
-    1e-3.
+    `save_to_preset` writes the fields of the config to `config.json`, and a tensor for each
+    variable, named by its path, moving statistics included. `from_preset` reads them. It does not
+    read checkpoints of `ResNetForImageClassification` of `transformers`, which is another model:
+    that one starts with a strided 7x7 convolution and strided max pooling instead of a 3x3
+    convolution, pads strided convolutions on both sides, and normalizes with an epsilon of 1e-5
+    instead of 1e-3.
 
     Args:
         config: `ResidualImageClassifierConfig`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers but the last; `None`
-            takes the global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers except the
+            last; `None` takes the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
         inputs: Tensor of shape `(batch_size, height, width, channels)`, best scaled to [0, 1].
 
     Returns:
-        A float32 tensor of shape `(batch_size, num_classes)`: probabilities, or logits where the
+        A float32 tensor of shape `(batch_size, num_classes)`: probabilities, or logits if the
         config's `activation` is `None`.
 
     Example:
@@ -53,7 +54,7 @@ class ResidualImageClassifier(PresetModel):
     - [Deep Residual Learning (He et al., 2015)](https://arxiv.org/abs/1512.03385)
     """
 
-    architectures = ("ResidualImageClassifier",)
+    architectures = RESIDUAL_IMAGE_CLASSIFIER.architectures
     config_class = ResidualImageClassifierConfig
     float32_tensors = ("*/moving_mean", "*/moving_variance")  # A variance may exceed float16.
 

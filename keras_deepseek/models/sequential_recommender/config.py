@@ -1,4 +1,4 @@
-"""What a sequential recommender is made of; read by its backbone and its task."""
+"""The config of sequential recommenders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
-from keras_deepseek.models.sequential_recommender.presets import PRESETS
+from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
 
 
 @dataclass(frozen=True)
@@ -18,21 +19,21 @@ class SequentialRecommenderConfig(PresetConfig):
     `from_preset` has `"tiny"`, `"small"` and `"base"`.
 
     Args:
-        num_items: integer. Number of items; they have the ids from 1 to this, and 0 is padding.
-        max_length: integer. The last items of a user's history that are read. Defaults to `50`.
-        hidden_dim: integer. Width of an item's embedding and of hidden states; `num_heads` divides
-            it. Defaults to `64`.
+        num_items: integer. Number of items. Their ids are 1 to `num_items`, and 0 is padding.
+        max_length: integer. Number of last items of a history that are read. Defaults to `50`.
+        hidden_dim: integer. Size of an item's embedding and of the hidden states; `num_heads`
+            divides it. Defaults to `64`.
         num_layers: integer. Number of blocks. Defaults to `2`.
-        num_heads: integer. Attention heads of a block. Defaults to `2`.
-        intermediate_dim: integer. Width of the feed-forward networks. Defaults to `256`.
+        num_heads: integer. Number of attention heads. Defaults to `2`.
+        intermediate_dim: integer. Hidden size of the feed-forward networks. Defaults to `256`.
         activation: string. `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`. Defaults
             to `"gelu"`.
-        dropout: float. Share of hidden states that is dropped in training. Defaults to `0.1`.
+        dropout: float. Dropout rate of hidden states. Defaults to `0.1`.
         epsilon: float. Added to the variance in the norms. Defaults to `1e-6`.
-        initializer_range: float. Standard deviation of fresh weights. Defaults to `0.02`.
+        initializer_range: float. Standard deviation of the initial weights. Defaults to `0.02`.
 
     Raises:
-        InvalidInputError: A value is out of range. The message names it.
+        InvalidInputError: A value is out of its range. The message names it.
 
     Example:
 
@@ -52,7 +53,8 @@ class SequentialRecommenderConfig(PresetConfig):
     epsilon: float = 1e-6
     initializer_range: float = 0.02
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = SEQUENTIAL_RECOMMENDER
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = SEQUENTIAL_RECOMMENDER.presets
 
     def __post_init__(self) -> None:
         for name in (

@@ -1,4 +1,4 @@
-"""Which items of a history see which others."""
+"""The attention mask of a history of items."""
 
 from typing import Any
 
@@ -8,15 +8,16 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class HistoryMask(keras.Layer):
-    """Returns a mask by which each item sees itself and the real ones before it.
+    """A layer that returns a causal mask: each item attends to itself and earlier items.
 
-    Padding sees itself: a row that saw nothing would be NaN where attention is fused.
+    No item attends to padding. Padding attends to itself, because fused attention returns NaN for a
+    row without anything to attend to.
 
     Args:
         **kwargs: Arguments of `keras.Layer`, such as `name`.
 
     Call arguments:
-        item_ids: Integer tensor of shape `(batch_size, length)`, 0 where there is no item.
+        item_ids: Integer tensor of shape `(batch_size, length)`, 0 for padding.
 
     Returns:
         A boolean tensor of shape `(batch_size, length, length)`.

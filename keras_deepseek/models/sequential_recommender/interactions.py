@@ -1,4 +1,4 @@
-"""Histories of items, and how they are split and padded: what `fit` and `evaluate` are given."""
+"""Histories of items, split and padded for `fit` and `evaluate`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,26 @@ from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 
 _ALL_PARTS = 3
-"""Items of a history that gives one each to training, validation and test."""
+"""The length of a history with one item each for training, validation and test."""
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """The items that users have had, in the order of time.
+    """Histories of the items of users, in order of time.
+
+    Choose it to prepare your own data for a `SequentialRecommender`.
 
     Args:
-        histories: sequence of integer arrays, one a user, oldest first; items have ids from 1.
-        num_items: integer. The number of items.
-        item_names: sequence. What the data call item 1, item 2 and so on. Defaults to `()`: no
+        histories: sequence of integer arrays, one for each user, oldest item first. Item ids start
+            at 1.
+        num_items: integer. Number of items.
+        item_names: sequence. The original names of item 1, item 2 and so on. Defaults to `()`: no
             names.
-        user_names: sequence. What the data call the user of each history. Defaults to `()`.
+        user_names: sequence. The original name of the user of each history. Defaults to `()`.
 
     Raises:
-        InvalidInputError: There is no history, one is no sequence of integers, or an item is not
-            among `num_items`.
+        InvalidInputError: There is no history, one is not a sequence of integers, or an item is not
+            in 1 to `num_items`.
 
     Example:
 
@@ -45,13 +48,13 @@ class Interactions:
     def __post_init__(self) -> None:
         histories = read_histories(self.histories, check_integer("num_items", self.num_items))
         if not histories:
-            raise InvalidInputError("`histories` must be those of one user or more, received none.")
+            raise InvalidInputError("`histories` must have at least one history, received none.")
         object.__setattr__(self, "histories", histories)
 
     def leave_last_out(self) -> "LeaveLastOut":
-        """Returns the split that tests on each user's last item and validates on the one before.
+        """Returns a split that tests on each user's last item and validates on the one before it.
 
-        Users with fewer than three items are trained on alone.
+        Users with fewer than three items are used only for training.
         """
         whole = [len(history) >= _ALL_PARTS for history in self.histories]
         return LeaveLastOut(
@@ -68,12 +71,14 @@ class Interactions:
 
 @dataclass(frozen=True)
 class LeaveLastOut:
-    """Histories without their last two items, and those that have them.
+    """Histories without their last two items for training, and whole histories for evaluation.
+
+    `Interactions.leave_last_out` makes it. Choose the constructor if your data is split already.
 
     Args:
-        num_items: integer. The number of items.
-        histories: list of integer arrays. What is trained on.
-        held_out: list of integer arrays. The whole histories of users who are tested on.
+        num_items: integer. Number of items.
+        histories: list of integer arrays. The histories for training.
+        held_out: list of integer arrays. The whole histories of users to evaluate on.
 
     Example:
 
@@ -88,17 +93,17 @@ class LeaveLastOut:
     held_out: list[Any]
 
     def item_counts(self) -> Array:
-        """Returns how often each item is in what is trained on, that of item 1 first."""
+        """Returns the number of occurrences of each item in the training data, item 1 first."""
         items = np.concatenate([np.asarray(history, "int64") for history in self.histories])
         return np.bincount(items, minlength=self.num_items + 1)[1:]
 
     def train_inputs(self, length: int) -> dict[str, Array]:
-        """Returns `"item_ids"` and `"targets"`, the next item at each place, 0 where there is none.
+        """Returns `"item_ids"` and `"targets"`, the next item at each position, 0 if there is none.
 
-        Histories that are longer are cut into pieces, so that each item is a target once.
+        Longer histories are cut into pieces, so that each item is a target once.
 
         Args:
-            length: integer. Of the rows.
+            length: integer. The length of the rows.
 
         Raises:
             InvalidInputError: `length` is not a positive integer.
@@ -116,10 +121,10 @@ class LeaveLastOut:
         }
 
     def validation_data(self, length: int) -> tuple[dict[str, Array], Array]:
-        """Returns inputs and targets of the last item but one.
+        """Returns inputs and targets for the second to last item.
 
         Args:
-            length: integer. The last items of each history that are read.
+            length: integer. The number of last items of each history that are read.
 
         Raises:
             InvalidInputError: `length` is not a positive integer.
@@ -127,10 +132,10 @@ class LeaveLastOut:
         return _before_and_at(self.held_out, -2, length)
 
     def test_data(self, length: int) -> tuple[dict[str, Array], Array]:
-        """Returns inputs and targets of the last item.
+        """Returns inputs and targets for the last item.
 
         Args:
-            length: integer. The last items of each history that are read.
+            length: integer. The number of last items of each history that are read.
 
         Raises:
             InvalidInputError: `length` is not a positive integer.
@@ -139,18 +144,15 @@ class LeaveLastOut:
 
 
 def read_histories(histories: Any, num_items: int) -> list[Array]:
-    """Returns histories as int32 arrays, or says which of them is none.
-
-    Args:
-        histories: sequence of sequences of integers, one a user.
-        num_items: integer. Items are from 1 to this.
+    """Returns histories as int32 arrays.
 
     Raises:
-        InvalidInputError: They are not sequences of integers, or have an item that does not exist.
+        InvalidInputError: They are not sequences of integers, or have an item outside of 1 to
+            `num_items`.
     """
     if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):
         raise InvalidInputError(
-            "`histories` must be sequences of items, one a user, as in [[3, 1, 7], [5]]; received "
+            "`histories` must be a list of items for each user, as in [[3, 1, 7], [5]]; received "
             f"{histories!r}."
         )
     return [_read_history(index, each, num_items) for index, each in enumerate(histories)]
@@ -160,12 +162,12 @@ def _read_history(index: int, history: Any, num_items: int) -> Array:
     user = f"user {index}, counted from 0,"
     try:
         items = np.asarray(history)
-    except ValueError:  # Lists of several lengths.
+    except ValueError:  # Lists of different lengths.
         items = np.asarray(None)
     if items.ndim != 1 or (items.size and items.dtype.kind not in "iu"):
         raise InvalidInputError(
-            "`histories` must be sequences of integers, one a user, as in [[3, 1, 7], [5]]; for "
-            f"{user} it has {history!r}."
+            "`histories` must be a list of integers for each user, as in [[3, 1, 7], [5]]; "
+            f"{user} has {history!r}."
         )
     if items.size and not 1 <= items.min() <= items.max() <= num_items:
         raise InvalidInputError(
@@ -176,12 +178,7 @@ def _read_history(index: int, history: Any, num_items: int) -> Array:
 
 
 def pad_histories(histories: Sequence[Any], length: int) -> Array:
-    """Returns the last items of histories as int32 rows, with 0 in front of shorter ones.
-
-    Args:
-        histories: sequence of sequences of integers.
-        length: integer. Of the rows.
-    """
+    """Returns the last `length` items of histories as int32 rows, padded with 0 on the left."""
     rows = np.zeros((len(histories), length), "int32")
     for row, history in zip(rows, histories, strict=True):
         newest = np.asarray(history, "int32")[-length:]

@@ -1,4 +1,4 @@
-"""The layers behind the hidden states: the scores of all items, and the best of them."""
+"""Layers that score all items and select the best ones."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
 
 NO_ITEM_SCORE = -1e30
-"""Of what can't be recommended: below any score, and a finite number, which JSON can say."""
+"""The score of items that can't be recommended: below any other, and finite, as JSON requires."""
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class ItemScores(keras.Layer):
-    """Returns logits in float32, with that of padding, item 0, below all others.
+    """A layer that returns logits in float32, with padding, item 0, below all others.
 
     Args:
         **kwargs: Arguments of `keras.Layer`, such as `name`.
@@ -36,26 +36,26 @@ class ItemScores(keras.Layer):
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class TopItems(keras.Layer):
-    """Returns the items of the highest scores, those of a history left out.
+    """A layer that returns the items with the highest scores, without those of the history.
 
-    A history of `length` items hides no more than these, so the best `k + length` hold the best `k`
-    that are not seen: no mask over all items is made.
+    A history of `length` items can hide at most `length` others. So the best `k` are among the best
+    `k + length`, and no mask over all items is needed.
 
     Args:
-        k: integer. How many items.
-        exclude_seen: boolean. Whether items of the history are left out. Defaults to `True`.
+        k: The number of items to return.
+        exclude_seen: True to leave out items of the history.
         **kwargs: Arguments of `keras.Layer`, such as `name`.
 
     Call arguments:
         scores: Tensor of shape `(batch_size, num_items + 1)`.
-        item_ids: Integer tensor of shape `(batch_size, length)`, whose length is known.
+        item_ids: Integer tensor of shape `(batch_size, length)`, with a static length.
 
     Returns:
         A dict of `"items"`, int32, and `"scores"`, float32, of shape `(batch_size, k)`, the best
-        first. Where there are no more items, the id is 0.
+        first. If there are not enough items, the id is 0.
 
     Raises:
-        InvalidInputError: `k` is more than there are items, or a length is not known.
+        InvalidInputError: `k` is larger than the number of items, or the length is not static.
     """
 
     def __init__(self, k: int, exclude_seen: bool = True, **kwargs: Any) -> None:
@@ -80,13 +80,15 @@ class TopItems(keras.Layer):
     def _count_candidates(self, scores: Any, item_ids: Any) -> int:
         num_items = int(scores.shape[-1]) - 1
         if self.k > num_items:
-            raise InvalidInputError(f"There are {num_items} items, and k={self.k} are asked for.")
+            raise InvalidInputError(
+                f"`k` must be at most the {num_items} items, received {self.k}."
+            )
         if not self.exclude_seen:
             return self.k
         length = item_ids.shape[1]
         if not isinstance(length, int):
             raise InvalidInputError(
-                f"{self.name!r} needs histories of a known length, received {item_ids.shape}."
+                f"{self.name!r} needs histories of a static length, received {item_ids.shape}."
             )
         return min(self.k + length, num_items + 1)
 
@@ -103,9 +105,10 @@ class TopItems(keras.Layer):
 
 
 def _pick(rows: Any, places: Any) -> Any:
-    """Returns what stands at places of integer rows, by a sum, which leaves the batch of any size.
+    """Returns the entries of integer rows at some places.
 
-    `take_along_axis` does not in the graphs that PyTorch exports.
+    It uses a sum, because `take_along_axis` fixes the batch size in the graphs that PyTorch
+    exports.
     """
     is_there = ops.equal(ops.expand_dims(ops.cast(places, "int32"), 2), ops.arange(rows.shape[1]))
     return ops.sum(ops.where(is_there, ops.expand_dims(rows, 1), 0), axis=2)

@@ -1,4 +1,4 @@
-"""The MovieLens files of a folder as histories; nothing is downloaded."""
+"""Reading of MovieLens files from a folder. Nothing is downloaded."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,23 +21,23 @@ def read_movielens(
     min_items_per_user: int = 5,
     min_users_per_item: int = 5,
 ) -> Interactions:
-    r"""Returns the ratings of a MovieLens folder as histories, by time and without the stars.
+    r"""Reads the ratings of a MovieLens folder as histories, in order of time, without the stars.
 
-    It knows the files by their names: `ratings.csv` of ml-20m, ml-25m, ml-32m and ml-latest,
-    `ratings.dat` of ml-1m and ml-10m, and `u.data` of ml-100k. Users and movies with few ratings
-    are left out, again and again until none is left.
+    Choose it to train a recommender on real data. The file names tell the format: `ratings.csv` of
+    ml-20m, ml-25m, ml-32m and ml-latest, `ratings.dat` of ml-1m and ml-10m, and `u.data` of
+    ml-100k. Users and movies with few ratings are left out, repeatedly until none is left.
 
     Args:
-        folder: path. Where the files are.
-        min_rating: float or `None`. Ratings below are left out. Defaults to `None`: none are.
-        min_items_per_user: integer. Of users that are kept. Defaults to `5`.
-        min_users_per_item: integer. Of movies that are kept. Defaults to `5`.
+        folder: path. The folder with the files.
+        min_rating: float or `None`. Lower ratings are left out. Defaults to `None`: all are kept.
+        min_items_per_user: integer. Users with fewer movies are left out. Defaults to `5`.
+        min_users_per_item: integer. Movies with fewer users are left out. Defaults to `5`.
 
     Returns:
-        `Interactions`, their names the ids of users and movies in the files.
+        `Interactions`, with the ids of users and movies in the files as names.
 
     Raises:
-        InvalidInputError: There is no such file, it has lines of another form, or nothing is left.
+        InvalidInputError: There is no such file, it has another format, or nothing is left.
 
     Example:
 
@@ -67,11 +67,11 @@ def read_movielens(
             break
     if not keeps.any():
         raise InvalidInputError(
-            f"Nothing is left of the {len(users)} ratings of {path.name!r}: lower `min_rating`, "
+            f"None of the {len(users)} ratings of {path.name!r} is left: lower `min_rating`, "
             "`min_items_per_user` or `min_users_per_item`."
         )
     users, items, times = users[keeps], items[keeps], times[keeps]
-    order = np.lexsort((times, users))  # Stable: those of one second stay as in the file.
+    order = np.lexsort((times, users))  # Stable: equal times keep the file's order.
     user_names, user_starts = np.unique(users[order], return_index=True)
     item_names, item_ids = np.unique(items[order], return_inverse=True)
     histories = np.split((item_ids.reshape(-1) + 1).astype("int32"), user_starts[1:])
@@ -79,25 +79,27 @@ def read_movielens(
 
 
 def _find_file(folder: Path) -> Path:
-    for name in _FORMS:
+    for name in _FORMATS:
         if (folder / name).is_file():
             return folder / name
     raise InvalidInputError(
-        f"No MovieLens ratings in {str(folder)!r}: expected one of {', '.join(_FORMS)}. Unpack the "
-        "archive, and give the folder that has the file."
+        f"{str(folder)!r} has no MovieLens ratings: expected one of {', '.join(_FORMATS)}. Unpack "
+        "the archive, and give the folder with the file."
     )
 
 
 def _read_columns(path: Path) -> tuple[Any, Any, Any, Any]:
     """Returns users, movies, ratings and times."""
-    separate, delimiter = _FORMS[path.name]
+    separate, delimiter = _FORMATS[path.name]
     with path.open(encoding="latin-1") as lines:
         if delimiter == "," and next(lines, "").strip() != _HEADER:
             raise InvalidInputError(f"{path.name!r} must begin with the line {_HEADER!r}.")
         try:
             table = np.loadtxt(separate(lines), delimiter=delimiter, dtype="float64", ndmin=2)
         except ValueError as error:
-            raise InvalidInputError(f"{path.name!r} is not of MovieLens's form: {error}") from error
+            raise InvalidInputError(
+                f"{path.name!r} does not have the MovieLens format: {error}"
+            ) from error
     if table.shape[1:] != (4,):
         raise InvalidInputError(
             f"{path.name!r} must have four columns, received a table of shape {table.shape}."
@@ -106,7 +108,7 @@ def _read_columns(path: Path) -> tuple[Any, Any, Any, Any]:
     return users.astype("int64"), items.astype("int64"), ratings, times.astype("int64")
 
 
-def _as_they_are(lines: Iterator[str]) -> Iterator[str]:
+def _unchanged(lines: Iterator[str]) -> Iterator[str]:
     return lines
 
 
@@ -114,16 +116,16 @@ def _with_tabs(lines: Iterator[str]) -> Iterator[str]:
     return (line.replace("::", "\t") for line in lines)
 
 
-_FORMS: dict[str, tuple[Callable[[Iterator[str]], Iterator[str]], str]] = {
-    "ratings.csv": (_as_they_are, ","),
+_FORMATS: dict[str, tuple[Callable[[Iterator[str]], Iterator[str]], str]] = {
+    "ratings.csv": (_unchanged, ","),
     "ratings.dat": (_with_tabs, "\t"),
-    "u.data": (_as_they_are, "\t"),
+    "u.data": (_unchanged, "\t"),
 }
-"""The files by name: what is done to their lines, and what stands between columns then."""
+"""For each file name: the function for its lines, and the delimiter of its columns after it."""
 
 
 def _is_frequent(values: Any, keeps: Any, least: int) -> Any:
-    """Returns which rows are of a value that the kept rows have often enough."""
+    """Returns true for rows whose value is frequent enough among the kept rows."""
     _, places = np.unique(values, return_inverse=True)
     counts = np.bincount(places[keeps], minlength=int(places.max(initial=-1)) + 1)
     return counts[places] >= least

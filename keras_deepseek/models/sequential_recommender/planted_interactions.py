@@ -1,4 +1,4 @@
-"""Histories drawn by a known law: what the best recommender can reach on them is known too."""
+"""Synthetic histories with a known law, so that the best possible result is known."""
 
 from dataclasses import dataclass
 
@@ -12,26 +12,27 @@ from keras_deepseek.models.sequential_recommender.interactions import Interactio
 
 @dataclass(frozen=True)
 class PlantedInteractions:
-    """Histories in which the next item depends on the last two, and in part on chance.
+    """Synthetic histories in which the next item depends on the last two, and partly on chance.
 
-    Each item has a category and a style, a group of items has the same of both. With probability
-    `follow`, the next item is one of the group whose category is the one that follows that of the
-    last item, and whose style is that of the item before it; all items of the group are as likely.
-    Else it is any item, by a popularity that falls as one over its rank. So it takes both items to
-    guess well, and popularity alone guesses badly.
+    Choose it to test a recommender without data. Each item has a category and a style; items with
+    the same category and style form a group. With probability `follow`, the next item comes from
+    one group: its category is the successor of the last item's category, and its style is that of
+    the item before. All items of the group are equally likely. Otherwise it is any item, with a
+    popularity of one over its rank. So a good guess needs both items, and popularity alone guesses
+    badly.
 
     Args:
         num_users: integer. Number of histories. Defaults to `2000`.
-        num_categories: integer. Defaults to `12`.
-        num_styles: integer. Defaults to `4`.
-        items_per_group: integer. Items of one category and style. Defaults to `8`.
-        shortest: integer. Items of the shortest history, 3 at least. Defaults to `12`.
-        longest: integer. Items of the longest. Defaults to `30`.
-        follow: float. How often the law is followed. Defaults to `0.8`.
-        seed: integer. What is drawn by. Defaults to `0`.
+        num_categories: integer. Number of categories. Defaults to `12`.
+        num_styles: integer. Number of styles. Defaults to `4`.
+        items_per_group: integer. Number of items with the same category and style. Defaults to `8`.
+        shortest: integer. Length of the shortest history, at least 3. Defaults to `12`.
+        longest: integer. Length of the longest history. Defaults to `30`.
+        follow: float. Probability that the law is followed. Defaults to `0.8`.
+        seed: integer. The random seed. Defaults to `0`.
 
     Raises:
-        InvalidInputError: A value is out of range.
+        InvalidInputError: A value is out of its range.
 
     Example:
 
@@ -68,7 +69,7 @@ class PlantedInteractions:
         return self.num_categories * self.num_styles * self.items_per_group
 
     def draw(self) -> Interactions:
-        """Returns the histories, the same for the same arguments."""
+        """Draws the histories; the same arguments give the same histories."""
         rng = np.random.default_rng((self.seed, 1))
         popularity, number = self._popularity(), self.num_items
         items = np.empty((self.num_users, self.longest), "int64")
@@ -85,10 +86,10 @@ class PlantedInteractions:
         return Interactions(histories, number)
 
     def next_probabilities(self, histories: list[Array]) -> Array:
-        """Returns how likely each item is next, of shape `(num_users, num_items)`, item 1 first.
+        """Returns the probabilities of the next item, as `(num_users, num_items)`, item 1 first.
 
         Args:
-            histories: list of integer arrays of two items or more.
+            histories: list of integer arrays with at least two items.
         """
         last, before = (
             np.array([history[place] for history in histories]) - 1 for place in (-1, -2)
@@ -100,19 +101,19 @@ class PlantedInteractions:
         return probabilities
 
     def best_hit_rate(self, histories: list[Array], k: int = 10) -> float:
-        """Returns the hit rate that no recommender can beat in the mean, after some histories.
+        """Returns the largest hit rate that any recommender can expect after some histories.
 
-        It ranks items by how likely they are, by the law itself.
+        It ranks items by their true probability.
 
         Args:
-            histories: list of integer arrays of two items or more, without those to be guessed.
-            k: integer. How many items are guessed. Defaults to `10`.
+            histories: list of integer arrays with at least two items, without the items to guess.
+            k: integer. The number of guesses. Defaults to `10`.
         """
         best = np.sort(self.next_probabilities(histories), axis=1)[:, -k:]
         return float(best.sum(axis=1).mean())
 
     def _structure(self) -> tuple[Array, Array]:
-        """Returns which items are where, and what category follows each."""
+        """Returns the assignment of items to groups, and the successor of each category."""
         rng = np.random.default_rng((self.seed, 0))
         return rng.permutation(self.num_items), rng.permutation(self.num_categories)
 
@@ -121,7 +122,7 @@ class PlantedInteractions:
         return self._structure()[0].reshape(-1, self.items_per_group)
 
     def _next_group(self, last: Array, before: Array) -> Array:
-        """Returns the group of the next item where the law is followed."""
+        """Returns the group of the next item if the law is followed."""
         shuffled, following = self._structure()
         groups = np.argsort(shuffled) // self.items_per_group
         category, style = groups // self.num_styles, groups % self.num_styles

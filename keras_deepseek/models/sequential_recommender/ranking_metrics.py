@@ -1,4 +1,4 @@
-"""Metrics of a ranking of all items: how high the one stands that came next."""
+"""Metrics of a ranking of all items, by the rank of the item that came next."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from keras_deepseek.checks import check_integer
 
 
 class _RankingMetric(keras.metrics.Mean):
-    """The mean over users of what the rank of the next item is worth.
+    """The mean over users of a value of the next item's rank.
 
-    Only sums are kept, of which several processes' add up to those of all.
+    Its state is sums only, so the states of several processes can be added.
     """
 
     def __init__(self, k: int = 10, name: str | None = None, dtype: Any = None) -> None:
@@ -34,15 +34,16 @@ class _RankingMetric(keras.metrics.Mean):
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class HitRate(_RankingMetric):
-    """The share of users whose next item is among the `k` that rank first.
+    """The share of users whose next item is among the first `k` of the ranking.
 
-    All items are ranked, none is left out; sampled ones would flatter. Of equal scores the lower
-    item goes first, as in `recommend`, and a score that is not a number goes last.
+    Choose it to see how often a short list contains the right item. All items are ranked: a sample
+    of them would give too good values. Of equal scores the lower item id comes first, as in
+    `recommend`. A score of NaN comes last.
 
     Args:
-        k: integer. How many items count. Defaults to `10`.
-        name: string or `None` for `hit_rate_at_` and `k`. Defaults to `None`.
-        dtype: string or `None`. Defaults to `None`.
+        k: integer. Number of items that count. Defaults to `10`.
+        name: string, or `None` for `hit_rate_at_` and `k`. Defaults to `None`.
+        dtype: string or `None`. The dtype of the metric. Defaults to `None`.
 
     Example:
 
@@ -64,13 +65,13 @@ class HitRate(_RankingMetric):
 class NormalizedDiscountedCumulativeGain(_RankingMetric):
     """The mean of `1 / log2(rank + 2)` of the next item, 0 from rank `k` on; ranks begin at 0.
 
-    That is the NDCG of a ranking in which one item is relevant. What `HitRate` says of ranking all
-    items and of equal scores holds here too.
+    Choose it if a higher place in the list should count more. It is the NDCG of a ranking with one
+    relevant item. Items are ranked as in `HitRate`.
 
     Args:
-        k: integer. How many items count. Defaults to `10`.
-        name: string or `None` for `ndcg_at_` and `k`. Defaults to `None`.
-        dtype: string or `None`. Defaults to `None`.
+        k: integer. Number of items that count. Defaults to `10`.
+        name: string, or `None` for `ndcg_at_` and `k`. Defaults to `None`.
+        dtype: string or `None`. The dtype of the metric. Defaults to `None`.
 
     Example:
 
@@ -89,17 +90,17 @@ class NormalizedDiscountedCumulativeGain(_RankingMetric):
 
 
 def rank_targets(targets: Any, scores: Any) -> Any:
-    """Returns how many items stand before each target, int32 of shape `(batch_size,)`.
+    """Returns the number of items ranked before each target, int32 of shape `(batch_size,)`.
 
     Args:
         targets: Integer tensor of shape `(batch_size,)` or `(batch_size, 1)`.
-        scores: Tensor of shape `(batch_size, num_items + 1)`. Item 0, the padding, is one of them.
+        scores: Tensor of shape `(batch_size, num_items + 1)`. Item 0, the padding, counts too.
     """
     scores = ops.convert_to_tensor(scores)
     targets = ops.cast(ops.reshape(targets, (-1, 1)), "int32")
     own = ops.take_along_axis(scores, targets, axis=1)
     items = ops.expand_dims(ops.arange(scores.shape[-1], dtype="int32"), 0)
-    # Counted are those that the target beats: whatever is not a number beats nothing.
+    # This counts the items that the target beats. A target of NaN beats nothing.
     behind = ops.logical_or(
         ops.greater(own, scores),
         ops.logical_and(ops.equal(own, scores), ops.less(targets, items)),

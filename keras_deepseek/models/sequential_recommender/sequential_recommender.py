@@ -1,4 +1,4 @@
-"""The task of the family: from a user's history to the next item."""
+"""The task of sequential recommenders: from a user's history to the next item."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +15,7 @@ from keras_deepseek.layers import Input, SampledSoftmax
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.compiled_functions import CompiledFunctions
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
+from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
 from keras_deepseek.models.sequential_recommender.interactions import pad_histories, read_histories
 from keras_deepseek.models.sequential_recommender.item_ranking import ItemScores, TopItems
 from keras_deepseek.models.sequential_recommender.sequential_recommender_backbone import (
@@ -24,14 +25,14 @@ from keras_deepseek.models.sequential_recommender.sequential_recommender_backbon
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class SequentialRecommender(PresetModel):
-    """Self-attention over the items that a user has had, which scores what comes next.
+    """Self-attention over a user's history of items, which scores all items as the next one.
 
-    Choose it where the order of a user's items says what comes next. The score of an item is the
-    product of its embedding and the hidden state of the newest item of the history; the table of
-    the embedding serves both ends.
+    Choose it if the order of a user's items matters. The score of an item is the product of its
+    embedding and the hidden state of the newest item. The same item embedding is used for inputs
+    and scores.
 
-    It is trained at every place of a history at once, by a softmax over drawn items, in a model
-    that shares its weights:
+    A training model that shares its weights is trained at every position of a history at once, with
+    a softmax over sampled items:
 
     ```
     recommender = SequentialRecommender(config)
@@ -45,24 +46,24 @@ class SequentialRecommender(PresetModel):
     recommender.evaluate(*split.test_data(50))
     ```
 
-    and `make_serving_model` is what to export: histories to the best items.
+    Export the model of `make_serving_model`, which maps histories to the best items.
 
-    `save_to_preset` writes `config.json` by the config's fields and a tensor for each variable by
-    its path, and `from_preset` reads that; `transformers` has no such model.
+    `save_to_preset` writes the fields of the config to `config.json`, and a tensor for each
+    variable, named by its path. `from_preset` reads them. `transformers` has no such model.
 
     Args:
         config: `SequentialRecommenderConfig`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
-        inputs: dict of `"item_ids"`: integer tensor of shape `(batch_size, length)`, oldest first,
-            0 in front of histories that are shorter.
+        inputs: dict of `"item_ids"`: integer tensor of shape `(batch_size, length)`, oldest item
+            first, padded with 0 on the left.
 
     Returns:
-        Scores of the next item, float32 of shape `(batch_size, num_items + 1)`; item 0, the
-        padding, has one below all others.
+        Scores of the next item, float32 of shape `(batch_size, num_items + 1)`. The score of item
+        0, the padding, is below all others.
 
     Raises:
         InvalidInputError: Histories are longer than the config's `max_length`.
@@ -82,7 +83,7 @@ class SequentialRecommender(PresetModel):
       https://arxiv.org/abs/1808.09781)
     """
 
-    architectures = ("SequentialRecommender",)
+    architectures = SEQUENTIAL_RECOMMENDER.architectures
     config_class = SequentialRecommenderConfig
 
     def __init__(
@@ -106,19 +107,20 @@ class SequentialRecommender(PresetModel):
         item_weights: Sequence[float] | None = None,
         seed: int | None = None,
     ) -> keras.Model:
-        """Returns a model that shares the weights and whose output is the loss.
+        """Returns a model that shares the weights and outputs the loss.
 
-        It takes `"item_ids"` and `"targets"`, the next item at each place and 0 where there is
-        none, and is compiled with an optimizer alone.
+        It takes `"item_ids"` and `"targets"`, the next item at each position, 0 if there is none.
+        Compile it with an optimizer only.
 
         Args:
-            num_negatives: integer. How many items are drawn for a batch. Defaults to `128`.
-            item_weights: sequence of `num_items` numbers, or `None` for equal ones. How likely each
-                item is drawn, to a factor, that of item 1 first. Defaults to `None`.
-            seed: integer or `None`. What is drawn by. Defaults to `None`.
+            num_negatives: integer. Number of items to sample for a batch. Defaults to `128`.
+            item_weights: sequence of `num_items` numbers, or `None` for equal ones. Unnormalized
+                sampling probabilities of the items, item 1 first. Defaults to `None`.
+            seed: integer or `None`. The random seed. Defaults to `None`.
 
         Raises:
-            InvalidInputError: There is not one weight for each item, or one is not positive.
+            InvalidInputError: `item_weights` does not have one number for each item, or one is not
+                positive.
         """
         if item_weights is not None:
             item_weights = [0.0, *_read_weights(item_weights, self.config.num_items)]
@@ -136,26 +138,26 @@ class SequentialRecommender(PresetModel):
         )
         hidden = self.backbone({"item_ids": inputs["item_ids"]})
         model = keras.Model(inputs, loss(hidden, inputs["targets"]), name=f"{self.name}_training")
-        model.dtype_policy = self.dtype_policy  # Keras scales a loss in float16 by it.
+        model.dtype_policy = self.dtype_policy  # By which Keras scales a loss in float16.
         return model
 
     def make_serving_model(
         self, k: int = 10, *, exclude_seen: bool = True, history_length: int | None = None
     ) -> keras.Model:
-        """Returns a model from histories to the best items: what to export and to serve.
+        """Returns a model from histories to the best items, to export and to serve.
 
         It takes `"item_ids"` of shape `(batch_size, history_length)` and returns a dict of
         `"items"` and `"scores"` of shape `(batch_size, k)`, the best first.
 
         Args:
-            k: integer. How many items. Defaults to `10`.
-            exclude_seen: boolean. Whether items of the history are left out. Defaults to `True`.
-            history_length: integer or `None` for the config's `max_length`. The length of the
-                histories; of longer ones the last `max_length` items are read, and all are left
+            k: integer. Number of items to return. Defaults to `10`.
+            exclude_seen: boolean. Whether to leave out items of the history. Defaults to `True`.
+            history_length: integer, or `None` for the config's `max_length`. The length of the
+                histories. Of longer ones the last `max_length` items are read, and all are left
                 out. Defaults to `None`.
 
         Raises:
-            InvalidInputError: There are no `k` items.
+            InvalidInputError: There are fewer than `k` items.
         """
         length = check_integer("history_length", history_length, default=self.config.max_length)
         item_ids = Input((length,), dtype="int32", name="item_ids")
@@ -168,22 +170,22 @@ class SequentialRecommender(PresetModel):
     ) -> tuple[Array, Array]:
         """Returns the best items for some users, and their scores.
 
-        It is compiled for each `k` and a few lengths and numbers of users, powers of two, and
-        computes by the weights of the moment.
+        It compiles a function for each `k`, and for few lengths and numbers of users, the powers of
+        two. It uses the current weights.
 
         Args:
             histories: sequence of sequences of items, oldest first, of any lengths.
-            k: integer. How many items. Defaults to `10`.
-            exclude_seen: boolean. Whether items of a user's own history are left out. Defaults to
+            k: integer. Number of items to return. Defaults to `10`.
+            exclude_seen: boolean. Whether to leave out items of a user's own history. Defaults to
                 `True`.
 
         Returns:
-            A pair of arrays of shape `(num_users, k)`: items, the best first, and scores. Where a
-            user has seen all but fewer than `k`, the items behind them are 0.
+            A pair of arrays of shape `(num_users, k)`: items, the best first, and scores. If fewer
+            than `k` items are left for a user, the others are 0.
 
         Raises:
-            InvalidInputError: A history is no sequence of integers, has an item that does not
-                exist, or there are no `k` items.
+            InvalidInputError: A history is not a sequence of integers, has an item that does not
+                exist, or there are fewer than `k` items.
         """
         k, exclude_seen = check_integer("k", k), check_boolean("exclude_seen", exclude_seen)
         histories = read_histories(histories, self.config.num_items)
@@ -194,10 +196,10 @@ class SequentialRecommender(PresetModel):
 
         def make() -> InferenceFunction:
             model = self.make_serving_model(k, exclude_seen=exclude_seen, history_length=length)
-            return backend.current().compile_inference(NamedModel(model))
+            return backend.current().inference.compile_inference(NamedModel(model))
 
         infer = self._compiled.find((k, exclude_seen, length), make)
-        # Empty histories fill up the batch: of each size a program would be compiled.
+        # Empty histories fill up the batch, because each batch size would be compiled again.
         count = len(histories)
         rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]
         found = infer({"item_ids": pad_histories(rows, length)})
@@ -212,14 +214,14 @@ def _read_weights(item_weights: Any, num_items: int) -> list[float]:
     if weights is None or weights.shape != (num_items,):
         received = repr(item_weights) if weights is None else f"an array of shape {weights.shape}"
         raise InvalidInputError(
-            f"`item_weights` must be one number for each of the {num_items} items, that of item 1 "
-            f"first; received {received}."
+            f"`item_weights` must be one number for each of the {num_items} items, item 1 first; "
+            f"received {received}."
         )
     is_good = np.isfinite(weights) & (weights > 0)
     if not is_good.all():
         item = int(np.argmin(is_good)) + 1
         raise InvalidInputError(
-            "`item_weights` must be positive: an item that is never drawn is never told from the "
-            f"target. That of item {item} is {weights[item - 1]}. Add 1 to counts."
+            "`item_weights` must be positive, because training needs every item as a negative. "
+            f"Item {item} has {weights[item - 1]}. If the weights are counts, add 1."
         )
     return [float(weight) for weight in weights]

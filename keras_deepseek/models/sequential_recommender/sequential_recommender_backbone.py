@@ -1,4 +1,4 @@
-"""The body of the sequential recommender: from a history of items to hidden states."""
+"""The backbone of sequential recommenders: from a history of items to hidden states."""
 
 from typing import Any, ClassVar
 
@@ -15,24 +15,24 @@ from keras_deepseek.models.sequential_recommender.history_mask import HistoryMas
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class SequentialRecommenderBackbone(ConfigModel):
-    """Causal self-attention over the items that a user has had.
+    """Causal self-attention over a user's history of items.
 
-    Choose it to build another head than `SequentialRecommender`'s on the same body. The hidden
-    state at an item knows that one and those before it. Positions count from the newest item, so
-    that histories of different lengths, padded on the left, agree on where they end.
+    Choose it to build another head than `SequentialRecommender`'s. The hidden state at an item
+    depends on that item and those before it. Positions count from the newest item, so that
+    histories of different lengths, padded on the left, have the same positions at their end.
 
-    What other code may rely on: `item_embedding`, `transformer_layers`, the list of blocks, and
-    `final_norm`.
+    Other code may use these attributes: `item_embedding`, `transformer_layers`, the list of blocks,
+    and `final_norm`.
 
     Args:
         config: `SequentialRecommenderConfig`.
-        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
-            global one. Defaults to `None`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
-        inputs: dict of `"item_ids"`: integer tensor of shape `(batch_size, length)`, oldest first,
-            0 in front of histories that are shorter.
+        inputs: dict of `"item_ids"`: integer tensor of shape `(batch_size, length)`, oldest item
+            first, padded with 0 on the left.
 
     Returns:
         The hidden states, of shape `(batch_size, length, hidden_dim)`.
@@ -62,23 +62,23 @@ class SequentialRecommenderBackbone(ConfigModel):
     ) -> None:
         policy = read_policy(dtype)
 
-        def draw() -> keras.initializers.Initializer:
+        def make_initializer() -> keras.initializers.Initializer:
             return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
 
-        def norm(name: str) -> keras.Layer:
+        def make_norm(name: str) -> keras.Layer:
             return LayerNormalization(epsilon=config.epsilon, dtype=policy, name=name)
 
         item_embedding = ReversibleEmbedding(
             config.num_items + 1,
             config.hidden_dim,
-            embeddings_initializer=draw(),
+            embeddings_initializer=make_initializer(),
             dtype=policy,
             name="item_embedding",
         )
         positions = PositionEmbedding(
             config.max_length,
             counts_from_end=True,
-            embeddings_initializer=draw(),
+            embeddings_initializer=make_initializer(),
             dtype=policy,
             name="position_embedding",
         )
@@ -91,21 +91,21 @@ class SequentialRecommenderBackbone(ConfigModel):
                 attention_dropout=config.dropout,
                 epsilon=config.epsilon,
                 normalize_first=True,
-                kernel_initializer=draw(),
+                kernel_initializer=make_initializer(),
                 dtype=policy,
                 name=f"transformer_layer_{index}",
             )
             for index in range(config.num_layers)
         ]
-        final_norm = norm("final_norm")
+        final_norm = make_norm("final_norm")
 
         inputs = {"item_ids": Input((None,), dtype="int32", name="item_ids")}
-        # The norm: an item's vector may be as small as a good logit needs it, its input may not.
-        hidden = norm("embeddings_norm")(positions(item_embedding(inputs["item_ids"])))
+        # Good logits may need small item vectors. The norm keeps the blocks' inputs large.
+        hidden = make_norm("embeddings_norm")(positions(item_embedding(inputs["item_ids"])))
         hidden = Dropout(config.dropout, dtype=policy, name="embeddings_drop")(hidden)
-        sees = HistoryMask(dtype=policy, name="history_mask")(inputs["item_ids"])
+        attention_mask = HistoryMask(dtype=policy, name="history_mask")(inputs["item_ids"])
         for block in blocks:
-            hidden = block(hidden, sees)
+            hidden = block(hidden, attention_mask)
         super().__init__(inputs, final_norm(hidden), **kwargs)
         self.config = config
         self.layers_policy = policy

@@ -1,4 +1,4 @@
-"""The chat template of a checkpoint: from messages to the text that the model was trained on."""
+"""Chat templates of checkpoints: from messages to the text format that the model was trained on."""
 
 import datetime as dt
 import json
@@ -14,15 +14,16 @@ Message = Mapping[str, Any]
 def render_chat(template: str, messages: Sequence[Message], **variables: Any) -> str:
     """Returns the text of a conversation.
 
-    The template runs in a sandbox: it comes with the checkpoint, from whoever made that.
+    The template comes from the authors of the checkpoint, so it runs in a sandbox.
 
     Args:
-        template: string. A jinja2 template.
-        messages: list of dicts, as in `{"role": "user", "content": "Hello"}`.
-        **variables: Further names that the template may use.
+        template: A jinja2 template.
+        messages: Messages as in `{"role": "user", "content": "Hello"}`.
+        **variables: Further variables of the template.
 
     Raises:
-        InvalidInputError: The template is none, or refuses the messages; or these are no messages.
+        InvalidInputError: The template is invalid or refuses the messages, or a message has no role
+            or content.
         MissingExtraError: jinja2 is not installed.
     """
     _check_messages(messages)
@@ -38,17 +39,17 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
         ) from error
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"The chat template does not take these messages: {error or type(error).__name__}."
+            f"The chat template refused these messages: {error or type(error).__name__}."
         ) from error
 
 
 def _check_messages(messages: Any) -> None:
-    """A template is shown whatever has no role or content, and says nothing in its place."""
+    """Raises an error for messages without role or content, which templates render empty."""
     are_several = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
     wrong = [each for each in messages if not _is_message(each)] if are_several else [messages]
     if wrong:
         raise InvalidInputError(
-            'Messages must be as in [{"role": "user", "content": "Hello"}], received '
+            'Messages must have the form [{"role": "user", "content": "Hello"}], received '
             f"{wrong[0]!r}."
         )
 
@@ -77,7 +78,7 @@ def _compile(template: str) -> Any:
 
 
 def _generation_block() -> type[Any]:
-    """Returns the extension that knows `{% generation %}`, a mark for training, as its inside."""
+    """Returns the extension that renders the content of `{% generation %}`, a training mark."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -99,7 +100,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Returns JSON as it is; jinja2's own escapes it for HTML."""
+    """Returns plain JSON; the filter of jinja2 would escape it for HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

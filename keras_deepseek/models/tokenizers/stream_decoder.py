@@ -1,16 +1,22 @@
-"""From tokens, as they are generated, to text: none of it is ever taken back."""
+"""Decoding of text from tokens that arrive one at a time.
+
+`tokenizers.decoders.DecodeStream` (0.23) is not used: it holds invalid bytes back for ever, and
+drops an incomplete character at the end of the text.
+"""
 
 from collections.abc import Callable, Sequence
 
 _UNFINISHED = "\ufffd"
-"""What a decoder writes for bytes that are no character, such as the first ones of one."""
+"""The character that a decoder writes for bytes that are not valid UTF-8, or not yet complete."""
 
 _MOST_UNFINISHED = 8
-"""Tokens. A character has four bytes at most: after as many, they will never be one."""
+"""The tokens after which invalid bytes are written. A character has at most four bytes."""
 
 
 class StreamDecoder:
-    """Decodes token by token; a character whose bytes are in several tokens comes with the last.
+    """A decoder that gets tokens one at a time and returns only text that can't change any more.
+
+    A character whose bytes are spread over several tokens comes with the last of them.
 
     Args:
         detokenize: Function from a list of token ids to a string.
@@ -24,17 +30,13 @@ class StreamDecoder:
 
     def __init__(self, detokenize: Callable[[Sequence[int]], str]) -> None:
         self._detokenize = detokenize
-        # A token may read otherwise at the beginning of a text, so a few before it stay.
+        # A token may decode differently at the start of a text, so the last ones are kept.
         self._context: list[int] = []
         self._fresh: list[int] = []
-        self._num_pushed = 0  # Characters of `_fresh`.
+        self._num_pushed = 0  # The characters of `_fresh` that were returned already.
 
     def push(self, token_id: int) -> str:
-        """Returns the text that is certain with one more token, often none.
-
-        Args:
-            token_id: integer.
-        """
+        """Returns the text that one more token makes certain, which may be empty."""
         self._fresh.append(int(token_id))
         text = self._read()
         certain = text.rstrip(_UNFINISHED)
@@ -43,7 +45,7 @@ class StreamDecoder:
         return self._close(text)
 
     def finish(self) -> str:
-        """Returns the rest: what was held back as the beginning of a character."""
+        """Returns the text that was held back as the start of a character."""
         return self._close(self._read()) if self._fresh else ""
 
     def _read(self) -> str:

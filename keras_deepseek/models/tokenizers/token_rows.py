@@ -1,4 +1,4 @@
-"""Token ids that a `Tokenizer` is given, of whichever library: checked before it goes by them."""
+"""Checks of token ids from any array library, before a `Tokenizer` uses them."""
 
 import operator
 from collections.abc import Mapping
@@ -10,17 +10,14 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError
 
 NUM_TOKEN_IDS = 2**32
-"""The `tokenizers` library has them in 32 bits, without a sign."""
+"""The number of ids in the `tokenizers` library, which stores them as unsigned 32-bit integers."""
 
 
 def read_rows(rows: Any) -> list[Array]:
-    """Returns rows of integers that have room in int32.
-
-    Args:
-        rows: lists or arrays of integers.
+    """Returns rows of token ids as arrays of integers that fit into int32.
 
     Raises:
-        InvalidInputError: One is something else, or has an integer of more bits.
+        InvalidInputError: A row is not a list of integers, or has one that does not fit into int32.
     """
     if not np.iterable(rows) or isinstance(rows, str | bytes | Mapping):
         raise InvalidInputError(f"Rows must be lists of token ids, received {rows!r}.")
@@ -31,7 +28,7 @@ def _read_row(row: Any) -> Array:
     try:
         ids = np.asarray(row)
         fits = ids.ndim == 1 and (ids.size == 0 or (ids.dtype.kind in "iu" and _is_int32(ids)))
-    except (TypeError, ValueError):  # Lists of several lengths are no array.
+    except (TypeError, ValueError):  # Lists of different lengths can't be an array.
         fits = False
     if not fits:
         raise InvalidInputError(
@@ -46,13 +43,10 @@ def _is_int32(ids: Array) -> bool:
 
 
 def read_token_id(token_id: Any) -> int:
-    """Returns a token id as an integer of Python's.
-
-    Args:
-        token_id: integer, or a tensor that is one.
+    """Returns a token id, such as a scalar tensor, as a Python integer.
 
     Raises:
-        InvalidInputError: It is negative, too large, or no integer.
+        InvalidInputError: It is negative, too large, or not an integer.
     """
     try:
         found = operator.index(token_id)
@@ -60,7 +54,7 @@ def read_token_id(token_id: Any) -> int:
         found = -1
     if isinstance(token_id, bool) or not 0 <= found < NUM_TOKEN_IDS:
         raise InvalidInputError(
-            f"A token id must be an integer from 0 on, received {token_id!r}. Take out what stands "
-            "for no token, such as the targets that a loss passes over."
+            f"A token id must be an integer of at least 0, received {token_id!r}. Remove values "
+            "that are not tokens, such as the targets that a loss ignores."
         )
     return found

@@ -34,36 +34,36 @@ Text = str | Sequence[str]
 
 
 def is_installed() -> bool:
-    """Returns whether the `tokenizers` library is there."""
+    """Returns true if the `tokenizers` library is installed."""
     return importlib.util.find_spec("tokenizers") is not None
 
 
 class Tokenizer:
-    """Text to the padded arrays that a language model takes, and back.
+    """A tokenizer from text to the padded arrays that a language model takes, and back.
 
-    It reads `tokenizer.json` and `tokenizer_config.json` as Hugging Face writes them, and computes
-    by the `tokenizers` library (`pip install 'keras_deepseek[text]'`).
+    Choose it to prepare text for a language model of this package. It reads `tokenizer.json` and
+    `tokenizer_config.json` in the Hugging Face format, and uses the `tokenizers` library (`pip
+    install 'keras_deepseek[text]'`).
 
     Args:
-        files: dict of bytes by name: the files of the tokenizer, `"tokenizer.json"` among them.
+        files: dict of bytes by name. The files of the tokenizer, including `"tokenizer.json"`.
 
     Call arguments:
         texts: string or list of strings.
-        sequence_length: integer or `None`. The length of each row: longer ones are cut, at the end
-            or, where padding is on the left, at the beginning. `None` takes the longest. Defaults
-            to `None`.
+        sequence_length: integer or `None`. The length of each row. Longer rows are cut at the end,
+            or at the start if padding is on the left. `None` takes the longest. Defaults to `None`.
         padding_side: `"right"` for training or `"left"` for generation. Defaults to `"right"`.
-        add_special_tokens: boolean. Whether the tokens of beginning and end that `tokenizer.json`
-            asks for are added. `add_bos_token` of `tokenizer_config.json` is passed over, as
-            `transformers` 5 does. Defaults to `True`.
+        add_special_tokens: boolean. Whether to add the start and end tokens that `tokenizer.json`
+            asks for. `add_bos_token` in `tokenizer_config.json` is ignored, as in `transformers` 5.
+            Defaults to `True`.
 
     Returns:
         A dict of `"token_ids"`, int32 of shape `(batch_size, sequence_length)`, and
-        `"padding_mask"`, int32 of the same shape, 1 where there is a token.
+        `"padding_mask"`, int32 of the same shape, 1 for tokens and 0 for padding.
 
     Raises:
-        InvalidInputError: There is no `tokenizer.json`, or what is given is no text.
-        CheckpointError: The files are torn.
+        InvalidInputError: There is no `tokenizer.json`, or the texts are not strings.
+        CheckpointError: A file is damaged.
         MissingExtraError: `tokenizers` is not installed.
 
     Example:
@@ -77,24 +77,24 @@ class Tokenizer:
     def __init__(self, files: Mapping[str, bytes]) -> None:
         if not isinstance(files, Mapping):
             raise InvalidInputError(
-                f"`files` must be a dict of bytes by name, received {files!r}. Of a folder: "
+                f"`files` must be a dict of bytes by name, received {files!r}. For a folder use "
                 "Tokenizer.from_preset(folder)."
             )
         if TOKENIZER_NAME not in files:
             raise InvalidInputError(
-                f"There is no {TOKENIZER_NAME!r} among the files {sorted(files)}. Write it with "
-                "the tokenizer's `save_pretrained` in `transformers`."
+                f"The files {sorted(files)} lack {TOKENIZER_NAME!r}. Write it with the "
+                "tokenizer's `save_pretrained` in `transformers`."
             )
         try:
             import tokenizers
         except ImportError as error:
-            raise MissingExtraError("tokenizers", "text", "to make tokens of text") from error
+            raise MissingExtraError("tokenizers", "text", "to tokenize text") from error
         self.files: Mapping[str, bytes] = MappingProxyType(dict(files))
         self.config = read_json_file(files, TOKENIZER_CONFIG_NAME)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(files[TOKENIZER_NAME])
-        except Exception as error:  # The library raises `Exception` itself.
-            raise CheckpointError(f"The file {TOKENIZER_NAME!r} is torn: {error}.") from error
+        except Exception as error:  # The library raises plain `Exception`s.
+            raise CheckpointError(f"The file {TOKENIZER_NAME!r} is damaged: {error}.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.special_token_ids: dict[str, int] = {}
@@ -105,10 +105,10 @@ class Tokenizer:
 
     @classmethod
     def from_preset(cls, preset: str | os.PathLike[str]) -> Self:
-        """Returns the tokenizer of a preset.
+        """Reads the tokenizer of a preset.
 
         Args:
-            preset: A folder, or the name of one on the Hugging Face hub, as in `"hf://org/name"`.
+            preset: A folder, or a repository on the Hugging Face hub, as in `"hf://org/name"`.
 
         Raises:
             InvalidInputError: There is no such preset, or it has no tokenizer.
@@ -137,7 +137,7 @@ class Tokenizer:
         sequence_length: int | None = None,
         padding_side: Literal["left", "right"] = "right",
     ) -> dict[str, Array]:
-        """Returns rows of token ids as the padded arrays that a call returns.
+        """Pads rows of token ids to the arrays that a call returns.
 
         Args:
             rows: lists of integers.
@@ -145,7 +145,7 @@ class Tokenizer:
             padding_side: `"right"` or `"left"`. Defaults to `"right"`.
 
         Raises:
-            InvalidInputError: A row is no list of integers, or has one of more than 32 bits.
+            InvalidInputError: A row is not a list of integers, or has one of more than 32 bits.
         """
         _check_padding_side(padding_side)
         ids = read_rows(rows)
@@ -177,12 +177,12 @@ class Tokenizer:
     def tokenize(
         self, texts: Text, *, add_special_tokens: bool = True
     ) -> list[int] | list[list[int]]:
-        """Returns the token ids of a text, or of each of several.
+        """Returns the token ids of a text, or of each text in a list.
 
         Args:
             texts: string or list of strings.
-            add_special_tokens: boolean. Whether tokens such as that of the beginning are added.
-                Defaults to `True`.
+            add_special_tokens: boolean. Whether to add tokens such as the start token. Defaults to
+                `True`.
         """
         if isinstance(texts, str):
             return self.tokenize([texts], add_special_tokens=add_special_tokens)[0]
@@ -198,18 +198,19 @@ class Tokenizer:
         return [list(each.ids) for each in encoded]
 
     def detokenize(self, token_ids: Any, *, skip_special_tokens: bool = True) -> Any:
-        """Returns the text of token ids, or a list of texts where there are several rows.
+        """Returns the text of token ids, or a list of texts for several rows.
 
         Args:
-            token_ids: list or array of integers, of one or two axes.
-            skip_special_tokens: boolean. Whether special tokens leave no text. Defaults to `True`.
+            token_ids: list or array of integers, with one or two axes.
+            skip_special_tokens: boolean. Whether to leave special tokens out of the text. Defaults
+                to `True`.
 
         Raises:
-            InvalidInputError: One of them is negative, or no integer.
+            InvalidInputError: A token id is negative or not an integer.
         """
         if not np.iterable(token_ids) or isinstance(token_ids, str | bytes | Mapping):
             raise InvalidInputError(
-                "Token ids must be a list or an array of integers, of one or two axes; received "
+                "Token ids must be a list or an array of integers with one or two axes, received "
                 f"{token_ids!r}."
             )
         ids = list(token_ids)
@@ -219,7 +220,7 @@ class Tokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
-        """Returns what makes text of tokens one by one.
+        """Returns a decoder for tokens that arrive one at a time.
 
         Args:
             skip_special_tokens: boolean. As for `detokenize`. Defaults to `True`.
@@ -236,16 +237,17 @@ class Tokenizer:
         template: str = "default",
         **variables: Any,
     ) -> str:
-        """Returns the text of a conversation, by the chat template of the checkpoint.
+        """Formats a conversation with the chat template of the checkpoint.
 
-        The text has its special tokens: tokenize it with `add_special_tokens=False`.
+        The text contains its special tokens, so tokenize it with `add_special_tokens=False`.
 
         Args:
             messages: list of dicts, as in `{"role": "user", "content": "Hello"}`.
-            add_generation_prompt: boolean. Whether the beginning of an answer is added. Defaults to
+            add_generation_prompt: boolean. Whether to add the start of an answer. Defaults to
                 `True`.
-            template: string. Which one, where the checkpoint has several. Defaults to `"default"`.
-            **variables: What else the template knows, such as `tools`.
+            template: string. The name of the template, if the checkpoint has several. Defaults to
+                `"default"`.
+            **variables: Further variables of the template, such as `tools`.
 
         Raises:
             InvalidInputError: There is no such template, or it refuses the messages.
@@ -267,7 +269,7 @@ class Tokenizer:
         return read_chat_templates(self.files)
 
     def token_to_id(self, token: str) -> int | None:
-        """Returns the id of a token; `None` where there is no such token.
+        """Returns the id of a token, or `None` if there is no such token.
 
         Args:
             token: string.
@@ -276,7 +278,7 @@ class Tokenizer:
         return token_id
 
     def id_to_token(self, token_id: int) -> str | None:
-        """Returns the token of an id; `None` where there is none.
+        """Returns the token of an id, or `None` if there is no such id.
 
         Args:
             token_id: integer.
@@ -288,13 +290,13 @@ class Tokenizer:
 
     @property
     def pad_token_id(self) -> int:
-        """What rows are padded with: the id of the padding token, or of the end, or 0."""
+        """The id for padding: that of the padding token, else of the end token, else 0."""
         ids = self.special_token_ids
         return ids.get("pad_token", ids.get("eos_token", 0))
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The ids that end a text."""
+        """The ids of the tokens that end a text."""
         return tuple(
             self.special_token_ids[name]
             for name in ("eos_token", "eot_token")
@@ -303,7 +305,7 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of tokens, special ones among them."""
+        """The number of tokens, including special ones."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
 

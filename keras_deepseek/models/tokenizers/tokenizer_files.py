@@ -1,4 +1,4 @@
-"""The files of a checkpoint that say how text becomes tokens. Read without any other package."""
+"""Reading of the tokenizer files of a checkpoint, without any other package."""
 
 import fnmatch
 import json
@@ -29,17 +29,14 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
 )
-"""The names that such files have; those before `special_tokens_map.json` are the ones used here."""
+"""The possible file names. Those before `special_tokens_map.json` are used here."""
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Returns the tokenizer's files of a checkpoint by their names; none where it has none.
-
-    Args:
-        folder: `pathlib.Path`.
+    """Reads the tokenizer files of a checkpoint, by name; the dict is empty if it has none.
 
     Raises:
-        CheckpointError: One can't be read, or is a pointer of Git LFS.
+        CheckpointError: A file can't be read, or is a pointer of Git LFS.
     """
     found = {}
     for path in sorted(folder.iterdir()):
@@ -53,14 +50,10 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """Returns the object in one of the files; an empty one where it is not there.
-
-    Args:
-        files: dict of `read_tokenizer_files`.
-        name: string.
+    """Returns the object in one of the files; an empty one if the file is missing.
 
     Raises:
-        CheckpointError: It is no JSON object.
+        CheckpointError: The file does not hold a JSON object.
     """
     try:
         content = json.loads(files.get(name, b"{}").decode("utf-8"))
@@ -72,11 +65,7 @@ def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def read_special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Returns the special tokens by their role, as in `{"eos_token": "</s>"}`.
-
-    Args:
-        files: dict of `read_tokenizer_files`.
-    """
+    """Returns the special tokens by their role, as in `{"eos_token": "</s>"}`."""
     found = {
         **read_json_file(files, "special_tokens_map.json"),
         **read_json_file(files, TOKENIZER_CONFIG_NAME),
@@ -90,13 +79,10 @@ def read_special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def read_chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Returns the chat templates by their names; none where the checkpoint has none.
-
-    Args:
-        files: dict of `read_tokenizer_files`.
+    """Returns the chat templates by name; the dict is empty if the checkpoint has none.
 
     Raises:
-        CheckpointError: What a file has for templates is none.
+        CheckpointError: The `chat_template` of a file is invalid.
     """
     if CHAT_TEMPLATE_NAME in files:
         return {"default": files[CHAT_TEMPLATE_NAME].decode("utf-8", "replace")}
@@ -114,8 +100,8 @@ def _named_templates(file: str, received: Any) -> dict[str, str]:
         if not all(isinstance(part, str) for part in parts):
             raise CheckpointError(
                 f'`chat_template` in {file!r} must be a string, or a list as in [{{"name": '
-                f'"default", "template": "..."}}]; received {each!r}. Correct the file, or take '
-                "the key out of it."
+                f'"default", "template": "..."}}]; received {each!r}. Correct the file, or remove '
+                "the key."
             )
     return {each["name"]: each["template"] for each in templates}
 
@@ -123,16 +109,12 @@ def _named_templates(file: str, received: Any) -> dict[str, str]:
 def find_chat_template(templates: Mapping[str, str], name: str) -> str:
     """Returns the text of a chat template.
 
-    Args:
-        templates: dict of `read_chat_templates`.
-        name: string.
-
     Raises:
-        InvalidInputError: There is none of that name.
+        InvalidInputError: There is no template with this name.
     """
     if not templates:
         raise InvalidInputError(
-            "The checkpoint has no chat template. Write the prompt as text, as it was trained on."
+            "The checkpoint has no chat template. Write the prompt in the format of its training."
         )
     if name not in templates:
         raise InvalidInputError(unknown_name_message("chat template", name, templates))
@@ -140,13 +122,10 @@ def find_chat_template(templates: Mapping[str, str], name: str) -> str:
 
 
 def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
-    """Returns one more than the largest token id; `None` where there is no `tokenizer.json`.
-
-    Args:
-        files: dict of `read_tokenizer_files`.
+    """Returns the largest token id plus one, or `None` if there is no `tokenizer.json`.
 
     Raises:
-        CheckpointError: The file is no tokenizer's.
+        CheckpointError: The file has no vocabulary.
     """
     if TOKENIZER_NAME not in files:
         return None
@@ -162,11 +141,11 @@ def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
 
 
 def check_vocabulary(files: Mapping[str, bytes], vocabulary_size: int) -> None:
-    """Says where a tokenizer has tokens that a model has no embedding of.
+    """Raises an error if a tokenizer has tokens for which the model has no embedding.
 
     Args:
-        files: dict of `read_tokenizer_files`.
-        vocabulary_size: integer. That of the model, which may be larger.
+        files: The tokenizer files.
+        vocabulary_size: The vocabulary size of the model, which may be larger.
 
     Raises:
         InvalidInputError: The tokenizer's largest id is not below it.
@@ -174,7 +153,7 @@ def check_vocabulary(files: Mapping[str, bytes], vocabulary_size: int) -> None:
     count = count_vocabulary(files)
     if count is not None and count > vocabulary_size:
         raise InvalidInputError(
-            f"The vocabulary does not fit: the tokenizer has token ids up to {count - 1}, and the "
-            f"model embeds {vocabulary_size} tokens. Use the tokenizer of this model, or one with "
-            f"ids below {vocabulary_size}."
+            f"The tokenizer has token ids up to {count - 1}, and the model has embeddings for only "
+            f"{vocabulary_size} tokens. Use the tokenizer of this model, or one with ids below "
+            f"{vocabulary_size}."
         )

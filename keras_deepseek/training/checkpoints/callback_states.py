@@ -9,13 +9,13 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.backend.keras_private.callbacks import SET_BY_KERAS
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.throughput_meter import ThroughputMeter
 from keras_deepseek.errors import InvalidInputError
 
 _logger = logging.getLogger(__name__)
 _SHOW_NO_MORE = (keras.callbacks.ProgbarLogger, ProgressDisplay, ThroughputMeter)
-_KERAS_SETS = ("_model", "params")
 
 
 class CallbackStates:
@@ -96,7 +96,7 @@ def _write(callback: keras.callbacks.Callback, state: Any) -> None:
 def _pack_attributes(callback: keras.callbacks.Callback) -> dict[str, tuple[str, list[Any]]]:
     found = {}
     for name, value in vars(callback).items():
-        if name not in _KERAS_SETS and not _keeps_state(callback):
+        if name not in SET_BY_KERAS and not _keeps_state(callback):
             try:
                 found[name] = _pack(value)
             except InvalidInputError:

@@ -12,18 +12,15 @@ import keras
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
-from keras_deepseek.backend.keras_private.keras_internals import (
-    finish_callbacks,
-    read_learning_rate,
-)
-from keras_deepseek.backend.keras_private.keras_training import epoch_logs
+from keras_deepseek.backend.keras_private.callbacks import finish_callbacks
+from keras_deepseek.backend.keras_private.trainers import epoch_logs, read_learning_rate
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.training.checkpoints.callback_states import CallbackStates
 from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 from keras_deepseek.training.cluster.stop_signal import StopSignal
-from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 
 _logger = logging.getLogger(__name__)
 

@@ -5,10 +5,9 @@ Of several processes, rank 0 alone reads and writes the folder.
 
 import functools
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
@@ -16,58 +15,43 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.backend.data.random_state import read_random_state
-from keras_deepseek.backend.keras_private.keras_internals import read_learning_rate
+from keras_deepseek.backend.keras_private.trainers import read_learning_rate
 from keras_deepseek.backend.processes.processes import Processes, ask_rank_0
-from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.checkpoints.checkpoint_options import CheckpointOptions
 from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpoints.checkpointed_callbacks import CheckpointedCallbacks
 from keras_deepseek.training.checkpoints.streamed_training import own_share, streamed_training
 from keras_deepseek.training.checkpoints.training_state import write_training
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.data.position_data import position_data
-from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 
 _logger = logging.getLogger(__name__)
 
-Best = tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int]
-
 
 class Checkpoints:
-    """The checkpoints of a trainer; the arguments are those of `Trainer`.
+    """The checkpoints of a trainer.
 
     Args:
+        options: `CheckpointOptions` with a folder.
         processes: `Processes` that train together.
         residual: `GradientResidual` of their gradients. Defaults to `None`.
-
-    Raises:
-        InvalidInputError: An argument does not fit.
     """
 
     def __init__(
         self,
-        checkpoint_dir: str | os.PathLike[str],
-        checkpoint_every: int | None,
-        keep_last: int,
-        keep_best: Best | None,
-        *,
+        options: CheckpointOptions,
         processes: Processes,
         residual: GradientResidual | None = None,
     ) -> None:
-        if not isinstance(checkpoint_dir, str | os.PathLike) or not os.fspath(checkpoint_dir):
-            raise InvalidInputError(
-                f"`checkpoint_dir` is the path of a folder; received {checkpoint_dir!r}."
-            )
-        if checkpoint_every is not None:
-            checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
-        check_integer("keep_last", keep_last)
-        monitor, best_is, num_best = _read_best(keep_best)
+        monitor, best_is, num_best = options.best()
         self._processes = processes
         self._residual = residual
-        self._every = checkpoint_every
+        self._every = options.checkpoint_every
         self._monitor = monitor
         self._folder = CheckpointFolder(
-            checkpoint_dir, keep_last=keep_last, keep_best=num_best, best_is=best_is
+            options.folder, keep_last=options.keep_last, keep_best=num_best, best_is=best_is
         )
         self._writer: CheckpointWriter | None = None
         self._given_rate: float | None = None  # That of the optimizer as it was given.
@@ -87,8 +71,6 @@ class Checkpoints:
                 f"{checkpoint.state['backend']}, and Keras runs on {backend}. Set KERAS_BACKEND, "
                 "or name another folder."
             )
-        if checkpoint is not None and self._residual is not None:
-            self._residual.adopt(checkpoint.state.get("residual"))
         return checkpoint
 
     def roll_back(self, model: keras.Model) -> int | None:
@@ -139,7 +121,7 @@ class Checkpoints:
         if resumed is not None:
             seed = resumed.state["seed"]
         elif seed is None:
-            seed = self._processes.broadcast(backend.current().draw_seed())
+            seed = self._processes.broadcast(backend.current().step.draw_seed())
         precision = (policy or model.dtype_policy).name
         options, data = position_data(arguments, seed, own_share(self._processes))
         position = None
@@ -219,15 +201,3 @@ def _read_constant_rate(model: keras.Model) -> float | None:
     """Returns the learning rate, `None` where a schedule computes it: checkpoints hold none."""
     is_constant = isinstance(model.optimizer.learning_rate, keras.Variable)
     return read_learning_rate(model) if is_constant else None
-
-
-def _read_best(keep_best: Best | None) -> tuple[str | None, Literal["min", "max"], int]:
-    if keep_best is None:
-        return None, "min", 0
-    match keep_best:
-        case (str(monitor), "min" | "max" as best_is, *rest) if len(rest) <= 1:
-            return monitor, best_is, check_integer("keep_best[2]", rest[0] if rest else 1)
-    raise InvalidInputError(
-        "`keep_best` names a log, whether less or more of it is better, and how many are kept, "
-        f"as in ('val_loss', 'min', 1); received {keep_best!r}."
-    )

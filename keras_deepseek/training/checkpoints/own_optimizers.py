@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.keras_training import optimized_variables
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.errors import InvalidInputError
 
 _FOREIGN = -1

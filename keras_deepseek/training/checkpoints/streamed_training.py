@@ -34,11 +34,11 @@ def feed(
     """
     needs_stream = needs_stream or processes.world_size > 1
     x = arguments["x"]
-    is_better = isinstance(x, GeneratorType) or backend.current().prefers_own_feed(x)
+    is_better = isinstance(x, GeneratorType) or backend.current().step.prefers_own_feed(x)
     if not (needs_stream or is_better):
         return nullcontext(arguments)
     try:
-        seed = processes.broadcast(backend.current().draw_seed())
+        seed = processes.broadcast(backend.current().step.draw_seed())
         options, data = position_data(arguments, seed, own_share(processes))
     except NotSupportedError:
         if needs_stream:

@@ -13,7 +13,7 @@ from keras_deepseek.training.checkpoints.own_optimizers import (
     find_own_optimizers,
     positions_of_trained,
 )
-from keras_deepseek.training.step.guarded_steps import GuardedSteps
+from keras_deepseek.training.step.guard_metric import GuardMetric
 
 
 def read_variables(model: keras.Model) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
     }
     state["optimizer_class"] = _optimizer_class(model)
     state["trained by own optimizers"] = positions_of_trained(model)
-    state["buffers"] = backend.current().read_buffers(model)
+    state["buffers"] = backend.current().step.read_buffers(model)
     return state
 
 
@@ -60,7 +60,7 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
     for group, variables in groups.items():
         for variable, value in zip(variables, state[group]["values"], strict=True):
             variable.assign(value)
-    backend.current().write_buffers(model, state["buffers"])
+    backend.current().step.write_buffers(model, state["buffers"])
 
 
 def write_training(model: keras.Model, state: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def write_training(model: keras.Model, state: dict[str, Any]) -> None:
     for group in ("model", "optimizer", "own optimizers"):
         for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
             variable.assign(value)
-    backend.current().write_buffers(model, state["buffers"])
+    backend.current().step.write_buffers(model, state["buffers"])
 
 
 def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
@@ -89,22 +89,22 @@ def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
     _check("model", model.variables, state["model"])
     for variable, value in zip(model.variables, state["model"]["values"], strict=True):
         variable.assign(value)
-    backend.current().write_buffers(model, state["buffers"])
+    backend.current().step.write_buffers(model, state["buffers"])
 
 
-def find_spoilt(variables: Sequence[keras.Variable]) -> list[str]:
+def find_not_finite(variables: Sequence[keras.Variable]) -> list[str]:
     """Returns the paths of the variables that hold a number that is not finite.
 
     Args:
         variables: Sequence of Keras variables, of which those of integers do not count.
     """
     floats = [variable for variable in variables if keras.backend.is_float_dtype(variable.dtype)]
-    found = backend.current().find_finite([variable.value for variable in floats])
+    found = backend.current().step.find_finite([variable.value for variable in floats])
     return [each.path for each, is_finite in zip(floats, found, strict=True) if not is_finite]
 
 
 def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
-    guards = [each for each in model.metrics if isinstance(each, GuardedSteps)]
+    guards = [each for each in model.metrics if isinstance(each, GuardMetric)]
     guard = [variable for each in guards for variable in each.variables]
     own = {id(variable) for variable in guard}
     return {

@@ -116,7 +116,7 @@ def resolve_strategy(
     """
     if isinstance(strategy, ParameterServer):
         strategy = "parameter_server"
-    place = backend.current().read_strategy(strategy)
+    place = backend.current().distribution.read_strategy(strategy)
     if place is not None:
         strategy = "allreduce"
         names = "world_size", "rank", "coordinator"

@@ -9,7 +9,11 @@ import keras
 import numpy as np
 
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.keras_private.keras_internals import order_metrics
+from keras_deepseek.backend.keras_private.metrics import order_metrics
+from keras_deepseek.backend.keras_private.trainers import (
+    is_validation_of_fit,
+    public_evaluate_options,
+)
 from keras_deepseek.backend.processes.processes import Processes
 
 _BATCH_SIZE = 32  # Of Keras.
@@ -76,16 +80,17 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
         by_keras = functools.partial(type(model).evaluate, model)
         data = [options.get(name) for name in ("x", "y", "sample_weight")]
         # Others than `fit` may call it, on one rank alone.
-        is_of_fit = not arguments and options.get("_use_cached_eval_dataset")
+        is_of_fit = not arguments and is_validation_of_fit(options)
         if not is_of_fit or not _is_shared(model, data, options.get("steps"), processes):
             return by_keras(*arguments, **options)
         callbacks = options["callbacks"]
         watches = any(map(_watches_batches, callbacks.callbacks))
         if any(processes.gather(np.array(watches))):  # Rank 0 has callbacks that others lack.
             return by_keras(**options)
-        del options["_use_cached_eval_dataset"], options["callbacks"]
         callbacks.on_test_begin()
-        logs = evaluate_together(model, processes=processes, verbose=0, **options)
+        logs = evaluate_together(
+            model, processes=processes, verbose=0, **public_evaluate_options(options)
+        )
         callbacks.on_test_end(logs)
         return logs
 

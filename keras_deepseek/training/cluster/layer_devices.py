@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_deepseek.backend.keras_private.layer_tree import inner_layers, is_container
+from keras_deepseek.backend.keras_private.layers import inner_layers, is_container
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 _OF_REGULAR_EXPRESSIONS = frozenset(".()|+\\^${}")

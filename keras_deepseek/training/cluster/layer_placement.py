@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import compilation
-from keras_deepseek.backend.keras_private.layer_tree import own_variables
-from keras_deepseek.backend.keras_private.optimizer_slots import making_slots, weight_slots
+from keras_deepseek.backend.keras_private.layers import own_variables
+from keras_deepseek.backend.keras_private.optimizers import making_slots, weight_slots
+from keras_deepseek.backend.keras_private.trainers import compilation
 from keras_deepseek.training.cluster.layer_devices import LayerDevice, find_layer_devices
 
 _FUNCTIONS = ("test_function", "predict_function")
@@ -29,7 +29,7 @@ class LayerPlacement:
     """
 
     def __init__(self, devices: Mapping[str, str]) -> None:
-        backend.current().move_variables([], None)  # It says where that can't be.
+        backend.current().devices.move_variables([], None)  # It says where that can't be.
         self.default = next(iter(devices.values()))
         self._devices = dict(devices)
         self._stack: ExitStack | None = None
@@ -62,7 +62,7 @@ class LayerPlacement:
         if self._stack is not None:  # An evaluation between two steps.
             yield
             return
-        with backend.current().on_device(self.default), ExitStack() as stack:
+        with backend.current().devices.on_device(self.default), ExitStack() as stack:
             stack.callback(self._leave)
             self._stack = stack
             self.begin(model)
@@ -92,7 +92,9 @@ class LayerPlacement:
                     self._placed.setdefault(id(variable), (variable, each.device))
             self._stack.enter_context(_computing(self._found))
         optimizer = _inner(model.optimizer)
-        is_any_moved = backend.current().move_variables(self._list_variables(model), optimizer)
+        is_any_moved = backend.current().devices.move_variables(
+            self._list_variables(model), optimizer
+        )
         if is_any_moved and not is_in_step:
             # What was compiled before has the variables that there were.
             self._functions.clear()
@@ -128,9 +130,11 @@ class LayerPlacement:
             if not self._found:  # The step that is being made has built it.
                 self.begin(model, is_in_step=True)
             _, device = self._placed.get(id(weight), (weight, self.default))
-            with backend.current().on_device(device):
+            with backend.current().devices.on_device(device):
                 slot = make_slot()
-            backend.current().move_variables([(slot, device)], None)  # Of a step that is traced.
+            backend.current().devices.move_variables(
+                [(slot, device)], None
+            )  # Of a step that is traced.
             return slot
 
         return make
@@ -178,7 +182,7 @@ def _computing(found: list[LayerDevice]) -> Iterator[None]:
     chosen = [each for each in found if each.meets_others]
     own_calls = [vars(each.layer).get("call") for each in chosen]
     for each in chosen:
-        each.layer.call = backend.current().compute_on(
+        each.layer.call = backend.current().devices.compute_on(
             each.layer,
             each.layer.call,
             each.device,

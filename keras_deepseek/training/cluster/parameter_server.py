@@ -86,7 +86,7 @@ def take_servers(strategy: Any) -> Any:
         strategy: What `Trainer` was given. A `tf.distribute.ParameterServerStrategy` has connected
             to its workers and servers, and they are used.
     """
-    tasks = backend.current().adopt_tasks(strategy)
+    tasks = backend.current().distribution.adopt_tasks(strategy)
     return strategy if tasks is None else ParameterServer(tasks.num_workers, tasks.num_servers)
 
 

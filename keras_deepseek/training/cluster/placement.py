@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import Distribution
-from keras_deepseek.backend.keras_private.keras_training import given_metric_variables
+from keras_deepseek.backend.keras_private.metrics import given_metric_variables
 from keras_deepseek.backend.processes.processes import Replicas
+from keras_deepseek.backend.protocols.distribution import KerasDistribution
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster.cluster_spec import Strategy
 from keras_deepseek.training.cluster.device import (
@@ -23,7 +23,7 @@ from keras_deepseek.training.cluster.device import (
 )
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
 
-DistributedStrategy: TypeAlias = Strategy | Distribution | Any
+DistributedStrategy: TypeAlias = Strategy | KerasDistribution | Any
 
 
 class Placement:
@@ -47,11 +47,11 @@ class Placement:
         strategy: DistributedStrategy | None,
         local_rank: int | None = None,
     ) -> None:
-        count_devices = backend.current().count_devices
+        count_devices = backend.current().devices.count_devices
         self.device: str | None = None
-        self.distribution: Distribution | None = None
+        self.distribution: KerasDistribution | None = None
         self.devices: Replicas | None = None
-        self.has_own_distribution = isinstance(strategy, Distribution)
+        self.has_own_distribution = isinstance(strategy, KerasDistribution)
         """Whether a user says how variables and batches are laid out."""
         self.layers: LayerPlacement | None = None
         by_layer = choose_layer_devices(device_map, count_devices) if device_map else None
@@ -67,13 +67,13 @@ class Placement:
         elif local_rank is not None:
             self.device = device_of_rank(local_rank, count_devices)
         self.kind = (self.device or default_kind(count_devices)).split(":")[0]
-        if isinstance(strategy, Distribution):
+        if isinstance(strategy, KerasDistribution):
             self.distribution = strategy
         elif strategy == "allreduce":
-            self.distribution = backend.current().spread_over_devices()
+            self.distribution = backend.current().distribution.spread_over_devices()
         is_on_one = strategy in (None, "parameter_server") or local_rank is not None
         if self.distribution is None and not is_on_one:
-            self.devices = backend.current().replicate_over_devices(strategy)
+            self.devices = backend.current().distribution.replicate_over_devices(strategy)
         if self.distribution is None and self.devices is None:
             return
         if self.device is not None:
@@ -82,7 +82,9 @@ class Placement:
                 "training over several. Give one of the two."
             )
         if self.distribution is not None:
-            backend.current().distributed(self.distribution)  # It says where that can't be.
+            backend.current().distribution.distributed(
+                self.distribution
+            )  # It says where that can't be.
 
     def _share(self, devices: list[str], strategy: DistributedStrategy | None) -> None:
         """Divides the rows of each batch among devices, of which the first holds the model."""
@@ -92,9 +94,9 @@ class Placement:
                 "so does a distributed_strategy. Give one of the two."
             )
         self.kind = devices[0].split(":")[0]
-        self.distribution = backend.current().spread_over_devices(devices)
+        self.distribution = backend.current().distribution.spread_over_devices(devices)
         if self.distribution is None:
-            self.devices = backend.current().replicate_over_devices(devices)
+            self.devices = backend.current().distribution.replicate_over_devices(devices)
 
     def _divide(
         self, by_layer: dict[str, str], strategy: DistributedStrategy | None, local_rank: int | None
@@ -111,7 +113,7 @@ class Placement:
 
     def in_making(self) -> contextlib.AbstractContextManager[object]:
         """Returns a context to build a model in: in the host's memory, if no device holds it."""
-        return backend.current().on_device("cpu:0") if self.layers else self.in_use()
+        return backend.current().devices.on_device("cpu:0") if self.layers else self.in_use()
 
     def in_use(self, model: keras.Model | None = None) -> contextlib.AbstractContextManager[object]:
         """Returns a context in which Keras creates variables and computes there.
@@ -120,10 +122,14 @@ class Placement:
             model: `keras.Model`, compiled, to use in it. Defaults to `None`.
         """
         if self.distribution is not None:
-            return backend.current().distributed(self.distribution)
+            return backend.current().distribution.distributed(self.distribution)
         if self.layers is not None and model is not None:
             return self.layers.in_use(model)
-        return backend.current().on_device(self.device) if self.device else contextlib.nullcontext()
+        return (
+            backend.current().devices.on_device(self.device)
+            if self.device
+            else contextlib.nullcontext()
+        )
 
     def place(self, model: keras.Model) -> None:
         """Moves what a compiled model has already to where it is trained.
@@ -135,7 +141,7 @@ class Placement:
             InvalidInputError: It has no layer that one of a device's patterns matches.
             NotSupportedError: It was made under a strategy of `tf.distribute` with several copies.
         """
-        num_replicas = backend.current().count_replicas(model)
+        num_replicas = backend.current().distribution.count_replicas(model)
         if num_replicas > 1:  # Their losses and norms would each be of a part of the batch.
             raise NotSupportedError(
                 f"Model {model.name!r} was made under a strategy of tf.distribute with "
@@ -153,4 +159,4 @@ class Placement:
             *given_metric_variables(model),
         )
         with self.in_use():
-            backend.current().place_variables(variables)
+            backend.current().distribution.place_variables(variables)

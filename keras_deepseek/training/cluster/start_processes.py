@@ -25,7 +25,7 @@ def start_processes(cluster: ClusterSpec) -> Processes:
         _refuse_others(cluster)
         return OneProcess()
     with keeping_stop_signal():
-        return backend.current().join_processes(
+        return backend.current().distribution.join_processes(
             cluster.coordinator,
             cluster.world_size,
             cluster.rank,
@@ -49,7 +49,7 @@ def share_random_state(processes: Processes) -> None:
 
 def _refuse_others(cluster: ClusterSpec) -> None:
     """Raises an error where the framework runs in several processes that nobody told us of."""
-    running = backend.current().count_processes()
+    running = backend.current().distribution.count_processes()
     if cluster.strategy is not None and running > 1:
         raise InvalidInputError(
             f"{running} processes run together already, and distributed_strategy="

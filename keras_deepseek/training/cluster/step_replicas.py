@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_training import own_train_step
+from keras_deepseek.backend.keras_private.trainers import overrides_train_step
 from keras_deepseek.backend.processes.processes import Processes, RemoteReplicas
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.cluster.placement import Placement
@@ -29,7 +29,7 @@ def find_replicas(
         return processes.replicas
     reasons = {
         "a distribution of your own": placement.has_own_distribution,
-        "a model with a train_step of its own": own_train_step(model),
+        "a model with a train_step of its own": overrides_train_step(model),
         "run_eagerly=True or jit_compile=False": model.run_eagerly or not model.jit_compile,
     }
     reason = next((name for name, is_so in reasons.items() if is_so), None)

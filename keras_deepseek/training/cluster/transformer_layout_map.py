@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers import DeepSeekMoE, SwiGLU
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead

@@ -8,7 +8,7 @@ import keras
 from keras_deepseek.backend.data.batch_source import open_batch_source
 from keras_deepseek.backend.data.batch_stream import BatchStream
 from keras_deepseek.backend.data.positioned_data import PositionedData
-from keras_deepseek.backend.keras_private.keras_internals import split_validation
+from keras_deepseek.backend.keras_private.datasets import split_validation
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 
 from keras_deepseek.backend.data.random_state import seed_generators
-from keras_deepseek.backend.keras_private.keras_internals import compile_arguments
+from keras_deepseek.backend.keras_private.trainers import compile_arguments
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.training.step.precision import with_loss_scaling
 

@@ -8,7 +8,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.data.positioned_data import PositionedData
-from keras_deepseek.backend.keras_private.keras_training import epoch_logs
+from keras_deepseek.backend.keras_private.trainers import epoch_logs
 from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
 
 
@@ -61,7 +61,7 @@ def make_steps(
             callbacks.on_epoch_begin(epoch)
             for number, batch in enumerate(data.stream.batches()):
                 callbacks.on_train_batch_begin(number)
-                logs = backend.current().run_step(model, batch)
+                logs = backend.current().step.run_step(model, batch)
                 callbacks.on_train_batch_end(number, logs)
                 callbacks.go_on()  # The stream ends the epoch here.
                 yield Step(number, epoch, logs)
@@ -75,5 +75,5 @@ def make_steps(
         raise
     finally:  # Who leaves the loop has ended the training.
         model.optimizer.finalize_variable_values(model.trainable_weights)
-        backend.current().separate_variables(model)  # As behind `fit`, also where it was left.
+        backend.current().step.separate_variables(model)  # As behind `fit`, also where it was left.
         callbacks.on_train_end(logs)

@@ -1,4 +1,4 @@
-"""What the arguments of a trainer make of each step."""
+"""The plan of a trainer's steps: what its options add to the model's own step."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,113 +7,111 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import (
-    compilation,
-    optimized_variables,
-    own_train_step,
-)
+from keras_deepseek.backend.keras_private.optimizers import optimized_variables
+from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
 from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
-from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
+from keras_deepseek.training.fit.finite_check import FiniteCheck
+from keras_deepseek.training.fit.guard_callback import GuardCallback
 from keras_deepseek.training.fit.kept_memory import kept_memory
-from keras_deepseek.training.fit.loss_watch import LossWatch
-from keras_deepseek.training.fit.watch_guarded_steps import WatchGuardedSteps
-from keras_deepseek.training.step.gradient_clip import GradientClip, check_gradient_clip
-from keras_deepseek.training.step.gradient_residual import GradientResidual
-from keras_deepseek.training.step.guarded_steps import GuardedSteps
-from keras_deepseek.training.step.loss_weight import refuse_no_reduction
+from keras_deepseek.training.step.gradient_clip import check_single_clip
+from keras_deepseek.training.step.gradient_update import GradientUpdate
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.make_gradients import make_gradients
+from keras_deepseek.training.step.guard_metric import GuardMetric
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+from keras_deepseek.training.step.loss.loss_weight import check_reduction
 from keras_deepseek.training.step.precision import step_in_precision
-from keras_deepseek.training.step.rematerialization import Remat, check_remat, find_blocks
-from keras_deepseek.training.step.step_guard import Action, StepGuard
-from keras_deepseek.training.step.step_in_place import StepInPlace
+from keras_deepseek.training.step.rematerialization import find_blocks
+from keras_deepseek.training.step.step_guard import StepGuard
+from keras_deepseek.training.step.step_options import StepOptions
+from keras_deepseek.training.step.step_replacement import StepReplacement
 from keras_deepseek.training.step.training_step import TrainingStep
 
 
 class StepPlan:
-    """How the steps of a trainer are made; the arguments are those of `Trainer`.
+    """The steps of a trainer, which its model makes while the plan is in use.
 
     Args:
         model: `keras.Model`, compiled.
         compute: The trainer's `train_step`.
-        is_own_compute: boolean. Whether it is another than that of `Trainer`.
+        loss: `BatchLoss` of the model.
+        options: `StepOptions`.
         policy: The dtype policy of the step, or `None` for the model's own.
-        checkpoints: `Checkpoints` to roll back to, or `None`.
-        replicas: `Replicas` in other processes that make each step together, or `None`.
-        devices: `Replicas` in this process, likewise.
-        layers: `LayerPlacement` of the model's layers on several devices, or `None`.
-        residual: `GradientResidual`, where the replicas compress what they send, or `None`.
-        served: What makes the steps where workers do, or `None`.
+        is_own_compute: boolean. `compute` is an override of `Trainer.train_step`.
+        checkpoints: `Checkpoints` to roll back to. Defaults to `None`.
+        replicas: `RemoteReplicas` in other processes that make each step together. Defaults to
+            `None`.
+        devices: `Replicas` in this process. Defaults to `None`.
+        layers: `LayerPlacement` of the model's layers on several devices. Defaults to `None`.
+        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
+        served: Function that makes the steps by workers. Defaults to `None`.
 
     Raises:
-        InvalidInputError: An argument does not fit, or the model has a step of its own, which would
-            ignore one.
+        InvalidInputError: An option does not fit the model, or the model has a `train_step` of its
+            own, which would ignore one.
     """
 
-    def __init__(  # noqa: PLR0913 - they are those of `Trainer`.
+    def __init__(  # noqa: PLR0913 - a step brings them together.
         self,
         model: keras.Model,
         compute: Callable[..., Any],
+        loss: BatchLoss,
+        options: StepOptions,
+        policy: keras.DTypePolicy | None = None,
         *,
         is_own_compute: bool,
-        policy: keras.DTypePolicy | None,
-        float32_layers: Sequence[str] = (),
-        micro_batches: int,
-        gradient_clip: GradientClip | None,
-        guard: StepGuard | Action | None,
-        remat: Remat,
-        checkpoints: Checkpoints | None,
+        checkpoints: Checkpoints | None = None,
         replicas: RemoteReplicas | None = None,
         devices: Replicas | None = None,
         layers: LayerPlacement | None = None,
         residual: GradientResidual | None = None,
         served: Callable[[Any], dict[str, Any]] | None = None,
     ) -> None:
-        self.micro_batches = check_integer("micro_batches", micro_batches)
-        check_gradient_clip(gradient_clip, model.optimizer)
-        check_remat(remat)
+        check_single_clip(options.gradient_clip, model.optimizer)
         if not is_own_compute:
-            refuse_no_reduction(model.loss)
-        if own_train_step(model):
-            asked = {
-                "`micro_batches`": micro_batches > 1,
-                "`gradient_clip`": gradient_clip is not None,
-                "`guard`": guard is not None,
-                "`remat`": bool(remat),
+            check_reduction(model.loss)
+        if overrides_train_step(model):
+            ignored = {
+                **options.changes_to_updates(),
                 "the trainer's own": is_own_compute,
                 "other processes": replicas is not None,
                 "`gradient_compression`": residual is not None,
                 "several devices": devices is not None,
             }
-            _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
+            _refuse_own_step(model, [name for name, is_asked in ignored.items() if is_asked])
+        self.options = options
         self.callbacks: list[keras.callbacks.Callback] = []
         self._model = model
         self._is_own_compute = is_own_compute
         self._compilation = compilation(model)
         self._policy = policy
-        self._float32_layers = float32_layers
         self._served = served
         self._layers = layers
-        self._guarded_steps: GuardedSteps | None = None
-        if guard is not None:
-            self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
-        else:
-            self.callbacks.append(LossWatch())
+        self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self._training_step = TrainingStep(
             model,
-            compute,
-            micro_batches=self.micro_batches,
-            gradient_clip=gradient_clip,
-            guard=self._guarded_steps,
-            remat=remat,
-            replicas=replicas,
-            devices=devices,
-            on_built=lambda: self._place_layers(is_in_step=True),
+            loss,
+            make_gradients(
+                model,
+                compute,
+                loss,
+                micro_batches=options.micro_batches,
+                devices=devices,
+                replicas=replicas,
+                residual=residual,
+            ),
+            GradientUpdate(model, options.gradient_clip, self._guard_metric, residual),
+            remat=options.remat,
+            guard=self._guard_metric,
             residual=residual,
+            takes_empty=replicas is not None,
+            on_built=lambda: self._place_layers(is_in_step=True),
         )
-        if model.built:  # Else the first step finds which layers are meant.
-            self._in_precision(lambda: find_blocks(model, remat))()
+        if model.built:  # Otherwise the first step finds the layers.
+            self._in_precision(lambda: find_blocks(model, options.remat))()
         self._step = self._make_step(
             is_compilable=layers is None  # XLA would compile it for one device.
             and all(each is None or each.is_compilable for each in (replicas, devices))
@@ -124,27 +122,35 @@ class StepPlan:
         """Makes the model train by such steps until the block ends."""
         self.check_model()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(kept_memory())
+            if self.options.keep_memory:
+                stack.enter_context(kept_memory())
             stack.enter_context(self._step.use())
-            if self._guarded_steps is not None:
-                stack.enter_context(self._guarded_steps.attach(self._model))
+            if self._guard_metric is not None:
+                stack.enter_context(self._guard_metric.attach(self._model))
             yield
 
-    def _watch(self, guard: StepGuard, checkpoints: Checkpoints | None) -> None:
+    def _make_guard_metric(
+        self, guard: StepGuard | None, checkpoints: Checkpoints | None
+    ) -> GuardMetric | None:
+        """Adds the callback that reacts to bad steps."""
+        if guard is None:
+            self.callbacks.append(FiniteCheck())
+            return None
         if guard.action == "roll_back" and checkpoints is None:
             raise InvalidInputError(
                 "guard='roll_back' goes back to a checkpoint: name their folder, "
                 "Trainer(..., checkpoint_dir=...)."
             )
-        self._guarded_steps = GuardedSteps(guard, self.steps_per_execution)
+        guard_metric = GuardMetric(guard, self.steps_per_execution)
         roll_back = None if checkpoints is None else checkpoints.roll_back
-        self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
+        self.callbacks.append(GuardCallback(guard, guard_metric, roll_back))
+        return guard_metric
 
     @property
     def needs_targets(self) -> bool:
         """Whether the loss is one of Keras's between outputs and targets, and no other."""
         is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
-        is_ours = not (self._is_own_compute or own_train_step(self._model))
+        is_ours = not (self._is_own_compute or overrides_train_step(self._model))
         return is_ours and is_kerass and self._model.loss is not None
 
     @property
@@ -153,9 +159,9 @@ class StepPlan:
         return self._served is not None
 
     @property
-    def num_made(self) -> int:
+    def num_steps(self) -> int:
         """How many steps were made since the plan came into use."""
-        return self._step.num_made * self.steps_per_execution
+        return self._step.num_calls * self.steps_per_execution
 
     @property
     def steps_per_execution(self) -> int:
@@ -163,9 +169,9 @@ class StepPlan:
         return int(self._model.steps_per_execution)
 
     @property
-    def is_making(self) -> bool:
+    def is_running(self) -> bool:
         """Whether a step is being made; after an error, whether it came out of one."""
-        return self._step.is_making
+        return self._step.is_running
 
     def check_model(self) -> None:
         """Raises an error where the model is not, or not any more, this plan's to train.
@@ -174,7 +180,7 @@ class StepPlan:
             InvalidInputError: It is being trained, was compiled again, or has other trainable
                 weights than its optimizer can take.
         """
-        self._step.refuse_open_training()
+        self._step.check_not_training()
         if compilation(self._model) is not self._compilation:
             raise InvalidInputError(
                 f"Model {self._model.name!r} was compiled again after this trainer was made, by "
@@ -193,33 +199,31 @@ class StepPlan:
         Raises:
             InvalidInputError: The model has a step of its own, and nobody can look into it.
         """
-        if own_train_step(self._model):
+        if overrides_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
-    def compute_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Returns the loss that the model was compiled with: see `TrainingStep.compute_loss`."""
-        return self._training_step.compute_loss(x, y, sample_weight)
-
-    def _make_step(self, *, is_compilable: bool) -> StepInPlace:
+    def _make_step(self, *, is_compilable: bool) -> StepReplacement:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = self._place_layers
-        carried: Callable[[], Sequence[keras.Variable]] = list
+        extra_variables: Callable[[], Sequence[keras.Variable]] = list
         if self._served is not None:  # The workers have the precision, and the model's layers.
-            return StepInPlace(
+            return StepReplacement(
                 model,
-                backend.current().make_train_step(model, self._served),
+                backend.current().step.make_train_step(model, self._served),
                 is_eager=True,
             )
-        if not own_train_step(model):
-            prepare, carried = self._prepare, self._training_step.carried
-            train_step = backend.current().make_train_step(model, self._training_step, carried)
-        return StepInPlace(
+        if not overrides_train_step(model):
+            prepare, extra_variables = self._prepare, self._training_step.extra_variables
+            train_step = backend.current().step.make_train_step(
+                model, self._training_step, extra_variables
+            )
+        return StepReplacement(
             model,
             self._in_precision(train_step),
             self._in_precision(prepare),
-            carried,
+            extra_variables,
             is_compilable=is_compilable,
         )
 
@@ -234,7 +238,7 @@ class StepPlan:
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
         if self._policy is None:
             return step
-        return step_in_precision(self._model, self._policy, step, self._float32_layers)
+        return step_in_precision(self._model, self._policy, step, self.options.float32_layers)
 
 
 def _check_trainable(model: keras.Model) -> None:

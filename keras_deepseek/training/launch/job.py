@@ -11,7 +11,11 @@ from pathlib import Path
 from keras_deepseek.training.launch.failure import Failure
 from keras_deepseek.training.launch.output import Output
 from keras_deepseek.training.launch.plan import LaunchPlan
-from keras_deepseek.training.launch.rank_environment import make_addresses, make_environment
+from keras_deepseek.training.launch.rank_environment import (
+    make_addresses,
+    make_environment,
+    make_secret,
+)
 from keras_deepseek.training.launch.rank_process import RankProcess
 from keras_deepseek.training.launch.signal_relay import SignalRelay
 from keras_deepseek.training.launch.watchdog import Watchdog
@@ -82,11 +86,12 @@ class Job:
     def _start_all(self, selector: selectors.BaseSelector) -> None:
         addresses = make_addresses(self._plan)
         command = self._make_command()
+        common = {**os.environ, **make_secret(self._plan, os.environ)}
         for local_rank in range(self._plan.num_started):
             if self._sent is not None:  # A signal has come in between.
                 self.was_cut_short = True
                 return
-            environ = make_environment(self._plan, local_rank, addresses, self._restart, os.environ)
+            environ = make_environment(self._plan, local_rank, addresses, self._restart, common)
             rank = self._plan.first_rank + local_rank
             prefix = "" if self._plan.is_on_ray else f"[{rank}] "  # It has one there.
             process = RankProcess(rank, prefix, command, environ, self._output, self._watchdog)

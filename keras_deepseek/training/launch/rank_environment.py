@@ -1,9 +1,11 @@
 """The environment of each process, in the variables that `ClusterSpec` reads."""
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 
 from keras_deepseek.artifacts.network_address import join_address, parse_address
+from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 
@@ -85,6 +87,16 @@ def make_environment(
     if plan.backend == "jax" and plan.num_started > 1:
         defaults[_GPUS_OF_JAX] = str(local_rank)
     return {**defaults, **kept, **made}
+
+
+def make_secret(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variable with the secret of a job, random unless the environment has one.
+
+    Launchers on several nodes can't agree on a random one: there the user sets it, or nobody.
+    """
+    if environ.get(SECRET_VARIABLE) or plan.nnodes > 1:
+        return {}
+    return {SECRET_VARIABLE: secrets.token_hex(32)}
 
 
 def _needs_tf_config(plan: LaunchPlan) -> bool:

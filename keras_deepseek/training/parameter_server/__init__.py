@@ -1,9 +1,14 @@
-"""A parameter server: one chief with the data, workers that compute, servers with the variables.
+"""A parameter server: a chief with the data, workers that compute, servers with the variables.
 
-The chief runs the script. Its `ServedStep` stands in the place of the training step, and hands each
-batch to a worker, which computes gradients for the servers, where the optimizer is. There are two
-engines. By Ray, on JAX and PyTorch, a `Worker` has the model and a `ShardServer` its variables, the
-`Dispatcher` keeps the books, and `ray_actors` alone names Ray. By TensorFlow's coordinator the
-chief's `TaskStep` is computed by workers as they are, on variables that a `RemoteModel` has put on
-servers, and a `TaskDispatcher` makes the updates.
+The chief runs the script. Its `ServedStep` takes the place of the training step, and gives each
+batch to the `Dispatcher`. The dispatcher keeps the books: which worker computes which batch, which
+updates are made, and what must be computed again. Workers compute gradients. Servers hold the
+variables and the optimizer, and make the updates.
+
+An `Engine` starts workers and servers, and its `Workers` carry messages to them. There are two:
+
+- `ray_engine`, on JAX and PyTorch. Each worker process runs a `Worker`, which has a copy of the
+  model, and each server process a `ShardServer`. Only `ray_actors` names Ray.
+- `coordinator_engine`, on TensorFlow. Workers run the chief's `CoordinatorStep` on the variables
+  that a `RemoteModel` has put on the servers.
 """

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.keras_private.keras_training import seed_states
+from keras_deepseek.backend.keras_private.layers import seed_states
 
 _STRIDE = 15_485_863
 """Between the seeds of two batches: more than a batch draws, and prime to what an integer holds."""

@@ -1,40 +1,21 @@
 """The process that runs the script, among workers and servers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import own_train_step
+from keras_deepseek.backend.keras_private.trainers import overrides_train_step
 from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
+from keras_deepseek.training.parameter_server.coordinator_engine import CoordinatorEngine
+from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.ray_engine import RayEngine
-from keras_deepseek.training.parameter_server.served_step import ServedStep, Serving
-from keras_deepseek.training.parameter_server.task_engine import TaskEngine
-
-
-class Engine(Serving, Protocol):
-    """What workers and servers run on."""
-
-    def prepare(
-        self,
-        trainer: Any,
-        make_model: Callable[[], keras.Model] | None,
-        device_kind: str,
-        step: Mapping[str, Any],
-    ) -> None:
-        """Takes note of whose steps the workers make.
-
-        Args:
-            trainer: `Trainer`, with its model.
-            make_model: The function that the model was built by, or `None`.
-            device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`: what the workers compute on.
-            step: dict. The arguments of the trainer's steps.
-        """
+from keras_deepseek.training.parameter_server.served_step import ServedStep
 
 
 def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
@@ -50,7 +31,7 @@ def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
         PeerLostError: A worker or a server does not come in time.
     """
     if keras.backend.backend() == "tensorflow":
-        return TaskEngine(settings, cluster)
+        return CoordinatorEngine(settings, cluster)
     return RayEngine(settings, cluster)
 
 
@@ -139,13 +120,13 @@ def _refuse_what_waits(model: keras.Model, guard: Any, device_kind: str) -> None
         ),
         "`steps_per_execution` above 1": int(model.steps_per_execution) > 1,
         "modules of PyTorch with buffers, which Keras does not know": bool(
-            backend.current().read_buffers(model)
+            backend.current().step.read_buffers(model)
         ),
     }
     for reason, is_so in reasons.items():
         if is_so:
             raise NotSupportedError(f"A parameter server can't train with {reason}.")
-    if own_train_step(model):
+    if overrides_train_step(model):
         raise InvalidInputError(
             f"Model {model.name!r} has a `train_step` of its own, which workers can't take apart "
             "into gradients and update. Write it as `Trainer.train_step`."

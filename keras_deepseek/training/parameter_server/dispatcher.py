@@ -1,139 +1,104 @@
-"""Which batch is with which worker, which update was made, and what is done where one dies.
+"""The chief's bookkeeping of batches and updates, for each engine.
 
-The chief's bookkeeping. A batch has a number, the step of the training that it is: it is handed to
-a worker that is free, and counted once each server has made its update. Where its worker dies,
-another gets it, and servers that have its update leave the second one out. Where a server dies, it
-goes on from its last snapshot, and the batches since then, which the chief has kept, are computed
-again: the other servers have their updates, and leave them out.
+The number of a batch is its step in the training. The dispatcher gives a batch to a free worker,
+and counts it once every server has made its update. If the worker ends, another one computes the
+batch, and a server that has its update already ignores the second one. If a server ends, it
+restarts from its last snapshot. The chief keeps the batches since then, and workers compute
+them again; the other servers have those updates, and ignore them.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import PeerLostError
+from keras_deepseek.training.parameter_server.engine import ProcessEndedError, Workers
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues, Task
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 
-_MOST_DEATHS = 3
-"""How many workers may die of one batch before it is taken for the cause."""
-
-
-class ActorLostError(Exception):
-    """A worker or a server has ended, or the result of one that has."""
-
-
-class Actors(Protocol):
-    """The workers and servers. What returns a future returns at once."""
-
-    num_workers: int
-    num_servers: int
-
-    def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Any:
-        """Returns the future of a worker's being ready; also of one that has to begin anew."""
-
-    def compute(self, worker: int, task: Task) -> Any:
-        """Returns the future of a `Result`, `None` of a worker that has begun anew."""
-
-    def restart_worker(self, worker: int) -> None:
-        """Ends a worker that does not answer; it begins anew."""
-
-    def set_up_server(self, server: int, values: ShardValues) -> Any:
-        """Returns the future of the life that a server has taken over `ShardValues` in."""
-
-    def life(self, server: int) -> Any:
-        """Returns the future of a server's life, `None` where it has no values."""
-
-    def read(self, server: int) -> Any:
-        """Returns the future of a server's `ShardValues`, `None` where it has none."""
-
-    def restart_server(self, server: int) -> None:
-        """Ends a server that does not answer; it begins anew."""
-
-    def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
-        """Returns the futures that are there, one at least; none where none comes in time."""
-
-    def result(self, future: Any) -> Any:
-        """Returns what a future that is there stands for.
-
-        Raises:
-            ActorLostError: Who was to compute it has ended.
-        """
+_MAX_LOSSES = 3
+"""A batch whose result was lost so often may itself be the cause, and ends the training."""
 
 
 @dataclass
-class _Entry:
-    """A batch on its way to being counted."""
-
+class _Batch:
     task: Task
-    is_repair: bool = False  # It was counted, and is computed again for a server.
-    num_deaths: int = 0
+    is_repair: bool = False  # Counted before; computed again for a server that restarted.
+    num_losses: int = 0
     result: Result | None = None
-    pushes: dict[Any, int] = field(default_factory=dict)  # To a server, and not answered yet.
+    pushes: dict[Any, int] = field(default_factory=dict)  # Unanswered pushes -> their server.
 
 
 class Dispatcher:
-    """Hands out batches and counts updates.
+    """Gives batches to workers within the staleness bound, and makes each update once.
 
     Args:
-        actors: `Actors`.
-        staleness_bound: integer. See `ParameterServer`.
-        snapshot_every: integer. See `ParameterServer`.
-        timeout: float. The seconds after which who does not answer is given up.
+        workers: `Workers`.
+        staleness: `StalenessBound`.
+        snapshot_every: integer. The updates between two snapshots of the servers. `None` if
+            servers can't restart: then nothing is kept for them.
+        timeout: float. Seconds without any answer after which workers or servers are restarted.
     """
 
     def __init__(
-        self, actors: Actors, *, staleness_bound: int, snapshot_every: int, timeout: float
+        self,
+        workers: Workers,
+        staleness: StalenessBound,
+        *,
+        snapshot_every: int | None,
+        timeout: float,
     ) -> None:
-        self._actors = actors
+        self._workers = workers
+        self._staleness = staleness
         self._snapshot_every = snapshot_every
         self._timeout = timeout
-        self._staleness = StalenessBound(staleness_bound, actors.num_workers)
+        self._num_timeouts = 0  # In a row.
         self._variables: list[Array] = []
         self._next = 0  # The number of the next batch.
-        self._num_counted = 0  # The updates that were made for sure.
+        self._num_counted = 0  # Updates that every server has made.
         self._num_since_snapshot = 0
         self._free: deque[int] = deque()
-        self._queue: deque[_Entry] = deque()
-        self._computing: dict[Any, tuple[int, _Entry]] = {}
-        self._pushing: dict[Any, _Entry] = {}
-        self._away: dict[Any, int] = {}
+        self._queue: deque[_Batch] = deque()
+        # Each by its future.
+        self._computing: dict[Any, tuple[int, _Batch]] = {}
+        self._pushing: dict[Any, _Batch] = {}
+        self._setting_up: dict[Any, int] = {}
         self._snapshotting: dict[Any, int] = {}
         self._snapshots: list[ShardValues] = []
-        self._lives: list[str] = []  # Of the servers. What an earlier one has, may be lost.
-        self._kept: dict[int, Task] = {}  # Those counted that not all snapshots have.
+        self._lives: list[Any] = []  # Of the servers. Updates made in an earlier life may be lost.
+        self._kept: dict[int, Task] = {}  # Counted batches that some snapshot lacks.
         self._done: deque[Result] = deque()
 
     @property
     def num_open(self) -> int:
-        """How many batches were handed over and not given back by `wait`."""
-        entries = [*self._queue, *(entry for _, entry in self._computing.values())]
-        entries += {id(entry): entry for entry in self._pushing.values()}.values()
-        return len(self._done) + sum(not entry.is_repair for entry in entries)
+        """The number of batches given to `hand` whose results `wait` has not returned."""
+        batches = [*self._queue, *(batch for _, batch in self._computing.values())]
+        batches += self._pushed_batches()
+        return len(self._done) + sum(not batch.is_repair for batch in batches)
 
     def begin(self, number: int, values: Sequence[ShardValues], variables: Sequence[Array]) -> None:
-        """Gives servers and workers what they begin with, and waits until they are ready.
+        """Gives servers and workers their first values, and waits until all are ready.
 
         Args:
-            number: integer. That of the first batch.
+            number: integer. The number of the first batch.
             values: The `ShardValues` of each server.
-            variables: list of NumPy arrays, all variables of the model.
+            variables: The values of all variables of the model.
         """
         self._next = self._num_counted = number
         self._variables = list(variables)
         self.go_on(values)
-        futures = [self._actors.set_up_server(server, held) for server, held in enumerate(values)]
+        futures = [self._workers.set_up_server(server, held) for server, held in enumerate(values)]
         self._lives = self._finish(futures)
-        if not (self._free or self._away):
-            for worker in range(self._actors.num_workers):
+        if not (self._free or self._setting_up):
+            for worker in range(self._workers.num_workers):
                 self._set_up_worker(worker)
-        while self._away:  # They compile, each of them, before the first batch.
+        while self._setting_up:  # Each compiles its step before the first batch.
             self._pump()
 
     def go_on(self, values: Sequence[ShardValues]) -> None:
-        """Goes on from what `collect` has returned: servers that die come back to here.
+        """Takes what `collect` returned as the snapshot that servers restart from.
 
         Args:
             values: The `ShardValues` of each server.
@@ -144,147 +109,156 @@ class Dispatcher:
         self._num_since_snapshot = 0
 
     def may_hand(self) -> bool:
-        """Returns whether a further batch would be computed at once."""
+        """Returns True if a worker would start on a further batch at once."""
         return bool(self._free) and not self._queue and self._staleness.may_begin()
 
     def hand(self, batch: Any, rate: float | None) -> None:
-        """Takes over the next batch.
+        """Adds the next batch to the queue.
 
         Args:
             batch: Structure of NumPy arrays.
-            rate: float. The learning rate, or `None` where a schedule says it.
+            rate: float. The learning rate; `None` if the optimizer has a schedule.
         """
-        self._queue.append(_Entry(Task(self._next, batch, rate)))
+        self._queue.append(_Batch(Task(self._next, batch, rate)))
         self._next += 1
         self._assign()
 
     def wait(self) -> Result:
-        """Returns the result of a batch whose update was made, whichever is first."""
+        """Waits for the next update to be made; returns the result of its batch."""
         while not self._done:
             self._pump()
         return self._done.popleft()
 
     def collect(self) -> list[ShardValues]:
-        """Returns what the servers hold once all that was handed over is in it."""
+        """Waits until all updates are made; returns the values of each server."""
         while True:
             while self._queue or self._computing or self._pushing:
                 self._pump()
-            futures = [self._actors.read(each) for each in range(self._actors.num_servers)]
-            values = self._finish(futures)
+            servers = range(self._workers.num_servers)
+            values = self._finish([self._workers.read_server(server) for server in servers])
             if all(held is not None for held in values):
                 return values
-            self._recover()
+            self._recover_servers()
 
     def _assign(self) -> None:
+        """Gives waiting batches to free workers, as far as the staleness bound allows."""
         while self._queue and self._free and self._staleness.may_begin():
-            entry, worker = self._queue.popleft(), self._free.popleft()
-            under_way = [entry, *self._queue, *(each for _, each in self._computing.values())]
-            numbers = [each.task.number for each in [*under_way, *self._pushing.values()]]
+            batch, worker = self._queue.popleft(), self._free.popleft()
+            unfinished = [batch, *self._queue, *(each for _, each in self._computing.values())]
+            numbers = [each.task.number for each in [*unfinished, *self._pushing.values()]]
             task = replace(
-                entry.task,
+                batch.task,
                 least_updates=max(0, self._num_counted - self._staleness.most_before),
                 settled_below=min([*numbers, *self._kept, self._next]),
             )
             self._staleness.begin(task.number)
-            self._computing[self._actors.compute(worker, task)] = (worker, entry)
+            self._computing[self._workers.compute(worker, task)] = (worker, batch)
 
     def _pump(self) -> None:
-        """Waits for the next thing to happen, and does what follows from it."""
+        """Waits for the next answers, and handles them."""
         self._assign()
-        futures = [*self._computing, *self._pushing, *self._away, *self._snapshotting]
+        futures = [*self._computing, *self._pushing, *self._setting_up, *self._snapshotting]
         if not futures:
             raise PeerLostError(
-                f"None of the {self._actors.num_workers} workers of the parameter server is left. "
-                "The first error in their logs says why."
+                f"All {self._workers.num_workers} workers of the parameter server have ended, and "
+                "none could be started again. The first error in their logs says why."
             )
-        ready = self._actors.wait(futures, self._timeout)
+        ready = self._workers.wait(futures, self._timeout)
         if not ready:
-            self._give_up()
+            self._restart_silent_processes()
+            return
+        self._num_timeouts = 0
         for future in ready:
+            # A batch that is queued again drops its other pushes: then a future is in none.
             if future in self._computing:
-                self._note_result(future)
+                self._handle_result(future)
             elif future in self._pushing:
-                self._note_push(future)
-            elif future in self._away:
-                self._note_return(future)
+                self._handle_push(future)
+            elif future in self._setting_up:
+                self._handle_set_up(future)
             elif future in self._snapshotting:
-                self._note_snapshot(future)
+                self._handle_snapshot(future)
         self._assign()
 
-    def _note_result(self, future: Any) -> None:
-        worker, entry = self._computing.pop(future)
+    def _handle_result(self, future: Any) -> None:
+        worker, batch = self._computing.pop(future)
         try:
-            result: Result | None = self._actors.result(future)
-        except ActorLostError as error:
-            entry.num_deaths += 1
-            if entry.num_deaths >= _MOST_DEATHS:
+            result = self._workers.finish(worker, batch.task, future)
+        except ProcessEndedError as error:
+            batch.num_losses += 1
+            if batch.num_losses >= _MAX_LOSSES:
                 raise PeerLostError(
-                    f"{entry.num_deaths} workers have ended while they computed batch "
-                    f"{entry.task.number}, and it may be the cause: a worker's memory may not "
-                    f"suffice for it. {error}"
+                    f"Batch {batch.task.number} was lost {batch.num_losses} times because the "
+                    "worker that computed it ended. The first error in the logs says why. If "
+                    "memory was too small, use a smaller batch size. If a parameter server ended, "
+                    f"go on from a checkpoint: fit(..., resume=True). {error}"
                 ) from error
             result = None
-        if result is None:  # Or it died while it had nothing to do, and is there again, empty.
-            self._take_back(entry)
+        if result is None:  # Lost, or the worker restarted while it was idle.
+            self._queue_again(batch)
             self._set_up_worker(worker)
             return
         self._free.append(worker)
         if result.pushes is None:
-            self._take_back(entry)
-            self._recover()
+            self._queue_again(batch)
+            self._recover_servers()
             return
-        entry.result = result
-        entry.pushes = {push: server for server, push in enumerate(result.pushes)}
-        self._pushing.update(dict.fromkeys(result.pushes, entry))
+        batch.result = result
+        batch.pushes = {push: server for server, push in enumerate(result.pushes)}
+        self._pushing.update(dict.fromkeys(result.pushes, batch))
+        if not batch.pushes:
+            self._count(batch)
 
-    def _note_push(self, future: Any) -> None:
-        entry = self._pushing.pop(future)
+    def _handle_push(self, future: Any) -> None:
+        batch = self._pushing.pop(future)
         try:
-            life = self._actors.result(future)
-        except ActorLostError:  # The worker, with whom the answer went.
+            life = self._workers.result(future)
+        except ProcessEndedError:  # The worker owned the answer.
             life = None
-        if life != self._lives[entry.pushes.pop(future)]:
-            self._take_back(entry)
-            self._recover()
-        elif not entry.pushes:
-            self._count(entry)
+        if life != self._lives[batch.pushes.pop(future)]:
+            self._queue_again(batch)
+            self._recover_servers()
+        elif not batch.pushes:
+            self._count(batch)
 
-    def _count(self, entry: _Entry) -> None:
-        number = entry.task.number
+    def _count(self, batch: _Batch) -> None:
+        number = batch.task.number
         self._staleness.end(number)
-        if entry.is_repair:
+        if batch.is_repair:
             return
-        if entry.result is not None:
-            self._done.append(entry.result)
-        self._kept[number] = entry.task
+        if batch.result is not None:
+            self._done.append(batch.result)
         self._num_counted += 1
+        if self._snapshot_every is None:
+            return
+        self._kept[number] = batch.task
         self._num_since_snapshot += 1
         if self._num_since_snapshot >= self._snapshot_every and not self._snapshotting:
             self._num_since_snapshot = 0
-            for server in range(self._actors.num_servers):
-                self._snapshotting[self._actors.read(server)] = server
+            for server in range(self._workers.num_servers):
+                self._snapshotting[self._workers.read_server(server)] = server
 
-    def _take_back(self, entry: _Entry) -> None:
-        """Has a batch computed again. What it has pushed may arrive, and then counts once."""
-        self._staleness.end(entry.task.number)
-        for push in entry.pushes:
+    def _queue_again(self, batch: _Batch) -> None:
+        """Puts a batch at the head of the queue. A push that still arrives counts once."""
+        self._staleness.end(batch.task.number)
+        for push in batch.pushes:
             self._pushing.pop(push)
-        entry.result, entry.pushes = None, {}
-        self._queue.appendleft(entry)
+        batch.result, batch.pushes = None, {}
+        self._queue.appendleft(batch)
 
-    def _note_return(self, future: Any) -> None:
-        worker = self._away.pop(future)
+    def _handle_set_up(self, future: Any) -> None:
+        worker = self._setting_up.pop(future)
         try:
-            self._actors.result(future)
-        except ActorLostError:
-            return  # It does not come again: Ray has given it up.
+            self._workers.result(future)
+        except ProcessEndedError:
+            return  # The engine does not start this worker again; the others go on.
         self._free.append(worker)
 
-    def _note_snapshot(self, future: Any) -> None:
+    def _handle_snapshot(self, future: Any) -> None:
         server = self._snapshotting.pop(future)
-        values = self._actors.result(future)
+        values = self._workers.result(future)
         if values is None:
-            return  # It has none: whoever asks it next finds out.
+            return  # The server restarted; the next push to it starts the recovery.
         self._snapshots[server] = values
         self._kept = {
             number: task
@@ -293,62 +267,69 @@ class Dispatcher:
         }
 
     def _set_up_worker(self, worker: int) -> None:
-        self._away[self._actors.set_up_worker(worker, self._variables)] = worker
+        self._setting_up[self._workers.set_up_worker(worker, self._variables)] = worker
 
-    def _recover(self) -> None:
-        """Gives servers that have begun anew their snapshots, and has what they lack done again."""
-        servers = range(self._actors.num_servers)
-        lives = self._finish([self._actors.life(server) for server in servers])
+    def _pushed_batches(self) -> list[_Batch]:
+        """Returns each batch that waits for answers of servers, once."""
+        return list({id(batch): batch for batch in self._pushing.values()}.values())
+
+    def _recover_servers(self) -> None:
+        """Gives restarted servers their snapshots, and queues the batches that these lack."""
+        servers = range(self._workers.num_servers)
+        lives = self._finish([self._workers.read_life(server) for server in servers])
         lost = [server for server in servers if lives[server] is None]
         if not lost:
             return
         snapshots = [self._snapshots[server] for server in lost]
-        begun = self._finish(
-            [self._actors.set_up_server(*each) for each in zip(lost, snapshots, strict=True)]
+        new_lives = self._finish(
+            [self._workers.set_up_server(*each) for each in zip(lost, snapshots, strict=True)]
         )
-        for server, life in zip(lost, begun, strict=True):
+        for server, life in zip(lost, new_lives, strict=True):
             self._lives[server] = life
-        # A server that is lost may have answered to some of a batch that others have still to.
-        for entry in {id(entry): entry for entry in self._pushing.values()}.values():
-            self._take_back(entry)
-        under_way = {entry.task.number for entry in self._queue}
-        under_way |= {entry.task.number for _, entry in self._computing.values()}
+        # A lost server may have answered for a batch whose other answers are still to come.
+        for batch in self._pushed_batches():
+            self._queue_again(batch)
+        unfinished = {batch.task.number for batch in self._queue}
+        unfinished |= {batch.task.number for _, batch in self._computing.values()}
         for number, task in self._kept.items():
-            if number not in under_way and not all(each.has(number) for each in snapshots):
-                self._queue.append(_Entry(task, is_repair=True))
+            if number not in unfinished and not all(each.has(number) for each in snapshots):
+                self._queue.append(_Batch(task, is_repair=True))
 
     def _finish(self, futures: Sequence[Any]) -> list[Any]:
-        """Returns what futures of servers stand for, once all are there."""
+        """Waits for futures of servers; returns their values."""
         left = list(futures)
         while left:
-            ready = self._actors.wait(left, self._timeout)
+            ready = self._workers.wait(left, self._timeout)
             if not ready:
                 raise PeerLostError(
                     f"A parameter server has not answered for {self._timeout:g} seconds. The first "
                     "error in the logs says why."
                 )
             left = [future for future in left if future not in ready]
-        return _results(self._actors.result, futures)
+        try:
+            return [self._workers.result(future) for future in futures]
+        except ProcessEndedError as error:
+            raise PeerLostError(
+                f"A parameter server ended and could not be started again: {error} Go on from a "
+                "checkpoint: fit(..., resume=True)."
+            ) from error
 
-    def _give_up(self) -> None:
-        """Ends who does not answer; what they had is noticed as of others that have died."""
+    def _restart_silent_processes(self) -> None:
+        """Restarts what has not answered in time; raises if that has not helped before."""
+        self._num_timeouts += 1
+        if self._num_timeouts > 1:
+            raise PeerLostError(
+                f"No worker has answered for {self._num_timeouts * self._timeout:g} seconds, "
+                "although they were restarted meanwhile. The first error in the logs of workers "
+                "and servers says why."
+            )
         if self._computing:
-            for worker, _ in self._computing.values():
-                self._actors.restart_worker(worker)
+            self._workers.restart_workers([worker for worker, _ in self._computing.values()])
         elif self._pushing or self._snapshotting:
-            for server in range(self._actors.num_servers):
-                self._actors.restart_server(server)
+            for server in range(self._workers.num_servers):
+                self._workers.restart_server(server)
         else:
             raise PeerLostError(
-                f"No worker has come within {self._timeout:g} seconds. The logs say why, or the "
-                "cluster has not as many free processors."
+                f"No worker was ready within {self._timeout:g} seconds. See the workers' logs; or "
+                "the cluster has too few free processors."
             )
-
-
-def _results(read: Callable[[Any], Any], futures: Sequence[Any]) -> list[Any]:
-    try:
-        return [read(future) for future in futures]
-    except ActorLostError as error:
-        raise PeerLostError(
-            f"A parameter server has ended for good: {error} Go on from a checkpoint."
-        ) from error

@@ -4,6 +4,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import keras
 
@@ -15,24 +16,40 @@ from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.cluster.timeouts import read_join_timeout
 from keras_deepseek.training.parameter_server.local_tasks import LocalTasks
-from keras_deepseek.training.parameter_server.task_dispatcher import Tasks
 
 _PAUSE = 0.2
 """Seconds between two attempts to reach a task that does not listen yet."""
 
 
-class _TasksElsewhere:
-    """Tasks that somebody else has started, and starts again."""
+class Tasks(Protocol):
+    """The processes of workers and servers."""
 
     def look_after(self, ends_workers: bool = False) -> None:
-        """Does nothing: TensorFlow takes workers back that listen again."""
+        """Starts workers again that have ended.
+
+        Args:
+            ends_workers: boolean. True to kill all workers first, because none answers.
+
+        Raises:
+            PeerLostError: A server has ended, or workers can't be started.
+        """
+
+    def note_update(self) -> None:
+        """Notes that the workers make progress."""
+
+
+class _TasksElsewhere:
+    """Processes that somebody else has started and restarts, such as Kubernetes."""
+
+    def look_after(self, ends_workers: bool = False) -> None:
+        """Does nothing: TensorFlow reconnects to a worker that listens again."""
 
     def note_update(self) -> None:
         """Does nothing."""
 
 
 _joined: list[Tasks] = []
-"""TensorFlow connects once, for as long as it runs."""
+"""The processes that TensorFlow has connected to. It can connect once in a process."""
 
 
 def join_servers(
@@ -57,7 +74,7 @@ def join_servers(
         return None
     if cluster.task_type in ("worker", "ps"):
         first = 1 if cluster.task_type == "worker" else len(cluster.workers)
-        backend.current().serve_task(
+        backend.current().distribution.serve_task(
             _tasks_of(cluster), cluster.task_type, cluster.rank - first, lambda: None
         )
         sys.exit(0)
@@ -73,7 +90,7 @@ def join_servers(
         _joined.append(local)
         return local.addresses
 
-    connected = backend.current().connect_tasks(find)
+    connected = backend.current().distribution.connect_tasks(find)
     found = connected.num_workers, connected.num_servers
     if found != sizes:
         raise InvalidInputError(

@@ -1,26 +1,38 @@
-"""What chief, workers and servers tell each other; NumPy arrays and plain values alone."""
+"""Messages between chief, workers and servers: NumPy arrays and plain values only."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.training.parameter_server.shards import Shard
 from keras_deepseek.training.parameter_server.sparse_rows import SparseRows
 
 Version = tuple[str, int]
-"""Of the weights of a server: which life of it, and the updates that it has made."""
+"""The version of a server's weights: the ID of its life, and the updates made before."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a model that one server holds.
+
+    Args:
+        variables: Indices of its variables among the model's trainable variables, in their order.
+        states: Indices of its states in the list that `kept_states` returns.
+    """
+
+    variables: list[int]
+    states: list[int]
 
 
 @dataclass(frozen=True)
 class VariablePlan:
-    """A trainable variable, as a server makes one.
+    """The description of a trainable variable, from which a server makes its own.
 
     Args:
-        path: string. That of the model's variable.
+        path: string. The path of the model's variable.
         shape: tuple of integers.
         dtype: string.
         constraint: Keras constraint, or `None`.
-        decays: boolean. Whether the optimizer's weight decay is for it.
+        decays: boolean. True if the optimizer applies weight decay to it.
     """
 
     path: str
@@ -32,13 +44,7 @@ class VariablePlan:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What a server is to be.
-
-    Args:
-        variables: list of `VariablePlan`.
-        optimizer_class: The class of the optimizer.
-        optimizer_config: dict. Its config.
-    """
+    """The description of the variables and the optimizer of one server."""
 
     variables: list[VariablePlan]
     optimizer_class: type
@@ -47,15 +53,15 @@ class ShardPlan:
 
 @dataclass
 class ShardValues:
-    """All that a server holds.
+    """All values of one server.
 
     Args:
-        weights: list of NumPy arrays, of the trainable variables.
-        states: list of NumPy arrays, of what batches leave in layers.
-        optimizer: list of NumPy arrays, of the optimizer's variables.
-        num_updates: integer. How many updates were made.
-        applied: set of integers. The batches whose updates are in it, from `settled_below` on.
-        settled_below: integer. All batches below this one are in it.
+        weights: The trainable variables.
+        states: The states that batches change in layers, such as moving averages.
+        optimizer: The variables of the optimizer.
+        num_updates: The number of updates made.
+        applied: The batches from `settled_below` on whose updates are made.
+        settled_below: The updates of all batches below this number are made.
     """
 
     weights: list[Array]
@@ -66,18 +72,18 @@ class ShardValues:
     settled_below: int = 0
 
     def has(self, number: int) -> bool:
-        """Returns whether the update of a batch is in it."""
+        """Returns True if the update of a batch is made."""
         return number < self.settled_below or number in self.applied
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """The weights of a server.
+    """The answer of a server to a pull: its weights.
 
     Args:
         version: `Version`.
-        weights: list of NumPy arrays; `None` where the worker has this version.
-        states: list of NumPy arrays, likewise.
+        weights: list of NumPy arrays; `None` if the worker already has this version.
+        states: list of NumPy arrays, or `None` like `weights`.
     """
 
     version: Version
@@ -87,16 +93,16 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Push:
-    """What a worker has found for a server.
+    """The gradients of a batch for one server.
 
     Args:
-        number: integer. The batch: its update is made once, however often it comes.
-        version: `Version` of the weights that it was computed from.
-        gradients: list of NumPy arrays, `SparseRows`, or `None` for variables that the loss does
+        number: The batch. A server makes its update once, however often it comes.
+        version: `Version` of the weights that the gradients were computed from.
+        gradients: list of NumPy arrays or `SparseRows`; `None` for a variable that the loss does
             not depend on.
-        changes: list of NumPy arrays. By how much the batch has changed what stays in layers.
-        rate: float. The learning rate, or `None` where a schedule says it.
-        settled_below: integer. No batch below this one comes again.
+        changes: list of NumPy arrays: the differences that the batch made to layer states.
+        rate: The learning rate; `None` if the optimizer has a schedule.
+        settled_below: No batch below this number comes again.
     """
 
     number: int
@@ -112,11 +118,11 @@ class Task:
     """A batch for a worker.
 
     Args:
-        number: integer. The step of the training that it is.
+        number: The step of the training that the batch is.
         batch: Structure of NumPy arrays.
-        rate: float. The learning rate, or `None` where a schedule says it.
-        least_updates: integer. The fewest updates that the weights must have in them.
-        settled_below: integer. No batch below this one comes again.
+        rate: The learning rate; `None` if the optimizer has a schedule.
+        least_updates: The weights must include at least so many updates.
+        settled_below: No batch below this number comes again.
     """
 
     number: int
@@ -128,13 +134,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What a worker has made of a batch.
+    """The result of a batch.
 
     Args:
-        logs: dict of floats by name: what `train_step` logs beside the metrics.
-        metrics: list of NumPy arrays. By how much the batch has changed the metrics' variables.
-        pushes: list of futures of the servers' answers, `None` where a server knows nothing: it has
-            begun anew, and the batch must be computed again.
+        logs: The logs of `train_step`, without the metrics.
+        metrics: The differences that the batch made to the metrics' variables.
+        pushes: Futures of the servers' answers to its update, in their order; empty if the update
+            is already made. `None` if a server has restarted and holds no values: then the batch
+            must be computed again.
     """
 
     logs: dict[str, float]
@@ -144,14 +151,14 @@ class Result:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a worker is to be.
+    """The description of a Ray worker.
 
     Args:
         trainer: bytes. See `packed_trainer`.
-        variables: list of the shape, the dtype and whether it is trainable, of each variable.
-        shards: list of `Shard`.
-        batch: Structure of NumPy arrays: a first batch to compile for.
-        looks_ahead: boolean. Whether weights are pulled while a batch is computed.
+        variables: The shape, the dtype and `trainable` of each variable of the model.
+        shards: The `Shard` of each server.
+        batch: Structure of NumPy arrays. A batch to compile the step for.
+        looks_ahead: boolean. True if the worker pulls the next weights while it computes a batch.
     """
 
     trainer: bytes

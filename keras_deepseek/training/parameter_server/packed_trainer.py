@@ -16,12 +16,13 @@ import keras
 import numpy as np
 
 from keras_deepseek.backend.data.random_state import seed_generators
-from keras_deepseek.backend.keras_private.keras_internals import compile_arguments, flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.trainers import compile_arguments
 from keras_deepseek.errors import InvalidInputError
 
 _OWN = (
-    *("model", "_plan", "_placement", "_processes"),
-    *("_chief", "_checkpoints", "_callbacks", "_resumed"),
+    *("model", "_loss", "_plan", "_session", "_placement"),
+    *("_processes", "_residual", "_chief", "_callbacks"),
 )
 """What of a trainer stays with the chief."""
 

@@ -17,9 +17,10 @@ from keras_deepseek.errors import (
     PeerLostError,
 )
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
-from keras_deepseek.training.parameter_server.dispatcher import ActorLostError
+from keras_deepseek.training.parameter_server.engine import ProcessEndedError, Workers
 from keras_deepseek.training.parameter_server.messages import (
     Push,
+    Result,
     ShardPlan,
     ShardValues,
     Task,
@@ -123,7 +124,7 @@ class RayServers:
         return found
 
 
-class RayActors:
+class RayActors(Workers):
     """The actors of a training; `close` ends them.
 
     Args:
@@ -155,7 +156,7 @@ class RayActors:
         self._variables: Any = None
 
     def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Any:
-        """Returns the future of a worker's being ready; also of one that has to begin anew."""
+        """Has a worker build its model; returns the future that is done when it is ready."""
         if self._variables is None:
             self._variables = self._ray.put(list(variables))
         seed = (self._seed + worker) % 2**32
@@ -164,57 +165,64 @@ class RayActors:
         )
 
     def compute(self, worker: int, task: Task) -> Any:
-        """Returns the future of a `Result`."""
+        """Sends a batch to a worker, which pushes its gradients to the servers itself."""
+        # Ray does not send it again if the worker ends: the dispatcher gives it to another one.
         return self.workers[worker].compute.options(max_task_retries=0).remote(task)
 
-    def restart_worker(self, worker: int) -> None:
-        """Ends a worker that does not answer; it begins anew."""
-        self._ray.kill(self.workers[worker], no_restart=False)
+    def finish(self, worker: int, task: Task, future: Any) -> Result | None:
+        """Returns the result of a computed batch, whose pushes are on their way."""
+        result: Result | None = self.result(future)
+        return result
+
+    def restart_workers(self, workers: Sequence[int]) -> None:
+        """Kills workers that do not answer; Ray starts them again."""
+        for worker in workers:
+            self._ray.kill(self.workers[worker], no_restart=False)
 
     def set_up_server(self, server: int, values: ShardValues) -> Any:
-        """Returns the future of the life that a server has taken over `ShardValues` in."""
+        """Gives a server its values; returns the future of the ID of its life."""
         return self.servers[server].set_up.remote(self._shard_plans[server], values)
 
-    def life(self, server: int) -> Any:
-        """Returns the future of a server's life, `None` where it has no values."""
-        return self.servers[server].life.remote()
-
-    def read(self, server: int) -> Any:
-        """Returns the future of a server's `ShardValues`, `None` where it has none."""
+    def read_server(self, server: int) -> Any:
+        """Returns the future of the server's `ShardValues`; `None` if it has lost them."""
         return self.servers[server].read.remote()
 
+    def read_life(self, server: int) -> Any:
+        """Returns the future of the ID of the server's life; `None` if it has lost its values."""
+        return self.servers[server].life.remote()
+
     def restart_server(self, server: int) -> None:
-        """Ends a server that does not answer; it begins anew."""
+        """Kills a server that does not answer; Ray starts it again without values."""
         self._ray.kill(self.servers[server], no_restart=False)
 
     def most_missed(self) -> int:
-        """Returns the most updates that the weights of an update had missed."""
+        """Returns the largest number of updates that the weights of an update had missed."""
         missed = self._ray.get([each.most_missed.remote() for each in self.servers])
         return int(max(missed))
 
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
-        """Returns the futures that are there, one at least; none where none comes in time."""
+        """Returns a future that is done, in a list; an empty list after the timeout."""
         ready, _ = self._ray.wait(list(futures), num_returns=1, timeout=timeout)
         return list(ready)
 
     def result(self, future: Any) -> Any:
-        """Returns what a future that is there stands for.
+        """Returns the value of a done future, or raises the error of the worker's code.
 
         Raises:
-            ActorLostError: Who was to compute it has ended.
+            ProcessEndedError: The process that was to answer ended.
         """
         errors = self._ray.exceptions
         try:
             return self._ray.get(future)
-        except errors.RayTaskError as error:  # The user's own, or of ours.
+        except errors.RayTaskError as error:  # An error of the user's code, or of ours.
             cause = error.cause
             if isinstance(cause, errors.RayError):
-                raise ActorLostError(str(cause).splitlines()[0]) from error
+                raise ProcessEndedError(str(cause).splitlines()[0]) from error
             if not isinstance(cause, KerasDeepSeekError):
                 cause.add_note(f"It came from a worker:\n{error}")
             raise cause from None
         except errors.RayError as error:
-            raise ActorLostError(str(error).splitlines()[0]) from error
+            raise ProcessEndedError(str(error).splitlines()[0]) from error
 
     def close(self, *, is_clean: bool) -> None:
         """Lets the actors go, for another training of this process where this one ended well.

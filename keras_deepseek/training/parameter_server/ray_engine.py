@@ -1,4 +1,4 @@
-"""A parameter server by Ray, on JAX and PyTorch."""
+"""The engine on JAX and PyTorch: workers and servers are actors of Ray."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,24 +11,21 @@ from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.cluster.timeouts import read_peer_timeout
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
+from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.join_servers import refuse_other_chiefs
 from keras_deepseek.training.parameter_server.messages import WorkerPlan
+from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer
 from keras_deepseek.training.parameter_server.ray_actors import (
     RayActors,
     import_ray,
     start_ray,
 )
-from keras_deepseek.training.parameter_server.served_variables import ServedVariables
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 
 
-class RayEngine:
-    """Starts workers and servers as actors, which have models of their own.
-
-    Args:
-        settings: `ServerSettings`.
-        cluster: `ClusterSpec`.
+class RayEngine(Engine):
+    """Starts workers and servers as actors. Each worker builds its own model.
 
     Raises:
         InvalidInputError: Other processes run the script too.
@@ -51,59 +48,44 @@ class RayEngine:
         device_kind: str,
         step: Mapping[str, Any],
     ) -> None:
-        """Has a Ray cluster run.
-
-        Args:
-            trainer: `Trainer`, with its model.
-            make_model: The function that the model was built by, or `None`.
-            device_kind: string. What the workers compute on.
-            step: dict. The arguments of the trainer's steps.
+        """Stores the trainer, and joins or starts a Ray cluster.
 
         Raises:
-            InvalidInputError: The cluster has not as many processors or GPUs.
+            InvalidInputError: The cluster has too few processors or GPUs.
             PeerLostError: There is no cluster at the address.
         """
         self._pack = functools.partial(pack_trainer, trainer, make_model, step)
         self._num_gpus = 1 if device_kind == "gpu" else 0
         start_ray(self._settings, self._num_gpus * self._settings.num_workers)
 
-    def start(self, variables: ServedVariables, batch: Any) -> Dispatcher:
-        """Returns the bookkeeping of a training, for which a first batch is compiled.
-
-        Args:
-            variables: `ServedVariables` of the model.
-            batch: Structure of NumPy arrays.
-        """
+    def start(self, shards: ModelShards, batch: Any) -> Dispatcher:
+        """Starts the actors of a training; returns its dispatcher."""
         if self._pack is None:
             raise RuntimeError("There is no trainer.")
         settings = self._settings
         staleness = StalenessBound(settings.staleness_bound, settings.num_workers)
         self.actors = RayActors(
             settings,
-            variables.plans(),
+            shards.plans(),
             WorkerPlan(
                 self._pack(),
-                variables.describe(),
-                variables.shards,
+                shards.describe(),
+                shards.shards,
                 batch,
                 looks_ahead=staleness.most_before > 0,
             ),
-            seed=backend.current().draw_seed(),
+            seed=backend.current().step.draw_seed(),
             num_gpus=self._num_gpus,
         )
         return Dispatcher(
             self.actors,
-            staleness_bound=settings.staleness_bound,
+            staleness,
             snapshot_every=settings.snapshot_every,
             timeout=self._timeout,
         )
 
     def stop(self, *, is_clean: bool) -> None:
-        """Lets the actors go, or ends them.
-
-        Args:
-            is_clean: boolean. Whether the training has ended well.
-        """
+        """Keeps the actors for another training; ends them if this one failed."""
         actors, self.actors = self.actors, None
         if actors is not None:
             actors.close(is_clean=is_clean)

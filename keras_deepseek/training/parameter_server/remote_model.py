@@ -1,4 +1,4 @@
-"""A model whose variables are on servers that the chief computes on itself, as on TensorFlow."""
+"""The model's variables on servers of TensorFlow's, and the functions that use them there."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,25 +10,24 @@ from keras import ops
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.backend.processes.task_cluster import TaskCluster
-from keras_deepseek.training.parameter_server.messages import ShardPlan, ShardValues
+from keras_deepseek.training.parameter_server.messages import Shard, ShardPlan, ShardValues
 from keras_deepseek.training.parameter_server.shard_variables import ShardVariables
-from keras_deepseek.training.parameter_server.shards import Shard
 
 
 class RemoteModel:
-    """Hands out a model's variables to workers, and updates them.
+    """Variables on servers: workers read them and write gradients; the chief updates them.
 
-    What a worker has found waits in a slot of each server, which is its batch's alone, until the
-    chief makes the update. A worker that dies leaves nothing behind but a slot that is written to
-    once more, so that each update is made once and as a whole.
+    The gradients of a batch wait in one slot of each server until the chief makes the update. If a
+    worker ends, its batch is computed again and overwrites the slot. So each update is made once,
+    and as a whole.
 
     Args:
         cluster: `TaskCluster`.
         plans: list of `ShardPlan`, one for each server.
-        shards: list of `Shard`.
-        values: list of `ShardValues`.
-        frozen: list of NumPy arrays. What no update changes.
-        num_slots: integer. How many batches may be under way.
+        shards: list of `Shard`, one for each server.
+        values: list of `ShardValues`, one for each server.
+        frozen: The values of variables that no update changes.
+        num_slots: integer. The number of batches that can be computed at once.
     """
 
     def __init__(
@@ -51,10 +50,11 @@ class RemoteModel:
             with cluster.on_server(index % cluster.num_servers):
                 self._frozen.append(_variable(value))
         self._has_gradient: list[bool] = []
+        self._num_updates = 0
         self._compiled = cluster.compile(self._update)
 
     def pull(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns weights, states of layers and frozen values, as a worker's tensors."""
+        """Returns weights, layer states and frozen values as tensors, inside a worker's step."""
         weights: dict[int, Any] = {}
         states: dict[int, Any] = {}
         for shard, server in zip(self._shards, self._servers, strict=True):
@@ -63,12 +63,12 @@ class RemoteModel:
         return _in_order(weights), _in_order(states), [_read(each) for each in self._frozen]
 
     def push(self, slot: Any, gradients: Sequence[Any], changes: Sequence[Any]) -> None:
-        """Puts what a worker has found into a slot.
+        """Writes gradients and changes of layer states into a slot, inside a worker's step.
 
         Args:
             slot: int32 scalar.
-            gradients: list of tensors by weight, `None` where the loss does not depend on it.
-            changes: list of tensors: by how much the batch has changed the states of layers.
+            gradients: list of tensors by weight; `None` if the loss does not depend on it.
+            changes: list of tensors: the differences that the batch made to layer states.
         """
         self._has_gradient = [gradient is not None for gradient in gradients]
         for shard, server in zip(self._shards, self._servers, strict=True):
@@ -83,26 +83,19 @@ class RemoteModel:
 
         Args:
             slot: integer.
-            rate: float. The learning rate, or `None` where a schedule says it.
+            rate: float. The learning rate; `None` if the optimizer has a schedule.
         """
         self._cluster.run(self._compiled, [np.int32(slot), rate])
+        self._num_updates += 1
 
-    def write(self, values: Sequence[ShardValues]) -> None:
-        """Gives the servers values.
+    def write(self, server: int, values: ShardValues) -> None:
+        """Sets the variables of a server."""
+        self._servers[server].write(values)
+        self._num_updates = values.num_updates
 
-        Args:
-            values: list of `ShardValues`.
-        """
-        for server, held in zip(self._servers, values, strict=True):
-            server.write(held)
-
-    def read(self, num_updates: int) -> list[ShardValues]:
-        """Returns what the servers hold.
-
-        Args:
-            num_updates: integer. The updates that were made.
-        """
-        return [server.read(num_updates) for server in self._servers]
+    def read(self, server: int) -> ShardValues:
+        """Returns the values of a server's variables."""
+        return self._servers[server].read(self._num_updates)
 
     def _update(self, slot: Any, rate: Any) -> None:
         has_gradient = self._has_gradient
@@ -121,13 +114,7 @@ class RemoteModel:
 
 
 class _Server:
-    """The variables of one server, made in its context.
-
-    Args:
-        plan: `ShardPlan`.
-        states: list of NumPy arrays, of layers.
-        num_slots: integer.
-    """
+    """The variables of one server; made inside `TaskCluster.on_server`."""
 
     def __init__(self, plan: ShardPlan, states: Sequence[Array], num_slots: int) -> None:
         self.shard = ShardVariables(plan)

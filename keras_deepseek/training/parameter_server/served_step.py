@@ -1,19 +1,20 @@
 """What stands in the place of a training step where workers make the steps."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import keras
 
-from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import BatchStream
-from keras_deepseek.backend.keras_private.keras_internals import count_train_steps
-from keras_deepseek.backend.keras_private.keras_training import count_update
+from keras_deepseek.backend.keras_private.optimizers import count_update
+from keras_deepseek.backend.keras_private.trainers import count_train_steps
+from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
+from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
+from keras_deepseek.training.parameter_server.model_shards import ModelShards, same_values
 from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
-from keras_deepseek.training.parameter_server.served_variables import ServedVariables, same_values
 
 
 class Pauses(Protocol):
@@ -21,42 +22,6 @@ class Pauses(Protocol):
 
     num_until_pause: int | None
     """How many steps may be begun before all of them must be made; `None` for any number."""
-
-
-class Batches(Protocol):
-    """The bookkeeping of the batches that are under way."""
-
-    @property
-    def num_open(self) -> int:
-        """How many batches were handed over and not given back by `wait`."""
-
-    def begin(self, number: int, values: Sequence[ShardValues], variables: Sequence[Array]) -> None:
-        """Gives servers and workers what they begin with, as `Dispatcher` does."""
-
-    def go_on(self, values: Sequence[ShardValues]) -> None:
-        """Goes on from what `collect` has returned."""
-
-    def may_hand(self) -> bool:
-        """Returns whether a further batch may be handed out now."""
-
-    def hand(self, batch: Any, rate: float | None) -> None:
-        """Takes over the next batch, with the learning rate where no schedule says it."""
-
-    def wait(self) -> Result:
-        """Returns the result of a batch whose update was made, whichever is first."""
-
-    def collect(self) -> list[ShardValues]:
-        """Returns what the servers hold once all that was handed over is in it."""
-
-
-class Serving(Protocol):
-    """What a step is served by."""
-
-    def start(self, variables: ServedVariables, batch: Any) -> Batches:
-        """Returns the bookkeeping of a training, for which a first batch is compiled."""
-
-    def stop(self, *, is_clean: bool) -> None:
-        """Lets workers and servers go, or ends them where the training has failed."""
 
 
 class ServedStep:
@@ -69,21 +34,21 @@ class ServedStep:
 
     Args:
         model: `keras.Model`, compiled.
-        serving: `Serving`.
+        engine: `Engine`.
         num_servers: integer.
     """
 
-    def __init__(self, model: keras.Model, serving: Serving, num_servers: int) -> None:
+    def __init__(self, model: keras.Model, engine: Engine, num_servers: int) -> None:
         self._model = model
-        self._serving = serving
+        self._engine = engine
         self._num_servers = num_servers
         self._stream: BatchStream | None = None
         self._pauses: Pauses | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self._dispatcher: Batches | None = None
-        self._variables: ServedVariables | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._shards: ModelShards | None = None
         self._taken: deque[Any] = deque()  # Batches that have left the stream and are not handed.
         self._num_ahead = 0  # Batches that were handed and have not left it.
         self._num_handed = self._num_made = 0
@@ -114,7 +79,7 @@ class ServedStep:
             pauses: `Pauses`.
         """
         self._reset()
-        self._variables = ServedVariables(self._model, self._num_servers)
+        self._shards = ModelShards(self._model, self._num_servers)
         self._stream, self._pauses = stream, pauses
         stream.on_take = self._note_taken
         is_clean = False
@@ -124,7 +89,7 @@ class ServedStep:
         finally:
             stream.on_take = None
             self._stream = self._pauses = None
-            self._serving.stop(is_clean=is_clean)
+            self._engine.stop(is_clean=is_clean)
             self._reset()
 
     def __call__(self, data: Any) -> dict[str, Any]:
@@ -159,11 +124,11 @@ class ServedStep:
     def _begin(self) -> None:
         """Gives the servers what the chief's model holds: a callback may have changed it."""
         number = count_train_steps(self._model)
-        if self._variables is None:
+        if self._shards is None:
             raise RuntimeError("There is no training.")
         if self._dispatcher is None:
-            self._dispatcher = self._serving.start(self._variables, as_arrays(self._taken[0]))
-        values = self._variables.read(number)
+            self._dispatcher = self._engine.start(self._shards, as_arrays(self._taken[0]))
+        values = self._shards.read(number)
         if self._last and same_values(values, self._last):
             self._dispatcher.go_on(values)
         else:
@@ -171,7 +136,7 @@ class ServedStep:
             self._dispatcher.begin(number, values, arrays)
         self._is_current = True
 
-    def _hand_out(self, dispatcher: Batches) -> None:
+    def _hand_out(self, dispatcher: Dispatcher) -> None:
         while dispatcher.may_hand() and not self._is_paused:
             if self._limit is not None and self._num_handed >= self._limit:
                 return
@@ -190,7 +155,7 @@ class ServedStep:
         self._num_ahead += 1
         return ahead[-1]
 
-    def _hand(self, dispatcher: Batches, batch: Any) -> None:
+    def _hand(self, dispatcher: Dispatcher, batch: Any) -> None:
         rate = self._model.optimizer.learning_rate
         is_set = isinstance(rate, keras.Variable)
         number = float(keras.ops.convert_to_numpy(rate.value)) if is_set else None
@@ -206,11 +171,11 @@ class ServedStep:
         count_update(model.optimizer)
         return {**model.get_metrics_result(), **result.logs}
 
-    def _synchronize(self, dispatcher: Batches) -> None:
+    def _synchronize(self, dispatcher: Dispatcher) -> None:
         """Puts the chief's model to what the servers hold."""
         values = dispatcher.collect()
-        if self._variables is None:
+        if self._shards is None:
             raise RuntimeError("There is no training.")
-        self._variables.write(values)
-        self._last = self._variables.read(count_train_steps(self._model))
+        self._shards.write(values)
+        self._last = self._shards.read(count_train_steps(self._model))
         self._is_current = False

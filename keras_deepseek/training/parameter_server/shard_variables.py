@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import count_update, exclude_from_decay
+from keras_deepseek.backend.keras_private.optimizers import count_update, exclude_from_decay
 from keras_deepseek.training.parameter_server.messages import ShardPlan
 from keras_deepseek.training.parameter_server.optimizer_slots import make_variable
 
@@ -30,7 +30,7 @@ class ShardVariables:
         rows = zip(self.weights, plan.variables, strict=True)
         exclude_from_decay(self.optimizer, [each for each, row in rows if not row.decays])
         self.optimizer.build(self.weights)
-        self._update: Callable[[Sequence[Any]], None] = backend.current().compile_update(
+        self._update: Callable[[Sequence[Any]], None] = backend.current().step.compile_update(
             self.optimizer, self.weights
         )
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
             os.write(int(descriptor), b"1")
         os.close(int(descriptor))
 
-    backend.current().serve_task(json.loads(addresses), task_type, int(index), tell)
+    backend.current().distribution.serve_task(json.loads(addresses), task_type, int(index), tell)
 
 
 if __name__ == "__main__":

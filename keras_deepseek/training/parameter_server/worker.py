@@ -9,7 +9,7 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.random_state import seed_generators
-from keras_deepseek.backend.keras_private.keras_internals import build_for_training
+from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
 from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, take_gradient_step
@@ -17,14 +17,14 @@ from keras_deepseek.training.parameter_server.messages import (
     Pulled,
     Push,
     Result,
+    Shard,
     Task,
     WorkerPlan,
 )
+from keras_deepseek.training.parameter_server.model_shards import kept_states
 from keras_deepseek.training.parameter_server.packed_trainer import unpack_trainer
-from keras_deepseek.training.parameter_server.served_variables import kept_states
-from keras_deepseek.training.parameter_server.shards import Shard
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
-from keras_deepseek.training.step.step_in_place import StepInPlace
+from keras_deepseek.training.step.step_replacement import StepReplacement
 
 
 class Servers(Protocol):
@@ -98,7 +98,7 @@ class Worker:
             state.assign(value)
         before = [_read(state) for state in self._states]
         self._model.reset_metrics()
-        logs = backend.current().run_step(self._model, task.batch)
+        logs = backend.current().step.run_step(self._model, task.batch)
         gradients = [_pack(each) for each in logs.pop(GRADIENTS)]
         changes = [_read(state) - was for state, was in zip(self._states, before, strict=True)]
         pushes = [
@@ -132,12 +132,12 @@ class Worker:
         build_for_training(model, plan.batch)
         _check_variables(model, plan)
         run, prepare = take_gradient_step(trainer, step)
-        in_place = StepInPlace(model, run, prepare)
+        in_place = StepReplacement(model, run, prepare)
         self._in_training.enter_context(in_place.use())
         model.make_train_function()
         model.reset_metrics()
         self._metrics_before = [_read(each) for each in model.metrics_variables]
-        backend.current().run_step(model, plan.batch)
+        backend.current().step.run_step(model, plan.batch)
         self._metric_names = set(model.get_metrics_result())
         self._model, self._shards = model, plan.shards
         self._states = kept_states(model)

@@ -5,8 +5,11 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import build_for_training, finish_building
-from keras_deepseek.backend.keras_private.keras_training import has_own_step
+from keras_deepseek.backend.keras_private.trainers import (
+    build_for_training,
+    class_overrides_train_step,
+    finish_building,
+)
 
 
 def build_for_step(model: keras.Model, batch: Any) -> None:
@@ -23,9 +26,9 @@ def build_for_step(model: keras.Model, batch: Any) -> None:
     try:
         build_for_training(model, batch)
     except Exception:
-        if not has_own_step(model):
+        if not class_overrides_train_step(model):
             raise
         finish_building(model)  # The step may apply an optimizer that must be built.
-        backend.current().build_by_step(model, batch)
+        backend.current().step.build_by_step(model, batch)
         if not finish_building(model):
             raise

@@ -13,20 +13,14 @@ from keras_deepseek.errors import InvalidInputError, unknown_name_message
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
 
 _KINDS = ("value", "norm", "global_norm", "adaptive")
-_LEAST_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
+_MIN_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
 
 
-def check_gradient_clip(
-    gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
-) -> None:
-    """Raises an error where a clip is none, or the optimizer clips as well.
-
-    Args:
-        gradient_clip: tuple of the kind and its bound, or `None`.
-        optimizer: `keras.optimizers.Optimizer`.
+def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
+    """Raises an error if the argument `gradient_clip` is not a kind and a bound.
 
     Raises:
-        InvalidInputError: The clip is not one, or there are two.
+        InvalidInputError: It is not.
     """
     if gradient_clip is None:
         return
@@ -39,6 +33,18 @@ def check_gradient_clip(
     if kind not in _KINDS:
         raise InvalidInputError(unknown_name_message("gradient clip", kind, _KINDS))
     check_number("gradient_clip", bound, above=0)
+
+
+def check_single_clip(
+    gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
+) -> None:
+    """Raises an error if both the trainer and the optimizer clip gradients.
+
+    Raises:
+        InvalidInputError: They do.
+    """
+    if gradient_clip is None:
+        return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     for name in ("clipvalue", "clipnorm", "global_clipnorm"):
         if getattr(inner, name, None) is not None:
@@ -66,15 +72,17 @@ def clip_gradients(
     if kind == "global_norm":
         return list(gradients), _factor(norm, bound)
     if kind == "value":
-        return [_beside(ops.clip, each, -bound, bound) for each in gradients], None
+        return [_on_own_device(ops.clip, each, -bound, bound) for each in gradients], None
     if kind == "norm":
-        return [_beside(_clip_by_norm, each, bound) for each in gradients], None
+        return [_on_own_device(_clip_by_norm, each, bound) for each in gradients], None
     pairs = zip(gradients, variables, strict=True)
-    return [_beside(_clip_by_weights, each, variable, bound) for each, variable in pairs], None
+    return [
+        _on_own_device(_clip_by_weights, each, variable, bound) for each, variable in pairs
+    ], None
 
 
-def _beside(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
-    with backend.current().beside(gradient):
+def _on_own_device(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
+    with backend.current().devices.on_device_of(gradient):
         return clip(gradient, *arguments)
 
 
@@ -87,11 +95,11 @@ def _clip_by_weights(gradient: Any, variable: Any, bound: float) -> Any:
 
 
 def _norm(gradient: Any) -> Any:
-    return backend.current().global_norm([gradient])
+    return backend.current().step.global_norm([gradient])
 
 
 def _weight_norms(variable: Any) -> Any:
-    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _LEAST_NORM)
+    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _MIN_NORM)
 
 
 def _unit_norms(tensor: Any) -> Any:

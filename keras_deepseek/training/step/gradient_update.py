@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
-from keras_deepseek.training.step.gradient_residual import GradientResidual
-from keras_deepseek.training.step.guarded_steps import GuardedSteps
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.guard_metric import GuardMetric
 
 
 class GradientUpdate:
@@ -18,7 +18,7 @@ class GradientUpdate:
     Args:
         model: `keras.Model`, compiled.
         gradient_clip: tuple of the kind of clip and its bound, or `None`.
-        guard: `GuardedSteps`, which says whether a step is good, or `None`.
+        guard: `GuardMetric`, which says whether a step is good, or `None`.
         residual: `GradientResidual`, where gradients are compressed between processes, or `None`.
     """
 
@@ -26,7 +26,7 @@ class GradientUpdate:
         self,
         model: keras.Model,
         gradient_clip: GradientClip | None,
-        guard: GuardedSteps | None,
+        guard: GuardMetric | None,
         residual: GradientResidual | None,
     ) -> None:
         self._model = model
@@ -39,14 +39,14 @@ class GradientUpdate:
         loss: Any,
         gradients: list[Any],
         variables: Sequence[keras.Variable],
-        keep: Callable[[], None] | None,
+        keep_residual: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Unscales, checks, clips and applies the gradients, and calls `keep` where it does.
+        """Unscales, checks, clips and applies the gradients, and keeps the residual if it does.
 
         Returns:
-            Whether the step is good, `None` where nothing is checked, and what is logged of it.
+            Boolean scalar, true for a good step, or `None` where nothing is checked; and the logs.
         """
-        optimizer, logs, densify = self._model.optimizer, {}, backend.current().densify
+        optimizer, logs, densify = self._model.optimizer, {}, backend.current().step.densify
         scaling = optimizer if is_scaled(optimizer) else None
         inner = optimizer if scaling is None else optimizer.inner_optimizer
         if scaling is not None:
@@ -55,15 +55,15 @@ class GradientUpdate:
         is_checked = scaling is not None or self._guard is not None
         if is_checked or self._gradient_clip is not None:
             gradients = [densify(gradient) for gradient in gradients]
-            norm = backend.current().global_norm(gradients) if gradients else ops.zeros(())
+            norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
 
         def apply() -> None:
             clipped, factor = gradients, None
             if self._gradient_clip is not None:
                 clipped, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
-            backend.current().apply_update(inner, clipped, variables, factor)
-            if keep is not None:
-                keep()
+            backend.current().step.apply_update(inner, clipped, variables, factor)
+            if keep_residual is not None:
+                keep_residual()
 
         if self._gradient_clip is not None:
             logs["gradient_norm"] = norm
@@ -77,7 +77,7 @@ class GradientUpdate:
             is_good = self._guard.judge(loss, is_finite if scaling is None else True)
             logs |= self._guard.logs()
         residuals = self._residual.variables if self._residual else []
-        backend.current().run_if(
+        backend.current().compute.run_if(
             ops.logical_and(is_good, is_finite),
             apply,
             [*variables, *inner.variables, *residuals],
@@ -94,7 +94,7 @@ def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def _unscale(gradient: Any, scale: keras.Variable) -> Any:
-    with backend.current().beside(gradient):
+    with backend.current().devices.on_device_of(gradient):
         return ops.divide(gradient, scale)
 
 

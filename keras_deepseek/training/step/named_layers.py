@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import InvalidInputError
 
 

@@ -10,54 +10,58 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.keras_training import losses_in_float32
 from keras_deepseek.backend.keras_private.layer_precision import (
-    layers_before_embeddings,
+    find_exact_inputs,
     layers_to_switch,
-    lent_policy,
+    temporary_policy,
 )
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.losses import losses_in_float32
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.named_layers import are_names, find_named_layers
 
 
-def training_policy(
-    precision: str | keras.DTypePolicy | None,
-    fp16_enabled: bool,
-    device_kind: str,
-    float32_layers: Sequence[str] = (),
-) -> keras.DTypePolicy | None:
-    """Returns the policy that the training step computes by; `None` for the model's own.
-
-    Args:
-        precision: `keras.DTypePolicy`, or its name, as in `"mixed_bfloat16"`.
-        fp16_enabled: boolean. Half precision of the kind that fits the device: float16 on a GPU,
-            bfloat16, which needs no loss scaling, on TPU and CPU.
-        device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
-        float32_layers: Names of layers that it is not for. Defaults to `()`.
+def check_precision(
+    precision: str | keras.DTypePolicy | None, fp16_enabled: bool, float32_layers: Sequence[str]
+) -> None:
+    """Raises an error if the arguments for half precision contradict each other.
 
     Raises:
-        InvalidInputError: The two contradict each other, or the policy is unknown; or there is none
-            that layers could be left out of.
+        InvalidInputError: They do, or the policy is unknown.
     """
     if not are_names(float32_layers):
         raise InvalidInputError(
             "`float32_layers` is a list of layers' names, as in ['fourier_*']; received "
             f"{float32_layers!r}."
         )
-    if precision is None and not fp16_enabled:
-        if float32_layers:
-            raise InvalidInputError(
-                "`float32_layers` names what half precision leaves out: ask for that, by "
-                "fp16_enabled=True or precision='mixed_bfloat16'."
-            )
-        return None
-    if precision is None:
-        return keras.DTypePolicy("mixed_float16" if device_kind == "gpu" else "mixed_bfloat16")
-    if fp16_enabled:
+    if precision is None and not fp16_enabled and float32_layers:
+        raise InvalidInputError(
+            "`float32_layers` names what half precision leaves out: ask for that, by "
+            "fp16_enabled=True or precision='mixed_bfloat16'."
+        )
+    if precision is not None and fp16_enabled:
         raise InvalidInputError(
             f"Give either fp16_enabled=True or precision={precision!r}, not both."
         )
+    if precision is not None:
+        training_policy(precision, fp16_enabled, "cpu")
+
+
+def training_policy(
+    precision: str | keras.DTypePolicy | None, fp16_enabled: bool, device_kind: str
+) -> keras.DTypePolicy | None:
+    """Returns the dtype policy of the training step; `None` for the model's own.
+
+    `fp16_enabled` means float16 on a GPU. On TPU and CPU it means bfloat16, which needs no loss
+    scaling.
+
+    Raises:
+        InvalidInputError: The policy is unknown.
+    """
+    if precision is None and not fp16_enabled:
+        return None
+    if precision is None:
+        return keras.DTypePolicy("mixed_float16" if device_kind == "gpu" else "mixed_bfloat16")
     if isinstance(precision, keras.DTypePolicy):
         return precision
     try:
@@ -134,14 +138,17 @@ def step_in_precision(
             computes in float16.
     """
     layers: list[keras.Layer] = []
-    uncast: list[keras.Layer] = []
+    exact_inputs: list[keras.Layer] = []
 
     def step(*arguments: Any) -> Any:
         if not layers:  # Now, not earlier: the first step finds every layer built.
             layers.extend(_layers_to_switch(model, policy, float32_layers))
-            uncast.extend(layers_before_embeddings(model))
+            exact_inputs.extend(find_exact_inputs(model))
         try:
-            with lent_policy(layers, policy, uncast=uncast), losses_in_float32(model):
+            with (
+                temporary_policy(layers, policy, exact_inputs=exact_inputs),
+                losses_in_float32(model),
+            ):
                 return train_step(*arguments)
         except Exception as error:
             if any(word in str(error).lower() for word in ("float16", "half")):

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.keras_training import block_states
+from keras_deepseek.backend.keras_private.layers import block_states, flatten_layers
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.named_layers import are_names, find_named_layers
 
@@ -91,7 +90,7 @@ def rematerialized(blocks: Sequence[keras.Layer]) -> Iterator[None]:
     """
     own_calls = [vars(layer).get("call") for layer in blocks]
     for layer in blocks:
-        layer.call = backend.current().rematerialize(layer, layer.call, block_states(layer))
+        layer.call = backend.current().step.rematerialize(layer, layer.call, block_states(layer))
     try:
         yield
     finally:

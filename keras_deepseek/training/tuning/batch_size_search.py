@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import array_slices, find_data_adapter
+from keras_deepseek.backend.keras_private.datasets import array_slices, find_data_adapter
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.tuning.short_training import ShortTraining
@@ -93,7 +93,7 @@ def search_batch_size(
         else:
             return clock.fastest(size)
         # Outside of the handler: the error held what the step had computed.
-        backend.current().release_memory()
+        backend.current().devices.release_memory()
         training.restore()
         _logger.info("Batch size %d: out of memory.", size)
         return None
@@ -177,7 +177,7 @@ class _StepClock(keras.callbacks.Callback):
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
-        if backend.current().is_out_of_memory(error):
+        if backend.current().devices.is_out_of_memory(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -12,7 +12,7 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
-from keras_deepseek.training.checkpoints.training_state import find_spoilt
+from keras_deepseek.training.checkpoints.training_state import find_not_finite
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _SMOOTHING = 0.8  # Of a hundred losses, what counts of the next one in a mean: so about nine do.
@@ -178,7 +178,7 @@ class _Sweep(keras.callbacks.Callback):
                 )
             self.has_exploded = self.model.stop_training = True
             return
-        if not self.losses and find_spoilt(self.model.trainable_variables):
+        if not self.losses and find_not_finite(self.model.trainable_variables):
             # On TensorFlow `relu` makes a NaN 0, so that the loss is none.
             raise InvalidInputError(
                 "The weights are not finite after the first step, before any rate could make them "

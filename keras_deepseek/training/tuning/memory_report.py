@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.no_loss import refusing_no_loss
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 
@@ -81,11 +81,11 @@ def measure_memory(
     """
     with training.leaving_no_trace():
         batch = training.first_batch(**data)
-        with refusing_no_loss(model):
+        with missing_loss_errors(model):
             activations = plan.count_kept_bytes(batch)
         trainable = model.trainable_variables
         gradients = count_bytes(trainable)
-        if plan.micro_batches > 1:  # They are summed in float32.
+        if plan.options.micro_batches > 1:  # They are summed in float32.
             gradients += sum(4 * int(np.prod(variable.shape)) for variable in trainable)
         return MemoryReport(
             weights=count_bytes(model.variables),

@@ -13,9 +13,9 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.own_optimizers import find_own_optimizers
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 from keras_deepseek.training.data.position_data import position_data
-from keras_deepseek.training.fit.own_fit import keras_fit_arguments
+from keras_deepseek.training.fit.overridden_fit import keras_fit_arguments
 from keras_deepseek.training.step.build_for_step import build_for_step
-from keras_deepseek.training.step.no_loss import refusing_no_loss
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 
 
 class ShortTraining:
@@ -94,7 +94,7 @@ class ShortTraining:
         )
         stream = positioned.stream
         chosen = [*callbacks, _Steps(steps, stream)]
-        with refusing_no_loss(self._model), self._lend_step():
+        with missing_loss_errors(self._model), self._lend_step():
             self._build(positioned)
             self.restore()
             keras.Model.fit(self._model, positioned, epochs=steps, verbose=0, callbacks=chosen)
@@ -109,7 +109,7 @@ class ShortTraining:
             InvalidInputError: There is no batch.
         """
         positioned = self._open(**data)
-        with refusing_no_loss(self._model), self._lend_step():
+        with missing_loss_errors(self._model), self._lend_step():
             self._build(positioned)
         (batch,) = positioned.stream.peek(1)
         return keras.tree.map_structure(

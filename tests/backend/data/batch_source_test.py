@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.data.batch_source import open_batch_source
-from keras_deepseek.backend.keras_private.keras_internals import DataAdapter
+from keras_deepseek.backend.keras_private.datasets import DataAdapter
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 X = np.arange(10, dtype="float32")[:, None]
@@ -119,14 +119,14 @@ def test_a_py_dataset_without_end_is_gone_through_from_any_batch():
 def test_a_generator_is_gone_through_once():
     source = open_source((X[i : i + 1],) for i in range(4))
     assert rows(source, first=1) == [[1], [2], [3]]
-    with pytest.raises(InvalidInputError, match="has ended, and can't be gone through again"):
+    with pytest.raises(InvalidInputError, match="has ended and can't be repeated"):
         rows(source, index=1)
 
 
 def test_a_generator_holds_all_that_fit_takes():
-    with pytest.raises(InvalidInputError, match="`y` is given beside a generator"):
+    with pytest.raises(InvalidInputError, match="Received `y` together with a generator"):
         open_source(((X,) for _ in range(2)), y=X)
-    with pytest.raises(InvalidInputError, match="has yielded a ndarray"):
+    with pytest.raises(InvalidInputError, match="received a ndarray"):
         rows(open_source(X for _ in range(2)))
 
 
@@ -134,7 +134,7 @@ def test_data_of_another_kind_are_refused():
     class Own(DataAdapter):
         pass
 
-    with pytest.raises(NotSupportedError, match=r"position in a Own can't be known\. Give arrays"):
+    with pytest.raises(NotSupportedError, match=r"restore its position in a Own\. Give arrays"):
         open_source(Own())
 
 

@@ -65,9 +65,9 @@ def test_a_state_is_a_copy():
 
 
 def test_the_framework_has_states_of_arrays():
-    state = current().read_framework_random_state()
+    state = current().step.read_framework_random_state()
     assert all(isinstance(array, np.ndarray) for array in state.values())
-    current().write_framework_random_state(state)
+    current().step.write_framework_random_state(state)
 
 
 def test_all_are_seeded():
@@ -86,7 +86,7 @@ def test_seeds_are_drawn_by_what_the_framework_s_users_seed():
     drawn = []
     for seed in (3, 3, 4):
         keras.utils.set_random_seed(seed)
-        drawn.append([current().draw_seed() for _ in range(2)])
+        drawn.append([current().step.draw_seed() for _ in range(2)])
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 2
     assert all(0 <= seed < 2**31 for seed in drawn[0])

@@ -45,8 +45,8 @@ def test_classes_without_names_are_numbers():
 @pytest.mark.parametrize(
     ("classes", "scores", "match"),
     [
-        ([["a", "c"]] * 3, [[1.0, 2.0]] * 3, "does not name the class 'b' once a row"),
-        ([["a", "b"], ["a", "b"], ["a", "a"]], [[1.0, 2.0]] * 3, "the class 'a' once a row"),
+        ([["a", "c"]] * 3, [[1.0, 2.0]] * 3, "does not name the class 'b' once in each row"),
+        ([["a", "b"], ["a", "b"], ["a", "a"]], [[1.0, 2.0]] * 3, "the class 'a' once in each row"),
         ([["a", "b"]], [[1.0, 2.0]] * 3, r"classes of shape \(1, 2\) and scores of shape \(3, 2\)"),
         ([["a", "b", "c"]] * 3, [[1.0, 2.0, 3.0]] * 3, r"\(3, 3\); expected \(3, 2\)"),
     ],

@@ -26,7 +26,7 @@ def test_a_loop_without_a_gradient_is_written(tmp_path):
     pytest.importorskip("tensorflow")
     inputs = keras.Input((4,), name="x")
     named = NamedModel(keras.Model(inputs, Halving()(inputs)))
-    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    current().export.write_saved_model(named, str(tmp_path), ServingSignatures())
     for scale in (0.5, 3.0, 100.0):
         x = scale * np.ones((2, 4), "float32")
         expected = keras.ops.convert_to_numpy(named({"x": x})["output_0"])
@@ -39,7 +39,7 @@ def test_without_tensorflow_the_extra_is_named(tmp_path, monkeypatch):
     model = NamedModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[tensorflow\]"):
-        current().write_saved_model(model, str(tmp_path), ServingSignatures())
+        current().export.write_saved_model(model, str(tmp_path), ServingSignatures())
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_examples_are_classified_and_regressed(tmp_path, serialize):
     ):
         model = keras.Model([left, right], keras.layers.Dense(width, activation="sigmoid")(both))
         folder = tmp_path / str(width)
-        current().write_saved_model(NamedModel(model), str(folder), signatures)
+        current().export.write_saved_model(NamedModel(model), str(folder), signatures)
         expected = model.predict(rows, verbose=0)
         loaded = tf.saved_model.load(str(folder))
         assert "serving_default" in loaded.signatures
@@ -108,7 +108,7 @@ def test_examples_are_read_by_tensorflow_alone(tmp_path):
     pytest.importorskip("tensorflow")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     with pytest.raises(NotSupportedError, match="written from TensorFlow"):
-        current().write_saved_model(
+        current().export.write_saved_model(
             NamedModel(model), str(tmp_path), ServingSignatures(regresses=True)
         )
 
@@ -129,7 +129,7 @@ def test_a_model_is_traced_once(tmp_path):
     layer = Counting()
     named = NamedModel(keras.Model(inputs, layer(inputs)))
     layer.num_calls = 0
-    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    current().export.write_saved_model(named, str(tmp_path), ServingSignatures())
     assert layer.num_calls == 1
     received = load_saved_model(tmp_path)({"x": np.ones((3, 4), "float32")})
     np.testing.assert_array_equal(received["output_0"], np.full((3, 4), 2.0))
@@ -140,7 +140,7 @@ def test_a_table_is_written_with_the_model(tmp_path):
     inputs = keras.Input((3,), dtype="int64", name="x")
     lookup = keras.layers.IntegerLookup(vocabulary=[7, 5, 9])
     named = NamedModel(keras.Model(inputs, keras.layers.Embedding(4, 2)(lookup(inputs))))
-    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    current().export.write_saved_model(named, str(tmp_path), ServingSignatures())
     x = np.array([[5, 9, 7], [1, 5, 5]], "int64")
     expected = keras.ops.convert_to_numpy(named({"x": x})["output_0"])
     np.testing.assert_array_equal(load_saved_model(tmp_path)({"x": x})["output_0"], expected)
@@ -152,7 +152,7 @@ def test_what_is_loaded_has_the_endpoint_by_its_name(tmp_path):
 
     left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
     named = NamedModel(keras.Model([left, right], keras.layers.Add()([left, right])))
-    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    current().export.write_saved_model(named, str(tmp_path), ServingSignatures())
     loaded = tf.saved_model.load(str(tmp_path))
     batch = {"left": tf.ones((3, 2)), "right": 2 * tf.ones((3, 2))}
     (received,) = loaded.serving_default(batch).values()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.layer_precision import lent_policy
+from keras_deepseek.backend.keras_private.layer_precision import temporary_policy
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 
 HALF = keras.DTypePolicy("mixed_bfloat16")
 TOKENS = np.array([[1, 2, 2, 0]])
@@ -21,10 +21,10 @@ def name_dtype(tensor):
 def test_layers_compute_by_another_policy_until_the_block_ends():
     layer = keras.layers.Dense(2)
     layer.build((None, 3))
-    with lent_policy([layer], HALF):
+    with temporary_policy([layer], HALF):
         assert layer.compute_dtype == "bfloat16"
         assert name_dtype(layer(np.ones((1, 3), "float32"))) == "bfloat16"
-        with lent_policy([layer], keras.DTypePolicy("float32")):
+        with temporary_policy([layer], keras.DTypePolicy("float32")):
             assert layer.compute_dtype == "float32"
         assert layer.compute_dtype == "bfloat16"
     assert layer.dtype_policy.name == "float32"
@@ -34,7 +34,7 @@ def test_layers_compute_by_another_policy_until_the_block_ends():
 def test_an_error_puts_the_policies_back():
     layer = keras.layers.Embedding(3, 2)
     layer.build((None,))
-    with pytest.raises(ArithmeticError), lent_policy([layer], HALF):
+    with pytest.raises(ArithmeticError), temporary_policy([layer], HALF):
         raise ArithmeticError
     assert layer.dtype_policy.name == "float32"
     assert "call" not in vars(layer)
@@ -44,7 +44,7 @@ def test_a_map_of_policies_is_what_it_was():
     policies = keras.dtype_policies.DTypePolicyMap(default_policy="float32")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype=policies)])
     (layer,) = model.layers
-    with lent_policy([layer], HALF):
+    with temporary_policy([layer], HALF):
         assert layer.compute_dtype == "bfloat16"
     assert layer.dtype_policy is policies
     assert layer.compute_dtype == "float32"
@@ -61,7 +61,7 @@ def test_a_layer_that_a_map_quantizes_goes_on_with_its_quantized_weights():
     plain.quantize("int8")
     inner.set_weights(plain.get_weights())
     expected = ops.convert_to_numpy(inner(np.ones((1, 3), "float32")))
-    with lent_policy([inner], HALF):
+    with temporary_policy([inner], HALF):
         found = inner(np.ones((1, 3), "float32"))
         assert inner.quantization_mode == "int8"
     assert name_dtype(found) == "bfloat16"
@@ -86,7 +86,7 @@ def test_an_embedding_casts_the_rows_that_it_looks_up():
     in_half = Seen(3, 2, dtype="mixed_bfloat16")
     in_half.build((None, None))
     in_half.set_weights(layer.get_weights())
-    with lent_policy([layer], HALF):
+    with temporary_policy([layer], HALF):
         rows = layer(TOKENS)
     assert (layer.seen, name_dtype(rows)) == ("float32", "bfloat16")
     expected = in_half(TOKENS)
@@ -100,7 +100,7 @@ def test_an_embedding_casts_the_rows_that_it_looks_up():
 def test_an_embedding_with_a_call_of_its_own_keeps_it():
     layer = keras.layers.ReversibleEmbedding(3, 4, reverse_dtype="bfloat16")
     model = keras.Sequential([keras.Input((4,)), layer])
-    with lent_policy(flatten_layers(model), HALF):
+    with temporary_policy(flatten_layers(model), HALF):
         assert "call" not in vars(layer)
         assert name_dtype(layer(np.ones((1, 4), "float32"), reverse=True)) == "bfloat16"
 
@@ -116,7 +116,7 @@ def test_an_embedding_that_is_placed_on_a_device_is_one_still():
         return own_call(inputs)
 
     seen, layer.call = [], placed
-    with lent_policy([layer], HALF):
+    with temporary_policy([layer], HALF):
         assert name_dtype(layer(TOKENS)) == "bfloat16"
     assert seen == ["float32"]
     assert vars(layer)["call"] is placed

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.keras_private.time_distributed import mended_time_distributed
+from keras_deepseek.backend.keras_private.time_distributed import fixed_time_distributed
 
 
 class Masked(keras.layers.Layer):
@@ -45,7 +45,7 @@ def distributed(request):
 def test_all_steps_at_once_give_what_step_by_step_does(distributed):
     model, given = distributed
     expected = keras.ops.convert_to_numpy(model(given))
-    with mended_time_distributed():
+    with fixed_time_distributed():
         received = keras.ops.convert_to_numpy(model(given))
     np.testing.assert_allclose(received, expected, atol=1e-6, rtol=1e-5)
     assert keras.layers.TimeDistributed.call.__module__.startswith("keras.")
@@ -54,6 +54,6 @@ def test_all_steps_at_once_give_what_step_by_step_does(distributed):
 def test_a_graph_computes_what_the_layer_is_meant_to(distributed):
     model, given = distributed
     named = NamedModel(model)
-    expected = backend.current().plain_inference(named)({"x": given})["output_0"]
-    received = backend.current().compile_inference(named)({"x": given})["output_0"]
+    expected = backend.current().inference.plain_inference(named)({"x": given})["output_0"]
+    received = backend.current().inference.compile_inference(named)({"x": given})["output_0"]
     np.testing.assert_allclose(received, expected, atol=1e-6, rtol=1e-5)

@@ -13,7 +13,7 @@ from keras_deepseek.backend import current
 from keras_deepseek.backend.processes.processes import lost_peer_error
 from keras_deepseek.errors import PeerLostError
 
-ORACLE = Path(__file__).parents[1] / "oracles" / "all_reduce.py"
+ORACLE = Path(__file__).parents[2] / "oracles" / "all_reduce.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
 
@@ -54,9 +54,9 @@ in_each_way = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
 def test_a_process_that_is_alone_is_the_first_and_has_all_of_each_variable(dtype):
-    assert current().process_rank() == 0
+    assert current().distribution.process_rank() == 0
     variable = keras.Variable(np.arange(6).reshape(2, 3), dtype=dtype, trainable=False)
-    found = current().read_whole(variable.value)
+    found = current().distribution.read_whole(variable.value)
     assert isinstance(found, np.ndarray)
     assert found.dtype.name == dtype
     assert found.astype("float32").tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -165,8 +165,8 @@ def test_jax_s_errors_about_a_peer_are_told_from_others(monkeypatch):
 
 
 def test_an_object_that_runs_no_processes_says_nothing_of_them():
-    assert current().read_strategy("allreduce") is None
-    assert current().read_strategy(object()) is None
+    assert current().distribution.read_strategy("allreduce") is None
+    assert current().distribution.read_strategy(object()) is None
 
 
 def test_what_is_said_of_a_lost_peer_names_the_cause():

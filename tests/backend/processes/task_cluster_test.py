@@ -1,4 +1,4 @@
-"""What a cluster computes is tried in `training/parameter_server/task_engine_test.py`."""
+"""What a cluster computes is tried in `training/parameter_server/coordinator_engine_test.py`."""
 
 import json
 import os
@@ -26,15 +26,15 @@ IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 @pytest.mark.skipif(IS_TENSORFLOW, reason="It has them.")
 def test_the_others_have_no_tasks():
-    with pytest.raises(NotSupportedError, match="Tasks are TensorFlow's"):
-        current().connect_tasks(dict)
-    with pytest.raises(NotSupportedError, match="Tasks are TensorFlow's"):
-        current().serve_task({}, "worker", 0, lambda: None)
+    with pytest.raises(NotSupportedError, match="Only TensorFlow has tasks"):
+        current().distribution.connect_tasks(dict)
+    with pytest.raises(NotSupportedError, match="Only TensorFlow has tasks"):
+        current().distribution.serve_task({}, "worker", 0, lambda: None)
 
 
 def test_an_object_that_has_connected_to_nobody_has_no_tasks():
-    assert current().adopt_tasks("parameter_server") is None
-    assert current().adopt_tasks(object()) is None
+    assert current().distribution.adopt_tasks("parameter_server") is None
+    assert current().distribution.adopt_tasks(object()) is None
 
 
 @pytest.mark.nightly
@@ -62,7 +62,7 @@ def test_who_has_computed_can_t_connect_and_asks_for_no_address():
         raise AssertionError("There is no need for addresses.")
 
     with pytest.raises(InvalidInputError, match="before it computes anything"):
-        current().connect_tasks(find)
+        current().distribution.connect_tasks(find)
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="The others have none.")

@@ -3,20 +3,33 @@ import inspect
 import pytest
 
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
-from keras_deepseek.deploy.registry import BUILT_IN
-from keras_deepseek.errors import ExportError
+from keras_deepseek.errors import ExportError, NotSupportedError
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_formats_keep_the_protocol(name):
-    export_format = BUILT_IN[name]()
-    assert export_format.name == name
-    for method in ("write", "run"):
-        expected = inspect.signature(getattr(ExportFormat, method))
-        received = inspect.signature(getattr(type(export_format), method))
-        assert received == expected
-    assert isinstance(export_format.suffix, str)
-    assert isinstance(export_format.entry, str)
+def test_a_format_has_to_write_and_to_run():
+    class WriteOnly(ExportFormat):
+        def write(self, model, folder):
+            return "nothing"
+
+    with pytest.raises(TypeError, match=r"abstract method '?run"):
+        WriteOnly()
+    members = {"write", "run"}
+    assert {name for name in dir(ExportFormat) if _is_abstract(name)} == members
+
+
+def _is_abstract(name):
+    return getattr(inspect.getattr_static(ExportFormat, name), "__isabstractmethod__", False)
+
+
+def test_everything_else_has_a_default(weights_format, tmp_path, dense):
+    export_format = weights_format()
+    assert (export_format.backends, export_format.packages, export_format.source) == ((), {}, "")
+    assert export_format.sample_shapes(None) == ()
+    assert export_format.takes(None, {})
+    with pytest.raises(NotSupportedError, match="'weights' has no `load`"):
+        export_format.load(tmp_path)
+    with pytest.raises(NotSupportedError, match="'weights' is not built from another format"):
+        export_format.build(tmp_path, tmp_path, None)
 
 
 def test_a_run_that_returns_nothing_is_an_error(tmp_path, weights_format):

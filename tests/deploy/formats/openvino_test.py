@@ -8,7 +8,8 @@ import pytest
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.runtimes.openvino_model import import_openvino, shared_core
-from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.deploy import Exporter, register_exporter
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.errors import ExportError, InvalidInputError, MissingExtraError
 
@@ -123,5 +124,5 @@ def test_an_opset_that_can_not_be_written_is_refused():
 
 
 def test_it_is_a_format_as_any_other():
-    assert registry.create_format("openvino", {}).entry == "model.xml"
+    assert registry.choose_format("openvino", {"opset": 20}).options == {"opset": 20}
     assert keras.backend.backend() in OpenVINOFormat.backends

@@ -104,7 +104,7 @@ def test_a_signature_that_nothing_is_known_of_is_not_checked(
     assert found.state == "unverified"
     assert found.reason.startswith("it has serving_classify: pass classify=")
     other = Exporter(digits, "savedmodel", classify=[*"abcdefghij"], verbose=False)
-    with pytest.raises(ExportError, match="does not name the class 'a' once a row"):
+    with pytest.raises(ExportError, match="does not name the class 'a' once in each row"):
         other.check(tmp_path / "digits")
 
 

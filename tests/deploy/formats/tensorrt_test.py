@@ -1,5 +1,6 @@
 import importlib.util
 import os
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy import Exporter, registry
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.deploy.formats.format_list import FORMATS
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.errors import (
     ExportError,
@@ -102,8 +104,8 @@ def test_engines_are_built_for_gpus_that_are_not_there(
     onnx_of, precision, capabilities, tmp_path, num_gpus
 ):
     signature, onnx_file = onnx_of
-    engine = TensorRTFormat(signature, precision, flavor="rtx", compute_capabilities=capabilities)
-    how = engine.build(onnx_file, tmp_path)
+    engine = TensorRTFormat(flavor="rtx", compute_capabilities=capabilities)
+    how = engine.build(onnx_file, tmp_path, signature)
     assert (tmp_path / "model.trt").stat().st_size > 1000
     gpus = ", ".join(f"SM{capability}" for capability in capabilities) or "Ampere and newer"
     assert f"(flavor rtx) for {gpus}, profile batch 1/4/32" in how
@@ -123,9 +125,9 @@ def test_rounds_of_a_normalization_are_a_loop_in_an_engine(
     # Of the 39 steps, one is left. Of all of them TensorRT-RTX would build for ever.
     assert operators.count("Loop") == 1
     assert operators.count("Div") <= 2
-    engine = TensorRTFormat(NamedModel(model).signature, None, flavor="rtx")
-    assert engine.onnx_options == {"rolled": True}
-    engine.build(onnx_file, tmp_path)
+    engine = TensorRTFormat(flavor="rtx")
+    assert engine.source_options == {"rolled": True}
+    engine.build(onnx_file, tmp_path, NamedModel(model).signature)
     assert 1000 < (tmp_path / "model.trt").stat().st_size < 10_000_000
 
 
@@ -142,7 +144,7 @@ def test_turing_gets_an_engine_all_of_whose_products_are_in_float16(
         precision="float16",
         verbose=False,
     ).export(tmp_path / "engine")
-    assert "the ONNX that it was built from is verified" in report.verification.reason
+    assert "the onnx artifact that it was built from is verified" in report.verification.reason
     assert "for SM75," in report.route
     assert Bundle.open(tmp_path / "engine").entry.stat().st_size > 1000
 
@@ -166,7 +168,7 @@ def test_the_report_and_the_bundle_say_what_the_engine_is_for(
     ).export(tmp_path / "engine")
     assert report.verification.state == "unverified"
     assert report.verification.reason.startswith("a TensorRT engine runs on a GPU, and none is")
-    assert "the ONNX that it was built from is verified" in report.verification.reason
+    assert "the onnx artifact that it was built from is verified" in report.verification.reason
     assert "opset 17" in report.route
     assert report.route.endswith(
         "(flavor rtx) for SM86, SM89, profile batch 1/1/1, tokens_axis_1 1/16/64 "
@@ -187,7 +189,7 @@ def test_an_engine_may_compute_in_bfloat16(tmp_path, num_gpus, tensorflow_instal
         precision="bfloat16",
         verbose=False,
     ).export(tmp_path / "engine")
-    assert "the ONNX that it was built from is verified" in report.verification.reason
+    assert "the onnx artifact that it was built from is verified" in report.verification.reason
     assert "for SM120," in report.route
 
 
@@ -234,7 +236,7 @@ def test_what_can_not_be_parsed_is_named(tmp_path, num_gpus):
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x01broken")
     signature = Signature(inputs=(TensorSpec("x", (None, 4), "float32"),), outputs=())
     with pytest.raises(ExportError, match="TensorRT can't take this model: the graph"):
-        TensorRTFormat(signature, None).build(tmp_path / "broken.onnx", tmp_path)
+        TensorRTFormat().build(tmp_path / "broken.onnx", tmp_path, signature)
 
 
 @needs_rtx
@@ -275,7 +277,7 @@ def weights_for_onnx(monkeypatch, weights_format):
         def __init__(self, rolled=False):  # As TensorRT asks for it.
             super().__init__()
 
-    monkeypatch.setitem(registry.BUILT_IN, "onnx", Weights)
+    monkeypatch.setitem(FORMATS, "onnx", SimpleNamespace(load=lambda: Weights))
 
 
 def test_plain_tensorrt_builds_runs_and_verifies_where_a_gpu_is(
@@ -295,7 +297,7 @@ def test_plain_tensorrt_builds_runs_and_verifies_where_a_gpu_is(
 
 def test_a_wrong_engine_leaves_nothing(dense, tmp_path, plain_tensorrt, weights_for_onnx):
     plain_tensorrt.spoils = 0.5
-    with pytest.raises(ExportError, match=r"engine of 'dense' does not compute"):
+    with pytest.raises(ExportError, match=r"tensorrt artifact of 'dense' does not compute"):
         Exporter(dense, "tensorrt", verbose=False).export(tmp_path / "engine")
     assert os.listdir(tmp_path) == []
     with pytest.warns(UserWarning, match="Do not serve it"):
@@ -317,6 +319,5 @@ def test_what_tensorrt_would_take_for_something_else_is_refused(plain_tensorrt):
 
 
 def test_an_engine_is_written_by_no_backend(dense, plain_tensorrt, tmp_path):
-    model = NamedModel(dense)
     with pytest.raises(NotSupportedError, match="built from an ONNX file"):
-        TensorRTFormat(model.signature, None).write(model, tmp_path)
+        TensorRTFormat().write(NamedModel(dense), tmp_path)

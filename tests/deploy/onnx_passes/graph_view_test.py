@@ -19,9 +19,9 @@ def model(parse):
 def test_makers_users_and_shapes(model):
     view = GraphView(model)
     assert view.opset == 18
-    assert view.maker("b", "Abs", "Neg").input[0] == "a"
-    assert view.maker("b", "Neg") is None
-    assert view.maker("x", "Abs") is None
+    assert view.producer("b", "Abs", "Neg").input[0] == "a"
+    assert view.producer("b", "Neg") is None
+    assert view.producer("x", "Abs") is None
     assert [view.num_users(name) for name in ("a", "b", "y", "pair")] == [2, 1, 1, 0]
     assert view.shape("b") == ["N", "S", 4]
     assert view.shape("unheard") is None
@@ -41,10 +41,10 @@ def test_numbers(model):
 def test_what_is_inner(model):
     view = GraphView(model)
     add, absolute, product, last = model.graph.node
-    assert view.are_inner([add, absolute, product], last)
-    assert view.are_inner([absolute], product)
-    assert not view.are_inner([add], absolute)  # The product uses it, too.
-    assert not view.are_inner([last], product)  # It is an output.
+    assert view.are_only_used_within([add, absolute, product], last)
+    assert view.are_only_used_within([absolute], product)
+    assert not view.are_only_used_within([add], absolute)  # The product uses it, too.
+    assert not view.are_only_used_within([last], product)  # It is an output.
 
 
 def test_new_weights_are_named_apart_and_shared(model):
@@ -66,7 +66,7 @@ def test_new_nodes_stand_where_others_stood_and_what_nobody_uses_is_left_out(mod
     assert [node.op_type for node in model.graph.node] == ["Add", "Abs", "Sqrt", "Sin"]
     assert [tensor.name for tensor in model.graph.initializer] == ["third"]
     assert (view.num_users("b"), view.shape("root")) == (1, ["N", "S", 4])
-    assert view.maker("c", "Mul") is None
+    assert view.producer("c", "Mul") is None
 
 
 def test_nodes_are_asked_about_in_order_or_the_last_first(model):
@@ -103,12 +103,12 @@ def test_shapes_are_inferred_once_as_long_as_nothing_changes(model, monkeypatch)
 
 def test_another_tensor_is_read_instead(model):
     view = GraphView(model)
-    assert view.rewrite(lambda view, node: view.read_instead("c", "b"), "Mul") == 1
+    assert view.rewrite(lambda view, node: view.replace_uses("c", "b"), "Mul") == 1
     assert [(node.op_type, node.input[0]) for node in model.graph.node[-2:]] == [
         ("Abs", "a"),
         ("Neg", "b"),
     ]
-    assert view.rewrite(lambda view, node: view.read_instead("y", "a"), "Neg") == 1
+    assert view.rewrite(lambda view, node: view.replace_uses("y", "a"), "Neg") == 1
     (_, last) = model.graph.node
     assert (last.op_type, last.input[0], last.output[0]) == ("Identity", "a", "y")
 
@@ -120,7 +120,7 @@ def test_inner_graphs_use_tensors_and_read_others(parse):
     model = parse(nodes, weights=WEIGHTS)
     view = GraphView(model)
     assert (view.num_users("a"), view.num_users("x")) == (1, 2)
-    view.read_instead("a", "x")
+    view.replace_uses("a", "x")
     assert GraphView(model).num_users("a") == 0
 
 

@@ -28,11 +28,11 @@ def test_tensors_whose_rows_come_first_make_a_signature():
 @pytest.mark.parametrize(
     ("tensor", "match"),
     [
-        (FoundTensor("y", None, "float32"), "'y' .*models/digits.* no known rank.*Mend it"),
+        (FoundTensor("y", None, "float32"), "'y' .*models/digits.* unknown rank.*Mend it"),
         (FoundTensor("y", (), "float32"), "no axis for the rows"),
         (FoundTensor("y", (8, 2), "float32"), "first axis of 8"),
-        (FoundTensor("y", (None,), "complex64"), "is of complex64"),
-        (FoundTensor("y", (), "seq(map(int64,tensor(float)))"), r"is of seq\(map"),
+        (FoundTensor("y", (None,), "complex64"), "has the dtype complex64"),
+        (FoundTensor("y", (), "seq(map(int64,tensor(float)))"), r"has the dtype seq\(map"),
     ],
 )
 def test_what_can_not_be_served_is_refused_with_advice(tensor, match):

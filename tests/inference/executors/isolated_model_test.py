@@ -76,7 +76,7 @@ def test_what_can_not_be_opened_is_refused(tmp_path):
         IsolatedModel(f"{SOURCE}:leave")
     with pytest.raises(InvalidInputError, match="it does not exist"):
         IsolatedModel(tmp_path / "missing.keras")
-    with pytest.raises(InvalidInputError, match="can't go to a process of its own"):
+    with pytest.raises(InvalidInputError, match="can't be sent to a separate process"):
         IsolatedModel(faulty_executor.Faulty())
 
 

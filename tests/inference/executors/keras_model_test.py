@@ -42,7 +42,7 @@ def test_a_file_computes_what_the_saved_model_computed(tmp_path):
     model = make_model()
     model.save(tmp_path / "model.keras")
     x = np.ones((1, 3), "float32")
-    loaded = KerasModel.load(tmp_path / "model.keras")
+    loaded = KerasModel.from_path(tmp_path / "model.keras")
     np.testing.assert_array_equal(
         loaded.run({"input_0": x})["scores"], KerasModel(model).run({"input_0": x})["scores"]
     )
@@ -53,13 +53,13 @@ def test_a_file_with_layers_of_ours_is_loaded(tmp_path):
 
     model = keras.Sequential([keras.Input((3, 4)), layers.SwiGLU(8)])
     model.save(tmp_path / "model.keras")
-    assert KerasModel.load(tmp_path / "model.keras").signature.inputs[0].shape == (None, 3, 4)
+    assert KerasModel.from_path(tmp_path / "model.keras").signature.inputs[0].shape == (None, 3, 4)
 
 
 def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"not a zip file")
     with pytest.raises(InvalidInputError, match=r"Keras can't load .*model\.keras") as caught:
-        KerasModel.load(tmp_path / "model.keras")
+        KerasModel.from_path(tmp_path / "model.keras")
     assert "\n" not in str(caught.value)
 
 

@@ -125,7 +125,7 @@ def test_strings_are_served_as_bytes(write):
         (("FLOAT", [8, 2]), r"'x' .* has a first axis of 8.*dynamic_axes"),
         (("FLOAT", []), "no axis for the rows"),
         (("FLOAT", None), "no axis for the rows"),
-        (("BFLOAT16", ["n", 2]), r"is of tensor\(bfloat16\)"),
+        (("BFLOAT16", ["n", 2]), r"has the dtype tensor\(bfloat16\)"),
         (("COMPLEX64", ["n", 2]), "complex64"),
     ],
 )
@@ -143,7 +143,9 @@ def test_outputs_that_are_no_tensors_or_have_no_rows_are_refused(write, onnx):
     kind = onnx.helper.make_tensor_sequence_value_info("y", onnx.TensorProto.FLOAT, None)
     model.graph.output[0].CopyFrom(kind)
     onnx.save(model, path)
-    with pytest.raises(NotSupportedError, match=r"'y' .* is of seq\(tensor\(float\)\).*zipmap"):
+    with pytest.raises(
+        NotSupportedError, match=r"'y' .* has the dtype seq\(tensor\(float\)\).*zipmap"
+    ):
         OnnxRuntime(path)
 
 

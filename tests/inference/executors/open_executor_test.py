@@ -15,10 +15,12 @@ from keras_deepseek.artifacts import (
     NotSupportedError,
     Verification,
 )
-from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.deploy import Exporter, register_exporter
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
-from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference import Executor, ServingEngine
 from keras_deepseek.inference.executors import open_executor
+from tests.inference.conftest import DOUBLE, Doubler
 
 RUNTIMES = {
     "onnx": "onnxruntime",
@@ -60,7 +62,9 @@ def test_a_bundle_is_opened_by_its_format(bundle_of, rows, form):
 def test_a_bundle_that_failed_its_verification_warns(bundle_of):
     pytest.importorskip("keras")
     bundle = bundle_of("keras", Verification("failed", "output 'y' differs by 3"))
-    with pytest.warns(UserWarning, match=r"something else than its model: output 'y' differs by 3"):
+    with pytest.warns(
+        UserWarning, match=r"does not compute what its model computed: output 'y' differs by 3"
+    ):
         open_executor(bundle.path)
 
 
@@ -188,12 +192,28 @@ def test_a_live_model_and_a_keras_file_are_opened(tmp_path):
     assert open_executor(str(tmp_path / "model.keras")).signature == expected
 
 
-def test_an_executor_is_taken_as_it_is(doubler):
-    assert open_executor(doubler) is doubler
+def test_a_subclass_of_executor_is_taken_as_it_is():
+    class Subclass(Doubler, Executor):
+        signature = DOUBLE
+
+    executor = Subclass()
+    assert open_executor(executor) is executor
+
+
+def test_an_object_with_a_signature_and_run_is_wrapped(doubler, rows):
+    executor = open_executor(doubler)
+    assert isinstance(executor, Executor)
+    assert executor.signature is doubler.signature
+    assert executor.run(rows(3))["y"][:, 0].tolist() == [6]
+    executor.prepare_to_close()
+    executor.close()
+    assert not executor.is_isolated
 
 
 def test_a_bundle_that_no_executor_runs_is_refused(bundle_of):
-    with pytest.raises(NotSupportedError, match=r"holds 'custom'.*onnx, savedmodel, openvino or"):
+    with pytest.raises(
+        NotSupportedError, match=r"for the format 'custom'\. Export .* as keras, onnx, openv"
+    ):
         open_executor(bundle_of("custom").path)
 
 
@@ -207,7 +227,7 @@ def test_a_damaged_bundle_is_refused(bundle_of):
 def test_a_path_that_leads_nowhere_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"it does not exist\. Expected"):
         open_executor(tmp_path / "missing.keras")
-    with pytest.raises(InvalidInputError, match=r"no model stands there"):
+    with pytest.raises(InvalidInputError, match=r"no model was found there"):
         open_executor(tmp_path)
 
 

@@ -13,19 +13,17 @@ import pytest
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.monitoring.access_log import LOGGER
 from keras_deepseek.inference.protocols import open_inference_grpc
-from keras_deepseek.inference.protocols.health_grpc import HEALTH
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
-from tests.oracles.protocols import import_client, skip_without
+from keras_deepseek.inference.protocols.messages import message_pool, new_message, parse_message
+from tests.oracles.protocols import import_client, read_descriptors, skip_without
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 
 ROWS = np.array([[1, 2], [3, 4]], "float32")
 METHODS = [
-    (protocol, f"{service}/{call}", *messages)
-    for protocol in (TF_SERVING, OPEN_INFERENCE, HEALTH)
-    for service, calls in protocol.services.items()
-    for call, messages in calls.items()
+    f"{file.package}.{service.name}/{method.name}"
+    for file in read_descriptors().file
+    for service in file.service
+    for method in service.method
 ]
 
 
@@ -35,46 +33,42 @@ def client(doubler, serve_grpc):
         yield serve_grpc(engine)
 
 
-def send(client, path, data, received, answered):
+def send(client, path, data, method):
     """Sends one message; returns the status, and the first answer."""
     try:
-        return "OK", _send(client, path, data, received, answered)
+        return "OK", _send(client, path, data, method)
     except grpc.RpcError as error:
         return error.code().name, b""
 
 
-def _send(client, path, data, received, answered):
-    if answered.startswith("stream "):
-        kind = "stream_stream" if received.startswith("stream ") else "unary_stream"
+def _send(client, path, data, method):
+    if method.server_streaming:
+        kind = "stream_stream" if method.client_streaming else "unary_stream"
         call = getattr(client.channel, kind)(f"/{path}")
-        stream = call(iter([data]) if received.startswith("stream ") else data, timeout=60)
+        stream = call(iter([data]) if method.client_streaming else data, timeout=60)
         first = next(stream)
         stream.cancel()
         return first
     return client.channel.unary_unary(f"/{path}")(data, timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("protocol", "path", "received", "answered"), METHODS, ids=[one[1] for one in METHODS]
-)
-def test_bytes_that_are_no_message_are_a_bad_input_of_every_method(
-    client, protocol, path, received, answered, caplog
-):
+@pytest.mark.parametrize("path", METHODS)
+def test_bytes_that_are_no_message_are_a_bad_input_of_every_method(client, path, caplog):
     source = random.Random(path)
-    package = path.partition("/")[0].rpartition(".")[0]
-    request = f"{package}.{received.removeprefix('stream ')}"
+    service, _, name = path.partition("/")
+    method = message_pool().FindServiceByName(service).methods_by_name[name]
     refused = 0
     for _ in range(60):
         data = source.randbytes(source.randrange(1, 60))
         try:
-            protocol.parse(request, data)
+            parse_message(method.input_type.full_name, data)
         except ValueError:
             is_message = False
         else:
             is_message = True  # Its fields are unknown ones, which any message may have.
-        status, first = send(client, path, data, received, answered)
+        status, first = send(client, path, data, method)
         if path.endswith("ModelStreamInfer"):  # The stream goes on.
-            message = OPEN_INFERENCE.parse("inference.ModelStreamInferResponse", first)
+            message = parse_message("inference.ModelStreamInferResponse", first)
             assert message.error_message
             refused += 1
         else:
@@ -82,14 +76,14 @@ def test_bytes_that_are_no_message_are_a_bad_input_of_every_method(
             refused += not is_message
     assert refused > 30
     assert caplog.records == []
-    assert client.ask(HEALTH, "grpc.health.v1.Health/Check").status == 1
+    assert client.ask("grpc.health.v1.Health/Check").status == 1
 
 
 def test_a_fault_of_the_server_itself_is_internal_and_not_shown(
     client, status_of, monkeypatch, caplog
 ):
     monkeypatch.setattr(open_inference_grpc, "format_live", lambda: 1 / 0)
-    found = status_of(client.ask, OPEN_INFERENCE, "inference.GRPCInferenceService/ServerLive")
+    found = status_of(client.ask, "inference.GRPCInferenceService/ServerLive")
     assert found == ("INTERNAL", "The server failed; see its log.")
     assert "ZeroDivisionError" in caplog.text
 
@@ -271,7 +265,7 @@ def test_calls_without_a_token_are_refused_but_those_for_health(doubler, serve_g
     grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
     with ServingEngine(doubler) as engine:
         client = serve_grpc(engine, tokens=["secret"])
-        assert client.ask(HEALTH, "grpc.health.v1.Health/Check").status == 1
+        assert client.ask("grpc.health.v1.Health/Check").status == 1
         live = client.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
         stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         for metadata in ((), (("authorization", "Bearer other"),), (("authorization", "secret"),)):
@@ -291,9 +285,9 @@ def test_calls_are_counted_by_model_and_status(doubler, serve_grpc):
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
         contents = {"contents": {"fp32_contents": [1, 2]}}
         path = "inference.GRPCInferenceService/ModelInfer"
-        client.ask(OPEN_INFERENCE, path, model_name="double", inputs=[{**tensor, **contents}])
+        client.ask(path, model_name="double", inputs=[{**tensor, **contents}])
         with pytest.raises(grpc.RpcError):
-            client.ask(OPEN_INFERENCE, path, model_name="made-up")
+            client.ask(path, model_name="made-up")
         client.close()
         client.server.stop()  # What was answered is counted by then.
         assert engine.monitor.answers() == {
@@ -306,7 +300,7 @@ INFER = "inference.GRPCInferenceService/ModelInfer"
 
 
 def infer_message(value, name="double", **fields):
-    message = OPEN_INFERENCE.new("inference.ModelInferRequest", model_name=name, **fields)
+    message = new_message("inference.ModelInferRequest", model_name=name, **fields)
     tensor = message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     tensor.contents.fp32_contents.extend([value, value])
     return message.SerializeToString()

@@ -14,9 +14,8 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import GrpcServer, ServingEngine
-from keras_deepseek.inference.protocols.health_grpc import HEALTH
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -24,7 +23,7 @@ PREDICT = "tensorflow.serving.PredictionService/Predict"
 
 
 def request(*rows, name="model"):
-    message = TF_SERVING.new("tensorflow.serving.PredictRequest")
+    message = new_message("tensorflow.serving.PredictRequest")
     message.model_spec.name = name
     message.inputs["x"].CopyFrom(to_tensor_proto(np.asarray(rows, "float32")))
     return message.SerializeToString()
@@ -32,7 +31,7 @@ def request(*rows, name="model"):
 
 def start(client, value, timeout=60):
     """Sends a row of two equal values."""
-    return client.send(TF_SERVING, PREDICT, request([value, value]), timeout)
+    return client.send(PREDICT, request([value, value]), timeout)
 
 
 def value_of(answer):
@@ -212,13 +211,13 @@ def test_messages_beyond_the_limit_are_refused_compressed_or_not(doubler, serve_
             status, text = status_of(predict, large, timeout=60, compression=compression)
             assert (status, "larger than max" in text) == ("RESOURCE_EXHAUSTED", True)
         answer = predict(request([1, 1]), timeout=60, compression=grpc.Compression.Gzip)
-        assert value_of(TF_SERVING.parse("tensorflow.serving.PredictResponse", answer)) == 2
+        assert value_of(parse_message("tensorflow.serving.PredictResponse", answer)) == 2
 
 
 def test_a_text_that_repeats_what_was_sent_is_cut_to_fit_a_header(doubler, serve_grpc, status_of):
     with ServingEngine(doubler) as engine:
         client = serve_grpc(engine)
-        call = client.send(TF_SERVING, PREDICT, request([1, 1], name="ü" * 100_000))
+        call = client.send(PREDICT, request([1, 1], name="ü" * 100_000))
         status, text = status_of(call.result)
     assert (status, len(text)) == ("NOT_FOUND", 1003)
 
@@ -266,7 +265,7 @@ def check_health(server, credentials):
     answer = "grpc.health.v1.HealthCheckResponse"
     with grpc.secure_channel(server.target, credentials) as channel:
         data = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)
-    return HEALTH.parse(answer, data).status
+    return parse_message(answer, data).status
 
 
 def test_tls_is_spoken_and_clients_prove_who_they_are(doubler, serve_grpc, certificates, status_of):

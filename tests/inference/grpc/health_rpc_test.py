@@ -2,7 +2,7 @@ import pytest
 
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.grpc import health_rpc
-from keras_deepseek.inference.protocols.health_grpc import HEALTH
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -17,14 +17,14 @@ def engine(doubler):
 
 
 def check(client, service=""):
-    return client.ask(HEALTH, "grpc.health.v1.Health/Check", service=service).status
+    return client.ask("grpc.health.v1.Health/Check", service=service).status
 
 
 def watch(client, service=""):
     """Returns an iterator of the states that are told."""
-    data = HEALTH.new("grpc.health.v1.HealthCheckRequest", service=service).SerializeToString()
+    data = new_message("grpc.health.v1.HealthCheckRequest", service=service).SerializeToString()
     call = client.channel.unary_stream("/grpc.health.v1.Health/Watch")(data, timeout=60)
-    return (HEALTH.parse("grpc.health.v1.HealthCheckResponse", one).status for one in call)
+    return (parse_message("grpc.health.v1.HealthCheckResponse", one).status for one in call)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_service_that_there_is_not_is_not_found(engine, serve_grpc, status_of)
 
 
 def test_who_watches_is_told_of_each_change_until_the_server_stops(engine, serve_grpc, monkeypatch):
-    monkeypatch.setattr(health_rpc, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(health_rpc, "_POLL_SECONDS", 0.001)
     client = serve_grpc(engine)
     told = watch(client)
     assert next(told) == NOT_SERVING

@@ -4,7 +4,6 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -19,13 +18,13 @@ def client(doubler, serve_grpc):
 
 
 def status(client, **fields):
-    answer = client.ask(TF_SERVING, SERVICE + "GetModelStatus", model_spec=fields)
+    answer = client.ask(SERVICE + "GetModelStatus", model_spec=fields)
     return [(one.version, one.state) for one in answer.model_version_status]
 
 
 def reload_config(client, *models):
     config = {"model_config_list": {"config": models}}
-    return client.ask(TF_SERVING, SERVICE + "HandleReloadConfigRequest", config=config)
+    return client.ask(SERVICE + "HandleReloadConfigRequest", config=config)
 
 
 def test_the_state_of_one_version_or_of_all_is_told(client, doubler):
@@ -36,9 +35,9 @@ def test_the_state_of_one_version_or_of_all_is_told(client, doubler):
     assert len(status(client, name="double", version={"value": 0})) == 2  # As OpenVINO's client.
     assert status(client, name="double", version={"value": 1}) == [(1, AVAILABLE)]
     assert status(client, name="double", version_label="stable") == [(1, AVAILABLE)]
-    engine._state = "closed"
+    engine.repository.state = "closed"
     assert status(client, name="double", version={"value": 1}) == [(1, UNLOADING)]
-    engine._state = "ready"
+    engine.repository.state = "ready"
 
 
 def test_a_version_that_failed_is_at_its_end_and_why_is_not_shown(client, doubler, monkeypatch):
@@ -49,7 +48,7 @@ def test_a_version_that_failed_is_at_its_end_and_why_is_not_shown(client, double
     with pytest.raises(InvalidInputError):
         client.server.engine.load("/nowhere")
     assert status(client, name="double", version={"value": 3}) == [(3, END)]
-    answer = client.ask(TF_SERVING, SERVICE + "GetModelStatus", model_spec={"name": "double"})
+    answer = client.ask(SERVICE + "GetModelStatus", model_spec={"name": "double"})
     failed = answer.model_version_status[1]
     assert (failed.version, failed.state) == (2, END)
     assert failed.status.error_message == "It failed with ZeroDivisionError; see the server's log."
@@ -95,7 +94,7 @@ def test_a_config_replaces_all_models_or_nothing(client, status_of, bundle_of, t
 
 
 def test_an_engine_that_is_not_ready_takes_no_config(client, status_of):
-    client.server.engine._state = "new"
+    client.server.engine.repository.state = "new"
     found = status_of(reload_config, client, {"name": "one", "base_path": "one"})
-    client.server.engine._state = "ready"
+    client.server.engine.repository.state = "ready"
     assert found[0] == "UNAVAILABLE"

@@ -3,7 +3,6 @@ import pytest
 
 import keras_deepseek
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
@@ -20,7 +19,7 @@ def client(doubler, serve_grpc):
 @pytest.fixture
 def ask(client):
     def ask(call, **fields):
-        return client.ask(OPEN_INFERENCE, SERVICE + call, **fields)
+        return client.ask(SERVICE + call, **fields)
 
     return ask
 
@@ -40,11 +39,11 @@ def test_health_and_metadata_are_told(ask, client):
     assert [(one.name, one.datatype, list(one.shape)) for one in model.inputs] == [
         ("x", "FP32", [-1, 2])
     ]
-    client.server.engine._state = "new"
+    client.server.engine.repository.state = "new"
     assert not ask("ServerReady").ready
     assert not ask("ModelReady", name="double").ready
     assert ask("ServerLive").live
-    client.server.engine._state = "ready"
+    client.server.engine.repository.state = "ready"
 
 
 def test_answers_have_the_form_of_the_question(ask):

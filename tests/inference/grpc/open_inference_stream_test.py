@@ -9,14 +9,14 @@ import pytest
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.grpc import open_inference_stream
 from keras_deepseek.inference.monitoring.access_log import LOGGER
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 
 
 def request(value, name="double"):
-    message = OPEN_INFERENCE.new("inference.ModelInferRequest", model_name=name, id=str(value))
+    message = new_message("inference.ModelInferRequest", model_name=name, id=str(value))
     message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     message.raw_input_contents.append(to_bytes(np.full((1, 2), value, "float32")))
     return message.SerializeToString()
@@ -31,7 +31,7 @@ def open_stream(client, requests, timeout=60):
 
 
 def read(answer):
-    message = OPEN_INFERENCE.parse("inference.ModelStreamInferResponse", answer)
+    message = parse_message("inference.ModelStreamInferResponse", answer)
     if message.error_message:
         return message.infer_response.id, message.error_message
     raw = message.infer_response.raw_output_contents[0]
@@ -55,7 +55,7 @@ def test_one_that_fails_is_told_so_and_the_stream_goes_on(client, caplog):
     answers = list(map(read, open_stream(client, requests)))
     assert answers[0] == ("1", 2.0)
     assert answers[1][0] == ""
-    assert "no inference.ModelInferRequest message" in answers[1][1]
+    assert "not a valid inference.ModelInferRequest message" in answers[1][1]
     assert answers[2] == ("2", "There is no model 'other'; those served are ['double'].")
     failed = "The model failed with ArithmeticError; see the server's log."
     assert answers[3:] == [("-1", failed), ("3", 6.0)]

@@ -5,8 +5,8 @@ import pytest
 
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -23,7 +23,7 @@ def client(doubler, serve_grpc):
 
 
 def spec(name="double", version=None, label="", signature=""):
-    message = TF_SERVING.new(
+    message = new_message(
         "tensorflow.serving.ModelSpec", name=name, version_label=label, signature_name=signature
     )
     if version is not None:
@@ -34,7 +34,6 @@ def spec(name="double", version=None, label="", signature=""):
 def predict(client, array, model_spec=None, **fields):
     tensor = to_tensor_proto(np.asarray(array, "float32"))
     return client.ask(
-        TF_SERVING,
         SERVICE + "Predict",
         model_spec=model_spec or spec(),
         inputs={"x": tensor},
@@ -43,7 +42,7 @@ def predict(client, array, model_spec=None, **fields):
 
 
 def examples(*features):
-    message = TF_SERVING.new("tensorflow.serving.Input")
+    message = new_message("tensorflow.serving.Input")
     for values in features:
         example = message.example_list.examples.add()
         example.features.feature["x"].float_list.value.extend(values)
@@ -91,7 +90,7 @@ def test_what_is_not_served_is_told_in_tf_serving_s_words(
     assert status_of(predict, client, [[1, 2]], model_spec) == (status, text)
     metadata = {"model_spec": model_spec, "metadata_field": ["signature_def"]}
     if not model_spec.signature_name:
-        found = status_of(client.ask, TF_SERVING, SERVICE + "GetModelMetadata", **metadata)
+        found = status_of(client.ask, SERVICE + "GetModelMetadata", **metadata)
         assert found == (status, text)
 
 
@@ -130,22 +129,19 @@ def test_a_full_queue_says_when_to_try_again(client, doubler, status_of):
 
 def test_metadata_has_the_signature(client):
     answer = client.ask(
-        TF_SERVING,
         SERVICE + "GetModelMetadata",
         model_spec=spec(),
         metadata_field=["signature_def"],
     )
     assert answer.model_spec == spec(version=1)
-    definitions = TF_SERVING.parse(
+    definitions = parse_message(
         "tensorflow.serving.SignatureDefMap", answer.metadata["signature_def"].value
     )
     assert list(definitions.signature_def["serving_default"].inputs) == ["x"]
 
 
 def test_examples_are_classified(client):
-    answer = client.ask(
-        TF_SERVING, SERVICE + "Classify", model_spec=spec(), input=examples([1, 2], [3, 4])
-    )
+    answer = client.ask(SERVICE + "Classify", model_spec=spec(), input=examples([1, 2], [3, 4]))
     rows = [[one.score for one in row.classes] for row in answer.result.classifications]
     assert rows == [[2, 4], [6, 8]]
     assert answer.model_spec.version.value == 1
@@ -168,37 +164,33 @@ def test_examples_are_regressed_and_several_tasks_run_the_model_once(serve_grpc,
     summer = Summer()
     with ServingEngine(summer, name="double", warm_up=False) as engine:
         client = serve_grpc(engine)
-        one = client.ask(
-            TF_SERVING, SERVICE + "Regress", model_spec=spec(), input=examples([1, 2], [3, 4])
-        )
+        one = client.ask(SERVICE + "Regress", model_spec=spec(), input=examples([1, 2], [3, 4]))
         assert [each.value for each in one.result.regressions] == [3, 7]
         assert summer.batches == 1
         tasks = [
             {"model_spec": spec(signature=name), "method_name": f"tensorflow/serving/{method}"}
             for name, method in (("", "regress"), ("serving_default", "classify"))
         ]
-        call = (TF_SERVING, SERVICE + "MultiInference")
-        both = client.ask(*call, tasks=tasks, input=examples([1, 2])).results
+        both = client.ask(SERVICE + "MultiInference", tasks=tasks, input=examples([1, 2])).results
         assert both[0].regression_result.regressions[0].value == 3
         assert both[1].classification_result.classifications[0].classes[0].score == 3
         assert summer.batches == 2
         tasks[1]["model_spec"] = spec(signature="other")
-        assert status_of(client.ask, *call, tasks=tasks, input=examples([1, 2]))[0] == (
-            "INVALID_ARGUMENT"
-        )
+        call = (client.ask, SERVICE + "MultiInference")
+        assert status_of(*call, tasks=tasks, input=examples([1, 2]))[0] == "INVALID_ARGUMENT"
 
 
 def test_a_model_that_can_t_regress_says_so(client, status_of):
     status, text = status_of(
-        client.ask, TF_SERVING, SERVICE + "Regress", model_spec=spec(), input=examples([1, 2])
+        client.ask, SERVICE + "Regress", model_spec=spec(), input=examples([1, 2])
     )
     assert (status, "The model can't regress" in text) == ("INVALID_ARGUMENT", True)
 
 
 def test_a_stopping_engine_is_unavailable(client, status_of):
-    client.server.engine._state = "closed"
+    client.server.engine.repository.state = "closed"
     found = status_of(predict, client, [[1, 2]])
-    client.server.engine._state = "ready"
+    client.server.engine.repository.state = "ready"
     assert found == (
         "UNAVAILABLE",
         "The model 'double' is not ready: it is starting or stopping.",

@@ -153,12 +153,12 @@ def test_a_fault_of_the_server_itself_is_answered_with_500_too(ask, server, monk
 
 
 def test_a_stopping_engine_answers_503(ask, engine):
-    engine._state = "closed"
+    engine.repository.state = "closed"
     assert ask("GET", "/healthz")[0] == 503
     assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 503
     status = ask("GET", "/v1/models/double")[1]
     assert status["model_version_status"][0]["state"] == "UNLOADING"
-    engine._state = "ready"
+    engine.repository.state = "ready"
 
 
 @pytest.fixture

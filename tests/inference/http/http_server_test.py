@@ -398,7 +398,7 @@ def test_a_server_that_others_reach_is_warned_of_unless_it_asks_who_they_are(
     doubler, server_context
 ):
     with ServingEngine(doubler) as engine:
-        with pytest.warns(UserWarning, match=r"Whoever reaches '0\.0\.0\.0' may ask"):
+        with pytest.warns(UserWarning, match=r"Everybody who can reach '0\.0\.0\.0'"):
             engine.serve(0, host="0.0.0.0")
         engine.serve(0, host="0.0.0.0", tokens=["secret"])
         engine.serve(0, host="0.0.0.0", ssl_context=server_context)

@@ -70,7 +70,10 @@ def test_a_model_that_can_t_be_loaded_ends_those_before_it(config_of, monkeypatc
     ("change", "message"),
     [
         (("'first'", "'a/b'"), "part of the URL"),
-        (("value: 1", "value: 2"), r"label 'stable' of the model 'first' .* version 2; .*\[1, 3\]"),
+        (
+            ("value: 1", "value: 2"),
+            r"label 'stable' of the model 'first' .* version 2\. .*\[1, 3\]",
+        ),
         (("%(folder)s/second", "%(folder)s/third"), "third' holds no version that is wanted"),
     ],
 )
@@ -84,11 +87,11 @@ def test_what_can_t_be_served_is_refused(config_of, change, message):
     ("text", "message"),
     [
         ("model_config_list { config { nam: 'a' } }", "1:30 : .*no field named .nam"),
-        ("model_config_list {}", "is empty"),
+        ("model_config_list {}", "lists no model"),
         ("", "Expected a ModelServerConfig with a model_config_list"),
         ("custom_model_config {}", "Expected a ModelServerConfig with a model_config_list"),
         ("model_config_list { config { name: 'a' } }", "a base_path for each"),
-        ("\N{SNOWMAN}", "is no tensorflow.serving.ModelServerConfig"),
+        ("\N{SNOWMAN}", "not a valid tensorflow.serving.ModelServerConfig"),
     ],
 )
 def test_a_file_that_holds_no_models_is_refused(tmp_path, text, message):

@@ -42,7 +42,7 @@ def break_bundle(folder):
 def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
     one, two = folder_of("one", 1, 2, 3), folder_of("two", 1, 2, 3)
     control.replace_models(
-        engine,
+        engine.repository,
         [
             ModelConfig("one", str(one)),
             ModelConfig("two", str(two), "specific", versions=(1, 2), labels={"old": 1}),
@@ -53,21 +53,21 @@ def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
     assert engine.predict([[1, 2]], model="one").tolist() == [[2, 4]]
     kept = engine.find("one")
     control.replace_models(
-        engine,
+        engine.repository,
         [ModelConfig("one", str(one)), ModelConfig("two", str(two), "latest", num_versions=2)],
     )
     assert numbers(engine) == {"one": [3], "two": [2, 3]}
     assert engine.find("one") is kept  # What has not changed is not loaded again.
-    control.replace_models(engine, [ModelConfig("two", str(two), "all")])
+    control.replace_models(engine.repository, [ModelConfig("two", str(two), "all")])
     assert numbers(engine) == {"two": [1, 2, 3]}
     assert [folder.name for folder in engine.folders] == ["two"]
 
 
 def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_of):
     first, second = folder_of("first", 1, 2), folder_of("second", 2)
-    control.replace_models(engine, [ModelConfig("one", str(first), "all")])
+    control.replace_models(engine.repository, [ModelConfig("one", str(first), "all")])
     before = engine.find("one", 2)
-    control.replace_models(engine, [ModelConfig("one", str(second), "all")])
+    control.replace_models(engine.repository, [ModelConfig("one", str(second), "all")])
     assert numbers(engine) == {"one": [2]}
     assert engine.find("one", 2) is not before
     folder_of("second", 3)
@@ -78,7 +78,8 @@ def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_
 @pytest.mark.parametrize("fault", ["broken", "empty", "label", "name"])
 def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
     good = folder_of("good", 1, 2)
-    control.replace_models(engine, [ModelConfig("one", str(good), "all", labels={"stable": 1})])
+    models = [ModelConfig("one", str(good), "all", labels={"stable": 1})]
+    control.replace_models(engine.repository, models)
     before = numbers(engine), list(engine.folders)
     version = engine.find("one")
     wanted = {
@@ -91,7 +92,7 @@ def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
         break_bundle(folder_of("two") / "2")
     changed = ModelConfig("one", str(folder_of("other", 1)), "all")
     with pytest.raises((InvalidInputError, LoadFailedError)) as caught:
-        control.replace_models(engine, [changed, wanted])
+        control.replace_models(engine.repository, [changed, wanted])
     assert isinstance(caught.value, LoadFailedError) == (fault == "broken") == bool(caplog.records)
     assert (numbers(engine), list(engine.folders)) == before
     assert engine.find("one") is version
@@ -104,11 +105,11 @@ def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
 
 def test_a_label_of_a_version_that_has_only_come_is_served(engine, folder_of):
     folder = folder_of("one", 1)
-    control.replace_models(engine, [ModelConfig("one", str(folder), "all")])
+    control.replace_models(engine.repository, [ModelConfig("one", str(folder), "all")])
     engine.folders[0].pause()  # So that it is not found by looking.
     folder_of("one", 2)
     labelled = ModelConfig("one", str(folder), "all", labels={"new": 2})
-    control.replace_models(engine, [labelled])
+    control.replace_models(engine.repository, [labelled])
     assert engine.find("one", label="new").number == 2
     assert numbers(engine) == {"one": [1, 2]}
 
@@ -116,27 +117,27 @@ def test_a_label_of_a_version_that_has_only_come_is_served(engine, folder_of):
 def test_a_model_is_unloaded_until_it_is_loaded_again(engine, folder_of):
     folder = folder_of("one", 1)
     engine.follow(folder, name="one")
-    control.unload(engine, "one")
+    control.unload(engine.repository, "one")
     folder_of("one", 2)
     engine.folders[0].look()
     assert "one" not in engine.models
-    control.load(engine, "one")
+    control.load(engine.repository, "one")
     assert numbers(engine)["one"] == [2]
     folder_of("one", 3)
-    control.load(engine, "one")
+    control.load(engine.repository, "one")
     assert numbers(engine)["one"] == [3]
-    control.load(engine, "model")  # It is served, though no folder has it.
+    control.load(engine.repository, "model")  # It is served, though no folder has it.
 
 
 def test_what_can_t_be_loaded_or_unloaded_is_refused(engine, folder_of, caplog):
-    with pytest.raises(ModelNotFoundError, match="no folder that the model 'one'"):
-        control.load(engine, "one")
+    with pytest.raises(ModelNotFoundError, match="no model 'one', and no folder"):
+        control.load(engine.repository, "one")
     with pytest.raises(ModelNotFoundError, match="no model 'one'"):
-        control.unload(engine, "one")
+        control.unload(engine.repository, "one")
     folder = folder_of("one", 1)
     engine.follow(folder, name="one")
-    control.unload(engine, "one")
+    control.unload(engine.repository, "one")
     break_bundle(folder / "1")
     with pytest.raises(LoadFailedError, match="'one' could not be loaded"):
-        control.load(engine, "one")
+        control.load(engine.repository, "one")
     assert caplog.records

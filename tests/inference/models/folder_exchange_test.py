@@ -30,7 +30,8 @@ def folder_of(doubler, tmp_path, monkeypatch):
     engine = ServingEngine(doubler)
 
     def make(name, *numbers, path="a"):
-        folder = ModelFolder(engine, tmp_path / path, name, engine.options, versions="all")
+        repository, options = engine.repository, engine.options
+        folder = ModelFolder(repository, tmp_path / path, name, options, versions="all")
         monkeypatch.setattr(folder, "wanted", lambda: dict.fromkeys(numbers, tmp_path))
         return folder
 

@@ -40,7 +40,7 @@ def states(engine):
 
 
 def follower(engine, folder, **options):
-    model_folder = ModelFolder(engine, folder, "digits", OPTIONS, **options)
+    model_folder = ModelFolder(engine.repository, folder, "digits", OPTIONS, **options)
     model_folder.look()
     return model_folder
 
@@ -145,7 +145,7 @@ def test_a_version_that_can_not_be_read_is_tried_again_when_it_can(
 
 
 def test_whatever_a_look_raises_is_logged_once_and_the_next_one_goes_on(engine, folder, caplog):
-    model_folder = ModelFolder(engine, folder, "digits", OPTIONS, poll_seconds=0.001)
+    model_folder = ModelFolder(engine.repository, folder, "digits", OPTIONS, poll_seconds=0.001)
     errors = [OSError("away"), OSError("away"), None, OSError("away"), ValueError("else"), None]
     looked = threading.Event()
 
@@ -192,7 +192,7 @@ def test_which_versions_are_served_is_said(engine, folder, bundle, policy, expec
 @pytest.mark.parametrize("policy", [0, "newest", [], [0], 1.5])
 def test_a_policy_that_is_none_is_refused(engine, folder, policy):
     with pytest.raises(InvalidInputError, match="versions"):
-        ModelFolder(engine, folder, "digits", OPTIONS, versions=policy)
+        ModelFolder(engine.repository, folder, "digits", OPTIONS, versions=policy)
 
 
 def test_a_version_0_is_refused_by_its_folder_s_name(tmp_path, bundle, engine, folder, caplog):
@@ -206,7 +206,7 @@ def test_a_version_0_is_refused_by_its_folder_s_name(tmp_path, bundle, engine, f
 
 
 def test_it_looks_by_itself_until_it_is_stopped(engine, folder, bundle):
-    model_folder = ModelFolder(engine, folder, "digits", OPTIONS, poll_seconds=0.001)
+    model_folder = ModelFolder(engine.repository, folder, "digits", OPTIONS, poll_seconds=0.001)
     looked, look = threading.Event(), model_folder.look
     model_folder.look = lambda: (look(), looked.set())
     model_folder.start()

@@ -6,10 +6,29 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.models import model_version
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion
 from tests.inference.conftest import DOUBLE, Doubler
+
+
+class ClosingDoubler(Doubler, Executor):
+    """An executor that counts how often it was closed."""
+
+    signature = DOUBLE
+
+    def __init__(self, is_isolated=False):
+        super().__init__()
+        self.closed = 0
+        self._is_isolated = is_isolated
+
+    @property
+    def is_isolated(self):
+        return self._is_isolated
+
+    def close(self):
+        self.closed += 1
 
 
 def open_version(model, **options):
@@ -65,37 +84,25 @@ def test_a_warm_up_that_fails_is_the_end_and_remembered():
     assert str(version.error) == "no"
 
 
-def test_what_came_from_a_path_is_closed_and_a_user_s_own_is_not(doubler, monkeypatch):
-    closed = []
-    doubler.close = lambda: closed.append(doubler)
+def test_what_came_from_a_path_is_closed_and_a_user_s_own_is_not(monkeypatch):
+    doubler = ClosingDoubler()
     version = open_version(doubler, max_batch_size=1)
     version.start()
     version.close()
-    assert closed == []
+    assert doubler.closed == 0
     monkeypatch.setattr(model_version, "open_executor", lambda *_: doubler)
     version = open_version("a/path", max_batch_size=1, replicas=2)
     version.start()
     version.close()
-    assert closed == [doubler, doubler]
+    assert doubler.closed == 2
 
 
 @pytest.mark.parametrize("isolated", [True, False])
 def test_a_model_that_hangs_is_given_up_and_a_process_of_its_own_ended(
     isolated, monkeypatch, caplog
 ):
-    class Closing(Doubler):
-        is_closed = False
-
-        def hurry(self):
-            """Its batch gets less time."""
-
-        def close(self):
-            self.is_closed = True
-
-    hanging = Closing()
+    hanging = ClosingDoubler(isolated)
     monkeypatch.setattr(model_version, "_open", lambda model, options: hanging)
-    if isolated:
-        monkeypatch.setattr(model_version, "IsolatedModel", Closing)
     version = open_version("a path", warm_up=False)
     version.start()
     hanging.hold()
@@ -105,18 +112,17 @@ def test_a_model_that_hangs_is_given_up_and_a_process_of_its_own_ended(
     hanging.release()
     assert answered.is_set()
     assert isinstance(request.error, ClosedError)
-    assert (version.state, hanging.is_closed) == ("END", isolated)
+    assert (version.state, hanging.closed) == ("END", int(isolated))
     assert "did not end in time" in caplog.text
 
 
-def test_what_fails_its_warm_up_is_closed(doubler, monkeypatch):
-    closed = []
-    doubler.close = lambda: closed.append(doubler)
+def test_what_fails_its_warm_up_is_closed(monkeypatch):
+    doubler = ClosingDoubler()
     doubler.run = lambda inputs: {}[inputs]
     monkeypatch.setattr(model_version, "open_executor", lambda *_: doubler)
     with pytest.raises(TypeError):
         open_version("a/path").start()
-    assert closed == [doubler]
+    assert doubler.closed == 1
 
 
 def test_what_can_not_be_batched_is_refused():
@@ -152,7 +158,7 @@ def test_what_is_too_large_is_refused_before_it_is_filled():
 
 
 def test_every_replica_is_warmed_up():
-    doublers = [Doubler(), Doubler()]
+    doublers = [ClosingDoubler(), ClosingDoubler()]
     version = open_version(doublers[0], replicas=2, max_batch_size=1)
     version._executors = doublers
     version.start()

@@ -6,7 +6,6 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ModelOptions, ServingEngine
 from keras_deepseek.inference.models.response_cache import ResponseCache
-from keras_deepseek.inference.monitoring.metrics import collect_metrics
 
 
 def outputs(value, rows=1):
@@ -14,8 +13,12 @@ def outputs(value, rows=1):
 
 
 def counts(engine, name):
-    (family,) = [each for each in collect_metrics(engine) if each.name == f"keras_deepseek_{name}"]
-    return {labels[1][1]: value for labels, value in family.samples}
+    pytest.importorskip("prometheus_client")
+    from keras_deepseek.inference.monitoring.metrics import EngineCollector
+
+    families = {family.name: family for family in EngineCollector(engine).collect()}
+    samples = families[f"keras_deepseek_{name}"].samples
+    return {sample.labels["version"]: sample.value for sample in samples}
 
 
 def test_inputs_differ_by_name_dtype_shape_and_bytes():

@@ -22,12 +22,12 @@ class Rows:
 @pytest.mark.parametrize(
     ("compute", "dtype", "match"),
     [
-        (lambda x: x.sum(1) + x.mean(), "float32", "when the rows beside it are"),
-        (lambda x: np.tensordot(x, x, 2) * np.ones(len(x)), "int32", "when the rows beside it are"),
-        (lambda x: (x / np.abs(x).max()).sum(1), "float32", "when the rows beside it are"),
-        (lambda x: (x + x[:1]).sum(1), "float32", "when the rows beside it are"),
-        (lambda x: np.cumsum(x, 0).sum(1), "float32", "when the rows beside it are"),
-        (lambda x: x.sum(1) * len(x), "float32", "in a smaller batch"),
+        (lambda x: x.sum(1) + x.mean(), "float32", "changes with the other rows"),
+        (lambda x: np.tensordot(x, x, 2) * np.ones(len(x)), "int32", "changes with the other rows"),
+        (lambda x: (x / np.abs(x).max()).sum(1), "float32", "changes with the other rows"),
+        (lambda x: (x + x[:1]).sum(1), "float32", "changes with the other rows"),
+        (lambda x: np.cumsum(x, 0).sum(1), "float32", "changes with the other rows"),
+        (lambda x: x.sum(1) * len(x), "float32", "changes with the batch size"),
     ],
 )
 def test_rows_that_depend_on_each_other_are_found(compute, dtype, match):
@@ -47,6 +47,24 @@ def test_rows_that_depend_on_each_other_are_found(compute, dtype, match):
 )
 def test_rows_that_do_not_are_not_held_for_that(compute):
     assert find_row_dependence(Rows(compute), (1, 4), 1) is None
+
+
+def test_outputs_that_are_strings_are_compared_as_they_are():
+    class Labels(Rows):
+        signature = Signature(
+            (TensorSpec("x", (None, 2), "float32"),), (TensorSpec("y", (None,), "object"),)
+        )
+
+        def __init__(self, compute):
+            self.compute = compute
+
+        def run(self, inputs):
+            labels = [b"large" if each > 1 else b"small" for each in self.compute(inputs["x"])]
+            return {"y": np.array(labels, object)}
+
+    assert find_row_dependence(Labels(lambda x: x.sum(1)), (1, 4), 1) is None
+    mixed = Labels(lambda x: x.sum(1) - x.mean() * 2 + 1)
+    assert "changes with the other rows" in find_row_dependence(mixed, (1, 4), 1)
 
 
 def test_an_engine_warns_of_them_and_of_free_lengths_too(caplog):

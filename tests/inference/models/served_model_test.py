@@ -62,7 +62,7 @@ def test_what_is_not_there_is_named(served):
 def test_labels_stand_for_versions_and_are_replaced_together(served):
     served.set_labels({"stable": 5, "canary": 7})
     assert served.find(label="stable").number == 5
-    with pytest.raises(ModelNotFoundError, match="no version 4 that is available"):
+    with pytest.raises(ModelNotFoundError, match="no available version 4"):
         served.set_labels({"stable": 3, "canary": 4})
     assert served.labels == {"stable": 5, "canary": 7}
 
@@ -110,7 +110,7 @@ def test_a_share_that_is_none_is_refused(served, share):
 
 def test_shares_together_are_one_at_the_most(served):
     served.set_share(7, 0.6)
-    with pytest.raises(InvalidInputError, match="above 1"):
+    with pytest.raises(InvalidInputError, match="add up to more than 1"):
         served.set_share(5, 0.6)
     assert served.on_trial == {7: 0.6}
 

@@ -101,13 +101,14 @@ with ServingEngine(Same()) as engine:
 
 
 def test_requests_of_unequal_lengths_share_a_batch_and_get_their_own_answers():
-    with ServingEngine(Summer(), max_batch_size=4, padding=PADDING) as engine:
-        engine.find()._executors[0].shapes.clear()
+    summer = Summer()
+    with ServingEngine(summer, max_batch_size=4, padding=PADDING) as engine:
+        summer.shapes.clear()
         futures = [engine.submit(np.ones((1, length))) for length in (1, 3, 6)]
         outputs = [future.result(timeout=60) for future in futures]
     assert [one["sum"].tolist() for one in outputs] == [[1.0], [3.0], [6.0]]
     assert [one["y"].shape for one in outputs] == [(1, 1), (1, 3), (1, 6)]
-    assert {shape[1] for shape in engine.find()._executors[0].shapes} <= {4, 8}
+    assert {shape[1] for shape in summer.shapes} <= {4, 8}
 
 
 def test_a_model_that_takes_padding_for_data_is_refused():

@@ -4,8 +4,8 @@ import threading
 from rich.console import Console
 
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.monitoring.live_line import LiveLine, format_moment
-from keras_deepseek.inference.monitoring.live_numbers import Moment
+from keras_deepseek.inference.monitoring.live_line import LiveLine, format_statistics
+from keras_deepseek.inference.monitoring.live_statistics import LiveStatistics
 
 
 class Output(io.StringIO):
@@ -22,7 +22,7 @@ class Output(io.StringIO):
 
 
 def test_what_is_unknown_is_shown_as_such():
-    line = format_moment(Moment(0.0, None, None, None, 0.0, 0))
+    line = format_statistics(LiveStatistics(0.0, None, None, None, 0.0, 0))
     assert line == "0 requests/s · batch – · p50 – · p99 – · 0 % busy · 0 waiting"  # noqa: RUF001
 
 

@@ -14,9 +14,9 @@ def test_a_request_that_did_not_run_has_no_times(rows):
 
 def test_a_log_mentions_a_request_that_has_an_id():
     trace = RequestTrace()
-    assert trace.mention == ""
+    assert trace.log_suffix == ""
     trace.request_id = "mine-1"
-    assert trace.mention == " Request: mine-1."
+    assert trace.log_suffix == " Request: mine-1."
 
 
 def test_the_times_are_those_of_the_request_and_of_its_batch(rows):

@@ -15,7 +15,7 @@ from keras_deepseek.inference.monitoring import request_traces
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces
 from keras_deepseek.inference.monitoring.span_names import SpanNames
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
+from keras_deepseek.inference.protocols.messages import new_message
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
 export = pytest.importorskip("opentelemetry.sdk.trace.export")
@@ -186,7 +186,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def infer_message(value, name="double", number=""):
-    message = OPEN_INFERENCE.new("inference.ModelInferRequest", model_name=name, id=number)
+    message = new_message("inference.ModelInferRequest", model_name=name, id=number)
     tensor = message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     tensor.contents.fp32_contents.extend([value, value])
     return message.SerializeToString()
@@ -318,7 +318,7 @@ def test_an_exporter_that_hangs_harms_no_request(serve_http, make_provider, monk
     exporter.gate.set()
     server.stop()
     (record,) = [one for one in caplog.records if one.name == request_traces.__name__]
-    assert record.getMessage().startswith("The traces of 7 requests are dropped")
+    assert record.getMessage().startswith("Dropped the traces of 7 requests")
 
 
 class BrokenProcessor(sdk.SpanProcessor):

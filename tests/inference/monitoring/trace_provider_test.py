@@ -68,7 +68,7 @@ def test_the_environment_names_exporters(exporters):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"OTEL_TRACES_EXPORTER": "jeager"}, r"no exporter 'jeager' .*there are \['console'"),
+        ({"OTEL_TRACES_EXPORTER": "jeager"}, r"exporter 'jeager' is not .* to one of \['console'"),
         (
             {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
             r"is 'http/json'. Expected one of \['http/protobuf', 'grpc'\]",

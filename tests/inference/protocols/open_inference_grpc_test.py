@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
 from keras_deepseek.inference.protocols.dtypes import DTYPES, dtype_of
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.open_inference import InferCall, WantedOutput
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.open_inference_models import ModelState
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same
@@ -23,7 +23,7 @@ LISTED = [dtype.name for dtype in DTYPES if dtype.open_inference_values]
 
 
 def new(name, **fields):
-    return OPEN_INFERENCE.new(f"inference.{name}", **fields)
+    return new_message(f"inference.{name}", **fields)
 
 
 def request_for(**tensors):
@@ -48,7 +48,7 @@ def parse(request):
 
 def read_answer(data):
     """Returns the outputs of an answer, read as a request's inputs are."""
-    answer = OPEN_INFERENCE.parse("inference.ModelInferResponse", data)
+    answer = parse_message("inference.ModelInferResponse", data)
     request = new("ModelInferRequest", raw_input_contents=answer.raw_output_contents)
     for output in answer.outputs:
         request.inputs.add().MergeFromString(output.SerializeToString())
@@ -69,7 +69,7 @@ def test_raw_bytes_are_read_and_answered(x, y):
 @given(arrays(LISTED))
 def test_values_that_are_listed_are_answered_as_a_list(array):
     data = open_inference_grpc.format_infer(InferCall({}), {"x": array}, "m", "1")
-    answer = OPEN_INFERENCE.parse("inference.ModelInferResponse", data)
+    answer = parse_message("inference.ModelInferResponse", data)
     assert not answer.raw_output_contents
     read = read_answer(data)["x"]
     assert read.dtype == array.dtype
@@ -79,7 +79,7 @@ def test_values_that_are_listed_are_answered_as_a_list(array):
 def test_floats_of_two_bytes_are_raw_in_every_answer():
     outputs = {"x": np.float16([1, 2]), "y": np.float32([3])}
     data = open_inference_grpc.format_infer(InferCall({}), outputs, "m", "1")
-    assert len(OPEN_INFERENCE.parse("inference.ModelInferResponse", data).raw_output_contents) == 2
+    assert len(parse_message("inference.ModelInferResponse", data).raw_output_contents) == 2
 
 
 def test_what_a_request_says_beside_its_inputs_is_read():
@@ -93,7 +93,7 @@ def test_what_a_request_says_beside_its_inputs_is_read():
     assert (call.model_name, call.model_version, call.id) == ("m", "2", "7")
     assert call.parameters == {"priority": 3, "share": 0.5, "nothing": None}
     assert call.outputs == (WantedOutput("y", True),)
-    answer = OPEN_INFERENCE.parse(
+    answer = parse_message(
         "inference.ModelInferResponse",
         open_inference_grpc.format_infer(call, {"x": np.zeros(1), "y": np.ones(1)}, "m", "3"),
     )
@@ -111,8 +111,8 @@ def test_what_a_request_says_beside_its_inputs_is_read():
         (listed("FP32", [1], fp64_contents=[1]), "FP32 comes in fp32_contents"),
         (listed("FP16", [1], fp32_contents=[1]), "FP16 comes in raw_input_contents"),
         (listed("FP16", [1]), "received 0 values"),
-        (listed("INT8", [1], int_contents=[128]), "no int8"),
-        (listed("UINT16", [1], uint_contents=[2**16]), "no uint16"),
+        (listed("INT8", [1], int_contents=[128]), "range of int8"),
+        (listed("UINT16", [1], uint_contents=[2**16]), "range of uint16"),
         (listed("FLOAT", [1], fp32_contents=[1]), "received datatype 'FLOAT'"),
         (listed("", [1]), "received datatype ''"),
     ],
@@ -159,10 +159,10 @@ def test_an_answer_of_a_stream_has_the_answer_or_an_error():
     call = InferCall({}, id="7")
     outputs = {"y": np.float32([1])}
     data = open_inference_grpc.format_infer(call, outputs, "m", "1", in_stream=True)
-    answer = OPEN_INFERENCE.parse("inference.ModelStreamInferResponse", data)
+    answer = parse_message("inference.ModelStreamInferResponse", data)
     assert (answer.error_message, answer.infer_response.id) == ("", "7")
     data = open_inference_grpc.format_stream_error("no such input", call)
-    answer = OPEN_INFERENCE.parse("inference.ModelStreamInferResponse", data)
+    answer = parse_message("inference.ModelStreamInferResponse", data)
     assert (answer.error_message, answer.infer_response.id) == ("no such input", "7")
     assert b"unread" in open_inference_grpc.format_stream_error("unread")
 
@@ -175,7 +175,7 @@ def test_a_model_is_loaded_by_triton_s_message_and_by_kserve_s(call):
     with pytest.raises(InvalidInputError, match="the name of a model"):
         parse_model(b"", call)
     answer = open_inference_grpc.format_repository_model("m", call)
-    assert OPEN_INFERENCE.parse(f"inference.{call}Response", answer).model_name == "m"
+    assert parse_message(f"inference.{call}Response", answer).model_name == "m"
 
 
 PARSERS = [

@@ -231,10 +231,6 @@ def test_an_output_that_there_is_not_is_refused():
         open_inference.encode_infer(InferCall({}, (WantedOutput("bb"),)), {"b": FLOATS}, "m", "1")
 
 
-def test_errors_are_worded_as_the_protocol_does():
-    assert open_inference.encode_error('no "x"') == b'{"error":"no \\"x\\""}'
-
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),

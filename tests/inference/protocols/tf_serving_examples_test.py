@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_examples
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+from keras_deepseek.inference.protocols.messages import parse_message
 from tests.oracles.protocols import import_client
 
 SIGNATURE = Signature(
@@ -79,12 +79,12 @@ def test_a_model_with_one_input_of_strings_takes_whole_examples():
         },
         signature,
     )
-    examples = [TF_SERVING.parse("tensorflow.Example", data) for data in inputs["inputs"]]
+    examples = [parse_message("tensorflow.Example", data) for data in inputs["inputs"]]
     first, second = (example.features.feature for example in examples)
     assert first["word"].bytes_list.value == second["word"].bytes_list.value == [b"\xff"]
     assert (first["age"].int64_list.value, second["age"].int64_list.value) == ([3], [1])
     assert first["size"].float_list.value == [1.5, 2]
-    for value, message in ((2**63, "no int64"), (1e39, "no float32")):
+    for value, message in ((2**63, "int64 can't hold"), (1e39, "float32 can't hold")):
         with pytest.raises(InvalidInputError, match=message):
             parse({"examples": [{"age": value}]}, signature)
     # Where there is a feature of the input's own name, that is what it takes.
@@ -127,7 +127,7 @@ def test_a_signature_is_found_by_name():
         ({"examples": [{"age": [[1]]}]}, "Feature 'age': expected strings"),
         ({"examples": [{"age": [1, 2.5]}]}, "of one kind"),
         ({"examples": [{"age": ["a", 1]}]}, "Feature 'age': expected a string"),
-        ({"examples": [{"age": {"b64": "!"}}]}, "no base64"),
+        ({"examples": [{"age": {"b64": "!"}}]}, "not valid base64"),
         (
             {"examples": [{"age": "x", "pixels": PIXELS, "word": "a"}]},
             "Input 'age': received text",

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_model_service
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tf_serving import VersionStatus
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 from tests.oracles.protocols import import_client
 
@@ -26,18 +26,18 @@ VERSIONS = [
 
 
 def new(name, **fields):
-    return TF_SERVING.new(f"tensorflow.serving.{name}", **fields)
+    return new_message(f"tensorflow.serving.{name}", **fields)
 
 
 def test_metadata_describes_every_signature():
     data = tf_serving_model_service.format_metadata(
         ModelSpec("m", 2), {"serving_default": SIGNATURE, "other": Signature((), ())}
     )
-    answer = TF_SERVING.parse("tensorflow.serving.GetModelMetadataResponse", data)
+    answer = parse_message("tensorflow.serving.GetModelMetadataResponse", data)
     assert (answer.model_spec.name, answer.model_spec.version.value) == ("m", 2)
     packed = answer.metadata["signature_def"]
     assert packed.type_url == "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-    definitions = TF_SERVING.parse("tensorflow.serving.SignatureDefMap", packed.value).signature_def
+    definitions = parse_message("tensorflow.serving.SignatureDefMap", packed.value).signature_def
     assert set(definitions) == {"serving_default", "other"}
     definition = definitions["serving_default"]
     assert definition.method_name == "tensorflow/serving/predict"
@@ -59,9 +59,7 @@ def test_metadata_is_asked_for_by_its_one_field():
 
 def test_status_has_every_version_the_newest_first():
     data = tf_serving_model_service.format_status(VERSIONS)
-    states = TF_SERVING.parse(
-        "tensorflow.serving.GetModelStatusResponse", data
-    ).model_version_status
+    states = parse_message("tensorflow.serving.GetModelStatusResponse", data).model_version_status
     assert [(each.version, each.state) for each in states] == [(3, 30), (2, 50), (1, 50)]
     assert (states[1].status.error_code, states[1].status.error_message) == (13, "no")
     assert states[0].HasField("status")
@@ -104,7 +102,7 @@ def test_models_without_names_of_their_own_are_refused(names):
     request = new("ReloadConfigRequest")
     for name in names:
         request.config.model_config_list.config.add(name=name, base_path="/x")
-    with pytest.raises(InvalidInputError, match="names that differ"):
+    with pytest.raises(InvalidInputError, match="unique names"):
         tf_serving_model_service.parse_reload(request.SerializeToString())
 
 

@@ -95,10 +95,10 @@ def test_a_port_that_is_none_is_refused(engine):
 
 
 def test_strangers_are_warned_of_and_a_warning_that_is_an_error_ends_it(engine):
-    with pytest.warns(UserWarning, match="Whoever reaches"):
+    with pytest.warns(UserWarning, match="Everybody who can reach"):
         (server := Silent(engine, "0.0.0.0")).start()
     server.stop()
-    with pytest.raises(UserWarning, match="Whoever reaches"):
+    with pytest.raises(UserWarning, match="Everybody who can reach"):
         (server := Silent(engine, "0.0.0.0")).start()
     server.wait()
     (secure := Silent(engine, "0.0.0.0", is_secure=True)).start()

@@ -114,7 +114,7 @@ def test_what_holds_no_tokens_changes_nothing_and_is_told_once(path, caplog, tex
         clock.now += 1.0
         assert check.allows("Bearer first")
     (record,) = caplog.records
-    assert "The tokens that were read before stay in force" in record.message
+    assert "The old tokens stay valid" in record.message
     assert "first" not in record.message
     write(path, "second\n")
     clock.now += 1.0

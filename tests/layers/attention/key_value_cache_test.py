@@ -122,7 +122,7 @@ def test_it_works_in_a_compiled_function():
         "index": keras.Input((), dtype="int32", name="index"),
     }
     model = NamedModel(keras.Model(inputs, {"latent": Append()(**inputs)}))
-    infer = backend.current().compile_inference(model)
+    infer = backend.current().inference.compile_inference(model)
     for index in (0, 3):
         outputs = infer(
             {
@@ -149,7 +149,7 @@ def test_a_compiled_step_begins_anew_at_zero_too():
         "index": keras.Input((), dtype="int32", name="index"),
     }
     model = NamedModel(keras.Model(inputs, {"sum": GoOn()(**inputs)}))
-    infer = backend.current().compile_inference(model)
+    infer = backend.current().inference.compile_inference(model)
     given = {"filled": np.ones((2, 3), bool), "state": np.ones((2, 3), "float32")}
     for index, total in ((0, 0), (3, 2)):
         (outputs,) = infer({**given, "index": np.full(2, index, "int32")}).values()

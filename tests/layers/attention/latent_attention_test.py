@@ -159,7 +159,7 @@ def test_the_fused_way_gives_the_same(is_masked):
 @pytest.mark.torch_alone
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_a_long_causal_sequence_is_computed_block_by_block(is_padded, monkeypatch):
-    monkeypatch.setattr(backend.current(), "query_block_size", lambda _: 3)
+    monkeypatch.setattr(backend.current().compute, "query_block_size", lambda _: 3)
     queries, keys, kernels = draw_case(2, 8, 8, 2, 6, 4, 5, 8)
     mask = np.tril(np.ones((1, 8, 8), bool))
     if is_padded:

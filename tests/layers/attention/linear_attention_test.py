@@ -136,7 +136,7 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite(use_causal_mask, f
     def total(x):
         return keras.ops.sum(layer(x, mask=mask))
 
-    by_input, by_variable = backend.current().compute_gradients(
+    by_input, by_variable = backend.current().compute.compute_gradients(
         total, [inputs], layer.trainable_variables
     )
     assert all(np.isfinite(gradient).all() for gradient in (*by_input, *by_variable))
@@ -221,7 +221,7 @@ def test_a_model_takes_sequences_of_any_length():
 
 def test_a_length_that_is_known_to_the_graph_alone_works():
     layer, inputs = make()
-    infer = backend.current().compile_inference(
+    infer = backend.current().inference.compile_inference(
         NamedModel(keras.Model(symbolic := keras.Input((None, 6), name="x"), layer(symbolic)))
     )
     for length in (2, 4, 9):

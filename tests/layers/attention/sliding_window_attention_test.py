@@ -186,7 +186,9 @@ def test_sequences_of_padding_alone_have_finite_outputs_and_gradients(kind):
     def total(tensor):
         return keras.ops.sum(layer(tensor, mask=mask) ** 2)
 
-    gradients = backend.current().compute_gradients(total, [inputs], layer.trainable_variables)
+    gradients = backend.current().compute.compute_gradients(
+        total, [inputs], layer.trainable_variables
+    )
     assert all(np.isfinite(array).all() for part in gradients for array in part)
 
 

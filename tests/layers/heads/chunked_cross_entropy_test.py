@@ -105,7 +105,7 @@ def compare_with_keras(head, logits_head, hidden, targets, sample_weight=None, *
         return loss(targets, logits_head(hidden), sample_weight=sample_weight)
 
     variables = [*head.trainable_variables]
-    compute = backend.current().compute_gradients
+    compute = backend.current().compute.compute_gradients
     by_input, by_variable = compute(ours, [hidden], variables)
     expected_input, expected_variable = compute(theirs, [hidden], variables)
     assert_close(to_numpy(ours(hidden)), to_numpy(theirs(hidden)))
@@ -132,7 +132,7 @@ def test_all_options_and_a_scaled_loss_have_the_gradient_of_all_logits(dtype):
         return keras.ops.sum(keras.ops.multiply(losses, scales))
 
     by_all, by_chunks = (
-        backend.current().compute_gradients(function, [hidden], head.trainable_variables)
+        backend.current().compute.compute_gradients(function, [hidden], head.trainable_variables)
         for function in (
             lambda x: total(compute_token_losses(head(x), targets, z_loss=0.1)),
             lambda x: total(head.compute_losses(x, targets)),
@@ -152,7 +152,7 @@ def test_the_layer_may_be_computed_again_as_in_a_remat_scope():
     def total(hidden):
         return keras.ops.sum(head.compute_losses(hidden, keras.ops.convert_to_tensor(targets)))
 
-    compute, variables = backend.current().compute_gradients, [head.kernel]
+    compute, variables = backend.current().compute.compute_gradients, [head.kernel]
     (gradient,), _ = compute(keras.remat(total), [hidden], [])
     (expected,), _ = compute(total, [hidden], variables)
     assert_close(gradient, expected)
@@ -187,7 +187,7 @@ def test_a_shared_embedding_gets_the_gradient_of_both_uses():
         logits = hidden @ keras.ops.transpose(keras.ops.convert_to_tensor(embedding.embeddings))
         return keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
 
-    compute, variables = backend.current().compute_gradients, [embedding.embeddings]
+    compute, variables = backend.current().compute.compute_gradients, [embedding.embeddings]
     _, (gradient,) = compute(
         lambda: total(lambda h: head.compute_losses(h, targets)), [], variables
     )

@@ -49,7 +49,7 @@ def test_the_gradients_are_those_of_all_tokens_at_once():
         return map_chunks_with_gradient(weigh, differentiate, tokens, labels, (kernel,), 3)
 
     gradients, expected = (
-        backend.current().compute_gradients(
+        backend.current().compute.compute_gradients(
             lambda *arrays, compute=compute: total(compute, *arrays), [tokens, kernel], []
         )[0]
         for compute in (in_chunks, weigh)
@@ -76,7 +76,7 @@ def test_no_call_sees_more_tokens_than_a_chunk_has():
         results = map_chunks_with_gradient(*functions, tokens, labels_, (kernel,), 3)
         return keras.ops.sum(results)
 
-    backend.current().compute_gradients(total, [tokens, kernel], [])
+    backend.current().compute.compute_gradients(total, [tokens, kernel], [])
     assert set(sizes) == {3}
 
 
@@ -122,5 +122,5 @@ def test_half_precision_is_added_up_in_float32():
         return slopes @ keras.ops.transpose(kernel), keras.ops.transpose(rows) @ slopes
 
     arrays = [np.ones((600, 3), "float32"), np.ones((3, 4), "float32")]
-    _, by_kernel = backend.current().compute_gradients(total, arrays, [])[0]
+    _, by_kernel = backend.current().compute.compute_gradients(total, arrays, [])[0]
     assert_close(by_kernel, np.full((3, 4), 600.0), 5e-3)

@@ -131,7 +131,9 @@ def test_a_chunked_head_gives_the_same_loss_and_gradients(return_logits, monkeyp
             layer(inputs, tokens, training=True)
             return added.pop()
 
-        gradients = backend.current().compute_gradients(loss, [hidden], layer.trainable_variables)
+        gradients = backend.current().compute.compute_gradients(
+            loss, [hidden], layer.trainable_variables
+        )
         results.append([to_numpy(loss(hidden)), *gradients[0], *gradients[1]])
     for one, other in zip(*results, strict=True):
         assert_close(one, other, 1e-5)

@@ -110,7 +110,7 @@ def test_blocks_in_a_loop_compute_the_same(monkeypatch, shape):
     inputs = draw(*shape)
     layer.build(shape)
     mask = np.arange(shape[1])[None] % 3 != 0
-    step = backend.current().compile_with_state(
+    step = backend.current().inference.compile_with_state(
         lambda state, x, mask: (layer(x, mask=mask), state), layer.variables
     )
     looped, _ = step(None, inputs, np.broadcast_to(mask, shape[:2]))
@@ -127,7 +127,7 @@ def test_a_compiled_model_computes_the_same_at_any_number_of_tokens(monkeypatch,
     inputs = keras.Input((None, 8), name="tokens")
     outputs = layer(keras.layers.Masking()(inputs))
     model = NamedModel(keras.Model(inputs, {"outputs": outputs}))
-    infer = backend.current().compile_inference(model)
+    infer = backend.current().inference.compile_inference(model)
     for shape in [(1, 1, 8), (2, 21, 8), (3, 50, 8)]:
         tokens = draw(*shape)
         assert_close(infer({"tokens": tokens})["outputs"], oracle(layer, tokens))

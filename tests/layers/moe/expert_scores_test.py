@@ -23,7 +23,7 @@ def test_scores_and_gradients_are_finite_at_any_logit(name, logit):
     def total(x):
         return keras.ops.sum(SCORINGS[name](x)[..., 0])
 
-    (gradient,), _ = backend.current().compute_gradients(total, [logits], [])
+    (gradient,), _ = backend.current().compute.compute_gradients(total, [logits], [])
     assert np.isfinite(gradient).all()
     assert np.isfinite(keras.ops.convert_to_numpy(SCORINGS[name](logits))).all()
 

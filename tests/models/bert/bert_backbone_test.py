@@ -54,7 +54,7 @@ def test_a_padding_mask_of_booleans_is_one_of_integers():
 
 def test_compiled_for_several_lengths_it_computes_the_same():
     backbone = BertBackbone(make_config())
-    infer = backend.current().compile_inference(NamedModel(backbone))
+    infer = backend.current().inference.compile_inference(NamedModel(backbone))
     for length in (3, 8):
         inputs = draw_inputs(length=length)
         (outputs,) = infer(inputs).values()

@@ -17,7 +17,9 @@ def test_known_and_generic_keys_pass():
 
 
 def test_all_unknown_keys_are_named_with_their_values():
-    with pytest.raises(InvalidInputError, match=r"'hiden_size': 8, 'window': 3\. Known: hidden_"):
+    with pytest.raises(
+        InvalidInputError, match=r"'hiden_size': 8, 'window': 3\. Known keys: hidden_"
+    ):
         check_keys({"window": 3, "hiden_size": 8, "dtype": "float32"}, ["hidden_size"])
 
 

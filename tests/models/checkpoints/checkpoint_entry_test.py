@@ -6,8 +6,8 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import (
     copied_entry,
     kernel_entry,
+    rename_tensors,
     reshaped_entry,
-    respell,
     split_kernel_entry,
     stacked_entry,
 )
@@ -87,7 +87,7 @@ def test_the_shapes_of_large_tensors_take_no_memory():
 def test_entries_take_the_spelling_that_a_checkpoint_has():
     entries = [copied_entry(variable(2), name) for name in ("a", "b", "c")]
     present = {"a", "old.a", "old.b"}
-    spelled = respell(entries, present, lambda name: (name, f"old.{name}"))
+    spelled = rename_tensors(entries, present, lambda name: (name, f"old.{name}"))
     assert [entry.tensors for entry in spelled] == [("a",), ("old.b",), ("c",)]
     assert [entry.variables for entry in spelled] == [entry.variables for entry in entries]
 
@@ -96,5 +96,5 @@ def test_a_sum_in_place_of_a_variable_is_told():
     dense = keras.layers.Dense(2)
     dense.build((None, 3))
     dense.enable_lora(1)
-    with pytest.raises(InvalidInputError, match=r"'a' must name a variable.*own_variable"):
+    with pytest.raises(InvalidInputError, match=r"'a' must hold a variable.*own_variable"):
         kernel_entry(dense.kernel, "a")

@@ -8,7 +8,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.preset_checks import (
     check_entries,
-    check_not_of_keras,
+    check_not_keras_hub,
     override_config,
 )
 
@@ -26,9 +26,9 @@ def test_a_config_has_other_values_of_its_own_names_alone():
 
 
 def test_a_preset_of_kerashub_is_called_one():
-    check_not_of_keras(Path("folder"), {"architectures": []})
+    check_not_keras_hub(Path("folder"), {"architectures": []})
     with pytest.raises(InvalidInputError, match="a preset of KerasHub, of its class 'hub>Bert'"):
-        check_not_of_keras(Path("folder"), {"registered_name": "hub>Bert"})
+        check_not_keras_hub(Path("folder"), {"registered_name": "hub>Bert"})
 
 
 def test_a_map_fills_each_variable_once():
@@ -36,5 +36,5 @@ def test_a_map_fills_each_variable_once():
     entries = [copied_entry(first, "a"), copied_entry(second, "b")]
     check_entries(entries, [first])
     for wrong in (entries[:1], [*entries, entries[0]]):
-        with pytest.raises(InvalidInputError, match="an entry for each variable"):
+        with pytest.raises(InvalidInputError, match="one entry for each variable"):
             check_entries(wrong, [first, second])

@@ -58,14 +58,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
 def test_what_is_no_preset_is_not_replaced(tmp_path, names):
     for name in names:
         (tmp_path / name).touch()
-    with pytest.raises(CheckpointError, match=r"is not replaced: it holds (notes|tokenizer)"):
+    with pytest.raises(CheckpointError, match=r"was not replaced: it holds (notes|tokenizer)"):
         new_preset(tmp_path).__enter__()
     assert sorted(os.listdir(tmp_path)) == names
 
 
 def test_a_file_is_no_place_for_a_preset(tmp_path):
     (tmp_path / "preset").touch()
-    with pytest.raises(CheckpointError, match="is a file; expected a folder"):
+    with pytest.raises(CheckpointError, match="is a file, expected a folder"):
         new_preset(tmp_path / "preset").__enter__()
     with pytest.raises(CheckpointError, match="Nothing can be written at"):
         new_preset(tmp_path / "preset" / "inner").__enter__()
@@ -152,7 +152,9 @@ def test_a_folder_that_is_not_there_is_told(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["hf://", "hf://name", "hf://a/b/c", "hf:///b", "hf://a/@main"])
 def test_a_name_of_the_hub_has_two_parts(name):
-    with pytest.raises(InvalidInputError, match="must be as in 'hf://organization/name@revision'"):
+    with pytest.raises(
+        InvalidInputError, match="must have the form 'hf://organization/name@revision'"
+    ):
         find_preset(name)
 
 
@@ -181,7 +183,7 @@ def test_a_preset_comes_from_the_hub(hub, tmp_path):
 
 def test_what_the_hub_says_is_told_in_a_line(hub):
     with pytest.raises(
-        InvalidInputError, match=r"does not give 'hf://org/missing': OSError: 404 Client Error\.$"
+        InvalidInputError, match=r"did not return 'hf://org/missing': OSError: 404 Client Error\.$"
     ):
         find_preset("hf://org/missing")
 

@@ -124,7 +124,9 @@ def test_values_of_the_config_are_overridden(preset):
     assert model.config.vocabulary_size == 50
     with pytest.raises(InvalidInputError, match="did you mean 'vocabulary_size'"):
         SmallModel.from_preset(preset, vocabulary_sise=50)
-    with pytest.raises(CheckpointError, match=r"'embed\.weight' is \(40, 6\), expected \(50, 6\)"):
+    with pytest.raises(
+        CheckpointError, match=r"'embed\.weight' has shape \(40, 6\), expected \(50, 6\)"
+    ):
         SmallModel.from_preset(preset, vocabulary_size=50)
 
 
@@ -173,6 +175,12 @@ def test_a_wrong_architecture_is_told(preset):
     SmallModel.from_preset(preset)
 
 
+def test_the_error_names_the_class_that_reads_the_architecture(preset):
+    write_preset(preset, make_model(), architectures=["BertForPreTraining"])
+    with pytest.raises(InvalidInputError, match="Use BertMaskedLM, or set"):
+        SmallModel.from_preset(preset)
+
+
 def test_a_preset_of_keras_hub_is_known_as_one(preset):
     config = {"module": "keras_hub", "registered_name": "keras_hub>BertBackbone", "config": {}}
     (preset / "config.json").write_text(json.dumps(config))
@@ -201,14 +209,14 @@ def test_a_size_is_no_folder(tmp_path, monkeypatch):
 def test_quantized_layers_are_not_written(tmp_path):
     model = SmallModel(make_model().config)
     model.small_layers["mixer"].up.quantize("int8")
-    with pytest.raises(NotSupportedError, match=r"1 layers are quantized, .*up' the first"):
+    with pytest.raises(NotSupportedError, match=r"1 layers are quantized, such as '.*up'"):
         model.save_to_preset(tmp_path / "new")
     assert os.listdir(tmp_path) == []
 
 
 def test_an_unknown_key_of_the_config_is_told(preset):
     write_preset(preset, make_model(), rope_scaling={"factor": 4})
-    with pytest.raises(InvalidInputError, match="keys that are not known: 'rope_scaling'"):
+    with pytest.raises(InvalidInputError, match="unknown keys: 'rope_scaling'"):
         SmallModel.from_preset(preset)
 
 
@@ -266,7 +274,7 @@ def test_a_pointer_of_git_lfs_is_told(preset, name):
 def test_what_is_no_tokenizer_is_not_written(tmp_path):
     model = make_model()
     model.tokenizer = "x"
-    with pytest.raises(InvalidInputError, match=r"must be a `Tokenizer` .*received 'x'"):
+    with pytest.raises(InvalidInputError, match=r"must be a .*Tokenizer .*received 'x'"):
         model.save_to_preset(tmp_path / "new")
 
 
@@ -494,7 +502,7 @@ def test_a_family_of_ones_own_goes_by_the_paths_of_its_variables(tmp_path):
     again = OwnModel.from_preset(tmp_path / "preset", verbose=False)
     assert again.config == model.config
     assert_equal(read_weights_of(again), read_weights_of(model))
-    with pytest.raises(CheckpointError, match=r"'dense/bias' is \(4,\), expected \(5,\)"):
+    with pytest.raises(CheckpointError, match=r"'dense/bias' has shape \(4,\), expected \(5,\)"):
         OwnModel.from_preset(tmp_path / "preset", verbose=False, width=5)
 
 

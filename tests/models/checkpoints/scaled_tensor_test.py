@@ -55,24 +55,28 @@ BLOCKS_TOLD = "(`weight_block_size` of config.json)"
 @pytest.mark.parametrize(
     ("tensor", "scales", "expected"),
     [
-        (stored("F8_E4M3", 8, 6), stored("F32", 1, 1), ["'w.weight' is (8, 6), expected (8, 12)"]),
+        (
+            stored("F8_E4M3", 8, 6),
+            stored("F32", 1, 1),
+            ["'w.weight' has shape (8, 6), expected (8, 12)"],
+        ),
         (
             stored("F8_E4M3", 8, 12),
             stored("F32", 2, 1),
-            [f"'w.scale' is (2, 1), expected (1, 1) for blocks of 128 by 128 {BLOCKS_TOLD}"],
+            [f"'w.scale' has shape (2, 1), expected (1, 1) for blocks of 128 by 128 {BLOCKS_TOLD}"],
         ),
         (
             stored("I8", 8, 12),
             stored("F8_E8M0", 1, 1),
             [
-                "'w.weight' is (8, 12), expected (8, 6), two numbers a byte, for (8, 12)",
-                "'w.scale' is (1, 1), expected (8, 1) for blocks of 1 by 32",
+                "'w.weight' has shape (8, 12), expected (8, 6), two numbers a byte, for (8, 12)",
+                "'w.scale' has shape (1, 1), expected (8, 1) for blocks of 1 by 32",
             ],
         ),
         (
             stored("I8", 8, 6),
             stored("I32", 8, 1),
-            ["'w.scale' is of dtype I32, expected F8_E8M0 or F32 or BF16 or F16"],
+            ["'w.scale' has dtype I32, expected F8_E8M0 or F32 or BF16 or F16"],
         ),
     ],
 )
@@ -82,7 +86,7 @@ def test_what_does_not_fit_is_told(tensor, scales, expected):
 
 def test_a_vector_has_no_blocks():
     (message,) = compare(stored("F8_E4M3", 8), None, (8,))
-    assert message == "'w.weight' is of dtype F8_E4M3, which matrices alone may be"
+    assert message == "'w.weight' has dtype F8_E4M3, which only matrices may have"
 
 
 def write_packed(folder, model, *names, suffix=".scale"):

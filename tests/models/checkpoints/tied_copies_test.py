@@ -8,7 +8,7 @@ import pytest
 from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints import tied_copies
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
-from keras_deepseek.models.checkpoints.tied_copies import check_copies, stand_in
+from keras_deepseek.models.checkpoints.tied_copies import check_copies, use_present_copy
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
 from tests.models.checkpoints.weights_folder_test import read_error, write_one
@@ -28,9 +28,9 @@ def check(entry, **tensors):
 
 
 def test_a_copy_stands_in_for_what_is_missing(entry):
-    assert stand_in(entry, {"table", "head"}) is entry
-    assert stand_in(entry, {"more"}) is entry
-    taken = stand_in(entry, {"head", "other_head", "more"})
+    assert use_present_copy(entry, {"table", "head"}) is entry
+    assert use_present_copy(entry, {"more"}) is entry
+    taken = use_present_copy(entry, {"head", "other_head", "more"})
     assert (taken.tensors, taken.copies) == (("head",), ("other_head",))
 
 
@@ -66,7 +66,9 @@ def test_a_copy_that_differs_is_told_before_a_variable_changes(tmp_path):
     write_one(tmp_path, {**tensors, "logits.weight": tensors["embed.weight"] * 3})
     model = make_model(2)
     before = read_weights_of(model)
-    with pytest.raises(CheckpointError, match=r"'logits\.weight' and 'embed\.weight' are one"):
+    with pytest.raises(
+        CheckpointError, match=r"'logits\.weight' and 'embed\.weight' must be equal"
+    ):
         read_weights(WeightsFolder(tmp_path), with_copy(model))
     assert_equal(read_weights_of(model), before)
 
@@ -75,9 +77,11 @@ def test_a_copy_of_another_shape_is_told_with_what_is_wrong_beside(tmp_path):
     model = make_model(1)
     tensors = make_tensors(model)
     write_one(tmp_path, {**tensors, "logits.weight": np.zeros((3, 6)), "more": np.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"'more'.*'logits\.weight' is \(3, 6\), expected"):
+    with pytest.raises(
+        CheckpointError, match=r"'more'.*'logits\.weight' has shape \(3, 6\), expected"
+    ):
         read_weights(WeightsFolder(tmp_path), with_copy(model))
-    assert "not of the model: 'logits.weight', 'more'" in read_error(tmp_path, model)
+    assert "unexpected: 'logits.weight', 'more'" in read_error(tmp_path, model)
 
 
 def test_copies_in_float8_are_compared_by_their_scales(tmp_path):
@@ -89,5 +93,5 @@ def test_copies_in_float8_are_compared_by_their_scales(tmp_path):
     write_one(tmp_path, {**tensors, **copy})
     read_weights(WeightsFolder(tmp_path), with_copy(model))
     write_one(tmp_path, {**tensors, **copy, "logits.weight_scale_inv": 2 * scales})
-    with pytest.raises(CheckpointError, match="are one tensor"):
+    with pytest.raises(CheckpointError, match="must be equal"):
         read_weights(WeightsFolder(tmp_path), with_copy(model))

@@ -86,7 +86,7 @@ def test_two_weights_of_one_path_are_named():
             return self.first(x) + self.second(x)
 
     model = keras.Sequential([keras.Input((2,)), Twins(name="twins")])
-    with pytest.raises(InvalidInputError, match=r"two weights of the path 'twins/same/kernel'"):
+    with pytest.raises(InvalidInputError, match=r"two weights with the path 'twins/same/kernel'"):
         path_entries(model)
 
 

@@ -94,8 +94,8 @@ def test_scales_that_do_not_fit_or_are_missing_are_told(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         read_weights(WeightsFolder(tmp_path), source.checkpoint_entries())
     assert "missing: 'down.weight_scale_inv'." in str(caught.value)
-    assert "not of the model: 'head.weight_scale_inv'." in str(caught.value)
-    assert "'up.weight_scale_inv' is (2, 2), expected (1, 1)" in str(caught.value)
+    assert "unexpected: 'head.weight_scale_inv'." in str(caught.value)
+    assert "'up.weight_scale_inv' has shape (2, 2), expected (1, 1)" in str(caught.value)
 
 
 def test_nothing_is_loaded_where_one_tensor_does_not_fit(tmp_path):
@@ -103,7 +103,9 @@ def test_nothing_is_loaded_where_one_tensor_does_not_fit(tmp_path):
     tensors = make_tensors(make_model(1))
     write_one(tmp_path, {**tensors, "head.weight": tensors["head.weight"][:-1]})
     before = read_weights_of(model)
-    with pytest.raises(CheckpointError, match=r"'head\.weight' is \(39, 6\), expected \(40, 6\)"):
+    with pytest.raises(
+        CheckpointError, match=r"'head\.weight' has shape \(39, 6\), expected \(40, 6\)"
+    ):
         read_weights(WeightsFolder(tmp_path), model.checkpoint_entries())
     assert_equal(read_weights_of(model), before)
 
@@ -113,7 +115,10 @@ def test_a_map_that_makes_another_shape_is_named(tmp_path):
     entry = model.checkpoint_entries()[0]
     wrong = CheckpointEntry(entry.variables, entry.tensors, lambda arrays: [arrays[0].T], list)
     write_one(tmp_path, {"embed.weight": make_tensors(model)["embed.weight"]})
-    with pytest.raises(InvalidInputError, match=r"The checkpoint map makes \(6, 40\) of \('embed"):
+    with pytest.raises(
+        InvalidInputError,
+        match=r"The checkpoint map makes an array of shape \(6, 40\) from \('embed",
+    ):
         read_weights(WeightsFolder(tmp_path), [wrong])
 
 
@@ -122,12 +127,12 @@ def test_the_memory_of_a_tensor_is_given_back_before_the_next(tmp_path, monkeypa
     write_one(tmp_path, make_tensors(model))
     events = []
     reader = "keras_deepseek.models.checkpoints.weights_reader"
-    current = backend.current()
+    compute = backend.current().compute
     monkeypatch.setattr(
         f"{reader}.MappedFiles.release", lambda self, tensor: events.append("released")
     )
     monkeypatch.setattr(
-        current, "assign_array", lambda variable, source: events.append(variable.shape)
+        compute, "assign_array", lambda variable, source: events.append(variable.shape)
     )
     read_weights(WeightsFolder(tmp_path), model.checkpoint_entries()[:1], ignored_tensors=["*"])
     assert events == [(40, 6), "released"]

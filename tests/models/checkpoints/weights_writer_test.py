@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
-from keras_deepseek.models.checkpoints.weights_writer import hand_over_weights, write_weights
+from keras_deepseek.models.checkpoints.weights_writer import send_weights, write_weights
 from tests.oracles.preset_model import make_model, make_tensors
 
 
@@ -16,7 +16,7 @@ def write(folder, model, **arguments):
         folder, model.checkpoint_entries(), read_value=lambda variable: variable.value, **arguments
     )
     weights = WeightsFolder(folder)
-    assert not weights.torn
+    assert not weights.damages
     with MappedFiles() as files:
         return {name: np.array(files.read(each)) for name, each in weights.tensors.items()}
 
@@ -42,7 +42,7 @@ def test_what_is_handed_over_comes_in_the_order_of_what_is_written(tmp_path, dty
     write_weights(tmp_path, model.checkpoint_entries(), max_shard_bytes=10**9, **arguments)
     written = read.copy()
     read.clear()
-    hand_over_weights(model.checkpoint_entries(), **arguments)
+    send_weights(model.checkpoint_entries(), **arguments)
     assert read == written
     assert len(read) == len(model.weights)
 

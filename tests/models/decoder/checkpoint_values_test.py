@@ -13,7 +13,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 def test_a_missing_key_is_named():
     check_required_keys({"a": None, "b": 1}, ["a", "b"])
-    with pytest.raises(InvalidInputError, match=r"needs c, d as well.*model_type 'x'"):
+    with pytest.raises(InvalidInputError, match=r"model_type 'x'. lacks c, d"):
         check_required_keys({"a": 1, "model_type": "x"}, ["a", "c", "d"])
 
 

@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_named(change, message):
 
 def test_what_is_missing_is_named():
     values = {key: value for key, value in LITE.items() if key != "kv_lora_rank"}
-    with pytest.raises(InvalidInputError, match="needs kv_lora_rank as well"):
+    with pytest.raises(InvalidInputError, match="lacks kv_lora_rank"):
         DeepSeekV2Config.from_checkpoint_config(values)
 
 

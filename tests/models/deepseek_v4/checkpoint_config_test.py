@@ -152,12 +152,12 @@ def test_the_share_that_is_rotated_is_read_as_it_was_written(rotated, head_dim):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_sise": 4}, "not known: 'hidden_sise': 4"),
+        ({"hidden_sise": 4}, "unknown keys: 'hidden_sise': 4"),
         (
             {"rope_parameters": {"main": [], "compress": {}}},
-            "`main` of the `config.json` must be an",
+            "`main` in the config.json must be an",
         ),
-        ({"rope_parameters": {"compress": "yarn"}}, "`compress` of the `config.json` must be"),
+        ({"rope_parameters": {"compress": "yarn"}}, "`compress` in the config.json must be"),
         (
             {"qk_rope_head_dim": None, "partial_rotary_factor": "0.125"},
             "`partial_rotary_factor` must be a finite number",
@@ -167,7 +167,7 @@ def test_the_share_that_is_rotated_is_read_as_it_was_written(rotated, head_dim):
         ({"hidden_act": "gelu"}, "`hidden_act`.*received 'gelu'"),
         ({"norm_topk_prob": False}, "`norm_topk_prob`.*received False"),
         ({"scoring_func": "relu"}, "scoring_func.*'relu'"),
-        ({"compress_ratios": [2] * 44}, "`compress_ratios` must be of 0, 4, 128, received 2"),
+        ({"compress_ratios": [2] * 44}, "`compress_ratios` must be one of 0, 4, 128, received 2"),
         ({"mlp_layer_types": ["dense"] * 43}, "`mlp_layer_types`.*received 'dense'"),
         ({"num_hidden_layers": 60}, "60 `num_hidden_layers`.*received 44"),
     ],

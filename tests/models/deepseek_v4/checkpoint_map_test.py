@@ -180,10 +180,10 @@ def test_scales_that_are_missing_or_do_not_fit_are_one_error(tmp_path):
     for part in (
         "does not fit the model, and nothing was loaded: ",
         "missing: 'layers.0.attn.wq_a.scale', 'layers.1.ffn.experts.3.w2.scale'",
-        "'layers.0.attn.wq_b.scale' is (1, 2), expected (2, 1)",
-        "'layers.1.ffn.experts.0.w1.scale' is (64, 1), expected (32, 2)",
-        "'layers.1.attn.wkv.scale' is of dtype U8, expected F8_E8M0 or F32 or BF16 or F16",
-        "'layers.1.ffn.experts.1.w3.weight' is (64, 16), expected (32, 32), two numbers a byte",
-        "'layers.1.ffn_norm.weight' is of dtype I8, which matrices alone may be",
+        "'layers.0.attn.wq_b.scale' has shape (1, 2), expected (2, 1)",
+        "'layers.1.ffn.experts.0.w1.scale' has shape (64, 1), expected (32, 2)",
+        "'layers.1.attn.wkv.scale' has dtype U8, expected F8_E8M0 or F32 or BF16 or F16",
+        "'layers.1.ffn.experts.1.w3.weight' has shape (64, 16), expected (32, 32), two numbers",
+        "'layers.1.ffn_norm.weight' has dtype I8, which only matrices may have",
     ):
         assert part in str(caught.value), part

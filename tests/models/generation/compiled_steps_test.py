@@ -7,7 +7,7 @@ from keras_deepseek.models.generation.compiled_steps import (
     CompiledSteps,
     StepKind,
     grow_cache,
-    holds_slots_alone,
+    holds_only_slots,
 )
 from keras_deepseek.models.generation.sampler import GREEDY
 from tests.oracles.small_language_model import make_small_model
@@ -31,8 +31,8 @@ class OneLayer:
 
 
 def test_a_cache_with_states_cant_grow(model):
-    assert holds_slots_alone(model.make_cache)
-    assert not holds_slots_alone(OneLayer(LinearAttention(2, 4)).make_cache)
+    assert holds_only_slots(model.make_cache)
+    assert not holds_only_slots(OneLayer(LinearAttention(2, 4)).make_cache)
 
 
 def test_a_grown_cache_holds_what_it_held(model):

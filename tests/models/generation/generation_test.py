@@ -160,7 +160,7 @@ def test_text_ends_before_the_end_token(talking):
     ("arguments", "message"),
     [
         ({"inputs": [1] * 600}, "A prompt has 600 tokens, and the model's context is 600"),
-        ({"inputs": [1, 50]}, "the token id 50, and the model's vocabulary has 50"),
+        ({"inputs": [1, 50]}, "the token id 50, and the model's vocabulary has only 50"),
         ({"inputs": [1], "seed": -1}, "`seed` must be an integer of at least 0"),
         ({"inputs": [1], "sampler": 3}, "Unknown sampler 3"),
         ({"inputs": "text"}, "has no tokenizer"),
@@ -176,7 +176,7 @@ def test_a_damaged_model_is_told():
     model = make_small_model()
     norm = model.backbone.final_norm
     norm.set_weights([np.full_like(weight, np.nan) for weight in norm.get_weights()])
-    with pytest.raises(InvalidInputError, match="logits of prompt 0 are not finite"):
+    with pytest.raises(InvalidInputError, match="logits for prompt 0 are not finite"):
         model.generate([1], max_new_tokens=2)
 
 

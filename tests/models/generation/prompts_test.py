@@ -42,18 +42,18 @@ def test_text_is_encoded():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([], "at least one; received \\[\\]"),
+        ([], "that is not empty; received \\[\\]"),
         (b"abc", "Prompts must be a string"),
-        ([b"abc"], "must be a list of one token id or more"),
+        ([b"abc"], "must be a list of at least one token id"),
         (7, "Prompts must be a string, a list of token ids"),
         (np.array(7), "Prompts must be a string, .* received 7"),
-        ([[1], []], "must be a list of one token id or more, received \\[\\]"),
-        ([[1], "a"], "All prompts of a batch are strings, or none is"),
+        ([[1], []], "must be a list of at least one token id, received \\[\\]"),
+        ([[1], "a"], "either all prompts are strings or none is"),
         ([1.5], "`a token id` must be an integer of at least 0, received 1.5"),
         (np.asarray([1.0, 2.0]), "`a token id` must be an integer of at least 0, received 1.0"),
         ([[1.5]], "`a token id` must be an integer of at least 0, received 1.5"),
         ([-1], "received -1"),
-        ([1, 10], "the token id 10, and the model's vocabulary has 10"),
+        ([1, 10], "the token id 10, and the model's vocabulary has only 10"),
         ("text", "the model has no tokenizer"),
     ],
 )
@@ -63,14 +63,14 @@ def test_what_is_no_prompt_is_refused(inputs, message):
 
 
 def test_text_without_tokens_is_refused():
-    with pytest.raises(InvalidInputError, match="has no tokens"):
+    with pytest.raises(InvalidInputError, match="must have at least one token"):
         read_prompts(["a", ""], WordTokenizer(), None)
 
 
 def test_text_of_another_tokenizer_is_refused():
     tokens = WordTokenizer().tokenize("ab")
     assert read_prompts("ab", WordTokenizer(), max(tokens) + 1).rows == [tokens]
-    words = rf"makes the token id {max(tokens)} of the prompt 'ab', .* vocabulary has {max(tokens)}"
+    words = rf"the prompt 'ab' with the token id {max(tokens)}, .* has only {max(tokens)}"
     with pytest.raises(InvalidInputError, match=words):
         read_prompts(["a", "ab"], WordTokenizer(), max(tokens))
     with pytest.raises(InvalidInputError, match="must be a `Tokenizer`, or None; received 'x'"):
@@ -104,7 +104,7 @@ def test_a_stop_token_beyond_the_vocabulary_is_refused():
     assert read_stop_tokens([[8], [9]], frozenset([10]), 2, 10) == [{8}, {9}]
     assert read_stop_tokens("auto", frozenset([10]), 1, 10) == [{10}]
     for stops in (10, [3, 10], [[3], [10]]):
-        with pytest.raises(InvalidInputError, match=r"id 10, which .* vocabulary has 10, from 0"):
+        with pytest.raises(InvalidInputError, match=r"id 10, at which .* vocabulary has only 10"):
             read_stop_tokens(stops, frozenset(), 2, 10)
 
 

@@ -56,5 +56,7 @@ def test_a_name_stands_for_a_sampler():
     assert get_sampler(None) == get_sampler("greedy") == GREEDY
     assert get_sampler("random") == Sampler()
     assert get_sampler(Sampler(0.3)) == Sampler(0.3)
-    with pytest.raises(InvalidInputError, match=r"did you mean 'greedy'.*Or give a `Sampler"):
+    with pytest.raises(
+        InvalidInputError, match=r"did you mean 'greedy'.*You can also give a `Sampler"
+    ):
         get_sampler("gredy")

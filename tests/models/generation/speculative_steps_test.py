@@ -127,5 +127,5 @@ def test_a_model_that_cant_draft_says_so(model):
         def make_cache(self, batch_size, max_length):
             return [{"mask": np.zeros((batch_size, max_length)), "sum": np.zeros((0, 3))}]
 
-    with pytest.raises(NotSupportedError, match="caches that go back"):
+    with pytest.raises(NotSupportedError, match="caches from which rejected drafts"):
         check_drafts(States())

@@ -80,7 +80,7 @@ def test_other_numbers_of_tokens_need_no_other_caches(model, monkeypatch, can_gr
             next(generate_tokens(Noting(model), request))
         return found.value.args[0]
 
-    monkeypatch.setattr(token_loop, "holds_slots_alone", lambda make_cache: can_grow)
+    monkeypatch.setattr(token_loop, "holds_only_slots", lambda make_cache: can_grow)
     assert len({find_capacity(6, budget) for budget in (20, 21, 22, 26)}) == 1
     assert len({find_capacity(length, 64 - length) for length in (6, 7, 8)}) == 1
     assert find_capacity(16, 584) == (160 if can_grow else 600)

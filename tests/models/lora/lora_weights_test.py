@@ -62,7 +62,7 @@ def test_bad_files_and_names(tmp_path):
     tune(model)
     save_lora_weights(model, path)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(CheckpointError, match="torn"):
+    with pytest.raises(CheckpointError, match="damaged"):
         load_lora_weights(model, path)
     model.save_to_preset(tmp_path / "preset")
     with pytest.raises(CheckpointError, match="holds no LoRA"):

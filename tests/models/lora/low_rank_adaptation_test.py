@@ -228,9 +228,9 @@ def test_bad_input_is_one_clear_error():
     model = make_model()
     with pytest.raises(InvalidInputError, match=r"did you mean 'query_up'\?"):
         enable_lora(model, 2, target_names=["query_upp"])
-    with pytest.raises(InvalidInputError, match="class `ExpertRouter`"):
+    with pytest.raises(InvalidInputError, match="which is a `ExpertRouter`"):
         enable_lora(model, 2, target_names=["output", "router"])
-    with pytest.raises(InvalidInputError, match="list of names"):
+    with pytest.raises(InvalidInputError, match="list of layer names"):
         enable_lora(model, 2, target_names="output")
     for rank in (0, -1, 1.5):
         with pytest.raises(InvalidInputError, match="`rank`"):

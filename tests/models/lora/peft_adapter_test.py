@@ -147,7 +147,7 @@ def test_an_adapter_of_dense_layers_and_the_embedding_is_read(tmp_path):
     a, b = (tensors[f"{embedding}.lora_embedding_{x}"] for x in "AB")
     assert_close(changes["model.embed_tokens.weight"], 2 * (b @ a).T, 1e-5)
     write_tensors(folder / WEIGHTS, {**tensors, f"{embedding}.base_layer.weight": 2 * table})
-    with pytest.raises(InvalidInputError, match="not those of the model"):
+    with pytest.raises(InvalidInputError, match="differ from the model's"):
         load_peft_adapter(make_model(), folder)
 
 
@@ -167,7 +167,7 @@ def test_of_v4_it_goes_by_the_names_of_transformers(tmp_path):
     fresh = make_v4_model()
     load_peft_adapter(fresh, tmp_path / "adapter")
     assert_close(compute(fresh), compute(model))
-    with pytest.raises(NotSupportedError, match=r"output_down has no such form in `peft`"):
+    with pytest.raises(NotSupportedError, match=r"output_down can't be written for `peft`"):
         save_peft_adapter(tune(make_v4_model(), target_names=["output_down"]), tmp_path / "a")
 
 
@@ -175,14 +175,14 @@ def test_what_is_no_such_adapter_is_refused(tmp_path):
     model = make_model()
     some = tune(make_model(), target_names=["key_up"])
     heads = shapes_of(f"{PREFIX}.0.self_attn.kv_b_proj", 32, 128)
-    with pytest.raises(NotSupportedError, match=r"layers\.0\.self_attn\.kv_b_proj that the"):
+    with pytest.raises(NotSupportedError, match=r"layers\.0\.self_attn\.kv_b_proj that Keras"):
         load_peft_adapter(some, write_adapter(tmp_path / "heads", heads))
     other = shapes_of(f"{PREFIX}.7.self_attn.o_proj", 64, 24)
     with pytest.raises(InvalidInputError, match=r"layers\.7\.self_attn\.o_proj not in the model"):
         load_peft_adapter(model, write_adapter(tmp_path / "other", other))
     for name in ("experts.0.up_proj", "experts.base_layer", "experts", "gate"):
         expert = shapes_of(f"{PREFIX}.1.mlp.{name}", 24, 32)
-        with pytest.raises(NotSupportedError, match=rf"1\.mlp\.{name} that the layers"):
+        with pytest.raises(NotSupportedError, match=rf"1\.mlp\.{name} that Keras layers"):
             load_peft_adapter(model, write_adapter(tmp_path / name, expert))
     wide = shapes_of(f"{PREFIX}.0.self_attn.o_proj", 63, 24)
     with pytest.raises(InvalidInputError, match="do not fit"):
@@ -190,7 +190,7 @@ def test_what_is_no_such_adapter_is_refused(tmp_path):
     with pytest.raises(NotSupportedError, match="`use_dora`"):
         load_peft_adapter(model, write_adapter(tmp_path / "dora", other, use_dora=True))
     half = dict(list(other.items())[:1])
-    with pytest.raises(CheckpointError, match="too much or missing"):
+    with pytest.raises(CheckpointError, match="Unexpected or missing tensors"):
         load_peft_adapter(model, write_adapter(tmp_path / "half", half))
     with pytest.raises(CheckpointError, match="can't be read"):
         load_peft_adapter(model, tmp_path / "none")
@@ -198,10 +198,10 @@ def test_what_is_no_such_adapter_is_refused(tmp_path):
 
 
 def test_what_peft_has_no_form_of_is_not_written(tmp_path):
-    with pytest.raises(NotSupportedError, match=r"takes .* for experts"):
+    with pytest.raises(NotSupportedError, match=r"treats .* as experts"):
         save_peft_adapter(tune(make_model(), target_names=["gate"]), tmp_path / "a")
     tied = tune(make_model(tie_word_embeddings=True), target_names=["token_embedding"])
-    with pytest.raises(NotSupportedError, match="token_embedding has no such form"):
+    with pytest.raises(NotSupportedError, match="token_embedding can't be written for"):
         save_peft_adapter(tied, tmp_path / "a")
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     enable_lora(plain, 1)

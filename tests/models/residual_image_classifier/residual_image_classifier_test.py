@@ -54,7 +54,7 @@ def test_it_gives_logits_whose_softmax_are_the_probabilities():
 def test_it_takes_images_of_any_size_compiled(size):
     model = make_model()
     named = NamedModel(model)
-    infer = backend.current().compile_inference(named)
+    infer = backend.current().inference.compile_inference(named)
     images = draw_images(2, *size, 1)
     (outputs,) = infer({"images": images}).values()
     assert_close(outputs, keras.ops.convert_to_numpy(model(images)))
@@ -145,7 +145,7 @@ def test_a_preset_of_half_precision_has_its_statistics_in_single(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer_type": "basic"}, "not known: 'layer_type': 'basic'"),
+        ({"layer_type": "basic"}, "unknown keys: 'layer_type': 'basic'"),
         ({"num_classes": 1}, "`num_classes` must be at least 2"),
         (
             {"architectures": ["ResNetForImageClassification"], "model_type": "resnet"},

@@ -22,7 +22,7 @@ def test_items_see_themselves_and_the_real_ones_before_them():
 def test_compiled_for_several_lengths_it_is_the_same():
     inputs = keras.Input((None,), dtype="int32", name="items")
     model = keras.Model(inputs, HistoryMask()(inputs))
-    infer = backend.current().compile_inference(NamedModel(model))
+    infer = backend.current().inference.compile_inference(NamedModel(model))
     for length in (3, 5):
         items = np.random.default_rng(0).integers(0, 3, (2, length)).astype("int32")
         (found,) = infer({"items": items}).values()

@@ -46,16 +46,16 @@ def test_histories_are_padded_in_front_and_cut_at_their_beginning():
 @pytest.mark.parametrize(
     ("histories", "num_items", "message"),
     [
-        ([], 3, "one user or more"),
+        ([], 3, "at least one history"),
         ([[1], [0, 2]], 3, "the history of user 1, counted from 0, has 0 to 2"),
         ([[4]], 3, "from 1 to num_items=3"),
         ([[1]], 0, "`num_items` must be"),
-        ([3, 1], 3, r"in \[\[3, 1, 7\], \[5\]\]; for user 0, counted from 0, it has 3"),
-        ([[1], [1.5]], 3, r"for user 1, counted from 0, it has \[1.5\]"),
-        ([[[1], [1, 2]]], 3, r"it has \[\[1\], \[1, 2\]\]"),
-        (["ab"], 3, "it has 'ab'"),
-        ("ab", 3, "sequences of items, one a user, .* received 'ab'"),
-        (3, 3, "sequences of items, one a user, .* received 3"),
+        ([3, 1], 3, r"in \[\[3, 1, 7\], \[5\]\]; user 0, counted from 0, has 3"),
+        ([[1], [1.5]], 3, r"user 1, counted from 0, has \[1.5\]"),
+        ([[[1], [1, 2]]], 3, r"has \[\[1\], \[1, 2\]\]"),
+        (["ab"], 3, "has 'ab'"),
+        ("ab", 3, "a list of items for each user, .* received 'ab'"),
+        (3, 3, "a list of items for each user, .* received 3"),
     ],
 )
 def test_what_is_refused(histories, num_items, message):

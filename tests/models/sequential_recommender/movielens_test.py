@@ -57,11 +57,15 @@ def test_rare_users_and_movies_are_left_out_until_none_is_left(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("other.csv", "", "No MovieLens ratings in .* expected one of ratings.csv, ratings.dat"),
+        ("other.csv", "", "has no MovieLens ratings: expected one of ratings.csv, ratings.dat"),
         ("ratings.csv", "movieId,userId\n1,2\n", "must begin with the line 'userId,movieId"),
         ("ratings.dat", "1::2::3\n", "must have four columns"),
-        ("ratings.dat", "1::2::3::4\n1::two::3::4\n", "not of MovieLens's form: could not convert"),
-        ("u.data", "1\t2\t3\t4\n1\t2\t3\n", "not of MovieLens's form"),
+        (
+            "ratings.dat",
+            "1::2::3::4\n1::two::3::4\n",
+            "does not have the MovieLens format: could not convert",
+        ),
+        ("u.data", "1\t2\t3\t4\n1\t2\t3\n", "does not have the MovieLens format"),
     ],
 )
 def test_what_is_not_of_these_forms_is_refused(name, text, message, tmp_path):
@@ -71,5 +75,5 @@ def test_what_is_not_of_these_forms_is_refused(name, text, message, tmp_path):
 
 
 def test_nothing_left_is_said_with_what_to_lower(tmp_path):
-    with pytest.raises(InvalidInputError, match="Nothing is left of the 6 ratings"):
+    with pytest.raises(InvalidInputError, match="None of the 6 ratings of"):
         read(write(tmp_path), min_items_per_user=9)

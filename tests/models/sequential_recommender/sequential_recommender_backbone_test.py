@@ -44,7 +44,7 @@ def test_the_order_of_items_matters():
 
 def test_compiled_for_several_lengths_it_computes_the_same():
     backbone = make_backbone()
-    infer = backend.current().compile_inference(NamedModel(backbone))
+    infer = backend.current().inference.compile_inference(NamedModel(backbone))
     for items in ([[1, 2, 3]], [[0, 4, 5, 6, 7, 8]]):
         (outputs,) = infer({"item_ids": np.array(items, "int32")}).values()
         assert_close(outputs, compute(backbone, items))

@@ -130,9 +130,9 @@ def test_any_number_of_users_is_answered(count):
     ("histories", "message"),
     [
         ([[1], [2, 21]], "the history of user 1, counted from 0, has 2 to 21"),
-        ([3, 1, 7], "for user 0, counted from 0, it has 3"),
-        (["ab"], "it has 'ab'"),
-        ([[1.5]], r"it has \[1.5\]"),
+        ([3, 1, 7], "user 0, counted from 0, has 3"),
+        (["ab"], "has 'ab'"),
+        ([[1.5]], r"has \[1.5\]"),
     ],
 )
 def test_histories_of_anything_but_items_that_exist_are_refused(histories, message):
@@ -155,7 +155,7 @@ def test_what_is_no_number_of_items_is_refused_after_it_was_taken_for_one_too():
     [
         ([1.0] * 5, r"`item_weights` .* each of the 20 items, .* of shape \(5,\)"),
         ("even", "`item_weights` .* received 'even'"),
-        ([1.0] * 19 + [0.0], "`item_weights` must be positive.* That of item 20 is 0.0"),
+        ([1.0] * 19 + [0.0], "`item_weights` must be positive.* Item 20 has 0.0"),
     ],
 )
 def test_weights_that_are_not_those_of_the_items_are_refused_by_their_name(weights, message):
@@ -235,7 +235,8 @@ def test_a_preset_recommends_the_same(tmp_path):
 def test_a_preset_of_more_items_than_it_has_is_refused(tmp_path):
     make_recommender().save_to_preset(tmp_path / "preset", verbose=False)
     with pytest.raises(
-        CheckpointError, match=r"'backbone/item_embedding/embeddings' is \(21, 16\), expected \(31"
+        CheckpointError,
+        match=r"'backbone/item_embedding/embeddings' has shape \(21, 16\), expected \(31",
     ):
         SequentialRecommender.from_preset(tmp_path / "preset", verbose=False, num_items=30)
 

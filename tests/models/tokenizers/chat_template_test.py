@@ -36,15 +36,17 @@ def test_what_templates_use_is_there():
 
 
 def test_what_the_template_refuses_is_told():
-    with pytest.raises(InvalidInputError, match="does not take these messages: no system here"):
+    with pytest.raises(InvalidInputError, match="refused these messages: no system here"):
         render_chat(TEMPLATE, [{"role": "system", "content": ""}])
-    with pytest.raises(InvalidInputError, match="does not take these messages"):
+    with pytest.raises(InvalidInputError, match="refused these messages"):
         render_chat("{{ messages[0]['content'] + 1 }}", MESSAGES)
 
 
 @pytest.mark.parametrize("messages", ["Hi", ["Hi"], [{"role": "user"}], [{"content": "Hi"}]])
 def test_what_is_no_message_is_told(messages):
-    with pytest.raises(InvalidInputError, match=r'as in \[{"role": "user", "content": "Hello"}\]'):
+    with pytest.raises(
+        InvalidInputError, match=r'the form \[{"role": "user", "content": "Hello"}\]'
+    ):
         render_chat(TEMPLATE, messages)
     render_chat(TEMPLATE, [{"role": "assistant", "tool_calls": []}])
 

@@ -32,5 +32,5 @@ def test_a_token_id_is_an_integer_of_any_library():
 
 @pytest.mark.parametrize("token_id", [-1, 2**32, 1.0, np.float32(1), "a", None, True, np.bool_(1)])
 def test_what_is_no_token_id_is_told(token_id):
-    with pytest.raises(InvalidInputError, match="A token id must be an integer from 0 on"):
+    with pytest.raises(InvalidInputError, match="A token id must be an integer of at least 0"):
         read_token_id(token_id)

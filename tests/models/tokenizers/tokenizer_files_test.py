@@ -54,7 +54,9 @@ def test_a_file_that_is_no_tokenizer_is_told(content):
 def test_a_vocabulary_that_does_not_fit_is_told():
     content = files({"model": {"vocab": {"a": 0, "b": 6}}})
     check_vocabulary(content, 7)
-    with pytest.raises(InvalidInputError, match="ids up to 6, and the model embeds 6 tokens"):
+    with pytest.raises(
+        InvalidInputError, match="ids up to 6, and the model has embeddings for only 6"
+    ):
         check_vocabulary(content, 6)
 
 

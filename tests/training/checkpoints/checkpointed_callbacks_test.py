@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
-from keras_deepseek.backend.keras_private.keras_internals import build_for_training
+from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.callbacks import LRScheduler
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
@@ -315,7 +315,7 @@ def test_steps_until_the_next_checkpoint_are_known(tmp_path, small, every, expec
     found = []
     trainer = Trainer(small(), checkpoint_dir=tmp_path, checkpoint_every=every)
     data = {"x": X, "y": Y, "batch_size": 4, "epochs": 1, "callbacks": None, "verbose": 0}
-    with trainer._training(data, resume=False) as given:
+    with trainer._session.training(data, [], resume=False) as given:
         callbacks = given["callbacks"]
         for step in range(6):
             callbacks._step = step + 1

@@ -169,21 +169,6 @@ def test_resume_gives_the_weights_at_once_and_fit_goes_on_from_there(tmp_path):
     assert CheckpointFolder(tmp_path).latest().step == 18
 
 
-def test_how_gradients_were_compressed_is_known_before_the_training_goes_on(tmp_path):
-    class Residual:
-        def __init__(self):
-            self.adopted = []
-
-        def adopt(self, state):
-            self.adopted.append(state)
-
-    fit(Trainer(build, optimizer="sgd", loss="mse", checkpoint_dir=tmp_path))
-    trainer = Trainer(build, optimizer="sgd", loss="mse", checkpoint_dir=tmp_path)
-    trainer._checkpoints._residual = residual = Residual()
-    trainer.resume()
-    assert residual.adopted == [None]  # One process had none.
-
-
 def test_a_checkpoint_keeps_its_learning_rate_and_says_so(tmp_path, caplog):
     def train(rate, **arguments):
         trainer = Trainer(build, optimizer=keras.optimizers.SGD(rate), checkpoint_dir=tmp_path)
@@ -244,28 +229,10 @@ def test_without_a_seed_the_order_of_the_data_is_kept_all_the_same(tmp_path):
     assert losses == expected[2:]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (
-            {"checkpoint_every": 0},
-            "`checkpoint_every` must be a positive integer, received 0",
-        ),
-        ({"checkpoint_every": 2.0}, "`checkpoint_every` must be a positive integer"),
-        ({"keep_last": 0}, "`keep_last` must be a positive integer"),
-        ({"keep_best": "val_loss"}, r"as in \('val_loss', 'min', 1\); received 'val_loss'"),
-        ({"keep_best": ("val_loss", "least")}, "`keep_best` names a log"),
-        ({"keep_best": ("val_loss", "min", 0)}, r"`keep_best\[2\]` must be a positive integer"),
-        (
-            {"checkpoint_dir": None, "checkpoint_every": 5},
-            r"name their folder, Trainer\(\.\.\., ch",
-        ),
-        ({"seed": -1}, "`seed` must be an integer from 0"),
-    ],
-)
-def test_a_wrong_argument_is_refused_at_once(tmp_path, arguments, match):
-    with pytest.raises(InvalidInputError, match=match):
-        Trainer(build, **{"checkpoint_dir": tmp_path, **arguments})
+def test_a_wrong_argument_is_refused_at_once(tmp_path):
+    for arguments, match in (({"seed": -1}, "`seed` must be"), ({"keep_last": 0}, "`keep_last`")):
+        with pytest.raises(InvalidInputError, match=match):
+            Trainer(build, **{"checkpoint_dir": tmp_path, **arguments})
 
 
 def test_to_resume_without_a_folder_is_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.data.positioned_data import PositionedData
-from keras_deepseek.backend.keras_private.keras_internals import DataAdapter
+from keras_deepseek.backend.keras_private.datasets import DataAdapter
 from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.checkpoints.streamed_training import feed

@@ -4,8 +4,9 @@ import logging
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.cluster import cluster_resolver
 from keras_deepseek.training.cluster.cluster_resolver import choose_strategy, resolve_cluster
-from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, cluster_resolver
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 
 TORCHRUN = {
     "RANK": "3",

@@ -13,7 +13,7 @@ from keras_deepseek import backend
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training import Trainer
 
-ORACLE = Path(__file__).parents[1] / "oracles" / "divided_layers.py"
+ORACLE = Path(__file__).parents[2] / "oracles" / "divided_layers.py"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(12, 2)).astype("float32")
@@ -157,7 +157,9 @@ def test_functions_that_were_compiled_before_are_made_anew_where_weights_are_mov
     model = build()
     model.predict(X, verbose=0)
     trainer = make_trainer(HERE, model)
-    monkeypatch.setattr(backend.current(), "move_variables", lambda devices, optimizer: True)
+    monkeypatch.setattr(
+        backend.current().devices, "move_variables", lambda devices, optimizer: True
+    )
     trainer.evaluate(X, Y, verbose=0)
     assert model.predict_function is None
 
@@ -182,7 +184,7 @@ def test_jax_has_layouts_instead_and_copies_have_all_layers():
         make_trainer(HERE, distributed_strategy="allreduce")
 
 
-@pytest.mark.skipif(backend.current().count_devices("gpu") < 2, reason="It needs two GPUs.")
+@pytest.mark.skipif(backend.current().devices.count_devices("gpu") < 2, reason="It needs two GPUs.")
 @not_on_jax
 def test_two_gpus_make_the_steps_of_one():
     def train(device_map):

@@ -15,7 +15,7 @@ from keras_deepseek.training.cluster import placement
 from keras_deepseek.training.cluster.placement import Placement
 
 TIMEOUT = 900
-ORACLES = Path(__file__).parents[1] / "oracles"
+ORACLES = Path(__file__).parents[2] / "oracles"
 IS_JAX = keras.backend.backend() == "jax"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from keras_deepseek.training.cluster.cluster_spec import stop_signal as stop_signal_module
+from keras_deepseek.training.cluster import stop_signal as stop_signal_module
 from keras_deepseek.training.cluster.stop_signal import StopSignal, keeping_stop_signal
 
 

@@ -4,7 +4,9 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.fit.step_plan import StepPlan
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.step_guard import StepGuard
+from keras_deepseek.training.step.step_options import StepOptions
 
 X = np.ones((4, 2), "float32")
 
@@ -15,17 +17,15 @@ def build(model_class=keras.Sequential):
     return model
 
 
-def plan(model, compute=None, **arguments):
-    defaults = {
-        "is_own_compute": False,
-        "policy": None,
-        "micro_batches": 1,
-        "gradient_clip": None,
-        "guard": None,
-        "remat": False,
-        "checkpoints": None,
-    }
-    return StepPlan(model, compute or model.compute_loss, **{**defaults, **arguments})
+def plan(model, compute=None, policy=None, *, is_own_compute=False, **options):
+    return StepPlan(
+        model,
+        compute or model.compute_loss,
+        BatchLoss(model, is_in_parts=False),
+        StepOptions(**options),
+        policy,
+        is_own_compute=is_own_compute,
+    )
 
 
 class OwnStep(keras.Sequential):
@@ -69,12 +69,12 @@ def test_what_such_a_model_would_ignore_is_refused(asked, named):
 def test_a_guard_is_watched_and_a_name_stands_for_its_action():
     for guard in ("skip", StepGuard("skip")):
         assert [type(each).__name__ for each in plan(build(), guard=guard).callbacks] == [
-            "WatchGuardedSteps"
+            "GuardCallback"
         ]
 
 
 def test_without_a_guard_the_loss_is_watched():
-    assert [type(each).__name__ for each in plan(build()).callbacks] == ["LossWatch"]
+    assert [type(each).__name__ for each in plan(build()).callbacks] == ["FiniteCheck"]
 
 
 def test_a_model_that_was_compiled_again_is_no_longer_the_plans():
@@ -118,13 +118,7 @@ def test_steps_are_counted_from_the_start_of_a_training():
     for _ in range(2):
         with made.in_use():
             model.fit(X, X[:, :1], batch_size=2, verbose=0)
-        assert made.num_made == 2
-
-
-@pytest.mark.parametrize("number", [0, 1.5, True])
-def test_micro_batches_are_a_positive_number(number):
-    with pytest.raises(InvalidInputError, match="`micro_batches` must be a positive integer"):
-        plan(build(), micro_batches=number)
+        assert made.num_steps == 2
 
 
 @pytest.mark.parametrize(

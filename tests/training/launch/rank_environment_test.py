@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE
 from keras_deepseek.training.cluster.cluster_resolver import resolve_cluster
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.rank_environment import (
@@ -11,6 +12,7 @@ from keras_deepseek.training.launch.rank_environment import (
     STRATEGY,
     make_addresses,
     make_environment,
+    make_secret,
 )
 
 
@@ -128,3 +130,17 @@ def test_each_attempt_has_a_port_of_its_own(script):
     plan = LaunchPlan(script, 1, "torch")
     ports = {make_addresses(plan)[0][1] for _ in range(5)}
     assert len(ports) > 1
+
+
+def test_each_job_has_a_secret_of_its_own(script):
+    plan = LaunchPlan(script, 2, "jax")
+    first, second = make_secret(plan, {}), make_secret(plan, {})
+    assert len(first[SECRET_VARIABLE]) == 64
+    assert first != second
+    assert make_all(plan, first)[1][SECRET_VARIABLE] == first[SECRET_VARIABLE]
+
+
+def test_a_secret_of_the_user_is_kept_and_none_is_made_for_one_of_several_nodes(script):
+    assert make_secret(LaunchPlan(script, 2, "jax"), {SECRET_VARIABLE: "mine"}) == {}
+    nodes = LaunchPlan(script, 2, "jax", nnodes=2, node_rank=1, coordinator="10.0.0.1:29500")
+    assert make_secret(nodes, {}) == {}

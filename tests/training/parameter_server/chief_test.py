@@ -24,13 +24,13 @@ from tests.oracles.served_models import (
 )
 
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
-on_ray = pytest.mark.skipif(IS_TENSORFLOW, reason="task_engine_test.py is for TensorFlow.")
+on_ray = pytest.mark.skipif(IS_TENSORFLOW, reason="coordinator_engine_test.py is for TensorFlow.")
 
 
 @pytest.fixture
 def needs_ray():
     if IS_TENSORFLOW:
-        pytest.skip("task_engine_test.py is for TensorFlow.")
+        pytest.skip("coordinator_engine_test.py is for TensorFlow.")
     pytest.importorskip("ray", reason="tox -e ray has it.")
 
 

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from keras_deepseek.errors import PeerLostError
-from keras_deepseek.training.parameter_server.dispatcher import ActorLostError, Dispatcher
+from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
+from keras_deepseek.training.parameter_server.engine import ProcessEndedError
+from keras_deepseek.training.parameter_server.staleness import StalenessBound
 from tests.oracles.simulated_actors import NUM_BATCHES, SimulatedActors, first_values
 
 
 def train(actors, num_batches=40, bound=8, snapshot_every=5):
-    dispatcher = Dispatcher(
-        actors, staleness_bound=bound, snapshot_every=snapshot_every, timeout=1.0
-    )
+    staleness = StalenessBound(bound, actors.num_workers)
+    dispatcher = Dispatcher(actors, staleness, snapshot_every=snapshot_every, timeout=1.0)
     dispatcher.begin(0, [first_values() for _ in range(actors.num_servers)], [])
     made = []
     for batch in range(num_batches):
@@ -65,7 +66,7 @@ def test_batches_that_all_snapshots_have_are_not_kept():
 def test_a_batch_that_workers_die_of_is_named():
     actors = SimulatedActors(2, 1, random.Random(1))
     actors.fails_on = 7
-    with pytest.raises(PeerLostError, match="3 workers have ended while they computed batch 7"):
+    with pytest.raises(PeerLostError, match="Batch 7 was lost 3 times"):
         train(actors)
 
 
@@ -79,7 +80,7 @@ def test_a_worker_that_does_not_come_back_is_done_without(monkeypatch):
         return set_up(worker, variables) if number_of[worker] == 1 else actors._promise(_raise)
 
     def _raise():
-        raise ActorLostError("Ray has given it up.")
+        raise ProcessEndedError("Ray has given it up.")
 
     monkeypatch.setattr(actors, "set_up_worker", set_up_once)
     _, made = train(actors)
@@ -92,12 +93,12 @@ def test_no_worker_that_is_left_is_said(monkeypatch):
 
     def refuse(worker, variables):
         def act():
-            raise ActorLostError("It can't begin.")
+            raise ProcessEndedError("It can't begin.")
 
         return actors._promise(act)
 
     monkeypatch.setattr(actors, "set_up_worker", refuse)
-    with pytest.raises(PeerLostError, match="None of the 1 workers"):
+    with pytest.raises(PeerLostError, match="All 1 workers of the parameter server have ended"):
         train(actors)
 
 
@@ -132,19 +133,40 @@ def test_who_does_not_answer_is_ended(monkeypatch):
         left = [future for future in futures if future not in hanging]
         return wait(left, timeout) if left else []
 
-    def end(worker):
-        ended.append(worker)
+    def end(workers):
+        ended.append(workers)
         for future in hanging:
             actors._pending.pop(future, None)
-            actors._found[future] = ActorLostError("It was ended.")
+            actors._found[future] = ProcessEndedError("It was ended.")
         hanging.clear()
 
     monkeypatch.setattr(actors, "compute", compute_or_hang)
     monkeypatch.setattr(actors, "wait", wait_in_time)
-    monkeypatch.setattr(actors, "restart_worker", end)
+    monkeypatch.setattr(actors, "restart_workers", end)
     _, made = train(actors, bound=2)
     assert len(ended) == 1
     assert sorted(result.logs["batch"] for result in made) == list(range(40))
+
+
+def test_workers_that_do_not_answer_after_a_restart_end_the_training(monkeypatch):
+    actors = SimulatedActors(2, 1, random.Random(1))
+    wait, compute, restarted = actors.wait, actors.compute, []
+    hanging = []
+
+    def compute_and_hang(worker, task):
+        hanging.append(compute(worker, task))
+        return hanging[-1]
+
+    def wait_in_time(futures, timeout):
+        left = [future for future in futures if future not in hanging]
+        return wait(left, timeout) if left else []
+
+    monkeypatch.setattr(actors, "compute", compute_and_hang)
+    monkeypatch.setattr(actors, "wait", wait_in_time)
+    monkeypatch.setattr(actors, "restart_workers", restarted.append)
+    with pytest.raises(PeerLostError, match="No worker has answered for 2 seconds"):
+        train(actors)
+    assert [sorted(workers) for workers in restarted] == [[0, 1]]
 
 
 def test_a_worker_that_died_while_it_had_nothing_to_do_is_made_ready_again(monkeypatch):

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, GradientStep
+from keras_deepseek.training import Trainer
+from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, take_gradient_step
 
 X = np.arange(12, dtype="float32").reshape(6, 2) / 10
 Y = np.arange(6, dtype="float32").reshape(6, 1)
@@ -14,17 +15,20 @@ def compute_gradients(clip=None, global_clipnorm=None, micro_batches=1):
         [keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones", name="used")]
     )
     model.compile(keras.optimizers.SGD(0.0), loss="mse", auto_scale_loss=False)
-    step = GradientStep(
-        model,
-        lambda x, y, sample_weight=None: step.compute_loss(x, y, sample_weight),
-        micro_batches=micro_batches,
-        gradient_clip=clip,
-        global_clipnorm=global_clipnorm,
-        remat=False,
+    trainer = Trainer(model)
+    model.train_step, _ = take_gradient_step(
+        trainer,
+        {
+            "micro_batches": micro_batches,
+            "gradient_clip": clip,
+            "global_clipnorm": global_clipnorm,
+            "remat": False,
+            "policy": None,
+            "float32_layers": (),
+        },
     )
-    model.train_step = backend.current().make_train_step(model, step)
     model.make_train_function()
-    logs = backend.current().run_step(model, (X, Y))
+    logs = backend.current().step.run_step(model, (X, Y))
     gradients = [keras.ops.convert_to_numpy(each) for each in logs.pop(GRADIENTS)]
     return gradients, {name: float(value) for name, value in logs.items()}
 

@@ -26,13 +26,9 @@ def connected(monkeypatch):
         told.append(find())
         return SimpleNamespace(num_workers=1, num_servers=1)
 
-    monkeypatch.setattr(
-        backend,
-        "current",
-        lambda: SimpleNamespace(
-            connect_tasks=connect, serve_task=lambda *given: told.append(given)
-        ),
-    )
+    distribution = backend.current().distribution
+    monkeypatch.setattr(distribution, "connect_tasks", connect)
+    monkeypatch.setattr(distribution, "serve_task", lambda *given: told.append(given))
     monkeypatch.setattr(module, "_joined", [])
     return told
 

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
-from keras_deepseek.training.parameter_server.served_variables import ServedVariables
 from tests.oracles.eager_tasks import EagerTasks
 
 
@@ -14,7 +14,7 @@ def served():
     )
     model.compile(keras.optimizers.SGD(0.5), "mse")
     model.optimizer.build(model.trainable_variables)
-    return ServedVariables(model, 2)
+    return ModelShards(model, 2)
 
 
 def make(served, frozen=()):
@@ -23,9 +23,14 @@ def make(served, frozen=()):
     )
 
 
+def write(remote, values):
+    for server, held in enumerate(values):
+        remote.write(server, held)
+
+
 def test_weights_and_states_come_in_the_order_of_the_model(served):
     remote = make(served, [np.arange(3.0, dtype="float32")])
-    remote.write(served.read(0))
+    write(remote, served.read(0))
     weights, states, frozen = remote.pull()
     assert [tuple(each.shape) for each in weights] == [(3, 2), (2,), (2,), (2,)]
     assert [tuple(each.shape) for each in states] == [(2,), (2,)]
@@ -34,7 +39,7 @@ def test_weights_and_states_come_in_the_order_of_the_model(served):
 
 def test_an_update_takes_what_is_in_its_slot_and_leaves_the_others(served):
     remote = make(served)
-    remote.write(served.read(0))
+    write(remote, served.read(0))
     before = [keras.ops.convert_to_numpy(each) for each in remote.pull()[0]]
     for slot, scale in ((0, 1.0), (1, 10.0)):
         gradients = [scale * np.ones(each.shape, "float32") for each in before]
@@ -57,8 +62,8 @@ def test_what_is_read_can_be_written(served):
     for held in values:
         held.weights[0] = held.weights[0] + 1
         held.optimizer[0] = np.array(5)
-    remote.write(values)
-    found = remote.read(5)
+    write(remote, values)
+    found = [remote.read(server) for server in range(2)]
     for one, other in zip(values, found, strict=True):
         np.testing.assert_array_equal(one.weights[0], other.weights[0])
         assert int(other.optimizer[0]) == 5

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.training.parameter_server.messages import Push
-from keras_deepseek.training.parameter_server.served_variables import ServedVariables
+from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 
@@ -42,7 +42,7 @@ def build_model(optimizer):
 
 
 def start(model, num_servers):
-    variables = ServedVariables(model, num_servers)
+    variables = ModelShards(model, num_servers)
     servers = [ShardServer() for _ in range(num_servers)]
     for server, plan, values in zip(servers, variables.plans(), variables.read(0), strict=True):
         server.set_up(plan, values)

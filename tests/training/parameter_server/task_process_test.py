@@ -1,6 +1,5 @@
 import json
 import os
-from types import SimpleNamespace
 
 from keras_deepseek import backend
 from keras_deepseek.training.parameter_server import task_process
@@ -14,7 +13,7 @@ def test_a_task_says_when_it_listens(monkeypatch):
         served.append((addresses, task_type, index))
         on_ready()
 
-    monkeypatch.setattr(backend, "current", lambda: SimpleNamespace(serve_task=serve))
+    monkeypatch.setattr(backend.current().distribution, "serve_task", serve)
     addresses = {"worker": ["127.0.0.1:1"]}
     task_process.main([json.dumps(addresses), "worker", "0", str(writing)])
     assert served == [(addresses, "worker", 0)]
@@ -26,7 +25,5 @@ def test_a_task_says_when_it_listens(monkeypatch):
 def test_one_that_was_started_again_has_nobody_to_tell(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    monkeypatch.setattr(
-        backend, "current", lambda: SimpleNamespace(serve_task=lambda *given: given[3]())
-    )
+    monkeypatch.setattr(backend.current().distribution, "serve_task", lambda *given: given[3]())
     task_process.main(["{}", "worker", "0", str(writing)])

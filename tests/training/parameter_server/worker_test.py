@@ -5,8 +5,8 @@ import pytest
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.parameter_server.messages import Task, WorkerPlan
+from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer
-from keras_deepseek.training.parameter_server.served_variables import ServedVariables
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
 from keras_deepseek.training.parameter_server.worker import Worker
 
@@ -18,6 +18,7 @@ STEP = {
     "global_clipnorm": None,
     "remat": False,
     "policy": None,
+    "float32_layers": [],
 }
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 8)
@@ -61,7 +62,7 @@ def make_trainer(rate=0.0, **arguments):
 
 
 def start(trainer, *, looks_ahead=False, number=2, **step):
-    variables = ServedVariables(trainer.model, number)
+    variables = ModelShards(trainer.model, number)
     servers = [ShardServer() for _ in range(number)]
     for server, plan, values in zip(servers, variables.plans(), variables.read(0), strict=True):
         server.set_up(plan, values)

@@ -1,1 +1,1 @@
-"""Running a TensorRT engine: `deploy` verifies by it what it built, `inference` serves by it."""
+"""TensorRT engines: `deploy` verifies with them, and `inference` serves them."""

@@ -1,4 +1,4 @@
-"""Runs an engine on a GPU, by the calls that plain TensorRT and TensorRT-RTX share."""
+"""A runner of engines, by the calls that plain TensorRT and TensorRT-RTX share."""
 
 import math
 from typing import Any
@@ -20,25 +20,25 @@ DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-"""NumPy's names for the dtypes of inputs and outputs, by TensorRT's."""
+"""NumPy's names of the dtypes of inputs and outputs, by TensorRT's names."""
 
 Shape = tuple[int, ...]
 
 
 class EngineRunner:
-    """An engine on the current GPU, with a context, a stream and memory of its own.
+    """An engine on the current GPU, with its own context, stream and memory.
 
-    It is made with room for the largest batch of its profiles. One thread at a time may call it;
-    several runners, each with its own thread, do not wait for each other.
+    It reserves memory for the largest batch of its profiles. One thread at a time may call it.
+    Several runners, each with its own thread, do not wait for each other.
 
     Args:
-        tensorrt: The module of the library that built it.
+        tensorrt: The module of the library that built the engine.
         engine_bytes: The engine.
 
     Raises:
         NotSupportedError: The engine is for another GPU or release, or `cuda-python` is not
             installed.
-        ExportError: CUDA refuses a call.
+        ExportError: A CUDA call fails.
     """
 
     def __init__(self, tensorrt: Any, engine_bytes: bytes) -> None:
@@ -63,19 +63,19 @@ class EngineRunner:
         try:
             self._reserve_largest()
         except ExportError:
-            self._memory.free()  # What is too large for this GPU may never be asked for.
+            self._memory.free()  # The largest batch may never come.
         except BaseException:
             self.close()
             raise
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns a batch's outputs by name.
+        """Returns the outputs of a batch by name.
 
         Args:
             inputs: dict of arrays by name.
 
         Raises:
-            NotSupportedError: The engine takes no such batch.
+            NotSupportedError: The engine has no profile for the batch.
             ExportError: The GPU failed to run it.
         """
         arrays = {name: self._check(name, inputs[name]) for name in self.input_names}
@@ -88,7 +88,7 @@ class EngineRunner:
             outputs[name] = empty_array(self._shape_of(name), self._dtypes[name])
             address = self._memory.reserve(name, outputs[name].nbytes)
             self._context.set_tensor_address(name, address)
-        # TensorRT has done nothing before this.
+        # TensorRT starts no work before this call.
         if not self._context.execute_async_v3(self._memory.stream):
             raise ExportError(f"TensorRT failed to run the engine: {self._reasons()}.")
         for name, array in outputs.items():
@@ -97,12 +97,12 @@ class EngineRunner:
         return outputs
 
     def close(self) -> None:
-        """Gives back what it has of the GPU."""
+        """Frees its memory on the GPU."""
         self._memory.close()
         self._context = self._engine = self._runtime = None
 
     def _reserve_largest(self) -> None:
-        """Reserves what the largest batch of each profile takes."""
+        """Reserves memory for the largest batch of each profile."""
         for index, profile in enumerate(self._profiles):
             self._choose_profile(index)
             for name, (_, _, largest) in profile.items():
@@ -112,20 +112,22 @@ class EngineRunner:
                 self._reserve(name, self._shape_of(name))
 
     def _reserve(self, name: str, shape: Shape) -> None:
+        """Reserves memory for a tensor."""
         itemsize = empty_array((), self._dtypes[name]).itemsize
         self._memory.reserve(name, math.prod(shape) * itemsize)
 
     def _check(self, name: str, value: Array) -> Array:
+        """Returns an input as a contiguous array of the engine's dtype."""
         array = np.ascontiguousarray(value)
         if str(array.dtype) != self._dtypes[name]:
             raise NotSupportedError(
-                f"the engine takes {self._dtypes[name]} for input {name!r}, "
-                f"and the model {array.dtype}"
+                f"the engine expects {self._dtypes[name]} for input {name!r}; the model has "
+                f"{array.dtype}"
             )
         return array
 
     def _find_profile(self, arrays: dict[str, Array]) -> int:
-        """Returns the first profile that a batch is within."""
+        """Returns the index of the first profile that a batch fits."""
         for index, ranges in enumerate(self._profiles):
             if all(
                 lower <= size <= upper
@@ -135,11 +137,12 @@ class EngineRunner:
                 return index
         shapes = {name: array.shape for name, array in arrays.items()}
         raise NotSupportedError(
-            f"the engine has no profile for a batch of {shapes}: pass the profiles= of its export, "
-            f"or keep to those that it has, {self._describe_profiles()}"
+            f"the engine has no profile for a batch of {shapes}: export it with such profiles=, or "
+            f"stay within those that it has: {self._describe_profiles()}"
         )
 
     def _describe_profiles(self) -> str:
+        """Returns the ranges of the profiles, for an error."""
         return " and ".join(
             ", ".join(
                 f"{name} from {tuple(smallest)} to {tuple(largest)}"
@@ -149,6 +152,7 @@ class EngineRunner:
         )
 
     def _choose_profile(self, index: int) -> None:
+        """Activates a profile."""
         if index == self._profile:
             return
         self._profile = None
@@ -158,24 +162,27 @@ class EngineRunner:
         self._profile = index
 
     def _set_shape(self, name: str, shape: Shape) -> None:
+        """Sets the shape of an input."""
         if not self._context.set_input_shape(name, shape):
             raise ExportError(
                 f"TensorRT refused shape {shape} of input {name!r}: {self._reasons()}."
             )
 
     def _shape_of(self, name: str) -> Shape:
+        """Returns the shape of a tensor for the inputs that were set."""
         shape = tuple(self._context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
             raise NotSupportedError(f"the size of output {name!r} depends on the data: {shape}")
         return shape
 
     def _dtype_of(self, name: str) -> str:
+        """Returns NumPy's name of a tensor's dtype."""
         dtype = self._engine.get_tensor_dtype(name).name
         if dtype not in DTYPES:
-            raise NotSupportedError(f"tensor {name!r} is of {dtype}, which NumPy has not")
+            raise NotSupportedError(f"tensor {name!r} has dtype {dtype}, which NumPy lacks")
         return DTYPES[dtype]
 
     def _reasons(self) -> str:
-        """Returns what was logged since this was asked last."""
+        """Returns the errors that were logged since the last call."""
         errors, self._log.errors[:] = list(self._log.errors), []
         return "; ".join(errors) or "it gives no reason"

@@ -1,18 +1,18 @@
-"""What TensorRT says went wrong: it is told by a log, where a call gives back nothing."""
+"""A log of TensorRT's errors, which it does not return from calls."""
 
 from typing import Any
 
 
 def make_error_log(tensorrt: Any) -> Any:
-    """Returns a logger of TensorRT's that keeps errors, in its list `errors`, and prints nothing.
+    """Returns a TensorRT logger that collects errors in its list `errors`, and prints nothing.
 
     Args:
-        tensorrt: The module of either flavor.
+        tensorrt: The module of either library.
     """
 
     class ErrorLog(tensorrt.ILogger):
         def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)  # It is of C++, which asks for this by name.
+            tensorrt.ILogger.__init__(self)  # The C++ base class requires the explicit call.
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:

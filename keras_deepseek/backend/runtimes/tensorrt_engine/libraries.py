@@ -1,6 +1,6 @@
 """NVIDIA's two libraries with one API: plain TensorRT, and TensorRT-RTX.
 
-An engine of one is none of the other. Which of them built it stands in its bundle's route.
+Neither runs an engine of the other. The route in a bundle's manifest says which one built it.
 """
 
 import importlib
@@ -19,7 +19,7 @@ def import_library(flavor: str, purpose: str) -> Any:
 
     Args:
         flavor: string. `"tensorrt"` or `"rtx"`.
-        purpose: string. What it is needed for, as in "to serve an engine".
+        purpose: string. The purpose of the import, for example "to serve an engine".
 
     Raises:
         MissingExtraError: It is not installed.
@@ -31,7 +31,7 @@ def import_library(flavor: str, purpose: str) -> Any:
 
 
 def mark_flavor(flavor: str) -> str:
-    """Returns what the route of an engine says of the library that built it.
+    """Returns the part of an engine's route that names the library which built it.
 
     Args:
         flavor: string. `"tensorrt"` or `"rtx"`.
@@ -43,10 +43,10 @@ def read_flavor(route: str) -> str:
     """Returns the library that built an engine.
 
     Args:
-        route: string. That of its bundle's manifest, with what `mark_flavor` gave.
+        route: string. The route in its bundle's manifest, which holds a `mark_flavor`.
 
     Raises:
-        InvalidInputError: It does not say.
+        InvalidInputError: It names none.
 
     Example:
 

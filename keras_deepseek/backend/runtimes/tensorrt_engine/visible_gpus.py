@@ -1,4 +1,4 @@
-"""How many of NVIDIA's GPUs this process sees, asked of the driver, without any framework."""
+"""The number of NVIDIA GPUs, read from the driver without any framework."""
 
 import ctypes
 import sys
@@ -7,9 +7,9 @@ _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 def count_gpus() -> int:
-    """Returns how many GPUs CUDA's driver offers; none where there is no driver.
+    """Returns the number of GPUs that CUDA's driver offers, 0 without a driver.
 
-    `CUDA_VISIBLE_DEVICES` is heeded, as the driver does.
+    It respects `CUDA_VISIBLE_DEVICES`, as the driver does.
     """
     try:
         driver = ctypes.CDLL(_DRIVER)

@@ -1,8 +1,9 @@
-"""Adds a mask to the scores of an attention, instead of choosing by it in tensors of their size.
+"""Adds a mask to the scores of attention, instead of a choice in tensors of their size.
 
-A mask has seldom an axis for the heads or for the queries, scores have both. Keras chooses between
-score and a large negative number, and after the softmax between probability and 0, which matters
-for rows without a key alone: there the outputs are chosen to be 0, which are smaller again.
+A mask seldom has an axis for heads or queries; scores have both. Keras chooses between the score
+and a large negative number. After the softmax it chooses between the probability and 0, which
+matters only for rows without a key. There, this pass sets the outputs to 0, which are smaller
+again.
 """
 
 from typing import Any
@@ -13,19 +14,19 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 from keras_deepseek.deploy.onnx_passes.shape_values import read_repeated
 
 _NO_SCORE = 1e9
-"""Beside it no score counts, but in a row where all have it something may be left of them."""
+"""The least magnitude of a mask value next to which a score vanishes.
+
+In rows where all keys have it, differences of scores may remain."""
 
 _NOTHING_LEFT = 1e30
+"""The magnitude from which on no differences remain in such rows either."""
 
 
 def add_masks(view: GraphView) -> int:
-    """Replaces the choices around a softmax where the result is the same.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    """Replaces the choices around a softmax by a sum if the result is the same.
 
     Returns:
-        How many attentions were changed.
+        The number of changed attentions.
     """
     made: dict[tuple[str, float], str] = {}
     return view.rewrite(lambda view, product: _add_mask(view, product, made), "MatMul")
@@ -34,16 +35,18 @@ def add_masks(view: GraphView) -> int:
 def _add_mask(
     view: GraphView, product: Any, made: dict[tuple[str, float], str]
 ) -> list[Any] | None:
-    zeroing = view.maker(product.input[0], "Where")
-    softmax = view.maker(zeroing.input[1] if zeroing is not None else product.input[0], "Softmax")
-    choice = view.maker(softmax.input[0], "Where") if softmax is not None else None
+    zeroing = view.producer(product.input[0], "Where")
+    softmax = view.producer(
+        zeroing.input[1] if zeroing is not None else product.input[0], "Softmax"
+    )
+    choice = view.producer(softmax.input[0], "Where") if softmax is not None else None
     if choice is None or not _gives_the_same(view, zeroing, softmax, choice):
         return None
     inner = [node for node in (zeroing, softmax, choice) if node is not None]
     mask, scores, least = choice.input
     mask = _without_ones(view, mask, scores)
     shape = view.shape(mask)
-    if not view.are_inner(inner, product) or shape is None:
+    if not view.are_only_used_within(inner, product) or shape is None:
         return None
     if len(shape) > len(view.shape(scores) or ()):
         return None
@@ -69,7 +72,7 @@ def _add_mask(
 
 
 def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) -> bool:
-    """Returns whether nothing is left of a score that the mask hides."""
+    """Returns whether nothing remains of a score that the mask hides."""
     mask, scores, least = choice.input
     shape, number = view.shape(scores), view.scalar(least)
     if shape is None or number is None or view.dtype(scores) != view.onnx.TensorProto.FLOAT:
@@ -83,8 +86,8 @@ def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) ->
 
 
 def _without_ones(view: GraphView, mask: str, scores: str) -> str:
-    """Returns what of a mask is left without one that is true everywhere in the scores' shape."""
-    both = view.maker(mask, "And")
+    """Returns a mask without an operand that is true everywhere in the scores' shape."""
+    both = view.producer(mask, "And")
     for other, expanded in (both.input, reversed(both.input)) if both is not None else ():
         value = read_repeated(view, expanded, scores)
         if value is not None and value.all():
@@ -93,10 +96,10 @@ def _without_ones(view: GraphView, mask: str, scores: str) -> str:
 
 
 def _find_any(view: GraphView, mask: str, output: str) -> list[Any]:
-    """Returns the nodes that say of each row whether a mask leaves it a key."""
+    """Returns the nodes that compute for each row whether the mask leaves a key."""
     numbers, most = f"{output}_numbers", f"{output}_most"
     axes = view.add_weight(np.array([-1], "int64"), "last_axis")
-    is_input = view.opset >= 18  # noqa: PLR2004 - where the axes became an input
+    is_input = view.opset >= 18  # noqa: PLR2004 - since then, the axes are an input
     options = {} if is_input else {"axes": [-1]}
     return [
         view.node("Cast", [mask], numbers, to=view.onnx.TensorProto.FLOAT),

@@ -1,6 +1,7 @@
-"""Leaves to an operator that broadcasts what an `Expand` before it has repeated.
+"""Removes an `Expand` before an operator that broadcasts by itself.
 
-Positions are repeated for each row of a batch, and then added to embeddings of that shape.
+Positions, for instance, are repeated for each row of a batch, and then added to embeddings of that
+shape.
 """
 
 from typing import Any
@@ -15,13 +16,10 @@ _BROADCASTING = (
 
 
 def drop_expands(view: GraphView) -> int:
-    """Replaces `Expand(x, sizes)` beside a tensor that has these sizes, or of which they are one.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    """Replaces `Expand(x, sizes)` by `x` if another input of the operator has these sizes.
 
     Returns:
-        How many operators read `x` itself then.
+        The number of operators that then read `x` itself.
     """
     return view.rewrite(_read_plain, *_BROADCASTING)
 
@@ -29,7 +27,7 @@ def drop_expands(view: GraphView) -> int:
 def _read_plain(view: GraphView, node: Any) -> list[Any] | None:
     names = list(node.input)
     for index, name in enumerate(node.input):
-        expand = view.maker(name, "Expand")
+        expand = view.producer(name, "Expand")
         others = [*names[:index], *names[index + 1 :]]
         if expand is not None and any(_has(view, each, expand.input[1]) for each in others):
             names[index] = expand.input[0]
@@ -41,7 +39,7 @@ def _read_plain(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _has(view: GraphView, name: str, sizes_name: str) -> bool:
-    """Returns whether a tensor stays as it is when it is broadcast to some sizes."""
+    """Returns whether broadcasting a tensor to some sizes leaves its shape unchanged."""
     shape, sizes = view.shape(name), read_shape(view, sizes_name)
     if shape is None or sizes is None or len(sizes) > len(shape):
         return False
@@ -53,10 +51,10 @@ def _has(view: GraphView, name: str, sizes_name: str) -> bool:
 
 
 def _find_source(view: GraphView, size: Size) -> Size:
-    """Returns the first tensor, and its axis, that a tensor has a size of."""
+    """Returns the first tensor, and its axis, that a size comes from."""
     while not isinstance(size, int):
         name, axis = size
-        node = view.maker(name, "Cast", "Not", "Equal", "Gather")
+        node = view.producer(name, "Cast", "Not", "Equal", "Gather")
         if node is None:
             break
         source = node.input[0]

@@ -1,7 +1,7 @@
-"""Writes a product of two tensors that is an `Einsum` as `MatMul` between transpositions.
+"""Writes an `Einsum` of two tensors as `MatMul` between transpositions.
 
-Runtimes lay the kernel of a `MatMul` out for their processor when they load it, and know patterns
-around it; an `Einsum` they take as it is. Keras's attention has six of them a layer.
+Runtimes lay out the kernel of a `MatMul` for their processor when they load it, and fuse operators
+around it. They do neither for an `Einsum`. Keras's attention has six of them a layer.
 """
 
 import math
@@ -29,13 +29,10 @@ class _Axes:
 
 
 def einsum_to_matmul(view: GraphView) -> int:
-    """Replaces what can be replaced, and leaves other equations as they are.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    """Replaces each `Einsum` that is a product of two tensors.
 
     Returns:
-        How many were replaced.
+        The number of replaced nodes.
     """
     return view.rewrite(_write_product, "Einsum")
 
@@ -64,7 +61,7 @@ def _write_product(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _sort_axes(equation: str) -> _Axes | None:
-    """Returns the axes of an equation; `None` for one that is no product of two tensors."""
+    """Returns the axes of an equation by their role; `None` if it is no product of two tensors."""
     terms, arrow, output = equation.partition("->")
     left, _, right = terms.partition(",")
     if not arrow or not (left + right + output).isalpha():
@@ -76,14 +73,14 @@ def _sort_axes(equation: str) -> _Axes | None:
     columns = tuple(axis for axis in output if axis in right and axis not in left)
     summed = tuple(axis for axis in left if axis in right and axis not in output)
     if set(left) != {*batch, *rows, *summed} or set(right) != {*batch, *summed, *columns}:
-        return None  # An axis that is summed in one of them alone.
+        return None  # An axis is summed in only one of them.
     return _Axes(left, right, output, batch, rows, summed, columns)
 
 
 def _by_kernel(
     view: GraphView, node: Any, axes: _Axes, left: str, right: str, kernel: Any
 ) -> list[Any] | None:
-    """Returns the nodes of a product with a constant, which takes the shape of a matrix."""
+    """Returns the nodes of a product with a constant, which becomes a matrix."""
     if not axes.rows or not axes.summed or not axes.columns:
         return None
     order = [axes.right.index(axis) for axis in (*axes.summed, *axes.columns)]
@@ -106,12 +103,12 @@ def _by_kernel(
 
 
 def _of_two(view: GraphView, node: Any, axes: _Axes, left: str, right: str) -> list[Any]:
-    """Returns the nodes of a product of two tensors with one axis of each role, and a batch."""
+    """Returns the nodes of a product of two tensors with one axis per role, and batch axes."""
     made = (*axes.batch, *axes.rows, *axes.columns)
     if made != tuple(axes.output) and (*axes.batch, *axes.columns, *axes.rows) == tuple(
         axes.output
     ):
-        left, right = right, left  # The same numbers, and nothing to transpose after.
+        left, right = right, left  # The result is the same, and needs no transposition.
         axes = _Axes(
             axes.right, axes.left, axes.output, axes.batch, axes.columns, axes.summed, axes.rows
         )

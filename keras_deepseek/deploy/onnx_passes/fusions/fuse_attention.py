@@ -1,8 +1,8 @@
-"""Keeps scaled dot-product attention as the one operator that ONNX has since opset 23.
+"""Fuses scaled dot-product attention into the operator that ONNX has since opset 23.
 
-onnxruntime runs it as fast as the product, the sum, the softmax and the product. Of opset 25, which
-has its own version of the operator, onnxruntime 1.32 has none, and puts fifty nodes in its place
-that take 1.4 to 2.6 times as long: there, attention stays in parts.
+onnxruntime runs it as fast as the separate operators. Opset 25 has its own version of the operator,
+for which onnxruntime 1.32 has no kernel: it runs fifty nodes instead, which take 1.4 to 2.6 times
+as long. There, attention is not fused.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 _OPSETS = (23, 24)
 _RANK = 4
 _REPEATED_AXIS = 3
-"""Of keys with their heads last but one, where each head is repeated."""
+"""The axis along which each head is repeated, in keys of shape (batch, length, heads, 1, size)."""
 
 
 @dataclass
 class _Scores:
-    """What goes into the softmax: the product of queries and keys, its factor, and a mask."""
+    """The input of the softmax: the product of queries and keys, its factor, and a mask."""
 
     product: Any
     scale: float = 1.0
@@ -30,13 +30,10 @@ class _Scores:
 def fuse_attention(view: GraphView) -> int:
     """Replaces attention, with a mask that is added to the scores or without one.
 
-    Keys and values whose heads are repeated for groups of queries are taken as they were before.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    Keys and values whose heads are repeated for groups of queries are taken before the repetition.
 
     Returns:
-        How many were replaced.
+        The number of replaced attentions.
     """
     if view.opset not in _OPSETS:
         return 0
@@ -45,11 +42,11 @@ def fuse_attention(view: GraphView) -> int:
 
 
 def _fuse(view: GraphView, last: Any) -> list[Any] | None:
-    softmax = view.maker(last.input[0], "Softmax")
+    softmax = view.producer(last.input[0], "Softmax")
     if softmax is None or attribute(softmax, "axis", -1) not in (-1, _RANK - 1):
         return None
     scores = _find_scores(view, softmax.input[0])
-    if scores is None or not view.are_inner([softmax, *scores.nodes], last):
+    if scores is None or not view.are_only_used_within([softmax, *scores.nodes], last):
         return None
     queries, keys = scores.product.input
     shapes = [view.shape(name) for name in (queries, keys, last.input[1])]
@@ -78,21 +75,21 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _find_scores(view: GraphView, name: str) -> _Scores | None:
-    """Returns how the scores are computed; a factor of queries or keys alone stays with these."""
-    product = view.maker(name, "MatMul")
+    """Returns how a tensor of scores is computed; a factor of queries or keys alone stays there."""
+    product = view.producer(name, "MatMul")
     if product is not None:
         return _Scores(product, nodes=[product])
-    scaled = view.maker(name, "Mul", "Div")
+    scaled = view.producer(name, "Mul", "Div")
     if scaled is not None:
-        product = view.maker(scaled.input[0], "MatMul")
+        product = view.producer(scaled.input[0], "MatMul")
         factor = view.scalar(scaled.input[1])
         if product is None and scaled.op_type == "Mul":
-            product, factor = view.maker(scaled.input[1], "MatMul"), view.scalar(scaled.input[0])
+            product, factor = view.producer(scaled.input[1], "MatMul"), view.scalar(scaled.input[0])
         if product is None or not factor or factor < 0:
             return None
         scale = factor if scaled.op_type == "Mul" else 1 / factor
         return _Scores(product, scale, nodes=[scaled, product])
-    total = view.maker(name, "Add")
+    total = view.producer(name, "Add")
     for inner, mask in in_both_orders(total) if total is not None else ():
         scores = _find_scores(view, inner)
         shape = view.shape(mask)
@@ -102,7 +99,7 @@ def _find_scores(view: GraphView, name: str) -> _Scores | None:
 
 
 def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
-    """Returns whether three shapes have the same heads, and no axis that is broadcast."""
+    """Returns whether three shapes have the same heads, and no broadcast axis."""
     heads = queries[1]
     if not isinstance(heads, int) or keys[1] != heads or values[1] != heads:
         return False
@@ -110,8 +107,8 @@ def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
 
 
 def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]:
-    """Returns keys with their features last, which the product takes with their positions last."""
-    before = view.maker(name, "Transpose")
+    """Returns keys with their features last; the product has them with their positions last."""
+    before = view.producer(name, "Transpose")
     order, source = [0, 1, 3, 2], name
     if before is not None:
         given = list(attribute(before, "perm", [3, 2, 1, 0]))
@@ -122,13 +119,13 @@ def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]
 
 
 def _find_shared(view: GraphView, name: str, nodes: list[Any]) -> tuple[str, int] | None:
-    """Returns keys or values before their heads were repeated, and how often each was."""
-    transposed = nodes[0] if nodes else view.maker(name, "Transpose")
+    """Returns keys or values before their heads were repeated, and the number of repetitions."""
+    transposed = nodes[0] if nodes else view.producer(name, "Transpose")
     if transposed is None or list(attribute(transposed, "perm", [])) != [0, 2, 1, 3]:
         return None
-    joined = view.maker(transposed.input[0], "Reshape")
-    tiled = view.maker(joined.input[0], "Tile", "Expand") if joined is not None else None
-    parted = view.maker(tiled.input[0], "Unsqueeze") if tiled is not None else None
+    joined = view.producer(transposed.input[0], "Reshape")
+    tiled = view.producer(joined.input[0], "Tile", "Expand") if joined is not None else None
+    parted = view.producer(tiled.input[0], "Unsqueeze") if tiled is not None else None
     if (
         joined is None
         or tiled is None
@@ -154,7 +151,7 @@ def _transpose(view: GraphView, name: str, output: str) -> Any:
 
 
 def _fit_mask(view: GraphView, node: Any) -> list[Any] | None:
-    """Gives a mask of an exporter's attention the axes that onnxruntime asks for."""
+    """Expands the mask of an exporter's `Attention` to the axes that onnxruntime requires."""
     shape = view.shape(node.input[0])
     has_mask = len(node.input) > 3 and node.input[3]  # noqa: PLR2004 - after queries, keys, values
     if not has_mask or shape is None or len(shape) != _RANK or attribute(node, "is_causal", 0):
@@ -165,7 +162,7 @@ def _fit_mask(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _expand_mask(view: GraphView, mask: str, queries: str, keys: str, prefix: str) -> list[Any]:
-    """Returns the nodes that give a mask all queries and keys: onnxruntime broadcasts neither."""
+    """Returns the nodes that expand a mask to all queries and keys, as onnxruntime requires."""
     sizes: list[str] = []
     nodes = []
     for name in (queries, keys):

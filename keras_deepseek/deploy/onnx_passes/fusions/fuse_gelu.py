@@ -1,6 +1,6 @@
-"""Keeps GELU as the one operator that ONNX has since opset 20.
+"""Fuses GELU into the operator that ONNX has since opset 20.
 
-Below it, it is written in the one of its many forms that onnxruntime makes one operator of.
+Below it, GELU is written in the form that onnxruntime recognizes and fuses.
 """
 
 from typing import Any
@@ -17,13 +17,10 @@ _ROOT_OF_2_BY_PI = float(np.sqrt(2.0 / np.pi))
 
 
 def fuse_gelu(view: GraphView) -> int:
-    """Replaces `x / 2 * (1 + erf(x / sqrt(2)))`, and the approximation of it by `tanh`.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    """Replaces `x / 2 * (1 + erf(x / sqrt(2)))`, and its approximation by `tanh`.
 
     Returns:
-        How many were replaced.
+        The number of replaced GELUs.
     """
     return view.rewrite(_fuse, "Mul")
 
@@ -33,21 +30,21 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
     if found is None:
         return None
     x, approximate, nodes = found
-    return _write(view, last, x, approximate) if view.are_inner(nodes, last) else None
+    return _write(view, last, x, approximate) if view.are_only_used_within(nodes, last) else None
 
 
 def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:
-    """Returns what GELU a product is of, in which approximation, and its nodes."""
+    """Returns the input of the GELU that a product ends, its approximation, and its nodes."""
     factors, nodes = _factors(view, last)
     halves = [name for name in factors if view.scalar(name) == _HALF]
-    sums = [name for name in factors if view.maker(name, "Add", "Sub") is not None]
+    sums = [name for name in factors if view.producer(name, "Add", "Sub") is not None]
     if len(factors) != 3 or len(halves) != 1:  # noqa: PLR2004 - x, a half, and the sum
         return None
     for total in sums:
         (x,) = [name for name in factors if name not in (total, halves[0])] or ("",)
-        node = view.maker(total, "Add", "Sub")
+        node = view.producer(total, "Add", "Sub")
         for function, sign in _beside_one(view, node):
-            erf, tanh = view.maker(function, "Erf"), view.maker(function, "Tanh")
+            erf, tanh = view.producer(function, "Erf"), view.producer(function, "Tanh")
             if erf is not None:
                 inner = _is_product(view, erf.input[0], x, sign / _ROOT_OF_2)
                 if inner is not None:
@@ -60,28 +57,28 @@ def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:
 
 
 def _factors(view: GraphView, last: Any) -> tuple[list[str], list[Any]]:
-    """Returns the factors of a product of up to three, and the product inside of it."""
+    """Returns the three factors of a product of products, and its inner product."""
     for first, second in in_both_orders(last):
-        inner = view.maker(first, "Mul")
+        inner = view.producer(first, "Mul")
         if inner is not None and view.scalar(second) != _HALF:
             return [*inner.input, second], [inner]
     for first, second in in_both_orders(last):
-        inner = view.maker(first, "Mul")
+        inner = view.producer(first, "Mul")
         if inner is not None:
             return [*inner.input, second], [inner]
     return [], []
 
 
 def _beside_one(view: GraphView, node: Any) -> list[tuple[str, float]]:
-    """Returns what is added to 1, or taken from it, and the sign."""
+    """Returns the tensors that are added to 1 or subtracted from it, each with its sign."""
     if node.op_type == "Sub":
         return [(node.input[1], -1.0)] if view.scalar(node.input[0]) == 1.0 else []
     return [(name, 1.0) for name, one in in_both_orders(node) if view.scalar(one) == 1.0]
 
 
 def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] | None:
-    """Returns the nodes if a tensor is `x` times a number, `None` if not."""
-    node = view.maker(name, "Mul", "Div", "Neg")
+    """Returns the nodes if a tensor is `x` times a number, else `None`."""
+    node = view.producer(name, "Mul", "Div", "Neg")
     if node is None:
         return None
     if node.op_type == "Neg":
@@ -94,21 +91,21 @@ def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] 
             continue
         if given == x and view.is_number(number, factor):
             return [node]
-        negative = view.maker(given, "Neg")
+        negative = view.producer(given, "Neg")
         if negative is not None and negative.input[0] == x and view.is_number(number, -factor):
             return [node, negative]
     return None
 
 
 def _is_cubic(view: GraphView, name: str, x: str) -> list[Any] | None:
-    """Returns the nodes if a tensor is `sqrt(2 / pi) * (x + 0.044715 * x ** 3)`."""
-    node = view.maker(name, "Mul")
+    """Returns the nodes if a tensor is `sqrt(2 / pi) * (x + 0.044715 * x ** 3)`, else `None`."""
+    node = view.producer(name, "Mul")
     for given, number in in_both_orders(node) if node is not None else ():
-        total = view.maker(given, "Add")
+        total = view.producer(given, "Add")
         if total is None or not view.is_number(number, _ROOT_OF_2_BY_PI):
             continue
         for first, second in in_both_orders(total):
-            product = view.maker(second, "Mul")
+            product = view.producer(second, "Mul")
             if first != x or product is None:
                 continue
             for cube, factor in in_both_orders(product):
@@ -119,13 +116,13 @@ def _is_cubic(view: GraphView, name: str, x: str) -> list[Any] | None:
 
 
 def _is_cube(view: GraphView, name: str, x: str) -> list[Any] | None:
-    node = view.maker(name, "Pow", "Mul")
+    node = view.producer(name, "Pow", "Mul")
     if node is None:
         return None
     if node.op_type == "Pow":
         return [node] if node.input[0] == x and view.scalar(node.input[1]) == _CUBE else None
     for given, square in in_both_orders(node):
-        inner = view.maker(square, "Mul", "Pow")
+        inner = view.producer(square, "Mul", "Pow")
         if given != x or inner is None or inner.input[0] != x:
             continue
         second = inner.input[1]

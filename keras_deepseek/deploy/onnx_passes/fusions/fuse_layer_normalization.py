@@ -1,7 +1,7 @@
-"""Keeps a layer normalization as the one operator that ONNX has for it since opset 17.
+"""Fuses layer normalization into the operator that ONNX has since opset 17.
 
-Keras computes it as `x * f + (bias - mean * f)`, where `f` is the scale by the deviation: a form
-that runtimes do not know, and that reads and writes the tensor eight times.
+Keras computes it as `x * f + (bias - mean * f)`, where `f` is the scale by the deviation. Runtimes
+do not recognize this form, and it reads and writes the tensor eight times.
 """
 
 from typing import Any
@@ -20,24 +20,21 @@ _FIRST_OPSET = 17
 
 
 def fuse_layer_normalization(view: GraphView) -> int:
-    """Replaces what is exactly a normalization over the last axes, and nothing that is near it.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    """Replaces exact normalizations over the last axes; a form that is only similar stays.
 
     Returns:
-        How many were replaced.
+        The number of replaced normalizations.
     """
     return view.rewrite(_fuse, "Add") if view.opset >= _FIRST_OPSET else 0
 
 
 def _fuse(view: GraphView, last: Any) -> list[Any] | None:
     for scaled, shift in in_both_orders(last):
-        product = view.maker(scaled, "Mul")
+        product = view.producer(scaled, "Mul")
         if product is None:
             continue
         for shift_product, bias, bias_nodes in _with_bias(view, shift):
-            moved = view.maker(shift_product, "Mul")
+            moved = view.producer(shift_product, "Mul")
             for x, factor in in_both_orders(product) if moved is not None else ():
                 fused = _fuse_parts(view, last, x, factor, moved, bias, [product, *bias_nodes])
                 if fused is not None:
@@ -46,9 +43,9 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _with_bias(view: GraphView, name: str) -> Any:
-    """Yields a tensor by itself, and what it is the sum of with a constant."""
+    """Yields a tensor itself, and then its terms if it is the sum of a tensor and a constant."""
     yield name, None, []
-    node = view.maker(name, "Add")
+    node = view.producer(name, "Add")
     for tensor, bias in in_both_orders(node) if node is not None else ():
         constant = view.constant(bias)
         if constant is not None:
@@ -64,9 +61,12 @@ def _fuse_parts(
     bias: Array | None,
     nodes: list[Any],
 ) -> list[Any] | None:
-    """Returns the one node for `x * factor + (moved + bias)`, if `moved` is `-mean(x) * factor`."""
+    """Returns the fused node of `x * factor + (moved + bias)`, or `None`.
+
+    `moved` must be `-mean(x) * factor`.
+    """
     for negated, same_factor in in_both_orders(moved):
-        negative = view.maker(negated, "Neg")
+        negative = view.producer(negated, "Neg")
         if same_factor != factor or negative is None:
             continue
         mean = find_mean(view, negative.input[0])
@@ -90,7 +90,7 @@ def _find_deviation(
     """Returns the epsilon and the nodes of `1 / sqrt(variance(x) + epsilon)`."""
     root = find_inverse_root(view, inverse)
     variance = find_mean_square(view, root.source) if root else None
-    difference = view.maker(variance.source, "Sub") if variance else None
+    difference = view.producer(variance.source, "Sub") if variance else None
     if root is None or variance is None or difference is None or difference.input[0] != x:
         return None
     mean = find_mean(view, difference.input[1])

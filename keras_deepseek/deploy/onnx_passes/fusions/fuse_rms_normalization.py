@@ -1,4 +1,4 @@
-"""Keeps a normalization by the root mean square as one operator, which ONNX has since opset 23."""
+"""Fuses RMS normalization into the operator that ONNX has since opset 23."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +18,8 @@ _FIRST_OPSET = 23
 def fuse_rms_normalization(view: GraphView) -> int:
     """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes.
 
-    Args:
-        view: `GraphView` of the graph to change.
-
     Returns:
-        How many were replaced.
+        The number of replaced normalizations.
     """
     if view.opset < _FIRST_OPSET:
         return 0
@@ -36,15 +33,15 @@ def fuse_rms_normalization(view: GraphView) -> int:
                 return fused
         return None
 
-    # With its scale before it is found without.
+    # Last first: a normalization with its scale is found before the same one without.
     return view.rewrite(fuse, "Mul", last_first=True)
 
 
 def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | None, list[Any]]]:
-    """Yields `(x * root) * scale` and `x * (root * scale)` as their parts."""
+    """Yields the parts of `(x * root) * scale` and of `x * (root * scale)`."""
     for first, second in in_both_orders(last):
         scale = view.constant(second)
-        product = view.maker(first, "Mul") if scale is not None else None
+        product = view.producer(first, "Mul") if scale is not None else None
         for x, inverse in in_both_orders(product) if product is not None else ():
             yield x, inverse, scale, [product]
         for inverse, factor, nodes in with_factor(view, second):

@@ -1,6 +1,6 @@
-"""Lets a sum or mean keep the axes that it reduces, where nodes after it put them back.
+"""Makes a reduction keep its axes if later nodes add them again.
 
-JAX sums without them and broadcasts what comes out; jax2onnx writes six nodes for that.
+JAX reduces without keeping axes and broadcasts the result, for which jax2onnx writes six nodes.
 """
 
 from typing import Any
@@ -14,13 +14,10 @@ _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceMax", "Reduc
 def keep_reduced_axes(view: GraphView) -> int:
     """Replaces `Expand(Reshape(Reduce(x, keepdims=0)))` by a reduction that keeps its axes.
 
-    A choice by a constant between a tensor and one that has its shape goes, too.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    A `Where` with a constant condition is removed, too, if its branches have one shape.
 
     Returns:
-        How many were replaced.
+        The number of replaced nodes.
     """
     return view.rewrite(_reduce, "Expand") + view.rewrite(_choose, "Where")
 
@@ -36,13 +33,13 @@ def _reduce(view: GraphView, node: Any) -> list[Any] | None:
 
 def _choose(view: GraphView, node: Any) -> list[Any] | None:
     chosen = _find_chosen(view, node)
-    return view.read_instead(node.output[0], chosen) if chosen else None
+    return view.replace_uses(node.output[0], chosen) if chosen else None
 
 
 def _find_reduction(view: GraphView, expand: Any) -> Any:
-    """Returns the reduction whose axes an `Expand` and a `Reshape` put back, all of size 1."""
-    reshape = view.maker(expand.input[0], "Reshape")
-    reduction = reshape and view.maker(reshape.input[0], *_REDUCTIONS)
+    """Returns the reduction whose axes an `Expand` and a `Reshape` add again with size 1."""
+    reshape = view.producer(expand.input[0], "Reshape")
+    reduction = reshape and view.producer(reshape.input[0], *_REDUCTIONS)
     if not reduction or attribute(reduction, "keepdims", 1) or len(reduction.input) < 2:  # noqa: PLR2004
         return None
     shape, axes = view.shape(reduction.input[0]), view.constant(reduction.input[1])
@@ -66,7 +63,7 @@ def _find_reduction(view: GraphView, expand: Any) -> Any:
 
 
 def _find_chosen(view: GraphView, where: Any) -> str:
-    """Returns the branch that a constant chooses, if the other is a number of no more axes."""
+    """Returns the branch that a constant condition chooses, or `""` if the shapes may differ."""
     condition, *branches = where.input
     chosen = view.constant(condition)
     if chosen is None or chosen.size != 1 or chosen.ndim:

@@ -1,4 +1,4 @@
-"""What the fused normalizations have in common: means over the last axes, roots, and scales."""
+"""Parts that the fused normalizations share: means over the last axes, roots, and scales."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ _SQUARE = 2.0
 
 
 class Mean(NamedTuple):
-    """A mean that keeps its axes: of which tensor, over how many of the last, by which nodes."""
+    """A mean that keeps its axes: its tensor, the number of last axes, and its nodes."""
 
     source: str
     num_axes: int
@@ -20,7 +20,7 @@ class Mean(NamedTuple):
 
 
 class Root(NamedTuple):
-    """The inverse root of a tensor and a small number."""
+    """The inverse square root of a tensor plus a small number."""
 
     source: str
     epsilon: float
@@ -28,19 +28,14 @@ class Root(NamedTuple):
 
 
 def find_mean(view: GraphView, name: str) -> Mean | None:
-    """Returns the mean that a tensor is, or `None`.
-
-    Args:
-        view: `GraphView`.
-        name: string. The tensor.
-    """
-    node = view.maker(name, "ReduceMean", "Div")
+    """Returns the mean that computes a tensor, or `None`."""
+    node = view.producer(name, "ReduceMean", "Div")
     if node is None:
         return None
     if node.op_type == "ReduceMean":
         num_axes = _count_last_axes(view, node)
         return Mean(node.input[0], num_axes, [node]) if num_axes else None
-    total = view.maker(node.input[0], "ReduceSum")
+    total = view.producer(node.input[0], "ReduceSum")
     num_axes = _count_last_axes(view, total) if total is not None else 0
     if not num_axes or view.scalar(node.input[1]) != _count(view, total.input[0], num_axes):
         return None
@@ -48,16 +43,16 @@ def find_mean(view: GraphView, name: str) -> Mean | None:
 
 
 def find_mean_square(view: GraphView, name: str) -> Mean | None:
-    """Returns the mean of a tensor's squares that a tensor is, or `None`."""
-    node = view.maker(name, "Div")
-    total = node and view.maker(node.input[0], "ReduceSumSquare")
+    """Returns the mean of squares that computes a tensor, or `None`."""
+    node = view.producer(name, "Div")
+    total = node and view.producer(node.input[0], "ReduceSumSquare")
     if total:
         num_axes = _count_last_axes(view, total)
         if num_axes and view.scalar(node.input[1]) == _count(view, total.input[0], num_axes):
             return Mean(total.input[0], num_axes, [node, total])
         return None
     mean = find_mean(view, name)
-    square = mean and view.maker(mean.source, "Mul", "Pow")
+    square = mean and view.producer(mean.source, "Mul", "Pow")
     if mean is None or not square:
         return None
     first, second = square.input
@@ -66,12 +61,12 @@ def find_mean_square(view: GraphView, name: str) -> Mean | None:
 
 
 def find_inverse_root(view: GraphView, name: str) -> Root | None:
-    """Returns what `1 / sqrt(source + epsilon)` a tensor is, or `None`."""
-    node = view.maker(name, "Reciprocal", "Div")
+    """Returns the `1 / sqrt(source + epsilon)` that computes a tensor, or `None`."""
+    node = view.producer(name, "Reciprocal", "Div")
     if node is None or (node.op_type == "Div" and view.scalar(node.input[0]) != 1.0):
         return None
-    root = view.maker(node.input[-1], "Sqrt")
-    total = root and view.maker(root.input[0], "Add")
+    root = view.producer(node.input[-1], "Sqrt")
+    total = root and view.producer(root.input[0], "Add")
     if not total:
         return None
     for source, epsilon in in_both_orders(total):
@@ -82,9 +77,9 @@ def find_inverse_root(view: GraphView, name: str) -> Root | None:
 
 
 def with_factor(view: GraphView, name: str) -> Iterator[tuple[str, Array | None, list[Any]]]:
-    """Yields a tensor by itself, and what it is the product of with a constant."""
+    """Yields a tensor itself, then its factors if it is a product with a constant."""
     yield name, None, []
-    node = view.maker(name, "Mul")
+    node = view.producer(name, "Mul")
     for tensor, factor in in_both_orders(node) if node is not None else ():
         constant = view.constant(factor)
         if constant is not None:
@@ -100,19 +95,19 @@ def write_normalization(
     scale: Array | None,
     bias: Array | None = None,
 ) -> list[Any] | None:
-    """Returns the one node of a normalization; `None` where it computes something else.
+    """Returns the fused node of a normalization; `None` if it would compute something else.
 
     Args:
         view: `GraphView`.
-        op_type: string. Its type.
-        last: The node whose output it makes.
-        mean: `Mean`. What it goes over, and all nodes in whose place it stands but the last.
+        op_type: string. The type of the fused node.
+        last: The node whose output it computes.
+        mean: `Mean`, with all nodes that the fused node replaces, except `last`.
         epsilon: float.
-        scale: Array, or `None` for one that is not there.
-        bias: The same. Defaults to `None`.
+        scale: Array, or `None` for no scale.
+        bias: Array, or `None` for no bias.
     """
     sizes = last_sizes(view, mean.source, mean.num_axes)
-    if sizes is None or not view.are_inner(mean.nodes, last):
+    if sizes is None or not view.are_only_used_within(mean.nodes, last):
         return None
     known = (view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16)
     if view.dtype(mean.source) not in known:  # In float64, runtimes compute the mean in float32.
@@ -132,13 +127,13 @@ def write_normalization(
 
 
 def fit_weight(array: Array, sizes: list[int], rank: int, dtype: Any) -> Array | None:
-    """Returns a scale or bias in the shape of the last axes; `None` where it varies over others.
+    """Returns a scale or bias in the shape of the last axes; `None` if it varies along others.
 
     Args:
-        array: Array.
-        sizes: list of integers. The last axes.
-        rank: integer. The axes of the tensor that it is applied to.
-        dtype: The dtype to have.
+        array: The scale or bias.
+        sizes: list of integers. The sizes of the last axes.
+        rank: integer. The number of axes of the tensor that it is applied to.
+        dtype: The required dtype.
     """
     if array.dtype != dtype or array.ndim > rank:
         return None
@@ -154,7 +149,7 @@ def fit_weight(array: Array, sizes: list[int], rank: int, dtype: Any) -> Array |
 
 
 def last_sizes(view: GraphView, name: str, num_axes: int) -> list[int] | None:
-    """Returns the sizes of a tensor's last axes, or `None` where one of them is free."""
+    """Returns the sizes of a tensor's last axes, or `None` if one of them is free."""
     shape = view.shape(name)
     sizes = shape[-num_axes:] if shape is not None and len(shape) >= num_axes else [None]
     return [int(size) for size in sizes] if all(isinstance(s, int) for s in sizes) else None  # type: ignore[arg-type]
@@ -166,7 +161,7 @@ def _count(view: GraphView, name: str, num_axes: int) -> float | None:
 
 
 def _count_last_axes(view: GraphView, reduction: Any) -> int:
-    """Returns how many of the last axes a reduction goes over; 0 where it does something else."""
+    """Returns the number of last axes that a reduction covers; 0 if it covers others."""
     axes: Any = attribute(reduction, "axes")
     if len(reduction.input) > 1 and reduction.input[1]:
         axes = view.constant(reduction.input[1])

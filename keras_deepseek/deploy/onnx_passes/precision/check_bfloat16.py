@@ -1,4 +1,4 @@
-"""Which operators ONNX does not have in bfloat16, and since when it has others."""
+"""Rejects operators that ONNX does not have in bfloat16."""
 
 import math
 from typing import Any
@@ -9,19 +9,18 @@ from keras_deepseek.errors import InvalidInputError
 
 _BFLOAT16 = "tensor(bfloat16)"
 _FEW = 64
-"""Numbers of a tensor that may be sizes, and no weights."""
+"""The largest number of elements of a tensor that may hold sizes."""
 
 
 def check_bfloat16(model: Any, latest: int) -> None:
-    """Raises where a graph computes in bfloat16 by operators that ONNX has not got in it.
+    """Raises if a graph uses operators in bfloat16 that ONNX has not in it.
 
     Args:
         model: `onnx.ModelProto`.
-        latest: integer. The highest version of the default operator set that may be asked for.
+        latest: integer. The highest opset that may be recommended.
 
     Raises:
-        InvalidInputError: There are such operators. The message names them, and the version that
-            has them all, if there is one.
+        InvalidInputError: The message names the operators, and the opset that has them all, if any.
     """
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     inference = import_package("onnx.shape_inference")
@@ -32,17 +31,17 @@ def check_bfloat16(model: Any, latest: int) -> None:
         return
     further = range(opset + 1, latest + 1)
     enough = next((v for v in further if all(_takes_it(*one, v) for one in found)), None)
-    advice = f"opset={enough}, which has, or " if enough else ""
+    advice = f"opset={enough}, which has them, or " if enough else ""
     raise InvalidInputError(
-        f"ONNX has no {', '.join(lacking)} in bfloat16 at opset {opset}: pass "
+        f"ONNX has no {', '.join(lacking)} in bfloat16 at opset {opset}. Pass "
         f"{advice}precision='float16'."
     )
 
 
 def _without_weights(model: Any) -> Any:
-    """Returns a model with inputs of the same types in place of its large weights.
+    """Returns a model whose large weights are inputs of the same types.
 
-    What is small stays: by sizes that are stored the ranks of others are found.
+    Small weights stay, since ranks are inferred from stored sizes.
     """
     onnx = import_package("onnx")
     graph = model.graph
@@ -66,7 +65,7 @@ def _without_weights(model: Any) -> Any:
 
 
 def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:
-    """Returns the operators that are given bfloat16, each with the place of that input."""
+    """Returns the operators that have an input in bfloat16, each with the index of that input."""
     brief = import_package("onnx").TensorProto.BFLOAT16
     values = [*graph.input, *graph.output, *graph.value_info]
     names = outer.union(
@@ -85,5 +84,5 @@ def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int
 
 def _takes_it(operator: str, place: int, opset: int) -> bool:
     inputs = import_package("onnx").defs.get_schema(operator, opset, "").inputs
-    # The last one may stand for any number of them.
+    # The last input of a schema may be variadic.
     return _BFLOAT16 in inputs[min(place, len(inputs) - 1)].types

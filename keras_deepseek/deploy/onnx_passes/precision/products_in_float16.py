@@ -1,8 +1,8 @@
-"""Makes a graph multiply and convolve in float16 where it still does in float32.
+"""Converts products and convolutions from float32 to float16.
 
-GPUs of compute capability 7.5 (Turing) have no such product in float32 in TensorRT-RTX, and an
-export in float16 leaves an output layer that ends in softmax in float32: its product is then
-computed in float16, and its softmax in float32.
+TensorRT-RTX has no such products in float32 for GPUs of compute capability 7.5 (Turing). An export
+in float16 leaves an output layer that ends in softmax in float32. This pass computes its product in
+float16, and leaves its softmax in float32.
 """
 
 from typing import Any
@@ -14,14 +14,7 @@ _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 def products_in_float16(model: Any) -> Any:
-    """Returns a graph whose products take and give float16, between casts.
-
-    Args:
-        model: `onnx.ModelProto`.
-
-    Returns:
-        `onnx.ModelProto`.
-    """
+    """Returns a graph whose products compute in float16, between casts."""
     onnx = import_package("onnx")
     inferred = onnx.shape_inference.infer_shapes(model)
     _change(onnx, inferred.graph, set())
@@ -50,7 +43,7 @@ def _between_casts(onnx: Any, node: Any, name: str) -> list[Any]:
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     casts = []
     for place, given in enumerate(node.input):
-        if given:  # A bias that is left out has no name.
+        if given:  # An absent bias has no name.
             node.input[place] = f"{name}_{place}"
             casts.append(onnx.helper.make_node("Cast", [given], [node.input[place]], to=half))
     after = onnx.helper.make_node("Cast", [name], [node.output[0]], to=full)

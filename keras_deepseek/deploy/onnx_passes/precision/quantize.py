@@ -1,11 +1,11 @@
-"""Makes a graph multiply and convolve in int8, by ranges that the user's data have.
+"""Quantization of products and convolutions to int8, by the ranges of the user's data.
 
-Weights and activations are rounded symmetrically about zero, as TensorRT asks, and QuantizeLinear
-and DequantizeLinear nodes say where. Other operators stay in float32: with them the products of an
-attention lose more than they gain.
+Weights and activations are rounded symmetrically about zero, as TensorRT requires, between
+QuantizeLinear and DequantizeLinear nodes. Other operators stay in float32: with them, the products
+of an attention lose more than they gain.
 
-Weights have 7 bits: a processor without VNNI adds pairs of products in 16 bits, which of 8 bits
-overflow, and what was verified on one processor is to be right on others.
+Weights have 7 bits. A processor without VNNI adds pairs of products in 16 bits, which 8-bit weights
+overflow, and an artifact verified on one processor must be right on others.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from keras_deepseek.deploy.onnx_passes.import_package import import_package
 
 _OPERATORS = ["Conv", "MatMul", "Gemm"]
 _IS_SIMPLIFIED = ("onnx.quant.pre_process", "onnxruntime.quant")
-"""The mark of a graph that onnxruntime does not advise to simplify first, as this one is."""
+"""Metadata without which onnxruntime advises to simplify the graph first."""
 
 
 def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
@@ -26,9 +26,6 @@ def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
     Args:
         model: `onnx.ModelProto` in float32.
         batches: For each batch of the user's data its arrays by input name.
-
-    Returns:
-        `onnx.ModelProto`.
     """
     onnx = import_package("onnx")
     quantization = import_package("onnxruntime.quantization")

@@ -1,7 +1,6 @@
-"""Makes bfloat16 of what computes in float16.
+"""Conversion of a float16 graph to bfloat16.
 
-Exporters know float16, and not all of them bfloat16; the graphs of the two differ by their dtype
-alone.
+All exporters write float16, and not all of them bfloat16. The two graphs differ only by dtype.
 """
 
 from typing import Any
@@ -13,11 +12,7 @@ from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 
 def to_bfloat16(graph: Any) -> None:
-    """Puts bfloat16 wherever a graph, or one inside it, has float16.
-
-    Args:
-        graph: `onnx.GraphProto`, changed in place.
-    """
+    """Replaces float16 by bfloat16 in a graph and its inner graphs, in place."""
     onnx = import_package("onnx")
     half, brief = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
 

@@ -92,4 +92,4 @@ class CompressedIndexer(keras.Layer):
         numbers_E = ops.arange(ops.shape(keys_BEH)[1], dtype="int32")
         is_visible_BTE = numbers_E < self.compressor.count_visible(tokens)[..., None]
         scores_BTE = ops.where(is_visible_BTE, scores_BTE, HIDDEN)
-        return current().top_k(scores_BTE, self.top_k)[1], updates
+        return current().compute.top_k(scores_BTE, self.top_k)[1], updates

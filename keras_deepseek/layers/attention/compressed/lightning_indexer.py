@@ -200,7 +200,7 @@ class LightningIndexer(keras.Layer):
             missing = ops.maximum(num_keys - key_length, 0)
             filling = ops.zeros((*ops.shape(scores_BTS)[:2], missing), scores_BTS.dtype) + HIDDEN
             scores_BTS = ops.concatenate([scores_BTS, filling], axis=-1)
-        scores_BTK, indices_BTK = backend.current().top_k(scores_BTS, num_keys)
+        scores_BTK, indices_BTK = backend.current().compute.top_k(scores_BTS, num_keys)
         indices_BTK = ops.minimum(indices_BTK, ops.cast(key_length, "int32") - 1)
         return indices_BTK, scores_BTK, scores_BTK > HIDDEN / 2
 

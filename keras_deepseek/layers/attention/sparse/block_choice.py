@@ -82,7 +82,9 @@ def choose_blocks(
     scores_BGLM = ops.where(is_fixed, ops.cast(_ALWAYS, dtype), importance_BGLM)
     is_later = ops.greater(blocks_M, own_B1L1)
     scores_BGLM = ops.where(is_later, ops.cast(-1.0, dtype), scores_BGLM)
-    _, chosen_BGLK = current().top_k(ops.stop_gradient(scores_BGLM), min(num_chosen, num_blocks))
+    _, chosen_BGLK = current().compute.top_k(
+        ops.stop_gradient(scores_BGLM), min(num_chosen, num_blocks)
+    )
     return ops.cast(chosen_BGLK, "int32")
 
 

@@ -318,7 +318,7 @@ class NativeSparseAttention(keras.Layer):
         tokens = inputs if order is None else take_tokens(inputs, ops.argsort(order, axis=1))
 
         # At the beginning of a sequence there are no earlier tokens in the cache.
-        is_first = cache is None or backend.current().read_integer(cache_index) == 0
+        is_first = cache is None or backend.current().compute.read_integer(cache_index) == 0
         numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
         if cache is not None:
             cache, count = self._open_cache(cache, cache_index, inputs, mask)

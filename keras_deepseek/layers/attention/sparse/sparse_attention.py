@@ -264,7 +264,7 @@ class SparseAttention(keras.Layer):
         if cache is not None:
             cache = append_to_cache(cache, cache_index, {"key": key, "value": value}, mask)
         # At the beginning of a sequence there are no earlier tokens in the cache.
-        if cache is None or not length or backend.current().read_integer(cache_index) == 0:
+        if cache is None or not length or backend.current().compute.read_integer(cache_index) == 0:
             plan = plan_blocks(self._layout, length)
             heads = block_sparse_attention(query, key, value, plan, mask, dropout)
         else:

@@ -38,7 +38,7 @@ def written(tmp_path):
     pytest.importorskip("onnxslim")
     model = build_block()
     path = tmp_path / "model.onnx"
-    backend.current().write_onnx(NamedModel(model), str(path), 18)
+    backend.current().export.write_onnx(NamedModel(model), str(path), 18)
     return model, simplify(onnx.load(path))
 
 
@@ -95,7 +95,7 @@ def test_an_embedding_is_looked_up_and_no_more(tmp_path, run_all):
     for variable in model.weights:
         variable.assign(generator.normal(0.5, 0.2, variable.shape))
     path = tmp_path / "model.onnx"
-    backend.current().write_onnx(NamedModel(model), str(path), 18)
+    backend.current().export.write_onnx(NamedModel(model), str(path), 18)
     graph = simplify(onnx.load(path))
     fuse(graph)
     counted = Counter(node.op_type for node in graph.graph.node)

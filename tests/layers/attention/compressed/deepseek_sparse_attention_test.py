@@ -248,7 +248,7 @@ def test_a_model_takes_and_learns_from_sequences_of_any_length():
 def test_a_graph_that_does_not_know_the_length_takes_any():
     layer, inputs = make_layer(), keras.Input((None, 6))
     model = NamedModel(keras.Model(inputs, layer(inputs)))
-    infer = backend.current().compile_inference(model)
+    infer = backend.current().inference.compile_inference(model)
     (name,) = (spec.name for spec in model.signature.inputs)
     for length in (2, 5):  # Below the number of keys, and above.
         given = draw(2, length, 6)
@@ -278,7 +278,7 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite(monkeypatch):
     def total(inputs):
         return keras.ops.sum(layer(inputs, mask=mask, training=True)) + added.pop()
 
-    gradients = backend.current().compute_gradients(
+    gradients = backend.current().compute.compute_gradients(
         total, [draw(2, 5, 6)], list(layer.trainable_variables)
     )
     assert all(np.isfinite(array).all() for part in gradients for array in part)
@@ -317,7 +317,7 @@ def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypat
 
     paths = [path for path in named_weights(layer) if "seed" not in path]
     variables = [named_weights(layer)[path] for path in paths]
-    (by_input,), by_weight = backend.current().compute_gradients(total, [inputs], variables)
+    (by_input,), by_weight = backend.current().compute.compute_gradients(total, [inputs], variables)
     assert not by_input.any()
     for path, gradient in zip(paths, by_weight, strict=True):
         assert gradient.any() == path.startswith("indexer/"), path
@@ -333,7 +333,7 @@ def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
         layer(inputs, training=True)
         return added.pop()
 
-    _, (gradient,) = backend.current().compute_gradients(total, [], [kernel])
+    _, (gradient,) = backend.current().compute.compute_gradients(total, [], [kernel])
     start, step = keras.ops.convert_to_numpy(kernel), 1e-2 * draw(*kernel.shape)
     ends = []
     for sign in (1, -1):

@@ -98,8 +98,8 @@ def test_gradients_are_those_of_masked_dense_attention(is_causal):
         weights = ops.softmax(ops.where(shown, scores, -1e9))
         return ops.sum(ops.square(ops.einsum("bhqk,bkhd->bqhd", weights, value)))
 
-    received, _ = current().compute_gradients(sparse, arrays, [])
-    expected, _ = current().compute_gradients(dense, arrays, [])
+    received, _ = current().compute.compute_gradients(sparse, arrays, [])
+    expected, _ = current().compute.compute_gradients(dense, arrays, [])
     for one, other in zip(received, expected, strict=True):
         assert_close(one, other)
 
@@ -111,7 +111,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_a_gradient_of_zero():
     assert (outputs[:, 4:] == 0).all()
     assert (outputs[:, :4] != 0).all()
     plan = plan_blocks(layout, 8)
-    by_input, _ = current().compute_gradients(
+    by_input, _ = current().compute.compute_gradients(
         lambda *tensors: ops.sum(block_sparse_attention(*tensors, plan)), arrays, []
     )
     for gradient in by_input:

@@ -134,7 +134,7 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite():
     def total(x):
         return keras.ops.sum(layer(x, mask=mask))
 
-    by_input, by_variable = backend.current().compute_gradients(
+    by_input, by_variable = backend.current().compute.compute_gradients(
         total, [inputs], layer.trainable_variables
     )
     assert np.isfinite(to_numpy(layer(inputs, mask=mask))).all()

@@ -1,0 +1,67 @@
+"""The devices of JAX."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jax
+import keras
+
+from keras_deepseek.backend.protocols.devices import Devices
+from keras_deepseek.errors import NotSupportedError
+
+
+class JaxDevices(Devices):
+    """Implements `Devices` by JAX."""
+
+    def count_devices(self, kind: str) -> int:
+        try:
+            return len(jax.local_devices(backend=kind))
+        except RuntimeError:  # JAX raises it for a platform without a client.
+            return 0
+
+    def read_device_memory(self) -> dict[str, int] | None:
+        found = jax.local_devices()[0].memory_stats()  # JAX returns `None` for a CPU.
+        if not found:
+            return None
+        names = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
+        return {name: int(found[key]) for name, key in names.items() if key in found}
+
+    def read_device_name(self) -> str | None:
+        device = jax.local_devices()[0]
+        return None if device.platform == "cpu" else str(device.device_kind)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        # A step that was already dispatched raises INTERNAL, with the cause in words.
+        text = str(error)
+        return isinstance(error, MemoryError) or (
+            isinstance(error, jax.errors.JaxRuntimeError)
+            and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text)
+        )
+
+    def move_variables(
+        self,
+        devices: Sequence[tuple[keras.Variable, str]],
+        optimizer: keras.optimizers.Optimizer | None,
+    ) -> bool:
+        _refuse()
+
+    def compute_on(
+        self,
+        layer: keras.Layer,
+        call: Callable[..., Any],
+        device: str,
+        *,
+        is_away: bool,
+        comes_back: bool,
+    ) -> Callable[..., Any]:
+        _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise NotSupportedError(
+        "device_map assigns layers to devices, but one JAX program runs on all of its devices. "
+        "Divide the weights among them by distributed_strategy="
+        "keras.distribution.ModelParallel(...), with the layouts of "
+        "keras_deepseek.training.transformer_layout_map or your own; or train on TensorFlow or "
+        "PyTorch."
+    )

@@ -1,0 +1,139 @@
+"""Training on several devices or processes with JAX."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from keras.src.backend import distribution_lib
+from keras.src.backend.jax.trainer import JAXTrainer
+from keras.src.distribution.distribution_lib import distribution as current_distribution
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.jax.processes import LostPeers, join_processes
+from keras_deepseek.backend.processes.processes import Processes, Replicas
+from keras_deepseek.backend.processes.shared_threads import share_threads
+from keras_deepseek.backend.protocols.distribution import Distribution, KerasDistribution
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
+
+
+class JaxDistribution(Distribution):
+    """Implements `Distribution` by Keras's distributions and `jax.distributed`."""
+
+    def spread_over_devices(self, devices: Sequence[str] | None = None) -> KerasDistribution | None:
+        if devices is not None:
+            if len({device.split(":")[0] for device in devices}) > 1:
+                raise NotSupportedError(
+                    f"device_map asks for {list(devices)}, but one program of JAX runs on devices "
+                    "of one kind. Name one kind, or train on TensorFlow or PyTorch."
+                )
+            return keras.distribution.DataParallel(devices=list(devices), auto_shard_dataset=False)
+        if jax.device_count() == 1:
+            return None
+        return keras.distribution.DataParallel(auto_shard_dataset=False)
+
+    def replicate_over_devices(self, strategy: Any) -> Replicas | None:
+        if strategy == "allreduce":
+            return None
+        raise InvalidInputError(
+            "distributed_strategy must be 'allreduce', 'parameter_server', or one of Keras's "
+            f"distributions; received {strategy!r}."
+        )
+
+    def distributed(self, distribution: KerasDistribution) -> AbstractContextManager[None]:
+        return _in_scope(distribution)
+
+    def place_variables(self, variables: Sequence[keras.Variable]) -> None:
+        for variable in variables:
+            if variable._layout is None:
+                variable._initialize_layout()
+                variable._direct_assign(variable.value)
+
+    def count_processes(self) -> int:
+        return int(jax.process_count())
+
+    def process_rank(self) -> int:
+        return int(jax.process_index())
+
+    def read_whole(self, value: Any) -> Array:
+        if (
+            not isinstance(value, jax.Array)
+            or value.is_fully_addressable
+            or value.is_fully_replicated
+        ):
+            return np.asarray(value)
+        with LostPeers("read a variable that is shared out"):
+            whole: Array = multihost_utils.process_allgather(value, tiled=True)
+        return whole
+
+    def join_processes(
+        self, coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
+    ) -> Processes:
+        return join_processes(
+            coordinator, world_size, rank, join_timeout=join_timeout, timeout=timeout
+        )
+
+
+@contextmanager
+def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
+    """Activates a distribution, which then takes batches of any number of rows.
+
+    A batch that can't be divided into equal parts is put on every device as a whole. Keras itself
+    fails there. The results are those of one device.
+
+    On CPU devices that share threads, each step ends before the next begins: see `share_threads`.
+    """
+    by_keras, make_by_keras = distribution_lib.distribute_data_input, JAXTrainer._make_function
+
+    def make_function(model: JAXTrainer, *arguments: Any, **options: Any) -> Any:
+        step = make_by_keras(model, *arguments, **options)
+        return lambda state, iterator: jax.block_until_ready(step(state, iterator))
+
+    def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
+        sharding = _fitting(layout, np.shape(batch))
+        if sharding.is_fully_addressable:
+            return jax.device_put(batch, sharding)
+        # Each process has the whole batch, and passes its devices their rows.
+        array = np.asarray(batch)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    distribution_lib.distribute_data_input = distribute
+    if share_threads(distribution.device_mesh.backend_mesh.local_devices):
+        JAXTrainer._make_function = make_function
+    try:
+        with distribution.scope():
+            yield
+    finally:
+        distribution_lib.distribute_data_input = by_keras
+        JAXTrainer._make_function = make_by_keras
+
+
+def place_batch(batch: Any) -> Any:
+    """Returns a batch on the devices of the active distribution, or as it is without one."""
+    distribution = current_distribution()
+    if distribution is None:
+        return batch
+    return keras.tree.map_structure(
+        lambda array: (
+            None
+            if array is None
+            else distribution_lib.distribute_data_input(
+                array, distribution.get_data_layout(array.shape), distribution.batch_dim_name
+            )
+        ),
+        batch,
+    )
+
+
+def _fitting(layout: Any, shape: Sequence[int]) -> jax.sharding.Sharding:
+    """Returns the sharding of a layout, or full replication if it can't divide a shape equally."""
+    sharding: NamedSharding = getattr(layout, "backend_layout", layout)
+    try:
+        sharding.shard_shape(tuple(shape))
+    except ValueError:
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding

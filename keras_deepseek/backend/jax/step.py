@@ -1,0 +1,337 @@
+"""One step of training on JAX."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Literal
+
+from keras_deepseek.backend.data.batch_stream import Epochs
+from keras_deepseek.backend.jax.distribution import place_batch
+from keras_deepseek.backend.jax.processes import LostPeers
+from keras_deepseek.backend.keras_private.datasets import from_scipy
+from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.scopes import NestedScope
+from keras_deepseek.backend.loss_means import collect_loss_means, declare_mean_over
+from keras_deepseek.backend.protocols.step import Step
+
+_GROUPS = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
+"""The groups of variables in the state of a training step, in Keras's order."""
+
+
+class JaxStep(Step):
+    """Implements `Step` by JAX."""
+
+    def differentiate(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+    ) -> tuple[Any, Callable[..., list[Any]]]:
+        # The gradients are `None` if the scalar depends on no variable at all.
+        kept = [(state, state.value) for state in states]
+        tangents: list[bool] = []
+
+        def run(values: list[jax.Array]) -> tuple[jax.Array, Any]:
+            with NestedScope([*zip(variables, values, strict=True), *kept]) as scope:
+                scalar, others = compute()
+            others = others, [scope.get_current_value(state) for state in states]
+            return _hear_tangents(scalar, tangents), others
+
+        scalar, pull, (others, values) = jax.vjp(
+            run, [variable.value for variable in variables], has_aux=True
+        )
+        for state, value in zip(states, values, strict=True):
+            state.assign(value)
+
+        def backward(
+            factor: Any = None, receive: Callable[[int, Any], None] | None = None
+        ) -> list[Any]:
+            if not any(tangents):
+                return [None] * len(variables)
+            upstream = jax.numpy.ones_like(scalar)
+            if factor is not None:
+                upstream = jax.numpy.asarray(factor, scalar.dtype)
+            (gradients,) = pull(upstream)
+            return list(gradients)
+
+        return others, backward
+
+    def count_kept_bytes(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+        batch: Any,
+    ) -> int:
+        own = [(state, state.value) for state in states]
+
+        def run(values: list[jax.Array]) -> Any:
+            with NestedScope([*zip(variables, values, strict=True), *own]):
+                return compute()
+
+        def make_backward(values: list[jax.Array]) -> Any:
+            _, backward, _ = jax.vjp(run, values, has_aux=True)
+            return jax.tree_util.tree_leaves(backward)
+
+        jaxpr = jax.make_jaxpr(make_backward)([variable.value for variable in variables]).jaxpr
+        there = {*jaxpr.invars, *jaxpr.constvars}
+        are_computed = _depend(jaxpr, [True for _ in jaxpr.invars])
+        kept = {
+            each
+            for each, is_computed in zip(jaxpr.outvars, are_computed, strict=True)
+            if is_computed and each not in there
+        }
+        return sum(math.prod(each.aval.shape) * each.aval.dtype.itemsize for each in kept)
+
+    def rematerialize(
+        self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
+    ) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            floats, put = split_floats((args, kwargs))
+
+            def compute(floats: list[jax.Array], values: list[jax.Array]) -> Any:
+                with (
+                    NestedScope(zip(states, values, strict=True)) as scope,
+                    collect_loss_means() as means,
+                ):
+                    given, named = put(floats)
+                    outputs = call(*given, **named)
+                values = [scope.get_current_value(state) for state in states]
+                return outputs, values, scope.losses, means
+
+            values = [state.value for state in states]
+            outputs, values, losses, means = jax.checkpoint(compute)(floats, values)
+            for state, value in zip(states, values, strict=True):
+                state.assign(value)
+            for loss in losses:
+                layer.add_loss(loss)
+            for mean in means:
+                declare_mean_over(mean)
+            return outputs
+
+        return run
+
+    def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
+        return [bool(is_finite) for is_finite in _find_finite(list(tensors))]
+
+    def compile_update(
+        self, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], None]:
+        states = optimizer.variables
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def run(values: Any, held: Any, gradients: Any) -> Any:
+            mapping = [*zip(variables, values, strict=True), *zip(states, held, strict=True)]
+            with keras.StatelessScope(mapping) as scope:
+                optimizer.apply(gradients, variables)
+            return tuple(
+                [scope.get_current_value(each) for each in group] for group in (variables, states)
+            )
+
+        def update(gradients: Sequence[Any]) -> None:
+            groups = run(
+                [each.value for each in variables], [each.value for each in states], list(gradients)
+            )
+            for group, values in zip((variables, states), groups, strict=True):
+                for variable, value in zip(group, values, strict=True):
+                    variable.assign(value)
+
+        return update
+
+    def make_train_step(
+        self,
+        model: keras.Model,
+        step: Callable[[Any], dict[str, Any]],
+        carried: Callable[[], Sequence[keras.Variable]] = list,
+    ) -> Callable[..., Any]:
+        # The carried variables follow the metrics in the state: see `make_train_function`.
+
+        def train_step(state: Any, data: Any) -> Any:
+            groups = (
+                model.trainable_variables,
+                model.non_trainable_variables,
+                model.optimizer.variables,
+                [*model.metrics_variables, *carried()],
+            )
+            mapping = [
+                pair
+                for variables, values in zip(groups, state, strict=True)
+                for pair in zip(variables, values, strict=True)
+            ]
+            with keras.StatelessScope(mapping) as scope:
+                logs = step(data)
+            return logs, tuple(
+                [scope.get_current_value(variable) for variable in variables]
+                for variables in groups
+            )
+
+        return train_step
+
+    def build_by_step(self, model: keras.Model, batch: Any) -> None:
+        state = model._get_jax_state(**dict.fromkeys(_GROUPS, True))
+        train_step = functools.partial(type(model).train_step, model)
+        keras.src.backend.compute_output_spec(train_step, state, batch)
+
+    def make_train_function(
+        self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
+    ) -> Callable[..., Any]:
+        # Between two steps, Keras holds the values of the model's variables only.
+        with _carrying(model, carried):
+            type(model).make_train_function(model, force=force)
+        train_function = model.train_function
+
+        def run(state: Any, iterator: Any) -> Any:
+            *others, metrics = state
+            variables = carried()
+            try:
+                with LostPeers("make a step"):
+                    logs, (*others, values) = train_function(
+                        (*others, [*metrics, *(variable.value for variable in variables)]), iterator
+                    )
+            except Exception:
+                # Keras has taken the values out of the variables, and restores these.
+                if not any(value.is_deleted() for values in state for value in values):
+                    _hold_state(model, state)
+                raise
+            for variable, value in zip(variables, values[len(metrics) :], strict=True):
+                variable.assign(value)
+            return logs, (*others, values[: len(metrics)])
+
+        return run
+
+    def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
+        state = model._get_jax_state(**dict.fromkeys(_GROUPS, True))
+        logs, state = model.train_function(state, iter([place_batch(batch)]))
+        _hold_state(model, state)
+        model.jax_state_sync()
+        return dict(logs)
+
+    def run_before_step(
+        self, model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
+    ) -> Callable[..., Any] | None:
+        def run(state: Any, data: Any) -> Any:
+            trainable, non_trainable, values, metrics = state
+            variables = model.optimizer.variables
+            with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+                prepare()
+            values = [scope.get_current_value(variable) for variable in variables]
+            return train_step((trainable, non_trainable, values, metrics), data)
+
+        return run
+
+    def separate_variables(self, model: keras.Model) -> None:
+        seen: set[int] = set()
+        for variable in _variables(model):
+            if id(variable.value) in seen:
+                variable.assign(keras.ops.copy(variable.value))
+            seen.add(id(variable.value))
+
+    def restoring_variables(self, model: keras.Model) -> AbstractContextManager[object]:
+        return _restoring_variables(model)
+
+    def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
+        return Epochs(make_batches, from_scipy)
+
+
+def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
+    """Returns a scalar, and appends True to a list if it depends on the variables.
+
+    JAX's gradients don't tell: they are zeros where nothing depends on a variable.
+    """
+
+    @jax.custom_jvp
+    def run(scalar: jax.Array) -> jax.Array:
+        return scalar
+
+    def run_tangent(primals: Any, tangents: Any) -> Any:
+        (primal,), (tangent,) = primals, tangents
+        heard.append(not isinstance(tangent, SymbolicZero))
+        return primal, tangent
+
+    run.defjvp(run_tangent, symbolic_zeros=True)
+    return run(keras.ops.convert_to_tensor(scalar))
+
+
+def _depend(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
+    """Returns True for each output that depends on the marked inputs or on outside arrays.
+
+    The other outputs are constants, which XLA computes where they are used.
+    """
+    found = {each for each, counts in zip(jaxpr.invars, inputs, strict=True) if counts}
+    found.update(jaxpr.constvars)
+
+    def depends(each: Any) -> bool:
+        return not isinstance(each, Literal) and each in found
+
+    for equation in jaxpr.eqns:
+        given = [depends(each) for each in equation.invars]
+        outputs = [any(given)] * len(equation.outvars)
+        if equation.primitive.name in ("jit", "pjit"):
+            inner = equation.params["jaxpr"].jaxpr
+            outputs = _depend(inner, given)
+        found.update(each for each, counts in zip(equation.outvars, outputs, strict=True) if counts)
+    return [depends(each) for each in jaxpr.outvars]
+
+
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables of a model, its optimizer and its metrics."""
+    optimizer = [] if model.optimizer is None else model.optimizer.variables
+    return [*model.variables, *optimizer, *model.metrics_variables]
+
+
+@contextmanager
+def _restoring_variables(model: keras.Model) -> Iterator[None]:
+    """Restores the values that Keras loses if the first batch fails.
+
+    The values are referenced, not copied. A step that donates them takes their memory all the same.
+    """
+    before = [(variable, variable._value) for variable in _variables(model)]
+    try:
+        yield
+    except BaseException:
+        for variable, value in before:
+            if variable._value is None and value is not None and not value.is_deleted():
+                variable._value = value
+        raise
+
+
+@contextmanager
+def _carrying(
+    model: keras.Model, carried: Callable[[], Sequence[keras.Variable]]
+) -> Iterator[None]:
+    """Tells Keras the shardings of further variables, until the block ends."""
+    by_keras = model._get_state_sharding_spec
+
+    def find_shardings() -> Any:
+        *others, metrics = by_keras()
+        return *others, [*metrics, *(variable.value.sharding for variable in carried())]
+
+    model._get_state_sharding_spec = find_shardings
+    try:
+        yield
+    finally:
+        del model._get_state_sharding_spec
+
+
+def _hold_state(model: keras.Model, state: Any) -> None:
+    """Puts a training state where Keras takes the values of a model's variables from."""
+    model._jax_state = dict(zip(_GROUPS, state, strict=True))
+    model._jax_state_synced = False
+
+
+@jax.jit
+def _find_finite(tensors: list[jax.Array]) -> list[jax.Array]:
+    # As one program: with several, devices that share threads may wait for each other for ever.
+    return [jnp.all(jnp.isfinite(tensor)) for tensor in tensors]

@@ -1,0 +1,42 @@
+"""The parts of Keras's attention layers."""
+
+from typing import Any
+
+import keras
+
+
+def attention_projections(attention: keras.Layer) -> dict[str, keras.Layer]:
+    """Returns the projections of a built attention layer of Keras by name.
+
+    Args:
+        attention: `keras.layers.MultiHeadAttention` or `GroupQueryAttention`.
+
+    Returns:
+        A dict of layers: "query", "key", "value", "output", and "gate" if there is one.
+    """
+    names = ("query", "key", "value", "gate", "output")
+    found = {name: getattr(attention, f"_{name}_dense", None) for name in names}
+    return {name: projection for name, projection in found.items() if projection is not None}
+
+
+def attend(
+    attention: keras.Layer, query: Any, key: Any, value: Any, mask: Any, training: bool | None
+) -> Any:
+    """Returns the heads of a Keras attention layer from projected tensors.
+
+    Args:
+        attention: `keras.layers.MultiHeadAttention` or `GroupQueryAttention`.
+        query: Tensor of shape `(batch_size, query_length, num_heads, dim)`.
+        key: Tensor of shape `(batch_size, key_length, num_heads, dim)`.
+        value: Tensor of the shape of `key`, except for `dim`.
+        mask: Boolean tensor that broadcasts to `(batch_size, query_length, key_length)`.
+        training: boolean or `None`. Whether to drop attention weights.
+    """
+    return attention._compute_attention(query, key, value, attention_mask=mask, training=training)[
+        0
+    ]
+
+
+def uses_flash_attention(attention: keras.Layer) -> bool:
+    """Returns True if a Keras attention layer was told to use flash attention only."""
+    return bool(attention._flash_attention)

@@ -1,0 +1,38 @@
+"""The callbacks of a training that is running."""
+
+import inspect
+
+import keras
+
+SET_BY_KERAS = ("_model", "params")
+"""The attributes of a callback that Keras sets when a training begins."""
+
+
+def trained_model(callback: keras.callbacks.Callback) -> keras.Model:
+    """Returns the model of a callback, without reading its variables.
+
+    On JAX, `callback.model` copies the values of all variables back, which slows the next step.
+    """
+    return callback._model
+
+
+def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
+    """Waits for the callbacks that Keras runs in a thread."""
+    callbacks._flush_futures()
+
+
+def active_callbacks(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of the training that calls a callback, including that one.
+
+    Keras gives a callback no access to the others. So it searches the call stack for the list of
+    callbacks that called it.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and any(
+            each is callback for each in caller.callbacks
+        ):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return [callback]

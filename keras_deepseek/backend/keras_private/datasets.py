@@ -1,0 +1,138 @@
+"""Training data, as Keras's data adapters read them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+
+__all__ = [
+    "DataAdapter",
+    "array_slices",
+    "batch_specs",
+    "copied_batches",
+    "find_data_adapter",
+    "from_scipy",
+    "numpy_batches",
+    "py_dataset_batches",
+    "split_validation",
+    "tensorflow_specs",
+]
+
+_KINDS = {
+    "ArrayDataAdapter": "arrays",
+    "GeneratorDataAdapter": "generator",
+    "GrainDatasetAdapter": "Grain",
+    "PyDatasetAdapter": "PyDataset",
+    "TFDatasetAdapter": "tf.data",
+    "TorchDataLoaderAdapter": "DataLoader",
+}
+
+
+def find_data_adapter(x: Any, **arguments: Any) -> tuple[str | None, Any]:
+    """Returns the kind of some training data, and Keras's adapter for them.
+
+    Args:
+        x: Training data as `keras.Model.fit` takes it.
+        **arguments: `y`, `sample_weight`, `batch_size`, `steps_per_epoch`, `shuffle` and
+            `class_weight` of `fit`.
+
+    Returns:
+        `"arrays"`, `"generator"`, `"Grain"`, `"PyDataset"`, `"tf.data"`, `"DataLoader"`, or `None`
+        for another kind; and the adapter.
+    """
+    adapter = keras.src.trainers.data_adapters.get_data_adapter(x, **arguments)
+    return _KINDS.get(type(adapter).__name__), adapter
+
+
+def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
+    """Returns the number of rows of an adapter's arrays, and a function from indices to a batch.
+
+    A batch holds NumPy arrays. On PyTorch it holds tensors where the data are tensors: those of a
+    GPU stay on it.
+    """
+    slicing = keras.src.trainers.data_adapters.array_slicing
+    target, convert = "numpy", "convert_to_numpy"
+    if keras.backend.backend() == "torch":
+        target, convert = "torch", "convert_to_torch_compatible"
+    arrays = slicing.convert_to_sliceable(adapter._inputs, target_backend=target)
+
+    def take(indices: Any) -> Any:
+        return keras.tree.map_structure(
+            lambda array: getattr(array, convert)(array[indices]), arrays, none_is_leaf=False
+        )
+
+    return adapter._num_samples, take
+
+
+def numpy_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields batches with the tensors of any framework as NumPy arrays."""
+    utils = keras.src.trainers.data_adapters.data_adapter_utils
+    yield from utils.get_numpy_iterator(batches)
+
+
+def copied_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields copies of batches, so that their producer may reuse its memory.
+
+    They hold NumPy arrays, and on PyTorch tensors on Keras's device.
+    """
+    is_torch = keras.backend.backend() == "torch"
+
+    def copy(leaf: Any) -> Any:
+        if is_torch:
+            is_tensor = keras.ops.is_tensor(leaf)
+            return keras.ops.copy(leaf) if is_tensor else keras.ops.convert_to_tensor(leaf)
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    for batch in batches if is_torch else numpy_batches(batches):
+        yield keras.tree.map_structure(copy, batch, none_is_leaf=False)
+
+
+def from_scipy(leaf: Any) -> Any:
+    """Returns a SciPy sparse matrix as the backend's sparse tensor, anything else as it is."""
+    utils = keras.src.trainers.data_adapters.data_adapter_utils
+    if not utils.is_scipy_sparse(leaf):
+        return leaf
+    if keras.backend.backend() == "jax":
+        return utils.scipy_sparse_to_jax_sparse(leaf)
+    return utils.scipy_sparse_to_tf_sparse(leaf)
+
+
+def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Iterator[Any]:
+    """Yields the batches of a `PyDataset` as Keras does, with its workers."""
+    adapters = keras.src.trainers.data_adapters.py_dataset_adapter
+    adapter = adapters.PyDatasetAdapter(dataset, class_weight=class_weight, shuffle=False)
+    adapter.on_epoch_begin()
+    try:
+        yield from copied_batches(adapter._get_iterator())
+    finally:
+        adapter.on_epoch_end()  # Ends its workers.
+
+
+def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
+    """Returns the arrays to train on, and those that `validation_split` sets aside."""
+    slicing = keras.src.trainers.data_adapters.array_slicing
+    train, validation = slicing.train_validation_split(arrays, validation_split=validation_split)
+    return train, validation
+
+
+def batch_specs(batches: list[Any]) -> Any:
+    """Returns shapes and dtypes of batches as `KerasTensor`s, with `None` for sizes that differ."""
+
+    def describe(leaf: Any) -> Any:
+        # TensorFlow's strings are objects in NumPy.
+        is_text = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
+        return keras.KerasTensor(leaf.shape, "string") if is_text else leaf
+
+    batches = keras.tree.map_structure(describe, batches)
+    return keras.src.trainers.data_adapters.data_adapter_utils.get_keras_tensor_spec(batches)
+
+
+def tensorflow_specs(specs: Any) -> Any:
+    """Returns `KerasTensor`s as TensorFlow specs of batches of any number of rows."""
+    convert = keras.src.trainers.data_adapters.data_adapter_utils.convert_to_tf_tensor_spec
+    return keras.tree.map_structure(
+        lambda spec: convert(spec) if spec is None or isinstance(spec, keras.KerasTensor) else spec,
+        specs,
+    )

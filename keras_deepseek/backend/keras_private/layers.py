@@ -1,0 +1,148 @@
+"""Layers: those inside a layer, its variables, its graph and its shapes."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.models.functional import Functional
+
+
+def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
+    """Returns the model and every layer inside it, at any depth.
+
+    `model.layers` stops at the first level: it lacks the projections inside an attention layer and
+    the cell inside a recurrent one.
+    """
+    return list(model._flatten_layers())
+
+
+def inner_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns the layers that a layer holds directly."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns the variables of a layer, such as weights and seeds, not of inner layers."""
+    inner = {id(each) for held in inner_layers(layer) for each in held.variables}
+    return [variable for variable in layer.variables if id(variable) not in inner]
+
+
+def is_container(layer: keras.Layer) -> bool:
+    """Returns True if a layer only passes tensors through its layers.
+
+    Functional models and `Sequential`s do, unless their class overrides `call`.
+    """
+    return type(layer).call in (keras.Sequential.call, Functional.call)
+
+
+def delete_variables(layer: keras.Layer, names: Iterable[str]) -> None:
+    """Deletes attributes of a layer that are variables.
+
+    `del` collects garbage for each, which takes a tenth of a second or more in a large model.
+
+    Args:
+        layer: `keras.Layer`.
+        names: strings. The names of the attributes.
+    """
+    for name in names:
+        layer._untrack_variable(getattr(layer, name))
+        object.__delattr__(layer, name)
+
+
+def functional_graph(model: keras.Layer) -> Any:
+    """Returns the object that holds `inputs` and `operations` of a graph model, or `None`."""
+    graph = getattr(model, "_functional", None) or model  # A Sequential holds a Functional model.
+    return graph if hasattr(graph, "operations") and hasattr(graph, "inputs") else None
+
+
+def producing_operation(tensor: Any) -> keras.Operation | None:
+    """Returns the layer or operation of a graph that makes a symbolic tensor, else `None`."""
+    history = getattr(tensor, "_keras_history", None)
+    return None if history is None else history.operation
+
+
+@contextmanager
+def without_new_nodes(model: keras.Model) -> Iterator[None]:
+    """Removes the nodes that calls on symbols add to the layers of a model, when the block ends.
+
+    A graph that is made of the layers later would find those calls, and fail.
+    """
+    nodes = [
+        (nodes, len(nodes))
+        for layer in flatten_layers(model)
+        for nodes in (layer._inbound_nodes, layer._outbound_nodes)
+    ]
+    try:
+        yield
+    finally:
+        for found, number in nodes:
+            del found[number:]
+
+
+def infers_shapes() -> bool:
+    """Returns True while Keras calls layers to infer the shapes of their outputs.
+
+    On PyTorch it may call them on ones, in tensors that look like any other.
+    """
+    return bool(in_symbolic_scope())
+
+
+def first_call_shapes(model: keras.Model) -> dict[str, Any]:
+    """Returns the shapes that a subclassed model was built with, by argument of `call`."""
+    return dict(_untracked(model._build_shapes_dict or {}))
+
+
+def example_inputs(model: keras.Model) -> Any:
+    """Returns one sample of zeros for a model, or `None` if its input shapes are unknown."""
+    functional = getattr(model, "_functional", model)  # A `Sequential` holds one.
+    structure = getattr(functional, "_inputs_struct", None)
+    if structure is None or any(
+        None in tuple(tensor.shape)[1:] for tensor in keras.tree.flatten(structure)
+    ):
+        return None
+    return keras.tree.map_structure(
+        lambda tensor: keras.ops.zeros((1, *tuple(tensor.shape)[1:]), tensor.dtype),
+        _untracked(structure),
+    )
+
+
+def _untracked(structure: Any) -> Any:
+    """Returns Keras's tracked containers as plain ones, which JAX needs."""
+    if isinstance(structure, dict):
+        return {name: _untracked(value) for name, value in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)(_untracked(value) for value in structure)
+    return structure
+
+
+def batch_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns variables that a batch changes in the layers of a model: moving statistics.
+
+    Frozen weights are not among them, nor the states of random number generators.
+    """
+    return [
+        variable for layer in model._flatten_layers() for variable in layer._non_trainable_variables
+    ]
+
+
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of the random number generators in the layers of a model."""
+    states = [
+        generator.state
+        for layer in model._flatten_layers()
+        for generator in getattr(layer, "_seed_generators", ())
+    ]
+    return list({id(state): state for state in states}.values())
+
+
+def block_states(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns the variables that a call of a layer may assign: moving statistics, seeds and others.
+
+    Frozen weights are not among them.
+    """
+    weights = {
+        id(variable) for inner in layer._flatten_layers() for variable in inner._trainable_variables
+    }
+    return [each for each in layer.non_trainable_variables if id(each) not in weights]

@@ -1,0 +1,70 @@
+"""The loss of a compiled model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+
+def compute_training_loss(
+    model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
+) -> Any:
+    """Returns the loss of a compiled model with its layers' losses. It respects an override."""
+    return model._compute_loss(x, y, y_pred, sample_weight=sample_weight, training=True)
+
+
+@contextmanager
+def losses_in_float32(model: keras.Model) -> Iterator[None]:
+    """Makes a model pass its outputs to losses and metrics in float32 until the block ends.
+
+    It also casts the losses that layers add: TensorFlow adds no numbers of two dtypes. Only half
+    precision is cast.
+
+    Args:
+        model: `keras.Model`, compiled.
+    """
+
+    def whole(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: Any = None, y: Any = None, y_pred: Any = None, *rest: Any, **more: Any) -> Any:
+            return method(x, y, keras.tree.map_structure(in_float32, y_pred), *rest, **more)
+
+        return call
+
+    aggregate = model._aggregate_additional_loss
+    lent = {
+        "_aggregate_additional_loss": lambda loss: aggregate(in_float32(loss)),
+        "compute_loss": whole(model.compute_loss),
+        "compute_metrics": whole(model.compute_metrics),
+    }
+    own = {name: vars(model)[name] for name in lent if name in vars(model)}
+    vars(model).update(lent)
+    try:
+        yield
+    finally:
+        for name in lent:
+            del vars(model)[name]
+        vars(model).update(own)
+
+
+def in_float32(tensor: Any) -> Any:
+    """Returns a tensor in half precision as float32, with its mask; another as it is."""
+    if keras.backend.standardize_dtype(tensor.dtype) not in ("float16", "bfloat16"):
+        return tensor
+    mask = keras.src.backend.get_keras_mask(tensor)
+    whole = keras.ops.cast(tensor, "float32")
+    if mask is not None:
+        keras.src.backend.set_keras_mask(whole, mask)
+    return whole
+
+
+def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
+    """Updates the mean of a compiled model's loss by a batch."""
+    tracker = model._loss_tracker
+    if type(tracker) is not keras.metrics.Mean:
+        tracker.update_state(loss, sample_weight=num_rows)
+        return
+    # The same as `update_state` for one number, without the cost of shapes and masks.
+    num_rows = keras.ops.cast(num_rows, tracker.dtype)
+    tracker.total.assign_add(keras.ops.cast(loss, tracker.dtype) * num_rows)
+    tracker.count.assign_add(num_rows)

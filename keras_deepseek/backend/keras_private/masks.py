@@ -1,0 +1,65 @@
+"""The masks that Keras puts on tensors."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+
+def set_mask(tensor: Any, mask: Any) -> Any:
+    """Returns a tensor with a mask that Keras does not replace.
+
+    Args:
+        tensor: A tensor that a layer's `call` returns.
+        mask: Boolean tensor, or `None` for no mask.
+    """
+    if mask is not None:
+        keras.src.backend.set_keras_mask(tensor, mask)
+    return tensor
+
+
+def output_masks(y_pred: Any) -> list[Any]:
+    """Returns the masks that Keras's layers have put on outputs, or `None` for each without one."""
+    return [keras.src.backend.get_keras_mask(output) for output in keras.tree.flatten(y_pred)]
+
+
+def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Maps a function over a structure, and over the masks of its leaves.
+
+    Args:
+        function: Function of a leaf. It is called for masks, too.
+        structure: Structure of tensors and other leaves.
+    """
+
+    def run(leaf: Any) -> Any:
+        made, mask = function(leaf), keras.src.backend.get_keras_mask(leaf)
+        if mask is not None and made is not leaf:
+            keras.src.backend.set_keras_mask(made, function(mask))
+        return made
+
+    return keras.tree.map_structure(run, structure)
+
+
+def split_floats(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """Returns the floating-point tensors among arguments, and a function that replaces them.
+
+    The replacements get the masks that Keras put on the originals.
+    """
+
+    def is_float(leaf: Any) -> bool:
+        return hasattr(leaf, "dtype") and keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(leaf.dtype)
+        )
+
+    leaves = keras.tree.flatten(arguments)
+    masks = output_masks(leaves)  # Read now, since Keras may remove them later.
+
+    def put(floats: Sequence[Any]) -> Any:
+        left = iter(floats)
+        replaced = [next(left) if is_float(leaf) else leaf for leaf in leaves]
+        for mask, leaf in zip(masks, replaced, strict=True):
+            if mask is not None:
+                keras.src.backend.set_keras_mask(leaf, mask)
+        return keras.tree.pack_sequence_as(arguments, replaced)
+
+    return [leaf for leaf in leaves if is_float(leaf)], put

@@ -1,0 +1,108 @@
+"""Calls of a layer that a framework runs a second time, for the gradient."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.keras_private.masks import split_floats
+
+
+def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that runs later as if it were called now.
+
+    It restores training mode and autocasting, which layers take from their caller; and the device,
+    which each thread has its own of: PyTorch's backward pass has a thread for each GPU.
+    """
+    state = keras.src.backend.common.global_state
+    names = ("current_call_ctx", "autocast_scope", "torch_device")
+    remembered = [state.get_global_attribute(name) for name in names]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        now = [state.get_global_attribute(name) for name in names]
+        for name, value in zip(names, remembered, strict=True):
+            state.set_global_attribute(name, value)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            for name, value in zip(names, now, strict=True):
+                state.set_global_attribute(name, value)
+
+    return run
+
+
+def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Callable[..., Any]:
+    """Returns a function whose second call does the same as the first, and assigns nothing.
+
+    Args:
+        call: Function.
+        states: The variables that it assigns, such as the seed of a dropout.
+    """
+    first: list[Any] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        now = [keras.ops.copy(state.value) for state in states]
+        if not first:
+            first.append(now)
+            return call(*args, **kwargs)
+        for state, value in zip(states, first[0], strict=True):
+            state.assign(value)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            for state, value in zip(states, now, strict=True):
+                state.assign(value)
+
+    return run
+
+
+def take_losses(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of the outputs of a call and the losses that it adds, which it removes.
+
+    Args:
+        layer: `keras.Layer`.
+        call: Its `call`, or a replacement.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        layers = layer._flatten_layers()
+        kept = [(inner, list(inner._losses)) for inner in layers]
+        outputs = call(*args, **kwargs)
+        losses = [loss for inner, before in kept for loss in inner._losses[len(before) :]]
+        for inner, before in kept:
+            inner._losses = before
+        return outputs, losses
+
+    return run
+
+
+def recomputed_call(
+    layer: keras.Layer,
+    call: Callable[..., Any],
+    states: Sequence[keras.Variable],
+    checkpoint: Callable[[Callable[..., Any], Sequence[Any]], Any],
+) -> Callable[..., Any]:
+    """Returns a layer's `call` that a framework may run a second time, for the gradient.
+
+    Args:
+        layer: `keras.Layer`.
+        call: Its `call`.
+        states: The variables that it assigns. The second call leaves them alone.
+        checkpoint: Function of a function and its tensors. It returns the function's result, and
+            lets the framework compute it again.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        floats, put = split_floats((args, kwargs))
+        again = remember_call(take_losses(layer, repeatable(call, states)))
+
+        def compute(*floats: Any) -> Any:
+            given, named = put(floats)
+            return again(*given, **named)
+
+        outputs, losses = checkpoint(compute, floats)
+        for loss in losses:
+            layer.add_loss(loss)
+        return outputs
+
+    return run

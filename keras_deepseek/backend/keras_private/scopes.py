@@ -1,0 +1,37 @@
+"""Stateless scopes, in which variables have other values."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+
+class NestedScope(keras.StatelessScope):
+    """A stateless scope that inherits the values of variables from the scope around it.
+
+    Args:
+        mapping: Pairs of a variable and its value. Defaults to none.
+    """
+
+    def __init__(self, mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> None:
+        super().__init__(list(mapping), collect_losses=True)
+        self.state_mapping: dict[int, Any]
+        around = keras.src.backend.common.stateless_scope.get_stateless_scope()
+        if around is not None:
+            self.state_mapping = {**around.state_mapping, **self.state_mapping}
+        self.assigned: dict[int, keras.Variable] = {}
+        """The variables that were assigned in the scope, by `id`."""
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        """Records an assignment; Keras calls it."""
+        variable, _ = update
+        self.assigned[id(variable)] = variable
+        super().add_update(update)
+
+
+def scoped_variables(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
+    """Returns the variables that have a value in the stateless scope around."""
+    around = keras.src.backend.common.stateless_scope.get_stateless_scope()
+    if around is None:
+        return []
+    return [each for each in variables if around.get_current_value(each) is not None]

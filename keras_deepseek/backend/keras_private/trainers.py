@@ -1,0 +1,181 @@
+"""The building, compilation and steps of a model that Keras trains."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+
+def build_for_training(model: keras.Model, batch: Any) -> None:
+    """Creates the variables of a compiled model, its metrics and its optimizer, for a batch.
+
+    Args:
+        model: `keras.Model`, compiled.
+        batch: Structure of arrays, tensors, symbolic tensors or `None`.
+    """
+
+    def describe(leaf: Any) -> keras.KerasTensor | None:
+        is_described = leaf is None or isinstance(leaf, keras.KerasTensor)
+        return leaf if is_described else keras.KerasTensor(leaf.shape, leaf.dtype)
+
+    try:
+        keras.Model._symbolic_build(model, data_batch=keras.tree.map_structure(describe, batch))
+    except Exception as error:
+        error.add_note("It came as the model was built for the first batch.")
+        raise
+
+
+def finish_building(model: keras.Model) -> bool:
+    """Builds the optimizer of a model if all of its layers are built; returns True if they are."""
+    if not all(layer.built for layer in model._flatten_layers(include_self=False)):
+        return False
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model._post_build()
+    return True
+
+
+def overrides_train_step(model: keras.Model) -> bool:
+    """Returns True if a model's class, or the model itself, has its own `train_step`."""
+    return "train_step" in vars(model) or class_overrides_train_step(model)
+
+
+def class_overrides_train_step(model: keras.Model) -> bool:
+    """Returns True if a model's class has its own `train_step`."""
+    return type(model).train_step is not keras.Model.train_step
+
+
+@contextmanager
+def temporary_train_step(
+    model: keras.Model,
+    train_step: Callable[..., Any],
+    build: Callable[[Any], None] | None = None,
+) -> Iterator[None]:
+    """Replaces the training step of a model until the block ends.
+
+    Args:
+        model: `keras.Model`.
+        train_step: The step, as Keras takes it.
+        build: Function of a batch that builds the model, if Keras's own would not do. Defaults to
+            `None`.
+    """
+    own = vars(model).get("train_step")
+    if build is not None:
+        model._symbolic_build = _build_by(model, build)
+    model.train_step = train_step
+    try:
+        yield
+    finally:
+        vars(model).pop("_symbolic_build", None)
+        if own is None:
+            del model.train_step
+        else:
+            model.train_step = own
+
+
+def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[..., None]:
+    """Returns the function by which `fit` builds a model, on top of a function of a batch."""
+
+    def symbolic_build(iterator: Any = None, data_batch: Any = None) -> None:
+        parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
+        if all(part is None or part.built for part in parts):
+            return
+        if data_batch is None:  # As Keras does.
+            _, _, data = next(iter(iterator))
+            data_batch = data[0] if isinstance(data, list | tuple) else next(data)
+        build(data_batch)
+
+    return symbolic_build
+
+
+def compilation(model: keras.Model) -> object:
+    """Returns an object that is another one after each `model.compile`."""
+    return model._compile_config
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Returns the objects that `model.compile` was called with, by argument.
+
+    The public `get_compile_config` serializes them, and loses metrics and losses that are plain
+    functions.
+    """
+    return dict(model._compile_config.config)
+
+
+def call_for_training(model: keras.Model, x: Any) -> Any:
+    """Returns the outputs of a model, called with `training=True` if it takes that."""
+    return model(x, training=True) if model._call_has_training_arg else model(x)
+
+
+def is_validation_of_fit(options: dict[str, Any]) -> bool:
+    """Returns True if `model.fit` calls `model.evaluate` with these options, for its validation."""
+    return bool(options.get("_use_cached_eval_dataset"))
+
+
+def public_evaluate_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of `model.evaluate` without those that only `fit` passes."""
+    own = ("_use_cached_eval_dataset", "callbacks")
+    return {name: value for name, value in options.items() if name not in own}
+
+
+def epoch_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the logs of an epoch from those of its last step, as `model.fit` does."""
+    return dict(model._get_metrics_result_or_logs(logs))
+
+
+def count_samples(model: keras.Model) -> float | None:
+    """Returns the samples that a model has been trained on since the epoch began.
+
+    Keras weighs the loss of each batch by its samples, so its mean loss counts them. `None` if the
+    model's own `train_step` bypasses that. See `_value_during_step`.
+    """
+    count = getattr(getattr(model, "_loss_tracker", None), "count", None)
+    return None if count is None else (_value_during_step(model, count) or None)
+
+
+def count_train_steps(model: keras.Model) -> int:
+    """Returns the steps that a model's optimizer was asked to make, when a training begins.
+
+    The public count omits those that only accumulated gradients.
+    """
+    optimizer = model.optimizer
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(optimizer._iterations)
+
+
+def read_learning_rate(model: keras.Model) -> float | None:
+    """Returns the learning rate during a training, or `None` if it has no number.
+
+    See `_value_during_step`.
+    """
+    optimizer = model.optimizer
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = getattr(optimizer, "_learning_rate", None)
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        step = keras.ops.convert_to_tensor(
+            int(_value_during_step(model, optimizer._iterations)), "int32"
+        )
+        return float(keras.ops.convert_to_numpy(rate(step)))
+    if isinstance(rate, keras.Variable):
+        return _value_during_step(model, rate)
+    return None
+
+
+def _value_during_step(model: keras.Model, variable: keras.Variable) -> float:
+    """Returns a number that the training step changes. Call it before a step begins.
+
+    On JAX, the values are outside of the variables during an epoch. Keras's own way to read one
+    copies all of them back, which slows the next step.
+    """
+    state = getattr(model, "_jax_state", None)
+    if state and not model._jax_state_synced:
+        groups = {
+            "metrics_variables": model.metrics_variables,
+            "optimizer_variables": model.optimizer.variables,
+        }
+        for group, variables in groups.items():
+            for known, value in zip(variables, state[group], strict=True):
+                if known is variable:
+                    return float(value)
+    return float(keras.ops.convert_to_numpy(variable.value))

@@ -1,0 +1,1 @@
+"""The six classes that each framework implements: see `keras_deepseek.backend.Backend`."""

@@ -1,0 +1,147 @@
+"""Operations on tensors that Keras has not, or that a framework does faster than Keras."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.signature import Array
+
+
+class Compute(abc.ABC):
+    """Operations on tensors, their gradients, loops, and values of variables."""
+
+    @abc.abstractmethod
+    def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
+        """Returns the floating-point operations of `function(*args)`; a multiply-add counts 2."""
+
+    @abc.abstractmethod
+    def compute_gradients(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Array],
+        variables: Sequence[keras.Variable],
+    ) -> tuple[list[Array], list[Array]]:
+        """Returns the gradients of the scalar `function(*inputs)` by the inputs and the variables.
+
+        They are zeros where the scalar does not depend on an input or a variable.
+        """
+
+    @abc.abstractmethod
+    def apply_with_gradient(
+        self,
+        function: Callable[..., Any],
+        gradient: Callable[..., Sequence[Any]],
+        tensors: Sequence[Any],
+        constants: Sequence[Any],
+    ) -> Any:
+        """Returns `function(*tensors, *constants)`, with a gradient that the caller computes.
+
+        The framework keeps nothing that `function` computes for the backward pass.
+
+        Args:
+            function: Function that returns one tensor.
+            gradient: Function. `gradient(upstream, *tensors, *constants)` returns the gradients by
+                `tensors`.
+            tensors: The arguments that have a gradient.
+            constants: Tensors without a gradient, such as integers.
+        """
+
+    @abc.abstractmethod
+    def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
+        """Returns the `k` largest values along the last axis, and their int32 indices.
+
+        Among equal values the first ones are taken.
+        """
+
+    def fuses_attention(self, query: Any) -> bool:
+        """Returns True if `ops.dot_product_attention` is faster than its steps one by one.
+
+        The steps are scores, softmax and weighted sums. By default it is not: XLA has no fused
+        kernel on a CPU, and on TensorFlow Keras calls the same steps.
+        """
+        return False
+
+    def query_block_size(self, query: Any) -> int:
+        """Returns the number of queries of a long causal sequence to compute together.
+
+        Each block leaves out the keys behind it, half of the work in all. Smaller blocks leave out
+        more, and their scores stay in the processor's cache; larger ones are fewer products.
+        """
+        return 256
+
+    @abc.abstractmethod
+    def read_integer(self, value: Any) -> int | None:
+        """Returns an integer or integer scalar tensor as a number, or `None` while it is traced."""
+
+    @abc.abstractmethod
+    def read_array(self, value: Any) -> Array | None:
+        """Returns a tensor as an array if the host has its numbers, else `None`.
+
+        The host has not got them while the tensor is traced, or lies on an accelerator.
+        """
+
+    @abc.abstractmethod
+    def can_read_shapes(self, value: Any) -> bool:
+        """Returns True if shapes may depend on a tensor's numbers at no cost."""
+
+    @abc.abstractmethod
+    def repeat(
+        self,
+        body: Callable[..., Sequence[Any]],
+        times: Any,
+        state: Sequence[Any],
+        variables: Sequence[keras.Variable] = (),
+    ) -> tuple[Any, ...]:
+        """Returns the state after `state = body(index, *state)` has run `times` times.
+
+        The iterations run one after the other.
+
+        Args:
+            body: Function of an index and the tensors of the state. It returns the next state.
+            times: integer or integer scalar tensor.
+            state: Tensors.
+            variables: The variables that `body` may assign.
+        """
+
+    @abc.abstractmethod
+    def loops_over_blocks(self) -> bool:
+        """Returns True if `stack` may be used, and is faster than one operation on all blocks.
+
+        `stack` has no gradient, so it is used inside functions of `compile_with_state` and
+        `compile_inference` alone. It is faster on a CPU, where it was measured; a GPU would wait
+        for each block.
+        """
+
+    @abc.abstractmethod
+    def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
+        """Returns `function(index)` for each index below `count`, stacked, padded with zeros.
+
+        Args:
+            function: Function of an index. All of its tensors have one shape.
+            count: integer scalar tensor. On TensorFlow and PyTorch it is 1 or more.
+            number: integer, or scalar tensor on TensorFlow where sizes are free. The length of the
+                first axis of the result.
+        """
+
+    @abc.abstractmethod
+    def run_if(
+        self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]
+    ) -> None:
+        """Calls a function that assigns `variables` if a boolean scalar is true."""
+
+    @abc.abstractmethod
+    def assign_array(self, variable: keras.Variable, source: Any) -> None:
+        """Copies an array into a variable, piece by piece.
+
+        Where the framework allows it, a process reads only its own shards of a sharded variable.
+
+        Args:
+            variable: `keras.Variable`.
+            source: Array, or an object that is read like one by indices, such as a slice of a file.
+        """
+
+    @abc.abstractmethod
+    def unset_initializer(self) -> Any:
+        """Returns the initializer for a variable that is assigned before it is read."""

@@ -1,0 +1,86 @@
+"""The devices of a framework: their number, memory and errors, and layers that run on one."""
+
+import abc
+import contextlib
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+
+
+class Devices(abc.ABC):
+    """The devices that a framework computes on."""
+
+    @abc.abstractmethod
+    def count_devices(self, kind: str) -> int:
+        """Returns the number of devices of a kind: `"cpu"`, `"gpu"` or `"tpu"`."""
+
+    def on_device(self, device: str) -> AbstractContextManager[object]:
+        """Returns a context in which Keras creates variables and computes on a device.
+
+        Args:
+            device: string. The name, for example `"gpu:0"`.
+        """
+        context: AbstractContextManager[object] = keras.device(device)
+        return context
+
+    def on_device_of(self, tensor: Any) -> AbstractContextManager[object]:
+        """Returns a context in which Keras computes on the device that holds a tensor."""
+        return contextlib.nullcontext()
+
+    @abc.abstractmethod
+    def read_device_memory(self) -> dict[str, int] | None:
+        """Returns the bytes `"in_use"`, `"peak"` and `"limit"` of the accelerator's allocator.
+
+        `None` on a CPU, whose allocator counts nothing.
+        """
+
+    @abc.abstractmethod
+    def read_device_name(self) -> str | None:
+        """Returns the maker's name of the accelerator, or `None` on a CPU."""
+
+    @abc.abstractmethod
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Returns True if an error says that a device or the host ran out of memory."""
+
+    def release_memory(self) -> None:
+        """Frees the memory of unused tensors, and what the framework holds in reserve if it can."""
+        gc.collect()
+
+    @abc.abstractmethod
+    def move_variables(
+        self,
+        devices: Sequence[tuple[keras.Variable, str]],
+        optimizer: keras.optimizers.Optimizer | None,
+    ) -> bool:
+        """Moves variables to devices, and returns True if any was on another device before.
+
+        Args:
+            devices: pairs of a variable and the name of its device, for example `"gpu:0"`.
+            optimizer: The optimizer that updates the variables, or `None`.
+
+        Raises:
+            NotSupportedError: The framework can't train one model on several devices by layers.
+        """
+
+    @abc.abstractmethod
+    def compute_on(
+        self,
+        layer: keras.Layer,
+        call: Callable[..., Any],
+        device: str,
+        *,
+        is_away: bool,
+        comes_back: bool,
+    ) -> Callable[..., Any]:
+        """Returns a layer's `call` that computes its outputs and its gradient on a device.
+
+        Args:
+            layer: `keras.Layer`.
+            call: Its `call`.
+            device: string. The name, for example `"gpu:0"`.
+            is_away: boolean. Whether the caller computes on another device.
+            comes_back: boolean. Whether to move the outputs back to the caller's device.
+        """

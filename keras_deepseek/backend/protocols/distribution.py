@@ -1,0 +1,163 @@
+"""Training on several devices and in several processes."""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import keras
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend import framework_name
+from keras_deepseek.backend.processes.processes import Processes, Replicas
+from keras_deepseek.backend.processes.task_cluster import TaskCluster
+from keras_deepseek.errors import NotSupportedError
+
+KerasDistribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+"""Keras's distributions. Their base class has no public name."""
+
+
+class Distribution(abc.ABC):
+    """The ways in which a framework trains one model on several devices or processes."""
+
+    # Devices of this process.
+
+    def spread_over_devices(self, devices: Sequence[str] | None = None) -> KerasDistribution | None:
+        """Returns a Keras distribution that divides batches among devices.
+
+        Returns `None` if the framework divides them by `replicate_over_devices` instead, or if
+        there is one device.
+
+        Args:
+            devices: strings. Names of devices. Defaults to `None`: all devices.
+
+        Raises:
+            NotSupportedError: The framework can't compute on these devices together.
+        """
+        return None
+
+    @abc.abstractmethod
+    def replicate_over_devices(self, strategy: Any) -> Replicas | None:
+        """Returns replicas of a step on devices of this process, or `None` for one device.
+
+        It is `None` as well if a Keras distribution divides batches among the devices.
+
+        Args:
+            strategy: `"allreduce"` for all devices; a strategy of the framework; or a list of
+                names such as `"gpu:0"`, whose devices get rows by their speed.
+
+        Raises:
+            InvalidInputError: It is none of these.
+        """
+
+    def distributed(self, distribution: KerasDistribution) -> AbstractContextManager[None]:
+        """Returns a context in which a Keras distribution places variables and batches.
+
+        Raises:
+            NotSupportedError: Keras has no distributions on this framework.
+        """
+        raise NotSupportedError(
+            f"{type(distribution).__name__} is one of Keras's distributions, which run on JAX; "
+            f"Keras runs on {framework_name()}. Set KERAS_BACKEND=jax, or leave "
+            "distributed_strategy out."
+        )
+
+    def count_replicas(self, model: keras.Model) -> int:
+        """Returns the number of replicas that `tf.distribute` keeps of a model."""
+        return 1
+
+    def place_variables(self, variables: Sequence[keras.Variable]) -> None:
+        """Moves existing variables to the devices that the active distribution gives them."""
+
+    # Several processes.
+
+    @abc.abstractmethod
+    def count_processes(self) -> int:
+        """Returns the number of processes that the framework has joined already."""
+
+    @abc.abstractmethod
+    def process_rank(self) -> int:
+        """Returns the rank of this process, 0 if it runs alone."""
+
+    @abc.abstractmethod
+    def read_whole(self, value: Any) -> Array:
+        """Returns a tensor as an array. If it is sharded over processes, all of them must call it.
+
+        The array may share the memory of the tensor: use it before that changes.
+
+        Raises:
+            PeerLostError: A process has ended, or does not answer.
+        """
+
+    def read_strategy(self, strategy: Any) -> tuple[int, int, str] | None:
+        """Returns world size, rank, and the address of rank 0 of a strategy of several processes.
+
+        Returns `None` for an object that is not one of the framework's, such as
+        `tf.distribute.MultiWorkerMirroredStrategy`.
+        """
+        return None
+
+    @abc.abstractmethod
+    def join_processes(
+        self, coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
+    ) -> Processes:
+        """Waits for all processes of a training, and returns them.
+
+        Args:
+            coordinator: string. `HOST:PORT`, at which rank 0 listens.
+            world_size: integer. The number of processes.
+            rank: integer. The rank of this one.
+            join_timeout: float. Seconds to wait for processes that have not come.
+            timeout: float. Seconds to wait later for one that does not answer.
+
+        Raises:
+            PeerLostError: A process did not come. The error names it.
+        """
+
+    # Workers and parameter servers.
+
+    def connect_tasks(
+        self, find_addresses: Callable[[], Mapping[str, Sequence[str]]]
+    ) -> TaskCluster:
+        """Connects this process, the chief, to its workers and parameter servers.
+
+        Args:
+            find_addresses: Function that returns the addresses of `"chief"`, `"worker"` and `"ps"`,
+                all of which serve. It is called the first time only.
+
+        Raises:
+            InvalidInputError: The framework has computed something already.
+            NotSupportedError: The framework has no tasks.
+        """
+        raise _no_tasks()
+
+    def adopt_tasks(self, strategy: Any) -> TaskCluster | None:
+        """Returns the cluster that a strategy of the framework has connected to, else `None`."""
+        return None
+
+    def serve_task(
+        self,
+        addresses: Mapping[str, Sequence[str]],
+        task_type: str,
+        index: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """Serves as one task of a cluster: computes for its chief until the process ends.
+
+        Args:
+            addresses: dict. The addresses of `"chief"`, `"worker"` and `"ps"`.
+            task_type: string. `"worker"` or `"ps"`.
+            index: integer. The index of this task among those of its type.
+            on_ready: Function that is called when the task listens.
+
+        Raises:
+            NotSupportedError: The framework has no tasks.
+        """
+        raise _no_tasks()
+
+
+def _no_tasks() -> NotSupportedError:
+    return NotSupportedError(
+        f"Only TensorFlow has tasks of its own; Keras runs on {framework_name()}, where Ray starts "
+        "the parameter servers."
+    )

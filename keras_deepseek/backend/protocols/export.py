@@ -1,0 +1,35 @@
+"""Models written to files of other runtimes."""
+
+import abc
+
+from keras_deepseek.backend import framework_name
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.errors import NotSupportedError
+
+
+class Export(abc.ABC):
+    """The file formats that a framework writes a model in."""
+
+    def write_saved_model(
+        self, model: NamedModel, path: str, signatures: ServingSignatures
+    ) -> None:
+        """Writes a model as a SavedModel folder.
+
+        Raises:
+            NotSupportedError: The framework writes none.
+        """
+        raise NotSupportedError(f"{framework_name()} can't write a SavedModel itself.")
+
+    @abc.abstractmethod
+    def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
+        """Writes a model as an ONNX file.
+
+        Args:
+            model: `NamedModel`.
+            path: string. The path of the file.
+            opset: integer. The highest operator set that the file may use.
+
+        Raises:
+            NotSupportedError: The framework can't write this model.
+        """

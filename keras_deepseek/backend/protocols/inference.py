@@ -1,0 +1,64 @@
+"""Models and decoding steps, compiled for inference."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.signature import InferenceFunction
+from keras_deepseek.backend.export.named_model import NamedModel
+
+
+class Inference(abc.ABC):
+    """Compiled functions that need no gradient."""
+
+    @abc.abstractmethod
+    def compile_inference(self, model: NamedModel) -> InferenceFunction:
+        """Returns a model as a compiled function from NumPy arrays by name to arrays by name."""
+
+    def plain_inference(self, model: NamedModel) -> InferenceFunction:
+        """Returns a model as a function of NumPy arrays, computed at the sizes of each batch."""
+        return self.compile_inference(model)
+
+    @abc.abstractmethod
+    def compile_with_state(
+        self,
+        function: Callable[..., tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+    ) -> Callable[..., tuple[Any, Any]]:
+        """Returns `function(state, *inputs)`, which returns outputs and the next state, compiled.
+
+        The state is donated: the next one may use its memory. On PyTorch the function is run as it
+        is, and inputs that are integers stay integers.
+
+        Args:
+            function: Function. Its state is `None` at first, then a structure of tensors whose
+                shapes never change. Its inputs are arrays, integers or `None`.
+            variables: The variables that it reads.
+        """
+
+    def compiles_by_shape(self) -> bool:
+        """Returns True if `compile_with_state` compiles again for each length of a prompt."""
+        return True
+
+    def write_slots(self, tensor: Any, start: Any, update: Any) -> Any:
+        """Returns a cache with an update written into its slots.
+
+        It may write in place inside a function of `compile_with_state`.
+
+        Args:
+            tensor: Tensor of shape `(batch_size, slots, ...)`.
+            start: integer or scalar. The first slot to write.
+            update: Tensor of shape `(batch_size, new_slots, ...)`.
+        """
+        return keras.ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)
+
+    def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
+        """Returns `function(*tensors)`, one tensor, from a function that reads numbers of tensors.
+
+        PyTorch records the operations of a step that comes often. On a CPU it does not record this
+        function, but calls it in each step. The function may use no variables of its own, nor call
+        a layer.
+        """
+        return function(*tensors)

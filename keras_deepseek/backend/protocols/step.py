@@ -1,0 +1,246 @@
+"""One step of training: gradients, update, batches, and the state that a step changes."""
+
+import abc
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.gradient_scale import multiply_gradients
+
+
+class Step(abc.ABC):
+    """One step of training, as Keras's training loop on a framework runs it."""
+
+    # Gradients.
+
+    @abc.abstractmethod
+    def differentiate(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+    ) -> tuple[Any, Callable[..., list[Any]]]:
+        """Runs a forward pass, and returns its other outputs and the backward pass of its scalar.
+
+        `backward(factor=None, receive=None)` returns the gradients of the scalar by `variables`,
+        times a factor if one is given. A gradient is `None` or zeros if the scalar does not depend
+        on the variable. It may call `receive(index, gradient)` for some of them while it still
+        computes others. It can be called once.
+
+        Args:
+            compute: Function that returns a scalar and other outputs.
+            variables: The variables to differentiate by.
+            states: The variables that `compute` may assign.
+        """
+
+    @abc.abstractmethod
+    def count_kept_bytes(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+        batch: Any,
+    ) -> int:
+        """Returns the bytes that `differentiate` keeps from the forward for the backward pass.
+
+        Variables and the arrays of `batch` do not count: they are in memory anyway.
+        """
+
+    @abc.abstractmethod
+    def rematerialize(
+        self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
+    ) -> Callable[..., Any]:
+        """Returns a layer's `call` whose activations the backward pass computes again.
+
+        Args:
+            layer: `keras.Layer`.
+            call: Its `call`.
+            states: The variables that it may assign. The second forward pass leaves them alone.
+        """
+
+    def densify(self, gradient: Any) -> Any:
+        """Returns a gradient as a dense tensor. The gradient of an embedding may be sparse."""
+        return gradient
+
+    @abc.abstractmethod
+    def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
+        """Returns, for each floating-point tensor, True if all of its numbers are finite."""
+
+    def global_norm(self, gradients: Sequence[Any]) -> Any:
+        """Returns the L2 norm of all gradients together, a float32 scalar."""
+        squares = [ops.sum(ops.square(ops.cast(gradient, "float32"))) for gradient in gradients]
+        return ops.sqrt(ops.sum(ops.stack(squares)))
+
+    def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
+        """Returns `sum + factor * tensor` for each pair. It may write into the sums.
+
+        All tensors are float32, and `factor` is a scalar.
+        """
+        return [each + factor * tensor for each, tensor in zip(sums, tensors, strict=True)]
+
+    # The update of the weights.
+
+    def apply_update(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        gradients: Sequence[Any],
+        variables: Sequence[keras.Variable],
+        factor: Any = None,
+    ) -> None:
+        """Does the same as `optimizer.apply`, in the fastest way that the framework has.
+
+        Args:
+            optimizer: `keras.optimizers.Optimizer`.
+            gradients: Tensors, or `None` for a variable that stays as it is.
+            variables: The variables to update.
+            factor: Scalar that multiplies all gradients first. Defaults to `None`.
+        """
+        optimizer.apply(multiply_gradients(gradients, factor), variables)
+
+    def compile_update(
+        self, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+    ) -> Callable[[Sequence[Any]], None]:
+        """Returns a function that updates variables by gradients as `optimizer.apply` does.
+
+        A gradient is an array, or `None` for a variable that stays as it is.
+
+        Args:
+            optimizer: `keras.optimizers.Optimizer`, built for the variables.
+            variables: The variables to update.
+        """
+
+        def update(gradients: Sequence[Any]) -> None:
+            tensors = [None if each is None else ops.convert_to_tensor(each) for each in gradients]
+            self.apply_update(optimizer, tensors, variables)
+
+        return update
+
+    # The step inside Keras's training loop.
+
+    def make_train_step(
+        self,
+        model: keras.Model,
+        step: Callable[[Any], dict[str, Any]],
+        carried: Callable[[], Sequence[keras.Variable]] = list,
+    ) -> Callable[..., Any]:
+        """Returns a `train_step` in the form that Keras expects on this framework.
+
+        Args:
+            model: `keras.Model`.
+            step: Function from the data of a batch to the logs. It assigns the variables of the
+                model, of its optimizer and of its metrics, and those of `carried`.
+            carried: Function that returns the further variables that `step` assigns.
+        """
+        return step
+
+    def build_by_step(self, model: keras.Model, batch: Any) -> None:
+        """Creates the variables that a model's own `train_step` uses, by tracing the step.
+
+        By default it does nothing: where a step can't be traced, it creates them when it runs.
+
+        Args:
+            model: `keras.Model`.
+            batch: Structure of `KerasTensor`s.
+        """
+
+    @abc.abstractmethod
+    def make_train_function(
+        self,
+        model: keras.Model,
+        carried: Callable[[], Sequence[keras.Variable]],
+        *,
+        force: bool,
+    ) -> Callable[..., Any]:
+        """Makes Keras create the model's `train_function`, and returns a function to call it by.
+
+        After an error the model still has its variables. On JAX their values are outside of the
+        model while it trains.
+
+        Args:
+            model: `keras.Model`.
+            carried: Function that returns the further variables that the step assigns.
+            force: boolean. Whether to make it again where there is one.
+        """
+
+    @abc.abstractmethod
+    def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
+        """Trains a model that has its `train_function` on one batch, and returns the logs.
+
+        Args:
+            model: `keras.Model`.
+            batch: tuple of `x`, of `x` and `y`, or of `x`, `y` and sample weights.
+        """
+
+    @abc.abstractmethod
+    def run_before_step(
+        self, model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
+    ) -> Callable[..., Any] | None:
+        """Returns a `train_step` that calls `prepare` first, or `None` if steps are not compiled.
+
+        Each call returns another function, so that Keras compiles it again.
+
+        Args:
+            model: `keras.Model`.
+            train_step: Its `train_step`.
+            prepare: Function that may assign the variables of the optimizer.
+        """
+
+    def is_end_of_data(self, error: Exception) -> bool:
+        """Returns True if an error from a training function says that there are no more batches."""
+        return isinstance(error, StopIteration)
+
+    def separate_variables(self, model: keras.Model) -> None:
+        """Gives each variable of a model, its optimizer and its metrics its own memory.
+
+        By default it does nothing: an assignment copies. On JAX, moving averages that were written
+        to the weights share their memory, and a step that donates it twice fails.
+        """
+
+    def restoring_variables(self, model: keras.Model) -> AbstractContextManager[object]:
+        """Returns a context that gives a model its variables back after an error in the block.
+
+        On JAX, Keras takes the values out of the variables while it goes over batches, and forgets
+        them if the first batch fails.
+        """
+        return contextlib.nullcontext()
+
+    # The batches.
+
+    @abc.abstractmethod
+    def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
+        """Returns an iterable for Keras's training loop, which goes through it once an epoch.
+
+        Args:
+            make_batches: Function that returns an iterator over the batches of one epoch.
+            specs: Structure of the shapes and dtypes of a batch.
+        """
+
+    def prefers_own_feed(self, x: Any) -> bool:
+        """Returns True if `feed_batches` is faster for some data than Keras's own adapter."""
+        return False
+
+    # The state beside Keras's variables.
+
+    def read_buffers(self, model: keras.Model) -> dict[str, Array]:
+        """Returns copies of a model's state outside of Keras's variables, by name."""
+        return {}
+
+    def write_buffers(self, model: keras.Model, buffers: dict[str, Array]) -> None:
+        """Restores what `read_buffers` returned."""
+
+    def draw_seed(self) -> int:
+        """Returns a seed for the order of data, from the generator that Keras's users seed."""
+        return random.getrandbits(31)
+
+    def read_framework_random_state(self) -> dict[str, Array]:
+        """Returns a copy of the state of the framework's global random number generators."""
+        return {}
+
+    def write_framework_random_state(self, state: dict[str, Array]) -> None:
+        """Restores what `read_framework_random_state` returned."""

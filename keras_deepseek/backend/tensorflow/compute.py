@@ -1,0 +1,202 @@
+"""Operations on tensors, loops and values of variables on TensorFlow."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
+from keras_deepseek.backend.gradient_free import is_gradient_free
+from keras_deepseek.backend.keras_private.scopes import NestedScope, scoped_variables
+from keras_deepseek.backend.protocols.compute import Compute
+
+
+class TensorFlowCompute(Compute):
+    """Implements `Compute` by TensorFlow."""
+
+    def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
+        # TensorFlow's own profiler omits `Einsum`, and with it attention.
+        return _count(tf.function(function).get_concrete_function(*args).graph)
+
+    def compute_gradients(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Array],
+        variables: Sequence[keras.Variable],
+    ) -> tuple[list[Array], list[Array]]:
+        tensors = [tf.convert_to_tensor(array) for array in inputs]
+        sources = [*tensors, *(variable.value for variable in variables)]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            result = function(*tensors)
+        gradients = tape.gradient(
+            result, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        # The gradient of an embedding table is sparse until it is converted.
+        arrays = [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
+        return arrays[: len(tensors)], arrays[len(tensors) :]
+
+    def apply_with_gradient(
+        self,
+        function: Callable[..., Any],
+        gradient: Callable[..., Sequence[Any]],
+        tensors: Sequence[Any],
+        constants: Sequence[Any],
+    ) -> Any:
+        @tf.custom_gradient
+        def run(*arguments: Any) -> Any:
+            def differentiate(upstream: Any) -> list[Any]:
+                return [*gradient(upstream, *arguments), *(None for _ in constants)]
+
+            # Otherwise an eager tape would keep all that is computed here.
+            return function(*(tf.stop_gradient(argument) for argument in arguments)), differentiate
+
+        return run(*tensors, *constants)
+
+    def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
+        largest, indices = keras.ops.top_k(values, k)
+        return largest, keras.ops.cast(indices, "int32")
+
+    def read_integer(self, value: Any) -> int | None:
+        if isinstance(value, tf.Tensor) and tf.is_symbolic_tensor(value):
+            return None
+        return int(value)
+
+    def read_array(self, value: Any) -> Array | None:
+        is_here = self.can_read_shapes(value) and "CPU" in value.device
+        return value.numpy() if is_here else None
+
+    def can_read_shapes(self, value: Any) -> bool:
+        return isinstance(value, tf.Tensor) and not tf.is_symbolic_tensor(value)
+
+    def repeat(
+        self,
+        body: Callable[..., Sequence[Any]],
+        times: Any,
+        state: Sequence[Any],
+        variables: Sequence[keras.Variable] = (),
+    ) -> tuple[Any, ...]:
+        number = len(state)
+        # In a stateless scope TensorFlow does not carry the values of variables between iterations.
+        carried = scoped_variables(variables)
+
+        def run(index: Any, *values: Any) -> tuple[Any, ...]:
+            if not carried:
+                return index + 1, *body(index, *values)
+            with NestedScope(zip(carried, values[number:], strict=True)) as scope:
+                made = body(index, *values[:number])
+            return index + 1, *made, *map(scope.get_current_value, carried)
+
+        _, *final = tf.while_loop(
+            lambda index, *_: index < times,
+            run,
+            (tf.constant(0), *state, *(variable.value for variable in carried)),
+            # TensorFlow would run ten iterations at once, and hold the memory of ten.
+            parallel_iterations=1,
+        )
+        for variable, value in zip(carried, final[number:], strict=True):
+            variable.assign(value)
+        return tuple(final[:number])
+
+    def loops_over_blocks(self) -> bool:
+        return is_gradient_free() and not tf.config.list_physical_devices("GPU")
+
+    def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
+        made = tf.function(function, autograph=False).get_concrete_function(0).structured_outputs
+        array = tf.TensorArray(made.dtype, number, element_shape=made.shape)
+        _, array = tf.while_loop(
+            lambda index, _: index < count,
+            lambda index, array: (index + 1, array.write(index, function(index))),
+            (tf.constant(0), array),
+            parallel_iterations=1,
+        )
+        return array.stack()
+
+    def run_if(
+        self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]
+    ) -> None:
+        def run() -> tf.Tensor:
+            function()
+            return tf.constant(0)  # Both branches must return the same structure.
+
+        tf.cond(condition, run, lambda: tf.constant(0))
+
+    def assign_array(self, variable: keras.Variable, source: Any) -> None:
+        # The pieces are assigned as a whole: TensorFlow copies a variable that was written by
+        # slices whenever it is read.
+        dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
+        # The variable uses this memory until its first update, which copies it.
+        variable.assign(_as_tensor(read_pieces(source, dtype)))
+
+    def unset_initializer(self) -> Any:
+        # TensorFlow's own zeros would take memory, which its allocator keeps. These take no memory
+        # until they are written.
+        return _make_untouched_zeros
+
+
+def _count(graph: Any) -> int:
+    """Returns the floating-point operations of a graph."""
+    return sum(_count_operation(operation, graph) for operation in graph.get_operations())
+
+
+def _count_operation(operation: Any, graph: Any) -> int:
+    """Returns the floating-point operations of one operation, or of the graphs inside it."""
+    kind = operation.type
+    if kind in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
+        transposed = operation.get_attr("transpose_a" if kind == "MatMul" else "adj_x")
+        summed = _shape(operation.inputs[0])[-2 if transposed else -1]
+        return 2 * math.prod(_shape(operation.outputs[0])) * summed
+    if kind == "Einsum":
+        return _count_einsum(operation)
+    if kind in ("Conv2D", "Conv3D", "DepthwiseConv2dNative"):
+        kernel = _shape(operation.inputs[1])
+        weights = math.prod(kernel[:-2] if kind.startswith("Depthwise") else kernel[:-1])
+        return 2 * math.prod(_shape(operation.outputs[0])) * weights
+    # The iterations of a loop are unknown, so its body counts once.
+    return sum(_count(inner) for inner in _inner(operation, graph))
+
+
+def _count_einsum(operation: Any) -> int:
+    """Returns the floating-point operations of an `Einsum`."""
+    equation = operation.get_attr("equation").decode()
+    sizes: dict[str, int] = {}
+    for labels, tensor in zip(equation.split("->")[0].split(","), operation.inputs, strict=True):
+        before, ellipsis, after = labels.partition("...")
+        shape = _shape(tensor)
+        sizes.update(zip(before, shape, strict=False))
+        if after:
+            sizes.update(zip(after, shape[-len(after) :], strict=True))
+        if ellipsis:
+            kept = shape[len(before) : len(shape) - len(after)]
+            sizes["..."] = max(math.prod(kept), sizes.get("...", 1))
+    # With one input it only moves or sums numbers.
+    return (2 if len(operation.inputs) > 1 else 0) * math.prod(sizes.values())
+
+
+def _inner(operation: Any, graph: Any) -> list[Any]:
+    """Returns the graphs inside an operation, such as the body of a loop."""
+    attributes = [operation.get_attr(name) for name in operation.node_def.attr]
+    names = [value.name for value in attributes if isinstance(value, tf.compat.v1.NameAttrList)]
+    return [graph._get_function(name).graph for name in names]
+
+
+def _shape(tensor: Any) -> list[int]:
+    """Returns the shape of a tensor, with 0 for unknown sizes."""
+    return [size or 0 for size in tensor.shape.as_list()]
+
+
+def _make_untouched_zeros(shape: Any, dtype: Any = None) -> tf.Tensor:
+    """Returns zeros for which the machine has not provided memory yet."""
+    return _as_tensor(allocate_aligned(tuple(shape), np.dtype(tf.as_dtype(dtype).as_numpy_dtype)))
+
+
+def _as_tensor(values: Array) -> tf.Tensor:
+    """Returns a tensor that shares the memory of an array."""
+    if values.dtype.name != "bfloat16":  # NumPy knows no other package's dtypes.
+        return tf.experimental.dlpack.from_dlpack(values.__dlpack__())
+    numbers = tf.experimental.dlpack.from_dlpack(values.view("int16").__dlpack__())
+    return tf.bitcast(numbers, tf.bfloat16)

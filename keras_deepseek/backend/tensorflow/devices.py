@@ -1,0 +1,140 @@
+"""The devices of TensorFlow, and layers of one model on several of them.
+
+TensorFlow moves tensors to the operations that take them. `tf.device` around a layer's call places
+the forward pass only: the tape makes the backward pass later. So a layer on another device has its
+own tape, whose gradients are computed on that device.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.repeated_calls import take_losses
+from keras_deepseek.backend.protocols.devices import Devices
+
+
+class TensorFlowDevices(Devices):
+    """Implements `Devices` by TensorFlow."""
+
+    def count_devices(self, kind: str) -> int:
+        return len(tf.config.list_logical_devices(kind.upper()))
+
+    def on_device_of(self, tensor: Any) -> AbstractContextManager[object]:
+        return tf.device(tensor.device) if tensor.device else contextlib.nullcontext()
+
+    def read_device_memory(self) -> dict[str, int] | None:
+        devices = tf.config.list_logical_devices("GPU")
+        if not devices:
+            return None
+        found = tf.config.experimental.get_memory_info(devices[0].name.removeprefix("/device:"))
+        return {"in_use": int(found["current"]), "peak": int(found["peak"])}
+
+    def read_device_name(self) -> str | None:
+        devices = tf.config.list_physical_devices("GPU")
+        if not devices:
+            return None
+        name = tf.config.experimental.get_device_details(devices[0]).get("device_name")
+        return None if name is None else str(name)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError) or (
+            isinstance(error, tf.errors.InternalError) and "out of memory" in str(error).lower()
+        )
+
+    def move_variables(
+        self,
+        devices: Sequence[tuple[keras.Variable, str]],
+        optimizer: keras.optimizers.Optimizer | None,
+    ) -> bool:
+        moved = [(each, device) for each, device in devices if not _lies_on(each._value, device)]
+        for variable, device in moved:
+            before = variable._value
+            with tf.init_scope(), tf.device(device):
+                variable._value = tf.Variable(
+                    _read_value(before),
+                    dtype=before.dtype,
+                    trainable=before.trainable,
+                    name=variable.name,
+                    aggregation=before.aggregation,
+                    synchronization=before.synchronization,
+                )
+        # It indexes them by TensorFlow variables.
+        if moved and optimizer is not None and optimizer.built:
+            optimizer._trainable_variables_indices = {
+                optimizer._var_key(variable): index
+                for index, variable in enumerate(optimizer._trainable_variables)
+            }
+        return bool(moved)
+
+    def compute_on(
+        self,
+        layer: keras.Layer,
+        call: Callable[..., Any],
+        device: str,
+        *,
+        is_away: bool,
+        comes_back: bool,
+    ) -> Callable[..., Any]:
+        if not is_away:
+            return call
+
+        @functools.wraps(call)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            floats, put = split_floats((args, kwargs))
+            weights = [variable._value for variable in layer.trainable_variables]
+            put_results: list[Callable[[Sequence[Any]], Any]] = []
+
+            @tf.custom_gradient
+            def compute(*given_floats: Any) -> Any:
+                floats = list(map(tf.identity, given_floats))  # The same tensor may be given twice.
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch([*floats, *weights])
+                    given, named = put(floats)
+                    results, put_result = split_floats(take_losses(layer, call)(*given, **named))
+                    put_results.append(put_result)
+
+                def backward(*upstream: Any, variables: Sequence[Any] = ()) -> Any:
+                    with tf.device(device):
+                        gradients = tape.gradient(
+                            results, [*floats, *variables], list(upstream[: len(results)])
+                        )
+                    by_floats = gradients[: len(floats)]
+                    return (by_floats, gradients[len(floats) :]) if variables else by_floats
+
+                # TensorFlow requires a result. Results that are no floats bypass the function.
+                return [*results, tf.zeros(())], backward
+
+            with tf.device(device):
+                results = compute(*floats)
+            outputs, losses = put_results[0](results[:-1])
+            for loss in losses:
+                layer.add_loss(loss)
+            return outputs
+
+        return run
+
+
+def _read_value(variable: Any) -> Any:
+    """Returns the value of a variable, or zeros for one that a step under trace has just created.
+
+    Such a variable gets its value when the trace ends. An optimizer creates it beside the slots of
+    a weight, such as Adafactor's sums of rows and columns, which begin as zeros.
+    """
+    if tf.executing_eagerly() and not variable.is_initialized():
+        return tf.zeros(variable.shape, variable.dtype)
+    return tf.identity(variable)
+
+
+def _lies_on(variable: tf.Variable, device: str) -> bool:
+    """Returns True if a variable is on a device, or is a counter or seed, which stay on a CPU."""
+    kind, index = device.split(":")
+    place = tf.DeviceSpec.from_string(variable.device)
+    if kind != "cpu" and variable.dtype in (tf.int32, tf.uint32):
+        return True
+    return (place.device_type, place.device_index) == (kind.upper(), int(index))

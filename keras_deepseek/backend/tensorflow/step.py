@@ -1,0 +1,194 @@
+"""One step of training on TensorFlow."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
+from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
+from keras_deepseek.backend.protocols.step import Step
+from keras_deepseek.backend.tensorflow.processes import LostPeers
+
+
+class TensorFlowStep(Step):
+    """Implements `Step` by TensorFlow."""
+
+    def differentiate(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+    ) -> tuple[Any, Callable[..., list[Any]]]:
+        sources = [variable.value for variable in variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            scalar, others = compute()
+
+        def backward(
+            factor: Any = None, receive: Callable[[int, Any], None] | None = None
+        ) -> list[Any]:
+            upstream = None if factor is None else tf.cast(factor, scalar.dtype)
+            gradients: list[Any] = tape.gradient(scalar, sources, upstream)
+            return gradients
+
+        return others, backward
+
+    def count_kept_bytes(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+        batch: Any,
+    ) -> int:
+        forward: set[str] = set()
+
+        def compute_and_look() -> tuple[Any, Any]:
+            result = compute()
+            forward.update(each.name for each in tf.compat.v1.get_default_graph().get_operations())
+            return result
+
+        @tf.function(autograph=False)
+        def run() -> Any:
+            _, backward = self.differentiate(compute_and_look, variables, states)
+            return backward()
+
+        operations = run.get_concrete_function().graph.get_operations()
+        kept = {
+            tensor.ref(): tensor
+            for operation in operations
+            if operation.name not in forward
+            for tensor in operation.inputs
+            if tensor.op.name in forward and _is_computed(tensor.op)
+        }
+        return sum(map(_count_bytes, kept.values()))
+
+    def rematerialize(
+        self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
+    ) -> Callable[..., Any]:
+        return recomputed_call(
+            layer, call, states, lambda compute, floats: tf.recompute_grad(compute)(*floats)
+        )
+
+    def densify(self, gradient: Any) -> Any:
+        return tf.convert_to_tensor(gradient)  # Keras's `convert_to_tensor` would leave it sparse.
+
+    def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
+        # All are started before the first is awaited.
+        found = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]
+        return [bool(is_finite) for is_finite in found]
+
+    def apply_update(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        gradients: Sequence[Any],
+        variables: Sequence[keras.Variable],
+        factor: Any = None,
+    ) -> None:
+        # For a sparse gradient, Keras would square rows before adding those of equal index.
+        dense = [None if gradient is None else self.densify(gradient) for gradient in gradients]
+        optimizer.apply(multiply_gradients(dense, factor), variables)
+
+    def build_by_step(self, model: keras.Model, batch: Any) -> None:
+        function = tf.function(functools.partial(type(model).train_step, model))
+        function.get_concrete_function(tensorflow_specs(batch))
+
+    def make_train_function(
+        self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
+    ) -> Callable[..., Any]:
+        type(model).make_train_function(model, force=force)
+        train_function = model.train_function
+
+        def run(*arguments: Any) -> Any:
+            with LostPeers("make a step"):
+                return train_function(*arguments)
+
+        return run
+
+    def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
+        return dict(model.train_function(iter([batch])))
+
+    def run_before_step(
+        self, model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
+    ) -> Callable[..., Any] | None:
+        def run(data: Any) -> Any:
+            prepare()
+            return train_step(data)
+
+        return run
+
+    def is_end_of_data(self, error: Exception) -> bool:
+        return isinstance(error, StopIteration | tf.errors.OutOfRangeError)
+
+    def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
+        def generate() -> Iterator[Any]:
+            for batch in make_batches():
+                yield keras.tree.map_structure(_to_tensor, keras.tree.lists_to_tuples(batch))
+
+        # The specs leave the number of rows free, so that the step is traced once. A step that is
+        # traced for another number of rows may round differently.
+        dataset = tf.data.Dataset.from_generator(
+            generate, output_signature=tensorflow_specs(keras.tree.lists_to_tuples(specs))
+        )
+        # No prefetching: after a step, exactly the requested batches were drawn.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.experimental_optimization.inject_prefetch = False
+        fed: Iterable[Any] = dataset.with_options(options)
+        return fed
+
+    def read_framework_random_state(self) -> dict[str, Array]:
+        # The state of `tf.random` operations without a generator can't be read. Keras uses none of
+        # them.
+        return {"generator": tf.random.get_global_generator().state.numpy().copy()}
+
+    def write_framework_random_state(self, state: dict[str, Array]) -> None:
+        tf.random.get_global_generator().state.assign(state["generator"])
+
+
+def _is_computed(operation: Any) -> bool:
+    """Returns True if an operation computes its output instead of reading it."""
+    return operation.type not in ("Const", "Placeholder", "ReadVariableOp")
+
+
+def _count_bytes(tensor: Any) -> int:
+    """Returns the bytes of a tensor, or of a list that a loop fills."""
+    if tensor.dtype == tf.resource:
+        return 0
+    if tensor.dtype == tf.variant:
+        return _count_list_of_loop(tensor)
+    return int(math.prod(size or 0 for size in tensor.shape.as_list()) * tensor.dtype.size)
+
+
+def _count_list_of_loop(tensor: Any) -> int:
+    """Returns the bytes of a list to which each iteration of a loop adds a tensor."""
+    loop = tensor.op
+    if loop.type not in ("While", "StatelessWhile"):
+        return 0
+    body = loop.graph._get_function(loop.get_attr("body").name).graph
+    added = body.outputs[tensor.value_index].op
+    if added.type not in ("TensorListPushBack", "TensorListSetItem"):
+        return 0
+    return _count_rounds(loop) * _count_bytes(added.inputs[-1])
+
+
+def _count_rounds(loop: Any) -> int:
+    """Returns the most iterations of a loop, or 1 if that depends on the data."""
+    most = loop.inputs[1]
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        definition = loop.graph.as_graph_def()
+        (again,) = tf.graph_util.import_graph_def(definition, return_elements=[most.name])
+        try:
+            return max(int(session.run(again)), 1)
+        except tf.errors.InvalidArgumentError:  # It depends on the data.
+            return 1
+
+
+def _to_tensor(value: Any) -> Any:
+    """Returns a leaf of a batch in the form that a `tf.data` generator yields."""
+    return tf.experimental.Optional.empty(None) if value is None else from_scipy(value)

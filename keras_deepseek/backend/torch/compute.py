@@ -1,0 +1,178 @@
+"""Operations on tensors, loops and values of variables on PyTorch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend import current
+from keras_deepseek.backend.data.array_pieces import cut_pieces
+from keras_deepseek.backend.keras_private.layers import infers_shapes
+from keras_deepseek.backend.protocols.compute import Compute
+from keras_deepseek.backend.torch.unrecorded import IS_RECORDED
+
+
+class TorchCompute(Compute):
+    """Implements `Compute` by PyTorch."""
+
+    def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
+        # PyTorch's counter lacks only the CPU kernel of attention.
+        known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}
+        with FlopCounterMode(display=False, custom_mapping=known) as counter, torch.no_grad():
+            function(*args)
+        return int(counter.get_total_flops())
+
+    def compute_gradients(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Array],
+        variables: Sequence[keras.Variable],
+    ) -> tuple[list[Array], list[Array]]:
+        tensors = [
+            keras.ops.convert_to_tensor(array).detach().clone().requires_grad_() for array in inputs
+        ]
+        sources = [*tensors, *(variable.value for variable in variables)]
+        result = function(*tensors)
+        if result.requires_grad:
+            gradients = torch.autograd.grad(
+                result, sources, allow_unused=True, materialize_grads=True
+            )
+        else:  # The result depends on no source.
+            gradients = tuple(torch.zeros_like(source) for source in sources)
+        arrays = [keras.ops.convert_to_numpy(gradient) for gradient in gradients]
+        return arrays[: len(tensors)], arrays[len(tensors) :]
+
+    def apply_with_gradient(
+        self,
+        function: Callable[..., Any],
+        gradient: Callable[..., Sequence[Any]],
+        tensors: Sequence[Any],
+        constants: Sequence[Any],
+    ) -> Any:
+        return _GivenGradient.apply(function, gradient, len(constants), *tensors, *constants)
+
+    def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
+        indices = _choose(values.detach(), k)
+        return torch.gather(values, -1, indices), indices.to(torch.int32)
+
+    def fuses_attention(self, query: Any) -> bool:
+        # It takes keys and values of one size only. On a CPU the padding costs more than it gains.
+        return bool(query.device.type != "cpu" or query.dtype != torch.float32)
+
+    def query_block_size(self, query: Any) -> int:
+        return 128 if query.device.type == "cpu" else 256
+
+    def read_integer(self, value: Any) -> int | None:
+        if not isinstance(value, torch.Tensor):
+            return int(value)
+        is_traced = value.is_meta or torch.compiler.is_compiling() or infers_shapes()
+        is_traced = is_traced or IS_RECORDED.get()
+        return None if is_traced else int(value)
+
+    def read_array(self, value: Any) -> Array | None:
+        is_here = self.can_read_shapes(value) and value.device.type == "cpu" and not infers_shapes()
+        return value.detach().numpy() if is_here else None
+
+    def can_read_shapes(self, value: Any) -> bool:
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or IS_RECORDED.get()
+        # Subclasses are fake, functional or distributed tensors.
+        return type(value) is torch.Tensor and not value.is_meta and not is_traced
+
+    def repeat(
+        self,
+        body: Callable[..., Sequence[Any]],
+        times: Any,
+        state: Sequence[Any],
+        variables: Sequence[keras.Variable] = (),
+    ) -> tuple[Any, ...]:
+        for index in range(times):
+            state = body(index, *state)
+        return tuple(state)
+
+    def loops_over_blocks(self) -> bool:
+        return False
+
+    def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
+        made = [function(index) for index in range(int(count))]
+        return torch.stack(made + [torch.zeros_like(made[0])] * (number - len(made)))
+
+    def run_if(
+        self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]
+    ) -> None:
+        if condition:
+            function()
+
+    def assign_array(self, variable: keras.Variable, source: Any) -> None:
+        target = variable.value
+        with torch.no_grad():
+            for index in cut_pieces(tuple(target.shape), target.element_size()):
+                target[index].copy_(_to_tensor(np.asarray(source[index])))
+
+    def unset_initializer(self) -> Any:
+        return "zeros"
+
+
+def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Returns the operations of attention from the shapes of query, key and value."""
+    batch_size, heads, length, dim = query
+    return 2 * int(batch_size * heads * length * key[2] * (dim + value[3]))
+
+
+class _GivenGradient(torch.autograd.Function):
+    """A function of tensors and constants, with a gradient that the caller computes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: Callable[..., Any],
+        gradient: Callable[..., Sequence[Any]],
+        num_constants: int,
+        *arguments: Any,
+    ) -> Any:
+        ctx.gradient, ctx.num_constants = gradient, num_constants
+        ctx.save_for_backward(*arguments)
+        return function(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
+        with current().devices.on_device_of(
+            upstream
+        ):  # PyTorch has a thread for each GPU, and Keras a device for each thread.
+            gradients = ctx.gradient(upstream, *ctx.saved_tensors)
+        return None, None, None, *gradients, *(None for _ in range(ctx.num_constants))
+
+
+def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
+    # With `torch.topk` alone, the choice among equal numbers depends on how many others there are.
+    """Returns the indices of the `k` largest values; of equal values, those of the first."""
+    if values.dtype != torch.float32:
+        return torch.sort(values, dim=-1, descending=True, stable=True)[1][..., :k]
+    if not current().compute.can_read_shapes(values):
+        return torch.topk(_make_keys(values), k)[1]
+    largest, indices = torch.topk(values, k)
+    least = largest[..., -1:]
+    is_tied = (values == least).sum(-1) > (largest == least).sum(-1)
+    if is_tied.any():  # Few rows have ties, and computing keys is the slowest part.
+        indices[is_tied] = torch.topk(_make_keys(values[is_tied]), k)[1]
+    return indices
+
+
+def _make_keys(values: torch.Tensor) -> torch.Tensor:
+    """Returns distinct int64 keys in the order of `values`, the larger the earlier among equals."""
+    bits = (values + 0.0).view(torch.int32)  # The sum turns negative zero into zero.
+    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+    places = torch.arange(values.shape[-1], device=values.device)
+    return (ascending << 32) + (values.shape[-1] - places)
+
+
+def _to_tensor(piece: Array) -> torch.Tensor:
+    """Returns a tensor that shares an array's memory if PyTorch can read its layout."""
+    if not (piece.flags.writeable and piece.flags.aligned and min(piece.strides, default=0) >= 0):
+        piece = piece.copy()
+    if piece.dtype.name == "bfloat16":  # PyTorch knows no other package's dtypes.
+        return torch.from_numpy(piece.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(piece)

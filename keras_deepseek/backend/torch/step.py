@@ -1,0 +1,203 @@
+"""One step of training on PyTorch."""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.data.batch_stream import Epochs
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
+from keras_deepseek.backend.protocols.step import Step
+from keras_deepseek.backend.torch.optimizer_update import apply_update
+
+_DTYPES = {
+    *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
+    *map(np.dtype, ("float16", "float32", "float64")),
+}
+"""The dtypes that PyTorch and NumPy have in common."""
+
+
+class TorchStep(Step):
+    """Implements `Step` by PyTorch."""
+
+    def differentiate(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+    ) -> tuple[Any, Callable[..., list[Any]]]:
+        scalar, others = compute()
+        sources = [variable.value for variable in variables]
+
+        def backward(
+            factor: Any = None, receive: Callable[[int, Any], None] | None = None
+        ) -> list[Any]:
+            if not scalar.requires_grad:  # The scalar depends on no variable.
+                return [None for _ in sources]
+            upstream = None if factor is None else torch.as_tensor(factor).to(scalar).reshape(())
+            with contextlib.ExitStack() as stack:
+                if receive is not None:
+                    for index, source in enumerate(sources):
+                        hook = source.register_hook(functools.partial(receive, index))
+                        stack.callback(hook.remove)
+                return list(torch.autograd.grad(scalar, sources, upstream, allow_unused=True))
+
+        return others, backward
+
+    def count_kept_bytes(
+        self,
+        compute: Callable[[], tuple[Any, Any]],
+        variables: Sequence[keras.Variable],
+        states: Sequence[keras.Variable],
+        batch: Any,
+    ) -> int:
+        kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
+
+        def keep(tensor: torch.Tensor) -> _Kept:
+            kept.add(one := _Kept(tensor))
+            return one
+
+        there = [variable.value for variable in (*variables, *states)]
+        there += [array for array in keras.tree.flatten(batch) if isinstance(array, torch.Tensor)]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
+            result = compute()  # The result keeps the saved tensors alive.
+        storages = {one.tensor.untyped_storage() for one in kept}
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        for tensor in there:
+            sizes.pop(tensor.untyped_storage().data_ptr(), None)
+        del result
+        return sum(sizes.values())
+
+    def rematerialize(
+        self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
+    ) -> Callable[..., Any]:
+        # PyTorch stops the second call as soon as it has what it needs. A recurrent layer resets
+        # its dropout masks at the end of a call, so it would go on with those of the first call.
+        is_whole = any(hasattr(each, "reset_dropout_mask") for each in layer._flatten_layers())
+
+        def run(compute: Callable[..., Any], floats: Sequence[Any]) -> Any:
+            with set_checkpoint_early_stop(not is_whole):
+                return checkpoint(compute, *floats, use_reentrant=False)
+
+        return recomputed_call(layer, call, states, run)
+
+    def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
+        # All are started before the first is awaited.
+        found = [torch.isfinite(tensor).all() for tensor in tensors]
+        return [bool(is_finite) for is_finite in found]
+
+    def global_norm(self, gradients: Sequence[Any]) -> Any:
+        # By rows first: one float32 sum of millions of squares would be off by a thousandth.
+        norms = [
+            torch.linalg.vector_norm(
+                gradient,
+                dim=-1 if gradient.ndim else None,
+                dtype=torch.promote_types(gradient.dtype, torch.float32),
+            )
+            for gradient in gradients
+        ]
+        rows = [each.to(norms[0].device).double().reshape(-1) for each in norms]
+        norm = torch.linalg.vector_norm(torch.cat(rows))
+        return norm.to(torch.float32)
+
+    def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
+        factor = torch.as_tensor(factor)
+        is_known = factor.device.type == "cpu" and not torch.compiler.is_compiling()
+        with torch.no_grad():
+            for each, tensor in zip(sums, tensors, strict=True):
+                if is_known:
+                    each.add_(tensor, alpha=float(factor))
+                else:
+                    each.addcmul_(tensor, factor.to(each.device))
+        return list(sums)
+
+    def apply_update(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        gradients: Sequence[Any],
+        variables: Sequence[keras.Variable],
+        factor: Any = None,
+    ) -> None:
+        apply_update(optimizer, gradients, variables, factor)
+
+    def make_train_function(
+        self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
+    ) -> Callable[..., Any]:
+        type(model).make_train_function(model, force=force)
+        function: Callable[..., Any] = model.train_function
+        return function
+
+    def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
+        return dict(model.train_function([batch]))
+
+    def run_before_step(
+        self, model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
+    ) -> Callable[..., Any] | None:
+        return None  # Keras looks up `train_step` at each step.
+
+    def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
+        # No `DataLoader`: each draws a number from PyTorch's global generator when it starts.
+        return Epochs(make_batches, _to_tensor)
+
+    def prefers_own_feed(self, x: Any) -> bool:
+        return not isinstance(x, torch.utils.data.DataLoader)  # Keras passes its batches on.
+
+    def read_buffers(self, model: keras.Model) -> dict[str, Array]:
+        return {
+            name: keras.ops.convert_to_numpy(buffer).copy()
+            for name, buffer in _buffers(model).items()
+        }
+
+    def write_buffers(self, model: keras.Model, buffers: dict[str, Array]) -> None:
+        with torch.no_grad():
+            for name, buffer in _buffers(model).items():
+                buffer.copy_(keras.ops.convert_to_tensor(buffers[name]))
+
+    def draw_seed(self) -> int:
+        return int(torch.randint(2**31, ()))  # The same as a `DataLoader`.
+
+    def read_framework_random_state(self) -> dict[str, Array]:
+        state = {"cpu": torch.get_rng_state().numpy().copy()}
+        for index in range(torch.cuda.device_count()):
+            state[f"cuda:{index}"] = torch.cuda.get_rng_state(index).numpy().copy()
+        return state
+
+    def write_framework_random_state(self, state: dict[str, Array]) -> None:
+        torch.set_rng_state(torch.from_numpy(state["cpu"].copy()))
+        for index in range(torch.cuda.device_count()):
+            if f"cuda:{index}" in state:
+                torch.cuda.set_rng_state(torch.from_numpy(state[f"cuda:{index}"].copy()), index)
+
+
+class _Kept:
+    """A tensor that autograd keeps for the backward pass."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def _to_tensor(array: Any) -> Any:
+    """Returns an array as a tensor, which shares its memory if it can."""
+    if type(array) is np.ndarray and array.dtype in _DTYPES and array.flags.writeable:
+        array = torch.from_numpy(array)
+    return keras.ops.convert_to_tensor(array)
+
+
+def _buffers(model: keras.Model) -> dict[str, torch.Tensor]:
+    """Returns the buffers of PyTorch modules, named by the index of their layer.
+
+    Names of layers would not do: Keras counts them up.
+    """
+    return {
+        f"{index}/{name}": buffer
+        for index, layer in enumerate(flatten_layers(model))
+        for name, buffer in layer.named_buffers()
+    }

@@ -1,0 +1,107 @@
+"""The rendezvous of ranks in `torch.distributed.TCPStore`."""
+
+import contextlib
+import json
+import socket
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from keras_deepseek.artifacts.network_address import parse_address
+from keras_deepseek.backend.processes.rendezvous import listen_at, missing_ranks_error
+
+_PAUSE = 0.05
+"""Seconds between two looks at the store. PyTorch's own waiting logs a stack trace at its end."""
+
+_GRACE = 5.0
+"""Seconds that ranks have to read which others are missing, before rank 0 ends the store."""
+
+
+def open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
+    """Returns the store of rank 0 once all ranks have come.
+
+    Args:
+        coordinator: string. `HOST:PORT` of rank 0. If it is a loopback address, rank 0 listens on
+            loopback only.
+        world_size: integer.
+        rank: integer.
+        timeout: float. Seconds to wait for the ranks.
+
+    Raises:
+        InvalidInputError: Rank 0 can't listen at the port.
+        PeerLostError: A rank did not come in time. Each rank that came raises it, with the names
+            of all that are missing.
+    """
+    host, port = parse_address("`coordinator`", coordinator)
+    deadline = time.monotonic() + timeout
+    missing: list[int] = [0]
+    if rank == 0:
+        descriptor = listen_at(host, port, world_size).detach()
+        store = _make_store(host, port, world_size, timeout, descriptor)
+        missing = _wait_for_ranks(store, world_size, deadline)
+    elif _wait_for_listener(host, port, deadline):
+        with contextlib.suppress(RuntimeError):  # If rank 0 ends meanwhile, it is missing.
+            store = _make_store(host, port, world_size, timeout, None)
+            # Rank 0 may have started later than this rank, and decides at its own deadline.
+            missing = _report(store, rank, deadline + timeout + _GRACE)
+    if missing:
+        raise missing_ranks_error(coordinator, world_size, timeout, missing)
+    return store
+
+
+def _make_store(
+    host: str, port: int, world_size: int, timeout: float, descriptor: int | None
+) -> dist.Store:
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=descriptor is not None,
+        timeout=timedelta(seconds=max(1.0, timeout)),
+        wait_for_workers=False,
+        master_listen_fd=descriptor,
+    )
+
+
+def _wait_for_listener(host: str, port: int, deadline: float) -> bool:
+    """Returns True once rank 0 listens. PyTorch's own waiting logs stack traces at its end."""
+    while (seconds := deadline - time.monotonic()) > 0:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, port), min(1.0, seconds)),
+        ):
+            return True
+        time.sleep(_PAUSE)
+    return False
+
+
+def _wait_for_ranks(store: dist.Store, world_size: int, deadline: float) -> list[int]:
+    """Returns the missing ranks, and tells them to those that have come."""
+    others = range(1, world_size)
+    _wait_for(store, [f"came/{each}" for each in others], deadline)
+    missing = [each for each in others if not store.check([f"came/{each}"])]
+    store.set("missing", json.dumps(missing))
+    if missing:  # The store ends with this process.
+        present = [each for each in others if each not in missing]
+        _wait_for(store, [f"read/{each}" for each in present], time.monotonic() + _GRACE)
+    return missing
+
+
+def _report(store: dist.Store, rank: int, deadline: float) -> list[int]:
+    """Tells rank 0 that this rank has come; returns the missing ranks."""
+    store.set(f"came/{rank}", "")
+    if not _wait_for(store, ["missing"], deadline):
+        return [0]
+    missing: list[int] = json.loads(store.get("missing"))
+    store.set(f"read/{rank}", "")
+    return missing
+
+
+def _wait_for(store: dist.Store, keys: list[str], deadline: float) -> bool:
+    """Returns True once the store has all keys; False after the deadline."""
+    while keys and not store.check(keys):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True

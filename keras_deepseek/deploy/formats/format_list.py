@@ -1,0 +1,162 @@
+"""The list of the export formats of this package, with their flags on the command line.
+
+A format is added by its own file in this folder and one entry in `FORMATS`. This module imports the
+standard library alone, and a format's own module only when it is used: `--help` reads this list.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_deepseek.deploy.formats.export_format import ExportFormat
+
+
+def _keep(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of `keras-deepseek export` that some formats have.
+
+    Args:
+        option: string. The argument of the format's class.
+        flag: string. As in `"--opset"`.
+        settings: dict. Further arguments of `ArgumentParser.add_argument`.
+        read: Function that turns the parsed value into that of `option`, or raises an
+            `InvalidInputError`.
+    """
+
+    option: str
+    flag: str
+    settings: Mapping[str, Any] = field(hash=False)
+    read: Callable[[Any], Any] = _keep
+
+
+@dataclass(frozen=True)
+class FormatEntry:
+    """An export format that is not imported yet.
+
+    Args:
+        name: string. Its `ExportFormat.name`.
+        path: string. Its module in this folder and its class, as in `"onnx:OnnxFormat"`.
+        suffix: string. Its `ExportFormat.suffix`.
+        has_int8: boolean. Whether `precision="int8"` is possible.
+        flags: tuple of `Flag`.
+    """
+
+    name: str
+    path: str
+    suffix: str = ""
+    has_int8: bool = False
+    flags: tuple[Flag, ...] = ()
+
+    def load(self) -> "type[ExportFormat]":
+        """Imports the class."""
+        module, _, name = self.path.partition(":")
+        found = importlib.import_module(f"{__package__}.{module}")
+        loaded: type[ExportFormat] = getattr(found, name)
+        return loaded
+
+
+def _read_opset(opset: int) -> int:
+    from keras_deepseek.artifacts.export_arguments import check_opset
+
+    return check_opset(opset)
+
+
+def _read_classes(labels: list[str]) -> bool | tuple[str, ...]:
+    """Returns the names of the classes; `True`, which numbers them, if the flag has no values."""
+    from keras_deepseek.artifacts.export_arguments import check_classes
+
+    return check_classes(labels or True)
+
+
+def _read_profile(words: list[str]) -> dict[str, tuple[int, ...]]:
+    """Returns sizes by axis, from words like `batch=1,4,32`."""
+    from keras_deepseek.errors import InvalidInputError
+
+    profile = {}
+    for word in words:
+        axis, _, sizes = word.rpartition("=")
+        try:
+            profile[axis] = tuple(int(size) for size in sizes.split(","))
+        except ValueError as error:
+            raise InvalidInputError(
+                f"Expected --profile AXIS=SMALLEST,USUAL,LARGEST, as in batch=1,4,32; "
+                f"received {word!r}."
+            ) from error
+    return profile
+
+
+_OPSET = Flag(
+    "opset", "--opset", {"type": int, "help": "ONNX operator set (default: 18)"}, _read_opset
+)
+_CLASSIFY = Flag(
+    "classify",
+    "--classify",
+    {
+        "nargs": "*",
+        "metavar": "LABEL",
+        "help": "add the signature serving_classify to a SavedModel: the class names in the order "
+        "of the output, after MODEL; without names, the classes are numbered",
+    },
+    _read_classes,
+)
+_REGRESS = Flag(
+    "regress",
+    "--regress",
+    {
+        "action": "store_true",
+        "default": None,
+        "help": "add the signature serving_regress to a SavedModel whose output has one value a "
+        "row",
+    },
+)
+_FLAVOR = Flag(
+    "flavor",
+    "--flavor",
+    {
+        "choices": ["auto", "tensorrt", "rtx"],
+        "help": "the library that builds the engine (default: plain TensorRT on a GPU, else RTX)",
+    },
+)
+_CAPABILITIES = Flag(
+    "compute_capabilities",
+    "--compute-capability",
+    {
+        "action": "append",
+        "metavar": "CAPABILITY",
+        "help": "a GPU that a TensorRT-RTX engine is for, as in 89; may be given several times",
+    },
+)
+_PROFILES = Flag(
+    "profiles",
+    "--profile",
+    {
+        "action": "append",
+        "metavar": "AXIS=SMALLEST,USUAL,LARGEST",
+        "help": "sizes of a free axis of an engine, as in batch=1,4,32; may be given several times",
+    },
+    _read_profile,
+)
+
+_ENTRIES = (
+    FormatEntry("onnx", "onnx:OnnxFormat", ".onnx", has_int8=True, flags=(_OPSET,)),
+    FormatEntry("savedmodel", "saved_model:SavedModelFormat", flags=(_CLASSIFY, _REGRESS)),
+    FormatEntry("openvino", "openvino:OpenVINOFormat", flags=(_OPSET,)),
+    FormatEntry(
+        "tensorrt",
+        "tensorrt:TensorRTFormat",
+        ".trt",
+        has_int8=True,
+        flags=(_OPSET, _FLAVOR, _CAPABILITIES, _PROFILES),
+    ),
+)
+FORMATS = {entry.name: entry for entry in _ENTRIES}
+"""The formats of this package, by name."""
+INT8_FORMATS = tuple(entry.name for entry in _ENTRIES if entry.has_int8)
+FLAGS = tuple(dict.fromkeys(flag for entry in _ENTRIES for flag in entry.flags))
+"""All flags, each once, in the order of `--help`."""

@@ -1,0 +1,201 @@
+"""The export formats by name: those of this package and those that users registered."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.export_arguments import check_backend
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.formats.format_list import FORMATS
+from keras_deepseek.errors import InvalidInputError
+
+_REQUIRED = ("name", "suffix", "entry", "write", "run")
+_registered: dict[str, ExportFormat] = {}
+
+
+@dataclass(frozen=True)
+class ChosenFormat:
+    """A format with the options that it was made with, and the format that it is built from.
+
+    Args:
+        export_format: `ExportFormat`.
+        options: dict. Its arguments, without calibration; `None` for a registered format, which
+            another process can't make by its name.
+        source: `ChosenFormat` that it is built from, or `None`.
+    """
+
+    export_format: ExportFormat
+    options: dict[str, Any] | None
+    source: "ChosenFormat | None" = None
+
+
+def choose_format(
+    name: str,
+    options: Mapping[str, Any],
+    calibration: Sequence[dict[str, Array]] | None = None,
+) -> ChosenFormat:
+    """Makes the format of a name, and the one that it is built from, from a user's options.
+
+    Args:
+        name: string. The name of a format of this package or of a registered one.
+        options: dict. Arguments of a format of this package and of its source, as in
+            `{"opset": 20}`. A registered format takes none.
+        calibration: For each batch of the user's data its arrays by input name, for int8. It goes
+            to the format that is written by a backend.
+
+    Raises:
+        InvalidInputError: The name or an option is unknown, or an option has no such value.
+        MissingExtraError: A library that the format needs at once is not installed.
+        NotSupportedError: The format can't be written on this machine with these options.
+    """
+    is_plain = not options and calibration is None
+    if name in _registered and (is_plain or name not in FORMATS):
+        check_no_options(name, options)
+        return _with_source(_registered[name], None, {}, calibration)
+    if name not in FORMATS:
+        check_backend(name, known_formats())
+    made_by = FORMATS[name].load()
+    known = _options_of(name)
+    if unknown := [option for option in options if option not in known]:
+        raise InvalidInputError(f"{name!r} has no option {unknown}; it has {known}.")
+    names = _parameters(made_by)
+    own = {option: value for option, value in options.items() if option in names}
+    remaining = {option: value for option, value in options.items() if option not in names}
+    if made_by.source:  # A wrong value is named before a missing library is.
+        choose_format(made_by.source, remaining)
+    data = {} if made_by.source or calibration is None else {"calibration": calibration}
+    return _with_source(made_by(**own, **data), own, remaining, calibration)
+
+
+def _with_source(
+    export_format: ExportFormat,
+    options: dict[str, Any] | None,
+    source_options: Mapping[str, Any],
+    calibration: Sequence[dict[str, Array]] | None,
+) -> ChosenFormat:
+    source = None
+    if export_format.source:
+        all_options = {**source_options, **export_format.source_options}
+        source = choose_format(export_format.source, all_options, calibration)
+    return ChosenFormat(export_format, options, source)
+
+
+def known_formats() -> list[str]:
+    """Returns the names of all formats, registered ones included."""
+    return list(dict.fromkeys([*FORMATS, *_registered]))
+
+
+def check_no_options(name: str, options: Mapping[str, Any]) -> None:
+    """Rejects options of a registered format, whose constructor the user called before."""
+    if options:
+        raise InvalidInputError(
+            f"{name!r} takes no options: a registered format is made with them, as in "
+            f"register_exporter(MyFormat({', '.join(f'{key}=...' for key in options)}))."
+        )
+
+
+def _parameters(made_by: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(made_by).parameters)
+
+
+def _options_of(name: str) -> list[str]:
+    """Returns the options of a format and of all those that it is built from."""
+    made_by = FORMATS[name].load()
+    return _parameters(made_by) + (_options_of(made_by.source) if made_by.source else [])
+
+
+def register_exporter(export_format: ExportFormat) -> None:
+    """Makes a format of your own known to `Exporter`.
+
+    It is then reached by its name, `Exporter(model, backend="pt2")`, and by the suffix of a path,
+    `Exporter(model, backend="custom").export("model.pt2")`.
+
+    Args:
+        export_format: `ExportFormat`, or an object with its five required members: `name`,
+            `suffix`, `entry`, `write` and `run`. A registered format of the same name is replaced.
+
+    Raises:
+        InvalidInputError: A required member is missing, or the name is that of a format of this
+            package.
+
+    Example:
+
+    >>> class WeightCount:
+    ...     name, suffix, entry = "weight_count", ".txt", "weights.txt"
+    ...
+    ...     def write(self, model, folder):
+    ...         (folder / self.entry).write_text(str(model.model.count_params()))
+    ...         return "counting"
+    ...
+    ...     def run(self, folder, samples):
+    ...         raise NotSupportedError("A number can't be run.")
+    >>> register_exporter(WeightCount())
+    """
+    missing = [member for member in _REQUIRED if not hasattr(export_format, member)]
+    if missing or isinstance(export_format, type):
+        raise InvalidInputError(
+            f"{export_format!r} is no ExportFormat: it lacks {', '.join(missing) or 'an instance'}."
+        )
+    name = export_format.name
+    # An instance of the package's own class for the name may stand for it, made with other options.
+    is_own = name in FORMATS and isinstance(export_format, FORMATS[name].load())
+    if name == "custom" or (name in FORMATS and not is_own):
+        raise InvalidInputError(
+            f"{name!r} is the name of a built-in format. Give yours another `name`."
+        )
+    is_complete = isinstance(export_format, ExportFormat)
+    _registered[name] = export_format if is_complete else DuckTypedFormat(export_format)
+
+
+class DuckTypedFormat(ExportFormat):
+    """An adapter for a user's format that is no subclass of `ExportFormat`.
+
+    Members that the user's object lacks are those of `ExportFormat`.
+
+    Args:
+        given: The user's object.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        optional = [member for member in dir(ExportFormat) if not member.startswith("_")]
+        for member in {*_REQUIRED, *optional} - {"write", "run"}:
+            if hasattr(given, member):
+                setattr(self, member, getattr(given, member))
+
+    def write(self, model: NamedModel, folder: Path) -> str:
+        """Calls the user's `write`."""
+        how: str = self._given.write(model, folder)
+        return how
+
+    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        """Calls the user's `run`."""
+        outputs: list[dict[str, Array]] = self._given.run(folder, samples)
+        return outputs
+
+
+def format_for_suffix(path: Path) -> ExportFormat:
+    """Returns the registered format whose suffix a path has.
+
+    Raises:
+        InvalidInputError: No registered format has that suffix, or the path has none.
+    """
+    for export_format in _registered.values():
+        if export_format.suffix and path.name.endswith(export_format.suffix):
+            return export_format
+    known = {each.suffix: name for name, each in _registered.items() if each.suffix}
+    folders = [name for name, each in _registered.items() if not each.suffix]
+    without = (
+        f" Without a suffix there is {', '.join(folders)}: pass that name as the backend."
+        if folders
+        else ""
+    )
+    raise InvalidInputError(
+        f"'custom' means the registered format whose suffix the path has, and no registered format "
+        f"writes {path.name!r}: with a suffix there are {known or 'none'}.{without} Register one "
+        "with keras_deepseek.deploy.register_exporter, or pass the format's name as the backend."
+    )

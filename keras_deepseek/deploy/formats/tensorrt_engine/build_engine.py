@@ -1,0 +1,68 @@
+"""Builds an engine of an ONNX file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.deploy.formats.tensorrt_engine.blocking_nodes import (
+    check_nodes,
+    describe_errors,
+)
+from keras_deepseek.deploy.formats.tensorrt_engine.profiles import Profile
+from keras_deepseek.errors import ExportError
+
+
+def build_engine(
+    tensorrt: Any, onnx_file: Path, profiles: Sequence[Profile], capabilities: Sequence[str]
+) -> bytes:
+    """Returns an engine that computes in the precision that the file's own tensors have.
+
+    Args:
+        tensorrt: The module of either flavor.
+        onnx_file: The ONNX file.
+        profiles: The sizes that it is to take.
+        capabilities: The compute capabilities of the GPUs that it is for; none for what the library
+            builds for by itself.
+
+    Raises:
+        ExportError: TensorRT can't take the file, or builds nothing of it. The message says why.
+    """
+    log = make_error_log(tensorrt)
+    builder = tensorrt.Builder(log)
+    asked = _make_network(tensorrt, builder)  # A parser crashes where it outlives its network.
+    check_nodes(tensorrt.OnnxParser(asked, log), onnx_file)
+    network = _make_network(tensorrt, builder)
+    parser = tensorrt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(onnx_file)):
+        raise ExportError(f"TensorRT can't take this model: {describe_errors(parser)}")
+    config = builder.create_builder_config()
+    for profile in profiles:
+        config.add_optimization_profile(_make_profile(builder, profile))
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            value = getattr(tensorrt.ComputeCapability, f"SM{capability}")
+            config.set_compute_capability(value, index)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        reasons = "; ".join(log.errors) or "it gives no reason"
+        sizes = " and ".join(map(str, profiles))
+        raise ExportError(
+            f"TensorRT parsed the model and built no engine from it: {reasons}. If the model does "
+            f"not take every size from the smallest to the largest ({sizes}), pass profiles=."
+        )
+    return bytes(engine)
+
+
+def _make_network(tensorrt: Any, builder: Any) -> Any:
+    # Release 10 has to be asked to keep to the types of the file; 11 and RTX do nothing else.
+    strongly_typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return builder.create_network(strongly_typed)
+
+
+def _make_profile(builder: Any, profile: Profile) -> Any:
+    made = builder.create_optimization_profile()
+    for name, shapes in profile.shapes.items():
+        made.set_shape(name, *shapes)
+    return made

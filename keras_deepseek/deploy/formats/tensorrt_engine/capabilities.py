@@ -1,0 +1,65 @@
+"""The GPUs that an engine is built for, as NVIDIA's compute capabilities."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from keras_deepseek.errors import InvalidInputError
+
+TURING = "75"
+"""The oldest compute capability. An engine for it runs on no other, and computes in float16."""
+
+
+def check_capabilities(capabilities: Iterable[str | int], tensorrt: Any) -> tuple[str, ...]:
+    """Returns the compute capabilities as digits, each once.
+
+    Args:
+        capabilities: As in `("86", "8.9", "SM120", 120)`.
+        tensorrt: The module of TensorRT-RTX.
+
+    Raises:
+        InvalidInputError: This release can't build for one of them, or not for all at once.
+    """
+    if isinstance(capabilities, str | int):
+        raise InvalidInputError(
+            "`compute_capabilities` must be a sequence, as in ('86', '89'); "
+            f"received {capabilities!r}."
+        )
+    known = known_capabilities(tensorrt)
+    chosen = []
+    for capability in capabilities:
+        digits = re.sub(r"^SM_?|\.", "", str(capability).upper())
+        if digits not in known:
+            raise InvalidInputError(
+                f"TensorRT-RTX {tensorrt.__version__} can't build for compute capability "
+                f"{capability!r}; it can for {', '.join(known)}."
+            )
+        if digits not in chosen:
+            chosen.append(digits)
+    if TURING in chosen and len(chosen) > 1:
+        raise InvalidInputError(
+            f"An engine for compute capability {TURING} runs on no other; received "
+            f"{', '.join(chosen)}. Export one engine for {TURING}, and another one for any of "
+            f"{_others(known)}."
+        )
+    return tuple(chosen)
+
+
+def known_capabilities(tensorrt: Any) -> list[str]:
+    """Returns the compute capabilities that a release of TensorRT-RTX builds for, oldest first."""
+    found = (re.fullmatch(r"SM(\d+)", name) for name in vars(tensorrt.ComputeCapability))
+    return sorted((match[1] for match in found if match), key=int)
+
+
+def check_turing(tensorrt: Any, precision: str | None) -> None:
+    """Rejects any precision but float16 for an engine for Turing."""
+    if precision != "float16":
+        raise InvalidInputError(
+            f"An engine for compute capability {TURING} computes only in float16; received "
+            f"precision={precision!r}. Pass precision='float16', or compute_capabilities= of "
+            f"{_others(known_capabilities(tensorrt))}."
+        )
+
+
+def _others(known: list[str]) -> str:
+    return ", ".join(capability for capability in known if capability != TURING)

@@ -1,0 +1,90 @@
+"""Folds a number that a product with a kernel is multiplied by into the kernel and its bias.
+
+Attention divides its queries by the root of their size. A power of two changes no digit. Another
+number rounds each weight once more, which is as much as each term of the product is rounded.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, in_both_orders
+
+_MATRIX = 2
+_LEAST = float(np.finfo("float32").tiny)
+
+
+def fold_scales(view: GraphView) -> int:
+    """Replaces `MatMul(x, kernel) * number`, also with a bias, `Reshape` or `Transpose` between.
+
+    Only float32 is changed.
+
+    Returns:
+        The number of replaced multiplications.
+    """
+    return view.rewrite(_scale, "Mul", "Div")
+
+
+def _scale(view: GraphView, node: Any) -> list[Any] | None:
+    given, factor = _find_factor(view, node)
+    chain = _find_chain(view, given) if factor is not None else None
+    if factor is None or not chain:
+        return None
+    nodes: list[Any] = []
+    for each, index in reversed(chain):
+        inputs = list(each.input)
+        if nodes:
+            inputs[index] = nodes[-1].output[0]
+        if each.op_type in ("MatMul", "Add"):
+            scaled = _add_scaled(view, inputs[1 - index], factor)
+            if scaled is None:
+                return None
+            inputs[1 - index] = scaled
+        nodes.append(view.node(each.op_type, inputs, f"{each.output[0]}__scaled"))
+        nodes[-1].attribute.extend(each.attribute)
+    nodes[-1].output[0] = node.output[0]
+    return nodes
+
+
+def _find_factor(view: GraphView, node: Any) -> tuple[str, float | None]:
+    """Returns the tensor that is multiplied and the number, or `None` for no number."""
+    if node.op_type == "Div":
+        pairs, power = [tuple(node.input)], -1.0
+    else:
+        pairs, power = list(in_both_orders(node)), 1.0
+    for given, name in pairs:
+        number, array = view.scalar(name), view.constant(name)
+        if number and array is not None and array.ndim <= len(view.shape(given) or ()):
+            return given, number**power
+    return "", None
+
+
+def _find_chain(view: GraphView, name: str) -> list[tuple[Any, int]] | None:
+    """Returns the nodes back to a product with a kernel, each with the index of its input."""
+    chain = []
+    while view.num_users(name) == 1 and view.dtype(name) == view.onnx.TensorProto.FLOAT:
+        node = view.producer(name, "MatMul", "Add", "Reshape", "Transpose")
+        if node is None:
+            return None
+        index = 0
+        if node.op_type == "Add" and view.constant(node.input[0]) is not None:
+            index = 1
+        chain.append((node, index))
+        if node.op_type == "MatMul":
+            kernel = view.constant(node.input[1])
+            is_own = view.num_users(node.input[1]) == 1
+            return chain if kernel is not None and kernel.ndim == _MATRIX and is_own else None
+        name = node.input[index]
+    return None
+
+
+def _add_scaled(view: GraphView, name: str, factor: float) -> str | None:
+    """Adds a scaled weight and returns its name; `None` if scaling overflows or loses precision."""
+    array = view.constant(name)
+    if array is None or array.dtype != np.float32:
+        return None
+    with np.errstate(over="ignore"):
+        scaled = (array.astype("float64") * factor).astype("float32")
+    if not np.isfinite(scaled).all() or (np.abs(scaled[array != 0]) < _LEAST).any():
+        return None
+    return view.add_weight(scaled, f"{name}__scaled")

@@ -1,0 +1,117 @@
+"""Replaces computed sizes by a `Shape` of the wanted axes, in int64.
+
+TensorFlow takes all sizes of a tensor in int32, picks some, and concatenates them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
+from keras_deepseek.deploy.onnx_passes.shape_values import Size, read_shape
+
+_FIRST_OPSET = 15
+"""The opset since which `Shape` has a start and an end."""
+
+_INDIRECT = ("Cast", "Slice", "Gather")
+
+_Made = dict[tuple[Size, ...], str]
+
+
+def simplify_sizes(view: GraphView) -> int:
+    """Replaces the sizes that `Reshape`, `Expand` and `Slice` read if they come from a shape.
+
+    A `Slice` loses the axes that it takes whole.
+
+    Returns:
+        The number of replaced operators.
+    """
+    if view.opset < _FIRST_OPSET:
+        return 0
+    made: _Made = {}
+    return view.rewrite(lambda view, node: _replace(view, node, made), "Reshape", "Expand", "Slice")
+
+
+def _replace(view: GraphView, node: Any, made: _Made) -> list[Any] | None:
+    data, *names = node.input
+    read: Sequence[list[Size] | None] = [read_shape(view, name) for name in names]
+    shape = view.shape(data)
+    if shape is None or None in read or not any(_is_indirect(view, name) for name in names):
+        return None
+    if node.op_type == "Slice":
+        read = _without_whole_axes(shape, *read)
+        if not read[0]:
+            return None
+    nodes, inputs = [], [data]
+    for index, sizes in enumerate(read):
+        new, name = _write(view, sizes or [], f"{node.output[0]}__{index}", made)
+        nodes += new
+        inputs.append(name)
+    nodes.append(view.node(node.op_type, inputs, node.output[0]))
+    nodes[-1].attribute.extend(node.attribute)
+    return nodes
+
+
+def _is_indirect(view: GraphView, name: str) -> bool:
+    node = view.producer(name, "Concat", *_INDIRECT)
+    if node is None:
+        return False
+    return node.op_type in _INDIRECT or any(_is_indirect(view, each) for each in node.input)
+
+
+def _without_whole_axes(
+    shape: list[int | str | None],
+    starts: Any,
+    ends: Any,
+    axes: Any = None,
+    steps: Any = None,
+) -> list[list[Size]]:
+    """Returns the inputs of a slice without those of the axes that it takes whole."""
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    kept = [
+        (start, end, axis, step)
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
+        if (start, step) != (0, 1) or not _is_end(shape[axis], end)
+    ]
+    return [list(each) for each in zip(*kept, strict=True)] or [[]]
+
+
+def _is_end(size: int | str | None, end: Size) -> bool:
+    return isinstance(size, int) and isinstance(end, int) and end >= size
+
+
+def _write(view: GraphView, sizes: list[Size], like: str, made: _Made) -> tuple[list[Any], str]:
+    """Returns the nodes that compute a tensor of these sizes, and its name."""
+    if tuple(sizes) in made:
+        return [], made[tuple(sizes)]
+    nodes: list[Any] = []
+    names = []
+    for run in _join_runs(sizes):
+        if isinstance(run[0], int):
+            names.append(view.add_weight(np.array(run, "int64"), "sizes"))
+            continue
+        (tensor, first), names = run[0], [*names, f"{like}_{len(names)}"]
+        nodes.append(view.node("Shape", [tensor], names[-1], start=first, end=first + len(run)))
+    if len(names) > 1:
+        nodes.append(view.node("Concat", names, f"{like}_joined", axis=0))
+        names = [f"{like}_joined"]
+    made[tuple(sizes)] = names[0]
+    return nodes, names[0]
+
+
+def _join_runs(sizes: list[Size]) -> list[list[Size]]:
+    """Groups sizes so that each group is one constant or one `Shape`."""
+    runs: list[list[Size]] = []
+    for size in sizes:
+        before = runs[-1][-1] if runs else None
+        if isinstance(size, int):
+            goes_on = isinstance(before, int)
+        else:
+            goes_on = isinstance(before, tuple) and (before[0], before[1] + 1) == size
+        if goes_on:
+            runs[-1].append(size)
+        else:
+            runs.append([size])
+    return runs

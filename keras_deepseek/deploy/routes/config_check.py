@@ -1,0 +1,96 @@
+"""Checks that another process can recreate the classes of a model from their configs.
+
+Keras reports a class that can't be recreated only as "could not be deserialized properly", once the
+process has started.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+import keras
+
+from keras_deepseek.backend.keras_private.layers import functional_graph
+from keras_deepseek.errors import ExportError
+
+
+def check_configs(model: keras.Model) -> None:
+    """Raises an `ExportError` that says what to change in classes that can't be recreated."""
+    problems = dict.fromkeys(_find_problems(model))
+    if problems:
+        raise ExportError(f"another process can't recreate the model: {'; '.join(problems)}")
+
+
+def _find_problems(layer: keras.Layer) -> Iterator[str]:
+    graph = functional_graph(layer)
+    if graph is not None:
+        for operation in graph.operations:
+            if isinstance(operation, keras.Layer) and operation is not layer:
+                yield from _find_problems(operation)
+    elif problem := _find_problem(layer):
+        yield problem
+
+
+def _find_problem(layer: keras.Layer) -> str | None:
+    kind = type(layer)
+    if kind.__module__.partition(".")[0] == "keras" or not _is_from_keras(kind, "from_config"):
+        return None
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        arguments = [each.name for each in _named(_parameters(kind))]
+        return (
+            f"class {kind.__name__} has no get_config(). Add one that returns "
+            f"{{**super().get_config(), ...}} with each argument of its __init__ ("
+            f"{', '.join(arguments)}), and let __init__ hand **kwargs on to super().__init__"
+        )
+    except Exception as error:  # noqa: BLE001 - it is the user's own code.
+        return f"get_config() of class {kind.__name__} raises {type(error).__name__}: {error}"
+    parameters = _parameters(kind)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    unknown = [name for name in config if name not in {each.name for each in parameters}]
+    if unknown and not takes_any:
+        return (
+            f"__init__ of class {kind.__name__} does not take {', '.join(map(repr, unknown))}. "
+            "Write `def __init__(self, ..., **kwargs)` with `super().__init__(**kwargs)` in it"
+        )
+    missing = [
+        each.name
+        for each in _named(parameters)
+        if each.name not in config and _is_needed(layer, each)
+    ]
+    if missing:
+        return (
+            f"get_config() of class {kind.__name__} leaves out {', '.join(map(repr, missing))}. "
+            "Return each argument of __init__ in it, beside those of super().get_config()"
+        )
+    return None
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    """Returns the arguments of a class's `__init__`."""
+    init = vars(_home(kind, "__init__"))["__init__"]
+    return [*inspect.signature(init).parameters.values()][1:]
+
+
+def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Returns the parameters except `*args` and `**kwargs`."""
+    return [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+
+
+def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
+    """Returns whether an argument has no default, or the layer was made with another value."""
+    if parameter.default is parameter.empty:
+        return True
+    value = getattr(layer, parameter.name, parameter.default)
+    is_plain = isinstance(value, str | int | float | bool)
+    return is_plain and value != parameter.default
+
+
+def _home(kind: type, method: str) -> type:
+    """Returns the class in the inheritance order that defines a method."""
+    return next(each for each in kind.__mro__ if method in vars(each))
+
+
+def _is_from_keras(kind: type, method: str) -> bool:
+    """Returns whether a class inherits a method from Keras without overriding it."""
+    return _home(kind, method).__module__.partition(".")[0] == "keras"

@@ -1,0 +1,171 @@
+"""The routes from a model to an artifact, one for each backend that can write the format.
+
+The running backend writes the artifact in this process. Another backend loads the saved model in a
+process of its own (`child.py`), since not every backend's exporter is right for every model. Each
+route writes the artifact and runs it on the samples. `make_artifact.py` compares the outputs.
+"""
+
+import importlib.util
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+from zipfile import ZipFile
+
+import keras
+
+from keras_deepseek.artifacts.staging_folder import temporary_folder
+from keras_deepseek.deploy.export_job import ExportJob, RouteResult
+from keras_deepseek.deploy.failure_place import whole_tracebacks
+from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
+from keras_deepseek.deploy.routes.child import load_batches, save_batches
+from keras_deepseek.deploy.routes.child_process import Say, run_in_child
+from keras_deepseek.deploy.routes.config_check import check_configs
+from keras_deepseek.deploy.routes.custom_objects import find_custom_objects, save_objects, send
+from keras_deepseek.errors import (
+    ExportError,
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
+
+FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+"""The display names of the frameworks, by backend."""
+
+
+class Route(Protocol):
+    """A way from a model to an artifact and its outputs."""
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that writes the artifact."""
+
+    @property
+    def name(self) -> str:
+        """The name of the route in reports."""
+
+    def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
+        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
+
+    def run(self, job: ExportJob, folder: Path) -> RouteResult:
+        """Runs the artifact in `folder` on the job's batches."""
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The route through the running backend.
+
+    Args:
+        backend: string. Its name.
+    """
+
+    backend: str
+
+    @property
+    def name(self) -> str:
+        """The name of the route in reports."""
+        return f"the {self.backend} backend"
+
+    def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
+        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
+        say(f"writing through {self.name}")
+        with whole_tracebacks():
+            how = job.export_format.write(job.model, folder)
+        say(f"running it on {len(job.batches)} batches")
+        return replace(self.run(job, folder), how=how)
+
+    def run(self, job: ExportJob, folder: Path) -> RouteResult:
+        """Runs the artifact in `folder` on the job's batches."""
+        try:
+            outputs = run_format(job.export_format, folder, list(job.batches))
+        except NotSupportedError as error:
+            return RouteResult("", None, str(error))
+        return RouteResult("", outputs)
+
+
+@dataclass(frozen=True)
+class InChild:
+    """The route through another backend, in a process of its own that loads the saved model.
+
+    Args:
+        backend: string. The name of the other backend.
+    """
+
+    backend: str
+
+    @property
+    def name(self) -> str:
+        """The name of the route in reports."""
+        return f"a {FRAMEWORKS[self.backend]} process"
+
+    def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
+        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
+        say(f"starting {self.name}")
+        result = self._send(job, folder, say, is_written=False)
+        return replace(result, how=f"{result.how}, {self.name}")
+
+    def run(self, job: ExportJob, folder: Path) -> RouteResult:
+        """Runs the artifact in `folder` on the job's batches."""
+        return self._send(job, folder, lambda _: None, is_written=True)
+
+    def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:
+        with temporary_folder("keras_deepseek_export") as work:
+            _write_job(job, folder, work, is_written=is_written)
+            run_in_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
+            result = json.loads((work / "result.json").read_text(encoding="utf-8"))
+            if "refused" in result:
+                raise InvalidInputError(result["refused"])
+            if "error" in result:
+                raise ExportError(result["error"])
+            outputs = load_batches(work / "outputs.npz") if result["ran"] else None
+        return RouteResult(result["how"], outputs, result["reason"])
+
+
+def check_packages(export_format: ExportFormat, route: Route) -> None:
+    """Raises if a package that a route needs is missing, before any work is done.
+
+    Raises:
+        MissingExtraError: Its `extra` brings all packages of the route.
+    """
+    needed = {route.backend: route.backend}
+    needed |= export_format.packages.get(route.backend, {})
+    missing = {name: needed[name] for name in needed if importlib.util.find_spec(name) is None}
+    if missing:
+        extras = ",".join(sorted({*missing.values()}))
+        raise MissingExtraError(next(iter(missing)), extra=extras, purpose=f"for {route.name}")
+
+
+def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) -> None:
+    """Writes the files of a job, which the child reads, into the folder `work`."""
+    sources: tuple[str, ...] = ()
+    if not is_written:
+        model = job.model.model
+        check_configs(model)
+        model.save(work / "model.keras")
+        with ZipFile(work / "model.keras") as archive:
+            config = archive.read("config.json").decode("utf-8")
+        objects = find_custom_objects(model, config, job.custom_objects_from)
+        save_objects(work, objects.of_script)
+        sources = objects.sources
+    save_batches(work / "samples.npz", job.batches)
+    if job.options is None:
+        what = f"The format {job.export_format.name!r} is registered in the running process"
+        send(work / "format.pickle", job.export_format, what)
+    if job.calibration:
+        save_batches(work / "calibration.npz", [*job.calibration])
+    description = {
+        "format": job.export_format.name,
+        "options": job.options,
+        "precision": job.model.precision,
+        "folder": str(folder.resolve()),
+        "custom_objects_from": sources,
+        "is_written": is_written,
+    }
+    (work / "job.json").write_text(json.dumps(description), encoding="utf-8")
+
+
+def find_routes(export_format: ExportFormat) -> list[Route]:
+    """Returns the routes to a format, in the order in which they are tried."""
+    running = keras.backend.backend()
+    backends = export_format.backends or (running,)
+    return [InProcess(name) if name == running else InChild(name) for name in backends]

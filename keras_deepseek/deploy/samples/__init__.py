@@ -1,0 +1,1 @@
+"""The batches that an artifact is verified on."""

@@ -1,0 +1,191 @@
+"""Random batches on which an artifact is verified."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.backend.export.free_axes import count_free_lengths
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.keras_private.input_kinds import InputKind, input_kinds
+from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
+
+_BATCH_SIZES = (1, 3, 4)
+_FEW, _BINARY = 10, 2
+"""The number of values of an integer input that no layer looks up; and of a binary one.
+
+In a binary input, 0 does not stand for padding."""
+_LEAST_TO_HOLD_OUT, _EACH_HELD_OUT = 20, 5
+LENGTHS = (16, 9, 13)
+"""The length of all free axes in each batch; they differ, so that a hard-coded shape shows."""
+ROUND_LENGTHS = (32, 64, 96)
+"""Lengths for models that take only round ones, as those that halve an image several times."""
+_SHORT, _LONG, _OF_WIDE = 5, 40, 11
+"""Lengths of the smallest batch, of the largest one, and of that of large numbers."""
+_MANY, _LARGEST_ROW = 20, 2**18
+"""The rows of the largest batch, and the largest number of values in a row of it."""
+_UNEQUAL_LENGTHS = (9, 13, 16, 6)
+"""The lengths of the free axes, in turn, so that a swap of two axes shows."""
+
+
+def make_samples(
+    model: keras.Model, signature: Signature, lengths: tuple[int, ...] = LENGTHS
+) -> list[dict[str, Array]]:
+    """Returns random batches of several sizes and lengths that fit a model.
+
+    Floats are drawn from a standard normal distribution. If the input first goes through a
+    `Normalization` or `Rescaling`, they are drawn from the distribution that this layer turns into
+    a standard one. Integers are drawn below the vocabulary of the embeddings that the input
+    reaches; in the first row they end in zeros, as padding does. For a layer that knows only some
+    numbers, as `IntegerLookup`, they are drawn from these and a few unknown ones.
+
+    Args:
+        model: `keras.Model`.
+        signature: Its signature.
+        lengths: tuple of integers. The length of all free axes in each batch.
+    """
+    return [
+        _make_batch(model, signature, batch_size, itertools.repeat(length))
+        for batch_size, length in zip(_BATCH_SIZES, _within(model, lengths), strict=True)
+    ]
+
+
+def make_taken_samples(model: NamedModel) -> list[dict[str, Array]]:
+    """Returns random batches on which a model was run without an error; `[]` if it takes none."""
+    infer = backend.current().inference.plain_inference(model)
+    for lengths in (LENGTHS, ROUND_LENGTHS):
+        samples = make_samples(model.model, model.signature, lengths)
+        with contextlib.suppress(Exception):  # Of any backend.
+            for sample in samples if count_free_lengths(model.signature) else ():
+                infer(sample)
+            return samples
+    return []
+
+
+def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+    """Returns random batches that not every model takes.
+
+    One is small and one is large, which shows a choice by size that was fixed when the model was
+    traced. In a third, the free axes differ in length.
+    """
+    short, long = _within(model, (_SHORT, _LONG))
+    made = [_make_batch(model, signature, 1, itertools.repeat(short))]
+    row = (math.prod(size or long for size in spec.shape[1:]) for spec in signature.inputs)
+    if max(row, default=0) <= _LARGEST_ROW:
+        made.append(_make_batch(model, signature, _MANY, itertools.repeat(long)))
+    if count_free_lengths(signature) > 1:
+        unequal = itertools.cycle(_within(model, _UNEQUAL_LENGTHS))
+        made.append(_make_batch(model, signature, _BATCH_SIZES[1], unequal))
+    return made
+
+
+def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+    """Returns a random batch of large floats and floats far from zero; `[]` without float inputs.
+
+    An unstable formula fails on them. A stable one may be less precise on them than on others, too.
+    """
+    if all(np.dtype(spec.dtype).kind != "f" for spec in signature.inputs):
+        return []
+    wide = _make_batch(model, signature, 2, itertools.repeat(*_within(model, (_OF_WIDE,))))
+    return [{name: _widen(array) for name, array in wide.items()}]
+
+
+def _within(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns lengths that a model has positions for, in the same proportions if possible."""
+    longest = longest_sequence(model)
+    if longest is None or longest >= max(lengths):
+        return lengths
+    return tuple(max(1, longest * length // max(lengths)) for length in lengths)
+
+
+def _widen(array: Array) -> Array:
+    """Makes the floats of the first row large, and moves those of the others far from zero."""
+    if array.dtype.kind == "f":
+        far = 50 * array.std()
+        array[:1] *= 20
+        array[1:] += far
+    return array
+
+
+def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Splits rows into those for calibration and each fifth one for verification.
+
+    Args:
+        arrays: dict of arrays by input name, with the same number of rows. Fewer than 20 rows are
+            not split: all serve for both.
+    """
+    num_rows = len(next(iter(arrays.values())))
+    if num_rows < _LEAST_TO_HOLD_OUT:
+        return arrays, arrays
+    is_held_out = np.arange(num_rows) % _EACH_HELD_OUT == _EACH_HELD_OUT - 1
+    return (
+        {name: array[~is_held_out] for name, array in arrays.items()},
+        {name: array[is_held_out] for name, array in arrays.items()},
+    )
+
+
+def draw_batch(
+    model: keras.Model,
+    signature: Signature,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int | None = None,
+) -> dict[str, Array]:
+    """Returns a random batch of given shapes, the same one for the same seed.
+
+    Args:
+        model: `keras.Model`.
+        signature: Its signature.
+        shapes: dict. The shape of each input by its name, the batch first.
+        seed: integer. Defaults to `None`: the number of rows.
+    """
+    batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
+    generator = np.random.default_rng(batch_size if seed is None else seed)
+    drawn = {}
+    for spec, kind in zip(signature.inputs, input_kinds(model, len(signature.inputs)), strict=True):
+        array = _draw(generator, spec, shapes[spec.name], kind)
+        if kind.known is None and kind.scale is not None and array.dtype.kind == "f":
+            mean, deviation = kind.scale
+            array = (mean + deviation * array).astype(array.dtype)
+        if kind.mask_value is not None and array.ndim > 1 and array.dtype.kind != "b":
+            array[0, array.shape[1] - array.shape[1] // 3 :] = kind.mask_value
+        drawn[spec.name] = array
+    return drawn
+
+
+def _make_batch(
+    model: keras.Model, signature: Signature, batch_size: int, lengths: Iterator[int]
+) -> dict[str, Array]:
+    shapes = {
+        spec.name: tuple(
+            size if size is not None else (batch_size if axis == 0 else next(lengths))
+            for axis, size in enumerate(spec.shape)
+        )
+        for spec in signature.inputs
+    }
+    # The seed makes batches differ even if their size is fixed.
+    return draw_batch(model, signature, shapes, seed=batch_size)
+
+
+def _draw(
+    generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], kind: InputKind
+) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "b":
+        return generator.integers(0, 2, size=shape).astype(bool)
+    if kind.known is not None:
+        values = kind.known.of_dtype(dtype, kind.vocabulary)
+        values = values[values != kind.mask_value] if kind.mask_value is not None else values
+        if len(values):
+            return generator.choice(values, size=shape)
+    if dtype.kind == "f":
+        return generator.normal(size=shape).astype(dtype)
+    vocabulary = kind.vocabulary or _FEW
+    array = generator.integers(vocabulary > _BINARY, vocabulary, size=shape).astype(dtype)
+    if array.ndim > 1:
+        array[0, array.shape[1] - array.shape[1] // 3 :] = 0
+    return array

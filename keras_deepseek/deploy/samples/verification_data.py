@@ -1,0 +1,79 @@
+"""The batches that an export is verified on, and those for int8."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras_deepseek.artifacts.export_arguments import bind_rows, check_calibration
+from keras_deepseek.artifacts.rows_file import cut_batches
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.deploy.samples.random_batches import (
+    ROUND_LENGTHS,
+    hold_out,
+    make_extreme_samples,
+    make_optional_samples,
+    make_samples,
+)
+
+Batches = list[dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class VerificationData:
+    """The batches of an export. `ExportJob` explains the kinds of samples.
+
+    Args:
+        samples: For each batch its arrays by input name.
+        alternative_samples: Lists like `samples`.
+        optional_samples: Batches as well.
+        extreme_samples: Batches of large numbers.
+        calibration: Batches for int8, or `None`.
+        are_random: boolean. Whether the samples are random.
+    """
+
+    samples: Batches
+    alternative_samples: list[Batches] = field(default_factory=list)
+    optional_samples: Batches = field(default_factory=list)
+    extreme_samples: Batches = field(default_factory=list)
+    calibration: Batches | None = None
+    are_random: bool = False
+
+
+def choose_data(
+    named: NamedModel, samples: Sequence[Any] | None, calibration: Any
+) -> VerificationData:
+    """Returns the batches for a model; random ones if none are given.
+
+    Args:
+        named: `NamedModel`.
+        samples: list of inputs, each as `model.predict` takes them. `None`: a part of
+            `calibration`, or random ones.
+        calibration: inputs as `model.predict` takes them, or `None`.
+
+    Raises:
+        InvalidInputError: The given rows do not fit the model, or are empty or not finite.
+    """
+    signature = named.signature
+    rows = held_out = ranges = None
+    if calibration is not None:
+        rows = check_calibration(bind_rows("calibration", signature, calibration))
+        if samples is None:  # With samples, all rows serve for the ranges.
+            rows, held_out = hold_out(rows)
+        ranges = cut_batches(rows)
+    if samples is not None:
+        given = [
+            bind_rows(f"samples[{index}]", signature, sample)
+            for index, sample in enumerate(samples)
+        ]
+        return VerificationData(given, calibration=ranges)
+    if held_out is not None:
+        return VerificationData(cut_batches(held_out), calibration=ranges)
+    model = named.model
+    return VerificationData(
+        make_samples(model, signature),
+        alternative_samples=[make_samples(model, signature, ROUND_LENGTHS)],
+        optional_samples=make_optional_samples(model, signature),
+        extreme_samples=make_extreme_samples(model, signature),
+        are_random=True,
+    )

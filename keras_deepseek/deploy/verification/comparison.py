@@ -1,0 +1,256 @@
+"""Comparison of the outputs of an artifact with those of its model."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import ExportError
+
+TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1}
+"""The largest difference by dtype, as a share of the output's largest value."""
+
+_INT8 = "int8"
+_LEAST_SCALE = 1e-2
+"""The least scale of the tolerance. An output that is nearly 0 may consist of rounding errors.
+The probabilities of many thousand classes must not count as such."""
+_SHARE_OF_MOVEMENT = 0.1
+"""The largest error of a column (root mean square), as a share of its change from row to row.
+
+At least five times the tolerance counts, since the share of a rare class is off by as much as its
+logit is."""
+_TOLD_BY = 0.25
+"""The same for a whole output: with a larger error its change was not compared."""
+_ROUNDING = 1
+"""Units in the last place of the output's largest value. A column that changes by no more may
+consist of rounding errors."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison.
+
+    Args:
+        num_samples: integer. The number of batches.
+        largest_difference: float. The largest absolute difference.
+        any_finite: boolean. Whether the model gave any finite value.
+        constant_outputs: tuple of strings. Outputs that hardly change from row to row, so that an
+            artifact that ignores its inputs would have passed.
+    """
+
+    num_samples: int
+    largest_difference: float
+    any_finite: bool = True
+    constant_outputs: tuple[str, ...] = ()
+
+
+def compare(
+    expected: list[dict[str, Array]],
+    received: list[dict[str, Array]],
+    precision: str | Mapping[str, str | None] | None = None,
+    *,
+    by_column: bool = True,
+) -> Comparison:
+    """Compares the outputs of a model and of its artifact, by name.
+
+    Args:
+        expected: For each batch the model's outputs by name.
+        received: For each batch the artifact's.
+        precision: string, or a dict of strings by output name. The precision that the artifact
+            computes in, if it is not the dtype of the output.
+        by_column: boolean. Whether each column, along the last axis, is compared by its own measure
+            as well.
+
+    Raises:
+        ExportError: A name, a shape, a dtype, the place of a NaN, or a value differs. The message
+            names the output and the batch. Or a column differs whose values are too small beside
+            the others' to be noticed there.
+    """
+    if len(expected) != len(received):
+        raise ExportError(f"Received outputs of {len(received)} batches, expected {len(expected)}.")
+    largest = 0.0
+    precisions = dict(precision) if isinstance(precision, Mapping) else {}
+    if isinstance(precision, str):
+        precisions = dict.fromkeys(expected[0] if expected else (), precision)
+    scales: Counter[str] = Counter()
+    for reference in expected:  # int8 is rounded, and so judged, by the range of all rows.
+        of_int8 = {
+            name: array for name, array in reference.items() if precisions.get(name) == _INT8
+        }
+        scales |= Counter({name: _largest(array) for name, array in of_int8.items()})
+    for index, (reference, outputs) in enumerate(zip(expected, received, strict=True)):
+        if set(reference) != set(outputs):
+            raise ExportError(f"Outputs are {sorted(outputs)}; expected {sorted(reference)}.")
+        for name, array in reference.items():
+            try:
+                difference = _difference(array, outputs[name], precisions.get(name), scales[name])
+                largest = max(largest, difference)
+            except ExportError as error:
+                raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
+    constant_outputs = []
+    for name in expected[0] if expected else ():
+        groups = list(_rows_by_shape(name, expected, received))
+        tolerance = _tolerance(expected[0][name], precisions.get(name))
+        unit = _unit(expected[0][name])
+        try:
+            for left, right in groups if by_column else ():
+                _check_columns(left, right, tolerance, unit)
+        except ExportError as error:
+            raise ExportError(f"Output {name!r}: {error}") from error
+        if not _tells(groups):
+            constant_outputs.append(name)
+    any_finite = any(
+        np.isfinite(array.astype("float64")).any() for batch in expected for array in batch.values()
+    )
+    return Comparison(len(expected), largest, any_finite, tuple(constant_outputs))
+
+
+def differing_places(
+    expected: dict[str, Array], received: dict[str, Array], precisions: Mapping[str, str | None]
+) -> dict[str, Array] | None:
+    """Returns where the outputs of one batch differ beyond the tolerance.
+
+    Args:
+        expected: The model's outputs by name.
+        received: The artifact's.
+        precisions: The precision of each output by name.
+
+    Returns:
+        A dict of boolean arrays by output name; `None` if names, shapes or dtypes differ.
+    """
+    if set(expected) != set(received):
+        return None
+    found = {}
+    for name, array in expected.items():
+        other = received[name]
+        if (array.shape, array.dtype) != (other.shape, other.dtype):
+            return None
+        if str(array.dtype) not in TOLERANCES:
+            found[name] = np.asarray(array != other)
+            continue
+        left, right = array.astype("float64"), other.astype("float64")
+        allowed = _tolerance(array, precisions.get(name)) * max(_LEAST_SCALE, _largest(array))
+        with np.errstate(invalid="ignore"):
+            is_near = np.abs(left - right) <= allowed
+        is_same = (left == right) | (np.isnan(left) & np.isnan(right))
+        found[name] = np.asarray(~(is_near | is_same))
+    return found
+
+
+def _rows_by_shape(
+    name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
+) -> Iterator[tuple[Array, Array]]:
+    """Yields an output of the model and of its artifact, all rows of one shape in one array."""
+    by_shape: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
+    for reference, outputs in zip(expected, received, strict=True):
+        left, right = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
+        by_shape.setdefault(left.shape[1:], []).append((left, right))
+    for pairs in by_shape.values():
+        left, right = (np.concatenate(side).astype("float64") for side in zip(*pairs, strict=True))
+        finite = np.isfinite(left)
+        yield np.where(finite, left, 0.0), np.where(finite, right, 0.0)
+
+
+def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> None:
+    """Raises if a column has an error that the tolerance of larger columns hides."""
+    if left.ndim <= 1 or not left.size:
+        return
+    others = tuple(range(left.ndim - 1))
+    moved = np.sqrt(np.square(left - left.mean(0)).mean(others))
+    error = np.sqrt(np.square(right - left).mean(others))
+    share = max(_SHARE_OF_MOVEMENT, 5 * tolerance)
+    allowed = np.maximum(tolerance * np.abs(left).max(others), share * moved)
+    is_rounding = moved <= _ROUNDING * unit * np.abs(left).max()
+    excess = np.where(is_rounding, 0.0, error - allowed)
+    column = int(excess.argmax())
+    if excess[column] > 0:
+        raise ExportError(
+            f"column {column} differs by {error[column]:.3g} (root mean square), and changes by "
+            f"{moved[column]:.3g} from row to row; {allowed[column]:.3g} is allowed."
+        )
+
+
+def _tells(groups: list[tuple[Array, Array]]) -> bool:
+    """Returns whether an output changes from row to row, and the artifact's in the same way."""
+    moved = sum(float(np.square(left - left.mean(0)).sum()) for left, _ in groups if len(left))
+    error = sum(
+        float(np.square(right - right.mean(0) - left + left.mean(0)).sum())
+        for left, right in groups
+        if len(left)
+    )
+    return moved > 0 and error <= _TOLD_BY**2 * moved
+
+
+def _difference(
+    expected: Array, received: Array, precision: str | None, least_scale: float
+) -> float:
+    """Returns the largest absolute difference, or raises if it is beyond the tolerance."""
+    if expected.shape != received.shape:
+        raise ExportError(f"shape {received.shape}; expected {expected.shape}.")
+    if expected.dtype != received.dtype:
+        raise ExportError(f"dtype {received.dtype}; expected {expected.dtype}.")
+    if str(expected.dtype) not in TOLERANCES:
+        if not np.array_equal(expected, received):
+            raise ExportError(f"{expected.dtype} values differ; they must be equal.")
+        return 0.0
+    left, right = expected.astype("float64"), received.astype("float64")
+    finite = np.isfinite(left)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        raise ExportError("NaN or infinity in different places.")
+    left, right = left[finite], right[finite]
+    if not np.isfinite(right).all():
+        raise ExportError("NaN or infinity where the model gives finite values.")
+    difference = float(np.abs(left - right).max(initial=0.0))
+    scale = max(_LEAST_SCALE, least_scale, _largest(left))
+    allowed = _tolerance(expected, precision) * scale
+    if difference > allowed:
+        raise ExportError(f"differs by {difference:.3g}; {allowed:.3g} is allowed.")
+    return difference
+
+
+def _largest(array: Array) -> float:
+    values = np.abs(array.astype("float64"))
+    return float(values[np.isfinite(values)].max(initial=0.0))
+
+
+def _unit(array: Array) -> float:
+    """Returns the difference of neighbouring numbers about 1 in an array's dtype."""
+    is_float = str(array.dtype) in TOLERANCES and array.dtype.kind == "f"
+    return float(np.finfo(array.dtype).eps) if is_float else 2.0**-7
+
+
+def _tolerance(expected: Array, precision: str | None) -> float:
+    names = [name for name in (str(expected.dtype), precision) if name]
+    return max(TOLERANCES.get(name, 0.0) for name in names)
+
+
+def agreements(
+    expected: list[dict[str, Array]], received: list[dict[str, Array]]
+) -> dict[str, dict[str, float]]:
+    """Returns how close an artifact's outputs are to the model's, over all rows, by output name.
+
+    `"relative_error"` is the root mean square of the differences, as a share of that of the model's
+    values. `"same_largest"` is the share of rows, along the last axis, whose largest value is at
+    the same index: for classifiers, the same answer.
+    """
+    return {name: _agreement(name, expected, received) for name in expected[0]}
+
+
+def _agreement(
+    name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
+) -> dict[str, float]:
+    pairs = [
+        (left[name].astype("float64"), right[name].astype("float64"))
+        for left, right in zip(expected, received, strict=True)
+    ]
+    error = sum(float(np.square(right - left).sum()) for left, right in pairs)
+    size = sum(float(np.square(left).sum()) for left, _ in pairs)
+    found = {"relative_error": float(np.sqrt(error / size)) if size else float(error > 0)}
+    if all(left.ndim > 1 and left.shape[-1] > 1 for left, _ in pairs):
+        same = np.concatenate(
+            [(left.argmax(-1) == right.argmax(-1)).reshape(-1) for left, right in pairs]
+        )
+        found["same_largest"] = float(same.mean())
+    return found

@@ -1,0 +1,106 @@
+"""Redrawing of a random batch on which the model has a tie.
+
+At a tie, as of a `floor` or an `argmax`, the last digit decides. A right artifact that rounds
+otherwise then gives something else. One such batch is replaced by another. If there are two, or if
+the model's own answer stays the same, the artifact is wrong.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.deploy.samples.random_batches import draw_batch
+from keras_deepseek.deploy.verification.comparison import differing_places
+
+_TRIES = 8
+"""How often the last digits of a batch's floats are moved."""
+_SEED = 1_000
+
+
+def redraw_tie(
+    model: NamedModel,
+    samples: list[dict[str, Array]],
+    infer: InferenceFunction,
+    run: Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None],
+    expected: list[dict[str, Array]],
+    received: list[dict[str, Array]],
+    precisions: dict[str, str | None],
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]] | None:
+    """Replaces the one batch at which the model has a tie by another random batch.
+
+    The model is run on that batch with its floats moved by one unit in the last place, up or down.
+    The batch counts as a tie if the model then changes each value in which the artifact differs.
+
+    Args:
+        model: `NamedModel`.
+        samples: The random batches.
+        infer: The model as a function.
+        run: Function that runs the artifact on batches; it returns `None` if it can't.
+        expected: The model's outputs for the samples.
+        received: The artifact's outputs for the samples, and after them those for further batches.
+        precisions: dict. The precision of each output by name.
+
+    Returns:
+        `expected` and `received` with the outputs for the new batch. `None` if the artifact differs
+        on no batch or on several, or if a difference is not the model's own.
+    """
+    places = [
+        differing_places(left, right, precisions)
+        for left, right in zip(expected, received[: len(expected)], strict=True)
+    ]
+    differing = [
+        index
+        for index, found in enumerate(places)
+        if found is None or any(each.any() for each in found.values())
+    ]
+    if len(differing) != 1:
+        return None
+    (index,) = differing
+    sample, found = samples[index], places[index]
+    if found is None or not _all_change(infer, sample, expected[index], found, precisions):
+        return None
+    shapes = {name: array.shape for name, array in sample.items()}
+    other = draw_batch(model.model, model.signature, shapes, seed=_SEED + index)
+    outputs = run([other])
+    if outputs is None:
+        return None
+    expected, received = list(expected), list(received)
+    expected[index], received[index] = infer(other), outputs[0]
+    return expected, received
+
+
+def _all_change(
+    infer: InferenceFunction,
+    sample: dict[str, Array],
+    outputs: dict[str, Array],
+    places: dict[str, Array],
+    precisions: dict[str, str | None],
+) -> bool:
+    """Returns whether moving the last digits changes the model's outputs at all of some places."""
+    generator = np.random.default_rng(0)
+    left = dict(places)
+    for _ in range(_TRIES):
+        moved = differing_places(outputs, infer(_nudge(generator, sample)), precisions)
+        if moved is None:
+            return False
+        left = {name: left[name] & ~moved[name] for name in left}
+    return not any(each.any() for each in left.values())
+
+
+def _nudge(generator: np.random.Generator, sample: dict[str, Array]) -> dict[str, Array]:
+    """Moves the floats of a batch by one unit in the last place, up or down.
+
+    Repeated values and whole numbers stay: they may have a meaning, as padding has, and a tie among
+    them is not due to rounding.
+    """
+    nudged = {}
+    for name, array in sample.items():
+        nudged[name] = array
+        if array.dtype.kind == "f":
+            _, places, counts = np.unique(array, return_inverse=True, return_counts=True)
+            moves = (counts[places].reshape(array.shape) == 1) & (array != np.round(array))
+            ends = generator.choice(np.array([-np.inf, np.inf], array.dtype), array.shape)
+            nudged[name] = np.where(moves, np.nextafter(array, ends), array)
+    return nudged

@@ -1,0 +1,203 @@
+"""Verification of an artifact: its outputs on the samples against those of the model."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.manifest import Verification
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.keras_private.output_layers import layers_by_output
+from keras_deepseek.deploy.export_job import ExportJob, RouteResult
+from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.verification.comparison import agreements, compare
+from keras_deepseek.deploy.verification.ties import redraw_tie
+from keras_deepseek.errors import ExportError, InvalidInputError
+
+_EXTREME_PRECISION = "float16"
+"""The tolerance for batches of large numbers, whose rounding errors grow from layer to layer."""
+_HALF_PRECISIONS = ("bfloat16", "float16")
+"""The half precisions that a layer may compute in, the least precise one first."""
+
+
+class Expected(NamedTuple):
+    """The model's outputs by name: for each sample, and for each batch of large numbers."""
+
+    usual: list[dict[str, Array]]
+    extreme: list[dict[str, Array]]
+
+
+def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
+    """Runs the model on the job's batches, and drops those optional ones that it does not take.
+
+    Returns:
+        The job with the remaining batches, and the model's outputs for them.
+
+    Raises:
+        InvalidInputError: The model fails on the samples and on all alternatives to them.
+    """
+    infer = backend.current().inference.plain_inference(job.model.in_precision(None))
+    samples, usual = _infer_first(infer, [job.samples, *job.alternative_samples])
+    optional, of_optional = _infer_taken(infer, job.optional_samples)
+    extreme, of_extreme = _infer_taken(infer, job.extreme_samples)
+    reduced = replace(
+        job,
+        samples=samples + optional,
+        extreme_samples=extreme,
+        optional_samples=(),
+        alternative_samples=(),
+    )
+    extend = _extend(job)
+    expected = ([extend(outputs) for outputs in each] for each in (usual + of_optional, of_extreme))
+    return reduced, Expected(*expected)
+
+
+def _infer_taken(
+    infer: InferenceFunction, samples: Sequence[dict[str, Array]]
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Returns the batches for which a model gives finite outputs, and these outputs."""
+    taken, given = [], []
+    for sample in samples:
+        with contextlib.suppress(Exception):  # Any backend's error: it takes no such batch.
+            outputs = infer(sample)
+            if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
+                taken.append(sample)
+                given.append(outputs)
+    return taken, given
+
+
+def _infer_first(
+    infer: InferenceFunction, lists: list[list[dict[str, Array]]]
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Returns the first list of batches that a model takes, and its outputs."""
+    failures = []
+    for samples in lists:
+        try:
+            return list(samples), [infer(sample) for sample in samples]
+        except Exception as error:  # noqa: BLE001 - of any backend
+            failures.append(error)
+    shapes = {name: array.shape for name, array in lists[0][0].items()}
+    raise InvalidInputError(
+        f"The model itself fails on a batch that it is to be verified on, as one of {shapes}: "
+        f"{failure_reason(failures[0])}. Pass samples=[...], batches that it takes."
+    ) from failures[0]
+
+
+def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verification:
+    """Compares an artifact's outputs with the expected ones."""
+    if result.outputs is None:
+        return Verification("unverified", result.reason)
+    if not (expected.usual or expected.extreme):
+        return Verification("unverified", "there is no batch to compare on")
+    precisions = _precisions(job, expected)
+    num_usual = len(expected.usual)
+    usual, of_extreme = result.outputs[:num_usual], result.outputs[num_usual:]
+    try:
+        comparison = compare(expected.usual, usual, precisions)
+        extreme = compare(
+            expected.extreme,
+            of_extreme,
+            {name: precision or _EXTREME_PRECISION for name, precision in precisions.items()},
+            by_column=False,
+        )
+    except ExportError as error:
+        return Verification("failed", str(error))
+    agreement = {}
+    if job.precision is not None:
+        agreement = agreements(expected.usual + expected.extreme, result.outputs)
+    if not comparison.any_finite:
+        return Verification(
+            "unverified", "the model gives no finite value, so nothing was compared"
+        )
+    if comparison.constant_outputs:
+        names = ", ".join(map(repr, comparison.constant_outputs))
+        return Verification(
+            "unverified",
+            f"output {names} hardly changes from row to row of the samples, so that an artifact "
+            "that ignores its inputs would pass; pass samples=, rows of real use, several of a "
+            "shape",
+            num_samples=comparison.num_samples,
+            largest_difference=comparison.largest_difference,
+            agreement=agreement,
+        )
+    return Verification(
+        "verified",
+        num_samples=comparison.num_samples + extreme.num_samples,
+        largest_difference=comparison.largest_difference,
+        agreement=agreement,
+        signatures=job.export_format.signatures,
+    )
+
+
+def verify_with_redraw(
+    expected: Expected,
+    result: RouteResult,
+    job: ExportJob,
+    run: Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None],
+) -> tuple[Verification, str]:
+    """Compares as `verify` does; redraws one random batch if the model has a tie there.
+
+    Args:
+        expected: The model's outputs.
+        result: The artifact's outputs.
+        job: The job.
+        run: Function that runs the artifact on batches; it returns `None` if it can't.
+
+    Returns:
+        The verification, and a note on the redrawn batch for the report, or `""`.
+    """
+    found = verify(expected, result, job)
+    if found.state != "failed" or not job.has_random_samples or job.precision is not None:
+        return found, ""
+    infer, extend = (
+        backend.current().inference.plain_inference(job.model.in_precision(None)),
+        _extend(job),
+    )
+
+    def infer_all(sample: dict[str, Array]) -> dict[str, Array]:
+        return extend(infer(sample))
+
+    precisions = _precisions(job, expected)
+    with contextlib.suppress(Exception):  # An error of any backend: the artifact stays failed.
+        redrawn = redraw_tie(
+            job.model,
+            job.samples,
+            infer_all,
+            run,
+            expected.usual,
+            list(result.outputs or ()),
+            precisions,
+        )
+        if redrawn is not None:
+            usual, outputs = redrawn
+            result = replace(result, outputs=outputs)
+            found = verify(expected._replace(usual=usual), result, job)
+            return found, ", one batch drawn anew, at a tie of the model's"
+    return found, ""
+
+
+def _extend(job: ExportJob) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Returns a function that adds the format's further outputs to the model's."""
+    return lambda outputs: {**outputs, **job.export_format.further_outputs(outputs)}
+
+
+def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
+    """Returns the precision of each output by name, `None` for that of its own dtype."""
+    names = (expected.usual or expected.extreme)[0].keys()
+    if job.precision is not None:
+        return dict.fromkeys(names, job.precision)
+    layers = layers_by_output(job.model)
+    known = {name: _least_precision(each) for name, each in layers.items()}
+    # A format's further outputs count as computed in the least precision of all outputs.
+    least = next((one for one in _HALF_PRECISIONS if one in known.values()), None)
+    return {name: known.get(name, least) for name in names}
+
+
+def _least_precision(layers: list[keras.Layer]) -> str | None:
+    """Returns the least half precision of some layers; the last layer is often in float32."""
+    dtypes = {layer.compute_dtype for layer in layers}
+    return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)

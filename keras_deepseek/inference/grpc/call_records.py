@@ -1,0 +1,75 @@
+"""Request ids of gRPC calls, and their records in the metrics, the access log and the traces."""
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from keras_deepseek.inference.grpc.span_names import name_grpc
+from keras_deepseek.inference.monitoring.access_log import choose_request_id
+from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+_REQUEST_ID = "x-request-id"
+
+
+def begin_call(server: "GrpcServer", context: Any, trace: RequestTrace) -> None:
+    """Gives a call a request id and returns it in the trailing metadata, if calls are logged."""
+    if server.access_log is None:
+        return
+    offered = next((text for key, text in context.invocation_metadata() if key == _REQUEST_ID), "")
+    trace.request_id = choose_request_id(offered)
+    context.set_trailing_metadata(((_REQUEST_ID, trace.request_id),))
+
+
+def end_request(
+    server: "GrpcServer", context: Any, trace: RequestTrace, path: str, status: str, size: int
+) -> None:
+    """Counts a request, and logs and traces it if the server does so.
+
+    Args:
+        server: `GrpcServer`.
+        context: `grpc.aio.ServicerContext`.
+        trace: `RequestTrace`.
+        path: string. The method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
+        status: string. A gRPC status, as in `"OK"`.
+        size: integer. Bytes of the response.
+    """
+    seconds = server.engine.monitor.end(trace, status)
+    if server.access_log is None and server.traces is None:
+        return
+    client = address_of(context.peer())
+    if server.traces is not None:
+        metadata = {
+            key: text
+            for key, text in context.invocation_metadata()
+            if key in server.traces.fields and isinstance(text, str)
+        }
+        server.traces.add(trace, seconds, name_grpc(server, path, status, client), metadata)
+    if server.access_log is not None:
+        server.access_log.write(
+            trace,
+            method="POST",  # The HTTP/2 method of every gRPC call.
+            path=path,
+            status=status,
+            size=size,
+            seconds=seconds,
+            client=client,
+        )
+
+
+def address_of(peer: str) -> str:
+    """Returns the IP address in gRPC's name of a client.
+
+    Args:
+        peer: string. As in `"ipv4:10.0.0.7:51234"`.
+
+    Example:
+
+    >>> address_of("ipv6:%5B::1%5D:51234")
+    '::1'
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return rest or kind
+    return rest.rpartition(":")[0].strip("[]")

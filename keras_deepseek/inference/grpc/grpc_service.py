@@ -1,0 +1,42 @@
+"""A gRPC service: what a protocol registers in `grpc_application`."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+UnaryCall = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
+"""Answers a message. The number is the seconds until the client's deadline, or `None`."""
+
+WatchCall = Callable[["GrpcServer", bytes, Any], Awaitable[None]]
+"""Answers a message with a stream, which it writes to the `grpc.aio.ServicerContext`."""
+
+StreamCall = Callable[["GrpcServer", AsyncIterator[bytes], Any], Awaitable[None]]
+"""Answers a stream of messages with a stream."""
+
+
+@dataclass(frozen=True)
+class GrpcService:
+    """A gRPC service and the functions that answer its methods.
+
+    Messages are bytes both ways: gRPC would answer bytes that it can't parse with INTERNAL.
+
+    Args:
+        name: string. With its package, as in `"tensorflow.serving.PredictionService"`.
+        protocol: string. The label `protocol` of its calls in the metrics.
+        unary_calls: mapping of `UnaryCall` by method.
+        watch_calls: mapping of `WatchCall` by method. They are not counted in the metrics. Defaults
+            to none.
+        stream_calls: mapping of `StreamCall` by method. They count each message themselves.
+            Defaults to none.
+        is_open: boolean. True if its calls need no token. Defaults to `False`.
+    """
+
+    name: str
+    protocol: str
+    unary_calls: Mapping[str, UnaryCall]
+    watch_calls: Mapping[str, WatchCall] = field(default_factory=dict)
+    stream_calls: Mapping[str, StreamCall] = field(default_factory=dict)
+    is_open: bool = False

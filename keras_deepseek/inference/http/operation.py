@@ -1,0 +1,48 @@
+"""The description of one call in the OpenAPI document."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from keras_deepseek.artifacts.signature import Signature
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+LIST: Schema = {"type": "array"}
+OBJECT: Schema = {"type": "object"}
+
+
+class Operation(NamedTuple):
+    """A call of one path and method. `openapi` makes its part of the document.
+
+    Args:
+        summary: string.
+        answer: dict. The JSON schema of the answer.
+        answer_type: string. The content type of the answer.
+        other_answers: mapping from further content types of the answer to their schemas.
+        answer_503: dict. The schema of the answer with the status 503. `None`: it is an error.
+        body: dict. The schema of the request's body. `None`: it has none.
+        is_body_optional: boolean.
+    """
+
+    summary: str
+    answer: Schema
+    answer_type: str = "application/json"
+    other_answers: Mapping[str, Schema] = {}
+    answer_503: Schema | None = None
+    body: Schema | None = None
+    is_body_optional: bool = False
+
+
+DescribeModel = Callable[[str, Signature], Operation | None]
+"""Returns the operation of the model with a name and a signature. `None`: it can't answer it."""
+
+
+def fields(required: Mapping[str, Schema], **optional: Schema) -> Schema:
+    """Returns the schema of an object with these fields."""
+    return {
+        "type": "object",
+        "properties": {**required, **optional},
+        "required": list(required),
+    }

@@ -1,0 +1,149 @@
+"""The table of routes: each path is written once, as a template, and compiled once."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http.operation import DescribeModel, Operation
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.http.http_server import HttpServer
+
+Parameters = Mapping[str, str]
+"""The parts of a path that stand in braces in its template, by their names."""
+
+Handler = Callable[["HttpServer", HttpRequest, Parameters], HttpResponse | Pending]
+
+_PARAMETER = re.compile(r"{(\w+)}")
+_NO_PARAMETERS: Parameters = {}
+_MAX_KEPT = 1024
+_MAX_KEPT_CHARACTERS = 256
+"""Clients choose the paths, so this bounds the memory that kept ones take."""
+
+
+class Route(NamedTuple):
+    """A method and a path template, and the handler that answers them.
+
+    Args:
+        method: string. `"POST"`, or `"GET"`, which answers `HEAD`, too.
+        path: string. As in `"/v2/models/{name}/infer"`. A name in braces stands for one or more
+            characters other than `/` and `:`.
+        handler: function of the server, the request and the path's parameters.
+        protocol: string. The label of the metrics. `"http"`: the route belongs to no protocol.
+        call: string. The label of the metrics, as in `"predict"`.
+        operation: `Operation`. The description in the OpenAPI document.
+        describe_model: function that returns the `Operation` of one model. The document has the
+            route once for each model then, with the model's name in the place of `{name}`.
+        is_open: boolean. True if the route needs no token.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    protocol: str = "http"
+    call: str = ""
+    operation: Operation | None = None
+    describe_model: DescribeModel | None = None
+    is_open: bool = False
+
+
+class _Target(NamedTuple):
+    """The routes of one template by method, and the groups that capture its parameters."""
+
+    routes: dict[str, Route]
+    groups: tuple[tuple[str, int], ...]
+
+
+class _Branch(NamedTuple):
+    """The templates that begin with the same text, as alternatives of one regular expression."""
+
+    prefix: str
+    pattern: re.Pattern[str]
+    targets: dict[int | None, _Target]
+
+
+class Router:
+    """Finds the route of a request.
+
+    A path without parameters is looked up in a dict. Templates with parameters are grouped by the
+    text before their first parameter, and each group is one regular expression. Clients ask for the
+    same few paths again and again, so what was found for the last ones is kept.
+    """
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        by_template: dict[str, dict[str, Route]] = {}
+        for route in self.routes:
+            by_template.setdefault(route.path, {})[route.method] = route
+        self._static: dict[str, dict[str, Route]] = {}
+        by_prefix: dict[str, dict[str, dict[str, Route]]] = {}
+        for template, methods in by_template.items():
+            if "GET" in methods:
+                methods["HEAD"] = methods["GET"]
+            prefix, brace, _ = template.partition("{")
+            if brace:
+                by_prefix.setdefault(prefix, {})[template] = methods
+            else:
+                self._static[template] = methods
+        self._branches = [_compile(prefix, found) for prefix, found in by_prefix.items()]
+        self._match_cached = lru_cache(_MAX_KEPT)(self._match_templates)
+
+    def find(self, request: HttpRequest) -> tuple[Route, Parameters]:
+        """Returns the route of a request, and the parameters of its path.
+
+        Raises:
+            HttpError: 404: no route has the path. 405: those that have it take other methods.
+        """
+        methods, parameters = self._match(request.path)
+        route = methods.get(request.method)
+        if route is not None:
+            return route, parameters
+        if not methods:
+            raise malformed(request)
+        raise HttpError(405, "Method Not Allowed", (("allow", ", ".join(methods)),))
+
+    def is_open(self, path: str) -> bool:
+        """Returns true if a route of the path needs no token."""
+        return any(route.is_open for route in self._match(path)[0].values())
+
+    def _match(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
+        static = self._static.get(path)
+        if static is not None:
+            return static, _NO_PARAMETERS
+        if len(path) > _MAX_KEPT_CHARACTERS:
+            return self._match_templates(path)
+        return self._match_cached(path)
+
+    def _match_templates(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
+        for prefix, pattern, targets in self._branches:
+            if path.startswith(prefix):
+                found = pattern.fullmatch(path, len(prefix))
+                if found is not None:
+                    routes, groups = targets[found.lastindex]
+                    return routes, {name: found[group] for name, group in groups}
+        return {}, _NO_PARAMETERS
+
+
+def malformed(request: HttpRequest) -> HttpError:
+    """Returns the error for a path without a route, in TF Serving's words."""
+    return HttpError(404, f"Malformed request: {request.method} {request.path}")
+
+
+def _compile(prefix: str, templates: Mapping[str, dict[str, Route]]) -> _Branch:
+    """Compiles templates into one regular expression.
+
+    Each is an alternative in a group. That group closes last, so `lastindex` tells which it was.
+    """
+    alternatives: list[str] = []
+    targets: dict[int | None, _Target] = {}
+    group = 1
+    for template, routes in templates.items():
+        names = _PARAMETER.findall(template)
+        numbered = tuple((name, group + number) for number, name in enumerate(names, 1))
+        targets[group] = _Target(routes, numbered)
+        literals = _PARAMETER.split(template.removeprefix(prefix))[::2]
+        alternatives.append(f"({'([^/:]+)'.join(map(re.escape, literals))})")
+        group += 1 + len(names)
+    return _Branch(prefix, re.compile("|".join(alternatives)), targets)

@@ -1,0 +1,298 @@
+"""The models of an engine by name: loaded, followed in their folders, replaced, found, closed.
+
+`served_model` holds the versions of one model. `dispatcher` sends requests to them.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from keras_deepseek.inference.arguments import check_count, check_name, check_version
+from keras_deepseek.inference.batching.loop_delivery import LoopDelivery
+from keras_deepseek.inference.batching.turns import Turns
+from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.models.config import make_folders
+from keras_deepseek.inference.models.folder_exchange import FolderExchange
+from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, find_versions
+from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.served_model import ServedModel
+from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
+from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
+
+LEAST_SECONDS = 0.5
+"""The least time that a version gets to close: its threads must be woken, though nothing runs."""
+
+
+class ModelRepository:
+    """The models that an engine serves, and their life from loading to the end.
+
+    Args:
+        model: A model, as `ServingEngine` takes it.
+        name: string. The name of this model. A model config has its own names.
+        version: integer. Its version.
+        options: `ModelOptions` of this model, and of models that are loaded without options.
+        max_concurrent_batches: integer or `None`. The number of batches that run at the same time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        version: int,
+        options: ModelOptions,
+        max_concurrent_batches: int | None,
+    ) -> None:
+        if max_concurrent_batches is not None:
+            check_count("max_concurrent_batches", max_concurrent_batches)
+        self._turns = None if max_concurrent_batches is None else Turns(max_concurrent_batches)
+        self.name = model[0].name if _is_config(model) else name
+        self.options = options
+        self.monitor = EngineMonitor(self._is_served)
+        self.delivery = LoopDelivery()
+        self.models: Mapping[str, ServedModel] = {}
+        """The served models by name. It is replaced, not changed: reading it needs no lock."""
+        self.folders: Sequence[ModelFolder] = []
+        """The folders that are followed."""
+        self.state: Literal["new", "ready", "closed"] = "new"
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._replacing = threading.Lock()
+        self._first_labels: dict[str, Mapping[str, int]] = {}
+        try:
+            self._open_first(model, version)
+        except BaseException:
+            self.close_models()  # Models that are loaded already may have processes.
+            raise
+
+    def start(self) -> None:
+        """Warms the models up, starts their threads, and follows their folders. Starts once."""
+        with self._lock:
+            if self.state == "ready":
+                return
+            self.check_open()
+            for served in self.models.values():
+                for version in served.versions.values():
+                    if version.state != "AVAILABLE":  # A previous start may have failed halfway.
+                        with self.monitor.loading(served.name):
+                            version.start()
+                served.set_labels(self._first_labels.get(served.name, {}))
+            self.state = "ready"
+            for folder in self.folders:
+                folder.start()
+
+    def load(
+        self,
+        model: Any,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        share: float | None = None,
+        keep: int | None = 1,
+        options: ModelOptions | None = None,
+    ) -> ModelVersion:
+        """Loads and warms up a version, then serves it and closes surplus versions."""
+        if keep is not None:
+            check_count("keep", keep)
+        self.start()
+        name = self.name if name is None else name
+        check_name(name)
+        with self._loading, self.monitor.loading(name):
+            served = self.models.get(name) or ServedModel(name)
+            number = max(served.states, default=0) + 1 if version is None else version
+            check_version(number, model)
+            if share is not None:
+                served.check_share(number, share)
+            if name not in self.models:
+                self.models = {**self.models, name: served}
+            replaced = served.versions.get(number)
+            loaded = self._load(served, number, model, options or self.options, share)
+            if replaced is not None:
+                replaced.close()
+            for surplus in [] if keep is None else served.surplus(loaded, keep):
+                served.remove(surplus)
+                surplus.close()
+        return loaded
+
+    def follow(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str,
+        versions: Policy = 1,
+        poll_seconds: float = 1.0,
+        options: ModelOptions | None = None,
+    ) -> None:
+        """Serves the versions in a folder, and loads and closes them as the folder changes."""
+        check_name(name)
+        follower = ModelFolder(
+            self,
+            Path(folder),
+            name,
+            options or self.options,
+            versions=versions,
+            poll_seconds=poll_seconds,
+        )
+        follower.check_not_empty()
+        self.start()
+        with self._replacing:
+            follower.look(at_once=True)
+            self.folders = [*self.folders, follower]
+            follower.start()
+
+    def replace_folders(
+        self, folders: Sequence[ModelFolder], labels: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Serves the models of these folders and no others, or changes nothing on an error."""
+        self.start()
+        with self._replacing:
+            paused = [folder for folder in self.folders if folder.pause()]
+            try:
+                with self._loading:
+                    self.check_open()
+                    exchange = FolderExchange(self.models, self.folders, folders, labels)
+                    exchange.load(self._open)
+                    self.models, self.folders = exchange.models, exchange.folders
+                    exchange.finish()
+            finally:
+                for folder in paused:
+                    folder.resume()
+            for folder in exchange.dropped:
+                folder.stop()
+            for folder in exchange.changed:
+                folder.start()
+
+    def unload(self, name: str | None = None, version: int | None = None) -> None:
+        """Closes a version, or a whole model, when its accepted requests are answered."""
+        served = self.find_model(name)
+        if version is None:
+            # A new version in the model's folder would bring the model back.
+            for folder in self.folders:
+                if folder.name == served.name:
+                    folder.pause()
+        with self._loading:
+            served = self.find_model(name)
+            if version is None:
+                self.models = {key: one for key, one in self.models.items() if one is not served}
+            elif version in served.failed and version not in served.versions:
+                served.forget_failure(version)
+                return
+            wanted = served.versions.values() if version is None else [served.find(version)]
+            for one in list(wanted):
+                served.remove(one)
+                one.close()
+
+    def find(
+        self, name: str | None = None, version: int | None = None, label: str = ""
+    ) -> ModelVersion:
+        """Returns a version. Without a number and a label: the newest that is not on trial."""
+        served = self.find_model(name)
+        if version is None and not label:
+            return served.newest()
+        return served.find(version, label)
+
+    def find_model(self, name: str | None) -> ServedModel:
+        """Returns the model of a name, or the engine's own model for `None`."""
+        served = self.models.get(self.name if name is None else name)
+        if served is None:
+            raise ModelNotFoundError(
+                f"There is no model {name or self.name!r}; those served are {list(self.models)}."
+            )
+        return served
+
+    def check_open(self) -> None:
+        """Raises a `ClosedError` if the engine was closed."""
+        if self.state == "closed":
+            raise ClosedError(f"The engine of the model {self.name!r} is closed: make a new one.")
+
+    def begin_to_close(self) -> bool:
+        """Refuses further requests. Returns false if that had happened before."""
+        with self._lock:
+            was_open = self.state != "closed"
+            self.state = "closed"
+        return was_open
+
+    def close_models(self, seconds: float | None = None) -> None:
+        """Stops following folders, and closes all versions when their requests are answered.
+
+        Args:
+            seconds: float. What is not answered by then gets a `ClosedError`. `None`: no limit.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        for folder in self.folders:
+            folder.stop()
+        with self._loading:
+            for served in self.models.values():
+                for version in served.versions.values():
+                    version.close(
+                        None if until is None else max(until - time.monotonic(), LEAST_SECONDS)
+                    )
+
+    def _is_served(self, model: str, version: str) -> bool:
+        """Returns true if there is such a version, or such a model if `version` is empty."""
+        served = self.models.get(model)
+        if served is None or not version:
+            return served is not None
+        return any(str(number) == version for number in served.versions)
+
+    def _open_first(self, model: Any, version: int) -> None:
+        """Loads the model, or the models, of the constructor."""
+        if _is_config(model):
+            for folder in make_folders(self, model):
+                self._open_folder(folder)
+            self._first_labels = {one.name: one.labels for one in model}
+        elif isinstance(model, str | os.PathLike) and find_versions(Path(model)):
+            self._open_folder(ModelFolder(self, Path(model), self.name, self.options))
+        else:
+            opened = self._open(model, self.name, version, self.options)
+            self._add_model(self.name).add(opened)
+
+    def _open_folder(self, folder: ModelFolder) -> None:
+        served = self._add_model(folder.name)
+        for number, path in folder.wanted().items():
+            folder.note(number, path)
+            served.add(self._open(path, folder.name, number, folder.options))
+        self.folders = [*self.folders, folder]
+
+    def _load(
+        self,
+        served: ServedModel,
+        number: int,
+        model: Any,
+        options: ModelOptions,
+        share: float | None,
+    ) -> ModelVersion:
+        """Adds a warm version. If it fails, only the reason is kept."""
+        loaded = None
+        try:
+            loaded = self._open(model, served.name, number, options)
+            if number not in served.versions:
+                served.add(loaded, share)  # Clients may ask for its status from now on.
+            loaded.start()
+            served.add(loaded, share)
+        except BaseException as error:
+            served.fail(number, error, loaded)
+            if loaded is not None:
+                if loaded.state != "END":
+                    loaded.close()
+                loaded.error = None  # The traceback would keep the version and its model alive.
+            raise
+        return loaded
+
+    def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
+        check_name(name)
+        check_version(number, model)
+        return ModelVersion(name, number, model, options, self.delivery.flush, self._turns)
+
+    def _add_model(self, name: str) -> ServedModel:
+        served = ServedModel(name)
+        self.models = {**self.models, name: served}
+        return served
+
+
+def _is_config(model: Any) -> TypeGuard[Sequence[ModelConfig]]:
+    is_list = isinstance(model, list | tuple) and len(model) > 0
+    return is_list and all(isinstance(one, ModelConfig) for one in model)

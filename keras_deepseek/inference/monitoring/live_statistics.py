@@ -1,0 +1,99 @@
+"""Statistics of an engine over a short interval, from the growth of its counters."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
+from keras_deepseek.inference.monitoring.engine_monitor import Called
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
+
+
+@dataclass(frozen=True)
+class LiveStatistics:
+    """The statistics of all models of an engine between two readings.
+
+    Args:
+        requests_per_second: float. Requests that a server answered, with any status.
+        batch_rows: float. The mean number of rows of a batch; `None` if none ran.
+        p50: float. The median of the seconds that a request took; `None` if there was none.
+        p99: float. The 99th percentile of these seconds; `None` if there was none.
+        busy: float from 0 to 1. The part of the time that the replicas spent in the model.
+        waiting_rows: integer. Rows that wait now.
+    """
+
+    requests_per_second: float
+    batch_rows: float | None
+    p50: float | None
+    p99: float | None
+    busy: float
+    waiting_rows: int
+
+
+@dataclass(frozen=True)
+class _Sums:
+    time: float
+    latencies: Mapping[Called, HistogramValues]
+    batches: int
+    rows: int
+    busy_seconds: float
+
+
+class LiveStatisticsReader:
+    """Reads the counters of an engine again and again.
+
+    Args:
+        engine: `ServingEngine`.
+        clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
+    """
+
+    def __init__(
+        self, engine: MonitoredEngine, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._last, _, _ = self._read()
+
+    def read(self) -> LiveStatistics:
+        """Returns the statistics since the last call, or since this object was made."""
+        before = self._last
+        now, replicas, waiting = self._read()
+        self._last = now
+        seconds = max(now.time - before.time, 1e-9)
+        # The counters of a version disappear when it is unloaded.
+        batches = max(now.batches - before.batches, 0)
+        rows = max(now.rows - before.rows, 0)
+        latencies = Histogram(SECONDS).values()
+        for called, values in now.latencies.items():
+            latencies = latencies.plus(values.since(before.latencies.get(called)))
+        busy = max(now.busy_seconds - before.busy_seconds, 0.0) / seconds / max(replicas, 1)
+        return LiveStatistics(
+            requests_per_second=latencies.count / seconds,
+            batch_rows=rows / batches if batches else None,
+            p50=latencies.quantile(0.5),
+            p99=latencies.quantile(0.99),
+            busy=min(busy, 1.0),
+            waiting_rows=waiting,
+        )
+
+    def _read(self) -> tuple[_Sums, int, int]:
+        """Returns the sums of all models, their replicas, and the rows that wait."""
+        latencies = {
+            called: values
+            for called, values in self._engine.monitor.latencies().items()
+            if called[1]  # Calls without a version, such as health checks, ask no model.
+        }
+        found = [
+            version.statistics()
+            for served in self._engine.models.values()
+            for version in served.versions.values()
+        ]
+        sums = _Sums(
+            self._clock(),
+            latencies,
+            sum(each.batches for each in found),
+            sum(each.rows for each in found),
+            sum(each.busy_seconds for each in found),
+        )
+        replicas = sum(each.replicas for each in found)
+        return sums, replicas, sum(each.waiting_rows for each in found)

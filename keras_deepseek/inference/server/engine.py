@@ -1,0 +1,51 @@
+"""The members of a `ServingEngine` that its servers use. They can't import the class itself."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, Unpack
+
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter
+from keras_deepseek.inference.models.model_repository import ModelRepository
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.served_model import ServedModel
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
+from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.request_options import RequestOptions
+
+
+class Engine(MonitoredEngine, Protocol):
+    """An engine behind a server. `ServingEngine` documents its methods."""
+
+    @property
+    def name(self) -> str:
+        """The name of the engine's own model."""
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The models by name."""
+
+    @property
+    def repository(self) -> ModelRepository:
+        """The models, to load and unload them."""
+
+    def find(
+        self, name: str | None = None, version: int | None = None, label: str = ""
+    ) -> ModelVersion:
+        """Returns a version of a model."""
+
+    def dispatch(
+        self,
+        bind: Callable[[Signature], dict[str, Array]],
+        settle: Settle,
+        trace: RequestTrace | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> tuple[Callable[[], None], ModelVersion]:
+        """Queues a request."""
+
+    def dispatch_async(
+        self,
+        bind: Callable[[Signature], dict[str, Array]],
+        trace: RequestTrace | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> tuple[Waiter, ModelVersion]:
+        """Queues a request, and returns its future."""

@@ -1,0 +1,19 @@
+"""The list of all model families."""
+
+from keras_deepseek.models.bert.family import BERT
+from keras_deepseek.models.deepseek_v2.family import DEEPSEEK_V2
+from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
+from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
+from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
+from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
+
+FAMILIES = (
+    BERT,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    DEEPSEEK_V32,
+    DEEPSEEK_V4,
+    RESIDUAL_IMAGE_CLASSIFIER,
+    SEQUENTIAL_RECOMMENDER,
+)

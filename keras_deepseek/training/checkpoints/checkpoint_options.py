@@ -1,0 +1,67 @@
+"""The arguments of `Trainer` that say when checkpoints are taken and kept."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
+
+Best = tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int]
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """The options of a trainer's checkpoints, checked. `Trainer` documents them for users.
+
+    Args:
+        checkpoint_dir: string or path. The folder, or `None` for no checkpoints.
+        checkpoint_every: integer. The steps between two, or `None` for one an epoch.
+        keep_last: integer. The number of newest checkpoints that are kept.
+        keep_best: tuple of a log's name, `"min"` or `"max"`, and how many are kept; or `None`.
+
+    Raises:
+        InvalidInputError: An option has a wrong type or value, or there is no folder for it.
+    """
+
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    checkpoint_every: int | None = None
+    keep_last: int = 2
+    keep_best: Best | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_dir is None:
+            if (self.checkpoint_every, self.keep_best, self.keep_last) != (None, None, 2):
+                raise InvalidInputError(
+                    "`checkpoint_every`, `keep_best` and `keep_last` are for checkpoints: name "
+                    "their folder, Trainer(..., checkpoint_dir=...)."
+                )
+            return
+        is_path = isinstance(self.checkpoint_dir, str | os.PathLike)
+        if not is_path or not os.fspath(self.checkpoint_dir):
+            raise InvalidInputError(
+                f"`checkpoint_dir` is the path of a folder; received {self.checkpoint_dir!r}."
+            )
+        if self.checkpoint_every is not None:
+            check_integer("checkpoint_every", self.checkpoint_every)
+        check_integer("keep_last", self.keep_last)
+        self.best()
+
+    @property
+    def folder(self) -> str | os.PathLike[str]:
+        """The folder of the checkpoints, where there is one."""
+        if self.checkpoint_dir is None:
+            raise RuntimeError("There is no folder for checkpoints.")
+        return self.checkpoint_dir
+
+    def best(self) -> tuple[str | None, Literal["min", "max"], int]:
+        """Returns the log that scores an epoch, the better direction, and how many are kept."""
+        if self.keep_best is None:
+            return None, "min", 0
+        match self.keep_best:
+            case (str(monitor), "min" | "max" as best_is, *rest) if len(rest) <= 1:
+                return monitor, best_is, check_integer("keep_best[2]", rest[0] if rest else 1)
+        raise InvalidInputError(
+            "`keep_best` names a log, whether less or more of it is better, and how many are "
+            f"kept, as in ('val_loss', 'min', 1); received {self.keep_best!r}."
+        )

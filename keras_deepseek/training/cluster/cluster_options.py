@@ -1,0 +1,65 @@
+"""The arguments of `Trainer` that say where and with which processes it trains."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras_deepseek.training.cluster.cluster_resolver import choose_strategy, resolve_strategy
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
+from keras_deepseek.training.cluster.device import DeviceMap
+from keras_deepseek.training.cluster.parameter_server import (
+    ServerSettings,
+    resolve_settings,
+    take_servers,
+)
+
+
+@dataclass(frozen=True)
+class ResolvedCluster:
+    """The processes of a training, as arguments and environment agree on them.
+
+    Args:
+        strategy: The strategy's name, an object of Keras or of the framework, or `None`.
+        spec: `ClusterSpec` of this process.
+        servers: `ServerSettings` of a parameter server; `None` for another strategy.
+    """
+
+    strategy: Any
+    spec: ClusterSpec
+    servers: ServerSettings | None
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """The options of a trainer's devices and processes. `Trainer` documents them for users.
+
+    Args:
+        device_map: dict of device indices by kind, or of devices by layer names; or `None`.
+        distributed_strategy: A strategy's name or object, or `None`.
+        world_size: integer. The number of processes, or `None`.
+        rank: integer. The rank of this process, or `None`.
+        coordinator: string. `HOST:PORT` of rank 0, or `None`.
+        gradient_compression: string or `LowRank`, or `None`.
+    """
+
+    device_map: DeviceMap | None = None
+    distributed_strategy: Any = None
+    world_size: int | None = None
+    rank: int | None = None
+    coordinator: str | None = None
+    gradient_compression: Any = None
+
+    def resolve(self, default_strategy: str | None = None) -> ResolvedCluster:
+        """Returns the processes that the options, and else the environment, speak of.
+
+        Args:
+            default_strategy: string. The strategy where nothing names one. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: An option contradicts another, or the environment.
+        """
+        place = self.world_size, self.rank, self.coordinator
+        strategy = choose_strategy(take_servers(self.distributed_strategy), *place)
+        strategy = strategy or default_strategy
+        servers = resolve_settings(strategy)
+        strategy, spec = resolve_strategy(strategy, *place)
+        return ResolvedCluster(strategy, spec, servers)

@@ -1,0 +1,87 @@
+"""Errors of a training, with a note that says which batch they came with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
+from keras_deepseek.training.data.position_data import no_data_error
+from keras_deepseek.training.fit.step_plan import StepPlan
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
+
+
+class PositionTracker(keras.callbacks.Callback):
+    """Knows where a training has come to: the epoch, the batch, and whether it is being validated.
+
+    Args:
+        plan: `StepPlan` by which it is trained.
+    """
+
+    def __init__(self, plan: StepPlan) -> None:
+        super().__init__()
+        self._plan = plan
+        self._epoch = 0
+        self._num_before_epoch = (
+            0  # Batches of earlier epochs, or, below zero, of an earlier process.
+        )
+        self._is_validating = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+        self._num_before_epoch = self._plan.num_steps
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._num_before_epoch = self._plan.num_steps - batch  # An epoch may begin in its middle.
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._is_validating = True
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._is_validating = False
+
+    def describe(self) -> str | None:
+        """Returns the position in words; `None` where nothing has to do with a batch yet."""
+        done = self._plan.num_steps - self._num_before_epoch
+        epoch = f"of epoch {self._epoch + 1}"
+        if self._is_validating:
+            return f"in the validation after batch {done} {epoch}"
+        if self._plan.is_running:
+            several = self._plan.steps_per_execution
+            batches = f"batch {done + 1}"
+            return f"with {batches if several == 1 else f'{batches} to {done + several}'} {epoch}"
+        if not self._plan.num_steps:
+            return None
+        return f"after batch {done} {epoch}" if done else f"before batch 1 {epoch}"
+
+
+@contextmanager
+def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -> Iterator[None]:
+    """Makes the errors of a training say what a user needs to find their cause.
+
+    Args:
+        model: `keras.Model` that is trained.
+        plan: `StepPlan` by which it is.
+        position: `PositionTracker` among its callbacks.
+
+    Raises:
+        InvalidInputError: The model has no loss, or there is no batch.
+    """
+    try:
+        with missing_loss_errors(model):
+            yield
+    except StopIteration as error:
+        if plan.num_steps:
+            raise InvalidInputError(
+                f"The training data raised StopIteration {position.describe()}, before the end of "
+                "the epoch. Yield as many batches as the data's length says."
+            ) from error
+        raise no_data_error() from error  # Of Keras on JAX, where there is no batch.
+    except TrainingDivergedError:  # It names its batch, and was found a batch later.
+        raise
+    except Exception as error:
+        where = position.describe()
+        if where is not None:
+            error.add_note(f"It came {where}, both counted from 1.")
+        raise

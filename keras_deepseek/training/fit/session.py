@@ -1,0 +1,191 @@
+"""The session of a training: everything that is set up around `model.fit`, and put back."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.backend.processes.processes import Processes
+from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
+from keras_deepseek.checks import check_boolean
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
+from keras_deepseek.training.checkpoints.streamed_training import feed
+from keras_deepseek.training.checkpoints.training_state import write_weights
+from keras_deepseek.training.cluster.evaluate_together import validating_together
+from keras_deepseek.training.cluster.placement import Placement
+from keras_deepseek.training.cluster.same_arguments import check_same_arguments, data_shapes
+from keras_deepseek.training.data.position_data import (
+    check_data,
+    check_options,
+    check_targets,
+    check_validation_targets,
+)
+from keras_deepseek.training.fit.error_notes import PositionTracker, error_notes
+from keras_deepseek.training.fit.fit_callbacks import (
+    list_callbacks,
+    prepared_callbacks,
+    without_writers,
+)
+from keras_deepseek.training.fit.step_plan import StepPlan
+from keras_deepseek.training.step.loss.missing_loss import check_test_loss
+
+_logger = logging.getLogger(__name__)
+
+Serve = Callable[[dict[str, Any]], contextlib.AbstractContextManager[None]]
+
+
+class Session:
+    """Sets up the trainings of one trainer.
+
+    Args:
+        model: `keras.Model`, compiled.
+        plan: `StepPlan` of its steps.
+        processes: `Processes` that train together.
+        placement: `Placement` of the training.
+        checkpoints: `Checkpoints`, or `None`.
+        seed: integer that orders the data of a training with checkpoints, or `None` for any.
+        policy: `keras.DTypePolicy` of the step, or `None` for the model's own.
+        serve: Function of the arguments of `model.fit` to a context in which the workers of a
+            parameter server make the steps. Defaults to `None`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        plan: StepPlan,
+        processes: Processes,
+        placement: Placement,
+        checkpoints: Checkpoints | None,
+        *,
+        seed: int | None,
+        policy: keras.DTypePolicy | None,
+        serve: Serve | None = None,
+    ) -> None:
+        self._model = model
+        self._plan = plan
+        self._processes = processes
+        self._placement = placement
+        self._checkpoints = checkpoints
+        self._seed = seed
+        self._policy = policy
+        self._serve = serve
+        self._notices: list[str] = []
+        self.resumed: Checkpoint | None = None
+        """The checkpoint that the next training continues from."""
+
+    def print_once(self, notice: str) -> None:
+        """Prints a text when the next training that shows its progress begins."""
+        self._notices.append(notice)
+
+    def resume(self) -> int | None:
+        """Makes the next training continue from the newest checkpoint; see `Trainer.resume`."""
+        if self._checkpoints is None:
+            raise InvalidInputError(
+                "There is nothing to resume from: name the folder of the checkpoints, "
+                "Trainer(..., checkpoint_dir=...)."
+            )
+        self.resumed = self._checkpoints.latest()
+        if self.resumed is None:
+            return None
+        if self._model.built:
+            write_weights(self._model, self.resumed.state["variables"])
+        else:
+            _logger.warning(
+                "Model %r is not built yet, and gets the weights of the checkpoint when the next "
+                "fit builds it. Call it on a batch first, to have them at once.",
+                self._model.name,
+            )
+        return self.resumed.step
+
+    @contextlib.contextmanager
+    def training(
+        self,
+        arguments: dict[str, Any],
+        callbacks: Sequence[keras.callbacks.Callback],
+        *,
+        resume: bool,
+        needs_stream: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Sets up a training, and yields the arguments for `keras.Model.fit`.
+
+        Args:
+            arguments: dict. The arguments that the user gave to `fit`.
+            callbacks: sequence of Keras callbacks of the trainer, which stand before those of
+                `fit`.
+            resume: boolean. Continues from the newest checkpoint.
+            needs_stream: boolean. Batches must come from our own stream. Defaults to `False`.
+        """
+        arguments = dict(arguments)
+        own_callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
+        self._check(arguments, resume)
+        goes_on = resume or self.resumed is not None
+        position = PositionTracker(self._plan)
+        chosen = [position, *self._plan.callbacks, *callbacks, *list_callbacks(own_callbacks)]
+        if self._processes.rank > 0:
+            chosen, verbose = without_writers(chosen), 0
+        if resume and self.resumed is None:
+            self.resume()
+        refuse_two_schedules(self._model.optimizer, chosen)
+        if verbose:
+            self._print_notices()
+        with (
+            error_notes(self._model, self._plan, position),
+            prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
+            self.in_training(),
+            validating_together(self._model, self._processes),
+            self._feed(
+                {**arguments, "callbacks": chosen, "verbose": shown},
+                needs_stream=needs_stream or self._serve is not None,
+            ) as given,
+            contextlib.nullcontext() if self._serve is None else self._serve(given),
+        ):
+            yield given
+
+    @contextlib.contextmanager
+    def in_training(self) -> Iterator[None]:
+        """Makes the model train by the plan's steps, on the training's devices."""
+        with (
+            self._placement.in_use(self._model),
+            backend.current().step.restoring_variables(self._model),
+            self._plan.in_use(),
+        ):
+            yield
+
+    def _check(self, arguments: dict[str, Any], resume: bool) -> None:
+        """Raises an error if an argument of `fit` does not fit, before any work is done."""
+        self._plan.check_model()
+        check_data(arguments["x"], arguments["batch_size"])
+        if self._plan.needs_targets:
+            check_targets(arguments["x"], arguments["y"])
+            check_validation_targets(arguments.get("validation_data"))
+        if arguments.get("validation_data") is not None or arguments.get("validation_split"):
+            check_test_loss(self._model)
+        check_boolean("resume", resume)
+        check_options(arguments, resume=resume or self.resumed is not None)
+        check_same_arguments(
+            self._processes,
+            {
+                "the shapes of the data": data_shapes(arguments["x"], arguments["y"]),
+                **{name: arguments.get(name) for name in ("batch_size", "epochs", "shuffle")},
+                "steps_per_epoch": arguments.get("steps_per_epoch"),
+            },
+        )
+
+    def _print_notices(self) -> None:
+        while self._notices:
+            print(self._notices.pop(0))
+        if self.resumed is not None:
+            print(f"The training goes on after step {self.resumed.step}.")
+
+    def _feed(
+        self, arguments: dict[str, Any], *, needs_stream: bool
+    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        if self._checkpoints is None:
+            return feed(self._model, arguments, self._processes, needs_stream=needs_stream)
+        resumed, self.resumed = self.resumed, None
+        return self._checkpoints.training(self._model, arguments, resumed, self._seed, self._policy)

@@ -1,0 +1,96 @@
+"""Detection of a StopIteration out of a callback, which Keras takes for the end of the data."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+_OWN = "keras_deepseek."
+
+
+class StopIterationCheck:
+    """Two callbacks, the first and the last of a training, that count the calls of batch hooks.
+
+    A callback between them that raises StopIteration ends Keras's epoch, and the last one misses a
+    call. Where the data end, neither is called.
+
+    Args:
+        callbacks: sequence of Keras callbacks that stand between the two.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        self.last = _CallCounter()
+        kinds = [type(each) for each in callbacks]
+        self.first = _CallComparer(
+            self.last, [each.__name__ for each in kinds if not each.__module__.startswith(_OWN)]
+        )
+
+    def check(self) -> None:
+        """Raises an error if a callback raised StopIteration since the training began.
+
+        Raises:
+            RuntimeError: One did.
+        """
+        self.first.compare()
+
+
+class _CallCounter(keras.callbacks.Callback):
+    """Counts the calls of its batch hooks."""
+
+    async_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()  # Keras may call hooks from several threads.
+        self.number = 0
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns nothing: the count starts with each training."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def _count(self) -> None:
+        with self._lock:
+            self.number += 1
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._count()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._count()
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._count()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._count()
+
+
+class _CallComparer(_CallCounter):
+    """Raises an error at the end of an epoch if the last callback missed a call."""
+
+    def __init__(self, last: _CallCounter, names: Sequence[str]) -> None:
+        super().__init__()
+        self._last = last
+        self._names = names
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.number = self._last.number = 0
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.compare()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.compare()
+
+    def compare(self) -> None:
+        """Raises an error if the last callback missed a call."""
+        if self.number != self._last.number:
+            raise RuntimeError(
+                f"One of the callbacks {', '.join(self._names)} raised StopIteration in a batch "
+                "hook, which tells Keras that the data have ended. To end a training, set "
+                "self.model.stop_training = True."
+            )

@@ -1,0 +1,124 @@
+"""What a worker computes of a batch where it runs functions of the chief's, as on TensorFlow."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.host_values import read_values
+from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
+from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS
+from keras_deepseek.training.parameter_server.model_shards import kept_states
+from keras_deepseek.training.parameter_server.remote_model import RemoteModel
+
+
+class CoordinatorStep:
+    """From a batch to its logs, with its gradients in a slot of the servers.
+
+    The chief's model is traced with the values that the servers hold in the place of its own; none
+    of its variables is read or changed.
+
+    Args:
+        model: `keras.Model`, built and compiled.
+        step: `GradientStep`, in the precision of the training.
+        others: list of Keras variables that a step reads beside those of the model.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        step: Callable[[Any], dict[str, Any]],
+        others: Sequence[keras.Variable] = (),
+    ) -> None:
+        self._model = model
+        self._step = step
+        self._states = kept_states(model)
+        self.seeds = BatchSeeds(model)
+        self._metrics = list(model.metrics_variables)
+        self._first_metrics = _first_values(model)
+        others = [*model.variables, *others]
+        known = {
+            id(each)
+            for held in (
+                model.trainable_variables,
+                self._states,
+                self.seeds.variables,
+                self._metrics,
+            )
+            for each in held
+        }
+        self._frozen = list({id(each): each for each in others if id(each) not in known}.values())
+        self.remote: RemoteModel | None = None
+
+    def read_frozen(self) -> list[Array]:
+        """Returns the values of what no update changes."""
+        return read_values(self._frozen)
+
+    def __call__(
+        self, batch: Any, seeds: Sequence[Any], slot: Any
+    ) -> tuple[dict[str, Any], list[Any]]:
+        """Returns what is logged beside the metrics, and by how much these change.
+
+        Args:
+            batch: Structure of tensors.
+            seeds: list of tensors, the states of generators for this batch.
+            slot: int32 scalar.
+        """
+        if self.remote is None:
+            raise RuntimeError("There are no servers.")
+        weights, states, frozen = self.remote.pull()
+        mapping = [
+            *zip(self._model.trainable_variables, weights, strict=True),
+            *zip(self._states, states, strict=True),
+            *zip(self._frozen, frozen, strict=True),
+            *zip(self.seeds.variables, seeds, strict=True),
+            *zip(
+                self._metrics,
+                [
+                    keras.ops.convert_to_tensor(value, dtype=variable.dtype)
+                    for variable, value in zip(self._metrics, self._first_metrics, strict=True)
+                ],
+                strict=True,
+            ),
+        ]
+        with (
+            _unscaled(self._model.optimizer),
+            keras.StatelessScope(mapping, collect_losses=True) as scope,
+        ):
+            logs = dict(self._step(batch))
+            shown = set(self._model.get_metrics_result())
+        gradients = logs.pop(GRADIENTS)
+        changes = [
+            scope.get_current_value(state) - before
+            for state, before in zip(self._states, states, strict=True)
+        ]
+        self.remote.push(slot, gradients, changes)
+        metrics = [
+            scope.get_current_value(variable) - first
+            for variable, first in zip(self._metrics, self._first_metrics, strict=True)
+        ]
+        return {name: value for name, value in logs.items() if name not in shown}, metrics
+
+
+def _first_values(model: keras.Model) -> list[Array]:
+    """Returns what the variables of metrics hold before the first batch."""
+    variables = list(model.metrics_variables)
+    now = read_values(variables)
+    model.reset_metrics()
+    first = read_values(variables)
+    for variable, value in zip(variables, now, strict=True):
+        variable.assign(value)
+    return first
+
+
+@contextmanager
+def _unscaled(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Makes an optimizer scale no loss until the block ends: the servers' don't know of it."""
+    scale = optimizer.loss_scale_factor
+    optimizer.loss_scale_factor = None
+    try:
+        yield
+    finally:
+        optimizer.loss_scale_factor = scale

@@ -1,0 +1,182 @@
+"""The chief's model, taken apart for the servers and put together again."""
+
+from collections.abc import Hashable, Sequence
+
+import keras
+
+from keras_deepseek.backend.host_values import count_bytes, read_values
+from keras_deepseek.backend.keras_private.layers import batch_states
+from keras_deepseek.backend.keras_private.optimizers import optimizer_recipe, uses_decay
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.parameter_server.messages import (
+    Shard,
+    ShardPlan,
+    ShardValues,
+    VariablePlan,
+)
+from keras_deepseek.training.parameter_server.optimizer_slots import find_places
+
+
+class ModelShards:
+    """What servers hold of a model: its weights, what batches leave in layers, its optimizer.
+
+    Args:
+        model: `keras.Model`, built and compiled.
+        num_servers: integer.
+
+    Raises:
+        InvalidInputError: There are more servers than variables, or the optimizer can't be divided.
+    """
+
+    def __init__(self, model: keras.Model, num_servers: int) -> None:
+        self._all = model.variables
+        self._optimizer = model.optimizer
+        self._variables = model.trainable_variables
+        self._states = kept_states(model)
+        self.shards = split_by_size(
+            [variable.path for variable in self._variables],
+            [count_bytes([variable]) for variable in self._variables],
+            [count_bytes([state]) for state in self._states],
+            num_servers,
+        )
+        self._class, config = optimizer_recipe(self._optimizer)
+        # A worker scales no loss, and clips by the norm of all before it sends a part.
+        self._config = {**config, "loss_scale_factor": None, "global_clipnorm": None}
+        self._places = find_places(
+            self._class,
+            self._config,
+            self._variables,
+            [shard.variables for shard in self.shards],
+        )
+
+    def describe(self) -> list[tuple[tuple[int, ...], str, bool]]:
+        """Returns shape, dtype and whether it is trainable, of each variable of the model."""
+        return [(tuple(each.shape), each.dtype, each.trainable) for each in self._all]
+
+    def plans(self) -> list[ShardPlan]:
+        """Returns what each server is to be."""
+        rows = [
+            VariablePlan(
+                variable.path,
+                tuple(variable.shape),
+                variable.dtype,
+                variable.constraint,
+                uses_decay(self._optimizer, variable),
+            )
+            for variable in self._variables
+        ]
+        return [
+            ShardPlan([rows[place] for place in shard.variables], self._class, self._config)
+            for shard in self.shards
+        ]
+
+    def read(self, number: int) -> list[ShardValues]:
+        """Returns what each server is to hold.
+
+        Args:
+            number: integer. The first batch that is not in it.
+        """
+        weights, states = read_values(self._variables), read_values(self._states)
+        optimizer = read_values(self._optimizer.variables)
+        return [
+            ShardValues(
+                weights=[weights[place] for place in shard.variables],
+                states=[states[place] for place in shard.states],
+                optimizer=[optimizer[place] for place in places],
+                num_updates=number,
+                settled_below=number,
+            )
+            for shard, places in zip(self.shards, self._places, strict=True)
+        ]
+
+    def write(self, values: Sequence[ShardValues]) -> None:
+        """Puts the model to what the servers hold.
+
+        Args:
+            values: The `ShardValues` of each server.
+        """
+        optimizer, rate = self._optimizer.variables, self._optimizer.learning_rate
+        for shard, places, held in zip(self.shards, self._places, values, strict=True):
+            for place, value in zip(shard.variables, held.weights, strict=True):
+                self._variables[place].assign(value)
+            for place, value in zip(shard.states, held.states, strict=True):
+                self._states[place].assign(value)
+            for place, value in zip(places, held.optimizer, strict=True):
+                if optimizer[place] is not rate:  # That is the chief's to say.
+                    optimizer[place].assign(value)
+
+
+def split_by_size(
+    paths: Sequence[str], variable_sizes: Sequence[int], state_sizes: Sequence[int], num_shards: int
+) -> list[Shard]:
+    """Returns shards of about the same size: the largest piece first, each to the emptiest shard.
+
+    Variables are not cut. Those of one path go together, so that an optimizer that has a part of
+    them tells their slots apart as one that has all.
+
+    Args:
+        paths: The paths of the trainable variables.
+        variable_sizes: Their sizes.
+        state_sizes: The sizes of what batches leave in layers.
+        num_shards: integer. How many shards.
+
+    Raises:
+        InvalidInputError: There are more shards than variables.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(path, []).append(index)
+    if num_shards > len(groups):
+        raise InvalidInputError(
+            f"Received num_servers={num_shards}, and the model has {len(groups)} trainable "
+            "variables to spread over them. Use fewer servers."
+        )
+    loads = [0] * num_shards
+    shards = [Shard([], []) for _ in range(num_shards)]
+
+    def put(size: int, among: Sequence[int]) -> Shard:
+        place = min(among, key=lambda shard: (loads[shard], shard))
+        loads[place] += size
+        return shards[place]
+
+    def total(members: Sequence[int]) -> int:
+        return sum(variable_sizes[index] for index in members)
+
+    largest_first = sorted(groups.values(), key=lambda members: (-total(members), members))
+    for members in largest_first:
+        # An empty shard first, whatever its size: each server has an update to count by.
+        empty = [index for index, shard in enumerate(shards) if not shard.variables]
+        put(total(members), empty or range(num_shards)).variables.extend(members)
+    for index in sorted(range(len(state_sizes)), key=lambda each: (-state_sizes[each], each)):
+        put(state_sizes[index], range(num_shards)).states.append(index)
+    return [Shard(sorted(shard.variables), sorted(shard.states)) for shard in shards]
+
+
+def kept_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns what a batch leaves in the layers of a model, each variable once.
+
+    Args:
+        model: `keras.Model`, built.
+    """
+    numbers = [each for each in batch_states(model) if each.dtype not in ("bool", "string")]
+    return list({id(each): each for each in numbers}.values())
+
+
+def same_values(one: Sequence[ShardValues], other: Sequence[ShardValues]) -> bool:
+    """Returns whether two readings hold the same numbers.
+
+    Args:
+        one: The `ShardValues` of each server.
+        other: Those of another time.
+    """
+    pairs = zip(one, other, strict=True)
+    return all(_same(first, second) for first, second in pairs)
+
+
+def _same(first: ShardValues, second: ShardValues) -> bool:
+    arrays = zip(
+        [*first.weights, *first.states, *first.optimizer],
+        [*second.weights, *second.states, *second.optimizer],
+        strict=True,
+    )
+    return all(one.tobytes() == other.tobytes() for one, other in arrays)

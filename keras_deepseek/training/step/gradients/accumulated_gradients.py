@@ -1,0 +1,79 @@
+"""The gradients of a batch by gradient accumulation: micro-batches, one after the other."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.training.step.gradients.batch_gradients import (
+    Backward,
+    BatchResult,
+    PartGradients,
+    begin_from_sums,
+)
+from keras_deepseek.training.step.gradients.micro_batches import (
+    Batch,
+    MicroBatches,
+    check_same_rows,
+    count_rows,
+)
+from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
+
+
+class AccumulatedGradients(PartGradients):
+    """Sums the gradients of micro-batches, and divides them by the weight of the whole batch.
+
+    Args:
+        part: `PartGradients` that computes one micro-batch.
+        num_micro_batches: integer.
+        assigned: Function to the variables that a forward pass may assign.
+        is_sum: True if the loss is a sum over the rows, and not a mean.
+    """
+
+    def __init__(
+        self,
+        part: PartGradients,
+        num_micro_batches: int,
+        assigned: Callable[[], Sequence[keras.Variable]],
+        *,
+        is_sum: bool,
+    ) -> None:
+        self._part = part
+        self._number = num_micro_batches
+        self._assigned = assigned
+        self._is_sum = is_sum
+
+    @property
+    def updates_metrics(self) -> bool:
+        return self._part.updates_metrics
+
+    def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
+        sums, _ = self.sum(batch, variables)
+        return BatchResult(*sums.means(is_sum=self._is_sum), count_rows(batch))
+
+    def begin(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[WeightedSums, Backward]:
+        return begin_from_sums(self.sum(batch, variables)[0])
+
+    def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
+        check_same_rows(batch, count_rows(batch))
+        pieces = MicroBatches(batch, self._number)
+        first, factor = self._part.sum(pieces.take(0), variables)
+        first = first.scale_gradients(factor)
+
+        def add(piece: Batch, tensors: Sequence[Any]) -> Sequence[Any]:
+            others, factor = self._part.sum(piece, variables)
+            return first.with_tensors(tensors).plus(others, factor).tensors()
+
+        tensors: Sequence[Any] = backend.current().compute.repeat(
+            lambda index, *tensors: add(pieces.take(index + 1), tensors),
+            pieces.number - 1,
+            first.tensors(),
+            self._assigned(),
+        )
+        return first.with_tensors(pieces.add_rest(add, tensors)), 1.0
+
+    def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:
+        return self._part.count_kept_bytes(MicroBatches(batch, self._number).take(0), variables)

@@ -1,0 +1,50 @@
+"""The choice of how a trainer's steps compute their gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
+from keras_deepseek.training.step.gradients.accumulated_gradients import AccumulatedGradients
+from keras_deepseek.training.step.gradients.batch_gradients import BatchGradients, PartGradients
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.plain_gradients import PlainGradients
+from keras_deepseek.training.step.gradients.replicated_gradients import (
+    DeviceGradients,
+    ReplicatedGradients,
+)
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+
+
+def make_gradients(
+    model: keras.Model,
+    compute: Callable[..., Any],
+    loss: BatchLoss,
+    *,
+    micro_batches: int = 1,
+    devices: Replicas | None = None,
+    replicas: RemoteReplicas | None = None,
+    residual: GradientResidual | None = None,
+) -> BatchGradients:
+    """Returns the gradients of batches: processes hold micro-batches, and these hold devices.
+
+    Args:
+        model: `keras.Model`, compiled.
+        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` to the loss, or to
+            a dict of it and further logs.
+        loss: `BatchLoss` of the model.
+        micro_batches: integer. The parts that each batch is computed in, one after the other.
+        devices: `Replicas` on devices of this process. Defaults to `None`.
+        replicas: `RemoteReplicas`, one in each process that trains. Defaults to `None`.
+        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
+    """
+    plain = PlainGradients(model, compute, loss)
+    part: PartGradients = plain
+    if devices is not None:
+        part = DeviceGradients(model, part, devices, is_sum=loss.is_sum)
+    if micro_batches > 1:
+        part = AccumulatedGradients(part, micro_batches, plain.assigned, is_sum=loss.is_sum)
+    if replicas is None:
+        return part
+    return ReplicatedGradients(model, part, replicas, loss, residual)

@@ -1,0 +1,118 @@
+"""The gradients of a batch by one forward and one backward pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.keras_private.metrics import watch_metric_updates
+from keras_deepseek.backend.processes.processes import Receive
+from keras_deepseek.training.step.gradients.batch_gradients import (
+    Backward,
+    BatchResult,
+    PartGradients,
+)
+from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows
+from keras_deepseek.training.step.gradients.weighted_sums import (
+    MIN_WEIGHT,
+    WeightedSums,
+    make_zero_if_empty,
+)
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+from keras_deepseek.training.step.loss.label_check import label_checks
+from keras_deepseek.training.step.loss.step_result import read_result
+
+
+class PlainGradients(PartGradients):
+    """Computes a batch, or a part of one, at once.
+
+    Args:
+        model: `keras.Model`, compiled.
+        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` to the loss, or to
+            a dict of it and further logs.
+        loss: `BatchLoss` of the model.
+    """
+
+    def __init__(self, model: keras.Model, compute: Callable[..., Any], loss: BatchLoss) -> None:
+        self._model = model
+        self._compute = compute
+        self._loss = loss
+        self._updates_metrics = True
+
+    @property
+    def updates_metrics(self) -> bool:
+        return self._updates_metrics
+
+    def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
+        (loss, _, logs), backward = self._differentiate(batch, variables)
+        return BatchResult(loss, logs, backward(), count_rows(batch))
+
+    def begin(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[WeightedSums, Backward]:
+        (loss, weight, logs), differentiate = self._differentiate(batch, variables)
+        zero_if_weightless, densify = make_zero_if_empty(weight), backend.current().step.densify
+
+        def prepare(_: int, gradient: Any) -> Any:  # A mean over nothing may be NaN.
+            return zero_if_weightless(ops.cast(densify(gradient), "float32"))
+
+        def backward(divisor: Any, receive: Receive | None) -> list[Any]:
+            # Sums are far larger than means, and would overflow in half precision.
+            factor = None if divisor is None else weight / divisor
+            gradients = [
+                None if gradient is None else prepare(index, gradient)
+                for index, gradient in enumerate(differentiate(factor, _after(prepare, receive)))
+            ]
+            return multiply_gradients(gradients, weight) if divisor is None else gradients
+
+        return WeightedSums.of(loss, weight, logs), backward
+
+    def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
+        sums, backward = self.begin(batch, variables)
+        gradients = backward(ops.maximum(sums.weight, MIN_WEIGHT), None)
+        return replace(sums, gradients=gradients), sums.weight
+
+    def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:
+        return backend.current().step.count_kept_bytes(
+            self._bind(batch), variables, self.assigned(), batch
+        )
+
+    def assigned(self) -> list[keras.Variable]:
+        """Returns all variables that the forward pass may assign."""
+        model = self._model
+        return [
+            *model.non_trainable_variables,
+            *model.optimizer.variables,
+            *model.metrics_variables,
+        ]
+
+    def _differentiate(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[tuple[Any, Any, dict[str, Any]], Callable[..., list[Any]]]:
+        return backend.current().step.differentiate(self._bind(batch), variables, self.assigned())
+
+    def _bind(self, batch: Batch) -> Callable[[], tuple[Any, Any]]:
+        """Returns a function to the scaled loss, and to the loss, its weight and further logs."""
+
+        def compute() -> tuple[Any, Any]:
+            with watch_metric_updates(self._model) as heard, label_checks(self._model):
+                loss, weight, logs = read_result(self._compute(*batch))
+            self._updates_metrics = bool(heard)
+            if self._loss.is_in_parts:
+                weight = 1.0 if weight is None or self._loss.is_sum else weight
+                weight = ops.cast(weight, "float32")
+            scaled = self._model.optimizer.scale_loss(loss)
+            return scaled, (ops.stop_gradient(loss), weight, logs)
+
+        return compute
+
+
+def _after(prepare: Callable[[int, Any], Any], receive: Receive | None) -> Receive | None:
+    """Returns a receiver of gradients that prepares them and hands them on to `receive`."""
+    if receive is None:
+        return None
+    return lambda index, gradient: receive(index, prepare(index, gradient))

@@ -1,0 +1,135 @@
+"""The part of a batch that one replica computes, as `Replicas.sum` calls for it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.backend.processes.processes import FinishPart, Receive, Replicas
+from keras_deepseek.training.step.gradients.batch_gradients import Backward, PartGradients
+from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows, pad_empty_batch
+from keras_deepseek.training.step.gradients.replica_states import ReplicaStates
+from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums, make_zero_if_empty
+
+
+class ReplicaPart:
+    """Computes the rows of one replica at a time, and merges what all of them have found.
+
+    A replica without rows computes one row of zeros, which counts for nothing.
+
+    Args:
+        model: `keras.Model`, built and compiled.
+        gradients: `PartGradients` of one replica's rows.
+        replicas: `Replicas` that compute together.
+        variables: The trainable variables.
+        find_divisor: Function of the summed `WeightedSums` to the divisor of the gradients.
+            Defaults to `None`: gradients stay sums.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        gradients: PartGradients,
+        replicas: Replicas,
+        variables: Sequence[keras.Variable],
+        find_divisor: Callable[[WeightedSums], Any] | None = None,
+    ) -> None:
+        self._gradients = gradients
+        self._replicas = replicas
+        self._variables = variables
+        self._find_divisor = find_divisor
+        self._states = ReplicaStates(model)
+        self._form: WeightedSums | None = None
+        self._has_gradient = [False for _ in variables]
+
+    def __call__(self, rank: int, batch: Batch) -> tuple[list[Any], FinishPart]:
+        """Computes the forward pass of a replica.
+
+        Returns:
+            Scalars to sum over the replicas: the rows, the weighted sums, and changes of states.
+            Behind them the replica's backward pass.
+        """
+        num_rows = ops.cast(count_rows(batch), "float32")
+        if self._form is not None:  # Another replica of this process was computed before.
+            self._states.restore()
+        with self._states.replica_seeds(rank), self._replicas.own_random_numbers():
+            sums, backward = self._gradients.begin(pad_empty_batch(batch), self._variables)
+        if self._form is None:
+            self._form = sums
+        zero_if_empty = make_zero_if_empty(num_rows)
+        scalars = [zero_if_empty(scalar) for scalar in sums.scalars()]
+        finish = functools.partial(self._finish, backward, zero_if_empty)
+        return [num_rows, *scalars, *self._states.changes(num_rows)], finish
+
+    def _finish(
+        self,
+        backward: Backward,
+        zero_if_empty: Callable[[Any], Any],
+        scalars: Sequence[Any],
+        receive: Receive | None,
+    ) -> tuple[list[Any], list[Any]]:
+        """Runs a replica's backward pass; returns which gradients there are, and all of them."""
+        sent: dict[int, Any] = {}
+
+        def send(index: int, gradient: Any) -> None:
+            gradient, shape = zero_if_empty(gradient), tuple(self._variables[index].shape)
+            if gradient.shape != shape:  # A sparse gradient forgets its shape.
+                gradient = ops.reshape(gradient, shape)
+            sent[index] = gradient
+            if receive:
+                receive(index, gradient)
+
+        divisor = self._find_divisor(self._read(scalars)[1]) if self._find_divisor else None
+        gradients = backward(divisor, send if receive else None)
+        for index, gradient in enumerate(gradients):
+            self._has_gradient[index] |= gradient is not None
+            if gradient is None:
+                send(index, ops.zeros(self._variables[index].shape))
+            elif index not in sent:
+                send(index, gradient)
+        counts = [float(gradient is not None) for gradient in gradients]
+        return [ops.convert_to_tensor(counts)], [sent[index] for index in sorted(sent)]
+
+    def merge(
+        self, scalars: Sequence[Any], counts: Any, gradients: Sequence[Any]
+    ) -> tuple[WeightedSums, Any]:
+        """Returns the sums over all replicas and their number of rows, and merges the states.
+
+        Args:
+            scalars: The summed scalars.
+            counts: Vector. The number of replicas that have a gradient, by variable.
+            gradients: The summed gradients.
+        """
+        num_rows, sums, changes = self._read(scalars)
+        self._states.write(changes, num_rows)
+        found = self._without_absent(gradients, counts)
+        return sums.with_parts(sums.scalars(), found), num_rows
+
+    def _read(self, scalars: Sequence[Any]) -> tuple[Any, WeightedSums, Sequence[Any]]:
+        """Takes apart the summed scalars: rows, weighted sums, changes of states."""
+        if self._form is None:
+            raise RuntimeError("No replica was computed.")
+        num_rows, *others = scalars
+        end = len(self._form.scalars())
+        return num_rows, self._form.with_parts(others[:end], []), others[end:]
+
+    def _without_absent(self, gradients: Sequence[Any], counts: Any) -> list[Any]:
+        """Returns the sums of gradients, `None` where no replica has one.
+
+        Replicas may differ in this: the rows decide, for example, which experts are used.
+        """
+        known = None
+        if not all(self._has_gradient) and backend.current().compute.can_read_shapes(counts):
+            known = ops.convert_to_numpy(counts)
+
+        def is_absent(index: int) -> bool:
+            if self._has_gradient[index] or (known is not None and known[index]):
+                return False
+            # Compression also sends the rest of earlier gradients, without one of this step.
+            return known is None or not np.any(ops.convert_to_numpy(gradients[index]))
+
+        return [None if is_absent(index) else each for index, each in enumerate(gradients)]

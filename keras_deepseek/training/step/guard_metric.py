@@ -1,0 +1,150 @@
+"""Which steps are bad: judged inside of the step, and remembered by variables that it carries."""
+
+from contextlib import AbstractContextManager
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_deepseek.backend.keras_private.layers import batch_states
+from keras_deepseek.backend.keras_private.metrics import add_metric
+from keras_deepseek.training.step.step_guard import StepGuard
+
+
+class Verdict(IntEnum):
+    """What a step was found to be."""
+
+    GOOD = 0
+    LOSS_NOT_FINITE = 1
+    GRADIENTS_NOT_FINITE = 2
+    LOSS_SPIKE = 3
+
+
+class StepRecord(NamedTuple):
+    """What is remembered of a step."""
+
+    verdict: Verdict
+    loss: float
+    num_in_a_row: int
+    """How many steps were bad without a good one between, this one included."""
+
+
+_DECAY = 0.98  # Of the running mean of the loss: it remembers some fifty steps.
+_SETTLED = 20  # Steps before which a mean of losses says nothing about the next one.
+
+
+class GuardMetric(keras.metrics.Metric):
+    """What a guard has seen, as variables of the step: a metric, so that Keras carries them along.
+
+    Args:
+        guard: `StepGuard`.
+        steps_per_execution: integer. How many steps are made at once. Defaults to `1`.
+    """
+
+    def __init__(self, guard: StepGuard, steps_per_execution: int = 1) -> None:
+        super().__init__(name="guarded_steps")
+        self._spike = guard.spike
+        self._mean = self.add_weight(name="mean", initializer="zeros")
+        self._variance = self.add_weight(name="variance", initializer="zeros")
+        self._num_good = self.add_weight(name="num_good", initializer="zeros")
+        self._num_bad = self.add_weight(name="num_bad", initializer="zeros")
+        self._num_in_a_row = self.add_weight(name="num_in_a_row", initializer="zeros")
+        # Of the last execution, and of the one before it, whose logs are read while that is made.
+        self._latest = self.add_weight(
+            (2 * steps_per_execution, len(StepRecord._fields)), initializer="zeros", name="latest"
+        )
+        self._num_in_means = self.add_weight(name="num_in_means", initializer="zeros")
+
+    def attach(self, model: keras.Model) -> AbstractContextManager[None]:
+        """Returns a context in which a model's steps carry these variables."""
+        return add_metric(model, self)
+
+    def copy_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
+        """Returns what a batch leaves in metrics and layers beside the update, before it does."""
+        own = {id(variable) for variable in self.variables}
+        states = [*batch_states(model), *model.metrics_variables]
+        return [(state, ops.copy(state.value)) for state in states if id(state) not in own]
+
+    def judge(self, loss: Any, is_finite: Any) -> Any:
+        """Returns whether a step is good, a boolean scalar, and remembers it.
+
+        Args:
+            loss: Scalar tensor.
+            is_finite: Boolean scalar tensor, whether the gradients are.
+        """
+        loss = ops.cast(loss, "float32")
+        verdict: Any = ops.where(
+            is_finite, float(Verdict.GOOD), float(Verdict.GRADIENTS_NOT_FINITE)
+        )
+        verdict = ops.where(ops.isfinite(loss), verdict, float(Verdict.LOSS_NOT_FINITE))
+        if self._spike is not None:
+            deviation = ops.sqrt(ops.maximum(self._variance, 1e-12))
+            is_spike = ops.logical_and(
+                self._num_good >= _SETTLED, loss > self._mean + self._spike * deviation
+            )
+            is_leap = ops.logical_and(is_spike, ops.equal(verdict, float(Verdict.GOOD)))
+            verdict = ops.where(is_leap, float(Verdict.LOSS_SPIKE), verdict)
+        verdict = ops.cast(verdict, "float32")
+        is_good = ops.equal(verdict, float(Verdict.GOOD))
+        self._remember(loss, verdict, is_good)
+        return is_good
+
+    def _remember(self, loss: Any, verdict: Any, is_good: Any) -> None:
+        mean_before, variance_before, in_a_row = (
+            ops.convert_to_tensor(variable)
+            for variable in (self._mean, self._variance, self._num_in_a_row)
+        )
+        # Of the first steps it is the mean of all: a mean that decays would begin at zero.
+        keep = ops.minimum(_DECAY, self._num_good / (self._num_good + 1.0))
+        distance = loss - mean_before
+        mean = mean_before + (1.0 - keep) * distance
+        variance = keep * (variance_before + (1.0 - keep) * ops.square(distance))
+        good = ops.cast(is_good, "float32")
+        self._mean.assign(ops.where(is_good, mean, mean_before))
+        self._variance.assign(ops.where(is_good, variance, variance_before))
+        self._num_good.assign(self._num_good + good)
+        self._num_in_means.assign(self._num_in_means + good)
+        self._num_bad.assign(self._num_bad + (1.0 - good))
+        in_a_row = ops.where(is_good, 0.0, in_a_row + 1.0)
+        self._num_in_a_row.assign(in_a_row)
+        step = ops.expand_dims(ops.stack([verdict, loss, in_a_row]), 0)
+        self._latest.assign(ops.concatenate([self._latest[1:], step]))
+
+    def hide_empty_means(self, means: dict[str, Any]) -> dict[str, Any]:
+        """Returns the means of the epoch so far, NaN where no step of it was good.
+
+        Keras would log 0, which no loss and few metrics can better.
+
+        Args:
+            means: dict. The loss and the metrics.
+        """
+        is_any_good = self._num_in_means > 0
+        return {name: ops.where(is_any_good, mean, float("nan")) for name, mean in means.items()}
+
+    def logs(self) -> dict[str, Any]:
+        """Returns what a step logs of it."""
+        return {"skipped_steps": ops.convert_to_tensor(self._num_bad)}
+
+    @property
+    def num_bad(self) -> int:
+        """How many bad steps there were."""
+        return int(ops.convert_to_numpy(self._num_bad.value))
+
+    def read(self) -> list[StepRecord]:
+        """Returns the steps of the last two executions, the newest last."""
+        return [
+            StepRecord(Verdict(int(verdict)), float(loss), int(in_a_row))
+            for verdict, loss, in_a_row in ops.convert_to_numpy(self._latest.value)
+        ]
+
+    def update_state(self, *arguments: Any, **options: Any) -> None:
+        """Does nothing: the training step tells it of each step."""
+
+    def result(self) -> dict[str, Any]:
+        """Returns nothing: what it has seen is logged by the training step alone."""
+        return {}
+
+    def reset_state(self) -> None:
+        """Forgets how many steps the means are of; what else was seen holds in the next epoch."""
+        self._num_in_means.assign(0.0)

@@ -1,0 +1,1 @@
+"""The loss of a batch, and the checks around it."""

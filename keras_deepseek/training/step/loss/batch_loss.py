@@ -1,0 +1,85 @@
+"""The loss of a batch, or of one part of it, as a model was compiled with it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.backend.keras_private.losses import compute_training_loss
+from keras_deepseek.backend.keras_private.metrics import update_metrics
+from keras_deepseek.backend.keras_private.trainers import call_for_training
+from keras_deepseek.backend.loss_means import collect_loss_means
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.gradients.micro_batches import count_rows
+from keras_deepseek.training.step.loss.loss_weight import compute_loss_weight, find_reduction
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_error
+
+
+class BatchLoss:
+    """Computes the compiled loss of a batch, and updates the compiled metrics.
+
+    Args:
+        model: `keras.Model`, compiled.
+        is_in_parts: True if each batch is computed in parts: micro-batches, or rows of replicas.
+
+    Raises:
+        InvalidInputError: Batches come in parts, and some losses are sums, others means.
+    """
+
+    def __init__(self, model: keras.Model, *, is_in_parts: bool) -> None:
+        self._model = model
+        self.is_in_parts = is_in_parts
+        self.is_sum = is_in_parts and find_reduction(model.loss) == "sum"
+        self._num_rows: Any = None
+
+    @contextmanager
+    def of_batch(self, num_rows: Any) -> Iterator[None]:
+        """Sets the number of rows of the whole batch, which parts of it need."""
+        before, self._num_rows = self._num_rows, num_rows
+        try:
+            yield
+        finally:
+            self._num_rows = before  # The number may belong to a graph that is finished.
+
+    def __call__(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Returns the loss; of a part, a dict of the loss and its weight in the batch."""
+        model = self._model
+        with collect_loss_means() as means:
+            y_pred = call_for_training(model, x)
+        loss = compute_training_loss(model, x, y, y_pred, sample_weight)
+        is_kerass = type(model).compute_loss is keras.Model.compute_loss
+        if is_kerass and model.loss is None and not model.losses:  # JAX would return 0.
+            raise missing_loss_error(model)
+        update_metrics(model, x, y, y_pred, sample_weight)
+        if not self.is_in_parts:
+            return loss
+        _check_added_losses(model)
+        if self.is_sum:
+            return {"loss": self._scale_added_losses(loss, count_rows((x, y, sample_weight)))}
+        if means and model.loss is None:
+            return {"loss": loss, "weight": sum(map(ops.convert_to_tensor, means))}
+        return {"loss": loss, "weight": compute_loss_weight(model.loss, y, y_pred, sample_weight)}
+
+    def _scale_added_losses(self, loss: Any, num_rows: Any) -> Any:
+        """Counts the losses that layers add by this part's share of the rows.
+
+        The parts' losses are summed. An added loss is a mean, or does not depend on the data, so
+        that each part would add all of it.
+        """
+        added = self._model.losses
+        if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
+            return loss  # A `compute_loss` of the model's own may not include them.
+        share = ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
+        return loss - (1.0 - share) * sum(ops.convert_to_tensor(each, "float32") for each in added)
+
+
+def _check_added_losses(model: keras.Model) -> None:
+    """Raises an error if a layer adds one loss a row, which Keras sums and parts average."""
+    if any(len(ops.shape(each)) for each in model.losses):
+        raise InvalidInputError(
+            f"A layer of {model.name!r} adds a loss of one number a row. Keras sums these numbers, "
+            "while a batch in parts (micro_batches, devices, processes) would average them. Let "
+            "the layer add their mean: self.add_loss(ops.mean(losses))."
+        )

@@ -1,0 +1,54 @@
+"""The losses that a model was compiled with, and what each of them is of."""
+
+from typing import Any
+
+import keras
+
+
+def list_losses(loss: Any) -> list[Any]:
+    """Returns losses as objects or functions, where they are names or configs; `None` is left out.
+
+    Args:
+        loss: Keras loss, its name, a function, or a structure of them; or `None`.
+    """
+    return [_get_loss(each) for each in keras.tree.flatten(loss) if each is not None]
+
+
+def losses_by_output(
+    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
+) -> list[tuple[Any, Any, Any, Any]]:
+    """Returns the loss, labels, values and weights of each output; none where that is not clear.
+
+    As in Keras, a dict of losses goes by the names of the outputs.
+
+    Args:
+        model: `keras.Model`, compiled.
+        y: Labels, or a structure of them.
+        y_pred: Outputs, or a structure of them.
+        sample_weight: Weights of all outputs, a structure of such, or `None`.
+    """
+    spec = model.loss
+    if isinstance(spec, dict):
+        names = sorted(y_pred) if isinstance(y_pred, dict) else getattr(model, "output_names", [])
+        spec = [spec.get(name) for name in names]
+        if isinstance(y, dict):
+            y = [y.get(name) for name in names]
+        if isinstance(y_pred, dict):
+            y_pred = [y_pred[name] for name in names]
+        if isinstance(sample_weight, dict):
+            sample_weight = [sample_weight.get(name) for name in names]
+    losses, labels, outputs, weights = (
+        keras.tree.flatten(each) for each in (spec, y, y_pred, sample_weight)
+    )
+    if len(weights) == 1:
+        weights = weights * len(losses)
+    if not len(losses) == len(labels) == len(outputs) == len(weights):
+        return []
+    return [
+        (_get_loss(loss), *others)
+        for loss, *others in zip(losses, labels, outputs, weights, strict=True)
+    ]
+
+
+def _get_loss(loss: Any) -> Any:
+    return keras.losses.get(loss) if isinstance(loss, str | dict) else loss

@@ -1,0 +1,98 @@
+"""Labels that are no class, which some frameworks take for none at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.backend.keras_private.masks import output_masks
+from keras_deepseek.training.step.loss.compiled_losses import losses_by_output
+
+_MIN_BINARY, _MAX_BINARY = -0.5, 1.5
+"""Labels of a binary cross entropy may be smoothed or noisy, and are 0 or 1 when rounded."""
+
+
+def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """Returns a loss, NaN where a label of a cross entropy that counts is no class of its output.
+
+    Of a sparse cross entropy, TensorFlow and PyTorch raise an error on a CPU; JAX computes as if
+    the sample had no label. Of a binary one nobody looks, or PyTorch alone.
+
+    Args:
+        model: `keras.Model`, compiled.
+        loss: Scalar tensor, what it was compiled with and made of this batch.
+        y: Labels, or a structure of them.
+        y_pred: Outputs, whose last axis is that of the classes where the loss is a sparse one.
+        sample_weight: Weights, or a structure of them, or `None`: a label of weight 0, or under a
+            mask, does not count.
+    """
+    for each, labels, outputs, weights in losses_by_output(model, y, y_pred, sample_weight):
+        is_wrong = None if labels is None else _find_wrong(each, labels, outputs)
+        if is_wrong is None:
+            continue
+        for counts in (weights, *output_masks(outputs)):
+            is_wrong = _and_counted(is_wrong, counts)
+        loss = ops.where(ops.any(is_wrong), float("nan"), loss)
+    return loss
+
+
+@contextmanager
+def label_checks(model: keras.Model) -> Iterator[None]:
+    """Makes a model's `compute_loss` mark wrong labels, whoever calls it, until the block ends.
+
+    Args:
+        model: `keras.Model`, compiled.
+    """
+    own = vars(model).get("compute_loss")
+    compute = model.compute_loss
+
+    def compute_loss(
+        x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
+    ) -> Any:
+        loss = compute(x, y, y_pred, sample_weight, **options)
+        return check_labels(model, loss, y, y_pred, sample_weight)
+
+    model.compute_loss = compute_loss
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.compute_loss
+        else:
+            model.compute_loss = own
+
+
+def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
+    """Returns which labels are no class; `None` where the loss is no such cross entropy."""
+    classes = ops.convert_to_tensor(labels)
+    if loss is keras.losses.binary_crossentropy or isinstance(
+        loss, keras.losses.BinaryCrossentropy
+    ):
+        classes = ops.cast(classes, "float32")
+        return (classes < _MIN_BINARY) | (classes > _MAX_BINARY)
+    is_object = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    is_sparse = is_object or loss is keras.losses.sparse_categorical_crossentropy
+    if not is_sparse or outputs.shape[-1] is None:
+        return None
+    if len(classes.shape) == len(outputs.shape) and classes.shape[-1] == 1:
+        classes = ops.squeeze(classes, -1)
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(classes.dtype)):
+        classes = ops.cast(classes, "int32")  # As floats they may be NaN, which is none.
+    is_class = (classes >= 0) & (classes < outputs.shape[-1])
+    if is_object and loss.ignore_class is not None:
+        is_class = is_class | (classes == loss.ignore_class)
+    return ops.logical_not(is_class)
+
+
+def _and_counted(is_wrong: Any, weights: Any) -> Any:
+    """Returns which labels are wrong and have a weight, where weights are those of rows or more."""
+    if weights is None:
+        return is_wrong
+    counts = ops.not_equal(weights, 0)
+    while len(counts.shape) > len(is_wrong.shape) and counts.shape[-1] == 1:
+        counts = ops.squeeze(counts, -1)
+    while len(counts.shape) < len(is_wrong.shape):
+        counts = ops.expand_dims(counts, -1)
+    return ops.logical_and(is_wrong, counts)

@@ -1,0 +1,88 @@
+"""What the mean of a loss was taken over, so that means of micro-batches make that of the batch."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.backend.keras_private.masks import output_masks
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.loss.compiled_losses import list_losses
+
+
+def check_reduction(loss: Any) -> None:
+    """Raises an error where a loss is one number a sample, and nobody says how they become one.
+
+    Args:
+        loss: Keras loss, its name, a function, or a structure of them; or `None`.
+
+    Raises:
+        InvalidInputError: One is.
+    """
+    for each in keras.tree.flatten(loss):
+        if isinstance(each, keras.losses.Loss) and each.reduction in (None, "none"):
+            raise InvalidInputError(
+                f"The loss {each.name!r} has reduction={each.reduction!r}, a number for each "
+                "sample, and a training needs one. Give it reduction='sum_over_batch_size', or "
+                "override `Trainer.train_step`."
+            )
+
+
+def find_reduction(loss: Any) -> str:
+    """Returns the reduction that the losses of a model share.
+
+    Args:
+        loss: Keras loss, its name, a function, or a structure of them; or `None`.
+
+    Raises:
+        InvalidInputError: Some losses are sums and others means.
+    """
+    reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in list_losses(loss)}
+    reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
+    if len(reductions) > 1:
+        raise InvalidInputError(
+            "Micro-batches need losses of one reduction; the model's have "
+            f"{', '.join(sorted(map(str, reductions)))}."
+        )
+    return reductions.pop() if reductions else "sum_over_batch_size"
+
+
+def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """Returns what the mean of a loss was taken over, a float32 scalar: rows, or shown tokens.
+
+    Args:
+        loss: What the model was compiled with.
+        y: Targets.
+        y_pred: Outputs.
+        sample_weight: Weights of the samples, or `None`.
+
+    Raises:
+        InvalidInputError: There are several outputs with masks of their own.
+    """
+    outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
+    ignored = [getattr(each, "ignore_class", None) for each in list_losses(loss)]
+    by_weight = find_reduction(loss) == "mean_with_sample_weight"
+    counts = [mask for mask in (*masks, *ignored) if mask is not None]
+    if not counts and not by_weight:
+        return ops.cast(ops.shape(outputs[0])[0], "float32")
+    if len(outputs) > 1:
+        raise InvalidInputError(
+            f"Micro-batches can't weigh {len(outputs)} outputs with masks of their own. Override "
+            "`Trainer.train_step` and return the loss and its weight."
+        )
+    is_shown = masks[0]
+    if ignored and ignored[0] is not None:
+        classes = ops.convert_to_tensor(keras.tree.flatten(y)[0])
+        if len(classes.shape) == len(outputs[0].shape):
+            classes = ops.squeeze(classes, -1)
+        is_class = ops.not_equal(classes, ignored[0])
+        is_shown = is_class if is_shown is None else ops.logical_and(is_shown, is_class)
+    if not by_weight:
+        return ops.sum(ops.cast(is_shown, "float32"))
+    shape = ops.shape(outputs[0])[:-1] if is_shown is None else ops.shape(is_shown)
+    weights = ops.ones(shape, "float32") if is_shown is None else ops.cast(is_shown, "float32")
+    if sample_weight is not None:
+        given = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
+        missing = len(weights.shape) - len(given.shape)
+        weights = weights * ops.reshape(given, (*ops.shape(given), *[1] * missing))
+    return ops.sum(weights)

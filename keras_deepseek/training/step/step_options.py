@@ -1,0 +1,74 @@
+"""The arguments of `Trainer` that change its training step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.training.step.gradient_clip import GradientClip, check_gradient_clip
+from keras_deepseek.training.step.precision import check_precision, training_policy
+from keras_deepseek.training.step.rematerialization import Remat, check_remat
+from keras_deepseek.training.step.step_guard import Action, StepGuard
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The options of a training step, checked. `Trainer` documents them for users.
+
+    Args:
+        fp16_enabled: boolean. Half precision of the kind that suits the device.
+        precision: string. A Keras dtype policy in place of `fp16_enabled`, or `None`.
+        float32_layers: The names of layers that half precision leaves out.
+        micro_batches: integer. The parts of a batch for gradient accumulation.
+        gradient_clip: tuple of the kind of clipping and its bound, or `None`.
+        guard: `StepGuard`, its action alone, or `None`.
+        remat: boolean or names of layers: the blocks that are rematerialized.
+        keep_memory: boolean. Keeps freed memory in the process while it trains.
+
+    Raises:
+        InvalidInputError: An option has a wrong type or value, or contradicts another.
+    """
+
+    fp16_enabled: bool = False
+    precision: str | None = None
+    float32_layers: Sequence[str] = ()
+    micro_batches: int = 1
+    gradient_clip: GradientClip | None = None
+    guard: StepGuard | Action | None = None
+    remat: Remat = False
+    keep_memory: bool = False
+
+    def __post_init__(self) -> None:
+        check_boolean("fp16_enabled", self.fp16_enabled)
+        check_precision(self.precision, self.fp16_enabled, self.float32_layers)
+        check_integer("micro_batches", self.micro_batches)
+        check_gradient_clip(self.gradient_clip)
+        check_remat(self.remat)
+        check_boolean("keep_memory", self.keep_memory)
+        self.make_guard()
+
+    def policy(self, device_kind: str) -> keras.DTypePolicy | None:
+        """Returns the dtype policy of the step on a kind of device; `None` for the model's own."""
+        return training_policy(self.precision, self.fp16_enabled, device_kind)
+
+    def make_guard(self) -> StepGuard | None:
+        """Returns the guard, also of its action alone."""
+        if self.guard is None or isinstance(self.guard, StepGuard):
+            return self.guard
+        return StepGuard(self.guard)
+
+    def changes_to_updates(self) -> dict[str, bool]:
+        """Returns which options a model's own `train_step` would ignore, by name."""
+        return {
+            "`micro_batches`": self.micro_batches > 1,
+            "`gradient_clip`": self.gradient_clip is not None,
+            "`guard`": self.guard is not None,
+            "`remat`": bool(self.remat),
+        }
+
+    def worker_options(self) -> dict[str, Any]:
+        """Returns the options of the step that workers of a parameter server make."""
+        names = ("micro_batches", "gradient_clip", "remat", "float32_layers")
+        return {name: getattr(self, name) for name in names}

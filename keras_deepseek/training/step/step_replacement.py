@@ -1,0 +1,153 @@
+"""A training step in the place of a model's own, for as long as it trains."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.trainers import (
+    class_overrides_train_step,
+    compilation,
+    temporary_train_step,
+)
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.build_for_step import build_for_step
+
+
+class StepReplacement:
+    """A training step that a model can be lent, and that is compiled once for all its trainings.
+
+    Args:
+        model: `keras.Model`, compiled.
+        train_step: The step, as Keras takes it.
+        prepare: Function that is called before the first step of a built model, and whose errors
+            have nothing to do with a batch. Defaults to one that does nothing.
+        extra_variables: Function that returns the variables that the step assigns beside those of
+            the model, its optimizer and its metrics. Defaults to one that returns none.
+        is_compilable: boolean. Whether XLA can compile the step, where the model asks for that.
+            Defaults to `True`.
+        is_eager: boolean. Whether the step is a function of Python's, which nothing can compile.
+            Defaults to `False`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        train_step: Callable[..., Any],
+        prepare: Callable[[], Any] = lambda: None,
+        extra_variables: Callable[[], Sequence[keras.Variable]] = list,
+        *,
+        is_compilable: bool = True,
+        is_eager: bool = False,
+    ) -> None:
+        self._model = model
+        self._train_step = train_step
+        self._prepare = prepare
+        self._extra_variables = extra_variables
+        self._is_compilable = is_compilable and not is_eager
+        self._is_eager = is_eager
+        self._compiled_for: Any = None
+        self._function: Any = None
+        self._error: Exception | None = None
+        self.num_calls = 0
+        """How often the compiled function has returned in this training."""
+        self.is_running = False
+        """Whether a step is being made; after an error, whether it came out of one."""
+
+    def check_not_training(self) -> None:
+        """Raises an error where the model is being trained, by this trainer or another one.
+
+        Raises:
+            InvalidInputError: It is.
+        """
+        lent = vars(self._model).get("make_train_function")
+        if isinstance(getattr(lent, "__self__", None), StepReplacement):
+            raise InvalidInputError(
+                f"Model {self._model.name!r} is being trained: finish the loop over `steps` that "
+                "is open, or close it by `close()` of what `Trainer.steps` has returned."
+            )
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Makes the model train by this step until the block ends.
+
+        Raises:
+            InvalidInputError: The model is being trained already.
+        """
+        self.check_not_training()
+        model, compiled = self._model, compilation(self._model)
+        own_function, self._error, self.num_calls = model.train_function, None, 0
+        self.is_running = False
+        backend.current().step.separate_variables(model)
+        model.make_train_function = self._make_function
+        model.train_function = self._function if self._compiled_for == self._now() else None
+        try:
+            build = (
+                functools.partial(build_for_step, model)
+                if class_overrides_train_step(model)
+                else None
+            )
+            with temporary_train_step(model, self._run, build):
+                yield
+            # Averages that have become weights would be gone with what an evaluation gives away.
+            backend.current().step.separate_variables(model)
+        except Exception as error:
+            if self._error in (None, error):
+                raise
+            # What Keras tidies up after an error may fail by it, as moving averages do on JAX.
+            raise self._error from None
+        finally:
+            self._error = None  # It would hold all that the step had computed.
+            self._function = model.train_function
+            del model.make_train_function
+            model.train_function = own_function if compilation(model) is compiled else None
+
+    def _make_function(self, force: bool = False) -> Any:
+        model = self._model
+        if model.built:  # Else the first step makes its layers.
+            self._prepare()
+        if model.train_function is None or force:
+            jit_compile, run_eagerly = model.jit_compile, model.run_eagerly
+            model.jit_compile = jit_compile and self._is_compilable
+            model.run_eagerly = run_eagerly or self._is_eager
+            try:
+                function = backend.current().step.make_train_function(
+                    model, self._extra_variables, force=force
+                )
+            finally:
+                model.jit_compile, model.run_eagerly = jit_compile, run_eagerly
+            model.train_function = self._count(function)
+            self._compiled_for = self._now()
+        return model.train_function
+
+    def _now(self) -> tuple[object, list[int]]:
+        """Returns what a step is compiled for: TensorFlow goes on with what was trainable then."""
+        model = self._model
+        return compilation(model), [id(variable) for variable in model.trainable_variables]
+
+    def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            self.is_running = True
+            try:
+                logs = function(*arguments)
+            except Exception as error:
+                self.is_running = not backend.current().step.is_end_of_data(error)
+                raise
+            self.is_running = False
+            self.num_calls += 1
+            return logs
+
+        return run
+
+    def _run(self, *arguments: Any) -> Any:
+        try:
+            return self._train_step(*arguments)
+        except StopIteration as error:  # By which the data say that they have ended.
+            self._error = RuntimeError("The train_step raised StopIteration.")
+            raise self._error from error
+        except Exception as error:
+            self._error = error
+            raise

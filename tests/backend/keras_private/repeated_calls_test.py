@@ -1,0 +1,73 @@
+"""Canaries: they fail when a Keras release moves a private name."""
+
+import keras
+from keras import ops
+
+from keras_deepseek.backend.keras_private.repeated_calls import (
+    remember_call,
+    repeatable,
+    take_losses,
+)
+
+
+def build(layer_class=keras.Sequential, metrics=("mae",)):
+    model = layer_class([keras.Input((4,)), keras.layers.Dense(1, kernel_regularizer="l2")])
+    model.compile("sgd", "mse", metrics=list(metrics))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_a_call_that_is_remembered_is_in_training_mode_and_half_precision_again():
+    seen = []
+
+    class Inner(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            seen.append(training)
+            return inputs
+
+    class Outer(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(dtype="mixed_bfloat16")
+            self.inner = Inner(dtype="mixed_bfloat16")
+            self.again = None
+
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=())
+
+        def call(self, inputs):
+            def compute():
+                return self.inner(inputs) * self.scale
+
+            self.again = remember_call(compute)
+            return compute()
+
+    layer = Outer()
+    layer(ops.ones((2,)), training=True)
+    assert keras.backend.standardize_dtype(layer.again().dtype) == "bfloat16"
+    assert seen == [True, True]
+
+
+def test_what_is_repeated_assigns_nothing_the_second_time():
+    state = keras.Variable(1.0, trainable=False)
+
+    def add():
+        state.assign_add(1.0)
+        return ops.convert_to_numpy(state.value).item()
+
+    again = repeatable(add, [state])
+    assert again() == 2.0
+    state.assign(10.0)
+    assert again() == 2.0
+    assert ops.convert_to_numpy(state.value) == 10.0
+
+
+def test_the_losses_of_a_call_are_taken():
+    outer = keras.Sequential([keras.layers.Identity()])
+
+    def call():
+        outer.add_loss(ops.ones(()))
+        return 7
+
+    outputs, (loss,) = take_losses(outer, call)()
+    assert (outputs, float(loss)) == (7, 1.0)
+    assert outer.losses == []

@@ -1,0 +1,97 @@
+import importlib
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import pytest
+
+from keras_deepseek.deploy.formats.tensorrt_engine.flavor import find_flavor
+from keras_deepseek.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
+
+
+def module(name):
+    made = types.ModuleType(name)
+    made.__version__, made.__spec__ = "1.2", ModuleSpec(name, None)
+    return made
+
+
+@pytest.fixture
+def installed(monkeypatch, num_gpus):
+    """Returns a function that says which of the libraries are installed, and how many GPUs are."""
+
+    def say(names, count):
+        num_gpus(count)
+        found = {name: module(name) for name in names}
+        given = importlib.import_module
+
+        def import_module(name):
+            if name in ("tensorrt", "tensorrt_rtx") and name not in found:
+                raise ImportError(name)
+            return found.get(name) or given(name)
+
+        monkeypatch.setattr(importlib, "import_module", import_module)
+        spec_of = {name: found[name].__spec__ for name in found}
+        monkeypatch.setattr(importlib.util, "find_spec", spec_of.get)
+        for name in ("tensorrt", "tensorrt_rtx"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "wants_capabilities", "expected"),
+    [
+        (["tensorrt", "tensorrt_rtx"], 1, False, "tensorrt"),
+        (["tensorrt", "tensorrt_rtx"], 0, False, "rtx"),
+        (["tensorrt", "tensorrt_rtx"], 1, True, "rtx"),
+        (["tensorrt_rtx"], 1, False, "rtx"),
+        (["tensorrt"], 2, False, "tensorrt"),
+    ],
+)
+def test_auto_takes_plain_tensorrt_where_a_gpu_is(
+    installed, names, count, wants_capabilities, expected
+):
+    installed(names, count)
+    assert find_flavor("auto", wants_capabilities=wants_capabilities).name == expected
+
+
+@pytest.mark.parametrize("names", [[], ["tensorrt"]])
+def test_auto_asks_for_rtx_where_nothing_can_build(installed, names):
+    installed(names, 0)
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[tensorrt-rtx\]"):
+        find_flavor("auto", wants_capabilities=False)
+
+
+def test_the_missing_library_is_named_with_where_it_is_from(installed):
+    installed([], 1)
+    with pytest.raises(MissingExtraError, match=r"pypi\.nvidia\.com.*keras_deepseek\[tensorrt\]"):
+        find_flavor("tensorrt", wants_capabilities=False)
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[tensorrt-rtx\]"):
+        find_flavor("rtx", wants_capabilities=True)
+
+
+def test_plain_tensorrt_needs_a_gpu(installed):
+    installed(["tensorrt"], 0)
+    with pytest.raises(NotSupportedError, match=r"none is visible here.*flavor='rtx'"):
+        find_flavor("tensorrt", wants_capabilities=False)
+
+
+def test_plain_tensorrt_builds_for_no_other_gpu(installed):
+    installed(["tensorrt"], 1)
+    with pytest.raises(InvalidInputError, match="takes no compute_capabilities="):
+        find_flavor("tensorrt", wants_capabilities=True)
+
+
+def test_an_unknown_flavor_gets_the_nearest_one():
+    with pytest.raises(InvalidInputError, match="did you mean 'tensorrt'"):
+        find_flavor("tensorrrt", wants_capabilities=False)
+
+
+def test_a_release_says_which_library_it_is_of(installed):
+    installed(["tensorrt", "tensorrt_rtx"], 1)
+    assert find_flavor("tensorrt", wants_capabilities=False).release == "TensorRT 1.2"
+    assert find_flavor("rtx", wants_capabilities=False).release == "TensorRT-RTX 1.2"

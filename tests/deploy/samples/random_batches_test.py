@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.deploy.samples.random_batches import (
+    draw_batch,
+    hold_out,
+    make_extreme_samples,
+    make_optional_samples,
+    make_samples,
+    make_taken_samples,
+)
+
+
+def samples_of(model):
+    signature = NamedModel(model).signature
+    return signature, make_samples(model, signature)
+
+
+def test_samples_fit_the_model(model):
+    signature, samples = samples_of(model)
+    for sample in samples:
+        signature.bind(sample)
+        model.predict({**sample} if len(sample) > 1 else next(iter(sample.values())), verbose=0)
+
+
+def test_batch_sizes_and_lengths_differ(model):
+    _, samples = samples_of(model)
+    shapes = {next(iter(sample.values())).shape for sample in samples}
+    assert len({shape[0] for shape in shapes}) == len(samples) >= 3
+    if model.name == "text":
+        assert len({shape[1] for shape in shapes}) == len(samples)
+
+
+def test_lengths_of_two_inputs_differ_where_both_are_free():
+    from keras import Input, Model, layers
+
+    source, target = Input((None, 4), name="source"), Input((None, 4), name="target")
+    model = Model([source, target], layers.Attention()([target, source]))
+    samples = make_optional_samples(model, NamedModel(model).signature)
+    assert all(sample["source"].shape[0] == sample["target"].shape[0] for sample in samples)
+    differ = [sample["source"].shape[1] != sample["target"].shape[1] for sample in samples]
+    assert sum(differ) == 1
+
+
+def test_further_batches_are_small_and_large_and_of_large_numbers():
+    from keras import Input, Model, layers
+
+    x = Input((None, 4), name="x")
+    model = Model(x, layers.Dense(2)(x))
+    small, large = make_optional_samples(model, NamedModel(model).signature)
+    (wide,) = make_extreme_samples(model, NamedModel(model).signature)
+    assert (small["x"].shape, large["x"].shape) == ((1, 5, 4), (20, 40, 4))
+    assert np.abs(wide["x"][0]).max() > 20
+    assert wide["x"][1].min() > 20
+    one_row = Input(batch_shape=(1, 4), name="x")
+    model = Model(one_row, layers.Dense(2)(one_row))
+    rows = make_samples(model, NamedModel(model).signature)
+    assert len({row["x"].tobytes() for row in rows}) == len(rows)
+    (wide,) = make_extreme_samples(model, NamedModel(model).signature)
+    assert wide["x"].shape == (1, 4)
+    tokens = Input((None,), dtype="int32", name="tokens")
+    model = Model(tokens, layers.Embedding(9, 2)(tokens))
+    assert make_extreme_samples(model, NamedModel(model).signature) == []
+
+
+def test_what_masking_takes_for_padding_ends_the_first_row():
+    from keras import Input, Model, layers
+
+    x = Input((12, 4), name="x")
+    model = Model(x, layers.LSTM(2)(layers.Masking(mask_value=-1.0)(x)))
+    for sample in make_samples(model, NamedModel(model).signature):
+        assert (sample["x"][0, 8:] == -1.0).all()
+        assert (sample["x"][:, :8] != -1.0).all()
+
+
+@pytest.mark.parametrize(("factor", "lengths"), [(1, [16, 9, 13]), (4, [32, 64, 96]), (17, [])])
+def test_batches_are_drawn_that_the_model_takes(halving, factor, lengths):
+    samples = make_taken_samples(NamedModel(halving(factor)))
+    assert [sample["image"].shape[1] for sample in samples] == lengths
+
+
+def test_integers_are_of_the_vocabulary_and_end_in_padding():
+    from keras import Input, Model, layers
+
+    tokens = Input((None,), dtype="int32")
+    _, samples = samples_of(Model(tokens, layers.Embedding(4, 2, mask_zero=True)(tokens)))
+    for sample in samples:
+        (array,) = sample.values()
+        assert array.dtype == np.int32
+        assert array.max() < 4
+        assert not array[0, -1]
+        assert array[:, 0].all()
+
+
+def test_samples_are_the_same_each_time(digits):
+    for first, second in zip(samples_of(digits)[1], samples_of(digits)[1], strict=True):
+        np.testing.assert_array_equal(first["image"], second["image"])
+
+
+def test_a_batch_of_given_shapes_is_one_that_the_model_takes(model):
+    signature = NamedModel(model).signature
+    shapes = {
+        spec.name: tuple(7 if size is None else size for size in spec.shape)
+        for spec in signature.inputs
+    }
+    batch = draw_batch(model, signature, shapes)
+    assert {name: array.shape for name, array in batch.items()} == shapes
+    assert signature.bind(batch).keys() == shapes.keys()
+    again = draw_batch(model, signature, shapes)
+    assert all(np.array_equal(batch[name], again[name]) for name in batch)
+
+
+def test_a_sequence_of_one_token_is_no_padding_alone(model):
+    if model.name != "text":
+        pytest.skip("Tokens alone are padded.")
+    (tokens,) = draw_batch(model, NamedModel(model).signature, {"tokens": (2, 1)}).values()
+    assert (tokens > 0).all()
+
+
+def test_floats_are_what_the_first_layer_makes_standard_ones_of():
+    from keras import Input, Model, layers
+
+    inputs = Input((3,), name="x")
+    model = Model(inputs, layers.Normalization(mean=[1e5, 0, 5], variance=[1e8, 1, 1e-6])(inputs))
+    _, samples = samples_of(model)
+    whole = np.concatenate([sample["x"] for sample in samples])
+    assert whole.dtype == np.float32
+    assert (np.abs(whole - [1e5, 0, 5]) < [6e4, 6, 6e-3]).all()
+    assert whole[:, 0].std() > 1e3
+
+
+def test_each_fifth_row_is_held_out_of_enough():
+    rows = {"x": np.arange(23), "y": np.arange(23) * 2}
+    kept, held_out = hold_out(rows)
+    assert held_out["x"].tolist() == [4, 9, 14, 19]
+    assert sorted([*kept["x"], *held_out["x"]]) == list(range(23))
+    assert kept["y"].tolist() == (2 * kept["x"]).tolist()
+
+
+def test_few_rows_serve_for_both():
+    rows = {"x": np.arange(19)}
+    assert hold_out(rows) == (rows, rows)
+
+
+def drawn_by(layer, dtype):
+    from keras import Input, Model
+
+    inputs = Input((9,), dtype=dtype, name="x")
+    _, samples = samples_of(Model(inputs, layer(inputs)))
+    return samples
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int16", "float32"])
+def test_what_is_looked_up_is_of_the_vocabulary_with_a_few_that_are_unknown(dtype):
+    from keras import layers
+
+    pytest.importorskip("tensorflow")
+    layer = layers.IntegerLookup(vocabulary=[700, 500, 900, 2**40], mask_token=3)
+    samples = drawn_by(layer, dtype)
+    drawn = np.concatenate([sample["x"] for sample in samples])
+    known = {700, 500, 900} if dtype == "int16" else {700, 500, 900, 2**40}
+    assert drawn.dtype == dtype
+    assert known <= set(drawn[:, :6].ravel().tolist())
+    if dtype == "int64":
+        assert set(drawn.ravel().tolist()) - known - {3}
+    assert all((sample["x"][0, 6:] == 3).all() for sample in samples)
+    assert (drawn[:, :6] != 3).all()
+
+
+def test_what_takes_no_unknown_number_is_given_none():
+    from keras import layers
+
+    pytest.importorskip("tensorflow")
+    lookup = layers.IntegerLookup(vocabulary=[7, 5], num_oov_indices=0)
+    for layer, known in ((lookup, {5, 7}), (layers.CategoryEncoding(3, "multi_hot"), {0, 1, 2})):
+        drawn = np.concatenate([sample["x"] for sample in drawn_by(layer, "int64")])
+        assert set(drawn.ravel().tolist()) == known
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_each_bin_is_drawn_from(dtype):
+    from keras import layers
+
+    samples = drawn_by(layers.Discretization([100.0, 200.0, 300.0]), dtype)
+    drawn = np.concatenate([sample["x"] for sample in samples])
+    assert set(np.digitize(drawn, [100, 200, 300]).ravel().tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("num_positions", [10, 14])
+def test_no_batch_is_longer_than_a_table_of_positions(num_positions):
+    from keras import Input, Model, layers, ops
+
+    class TokensAndPositions(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.tokens = layers.Embedding(50, 4)
+            self.positions = layers.Embedding(num_positions, 4)
+
+        def call(self, inputs):
+            return self.tokens(inputs) + self.positions(ops.arange(ops.shape(inputs)[1]))
+
+    tokens = Input((None,), dtype="int32")
+    model = Model(tokens, TokensAndPositions()(tokens))
+    signature = NamedModel(model).signature
+    batches = [*make_samples(model, signature), *make_optional_samples(model, signature)]
+    lengths = [next(iter(batch.values())).shape[1] for batch in batches]
+    assert max(lengths) == num_positions
+    assert len(set(lengths)) > 3
+
+
+def test_a_batch_that_is_shorter_than_a_convolution_is_not_verified_on(tmp_path):
+    from keras import Input, Model, layers
+
+    from keras_deepseek.deploy import Exporter
+
+    x = Input((None, 3))
+    hidden = layers.Conv1D(4, 7, strides=3)(layers.Conv1D(4, 7, strides=3)(x))
+    model = Model(x, layers.Dense(1, activation="sigmoid")(layers.GlobalMaxPooling1D()(hidden)))
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "bundle")
+    assert report.verification.state == "verified"

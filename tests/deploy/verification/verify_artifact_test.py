@@ -1,0 +1,167 @@
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.deploy import make_artifact as module
+from keras_deepseek.deploy.make_artifact import make_artifact
+from keras_deepseek.deploy.samples.random_batches import ROUND_LENGTHS, make_samples
+from keras_deepseek.errors import ExportError, InvalidInputError
+
+
+def test_further_samples_count_if_the_model_takes_them(tmp_path, weights_format, job_of):
+    further = [{"input_0": np.ones((2, 4), "float32")}, {"input_0": np.ones((2, 5), "float32")}]
+    made = make_artifact(job_of(weights_format(), optional_samples=further), tmp_path, print)
+    assert made.verification.num_samples == 4
+
+
+def test_where_there_is_no_batch_nothing_is_verified(tmp_path, weights_format, job_of):
+    job = replace(job_of(weights_format(), precision="float16"), samples=[])
+    job.export_format.write(job.model, tmp_path)
+    found = module.check_artifact(job, tmp_path)
+    assert (found.state, found.reason) == ("unverified", "there is no batch to compare on")
+
+
+def test_less_precision_is_measured(tmp_path, weights_format, job_of):
+    made = make_artifact(job_of(weights_format(spoil=0.001), precision="float16"), tmp_path, print)
+    assert made.verification.state == "verified"
+    assert 0 < made.verification.agreement["output_0"]["relative_error"] < 0.01
+    with pytest.raises(ExportError, match="differs by"):
+        make_artifact(job_of(weights_format(spoil=0.1), precision="float16"), tmp_path, print)
+
+
+class AsTheModel:
+    """A format that keeps nothing in its artifact, and computes by the model itself."""
+
+    name, suffix, entry = "as the model", ".none", "none"
+
+    def write(self, model, folder):
+        self.infer = backend.current().inference.plain_inference(model)
+        (folder / self.entry).touch()
+        return "nothing"
+
+    def run(self, folder, samples):
+        return [self.infer(sample) for sample in samples]
+
+
+class Spoiled(AsTheModel):
+    """One that is off by a share in one output."""
+
+    def __init__(self, output, share):
+        self.output, self.share = output, share
+
+    def run(self, folder, samples):
+        outputs = super().run(folder, samples)
+        for each in outputs:
+            each[self.output] = each[self.output] * (1 + self.share)
+        return outputs
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("output", ["full", "half"])
+def test_a_layer_in_half_precision_counts_for_the_outputs_behind_it(
+    tmp_path, job_of, output, dtype
+):
+    x = keras.Input((4,), name="x")
+    half = keras.layers.Dense(3, dtype=f"mixed_{dtype}")(x)
+    outputs = {
+        "full": keras.layers.Dense(3, name="full")(x),
+        "half": keras.layers.Dense(3, name="half")(half),
+    }
+    job = job_of(Spoiled(output, 3e-3), keras.Model(x, outputs))
+    if output == "half":
+        assert make_artifact(job, tmp_path, print).verification.state == "verified"
+        return
+    with pytest.raises(ExportError, match="Output 'full' of batch 0: differs by"):
+        make_artifact(job, tmp_path, print)
+
+
+def test_a_model_that_takes_no_odd_length_is_verified_at_round_ones(tmp_path, job_of, halving):
+    model = halving(4)
+    round_ones = make_samples(model, NamedModel(model).signature, ROUND_LENGTHS)
+    job = job_of(AsTheModel(), model, alternative_samples=[round_ones])
+    assert make_artifact(job, tmp_path, print).verification.num_samples == 3
+
+
+def test_a_model_that_takes_none_of_the_batches_asks_for_some(tmp_path, job_of, halving):
+    with pytest.raises(InvalidInputError, match=r"itself fails on a batch.*Pass samples="):
+        make_artifact(job_of(AsTheModel(), halving(17)), tmp_path, print)
+
+
+@pytest.mark.parametrize(("kind", "state"), [("optional", "failed"), ("extreme", "verified")])
+def test_large_numbers_are_compared_less_strictly(tmp_path, weights_format, job_of, kind, state):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    # What the format adds to the weights shows in rows alone whose sum is not zero.
+    usual = [{"input_0": np.array([[1, -1, 0, 0], [0, 2, 0, -2]], "float32")}]
+    large = {f"{kind}_samples": [{"input_0": np.full((2, 4), 50.0, "float32")}]}
+    job = job_of(weights_format(spoil=5e-4), allows_difference=True)
+    made = make_artifact(replace(job, samples=usual, **large), folder, print)
+    assert made.verification.state == state
+
+
+def test_a_float32_head_on_layers_of_half_precision_is_judged_by_these(
+    tmp_path, tensorflow_installed
+):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12,), name="x")
+    hidden = keras.layers.Dense(16, activation="relu", dtype="mixed_float16")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, dtype="float32", name="y")(hidden))
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
+    assert report.verified
+    assert Exporter(model, "onnx", verbose=False).check(tmp_path / "model").verified
+    model.layers[-1].bias.assign(0.1 * np.ones(4))
+    with pytest.raises(ExportError, match="differs by"):
+        Exporter(model, "onnx", verbose=False).check(tmp_path / "model")
+
+
+def test_a_model_trained_in_half_precision_exports_in_float32(tmp_path, tensorflow_installed):
+    from keras_deepseek.training import Trainer
+
+    model = keras.Sequential(
+        [keras.Input((4,), name="x"), keras.layers.Dense(3, name="y")], name="line"
+    )
+    trainer = Trainer(model, optimizer="sgd", loss="mse", fp16_enabled=True)
+    trainer.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "line")
+    assert Bundle.open(report.path).manifest.precision == "float32"
+    assert report.verification.largest_difference < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("backend", "policy"),
+    [
+        ("onnx", "mixed_float16"),
+        ("savedmodel", "mixed_float16"),
+        ("savedmodel", "mixed_bfloat16"),
+    ],
+)
+def test_a_model_of_half_precision_exports_as_it_is(
+    tmp_path, backend, policy, tensorflow_installed
+):
+    dense = keras.layers.Dense(3, dtype=policy)
+    model = keras.Sequential([keras.Input((4,)), dense], name="half")
+    report = Exporter(model, backend, verbose=False).export(tmp_path / "half")
+    assert report.verified
+    manifest = Bundle.open(tmp_path / "half").manifest
+    assert manifest.signature.outputs[0].dtype == policy.removeprefix("mixed_")
+
+
+@pytest.mark.parametrize("backend", ["onnx", "savedmodel"])
+def test_layers_may_compute_in_half_precision(digits, tmp_path, backend, tensorflow_installed):
+    exporter = Exporter(digits, backend, precision="float16", verbose=False)
+    report = exporter.export(tmp_path / "half")
+    assert report.verified
+    assert 0 < report.verification.largest_difference < 1e-2
+    assert report.verification.agreement["probabilities"]["same_largest"] > 0.9
+    manifest = Bundle.open(tmp_path / "half").manifest
+    assert manifest.precision == "float16"
+    assert manifest.signature.outputs[0].dtype == "float32"
+    assert manifest.verification == report.verification
+    assert digits.compute_dtype == "float32"
+    assert exporter.check(tmp_path / "half").verified

@@ -1,0 +1,36 @@
+import pytest
+
+from keras_deepseek import models
+from keras_deepseek.models.checkpoints.preset_model import PresetModel
+from keras_deepseek.models.families import FAMILIES
+
+
+def find_tasks(family):
+    exported = [getattr(models, name) for name in models.__all__]
+    tasks = [each for each in exported if isinstance(each, type) and issubclass(each, PresetModel)]
+    return [each for each in tasks if each.architectures == family.architectures]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architectures[0])
+def test_config_and_task_of_a_family_are_exported_and_derive_from_it(family):
+    (task,) = find_tasks(family)
+    config_class = task.config_class
+    assert config_class.family is family
+    assert config_class.presets is family.presets
+    assert config_class.__name__ in models.__all__
+    written = config_class.from_preset("tiny", **open_values(config_class)).to_checkpoint_config()
+    if family.model_type is not None:
+        assert written["model_type"] == family.model_type
+        assert written["architectures"] == [family.architectures[0]]
+
+
+def open_values(config_class):
+    required = {"num_classes": 10, "num_items": 20}
+    return {name: x for name, x in required.items() if name in config_class.__dataclass_fields__}
+
+
+def test_every_exported_task_belongs_to_a_family():
+    names = {each.__name__ for family in FAMILIES for each in find_tasks(family)}
+    exported = [getattr(models, name) for name in models.__all__]
+    tasks = [each for each in exported if isinstance(each, type) and issubclass(each, PresetModel)]
+    assert {each.__name__ for each in tasks if each.architectures} == names

@@ -1,0 +1,71 @@
+import keras
+import pytest
+
+from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
+from keras_deepseek.training.fit.error_notes import PositionTracker, error_notes
+
+
+class Plan:
+    def __init__(self, num_steps=0, is_running=False, steps_per_execution=1):
+        self.num_steps, self.is_running = num_steps, is_running
+        self.steps_per_execution = steps_per_execution
+
+
+def note(error, num_steps=2, begins=(0,), **arguments):
+    """Returns the note of an error in a training whose epochs began after so many steps."""
+    plan = Plan(**arguments)
+    position = PositionTracker(plan)
+    for epoch, plan.num_steps in enumerate(begins):
+        position.on_epoch_begin(epoch)
+    plan.num_steps = num_steps
+    model = keras.Sequential([keras.layers.Dense(1)])
+    with pytest.raises(type(error)), error_notes(model, plan, position):
+        raise error
+    return "".join(getattr(error, "__notes__", []))
+
+
+def test_it_says_where_the_training_was():
+    assert "with batch 3 of epoch 1, both" in note(ValueError(), is_running=True)
+    assert "with batch 3 of" in note(InvalidInputError("no"), is_running=True)
+    assert "with batch 3 to 6 of" in note(ValueError(), is_running=True, steps_per_execution=4)
+    assert "after batch 2 of epoch 1" in note(ValueError())
+    assert "after batch 2 of" in note(InvalidInputError("no"))
+    assert not note(ValueError(), num_steps=0)
+
+
+def test_batches_are_counted_in_their_epoch():
+    assert "after batch 2 of epoch 3" in note(ValueError(), num_steps=10, begins=(0, 4, 8))
+    assert "before batch 1 of epoch 3" in note(ValueError(), num_steps=8, begins=(0, 4, 8))
+
+
+def test_a_training_that_has_diverged_names_its_batch_itself():
+    assert not note(TrainingDivergedError("batch 1 of epoch 1"))
+
+
+def test_an_epoch_may_begin_in_its_middle_and_a_validation_begins_and_ends():
+    plan = Plan(is_running=True)
+    position = PositionTracker(plan)
+    position.on_epoch_begin(1)
+    position.on_train_batch_begin(5)
+    assert position.describe() == "with batch 6 of epoch 2"
+    plan.num_steps, plan.is_running = 1, False
+    position.on_test_begin()
+    assert position.describe() == "in the validation after batch 6 of epoch 2"
+    position.on_test_end()
+    assert position.describe() == "after batch 6 of epoch 2"
+
+
+def test_the_end_of_data_is_said_as_no_data():
+    with (
+        pytest.raises(InvalidInputError, match="hold no batch"),
+        error_notes(keras.Sequential(), Plan(), PositionTracker(Plan())),
+    ):
+        raise StopIteration
+
+
+def test_data_that_end_too_early_are_no_lack_of_data():
+    with (
+        pytest.raises(InvalidInputError, match="raised StopIteration after batch 2"),
+        error_notes(keras.Sequential(), Plan(2), PositionTracker(Plan(2))),
+    ):
+        raise StopIteration

@@ -1,0 +1,158 @@
+"""Models that override `fit` and its like, as KerasHub's do to preprocess inside."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training import Trainer
+
+pytestmark = pytest.mark.each_backend
+
+TEXTS = [f"{'ab' * (number % 7)} {number % 3}" for number in range(20)]
+LABELS = np.arange(20.0) % 3
+
+
+@keras.saving.register_keras_serializable("overridden_fit_test")
+class Reader(keras.Model):
+    """Takes texts, and hands numbers on to Keras."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.scores = keras.layers.Dense(1)
+        self.calls = []
+
+    def call(self, inputs):
+        return self.scores(inputs)
+
+    def read(self, texts):
+        counts = [[text.count(letter) for letter in "ab12"] for text in texts]
+        return np.array(counts, "float32")
+
+    def fit(self, x, y=None, validation_data=None, **options):
+        self.calls.append("begin")
+        try:
+            if validation_data is not None:
+                validation_data = (self.read(validation_data[0]), validation_data[1])
+            return super().fit(self.read(x), y, validation_data=validation_data, **options)
+        finally:
+            self.calls.append("end")
+
+    def evaluate(self, x, y=None, **options):
+        return super().evaluate(x if isinstance(x, np.ndarray) else self.read(x), y, **options)
+
+    def predict(self, x, **options):
+        return super().predict(self.read(x), **options)
+
+
+def make_model():
+    keras.utils.set_random_seed(3)
+    model = Reader()
+    model(np.zeros((1, 4), "float32"))
+    return model
+
+
+def make(model=None, **arguments):
+    arguments = {"optimizer": keras.optimizers.Adam(0.1), "loss": "mse", "seed": 3, **arguments}
+    return Trainer(model or make_model(), **arguments)
+
+
+def assert_same(one, other):
+    for each, expected in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-4)
+
+
+OPTIONS = {"batch_size": 4, "shuffle": False, "verbose": 0}
+
+
+def test_fit_is_that_of_the_model():
+    by_keras = make_model()
+    by_keras.compile(keras.optimizers.Adam(0.1), "mse")
+    expected = by_keras.fit(
+        TEXTS, LABELS, epochs=2, validation_data=(TEXTS[:6], LABELS[:6]), **OPTIONS
+    )
+    trainer = make()
+    history = trainer.fit(
+        TEXTS, LABELS, epochs=2, validation_data=(TEXTS[:6], LABELS[:6]), **OPTIONS
+    )
+    assert set(history.history) == {"loss", "val_loss"}
+    for name, values in history.history.items():
+        np.testing.assert_allclose(values, expected.history[name], rtol=1e-4)
+    assert_same(trainer.model, by_keras)
+    assert trainer.model.calls == ["begin", "end"]
+    assert type(trainer.model) is Reader
+    np.testing.assert_allclose(trainer.predict(TEXTS), by_keras.predict(TEXTS, verbose=0), 1e-4)
+    np.testing.assert_allclose(
+        trainer.evaluate(TEXTS, LABELS, verbose=0),
+        by_keras.evaluate(TEXTS, LABELS, verbose=0),
+        rtol=1e-4,
+    )
+
+
+def test_a_training_with_checkpoints_resumes(tmp_path):
+    whole = make(checkpoint_dir=tmp_path / "whole")
+    whole.fit(TEXTS, LABELS, epochs=3, batch_size=4, verbose=0)
+    folder = tmp_path / "cut"
+    make(checkpoint_dir=folder).fit(TEXTS, LABELS, epochs=1, batch_size=4, verbose=0)
+    again = make(checkpoint_dir=folder)
+    again.fit(TEXTS, LABELS, epochs=3, batch_size=4, verbose=0, resume=True)
+    for each, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(each, expected)
+
+
+def test_steps_are_those_of_fit():
+    trained = make()
+    trained.fit(TEXTS, LABELS, **OPTIONS)
+    by_steps = make()
+    numbers = [step.number for step in by_steps.steps(TEXTS, LABELS, batch_size=4, shuffle=False)]
+    assert numbers == [0, 1, 2, 3, 4]
+    assert_same(by_steps.model, trained.model)
+
+
+def test_a_search_looks_at_the_data_that_keras_would_get():
+    trainer = make()
+    trainer.find_learning_rate(TEXTS, LABELS, batch_size=4, num_steps=10)
+    assert trainer.measure_memory(TEXTS, LABELS, batch_size=4).total > 0
+
+
+def test_callbacks_see_the_class_that_the_model_has(tmp_path):
+    """A file that one writes can be read again."""
+    trainer = make()
+    writer = keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")
+    trainer.fit(TEXTS, LABELS, callbacks=[writer], **OPTIONS)
+    read = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(read) is Reader
+    assert_same(read, trainer.model)
+
+
+class Silent(Reader):
+    """Has no arguments but the data, and trains by two calls."""
+
+    def fit(self, x, y):
+        super().fit(x, y, verbose=0)
+        return super().fit(x, y, epochs=2, verbose=0)
+
+
+def test_arguments_that_nobody_sets_are_not_handed_on():
+    model = Silent()
+    history = make(model).fit(TEXTS, LABELS)
+    assert len(history.history["loss"]) == 2
+    assert model.calls == ["begin", "end"] * 2
+
+
+class Alone(keras.Sequential):
+    def fit(self, x, y, **options):
+        return "nothing"
+
+
+@pytest.mark.parametrize("train", [Trainer.fit, lambda *given: list(Trainer.steps(*given))])
+def test_a_fit_that_never_calls_that_of_keras_is_an_error(train):
+    model = Alone([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(InvalidInputError, match=r"of 'Alone' has not called super\(\)\.fit"):
+        train(make(model), np.ones((4, 2)), np.ones((4, 1)))
+
+
+def test_a_search_of_batch_sizes_takes_texts():
+    for texts in (TEXTS, np.array(TEXTS)):
+        found = make().find_batch_size(texts, LABELS, start=2, most=4)
+        assert list(found.batch_sizes) == [2, 4]

@@ -1,0 +1,48 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training import Trainer
+from keras_deepseek.training.fit import kept_memory
+
+X, Y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+
+
+def make(**options):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    return Trainer(model, optimizer="sgd", loss="mse", **options)
+
+
+def test_half_precision_is_told_once_and_where_progress_is_shown(capsys):
+    trainer = make(fp16_enabled=True)
+    trainer.fit(X, Y, verbose=0)
+    assert capsys.readouterr().out == ""
+    for expected in (1, 0):
+        trainer.fit(X, Y, verbose=2)
+        assert capsys.readouterr().out.count("fp16_enabled: ") == expected
+
+
+def test_arguments_are_checked_before_the_model_is_touched():
+    trainer = make()
+    with pytest.raises(InvalidInputError, match="`resume`"):
+        trainer.fit(X, Y, verbose=0, resume="yes")
+    with pytest.raises(InvalidInputError, match=r"checkpoint_dir=\.\.\."):
+        trainer.fit(X, Y, verbose=0, resume=True)
+    assert "train_step" not in vars(trainer.model)
+
+
+@pytest.mark.parametrize("keep_memory", [False, True])
+def test_malloc_is_changed_only_where_it_is_asked_for(monkeypatch, keep_memory):
+    calls = []
+
+    class Library:
+        def mallopt(self, option, value):
+            calls.append((option, value))
+
+        def malloc_trim(self, pad):
+            calls.append("trim")
+
+    monkeypatch.setattr(kept_memory, "_find_library", Library)
+    make(keep_memory=keep_memory).fit(X, Y, verbose=0)
+    assert bool(calls) == keep_memory

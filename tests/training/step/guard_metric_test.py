@@ -1,0 +1,78 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_deepseek.training.step.guard_metric import GuardMetric, Verdict
+from keras_deepseek.training.step.step_guard import StepGuard
+
+
+def judge(steps, loss, is_finite=True):
+    return bool(ops.convert_to_numpy(steps.judge(ops.convert_to_tensor(loss), is_finite)))
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_bad(loss):
+    steps = GuardMetric(StepGuard("skip"))
+    assert judge(steps, 1.0)
+    assert not judge(steps, np.float32(loss))
+    assert not judge(steps, 1.0, is_finite=False)
+    first, second = steps.read()
+    assert first[::2] == (Verdict.LOSS_NOT_FINITE, 1)
+    assert second == (Verdict.GRADIENTS_NOT_FINITE, 1.0, 2)
+    assert judge(steps, 1.0)
+    assert steps.num_bad == 2
+    assert steps.read() == [second, (Verdict.GOOD, 1.0, 0)]
+    assert float(ops.convert_to_numpy(steps.logs()["skipped_steps"])) == 2.0
+
+
+def test_a_spike_is_far_above_the_running_mean():
+    rng = np.random.default_rng(0)
+    steps = GuardMetric(StepGuard("skip", spike=6.0))
+    assert judge(steps, 50.0)  # Nothing is known yet.
+    steps = GuardMetric(StepGuard("skip", spike=6.0))
+    assert all(judge(steps, np.float32(rng.normal(2.0, 0.1))) for _ in range(60))
+    assert not judge(steps, 4.0)
+    assert steps.read()[-1] == (Verdict.LOSS_SPIKE, 4.0, 1)
+    assert judge(steps, 2.3)
+    assert judge(steps, 0.1)  # Downwards is no spike.
+
+
+def test_without_a_bound_no_finite_loss_is_bad():
+    steps = GuardMetric(StepGuard("skip"))
+    assert all(judge(steps, loss) for loss in [1.0] * 30 + [1e30])
+
+
+def test_neither_epochs_nor_results_touch_what_was_seen():
+    steps = GuardMetric(StepGuard("skip"))
+    judge(steps, np.float32(np.nan))
+    steps.reset_state()
+    steps.update_state(1.0)
+    assert steps.result() == {}
+    assert steps.num_bad == 1
+
+
+def test_a_model_carries_it_and_gives_it_back():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    steps = GuardMetric(StepGuard())
+    before = len(model.metrics)
+    with steps.attach(model):
+        assert steps in model.metrics
+    assert len(model.metrics) == before
+
+
+def test_the_states_of_a_batch_are_those_of_layers_and_metrics():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    )
+    frozen = keras.layers.Dense(1)
+    frozen.trainable = False
+    model.add(frozen)
+    model.compile("sgd", "mse")
+    steps = GuardMetric(StepGuard())
+    with steps.attach(model):
+        names = [variable.path for variable, _ in steps.copy_states(model)]
+    assert any("moving_mean" in name for name in names)
+    assert any("total" in name for name in names)
+    assert not any("dense" in name or "seed" in name or "guarded" in name for name in names)

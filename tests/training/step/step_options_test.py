@@ -1,0 +1,41 @@
+import pytest
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training import StepGuard
+from keras_deepseek.training.step.step_options import StepOptions
+
+
+@pytest.mark.parametrize("number", [0, 1.5, True])
+def test_micro_batches_are_a_positive_number(number):
+    with pytest.raises(InvalidInputError, match="`micro_batches` must be a positive integer"):
+        StepOptions(micro_batches=number)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"fp16_enabled": 1}, "`fp16_enabled`"),
+        ({"fp16_enabled": True, "precision": "mixed_float16"}, "not both"),
+        ({"precision": "fp8"}, "Unknown precision"),
+        ({"float32_layers": ["a"]}, "what half precision leaves out"),
+        ({"gradient_clip": ("norm", 0)}, "gradient_clip"),
+        ({"guard": "sleep"}, "guard"),
+        ({"remat": 1}, "`remat`"),
+        ({"keep_memory": "yes"}, "`keep_memory`"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_named(options, match):
+    with pytest.raises(InvalidInputError, match=match):
+        StepOptions(**options)
+
+
+def test_an_action_stands_for_a_guard():
+    assert StepOptions(guard="skip").make_guard().action == "skip"
+    guard = StepGuard("stop", spike=3.0)
+    assert StepOptions(guard=guard).make_guard() is guard
+    assert StepOptions().make_guard() is None
+
+
+def test_options_that_change_updates_are_found():
+    found = StepOptions(micro_batches=2, remat=True).changes_to_updates()
+    assert [name for name, is_used in found.items() if is_used] == ["`micro_batches`", "`remat`"]
