@@ -51,7 +51,7 @@ class EventFile:
         others = find_event_files(folder)
         kept = {}
         if keep is not None:
-            # By tag and step: a process killed right here leaves some events in two files.
+            # Keyed by tag and step: a process killed before `_empty` leaves events in two files.
             for path in others:
                 for event in self._read(path):
                     tag = event.summary.value[0].tag if event.summary.value else None
