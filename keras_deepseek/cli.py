@@ -1,7 +1,7 @@
 """The command line: `keras-deepseek COMMAND ...`.
 
-It stands above all rooms and uses only the `command.py` of each. Such a file imports `argparse`
-alone, and imports the rest inside `run`, so that `--help` loads no framework.
+It stands above all rooms and uses only the `command.py` of each. Such a file imports only
+`argparse` at the top and the rest inside `run`, so that `--help` loads no framework.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        arguments: The words after the program's name. Defaults to `None`: those of this process.
+        arguments: The words after the program's name. Defaults to `None`: the arguments of this
+            process.
 
     Returns:
         The exit code: 0; 2 for invalid input; or 128 plus the signal's number after Ctrl-C (130) or

@@ -1,7 +1,8 @@
 """Event files of TensorBoard, written by tensorboardX.
 
-`tensorboardX.SummaryWriter` does not fit: it queues events, so that its `flush` may return before
-they are written, and its `purge_step` counts steps and epochs alike. This uses the writer below it.
+`tensorboardX.SummaryWriter` does not fit: it queues events, so its `flush` may return before they
+are written, and its `purge_step` can't tell tags by step from tags by epoch. This module uses the
+file writer below it.
 """
 
 import importlib
@@ -36,7 +37,7 @@ class EventFile:
         keep: Function of a tag and a step. If given, the events of the folder's other files for
             which it returns true move to this file, the rest are dropped, and those files are
             emptied. A running TensorBoard then forgets the dropped events. Defaults to `None`:
-            other files are left alone.
+            other files stay unchanged.
 
     Raises:
         MissingExtraError: tensorboardX is not installed.
@@ -50,7 +51,7 @@ class EventFile:
         others = find_event_files(folder)
         kept = {}
         if keep is not None:
-            # By tag and step: a process killed right here leaves some events in two files.
+            # Keyed by tag and step: a process killed before `_empty` leaves events in two files.
             for path in others:
                 for event in self._read(path):
                     tag = event.summary.value[0].tag if event.summary.value else None
@@ -104,7 +105,7 @@ class EventFile:
 
 
 def import_tensorboardx() -> tuple[Any, Any]:
-    """Returns tensorboardX's modules of file writers and of messages.
+    """Returns tensorboardX's modules `event_file_writer` and `event_pb2`.
 
     Raises:
         MissingExtraError: It is not installed.

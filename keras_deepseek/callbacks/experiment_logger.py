@@ -31,7 +31,7 @@ class ExperimentLogger(StepLogger):
         self._has_ended = False
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Reports the rest, and that the training succeeded."""
+        """Reports the waiting logs, and that the training succeeded."""
         self._has_ended = True
         super().on_train_end(logs)
 

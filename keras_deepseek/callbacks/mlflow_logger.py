@@ -71,7 +71,7 @@ class MlflowLogger(ExperimentLogger):
         self._is_ours = active is None
         run_id = self.run_id if active is None else active.info.run_id
         if self.run_id == run_id and run_id is not None:
-            self._go_on(run_id)
+            self._find_sent_steps(run_id)
             return str(run_id)
         if run_id is None:
             run_id = self._client.create_run(self._experiment_id(), run_name=self.name).info.run_id
@@ -80,7 +80,7 @@ class MlflowLogger(ExperimentLogger):
         self._client.log_batch(run_id, params=params)
         return str(run_id)
 
-    def _go_on(self, run_id: str) -> None:
+    def _find_sent_steps(self, run_id: str) -> None:
         """Finds the last steps that an earlier process has sent."""
         self._sent = {}
         for name in self._client.get_run(run_id).data.metrics:

@@ -21,7 +21,7 @@ class Screen(Protocol):
     """`None` if lines can't be overwritten."""
 
     def update(self, head: str, share: float | None, parts: list[str]) -> None:
-        """Shows the current progress in place of the last one.
+        """Shows the current progress, and overwrites the last one.
 
         Args:
             head: The epoch and the step.
@@ -30,7 +30,7 @@ class Screen(Protocol):
         """
 
     def write(self, line: str) -> None:
-        """Writes a line that stays."""
+        """Prints a line that later updates do not overwrite."""
 
     def close(self) -> None:
         """Removes the text that `update` showed."""

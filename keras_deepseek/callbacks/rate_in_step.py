@@ -14,9 +14,9 @@ from keras_deepseek.backend.keras_private.trainers import compilation, temporary
 class RateInStep:
     """Puts learning rates into a model's compiled step, chosen by the optimizer's count of updates.
 
-    The model keeps its own step. The step with rates exists beside it and runs only for steps that
-    `announce` announced. However a training ends, the next one is not affected by this schedule.
-    The optimizer's variable holds the rate of each step, as if it had been assigned.
+    The model keeps its own step. The step with rates is a second function, which runs only after a
+    call of `announce`. However a training ends, the next one is not affected by this schedule. The
+    optimizer's variable holds the rate of each step, as if it had been assigned.
 
     Args:
         rates: NumPy array. The rate of each step; the last one holds beyond the end.

@@ -2,7 +2,7 @@
 
 On JAX and PyTorch Keras passes the logs of a step to callbacks in a thread, so that the next step
 need not wait; steps may arrive late and out of order. This class orders them, numbers them from the
-start of the run, and writes many at once.
+start of the run, and writes them in groups.
 """
 
 import atexit
@@ -125,11 +125,11 @@ class StepLogger(keras.callbacks.Callback):
             self._flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes the rest, and closes the output."""
+        """Writes the waiting logs, and closes the output."""
         self.close()
 
     def close(self) -> None:
-        """Writes the rest and closes the output, also after an error ended the training."""
+        """Writes the waiting logs and closes the output, also after an error ended the training."""
         with self._lock:
             if self._is_open:
                 atexit.unregister(self.close)

@@ -92,7 +92,7 @@ class ThroughputMeter(keras.callbacks.Callback):
         self.peak_flops = peak_flops
         self._pace = TrainingPace(clock)
         self._lock = threading.Lock()
-        self._is_to_be_found = False
+        self._needs_utilization = False
         self._utilization_per_sample: float | None = None  # At one sample a second.
         self._figures: dict[str, float] = {}
         self._next_figures = 0.0
@@ -101,7 +101,7 @@ class ThroughputMeter(keras.callbacks.Callback):
         """Finds the peak of the device, and the cost of a sample."""
         self._pace = TrainingPace(self._pace.clock)
         self._figures = {}
-        self._is_to_be_found = True
+        self._needs_utilization = True
         self._find_utilization()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -112,7 +112,7 @@ class ThroughputMeter(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads values that are only available before a step."""
         self._pace.before_step(trained_model(self), batch)
-        if self._is_to_be_found:  # Keras on TensorFlow may build the model in its first step.
+        if self._needs_utilization:  # Keras on TensorFlow may build the model in its first step.
             self._find_utilization()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -134,7 +134,7 @@ class ThroughputMeter(keras.callbacks.Callback):
     def _find_utilization(self) -> None:
         if not trained_model(self).built:
             return
-        self._is_to_be_found = False
+        self._needs_utilization = False
         peak = self.peak_flops or find_peak_flops(backend.current().devices.read_device_name())
         flops = None if peak is None else self._find_flops()
         self._utilization_per_sample = None if peak is None or flops is None else flops / peak

@@ -19,7 +19,7 @@ _MARKS = 50  # At one mark every 0.1 seconds, the pace is that of the last five 
 
 
 class TrainingPace:
-    """Follows the steps of a training.
+    """The speed, memory and learning rate of a training, measured step by step.
 
     Call `before_step` in `on_train_batch_begin`, in the training thread, and `after_step` in
     `on_train_batch_end`, in any thread, one call at a time.
@@ -83,7 +83,7 @@ class TrainingPace:
         return (self.done - start[1]) / (self._last - start[0])
 
     def figures(self, *, of_epoch: bool = False) -> dict[str, float]:
-        """Returns the known figures, by their names in logs."""
+        """Returns the current speed, learning rate and memory, by their names in logs."""
         pace = self.steps_per_second(of_epoch=of_epoch)
         found: dict[str, float] = {}
         if pace is not None:

@@ -1,4 +1,4 @@
-"""Layers of this package, and every public layer of the installed Keras beside them.
+"""Layers of this package, and every public layer of the installed Keras.
 
 Keras's layers are the identical classes. No layer depends on how a model is trained, exported or
 served.

@@ -9,11 +9,11 @@ _WIDE = ("int32", "uint32", "int64", "uint64")
 
 
 def bound_indices(values: Any, count: Any) -> tuple[Any, Any]:
-    """Returns int32 row indices with 0 in place of invalid ones, and a mask of the valid ones.
+    """Returns int32 row indices with invalid ones replaced by 0, and a mask of the valid ones.
 
-    Frameworks differ in what they gather outside a table: an error, the last row, or zeros, and
-    again something else when compiled. The layer decides what to return there, such as NaN. It
-    can't raise an error, because values are unknown while a step is traced.
+    Frameworks treat an index outside a table differently: one raises an error, one takes the last
+    row, one returns zeros, and compiled code may differ again. The layer decides what to return
+    there, such as NaN. It can't raise an error, because values are unknown while a step is traced.
 
     Args:
         values: Integer tensor.

@@ -48,7 +48,7 @@ def multiply_transposed(left: Any, right: Any) -> Any:
 
 
 def accumulate(tensor: Any, axis: int) -> Any:
-    """Returns `ops.cumsum(tensor, axis)`, in float64 if it is."""
+    """Returns `ops.cumsum(tensor, axis)`, in float64 if the tensor is."""
     if _would_be_rounded(tensor):
         return tensor.cumsum(axis)  # Only PyTorch and JAX get here, and both have this method.
     return ops.cumsum(tensor, axis=axis)

@@ -8,10 +8,10 @@ from keras_deepseek.layers.input_check import check_floating
 
 
 class FloatingInputLayer(keras.Layer):
-    """Raises an error if the inputs are not a floating-point tensor, eager or symbolic.
+    """A layer that raises an error if its inputs are not a floating-point tensor.
 
-    The check runs before `build` and `input_spec`, which know only shapes and would report a
-    different error for `None` or for token ids.
+    The check runs before `build` and `input_spec`, for eager and symbolic inputs. Those know only
+    shapes and would report a different error for `None` or for token ids.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

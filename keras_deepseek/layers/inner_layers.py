@@ -45,7 +45,7 @@ def clone_layers(name: str, layer: Any, count: int) -> list[keras.Layer]:
         count: The number of clones.
 
     Raises:
-        InvalidInputError: It is neither a layer nor the config of one.
+        InvalidInputError: It is not a layer or the config of a layer.
     """
     if isinstance(layer, dict):
         config, make = layer["config"], keras.saving.deserialize_keras_object

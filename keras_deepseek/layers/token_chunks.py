@@ -40,7 +40,7 @@ class TokenChunks:
         return ops.moveaxis(tensor, self._axis + 1, 0)
 
     def join(self, tensor: Any) -> Any:
-        """Reverses `split`."""
+        """Joins chunks `(number, ..., size, ...)` to one tensor `(..., num_tokens, ...)`."""
         tensor = ops.moveaxis(tensor, 0, self._axis + 1)
         before, after = self._sizes_around(tensor, 2)
         tensor = ops.reshape(tensor, (*before, self.size * self.number, *after))
@@ -68,7 +68,7 @@ def map_chunks(
     Args:
         function: Function of a chunk of `rows` and of `fixed`, and of `shared`. It returns a tensor
             or a tuple of tensors with the tokens of the chunk along `axis`, and must treat each
-            token alone.
+            token by itself.
         rows: Floating-point tensors with the tokens along `axis`.
         fixed: Tensors with the tokens along `axis` that have no gradient, such as integers.
         shared: Floating-point tensors that all chunks need, such as kernels.

@@ -16,6 +16,6 @@ def make_token_norm(layer: Any, name: str, dim: int) -> keras.layers.RMSNormaliz
     norm = keras.layers.RMSNormalization(
         epsilon=layer.epsilon, dtype=layer.dtype_policy, trainable=layer.trainable, name=name
     )
-    norm.supports_masking = True  # Correct for this axis: it transforms each token alone.
+    norm.supports_masking = True  # Correct for this axis: it transforms each token by itself.
     norm.build((None, None, dim))
     return norm

@@ -51,9 +51,9 @@ class LayerSubject:
         return cls(layer_class, dict(init_kwargs), inputs)
 
     def make_layer(self, **kwargs: Any) -> keras.Layer:
-        """Returns the built layer, with random noise on its weights.
+        """Returns the built layer with random noise on its trainable weights.
 
-        Weights of zeros and ones hide mistakes.
+        The noise shows mistakes that weights of zeros and ones hide.
         """
         keras.utils.set_random_seed(SEED)
         layer = self.layer_class(**{**self.init_kwargs, **kwargs})

@@ -1,6 +1,6 @@
 """The test routine for layers, of this package and of its users."""
 
-# ruff: noqa: PT009 - it must serve unittest and pytest alike, and hold under `python -O`.
+# ruff: noqa: PT009 - `unittest` assertions work in unittest and pytest, and under `python -O`.
 
 import inspect
 import json
@@ -204,7 +204,10 @@ class LayerTestCase(unittest.TestCase):
                 assert_close(full_output, array, dtype, f"Output under mixed_{dtype}")
 
     def check_masking(self, subject: LayerSubject) -> None:
-        """A mask of the first input passes through, and what it hides changes nothing it shows."""
+        """Checks that the first mask is passed on, and that masked tokens have no effect.
+
+        The effect is measured on the outputs at visible tokens.
+        """
         layer = subject.make_layer()
         self.assertTrue(layer.supports_masking, "Masking: `supports_masking` is False")
         first = subject.first_input

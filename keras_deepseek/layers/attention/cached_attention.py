@@ -96,6 +96,7 @@ class CachedAttention(keras.Layer):
         _check_attention(attention)
         super().__init__(**{"dtype": attention.dtype_policy, **kwargs})
         self.attention = attention
+        self.use_causal_mask = True
         self.rotary: Any = read_rotary(rotary)
         config = attention.get_config()
         self._sliding_window = config.get("sliding_window")  # Keras 3.13 has none.

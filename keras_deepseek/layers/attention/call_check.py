@@ -1,7 +1,8 @@
 """Checks of the call of an attention layer, and its output spec.
 
 They run after Keras has filled in masks and cast the inputs. `key_value_cache` checks the entries
-of a cache where it writes them.
+of a cache where it writes them. A layer that uses these functions has the attributes
+`use_causal_mask`, a boolean, and `rotary`, a `RotaryEmbedding` or `None`.
 """
 
 import inspect
@@ -24,7 +25,7 @@ def check_call(
     """Returns the mask to use in a call (BT), or `None`.
 
     Args:
-        layer: The layer. It is causal unless its `use_causal_mask` is false.
+        layer: The layer.
         inputs: Tensor of shape `(batch_size, length, dim)`.
         masks: The `mask` and the `inputs_mask` of the call; the first that is not `None` is used.
         cache: dict or `None`.
@@ -37,7 +38,7 @@ def check_call(
     """
     check_floating(inputs, layer.name)
     check_cache_arguments(cache, cache_index)
-    if cache is not None and not getattr(layer, "use_causal_mask", True):
+    if cache is not None and not layer.use_causal_mask:
         raise InvalidInputError(
             f"{layer.name!r} received a `cache`, which needs `use_causal_mask=True`: without it "
             f"earlier outputs would change with every token."
@@ -60,7 +61,7 @@ def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> Non
     Raises:
         InvalidInputError: There are more positions than `max_length`, or positions and no `rotary`.
     """
-    rotary = getattr(layer, "rotary", None)
+    rotary = layer.rotary
     if positions is not None and rotary is None:
         raise InvalidInputError(
             f"{layer.name!r} received `positions`, but has no rotary embedding to use them. Create "
@@ -72,7 +73,7 @@ def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> Non
 
 
 def read_length(layer: Any, inputs: Any) -> int:
-    """Returns the length of a call to a layer that needs a known length for its blocks.
+    """Returns the length of the inputs, for a layer that needs it to lay out blocks.
 
     Raises:
         InvalidInputError: The length is unknown.

@@ -129,7 +129,7 @@ def attend_fused(
 def _expand(
     queries: tuple[Any, Any], keys: tuple[Any, Any], ups: Sequence[Callable[[Any], Any]]
 ) -> tuple[Any, Any, Any]:
-    """Returns whole queries (BTNH), keys (BSNH) and values (BSNV) of each head."""
+    """Returns whole queries (BTNH), and keys (BSNH) and values (BSNV) expanded for each head."""
     latent_BSC, rotary_key_BSR = keys
     key_BSNP, value_BSNV = (up(latent_BSC) for up in ups)
     rotary_key_BSNR = ops.broadcast_to(
@@ -242,7 +242,7 @@ def _weigh_absorbed(
 
 
 def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:
-    """Returns the attention outputs (BTNV)."""
+    """Returns the attention outputs (BTNV) for given attention weights."""
     if weights_BNTS.shape[2] == 1:  # As below, but XLA copies no keys.
         sums_BTNC = ops.expand_dims(multiply_matrices(ops.squeeze(weights_BNTS, 2), latent_BSC), 1)
     else:

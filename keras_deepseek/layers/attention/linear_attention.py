@@ -127,7 +127,7 @@ class LinearAttention(keras.Layer):
     - [RoFormer (Su et al., 2021)](https://arxiv.org/abs/2104.09864), the rotated numerator
     """
 
-    def __init__(  # noqa: PLR0913 - the words of Keras's layer, and what is linear attention's own
+    def __init__(  # noqa: PLR0913 - the arguments of Keras's layer, and those of linear attention
         self,
         num_heads: int,
         key_dim: int,

@@ -1,6 +1,6 @@
 """Multi-head latent attention of DeepSeek-V2 and V3.
 
-Shape suffixes are those of `latent_attention.py`, and Q: size of what queries are made from.
+Shape suffixes are those of `latent_attention.py`, and Q: size of the input of the queries.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ class MultiHeadLatentAttention(keras.Layer):
     There are two ways to compute it. Naive attention expands `c` to keys and values of each head.
     Absorbed attention applies `key_up` to the queries and `value_up` to the weighted sums, so it
     expands nothing: far less work for few queries and a long cache. The layer takes the way with
-    fewer multiplications, chosen by the shapes alone.
+    fewer multiplications, depending only on the shapes.
 
     A boolean mask (from Keras, or `mask`) hides padding from other tokens and is passed on. Outputs
     at padding have no meaning. With `use_causal_mask` a token attends only to itself and earlier
@@ -231,7 +231,7 @@ class MultiHeadLatentAttention(keras.Layer):
         dense = keras.layers.EinsumDense(
             "btd,dhn->bthn", (None, self.num_heads, head_dim), **projection_arguments(self, name)
         )
-        dense.supports_masking = True  # Correct for this equation: it transforms each token alone.
+        dense.supports_masking = True  # Correct here: each token is transformed by itself.
         dense.build((None, None, dim))
         return dense
 

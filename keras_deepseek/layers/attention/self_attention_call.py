@@ -12,7 +12,7 @@ _MASKS = ("query_mask", "value_mask", "key_mask")
 def read_self_attention(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments for a layer's own call, from those of `MultiHeadAttention`.
+    """Converts the arguments of a call like `MultiHeadAttention`'s to those of a layer's `call`.
 
     Calls in the layer's own form pass unchanged. `query`, `value` and `key` must be the same
     object, so this runs before Keras casts each of them.

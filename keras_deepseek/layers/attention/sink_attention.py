@@ -4,7 +4,7 @@ The window is computed in blocks: consecutive queries are multiplied with the ke
 sees. All heads share one head of keys, which are the values too.
 
 Shape suffixes: B batch, T tokens of a call, R recent tokens before them, N heads, H size of a head,
-M blocks, Q queries in a block, K keys beside a block or a query, E far entries.
+M blocks, Q queries in a block, K keys of a block or a query, E far entries.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class NearKeys:
 
 @dataclass(frozen=True, eq=False)
 class FarKeys:
-    """The keys of far entries, of which a query sees the first few, or chosen ones of these.
+    """The keys of far entries. A query sees the first few of them, or chosen ones of these.
 
     Args:
         keys: Tensor (BEH).
@@ -141,7 +141,7 @@ def _to_blocks(x: Any, num_blocks: Any, size: int) -> Any:
 
 
 def _find_near(near: NearKeys, length: Any, num_blocks: Any, size: int) -> tuple[Any, Any]:
-    """Returns the keys beside each block (BMKH), and which of them a query sees (BMQK)."""
+    """Returns the keys of each block (BMKH), and true for keys that a query sees (BMQK)."""
     window, num_tokens = near.sliding_window, ops.shape(near.keys)[1]
     num_keys = window - 1 + size
     # Counted from the first token of the call, so recent tokens have negative numbers.

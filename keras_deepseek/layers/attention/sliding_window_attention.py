@@ -184,6 +184,7 @@ class SlidingWindowAttention(keras.Layer):
         self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
+        self.use_causal_mask = True
         self.rotary = make_rotary(
             self,
             rope_max_wavelength,
@@ -227,7 +228,7 @@ class SlidingWindowAttention(keras.Layer):
             initializer = stack_initializer(self.kernel_initializer, sizes[0])
             arguments["kernel_initializer"] = initializer
         dense = keras.layers.EinsumDense(equation, (None, *sizes), **arguments)
-        dense.supports_masking = True  # Correct for these equations: each token alone.
+        dense.supports_masking = True  # Correct here: each token is transformed by itself.
         dense.build((None, None, *input_sizes))
         return dense
 

@@ -57,7 +57,7 @@ class SwiGLU(FloatingInputLayer):
 
     Raises:
         InvalidInputError: `intermediate_dim` or `clamp` is not positive, or the inputs are not
-            floating-point, have no axis beside the batch, or a last axis of unknown size.
+            floating-point, have no axis besides the batch, or a last axis of unknown size.
 
     Example:
 

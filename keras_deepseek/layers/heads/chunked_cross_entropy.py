@@ -32,9 +32,9 @@ class ChunkedCrossEntropy(VocabularyHead):
     """Output projection and cross entropy in one layer, with the logits of a few tokens at a time.
 
     Choose it over a `Dense` layer and a loss if the vocabulary is large: the logits of a batch take
-    `num_tokens * vocabulary_size` numbers, often more than all else, and their gradients as many.
-    Here at most `chunk_size` tokens have logits at any time. The backward pass recomputes them,
-    which costs one matrix product in addition to three. The results are the same:
+    `num_tokens * vocabulary_size` numbers, often more than everything else, and their gradients as
+    many. Here at most `chunk_size` tokens have logits at any time. The backward pass recomputes
+    them, which costs one matrix product in addition to three. The results are the same:
 
     ```
     logits = soft_cap * tanh((x @ kernel + bias) / soft_cap)          without the cap: x @ kernel

@@ -27,7 +27,7 @@ def map_chunks_with_gradient(
 
     Args:
         function: Function of the tokens `(chunk, dim)` and labels `(chunk,)` of a chunk, and of
-            `shared`. It returns a tensor of shape `(chunk,)`, and must treat each token alone.
+            `shared`. It returns a tensor of shape `(chunk,)`, and must treat each token by itself.
         gradient: Function of the tokens and labels of a chunk, the gradient by its results of shape
             `(chunk,)`, and `shared`. It returns the gradients by the tokens and by each of
             `shared`.

@@ -322,9 +322,9 @@ def _describe_rows(segment_ids: Any, positions: Any) -> dict[str, Any]:
 def shift_tokens(
     token_ids: Any, mask: Any, places: int, segment_ids: Any = None
 ) -> tuple[Any, Any]:
-    """Returns the token `places` ahead of each token, and true where that token exists and is real.
+    """Returns the token `places` ahead of each token, and a mask: true if it exists and is real.
 
-    Where there is none, the first tokens of the sequence are returned.
+    If there is none, the first tokens of the sequence are returned.
 
     Args:
         token_ids: Integer tensor of shape `(batch_size, length)`.

@@ -30,7 +30,7 @@ Kernels = Sequence[Any]
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekMoE(FloatingInputLayer):
-    """A feed-forward block of many experts, of which each token uses a few.
+    """A feed-forward block of many experts; each token uses a few of them.
 
     Choose it over `SwiGLU` for more parameters at the same work per token. It computes
 
@@ -83,8 +83,8 @@ class DeepSeekMoE(FloatingInputLayer):
 
     Raises:
         InvalidInputError: `router` is not an `ExpertRouter`; a size, `clamp` or `capacity_factor`
-            is not positive; or the inputs are not floating-point, have no axis beside the batch, or
-            a last axis of unknown size.
+            is not positive; or the inputs are not floating-point, have no axis besides the batch,
+            or a last axis of unknown size.
 
     Example:
 
@@ -224,7 +224,7 @@ class DeepSeekMoE(FloatingInputLayer):
     def _compute_all(
         self, tokens_TD: Any, weights_TK: Any, indices_TK: Any, kernels: Kernels
     ) -> Any:
-        """Applies every expert to every token, with a weight of zero if it was not chosen."""
+        """Applies every expert to every token, weighted by zero if it was not chosen (TD)."""
         hits_TKE = ops.cast(expert_hits(indices_TK, self.router.num_experts), weights_TK.dtype)
         weights_ET = ops.einsum("tk,tke->et", weights_TK, hits_TKE)
         # One matrix for each expert: XLA would copy the kernels for a product with all at once.
@@ -240,7 +240,7 @@ class DeepSeekMoE(FloatingInputLayer):
         kernels: Kernels,
         plan: expert_dispatch.ExpertDispatch,
     ) -> Any:
-        """Applies the experts to all slots at once."""
+        """Applies the experts to all slots at once, and returns the outputs of tokens (TD)."""
         rows_SD = ops.take(tokens_TD, plan.token_of_slot, axis=0)
         gate_SF, up_SF = (_multiply(rows_SD, kernel, plan) for kernel in kernels[:2])
         down_SD = _multiply(gate_activations(gate_SF, up_SF, self.clamp), kernels[2], plan)

@@ -1,6 +1,6 @@
 """Dispatch of tokens to experts: sorts the choices by expert, so that few large products suffice.
 
-Each choice of an expert gets a row, its *slot*, beside other choices of the same expert. No token
+Each choice of an expert gets a row, its *slot*, next to other choices of the same expert. No token
 is dropped. If the loads of the experts can be read, as in eager PyTorch and TensorFlow, the slots
 are exactly the choices, and each expert computes its own slots.
 

@@ -29,7 +29,7 @@ from keras_deepseek.layers.token_dim import read_last_dim
 class ExpertRouter(FloatingInputLayer):
     """Chooses `num_experts_per_token` of `num_experts` for each token, and weighs them.
 
-    It is the router of `DeepSeekMoE`. Choose it alone to route to your own experts. It computes
+    It is the router of `DeepSeekMoE`. Use it by itself to route to your own experts. It computes
 
     ```
     scores  = scoring(x @ kernel)
@@ -93,8 +93,8 @@ class ExpertRouter(FloatingInputLayer):
     Raises:
         InvalidInputError: A number of experts or groups is not positive, is not a divisor, or
             leaves too few experts to choose from; a scoring is unknown; a scale or a weight is out
-            of range; or the inputs are not floating-point, have no axis beside the batch, or a last
-            axis of unknown size.
+            of range; or the inputs are not floating-point, have no axis besides the batch, or a
+            last axis of unknown size.
 
     Example:
 
@@ -230,7 +230,7 @@ class ExpertRouter(FloatingInputLayer):
         return multiply_matrices(ops.cast(inputs, self.score_dtype), kernel)
 
     def select(self, scores: Any, token_ids: Any = None) -> Any:
-        """Returns the indices of the chosen experts.
+        """Returns the indices of the experts with the best scores.
 
         Args:
             scores: Tensor of shape `(batch_size, ..., num_experts)`.

@@ -48,7 +48,7 @@ def read_rotary(rotary: Any) -> RotaryEmbedding | None:
     """Returns a layer's `rotary` argument as a `RotaryEmbedding` or `None`; it may be serialized.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: It has another type.
     """
     if isinstance(rotary, dict):
         rotary = keras.saving.deserialize_keras_object(rotary)

@@ -73,7 +73,7 @@ class RotaryEmbedding(FloatingInputLayer):
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, ..., dim)`: other axes, such as
-            heads, are rotated alike.
+            heads, are rotated in the same way.
         positions: Integer tensor of shape `(batch_size, length)` or `(1, length)`, or `None` to
             count from `start_index`.
         start_index: integer or integer scalar tensor. The position of the first token if

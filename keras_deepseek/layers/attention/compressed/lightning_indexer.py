@@ -123,7 +123,7 @@ class LightningIndexer(keras.Layer):
             (None, self.num_heads, self.head_dim),
             **projection_arguments(self, "query_up"),
         )
-        self.query_up.supports_masking = True  # Correct here: it transforms each token alone.
+        self.query_up.supports_masking = True  # Correct: each token is transformed by itself.
         self.query_up.build(queries_shape or inputs_shape)
         self.key = keras.layers.Dense(
             self.head_dim, use_bias=False, **projection_arguments(self, "key")

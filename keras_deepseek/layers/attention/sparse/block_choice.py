@@ -96,7 +96,7 @@ def attend_to_chosen(
     Args:
         query_BGLRH: Tensor, scaled.
         key_BGMTH: Tensor.
-        value_BGMTH: Tensor. Its H may differ, and is that of the result.
+        value_BGMTH: Tensor. Its H may differ; the result has this H.
         chosen_BGLK: Integer tensor of different blocks, the query's own among them.
         numbers_BL: Integer tensor, the token numbers of the queries. The batch may be 1.
     """

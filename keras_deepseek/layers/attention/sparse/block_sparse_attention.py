@@ -33,7 +33,7 @@ def block_sparse_attention(
     Args:
         query: Tensor (BSNH).
         key: Tensor (BSGH), where G divides N. Consecutive heads of queries share a head of keys.
-        value: Tensor (BSGH). Its H may differ, and is that of the result.
+        value: Tensor (BSGH). Its H may differ; the result has this H.
         plan: The plan for this layout and length.
         key_mask: Boolean tensor (BS) or `None`. False hides a key from all queries.
         dropout: Dropout for attention weights, or `None`.
@@ -117,7 +117,7 @@ def attend_rows(
     Args:
         query_BGRQH: Tensor, scaled.
         key_BGRKH: Tensor.
-        value_BGRKH: Tensor. Its H may differ, and is that of the result.
+        value_BGRKH: Tensor. Its H may differ; the result has this H.
         is_visible: Boolean tensor that broadcasts to BGRQK.
         dropout: Dropout for attention weights, or `None`.
     """

@@ -35,7 +35,7 @@ def block_sparse_decoding(
     Args:
         query: Tensor (BLNH), of the slots from `start` on.
         cache: `"key"` and `"value"` (BSGH) and `"mask"` (BS), with the new tokens in them. The H of
-            values may differ, and is that of the result.
+            values may differ; the result has this H.
         start: integer or integer scalar tensor.
         layout: A layout that covers S positions.
         dropout: Dropout for attention weights, or `None`.

@@ -217,6 +217,7 @@ class NativeSparseAttention(keras.Layer):
         self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.use_causal_mask = True
         self.rotary = make_rotary(
             self,
             rope_max_wavelength,

@@ -101,7 +101,7 @@ class NativeSparseBranches:
         Args:
             query: Tensor (BLNH).
             keys: `"compressed_KIND"` (BGMH), `"selection_KIND"` and `"window_KIND"` (BGLH), of the
-                kinds `"key"` and `"value"`. The H of values may differ, and is that of the result.
+                kinds `"key"` and `"value"`. The H of values may differ; the result has this H.
         """
         length = query.shape[1]
         numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
@@ -160,7 +160,7 @@ class NativeSparseBranches:
     def _gather(
         self, query: Any, key_BGPH: Any, value_BGPH: Any, chosen_BGLK: Any, numbers: Any
     ) -> Any:
-        """Returns the outputs of the selection branch (BLNH)."""
+        """Returns the outputs of the selection branch (BLNH), from each query's chosen blocks."""
         size = self.selection_block_size
         key_blocks, value_blocks = (
             ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3]))
@@ -181,7 +181,7 @@ def attend_to_compressed(
     Args:
         query: Tensor (BLNH).
         key_BGMH: Tensor.
-        value_BGMH: Tensor. Its H may differ, and is that of the result.
+        value_BGMH: Tensor. Its H may differ; the result has this H.
         numbers: Integer tensor (BL), the token numbers of the queries. The batch may be 1.
         block_size: Tokens in a block.
         stride: Tokens from the start of a block to the start of the next.
@@ -209,7 +209,7 @@ def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: Blo
     Args:
         query: Tensor (BLNH).
         key: Tensor (BGPH), with the keys of the queries in it.
-        value: Tensor (BGPH). Its H may differ, and is that of the result.
+        value: Tensor (BGPH). Its H may differ; the result has this H.
         numbers: Integer tensor (BL), the consecutive token numbers of the queries.
         layout: A layout with a causal `sliding_window` and no other pattern.
     """

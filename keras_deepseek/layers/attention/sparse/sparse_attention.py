@@ -146,7 +146,7 @@ class SparseAttention(keras.Layer):
       https://arxiv.org/abs/2007.14062)
     """
 
-    def __init__(  # noqa: PLR0913 - the words of Keras's layer, and five patterns
+    def __init__(  # noqa: PLR0913 - the arguments of Keras's layer, and five patterns
         self,
         num_heads: int,
         key_dim: int,
@@ -181,6 +181,7 @@ class SparseAttention(keras.Layer):
                 f"{num_key_value_heads} and {num_heads}."
             )
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
+        self.rotary = None
         self._layout = BlockLayout(
             block_size=block_size,
             is_causal=self.use_causal_mask,
