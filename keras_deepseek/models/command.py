@@ -41,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="a text that ends the answer, beside the model's end token; may be repeated",
     )
-    group = parser.add_argument_group("sampling")
+    _add_sampling_arguments(parser.add_argument_group("sampling"))
+    parser.add_argument("--dtype", help="the dtype policy, as in bfloat16 (default: Keras's)")
+    parser.add_argument(
+        "--backend", help="tensorflow, jax or torch (default: the backend of Keras)"
+    )
+
+
+def _add_sampling_arguments(group: Any) -> None:
     group.add_argument(
         "--temperature",
         type=float,
@@ -69,10 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="above 1 makes repeated tokens less likely (default: 1)",
     )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
-    parser.add_argument("--dtype", help="the dtype policy, as in bfloat16 (default: Keras's)")
-    parser.add_argument(
-        "--backend", help="tensorflow, jax or torch (default: the backend of Keras)"
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:

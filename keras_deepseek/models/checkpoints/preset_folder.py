@@ -1,4 +1,4 @@
-"""Finding and fetching of preset folders, their JSON files, and atomic replacement of a folder."""
+"""Access to preset folders: finding, downloading, JSON files, and atomic replacement."""
 
 import fnmatch
 import json

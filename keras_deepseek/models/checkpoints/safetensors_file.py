@@ -71,6 +71,15 @@ class StoredTensor:
         """The size of the tensor in the file, in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def parts(self) -> tuple["StoredTensor", ...]:
+        """The tensors in the file that it consists of: only itself."""
+        return (self,)
+
+    def read(self, files: "MappedFiles") -> Array:
+        """Returns the tensor as a view of its file."""
+        return files.read(self)
+
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Reads and checks the header of a file, and returns its tensors by name.

@@ -36,6 +36,6 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
         made.append(variable)
         return variable
 
-    # Two threads at once could restore the patched method of each other, for ever.
+    # Without a lock, two threads at once could leave the patched method in place for ever.
     with _lock, temporary_attributes(keras.Layer, add_weight=add_zeros):
         yield made

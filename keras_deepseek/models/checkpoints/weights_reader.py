@@ -38,15 +38,15 @@ def read_weights(
     entries = [use_present_copy(entry, weights.names) for entry in entries]
     weights.check(entries, ignored_tensors, block_shape)
     stored = [_find_tensors(weights, entry, block_shape) for entry in entries]
-    total = sum(part.num_bytes for tensors in stored for each in tensors for part in _parts(each))
+    total = sum(part.num_bytes for tensors in stored for each in tensors for part in each.parts)
     _check_copies(weights, entries, block_shape)
     with (
         MappedFiles() as files,
         LoadDisplay(f"Loading {weights.path.name}", total, is_shown=is_shown) as advance,
     ):
         for entry, tensors in zip(entries, stored, strict=True):
-            _fill(entry, [_read(files, each) for each in tensors])
-            for part in (part for each in tensors for part in _parts(each)):
+            _fill(entry, [each.read(files) for each in tensors])
+            for part in (part for each in tensors for part in each.parts):
                 files.release(part)
                 advance(part.num_bytes)
 
@@ -71,16 +71,8 @@ def _check_copies(
         check_copies(
             entries,
             weights.names,
-            lambda entry, name: _read(files, _find_tensor(weights, entry, name, block_shape)),
+            lambda entry, name: _find_tensor(weights, entry, name, block_shape).read(files),
         )
-
-
-def _parts(tensor: StoredTensor | ScaledTensor) -> tuple[StoredTensor, ...]:
-    return tensor.parts if isinstance(tensor, ScaledTensor) else (tensor,)
-
-
-def _read(files: MappedFiles, tensor: StoredTensor | ScaledTensor) -> Any:
-    return tensor.read(files) if isinstance(tensor, ScaledTensor) else files.read(tensor)
 
 
 def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:

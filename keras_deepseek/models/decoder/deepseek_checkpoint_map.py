@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.layers import DeepSeekMoE, MultiTokenPrediction
+from keras_deepseek.layers import DeepSeekMoE, DeepSeekSparseAttention, MultiTokenPrediction
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
@@ -183,8 +183,9 @@ def _attention_entries(attention: Any, prefix: str) -> list[CheckpointEntry]:
             _joined_entry([layer.bias for layer in downs], f"{down}.bias"),
             copied_entry(attention.output_projection.bias, f"{prefix}.o_proj.bias"),
         ]
-    indexer = getattr(attention, "indexer", None)
-    return entries if indexer is None else [*entries, *_indexer_entries(indexer, prefix)]
+    if isinstance(attention, DeepSeekSparseAttention):
+        entries += _indexer_entries(attention.indexer, prefix)
+    return entries
 
 
 def _joined_entry(variables: Sequence[Any], tensor: str) -> CheckpointEntry:

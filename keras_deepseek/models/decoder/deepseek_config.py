@@ -257,7 +257,7 @@ class DeepSeekConfig(PresetConfig):
 
     @classmethod
     def optional_keys(cls) -> set[str]:
-        """Returns the required keys that may be missing nevertheless."""
+        """Returns the keys of `own_keys` that a `config.json` may lack."""
         return set()
 
     def to_checkpoint_config(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def make_backbone_layers(
 def make_decoder_block(
     config: DeepSeekConfig, attention_class: type[keras.Layer], index: int, policy: Any
 ) -> DecoderBlock:
-    """Returns one block; its index decides if it has experts."""
+    """Returns the block with a given index, which has experts or a dense feed-forward layer."""
     arguments = {"kernel_initializer": _make_initializer(config), "dtype": policy}
     attention = attention_class(**config.attention_arguments(), **arguments, name="attention")
     feed_forward: keras.Layer

@@ -14,6 +14,11 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.layers import (
+    CompressedSparseAttention,
+    HashRouter,
+    HeavilyCompressedAttention,
+)
 from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
     copied_entry,
@@ -164,9 +169,9 @@ def _layer_entries(layer: Any, prefix: str, side: int) -> Entries:
     entries += _read_table(_ATTENTION, attention, place, side)
     for mixed, names in zip(streams, kinds, strict=True):
         entries += _read_table(_STREAMS, mixed, prefix + names[side], side)
-    if hasattr(attention, "compressor"):
+    if isinstance(attention, CompressedSparseAttention | HeavilyCompressedAttention):
         entries += _read_table(_COMPRESSOR, attention.compressor, f"{place}compressor.", side)
-    if hasattr(attention, "indexer"):
+    if isinstance(attention, CompressedSparseAttention):
         outer, inner = (
             ("indexer.", "indexer.compressor."),
             ("compressor.indexer.", "compressor.indexer."),
@@ -180,7 +185,7 @@ def _expert_entries(experts: Any, prefix: str, side: int) -> Entries:
     router = experts.router
     entries = _read_table(_SHARED, experts.shared_experts, f"{prefix}shared_experts.", side)
     entries.append(kernel_entry(router.kernel, f"{prefix}gate.weight"))
-    if hasattr(router, "token_to_experts"):
+    if isinstance(router, HashRouter):
         entries.append(copied_entry(router.token_to_experts, f"{prefix}gate.tid2eid"))
     else:
         name = ("bias", "e_score_correction_bias")[side]

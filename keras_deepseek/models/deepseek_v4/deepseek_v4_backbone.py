@@ -93,7 +93,7 @@ class DeepSeekV4Backbone(DecoderBackbone):
 
 
 def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> DeepSeekV4DecoderLayer:
-    """Returns one of the layers.
+    """Returns the decoder layer with a given index.
 
     Layers with an index of `config.num_layers` or more predict further tokens. They have sliding
     attention and a router by scores.

@@ -10,7 +10,7 @@ def settle_budgets(
     max_length: int | None,
     max_new_tokens: int | None,
 ) -> list[int]:
-    """Returns the largest number of new tokens of each row.
+    """Returns the largest number of new tokens that each row may get.
 
     Args:
         prompt_lengths: The number of tokens of each prompt.

@@ -71,7 +71,7 @@ class Generator:
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, or `None`."""
-        return getattr(self._model, "tokenizer", None)
+        return self._model.tokenizer
 
     def generate(self, request: TokenRequest, *, strip_prompt: bool) -> Any:
         """Generates all tokens of a request, and returns them as `CausalLM.generate` does."""

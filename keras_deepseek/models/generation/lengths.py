@@ -5,7 +5,7 @@ _LEAST = 16
 
 
 def round_up(length: int) -> int:
-    """Returns the next length that is compiled for.
+    """Rounds a number of tokens up to a length that is compiled for.
 
     These are the multiples of 16 up to 64, and then four lengths for each doubling: at most a
     quarter of a prompt is padding.

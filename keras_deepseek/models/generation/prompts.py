@@ -192,7 +192,7 @@ def find_end_tokens(model: Any) -> frozenset[int]:
     model's config, and its tokenizer.
     """
     found = [
-        getattr(model, "generation_config", {}).get("eos_token_id"),
+        model.generation_config.get("eos_token_id"),
         getattr(model.config, "end_token_id", None),
         getattr(model.tokenizer, "stop_token_ids", None),
     ]

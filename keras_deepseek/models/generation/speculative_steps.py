@@ -206,17 +206,16 @@ def _make_sample(
     kind: StepKind, seen: Any, token: Any, uniforms: Any, numbers: Mapping[str, Any]
 ) -> Callable[[int, Any], tuple[Any, Any]]:
     """Returns a function that draws the draft of a module, by the sampling rules of the model."""
-    seen = [seen]
-    last = [token]
 
     def sample(index: int, logits: Any) -> tuple[Any, Any]:
-        seen[0] = _add_seen(kind, seen[0], last[0], logits.shape[-1])
-        scores = adjust(logits, seen[0], kind.rules, numbers)
+        nonlocal seen, token
+        seen = _add_seen(kind, seen, token, logits.shape[-1])
+        scores = adjust(logits, seen, kind.rules, numbers)
         if kind.rules.is_greedy:
-            last[0] = ops.cast(ops.argmax(scores, axis=-1), "int32")
+            token = ops.cast(ops.argmax(scores, axis=-1), "int32")
         else:
-            last[0] = draw(scores, uniforms[:, index])
-        return last[0], scores
+            token = draw(scores, uniforms[:, index])
+        return token, scores
 
     return sample
 
@@ -243,7 +242,7 @@ def check_drafts(model: Any) -> None:
         NotSupportedError: It has no modules that predict further tokens, or a cache that can't
             remove tokens.
     """
-    if getattr(model, "multi_token_prediction", None) is None:
+    if model.multi_token_prediction is None:
         raise NotSupportedError(
             "`use_drafts=True` needs modules that predict further tokens, and this model has none. "
             "If the checkpoint has them, load them with `from_preset(folder, "

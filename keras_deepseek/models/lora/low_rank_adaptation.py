@@ -1,4 +1,4 @@
-"""Adding of a LoRA to a model before training, and merging of it into the weights afterwards."""
+"""Functions that add a LoRA to a model before training and merge it into the weights afterwards."""
 
 from collections.abc import Sequence
 from typing import Any

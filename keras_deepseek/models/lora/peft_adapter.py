@@ -177,7 +177,7 @@ def _check_written(
 
 
 def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tuple[Array, Array]]:
-    """Returns the two matrices of each module."""
+    """Reads the two LoRA matrices of each module from an adapter folder."""
     tensors = read_tensors(folder / _WEIGHTS_NAME)
     ends = {}
     for tensor in tensors:

@@ -106,7 +106,7 @@ def split_blocks(
         has_lora: Which of the kernels have a LoRA.
 
     Returns:
-        For each kernel its factors, or `None` for one without a LoRA. `None` for all if
+        For each kernel its A and B, or `None` for one without a LoRA. `None` for all if
         `join_factors` did not make these matrices.
     """
     blocks, start = layout.num_blocks, 0
@@ -131,7 +131,7 @@ def split_blocks(
 def split_shared(
     layout: LinearLayout, down: Array, up: Array, has_lora: Sequence[bool]
 ) -> list[Factors | None] | None:
-    """Returns Keras's factors for any LoRA of a `Linear`, which has one A for everything.
+    """Returns the LoRA of each kernel in Keras's form, for any LoRA of a `Linear` from `peft`.
 
     The rank for kernels to heads is `num_blocks` times that of `peft`, or the width of a head if
     that is less.
@@ -143,7 +143,7 @@ def split_shared(
         has_lora: Which of the kernels have a LoRA.
 
     Returns:
-        For each kernel its factors, or `None` for one without a LoRA. `None` for all if a kernel
+        For each kernel its A and B, or `None` for one without a LoRA. `None` for all if a kernel
         without a LoRA would need one.
     """
     rows = up.reshape(layout.num_blocks, -1, len(down))
@@ -157,7 +157,7 @@ def split_shared(
 
 
 def _share(down: Array, up: Array) -> Factors:
-    """Returns Keras's factors of a kernel, from one A for all blocks and a B for each."""
+    """Returns A and B of a kernel in Keras's form, from one A for all blocks and a B for each."""
     num_blocks, width, rank = up.shape
     if num_blocks > 1 and num_blocks * rank > width:
         return np.einsum("ri,bwr->ibw", down, up), np.eye(width, dtype=up.dtype)

@@ -1,4 +1,4 @@
-"""The declaration of the sequential recommenders family, and its named sizes."""
+"""The declaration of the family of sequential recommenders, and its named sizes."""
 
 from typing import Any
 

@@ -127,4 +127,5 @@ def test_the_end_tokens_are_those_of_the_first_who_names_any(
         tokenizer=WordTokenizer(tokenizer),
     )
     assert find_end_tokens(model) == expected
-    assert find_end_tokens(SimpleNamespace(config=None, tokenizer=None)) == set()
+    without = SimpleNamespace(generation_config={}, config=None, tokenizer=None)
+    assert find_end_tokens(without) == set()
