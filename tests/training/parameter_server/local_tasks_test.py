@@ -85,7 +85,7 @@ def test_workers_that_end_again_and_again_are_given_up(tasks):
         kill(tasks.process_ids("worker")[1])
         tasks.look_after()
     kill(tasks.process_ids("worker")[1])
-    with pytest.raises(PeerLostError, match="4 times without an update in between, worker 1 with"):
+    with pytest.raises(PeerLostError, match="4 times without an update in between; worker 1 with"):
         tasks.look_after()
 
 
