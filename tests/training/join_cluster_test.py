@@ -11,7 +11,7 @@ def test_the_strategy_of_the_launcher_is_the_default(monkeypatch):
     monkeypatch.setenv("KERAS_DEEPSEEK_STRATEGY", "allreduce")
     assert join_cluster().strategy == "allreduce"
     monkeypatch.setenv("KERAS_DEEPSEEK_STRATEGY", "parameter_server")
-    with pytest.raises(InvalidInputError, match="how many workers there are"):
+    with pytest.raises(InvalidInputError, match="needs the number of workers"):
         join_cluster()
 
 

@@ -269,7 +269,7 @@ def test_one_process_of_an_all_reduce_trains():
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="They need Ray.")
 def test_several_chiefs_are_refused_at_once():
-    with pytest.raises(InvalidInputError, match="One process runs the script, the chief"):
+    with pytest.raises(InvalidInputError, match="Only one process, the chief, runs the script"):
         Trainer(
             build(compiled=True),
             distributed_strategy=ParameterServer(num_workers=2),

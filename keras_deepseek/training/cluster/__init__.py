@@ -1,1 +1,10 @@
-"""The processes and devices of a training: specification, resolution, placement."""
+"""The processes and devices of a training.
+
+- `sources/` reads the environments of launchers, and `cluster_resolver` combines them with the
+  arguments into a `ClusterSpec`: the strategy, the world size and the rank.
+- `start_processes` joins the processes. `evaluate_together`, `predict_together` and `step_replicas`
+  use them.
+- `placement` chooses the devices of this process: `device` by kind, `layer_placement` by layer.
+- `parameter_server` has the public settings of parameter servers. The servers themselves are in
+  `training/parameter_server/`.
+"""

@@ -1,7 +1,7 @@
-"""Finds one `ClusterSpec` in the arguments of a `Trainer` and its environment.
+"""Combination of arguments and environment into one `ClusterSpec`.
 
-Who says nothing is not asked further, who contradicts another is refused, and so is what is not
-whole: a process that waits for peers which never come would hang.
+Sources that contradict each other are an error. So is an incomplete place: a process would wait for
+others that never come.
 """
 
 import functools
@@ -34,19 +34,21 @@ def resolve_cluster(
     coordinator: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> ClusterSpec:
-    """Returns where this process stands among those that train together.
+    """Returns the place of this process among the processes of a training.
 
     Args:
         strategy: `"allreduce"`, `"parameter_server"`, or `None`: the process trains alone, and the
-            environment is only looked at to warn where it says otherwise.
-        world_size: integer. The argument of that name. Defaults to `None`: the environment says it.
-        rank: integer. The argument of that name. Defaults to `None`: the environment says it.
-        coordinator: string. The argument of that name. Defaults to `None`: the environment says it.
+            environment is only read to warn if it says otherwise.
+        world_size: integer. The argument of `Trainer`. Defaults to `None`: read from the
+            environment.
+        rank: integer. The argument of `Trainer`. Defaults to `None`: read from the environment.
+        coordinator: string. The argument of `Trainer`. Defaults to `None`: read from the
+            environment.
         environ: The environment. Defaults to `os.environ`.
 
     Raises:
         InvalidInputError: An argument or a variable is malformed, two of them contradict each
-            other, or one that belongs to them is missing.
+            other, or one is missing.
     """
     check_strategy(strategy)
     arguments = _read_arguments(world_size, rank, coordinator)
@@ -76,16 +78,16 @@ def resolve_cluster(
 def choose_strategy(
     strategy: Any, *place: int | str | None, environ: Mapping[str, str] = os.environ
 ) -> Any:
-    """Returns a strategy, or that of `keras-deepseek launch` where a user says nothing.
+    """Returns the strategy, or that of `keras-deepseek launch` if the user gives none.
 
     Args:
-        strategy: As a user gave it, or `None`.
-        *place: The arguments `world_size`, `rank` and `coordinator`. Who gives one of them has no
-            need of the launcher's strategy.
+        strategy: The strategy of the user, or `None`.
+        *place: The arguments `world_size`, `rank` and `coordinator`. If one of them is given, the
+            launcher's strategy is not used.
         environ: The environment. Defaults to `os.environ`.
 
     Raises:
-        InvalidInputError: The launcher has not started the processes of the strategy.
+        InvalidInputError: The launcher did not start the processes for this strategy.
     """
     launched = environ.get(STRATEGY) or None
     check_strategy(launched)  # type: ignore[arg-type]
@@ -93,9 +95,8 @@ def choose_strategy(
         return launched
     if strategy == "allreduce" and launched == "parameter_server":
         raise InvalidInputError(
-            "distributed_strategy='allreduce', and keras-deepseek launch --strategy "
-            "parameter_server has started one process for the script, the chief. Leave one of the "
-            "two out."
+            "Received distributed_strategy='allreduce', but keras-deepseek launch --strategy "
+            "parameter_server started the script, as one chief. Leave one of the two out."
         )
     return strategy
 
@@ -103,16 +104,17 @@ def choose_strategy(
 def resolve_strategy(
     strategy: Any, world_size: int | None, rank: int | None, coordinator: str | None
 ) -> tuple[Any, ClusterSpec]:
-    """Returns a strategy, by its name where it has one, and where this process stands.
+    """Returns the strategy, by its name if it has one, and the place of this process.
 
     Args:
-        strategy: As a user gave it: a name, an object of Keras or of the framework, or `None`.
-        world_size: integer, as for `resolve_cluster`.
-        rank: integer, as for `resolve_cluster`.
-        coordinator: string, as for `resolve_cluster`.
+        strategy: The strategy of the user: a name, an object of Keras or of the framework, or
+            `None`.
+        world_size: integer. See `resolve_cluster`.
+        rank: integer. See `resolve_cluster`.
+        coordinator: string. See `resolve_cluster`.
 
     Raises:
-        InvalidInputError: As for `resolve_cluster`, or the object says otherwise.
+        InvalidInputError: The errors of `resolve_cluster`; or an argument contradicts the object.
     """
     if isinstance(strategy, ParameterServer):
         strategy = "parameter_server"
@@ -123,7 +125,8 @@ def resolve_strategy(
         for name, given, found in zip(names, (world_size, rank, coordinator), place, strict=True):
             if given not in (None, found):
                 raise InvalidInputError(
-                    f"Received {name}={given!r}, and the strategy runs with {found}. Leave it out."
+                    f"Received {name}={given!r}, but the strategy object runs with {found}. Leave "
+                    f"{name} out."
                 )
         world_size, rank, coordinator = place
     is_name = strategy is None or isinstance(strategy, str)
@@ -152,7 +155,7 @@ def _read_environment(environ: Mapping[str, str], arguments: Claims) -> list[Cla
     ]
     if starts_each_process(environ):
         return launchers
-    # A batch script of SLURM looks like a task; who says all does not need to be one.
+    # A batch script of SLURM looks like a task. It is ignored if another source has the place.
     is_said = any(_is_whole(claims) for claims in (arguments, *launchers))
     slurm = Claims() if is_said and not is_slurm_task(environ) else read_slurm(environ)
     return [*launchers, slurm, read_kubernetes(environ)]
@@ -164,7 +167,7 @@ def _is_whole(claims: Claims) -> bool:
 
 
 def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
-    """Returns world size and rank, or says which of them is missing."""
+    """Returns world size and rank, or raises an error that names the missing one."""
     world_size = _agree("world_size", [claims.world_size for claims in all_claims])
     rank = _agree("rank", [claims.rank for claims in all_claims])
     if world_size is None:
@@ -172,15 +175,15 @@ def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
         known = rank or coordinator
         if known is not None:
             raise InvalidInputError(
-                f"Received {known.origin}, and nothing says how many processes train together. "
-                "Pass world_size to the Trainer, or set WORLD_SIZE."
+                f"Received {known.origin}, but not the number of processes. Pass world_size to "
+                "the Trainer, or set WORLD_SIZE."
             )
         return 1, 0
     if rank is None:
         if world_size.value > 1:
             raise InvalidInputError(
-                f"Received {world_size.origin}, and nothing says which of the processes this one "
-                "is. Pass rank to the Trainer, or set RANK."
+                f"Received {world_size.origin}, but not the rank of this process. Pass rank to the "
+                "Trainer, or set RANK."
             )
         return 1, 0
     if rank.value >= world_size.value:
@@ -191,13 +194,13 @@ def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
 
 
 def _agree(field: str, said: Sequence[Claim[Value] | None]) -> Claim[Value] | None:
-    """Returns the one value that all who state one agree on, else the first that is derived."""
+    """Returns the value that all stated claims agree on; without any, the first derived one."""
     stated = [claim for claim in said if claim is not None and not claim.is_derived]
     for other in stated[1:]:
         if other.value != stated[0].value:
             raise InvalidInputError(
-                f"Two {field}s: {stated[0].origin}, and {other.origin}. Leave out or unset the one "
-                "that is not meant."
+                f"Received two different values of {field}: {stated[0].origin}, and "
+                f"{other.origin}. Unset the wrong one."
             )
     derived = (claim for claim in said if claim is not None)
     return stated[0] if stated else next(derived, None)
@@ -206,7 +209,7 @@ def _agree(field: str, said: Sequence[Claim[Value] | None]) -> Claim[Value] | No
 def _warn_of_trainings_apart(environ: Mapping[str, str]) -> None:
     try:
         all_claims = _read_environment(environ, Claims())
-    except InvalidInputError:  # Nobody has asked for several processes.
+    except InvalidInputError:  # The user did not ask for several processes.
         return
     sizes = [claims.world_size for claims in all_claims if claims.world_size is not None]
     origin = next((size.origin for size in sizes if size.value > 1), None)
@@ -217,7 +220,7 @@ def _warn_of_trainings_apart(environ: Mapping[str, str]) -> None:
 @functools.cache
 def _warn_once(origin: str) -> None:
     _logger.warning(
-        "%s, and no distributed_strategy is given: each process trains by itself, on all the data. "
-        "For one training of all, Trainer(..., distributed_strategy='allreduce').",
+        "%s, but no distributed_strategy is given: each process trains alone, on all data. To "
+        "train together, use Trainer(..., distributed_strategy='allreduce').",
         origin,
     )

@@ -1,4 +1,4 @@
-"""Which processes train together."""
+"""The place of a process among the processes of a training."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,28 +12,28 @@ Strategy = Literal["allreduce", "parameter_server"]
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """The strategy of a distributed training and this process's place in it.
+    """The strategy of a distributed training, and the place of this process in it.
 
-    `Trainer` makes one from its arguments and the environment, as `Trainer.cluster`.
+    `Trainer` makes one from its arguments and the environment: `Trainer.cluster`.
 
     Args:
-        strategy: `"allreduce"`, `"parameter_server"`, or `None` for one process alone.
+        strategy: `"allreduce"`, `"parameter_server"`, or `None` for a single process. Defaults to
+            `None`.
+        world_size: integer. The number of processes, including parameter servers. Defaults to `1`.
+        rank: integer. The number of this process, from 0. Defaults to `0`.
+        local_rank: integer. The number of this process on its machine, from 0. Defaults to `0`.
+        coordinator: string. `HOST:PORT` of the process with rank 0. Several processes need it.
             Defaults to `None`.
-        world_size: integer. The number of processes, parameter servers among them. Defaults to `1`.
-        rank: integer. Which of them this one is, from 0. Defaults to `0`.
-        local_rank: integer. Which of those on this machine it is, from 0. Defaults to `0`.
-        coordinator: string. `HOST:PORT` of the process with rank 0, which several processes need.
-            Defaults to `None`.
-        task_type: `"chief"`, `"worker"` or `"ps"`: what TensorFlow calls this process, where
-            `TF_CONFIG` says so. Defaults to `None`.
-        workers: tuple of strings. The addresses of chief and workers in order of their ranks, where
-            `TF_CONFIG` has them. Defaults to `()`.
-        servers: tuple of strings. The addresses of the parameter servers behind them. Defaults to
-            `()`.
+        task_type: `"chief"`, `"worker"` or `"ps"`. The type of this process in `TF_CONFIG`, if that
+            is set. Defaults to `None`.
+        workers: tuple of strings. The addresses of chief and workers in `TF_CONFIG`, by rank.
+            Defaults to `()`.
+        servers: tuple of strings. The addresses of the parameter servers in `TF_CONFIG`. Defaults
+            to `()`.
 
     Raises:
-        InvalidInputError: The strategy is unknown; or rank and world size contradict each other, or
-            strategy and servers; or several processes have no coordinator.
+        InvalidInputError: The strategy is unknown; rank and world size, or strategy and servers,
+            contradict each other; or several processes have no coordinator.
 
     Example:
 
@@ -52,7 +52,7 @@ class ClusterSpec:
 
     def __post_init__(self) -> None:
         check_strategy(self.strategy)
-        # So is a frozen class to be written to, and NumPy's integers are not kept.
+        # A frozen class can be set this way only. NumPy integers become plain ones.
         object.__setattr__(self, "world_size", check_integer("world_size", self.world_size))
         for name in ("rank", "local_rank"):
             object.__setattr__(self, name, check_integer(name, getattr(self, name), least=0))
@@ -75,31 +75,28 @@ class ClusterSpec:
             )
         if self.world_size > 1 and self.coordinator is None:
             raise InvalidInputError(
-                f"{self.world_size} processes need the address of the one with rank 0. Pass "
+                f"{self.world_size} processes need the address of rank 0. Pass "
                 "coordinator='HOST:PORT' with a free port of its machine, or set MASTER_ADDR and "
                 "MASTER_PORT, or start the script with keras-deepseek launch."
             )
         if self.servers and self.strategy != "parameter_server":
             raise InvalidInputError(
                 f"TF_CONFIG names parameter servers ({', '.join(self.servers)}); received "
-                f"distributed_strategy={self.strategy!r}. Use 'parameter_server', or take them "
-                "out."
+                f"distributed_strategy={self.strategy!r}. Use 'parameter_server', or remove them "
+                "from TF_CONFIG."
             )
         if self.task_type and self.strategy == "parameter_server" and not self.servers:
             raise InvalidInputError(
-                "distributed_strategy='parameter_server', and TF_CONFIG names no parameter server. "
-                "Add their addresses under 'ps', or use 'allreduce'."
+                "Received distributed_strategy='parameter_server', but TF_CONFIG names no "
+                "parameter server. Add their addresses under 'ps', or use 'allreduce'."
             )
 
 
 def check_strategy(strategy: Strategy | None) -> None:
-    """Raises an error for the name of a strategy that there is not.
-
-    Args:
-        strategy: What was given.
+    """Raises an error if a strategy is neither `None` nor a known name.
 
     Raises:
-        InvalidInputError: It is neither `None` nor a strategy.
+        InvalidInputError: The strategy is unknown.
     """
     known = get_args(Strategy)
     if strategy is not None and strategy not in known:

@@ -1,4 +1,4 @@
-"""Which device a training runs on."""
+"""The choice of the devices that a training runs on."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,17 +15,16 @@ DeviceMap: TypeAlias = Mapping[str, int | list[int]] | Mapping[str, str]
 
 
 def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -> list[str]:
-    """Returns the devices to train on, as in `["gpu:0"]`.
+    """Returns the devices to train on, such as `["gpu:0"]`.
 
     Args:
         device_map: For each kind of device (`"gpu"`, `"tpu"`, `"cpu"`) the index of the one to use,
-            or a list of them. Kinds that this machine lacks are left out; where it has none of
-            them, the CPU is taken.
-        count_devices: Function from a kind to the number of such devices.
+            or a list of them. Kinds that this machine does not have are left out; if it has none of
+            them, the CPU is used.
+        count_devices: Function that takes a kind and returns the number of such devices.
 
     Raises:
-        InvalidInputError: A kind is unknown, or the machine has fewer devices than an index asks
-            for.
+        InvalidInputError: A kind is unknown, or an index is too large for this machine.
     """
     _check_dict(device_map)
     asked: dict[str, list[int]] = {}
@@ -33,22 +32,22 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
         if kind not in _KINDS:
             raise InvalidInputError(
                 unknown_name_message("device in device_map", kind, _KINDS)
-                + f" For a pattern of layers' names it is a device, as in {{{kind!r}: 'gpu:0'}}; "
-                f"received {given!r}."
+                + f" If {kind!r} is a pattern of layer names, its value must be a device, as in "
+                f"{{{kind!r}: 'gpu:0'}}; received {given!r}."
             )
         indices: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         name = f"device_map[{kind!r}]"
         asked[kind] = [check_integer(name, index, least=0) for index in indices]
         if not indices or len(set(indices)) < len(indices):
             raise InvalidInputError(
-                f"`{name}` must name one device or more, each of them once; received {given!r}."
+                f"`{name}` must be one index or a list of different ones; received {given!r}."
             )
     counts = {kind: count_devices(kind) for kind in _KINDS}
     there = _list_devices(count_devices)
     for kind, indices in asked.items():
         if counts[kind] and max(indices) >= counts[kind]:
             raise InvalidInputError(
-                f"device_map asks for {kind}:{max(indices)}; this machine has {', '.join(there)}."
+                f"device_map has {kind}:{max(indices)}, but this machine has {', '.join(there)}."
             )
     missing = [kind for kind in asked if not counts[kind]]
     found = [
@@ -56,7 +55,7 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
     ]
     if missing:
         _logger.info(
-            "device_map asks for %s, and this machine has %s: training on %s.",
+            "device_map has %s, but this machine has %s: training on %s.",
             *(", ".join(each) for each in (missing, there, found or ["cpu:0"])),
         )
     return found or ["cpu:0"]
@@ -65,15 +64,15 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
 def choose_layer_devices(
     device_map: DeviceMap, count_devices: Callable[[str], int]
 ) -> dict[str, str] | None:
-    """Returns the devices of layers by patterns of their names; `None` where kinds are named.
+    """Returns the devices of layers by patterns of their names; `None` for a map of device kinds.
 
     Args:
-        device_map: For each pattern the device, as in `{"encoder*": "gpu:0"}`.
-        count_devices: Function from a kind to the number of such devices.
+        device_map: The device for each pattern, as in `{"encoder*": "gpu:0"}`.
+        count_devices: Function that takes a kind and returns the number of such devices.
 
     Raises:
-        InvalidInputError: Kinds are named as well, a pattern or a device is none, or the machine
-            does not have the device.
+        InvalidInputError: The map has kinds of devices too, a pattern or a device is malformed, or
+            the machine does not have the device.
     """
     _check_dict(device_map)
     patterns = [
@@ -86,15 +85,15 @@ def choose_layer_devices(
     kinds = [kind for kind in _KINDS if kind in device_map]
     if kinds:
         raise InvalidInputError(
-            f"device_map names layers, {patterns[0]!r}, and a kind of device, {kinds[0]!r}. Name "
-            "layers alone, as in {'encoder*': 'gpu:0', 'decoder*': 'gpu:1'}, or kinds alone, as in "
-            "{'gpu': [0, 1]}."
+            f"device_map has both a pattern of layer names, {patterns[0]!r}, and a kind of device, "
+            f"{kinds[0]!r}. Use only patterns, as in {{'encoder*': 'gpu:0', 'decoder*': 'gpu:1'}}, "
+            "or only kinds, as in {'gpu': [0, 1]}."
         )
     there = _list_devices(count_devices)
     for pattern, device in device_map.items():
         if device not in there:
             raise InvalidInputError(
-                f"device_map[{pattern!r}] asks for {device!r}; this machine has {', '.join(there)}."
+                f"device_map[{pattern!r}] is {device!r}, but this machine has {', '.join(there)}."
             )
         check_pattern(pattern)
     return {pattern: str(device) for pattern, device in device_map.items()}
@@ -113,23 +112,20 @@ def _list_devices(count_devices: Callable[[str], int]) -> list[str]:
 
 
 def default_kind(count_devices: Callable[[str], int]) -> str:
-    """Returns the kind of device that Keras computes on where it is not told: `"gpu"`, say.
-
-    Args:
-        count_devices: Function from a kind to the number of such devices.
-    """
+    """Returns the kind of device that Keras uses by default, such as `"gpu"`."""
     return next((kind for kind in ("tpu", "gpu") if count_devices(kind)), "cpu")
 
 
 def device_of_rank(local_rank: int, count_devices: Callable[[str], int]) -> str | None:
-    """Returns the GPU of one of several processes of a machine, as in `"gpu:1"`.
+    """Returns the GPU of one of several processes of a machine, such as `"gpu:1"`.
 
     Args:
-        local_rank: integer. Which of the machine's processes it is, from 0.
-        count_devices: Function from a kind to the number of such devices.
+        local_rank: integer. The rank of the process on its machine.
+        count_devices: Function that takes a kind and returns the number of such devices.
 
     Returns:
-        `None` where a process sees one GPU or none: what started it has seen to that.
+        The device; `None` if the process sees at most one GPU, because its launcher has assigned
+            it.
     """
     count = count_devices("gpu")
     return f"gpu:{local_rank % count}" if count > 1 else None

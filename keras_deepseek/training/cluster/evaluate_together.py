@@ -1,4 +1,4 @@
-"""The loss and metrics of test data by several processes, each of which has all in the end."""
+"""Evaluation by several processes. Each gets the loss and metrics of all test data."""
 
 import functools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from keras_deepseek.backend.keras_private.trainers import (
 )
 from keras_deepseek.backend.processes.processes import Processes
 
-_BATCH_SIZE = 32  # Of Keras.
+_BATCH_SIZE = 32  # Keras's default.
 
 
 def evaluate_together(
@@ -27,24 +27,24 @@ def evaluate_together(
     processes: Processes,
     **options: Any,
 ) -> Any:
-    """Returns what `keras.Model.evaluate` returns, on each process that of all rows.
+    """Returns the result of `keras.Model.evaluate` on all rows, computed by all processes together.
 
-    Whole batches of arrays are shared out, so that each batch's loss is that of one process, and
-    what they add to the metrics is summed. Data that come in batches are gone through by each
-    process, and so are all where the model has a `test_step` of its own, or callbacks look on.
+    Each process takes some of the batches of arrays, with the same batches as a single process, and
+    the changes of the metrics are summed. Each process evaluates all data if they come in batches,
+    if the model has its own `test_step`, or if there are callbacks.
 
     Args:
         model: `keras.Model`, compiled, the same on each process.
-        x: Test data as `keras.Model.evaluate` takes it, the same on each process.
+        x: Test data for `keras.Model.evaluate`, the same on each process.
         y: Targets, or `None`.
         batch_size: integer, or `None` for 32.
         processes: `Processes`.
-        **options: Further arguments of `keras.Model.evaluate`.
+        **options: Other arguments of `keras.Model.evaluate`.
     """
     if processes.rank > 0:
         options["verbose"] = 0
     data = x, y, options.get("sample_weight")
-    evaluate = functools.partial(type(model).evaluate, model)  # Not `validating_together`'s.
+    evaluate = functools.partial(type(model).evaluate, model)  # Not that of `validating_together`.
     if options.get("callbacks") or not _is_shared(model, data, options.get("steps"), processes):
         return evaluate(**given_alone(x=x, y=y, batch_size=batch_size), **options)
     batch_size = batch_size or _BATCH_SIZE
@@ -52,7 +52,7 @@ def evaluate_together(
     num_batches = -(-num_rows // batch_size)
     each = -(-num_batches // processes.world_size) * batch_size
     first = processes.rank * each
-    # Who has no batch goes through one row all the same, and leaves it out: metrics get variables.
+    # A process without a batch evaluates one row, which does not count: metrics get variables.
     rows = slice(first, first + each) if first < num_rows else slice(0, 1)
     x, y, options["sample_weight"] = keras.tree.map_structure(
         lambda array: None if array is None else array[rows], data
@@ -66,10 +66,10 @@ def evaluate_together(
 
 @contextmanager
 def validating_together(model: keras.Model, processes: Processes) -> Iterator[None]:
-    """Makes the validation of `fit` that of all processes until the block ends.
+    """Makes all processes share the validation of `fit` inside the block.
 
-    Callbacks hear of its begin and end. Where one looks on at its batches, each process goes
-    through all of them.
+    Callbacks are told of its begin and end. If a callback watches test batches, each process
+    evaluates all of them.
 
     Args:
         model: `keras.Model`, compiled, the same on each process.
@@ -79,13 +79,13 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
     def evaluate(*arguments: Any, **options: Any) -> Any:
         by_keras = functools.partial(type(model).evaluate, model)
         data = [options.get(name) for name in ("x", "y", "sample_weight")]
-        # Others than `fit` may call it, on one rank alone.
+        # The user may call `evaluate` on one rank only: that must not wait for the others.
         is_of_fit = not arguments and is_validation_of_fit(options)
         if not is_of_fit or not _is_shared(model, data, options.get("steps"), processes):
             return by_keras(*arguments, **options)
         callbacks = options["callbacks"]
         watches = any(map(_watches_batches, callbacks.callbacks))
-        if any(processes.gather(np.array(watches))):  # Rank 0 has callbacks that others lack.
+        if any(processes.gather(np.array(watches))):  # Rank 0 has callbacks that others don't have.
             return by_keras(**options)
         callbacks.on_test_begin()
         logs = evaluate_together(
@@ -105,10 +105,10 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
 
 
 def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Processes) -> bool:
-    """Returns whether each process is to take some of the batches."""
+    """Returns True if each process evaluates a part of the batches."""
     return (
         processes.world_size > 1
-        and not processes.is_one_program  # It has the rows of all.
+        and not processes.is_one_program  # Its arrays span all processes.
         and type(model).test_step is keras.Model.test_step
         and steps is None
         and all(getattr(array, "shape", ()) for array in _arrays(data))
@@ -116,11 +116,7 @@ def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Proc
 
 
 def given_alone(**arguments: Any) -> dict[str, Any]:
-    """Returns the arguments without those that are `None`, which a model's override may lack.
-
-    Args:
-        **arguments: Arguments of `evaluate` or `predict`.
-    """
+    """Returns the arguments that are not `None`: an overridden method may not take the others."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -137,12 +133,12 @@ def _watches_batches(callback: keras.callbacks.Callback) -> bool:
 
 
 def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> None:
-    """Puts the metrics to what all processes have added to them.
+    """Sets the metrics to the sum of what all processes have added to them.
 
     Args:
         model: `keras.Model`.
         processes: `Processes`.
-        counts: boolean. Whether what this process has added is of rows of its own.
+        counts: boolean. False if this process has evaluated only a row that does not count.
     """
     variables = model.metrics_variables
     added = read_values(variables)

@@ -1,4 +1,4 @@
-"""Which layer of a model is for which device: by patterns of layers' names."""
+"""The device of each layer, by patterns of layer names."""
 
 import difflib
 import fnmatch
@@ -17,15 +17,15 @@ _NEAREST = 10
 
 @dataclass(frozen=True)
 class LayerDevice:
-    """Where a layer of a model computes.
+    """The device of a layer.
 
     Args:
         layer: `keras.Layer`.
-        device: string. As in `"gpu:1"`.
-        is_away: boolean. Whether one that holds it computes on another device.
-        comes_back: boolean. Whether one that holds it may do with the outputs what only works on
-            its own device.
-        meets_others: boolean. Whether tensors of layers on other devices may come in or go out.
+        device: string, such as `"gpu:1"`.
+        is_away: boolean. True if a layer that contains it computes on another device.
+        comes_back: boolean. True if its outputs must return to the device of the layer that
+            contains it, because that may use them in operations of its own.
+        meets_others: boolean. True if its inputs or outputs may be on another device.
     """
 
     layer: keras.Layer
@@ -38,12 +38,12 @@ class LayerDevice:
 def find_layer_devices(model: keras.Model, devices: Mapping[str, str]) -> list[LayerDevice]:
     """Returns the device of each layer of a model, the model first.
 
-    A layer has that of the first pattern that its name matches, else that of the layer that holds
-    it; the model has the first device there is.
+    A layer has the device of the first pattern that matches its name, else that of the layer that
+    contains it. The model has the first device of the map.
 
     Args:
         model: `keras.Model`, built.
-        devices: Device by pattern.
+        devices: The device for each pattern.
 
     Raises:
         InvalidInputError: A pattern matches no layer.
@@ -78,7 +78,8 @@ def _describe(
 ) -> LayerDevice:
     is_away = any(chosen[id(holder)] != chosen[id(layer)] for holder in holders)
     is_among_others = any(is_container(holder) for holder in holders)
-    hands_on = is_container(layer) or not holders  # What comes out of it may be another's.
+    # The outputs of a container may be those of a layer on another device.
+    hands_on = is_container(layer) or not holders
     return LayerDevice(
         layer,
         chosen[id(layer)],
@@ -89,33 +90,26 @@ def _describe(
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises an error where a pattern is none.
-
-    Args:
-        pattern: string.
+    """Raises an error if a pattern is a malformed regular expression.
 
     Raises:
-        InvalidInputError: It is meant as a regular expression, and is not one.
+        InvalidInputError: It is.
     """
     if _OF_REGULAR_EXPRESSIONS & set(pattern):
         try:
             re.compile(pattern)
         except re.error as error:
             raise InvalidInputError(
-                f"device_map[{pattern!r}] is no regular expression: {error}. Name layers as in "
-                "'block_*' or 'block_[0-9]+'."
+                f"device_map[{pattern!r}] is not a valid regular expression: {error}. Use a "
+                "pattern such as 'block_*' or 'block_[0-9]+'."
             ) from error
 
 
 def matches(name: str, pattern: str) -> bool:
-    r"""Returns whether a pattern is for a layer of such a name.
+    r"""Returns True if a pattern matches all of a layer's name.
 
-    As in `remat`, `*` and `?` stand for any characters; a pattern that has one of `.()|+\^${}` is
-    a regular expression, which must match all of the name.
-
-    Args:
-        name: string.
-        pattern: string.
+    As in `remat`, `*` and `?` stand for any characters. A pattern with one of `.()|+\^${}` is a
+    regular expression.
     """
     if _OF_REGULAR_EXPRESSIONS & set(pattern):
         return name == pattern or re.fullmatch(pattern, name) is not None

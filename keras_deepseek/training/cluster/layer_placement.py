@@ -1,4 +1,4 @@
-"""A model whose layers lie on several devices, because it does not fit on one."""
+"""A model whose layers are on several devices, because it does not fit on one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,13 +16,13 @@ _FUNCTIONS = ("test_function", "predict_function")
 
 
 class LayerPlacement:
-    """Places the layers of a model on devices for as long as a trainer uses it.
+    """Places the layers of a model on devices while a trainer uses it.
 
-    Weights, and what the optimizer has for each, stay where they were brought. That layers compute
-    there ends with the use.
+    Weights and optimizer slots stay on their devices afterwards. The layers compute there only
+    during the use.
 
     Args:
-        devices: Device by pattern of layers' names. The first is that of all other layers.
+        devices: The device for each pattern of layer names. The first is that of all other layers.
 
     Raises:
         NotSupportedError: The backend can't train such a model.
@@ -39,22 +39,19 @@ class LayerPlacement:
         self._compiled_for: object = None
 
     def check(self, model: keras.Model) -> None:
-        """Raises an error where patterns match no layer; a model that is not built is left alone.
-
-        Args:
-            model: `keras.Model`.
+        """Raises an error if a pattern matches no layer of a built model.
 
         Raises:
-            InvalidInputError: One does not.
+            InvalidInputError: A pattern matches no layer.
         """
         if model.built:
             find_layer_devices(model, self._devices)
 
     @contextmanager
     def in_use(self, model: keras.Model) -> Iterator[None]:
-        """Makes the layers of a model compute on their devices until the block ends.
+        """Makes the layers of a model compute on their devices inside the block.
 
-        Of a model that is not built yet, from when `begin` is called.
+        If the model is not built yet, it does so from the call of `begin` on.
 
         Args:
             model: `keras.Model`, compiled.
@@ -71,14 +68,14 @@ class LayerPlacement:
             yield
 
     def begin(self, model: keras.Model, *, is_in_step: bool = False) -> None:
-        """Brings variables to their devices, and lets the layers compute there.
+        """Moves variables to their devices, and makes the layers compute there.
 
-        It does nothing for a model that is not built, or where the placement is not in use, and
-        can be called again when there are more variables.
+        It does nothing if the model is not built or the placement is not in use. Call it again when
+        there are more variables.
 
         Args:
             model: `keras.Model`, compiled.
-            is_in_step: boolean. Whether a step is being made, the first one. Defaults to `False`.
+            is_in_step: boolean. True during the first step. Defaults to `False`.
 
         Raises:
             InvalidInputError: A pattern matches no layer.
@@ -96,7 +93,7 @@ class LayerPlacement:
             self._list_variables(model), optimizer
         )
         if is_any_moved and not is_in_step:
-            # What was compiled before has the variables that there were.
+            # Functions that were compiled before refer to the variables before the move.
             self._functions.clear()
             for each in self._found:
                 if isinstance(each.layer, keras.Model):
@@ -121,13 +118,13 @@ class LayerPlacement:
     def _slot_maker(
         self, model: keras.Model
     ) -> Callable[[keras.Variable, Callable[[], keras.Variable]], keras.Variable]:
-        """Returns what makes the optimizer's variables where their weights are.
+        """Returns a function that creates the optimizer's slots on the devices of their weights.
 
-        All of them on one device first might not fit there.
+        All of them might not fit on one device.
         """
 
         def make(weight: keras.Variable, make_slot: Callable[[], keras.Variable]) -> keras.Variable:
-            if not self._found:  # The step that is being made has built it.
+            if not self._found:  # The model was built by the current step.
                 self.begin(model, is_in_step=True)
             _, device = self._placed.get(id(weight), (weight, self.default))
             with backend.current().devices.on_device(device):
@@ -141,9 +138,9 @@ class LayerPlacement:
 
     @contextmanager
     def _own_functions(self, model: keras.Model) -> Iterator[None]:
-        """Lets a model evaluate and predict by functions compiled for its layers' devices.
+        """Makes a model evaluate and predict by functions that are compiled without XLA.
 
-        XLA would compile them for one.
+        XLA would compile them for a single device.
         """
         compiled = compilation(model)
         if self._compiled_for is not compiled:
@@ -178,7 +175,7 @@ class LayerPlacement:
 
 @contextmanager
 def _computing(found: list[LayerDevice]) -> Iterator[None]:
-    """Makes layers compute on their devices until the block ends."""
+    """Makes layers compute on their devices inside the block."""
     chosen = [each for each in found if each.meets_others]
     own_calls = [vars(each.layer).get("call") for each in chosen]
     for each in chosen:

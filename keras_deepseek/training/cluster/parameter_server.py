@@ -1,4 +1,7 @@
-"""What a user says of a parameter server, in the script or by the launcher's environment."""
+"""The public settings of a parameter server, from the script or the launcher's environment.
+
+The implementation is in `training/parameter_server/`.
+"""
 
 import os
 from collections.abc import Mapping
@@ -18,30 +21,31 @@ from keras_deepseek.training.launch.rank_environment import NUM_SERVERS, NUM_WOR
 class ParameterServer:
     """A `distributed_strategy` of `Trainer`: asynchronous updates by workers and servers.
 
-    On JAX and PyTorch they are started by Ray, on TensorFlow by the chief, or by whoever sets
-    `TF_CONFIG`; there a script begins with `join_cluster` of it, unless `keras-deepseek launch`
-    starts it.
+    On JAX and PyTorch, Ray starts the workers and servers. On TensorFlow the chief starts them,
+    unless `TF_CONFIG` names them. There the script must begin with `join_cluster` of this object,
+    unless `keras-deepseek launch` starts it.
 
-    Choose it over `"allreduce"` where the workers are of different speeds, come and go, or are many
-    beside few servers: none waits for another, but for `staleness_bound`. The updates are computed
-    from weights that are some updates old, so that the numbers are those of no other run.
+    Choose it over `"allreduce"` if workers differ in speed, come and go, or are many for few
+    servers: no worker waits for another, except for the `staleness_bound`. Updates are computed
+    from weights that are some updates old, so the numbers differ from run to run.
 
     Args:
-        num_workers: integer. The processes that compute gradients. Defaults to `None`: as the
-            launcher was told.
-        num_servers: integer. The processes that hold the weights, each some of them by size, and
-            update them. Defaults to `None`: as the launcher was told, else 1.
-        staleness_bound: integer. How many updates the weights may have missed, at most, by which an
-            update is computed; who would be later than that waits. `0` is one update after the
-            other, with the numbers of one process. Defaults to `None`: 2 for each worker.
-        snapshot_every: integer. By Ray, the steps between two snapshots of the servers, from which
-            one that has died goes on. The chief keeps the batches since then. Defaults to `100`.
-        address: string. A Ray cluster that runs already, as in `"10.0.0.1:6379"`. Defaults to
-            `None`: that of `RAY_ADDRESS`, and where there is none, one on this machine that listens
-            on loopback alone.
+        num_workers: integer. The number of processes that compute gradients. Defaults to `None`:
+            the number that the launcher was given.
+        num_servers: integer. The number of processes that hold the weights, split by size, and
+            update them. Defaults to `None`: the number that the launcher was given, else 1.
+        staleness_bound: integer. The most updates that the weights of a gradient may have missed. A
+            worker that would exceed it waits. `0` makes one update after the other, with the
+            numbers of one process. Defaults to `None`: 2 for each worker.
+        snapshot_every: integer. With Ray: the steps between two snapshots of the servers. A server
+            that has ended restarts from the last one. The chief keeps the batches since then.
+            Defaults to `100`.
+        address: string. The address of a running Ray cluster, as in `"10.0.0.1:6379"`. Defaults to
+            `None`: that in `RAY_ADDRESS`, else a cluster on this machine that listens on loopback
+            only.
 
     Raises:
-        InvalidInputError: A number does not fit.
+        InvalidInputError: An argument is out of range.
 
     Example:
 
@@ -63,14 +67,14 @@ class ParameterServer:
             check_integer("staleness_bound", self.staleness_bound, least=0)
         if self.address is not None and not (isinstance(self.address, str) and self.address):
             raise InvalidInputError(
-                f"`address` is that of a Ray cluster, as in '10.0.0.1:6379'; received "
+                "`address` must be the address of a Ray cluster, as in '10.0.0.1:6379'; received "
                 f"{self.address!r}."
             )
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """A `ParameterServer` of which nothing is open any more."""
+    """The settings of a `ParameterServer`, with all defaults filled in."""
 
     num_workers: int
     num_servers: int
@@ -80,11 +84,9 @@ class ServerSettings:
 
 
 def take_servers(strategy: Any) -> Any:
-    """Returns a strategy, or a `ParameterServer` in the place of an object that is one elsewhere.
+    """Returns the strategy; or a `ParameterServer` for a `tf.distribute.ParameterServerStrategy`.
 
-    Args:
-        strategy: What `Trainer` was given. A `tf.distribute.ParameterServerStrategy` has connected
-            to its workers and servers, and they are used.
+    The workers and servers that such an object has connected to are used.
     """
     tasks = backend.current().distribution.adopt_tasks(strategy)
     return strategy if tasks is None else ParameterServer(tasks.num_workers, tasks.num_servers)
@@ -93,15 +95,15 @@ def take_servers(strategy: Any) -> Any:
 def resolve_settings(
     strategy: Any, environ: Mapping[str, str] = os.environ
 ) -> ServerSettings | None:
-    """Returns how a parameter server is set up; `None` for another strategy.
+    """Returns the settings of a parameter server; `None` for another strategy.
 
     Args:
-        strategy: What `Trainer` was given.
+        strategy: The strategy that `Trainer` was given.
         environ: The environment. Defaults to `os.environ`.
 
     Raises:
-        InvalidInputError: Nobody says how many workers there are, or a variable says something
-            else than the argument.
+        InvalidInputError: The number of workers is not known, or a variable contradicts an
+            argument.
     """
     if strategy == "parameter_server":
         strategy = ParameterServer()
@@ -117,7 +119,7 @@ def resolve_settings(
     )
     if asked.num_workers is None:
         raise InvalidInputError(
-            "A parameter server needs to know how many workers there are. Pass "
+            "A parameter server needs the number of workers. Pass "
             "distributed_strategy=training.ParameterServer(num_workers=2), or start the script by "
             "keras-deepseek launch --nproc 4 --strategy parameter_server: a chief, a server and "
             "two workers."
@@ -133,11 +135,11 @@ def resolve_settings(
 
 
 def _with_tf_config(strategy: ParameterServer, environ: Mapping[str, str]) -> ParameterServer:
-    """Returns a parameter server of as many workers and servers as `TF_CONFIG` names."""
+    """Returns the strategy with the numbers of workers and servers that `TF_CONFIG` names."""
     if strategy.address is not None:
         raise InvalidInputError(
-            f"`address` is that of a Ray cluster, for JAX and PyTorch; received "
-            f"{strategy.address!r}, and Keras runs on TensorFlow. Name its tasks in TF_CONFIG."
+            f"`address` is for Ray, on JAX and PyTorch; received {strategy.address!r}, and Keras "
+            "runs on TensorFlow. Put the addresses of workers and servers into TF_CONFIG instead."
         )
     claims = read_tf_config(environ)
     if not claims.servers:
@@ -146,8 +148,8 @@ def _with_tf_config(strategy: ParameterServer, environ: Mapping[str, str]) -> Pa
     for name, number in found.items():
         if getattr(strategy, name) not in (None, number):
             raise InvalidInputError(
-                f"ParameterServer({name}={getattr(strategy, name)}), and TF_CONFIG names {number}. "
-                "Give one of the two."
+                f"Received ParameterServer({name}={getattr(strategy, name)}), but TF_CONFIG names "
+                f"{number}. Leave the argument out."
             )
     return replace(strategy, num_workers=found["num_workers"], num_servers=found["num_servers"])
 
@@ -159,10 +161,10 @@ def _agree(
     if text is None:
         return argument
     if not text.isdecimal() or not int(text):
-        raise InvalidInputError(f"{variable} is a number above 0; received {text!r}.")
+        raise InvalidInputError(f"{variable} must be a number above 0; received {text!r}.")
     if argument not in (None, int(text)):
         raise InvalidInputError(
-            f"ParameterServer({name}={argument}) and {variable}={text} contradict each other. Give "
-            "one of the two."
+            f"ParameterServer({name}={argument}) and {variable}={text} contradict each other. "
+            "Leave one of the two out."
         )
     return int(text)

@@ -1,7 +1,4 @@
-"""Where a training takes place: on one device, or spread over several of this process.
-
-Spread are the rows of each batch, or the layers of the model.
-"""
+"""The devices of a training: one, or several that divide the batches or the layers of the model."""
 
 import contextlib
 from typing import Any, TypeAlias
@@ -27,18 +24,20 @@ DistributedStrategy: TypeAlias = Strategy | KerasDistribution | Any
 
 
 class Placement:
-    """The device, or what spreads over several, of a trainer's model and data.
+    """The devices of a trainer's model and data.
 
     Args:
-        device_map: dict, as `Trainer` takes it, or `None`.
-        strategy: `"allreduce"`: all devices, where the backend can spread a step over them. Or one
-            of Keras's distributions, a strategy of `tf.distribute`, or `None`.
-        local_rank: integer. Which of the machine's processes this one is, where each makes the step
-            on a device of its own. Defaults to `None`.
+        device_map: The argument of `Trainer`, or `None`.
+        strategy: `"allreduce"`, for all devices if the backend can use them in one process; one of
+            Keras's distributions; a strategy of `tf.distribute`; or `None`.
+        local_rank: integer. The rank on this machine, if each process has a device of its own.
+            Defaults to `None`.
 
     Raises:
-        InvalidInputError: A device is not there, or named beside a distribution over several.
-        NotSupportedError: The backend knows no distributions, or has layers on one device alone.
+        InvalidInputError: A device does not exist, or is given together with a distribution over
+            several devices.
+        NotSupportedError: The backend does not support the distribution, or layers on several
+            devices.
     """
 
     def __init__(
@@ -52,17 +51,17 @@ class Placement:
         self.distribution: KerasDistribution | None = None
         self.devices: Replicas | None = None
         self.has_own_distribution = isinstance(strategy, KerasDistribution)
-        """Whether a user says how variables and batches are laid out."""
+        """True if the user defines the layout of variables and batches."""
         self.layers: LayerPlacement | None = None
         by_layer = choose_layer_devices(device_map, count_devices) if device_map else None
         if by_layer:
-            self._divide(by_layer, strategy, local_rank)
+            self._place_layers(by_layer, strategy, local_rank)
             return
         if device_map:
             chosen = choose_devices(device_map, count_devices)
             self.device = chosen[0]
             if len(chosen) > 1:
-                self._share(chosen, strategy)
+                self._divide_batches(chosen, strategy)
                 return
         elif local_rank is not None:
             self.device = device_of_rank(local_rank, count_devices)
@@ -78,48 +77,47 @@ class Placement:
             return
         if self.device is not None:
             raise InvalidInputError(
-                f"device_map names one device, {self.device}, and distributed_strategy spreads the "
-                "training over several. Give one of the two."
+                f"device_map has one device, {self.device}, but distributed_strategy uses several. "
+                "Leave one of the two out."
             )
         if self.distribution is not None:
-            backend.current().distribution.distributed(
-                self.distribution
-            )  # It says where that can't be.
+            # It raises an error if that is not supported.
+            backend.current().distribution.distributed(self.distribution)
 
-    def _share(self, devices: list[str], strategy: DistributedStrategy | None) -> None:
-        """Divides the rows of each batch among devices, of which the first holds the model."""
+    def _divide_batches(self, devices: list[str], strategy: DistributedStrategy | None) -> None:
+        """Divides the rows of each batch among devices. The first device holds the model."""
         if strategy is not None:
             raise InvalidInputError(
-                f"device_map names several devices, {devices}, and divides each batch among them; "
-                "so does a distributed_strategy. Give one of the two."
+                f"device_map has several devices, {devices}, and divides each batch among them; "
+                "distributed_strategy does so too. Leave one of the two out."
             )
         self.kind = devices[0].split(":")[0]
         self.distribution = backend.current().distribution.spread_over_devices(devices)
         if self.distribution is None:
             self.devices = backend.current().distribution.replicate_over_devices(devices)
 
-    def _divide(
+    def _place_layers(
         self, by_layer: dict[str, str], strategy: DistributedStrategy | None, local_rank: int | None
     ) -> None:
-        """Divides the layers of the model among devices, of which the first is for the others."""
+        """Divides the layers among devices. The first device is that of all other layers."""
         if strategy is not None or local_rank is not None:
             raise InvalidInputError(
-                f"device_map names devices by layers, {by_layer}, of one process that has all of "
-                "the model; a distributed_strategy has several copies of it. Give one of the two."
+                f"device_map has devices for layers, {by_layer}, which divides one model; a "
+                "distributed_strategy makes several copies of it. Leave one of the two out."
             )
         self.layers = LayerPlacement(by_layer)
         self.device = self.layers.default
         self.kind = self.device.split(":")[0]
 
     def in_making(self) -> contextlib.AbstractContextManager[object]:
-        """Returns a context to build a model in: in the host's memory, if no device holds it."""
+        """Returns a context to build a model in: host memory if layers go to several devices."""
         return backend.current().devices.on_device("cpu:0") if self.layers else self.in_use()
 
     def in_use(self, model: keras.Model | None = None) -> contextlib.AbstractContextManager[object]:
-        """Returns a context in which Keras creates variables and computes there.
+        """Returns a context in which Keras creates variables and computes on the devices.
 
         Args:
-            model: `keras.Model`, compiled, to use in it. Defaults to `None`.
+            model: `keras.Model`, compiled, to use inside. Defaults to `None`.
         """
         if self.distribution is not None:
             return backend.current().distribution.distributed(self.distribution)
@@ -132,21 +130,22 @@ class Placement:
         )
 
     def place(self, model: keras.Model) -> None:
-        """Moves what a compiled model has already to where it is trained.
-
-        Args:
-            model: `keras.Model`, compiled.
+        """Moves the variables of a compiled model to the devices of the training.
 
         Raises:
-            InvalidInputError: It has no layer that one of a device's patterns matches.
-            NotSupportedError: It was made under a strategy of `tf.distribute` with several copies.
+            InvalidInputError: A pattern of the device map matches no layer.
+            NotSupportedError: The model was made under a strategy of `tf.distribute` with several
+                copies.
         """
         num_replicas = backend.current().distribution.count_replicas(model)
-        if num_replicas > 1:  # Their losses and norms would each be of a part of the batch.
+        if (
+            num_replicas > 1
+        ):  # Each copy's loss and gradient norm would be that of a part of a batch.
             raise NotSupportedError(
                 f"Model {model.name!r} was made under a strategy of tf.distribute with "
-                f"{num_replicas} copies, and a Trainer trains one. Make it outside of the "
-                "strategy's scope, and give the strategy to the Trainer; or train by model.fit."
+                f"{num_replicas} copies, but a Trainer needs a model without copies. Make it "
+                "outside the strategy's scope, and pass the strategy to the Trainer; or train by "
+                "model.fit."
             )
         if self.layers is not None:
             self.layers.check(model)

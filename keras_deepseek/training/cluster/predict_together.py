@@ -1,4 +1,4 @@
-"""Predictions by several processes, of which each has them all in the end."""
+"""Prediction by several processes. Each gets the outputs of all rows."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ import numpy as np
 
 from keras_deepseek.backend.processes.processes import Processes
 
-_BATCH_SIZE = 32  # Of Keras.
+_BATCH_SIZE = 32  # Keras's default.
 
 
 def predict_together(model: keras.Model, x: Any, processes: Processes, **options: Any) -> Any:
-    """Returns the outputs for all rows, in their order.
+    """Returns the outputs of all rows, in their order, computed by all processes together.
 
-    Rows of arrays are shared out. Data that come in batches are gone through by each process.
+    Each process takes some of the rows of arrays. If the data come in batches, each predicts all.
 
     Args:
         model: `keras.Model`, the same on each process.
-        x: Inputs as `keras.Model.predict` takes them, the same on each process.
+        x: Inputs for `keras.Model.predict`, the same on each process.
         processes: `Processes`.
-        **options: Further arguments of `keras.Model.predict`.
+        **options: Other arguments of `keras.Model.predict`.
     """
     if processes.world_size == 1:
         return model.predict(x, **options)
@@ -35,7 +35,7 @@ def predict_together(model: keras.Model, x: Any, processes: Processes, **options
     each = -(-num_rows // processes.world_size)
     first = processes.rank * each
     own = min(max(num_rows - first, 0), each)
-    # Who has no row predicts one all the same, and leaves it out: outputs have shapes.
+    # A process without rows predicts one and drops it: the empty outputs need a shape.
     begin = min(first, num_rows - 1)
     part = keras.tree.map_structure(lambda array: array[begin : begin + max(own, 1)], x)
     batch_size = options.pop("batch_size", None) or _BATCH_SIZE

@@ -1,4 +1,4 @@
-"""That all processes are about to make the same steps."""
+"""The check that all processes are about to make the same steps."""
 
 import json
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ _LONGEST = 200
 
 
 def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> None:
-    """Raises an error on all ranks where one of them has other arguments than another.
+    """Raises an error on all ranks if they have different arguments.
 
-    Their weights would drift apart, or they would wait for each other for ever.
+    Their weights would drift apart, or they would wait for each other forever.
 
     Args:
         processes: `Processes`, all of which call it.
-        arguments: What must be the same, by name: numbers, strings and structures of them. Of other
-            objects the types must be.
+        arguments: The values to compare, by name: numbers, strings and structures of them. For
+            other objects, only the types are compared.
 
     Raises:
-        InvalidInputError: One differs.
+        InvalidInputError: An argument differs.
     """
     if processes.world_size == 1:
         return
@@ -44,10 +44,10 @@ def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> 
 
 
 def data_shapes(*data: Any) -> list[Any]:
-    """Returns the shapes of arrays, or of structures of them; of other data their kinds.
+    """Returns the shapes of arrays, or of structures of them; for other data, the kind.
 
     Args:
-        *data: What `fit` takes as `x` and `y`.
+        *data: `x` and `y` of `fit`.
     """
     found: list[Any] = []
     for each in data:
@@ -59,10 +59,10 @@ def data_shapes(*data: Any) -> list[Any]:
 
 
 def plain_attributes(value: Any) -> dict[str, Any]:
-    """Returns the class of an object, and what of its attributes is a number or a string.
+    """Returns the class of an object and its attributes that are numbers or strings.
 
     Args:
-        value: Object, such as an optimizer, whose config may be unknown.
+        value: Object whose config may be unknown, such as an optimizer.
     """
     attributes = {name: each for name, each in vars(value).items() if not name.startswith("_")}
     plain = {name: each for name, each in attributes.items() if _is_plain(each)}
@@ -81,7 +81,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _shorten(text: str, other: str) -> str:
-    """Returns a text, or what of it is about where it begins to differ from another."""
+    """Returns a text, or the part of it around the first difference from another text."""
     if len(text) <= _LONGEST:
         return text
     pairs = zip(text, other, strict=False)

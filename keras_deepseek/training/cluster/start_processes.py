@@ -1,4 +1,4 @@
-"""Joins the processes of a cluster, and gives them the same random state."""
+"""Joining of the processes of a cluster, with the same random state on all."""
 
 from keras_deepseek import backend
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
@@ -10,16 +10,13 @@ from keras_deepseek.training.cluster.timeouts import read_join_timeout, read_pee
 
 
 def start_processes(cluster: ClusterSpec) -> Processes:
-    """Returns the processes of a cluster once all of them are there.
-
-    Args:
-        cluster: `ClusterSpec`.
+    """Joins the processes of a cluster; returns them when all have come.
 
     Raises:
-        InvalidInputError: This process trains in another cluster already, or rank 0 can't listen at
+        InvalidInputError: This process already trains in another cluster, or rank 0 can't listen at
             the coordinator's port.
-        NotSupportedError: This release has no such strategy on this backend.
-        PeerLostError: A process has not come in time.
+        NotSupportedError: The backend does not support the strategy.
+        PeerLostError: A process did not come in time.
     """
     if cluster.world_size == 1 or cluster.coordinator is None:
         _refuse_others(cluster)
@@ -35,24 +32,22 @@ def start_processes(cluster: ClusterSpec) -> Processes:
 
 
 def share_random_state(processes: Processes) -> None:
-    """Gives the shared generators of all processes the state that they have on rank 0.
+    """Sets the shared random generators of all processes to their state on rank 0.
 
-    So they build the same model, and go through the same data in the same order.
-
-    Args:
-        processes: `Processes`.
+    So all build the same model, and read the data in the same order.
     """
     if processes.world_size > 1:
-        # What one process would make later, by then by another number, is not made here.
+        # A generator that does not exist yet is not created here: one process alone would create
+        # it later, from another state.
         write_random_state(processes.broadcast(read_random_state(makes_missing=False)))
 
 
 def _refuse_others(cluster: ClusterSpec) -> None:
-    """Raises an error where the framework runs in several processes that nobody told us of."""
+    """Raises an error if the framework runs in processes that the strategy does not know of."""
     running = backend.current().distribution.count_processes()
     if cluster.strategy is not None and running > 1:
         raise InvalidInputError(
-            f"{running} processes run together already, and distributed_strategy="
-            f"{cluster.strategy!r} knows of one. Pass world_size, rank and coordinator, or start "
-            "the script with keras-deepseek launch."
+            f"{running} processes already run together, but distributed_strategy="
+            f"{cluster.strategy!r} was told of one. Pass world_size, rank and coordinator, or "
+            "start the script with keras-deepseek launch."
         )

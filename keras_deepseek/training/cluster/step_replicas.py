@@ -1,4 +1,4 @@
-"""Which copies of a step make it together: those of the processes, or of this one's devices."""
+"""The replicas of a step in other processes."""
 
 import keras
 
@@ -11,19 +11,19 @@ from keras_deepseek.training.cluster.placement import Placement
 def find_replicas(
     model: keras.Model, processes: Processes, placement: Placement, *, is_compressed: bool
 ) -> RemoteReplicas | None:
-    """Returns the copies of a step in other processes, or `None` where there are none.
+    """Returns the replicas of a step in other processes, or `None` if there are none.
 
-    Where one program runs over the devices of all, some steps are left to its compiler, which
-    divides them as it sees fit.
+    If one program runs over the devices of all processes, its compiler may divide a step itself:
+    then there are none.
 
     Args:
         model: `keras.Model`, compiled.
         processes: `Processes` that train together.
         placement: `Placement` of the training.
-        is_compressed: boolean. Whether gradients are compressed, which needs such copies.
+        is_compressed: boolean. True if gradients are compressed, which needs replicas.
 
     Raises:
-        NotSupportedError: Gradients are compressed, and a compiler has the step.
+        NotSupportedError: Gradients are compressed, and the compiler divides the step.
     """
     if not processes.is_one_program:
         return processes.replicas
@@ -37,7 +37,7 @@ def find_replicas(
         return processes.replicas
     if is_compressed:
         raise NotSupportedError(
-            f"gradient_compression can't be had on {keras.backend.backend()} with {reason}: its "
-            "compiler divides such a step, and decides where and how gradients are summed."
+            f"gradient_compression is not supported on {keras.backend.backend()} with {reason}: "
+            "its compiler divides such a step, and decides where and how gradients are summed."
         )
     return None

@@ -1,4 +1,4 @@
-"""SIGTERM as a wish that a training asks after, instead of the end of the process."""
+"""SIGTERM as a request that a training asks for, in place of the end of the process."""
 
 import contextlib
 import functools
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class StopSignal:
-    """Notes SIGTERM for as long as the block lasts.
+    """Notes SIGTERM inside the block.
 
-    Python hands signals to the main thread alone: in another thread, nothing is changed. Where the
-    block is left because a generator around it is closed, nobody asks any more: a signal that was
-    noted goes to who had it before, which ends the process if nobody had.
+    Python delivers signals to the main thread only: in another thread, nothing is changed. If the
+    block ends because a generator around it is closed, a noted signal is raised again for the
+    previous handler, which by default ends the process.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             _let_children_end()
-            # `None` is a handler that was not set from Python, and can't be put back.
+            # `None` is a handler that was not set from Python and can't be restored.
             self._previous = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
         return self
 
@@ -37,7 +37,7 @@ class StopSignal:
     ) -> None:
         if self._previous is None:
             return
-        # A loop that is left open ends when it is collected; others may have come since.
+        # A generator may be closed by garbage collection, after another handler was set.
         if signal.getsignal(signal.SIGTERM) == self._note:
             signal.signal(signal.SIGTERM, self._previous)
         self._previous = None
@@ -49,15 +49,16 @@ class StopSignal:
 
     @property
     def previous(self) -> Any:
-        """The handler that was there before; `None` outside of the block."""
+        """The handler before the block; `None` outside the block."""
         return self._previous
 
 
 @contextlib.contextmanager
 def keeping_stop_signal() -> Iterator[None]:
-    """Puts the handler of SIGTERM back at the end of the block.
+    """Restores the handler of SIGTERM at the end of the block.
 
-    JAX and TensorFlow take the signal over when processes join, and the process outlives it.
+    JAX and TensorFlow replace it when processes join; without this, SIGTERM would not end the
+    process.
     """
     previous = signal.getsignal(signal.SIGTERM)
     try:
@@ -69,9 +70,9 @@ def keeping_stop_signal() -> Iterator[None]:
 
 @functools.cache
 def _let_children_end() -> None:
-    """Gives processes that are forked from now on, as data loaders are, the handler of before.
+    """Gives processes that are forked from now on, such as data loaders, the previous handler.
 
-    A pool ends its workers by SIGTERM and waits for them: who only notes it would never end.
+    A pool ends its workers by SIGTERM and waits for them. One that only notes it would never end.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_put_back)

@@ -1,4 +1,4 @@
-"""How long a process waits for the others."""
+"""The timeouts for other processes, from the environment."""
 
 import math
 import os
@@ -6,26 +6,26 @@ import os
 from keras_deepseek.errors import InvalidInputError
 
 _JOIN_TIMEOUT = "KERAS_DEEPSEEK_JOIN_TIMEOUT", 300.0
-"""How long a process waits for the others to come, in seconds."""
+"""Seconds to wait for other processes to come."""
 
 _PEER_TIMEOUT = "KERAS_DEEPSEEK_PEER_TIMEOUT", 600.0
-"""How long it waits, in seconds, for one that was there and does not answer."""
+"""Seconds to wait for a process that came and does not answer."""
 
 
 def read_join_timeout() -> float:
-    """Returns the seconds that others have to come.
+    """Returns the seconds to wait for other processes to come.
 
     Raises:
-        InvalidInputError: The environment says something else.
+        InvalidInputError: The variable is not a number of seconds above 0.
     """
     return _read_seconds(*_JOIN_TIMEOUT)
 
 
 def read_peer_timeout() -> float:
-    """Returns the seconds after which a process that does not answer is given up.
+    """Returns the seconds after which a process that does not answer counts as lost.
 
     Raises:
-        InvalidInputError: The environment says something else.
+        InvalidInputError: The variable is not a number of seconds above 0.
     """
     return _read_seconds(*_PEER_TIMEOUT)
 
@@ -39,5 +39,5 @@ def _read_seconds(name: str, default: float) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise InvalidInputError(f"{name} is a number of seconds above 0; received {text!r}.")
+        raise InvalidInputError(f"{name} must be a number of seconds above 0; received {text!r}.")
     return seconds

@@ -1,7 +1,6 @@
-"""Which axes of a transformer's weights are spread over devices: tensor and expert parallelism.
+"""Tensor and expert parallelism: the split of a transformer's weights over devices.
 
-It stands before a `keras.distribution.ModelParallel`, which `Trainer` takes as its
-`distributed_strategy`.
+The result is for a `keras.distribution.ModelParallel`, the `distributed_strategy` of a `Trainer`.
 """
 
 import logging
@@ -17,7 +16,7 @@ from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead
 _logger = logging.getLogger(__name__)
 
 Split = tuple[keras.Variable | None, tuple[int, ...], str]
-"""A weight, the axes that it may be cut along, the best first, and the mesh's axis for them."""
+"""A weight, the axes that it may be split along, best first, and the axis of the mesh for them."""
 
 
 def transformer_layout_map(
@@ -27,30 +26,33 @@ def transformer_layout_map(
     model_axis: str = "model",
     expert_axis: str | None = None,
 ) -> keras.distribution.LayoutMap:
-    """Returns where the weights of a transformer lie, over the devices of a mesh.
+    """Returns the layout of a transformer's weights over the devices of a mesh.
 
-    Attention is cut by heads, of Keras's layers and of this package's; `SwiGLU`, that of shared
-    experts too, by hidden features; the experts of `DeepSeekMoE` by expert; tables of embeddings by
-    vocabulary, or by features where that does not divide, and heads over a vocabulary by it. The
-    way into a block is cut by columns and the way out by rows, and one sum over the devices follows
-    each block (Shoeybi et al., 2019). All else lies on each device as a whole; of layers that it
-    does not know, such as a `Dense`, add them: `layout_map[variable.path] = (None, "model")`. The
-    numbers are those of one device, to rounding, whatever is cut.
+    Attention is split by heads, in layers of Keras and of this package. `SwiGLU` is split by hidden
+    features, also in shared experts. The experts of `DeepSeekMoE` are split by expert. Embedding
+    tables are split by vocabulary, or by features if the vocabulary is not divisible; vocabulary
+    heads are split by vocabulary.
+
+    The first projection of a block is split by columns and the last one by rows, so each block
+    needs one sum over the devices (Shoeybi et al., 2019). All other weights are whole on each
+    device. To split a layer that is not listed, such as a `Dense`, add it:
+    `layout_map[variable.path] = (None, "model")`. The numbers are those of one device, up to
+    rounding.
 
     Args:
         model: `keras.Model`, built.
-        device_mesh: `keras.distribution.DeviceMesh` with the axes that are named here.
-        model_axis: string. The axis of the mesh that heads, features and vocabularies are cut by.
-            Defaults to `"model"`.
-        expert_axis: string. The axis that experts are cut by. Defaults to `None`, `model_axis`.
+        device_mesh: `keras.distribution.DeviceMesh` that has the axes below.
+        model_axis: string. The axis of the mesh for heads, features and vocabularies. Defaults to
+            `"model"`.
+        expert_axis: string. The axis of the mesh for experts. Defaults to `None`, `model_axis`.
 
     Returns:
-        `keras.distribution.LayoutMap`. A weight of which no axis divides by the devices is left out
-        of it, with a warning.
+        `keras.distribution.LayoutMap`. A weight without a divisible axis is left out, with a
+            warning.
 
     Raises:
-        InvalidInputError: The model is not built, the mesh has no such axis, or there is no weight
-            to cut.
+        InvalidInputError: The model is not built, the mesh has no such axis, or no weight can be
+            split.
 
     Example:
 
@@ -71,7 +73,7 @@ def transformer_layout_map(
     """
     if not model.built:
         raise InvalidInputError(
-            f"Model {model.name!r} is not built, and nobody knows its weights: build it, or call "
+            f"Model {model.name!r} is not built, so its weights are unknown: build it, or call "
             "it once."
         )
     sizes = dict(zip(device_mesh.axis_names, device_mesh.shape, strict=True))
@@ -85,7 +87,7 @@ def transformer_layout_map(
     for layer in flatten_layers(model):
         for variable, dims, axis in _find_splits(layer, model_axis, expert_axis):
             if variable is None or variable.path in seen:
-                continue  # A bias that is not there, or a layer that is found twice.
+                continue  # The layer has no bias, or was found twice.
             seen.add(variable.path)
             dim = next((dim for dim in dims if variable.shape[dim] % sizes[axis] == 0), None)
             if dim is None:
@@ -95,17 +97,17 @@ def transformer_layout_map(
                 layout_map[variable.path] = tuple(axis if i == dim else None for i in range(rank))
     if not len(layout_map):
         raise InvalidInputError(
-            f"{model.name!r} has no attention, SwiGLU, experts or table of embeddings whose heads, "
-            f"features or rows divide by {sizes[model_axis]} devices."
+            f"{model.name!r} has no attention, SwiGLU, experts or embedding table whose heads, "
+            f"features or rows are divisible by {sizes[model_axis]} devices."
         )
     if whole:
         names = ", ".join(f"{each.path} {tuple(each.shape)}" for each in whole)
-        _logger.warning("Not divisible by the devices, and on each as a whole: %s.", names)
+        _logger.warning("Not divisible by the devices, so whole on each: %s.", names)
     return layout_map
 
 
 def _find_splits(layer: keras.Layer, model_axis: str, expert_axis: str) -> Iterator[Split]:
-    """Yields the weights that a layer has itself, or those of layers that only it can know of."""
+    """Yields the splits of a layer's own weights, and of inner weights that only it knows."""
     if isinstance(layer, SwiGLU):
         for dense in (layer.gate, layer.up):
             yield dense.kernel, (1,), model_axis
@@ -125,10 +127,11 @@ def _find_splits(layer: keras.Layer, model_axis: str, expert_axis: str) -> Itera
 
 
 def _split_projection(layer: keras.layers.EinsumDense, axis: str) -> Iterator[Split]:
-    """Yields the weights of a projection to heads, from heads, or of groups.
+    """Yields the splits of an einsum projection to heads, from heads, or of groups.
 
-    A letter for heads stands in its kernel beside another one, of inputs or outputs as it does:
-    `dhk` of `btd,dhk->bthk`, `hkd` of `bthk,hkd->btd`; that for groups stands in all three.
+    In the kernel, the letter for heads is next to another letter of the outputs (`dhk` in
+    `btd,dhk->bthk`) or of the inputs (`hkd` in `bthk,hkd->btd`). A letter for groups is in inputs,
+    kernel and outputs.
     """
     inputs, kernel, outputs = layer.equation.replace("->", ",").split(",")
     groups = [letter for letter in kernel if letter in inputs and letter in outputs]

@@ -1,4 +1,4 @@
-"""The process that runs the script, among workers and servers."""
+"""The chief: the process that runs the script and trains by workers and servers."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,14 +19,11 @@ from keras_deepseek.training.parameter_server.served_step import ServedStep
 
 
 def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
-    """Returns the engine of the framework that Keras runs on.
-
-    Args:
-        settings: `ServerSettings`.
-        cluster: `ClusterSpec`.
+    """Returns the engine for the backend that Keras runs on.
 
     Raises:
-        InvalidInputError: TensorFlow has computed something already; or others run the script.
+        InvalidInputError: TensorFlow has already computed something, or other processes run the
+            script too.
         MissingExtraError: `ray` is not installed, on JAX and PyTorch.
         PeerLostError: A worker or a server does not come in time.
     """
@@ -36,14 +33,10 @@ def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
 
 
 class Chief(OneProcess):
-    """A process that trains by workers and servers.
-
-    Args:
-        settings: `ServerSettings`.
-        cluster: `ClusterSpec`.
+    """The one process of a training whose steps are made by workers and servers.
 
     Raises:
-        KerasDeepSeekError: As `make_engine`.
+        KerasDeepSeekError: The errors of `make_engine`.
     """
 
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
@@ -61,40 +54,43 @@ class Chief(OneProcess):
         guard: Any,
         **step: Any,
     ) -> ServedStep:
-        """Returns what makes the steps of a trainer.
+        """Returns the callable that makes the trainer's steps by the workers.
 
         Args:
             trainer: `Trainer`, with its model.
-            make_model: The function that the model was built by, or `None`.
-            device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`: what the workers compute on.
-            guard: As for `Trainer`.
-            **step: Further arguments of `Trainer` for each step, its `policy` and `float32_layers`.
+            make_model: The function that built the model, or `None`.
+            device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`: the device of the workers.
+            guard: The `StepGuard` of the trainer, or `None`.
+            **step: Other arguments of `take_gradient_step`.
 
         Raises:
-            InvalidInputError: The model has a step of its own, or there are not as many processors
-                or GPUs.
-            NotSupportedError: Something of this needs all that a step finds at once.
+            InvalidInputError: The model has its own `train_step`, or the cluster has too few
+                processors or GPUs.
+            NotSupportedError: An option needs the result of one step before the next one starts.
             PeerLostError: There is no Ray cluster at the address.
         """
         model = trainer.model
-        _refuse_what_waits(model, guard, device_kind)
+        _refuse_dependent_steps(model, guard, device_kind)
         own_clip = getattr(model.optimizer, "global_clipnorm", None)
         self.engine.prepare(trainer, make_model, device_kind, {**step, "global_clipnorm": own_clip})
         self._step = ServedStep(model, self.engine, self._num_servers)
         return self._step
 
     def training(self, arguments: dict[str, Any]) -> AbstractContextManager[None]:
-        """Returns a context in which workers make the steps of a training.
+        """Returns a context manager in which workers make the steps of a `fit`.
 
         Args:
-            arguments: dict. Those of `model.fit`, on a stream.
+            arguments: dict. The arguments of `model.fit`, with a stream as `x`.
         """
         if self._step is None:
             raise RuntimeError("There is no trainer.")
         return self._step.training(arguments["x"].stream, arguments["callbacks"])
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes once no batch is under way; until then none is handed out."""
+        """Returns the requests, such as to stop, once no batch is unfinished.
+
+        Until then it returns False for each, and hands out no further batch.
+        """
         before = self._wishes or [False] * len(wishes)
         self._wishes = [one or other for one, other in zip(wishes, before, strict=True)]
         if self._step is None or not self._step.num_open:
@@ -103,31 +99,31 @@ class Chief(OneProcess):
         return [False] * len(wishes)
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes, those of before among them."""
+        """Returns the requests at once, with those that `agree` still holds back."""
         before, self._wishes = self._wishes or [False] * len(wishes), []
         if self._step is not None:
             self._step.pause(is_paused=False)
         return [one or other for one, other in zip(wishes, before, strict=True)]
 
 
-def _refuse_what_waits(model: keras.Model, guard: Any, device_kind: str) -> None:
-    """Raises an error for what would have to look at a step before others follow it."""
+def _refuse_dependent_steps(model: keras.Model, guard: Any, device_kind: str) -> None:
+    """Raises an error for options that need the result of a step before the next one starts."""
     reasons = {
-        "workers on TPUs. Use device_map={'cpu': 0}": device_kind == "tpu",
-        "`guard`: others go on by an update before it is judged": guard is not None,
-        "float16, whose loss scale follows each step. Use precision='mixed_bfloat16'": isinstance(
+        "workers on TPUs: use device_map={'cpu': 0}": device_kind == "tpu",
+        "`guard`: other workers use an update before it can be checked": guard is not None,
+        "float16 with its loss scale: use precision='mixed_bfloat16'": isinstance(
             model.optimizer, keras.optimizers.LossScaleOptimizer
         ),
         "`steps_per_execution` above 1": int(model.steps_per_execution) > 1,
-        "modules of PyTorch with buffers, which Keras does not know": bool(
+        "PyTorch modules that have buffers, which Keras does not know": bool(
             backend.current().step.read_buffers(model)
         ),
     }
     for reason, is_so in reasons.items():
         if is_so:
-            raise NotSupportedError(f"A parameter server can't train with {reason}.")
+            raise NotSupportedError(f"A parameter server does not support {reason}.")
     if overrides_train_step(model):
         raise InvalidInputError(
-            f"Model {model.name!r} has a `train_step` of its own, which workers can't take apart "
-            "into gradients and update. Write it as `Trainer.train_step`."
+            f"Model {model.name!r} has its own `train_step`, which also makes the update; a "
+            "worker needs the gradients alone. Write it as `Trainer.train_step` instead."
         )

@@ -1,4 +1,4 @@
-"""What a worker computes of a batch where it runs functions of the chief's, as on TensorFlow."""
+"""The function that a TensorFlow worker runs for a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 
 
 class CoordinatorStep:
-    """From a batch to its logs, with its gradients in a slot of the servers.
+    """A step that computes the gradients of a batch and writes them into a slot of the servers.
 
-    The chief's model is traced with the values that the servers hold in the place of its own; none
-    of its variables is read or changed.
+    It is traced on the chief's model, with the values on the servers in place of the model's own.
+    No variable of the chief's model is read or changed.
 
     Args:
         model: `keras.Model`, built and compiled.
-        step: `GradientStep`, in the precision of the training.
-        others: list of Keras variables that a step reads beside those of the model.
+        step: The function that `take_gradient_step` returned.
+        others: Variables that a step reads and that are not the model's.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class CoordinatorStep:
         self.remote: RemoteModel | None = None
 
     def read_frozen(self) -> list[Array]:
-        """Returns the values of what no update changes."""
+        """Returns the values of the variables that no update changes."""
         return read_values(self._frozen)
 
     def __call__(
         self, batch: Any, seeds: Sequence[Any], slot: Any
     ) -> tuple[dict[str, Any], list[Any]]:
-        """Returns what is logged beside the metrics, and by how much these change.
+        """Returns the logs without metrics, and the differences that the batch makes to metrics.
 
         Args:
             batch: Structure of tensors.
-            seeds: list of tensors, the states of generators for this batch.
-            slot: int32 scalar.
+            seeds: list of tensors. The states of seed generators for this batch.
+            slot: int32 scalar. The slot for the gradients.
         """
         if self.remote is None:
             raise RuntimeError("There are no servers.")
@@ -103,7 +103,7 @@ class CoordinatorStep:
 
 
 def _first_values(model: keras.Model) -> list[Array]:
-    """Returns what the variables of metrics hold before the first batch."""
+    """Returns the values that the metrics' variables have after `reset_metrics`."""
     variables = list(model.metrics_variables)
     now = read_values(variables)
     model.reset_metrics()
@@ -115,7 +115,7 @@ def _first_values(model: keras.Model) -> list[Array]:
 
 @contextmanager
 def _unscaled(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Makes an optimizer scale no loss until the block ends: the servers' don't know of it."""
+    """Disables the optimizer's loss scale inside the block: the servers don't divide by it."""
     scale = optimizer.loss_scale_factor
     optimizer.loss_scale_factor = None
     try:

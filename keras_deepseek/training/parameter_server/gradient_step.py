@@ -1,4 +1,4 @@
-"""The step of a worker: `TrainingStep` up to the update, which the servers make."""
+"""The step of a worker: `TrainingStep` that returns the gradients in place of an update."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a parameter server's settings to workers and servers that listen, on TensorFlow."""
+"""Connection of a process to TensorFlow's workers and servers."""
 
 import socket
 import sys
@@ -18,7 +18,7 @@ from keras_deepseek.training.cluster.timeouts import read_join_timeout
 from keras_deepseek.training.parameter_server.local_tasks import LocalTasks
 
 _PAUSE = 0.2
-"""Seconds between two attempts to reach a task that does not listen yet."""
+"""Seconds between two attempts to connect to a process that does not listen yet."""
 
 
 class Tasks(Protocol):
@@ -55,19 +55,23 @@ _joined: list[Tasks] = []
 def join_servers(
     settings: ServerSettings, cluster: ClusterSpec
 ) -> tuple[Tasks, TaskCluster] | None:
-    """Returns the tasks of a parameter server, on TensorFlow; else they are started later.
+    """Connects the chief to its workers and servers on TensorFlow; starts them if there are none.
 
-    A process that is itself a worker or a server serves here until it is ended.
+    If `TF_CONFIG` makes this process a worker or a server, it serves here until it is ended. On JAX
+    and PyTorch nothing is done: Ray starts the workers when training begins.
 
     Args:
         settings: `ServerSettings`.
-        cluster: `ClusterSpec`. The addresses that `TF_CONFIG` names; without any, the tasks are
-            started on this machine.
+        cluster: `ClusterSpec`, with the addresses that `TF_CONFIG` names. If it names none, the
+            processes are started on this machine.
+
+    Returns:
+        The processes and the connection to them, or `None` on JAX and PyTorch.
 
     Raises:
-        InvalidInputError: TensorFlow has computed something already, or has connected to others; or
-            others run the script too.
-        PeerLostError: A task does not come in time.
+        InvalidInputError: TensorFlow has already computed something, or is connected to other
+            processes; or other processes run the script too.
+        PeerLostError: A worker or a server does not come in time.
     """
     refuse_other_chiefs(settings, cluster)
     if keras.backend.backend() != "tensorflow":
@@ -94,30 +98,26 @@ def join_servers(
     found = connected.num_workers, connected.num_servers
     if found != sizes:
         raise InvalidInputError(
-            f"This process has {found[0]} workers and {found[1]} servers of TensorFlow already, "
-            f"and they stay; received num_workers={sizes[0]}, num_servers={sizes[1]}. Use "
-            "another process for other numbers."
+            f"This process is already connected to {found[0]} workers and {found[1]} servers of "
+            "TensorFlow, and can't connect to others; received "
+            f"num_workers={sizes[0]}, num_servers={sizes[1]}. Start another process for them."
         )
-    if not _joined:  # An object of the script's has connected.
+    if not _joined:  # A `tf.distribute` strategy of the script has connected.
         _joined.append(_TasksElsewhere())
     return _joined[0], connected
 
 
 def refuse_other_chiefs(settings: ServerSettings, cluster: ClusterSpec) -> None:
-    """Raises an error where several processes run the script and none is told to be a worker.
-
-    Args:
-        settings: `ServerSettings`.
-        cluster: `ClusterSpec`.
+    """Raises an error if several processes run the script as chief.
 
     Raises:
-        InvalidInputError: That is so.
+        InvalidInputError: `world_size` is above 1, and no process is named a worker or a server.
     """
     if cluster.world_size > 1 and not cluster.servers:
         raise InvalidInputError(
-            f"One process runs the script, the chief, and starts {settings.num_workers} "
-            f"workers and {settings.num_servers} servers; received world_size="
-            f"{cluster.world_size}. Start it once, or by keras-deepseek launch --strategy "
+            f"Only one process, the chief, runs the script. It starts {settings.num_workers} "
+            f"workers and {settings.num_servers} servers itself; received world_size="
+            f"{cluster.world_size}. Start the script once, or by keras-deepseek launch --strategy "
             "parameter_server."
         )
 
@@ -136,8 +136,8 @@ def _await_all(addresses: Sequence[str], timeout: float) -> None:
     while missing := [each for each in missing if not _listens(each)]:
         if time.monotonic() > deadline:
             raise PeerLostError(
-                f"Waited {timeout:g} s for {', '.join(missing)}, which TF_CONFIG names and where "
-                "nobody listens. Start what is missing, or see its log for why it ended."
+                f"Waited {timeout:g} s for {', '.join(missing)}: TF_CONFIG names this address, and "
+                "no process listens there. Start what is missing, or see its log for why it ended."
             )
         time.sleep(_PAUSE)
 

@@ -1,4 +1,4 @@
-"""Workers and servers of TensorFlow's on this machine, as processes of the chief's."""
+"""TensorFlow workers and servers on this machine, as child processes of the chief."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from keras_deepseek.training.launch import die_with_parent
 from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 
 _MOST_DEATHS = 3
-"""How often the workers may die, with no update in between, before all is given up."""
+"""Workers may end so often without an update in between; then the training ends."""
 
 _WORKER, _SERVER = "worker", "ps"
 _PROGRAM = ["-m", "keras_deepseek.training.parameter_server.task_process"]
@@ -24,15 +24,15 @@ _PROGRAM = ["-m", "keras_deepseek.training.parameter_server.task_process"]
 class LocalTasks:
     """Starts the processes, and starts a worker again that has ended.
 
-    They end with this process, however it ends.
+    The processes end with this one, even if it is killed.
 
     Args:
         num_workers: integer.
         num_servers: integer.
-        timeout: float. The seconds that all of them have to begin.
+        timeout: float. Seconds that all of them have to start.
 
     Raises:
-        PeerLostError: One has ended, or does not listen in time.
+        PeerLostError: A process has ended, or does not listen in time.
     """
 
     def __init__(self, num_workers: int, num_servers: int, timeout: float) -> None:
@@ -59,10 +59,10 @@ class LocalTasks:
         """Starts workers again that have ended.
 
         Args:
-            ends_workers: boolean. Whether to end all of them first, since none answers.
+            ends_workers: boolean. True to kill all workers first, because none answers.
 
         Raises:
-            PeerLostError: A server has ended, or the workers end again and again.
+            PeerLostError: A server has ended, or workers end again and again.
         """
         for place, process in list(self._processes.items()):
             kind, index = place
@@ -73,32 +73,28 @@ class LocalTasks:
                 continue
             if kind == _SERVER:
                 raise PeerLostError(
-                    f"Parameter server {index} has ended with {process.returncode}, and what it "
-                    "held is lost. Go on from a checkpoint: fit(..., resume=True)."
+                    f"Parameter server {index} has ended with exit code {process.returncode}, and "
+                    "its variables are lost. Go on from a checkpoint: fit(..., resume=True)."
                 )
             self._num_deaths += 1
             if self._num_deaths > _MOST_DEATHS:
                 raise PeerLostError(
-                    f"Workers have ended {self._num_deaths} times without an update in between, "
-                    f"worker {index} with {process.returncode}. The first error in their logs says "
-                    "why; memory may not suffice for a batch."
+                    f"Workers have ended {self._num_deaths} times without an update in between; "
+                    f"worker {index} with exit code {process.returncode}. The first error in their "
+                    "logs says why. Memory may be too small for a batch."
                 )
             os.close(self._start(place))
 
     def note_update(self) -> None:
-        """Forgets the deaths before: the workers make progress."""
+        """Resets the count of ended workers: an update was made."""
         self._num_deaths = 0
 
     def process_ids(self, kind: str) -> list[int]:
-        """Returns the numbers of the processes of a kind.
-
-        Args:
-            kind: `"worker"` or `"ps"`.
-        """
+        """Returns the process IDs of all `"worker"` or all `"ps"` processes."""
         return [each.pid for (its, _), each in sorted(self._processes.items()) if its == kind]
 
     def end(self) -> None:
-        """Ends all processes."""
+        """Kills all processes."""
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
@@ -106,7 +102,7 @@ class LocalTasks:
         self._processes.clear()
 
     def _start(self, place: tuple[str, int]) -> int:
-        """Starts a process, and returns the descriptor at which it says that it listens."""
+        """Starts a process; returns the descriptor to which it writes a byte when it listens."""
         kind, index = place
         reading, writing = os.pipe()
         command = [
@@ -116,7 +112,7 @@ class LocalTasks:
         ]
         environ = {**os.environ, "KERAS_BACKEND": "tensorflow"}
         environ.pop("TF_CONFIG", None)
-        if kind == _SERVER:  # It updates on the CPU, and the memory of GPUs is the workers'.
+        if kind == _SERVER:  # It updates on the CPU, and leaves the GPUs' memory to the workers.
             environ["CUDA_VISIBLE_DEVICES"] = "-1"
         try:
             self._processes[place] = subprocess.Popen(
@@ -139,13 +135,13 @@ class LocalTasks:
                     names = ", ".join(
                         " ".join(map(str, key.data)) for key in selector.get_map().values()
                     )
-                    raise PeerLostError(f"Waited {timeout:g} s for {names}, which don't listen.")
+                    raise PeerLostError(f"Waited {timeout:g} s for {names} to start.")
                 for key, _ in found:
                     selector.unregister(key.fileobj)
                     if not os.read(key.fd, 1):
                         kind, index = key.data
                         status = self._processes[key.data].wait()
                         raise PeerLostError(
-                            f"{kind} {index} has ended with {status} while it began. The first "
-                            "error in the log says why."
+                            f"{kind} {index} has ended with exit code {status} during its start. "
+                            "The first error in the log says why."
                         )

@@ -1,4 +1,4 @@
-"""The chief's model, taken apart for the servers and put together again."""
+"""The split of the chief's model over the servers."""
 
 from collections.abc import Hashable, Sequence
 
@@ -18,14 +18,14 @@ from keras_deepseek.training.parameter_server.optimizer_slots import find_places
 
 
 class ModelShards:
-    """What servers hold of a model: its weights, what batches leave in layers, its optimizer.
+    """The parts of a model that servers hold: weights, layer states and the optimizer's variables.
 
     Args:
         model: `keras.Model`, built and compiled.
         num_servers: integer.
 
     Raises:
-        InvalidInputError: There are more servers than variables, or the optimizer can't be divided.
+        InvalidInputError: There are more servers than variables, or the optimizer can't be split.
     """
 
     def __init__(self, model: keras.Model, num_servers: int) -> None:
@@ -40,7 +40,7 @@ class ModelShards:
             num_servers,
         )
         self._class, config = optimizer_recipe(self._optimizer)
-        # A worker scales no loss, and clips by the norm of all before it sends a part.
+        # A worker does not scale its loss, and clips by the global norm before it sends the parts.
         self._config = {**config, "loss_scale_factor": None, "global_clipnorm": None}
         self._places = find_places(
             self._class,
@@ -50,11 +50,11 @@ class ModelShards:
         )
 
     def describe(self) -> list[tuple[tuple[int, ...], str, bool]]:
-        """Returns shape, dtype and whether it is trainable, of each variable of the model."""
+        """Returns shape, dtype and `trainable` of each variable of the model."""
         return [(tuple(each.shape), each.dtype, each.trainable) for each in self._all]
 
     def plans(self) -> list[ShardPlan]:
-        """Returns what each server is to be."""
+        """Returns the description of each server."""
         rows = [
             VariablePlan(
                 variable.path,
@@ -71,10 +71,10 @@ class ModelShards:
         ]
 
     def read(self, number: int) -> list[ShardValues]:
-        """Returns what each server is to hold.
+        """Returns the values for each server, from the chief's model.
 
         Args:
-            number: integer. The first batch that is not in it.
+            number: integer. The first batch whose update is not in them.
         """
         weights, states = read_values(self._variables), read_values(self._states)
         optimizer = read_values(self._optimizer.variables)
@@ -90,11 +90,7 @@ class ModelShards:
         ]
 
     def write(self, values: Sequence[ShardValues]) -> None:
-        """Puts the model to what the servers hold.
-
-        Args:
-            values: The `ShardValues` of each server.
-        """
+        """Sets the chief's model to the values of the servers, except for the learning rate."""
         optimizer, rate = self._optimizer.variables, self._optimizer.learning_rate
         for shard, places, held in zip(self.shards, self._places, values, strict=True):
             for place, value in zip(shard.variables, held.weights, strict=True):
@@ -102,26 +98,27 @@ class ModelShards:
             for place, value in zip(shard.states, held.states, strict=True):
                 self._states[place].assign(value)
             for place, value in zip(places, held.optimizer, strict=True):
-                if optimizer[place] is not rate:  # That is the chief's to say.
+                if optimizer[place] is not rate:  # The chief sets it.
                     optimizer[place].assign(value)
 
 
 def split_by_size(
     paths: Sequence[str], variable_sizes: Sequence[int], state_sizes: Sequence[int], num_shards: int
 ) -> list[Shard]:
-    """Returns shards of about the same size: the largest piece first, each to the emptiest shard.
+    """Splits variables into shards of about the same size.
 
-    Variables are not cut. Those of one path go together, so that an optimizer that has a part of
-    them tells their slots apart as one that has all.
+    The largest goes first, each into the smallest shard. A variable is not cut. Variables of the
+    same path go together: the optimizer of a part then tells their slots apart as that of all
+    would.
 
     Args:
         paths: The paths of the trainable variables.
-        variable_sizes: Their sizes.
-        state_sizes: The sizes of what batches leave in layers.
-        num_shards: integer. How many shards.
+        variable_sizes: Their sizes in bytes.
+        state_sizes: The sizes of the layer states in bytes.
+        num_shards: integer.
 
     Raises:
-        InvalidInputError: There are more shards than variables.
+        InvalidInputError: There are more shards than paths.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, path in enumerate(paths):
@@ -144,7 +141,7 @@ def split_by_size(
 
     largest_first = sorted(groups.values(), key=lambda members: (-total(members), members))
     for members in largest_first:
-        # An empty shard first, whatever its size: each server has an update to count by.
+        # An empty shard first, whatever its size: each server counts updates, and needs a variable.
         empty = [index for index, shard in enumerate(shards) if not shard.variables]
         put(total(members), empty or range(num_shards)).variables.extend(members)
     for index in sorted(range(len(state_sizes)), key=lambda each: (-state_sizes[each], each)):
@@ -153,7 +150,7 @@ def split_by_size(
 
 
 def kept_states(model: keras.Model) -> list[keras.Variable]:
-    """Returns what a batch leaves in the layers of a model, each variable once.
+    """Returns the variables that a batch changes in layers, such as moving averages, each once.
 
     Args:
         model: `keras.Model`, built.
@@ -163,12 +160,7 @@ def kept_states(model: keras.Model) -> list[keras.Variable]:
 
 
 def same_values(one: Sequence[ShardValues], other: Sequence[ShardValues]) -> bool:
-    """Returns whether two readings hold the same numbers.
-
-    Args:
-        one: The `ShardValues` of each server.
-        other: Those of another time.
-    """
+    """Returns True if two lists of `ShardValues` hold the same bytes."""
     pairs = zip(one, other, strict=True)
     return all(_same(first, second) for first, second in pairs)
 

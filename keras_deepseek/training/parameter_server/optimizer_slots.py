@@ -1,7 +1,7 @@
-"""Which variables of an optimizer belong to which of the model's, whatever optimizer it is.
+"""The assignment of an optimizer's variables to the variables of the model.
 
-An optimizer's variables have an order that only it knows, and their names may be anything. So it is
-tried: on small variables whose names are unlike any other.
+The order of an optimizer's variables is known to its class only. So it is found by a trial: the
+optimizer is built for small variables with unique names.
 """
 
 import re
@@ -17,7 +17,7 @@ from keras_deepseek.errors import InvalidInputError
 _MARK = re.compile(r"servedvariable(\d+)end")
 
 Slot = tuple[int, int]
-"""The place of a variable among the model's, -1 for none of them; and which of its slots it is."""
+"""The index of a model's variable, or -1 for none; and the number of the slot among its slots."""
 
 
 def find_places(
@@ -26,25 +26,28 @@ def find_places(
     variables: Sequence[keras.Variable],
     shards: Sequence[Sequence[int]],
 ) -> list[list[int]]:
-    """Returns, for an optimizer of each shard, where its variables stand in that of all.
+    """Returns where the variables of each shard's optimizer are in that of the whole model.
 
     Args:
         optimizer_class: The class of the optimizer.
-        config: dict. Its config.
-        variables: The model's trainable variables, in their order.
-        shards: The places of each shard's variables among them.
+        config: dict. The config of the optimizer.
+        variables: The trainable variables of the model, in their order.
+        shards: For each shard, the indices of its variables.
+
+    Returns:
+        For each shard, indices among the variables of the whole optimizer.
 
     Raises:
-        InvalidInputError: For a part of the variables it has others than for all.
+        InvalidInputError: The optimizer has other variables for a shard than for the whole model.
     """
     whole = _find_slots(optimizer_class, config, variables, range(len(variables)))
     index_of = {slot: index for index, slot in enumerate(whole)}
     parts = [_find_slots(optimizer_class, config, variables, shard) for shard in shards]
     if {slot for part in parts for slot in part} != set(whole):
         raise InvalidInputError(
-            f"The optimizer {optimizer_class.__name__} has other variables for a part of the model "
-            "than for all of it. A parameter server needs one that updates each variable by "
-            "itself, as those of Keras do."
+            f"The optimizer {optimizer_class.__name__} can't be split: for a part of the model it "
+            "has other variables than for all of it. A parameter server needs an optimizer that "
+            "updates each variable by itself, such as those of Keras."
         )
     return [[index_of[slot] for slot in part] for part in parts]
 
@@ -55,7 +58,7 @@ def _find_slots(
     variables: Sequence[keras.Variable],
     places: Sequence[int],
 ) -> list[Slot]:
-    """Returns the slots of an optimizer that is made for some of the variables."""
+    """Returns the slots of an optimizer that is built for some of the variables."""
     optimizer = optimizer_class.from_config(config)
     optimizer.build([_make_small(variables[place], place) for place in places])
     seen: Counter[int] = Counter()
@@ -75,13 +78,7 @@ def _make_small(variable: keras.Variable, place: int) -> keras.Variable:
 
 
 def make_variable(path: str, shape: tuple[int, ...], dtype: str) -> keras.Variable:
-    """Returns a trainable variable of zeros with a path, by which optimizers tell variables apart.
-
-    Args:
-        path: string.
-        shape: tuple of integers.
-        dtype: string.
-    """
+    """Returns a trainable variable of zeros with a path, which an optimizer may depend on."""
     *scopes, name = path.split("/")
     with ExitStack() as stack:
         for scope in scopes:

@@ -1,8 +1,8 @@
-"""A trainer on its way to a worker: its class with `train_step`, its model, its loss and metrics.
+"""Pickling of a trainer for Ray workers: its class with `train_step`, its model, loss and metrics.
 
-Keras pickles a model by the names of its classes, which another process may not know. Here it goes
-as config and weights beside the classes themselves, or as the function that builds it. Layers of
-the model that the trainer or a loss holds by themselves are, there too, those of the model.
+Keras pickles a model by the names of its classes, which another process may not know. Here it is
+sent as config and weights together with the classes, or as the function that builds it. If the
+trainer or a loss refers to a layer of the model, it refers to the worker's layer after unpickling.
 """
 
 import copy
@@ -24,7 +24,7 @@ _OWN = (
     *("model", "_loss", "_plan", "_session", "_placement"),
     *("_processes", "_residual", "_chief", "_callbacks"),
 )
-"""What of a trainer stays with the chief."""
+"""The attributes of a trainer that stay with the chief."""
 
 _BY_CONFIG = (keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimizer)
 
@@ -36,11 +36,11 @@ def pack_trainer(
 
     Args:
         trainer: `Trainer`.
-        make_model: The function that its model was built by, or `None`.
-        step: dict. The arguments of its steps.
+        make_model: The function that built its model, or `None`.
+        step: dict. The arguments of `take_gradient_step`.
 
     Raises:
-        InvalidInputError: Something of it can't be pickled.
+        InvalidInputError: A part of it can't be pickled.
     """
     model = trainer.model
     shell = copy.copy(trainer)
@@ -51,7 +51,7 @@ def pack_trainer(
     settings = {name: compiled[name] for name in names if name in compiled}
     recipe: Any = make_model
     if make_model is None:
-        recipe = {**_describe(model), "weights": []}  # The chief gives them with all the rest.
+        recipe = {**_describe(model), "weights": []}  # The chief sends all variables later.
     made = _dump(f"model {model.name!r}", recipe, {})
     layers = {id(layer): index for index, layer in enumerate(flatten_layers(model))}
     rest = _dump(f"the {type(trainer).__name__}", (shell, settings, dict(step)), layers)
@@ -59,13 +59,13 @@ def pack_trainer(
 
 
 def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
-    """Returns a trainer with its model, compiled, but without what makes steps; and the step.
+    """Returns a trainer with its compiled model, and the arguments of `take_gradient_step`.
 
     Args:
-        packed: What `pack_trainer` returned.
+        packed: The bytes that `pack_trainer` returned.
     """
     seed, made, rest = pickle.loads(packed)
-    if seed is not None:  # A function may draw what is no variable, and on the chief has done so.
+    if seed is not None:  # The function that builds the model may draw random numbers.
         seed_generators(seed)
     recipe = _load(made, [])
     model = recipe() if callable(recipe) else _restore(**recipe)
@@ -77,9 +77,9 @@ def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
 
 
 def _describe(model: keras.Layer) -> dict[str, Any]:
-    """Returns what a layer or a model is made of, with the classes that its config only names."""
+    """Returns the config, the classes and the weights of a layer or model."""
     with warnings.catch_warnings():
-        # What Keras says of a lambda in a file holds for files: these bytes are our own.
+        # Keras's warning about lambdas is about files from strangers; these bytes are our own.
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`")
         config = keras.saving.serialize_keras_object(model)
     config.pop("compile_config", None)
@@ -91,7 +91,7 @@ def _describe(model: keras.Layer) -> dict[str, Any]:
 
 
 def _own_classes(layer: keras.Layer) -> dict[str, Any]:
-    """Returns what Keras must be told of to make a layer again, by the names in configs."""
+    """Returns the classes that Keras needs to restore a layer, by their names in configs."""
     registered = {
         name: each
         for name, each in keras.saving.get_custom_objects().items()
@@ -107,14 +107,14 @@ def _own_classes(layer: keras.Layer) -> dict[str, Any]:
 
 
 def _is_known(each: Any) -> bool:
-    """Returns whether a class or function comes with a package that the worker has too."""
+    """Returns True if the class or function comes with a package that the worker has too."""
     return getattr(each, "__module__", "").split(".")[0] in ("keras", "keras_deepseek")
 
 
 def _restore(config: Any, classes: dict[str, Any], weights: list[Any]) -> keras.Layer:
     with keras.saving.custom_object_scope(classes):
         layer = keras.saving.deserialize_keras_object(config, safe_mode=False)
-    # One that is built by its first batch gets its values from the chief then.
+    # A layer that is built by its first batch gets its values from the chief then.
     if len(layer.variables) == len(weights):
         for variable, value in zip(layer.variables, weights, strict=True):
             variable.assign(value)
@@ -126,7 +126,7 @@ def _from_config(cls: type, config: dict[str, Any]) -> Any:
 
 
 def _dump(what: str, value: Any, layers: Mapping[int, int]) -> bytes:
-    """Returns a value as bytes; layers of the model go by their places in it."""
+    """Returns a pickled value, with layers of the model replaced by their indices."""
     from ray.cloudpickle import CloudPickler
 
     class Pickler(CloudPickler):
@@ -146,9 +146,9 @@ def _dump(what: str, value: Any, layers: Mapping[int, int]) -> bytes:
         Pickler(buffer).dump(value)
     except Exception as error:
         raise InvalidInputError(
-            f"Workers get {what} by pickle, and that fails: {_first_line(error)}. Give a function "
-            "that builds the model, and keep what can't be sent, such as open files, out of the "
-            "trainer and its train_step."
+            f"Workers get {what} by pickle, and that fails: {_first_line(error)}. Pass a function "
+            "that builds the model to the Trainer, and keep objects that can't be pickled, such as "
+            "open files, out of the trainer and its train_step."
         ) from error
     return buffer.getvalue()
 

@@ -1,4 +1,4 @@
-"""Workers and servers as actors of Ray: placement, transport and restarts are Ray's."""
+"""The transport through actors of Ray, which places and restarts them."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def import_ray() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    # Ray would tell its makers of each start.
+    # By default, Ray reports each start to its developers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -48,24 +48,24 @@ def import_ray() -> Any:
 
 
 def start_ray(settings: ServerSettings, num_gpus: int = 0) -> None:
-    """Joins a Ray cluster, or starts one on this machine that listens on loopback alone.
+    """Joins a Ray cluster, or starts one on this machine that listens on loopback only.
 
-    One that the script has joined by itself is taken as it is.
+    If the script has joined a cluster, that one is used.
 
     Args:
         settings: `ServerSettings`.
-        num_gpus: integer. The GPUs that the workers take, one each. Defaults to `0`.
+        num_gpus: integer. The GPUs of all workers together. Defaults to `0`.
 
     Raises:
         MissingExtraError: `ray` is not installed.
         PeerLostError: There is no cluster at the address.
-        InvalidInputError: The cluster has not as many processors or GPUs.
+        InvalidInputError: The cluster has too few processors or GPUs.
     """
     ray = import_ray()
     num_actors = settings.num_workers + settings.num_servers
     if not ray.is_initialized():
         with warnings.catch_warnings():
-            # JAX warns of what a process does that forks and goes on; Ray's starts a program.
+            # JAX warns of forks; Ray's fork starts another program at once.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             _start(ray, settings.address, num_actors)
     there = ray.cluster_resources()
@@ -73,23 +73,23 @@ def start_ray(settings: ServerSettings, num_gpus: int = 0) -> None:
         if there.get(name, 0) < needed:
             raise InvalidInputError(
                 f"{settings.num_workers} workers and {settings.num_servers} servers need {needed} "
-                f"{name}s of Ray, and the cluster has {there.get(name, 0):g}. Ask for fewer, or "
-                "add nodes."
+                f"{name}s of Ray, and the cluster has {there.get(name, 0):g}. Use fewer workers, "
+                "or add nodes."
             )
 
 
 def _start(ray: Any, address: str | None, num_actors: int) -> None:
     if address is None:
-        # Processes, not processors: a machine with fewer of these runs them in turns.
+        # The number of processes. A machine with fewer processors runs them in turns.
         ray.init(
-            address="local",  # By itself Ray asks for a cluster that has run here once.
+            address="local",  # By default, Ray looks for a cluster that was started here before.
             num_cpus=num_actors,
             include_dashboard=False,
             logging_level="ERROR",
             _node_ip_address=_LOOPBACK,
         )
         return
-    if address != "auto":  # Ray itself would ask for minutes.
+    if address != "auto":  # Ray itself would try for minutes.
         check_is_answered("Ray cluster", address.removeprefix("ray://"))
     try:
         ray.init(address=address, logging_level="ERROR")
@@ -101,38 +101,38 @@ def _start(ray: Any, address: str | None, num_actors: int) -> None:
 
 
 class RayServers:
-    """The servers, as a worker sees them.
+    """The servers, for a worker: calls return futures at once.
 
     Args:
-        handles: list of Ray's handles of `ShardServer`.
+        handles: Ray's handles of the `ShardServer` actors.
     """
 
     def __init__(self, handles: list[Any]) -> None:
         self._handles = handles
 
     def pull(self, index: int, known: tuple[str | None, int]) -> Any:
-        """Returns the future of a `Pulled`."""
+        """Asks a server for its weights; returns the future of a `Pulled`."""
         return self._handles[index].pull.remote(*known)
 
     def push(self, index: int, push: Push) -> Any:
-        """Returns the future of what `ShardServer.push` answers."""
+        """Sends gradients to a server; returns the future of the answer of `ShardServer.push`."""
         return self._handles[index].push.remote(push)
 
     def wait(self, futures: list[Any]) -> list[Any]:
-        """Returns what futures stand for."""
+        """Returns the values of futures, when all are done."""
         found: list[Any] = import_ray().get(futures)
         return found
 
 
 class RayActors(Workers):
-    """The actors of a training; `close` ends them.
+    """The worker and server actors of one training.
 
     Args:
-        settings: `ServerSettings`, whose Ray runs.
-        shard_plans: list of `ShardPlan`, of the servers.
+        settings: `ServerSettings`.
+        shard_plans: The `ShardPlan` of each server.
         worker_plan: `WorkerPlan`.
-        seed: integer. For the generators of the workers' frameworks.
-        num_gpus: integer. The GPUs that each worker takes.
+        seed: integer. For the random generators of the workers' frameworks.
+        num_gpus: integer. The GPUs of each worker.
     """
 
     def __init__(
@@ -225,10 +225,10 @@ class RayActors(Workers):
             raise ProcessEndedError(str(error).splitlines()[0]) from error
 
     def close(self, *, is_clean: bool) -> None:
-        """Lets the actors go, for another training of this process where this one ended well.
+        """Keeps the actors for another training of this process, or kills them.
 
         Args:
-            is_clean: boolean. Whether it did; else they are ended.
+            is_clean: boolean. True if the training ended well: then they are kept.
         """
         for kind, actors, num_gpus in (
             (ShardServer, self.servers, 0),
@@ -239,28 +239,28 @@ class RayActors(Workers):
                 _idle.setdefault(_key(kind, num_gpus), []).extend(actors)
                 continue
             for actor in actors:
-                with contextlib.suppress(Exception):  # The cluster itself may be gone.
+                with contextlib.suppress(Exception):  # The cluster may be gone.
                     self._ray.kill(actor)
 
 
 _idle: dict[tuple[Any, ...], list[Any]] = {}
-"""Actors that a training has let go: to begin one takes seconds, most of them Keras's imports."""
+"""Actors that no training uses. To start one takes seconds, most of them for Keras's imports."""
 
 
 def _key(kind: type, num_gpus: int) -> tuple[Any, ...]:
-    job = import_ray().get_runtime_context().get_job_id()  # Of another Ray, they are gone.
+    job = import_ray().get_runtime_context().get_job_id()  # Actors end with their Ray job.
     return kind, num_gpus, keras.backend.backend(), job
 
 
 def _take(kind: type, number: int, num_gpus: int) -> list[Any]:
-    """Returns actors, idle ones first; what else is idle is ended, so that there is room."""
+    """Returns actors, idle ones first; kills further idle ones, to free their CPUs."""
     ray = import_ray()
     key = _key(kind, num_gpus)
     idle = _idle.pop(key, [])
     for actor in idle[number:]:
         ray.kill(actor)
-    # Ray starts an actor again however often, and what it was told before and not done yet, it is
-    # told once more: all of it may be done twice. A batch, another worker gets at once.
+    # Ray restarts an actor any number of times, and repeats the calls that it has not finished.
+    # All of them may be done twice. `compute` is not repeated: another worker gets the batch.
     make = ray.remote(
         max_restarts=-1,
         max_task_retries=-1,
@@ -277,5 +277,5 @@ def _put(ray: Any, plan: ShardPlan) -> Any:
     except Exception as error:
         raise InvalidInputError(
             f"Servers get the optimizer {plan.optimizer_class.__name__} by pickle, and that fails: "
-            f"{str(error).splitlines()[0]}."
+            f"{str(error).splitlines()[0]}. Use an optimizer that can be pickled."
         ) from error

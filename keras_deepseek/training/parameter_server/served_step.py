@@ -1,4 +1,4 @@
-"""What stands in the place of a training step where workers make the steps."""
+"""The training step of the chief, whose batches are computed by workers."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,19 +18,20 @@ from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
 
 
 class Pauses(Protocol):
-    """What knows when all steps must be made: the callbacks of a training."""
+    """The callbacks of a training, which know when all started steps must be made."""
 
     num_until_pause: int | None
-    """How many steps may be begun before all of them must be made; `None` for any number."""
+    """The number of steps that may start before all must be made; `None` for no limit."""
 
 
 class ServedStep:
-    """Makes each step by handing batches out, and returns when any of them was made.
+    """A training step that hands out batches, and returns when the update of any batch is made.
 
-    So many batches are under way as there are workers and the bound allows: those that Keras's loop
-    has not come to yet are looked ahead to. Keras counts a step for each whose update was made, and
-    its position in the data is right whenever none is under way: at the end of an epoch, before a
-    checkpoint, and before the training stops. Then the chief's model is what the servers hold.
+    It hands out as many batches as the workers and the staleness bound allow, and takes them from
+    the stream before Keras's loop comes to them. Keras counts one step for each update. When no
+    batch is unfinished, the position in the data is right, and the chief's model has the values of
+    the servers. So it is at the end of an epoch, before a checkpoint, and before the training
+    stops.
 
     Args:
         model: `keras.Model`, compiled.
@@ -49,33 +50,29 @@ class ServedStep:
     def _reset(self) -> None:
         self._dispatcher: Dispatcher | None = None
         self._shards: ModelShards | None = None
-        self._taken: deque[Any] = deque()  # Batches that have left the stream and are not handed.
-        self._num_ahead = 0  # Batches that were handed and have not left it.
+        self._taken: deque[Any] = deque()  # Batches that have left the stream, not handed out yet.
+        self._num_ahead = 0  # Batches that were handed out and have not left the stream.
         self._num_handed = self._num_made = 0
         self._limit: int | None = None
         self._is_paused = False
-        self._is_current = False  # Whether the servers hold what the chief's model holds, or more.
+        self._is_current = False  # True if the servers have all changes of the chief's model.
         self._last: list[ShardValues] = []
 
     @property
     def num_open(self) -> int:
-        """How many batches are under way."""
+        """The number of batches that were handed out and whose results were not returned."""
         return 0 if self._dispatcher is None else self._dispatcher.num_open
 
     def pause(self, *, is_paused: bool) -> None:
-        """Lets no further batch be handed out, or lets them again.
-
-        Args:
-            is_paused: boolean.
-        """
+        """Stops handing out batches, or allows it again."""
         self._is_paused = is_paused
 
     @contextmanager
     def training(self, stream: BatchStream, pauses: Pauses) -> Iterator[None]:
-        """Makes the steps of a training until the block ends, and with it the actors.
+        """Makes the steps of a training inside the block, and releases the workers at its end.
 
         Args:
-            stream: `BatchStream` that Keras's loop goes through.
+            stream: `BatchStream` that Keras's loop reads.
             pauses: `Pauses`.
         """
         self._reset()
@@ -93,16 +90,17 @@ class ServedStep:
             self._reset()
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """Returns the logs of a step that was made.
+        """Returns the logs of the next update.
 
         Args:
-            data: The batch that Keras has come to: it left the stream, and is known from there.
+            data: The batch that Keras's loop has come to. Ignored: `_note_taken` has it from the
+                stream.
         """
         if not self._is_current:
             self._begin()
         dispatcher = self._dispatcher
         if dispatcher is None or self._pauses is None:
-            raise RuntimeError("This step can be made in a training alone.")
+            raise RuntimeError("Call this step inside `training`.")
         until_pause = self._pauses.num_until_pause
         self._limit = None if until_pause is None else self._num_made + until_pause
         if not dispatcher.num_open:
@@ -122,7 +120,7 @@ class ServedStep:
             self._taken.append(batch)
 
     def _begin(self) -> None:
-        """Gives the servers what the chief's model holds: a callback may have changed it."""
+        """Sends the chief's model to the servers, if a callback has changed it."""
         number = count_train_steps(self._model)
         if self._shards is None:
             raise RuntimeError("There is no training.")
@@ -172,7 +170,7 @@ class ServedStep:
         return {**model.get_metrics_result(), **result.logs}
 
     def _synchronize(self, dispatcher: Dispatcher) -> None:
-        """Puts the chief's model to what the servers hold."""
+        """Sets the chief's model to the values of the servers."""
         values = dispatcher.collect()
         if self._shards is None:
             raise RuntimeError("There is no training.")

@@ -1,4 +1,4 @@
-"""A server: some variables of the model, and the optimizer's part for them."""
+"""The server of one shard, as an actor of Ray."""
 
 import uuid
 from typing import Any
@@ -17,18 +17,18 @@ from keras_deepseek.training.parameter_server.sparse_rows import unpack_rows
 
 
 class ShardServer:
-    """Holds variables, hands them out, and updates them by gradients: each batch's once.
+    """Holds variables, sends them to workers, and makes the update of each batch once.
 
-    It begins empty, and so does one that Ray has started again after its death: it answers `None`
-    until the chief has given it values.
+    It starts without values. After a restart by Ray it has none either, and answers `None` until
+    the chief has sent them.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all, for another training."""
-        self._life = uuid.uuid4().hex  # Its counts are not those of a life before.
+        """Drops all values, for another training."""
+        self._life = uuid.uuid4().hex  # The counts of an earlier life don't hold any more.
         self._shard: Any = None
         self._states: list[Any] = []
         self._num_updates = 0
@@ -38,16 +38,11 @@ class ShardServer:
         self._is_set_up = False
 
     def life(self) -> str | None:
-        """Returns which life of the server this is; `None` until it has values."""
+        """Returns the ID of this life of the server; `None` until it has values."""
         return self._life if self._is_set_up else None
 
     def set_up(self, plan: ShardPlan, values: ShardValues) -> str:
-        """Takes over values, in the place of those that it may have; returns its life.
-
-        Args:
-            plan: `ShardPlan`.
-            values: `ShardValues`.
-        """
+        """Replaces all values; returns the ID of this life."""
         if self._shard is None:
             self._make(plan)
         self._write(values)
@@ -55,11 +50,11 @@ class ShardServer:
         return self._life
 
     def pull(self, known: str | None, known_updates: int) -> Pulled | None:
-        """Returns the weights, unless the worker has them.
+        """Returns the weights, unless the worker has them already.
 
         Args:
-            known: string. The life of the server from which the worker has weights, or `None`.
-            known_updates: integer. The updates that they had.
+            known: string. The life of the server that the worker's weights are from, or `None`.
+            known_updates: integer. The number of updates in the worker's weights.
         """
         if not self._is_set_up:
             return None
@@ -71,11 +66,7 @@ class ShardServer:
         )
 
     def push(self, push: Push) -> str | None:
-        """Makes the update of a batch, unless it has; returns the life that has it.
-
-        Args:
-            push: `Push`.
-        """
+        """Makes the update of a batch, unless it is made; returns the ID of this life."""
         if not self._is_set_up:
             return None
         self._settled_below = max(self._settled_below, push.settled_below)
@@ -97,7 +88,7 @@ class ShardServer:
         return self._life
 
     def read(self) -> ShardValues | None:
-        """Returns all that it holds."""
+        """Returns all values, or `None` if there are none."""
         if not self._is_set_up:
             return None
         return ShardValues(
@@ -110,7 +101,7 @@ class ShardServer:
         )
 
     def most_missed(self) -> int:
-        """Returns the most updates that the weights of an update had missed, in this life."""
+        """Returns the most updates that the weights of any update in this life had missed."""
         return self._most_missed
 
     def _make(self, plan: ShardPlan) -> None:

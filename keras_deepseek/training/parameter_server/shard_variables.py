@@ -1,4 +1,4 @@
-"""The variables of a server and the optimizer for them, as its plan says."""
+"""The variables of a server and their optimizer."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,17 +13,13 @@ from keras_deepseek.training.parameter_server.optimizer_slots import make_variab
 
 
 class ShardVariables:
-    """Variables that are made where the context around it says, and updated by gradients.
-
-    Args:
-        plan: `ShardPlan`.
-    """
+    """Variables and their optimizer, made from a plan on the current device."""
 
     def __init__(self, plan: ShardPlan) -> None:
         self.weights = [make_variable(each.path, each.shape, each.dtype) for each in plan.variables]
         for variable, row in zip(self.weights, plan.variables, strict=True):
             variable.constraint = row.constraint
-        # The class is the chief's, and so are a schedule and the like in the config.
+        # The class comes from the chief, and the config may hold a schedule.
         self.optimizer: keras.optimizers.Optimizer = plan.optimizer_class.from_config(  # type: ignore[attr-defined]
             plan.optimizer_config
         )
@@ -38,11 +34,11 @@ class ShardVariables:
         """Updates the variables.
 
         Args:
-            gradients: list of tensors, `None` for variables that the loss does not depend on.
+            gradients: list of tensors; `None` for a variable that the loss does not depend on.
         """
         if any(each is not None for each in gradients):
-            with warnings.catch_warnings():  # A loss that knows what it depends on is no mistake.
+            with warnings.catch_warnings():  # A loss need not depend on each variable.
                 warnings.filterwarnings("ignore", "Gradients do not exist for variables")
                 self._update(gradients)
-        else:  # Keras would refuse, and the count is that of all servers.
+        else:  # Keras refuses an update without gradients, but all servers must count the same.
             count_update(self.optimizer)

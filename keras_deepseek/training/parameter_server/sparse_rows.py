@@ -1,4 +1,4 @@
-"""Gradients of embeddings on their way: the rows that a batch has touched alone."""
+"""Compression of embedding gradients: only the rows that a batch has touched are sent."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 
 _LEAST_ROWS = 256
-"""Tables of fewer rows are sent as they are: looking for the rows would take longer."""
+"""Tables with fewer rows are sent whole: to look for the rows would take longer."""
 
 
 @dataclass(frozen=True)
 class SparseRows:
-    """An array of which all rows but some are zero.
+    """An array whose other rows are zero.
 
     Args:
-        indices: NumPy array. Which rows they are.
-        rows: NumPy array. The rows.
-        num_rows: integer. How many rows the array has.
+        indices: NumPy array. The indices of `rows`.
+        rows: NumPy array.
+        num_rows: integer. The number of rows of the whole array.
     """
 
     indices: Array
@@ -26,11 +26,7 @@ class SparseRows:
 
 
 def pack_rows(gradient: Array) -> Array | SparseRows:
-    """Returns an array, or the rows of it that are not zero where they are less than half of it.
-
-    Args:
-        gradient: NumPy array.
-    """
+    """Returns only the rows that are not zero, if these are at most half; else the array."""
     if gradient.ndim < 2 or len(gradient) < _LEAST_ROWS:  # noqa: PLR2004 - a table has two axes.
         return gradient
     indices = np.flatnonzero(gradient.any(axis=tuple(range(1, gradient.ndim))))
@@ -40,11 +36,7 @@ def pack_rows(gradient: Array) -> Array | SparseRows:
 
 
 def unpack_rows(packed: Array | SparseRows) -> Array:
-    """Returns the array that `pack_rows` was given, to the last bit.
-
-    Args:
-        packed: What it has returned.
-    """
+    """Returns the whole array that `pack_rows` was given, with the same bits."""
     if not isinstance(packed, SparseRows):
         return packed
     whole = np.zeros((packed.num_rows, *packed.rows.shape[1:]), packed.rows.dtype)

@@ -1,7 +1,6 @@
-"""A worker or a server of TensorFlow's: `ADDRESSES TASK_TYPE INDEX DESCRIPTOR`.
+"""The program of a local TensorFlow worker or server: `ADDRESSES TASK_TYPE INDEX DESCRIPTOR`.
 
-The chief of a cluster on one machine starts each as a program; a byte at the descriptor says that
-it listens.
+The chief starts it on its own machine. When it listens, it writes a byte to the descriptor.
 """
 
 import contextlib
@@ -14,16 +13,16 @@ from keras_deepseek import backend
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serves until the process is ended.
+    """Serves until the process is killed.
 
     Args:
-        arguments: The addresses of all tasks as JSON, the type and the index of this one, and a
-            file descriptor.
+        arguments: The addresses of all processes as JSON, the type (`"worker"` or `"ps"`) and index
+            of this one, and a file descriptor.
     """
     addresses, task_type, index, descriptor = arguments
 
     def tell() -> None:
-        with contextlib.suppress(BrokenPipeError):  # Nobody waits for one that was started again.
+        with contextlib.suppress(BrokenPipeError):  # After a restart, nobody reads it.
             os.write(int(descriptor), b"1")
         os.close(int(descriptor))
 

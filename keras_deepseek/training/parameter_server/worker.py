@@ -1,4 +1,4 @@
-"""A worker: the model and the trainer's loss, from the weights of a version to gradients."""
+"""The worker, as an actor of Ray: it has the model, and computes gradients."""
 
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -28,22 +28,22 @@ from keras_deepseek.training.step.step_replacement import StepReplacement
 
 
 class Servers(Protocol):
-    """The servers, as a worker sees them: calls return at once, and are waited for later."""
+    """The servers, for a worker. Calls return futures at once."""
 
     def pull(self, index: int, known: tuple[str | None, int]) -> Any:
         """Returns the future of a `Pulled`."""
 
     def push(self, index: int, push: Push) -> Any:
-        """Returns the future of what `ShardServer.push` answers."""
+        """Returns the future of the answer of `ShardServer.push`."""
 
     def wait(self, futures: list[Any]) -> list[Any]:
-        """Returns what futures stand for."""
+        """Returns the values of futures, when all are done."""
 
 
 class Worker:
     """Computes the gradients of batches, one after the other.
 
-    It begins empty, and so does one that Ray has started again.
+    It starts without a model. After a restart by Ray it has none either.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Worker:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all, for another training."""
+        """Drops the model, for another training."""
         self._in_training.close()
         self._servers: Any = None
         self._model: Any = None
@@ -60,13 +60,13 @@ class Worker:
         self._known: list[tuple[str | None, int]] = []
 
     def set_up(self, servers: Servers, plan: WorkerPlan, values: list[Array], seed: int) -> None:
-        """Builds the model, compiles its step by a first batch, and takes over all variables.
+        """Builds the model, compiles its step on a first batch, and sets all variables.
 
         Args:
             servers: `Servers`.
             plan: `WorkerPlan`.
-            values: list of NumPy arrays, of all variables of the chief's model.
-            seed: integer. For the framework's own generators.
+            values: The values of all variables of the chief's model.
+            seed: integer. For the framework's own random generators.
         """
         self._servers = servers
         if self._model is None:
@@ -76,24 +76,21 @@ class Worker:
         self._seeds = BatchSeeds(self._model)
         seed_generators(seed)
         self._pulling = None
-        # Nothing is known, whatever the variables hold.
+        # Pull all weights at first, whatever the variables hold.
         self._known = [(None, 0) for _ in self._shards]
 
     def compute(self, task: Task) -> Result | None:
-        """Returns what a batch is trained by; its gradients are on their way to the servers.
+        """Returns the result of a batch, after starting the pushes of its gradients to the servers.
 
-        One that has begun anew since it was last seen returns `None`.
-
-        Args:
-            task: `Task`.
+        It returns `None` if the worker has restarted and has no model.
         """
         if self._model is None:
             return None
         versions = self._take_weights(task.least_updates)
         if versions is None:
             return Result({}, [], None)
-        if self._looks_ahead:
-            self._pulling = self._pull()  # While this batch is computed.
+        if self._looks_ahead:  # The next weights come while this batch is computed.
+            self._pulling = self._pull()
         for state, value in zip(self._seeds.variables, self._seeds.of(task.number), strict=True):
             state.assign(value)
         before = [_read(state) for state in self._states]
@@ -147,7 +144,7 @@ class Worker:
         return [self._servers.pull(index, known) for index, known in enumerate(self._known)]
 
     def _take_weights(self, least_updates: int) -> list[tuple[str, int]] | None:
-        """Puts weights into the model; returns their versions, `None` where a server has none."""
+        """Sets the newest weights; returns their versions, or `None` if a server has no values."""
         pulling, self._pulling = self._pulling, None
         pulled = self._servers.wait(pulling or self._pull())
         known = [(None, 0) if each is None else each.version for each in pulled]
@@ -173,15 +170,16 @@ class Worker:
 
 
 def _check_variables(model: keras.Model, plan: WorkerPlan) -> None:
-    """Makes those variables trainable that the chief's are; raises where they are others."""
+    """Freezes the variables that the chief has frozen; raises if the worker's variables differ."""
     for variable, (_, _, is_trainable) in zip(model.variables, plan.variables, strict=False):
         variable.trainable = is_trainable
     found = [(tuple(each.shape), each.dtype, each.trainable) for each in model.variables]
     if found != plan.variables:
         raise InvalidInputError(
-            f"The model that a worker has built has {len(found)} variables, and the chief's has "
-            f"{len(plan.variables)}, or others. The function that builds it must build the same "
-            "one each time; what was done to it afterwards, do in the function."
+            f"The model that a worker has built differs from the chief's: it has {len(found)} "
+            f"variables, the chief's {len(plan.variables)}, or their shapes differ. The function "
+            "that builds the model must build the same one each time. Do all changes to the model "
+            "in that function."
         )
 
 

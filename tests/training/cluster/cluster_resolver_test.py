@@ -131,7 +131,7 @@ def test_a_stated_address_counts_more_than_a_derived_one():
     ],
 )
 def test_a_contradiction_names_both_sides(arguments, environ, messages):
-    with pytest.raises(InvalidInputError, match="Leave out or unset the one") as raised:
+    with pytest.raises(InvalidInputError, match="Unset the wrong one") as raised:
         resolve_cluster("allreduce", **arguments, environ=environ)
     for message in messages:
         assert message in str(raised.value)
@@ -140,16 +140,24 @@ def test_a_contradiction_names_both_sides(arguments, environ, messages):
 @pytest.mark.parametrize(
     ("arguments", "environ", "message"),
     [
-        ({"rank": 1}, {}, "the argument rank=1, and nothing says how many"),
-        ({"rank": 0}, {}, "the argument rank=0, and nothing says how many"),
-        ({"coordinator": ADDRESS}, {}, "and nothing says how many"),
-        ({"world_size": 4}, {}, "the argument world_size=4, and nothing says which"),
+        ({"rank": 1}, {}, "the argument rank=1, but not the number of processes"),
+        ({"rank": 0}, {}, "the argument rank=0, but not the number of processes"),
+        ({"coordinator": ADDRESS}, {}, "but not the number of processes"),
+        ({"world_size": 4}, {}, "the argument world_size=4, but not the rank"),
         ({"world_size": 4, "rank": 0}, {}, "4 processes need the address"),
-        ({}, {"RANK": "1"}, "RANK=1, and nothing says how many"),
-        ({}, {"WORLD_SIZE": "2"}, "WORLD_SIZE=2, and nothing says which"),
+        ({}, {"RANK": "1"}, "RANK=1, but not the number of processes"),
+        ({}, {"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but not the rank"),
         ({}, {"RANK": "0", "WORLD_SIZE": "2"}, "2 processes need the address"),
-        ({}, {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "MASTER_PORT=1, and nothing says how many"),
-        ({}, {"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX=0, and nothing says how many"),
+        (
+            {},
+            {"MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "MASTER_PORT=1, but not the number of processes",
+        ),
+        (
+            {},
+            {"JOB_COMPLETION_INDEX": "0"},
+            "JOB_COMPLETION_INDEX=0, but not the number of processes",
+        ),
         ({"world_size": 2}, {"JOB_COMPLETION_INDEX": "0"}, "2 processes need the address"),
         (
             {"world_size": 2},
@@ -217,7 +225,7 @@ def test_without_a_strategy_a_process_trains_alone_and_says_so_once(caplog, envi
         for _ in range(2):
             assert resolve_cluster(None, environ=environ) == ClusterSpec()
     (record,) = caplog.records
-    assert "each process trains by itself" in record.getMessage()
+    assert "each process trains alone" in record.getMessage()
     assert "4" in record.getMessage()
 
 
@@ -261,7 +269,7 @@ def test_without_a_launcher_nothing_is_chosen():
 
 def test_a_strategy_whose_processes_were_not_started_is_refused():
     environ = {"KERAS_DEEPSEEK_STRATEGY": "parameter_server"}
-    with pytest.raises(InvalidInputError, match="has started one process for the script"):
+    with pytest.raises(InvalidInputError, match="started the script, as one chief"):
         choose_strategy("allreduce", environ=environ)
     with pytest.raises(InvalidInputError, match="Unknown distributed_strategy 'ddp'"):
         choose_strategy(None, environ={"KERAS_DEEPSEEK_STRATEGY": "ddp"})

@@ -52,7 +52,7 @@ def test_so_is_a_local_rank(local_rank):
 
 
 def test_several_processes_without_an_address_are_refused():
-    with pytest.raises(InvalidInputError, match="2 processes need the address of the one with ran"):
+    with pytest.raises(InvalidInputError, match="2 processes need the address of ran"):
         ClusterSpec("allreduce", 2, 0)
 
 

@@ -100,5 +100,7 @@ def test_patterns_are_those_of_remat_or_regular_expressions_for_all_of_a_name(pa
 
 def test_what_is_no_regular_expression_is_refused():
     check_pattern("*_norm")  # Nor is it meant as one.
-    with pytest.raises(InvalidInputError, match=r"device_map\['block\.\('\] is no regular expr"):
+    with pytest.raises(
+        InvalidInputError, match=r"device_map\['block\.\('\] is not a valid regular expr"
+    ):
         check_pattern("block.(")

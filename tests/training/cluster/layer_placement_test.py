@@ -180,7 +180,7 @@ def test_jax_has_layouts_instead_and_copies_have_all_layers():
         with pytest.raises(NotSupportedError, match=r"ModelParallel.*transformer_layout_map"):
             make_trainer(HERE)
         return
-    with pytest.raises(InvalidInputError, match="Give one of the two"):
+    with pytest.raises(InvalidInputError, match="Leave one of the two out"):
         make_trainer(HERE, distributed_strategy="allreduce")
 
 

@@ -20,8 +20,8 @@ on_ray = pytest.mark.skipif(
         ({"num_servers": 0}, "`num_servers` must be a positive integer"),
         ({"snapshot_every": 0}, "`snapshot_every` must be a positive integer"),
         ({"staleness_bound": -1}, "`staleness_bound` must be an integer of at least 0"),
-        ({"address": ""}, "`address` is that of a Ray cluster"),
-        ({"address": 6379}, "`address` is that of a Ray cluster"),
+        ({"address": ""}, "`address` must be the address of a Ray cluster"),
+        ({"address": 6379}, "`address` must be the address of a Ray cluster"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):
@@ -52,7 +52,7 @@ def test_a_script_says_how_many():
 
 
 def test_nobody_says_how_many():
-    with pytest.raises(InvalidInputError, match="needs to know how many workers"):
+    with pytest.raises(InvalidInputError, match="needs the number of workers"):
         resolve_settings("parameter_server", {})
 
 
@@ -65,7 +65,7 @@ def test_script_and_launcher_contradict_each_other():
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "two"])
 def test_a_variable_is_a_number(text):
-    with pytest.raises(InvalidInputError, match=f"{NUM_WORKERS} is a number above 0"):
+    with pytest.raises(InvalidInputError, match=f"{NUM_WORKERS} must be a number above 0"):
         resolve_settings("parameter_server", {NUM_WORKERS: text})
 
 

@@ -108,7 +108,7 @@ def test_a_training_that_is_divided_by_speed_is_that_on_one_device(monkeypatch, 
 
 def test_several_devices_and_a_strategy_are_two_ways_to_divide_a_batch(monkeypatch):
     monkeypatch.setattr(placement, "choose_devices", lambda *_: ["cpu:0", "cpu:0"])
-    with pytest.raises(InvalidInputError, match="Give one of the two"):
+    with pytest.raises(InvalidInputError, match="Leave one of the two out"):
         Placement({"cpu": [0, 1]}, "allreduce")
 
 

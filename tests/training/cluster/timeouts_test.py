@@ -21,5 +21,5 @@ def test_the_environment_says_how_long(name, monkeypatch):
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan", ""])
 def test_a_timeout_is_a_number_of_seconds(name, seconds, monkeypatch):
     monkeypatch.setenv(name, seconds)
-    with pytest.raises(InvalidInputError, match=f"{name} is a number of seconds above 0"):
+    with pytest.raises(InvalidInputError, match=f"{name} must be a number of seconds above 0"):
         READERS[name]()

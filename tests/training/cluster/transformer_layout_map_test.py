@@ -115,7 +115,7 @@ def test_experts_are_cut_by_expert_and_what_all_tokens_share_by_features():
 def test_what_does_not_divide_is_left_whole_and_named(caplog):
     model = build(SwiGLU(31, name="odd"))
     assert list(read(model, make_mesh(1, 2))) == ["table/embeddings"]
-    assert "on each as a whole: odd/gate/kernel (16, 31), odd/up/kernel" in caplog.text
+    assert "so whole on each: odd/gate/kernel (16, 31), odd/up/kernel" in caplog.text
 
 
 def test_what_can_not_be_cut_is_refused():
@@ -124,5 +124,5 @@ def test_what_can_not_be_cut_is_refused():
         transformer_layout_map(keras.Sequential([SwiGLU(4)]), mesh)
     with pytest.raises(InvalidInputError, match="Unknown axis of the mesh 'modle': did you mean"):
         transformer_layout_map(build(), mesh, model_axis="modle")
-    with pytest.raises(InvalidInputError, match="no attention, SwiGLU, experts or table"):
+    with pytest.raises(InvalidInputError, match="no attention, SwiGLU, experts or embedding table"):
         transformer_layout_map(keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)]), mesh)

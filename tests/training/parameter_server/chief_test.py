@@ -263,12 +263,12 @@ class OwnStep(keras.Sequential):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"guard": StepGuard("skip")}, NotSupportedError, "can't train with `guard`"),
-        ({"precision": "mixed_float16"}, NotSupportedError, "can't train with float16"),
+        ({"guard": StepGuard("skip")}, NotSupportedError, "does not support `guard`"),
+        ({"precision": "mixed_float16"}, NotSupportedError, "does not support float16"),
         (
             {"model": lambda: OwnStep([keras.Input((64,)), keras.layers.Dense(10)])},
             InvalidInputError,
-            "has a `train_step` of its own",
+            "has its own `train_step`",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def make_cluster(servers, task_type="chief", rank=0):
 
 def test_several_processes_are_no_chief():
     cluster = ClusterSpec("parameter_server", 3, 0, coordinator="127.0.0.1:1")
-    with pytest.raises(InvalidInputError, match="One process runs the script, the chief"):
+    with pytest.raises(InvalidInputError, match="Only one process, the chief, runs the script"):
         join_servers(SETTINGS, cluster)
 
 
@@ -61,9 +61,7 @@ def test_tasks_that_tf_config_names_are_waited_for(connected, monkeypatch):
     monkeypatch.setenv("KERAS_DEEPSEEK_JOIN_TIMEOUT", "0.3")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(
-            PeerLostError, match=r"Waited 0\.3 s for 127\.0\.0\.1:2, which TF_CONFIG"
-        ):
+        with pytest.raises(PeerLostError, match=r"Waited 0\.3 s for 127\.0\.0\.1:2: TF_CONFIG"):
             join_servers(SETTINGS, make_cluster((address,)))
     assert connected == []
 
@@ -94,7 +92,5 @@ def test_a_worker_and_a_server_serve(connected, task_type, rank, index):
 def test_tasks_stay_as_many_as_they_are(connected, monkeypatch):
     monkeypatch.setattr(module, "LocalTasks", lambda *sizes: SimpleNamespace(addresses={}))
     settings = resolve_settings(ParameterServer(num_workers=2), {})
-    with pytest.raises(
-        InvalidInputError, match="has 1 workers and 1 servers of TensorFlow already"
-    ):
+    with pytest.raises(InvalidInputError, match="already connected to 1 workers and 1 servers of"):
         join_servers(settings, ClusterSpec("parameter_server"))

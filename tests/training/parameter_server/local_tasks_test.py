@@ -85,7 +85,7 @@ def test_workers_that_end_again_and_again_are_given_up(tasks):
         kill(tasks.process_ids("worker")[1])
         tasks.look_after()
     kill(tasks.process_ids("worker")[1])
-    with pytest.raises(PeerLostError, match="4 times without an update in between, worker 1 with"):
+    with pytest.raises(PeerLostError, match="4 times without an update in between; worker 1 with"):
         tasks.look_after()
 
 
@@ -99,13 +99,13 @@ def test_workers_that_do_not_answer_are_ended_and_started_again(tasks):
 
 def test_a_server_that_has_ended_is_lost(tasks):
     kill(tasks.process_ids("ps")[0])
-    with pytest.raises(PeerLostError, match="Parameter server 0 has ended with -9"):
+    with pytest.raises(PeerLostError, match="Parameter server 0 has ended with exit code -9"):
         tasks.look_after()
 
 
 def test_one_that_ends_as_it_begins_is_said(program):
     program("import sys; sys.exit(7)")
-    with pytest.raises(PeerLostError, match="has ended with 7 while it began"):
+    with pytest.raises(PeerLostError, match="has ended with exit code 7 during its start"):
         LocalTasks(1, 1, timeout=60.0)
 
 

@@ -48,7 +48,7 @@ def test_an_optimizer_with_other_variables_for_a_part_is_refused():
             for _ in variables:
                 self.add_variable(shape=(), name="common")
 
-    with pytest.raises(InvalidInputError, match="Counting has other variables for a part"):
+    with pytest.raises(InvalidInputError, match="Counting can't be split"):
         find_places(Counting, Counting(0.1).get_config(), make_variables(), [[0, 1], [2, 3]])
 
 

@@ -14,7 +14,9 @@ SETTINGS = resolve_settings(ParameterServer(num_workers=2), {})
 
 def test_one_process_alone_runs_the_script():
     cluster = ClusterSpec("parameter_server", 3, 0, coordinator="127.0.0.1:29500")
-    with pytest.raises(InvalidInputError, match="2 workers and 1 servers; received world_size=3"):
+    with pytest.raises(
+        InvalidInputError, match="2 workers and 1 servers itself; received world_size=3"
+    ):
         RayEngine(SETTINGS, cluster)
 
 

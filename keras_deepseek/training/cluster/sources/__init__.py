@@ -1,5 +1,5 @@
-"""Who may say where a process stands among those that train together: one file a source.
+"""The sources that may tell a process its place among the processes of a training, one file each.
 
-Each reads its own variables into `Claims` and knows nothing of the others; `cluster_resolver` puts
-them together.
+Each reads its own environment variables into `Claims`. `cluster_resolver` compares and combines the
+claims.
 """

@@ -1,4 +1,4 @@
-"""What one source says of a process's place among those that train together."""
+"""The statements of one source about a process's place in a training."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Claim(Generic[Value]):
-    """A value, and who says so.
+    """A value and its origin.
 
     Args:
-        value: What is claimed.
-        origin: string. The variable or argument with what stands in it, for errors.
-        is_derived: boolean. Whether it was concluded from something else, and so gives way to a
-            source that states another. Defaults to `False`.
+        value: The value.
+        origin: string. The variable or argument with its content, for error messages.
+        is_derived: boolean. True if the value was computed from something else; then a stated value
+            of another source wins. Defaults to `False`.
     """
 
     value: Value
@@ -29,16 +29,16 @@ class Claim(Generic[Value]):
 
 @dataclass(frozen=True)
 class Claims:
-    """All that one source says; `None` where it says nothing.
+    """All statements of one source; `None` for what it does not say.
 
     Args:
-        world_size: The number of processes. Defaults to `None`.
-        rank: Which of them this one is. Defaults to `None`.
-        local_rank: Which of those on this machine it is. Defaults to `None`.
-        coordinator: The address of the process with rank 0. Defaults to `None`.
-        task_type: string. What TensorFlow calls this process. Defaults to `None`.
-        workers: tuple of strings. The addresses of those that compute. Defaults to `()`.
-        servers: tuple of strings. The addresses of parameter servers. Defaults to `()`.
+        world_size: The number of processes.
+        rank: The rank of this process.
+        local_rank: The rank among the processes of this machine.
+        coordinator: The address of rank 0.
+        task_type: string. TensorFlow's name for the kind of this process.
+        workers: tuple of strings. The addresses of chief and workers.
+        servers: tuple of strings. The addresses of parameter servers.
     """
 
     world_size: Claim[int] | None = None
@@ -51,25 +51,20 @@ class Claims:
 
 
 def read_text(environ: Mapping[str, str], name: str) -> str | None:
-    """Returns a variable; `None` where it is empty, which is how scripts unset one.
-
-    Args:
-        environ: The environment.
-        name: string. The variable.
-    """
+    """Returns the content of a variable, or `None` if it is empty, as if it were unset."""
     return environ.get(name, "").strip() or None
 
 
 def read_integer(environ: Mapping[str, str], name: str, *, least: int = 0) -> Claim[int] | None:
-    """Returns what a variable says that holds a whole number.
+    """Returns the integer in a variable, or `None` if it is not set.
 
     Args:
         environ: The environment.
         name: string. The variable.
-        least: integer. The least that is allowed. Defaults to `0`.
+        least: integer. The least value allowed. Defaults to `0`.
 
     Raises:
-        InvalidInputError: It holds something else.
+        InvalidInputError: The variable holds something else.
     """
     text = read_text(environ, name)
     if text is None:
@@ -83,29 +78,29 @@ def read_integer(environ: Mapping[str, str], name: str, *, least: int = 0) -> Cl
 
 
 def check_addresses(source: str, addresses: Sequence[str]) -> None:
-    """Raises an error where a list of addresses can't be that of a cluster.
+    """Raises an error if addresses are malformed or not unique.
 
     Args:
-        source: string. Where they were written, as the error names it.
+        source: string. The variable that holds them, for the error message.
         addresses: list of strings.
 
     Raises:
-        InvalidInputError: One is malformed, or stands there twice.
+        InvalidInputError: An address is malformed, or is there twice.
     """
     counts = Counter(parse_address(f"Each address in {source}", text) for text in addresses)
     if twice := [f"{host}:{port}" for (host, port), count in counts.items() if count > 1]:
         raise InvalidInputError(
-            f"{source} gives the address {twice[0]} to more than one process. Each listens at one "
-            "of its own."
+            f"{source} gives the address {twice[0]} to more than one process. Give each process an "
+            "address of its own."
         )
 
 
 def local_rank_among(addresses: Sequence[str], rank: int) -> int:
-    """Returns how many of the processes before one are on the same host.
+    """Returns the number of processes with a lower rank on the same host.
 
     Args:
-        addresses: list of strings. Those of all processes, by rank.
-        rank: integer. The process.
+        addresses: list of strings. The addresses of all processes, by rank.
+        rank: integer.
     """
     hosts = [parse_address("An address", address)[0] for address in addresses]
     return hosts[:rank].count(hosts[rank])

@@ -1,4 +1,4 @@
-"""`KERAS_DISTRIBUTION_*`: the variables that `keras.distribution.initialize` reads."""
+"""Reader of `KERAS_DISTRIBUTION_*`, the variables of `keras.distribution.initialize`."""
 
 from collections.abc import Mapping
 
@@ -18,14 +18,11 @@ _RANK = "KERAS_DISTRIBUTION_PROCESS_ID"
 
 
 def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
-    """Returns what Keras's own variables say; one address is the coordinator's, more are all.
-
-    Args:
-        environ: The environment.
+    """Reads Keras's variables. One address is the coordinator's; several are those of all ranks.
 
     Raises:
-        InvalidInputError: One of them is malformed, or there are not as many addresses as
-            processes.
+        InvalidInputError: A variable is malformed, or the numbers of addresses and processes
+            differ.
     """
     world_size = read_integer(environ, _COUNT, least=1)
     rank = read_integer(environ, _RANK)
@@ -39,7 +36,7 @@ def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
         if world_size is not None and world_size.value != len(addresses):
             raise InvalidInputError(
                 f"{world_size.origin}, and {_ADDRESSES}={text} has {len(addresses)} addresses. "
-                "Name each process's address, or that of process 0 alone."
+                "Give the addresses of all processes, or only that of process 0."
             )
         world_size = world_size or Claim(
             len(addresses), f"the {len(addresses)} addresses in {_ADDRESSES}"

@@ -1,4 +1,4 @@
-"""The variable that Kubernetes gives each pod of an indexed Job."""
+"""Reader of the variable that Kubernetes sets in each pod of an indexed Job."""
 
 from collections.abc import Mapping
 
@@ -6,16 +6,13 @@ from keras_deepseek.training.cluster.sources.claims import Claim, Claims, read_i
 
 
 def read_kubernetes(environ: Mapping[str, str]) -> Claims:
-    """Returns the rank, which is all that Kubernetes says.
+    """Reads the rank.
 
     The number of pods and the address come from the arguments, or from `WORLD_SIZE`, `MASTER_ADDR`
     and `MASTER_PORT` in the Job's manifest.
 
-    Args:
-        environ: The environment.
-
     Raises:
-        InvalidInputError: It is malformed.
+        InvalidInputError: The variable is malformed.
     """
     rank = read_integer(environ, "JOB_COMPLETION_INDEX")
     if rank is None:

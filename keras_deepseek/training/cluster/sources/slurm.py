@@ -1,4 +1,4 @@
-"""The variables that SLURM gives each task of an `srun`."""
+"""Reader of the variables that SLURM sets for each task of an `srun`."""
 
 from collections.abc import Mapping
 
@@ -13,20 +13,17 @@ from keras_deepseek.training.cluster.sources.claims import (
 from keras_deepseek.training.cluster.sources.slurm_nodes import expand_node_list
 
 _STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST")
-"""What srun sets. A batch script has the rest too: it is no task, and looks like the first one."""
+"""The variables that only `srun` sets. A batch script has all others, and looks like task 0."""
 
 _FIRST_PORT, _NUM_PORTS = 12_000, 20_000
-"""Below 32768, from where Linux gives ports to those who ask for any."""
+"""The ports are below 32768, where Linux's range of temporary ports begins."""
 
 
 def read_slurm(environ: Mapping[str, str]) -> Claims:
-    """Returns what SLURM says of a task: its number, how many there are, and the first node.
-
-    Args:
-        environ: The environment.
+    """Reads the number of this task, the number of tasks, and the first node as coordinator.
 
     Raises:
-        InvalidInputError: A variable is malformed, or there are several tasks and this process is
+        InvalidInputError: A variable is malformed; or there are several tasks, and this process is
             none of them.
     """
     world_size = read_integer(environ, "SLURM_NTASKS", least=1)
@@ -34,9 +31,9 @@ def read_slurm(environ: Mapping[str, str]) -> Claims:
     if not is_slurm_task(environ):
         if world_size is not None and world_size.value > 1:
             raise InvalidInputError(
-                f"{world_size.origin}, and this process is none of these tasks, so that nobody "
-                "would start the others. Start the script with srun, or with keras-deepseek "
-                "launch; or unset SLURM_NTASKS."
+                f"{world_size.origin}, and this process is none of these tasks: the others would "
+                "never start. Start the script with srun, or with keras-deepseek launch; or unset "
+                "SLURM_NTASKS."
             )
         return Claims()
     return Claims(
@@ -48,11 +45,7 @@ def read_slurm(environ: Mapping[str, str]) -> Claims:
 
 
 def is_slurm_task(environ: Mapping[str, str]) -> bool:
-    """Returns whether SLURM started this process as one of several, and not as a batch script.
-
-    Args:
-        environ: The environment.
-    """
+    """Returns True if `srun` started this process, and not a batch script."""
     is_later = read_text(environ, "SLURM_PROCID") not in (None, "0")
     return is_later or any(read_text(environ, name) for name in _STEP)
 

@@ -1,4 +1,4 @@
-"""SLURM's lists of nodes, as in `node[01-03,7],login`."""
+"""Reader of SLURM's lists of nodes, such as `node[01-03,7],login`."""
 
 import itertools
 import re
@@ -14,11 +14,11 @@ def expand_node_list(source: str, text: str) -> Iterator[str]:
     """Returns the nodes one by one, in SLURM's order.
 
     Args:
-        source: string. The variable that holds the list, as the error names it.
+        source: string. The variable that holds the list, for the error message.
         text: string. The list.
 
     Raises:
-        InvalidInputError: It is malformed. That is found before the first node is asked for.
+        InvalidInputError: The list is malformed. This is found before the first node is returned.
 
     Example:
 
@@ -30,7 +30,7 @@ def expand_node_list(source: str, text: str) -> Iterator[str]:
     for pattern in patterns:
         if not _NODES.fullmatch(pattern):
             raise _malformed(source, text)
-        # What stands in brackets has the odd places.
+        # The parts in brackets have odd indices.
         pieces = re.split(r"[\[\]]", pattern)
         choices = [_read_ranges(source, text, inside) for inside in pieces[1::2]]
         parts.append((pieces[::2], choices))
@@ -53,7 +53,7 @@ def _count(ranges: list[tuple[int, int, int]]) -> Iterator[str]:
 
 
 def _read_ranges(source: str, text: str, inside: str) -> list[tuple[int, int, int]]:
-    """Returns first number, last number and digits of each range."""
+    """Returns the first number, the last number and the digits of each range."""
     ranges = []
     for item in inside.split(","):
         found = _NUMBERS.fullmatch(item)

@@ -1,4 +1,4 @@
-"""`TF_CONFIG`: the addresses of all processes as TensorFlow reads them, and which one this is."""
+"""Reader of `TF_CONFIG`: the addresses of all processes, and the one of this process."""
 
 import json
 from collections.abc import Mapping
@@ -18,20 +18,17 @@ _TASK_TYPES = ("chief", "worker", "ps")
 
 
 def read_tf_config(environ: Mapping[str, str]) -> Claims:
-    """Returns what `TF_CONFIG` says: the chief has rank 0, then workers, then parameter servers.
-
-    Args:
-        environ: The environment.
+    """Reads `TF_CONFIG`. The chief has rank 0, then come workers, then parameter servers.
 
     Raises:
-        InvalidInputError: It is no such JSON, or its task is not one of its cluster.
+        InvalidInputError: The JSON is malformed, or its task is not in its cluster.
     """
     text = read_text(environ, "TF_CONFIG")
     if text is None:
         return Claims()
     config = _parse(text)
     cluster = _check_cluster(config.get("cluster") or {})
-    if not cluster:  # As TensorFlow has it: a process alone.
+    if not cluster:  # For TensorFlow, this is a single process.
         return Claims()
     task_type, index = _check_task(config.get("task"), cluster)
     addresses = [address for kind in _TASK_TYPES for address in cluster.get(kind, [])]
@@ -41,7 +38,7 @@ def read_tf_config(environ: Mapping[str, str]) -> Claims:
         world_size=Claim(len(addresses), f"the {len(addresses)} addresses in TF_CONFIG"),
         rank=Claim(rank, f"rank {rank}, which is {task_type} {index} in TF_CONFIG"),
         local_rank=Claim(local_rank_among(addresses, rank), "TF_CONFIG", is_derived=True),
-        # TensorFlow serves there; who names another address may mean another service.
+        # TensorFlow itself listens there. An explicit other address may be for another service.
         coordinator=Claim(addresses[0], "TF_CONFIG", is_derived=True),
         task_type=task_type,
         workers=tuple(cluster.get("chief", []) + cluster.get("worker", [])),

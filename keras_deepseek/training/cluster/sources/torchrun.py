@@ -1,4 +1,4 @@
-"""The variables that torchrun sets, and so does `keras-deepseek launch`."""
+"""Reader of the variables that torchrun and `keras-deepseek launch` set."""
 
 from collections.abc import Mapping
 
@@ -13,13 +13,10 @@ from keras_deepseek.training.cluster.sources.claims import (
 
 
 def read_torchrun(environ: Mapping[str, str]) -> Claims:
-    """Returns what `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` say.
-
-    Args:
-        environ: The environment.
+    """Reads `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`.
 
     Raises:
-        InvalidInputError: One of them is malformed, or half of the address is missing.
+        InvalidInputError: A variable is malformed, or only half of the address is set.
     """
     return Claims(
         world_size=read_integer(environ, "WORLD_SIZE", least=1),
@@ -30,12 +27,10 @@ def read_torchrun(environ: Mapping[str, str]) -> Claims:
 
 
 def starts_each_process(environ: Mapping[str, str]) -> bool:
-    """Returns whether a launcher of one process a rank started this one.
+    """Returns True if a launcher that starts one process for each rank started this one.
 
-    SLURM or Kubernetes may have started the launchers then, and count those, not the processes.
-
-    Args:
-        environ: The environment.
+    Then SLURM or Kubernetes may have started the launchers, and their counts are not those of
+    processes.
     """
     return all(read_text(environ, name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK"))
 
