@@ -93,7 +93,7 @@ def test_what_a_trainer_found_out_is_printed(capsys, tmp_path):
     assert "the training step computes by 'mixed_" in capsys.readouterr().out
     trainer.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=2, resume=True)
     told = capsys.readouterr().out
-    assert "goes on after step 2." in told
+    assert "continues after step 2." in told
     assert "computes by" not in told
     make_again().fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, resume=True)
     assert not capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_positional_arguments_and_none_are_taken_as_by_keras():
         ({"device_map": ["gpu"]}, "`device_map` must be a dict"),
         ({"world_size": "8"}, "`world_size` must be a positive integer"),
         ({"world_size": 1.5}, "`world_size` must be a positive integer"),
-        ({"keep_last": 5}, "`keep_last` are for checkpoints: name their folder"),
+        ({"keep_last": 5}, "`keep_last` need a folder for checkpoints"),
         ({"callbacks": 3}, r"Expected a keras\.callbacks\.Callback; received int"),
         ({"rank": "0"}, "`rank` must be an integer of at least 0"),
         ({"run_record": 3}, "`run_record` must be a path, received 3"),
@@ -408,7 +408,7 @@ def test_an_error_in_steps_says_with_which_batch_it_came():
 
 @pytest.mark.parametrize("checkpoint_dir", ["", 3])
 def test_a_folder_of_checkpoints_has_a_path(checkpoint_dir):
-    with pytest.raises(InvalidInputError, match="`checkpoint_dir` is the path of a folder"):
+    with pytest.raises(InvalidInputError, match="`checkpoint_dir` must be the path of a folder"):
         Trainer(build(compiled=True), checkpoint_dir=checkpoint_dir)
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: write them, resume from them, and hold all the state they need."""
+"""Checkpoints: what they hold, when they are written, and how a training resumes from one."""

@@ -1,4 +1,4 @@
-"""What callbacks remember: how long `EarlyStopping` has waited, what `History` holds."""
+"""The state of callbacks: how long `EarlyStopping` has waited, the logs that `History` holds."""
 
 import hashlib
 import json
@@ -15,23 +15,23 @@ from keras_deepseek.callbacks.throughput_meter import ThroughputMeter
 from keras_deepseek.errors import InvalidInputError
 
 _logger = logging.getLogger(__name__)
-_SHOW_NO_MORE = (keras.callbacks.ProgbarLogger, ProgressDisplay, ThroughputMeter)
+_STATELESS = (keras.callbacks.ProgbarLogger, ProgressDisplay, ThroughputMeter)
 
 
 class CallbackStates:
-    """Reads and writes what the callbacks of a training have come to remember since it began.
+    """Reads and restores the state of the callbacks of a training.
 
-    That is each attribute that has changed since then and is made of numbers, strings, arrays, and
-    dicts, lists, tuples and sets of them. A callback that has `get_state()` and `set_state(state)`
-    says itself what it remembers.
+    The state of a callback is each attribute that has changed since the training began, if it
+    consists of numbers, strings and arrays, and dicts, lists, tuples and sets of them. A callback
+    that has `get_state()` and `set_state(state)` defines its state itself.
 
     Args:
-        callbacks: sequence of Keras callbacks, as the training is about to begin.
+        callbacks: sequence of Keras callbacks, before the training begins.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         self._callbacks = [
-            callback for callback in callbacks if not isinstance(callback, _SHOW_NO_MORE)
+            callback for callback in callbacks if not isinstance(callback, _STATELESS)
         ]
         self._at_start = [
             {name: _digest(*packed) for name, packed in _pack_attributes(callback).items()}
@@ -47,10 +47,9 @@ class CallbackStates:
         ]
 
     def write(self, states: list[dict[str, Any]]) -> None:
-        """Gives each callback what the one of its class, in the same order, remembered.
+        """Restores what `read` returned, perhaps in another process.
 
-        Args:
-            states: list. What `read` returned, maybe in another process.
+        Callbacks are matched by their class and, within a class, by their order.
         """
         waiting = list(states)
         for callback in self._callbacks:
@@ -60,21 +59,21 @@ class CallbackStates:
                 waiting.remove(found)
                 _write(callback, found["state"])
         names = [state["class"] for state in waiting if state["state"]]
-        if names and names != self._missing:  # It is written several times as a training begins.
+        if names and names != self._missing:  # A resumed training restores several times.
             _logger.warning(
-                "The checkpoint has states of callbacks that this fit was not given: %s. Give it "
-                "the same callbacks, if they are to go on from there.",
+                "The checkpoint has the state of callbacks that this fit does not have: %s. Pass "
+                "the same callbacks to continue them.",
                 names,
             )
         self._missing = names
 
 
-def _keeps_state(callback: keras.callbacks.Callback) -> bool:
+def _has_own_state(callback: keras.callbacks.Callback) -> bool:
     return hasattr(callback, "get_state") and hasattr(callback, "set_state")
 
 
 def _read(callback: keras.callbacks.Callback, at_start: dict[str, str]) -> Any:
-    if _keeps_state(callback):
+    if _has_own_state(callback):
         text, arrays = _pack(callback.get_state())
         return _copy(text, arrays)
     return {
@@ -85,8 +84,8 @@ def _read(callback: keras.callbacks.Callback, at_start: dict[str, str]) -> Any:
 
 
 def _write(callback: keras.callbacks.Callback, state: Any) -> None:
-    text, arrays = _pack(state)  # It may be written again, and the callback may change it in place.
-    if _keeps_state(callback):
+    text, arrays = _pack(state)  # A copy: the callback may change it in place.
+    if _has_own_state(callback):
         callback.set_state(_copy(text, arrays))
         return
     for name, value in _copy(text, arrays).items():
@@ -96,7 +95,7 @@ def _write(callback: keras.callbacks.Callback, state: Any) -> None:
 def _pack_attributes(callback: keras.callbacks.Callback) -> dict[str, tuple[str, list[Any]]]:
     found = {}
     for name, value in vars(callback).items():
-        if name not in SET_BY_KERAS and not _keeps_state(callback):
+        if name not in SET_BY_KERAS and not _has_own_state(callback):
             try:
                 found[name] = _pack(value)
             except InvalidInputError:

@@ -1,4 +1,4 @@
-"""The arguments of `Trainer` that say when checkpoints are taken and kept."""
+"""The arguments of `Trainer` for checkpoints: where, when, and how many."""
 
 import os
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ class CheckpointOptions:
         if self.checkpoint_dir is None:
             if (self.checkpoint_every, self.keep_best, self.keep_last) != (None, None, 2):
                 raise InvalidInputError(
-                    "`checkpoint_every`, `keep_best` and `keep_last` are for checkpoints: name "
-                    "their folder, Trainer(..., checkpoint_dir=...)."
+                    "`checkpoint_every`, `keep_best` and `keep_last` need a folder for "
+                    "checkpoints: Trainer(..., checkpoint_dir=...)."
                 )
             return
         is_path = isinstance(self.checkpoint_dir, str | os.PathLike)
         if not is_path or not os.fspath(self.checkpoint_dir):
             raise InvalidInputError(
-                f"`checkpoint_dir` is the path of a folder; received {self.checkpoint_dir!r}."
+                f"`checkpoint_dir` must be the path of a folder; received {self.checkpoint_dir!r}."
             )
         if self.checkpoint_every is not None:
             check_integer("checkpoint_every", self.checkpoint_every)
@@ -49,19 +49,19 @@ class CheckpointOptions:
 
     @property
     def folder(self) -> str | os.PathLike[str]:
-        """The folder of the checkpoints, where there is one."""
+        """The folder of the checkpoints."""
         if self.checkpoint_dir is None:
             raise RuntimeError("There is no folder for checkpoints.")
         return self.checkpoint_dir
 
     def best(self) -> tuple[str | None, Literal["min", "max"], int]:
-        """Returns the log that scores an epoch, the better direction, and how many are kept."""
+        """Returns `keep_best` as log, `"min"` or `"max"`, and number of checkpoints to keep."""
         if self.keep_best is None:
             return None, "min", 0
         match self.keep_best:
             case (str(monitor), "min" | "max" as best_is, *rest) if len(rest) <= 1:
                 return monitor, best_is, check_integer("keep_best[2]", rest[0] if rest else 1)
         raise InvalidInputError(
-            "`keep_best` names a log, whether less or more of it is better, and how many are "
-            f"kept, as in ('val_loss', 'min', 1); received {self.keep_best!r}."
+            "`keep_best` must be the name of a log, 'min' or 'max', and how many checkpoints to "
+            f"keep, as in ('val_loss', 'min', 1); received {self.keep_best!r}."
         )

@@ -1,4 +1,4 @@
-"""Checkpoints brought to the disk while the training goes on."""
+"""The writing of checkpoints in the background, while the training continues."""
 
 import threading
 
@@ -7,11 +7,7 @@ from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time, in a thread of its own.
-
-    Args:
-        folder: `CheckpointFolder`.
-    """
+    """Writes one checkpoint at a time, in a thread."""
 
     def __init__(self, folder: CheckpointFolder) -> None:
         self.folder = folder
@@ -19,13 +15,13 @@ class CheckpointWriter:
         self._error: Exception | None = None
 
     def submit(self, checkpoint: Checkpoint) -> None:
-        """Begins to write a checkpoint, after waiting for the one before.
+        """Starts to write a checkpoint, after the previous one is written.
 
         Args:
-            checkpoint: `Checkpoint`, whose arrays nobody changes any more.
+            checkpoint: `Checkpoint`. Its arrays must not change any more.
 
         Raises:
-            CheckpointError: The one before could not be written.
+            CheckpointError: The previous checkpoint could not be written.
         """
         self.finish()
         self._thread = threading.Thread(
@@ -34,7 +30,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises what went wrong, without waiting.
+        """Raises the error of a failed write, without waiting for one that is running.
 
         Raises:
             CheckpointError: A checkpoint could not be written.
@@ -43,7 +39,7 @@ class CheckpointWriter:
             self.finish()
 
     def finish(self) -> None:
-        """Waits until all is on the disk.
+        """Waits until the last checkpoint is on the disk.
 
         Raises:
             CheckpointError: A checkpoint could not be written.
@@ -58,5 +54,5 @@ class CheckpointWriter:
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             self.folder.write(checkpoint)
-        except Exception as error:  # noqa: BLE001 - it is raised where the training sees it.
+        except Exception as error:  # noqa: BLE001 - `finish` raises it in the training.
             self._error = error

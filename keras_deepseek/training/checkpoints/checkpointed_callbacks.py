@@ -1,7 +1,6 @@
-"""What Keras's training loop reports to in a training with checkpoints.
+"""The list of callbacks that takes checkpoints, and restores the state of a resumed training.
 
-To what it is without them it adds the checkpoints, and, at the start of a resumed training, puts
-everything back.
+Keras's training loop calls it in place of its own `CallbackList`.
 """
 
 import logging
@@ -24,11 +23,11 @@ from keras_deepseek.training.step.gradients.gradient_residual import GradientRes
 
 _logger = logging.getLogger(__name__)
 
-_OF_VALIDATION = "val_"  # What the names of its logs begin with.
+_VALIDATION_PREFIX = "val_"  # Of the logs of a validation.
 
 
 class CheckpointedCallbacks(StreamedCallbacks):
-    """The callbacks of a training, which a checkpoint is taken after.
+    """The callbacks of a training with checkpoints. A checkpoint is taken after they have run.
 
     Args:
         callbacks: iterable of Keras callbacks.
@@ -36,12 +35,12 @@ class CheckpointedCallbacks(StreamedCallbacks):
         stop_signal: `StopSignal`.
         every: integer, the steps between two checkpoints, or `None` for one at each epoch's end.
         monitor: string, the log that scores an epoch, or `None`.
-        resumed: `Checkpoint` to go on from, or `None`.
-        begun: dict. What the training began with, and keeps to: `"seed"`, which the order of its
-            data was drawn by, and others by their names.
-        validates: boolean. Whether some epochs end with a validation.
-        residual: `GradientResidual` of processes that train together. Defaults to `None`.
-        **options: Those of `StreamedCallbacks`.
+        resumed: `Checkpoint` to continue from, or `None`.
+        extra_state: dict. Further entries of each checkpoint, such as the `"seed"` for the order of
+            the data.
+        validates: boolean. Some epochs end with a validation.
+        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
+        **options: Arguments of `StreamedCallbacks`.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         every: int | None,
         monitor: str | None,
         resumed: Checkpoint | None,
-        begun: dict[str, Any],
+        extra_state: dict[str, Any],
         validates: bool,
         residual: GradientResidual | None = None,
         **options: Any,
@@ -64,92 +63,92 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._every = every
         self._monitor = monitor
         self._resumed = resumed
-        self._begun = begun
+        self._extra_state = extra_state
         self._validates = validates
         self._residual = residual
         self._states = CallbackStates(self.callbacks)
         self._step = self._saved_step = resumed.step if resumed else 0
-        self._first = resumed.state["batch"] if resumed else 0
+        self._num_resumed = resumed.state["batch"] if resumed else 0
         self._epoch = 0
-        self._is_told_to_end = False  # Whether SIGTERM has come, to one of the processes.
-        self._is_left = False  # Whether the loop around the steps was left before its end.
+        self._is_stop_requested = False  # SIGTERM has come, to any of the processes.
+        self._is_loop_left = False  # The user left the loop over `steps` before its end.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Shows the callbacks the model as it was left, and then gives them back what they knew."""
+        """Calls the callbacks with the restored model, and restores their state after that."""
         super().on_train_begin(logs)
         self._restore()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins an epoch, or goes on in its middle."""
+        """Begins an epoch, or continues in the middle of one."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
-        if self._first:
-            self._restore()  # The epoch had begun before: that it begins changes nothing.
+        if self._num_resumed:
+            self._restore()  # The epoch began before: its hooks must not change the state.
         self._resumed = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes a checkpoint where one is due; at the epoch's end, after its validation."""
-        before = self._done
+        """Takes a checkpoint if one is due; at the end of an epoch, `on_epoch_end` takes it."""
+        before = self._num_done
         super().on_train_batch_end(batch, logs)
-        self._step += self._done - before
+        self._step += self._num_done - before
         self._writer.check()
         if self._trained.stop_training:
             return
-        if self._is_told_to_end:
+        if self._is_stop_requested:
             self._save_and_exit()
         elif self._is_due():
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes a checkpoint where one is due."""
+        """Takes a checkpoint if one is due, after the validation."""
         super().on_epoch_end(epoch, logs)
         self._epoch = epoch + 1
         score = self._score(logs or {})
         is_last = self._trained.stop_training or self._epoch >= self._epochs
-        if self._is_told_to_end and not self._is_left:
+        if self._is_stop_requested and not self._is_loop_left:
             self._save_and_exit(score)
-        is_misnamed = self._is_misnamed(logs or {})
+        is_monitor_unknown = self._is_monitor_unknown(logs or {})
         if (
             is_last
             or self._every is None
-            or is_misnamed
+            or is_monitor_unknown
             or self._is_due()
             or self._is_among_best(score)
         ):
             self._save(score)
-        if is_misnamed:
+        if is_monitor_unknown:
             self._writer.finish()
             raise InvalidInputError(
                 unknown_name_message("log in keep_best", self._monitor, logs or {})
-                + " The training is saved: give keep_best another, and go on by "
+                + " The training is saved: name another log in keep_best, and continue with "
                 "fit(..., resume=True)."
             )
 
-    def _wishes(self) -> list[bool]:
-        return [*super()._wishes(), self._stop_signal.received]
+    def _stop_requests(self) -> list[bool]:
+        return [*super()._stop_requests(), self._stop_signal.received]
 
-    def _agree(self, agreed: list[bool]) -> None:
-        super()._agree(agreed)
-        self._is_told_to_end = agreed[1]
+    def _apply_requests(self, agreed: list[bool]) -> None:
+        super()._apply_requests(agreed)
+        self._is_stop_requested = agreed[1]
 
     @property
     def num_until_pause(self) -> int | None:
-        """The steps until the next checkpoint, which holds no step that is under way."""
+        """The number of steps until the next checkpoint; all of them must then be finished."""
         return None if self._every is None else self._every - self._step % self._every
 
-    def leave(self) -> None:
-        """Takes the last checkpoint of a training that is left between two steps.
+    def on_loop_left(self) -> None:
+        """Takes a last checkpoint when the user leaves the loop over `steps`.
 
-        Where the step before has ended an epoch, or the training, its end is told as ever.
+        If the last step ended an epoch or the training, `on_epoch_end` is called first.
         """
-        self._is_left = True
+        self._is_loop_left = True
         if self._trained.stop_training or self._data.stream.epoch_length is not None:
             self.on_epoch_end(self._epoch, epoch_logs(self._trained, self._logs))
         if self._step != self._saved_step:
             self._save()
 
-    def _introduce(self) -> None:
-        super()._introduce()
+    def _set_model_and_params(self) -> None:
+        super()._set_model_and_params()
         self._restore()
 
     def _restore(self) -> None:
@@ -170,33 +169,34 @@ class CheckpointedCallbacks(StreamedCallbacks):
     def _is_among_best(self, score: float | None) -> bool:
         if score is None:
             return False
-        self._writer.finish()  # What is being written has a score as well.
-        # Rank 0 alone knows the folder.
+        self._writer.finish()  # The checkpoint that is being written has a score as well.
+        # Only rank 0 has the folder.
         return self._processes.rank == 0 and self._writer.folder.is_among_best(score)
 
     def _score(self, logs: dict[str, Any]) -> float | None:
         score = None if self._monitor is None else logs.get(self._monitor)
         return None if score is None else float(score)
 
-    def _is_misnamed(self, logs: dict[str, Any]) -> bool:
-        """Returns whether no epoch will log what `keep_best` asks for.
+    def _is_monitor_unknown(self, logs: dict[str, Any]) -> bool:
+        """Returns True if no epoch will have the log that `keep_best` names.
 
-        An epoch without a validation says nothing of the logs of one.
+        An epoch without a validation does not show which logs a validation has.
         """
         if self._monitor is None or self._monitor in logs:
             return False
-        is_validated = any(name.startswith(_OF_VALIDATION) for name in logs)
-        return is_validated or not (self._validates and self._monitor.startswith(_OF_VALIDATION))
+        is_validated = any(name.startswith(_VALIDATION_PREFIX) for name in logs)
+        is_of_validation = self._monitor.startswith(_VALIDATION_PREFIX)
+        return is_validated or not (self._validates and is_of_validation)
 
     def _save_and_exit(self, score: float | None = None) -> None:
         self._save(score)
         self._writer.finish()
-        _logger.info("SIGTERM: the training was saved after step %d.", self._step)
+        _logger.info("SIGTERM: saved the training after step %d.", self._step)
         raise SystemExit(0)
 
     def _save(self, score: float | None = None) -> None:
         finish_callbacks(self)
-        # First of all: those that watch the steps may end the training now, or roll it back.
+        # First: a callback that checks the steps may stop the training here, or roll it back.
         callbacks = self._states.read()
         self._saved_step = self._step
         residual = None if self._residual is None else self._residual.read()
@@ -204,15 +204,15 @@ class CheckpointedCallbacks(StreamedCallbacks):
             return
         state = {
             "backend": keras.backend.backend(),
-            "variables": read_variables(self.model),  # On JAX the property brings their values.
+            "variables": read_variables(self.model),  # On JAX, `self.model` updates the variables.
             "residual": residual,
             "random": read_random_state(),
             "callbacks": callbacks,
-            "data": self._data.read_position(self._done),
-            **self._begun,
+            "data": self._data.read_position(self._num_done),
+            **self._extra_state,
             "rate": read_learning_rate(self.model),
             "epoch": self._epoch,
-            "batch": self._done,
+            "batch": self._num_done,
             "is_stopped": bool(self._trained.stop_training),
         }
         self._writer.submit(Checkpoint(self._step, state, score))

@@ -1,6 +1,6 @@
-"""What a trainer knows of its checkpoints: where they are, how often, and how to go on from one.
+"""The checkpoints of a trainer: the folder, the interval, and resuming.
 
-Of several processes, rank 0 alone reads and writes the folder.
+Where several processes train, only rank 0 reads and writes the folder.
 """
 
 import functools
@@ -21,8 +21,8 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoint_options import CheckpointOptions
 from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpoints.checkpointed_callbacks import CheckpointedCallbacks
-from keras_deepseek.training.checkpoints.streamed_training import own_share, streamed_training
-from keras_deepseek.training.checkpoints.training_state import write_training
+from keras_deepseek.training.checkpoints.streamed_training import row_share, streamed_training
+from keras_deepseek.training.checkpoints.training_state import write_model_and_optimizers
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.data.position_data import position_data
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
@@ -31,12 +31,12 @@ _logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of a trainer.
+    """Writes the checkpoints of a trainer, and resumes or rolls back to them.
 
     Args:
         options: `CheckpointOptions` with a folder.
         processes: `Processes` that train together.
-        residual: `GradientResidual` of their gradients. Defaults to `None`.
+        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Checkpoints:
             options.folder, keep_last=options.keep_last, keep_best=num_best, best_is=best_is
         )
         self._writer: CheckpointWriter | None = None
-        self._given_rate: float | None = None  # That of the optimizer as it was given.
+        self._given_rate: float | None = None  # The learning rate before the training.
 
     def latest(self) -> Checkpoint | None:
-        """Returns the newest checkpoint that is whole, `None` where there is none.
+        """Returns the newest checkpoint that can be read, or `None` if the folder has none.
 
         Raises:
-            CheckpointError: There are checkpoints, and all of them are torn.
+            CheckpointError: There are checkpoints, and none of them can be read.
             InvalidInputError: It was made on another backend.
         """
         checkpoint = ask_rank_0(self._processes, self._folder.latest)
@@ -68,23 +68,23 @@ class Checkpoints:
         if checkpoint is not None and checkpoint.state["backend"] != backend:
             raise InvalidInputError(
                 f"The checkpoints in {str(self._folder.path)!r} were made on "
-                f"{checkpoint.state['backend']}, and Keras runs on {backend}. Set KERAS_BACKEND, "
-                "or name another folder."
+                f"{checkpoint.state['backend']}, and Keras runs on {backend}. Set KERAS_BACKEND to "
+                "the same backend, or name another folder."
             )
         return checkpoint
 
     def roll_back(self, model: keras.Model) -> int | None:
-        """Puts a model that is trained, and its optimizer, to the newest checkpoint.
+        """Restores a model and its optimizer from the newest checkpoint, during a training.
 
         Returns:
-            The step of it; `None` where there is none yet.
+            The step of the checkpoint, or `None` if there is none yet.
         """
         if self._writer is not None:
             self._writer.finish()
         checkpoint = self.latest()
         if checkpoint is None:
             return None
-        write_training(model, checkpoint.state["variables"])
+        write_model_and_optimizers(model, checkpoint.state["variables"])
         if self._residual is not None:
             self._residual.write(model.trainable_variables, checkpoint.state.get("residual"))
         return checkpoint.step
@@ -98,54 +98,31 @@ class Checkpoints:
         seed: int | None,
         policy: keras.DTypePolicy | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Yields the arguments for `model.fit` in place of those that a user gave.
+        """Sets up a training with checkpoints, and yields the arguments for `model.fit`.
 
         Args:
             model: `keras.Model`, compiled.
-            arguments: What the user gave to `fit`.
-            resumed: `Checkpoint` to go on from, or `None`.
-            seed: integer. What the order of the data is drawn by, or `None` for any.
-            policy: `keras.DTypePolicy` that the steps compute by. Defaults to `None`, the model's.
+            arguments: The arguments that the user gave to `fit`.
+            resumed: `Checkpoint` to continue from, or `None`.
+            seed: integer. The seed for the order of the data, or `None` for a random one.
+            policy: `keras.DTypePolicy` of the steps. Defaults to `None`, the model's own.
 
         Raises:
-            CheckpointError: A checkpoint could not be written.
-            InvalidInputError: The folder holds a training that this one would mix with, or model or
-                data are not those of the checkpoint.
+            CheckpointError: A checkpoint can't be written.
+            InvalidInputError: The folder holds another training, or the model or the data differ
+                from those of the checkpoint.
         """
         ask_rank_0(self._processes, functools.partial(self._prepare_folder, resumed))
         if self._given_rate is None:
             self._given_rate = _read_constant_rate(model)
-        # Generators that are made when they are first asked for would be made at another step in a
-        # training that was interrupted.
+        # Creates all random generators now: one that is created on first use would be created at
+        # another step in a training that was interrupted.
         read_random_state()
-        if resumed is not None:
-            seed = resumed.state["seed"]
-        elif seed is None:
-            seed = self._processes.broadcast(backend.current().step.draw_seed())
+        seed = self._choose_seed(seed, resumed)
         precision = (policy or model.dtype_policy).name
-        options, data = position_data(arguments, seed, own_share(self._processes))
-        position = None
+        options, data = position_data(arguments, seed, row_share(self._processes))
         if resumed is not None:
-            position = resumed.state["data"]
-            is_over = resumed.state["is_stopped"]
-            options["initial_epoch"] = options["epochs"] if is_over else resumed.state["epoch"]
-            if is_over:
-                _logger.warning(
-                    "The training had ended after step %d, before its last epoch: a callback, as "
-                    "EarlyStopping, or the end of its data had stopped it. No step is added. To "
-                    "train on, begin another training from its weights.",
-                    resumed.step,
-                )
-            else:
-                _logger.info("The training goes on after step %d.", resumed.step)
-            self._compare_rates(model, resumed.state)
-            begun_in = resumed.state.get("precision", precision)
-            if begun_in != precision:
-                _logger.warning(
-                    "The training began in %s and goes on in %s: it does not end in the numbers "
-                    "of one that was left alone.",
-                    *(begun_in, precision),
-                )
+            self._continue_from(resumed, model, options, precision)
         writer = self._writer = CheckpointWriter(self._folder)
         stop_signal = StopSignal()
         make_callbacks = functools.partial(
@@ -155,10 +132,11 @@ class Checkpoints:
             every=self._every,
             monitor=self._monitor,
             resumed=resumed,
-            begun={"seed": seed, "precision": precision, "given_rate": self._given_rate},
+            extra_state={"seed": seed, "precision": precision, "given_rate": self._given_rate},
             validates=options.get("validation_data") is not None,
             residual=self._residual,
         )
+        position = None if resumed is None else resumed.state["data"]
         streamed = streamed_training(
             model, options, data, self._processes, position, make_callbacks
         )
@@ -167,21 +145,54 @@ class Checkpoints:
                 yield given
             finally:
                 writer.finish()
-            if stop_signal.received:  # After the last step, and all is saved.
+            if stop_signal.received:  # It came after the last step, and everything is saved.
                 raise SystemExit(0)
 
-    def _compare_rates(self, model: keras.Model, state: Mapping[str, Any]) -> None:
-        """Says which learning rate holds where the optimizer has another one than it began with.
+    def _choose_seed(self, seed: int | None, resumed: Checkpoint | None) -> int:
+        """Returns the seed for the order of the data: the checkpoint's, the given or a new one."""
+        if resumed is not None:
+            return int(resumed.state["seed"])
+        if seed is not None:
+            return seed
+        return int(self._processes.broadcast(backend.current().step.draw_seed()))
 
-        What it has become by the training itself, as by `ReduceLROnPlateau`, is no other one.
+    def _continue_from(
+        self, resumed: Checkpoint, model: keras.Model, options: dict[str, Any], precision: str
+    ) -> None:
+        """Sets the first epoch, and warns where the training differs from the checkpoint's."""
+        if resumed.state["is_stopped"]:
+            options["initial_epoch"] = options["epochs"]
+            _logger.warning(
+                "The training ended after step %d, before its last epoch: a callback such as "
+                "EarlyStopping stopped it, or its data ended. No step is added. To train further, "
+                "start another training from its weights.",
+                resumed.step,
+            )
+        else:
+            options["initial_epoch"] = resumed.state["epoch"]
+            _logger.info("The training continues after step %d.", resumed.step)
+        self._compare_rates(model, resumed.state)
+        before = resumed.state.get("precision", precision)
+        if before != precision:
+            _logger.warning(
+                "The training began in %s and continues in %s: its results will differ from those "
+                "of a training that was not interrupted.",
+                *(before, precision),
+            )
+
+    def _compare_rates(self, model: keras.Model, state: Mapping[str, Any]) -> None:
+        """Logs a warning if the optimizer was given another learning rate than before.
+
+        A rate that the training itself has changed, for example by `ReduceLROnPlateau`, does not
+        count as another one.
         """
         begun, reached = state.get("given_rate"), state.get("rate")
         now = _read_constant_rate(model)
         if now not in (begun, reached) and None not in (now, begun, reached):
             _logger.warning(
-                "The training began with a learning rate of %g, and its checkpoint goes on with "
-                "%g; the optimizer has %g, which is not used. To change the rate of a training, "
-                "give callbacks.LRScheduler, or set it in a loop over steps().",
+                "The training began with a learning rate of %g and continues with %g, the rate of "
+                "its checkpoint. The optimizer's rate, %g, is not used. To change the rate during "
+                "a training, use callbacks.LRScheduler, or set it in a loop over steps().",
                 *(begun, reached, now),
             )
         self._given_rate = begun
@@ -189,15 +200,15 @@ class Checkpoints:
     def _prepare_folder(self, resumed: Checkpoint | None) -> None:
         self._folder.check_writable()
         if resumed is not None:
-            self._folder.discard_after(resumed.step)  # They are torn.
+            self._folder.discard_after(resumed.step)  # They can't be read.
         elif steps := self._folder.steps():
             raise InvalidInputError(
                 f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "
-                f"{steps[-1]}. Go on from it with fit(..., resume=True), or name another folder."
+                f"{steps[-1]}. Continue it with fit(..., resume=True), or name another folder."
             )
 
 
 def _read_constant_rate(model: keras.Model) -> float | None:
-    """Returns the learning rate, `None` where a schedule computes it: checkpoints hold none."""
+    """Returns the learning rate, or `None` if a schedule computes it."""
     is_constant = isinstance(model.optimizer.learning_rate, keras.Variable)
     return read_learning_rate(model) if is_constant else None

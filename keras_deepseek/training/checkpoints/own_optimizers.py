@@ -1,6 +1,6 @@
-"""Optimizers that a model holds beside the one that it was compiled with, as a GAN does.
+"""Optimizers that a model holds in attributes, beside the one of `compile`, as a GAN does.
 
-Its own `train_step` applies them, and a checkpoint holds their variables.
+The model's own `train_step` applies them, and a checkpoint holds their variables.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,14 @@ from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.errors import InvalidInputError
 
-_FOREIGN = -1
-"""The position of a variable that is none of the model's."""
+_NOT_IN_MODEL = -1
+"""The position of a variable that is not in `model.variables`."""
 
 
 def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
     """Returns the optimizers in attributes of a model and its layers, by attribute.
 
-    Args:
-        model: `keras.Model`, compiled. The optimizer that it was compiled with is left out.
+    The optimizer that the model was compiled with is left out.
     """
     seen = {id(model.optimizer), id(getattr(model.optimizer, "inner_optimizer", None))}
     found = {}
@@ -36,55 +35,52 @@ def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimi
     return found
 
 
-def positions_of_trained(model: keras.Model) -> dict[str, list[int] | None]:
-    """Returns which of a model's variables each of its own optimizers was built for.
+def trained_positions(model: keras.Model) -> dict[str, list[int] | None]:
+    """Returns the positions in `model.variables` that each of these optimizers was built for.
 
-    Args:
-        model: `keras.Model`, compiled.
-
-    Returns:
-        A dict of positions in `model.variables` by attribute, `None` of an optimizer that is not
-        built yet.
+    The result is by attribute, and `None` for an optimizer that is not built yet.
     """
     positions = {id(variable): position for position, variable in enumerate(model.variables)}
-    trained = {name: optimized_variables(each) for name, each in find_own_optimizers(model).items()}
-    return {
-        name: None if variables is None else [positions.get(id(v), _FOREIGN) for v in variables]
-        for name, variables in trained.items()
-    }
+    trained: dict[str, list[int] | None] = {}
+    for name, optimizer in find_own_optimizers(model).items():
+        known = optimized_variables(optimizer)
+        trained[name] = (
+            None if known is None else [positions.get(id(each), _NOT_IN_MODEL) for each in known]
+        )
+    return trained
 
 
 def build_own_optimizers(model: keras.Model, trained: Mapping[str, list[int] | None]) -> None:
-    """Builds a model's own optimizers for the variables that they trained in a checkpoint.
+    """Builds these optimizers for the same variables as when the checkpoint was taken.
 
     Args:
         model: `keras.Model`, built and compiled.
-        trained: dict. What `positions_of_trained` returned.
+        trained: dict. The result of `trained_positions` in the checkpoint.
 
     Raises:
         InvalidInputError: The model holds other optimizers, or one trains variables that are not
-            the model's, and must be built before.
+            the model's, and is not built.
     """
     found = find_own_optimizers(model)
     if list(found) != list(trained):
         raise InvalidInputError(
             f"The checkpoint holds the optimizers {list(trained)} beside the one of compile(), and "
-            f"model {model.name!r} has {list(found)}. Build and compile the model as it was."
+            f"model {model.name!r} has {list(found)}. Build and compile the model as before."
         )
     for name, optimizer in found.items():
         positions = trained[name]
         if optimizer.built or positions is None:
             continue
-        if _FOREIGN in positions:
+        if _NOT_IN_MODEL in positions:
             raise InvalidInputError(
-                f"The optimizer {name!r} trains variables that are not those of model "
-                f"{model.name!r}: call its build(variables) before the training is resumed."
+                f"The optimizer {name!r} trains variables that are not in model {model.name!r}: "
+                "call its build(variables) before you resume the training."
             )
         optimizer.build([model.variables[position] for position in positions])
 
 
 def _optimizers_in(value: Any, place: str = "") -> Iterator[tuple[str, keras.optimizers.Optimizer]]:
-    """Yields the optimizers of a value, also in lists and dicts, with where they stand in it."""
+    """Yields the optimizers in a value, with their places in nested lists and dicts."""
     if isinstance(value, keras.optimizers.Optimizer):
         yield place, value
     elif isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""What Keras's training loop reports to in a training on a stream of batches.
+"""The list of callbacks of a training on a stream of batches.
 
-It stands between `model.fit` and the callbacks. Keras is told no number of batches: here the epochs
-of the stream begin and end, and those of Keras with them.
+It stands between `model.fit` and the callbacks. Keras does not know the number of batches: this
+list begins and ends the epochs of the stream, and Keras's epochs with them.
 """
 
 import warnings
@@ -23,7 +23,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         data: `PositionedData` that the model is trained on.
         epochs: integer. The last epoch, counted from 1.
         verbose: integer or string, as `model.fit` takes it.
-        processes: `Processes` that train together: where one stops, all do.
+        processes: `Processes` that train together. If one stops, all stop after the same step.
     """
 
     def __init__(
@@ -37,89 +37,89 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         processes: Processes,
     ) -> None:
         super().__init__(list(callbacks), add_history=True, add_progbar=verbose != 0)
-        self._trained = model  # Not `self.model`, which on JAX ends the step's own state.
+        self._trained = model  # `self.model` would read all variables back on JAX.
         self._data = data
         self._epochs = epochs
         self._verbose = verbose
         self._processes = processes
-        self._first = 0  # The batches of this epoch that an earlier process made.
-        self._done = 0  # Those made by now.
-        self._logs: dict[str, Any] = {}  # Of the last of them.
-        self._ends_epoch = False  # Whether the loop was stopped because the epoch is over.
+        self._num_resumed = 0  # The batches of this epoch that were trained before it was resumed.
+        self._num_done = 0  # The batches of this epoch that are trained by now.
+        self._logs: dict[str, Any] = {}  # Of the last batch.
+        self._ends_epoch = False  # `stop_training` was set only to end the epoch.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._introduce()
+        self._set_model_and_params()
         super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
-        self._done = self._first
-        self._data.stream.begin_epoch(self._first)
+        self._num_done = self._num_resumed
+        self._data.stream.begin_epoch(self._num_resumed)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_batch_begin(batch + self._first, logs)
+        super().on_train_batch_begin(batch + self._num_resumed, logs)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts the steps made, and ends the epoch where the data end."""
-        done = self._first + batch + 1
+        """Counts the steps, and ends the epoch at the end of the data."""
+        done = self._num_resumed + batch + 1
         length = self._data.stream.epoch_length
         if length is not None:
-            done = min(done, length)  # The last of `steps_per_execution` is cut short.
+            done = min(done, length)  # The last execution may have fewer steps.
         super().on_train_batch_end(done - 1, logs)
-        self._done = done
+        self._num_done = done
         self._logs = logs or {}
-        self._agree(self._processes.agree(self._wishes()))
+        self._apply_requests(self._processes.agree(self._stop_requests()))
         if done == length and not self._trained.stop_training:
             self._ends_epoch = self._trained.stop_training = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.go_on()
+        self.clear_epoch_stop()
         super().on_test_begin(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Lets the training go on after the epoch's end, where there are data to go on with."""
-        self.go_on()
+        """Continues with the next epoch, or stops the training if the data have ended."""
+        self.clear_epoch_stop()
         super().on_epoch_end(epoch, logs)
-        self._agree(self._processes.agree_now(self._wishes()))
-        self._first = self._done = 0
+        self._apply_requests(self._processes.agree_now(self._stop_requests()))
+        self._num_resumed = self._num_done = 0
         stream = self._data.stream
         stream.end_epoch()
         if stream.is_epoch_short:
             _warn(
-                f"Epoch {epoch + 1} ended after {stream.epoch_length} batches, where the data end, "
-                f"and steps_per_epoch is {stream.steps_per_epoch}."
+                f"Epoch {epoch + 1} ended after {stream.epoch_length} batches because the data "
+                f"ended; steps_per_epoch is {stream.steps_per_epoch}."
             )
         is_last = self._trained.stop_training or epoch + 1 >= self._epochs
         if not is_last and not stream.can_go_on():
             _warn(
-                f"The generator has ended in epoch {epoch + 1} of {self._epochs}, and the training "
-                "with it. Let it go on for ever and give steps_per_epoch, or give a PyDataset."
+                f"The generator ended in epoch {epoch + 1} of {self._epochs}, so that the training "
+                "stops. Use a generator that never ends with steps_per_epoch, or a PyDataset."
             )
             self._trained.stop_training = True
 
     @property
     def num_until_pause(self) -> int | None:
-        """How many steps may be begun before all of them must be made; `None` for any number."""
+        """The number of steps until all of them must be finished; `None` for no limit."""
         return None
 
-    def go_on(self) -> None:
-        """Takes back that the training is to stop, where that has only ended an epoch."""
+    def clear_epoch_stop(self) -> None:
+        """Resets `model.stop_training` if it was set only to end an epoch."""
         if self._ends_epoch:
             self._ends_epoch = self._trained.stop_training = False
 
-    def _wishes(self) -> list[bool]:
-        """Returns whether this process wishes to stop, first of all, and what else it wishes."""
+    def _stop_requests(self) -> list[bool]:
+        """Returns the requests of this process to all processes: first, True to stop training."""
         return [bool(self._trained.stop_training)]
 
-    def _agree(self, agreed: list[bool]) -> None:
-        """Does what the processes have agreed on, each of them after the same step."""
+    def _apply_requests(self, agreed: list[bool]) -> None:
+        """Follows the requests of all processes; each does so after the same step."""
         self._trained.stop_training = agreed[0]
 
-    def leave(self) -> None:
-        """Is told that the loop around the steps was left before its end."""
+    def on_loop_left(self) -> None:
+        """Handles that the user left the loop over `steps` before its end. Does nothing here."""
 
-    def _introduce(self) -> None:
-        """Tells the callbacks what they are called for."""
+    def _set_model_and_params(self) -> None:
+        """Gives the callbacks the model, and the number of epochs and steps."""
         self.set_model(self._trained)
         steps = self._data.stream.steps
         self.set_params({"verbose": self._verbose, "epochs": self._epochs, "steps": steps})

@@ -1,4 +1,4 @@
-"""A training on a stream of batches: with checkpoints, by steps, or where that is faster."""
+"""The training on our own stream of batches, in place of Keras's own way to read data."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,18 +19,20 @@ from keras_deepseek.training.step.build_for_step import build_for_step
 def feed(
     model: keras.Model, arguments: dict[str, Any], processes: Processes, *, needs_stream: bool
 ) -> AbstractContextManager[dict[str, Any]]:
-    """Returns a context that yields the arguments for `model.fit`, whose data come as is best.
+    """Returns a context manager that yields the arguments for `model.fit`.
+
+    The data become a stream if that is required, if it is faster than Keras's own way, or if they
+    are a generator: Keras draws its first batches in advance, and when it ends goes on with those
+    few for ever.
 
     Args:
         model: `keras.Model`, compiled.
-        arguments: dict. What a user gave to `fit`.
-        processes: `Processes` that train together: several need a stream.
-        needs_stream: boolean. Whether the data must come by a stream. Else they do where that is
-            faster than Keras's own way, and their position can be known; and a generator does,
-            which Keras would look into first, to train on what it saw for ever where it has ended.
+        arguments: dict. The arguments that the user gave to `fit`.
+        processes: `Processes` that train together. More than one requires a stream.
+        needs_stream: boolean. The data must be a stream.
 
     Raises:
-        NotSupportedError: The data must come by a stream, and can't.
+        NotSupportedError: The data must be a stream, and can't be one.
     """
     needs_stream = needs_stream or processes.world_size > 1
     x = arguments["x"]
@@ -39,7 +41,7 @@ def feed(
         return nullcontext(arguments)
     try:
         seed = processes.broadcast(backend.current().step.draw_seed())
-        options, data = position_data(arguments, seed, own_share(processes))
+        options, data = position_data(arguments, seed, row_share(processes))
     except NotSupportedError:
         if needs_stream:
             raise
@@ -47,11 +49,10 @@ def feed(
     return streamed_training(model, options, data, processes)
 
 
-def own_share(processes: Processes) -> tuple[int, int]:
-    """Returns which rows of each batch a process takes: the first, and of how many it takes one.
+def row_share(processes: Processes) -> tuple[int, int]:
+    """Returns `(first, step)`: a process trains on the rows `first::step` of each batch.
 
-    Args:
-        processes: `Processes`. Where one program runs over the devices of all, each has all rows.
+    Where one program runs over the devices of all processes, each of them gives all rows.
     """
     return (0, 1) if processes.is_one_program else (processes.rank, processes.world_size)
 
@@ -65,18 +66,19 @@ def streamed_training(
     position: dict[str, Any] | None = None,
     make_callbacks: Callable[..., StreamedCallbacks] = StreamedCallbacks,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the arguments for `model.fit` to train on a stream, of which each epoch begins anew.
+    """Opens the data, builds the model, and yields the arguments for `model.fit`.
 
     Args:
         model: `keras.Model`, compiled.
         options: dict. The arguments, as `position_data` returns them.
-        data: `PositionedData` among them, fresh.
+        data: `PositionedData` that `position_data` returned, not open yet.
         processes: `Processes` that train together.
-        position: dict. Where the data go on from. Defaults to `None`, their beginning.
-        make_callbacks: What makes the `StreamedCallbacks`, of their arguments.
+        position: dict. The position in the data to continue from. Defaults to `None`, the
+            beginning.
+        make_callbacks: Function that returns the `StreamedCallbacks`. Defaults to the class.
 
     Raises:
-        InvalidInputError: There is no batch, or the data are not those of the position.
+        InvalidInputError: There is no batch, or the data do not match the position.
     """
     if position is None:
         data.open()

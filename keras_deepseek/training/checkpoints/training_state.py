@@ -1,4 +1,4 @@
-"""The values of everything that a training step changes: the model, its optimizer, its metrics."""
+"""The values of all variables that a training step changes: model, optimizer and metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.own_optimizers import (
     build_own_optimizers,
     find_own_optimizers,
-    positions_of_trained,
+    trained_positions,
 )
 from keras_deepseek.training.step.guard_metric import GuardMetric
 
 
 def read_variables(model: keras.Model) -> dict[str, Any]:
-    """Returns the values of a compiled model's variables, as copies.
+    """Returns copies of all values that a training of a model changes.
 
-    Weights, states and seeds of the layers; the optimizer's variables with moving averages,
-    accumulated gradients and the scale of the loss, and those of further optimizers that the model
-    holds; the metrics' sums.
+    These are the weights, states and seeds of the layers; the optimizer's variables, with moving
+    averages, accumulated gradients and the loss scale; the variables of further optimizers that
+    the model holds; and the sums of the metrics.
 
     Args:
         model: `keras.Model`, built and compiled.
@@ -35,13 +35,13 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
         for group, variables in _groups(model).items()
     }
     state["optimizer_class"] = _optimizer_class(model)
-    state["trained by own optimizers"] = positions_of_trained(model)
+    state["trained by own optimizers"] = trained_positions(model)
     state["buffers"] = backend.current().step.read_buffers(model)
     return state
 
 
 def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
-    """Puts a compiled model's variables to what `read_variables` returned.
+    """Restores all values that `read_variables` returned.
 
     Args:
         model: `keras.Model`, built and compiled as the one that was read.
@@ -54,7 +54,7 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
     build_own_optimizers(model, state["trained by own optimizers"])
     groups = _groups(model)
     if len(groups["guard"]) != len(state["guard"]["values"]):
-        del groups["guard"]  # There was none, or there is none any more.
+        del groups["guard"]  # Only one of the two trainings has a guard.
     for group, variables in groups.items():
         _check(group, variables, state[group])
     for group, variables in groups.items():
@@ -63,13 +63,8 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
     backend.current().step.write_buffers(model, state["buffers"])
 
 
-def write_training(model: keras.Model, state: dict[str, Any]) -> None:
-    """Puts a compiled model and its optimizers, not its metrics, to what `read_variables` returned.
-
-    Args:
-        model: `keras.Model`, built and compiled as the one that was read.
-        state: dict. The values.
-    """
+def write_model_and_optimizers(model: keras.Model, state: dict[str, Any]) -> None:
+    """Restores a model and its optimizers, but not its metrics, from `read_variables`."""
     for group in ("model", "optimizer", "own optimizers"):
         for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
             variable.assign(value)
@@ -77,11 +72,7 @@ def write_training(model: keras.Model, state: dict[str, Any]) -> None:
 
 
 def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
-    """Puts the variables of a built model alone to what `read_variables` returned.
-
-    Args:
-        model: `keras.Model`, built as the one that was read.
-        state: dict. The values.
+    """Restores only the weights and states of a built model from `read_variables`.
 
     Raises:
         InvalidInputError: It is another model.
@@ -93,11 +84,7 @@ def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
 
 
 def find_not_finite(variables: Sequence[keras.Variable]) -> list[str]:
-    """Returns the paths of the variables that hold a number that is not finite.
-
-    Args:
-        variables: Sequence of Keras variables, of which those of integers do not count.
-    """
+    """Returns the paths of the floating-point variables that hold NaN or infinity."""
     floats = [variable for variable in variables if keras.backend.is_float_dtype(variable.dtype)]
     found = backend.current().step.find_finite([variable.value for variable in floats])
     return [each.path for each, is_finite in zip(floats, found, strict=True) if not is_finite]
@@ -133,10 +120,10 @@ def _optimizer_class(model: keras.Model) -> str:
 
 def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
     before, now = state.get("optimizer_class"), _optimizer_class(model)
-    if before not in (None, now):  # Those of earlier releases do not say it.
+    if before not in (None, now):  # Checkpoints of earlier releases don't have it.
         raise InvalidInputError(
-            f"The checkpoint was made with the optimizer {before}, and here it is {now}, to which "
-            f"its variables mean something else. {_ADVICE}"
+            f"The checkpoint was made with the optimizer {before}, and the model has {now}, which "
+            f"can't use its variables. {_ADVICE}"
         )
 
 
@@ -144,7 +131,7 @@ def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -
     if len(variables) != len(state["values"]):
         there, here = state["names"], [variable.path for variable in variables]
         raise InvalidInputError(
-            f"The checkpoint holds {len(there)} variables of the {group}, and here it has "
+            f"The checkpoint holds {len(there)} variables of the {group}, and this training has "
             f"{len(here)}{_describe_others('the checkpoint', there, here)}"
             f"{_describe_others('this training', here, there)}. {_ADVICE}"
         )
@@ -159,7 +146,7 @@ def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -
 
 
 def _describe_others(owner: str, names: list[str], others: list[str]) -> str:
-    """Returns in words which names are not among others, as a learning rate of a schedule is."""
+    """Returns a text with the names that are not among others, or an empty one."""
     alone = sorted(set(names) - set(others))
     if not alone:
         return ""

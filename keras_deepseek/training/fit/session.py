@@ -180,7 +180,7 @@ class Session:
         while self._notices:
             print(self._notices.pop(0))
         if self.resumed is not None:
-            print(f"The training goes on after step {self.resumed.step}.")
+            print(f"The training continues after step {self.resumed.step}.")
 
     def _feed(
         self, arguments: dict[str, Any], *, needs_stream: bool

@@ -63,7 +63,7 @@ def make_steps(
                 callbacks.on_train_batch_begin(number)
                 logs = backend.current().step.run_step(model, batch)
                 callbacks.on_train_batch_end(number, logs)
-                callbacks.go_on()  # The stream ends the epoch here.
+                callbacks.clear_epoch_stop()  # The stream ends the epoch here.
                 yield Step(number, epoch, logs)
                 if model.stop_training:
                     break
@@ -71,7 +71,7 @@ def make_steps(
             if model.stop_training:
                 break
     except GeneratorExit:
-        callbacks.leave()
+        callbacks.on_loop_left()
         raise
     finally:  # Who leaves the loop has ended the training.
         model.optimizer.finalize_variable_values(model.trainable_weights)

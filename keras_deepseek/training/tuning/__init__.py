@@ -1,1 +1,1 @@
-"""Short trainings that find a learning rate, a batch size, or the memory of a step."""
+"""The searches for a learning rate and a batch size, and the report of a step's memory."""

@@ -1,4 +1,4 @@
-"""Which batch size to train with: what fits into memory, and no more than makes it faster."""
+"""The search for the smallest batch size that is as fast as any that fits into memory."""
 
 import dataclasses
 import logging
@@ -18,22 +18,22 @@ from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _logger = logging.getLogger(__name__)
 
-_TIMED_STEPS = 3  # After one that compiles; the fastest of them counts.
-_LEAST_GAIN = 1.05  # What twice the batch size has to make of the throughput.
+_TIMED_STEPS = 3  # After one step that compiles; the fastest counts.
+_MIN_GAIN = 1.05  # Of the throughput, for twice the batch size to be worth it.
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSizeSearch:
-    """What a search for a batch size has measured.
+    """The result of a search for a batch size.
 
-    `suggestion` is the smallest size that is as fast as the fastest, to 5 %; `None` where not even
-    a batch of one row fits into memory.
+    `suggestion` is the smallest size whose throughput is within 5 % of the highest. It is `None`
+    if not even a batch of one row fits into memory.
 
     Args:
         batch_sizes: list of integers. The sizes that ran, in ascending order.
-        seconds_per_step: list of floats. How long a step of each took.
-        samples_per_second: list of floats. What that makes of its throughput.
-        out_of_memory: list of integers. The sizes that did not fit.
+        seconds_per_step: list of floats. The duration of a step, by batch size.
+        samples_per_second: list of floats. The throughput, by batch size.
+        out_of_memory: list of integers. The sizes that did not fit into memory.
         suggestion: integer or `None`. The size to train with.
 
     Example:
@@ -63,18 +63,10 @@ def search_batch_size(
     start: int,
     most: int | None,
 ) -> BatchSizeSearch:
-    """Times steps of growing batch sizes, puts everything back, and returns what was measured.
-
-    Args:
-        training: `ShortTraining` of the model.
-        x: Arrays, or a function from a batch size to data of it.
-        y: Targets. Defaults to `None`.
-        sample_weight: Weights of the samples. Defaults to `None`.
-        start: integer. The first size.
-        most: integer, or `None` for the number of rows.
+    """Times steps of growing batch sizes, and restores the model; see `Trainer.find_batch_size`.
 
     Raises:
-        InvalidInputError: The data are of one batch size, or a number does not fit.
+        InvalidInputError: The data have a fixed batch size, or a number is out of range.
     """
     check_integer("start", start)
     make_data, num_rows = _read_data(x, y, sample_weight)
@@ -92,23 +84,24 @@ def search_batch_size(
                 raise
         else:
             return clock.fastest(size)
-        # Outside of the handler: the error held what the step had computed.
+        # Outside of the handler: the error keeps the tensors of the step in memory.
         backend.current().devices.release_memory()
         training.restore()
         _logger.info("Batch size %d: out of memory.", size)
         return None
 
-    with training.leaving_no_trace():
+    with training.restored_state():
         return choose_size(measure, start, most)
 
 
 def choose_size(
     measure: Callable[[int], float | None], start: int, most: int | None
 ) -> BatchSizeSearch:
-    """Doubles a size while that pays, and narrows down the largest that fits.
+    """Doubles the size while the throughput grows, and bisects to the largest size that fits.
 
     Args:
-        measure: Function from a size to the seconds of a step, `None` where it does not fit.
+        measure: Function of a size that returns the seconds of a step, or `None` if the step does
+            not fit into memory.
         start: integer. The first size.
         most: integer, or `None` for no limit. The largest size.
     """
@@ -126,7 +119,7 @@ def choose_size(
     size, speed = start, 0.0
     while fits(size):
         before, speed = speed, size / seconds[size]
-        if size == most or speed < _LEAST_GAIN * before:
+        if size == most or speed < _MIN_GAIN * before:
             break
         size = 2 * size if most is None else min(2 * size, most)
     if failed:
@@ -136,7 +129,7 @@ def choose_size(
             low, high = (middle, high) if fits(middle) else (low, middle)
     sizes = sorted(seconds)
     speeds = [size / seconds[size] for size in sizes]
-    enough = max(speeds, default=0.0) / _LEAST_GAIN
+    enough = max(speeds, default=0.0) / _MIN_GAIN
     suggestion = next(
         (size for size, speed in zip(sizes, speeds, strict=True) if speed >= enough), None
     )
@@ -146,7 +139,7 @@ def choose_size(
 
 
 class _StepClock(keras.callbacks.Callback):
-    """Measures each step but the first, which is compiled."""
+    """Measures the seconds of each step but the first, which may include compilation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,8 +151,8 @@ class _StepClock(keras.callbacks.Callback):
         """Returns the seconds of the fastest step."""
         if not self._seconds:
             raise InvalidInputError(
-                f"The data of batch size {size} hold fewer than two batches, and the first is not "
-                "timed: give some that hold more."
+                f"The data for batch size {size} hold fewer than two batches, and the first is not "
+                "timed: pass more data."
             )
         _logger.info("Batch size %d: %.3g seconds a step.", size, min(self._seconds))
         return min(self._seconds)
@@ -169,7 +162,7 @@ class _StepClock(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         for value in (logs or {}).values():
-            float(value)  # A device may still be at it.
+            float(value)  # Waits until the device has finished the step.
         if not self._is_first:
             self._seconds.append(time.perf_counter() - self._begin)
         self._is_first = False
@@ -186,17 +179,17 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 def _read_data(
     x: Any, y: Any, sample_weight: Any
 ) -> tuple[Callable[[int], dict[str, Any]], int | None]:
-    """Returns a function from a batch size to the arguments of `fit`, and the number of rows."""
+    """Returns a function from a batch size to arguments of `fit`, and the number of rows."""
     refusal = InvalidInputError(
-        f"The batches of a {type(x).__name__} are of one size. Give arrays, or a function from a "
-        "batch size to data of it: lambda batch_size: MyPyDataset(batch_size)."
+        f"A {type(x).__name__} has a fixed batch size. Give arrays, or a function from a batch "
+        "size to data of that size: lambda batch_size: MyPyDataset(batch_size)."
     )
     if hasattr(x, "__next__"):
         raise refusal
     if callable(x) and not hasattr(x, "shape"):
-        return lambda size: _of_function(x(size), size), None
+        return lambda size: _from_function(x(size), size), None
     if _is_text(x):
-        return _of_texts(list(x), y, sample_weight), len(x)
+        return _from_texts(list(x), y, sample_weight), len(x)
     kind, adapter = find_data_adapter(
         x, y=y, sample_weight=sample_weight, batch_size=1, shuffle=False
     )
@@ -208,13 +201,13 @@ def _read_data(
 
 
 def _is_text(x: Any) -> bool:
-    """Returns whether data are texts, which a model reads in its own `fit`."""
+    """Returns True if data are strings, which the model's own `fit` preprocesses."""
     if isinstance(x, list | tuple):
         return bool(x) and isinstance(x[0], str)
     return isinstance(x, np.ndarray) and x.dtype.kind in "OSU"
 
 
-def _of_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int], dict[str, Any]]:
+def _from_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int], dict[str, Any]]:
     rows = {"y": y, "sample_weight": sample_weight}
 
     def make(size: int) -> dict[str, Any]:
@@ -227,14 +220,14 @@ def _of_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int], d
     return make
 
 
-def _of_function(data: Any, size: int) -> dict[str, Any]:
+def _from_function(data: Any, size: int) -> dict[str, Any]:
     if not isinstance(data, tuple):
         return {"x": data}
     num_rows = len(next(array for array in keras.tree.flatten(data) if array is not None))
     if num_rows < size:
         raise InvalidInputError(
-            f"The function was asked for a batch of {size} rows and returned {num_rows}. Let it "
-            "return arrays of as many rows as it is given."
+            f"The function was asked for a batch of {size} rows and returned {num_rows} rows. "
+            "Return arrays of as many rows as the argument says."
         )
     return _arguments(data, size)
 

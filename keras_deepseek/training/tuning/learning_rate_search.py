@@ -1,4 +1,4 @@
-"""Which learning rate to train with: a short training whose rate grows from step to step."""
+"""The learning rate range test: a short training whose rate grows from step to step."""
 
 import dataclasses
 import math
@@ -15,24 +15,25 @@ from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.training.checkpoints.training_state import find_not_finite
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
-_SMOOTHING = 0.8  # Of a hundred losses, what counts of the next one in a mean: so about nine do.
-_BEGUN = 0.1  # How much of its whole fall a loss has made once it falls.
-_EXPLODED = 3.0  # By how many times its first value a loss has to rise.
+_SMOOTHING = 0.8  # The decay of the moving average over 100 losses: a window of about nine.
+_FALL_BEGUN = 0.1  # The share of its whole fall after which the loss counts as falling.
+_EXPLOSION = 3.0  # The rise that ends the test, in multiples of the first loss.
 
 
 @dataclasses.dataclass(frozen=True)
 class LearningRateSearch:
-    """What a learning rate range test has found.
+    """The result of a learning rate range test.
 
-    The rate grew from step to step by one factor, as Smith proposes. `suggestion` is the rate at
-    which the smoothed loss falls the steepest, over the logarithm of the rate, before it is at its
-    lowest: the rule that fastai calls "steep". Here it is looked for where the loss has fallen by
-    more than it jitters; it is `None` where it never does.
+    The rate grows by a constant factor from step to step, as Smith proposes. `suggestion` is the
+    rate at which the smoothed loss falls the steepest, over the logarithm of the rate, before its
+    lowest point. fastai calls this rule "steep". Only steps count at which the loss has fallen by
+    more than its noise. `suggestion` is `None` if there are none.
 
     Args:
         rates: list of floats. The learning rate of each step.
-        losses: list of floats. The losses, smoothed over about a tenth of the steps, without delay,
-            and without what rises further than the loss had fallen.
+        losses: list of floats. The losses, smoothed over about a tenth of the steps in both
+            directions, so without delay. A loss that rises by more than the loss had fallen is
+            clipped first.
         raw_losses: list of floats. The loss of each step's batch.
         suggestion: float or `None`. The rate to train with.
 
@@ -59,10 +60,10 @@ class LearningRateSearch:
     suggestion: float | None
 
     def save_picture(self, path: str | os.PathLike[str]) -> None:
-        """Draws the losses over the rates, with the suggestion.
+        """Saves a plot of the losses over the rates, with the suggestion.
 
         Args:
-            path: string or path. Its ending says the format: `.png`, `.svg`, `.pdf`.
+            path: string or path. Its extension sets the format: `.png`, `.svg`, `.pdf`.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -94,19 +95,19 @@ def search_learning_rate(
     num_steps: int,
     **data: Any,
 ) -> LearningRateSearch:
-    """Trains for a while with a growing rate, puts everything back, and returns what was seen.
+    """Trains with a growing rate, and restores the model; see `Trainer.find_learning_rate`.
 
     Args:
         model: `keras.Model`, compiled.
         training: `ShortTraining` of the model.
         lowest: float. The rate of the first step.
         highest: float. The rate of the last step.
-        num_steps: integer. The number of steps.
-        **data: What `ShortTraining.fit` takes for data.
+        num_steps: integer.
+        **data: The arguments of `ShortTraining.fit` for data.
 
     Raises:
-        InvalidInputError: A number does not fit, the optimizer has a schedule, or the very first
-            loss is not finite.
+        InvalidInputError: A number is out of range, the optimizer has a schedule, or the very
+            first loss is not finite.
     """
     check_number("lowest", lowest, above=0.0)
     check_number("highest", highest, above=0.0)
@@ -117,25 +118,25 @@ def search_learning_rate(
     check_integer("num_steps", num_steps, least=10)
     if not isinstance(model.optimizer.learning_rate, keras.Variable):
         raise InvalidInputError(
-            "The optimizer has a schedule as its learning_rate, so that it can't be given others. "
-            "Search with a trainer whose optimizer has a number, and scale the schedule then."
+            "The optimizer has a schedule as its learning_rate, which the search can't change. "
+            "Search with an optimizer whose learning_rate is a number, and then scale the schedule."
         )
     sweep = _Sweep(np.geomspace(lowest, highest, num_steps))
-    with training.leaving_no_trace():
+    with training.restored_state():
         training.fit(num_steps, [sweep], **data)
     if len(sweep.losses) < num_steps and not sweep.has_exploded:
         warnings.warn(
-            f"The generator has ended after {len(sweep.losses)} of {num_steps} steps, so that the "
-            "higher rates were not tried. Let it go on for ever, or give fewer num_steps.",
+            f"The generator has ended after {len(sweep.losses)} of {num_steps} steps, so that "
+            "higher rates were not tried. Use a generator that never ends, or fewer num_steps.",
             stacklevel=3,
         )
     return _result(sweep.rates, sweep.losses)
 
 
 def _result(all_rates: list[float], raw_losses: list[float]) -> LearningRateSearch:
-    """Returns what the losses of the first so many rates say."""
+    """Returns the result of a test that may have ended before the last rate."""
     rates = all_rates[: len(raw_losses)]
-    # An explosion would hide, in the means, the fall before it.
+    # Without the clipping, an explosion would hide the fall before it in the means.
     start = float(np.median(raw_losses[: max(len(raw_losses) // 10, 1)]))
     clipped = np.minimum(raw_losses, 2 * start - min(raw_losses))
     losses = _smooth(clipped, _smoothing(len(all_rates)))
@@ -147,7 +148,7 @@ def _smoothing(num_steps: int) -> float:
 
 
 class _Sweep(keras.callbacks.Callback):
-    """Makes each step with a rate of its own, until the loss explodes."""
+    """Sets the learning rate of each step, and stops the training when the loss explodes."""
 
     def __init__(self, rates: Any) -> None:
         super().__init__()
@@ -159,41 +160,41 @@ class _Sweep(keras.callbacks.Callback):
         self._best = math.inf
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        model = self.model  # On JAX this brings back the state, so that the assignments hold.
+        model = self.model  # On JAX this reads the state back, so that assignments take effect.
         model.optimizer.learning_rate = self.rates[len(self.losses)]
-        model.reset_metrics()  # So that the loss is that of one step.
+        model.reset_metrics()  # Then the logged loss is that of one step.
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         logged = (logs or {}).get("loss")
         if logged is None:
             raise InvalidInputError(
-                "The model's own `train_step` logs no 'loss', so that there is nothing to go by."
+                "The model's own `train_step` logs no 'loss', which this search needs."
             )
         loss = float(logged)
         if not math.isfinite(loss):
             if not self.losses:
                 raise InvalidInputError(
-                    f"The loss of the first step is {loss:g}, before any rate could make it so: "
-                    "look at the inputs for NaN, and at the labels for those that are no class."
+                    f"The loss of the first step is {loss:g}, which the learning rate can't have "
+                    "caused: look for NaN in the inputs, and for labels outside the classes."
                 )
             self.has_exploded = self.model.stop_training = True
             return
         if not self.losses and find_not_finite(self.model.trainable_variables):
-            # On TensorFlow `relu` makes a NaN 0, so that the loss is none.
+            # On TensorFlow `relu` turns NaN into 0, so that the loss stays finite.
             raise InvalidInputError(
-                "The weights are not finite after the first step, before any rate could make them "
-                "so: look at the inputs for NaN."
+                "The weights are not finite after the first step, which the learning rate can't "
+                "have caused: look for NaN in the inputs."
             )
         self.losses.append(loss)
         self._mean = self._smoothing * self._mean + (1 - self._smoothing) * loss
         mean = self._mean / (1 - self._smoothing ** len(self.losses))
         self._best = min(self._best, mean)
-        if mean > self._best + _EXPLODED * max(abs(self.losses[0]), abs(self._best)):
+        if mean > self._best + _EXPLOSION * max(abs(self.losses[0]), abs(self._best)):
             self.has_exploded = self.model.stop_training = True
 
 
 def _smooth(losses: Array, smoothing: float) -> list[float]:
-    """Returns means in which a loss counts the less the further away it is, to either side."""
+    """Returns exponentially decaying means over the losses on both sides of each loss."""
 
     def decaying_sums(values: Array) -> Array:
         total, sums = 0.0, []
@@ -215,8 +216,8 @@ def _suggest(rates: list[float], losses: list[float], raw_losses: Array) -> floa
     jitter = float(np.std(np.subtract(raw_losses[upto], losses[upto])))
     if lowest == 0 or losses[0] - losses[lowest] <= jitter:
         return None
-    # What jitters before the loss falls may be steep, too.
+    # Noise before the loss falls may be steep, too.
     falls = np.subtract(losses[0], losses[upto])
-    begun = int(np.argmax(falls > max(jitter, _BEGUN * falls[-1])))
+    begun = int(np.argmax(falls > max(jitter, _FALL_BEGUN * falls[-1])))
     slopes = np.gradient(losses[upto], np.log(rates[upto]))
     return rates[begun + int(np.argmin(slopes[begun:]))]

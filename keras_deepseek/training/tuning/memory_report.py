@@ -1,4 +1,4 @@
-"""What a step of training holds in memory, by what it is for."""
+"""The report of the memory that a training step needs, by its use."""
 
 import dataclasses
 from typing import Any
@@ -14,20 +14,21 @@ from keras_deepseek.training.tuning.short_training import ShortTraining
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
-    """The bytes that a training holds, by what they are for; printed, a table.
+    """The bytes that a training step needs, by their use. Printed, it is a table.
 
-    They are counted, on any device. What a framework needs beyond them is not there: room for the
-    inputs and outputs of one operation at a time, the batch itself, and what its allocator keeps.
-    XLA may hold less, where it computes a number anew in place of keeping it.
+    The bytes are counted from shapes and dtypes, alike on any device. A framework needs more, which
+    is not counted: the inputs and outputs of the operation that is running, the batch itself, and
+    the memory that its allocator keeps. XLA may need less, where it computes a tensor again instead
+    of keeping it.
 
     Args:
-        weights: integer. Variables of the layers, in bytes: weights, moving statistics, seeds.
-        gradients: integer. Those by the trainable weights, and, with micro-batches, their sum.
-        optimizer: integer. Variables of the optimizer, such as momenta and moving averages.
-        activations: integer. What the forward pass of a batch, or of one of its micro-batches,
-            keeps for the backward pass: outputs of layers, masks of dropout, weights that were cast
-            to half precision. Of a loop whose number of rounds depends on the data, TensorFlow
-            counts one.
+        weights: integer. Bytes of the layers' variables: weights, moving statistics, seeds.
+        gradients: integer. Bytes of the gradients, and with micro-batches of their sum.
+        optimizer: integer. Bytes of the optimizer's variables, such as momenta and moving averages.
+        activations: integer. Bytes that the forward pass of a batch, or of one micro-batch, keeps
+            for the backward pass: outputs of layers, masks of dropout, weights that were cast to
+            half precision. Of a loop whose number of rounds depends on the data, TensorFlow counts
+            one round.
         batch_size: integer. The rows of that batch.
 
     Example:
@@ -49,11 +50,11 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """The sum of the four parts, in bytes."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
-        """Returns a table of the parts, in MiB, or in KiB of a small model, and in percent."""
+        """Returns a table of the parts in MiB, or KiB if the model is small, and in percent."""
         unit, name_of_unit = (2**20, "MiB") if self.total >= 2**20 else (2**10, "KiB")
         names = ("weights", "gradients", "optimizer", "activations", "total")
         rows = []
@@ -71,21 +72,21 @@ def measure_memory(
     training: ShortTraining,
     data: dict[str, Any],
 ) -> MemoryReport:
-    """Counts what a step on the first batch holds, and puts everything back.
+    """Counts the bytes that a step on the first batch needs, and restores the model.
 
     Args:
         model: `keras.Model`, compiled.
         plan: `StepPlan` of its steps.
         training: `ShortTraining` of the model.
-        data: dict. The data and the other arguments of `ShortTraining.first_batch`.
+        data: dict. The arguments of `ShortTraining.first_batch`.
     """
-    with training.leaving_no_trace():
+    with training.restored_state():
         batch = training.first_batch(**data)
         with missing_loss_errors(model):
             activations = plan.count_kept_bytes(batch)
         trainable = model.trainable_variables
         gradients = count_bytes(trainable)
-        if plan.options.micro_batches > 1:  # They are summed in float32.
+        if plan.options.micro_batches > 1:  # Their sum is in float32.
             gradients += sum(4 * int(np.prod(variable.shape)) for variable in trainable)
         return MemoryReport(
             weights=count_bytes(model.variables),

@@ -1,4 +1,4 @@
-"""A training of a few steps that leaves no trace: what the searches try a rate or a size in."""
+"""Short trainings that are undone, in which the searches try learning rates and batch sizes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,38 +19,38 @@ from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 
 
 class ShortTraining:
-    """Trains a model for some steps, and puts everything back.
+    """Trains a model for some steps, and restores its state afterwards.
 
-    Weights and states of the layers, the optimizer, the metrics and the random number generators
-    are afterwards, to the bit, what they were. A model that was not built is.
+    The weights and states of the layers, the optimizer, the metrics and the random number
+    generators are restored to the bit. A model that was not built stays built.
 
     Args:
         model: `keras.Model`, compiled.
-        lend_step: Function without arguments that returns a context, in which the model trains as
-            its trainer wants it to.
+        in_training: Function without arguments. It returns a context manager in which the model
+            trains by the trainer's steps.
     """
 
     def __init__(
-        self, model: keras.Model, lend_step: Callable[[], AbstractContextManager[Any]]
+        self, model: keras.Model, in_training: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         self._model = model
-        self._lend_step = lend_step
+        self._in_training = in_training
         self._state: dict[str, Any] | None = None
 
     @contextmanager
-    def leaving_no_trace(self) -> Iterator[None]:
-        """Puts back, when the block ends, all that the trainings in it have changed."""
+    def restored_state(self) -> Iterator[None]:
+        """Restores everything that the trainings in the block have changed, when it ends."""
         random = read_random_state()
         try:
             yield
         finally:
-            with self._lend_step():  # Which may lend the model metrics, too.
+            with self._in_training():  # It may add metrics, whose values are restored too.
                 self.restore()
             self._state = None
             write_random_state(random)
 
     def restore(self) -> None:
-        """Gives the variables the values that they had before the first training."""
+        """Restores the values that the variables had before the first training."""
         if self._state is not None:
             write_variables(self._model, self._state)
 
@@ -65,24 +65,17 @@ class ShortTraining:
         batch_size: int | None = None,
         class_weight: Any = None,
     ) -> None:
-        """Trains for so many steps, or fewer where a generator or a callback ends it.
+        """Trains for `steps` steps, or fewer if a generator or a callback ends the training.
 
-        Args:
-            steps: integer. The most steps; the data are gone through as often as it takes.
-            callbacks: iterable of Keras callbacks.
-            x: The data, as `keras.Model.fit` takes them.
-            y: Likewise. Defaults to `None`.
-            sample_weight: Likewise. Defaults to `None`.
-            batch_size: Likewise. Defaults to `None`.
-            class_weight: Likewise. Defaults to `None`.
+        The data are repeated as often as necessary.
 
         Raises:
-            InvalidInputError: The model has no loss, or makes several steps before it tells of
-                them; or there is no batch.
+            InvalidInputError: The model has no loss, its `steps_per_execution` is not 1, or there
+                is no batch.
         """
         if self._model.steps_per_execution != 1:
             raise InvalidInputError(
-                "A search looks at each step, and the model makes "
+                "A search reads the logs of each step, and the model runs "
                 f"{self._model.steps_per_execution} at once: compile it with steps_per_execution=1."
             )
         positioned = self._open(
@@ -93,14 +86,14 @@ class ShortTraining:
             class_weight=class_weight,
         )
         stream = positioned.stream
-        chosen = [*callbacks, _Steps(steps, stream)]
-        with missing_loss_errors(self._model), self._lend_step():
+        chosen = [*callbacks, _StepLimit(steps, stream)]
+        with missing_loss_errors(self._model), self._in_training():
             self._build(positioned)
             self.restore()
             keras.Model.fit(self._model, positioned, epochs=steps, verbose=0, callbacks=chosen)
 
     def first_batch(self, **data: Any) -> Any:
-        """Returns tensors of the first batch that a training would be made on; the model is built.
+        """Builds the model, and returns the first batch of the data as tensors.
 
         Args:
             **data: The data, as for `fit`.
@@ -109,7 +102,7 @@ class ShortTraining:
             InvalidInputError: There is no batch.
         """
         positioned = self._open(**data)
-        with missing_loss_errors(self._model), self._lend_step():
+        with missing_loss_errors(self._model), self._in_training():
             self._build(positioned)
         (batch,) = positioned.stream.peek(1)
         return keras.tree.map_structure(
@@ -127,15 +120,15 @@ class ShortTraining:
             for name, optimizer in find_own_optimizers(self._model).items():
                 if not optimizer.built:
                     raise InvalidInputError(
-                        f"A search puts the optimizers back, and {name!r} of model "
+                        f"A search restores the optimizers, and {name!r} of model "
                         f"{self._model.name!r} is not built yet: call its build(variables) first."
                     )
             self._state = read_variables(self._model)
         data.leave_open(getattr(self._model, "inputs", None) or [])
 
 
-class _Steps(keras.callbacks.Callback):
-    """Ends a training after so many steps, and the epochs where the data end."""
+class _StepLimit(keras.callbacks.Callback):
+    """Ends a training after a number of steps, and its epochs where the data end."""
 
     def __init__(self, steps: int, stream: BatchStream) -> None:
         super().__init__()

@@ -126,4 +126,4 @@ def test_keras_s_own_callbacks_are_understood():
 @pytest.mark.parametrize(("state", "is_said"), [({}, False), ({"wait": 2}, True)])
 def test_what_was_remembered_of_a_callback_that_is_not_here_is_said(state, is_said, caplog):
     CallbackStates([]).write([{"class": "EarlyStopping", "state": state}])
-    assert ("states of callbacks that this fit was not given" in caplog.text) == is_said
+    assert ("state of callbacks that this fit does not have" in caplog.text) == is_said

@@ -18,7 +18,7 @@ def test_options_without_a_folder_are_refused():
         ({"checkpoint_dir": 3}, "received 3"),
         ({"checkpoint_every": 0}, "`checkpoint_every`"),
         ({"keep_last": 0}, "`keep_last`"),
-        ({"keep_best": ("loss", "less")}, "`keep_best` names a log"),
+        ({"keep_best": ("loss", "less")}, "`keep_best` must be the name of a log"),
         ({"keep_best": ("loss", "min", 0)}, "keep_best"),
     ],
 )

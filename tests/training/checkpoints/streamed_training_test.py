@@ -156,10 +156,10 @@ def test_a_generator_that_is_trained_on_again_has_lost_no_batch(model):
 
 @pytest.mark.parametrize("needs_stream", [False, True])
 def test_where_a_generator_ends_the_training_ends(model, needs_stream):
-    with pytest.warns(UserWarning, match="has ended in epoch 1 of 3, and the training with it"):
+    with pytest.warns(UserWarning, match="ended in epoch 1 of 3, so that the training stops"):
         history = fit(model, x=ending(), y=None, epochs=3, needs_stream=needs_stream)
     assert len(history.epoch) == 1
-    with pytest.warns(UserWarning, match="Epoch 2 ended after 1 batches, where the data end"):
+    with pytest.warns(UserWarning, match="Epoch 2 ended after 1 batches because the data ended"):
         history = fit(model, x=ending(), y=None, epochs=2, steps_per_epoch=2)
     assert len(history.epoch) == 2
     with pytest.warns(UserWarning, match=r"Epoch \d ended after 3 batches"):

@@ -89,10 +89,10 @@ def test_the_weights_alone_leave_the_optimizer_as_it_is():
     [
         ({"units": 5}, r"is float32 \(3, 5\); the checkpoint has '[\w/]*kernel' there, float32"),
         ({"dtype": "bfloat16"}, r"is bfloat16 .* the checkpoint has .* float32"),
-        ({"optimizer": keras.optimizers.SGD()}, "with the optimizer Adam, and here it is SGD"),
+        ({"optimizer": keras.optimizers.SGD()}, "with the optimizer Adam, and the model has SGD"),
         (
             {"optimizer": keras.optimizers.Adam()},
-            r"of the optimizer, and here it has \d+; only the checkpoint has .+, .+ and \d+ more",
+            r"and this training has \d+; only the checkpoint has .+, .+ and \d+ more",
         ),
     ],
 )

@@ -139,5 +139,5 @@ def test_data_of_nan_are_said_to_be_where_the_loss_does_not_show_it():
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = Trainer(model, optimizer="sgd", loss=loss)
-    with pytest.raises(InvalidInputError, match=r"first step.*look at the inputs for NaN"):
+    with pytest.raises(InvalidInputError, match=r"first step.*look for NaN in the inputs"):
         trainer.find_learning_rate(X * np.nan, Y)

@@ -56,7 +56,7 @@ def test_everything_is_put_back_to_the_bit():
     training, steps = ShortTraining(model, contextlib.nullcontext), Steps()
 
     def train():
-        with training.leaving_no_trace():
+        with training.restored_state():
             training.fit(7, [steps], x=X, y=X[:, :1], batch_size=4)
             assert (model.get_weights()[0] != before[0]).any()
             random.random()
@@ -72,7 +72,7 @@ def test_everything_is_put_back_to_the_bit():
 def test_a_generator_is_gone_through_once():
     model, steps = build(), Steps()
     training = ShortTraining(model, contextlib.nullcontext)
-    with training.leaving_no_trace():
+    with training.restored_state():
         training.fit(7, [steps], x=((X, X[:, :1]) for _ in range(3)))
     assert steps.number == 3
 
@@ -83,5 +83,5 @@ def test_a_model_without_a_loss_is_refused():
 
 
 def test_several_steps_in_one_execution_are_refused():
-    with pytest.raises(InvalidInputError, match="the model makes 3 at once"):
+    with pytest.raises(InvalidInputError, match="the model runs 3 at once"):
         ShortTraining(build(steps_per_execution=3), contextlib.nullcontext).fit(3, [], x=X)
