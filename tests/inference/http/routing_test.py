@@ -116,5 +116,5 @@ def test_a_protocol_is_added_by_its_routes_alone(doubler, monkeypatch):
         assert ask("/mine/double/ok", b"")[0] == 405
         paths = json.loads(ask("/openapi.json")[1])["paths"]
         assert paths["/mine/double/ok"]["get"]["summary"] == "Ask 'double'"
-        assert 'protocol="mine",method="ok"' in ask("/metrics")[1]
+        assert 'method="ok",model="",protocol="mine"' in ask("/metrics")[1]
         server.stop()
