@@ -109,9 +109,9 @@ def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, An
     if kind in ("tf.data", "Grain"):
         return _Dataset(kind, adapter)
     raise NotSupportedError(
-        f"A training with checkpoints can't restore its position in a {type(x).__name__}. Give "
-        "arrays, a PyDataset, tf.data, a torch DataLoader, a Grain dataset or a generator; or "
-        "train without a checkpoint_dir."
+        f"A training by steps or with checkpoints can't know its position in a {type(x).__name__}. "
+        "Give arrays, a PyDataset, tf.data, a torch DataLoader, a Grain dataset or a generator; or "
+        "train by fit, without a checkpoint_dir."
     )
 
 

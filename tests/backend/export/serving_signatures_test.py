@@ -26,12 +26,12 @@ def signature_of(sizes, *widths):
         (
             signature_of((3,), 2),
             ServingSignatures(classes=("a", "b", "c")),
-            r"shape \(any, 3\); it has",
+            r"shape \(any, 3\); received",
         ),
         (
             signature_of((3,), 2),
             ServingSignatures(regresses=True),
-            r"Of 1 value a row .*shape \(any, 1\)",
+            r"For 1 value a row.*shape \(any, 1\)",
         ),
         (signature_of((3,), 1, 1), ServingSignatures(regresses=True), "one output"),
     ],
