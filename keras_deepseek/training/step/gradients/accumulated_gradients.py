@@ -6,12 +6,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.training.step.gradients.batch_gradients import (
-    Backward,
-    BatchResult,
-    PartGradients,
-    begin_from_sums,
-)
+from keras_deepseek.training.step.gradients.batch_gradients import PartGradients, SummedGradients
 from keras_deepseek.training.step.gradients.micro_batches import (
     Batch,
     MicroBatches,
@@ -21,7 +16,7 @@ from keras_deepseek.training.step.gradients.micro_batches import (
 from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 
 
-class AccumulatedGradients(PartGradients):
+class AccumulatedGradients(SummedGradients):
     """Sums the gradients of micro-batches, and divides them by the weight of the whole batch.
 
     Args:
@@ -39,23 +34,9 @@ class AccumulatedGradients(PartGradients):
         *,
         is_sum: bool,
     ) -> None:
-        self._part = part
+        super().__init__(part, is_sum=is_sum)
         self._number = num_micro_batches
         self._assigned = assigned
-        self._is_sum = is_sum
-
-    @property
-    def updates_metrics(self) -> bool:
-        return self._part.updates_metrics
-
-    def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
-        sums, _ = self.sum(batch, variables)
-        return BatchResult(*sums.means(is_sum=self._is_sum), count_rows(batch))
-
-    def begin(
-        self, batch: Batch, variables: Sequence[keras.Variable]
-    ) -> tuple[WeightedSums, Backward]:
-        return begin_from_sums(self.sum(batch, variables)[0])
 
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
         check_same_rows(batch, count_rows(batch))

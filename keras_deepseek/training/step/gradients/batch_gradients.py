@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.processes.processes import Receive
-from keras_deepseek.training.step.gradients.micro_batches import Batch
+from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows
 from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 
 Backward = Callable[[Any, Receive | None], list[Any]]
@@ -72,10 +72,35 @@ class PartGradients(BatchGradients):
         """Returns the sums of a part of a batch, and a factor that its gradients lack still."""
 
 
-def begin_from_sums(sums: WeightedSums) -> tuple[WeightedSums, Backward]:
-    """Returns what `PartGradients.begin` does, of sums whose gradients are known already."""
+class SummedGradients(PartGradients):
+    """Sums the gradients of parts, and divides them by the weight of the whole batch.
 
-    def backward(divisor: Any, _: Receive | None) -> list[Any]:
-        return [None if gradient is None else gradient / divisor for gradient in sums.gradients]
+    Args:
+        part: `PartGradients` of one of the parts.
+        is_sum: True if the loss is a sum over the rows, and not a mean.
+    """
 
-    return replace(sums, gradients=[]), backward
+    def __init__(self, part: PartGradients, *, is_sum: bool) -> None:
+        self._part = part
+        self._is_sum = is_sum
+
+    @property
+    def updates_metrics(self) -> bool:
+        return self._part.updates_metrics
+
+    def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
+        sums, _ = self.sum(batch, variables)
+        return BatchResult(*sums.means(is_sum=self._is_sum), count_rows(batch))
+
+    def begin(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[WeightedSums, Backward]:
+        sums, _ = self.sum(batch, variables)
+
+        def backward(divisor: Any, _: Receive | None) -> list[Any]:
+            return [None if each is None else each / divisor for each in sums.gradients]
+
+        return replace(sums, gradients=[]), backward
+
+    def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:
+        return self._part.count_kept_bytes(batch, variables)

@@ -10,11 +10,10 @@ from keras import ops
 from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.training.step.gradient_update import is_scaled
 from keras_deepseek.training.step.gradients.batch_gradients import (
-    Backward,
     BatchGradients,
     BatchResult,
     PartGradients,
-    begin_from_sums,
+    SummedGradients,
 )
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows
@@ -23,7 +22,7 @@ from keras_deepseek.training.step.gradients.weighted_sums import MIN_WEIGHT, Wei
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 
 
-class DeviceGradients(PartGradients):
+class DeviceGradients(SummedGradients):
     """Divides the rows among devices of this process.
 
     Args:
@@ -36,31 +35,14 @@ class DeviceGradients(PartGradients):
     def __init__(
         self, model: keras.Model, part: PartGradients, devices: Replicas, *, is_sum: bool
     ) -> None:
+        super().__init__(part, is_sum=is_sum)
         self._model = model
-        self._part = part
         self._devices = devices
-        self._is_sum = is_sum
-
-    @property
-    def updates_metrics(self) -> bool:
-        return self._part.updates_metrics
-
-    def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
-        sums, _ = self.sum(batch, variables)
-        return BatchResult(*sums.means(is_sum=self._is_sum), count_rows(batch))
-
-    def begin(
-        self, batch: Batch, variables: Sequence[keras.Variable]
-    ) -> tuple[WeightedSums, Backward]:
-        return begin_from_sums(self.sum(batch, variables)[0])
 
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
         part = ReplicaPart(self._model, self._part, self._devices, variables)
         scalars, (counts,), gradients = self._devices.sum(part, batch, variables)
         return part.merge(scalars, counts, gradients)[0], 1.0
-
-    def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:
-        return self._part.count_kept_bytes(batch, variables)
 
 
 class ReplicatedGradients(BatchGradients):
