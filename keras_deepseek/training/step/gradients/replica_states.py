@@ -1,5 +1,6 @@
-"""What the rows of one replica leave in metrics and layers, and what those of all of them do."""
+"""Merges each replica's metric and layer state into that of the whole batch."""
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,37 +11,39 @@ from keras import ops
 from keras_deepseek.backend.keras_private.layers import batch_states, seed_states
 
 _STRIDE = 15_485_863
-"""Between the seeds of two replicas: more than a training draws, and thousands fit an int32."""
+"""The distance between the seeds of two replicas.
+
+It is more than a training draws, and thousands of them fit into an int32.
+"""
 
 
 class ReplicaStates:
-    """The variables of a step that differ by replica, until they are made one.
+    """The variables that the rows of each replica change, until all replicas agree on them.
 
-    Metrics count what all replicas have counted. What layers keep of a batch, such as moving
-    statistics, is the mean over the rows of all; where a variable's `aggregation` is `"sum"`, as of
-    the tokens of each expert, it is the sum of what replicas assign. Random number generators
-    differ by replica while the step computes, and agree afterwards.
+    Metrics are summed. The state of layers, such as moving statistics, is the mean over all rows;
+    with `aggregation="sum"`, as for the tokens of each expert, it is the sum. Random number
+    generators differ by replica while the step computes, and agree afterwards.
 
     Args:
         model: `keras.Model`, built and compiled.
     """
 
     def __init__(self, model: keras.Model) -> None:
-        self._metrics = model.metrics_variables
         floats = [each for each in batch_states(model) if keras.backend.is_float_dtype(each.dtype)]
         layers = {id(each): each for each in floats}.values()
-        self._layers = [each for each in layers if each.aggregation != "sum"]
-        self._counts = [each for each in layers if each.aggregation == "sum"]
+        self._merges: list[_Merge] = [
+            *(_Added(each) for each in model.metrics_variables),
+            *(_Averaged(each) for each in layers if each.aggregation != "sum"),
+            *(_Summed(each) for each in layers if each.aggregation == "sum"),
+        ]
         self._seeds = seed_states(model)
-        self._variables = (*self._metrics, *self._layers, *self._counts)
-        self._before = [ops.copy(each.value) for each in self._variables]
 
     @contextmanager
     def replica_seeds(self, rank: Any) -> Iterator[None]:
-        """Makes the random numbers of a replica others than those of the rest, inside of the block.
+        """Gives a replica its own random numbers.
 
         Args:
-            rank: Which replica it is: an integer, or an integer tensor.
+            rank: The replica's rank: an integer, or an integer tensor.
         """
         distances = [
             ops.cast(rank, seed.dtype) * ops.cast(_STRIDE, seed.dtype) for seed in self._seeds
@@ -56,49 +59,83 @@ class ReplicaStates:
             seed.assign(move(seed.value, ops.stack([distance, ops.zeros_like(distance)])))
 
     def restore(self) -> None:
-        """Puts back what the rows of another replica have changed, in the same process."""
-        for variable, before in zip(self._variables, self._before, strict=True):
-            variable.assign(before)
+        """Undoes the changes by another replica of this process."""
+        for merge in self._merges:
+            merge.variable.assign(merge.before)
 
     def changes(self, num_rows: Any) -> list[Any]:
-        """Returns what this replica's rows have changed, to be summed over all.
+        """Returns the changes by this replica's rows, to be summed over all replicas.
 
         Args:
-            num_rows: float32 scalar. The number of its rows, `0.0` where it has computed none of
-                its own.
+            num_rows: float32 scalar. The replica's own rows; with `0.0`, all changes are zero.
         """
-        changes = [
-            ops.cast(variable.value, "float32") - ops.cast(before, "float32")
-            for variable, before in zip(self._variables, self._before, strict=True)
-        ]
-        num_added = len(self._metrics) + len(self._layers)
-        weights = [1.0] * len(self._metrics) + [num_rows] * len(self._layers)
-        added = [
-            change * weight for change, weight in zip(changes[:num_added], weights, strict=True)
-        ]
-        counted = [ops.cast(variable.value, "float32") for variable in self._counts]
-        # What no replica assigns stays as it is.
-        is_assigned = [ops.cast(ops.any(each != 0), "float32") for each in changes[num_added:]]
-        return [
-            ops.where(num_rows > 0, each, ops.zeros_like(each))
-            for each in (*added, *counted, *is_assigned)
-        ]
+        changes = [change for merge in self._merges for change in merge.changes(num_rows)]
+        return [ops.where(num_rows > 0, each, ops.zeros_like(each)) for each in changes]
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
-        """Changes the variables by what the rows of all replicas have changed.
+        """Writes the merged state into the variables.
 
         Args:
-            sums: The sums of `changes`.
-            num_rows: float32 scalar. The number of all rows.
+            sums: The sums of `changes` over all replicas.
+            num_rows: float32 scalar. The rows of all replicas.
         """
-        num_added, num_counts = len(self._metrics) + len(self._layers), len(self._counts)
-        divisors = [1.0] * len(self._metrics)
-        divisors += [ops.maximum(num_rows, 1.0)] * len(self._layers)
-        added = self._variables[:num_added], self._before[:num_added], sums[:num_added], divisors
-        for variable, before, change, divisor in zip(*added, strict=True):
-            variable.assign(before + ops.cast(change / divisor, variable.dtype))
-        counted, is_assigned = sums[num_added:][:num_counts], sums[num_added:][num_counts:]
-        for variable, before, count, number in zip(
-            self._counts, self._before[num_added:], counted, is_assigned, strict=True
-        ):
-            variable.assign(ops.where(number > 0, ops.cast(count, variable.dtype), before))
+        left = iter(sums)
+        for merge in self._merges:
+            merge.write([next(left) for _ in range(merge.num_changes)], num_rows)
+
+
+class _Merge(abc.ABC):
+    """The way in which one variable is merged."""
+
+    num_changes = 1
+
+    def __init__(self, variable: keras.Variable) -> None:
+        self.variable = variable
+        self.before = ops.copy(variable.value)
+
+    def _change(self) -> Any:
+        return ops.cast(self.variable.value, "float32") - ops.cast(self.before, "float32")
+
+    @abc.abstractmethod
+    def changes(self, num_rows: Any) -> list[Any]:
+        """Returns `num_changes` float32 tensors, to be summed over the replicas."""
+
+    @abc.abstractmethod
+    def write(self, sums: Sequence[Any], num_rows: Any) -> None:
+        """Assigns the merged value."""
+
+
+class _Added(_Merge):
+    """Adds what each replica added."""
+
+    def changes(self, num_rows: Any) -> list[Any]:
+        return [self._change()]
+
+    def write(self, sums: Sequence[Any], num_rows: Any) -> None:
+        self.variable.assign(self.before + ops.cast(sums[0], self.variable.dtype))
+
+
+class _Averaged(_Merge):
+    """Averages the changes over the rows of all replicas."""
+
+    def changes(self, num_rows: Any) -> list[Any]:
+        return [self._change() * num_rows]
+
+    def write(self, sums: Sequence[Any], num_rows: Any) -> None:
+        mean = sums[0] / ops.maximum(num_rows, 1.0)
+        self.variable.assign(self.before + ops.cast(mean, self.variable.dtype))
+
+
+class _Summed(_Merge):
+    """Sums the values that replicas assigned; a variable that none assigned stays as it is."""
+
+    num_changes = 2
+
+    def changes(self, num_rows: Any) -> list[Any]:
+        is_assigned = ops.cast(ops.any(self._change() != 0), "float32")
+        return [ops.cast(self.variable.value, "float32"), is_assigned]
+
+    def write(self, sums: Sequence[Any], num_rows: Any) -> None:
+        total, num_assigned = sums
+        value = ops.cast(total, self.variable.dtype)
+        self.variable.assign(ops.where(num_assigned > 0, value, self.before))
