@@ -78,7 +78,7 @@ def test_bytes_of_another_dtype_are_not_handed_over(plain_tensorrt, engine):
     ):
         run_engine(plain_tensorrt, engine, [batch(1, "float64")])
     plain_tensorrt.input_dtype = plain_tensorrt.DataType.FP8
-    with pytest.raises(NotSupportedError, match="'input_0' is of FP8"):
+    with pytest.raises(NotSupportedError, match="'input_0' has dtype FP8"):
         run_engine(plain_tensorrt, engine, [batch(1)])
 
 
