@@ -13,7 +13,7 @@ class Hidden:
 sys.meta_path.insert(0, Hidden())
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name == "tensorflow" else found(name)
-import keras_deepseek.ROOM
+from keras_deepseek.ROOM import *
 """
 
 

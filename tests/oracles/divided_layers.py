@@ -246,7 +246,7 @@ def places() -> dict[str, list[str]]:
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         device_map=DEVICE_MAP,
     )
-    with trainer._in_training():
+    with trainer._session.in_training():
         build_for_training(model, (X, Y))
         step = tf.function(model.train_step)
         graph = step.get_concrete_function((tf.constant(X), tf.constant(Y))).graph
