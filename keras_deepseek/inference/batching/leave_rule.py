@@ -53,13 +53,13 @@ class FixedRule:
         self._wait = wait
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Ignores it."""
+        """Does nothing: the rule does not learn."""
 
     def arrive(self, rows: int, now: float) -> None:
-        """Ignores it."""
+        """Does nothing: the rule does not learn."""
 
     def end(self, now: float) -> None:
-        """Ignores it."""
+        """Does nothing: the rule does not learn."""
 
     def plan(self, oldest: float) -> Plan:
         """Returns the fixed plan."""

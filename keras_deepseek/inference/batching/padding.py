@@ -34,7 +34,7 @@ class Padding:
             the input whose first free axis it masks: the server makes the mask, true for data, and
             clients don't send it.
         outputs: mapping from output to the input whose length its first free axis has. Defaults to
-            an empty one: the one padded input.
+            an empty one: the only padded input gives the length.
 
     Raises:
         InvalidInputError: `lengths` are no rising integers of at least 1.

@@ -25,9 +25,10 @@ NUM_MOMENTS = 16
 """The number of last moments of each kind that are kept."""
 
 MOMENTS_BETWEEN_LESSONS = 4
+"""The number of moments after which the wait is computed again."""
 
 PARTS_OF_OVERHEAD = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
-"""The waits that are compared, relative to the overhead. A wait as long as it saves nothing."""
+"""The waits that are compared, relative to the overhead. Waiting for all of it saves nothing."""
 
 SHORTEST_WAIT = 5e-5
 """Seconds. A thread can't be woken reliably in a shorter time."""
