@@ -6,26 +6,24 @@ import sys
 from pathlib import Path
 
 NAME = "launch"
-HELP = "run a training script in several processes, one a rank, until all have ended"
+HELP = "run a training script in several processes, one for each rank"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `launch`.
-
-    Args:
-        parser: `argparse.ArgumentParser` of the command.
-    """
+    """Adds the arguments of `launch` to the command's parser."""
     parser.add_argument(
-        "--nproc", type=int, required=True, metavar="N", help="processes on this node"
+        "--nproc", type=int, required=True, metavar="N", help="number of processes on this node"
     )
-    parser.add_argument("--nnodes", type=int, default=1, metavar="M", help="nodes (default: 1)")
     parser.add_argument(
-        "--rank", type=int, metavar="R", help="the number of this node, from 0; with --nnodes"
+        "--nnodes", type=int, default=1, metavar="M", help="number of nodes (default: 1)"
+    )
+    parser.add_argument(
+        "--rank", type=int, metavar="R", help="number of this node, from 0; needed with --nnodes"
     )
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="the address of the process with rank 0 (default, on one node: a free loopback port)",
+        help="address of rank 0 (default on one node: a free port on loopback)",
     )
     parser.add_argument(
         "--strategy",
@@ -36,51 +34,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ps-count",
         type=int,
         metavar="K",
-        help="how many of the processes are parameter servers (default: 1)",
+        help="number of processes that are parameter servers (default: 1)",
     )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="a Ray cluster whose nodes run the processes (default: this node does)",
+        help="address of a Ray cluster that runs the processes (default: this node runs them)",
     )
     parser.add_argument(
-        "--backend", help="tensorflow, jax or torch (default: what Keras takes by itself)"
+        "--backend", help="tensorflow, jax or torch (default: the backend that Keras would use)"
     )
     parser.add_argument(
         "--max-restarts",
         type=int,
         default=0,
         metavar="N",
-        help="how often all are started again where one fails (default: 0)",
+        help="how often all processes are started again after a failure (default: 0)",
     )
     parser.add_argument(
         "--grace-period",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="from the signal to end to SIGKILL (default: 30)",
+        help="time between the signal to end and SIGKILL (default: 30)",
     )
-    parser.add_argument("script", metavar="script.py", help="what each process runs")
+    parser.add_argument("script", metavar="script.py", help="Python file that each process runs")
     parser.add_argument(
-        "script_arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments"
+        "script_arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the script"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Launches, and returns where each process ended with exit code 0.
-
-    Args:
-        arguments: What the parser with `add_arguments` read.
+    """Runs the processes; returns if each ended with exit code 0.
 
     Raises:
-        KerasDeepSeekError: Something in `arguments` can't be launched.
-        SystemExit: A process failed; with its exit code.
+        KerasDeepSeekError: The arguments are wrong.
+        SystemExit: A process failed. It has its exit code.
     """
     _open_launch()
     from keras_deepseek.errors import NotSupportedError
 
     if sys.platform == "win32":
-        raise NotSupportedError("launch needs the signals of Linux or macOS.")
+        raise NotSupportedError("launch needs the signals of Linux or macOS, not of Windows.")
     from keras_deepseek import backend
     from keras_deepseek.training.launch.launcher import Launcher
     from keras_deepseek.training.launch.plan import LaunchPlan
@@ -104,9 +99,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _open_launch() -> None:
-    """Makes the folder `launch` known: an import by name would run the room's `__init__` first.
+    """Imports the package `launch` without the `__init__` of the room above it.
 
-    That loads Keras, which takes seconds and memory beside the processes that need both.
+    That would load Keras, which takes seconds and memory that the processes need.
     """
     name = "keras_deepseek.training.launch"
     if name in sys.modules:
@@ -116,7 +111,7 @@ def _open_launch() -> None:
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     if spec is None or spec.loader is None:
-        raise ImportError(f"No package at {folder}.")
+        raise ImportError(f"There is no package at {folder}.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

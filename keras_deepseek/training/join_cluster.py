@@ -1,4 +1,4 @@
-"""Joins the processes that train together."""
+"""Joining of the processes that train together."""
 
 from keras_deepseek.training.cluster.cluster_options import ClusterOptions
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
@@ -14,30 +14,34 @@ def join_cluster(
     rank: int | None = None,
     coordinator: str | None = None,
 ) -> ClusterSpec:
-    """Joins the processes that train together, as a `Trainer` does when it is made.
+    """Joins the processes that train together, as a `Trainer` does when it is created.
 
-    A script under `keras-deepseek launch` needs no such call. Started otherwise, as by torchrun or
-    SLURM, a script on JAX or TensorFlow begins with it: these must know of the others before they
-    compute anything, as they do for an optimizer. On PyTorch it may.
+    A script under `keras-deepseek launch` does not need it. If it is started otherwise, such as by
+    torchrun or SLURM, a script on JAX or TensorFlow must begin with it: these frameworks must know
+    of the other processes before they compute anything, and creating an optimizer already computes.
+    On PyTorch it is optional.
 
     Args:
-        distributed_strategy: `"allreduce"`, or `"parameter_server"` or a `ParameterServer`, as for
-            `Trainer`. Of a parameter server on TensorFlow the chief connects to workers and
-            servers, and a process that `TF_CONFIG` makes one of these serves here until it is
-            ended; on JAX and PyTorch there is nobody to join yet. Defaults to `None`: that of
-            `keras-deepseek launch`, and without it `"allreduce"`.
-        world_size: integer, as for `Trainer`. Defaults to `None`: the environment says it.
-        rank: integer, as for `Trainer`. Defaults to `None`: the environment says it.
-        coordinator: string, as for `Trainer`. Defaults to `None`: the environment says it.
+        distributed_strategy: `"allreduce"`, `"parameter_server"` or a `ParameterServer`, as for
+            `Trainer`. For a parameter server on TensorFlow, the chief connects to workers and
+            servers, and a process that `TF_CONFIG` makes a worker or a server serves here until it
+            is ended; on JAX and PyTorch there is nothing to join yet. Defaults to `None`: the
+            strategy of `keras-deepseek launch`, else `"allreduce"`.
+        world_size: integer. The number of processes, as for `Trainer`. Defaults to `None`: read
+            from the environment.
+        rank: integer. The number of this process, as for `Trainer`. Defaults to `None`: read from
+            the environment.
+        coordinator: string. The address of rank 0, as for `Trainer`. Defaults to `None`: read from
+            the environment.
 
     Returns:
-        The `ClusterSpec`, by which a script knows its rank.
+        The `ClusterSpec`, which has the rank of this process.
 
     Raises:
-        InvalidInputError: An argument contradicts another or the environment, or JAX or
-            TensorFlow has computed already.
-        NotSupportedError: This release has no such strategy on this backend.
-        PeerLostError: A process has not come in time.
+        InvalidInputError: An argument contradicts another or the environment; or JAX or TensorFlow
+            has already computed something.
+        NotSupportedError: The backend does not support the strategy.
+        PeerLostError: A process did not come in time.
 
     Example:
 

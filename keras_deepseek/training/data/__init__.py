@@ -1,1 +1,1 @@
-"""Batches of sequences: packing, length buckets, masked tokens."""
+"""Batches of sequences (packing, length buckets, masked tokens), and the data of a `fit`."""

@@ -1,7 +1,4 @@
-"""Batches of sequences of about one length: little padding, and few shapes to compile for.
-
-It stands before `Trainer.fit`, which takes it as any other `keras.utils.PyDataset`.
-"""
+"""Batches of sequences of similar length, with little padding and few shapes to compile for."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -17,7 +14,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.data.token_features import Features, check_padding, read_features
 
 SHORTEST = 16
-"""The first of the boundaries that are powers of two, in tokens."""
+"""The first of the default boundaries, in tokens."""
 
 _ALONE = "features"  # The name of a feature that came without one.
 
@@ -25,32 +22,33 @@ _ALONE = "features"  # The name of a feature that came without one.
 class LengthBuckets(keras.utils.PyDataset):
     """Sequences in batches by length, each padded to the length of its bucket.
 
-    Choose it over `pack_sequences` where a model takes no mask by document, or one target belongs
-    to each sequence. The boundaries are the only lengths that a model sees, so that XLA compiles
-    one program for each. With `batch_size`, sequences that do not fill a batch join those of the
-    next bucket, so that all batches but the last have as many. With `tokens_per_batch`, batches of
-    short sequences have more of them and the work of a step stays about the same.
+    Choose it over `pack_sequences` if the model takes no attention mask by document, or if each
+    sequence has one target. A model sees the lengths of the boundaries only, so XLA compiles one
+    program for each of them. With `batch_size`, sequences that do not fill a batch join the next
+    bucket, so all batches but the last have the same size. With `tokens_per_batch`, batches of
+    short sequences have more of them, so each step takes about the same work. Give it to
+    `Trainer.fit` or `keras.Model.fit` as any other `keras.utils.PyDataset`.
 
     Args:
-        features: list of arrays, one a sequence, of shape `(num_tokens, ...)`; or a dict of such
-            lists by the names of the model's inputs, all of the same lengths.
-        targets: sequence of arrays or numbers, or `None`. The target of each sequence. Those with
-            as many entries as their sequences have tokens are padded too. Defaults to `None`.
-        boundaries: sequence of integers. The lengths of the buckets, ascending; the last holds the
-            longest sequence. Defaults to `None`: powers of two from 16 to that length.
-        batch_size: integer. Sequences of a batch. Defaults to `None`.
-        tokens_per_batch: integer. In place of `batch_size`: tokens of a batch, padding included.
-            Defaults to `None`.
-        padding: dict. What fills up a feature, by its name, or by `"features"` where it has none;
-            `"targets"` stands for the targets. Defaults to `None`: 0.
-        shuffle: boolean. Whether sequences change batches, and batches their order, each epoch.
-            Defaults to `True`.
-        seed: integer. What the shuffling is drawn by; one seed gives one order. Defaults to `0`.
+        features: list of arrays, one for each sequence, of shape `(num_tokens, ...)`; or a dict of
+            such lists by the names of the model's inputs, all of the same lengths.
+        targets: sequence of arrays or numbers, or `None`. The target of each sequence. If each
+            target has as many entries as its sequence has tokens, targets are padded too. Defaults
+            to `None`.
+        boundaries: sequence of integers. The lengths of the buckets, ascending. The last must not
+            be below the longest sequence. Defaults to `None`: powers of two from 16 to that length.
+        batch_size: integer. The number of sequences in a batch. Defaults to `None`.
+        tokens_per_batch: integer. The number of tokens in a batch, including padding, in place of
+            `batch_size`. Defaults to `None`.
+        padding: dict. The padding value of a feature by its name, `"features"` if it has no name,
+            or `"targets"` for the targets. Defaults to `None`: 0.
+        shuffle: boolean. True to shuffle sequences and batches in each epoch. Defaults to `True`.
+        seed: integer. The seed of the shuffling: one seed gives one order. Defaults to `0`.
         **kwargs: Arguments of `keras.utils.PyDataset`, such as `workers`.
 
     Raises:
         InvalidInputError: There is no sequence, lengths differ between features, boundaries do not
-            ascend or end below the longest sequence, or not just one of `batch_size` and
+            ascend or end below the longest sequence, or not exactly one of `batch_size` and
             `tokens_per_batch` is given.
 
     Example:
@@ -94,7 +92,7 @@ class LengthBuckets(keras.utils.PyDataset):
         self._batches = self._draw()
 
     def __len__(self) -> int:
-        """Returns the number of batches of an epoch."""
+        """Returns the number of batches in an epoch."""
         return len(self._batches)
 
     def __getitem__(self, index: int) -> Any:
@@ -118,7 +116,7 @@ class LengthBuckets(keras.utils.PyDataset):
             self._batches = self._draw()
 
     def _draw(self) -> list[tuple[int, list[int]]]:
-        """Returns the batches of an epoch: the length of each, and the numbers of its sequences."""
+        """Returns the batches of an epoch: the length of each, and the indices of its sequences."""
         rng = np.random.default_rng((self.seed, self._epoch))
         order = np.arange(len(self._lengths))
         if self.shuffle:
@@ -131,7 +129,7 @@ class LengthBuckets(keras.utils.PyDataset):
         ]
         if self.shuffle:
             rng.shuffle(batches)
-        # Keras on TensorFlow takes a length that the first two batches share for that of all.
+        # If the first two batches have the same length, Keras on TensorFlow expects it for all.
         other = next((i for i, each in enumerate(batches) if each[0] != batches[0][0]), None)
         if other is not None:
             batches[1], batches[other] = batches[other], batches[1]
@@ -141,7 +139,7 @@ class LengthBuckets(keras.utils.PyDataset):
         return self.boundaries[bisect_left(self.boundaries, self._lengths[sequence])]
 
     def _fill(self, buckets: dict[int, list[int]]) -> list[list[int]]:
-        """Returns the sequences of each batch; those that don't fill one join the next bucket."""
+        """Returns the sequences of each batch. Those that fill none join the next bucket."""
         batches: list[list[int]] = []
         rest: list[int] = []
         for length, longer in zip(self.boundaries, [*self.boundaries[1:], None], strict=True):
@@ -157,7 +155,8 @@ def _read_targets(targets: Sequence[Any] | None, count: int) -> list[Array]:
     arrays = [np.asarray(target) for target in (() if targets is None else targets)]
     if targets is not None and len(arrays) != count:
         raise InvalidInputError(
-            f"`targets` must hold one for each of the {count} sequences, received {len(arrays)}."
+            f"`targets` must have one entry for each of the {count} sequences; received "
+            f"{len(arrays)}."
         )
     return arrays
 
@@ -180,10 +179,10 @@ def _check_boundaries(boundaries: Sequence[int] | None, longest: int) -> list[in
 def _count_sequences(
     boundaries: list[int], batch_size: int | None, tokens_per_batch: int | None
 ) -> dict[int, int]:
-    """Returns how many sequences a batch of each bucket has."""
+    """Returns the number of sequences in a batch of each bucket."""
     if (batch_size is None) == (tokens_per_batch is None):
         raise InvalidInputError(
-            "Give either `batch_size` or `tokens_per_batch`; received "
+            "Pass either `batch_size` or `tokens_per_batch`; received "
             f"batch_size={batch_size!r} and tokens_per_batch={tokens_per_batch!r}."
         )
     if batch_size is not None:
@@ -197,7 +196,7 @@ def _count_sequences(
 
 
 def _pad(sequences: list[Array], length: int, padding: Any) -> Array:
-    """Returns the sequences in one array, filled up to a length."""
+    """Returns the sequences in one array, padded to a length."""
     batch = np.full(
         (len(sequences), length, *sequences[0].shape[1:]), padding, np.result_type(*sequences)
     )

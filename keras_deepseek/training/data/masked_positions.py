@@ -1,4 +1,4 @@
-"""Where tokens were masked: what a head that sees no other positions is trained on."""
+"""The positions of masked tokens, for a head that computes outputs only there."""
 
 from typing import Any
 
@@ -12,23 +12,23 @@ from keras_deepseek.errors import InvalidInputError
 def gather_masked_positions(
     targets: Any, masks_per_sequence: int | None = None, *, ignore_class: int = -100
 ) -> tuple[Array, Array]:
-    """Returns the positions that have a target, and the targets there.
+    """Returns the positions that have a target, and their targets.
 
-    It stands between rows of masked tokens, such as those of `pack_sequences`, and
-    `layers.MaskedPositionHead`: about one position in seven is projected to the vocabulary, and no
-    other. Rows with fewer masked tokens than others are filled up, and what fills them does not
-    count: give `ignore_class` to the loss.
+    Choose it for `layers.MaskedPositionHead`: about one position in seven is projected to the
+    vocabulary, and no other. The input is targets of `mask_tokens`, or rows of them from
+    `pack_sequences`. Rows with fewer masked tokens are padded. Pass `ignore_class` to the loss, so
+    that padding does not count.
 
     Args:
-        targets: Integer array of shape `(num_rows, length)`: the token that was masked, and
-            `ignore_class` elsewhere.
-        masks_per_sequence: integer. The number of positions of each row, for batches of one shape.
+        targets: Integer array of shape `(num_rows, length)`: the original token where one was
+            masked, and `ignore_class` elsewhere.
+        masks_per_sequence: integer. The number of positions in each row, for batches of one shape.
             Defaults to `None`: the most that a row has.
-        ignore_class: integer. What stands where nothing was masked. Defaults to `-100`.
+        ignore_class: integer. The target where nothing was masked. Defaults to `-100`.
 
     Returns:
-        A pair of int32 arrays of shape `(num_rows, masks_per_sequence)`: positions, in ascending
-        order and -1 where a row has no more; and their targets, `ignore_class` there.
+        A pair of int32 arrays of shape `(num_rows, masks_per_sequence)`: the positions in ascending
+            order, padded with -1; and their targets, padded with `ignore_class`.
 
     Raises:
         InvalidInputError: `targets` have another shape or dtype, or a row has more masked tokens
@@ -55,8 +55,8 @@ def gather_masked_positions(
         count = check_integer("masks_per_sequence", masks_per_sequence)
     if most > count:
         raise InvalidInputError(
-            f"Row {int(counts.argmax())}, counted from 0, has {most} masked tokens, and "
-            f"masks_per_sequence={count}. Mask fewer, or give at least as many."
+            f"Row {int(counts.argmax())}, counted from 0, has {most} masked tokens; received "
+            f"masks_per_sequence={count}. Mask fewer tokens, or pass at least {most}."
         )
     order = np.argsort(~is_masked, axis=1, kind="stable")[:, :count]
     exists = np.take_along_axis(is_masked, order, axis=1)

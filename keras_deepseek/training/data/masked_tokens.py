@@ -1,7 +1,4 @@
-"""Batches of masked tokens, masked anew in each epoch: what `BertMaskedLM` is trained on.
-
-It stands before `fit` and `Trainer.fit`, which take it as any other `keras.utils.PyDataset`.
-"""
+"""Batches of masked tokens, masked again in each epoch, for a masked language model."""
 
 import math
 from collections.abc import Mapping
@@ -18,31 +15,32 @@ from keras_deepseek.training.data.token_masking import count_masked, mask_tokens
 
 
 class MaskedTokens(keras.utils.PyDataset):
-    """Batches of tokens some of which are masked, with what these were as targets.
+    """Batches of tokens of which some are masked, with the original tokens as targets.
 
-    Choose it to train a masked language model by `fit` or `Trainer.fit`. Which tokens are masked
-    is drawn anew in each epoch, by `mask_tokens`; one seed gives one sequence of batches, whoever
-    reads them and in which order.
+    Choose it to train a masked language model, such as `BertMaskedLM`, by `fit` or `Trainer.fit`.
+    The masked tokens are chosen by `mask_tokens`, anew in each epoch. One seed gives one sequence
+    of batches, in whatever order they are read.
 
     Args:
         inputs: dict of integer arrays of shape `(num_rows, length)`, by the names of the model's
-            inputs: `"token_ids"` at least. `"padding_mask"` is made where it is missing, 0 where a
-            token is `padding_token_id`, and `"segment_ids"` of zeros.
-        batch_size: integer. Rows of a batch. Defaults to `32`.
-        mask_token_id: integer. As in `mask_tokens`.
-        vocabulary_size: integer. As in `mask_tokens`.
-        special_token_ids: integers. As in `mask_tokens`; `padding_token_id` is one without being
-            named. Defaults to `()`.
+            inputs. `"token_ids"` is required. If they are missing, `"padding_mask"` is made, 0
+            where a token is `padding_token_id`, and `"segment_ids"` of zeros.
+        batch_size: integer. The number of rows in a batch. Defaults to `32`.
+        mask_token_id: integer. See `mask_tokens`.
+        vocabulary_size: integer. See `mask_tokens`.
+        special_token_ids: integers. See `mask_tokens`. `padding_token_id` is always one of them.
+            Defaults to `()`.
         padding_token_id: integer. The token of padding. Defaults to `0`.
-        use_mask_positions: boolean. Whether batches have `"mask_positions"`, as many in each row,
-            and the targets of these alone. Defaults to `False`.
-        shuffle: boolean. Whether rows change places each epoch. Defaults to `True`.
-        seed: integer. What is drawn by. Defaults to `0`.
-        share: float. Share of tokens that are chosen. Defaults to `0.15`.
+        use_mask_positions: boolean. True if batches have `"mask_positions"`, the same number in
+            each row, and targets for these only. Defaults to `False`.
+        shuffle: boolean. True to shuffle rows in each epoch. Defaults to `True`.
+        seed: integer. The seed of masking and shuffling. Defaults to `0`.
+        share: float. The share of tokens that are chosen. Defaults to `0.15`.
         **kwargs: Arguments of `keras.utils.PyDataset`, such as `workers`.
 
     Raises:
-        InvalidInputError: `"token_ids"` are missing, shapes differ, or what `mask_tokens` refuses.
+        InvalidInputError: `"token_ids"` is missing, shapes differ, or an argument is one that
+            `mask_tokens` refuses.
 
     Example:
 
@@ -83,7 +81,7 @@ class MaskedTokens(keras.utils.PyDataset):
         self.seed = check_integer("seed", seed, least=0)
         self._masks_per_sequence: int | None = None
         tokens = self._inputs["token_ids"]
-        mask_tokens(tokens[:1], **self._masking)  # Says now what is wrong with the arguments.
+        mask_tokens(tokens[:1], **self._masking)  # Raises errors of the arguments now.
         if check_boolean("use_mask_positions", use_mask_positions):
             special = [mask_token_id, *self._masking["special_token_ids"]]
             longest = (~np.isin(tokens, special)).sum(axis=1).max(initial=1)
@@ -91,7 +89,7 @@ class MaskedTokens(keras.utils.PyDataset):
         self._epoch = 0
 
     def __len__(self) -> int:
-        """Returns the number of batches of an epoch."""
+        """Returns the number of batches in an epoch."""
         return math.ceil(len(self._inputs["token_ids"]) / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Array], Array]:
@@ -114,7 +112,7 @@ class MaskedTokens(keras.utils.PyDataset):
 
 
 def _complete(inputs: Mapping[str, Any], padding_token_id: int) -> dict[str, Array]:
-    """Returns the arrays, with a padding mask and segments."""
+    """Returns the arrays, with a padding mask and segment IDs."""
     if not isinstance(inputs, Mapping) or "token_ids" not in inputs:
         names = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
         raise InvalidInputError(f'`inputs` must be a dict with "token_ids", received {names}.')
@@ -125,7 +123,7 @@ def _complete(inputs: Mapping[str, Any], padding_token_id: int) -> dict[str, Arr
     for name, array in arrays.items():
         if array.shape != tokens.shape:
             raise InvalidInputError(
-                f"`inputs` must be of one shape; {name!r} has {array.shape}, and 'token_ids' have "
-                f"{tokens.shape}."
+                f"All arrays in `inputs` must have the same shape; {name!r} has {array.shape}, "
+                f"'token_ids' has {tokens.shape}."
             )
     return arrays

@@ -1,4 +1,4 @@
-"""The data among the arguments of `fit`, in a form that knows how far a training has come."""
+"""The data in the arguments of `fit`: their checks, and their wrapper that knows the position."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,25 +16,21 @@ _OF_THE_DATA = ("x", "y", "sample_weight", "batch_size", "steps_per_epoch", "cla
 
 
 def no_data_error(what: str = "training data") -> InvalidInputError:
-    """Returns the error of data without a batch.
-
-    Args:
-        what: string. What they are. Defaults to `"training data"`.
-    """
-    return InvalidInputError(f"The {what} hold no batch. Give some that do.")
+    """Returns the error for data without a batch."""
+    return InvalidInputError(f"The {what} hold no batch. Pass data with at least one row.")
 
 
 def check_data(x: Any, batch_size: int | None, what: str = "training data") -> None:
-    """Raises an error where there are no data, or those of another batch size.
+    """Raises an error if there are no data, or if data in batches are given a `batch_size`.
 
     Args:
-        x: Data as `keras.Model.fit` takes it.
-        batch_size: integer, or `None`: what was asked for.
-        what: string. What they are. Defaults to `"training data"`.
+        x: Data for `keras.Model.fit`.
+        batch_size: integer, or `None`.
+        what: string. The name of the data in the error. Defaults to `"training data"`.
 
     Raises:
-        InvalidInputError: There is no row or no batch, or data that come in batches are given a
-            `batch_size`.
+        InvalidInputError: There is no row or no batch, or `x` comes in batches and `batch_size` is
+            given.
     """
     if x is None:
         raise no_data_error(what)
@@ -43,8 +39,8 @@ def check_data(x: Any, batch_size: int | None, what: str = "training data") -> N
             raise no_data_error(what)
         if batch_size is not None:
             raise InvalidInputError(
-                f"`batch_size` is for arrays, and a {type(x).__name__} comes in batches of its "
-                f"own; received {batch_size!r}. Leave it out."
+                f"`batch_size` is for arrays, but a {type(x).__name__} already comes in batches; "
+                f"received {batch_size!r}. Leave it out."
             )
         return
     arrays = keras.tree.flatten(x)
@@ -56,26 +52,26 @@ def check_data(x: Any, batch_size: int | None, what: str = "training data") -> N
 
 
 def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
-    """Raises an error where a number among the arguments of `fit` does not fit.
+    """Raises an error if a number in the arguments of `fit` is out of range.
 
     Args:
         options: dict. The arguments.
-        resume: boolean. Whether the training goes on from a checkpoint.
+        resume: boolean. True if the training resumes from a checkpoint.
 
     Raises:
-        InvalidInputError: One does not.
+        InvalidInputError: An argument is out of range.
     """
     epochs = check_integer("epochs", options["epochs"], least=0)
     for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
         check_integer(name, options.get(name), default=1)
     frequency = options.get("validation_freq", 1)
-    if not isinstance(frequency, Collection):  # Else it is of the epochs themselves.
+    if not isinstance(frequency, Collection):  # A collection lists the epochs.
         check_integer("validation_freq", frequency)
     check_number("validation_split", options.get("validation_split", 0.0), least=0, below=1)
     class_weight = options.get("class_weight")
     if class_weight is not None and not isinstance(class_weight, Mapping):
         raise InvalidInputError(
-            "`class_weight` is a dict from classes to their weights, as in {0: 1.0, 1: 3.0}; "
+            "`class_weight` must be a dict of weights by class, as in {0: 1.0, 1: 3.0}; "
             f"received {class_weight!r}."
         )
     validation = options.get("validation_data")
@@ -84,46 +80,39 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
     first = check_integer("initial_epoch", options.get("initial_epoch", 0), least=0)
     if first and resume:
         raise InvalidInputError(
-            f"initial_epoch={first} is given to a training that goes on from a checkpoint, which "
-            "says itself in which epoch. Leave it out."
+            f"Received initial_epoch={first} for a training that resumes from a checkpoint, which "
+            "has the epoch itself. Leave it out."
         )
     if first >= epochs > 0:
         raise InvalidInputError(
-            f"initial_epoch={first}, counted from 0, leaves none of epochs={epochs}: `epochs` is "
-            "the last one, counted from 1, and not how many are made. Give a larger one."
+            f"initial_epoch={first}, counted from 0, leaves no epoch of epochs={epochs}: `epochs` "
+            "is the number of the last epoch, not how many are made. Pass a larger `epochs`."
         )
 
 
 def check_targets(x: Any, y: Any) -> None:
-    """Raises an error where a loss is to compare outputs with targets, and arrays have none.
-
-    Args:
-        x: Training data as `keras.Model.fit` takes it.
-        y: Targets, or `None`.
+    """Raises an error if the data are arrays and the loss has no targets.
 
     Raises:
-        InvalidInputError: There are none beside arrays.
+        InvalidInputError: `x` is arrays, and `y` is `None`.
     """
     if y is None and _is_in_arrays(x):
         hint = ""
         if isinstance(x, tuple):
-            hint = " A tuple as `x` is one of several inputs: give fit(x, y), not fit((x, y))."
-        raise InvalidInputError(f"The loss needs targets: give fit(x, y); `y` is None.{hint}")
+            hint = " A tuple as `x` means several inputs: use fit(x, y), not fit((x, y))."
+        raise InvalidInputError(f"The loss needs targets: use fit(x, y); `y` is None.{hint}")
 
 
 def check_validation_targets(validation_data: Any) -> None:
-    """Raises an error where a loss is to compare outputs with targets, and there are none.
-
-    Args:
-        validation_data: Validation data as `keras.Model.fit` takes it.
+    """Raises an error if the validation data are one array without targets.
 
     Raises:
-        InvalidInputError: It is one array alone.
+        InvalidInputError: They are.
     """
     if hasattr(validation_data, "shape"):
         raise InvalidInputError(
-            "The loss needs targets: give validation_data=(x, y); received a "
-            f"{type(validation_data).__name__} alone."
+            "The loss needs targets: use validation_data=(x, y); received only a "
+            f"{type(validation_data).__name__}."
         )
 
 
@@ -134,23 +123,26 @@ def _is_in_arrays(x: Any) -> bool:
 def _count_batches(x: Any) -> int | None:
     try:
         return len(x)
-    except (TypeError, NotImplementedError):  # It does not know.
+    except (TypeError, NotImplementedError):  # The length is unknown.
         return None
 
 
 def position_data(
     arguments: Mapping[str, Any], seed: int, share: tuple[int, int] = (0, 1)
 ) -> tuple[dict[str, Any], PositionedData]:
-    """Returns the arguments of `fit` with its data in one that knows its position, and that one.
+    """Wraps the data in the arguments of `fit`, so that their position is known.
 
     Args:
-        arguments: Those that a user gave.
-        seed: integer. What the order of shuffled arrays is drawn by.
-        share: tuple of integers. Which row of each batch is the first that this process takes, and
-            of how many it takes one. Defaults to `(0, 1)`, all rows.
+        arguments: The arguments of the user.
+        seed: integer. The seed for the order of shuffled arrays.
+        share: The first row of each batch that this process takes, and the distance to its next
+            one. Defaults to `(0, 1)`, all rows.
+
+    Returns:
+        The arguments with the wrapped data as `x`, and the wrapped data.
 
     Raises:
-        NotSupportedError: It is no kind of data whose position is known.
+        NotSupportedError: The position in data of this kind can't be known.
     """
     options = dict(arguments)
     split = options.pop("validation_split", 0.0)

@@ -1,8 +1,4 @@
-"""Documents of many lengths packed into rows of one: a batch then holds next to no padding.
-
-It stands before `Trainer.fit`: what it returns are plain NumPy arrays, one entry an input of the
-model.
-"""
+"""Packing of documents of different lengths into rows of one length, with almost no padding."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +11,7 @@ from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.data.token_features import Features, check_padding, read_features
 
-Piece = tuple[int, int, int]  # A document, and the first and the last but one of its tokens.
+Piece = tuple[int, int, int]  # A document, its first token, and the end, which is not included.
 
 
 def pack_sequences(
@@ -28,13 +24,13 @@ def pack_sequences(
 ) -> dict[str, Array]:
     """Packs documents into rows, several in each, by best fit from the longest down.
 
-    Choose it over padding where lengths differ and a model is trained on fixed shapes: the work
-    that would go into padding goes into tokens. Beside the features it returns for each token
+    Choose it over padding if lengths differ and the model is trained on fixed shapes: the work for
+    padding goes into tokens. Besides the features it returns for each token
 
     | name | meaning |
     |---|---|
-    | `"segment_ids"` | the number of the token's document in its row, from 1 on; 0 is padding |
-    | `"positions"` | the number of the token in its document, from 0 on |
+    | `"segment_ids"` | the number of the token's document in its row, from 1; 0 for padding |
+    | `"positions"` | the number of the token in its document, from 0 |
 
     so that no document sees another. For an attention layer with an `attention_mask`:
 
@@ -42,24 +38,28 @@ def pack_sequences(
     attention_mask = ops.equal(segment_ids[:, :, None], segment_ids[:, None, :])
     ```
 
+    The result is plain NumPy arrays, one for each input of the model.
+
     Args:
-        features: dict. For each name one array a document, of shape `(num_tokens, ...)`. All
-            features have the same lengths, such as token ids and their targets.
-        length: integer. Number of tokens in a row.
-        when_longer: `"refuse"`, `"split"` or `"truncate"`. What becomes of a document of more than
-            `length` tokens: an error; several, whose positions each begin at 0; or its beginning.
+        features: dict. For each name one array for each document, of shape `(num_tokens, ...)`. All
+            features have the same lengths, such as token IDs and their targets.
+        length: integer. The number of tokens in a row.
+        when_longer: `"refuse"`, `"split"` or `"truncate"`. For a document of more than `length`
+            tokens: an error; several documents, whose positions each begin at 0; or its beginning.
             Defaults to `"refuse"`.
-        padding: dict. What fills up a feature, as in `{"targets": -100}`. Defaults to `None`: 0.
-        seed: integer. Rows are put into a random order, drawn by it. Defaults to `None`: rows of
-            long documents come first.
+        padding: dict. The padding value of a feature, as in `{"targets": -100}`. Defaults to
+            `None`: 0.
+        seed: integer. The seed of a random order of the rows. Defaults to `None`: rows of long
+            documents come first.
 
     Returns:
         A dict of arrays of shape `(num_rows, length, ...)`: the features in their own dtype, and
-        `"segment_ids"` and `"positions"` in int32.
+            `"segment_ids"` and `"positions"` in int32.
 
     Raises:
-        InvalidInputError: There is no document, features differ in their lengths or have one of
-            the two names, `length` is not positive, or a document is longer and that is refused.
+        InvalidInputError: There is no document, features differ in their lengths or have one of the
+            two names, `length` is not positive, or a document is longer than `length` and
+            `when_longer="refuse"`.
 
     Example:
 
@@ -76,8 +76,8 @@ def pack_sequences(
 
     Reference:
 
-    - [Efficient Sequence Packing without Cross-contamination (Krell et al., 2021)](
-      https://arxiv.org/abs/2107.02027)
+    - [Efficient Sequence Packing without Cross-contamination (Krell et al.,
+      2021)](https://arxiv.org/abs/2107.02027)
     """
     length = check_integer("length", length)
     if seed is not None:
@@ -85,7 +85,9 @@ def pack_sequences(
     arrays, lengths = read_features(features)
     taken = sorted({"segment_ids", "positions"} & set(arrays))
     if taken:
-        raise InvalidInputError(f"A feature can't be named {taken[0]!r}, which is returned here.")
+        raise InvalidInputError(
+            f"Received a feature named {taken[0]!r}, which is the name of a result. Rename it."
+        )
     padding = check_padding(padding, arrays)
     rows = _fit(list(_cut(lengths, length, when_longer)), length)
     if seed is not None:
@@ -113,7 +115,7 @@ def pack_sequences(
 
 
 def _cut(lengths: Sequence[int], length: int, when_longer: str) -> Iterator[Piece]:
-    """Yields what is packed: the documents that have tokens, cut where they are longer."""
+    """Yields the pieces to pack: documents with tokens, cut or split if they are too long."""
     if when_longer not in ("refuse", "split", "truncate"):
         raise InvalidInputError(
             f"`when_longer` must be 'refuse', 'split' or 'truncate', received {when_longer!r}."
@@ -121,8 +123,8 @@ def _cut(lengths: Sequence[int], length: int, when_longer: str) -> Iterator[Piec
     for document, num_tokens in enumerate(lengths):
         if num_tokens > length and when_longer == "refuse":
             raise InvalidInputError(
-                f"Document {document} has {num_tokens} tokens, a row {length}. Give a larger "
-                "`length`, or when_longer='split' or 'truncate'."
+                f"Document {document} has {num_tokens} tokens, but a row has {length}. Pass a "
+                "larger `length`, or when_longer='split' or 'truncate'."
             )
         end = min(num_tokens, length) if when_longer == "truncate" else num_tokens
         for first in range(0, end, length):
@@ -130,11 +132,11 @@ def _cut(lengths: Sequence[int], length: int, when_longer: str) -> Iterator[Piec
 
 
 def _fit(pieces: list[Piece], length: int) -> list[list[Piece]]:
-    """Returns the pieces by row: each goes to the fullest row that has room, the longest first."""
+    """Returns the pieces by row. From the longest down, each goes to the fullest row with room."""
     pieces.sort(key=lambda piece: piece[1] - piece[2])
     rows: list[list[Piece]] = []
-    by_room: dict[int, list[int]] = {}  # Rows by the tokens that they have room for.
-    rooms: list[int] = []  # The keys of those that are not empty, ascending.
+    by_room: dict[int, list[int]] = {}  # The rows with room for a number of tokens.
+    rooms: list[int] = []  # The numbers that have rows, ascending.
     for piece in pieces:
         size = piece[2] - piece[1]
         at = bisect_left(rooms, size)

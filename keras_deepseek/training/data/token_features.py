@@ -1,4 +1,4 @@
-"""Features of sequences of many lengths, as `pack_sequences` and `LengthBuckets` take them."""
+"""Reader of the features that `pack_sequences` and `LengthBuckets` take."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
     """Returns the sequences as arrays, by feature, and their lengths in tokens.
 
     Args:
-        features: dict. For each name one array a sequence, of shape `(num_tokens, ...)`.
+        features: dict. For each name one array for each sequence, of shape `(num_tokens, ...)`.
 
     Raises:
-        InvalidInputError: There is none, or features differ in their lengths.
+        InvalidInputError: There is no sequence, or features differ in their lengths.
     """
     if not isinstance(features, Mapping) or not features:
         raise InvalidInputError(
@@ -29,7 +29,7 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
         name: [np.asarray(sequence) for sequence in sequences]
         for name, sequences in features.items()
     }
-    for sequences in arrays.values():  # An empty list says nothing of its dtype.
+    for sequences in arrays.values():  # An empty list has no dtype of its own.
         dtypes = [sequence.dtype for sequence in sequences if sequence.size]
         for index, sequence in enumerate(sequences):
             if dtypes and not sequence.size:
@@ -58,18 +58,14 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
 
 
 def check_padding(padding: Mapping[str, Any] | None, names: Collection[str]) -> dict[str, Any]:
-    """Returns what fills up the features, by name.
-
-    Args:
-        padding: dict or `None`.
-        names: The names of the features.
+    """Returns the padding values of features, by name.
 
     Raises:
-        InvalidInputError: It is given for a feature that there is not.
+        InvalidInputError: There is a value for an unknown feature.
     """
     unknown = sorted(set(padding or ()) - set(names))
     if unknown:
         raise InvalidInputError(
-            f"`padding` is given for {unknown}; there are the features {sorted(names)}."
+            f"`padding` has values for {unknown}, but the features are {sorted(names)}."
         )
     return dict(padding or {})

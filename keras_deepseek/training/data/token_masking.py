@@ -1,7 +1,4 @@
-"""Masks tokens as BERT does: what a masked language model is trained to say again.
-
-It stands before `gather_masked_positions` and `MaskedTokens`.
-"""
+"""Masking of tokens as for BERT."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,31 +22,34 @@ def mask_tokens(
     ignore_class: int = -100,
     seed: Any = 0,
 ) -> tuple[Array, Array]:
-    """Returns tokens with some of them masked, and what these were.
+    """Returns tokens of which some are masked, and the original tokens as targets.
 
-    Of each row's tokens that are not special, `share` are chosen, rounded, and one at least. Of the
-    chosen, each by itself, `mask_share` become the mask, `random_share` another token, and the rest
-    stays as it is, so that a model has to read every token.
+    In each row, `share` of the tokens that are not special are chosen, rounded, and at least one.
+    Each chosen token becomes the mask with probability `mask_share`, another token with probability
+    `random_share`, and else stays the same. So a model has to read every token. `MaskedTokens`
+    makes batches of the result, and `gather_masked_positions` selects the masked positions.
 
     Args:
         token_ids: Integer array of shape `(num_rows, length)`.
-        mask_token_id: integer. The token that stands for masked ones.
-        vocabulary_size: integer. Random tokens are drawn from those below that are not special.
-        special_token_ids: integers. Tokens that are never chosen, nor drawn: padding, and those
-            that begin and end sequences; so is `mask_token_id`. Defaults to `(0,)`.
-        share: float. Share of tokens that are chosen. Defaults to `0.15`.
-        mask_share: float. Of these, the share that becomes the mask. Defaults to `0.8`.
-        random_share: float. Of these, the share that becomes a random token. Defaults to `0.1`.
-        ignore_class: integer. The target where nothing was chosen. Defaults to `-100`.
-        seed: integer, sequence of integers or `numpy.random.Generator`. What is drawn by. Defaults
-            to `0`.
+        mask_token_id: integer. The token that replaces masked ones.
+        vocabulary_size: integer. Random tokens are below it and not special.
+        special_token_ids: integers. Tokens that are never chosen and never drawn, such as padding
+            and those that begin and end sequences. `mask_token_id` is always one of them. Defaults
+            to `(0,)`.
+        share: float. The share of tokens that are chosen. Defaults to `0.15`.
+        mask_share: float. The probability that a chosen token becomes the mask. Defaults to `0.8`.
+        random_share: float. The probability that a chosen token becomes a random one. Defaults to
+            `0.1`.
+        ignore_class: integer. The target of tokens that were not chosen. Defaults to `-100`.
+        seed: integer, sequence of integers or `numpy.random.Generator`. The source of random
+            numbers. Defaults to `0`.
 
     Returns:
         A pair of int32 arrays of the shape of `token_ids`: the masked tokens, and the targets.
 
     Raises:
-        InvalidInputError: Tokens are no integers of such a shape, or out of the vocabulary, shares
-            are none, or every token is special.
+        InvalidInputError: Tokens have another shape or dtype or are outside the vocabulary, a share
+            is out of range, or every token is special.
 
     Example:
 
@@ -67,7 +67,7 @@ def mask_tokens(
     check_number("random_share", random_share, least=0)
     if mask_share + random_share > 1:
         raise InvalidInputError(
-            "`mask_share` and `random_share` are shares of one whole, received "
+            "`mask_share` and `random_share` must add up to at most 1; received "
             f"{mask_share} and {random_share}."
         )
     special = np.unique([mask_token_id, *special_token_ids])
@@ -90,19 +90,14 @@ def mask_tokens(
 
 
 def count_masked(num_tokens: Any, share: float = 0.15) -> Any:
-    """Returns how many tokens are chosen of so many that may be.
-
-    Args:
-        num_tokens: integer or array of integers.
-        share: float. Defaults to `0.15`.
-    """
+    """Returns the number of tokens that are chosen out of `num_tokens`."""
     counts = np.maximum(1, np.round(np.multiply(num_tokens, share)))
     return np.minimum(counts, num_tokens).astype(int)
 
 
 def _choose(may_be: Array, share: float, rng: np.random.Generator) -> Array:
-    """Returns where tokens are chosen: in each row as many, of those that may be."""
-    # A row's own order at random, with those that may not be chosen at its end.
+    """Returns True where a token is chosen: in each row, the right number of those that may be."""
+    # A random order of each row, with the tokens that may not be chosen at its end.
     order = np.argsort(np.where(may_be, rng.random(may_be.shape), 2), axis=1)
     ranks = np.argsort(order, axis=1)
     counts = count_masked(may_be.sum(axis=1), share)
@@ -120,7 +115,7 @@ def _read_tokens(token_ids: Any, vocabulary_size: int) -> Array:
     check_integer("vocabulary_size", vocabulary_size)
     if rows.size and not 0 <= rows.min() <= rows.max() < vocabulary_size:
         raise InvalidInputError(
-            f"`token_ids` must be from 0 below vocabulary_size={vocabulary_size}, received "
+            f"`token_ids` must be at least 0 and below vocabulary_size={vocabulary_size}; received "
             f"{rows.min()} to {rows.max()}."
         )
     return rows

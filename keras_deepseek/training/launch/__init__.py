@@ -1,5 +1,5 @@
-"""`keras-deepseek launch`: one process a rank, watched until the last of them has ended.
+"""`keras-deepseek launch`: starts one process for each rank, and watches them until all have ended.
 
-`plan` checks what was asked for, `launcher` runs it, `job` is one attempt and `rank_process` one
-process of it. Nothing here loads Keras: the processes do, and they need the memory.
+`plan` checks the arguments, and `launcher` runs them. A `job` is one attempt, and a `rank_process`
+one of its processes. Nothing here loads Keras: the processes do, and need the memory.
 """

@@ -1,6 +1,7 @@
-"""Becomes another program that dies when the launcher does: `PARENT_PID PROGRAM ARGUMENTS...`.
+"""A wrapper that makes a program die with its parent: `PARENT_PID PROGRAM ARGUMENTS...`.
 
-Run as a script between the launcher and each process. What it asks of the kernel outlives `exec`.
+It runs between the launcher and each process, and becomes the program by `exec`, which keeps the
+setting.
 """
 
 import ctypes
@@ -13,17 +14,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Asks for SIGKILL at the parent's death, where there is Linux, and becomes the program.
+    """Asks the kernel for SIGKILL at the parent's death, on Linux, and becomes the program.
 
     Args:
-        arguments: The parent's process id, and the program with its arguments.
+        arguments: The parent's process ID, and the program with its arguments.
     """
     parent, *command = arguments
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A traceback of this file helps nobody.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback of this file.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != int(parent):  # It died before the kernel was asked.
+    if os.getppid() != int(parent):  # The parent died before the call above.
         os.kill(os.getpid(), signal.SIGKILL)
     os.execv(command[0], command)
 

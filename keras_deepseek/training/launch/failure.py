@@ -1,4 +1,4 @@
-"""How a process of a job failed."""
+"""The failure of a process of a job."""
 
 import signal
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ class Failure:
 
     Args:
         rank: integer.
-        status: integer. Its exit code, or a signal's number below zero.
+        status: integer. The exit code, or the negative number of a signal.
         last_errors: list of strings. Its last lines on stderr.
     """
 
@@ -21,11 +21,11 @@ class Failure:
 
     @property
     def exit_code(self) -> int:
-        """What the launcher ends with: as shells have it, 128 and the signal's number."""
+        """The exit code of the launcher: as in shells, 128 plus the number of a signal."""
         return self.status if self.status >= 0 else 128 - self.status
 
     def describe(self) -> str:
-        """Returns which process failed, how, and what it had to say."""
+        """Returns a text with the rank, how it ended, and its last errors."""
         if self.status >= 0:
             how = f"with exit code {self.status}"
         else:
@@ -37,12 +37,8 @@ class Failure:
 
 
 def signal_name(number: int) -> str:
-    """Returns `SIGTERM` for 15.
-
-    Args:
-        number: integer.
-    """
+    """Returns the name of a signal, such as `SIGTERM` for 15."""
     try:
         return signal.Signals(number).name
-    except ValueError:  # One of the many that Linux has for real-time use.
+    except ValueError:  # One of Linux's real-time signals, which have no names.
         return f"signal {number}"

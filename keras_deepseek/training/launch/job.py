@@ -1,4 +1,4 @@
-"""One attempt: all processes of this node, from the first start to the last end."""
+"""One attempt of a job: all processes of this node, from the first start to the last end."""
 
 import os
 import selectors
@@ -22,11 +22,11 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 
 
 class Job:
-    """Starts the processes, hands on their output, and ends all where one fails.
+    """Starts the processes, forwards their output, and ends all if one fails.
 
     Args:
         plan: `LaunchPlan`.
-        restart: integer. How often the job was started before.
+        restart: integer. The number of attempts before this one.
         output: `Output`.
         watchdog: `Watchdog`.
     """
@@ -49,8 +49,8 @@ class Job:
             relay: `SignalRelay`, whose signals go to this job.
 
         Returns:
-            The first failure; `None` where each process ended with exit code 0. Where a signal came
-            before all were started, `was_cut_short` says so.
+            The first failure, or `None` if each process ended with exit code 0. If a signal came
+                before all were started, `was_cut_short` is true.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(relay.descriptor, selectors.EVENT_READ)
@@ -59,18 +59,14 @@ class Job:
                 while self._running:
                     self._wait(selector, relay)
                     self._notice_ends(selector)
-            finally:  # On the way out of an error, nothing stays.
+            finally:  # After an error, no process may stay.
                 self.kill()
                 for process in self._running:
                     process.collect()
         return self._failure
 
     def end(self, number: int) -> None:
-        """Sends each process a signal, and has those killed that go on after the grace period.
-
-        Args:
-            number: integer. The signal.
-        """
+        """Sends each process a signal, and kills those that still run after the grace period."""
         self._sent = number
         if self._deadline is None:
             self._deadline = time.monotonic() + self._plan.grace_period
@@ -78,7 +74,7 @@ class Job:
             process.send(number)
 
     def kill(self) -> None:
-        """Ends all processes at once."""
+        """Kills all processes at once."""
         self._sent = signal.SIGKILL
         for process in list(self._running):
             process.kill()
@@ -93,25 +89,27 @@ class Job:
                 return
             environ = make_environment(self._plan, local_rank, addresses, self._restart, common)
             rank = self._plan.first_rank + local_rank
-            prefix = "" if self._plan.is_on_ray else f"[{rank}] "  # It has one there.
+            prefix = (
+                "" if self._plan.is_on_ray else f"[{rank}] "
+            )  # The launcher on its node adds it.
             process = RankProcess(rank, prefix, command, environ, self._output, self._watchdog)
             self._running.append(process)
-            if self._sent is not None:  # It came while this one was being started.
+            if self._sent is not None:  # The signal came during this start.
                 process.send(self._sent)
             for descriptor in process.outputs:
                 selector.register(descriptor, selectors.EVENT_READ, process)
 
     def _make_command(self) -> list[str]:
-        """Returns what each rank runs on this machine."""
+        """Returns the command for each rank on this machine."""
         plan = self._plan
         if not plan.is_on_ray:
             joined = [str(Path(__file__).with_name("joined_script.py"))] if plan.is_joined else []
             return [sys.executable, *joined, plan.script, *plan.script_arguments]
         script = [str(Path(plan.script).absolute()), *plan.script_arguments]
         options = ["--backend", plan.backend, "--grace-period", str(plan.grace_period)]
-        job = uuid.uuid4().hex  # An attempt that has failed may not be gone yet.
-        stand_in = str(Path(__file__).with_name("ray_rank.py"))
-        return [sys.executable, stand_in, str(plan.ray), job, *options, *script]
+        job = uuid.uuid4().hex  # Actors of an earlier attempt may still exist.
+        ray_rank = str(Path(__file__).with_name("ray_rank.py"))
+        return [sys.executable, ray_rank, str(plan.ray), job, *options, *script]
 
     def _wait(self, selector: selectors.BaseSelector, relay: SignalRelay) -> None:
         seconds = None
@@ -122,11 +120,12 @@ class Job:
             if process is None:
                 relay.drain()
             elif process.read(key.fd) == 0:
-                selector.unregister(key.fd)  # Closed: it would be ready for ever.
+                selector.unregister(key.fd)  # A closed pipe would always be ready.
         if self._deadline is not None and time.monotonic() >= self._deadline:
             names = ", ".join(str(process.rank) for process in self._running)
             self._output.say(
-                f"killing rank {names}, which did not end within {self._plan.grace_period:g} s."
+                f"killing rank {names}, which did not end within {self._plan.grace_period:g} s "
+                "(--grace-period)."
             )
             self._deadline = None
             self.kill()
@@ -136,7 +135,7 @@ class Job:
             for descriptor in process.outputs:
                 if descriptor in selector.get_map():
                     selector.unregister(descriptor)
-            self._running.remove(process)  # First: behind it a signal could reach another's number.
+            self._running.remove(process)  # Before `collect`: its process ID may then be reused.
             status = process.collect()
             if self._is_failure(status):
                 self._fail(Failure(process.rank, status, process.last_errors))
@@ -146,7 +145,7 @@ class Job:
 
     def _fail(self, failure: Failure) -> None:
         self._failure = failure
-        if not self._plan.is_on_ray:  # Else the launcher of its node has said it.
+        if not self._plan.is_on_ray:  # There, the launcher on its node has written it.
             self._output.say(failure.describe())
         self._end_others()
 

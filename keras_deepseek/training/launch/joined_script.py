@@ -1,8 +1,8 @@
-"""Runs a script whose process joins the others once it imports Keras: `SCRIPT ARGUMENTS...`.
+"""A program that runs a script and joins the other processes at its import of Keras.
 
-Run as a program in the script's place where the framework must know of the other processes before
-it computes anything. What the script sets before its imports, such as `KERAS_BACKEND`, counts. All
-else is as for `python SCRIPT ARGUMENTS...`.
+It runs as `SCRIPT ARGUMENTS...` in place of `python SCRIPT ARGUMENTS...`, if the framework must
+know of the other processes before it computes anything. What the script sets before its imports,
+such as `KERAS_BACKEND`, counts. All else is as for the script alone.
 """
 
 import atexit
@@ -20,22 +20,22 @@ from pathlib import Path
 from typing import Any
 
 _JOINED = ("jax", "tensorflow")
-"""The frameworks that must know of the others first."""
+"""The frameworks that must know of the other processes first."""
 
 _IMPORTED = ("keras", "keras_deepseek")
-"""The packages of which the first to be imported has the process join."""
+"""The process joins at the first import of one of these packages."""
 
 _LONGEST_LEAVE = 5.0
-"""Seconds that a failed process gets to leave the others, from when the interpreter ends."""
+"""Seconds that a failed process has to leave the others, from the end of the interpreter."""
 
 _TOO_LATE = ("be modified after", "before any JAX calls", "before backends are")
-"""Parts of what the frameworks say of a setting that comes after the processes have joined."""
+"""Parts of the frameworks' errors about a setting that comes after the processes have joined."""
 
 _NOTE = (
     "keras-deepseek launch has joined the processes when the script imported Keras, or TensorFlow, "
-    "which imports it. For a setting that must come before that, write it into the launched file "
-    "itself, and behind it:\n    from keras_deepseek.training import join_cluster\n    "
-    "join_cluster()\nThe launcher leaves the joining to a file that does."
+    "which imports it. If a setting must come earlier, write it into the launched file itself, and "
+    "after it:\n    from keras_deepseek.training import join_cluster\n    join_cluster()\n"
+    "The launcher does not join the processes of a file that calls it."
 )
 
 _leaves = threading.Event()
@@ -43,14 +43,17 @@ _leaves = threading.Event()
 
 
 class JoinAfterImport(MetaPathFinder, Loader):
-    """Joins the others right after the first import of Keras, but not in forked processes."""
+    """An import hook that joins the other processes after the first import of Keras.
+
+    It does nothing in forked processes.
+    """
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._loaders: dict[str, Any] = {}
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Returns what the other finders find of Keras, to be loaded by this object."""
+        """Returns the spec of Keras that the other finders find, with this object as loader."""
         if name not in _IMPORTED or os.getpid() != self._process:
             return None
         others = [finder for finder in sys.meta_path if finder is not self]
@@ -61,12 +64,12 @@ class JoinAfterImport(MetaPathFinder, Loader):
         return spec
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
-        """Returns the module as Keras's own loader makes it."""
+        """Creates the module by Keras's own loader."""
         made: types.ModuleType | None = self._loaders[spec.name].create_module(spec)
         return made
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Runs Keras's own loader, and joins."""
+        """Runs Keras's own loader, and joins the other processes."""
         loader = module.__loader__ = self._loaders[module.__name__]
         if module.__spec__ is not None:
             module.__spec__.loader = loader
@@ -77,15 +80,11 @@ class JoinAfterImport(MetaPathFinder, Loader):
             from keras_deepseek.training import join_cluster
 
             join_cluster()
-            atexit.register(_leaves.set)  # It comes before what JAX does at exit.
+            atexit.register(_leaves.set)  # It runs before JAX's own exit function.
 
 
 def run_script(path: str) -> None:
-    """Runs a file as `__main__`, with tracebacks that begin in it.
-
-    Args:
-        path: string.
-    """
+    """Runs a file as `__main__`. Tracebacks start in that file."""
     main = types.ModuleType("__main__")
     full = os.path.join(Path.cwd(), path)  # noqa: PTH118 - As Python: it keeps a "./".
     loader = SourceFileLoader("__main__", full)
@@ -110,7 +109,7 @@ def run_script(path: str) -> None:
 
 
 def _end_in_time(exit_code: int) -> None:
-    """Ends this process where it hangs on its way out: JAX waits minutes for the others to end."""
+    """Ends this process if it hangs at its exit: JAX waits minutes for the others to end."""
 
     def end() -> None:
         _leaves.wait()
@@ -127,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the script with its arguments.
 
     Args:
-        arguments: The path of the script and what stands behind it.
+        arguments: The path of the script, and its arguments.
     """
     sys.argv = list(arguments)
     if not sys.flags.safe_path:

@@ -1,4 +1,4 @@
-"""Launches a job, and launches it again where it fails and may."""
+"""The launcher: runs a job, and restarts it after a failure if allowed."""
 
 import signal
 
@@ -10,7 +10,7 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 
 
 class Launcher:
-    """Runs a plan, with the signals of this process passed on to those that it starts.
+    """Runs a plan, and forwards the signals of this process to those that it starts.
 
     Args:
         plan: `LaunchPlan`.
@@ -25,14 +25,14 @@ class Launcher:
         """Runs the plan to its end.
 
         Returns:
-            The exit code: 0 where each process ended with it, else that of the first which did not.
+            The exit code: 0 if each process ended with 0, else that of the first failure.
         """
         with Watchdog() as watchdog, SignalRelay(self._act) as relay:
             for restart in range(self._plan.max_restarts + 1):
                 if restart:
                     self._output.say(f"restart {restart} of {self._plan.max_restarts}.")
                 job = self._job = Job(self._plan, restart, self._output, watchdog)
-                if relay.received:  # While no job was there to get it.
+                if relay.received:  # The signal came before this job existed.
                     job.kill()
                 failure = job.run(relay)
                 if failure is None or relay.received:
@@ -42,14 +42,15 @@ class Launcher:
         return 128 + relay.received[0] if job.was_cut_short else 0
 
     def _act(self, number: int, is_first: bool) -> None:
-        """Heeds a signal: the first is passed on, any further one kills.
+        """Handles a signal: forwards the first one, and kills the processes at any further one.
 
-        But for SIGHUP: a terminal that is closed sends it twice, by the shell and by the system.
+        SIGHUP never kills: when a terminal is closed, it comes twice, from the shell and from the
+        system.
         """
         if self._job is None:
             return
         if is_first:
-            # A terminal that was closed ends a training as one that is asked to end.
+            # A closed terminal ends a training like SIGTERM.
             self._job.end(signal.SIGTERM if number == signal.SIGHUP else number)
         elif number != signal.SIGHUP:
             self._job.kill()

@@ -1,20 +1,22 @@
-"""Whole lines of a process, each behind the rank that wrote it."""
+"""Lines of a process's output, each with its rank before it."""
 
 from collections import deque
 from collections.abc import Callable
 
 _LONGEST_LINE = 65536
-"""Bytes. What goes on longer is cut: a process that writes no newline must not fill the memory."""
+"""Bytes. Longer lines are cut: a process that writes no newline must not fill the memory."""
 
 _NUM_LAST_LINES = 20
 _LONGEST_LAST_LINE = 1000
 
 
 class LinePrefixer:
-    """Takes bytes as a pipe gives them and hands on lines, whatever their encoding.
+    """Splits the bytes from a pipe into lines, and writes each with a prefix.
+
+    The encoding may be any.
 
     Args:
-        prefix: bytes. What stands before each line.
+        prefix: bytes. Written before each line.
         write: Function that writes bytes.
     """
 
@@ -30,24 +32,20 @@ class LinePrefixer:
         return [line[:_LONGEST_LAST_LINE].decode(errors="replace") for line in self._last]
 
     def feed(self, data: bytes) -> None:
-        """Takes what a process has written, and writes the lines that are whole.
-
-        Args:
-            data: bytes.
-        """
+        """Takes bytes of a process, and writes the lines that are complete."""
         *lines, self._pending = (self._pending + data).split(b"\n")
         while len(self._pending) > _LONGEST_LINE:
             lines.append(self._pending[:_LONGEST_LINE])
             self._pending = self._pending[_LONGEST_LINE:]
-        self._hand_on(lines)
+        self._write_lines(lines)
 
     def close(self) -> None:
-        """Writes the last line where no newline ended it."""
+        """Writes the last line, if it did not end with a newline."""
         lines = [self._pending] if self._pending else []
         self._pending = b""
-        self._hand_on(lines)
+        self._write_lines(lines)
 
-    def _hand_on(self, lines: list[bytes]) -> None:
+    def _write_lines(self, lines: list[bytes]) -> None:
         self._last.extend(lines)
-        if lines:  # In one piece, so that nothing comes between a line and its prefix.
+        if lines:  # In one write, so that nothing comes between a line and its prefix.
             self._write(b"".join(self._prefix + line + b"\n" for line in lines))

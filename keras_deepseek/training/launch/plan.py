@@ -1,4 +1,4 @@
-"""The processes to launch, checked before anything is started."""
+"""The arguments of `keras-deepseek launch`, checked before anything is started."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -22,28 +22,29 @@ Strategy = Literal["allreduce", "parameter_server"]
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """The processes of one node, and the script that each of them runs.
+    """The processes of one node, and the script that they run.
 
     Args:
         script: string. The path of a Python file.
-        nproc: integer. The processes on this node.
-        backend: string. What Keras runs on.
-        script_arguments: tuple of strings. What stands behind the script. Defaults to `()`.
-        nnodes: integer. The nodes. Defaults to `1`.
-        node_rank: integer. Which of them this one is. Defaults to `None`: the only one.
-        coordinator: string. `HOST:PORT` of rank 0. Defaults to `None`: a free port of loopback.
+        nproc: integer. The number of processes on this node.
+        backend: string. The backend of Keras.
+        script_arguments: tuple of strings. The arguments of the script. Defaults to `()`.
+        nnodes: integer. The number of nodes. Defaults to `1`.
+        node_rank: integer. The number of this node, from 0. Defaults to `None`: the only node.
+        coordinator: string. `HOST:PORT` of rank 0. Defaults to `None`: a free port on loopback.
         strategy: string. Defaults to `"allreduce"`.
-        ps_count: integer. How many processes are parameter servers. Defaults to `None`: 1 for that
-            strategy, and 0 else.
-        ray: string. The address of a Ray cluster that runs the ranks, or the workers and servers
-            of a parameter server on JAX or PyTorch. Defaults to `None`: all are on this node.
-        max_restarts: integer. How often all is started again after a failure. Defaults to `0`.
-        grace_period: float. The seconds between the signal to end and SIGKILL. Defaults to `30.0`.
+        ps_count: integer. The number of processes that are parameter servers. Defaults to `None`: 1
+            for that strategy, else 0.
+        ray: string. The address of a Ray cluster that runs the ranks, or the workers and servers of
+            a parameter server on JAX or PyTorch. Defaults to `None`: all run on this node.
+        max_restarts: integer. How often all processes may be started again after a failure.
+            Defaults to `0`.
+        grace_period: float. Seconds between the signal to end and SIGKILL. Defaults to `30.0`.
 
     Raises:
-        InvalidInputError: An argument is wrong, or two do not go together.
-        NotSupportedError: What is asked for is not supported.
-        MissingExtraError: Ray is to run it and is not installed.
+        InvalidInputError: An argument is wrong, or two contradict each other.
+        NotSupportedError: The combination is not supported.
+        MissingExtraError: Ray is needed and not installed.
         PeerLostError: There is no Ray cluster at the address.
     """
 
@@ -81,52 +82,52 @@ class LaunchPlan:
 
     @property
     def world_size(self) -> int:
-        """The processes of all nodes."""
+        """The number of processes of all nodes."""
         return self.nnodes * self.nproc
 
     @property
     def is_served(self) -> bool:
-        """True where one process runs the script, as chief, and starts the others itself."""
+        """True if one process runs the script, as chief, and starts the others itself."""
         return self.strategy == "parameter_server"
 
     @property
     def is_on_ray(self) -> bool:
-        """True where the nodes of a Ray cluster run the ranks."""
+        """True if the nodes of a Ray cluster run the ranks."""
         return self.ray is not None and not self.is_served
 
     @property
     def is_joined(self) -> bool:
-        """True where a process may have to join the others before the script computes anything.
+        """True if a process may have to join the others before the script computes anything.
 
-        Not PyTorch's, but a script may set its backend by itself. One that joins by itself does so,
-        and workers of a parameter server on Ray join their chief.
+        PyTorch needs no such joining, but the script may set its backend itself. A script that
+        joins by itself is left alone. Workers of a parameter server on Ray join their chief.
         """
         is_on_its_own = self.is_served and self.backend != "tensorflow"
         return self.world_size > 1 and not is_on_its_own and not joins_itself(self.script)
 
     @property
     def num_started(self) -> int:
-        """The processes that the launcher starts on this node."""
+        """The number of processes that the launcher starts on this node."""
         return 1 if self.is_served else self.nproc
 
     @property
     def num_servers(self) -> int:
-        """The processes that are parameter servers."""
+        """The number of processes that are parameter servers."""
         if not self.is_served:
             return 0
         return 1 if self.ps_count is None else self.ps_count
 
     def _check_script(self) -> None:
-        """Raises an error where no process could begin, before the first of them is started."""
+        """Raises an error if the script can't start, before any process is started."""
         if not Path(self.script).is_file():
             what = "is a folder" if Path(self.script).is_dir() else "does not exist"
-            raise InvalidInputError(f"The script must be a Python file; {self.script!r} {what}.")
+            raise InvalidInputError(f"Expected a Python file to run; {self.script!r} {what}.")
         try:
             compile(Path(self.script).read_bytes(), self.script, "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as error:
             place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise InvalidInputError(
-                f"The script can't be run: {self.script!r}{place}: {getattr(error, 'msg', error)}."
+                f"The script has an error: {self.script!r}{place}: {getattr(error, 'msg', error)}."
             ) from error
 
     def _check_nodes(self) -> None:
@@ -135,8 +136,8 @@ class LaunchPlan:
             check_integer("--rank", self.node_rank, least=0)
         if (self.node_rank or 0) >= self.nnodes:
             raise InvalidInputError(
-                f"--rank is the number of this node, from 0; received --rank {self.node_rank} with "
-                f"--nnodes {self.nnodes}."
+                f"--rank is the number of this node, from 0, and must be below --nnodes; received "
+                f"--rank {self.node_rank} with --nnodes {self.nnodes}."
             )
         if self.nnodes == 1:
             return
@@ -148,22 +149,22 @@ class LaunchPlan:
                 )
         if self.max_restarts:
             raise NotSupportedError(
-                f"--max-restarts {self.max_restarts} is for one node: the launchers of "
-                f"{self.nnodes} nodes don't know of each other's failures yet. Leave it out, and "
-                "let what starts them start all of them again."
+                f"--max-restarts {self.max_restarts} works on one node only: the launchers of "
+                f"{self.nnodes} nodes don't know of each other's failures. Leave it out, and start "
+                "all launchers again after a failure."
             )
 
     def _check_ray(self) -> None:
         if self.is_served and self.backend == "tensorflow":
             raise InvalidInputError(
-                f"--ray {self.ray} is for a parameter server on jax or torch: that of tensorflow "
-                "is its own. Name its processes by TF_CONFIG."
+                f"--ray {self.ray} with --strategy parameter_server is for jax or torch; on "
+                "tensorflow the chief starts the processes. Leave it out, or set TF_CONFIG."
             )
         for option, value in (("--nnodes", self.nnodes > 1), ("--coordinator", self.coordinator)):
             if value and self.is_on_ray:
                 raise InvalidInputError(
                     f"{option} is for nodes without Ray: with --ray {self.ray}, --nproc counts the "
-                    "processes of all nodes, and rank 0 finds an address on its own. Leave it out."
+                    "processes of all nodes, and rank 0 chooses the address. Leave it out."
                 )
         if importlib.util.find_spec("ray") is None:
             raise MissingExtraError("ray", "ray", "for --ray")
@@ -177,7 +178,8 @@ class LaunchPlan:
             )
         if self.strategy != "parameter_server" and self.ps_count is not None:
             raise InvalidInputError(
-                f"--ps-count {self.ps_count} is for --strategy parameter_server."
+                f"--ps-count {self.ps_count} needs --strategy parameter_server; received "
+                f"--strategy {self.strategy}."
             )
         if self.ray is not None:
             self._check_ray()
@@ -185,18 +187,18 @@ class LaunchPlan:
             return
         if self.nnodes > 1 and self.backend != "tensorflow":
             raise InvalidInputError(
-                f"One chief starts workers and servers on all nodes of a Ray cluster; received "
-                f"--nnodes {self.nnodes}. Start `ray start` on each node, and give --ray ADDRESS "
-                "to one launch."
+                f"--strategy parameter_server needs Ray on several nodes; received --nnodes "
+                f"{self.nnodes}. Run `ray start` on each node, and one launch with --ray ADDRESS."
             )
         if self.nnodes > 1:
             raise NotSupportedError(
-                f"--strategy parameter_server is for one node on tensorflow; received --nnodes "
-                f"{self.nnodes}. On several, set TF_CONFIG for each process yourself."
+                f"--strategy parameter_server on tensorflow starts processes on one node only; "
+                f"received --nnodes {self.nnodes}. For several nodes, set TF_CONFIG for each "
+                "process yourself."
             )
         check_integer("--ps-count", self.num_servers)
         least = self.num_servers + 2
-        if self.nproc < least:  # Of a Ray cluster too: they are counted in one way.
+        if self.nproc < least:  # With --ray too.
             raise InvalidInputError(
                 f"A parameter server needs --nproc {least} or more: a chief, a worker and "
                 f"--ps-count {self.num_servers}; received --nproc {self.nproc}."

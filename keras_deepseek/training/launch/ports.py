@@ -1,4 +1,4 @@
-"""Ports for the processes of a job to meet at."""
+"""Ports for the rendezvous of a job."""
 
 import contextlib
 import errno
@@ -13,13 +13,13 @@ _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
 
 def find_free_ports(count: int) -> list[int]:
-    """Returns ports of loopback that nobody listens at, all different.
+    """Returns different ports of loopback at which nobody listens.
 
     Args:
-        count: integer. How many.
+        count: integer. The number of ports.
     """
     with contextlib.ExitStack() as stack:
-        # Open all at once, or the same one might be found twice.
+        # All are open at the same time, so that none is found twice.
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in sockets:
             listener.bind((LOOPBACK, 0))
@@ -27,17 +27,12 @@ def find_free_ports(count: int) -> list[int]:
 
 
 def check_port_is_free(host: str, port: int) -> None:
-    """Raises an error where this machine has an address and somebody listens at the port.
+    """Raises an error if the host is this machine and the port is in use.
 
-    A host that is not this machine's, or whose name is not known here, is left to those who
-    connect.
-
-    Args:
-        host: string. A name or an IP address.
-        port: integer.
+    A host that is not this machine, or has an unknown name, is not checked.
 
     Raises:
-        InvalidInputError: The port is in use, or is not for everyone.
+        InvalidInputError: The port is in use, or not allowed.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -45,13 +40,13 @@ def check_port_is_free(host: str, port: int) -> None:
         return
     for family, kind, protocol, _, address in found:
         with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as listener:
-            # Else a port that was used a minute ago would count as in use.
+            # Without it, a port that was used a minute ago counts as in use.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             problem = _bind(listener, address)
             if problem in _TAKEN:
                 raise InvalidInputError(
                     f"Rank 0 can't listen at {join_address(host, port)}: {os.strerror(problem)}. "
-                    "Name a free port."
+                    "Use a free port."
                 )
 
 

@@ -1,4 +1,4 @@
-"""The environment of each process, in the variables that `ClusterSpec` reads."""
+"""The environment variables of each process, from which `ClusterSpec` is read."""
 
 import json
 import secrets
@@ -10,30 +10,26 @@ from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 
 RESTART = "KERAS_DEEPSEEK_RESTART"
-"""Holds how often the job was started again, from 0, with what the launcher itself finds in it."""
+"""The variable with the number of restarts of the job, including those of an outer launcher."""
 
 STRATEGY = "KERAS_DEEPSEEK_STRATEGY"
-"""Holds the strategy of the launcher, where it starts several processes."""
+"""The variable with the strategy of the launcher, if it starts several processes."""
 
 NUM_WORKERS = "KERAS_DEEPSEEK_NUM_WORKERS"
-"""Holds how many workers the chief of a parameter server starts."""
+"""The variable with the number of workers that the chief of a parameter server starts."""
 
 NUM_SERVERS = "KERAS_DEEPSEEK_NUM_SERVERS"
-"""Holds how many servers it starts."""
+"""The variable with the number of servers that it starts."""
 
 RAY_ADDRESS = "RAY_ADDRESS"
-"""Ray's own variable: the address of a cluster that runs already."""
+"""Ray's own variable: the address of a running cluster."""
 
 _GPUS_OF_JAX = "JAX_LOCAL_DEVICE_IDS"
-"""JAX's own variable: which GPUs of its machine a process takes. Without it, each takes all."""
+"""JAX's own variable: the GPUs that a process uses. Without it, each process takes all."""
 
 
 def make_addresses(plan: LaunchPlan) -> list[tuple[str, int]]:
-    """Returns the address of rank 0; for TensorFlow on one node, those of all ranks.
-
-    Args:
-        plan: `LaunchPlan`.
-    """
+    """Returns the address of rank 0; for TensorFlow on one node, the addresses of all ranks."""
     first = [parse_address("--coordinator", plan.coordinator)] if plan.coordinator else []
     num_all = plan.nproc if _needs_tf_config(plan) else 1
     free = find_free_ports(num_all - len(first))
@@ -51,12 +47,12 @@ def make_environment(
 
     Args:
         plan: `LaunchPlan`.
-        local_rank: integer. Which process of this node it is.
-        addresses: list of hosts and ports, those of `make_addresses`.
-        restart: integer. How often the job was started again.
+        local_rank: integer. The number of the process on this node.
+        addresses: The hosts and ports that `make_addresses` returned.
+        restart: integer. The number of restarts of the job.
         environ: The environment of the launcher.
     """
-    # What started the launcher counted launchers. Rank and world size are new; these are not.
+    # These variables may be about the launchers, and not about the processes that they start.
     kept = {
         name: value
         for name, value in environ.items()
@@ -82,7 +78,7 @@ def make_environment(
         made[NUM_SERVERS] = str(plan.num_servers)
         if plan.ray is not None:
             made[RAY_ADDRESS] = plan.ray
-    # A process whose output goes into a pipe would keep its lines back.
+    # Else a process whose output goes into a pipe would buffer its lines.
     defaults = {"PYTHONUNBUFFERED": "1"}
     if plan.backend == "jax" and plan.num_started > 1:
         defaults[_GPUS_OF_JAX] = str(local_rank)

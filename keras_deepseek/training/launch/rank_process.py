@@ -1,4 +1,4 @@
-"""One process of a job, its group and its output."""
+"""One process of a job, with its process group and its output."""
 
 import contextlib
 import os
@@ -14,16 +14,16 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 
 _CHUNK = 65536
 _MOST_LEFT = 1 << 20
-"""Bytes. The most that a pipe holds, so that one who goes on writing into it is not heard out."""
+"""Bytes. A pipe holds no more, so reading ends even if a process goes on writing."""
 
 
 class RankProcess:
-    """Starts the script in a session of its own, so that it and its children are one group.
+    """A process in a session of its own, so that it and its children are one process group.
 
     Args:
         rank: integer.
-        prefix: string. What stands before each of its lines.
-        command: list of strings. What it runs.
+        prefix: string. Written before each of its lines.
+        command: list of strings.
         environ: dict. Its environment.
         output: `Output`.
         watchdog: `Watchdog`.
@@ -66,13 +66,13 @@ class RankProcess:
         return self._errors.last_lines
 
     def read(self, descriptor: int) -> int | None:
-        """Hands on what waits in one of the pipes.
+        """Forwards the bytes that are in one of the pipes.
 
         Args:
             descriptor: integer. One of `outputs`.
 
         Returns:
-            The number of bytes: 0 where none will come any more, and `None` where none waits.
+            The number of bytes: 0 if the pipe is closed, `None` if it is empty.
         """
         try:
             data = os.read(descriptor, _CHUNK)
@@ -82,32 +82,28 @@ class RankProcess:
         return len(data)
 
     def send(self, number: int) -> None:
-        """Sends a signal to the process alone: a data loader's workers are the script's affair.
-
-        Args:
-            number: integer. The signal.
-        """
+        """Sends a signal to the process only; the script ends its own children."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """Ends the process and all of its group at once."""
-        # macOS refuses where the group holds nothing but the dead.
+        """Kills the process and its whole group."""
+        # macOS refuses it if all processes of the group have ended.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def has_ended(self) -> bool:
-        """Returns whether the process has ended. Until `collect`, its number stays its own."""
+        """Returns True if the process has ended. Its process ID is not reused before `collect`."""
         if not hasattr(os, "waitid"):  # Python on macOS, up to 3.12.
             return self._process.poll() is not None
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self._process.pid, options) is not None
 
     def collect(self) -> int:
-        """Ends what is left of the group, hands on the last output, and returns how it ended.
+        """Kills the rest of the group, forwards the last output, and waits for the process.
 
         Returns:
-            The exit code, or a signal's number below zero.
+            The exit code, or the negative number of a signal.
         """
         self.kill()
         for descriptor, lines in self.outputs.items():

@@ -1,11 +1,11 @@
-"""Runs a rank on a Ray cluster and stands for it on this machine: ADDRESS JOB OPTIONS... SCRIPT...
+"""A program that runs a rank on a Ray cluster: `ADDRESS JOB OPTIONS... SCRIPT...`.
 
-Placement, transport and whatever spans machines are Ray's. On the node that Ray has chosen, the
-rank is launched as the only one of a node, so that its environment, its signals and its end are
-those of every launch. This process is what the launcher sees of it: it hands on the output and the
-signals, and ends as the rank does. When it is killed, Ray ends the actor, and with that all below.
+Ray chooses the node and carries the messages. On that node, an actor launches the rank as the only
+one of a node, so environment, signals and exit are those of every launch. This process represents
+the rank on the launcher's machine: it forwards its output and the signals, and ends with its exit
+code. If this process is killed, Ray ends the actor and so the rank.
 
-Run as a script: Ray takes the actor's class along, and no node loads Keras for it.
+It runs as a script: Ray sends the actor's class by value, and no node loads Keras for it.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from typing import Any, BinaryIO
 _NAMESPACE = "keras-deepseek launch"
 _CHUNK = 65536
 _MOST_CHUNKS = 256
-"""A rank that writes faster than it is read waits."""
+"""A rank that writes faster than its output is read has to wait."""
 _LONGEST_WAIT = 0.5
-"""Seconds that a call for output waits for some."""
+"""Seconds that a call for output waits if there is none."""
 _PASSED_ON = ("KERAS_", "OMP_NUM_THREADS")
-"""How the variables begin that a rank has from here; Ray itself gives each one thread."""
+"""The prefixes of variables that a rank gets from here. Ray itself sets OMP_NUM_THREADS to 1."""
 _JOIN_TIMEOUT = "KERAS_DEEPSEEK_JOIN_TIMEOUT"
 _TOKEN_HINT = (
-    "If `ray start` has said that token authentication is enabled, set RAY_AUTH_MODE=token and the "
-    "cluster's token (RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH) here as well."
+    "If `ray start` printed that token authentication is enabled, set RAY_AUTH_MODE=token and the "
+    "cluster's token (RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH) here too."
 )
 
 
 class RemoteRank:
-    """The actor: one rank, on the node where Ray has placed it."""
+    """The actor of one rank, on the node that Ray has chosen."""
 
     def __init__(self) -> None:
         import ray
@@ -53,7 +53,7 @@ class RemoteRank:
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self) -> str:
-        """Returns `HOST:PORT` of this node, at a port that was free, for rank 0 to listen at."""
+        """Returns `HOST:PORT` of this node, with a free port, for rank 0 to listen at."""
         return self._address
 
     def start(self, launch: list[str], environ: dict[str, str], folder: str) -> None:
@@ -61,8 +61,8 @@ class RemoteRank:
 
         Args:
             launch: list of strings. The arguments of `keras-deepseek launch`.
-            environ: dict. What the environment has beside that of the node.
-            folder: string. Where it runs, if the node has such a folder.
+            environ: dict. Variables to add to the node's environment.
+            folder: string. The working directory, if the node has it.
         """
         import keras_deepseek
 
@@ -84,9 +84,9 @@ class RemoteRank:
             self._readers.append(reader)
 
     def read(self) -> tuple[list[tuple[int, bytes]], int | None]:
-        """Returns what was written since the last call, by stream, and how the rank has ended.
+        """Returns the output since the last call, by stream, and the exit code.
 
-        That is `None` while it runs, and until all of its output was returned.
+        The exit code is `None` while the rank runs, and until all of its output was returned.
         """
         assert self._process is not None
         chunks = []
@@ -98,11 +98,7 @@ class RemoteRank:
         return chunks, self._process.wait() if is_all and self._output.empty() else None
 
     def send(self, number: int) -> None:
-        """Sends the launcher of the rank a signal.
-
-        Args:
-            number: integer. The signal.
-        """
+        """Sends a signal to the launcher of the rank."""
         assert self._process is not None
         self._process.send_signal(number)
 
@@ -112,14 +108,14 @@ class RemoteRank:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Places the rank, and stays until it has ended.
+    """Places the rank on a node, and waits until it has ended.
 
     Args:
-        arguments: The cluster's address, the name of the job, and the end of a command
-            `keras-deepseek launch`, which says script and options that are the same for all ranks.
+        arguments: The address of the cluster, the name of the job, and the options and script of
+            `keras-deepseek launch` that are the same for all ranks.
 
     Returns:
-        The exit code of the rank; 1 where Ray does not run it.
+        The exit code of the rank, or 1 if Ray does not run it.
     """
     address, job, *launch = arguments
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -139,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         ray.init(address, namespace=_NAMESPACE, logging_level="ERROR", log_to_driver=False)
-        listen()  # Ray has put handlers of its own there.
+        listen()  # Ray has replaced the handlers.
         placed = _place(ray, job, rank, world_size)
         timeout = float(os.environ.get(_JOIN_TIMEOUT, "300"))
         coordinator = _find_coordinator(ray, job, placed, rank, timeout)
@@ -150,15 +146,18 @@ def main(arguments: Sequence[str]) -> int:
         )
         ray.get(started)
         actor = placed
-        return _hand_on(ray, actor)
+        return _forward_output(ray, actor)
     except (_NotPlacedError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
         reason = f"{str(error).strip()} {_TOKEN_HINT if _may_lack_token() else ''}"
-        print(f"[{rank}] Ray does not run this rank: {reason.strip()}", file=sys.stderr)
+        print(f"[{rank}] Ray could not run this rank: {reason.strip()}", file=sys.stderr)
         return 1
 
 
 def _may_lack_token() -> bool:
-    """Whether this process shows a cluster no token, which newer ones ask for by default."""
+    """Returns True if this process has no token for a cluster that may ask for one.
+
+    Newer versions of Ray do so by default.
+    """
     return os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled"
 
 
@@ -174,7 +173,7 @@ def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
             f"{world_size} ranks need a CPU of Ray each, and the cluster has "
             f"{there.get('CPU', 0):g}. Launch fewer (--nproc), or add nodes."
         )
-    # As in a launch on one node: where there are GPUs for all, each rank has one.
+    # As in a launch on one node: if there are enough GPUs, each rank gets one.
     num_gpus = 1 if there.get("GPU", 0) >= world_size else 0
     made: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_concurrency=4)(RemoteRank)
     return made.options(name=f"{job} {rank}", scheduling_strategy="SPREAD").remote()
@@ -187,12 +186,12 @@ def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float
     while first is None:
         try:
             first = ray.get_actor(f"{job} 0")
-        except ValueError as error:  # It has yet to be made.
+        except ValueError as error:  # It does not exist yet.
             if time.monotonic() > until:
                 raise _NotPlacedError(f"rank 0 has not come within {timeout:g} s.") from error
             time.sleep(0.1)
     try:
-        # Its own first: who waits for room does not hold up the others' message.
+        # This rank first: if it is not placed in time, the error must name it, and not rank 0.
         ray.get(placed.address.remote(), timeout=timeout)
         address: str = ray.get(first.address.remote(), timeout=timeout)
     except ray.exceptions.GetTimeoutError as error:
@@ -202,10 +201,10 @@ def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float
     return address
 
 
-def _hand_on(ray: Any, actor: Any) -> int:
-    """Writes what the rank writes until it has ended, and returns its exit code."""
+def _forward_output(ray: Any, actor: Any) -> int:
+    """Writes the rank's output until it has ended; returns its exit code."""
     status = None
-    # Python's own have no buffer here, and might take a part of what they are given.
+    # Python's own streams have no buffer here, and might write only a part.
     with open(1, "wb", closefd=False) as out, open(2, "wb", closefd=False) as errors:
         while status is None:
             chunks, status = ray.get(actor.read.remote())

@@ -16,14 +16,15 @@ _JOINING = {
     "TPUStrategy",
 }
 _ENGINES = {"distributed", "distribution"}
-"""Modules of JAX and Keras whose `initialize` joins the processes."""
+"""The modules of JAX and Keras whose `initialize` joins the processes."""
 
 
 def joins_itself(script: str) -> bool:
-    """Returns whether a script says by itself how its processes or devices train together.
+    """Returns True if a script sets up its processes or devices itself.
 
-    By `join_cluster`, JAX's or Keras's `initialize`, or an object of `keras.distribution` or
-    `tf.distribute`: some of these fail, or crash, where the processes have joined before.
+    It does so by `join_cluster`, by `initialize` of JAX or Keras, or by an object of
+    `keras.distribution` or `tf.distribute`. Some of these fail or crash if the processes have
+    already joined.
 
     Args:
         script: string. The path of a Python file.

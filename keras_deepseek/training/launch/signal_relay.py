@@ -1,4 +1,4 @@
-"""The signals that reach the launcher, for as long as it runs."""
+"""The signals that the launcher receives."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ _TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class SignalRelay:
-    """Notes signals, calls who is to act on them, and wakes a selector.
+    """Notes signals, calls a function for each, and wakes a selector.
 
-    A signal is acted on in its handler: the launcher may hang in a write to a log that nobody
-    reads. What a signal is ignored for, as SIGHUP is under `nohup`, stays ignored.
+    The function is called in the signal handler: the launcher may hang in a write to a log that
+    nobody reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
 
     Args:
-        act: Function of a signal's number and of whether it is the first.
+        act: Function that takes the number of a signal, and True for the first signal.
     """
 
     def __init__(self, act: Callable[[int, bool], None]) -> None:
@@ -33,7 +33,7 @@ class SignalRelay:
         for number in _TO_END:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
-        # Has it wake the selector, which a signal that nobody handles would not.
+        # A handler is needed: a signal without one does not wake the selector.
         self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _do_nothing)
         return self
 
@@ -50,7 +50,7 @@ class SignalRelay:
         os.close(self._written)
 
     def drain(self) -> None:
-        """Forgets what woke the selector."""
+        """Empties the pipe that wakes the selector."""
         try:
             while os.read(self.descriptor, 4096):
                 pass

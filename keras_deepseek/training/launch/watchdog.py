@@ -1,8 +1,8 @@
-"""What outlives the launcher by a moment: it ends the process groups that a killed one left.
+"""A process that outlives the launcher and kills the process groups that it left.
 
-`die_with_parent` ends the processes themselves, on Linux. This ends theirs too, such as the workers
-of a data loader, and on every POSIX system: its stdin ends when the launcher does, however that
-came about.
+`die_with_parent` ends the processes themselves, on Linux only. The watchdog also ends their
+children, such as the workers of a data loader, and works on every POSIX system: its stdin is closed
+when the launcher ends, in whatever way.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from types import TracebackType
 
 
 class Watchdog:
-    """A process that is told of each process group, for as long as the block lasts."""
+    """The watchdog process, inside the block. It is told of each process group."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -41,46 +41,38 @@ class Watchdog:
         self._process.wait()
 
     def add(self, group: int) -> None:
-        """Takes charge of a process group.
-
-        Args:
-            group: integer. Its id.
-        """
+        """Adds a process group, to be killed if the launcher ends."""
         self._tell(f"+{group}\n")
 
     def remove(self, group: int) -> None:
-        """Forgets a process group, whose number may soon be another's.
-
-        Args:
-            group: integer. Its id.
-        """
+        """Removes a process group: its number may soon be another's."""
         self._tell(f"-{group}\n")
 
     def _tell(self, line: str) -> None:
-        # Where somebody has killed the watchdog, the processes go on without.
+        # If the watchdog was killed, the processes go on without it.
         with contextlib.suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.write(line.encode())
 
 
 def watch(lines: Iterable[str]) -> set[int]:
-    """Returns the groups that are left when the lines end.
+    """Reads lines to their end; returns the process groups that are left.
 
     Args:
-        lines: `+GROUP` for each that comes, `-GROUP` for each that has gone.
+        lines: `+GROUP` for each group that was added, `-GROUP` for each that was removed.
     """
     groups: set[int] = set()
     for line in lines:
-        if line.endswith("\n"):  # Else the launcher died while it wrote.
+        if line.endswith("\n"):  # The launcher may have died while it wrote.
             change = groups.add if line.startswith("+") else groups.discard
             change(int(line[1:]))
     return groups
 
 
 def main() -> None:
-    """Watches stdin and ends what is left."""
+    """Reads stdin to its end, and kills the process groups that are left."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # Those are for the launcher to heed.
+        signal.signal(number, signal.SIG_IGN)  # The launcher handles them.
     for group in watch(sys.stdin):
         with contextlib.suppress(OSError):
             os.killpg(group, signal.SIGKILL)

@@ -109,8 +109,8 @@ def test_a_model_trains_on_it(is_named):
         ({"batch_size": 2, "boundaries": [16, 8, 32]}, "ascend"),
         ({"batch_size": 2, "boundaries": [16.0, 32]}, r"`boundaries\[0\]` must be a positive"),
         ({"batch_size": 2, "seed": -1}, "`seed` must be an integer of at least 0"),
-        ({"batch_size": 2, "targets": [1]}, "one for each of the 2 sequences, received 1"),
-        ({"batch_size": 2, "padding": {"y": 1}}, r"given for \['y'\]"),
+        ({"batch_size": 2, "targets": [1]}, "one entry for each of the 2 sequences; received 1"),
+        ({"batch_size": 2, "padding": {"y": 1}}, r"has values for \['y'\]"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -34,7 +34,7 @@ def test_without_a_number_the_fullest_row_says_it():
     [
         ([1, 2], None, r"shape \(num_rows, length\); received int64 of shape \(2,\)"),
         ([[1.0]], None, "must be integers of shape .* received float64"),
-        ([[1, -100], [1, 2]], 1, "Row 1, counted from 0, has 2 masked tokens, and masks_per"),
+        ([[1, -100], [1, 2]], 1, "Row 1, counted from 0, has 2 masked tokens; received masks_per"),
         ([[1, 2]], 0, "`masks_per_sequence` must be"),
     ],
 )

@@ -78,7 +78,11 @@ def test_given_masks_and_segments_are_kept():
         ({}, {}, 'a dict with "token_ids", received'),
         ([[1]], {}, "received list"),
         ({"token_ids": np.full((2, 3), 60)}, {}, "below vocabulary_size=60"),
-        ({"token_ids": draw_rows(), "segment_ids": np.zeros((2, 2))}, {}, "of one shape; 'segment"),
+        (
+            {"token_ids": draw_rows(), "segment_ids": np.zeros((2, 2))},
+            {},
+            "have the same shape; 'segment",
+        ),
         ({"token_ids": draw_rows()}, {"share": 0}, "`share` must be"),
         ({"token_ids": draw_rows()}, {"batch_size": 0}, "`batch_size` must be"),
     ],

@@ -81,8 +81,8 @@ def test_data_that_come_in_batches_hold_some_and_know_their_size():
         ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive integer, received 0"),
         ({"validation_split": 1.5}, "`validation_split` must be .* least 0 and below 1, received"),
         ({"validation_freq": 0}, "`validation_freq` must be a positive integer, received 0"),
-        ({"initial_epoch": 3}, r"leaves none of epochs=3: .* the last one, counted from 1"),
-        ({"initial_epoch": 1, "resume": True}, "goes on from a checkpoint, .* Leave it out"),
+        ({"initial_epoch": 3}, r"leaves no epoch of epochs=3: .* the number of the last epoch"),
+        ({"initial_epoch": 1, "resume": True}, "resumes from a checkpoint, .* Leave it out"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(options, match):
@@ -96,7 +96,7 @@ def test_numbers_that_do_not_fit_are_refused(options, match):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones((4, 2)), r"needs targets: give fit\(x, y\); `y` is None"),
+        (np.ones((4, 2)), r"needs targets: use fit\(x, y\); `y` is None"),
         ((np.ones((4, 2)), np.ones(4)), r"not fit\(\(x, y\)\)"),
     ],
 )
@@ -109,7 +109,7 @@ def test_targets_that_are_forgotten_are_asked_for(x, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_weight": "balanced"}, "`class_weight` is a dict from classes to their weights"),
+        ({"class_weight": "balanced"}, "`class_weight` must be a dict of weights by class"),
         ({"validation_data": (X[:0], X[:0])}, "The validation data hold no batch"),
     ],
 )
@@ -119,7 +119,7 @@ def test_options_of_the_data_that_do_not_fit_are_refused(options, message):
 
 
 def test_validation_data_without_targets_are_refused():
-    with pytest.raises(InvalidInputError, match=r"give validation_data=\(x, y\)"):
+    with pytest.raises(InvalidInputError, match=r"use validation_data=\(x, y\)"):
         check_validation_targets(np.ones((3, 2)))
     for data in (None, (np.ones((3, 2)), np.ones(3)), iter([])):
         check_validation_targets(data)

@@ -46,7 +46,7 @@ def test_no_two_rows_could_be_one(lengths):
 
 def test_long_documents_are_refused_split_or_cut():
     features = {"token_ids": [list(range(7)), [9]]}
-    with pytest.raises(InvalidInputError, match="Document 0 has 7 tokens, a row 3"):
+    with pytest.raises(InvalidInputError, match="Document 0 has 7 tokens, but a row has 3"):
         pack_sequences(features, 3)
     assert sorted(unpack(pack_sequences(features, 3, when_longer="split"))) == [
         [0, 1, 2],
@@ -107,9 +107,9 @@ def test_a_document_computes_the_same_alone_and_packed():
     [
         ({"length": 0}, "`length` must be a positive integer"),
         ({"seed": True}, "`seed` must be an integer of at least 0"),
-        ({"features": {"positions": [[1]]}}, "can't be named 'positions'"),
+        ({"features": {"positions": [[1]]}}, "a feature named 'positions'"),
         ({"when_longer": "drop"}, "'refuse', 'split' or 'truncate'"),
-        ({"padding": {"y": 1}}, r"given for \['y'\]"),
+        ({"padding": {"y": 1}}, r"has values for \['y'\]"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

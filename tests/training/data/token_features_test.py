@@ -37,5 +37,5 @@ def test_features_that_do_not_fit_are_refused(features, message):
 
 def test_padding_of_what_there_is_not_is_refused():
     assert check_padding({"a": 1}, ["a"]) == {"a": 1}
-    with pytest.raises(InvalidInputError, match=r"given for \['b'\]"):
+    with pytest.raises(InvalidInputError, match=r"has values for \['b'\]"):
         check_padding({"b": 1}, ["a"])

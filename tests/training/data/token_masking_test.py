@@ -68,9 +68,9 @@ def test_shares_may_leave_the_tokens_as_they_are():
     [
         ([1, 2], {}, r"shape \(num_rows, length\)"),
         ([[1.0]], {}, "must be integers"),
-        ([[50]], {}, "from 0 below vocabulary_size=50, received 50 to 50"),
+        ([[50]], {}, "below vocabulary_size=50; received 50 to 50"),
         ([[5]], {"share": 1.5}, "`share` must be"),
-        ([[5]], {"mask_share": 0.8, "random_share": 0.3}, "are shares of one whole"),
+        ([[5]], {"mask_share": 0.8, "random_share": 0.3}, "must add up to at most 1"),
         ([[5]], {"special_token_ids": range(50)}, "All 50 tokens are special"),
     ],
 )

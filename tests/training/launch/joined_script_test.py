@@ -105,7 +105,7 @@ def test_a_script_runs_as_python_runs_it(run, text, code):
 
 def test_a_setting_that_comes_too_late_is_explained(run):
     text = "raise RuntimeError('Physical devices cannot be modified after being initialized')"
-    assert run(text, joined_script.__file__).stderr.endswith("to a file that does.\n")
+    assert run(text, joined_script.__file__).stderr.endswith("of a file that calls it.\n")
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,8 @@ def test_the_chief_starts_the_others(script, backend):
         ({"grace_period": -1.0}, "`--grace-period` must be a finite number of at least 0"),
         ({"grace_period": float("nan")}, "`--grace-period` must be a finite number"),
         ({"backend": "tensorfow"}, "did you mean 'tensorflow'"),
-        ({"script": "missing.py"}, "must be a Python file; 'missing.py' does not exist"),
-        ({"script": "."}, r"must be a Python file; '\.' is a folder"),
+        ({"script": "missing.py"}, "Expected a Python file to run; 'missing.py' does not exist"),
+        ({"script": "."}, r"Expected a Python file to run; '\.' is a folder"),
         ({"strategy": "all-reduce"}, "did you mean 'allreduce'"),
         ({"node_rank": 1}, "received --rank 1 with --nnodes 1"),
         ({"node_rank": -1}, "`--rank` must be an integer of at least 0"),
@@ -91,10 +91,10 @@ def test_the_chief_starts_the_others(script, backend):
         ({"nnodes": 2, "node_rank": 0}, "--nnodes 2 needs --coordinator"),
         ({"nnodes": 2, "node_rank": 2, "coordinator": "a:1"}, "--rank 2 with --nnodes 2"),
         ({"coordinator": "somewhere"}, "--coordinator must be HOST:PORT"),
-        ({"ps_count": 1}, "--ps-count 1 is for --strategy parameter_server"),
+        ({"ps_count": 1}, "--ps-count 1 needs --strategy parameter_server"),
         (
             {"ray": "auto", "strategy": "parameter_server", "backend": "tensorflow"},
-            "--ray auto is for a parameter server on jax or torch",
+            "--ray auto with --strategy parameter_server is for jax or torch",
         ),
         ({"ray": "auto", "coordinator": "a:1"}, "--coordinator is for nodes without Ray"),
         (
@@ -109,7 +109,7 @@ def test_the_chief_starts_the_others(script, backend):
                 "node_rank": 1,
                 "coordinator": "a:1",
             },
-            "give --ray ADDRESS to one launch",
+            "one launch with --ray ADDRESS",
         ),
     ],
 )
@@ -138,11 +138,11 @@ def test_too_many_servers_are_refused(script, nproc, ps_count, message):
     [
         (
             {"strategy": "parameter_server", "nnodes": 2, "node_rank": 1, "coordinator": "a:1"},
-            "is for one node on tensorflow",
+            "on tensorflow starts processes on one node only",
         ),
         (
             {"max_restarts": 1, "nnodes": 2, "node_rank": 1, "coordinator": "a:1"},
-            "--max-restarts 1 is for one node",
+            "--max-restarts 1 works on one node only",
         ),
     ],
 )
