@@ -346,7 +346,7 @@ def test_a_model_with_a_step_of_its_own_keeps_it_and_nothing_is_ignored():
 
     logs, _ = fit(build_own(), epochs=1)
     assert np.isfinite(logs["loss"]).all()
-    with pytest.raises(InvalidInputError, match="which knows nothing of `micro_batches`"):
+    with pytest.raises(InvalidInputError, match="which would ignore `micro_batches`"):
         fit(build_own(), micro_batches=2)
 
 
