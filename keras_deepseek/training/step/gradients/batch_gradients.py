@@ -12,9 +12,9 @@ from keras_deepseek.training.step.gradients.micro_batches import Batch
 from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 
 Backward = Callable[[Any, Receive | None], list[Any]]
-"""A backward pass: from the divisor of the sums, or `None`, to the gradients by variable.
+"""A backward pass. It takes the divisor of the sums, or `None`, and returns gradients by variable.
 
-It calls `receive(index, gradient)`, where given, as soon as it knows a gradient.
+If `receive` is given, it calls `receive(index, gradient)` as soon as it knows a gradient.
 """
 
 
@@ -25,10 +25,10 @@ class BatchResult:
     Args:
         loss: Scalar tensor.
         logs: dict of scalar tensors. Further logs that the trainer's `train_step` returned.
-        gradients: list of tensors by variable; `None` where the loss does not depend on it.
-        num_rows: The rows of the batch over all processes: integer or scalar tensor.
-        keep_residual: Function that keeps the rest that gradient compression left out, for a step
-            whose update is made. Defaults to `None`: nothing was compressed.
+        gradients: list of tensors by variable; `None` if the loss does not depend on the variable.
+        num_rows: integer or scalar tensor. The rows of the batch over all processes.
+        keep_residual: Function that stores the residual of gradient compression. It is called only
+            if the update is applied. Defaults to `None`: nothing was compressed.
     """
 
     loss: Any
@@ -69,11 +69,11 @@ class PartGradients(BatchGradients):
 
     @abc.abstractmethod
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
-        """Returns the sums of a part of a batch, and a factor that its gradients lack still."""
+        """Returns the sums of a part of a batch, and a factor to multiply its gradients with."""
 
 
 def begin_from_sums(sums: WeightedSums) -> tuple[WeightedSums, Backward]:
-    """Returns what `PartGradients.begin` does, of sums whose gradients are known already."""
+    """Returns a result for `PartGradients.begin` from sums that have gradients already."""
 
     def backward(divisor: Any, _: Receive | None) -> list[Any]:
         return [None if gradient is None else gradient / divisor for gradient in sums.gradients]

@@ -1,4 +1,4 @@
-"""What the rows of one replica leave in metrics and layers, and what those of all of them do."""
+"""The merging of each replica's metric and layer state into that of the whole batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from keras import ops
 from keras_deepseek.backend.keras_private.layers import batch_states, seed_states
 
 _STRIDE = 15_485_863
-"""Between the seeds of two replicas: more than a training draws, and thousands fit an int32."""
+"""The distance of the seeds of two replicas: more than a training draws; thousands fit an int32."""
 
 
 class ReplicaStates:
-    """The variables of a step that differ by replica, until they are made one.
+    """Merges the state that the replicas of a step have changed.
 
-    Metrics count what all replicas have counted. What layers keep of a batch, such as moving
-    statistics, is the mean over the rows of all; where a variable's `aggregation` is `"sum"`, as of
-    the tokens of each expert, it is the sum of what replicas assign. Random number generators
-    differ by replica while the step computes, and agree afterwards.
+    Metrics are summed over the replicas. The state of layers, such as moving statistics, is
+    averaged over all rows; if the `aggregation` of a variable is `"sum"`, as for the tokens of each
+    expert, it is the sum of the assigned values. The seeds of random numbers differ between
+    replicas during a step, and are equal again after it.
 
     Args:
         model: `keras.Model`, built and compiled.
@@ -37,10 +37,10 @@ class ReplicaStates:
 
     @contextmanager
     def replica_seeds(self, rank: Any) -> Iterator[None]:
-        """Makes the random numbers of a replica others than those of the rest, inside of the block.
+        """Gives a replica its own random numbers until the block ends.
 
         Args:
-            rank: Which replica it is: an integer, or an integer tensor.
+            rank: integer or integer tensor. The index of the replica.
         """
         distances = [
             ops.cast(rank, seed.dtype) * ops.cast(_STRIDE, seed.dtype) for seed in self._seeds
@@ -56,16 +56,15 @@ class ReplicaStates:
             seed.assign(move(seed.value, ops.stack([distance, ops.zeros_like(distance)])))
 
     def restore(self) -> None:
-        """Puts back what the rows of another replica have changed, in the same process."""
+        """Restores the variables that another replica of this process has changed."""
         for variable, before in zip(self._variables, self._before, strict=True):
             variable.assign(before)
 
     def changes(self, num_rows: Any) -> list[Any]:
-        """Returns what this replica's rows have changed, to be summed over all.
+        """Returns the changes by this replica's rows, to be summed over all replicas.
 
         Args:
-            num_rows: float32 scalar. The number of its rows, `0.0` where it has computed none of
-                its own.
+            num_rows: float32 scalar. The number of its rows, or `0.0` if it has none.
         """
         changes = [
             ops.cast(variable.value, "float32") - ops.cast(before, "float32")
@@ -77,7 +76,7 @@ class ReplicaStates:
             change * weight for change, weight in zip(changes[:num_added], weights, strict=True)
         ]
         counted = [ops.cast(variable.value, "float32") for variable in self._counts]
-        # What no replica assigns stays as it is.
+        # A variable that no replica assigns must keep its value.
         is_assigned = [ops.cast(ops.any(each != 0), "float32") for each in changes[num_added:]]
         return [
             ops.where(num_rows > 0, each, ops.zeros_like(each))
@@ -85,11 +84,11 @@ class ReplicaStates:
         ]
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
-        """Changes the variables by what the rows of all replicas have changed.
+        """Applies the changes of all replicas to the variables.
 
         Args:
-            sums: The sums of `changes`.
-            num_rows: float32 scalar. The number of all rows.
+            sums: The sums of `changes` over the replicas.
+            num_rows: float32 scalar. The number of rows of all replicas.
         """
         num_added, num_counts = len(self._metrics) + len(self._layers), len(self._counts)
         divisors = [1.0] * len(self._metrics)

@@ -24,7 +24,7 @@ from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 
 
 class DeviceGradients(PartGradients):
-    """Divides the rows among devices of this process.
+    """Computes gradients of rows that are divided among devices of this process.
 
     Args:
         model: `keras.Model`, compiled.
@@ -64,16 +64,16 @@ class DeviceGradients(PartGradients):
 
 
 class ReplicatedGradients(BatchGradients):
-    """Sums the gradients of this process's rows with those of all other processes.
+    """Sums the gradients of this process with those of all other processes (all-reduce).
 
-    Gradients are sent while the backward pass computes others.
+    Gradients are sent while the backward pass still computes others.
 
     Args:
         model: `keras.Model`, compiled.
         part: `PartGradients` of this process's rows.
         replicas: `RemoteReplicas` in the processes.
         loss: `BatchLoss` of the model.
-        residual: `GradientResidual` where gradients are compressed, or `None`.
+        residual: `GradientResidual` if gradients are compressed, or `None`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ReplicatedGradients(BatchGradients):
 
     def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
         num_rows = None
-        if self._loss.is_sum:  # Each part then needs the rows of the whole batch.
+        if self._loss.is_sum:  # Each part needs the number of rows of the whole batch.
             num_rows = self._replicas.count(ops.cast(count_rows(batch), "float32"))
         with self._loss.of_batch(num_rows):
             part = ReplicaPart(
@@ -116,7 +116,7 @@ class ReplicatedGradients(BatchGradients):
     def _reduce(
         self, part: ReplicaPart, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any], Any]:
-        """Returns the sums over all processes, and the function that keeps the residual."""
+        """Returns the sums over all processes, and the function that stores the residual."""
         optimizer = self._model.optimizer
         scale = optimizer.dynamic_scale if is_scaled(optimizer) else None
         if self._residual is None:
