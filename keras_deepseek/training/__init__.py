@@ -1,4 +1,4 @@
-"""Training: the `Trainer` around `model.fit`, its schedules, and its sequences as batches."""
+"""Training: the `Trainer` around `model.fit`, learning rate schedules, and sequence data."""
 
 from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
 from keras_deepseek.backend.loss_means import declare_mean_over

@@ -452,7 +452,7 @@ def test_an_error_after_a_step_or_in_a_validation_says_after_which_batch_it_came
     callback = keras.callbacks.LambdaCallback(on_epoch_end=fail)
     with pytest.raises(ArithmeticError) as caught:
         trainer.fit(X, Y, batch_size=16, verbose=0, callbacks=[callback])
-    assert "It came after batch 4 of" in "".join(caught.value.__notes__)
+    assert "The error came after batch 4 of" in "".join(caught.value.__notes__)
     with pytest.raises(Exception, match=r".+") as caught:
         trainer.fit(X, Y, batch_size=16, verbose=0, validation_data=bad())
     assert "in the validation after batch 4 of" in "".join(caught.value.__notes__)

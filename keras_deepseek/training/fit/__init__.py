@@ -1,1 +1,1 @@
-"""The session around `model.fit`: what a `Trainer` sets up and puts back."""
+"""The session around `model.fit`: what a `Trainer` sets up before it and restores after it."""

@@ -1,4 +1,4 @@
-"""From what a user gives a trainer to a model that is compiled."""
+"""The compilation of a trainer's model with the optimizer, loss and metrics that it was given."""
 
 import inspect
 from collections.abc import Callable
@@ -15,11 +15,8 @@ from keras_deepseek.training.step.precision import with_loss_scaling
 def set_seed(seed: int | None) -> int | None:
     """Seeds Python, NumPy, Keras and the framework, unless the seed is `None`, and returns it.
 
-    Args:
-        seed: integer, or `None`.
-
     Raises:
-        InvalidInputError: It is no integer from 0 to 2**32 - 1.
+        InvalidInputError: The seed is not an integer from 0 to 2**32 - 1.
     """
     if seed is not None:
         if type(seed) is not int or not 0 <= seed < 2**32:
@@ -31,20 +28,17 @@ def set_seed(seed: int | None) -> int | None:
 
 
 _CHOSEN_BY_OUTPUTS = ("accuracy", "acc")
-"""Names of metrics that Keras chooses by the shapes of targets and outputs."""
+"""Names for which Keras chooses a metric by the shapes of targets and outputs."""
 
 
 def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
-    """Returns a model, or the one that a function builds.
-
-    Args:
-        model: `keras.Model`, or a function without arguments.
+    """Returns the given model, or the result of the given function.
 
     Raises:
-        InvalidInputError: There is no model.
+        InvalidInputError: It is not a `keras.Model`, or the function needs arguments.
     """
     made = model
-    if not isinstance(model, keras.Layer) and callable(model):  # A model is one.
+    if not isinstance(model, keras.Layer) and callable(model):  # A model is callable too.
         _check_no_arguments(model)
         made = model()
     if not isinstance(made, keras.Model):
@@ -58,14 +52,14 @@ def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
 def _check_no_arguments(function: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(function)
-    except ValueError:  # Of what is not written in Python nobody knows.
+    except ValueError:  # A function that is not written in Python has none.
         return
     try:
         signature.bind()
     except TypeError as error:
         raise InvalidInputError(
-            f"The function that builds the model is called without arguments, and it takes "
-            f"{signature}. Give `lambda: build(...)`, or the model itself."
+            "The function that builds the model is called without arguments, but it takes "
+            f"{signature}. Pass `lambda: build(...)`, or the model itself."
         ) from error
 
 
@@ -76,7 +70,7 @@ def compile_model(
     metrics: Any,
     policy: keras.DTypePolicy | None,
 ) -> None:
-    """Compiles a model with what is given, and with what it was compiled with for the rest.
+    """Compiles a model. An argument that is `None` keeps the model's own setting.
 
     Args:
         model: `keras.Model`.
@@ -86,10 +80,11 @@ def compile_model(
         policy: The dtype policy of the training step, or `None` for the model's own.
 
     Raises:
-        InvalidInputError: A name is unknown, or there is no optimizer, or no such output.
+        InvalidInputError: A name is unknown, there is no optimizer, or the loss names an output
+            that the model does not have.
     """
     if metrics is not None and not isinstance(metrics, list | tuple | dict):
-        metrics = [metrics]  # One needs no list.
+        metrics = [metrics]  # A single metric needs no list.
     given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
     given = {name: value for name, value in given.items() if value is not None}
     settings = compile_arguments(model) if model.compiled else {}
@@ -115,10 +110,13 @@ def compile_model(
 
 
 def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a model's `compile` is given: one of its own also what it had before.
+    """Returns the arguments for `model.compile`, which the model's class may override.
+
+    The override also gets its own arguments again, from the attributes of their names.
 
     Raises:
-        InvalidInputError: It does not take Keras's, or nobody knows what it had.
+        InvalidInputError: The override does not take one of Keras's arguments, or one of its own
+            arguments is not an attribute of the model.
     """
     if type(model).compile is keras.Model.compile:
         return settings
@@ -137,30 +135,30 @@ def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[
         what = f"takes no {', '.join(unknown)}" if unknown else f"would lose its {', '.join(lost)}"
         raise InvalidInputError(
             f"compile() of {type(model).__name__!r} {what}: compile the model yourself, with all "
-            "that it is to have, and give the Trainer no optimizer, loss, metrics and float16."
+            "its arguments, and give the Trainer no optimizer, loss or metrics, and no float16."
         )
     return known | {name: getattr(model, name) for name in own if hasattr(model, name)}
 
 
 def _check_outputs(model: keras.Model, loss: Any) -> None:
-    """Raises an error where losses are named by outputs that a model does not have."""
+    """Raises an error if a dict of losses names an output that the model does not have."""
     if not isinstance(loss, dict) or "class_name" in loss:
         return
     if isinstance(model, keras.Sequential):
         raise InvalidInputError(
-            f"{model.name!r} is a Sequential, whose one output has no name: give its loss alone, "
-            f"as in loss={next(iter(loss.values()), 'mse')!r}; received {loss!r}."
+            f"{model.name!r} is a Sequential, whose output has no name: pass its loss without a "
+            f"dict, as in loss={next(iter(loss.values()), 'mse')!r}; received {loss!r}."
         )
-    names = set(getattr(model, "output_names", None) or ())  # None of a subclass.
+    names = set(getattr(model, "output_names", None) or ())  # A subclassed model has none.
     if names and isinstance(model.output, dict):
-        names |= set(model.output)  # By which Keras goes, and by its layers' names where it can.
+        names |= set(model.output)  # Keras takes these names, and those of the layers.
     unknown = [name for name in loss if names and name not in names]
     if unknown:
         raise InvalidInputError(unknown_name_message("output of the model", unknown[0], names))
 
 
 def _leaves(structure: Any) -> list[Any]:
-    """Returns the losses or metrics of a structure, `None` and Keras's configs aside."""
+    """Returns the losses or metrics in a structure, without `None` and Keras's configs."""
     if isinstance(structure, dict) and "class_name" in structure:
         return []
     if isinstance(structure, dict | list | tuple):
@@ -170,25 +168,25 @@ def _leaves(structure: Any) -> list[Any]:
 
 
 def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> None:
-    """Raises an error where a value can't be an optimizer, a loss or a metric."""
-    if isinstance(value, type) and kind != "metric":  # Of a metric, Keras makes an object.
+    """Raises an error if a value can't be an optimizer, a loss or a metric."""
+    if isinstance(value, type) and kind != "metric":  # Keras creates an object of a metric class.
         raise InvalidInputError(
-            f"`{kind}` is the class {value.__name__}: give an object of it, as in "
+            f"`{kind}` is the class {value.__name__}: pass an object of it, as in "
             f"{value.__name__}()."
         )
     if kind == "optimizer":
-        fits, expected = isinstance(value, keras.optimizers.Optimizer), "object of Keras's"
+        fits, expected = isinstance(value, keras.optimizers.Optimizer), "Keras object"
     else:
-        fits, expected = callable(value), "object of Keras's, a function"
+        fits, expected = callable(value), "Keras object, a function"
     if not fits:
         raise InvalidInputError(
-            f"`{kind}` must be an {expected}, or its name; received {type(value).__name__}: "
+            f"`{kind}` must be a {expected}, or its name; received {type(value).__name__}: "
             f"{value!r}."
         )
 
 
 def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
-    """Returns what a name or a config stands for, or says that it is unknown."""
+    """Returns the object for a name or a config, or raises an error if it is unknown."""
     if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
         _check_kind(kind, value)
         return value
@@ -201,5 +199,5 @@ def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
         return find(value)
     except (ValueError, TypeError) as error:
         raise InvalidInputError(
-            f"Unknown {kind} {value!r}: expected an object of Keras's, or its name."
+            f"Unknown {kind} {value!r}: expected a Keras object, or its name."
         ) from error

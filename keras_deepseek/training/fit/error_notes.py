@@ -1,4 +1,4 @@
-"""Errors of a training, with a note that says which batch they came with."""
+"""Notes on the errors of a training that name the batch and the epoch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +13,13 @@ from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 
 
 class PositionTracker(keras.callbacks.Callback):
-    """Knows where a training has come to: the epoch, the batch, and whether it is being validated.
-
-    Args:
-        plan: `StepPlan` by which it is trained.
-    """
+    """Keeps track of the epoch, the batch and the validation of a training."""
 
     def __init__(self, plan: StepPlan) -> None:
         super().__init__()
         self._plan = plan
         self._epoch = 0
-        self._num_before_epoch = (
-            0  # Batches of earlier epochs, or, below zero, of an earlier process.
-        )
+        self._num_before_epoch = 0  # Steps; below zero in an epoch that was resumed.
         self._is_validating = False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -33,7 +27,9 @@ class PositionTracker(keras.callbacks.Callback):
         self._num_before_epoch = self._plan.num_steps
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._num_before_epoch = self._plan.num_steps - batch  # An epoch may begin in its middle.
+        self._num_before_epoch = (
+            self._plan.num_steps - batch
+        )  # A resumed epoch does not begin at batch 0.
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._is_validating = True
@@ -42,7 +38,7 @@ class PositionTracker(keras.callbacks.Callback):
         self._is_validating = False
 
     def describe(self) -> str | None:
-        """Returns the position in words; `None` where nothing has to do with a batch yet."""
+        """Returns the position as a text, or `None` before the first batch."""
         done = self._plan.num_steps - self._num_before_epoch
         epoch = f"of epoch {self._epoch + 1}"
         if self._is_validating:
@@ -58,11 +54,11 @@ class PositionTracker(keras.callbacks.Callback):
 
 @contextmanager
 def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -> Iterator[None]:
-    """Makes the errors of a training say what a user needs to find their cause.
+    """Adds a note with the batch to each error of the block, or replaces it by a clearer one.
 
     Args:
         model: `keras.Model` that is trained.
-        plan: `StepPlan` by which it is.
+        plan: `StepPlan` of the training.
         position: `PositionTracker` among its callbacks.
 
     Raises:
@@ -77,11 +73,11 @@ def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -
                 f"The training data raised StopIteration {position.describe()}, before the end of "
                 "the epoch. Yield as many batches as the data's length says."
             ) from error
-        raise no_data_error() from error  # Of Keras on JAX, where there is no batch.
-    except TrainingDivergedError:  # It names its batch, and was found a batch later.
+        raise no_data_error() from error  # Keras on JAX raises it if there is no batch.
+    except TrainingDivergedError:  # It names its batch, which is an earlier one.
         raise
     except Exception as error:
         where = position.describe()
         if where is not None:
-            error.add_note(f"It came {where}, both counted from 1.")
+            error.add_note(f"The error came {where}, both counted from 1.")
         raise

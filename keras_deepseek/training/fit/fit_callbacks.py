@@ -1,4 +1,4 @@
-"""The callbacks of a training, while `Trainer.fit` lasts."""
+"""The callbacks of one training: those of the user, and those that `Trainer.fit` adds."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from keras_deepseek.training.fit.stop_iteration_check import StopIterationCheck
 Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
 
 _TRACK_BEST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint)
-"""Callbacks to which the first number is the best so far, whatever it is."""
+"""Callbacks that take the first value for the best so far, even NaN."""
 
 _WRITERS = (
     ProgressDisplay,
@@ -38,13 +38,10 @@ _STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
 
 
 def list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks of an argument that may be one, several or none.
-
-    Args:
-        callbacks: Keras callback, iterable of them, or `None`.
+    """Returns the argument `callbacks`, which may be one callback, several or `None`, as a list.
 
     Raises:
-        InvalidInputError: One is no Keras callback.
+        InvalidInputError: An element is not a Keras callback.
     """
     if callbacks is None:
         return []
@@ -53,13 +50,10 @@ def list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
 
 
 def check_callback(callback: Any) -> keras.callbacks.Callback:
-    """Returns a Keras callback, or says what was received in its place.
-
-    Args:
-        callback: What was given.
+    """Returns a Keras callback, or raises an error if it is something else.
 
     Raises:
-        InvalidInputError: It is none.
+        InvalidInputError: It is not a Keras callback.
     """
     if not isinstance(callback, keras.callbacks.Callback):
         raise InvalidInputError(
@@ -70,11 +64,7 @@ def check_callback(callback: Any) -> keras.callbacks.Callback:
 
 
 def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
-    """Returns callbacks without those that show or write what rank 0 does.
-
-    Args:
-        callbacks: list of Keras callbacks.
-    """
+    """Returns the callbacks of ranks above 0: those that neither display nor write a file."""
     return [callback for callback in callbacks if not isinstance(callback, _WRITERS)]
 
 
@@ -82,19 +72,21 @@ def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.cal
 def prepared_callbacks(
     callbacks: list[keras.callbacks.Callback], verbose: str | int, *, resume: bool
 ) -> Iterator[str | int]:
-    """Yields the `verbose` for Keras, and afterwards closes what has to be, an error or not.
+    """Adds the trainer's callbacks to a list, yields `verbose` for Keras, and closes them after.
+
+    Displays and loggers are closed also after an error.
 
     Args:
-        callbacks: list of Keras callbacks. A `ProgressDisplay` is added where it has no display.
-            Those that write a run down go on with it where the training is resumed.
+        callbacks: list of Keras callbacks. A `ProgressDisplay` is added if the list has no display.
+            Its loggers continue their files if the training is resumed.
         verbose: string or integer, as `Trainer.fit` takes it.
-        resume: boolean. Whether the training is resumed.
+        resume: boolean. The training is resumed.
 
     Raises:
-        InvalidInputError: `verbose` is none of those that there are.
+        InvalidInputError: `verbose` has an unknown value.
     """
     if verbose not in _STYLES:
-        raise InvalidInputError(f'`verbose` is "auto", 0, 1 or 2; received {verbose!r}.')
+        raise InvalidInputError(f'`verbose` must be "auto", 0, 1 or 2; received {verbose!r}.')
     style = _STYLES[verbose]
     if _has(callbacks, keras.callbacks.ProgbarLogger):
         for_keras = verbose
@@ -113,11 +105,11 @@ def prepared_callbacks(
     callbacks.append(watch.last)
     try:
         yield for_keras
-    except StopIteration:  # Keras on PyTorch lets it through.
+    except StopIteration:  # Keras on PyTorch does not catch it.
         watch.check()
         raise
-    finally:  # Keras does not tell its callbacks that a training has ended in an error.
-        with contextlib.ExitStack() as stack:  # Each of them, also where another can't be.
+    finally:  # After an error, Keras does not call `on_train_end`.
+        with contextlib.ExitStack() as stack:  # Closes each, even if closing another fails.
             for callback in callbacks:
                 if isinstance(callback, ProgressDisplay | StepLogger):
                     stack.callback(callback.close)
@@ -126,9 +118,10 @@ def prepared_callbacks(
 
 
 class _ResetNaNBest(keras.callbacks.Callback):
-    """Lets no callback keep a NaN for the best that there is: no later number is less than that.
+    """Resets the best value of a callback from NaN to the worst possible value.
 
-    What it has then is worse than any number, so that a NaN is no improvement and patience ends.
+    No number compares as better than NaN. After the reset a NaN is no improvement, and any number
+    is one.
     """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback]) -> None:

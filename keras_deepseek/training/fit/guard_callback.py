@@ -1,4 +1,4 @@
-"""What follows a bad step, outside of the step: an error, a warning, or an earlier checkpoint."""
+"""The callback that reacts to bad steps: by an error, a warning, or a rollback."""
 
 import logging
 from collections.abc import Callable
@@ -14,16 +14,16 @@ _logger = logging.getLogger(__name__)
 
 
 class GuardCallback(keras.callbacks.Callback):
-    """Does what a guard asks for after a bad step.
+    """Carries out the action of a guard after a bad step.
 
-    It reads the logs of the step before the last one, which are there already: reading those of the
-    last one would make every step wait for its own end.
+    It reads the logs of the step before the last one, which are already computed. Reading those of
+    the last step would make every step wait.
 
     Args:
         guard: `StepGuard`.
         steps: `GuardMetric` of the same training.
-        roll_back: Function that puts a model and its optimizer to the newest checkpoint and
-            returns the step of it, or `None` where there is none. `None` if nothing is rolled back.
+        roll_back: Function that restores a model and its optimizer from the newest checkpoint, and
+            returns its step, or `None` if there is no checkpoint. `None` without checkpoints.
     """
 
     def __init__(
@@ -53,20 +53,24 @@ class GuardCallback(keras.callbacks.Callback):
             self._read(self._unread[0])
 
     def get_state(self) -> dict[str, Any]:
-        """Returns nothing, and lets no checkpoint be taken of a step that nobody has looked at."""
+        """Handles the last step before a checkpoint is taken; has no state."""
         if self._unread is not None:
             self._read(self._unread[0])
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Does nothing: what was seen is in the variables of the steps."""
+        """Does nothing: the state is in the variables of the `GuardMetric`."""
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._unread = None
         self._num_bad = self._steps.num_bad
 
     def _read(self, newest: int) -> None:
-        """Reacts to the bad steps up to the batch that was not read, the newest being another."""
+        """Handles the bad steps up to the last batch whose logs were not read yet.
+
+        Args:
+            newest: integer. The last batch that was trained.
+        """
         if self._unread is None:
             return
         (batch, number), self._unread = self._unread, None
@@ -74,7 +78,7 @@ class GuardCallback(keras.callbacks.Callback):
         if num_bad == self._num_bad:
             return
         self._num_bad = num_bad
-        model = self.model  # On JAX this brings the variables of the step.
+        model = self.model  # On JAX this reads the variables back.
         steps = self._steps.read()
         end = len(steps) - (newest - batch)
         for back in range(min(int(model.steps_per_execution), end), 0, -1):
@@ -85,20 +89,20 @@ class GuardCallback(keras.callbacks.Callback):
                 )
 
     def _handle_bad_step(self, model: keras.Model, where: str, step: StepRecord) -> None:
-        what = f"{self._describe(where, step)}; its update was left out"
+        what = f"{self._describe(where, step)}; its update was skipped"
         if self._guard.action == "stop" or step.num_in_a_row >= self._guard.most_in_a_row:
-            count = f", as {step.num_in_a_row} in a row were," if step.num_in_a_row > 1 else ""
-            without = ", or go on without such batches (guard='skip')"
+            count = f" ({step.num_in_a_row} in a row)" if step.num_in_a_row > 1 else ""
+            without = ", or skip such batches (guard='skip')"
             raise TrainingDivergedError(
-                f"{what}{count} and the training stopped. The weights of {model.name!r} are those "
+                f"{what}{count}, and the training stopped. The weights of {model.name!r} are those "
                 "before it. Look at the data of that batch, lower the learning rate, clip the "
                 f"gradients (gradient_clip=){without if self._guard.action == 'stop' else ''}."
             )
         if self._guard.action == "roll_back" and self._roll_back is not None:
             number = self._roll_back(model)
-            where = "there is no checkpoint yet to put the weights to"
+            where = "there is no checkpoint yet to restore the weights from"
             if number is not None:
-                where = f"weights and optimizer are put to the checkpoint of step {number}"
+                where = f"weights and optimizer are restored from the checkpoint of step {number}"
             what = f"{what}; {where}"
         _logger.warning("%s.", what)
 
@@ -107,7 +111,7 @@ class GuardCallback(keras.callbacks.Callback):
             return f"The gradients of {where} are not finite (its loss is {step.loss:g})"
         if step.verdict is Verdict.LOSS_SPIKE:
             return (
-                f"The loss of {where} leapt to {step.loss:g}, by more than {self._guard.spike:g} "
-                "standard deviations above the mean of those before"
+                f"The loss of {where} jumped to {step.loss:g}, more than {self._guard.spike:g} "
+                "standard deviations above its running mean"
             )
         return f"The loss of {where} is {step.loss:g}"

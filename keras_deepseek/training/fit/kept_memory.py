@@ -1,8 +1,8 @@
-"""The C library's memory, kept by the process while it trains.
+"""The settings of glibc's `malloc` that keep freed memory in the process during a training.
 
-A training step frees its large temporaries, and the next one asks for the same again. glibc gives
-such blocks back to the system at once, which must then clear each of their pages anew: on a CPU
-that takes as long as the computing itself. `StepPlan` keeps them for as long as a training lasts.
+A training step frees its large temporary tensors, and the next step allocates the same ones again.
+glibc returns such blocks to the system at once, which must then clear each of their pages for the
+next step. On a CPU that can take as long as the computation itself.
 """
 
 import ctypes
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # Of `mallopt`, in malloc.h.
 
 _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
-"""No block is mapped by itself, and the heap never shrinks."""
+"""Allocates all blocks in the heap, and never shrinks the heap."""
 
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
-"""Where glibc's own thresholds, which follow the blocks that are freed, end up after large ones.
+"""The largest values that glibc's own, dynamic thresholds reach after large blocks were freed.
 
-They can't be read, and don't move any more once one of them was set.
+glibc can't tell the current values, and they stay fixed once one of them was set.
 """
 
 _lock = threading.Lock()
@@ -29,10 +29,10 @@ _users = 0
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Keeps memory that is freed for the next block, until the last such `with` block ends.
+    """Keeps freed memory in the process until the last block of this context manager ends.
 
-    It does nothing where the C library is not glibc, or where the environment has settings for its
-    `malloc`. The process takes no more than at the peak of a step, and gives it back at the end.
+    It does nothing if the C library is not glibc, or if the environment sets options of its
+    `malloc`. The process keeps at most the memory of a step's peak, and returns it at the end.
     """
     library = _find_library()
     if library is None:
@@ -46,7 +46,7 @@ def kept_memory() -> Iterator[None]:
 
 
 def _count(change: int, act: Callable[[], None]) -> None:
-    """Counts a user more or less, and acts where it is the first or was the last."""
+    """Changes the number of open blocks, and calls `act` for the first and the last one."""
     global _users  # noqa: PLW0603 - the process has one heap.
     with _lock:
         if 0 in (_users, _users + change):

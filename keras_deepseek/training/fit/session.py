@@ -1,4 +1,4 @@
-"""The session of a training: everything that is set up around `model.fit`, and put back."""
+"""The setup of a training around `model.fit`, and its cleanup."""
 
 import contextlib
 import logging
@@ -40,7 +40,7 @@ Serve = Callable[[dict[str, Any]], contextlib.AbstractContextManager[None]]
 
 
 class Session:
-    """Sets up the trainings of one trainer.
+    """Sets up and cleans up the trainings of one trainer.
 
     Args:
         model: `keras.Model`, compiled.
@@ -48,10 +48,11 @@ class Session:
         processes: `Processes` that train together.
         placement: `Placement` of the training.
         checkpoints: `Checkpoints`, or `None`.
-        seed: integer that orders the data of a training with checkpoints, or `None` for any.
+        seed: integer. The seed for the order of the data in a training with checkpoints, or `None`
+            for a random one.
         policy: `keras.DTypePolicy` of the step, or `None` for the model's own.
-        serve: Function of the arguments of `model.fit` to a context in which the workers of a
-            parameter server make the steps. Defaults to `None`.
+        serve: Function of the arguments of `model.fit` that returns a context manager in which the
+            workers of a parameter server compute the steps. Defaults to `None`.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Session:
         """Makes the next training continue from the newest checkpoint; see `Trainer.resume`."""
         if self._checkpoints is None:
             raise InvalidInputError(
-                "There is nothing to resume from: name the folder of the checkpoints, "
+                "There is no checkpoint to resume from: name the folder of the checkpoints, "
                 "Trainer(..., checkpoint_dir=...)."
             )
         self.resumed = self._checkpoints.latest()
@@ -96,8 +97,8 @@ class Session:
             write_weights(self._model, self.resumed.state["variables"])
         else:
             _logger.warning(
-                "Model %r is not built yet, and gets the weights of the checkpoint when the next "
-                "fit builds it. Call it on a batch first, to have them at once.",
+                "Model %r is not built yet. It gets the weights of the checkpoint when the next "
+                "fit builds it. To have them now, call the model on a batch before.",
                 self._model.name,
             )
         return self.resumed.step
@@ -115,8 +116,7 @@ class Session:
 
         Args:
             arguments: dict. The arguments that the user gave to `fit`.
-            callbacks: sequence of Keras callbacks of the trainer, which stand before those of
-                `fit`.
+            callbacks: sequence of the trainer's Keras callbacks, which run before those of `fit`.
             resume: boolean. Continues from the newest checkpoint.
             needs_stream: boolean. Batches must come from our own stream. Defaults to `False`.
         """
@@ -148,7 +148,7 @@ class Session:
 
     @contextlib.contextmanager
     def in_training(self) -> Iterator[None]:
-        """Makes the model train by the plan's steps, on the training's devices."""
+        """Makes `model.fit` use the plan's steps and the training's devices, in the block."""
         with (
             self._placement.in_use(self._model),
             backend.current().step.restoring_variables(self._model),
@@ -157,7 +157,7 @@ class Session:
             yield
 
     def _check(self, arguments: dict[str, Any], resume: bool) -> None:
-        """Raises an error if an argument of `fit` does not fit, before any work is done."""
+        """Raises an error if an argument of `fit` is invalid, before any work is done."""
         self._plan.check_model()
         check_data(arguments["x"], arguments["batch_size"])
         if self._plan.needs_targets:

@@ -1,4 +1,4 @@
-"""The steps of a training one by one, for a loop of one's own around them."""
+"""The iterator over the steps of a training, for `Trainer.steps`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallb
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was made.
+    """A training step that has run.
 
     Args:
-        number: integer. Which step of its epoch it is, from 0.
-        epoch: integer. Which epoch, from 0.
+        number: integer. The index of the step in its epoch, from 0.
+        epoch: integer. The index of the epoch, from 0.
         raw_logs: dict. The logs as tensors of the framework.
     """
 
@@ -28,7 +28,7 @@ class Step:
 
     @property
     def logs(self) -> dict[str, float]:
-        """The loss and the metrics, means of the epoch so far, as numbers: waits for the step."""
+        """The loss and the metrics as numbers, means of the epoch so far. Waits for the step."""
         return {
             name: float(keras.ops.convert_to_numpy(value)) for name, value in self.raw_logs.items()
         }
@@ -47,9 +47,9 @@ def make_steps(
     Args:
         model: `keras.Model`, built and compiled.
         data: `PositionedData`, open.
-        callbacks: `StreamedCallbacks` of them.
+        callbacks: `StreamedCallbacks` on these data.
         epochs: integer. The last epoch, counted from 1.
-        initial_epoch: integer. The first one, counted from 0. Defaults to `0`.
+        initial_epoch: integer. The first epoch, counted from 0. Defaults to `0`.
     """
     model.make_train_function()
     model.stop_training = False
@@ -73,7 +73,9 @@ def make_steps(
     except GeneratorExit:
         callbacks.on_loop_left()
         raise
-    finally:  # Who leaves the loop has ended the training.
+    finally:  # Leaving the loop ends the training.
         model.optimizer.finalize_variable_values(model.trainable_weights)
-        backend.current().step.separate_variables(model)  # As behind `fit`, also where it was left.
+        backend.current().step.separate_variables(
+            model
+        )  # As after `fit`, also if the loop was left.
         callbacks.on_train_end(logs)

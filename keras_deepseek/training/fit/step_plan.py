@@ -1,4 +1,4 @@
-"""The plan of a trainer's steps: what its options add to the model's own step."""
+"""The training step that a trainer's options ask for, assembled from its parts."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ from keras_deepseek.training.step.training_step import TrainingStep
 
 
 class StepPlan:
-    """The steps of a trainer, which its model makes while the plan is in use.
+    """Assembles the training step of a trainer, and installs it in the model during a training.
 
     Args:
         model: `keras.Model`, compiled.
@@ -42,19 +42,20 @@ class StepPlan:
         policy: The dtype policy of the step, or `None` for the model's own.
         is_own_compute: boolean. `compute` is an override of `Trainer.train_step`.
         checkpoints: `Checkpoints` to roll back to. Defaults to `None`.
-        replicas: `RemoteReplicas` in other processes that make each step together. Defaults to
+        replicas: `RemoteReplicas` in other processes that compute each step together. Defaults to
             `None`.
         devices: `Replicas` in this process. Defaults to `None`.
         layers: `LayerPlacement` of the model's layers on several devices. Defaults to `None`.
         residual: `GradientResidual` of compressed gradients. Defaults to `None`.
-        served: Function that makes the steps by workers. Defaults to `None`.
+        served: Function that computes a step by the workers of a parameter server. Defaults to
+            `None`.
 
     Raises:
-        InvalidInputError: An option does not fit the model, or the model has a `train_step` of its
-            own, which would ignore one.
+        InvalidInputError: An option does not fit the model, or the model has its own `train_step`,
+            which would ignore an option.
     """
 
-    def __init__(  # noqa: PLR0913 - a step brings them together.
+    def __init__(  # noqa: PLR0913 - a step has these parts.
         self,
         model: keras.Model,
         compute: Callable[..., Any],
@@ -76,7 +77,7 @@ class StepPlan:
         if overrides_train_step(model):
             ignored = {
                 **options.changes_to_updates(),
-                "the trainer's own": is_own_compute,
+                "the trainer's own `train_step`": is_own_compute,
                 "other processes": replicas is not None,
                 "`gradient_compression`": residual is not None,
                 "several devices": devices is not None,
@@ -119,7 +120,7 @@ class StepPlan:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Makes the model train by such steps until the block ends."""
+        """Makes the model train by this step until the block ends."""
         self.check_model()
         with contextlib.ExitStack() as stack:
             if self.options.keep_memory:
@@ -132,13 +133,13 @@ class StepPlan:
     def _make_guard_metric(
         self, guard: StepGuard | None, checkpoints: Checkpoints | None
     ) -> GuardMetric | None:
-        """Adds the callback that reacts to bad steps."""
+        """Adds the callback for bad steps, and returns the metric that a guard needs."""
         if guard is None:
             self.callbacks.append(FiniteCheck())
             return None
         if guard.action == "roll_back" and checkpoints is None:
             raise InvalidInputError(
-                "guard='roll_back' goes back to a checkpoint: name their folder, "
+                "guard='roll_back' needs checkpoints: name their folder, "
                 "Trainer(..., checkpoint_dir=...)."
             )
         guard_metric = GuardMetric(guard, self.steps_per_execution)
@@ -148,45 +149,44 @@ class StepPlan:
 
     @property
     def needs_targets(self) -> bool:
-        """Whether the loss is one of Keras's between outputs and targets, and no other."""
+        """True if the only loss is a Keras loss between outputs and targets."""
         is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
         is_ours = not (self._is_own_compute or overrides_train_step(self._model))
         return is_ours and is_kerass and self._model.loss is not None
 
     @property
     def is_served(self) -> bool:
-        """Whether workers make the steps."""
+        """True if the workers of a parameter server compute the steps."""
         return self._served is not None
 
     @property
     def num_steps(self) -> int:
-        """How many steps were made since the plan came into use."""
+        """The number of steps of this training so far."""
         return self._step.num_calls * self.steps_per_execution
 
     @property
     def steps_per_execution(self) -> int:
-        """How many steps are made at once."""
+        """The number of steps that one call runs."""
         return int(self._model.steps_per_execution)
 
     @property
     def is_running(self) -> bool:
-        """Whether a step is being made; after an error, whether it came out of one."""
+        """True during a step, and after an error that came from a step."""
         return self._step.is_running
 
     def check_model(self) -> None:
-        """Raises an error where the model is not, or not any more, this plan's to train.
+        """Raises an error if the model can't be trained by this plan, or not any more.
 
         Raises:
-            InvalidInputError: It is being trained, was compiled again, or has other trainable
-                weights than its optimizer can take.
+            InvalidInputError: The model is being trained, was compiled again, or has other
+                trainable weights than its optimizer was built for.
         """
         self._step.check_not_training()
         if compilation(self._model) is not self._compilation:
             raise InvalidInputError(
                 f"Model {self._model.name!r} was compiled again after this trainer was made, by "
-                "another Trainer or by model.compile, and would train with that one's optimizer "
-                "and loss. Make a new Trainer for each training that follows another, or give "
-                "this one a model of its own."
+                "another Trainer or by model.compile. It would train with that optimizer and loss. "
+                "Make a new Trainer, or give each Trainer its own model."
             )
         _check_trainable(self._model)
 
@@ -194,21 +194,21 @@ class StepPlan:
         """Returns the bytes that a step on a batch keeps for its backward pass.
 
         Args:
-            data: Tensors of a batch, as Keras gives them to a step.
+            data: Tensors of a batch, as Keras passes them to a step.
 
         Raises:
-            InvalidInputError: The model has a step of its own, and nobody can look into it.
+            InvalidInputError: The model has its own `train_step`, which can't be measured.
         """
         if overrides_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
     def _make_step(self, *, is_compilable: bool) -> StepReplacement:
-        """Returns what takes the place of the model's training step."""
+        """Returns the replacement of the model's own training step."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = self._place_layers
         extra_variables: Callable[[], Sequence[keras.Variable]] = list
-        if self._served is not None:  # The workers have the precision, and the model's layers.
+        if self._served is not None:  # The workers apply the precision, and hold the layers.
             return StepReplacement(
                 model,
                 backend.current().step.make_train_step(model, self._served),
@@ -242,7 +242,7 @@ class StepPlan:
 
 
 def _check_trainable(model: keras.Model) -> None:
-    """Raises an error where weights were frozen or thawed and the optimizer can't take that."""
+    """Raises an error if weights were frozen or unfrozen and the optimizer can't handle it."""
     known, trainable = optimized_variables(model.optimizer), model.trainable_variables
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if known is None:
@@ -252,7 +252,7 @@ def _check_trainable(model: keras.Model) -> None:
     if new:
         what = f"{new[0]!r} became trainable after the optimizer was built without it"
     elif optimizer.use_ema and len(trainable) < len(known):
-        what = "Weights were frozen after the optimizer was built, whose use_ema is for all of them"
+        what = "Weights were frozen after the optimizer was built with use_ema for all of them"
     else:
         return
     raise InvalidInputError(f"{what}. Make a new Trainer, with a new optimizer (optimizer=...).")
@@ -261,6 +261,6 @@ def _check_trainable(model: keras.Model) -> None:
 def _refuse_own_step(model: keras.Model, ignored: list[str]) -> None:
     if ignored:
         raise InvalidInputError(
-            f"Model {model.name!r} has a `train_step` of its own, which knows nothing of "
-            f"{' and '.join(ignored)}. Write it as `Trainer.train_step`."
+            f"Model {model.name!r} has its own `train_step`, which would ignore "
+            f"{' and '.join(ignored)}. Move its code to an override of `Trainer.train_step`."
         )

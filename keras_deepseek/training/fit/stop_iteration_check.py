@@ -1,4 +1,4 @@
-"""Detection of a StopIteration out of a callback, which Keras takes for the end of the data."""
+"""The detection of a StopIteration from a callback, which Keras takes for the end of the data."""
 
 import threading
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ _OWN = "keras_deepseek."
 class StopIterationCheck:
     """Two callbacks, the first and the last of a training, that count the calls of batch hooks.
 
-    A callback between them that raises StopIteration ends Keras's epoch, and the last one misses a
-    call. Where the data end, neither is called.
+    If a callback between them raises StopIteration, Keras ends the epoch, and the last callback
+    misses a call. At the end of the data, neither is called.
 
     Args:
-        callbacks: sequence of Keras callbacks that stand between the two.
+        callbacks: sequence of the Keras callbacks between the two.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
@@ -30,7 +30,7 @@ class StopIterationCheck:
         """Raises an error if a callback raised StopIteration since the training began.
 
         Raises:
-            RuntimeError: One did.
+            RuntimeError: A callback raised StopIteration.
         """
         self.first.compare()
 
@@ -91,6 +91,6 @@ class _CallComparer(_CallCounter):
         if self.number != self._last.number:
             raise RuntimeError(
                 f"One of the callbacks {', '.join(self._names)} raised StopIteration in a batch "
-                "hook, which tells Keras that the data have ended. To end a training, set "
+                "hook. Keras takes it for the end of the data. To end a training, set "
                 "self.model.stop_training = True."
             )

@@ -1,1 +1,1 @@
-"""The compiled step of a training: loss, gradients and update."""
+"""The compiled training step: loss, gradients and update."""

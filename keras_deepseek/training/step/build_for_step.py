@@ -1,4 +1,4 @@
-"""Building a model for the batches that it will train on."""
+"""The creation of a model's variables for the batches that it will be trained on."""
 
 from typing import Any
 
@@ -13,22 +13,22 @@ from keras_deepseek.backend.keras_private.trainers import (
 
 
 def build_for_step(model: keras.Model, batch: Any) -> None:
-    """Makes the variables of a compiled model, its metrics and its optimizers, for such a batch.
+    """Creates the variables of a compiled model, its metrics and its optimizers.
 
-    A model with a `train_step` of its own may not be callable on a batch, as where that step takes
-    it apart first: then the step itself is traced. On PyTorch, which can't, its layers must be
-    built before.
+    A model with its own `train_step` may not be callable on a batch, for example if that step
+    splits the batch first. Then the step itself is traced. PyTorch can't trace it, so that the
+    layers of such a model must be built before.
 
     Args:
         model: `keras.Model`, compiled.
-        batch: Structure of `KerasTensor`s; or `None` in it.
+        batch: Structure of `KerasTensor`s and `None`.
     """
     try:
         build_for_training(model, batch)
     except Exception:
         if not class_overrides_train_step(model):
             raise
-        finish_building(model)  # The step may apply an optimizer that must be built.
+        finish_building(model)  # The step may need a built optimizer.
         backend.current().step.build_by_step(model, batch)
         if not finish_building(model):
             raise

@@ -1,4 +1,4 @@
-"""Clipping of gradients, after they were unscaled and before the update."""
+"""Clipping of gradients, after unscaling and before the update."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,20 +13,20 @@ from keras_deepseek.errors import InvalidInputError, unknown_name_message
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
 
 _KINDS = ("value", "norm", "global_norm", "adaptive")
-_MIN_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
+_MIN_NORM = 1e-3  # Of weights in the adaptive clip: weights of zero can then still change.
 
 
 def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
-    """Raises an error if the argument `gradient_clip` is not a kind and a bound.
+    """Raises an error if the argument `gradient_clip` is not a pair of a kind and a bound.
 
     Raises:
-        InvalidInputError: It is not.
+        InvalidInputError: It is something else, or the kind is unknown.
     """
     if gradient_clip is None:
         return
     if not isinstance(gradient_clip, tuple | list) or len(gradient_clip) != 2:  # noqa: PLR2004
         raise InvalidInputError(
-            "`gradient_clip` is a kind and its bound, as in ('global_norm', 1.0); received "
+            "`gradient_clip` must be a kind and a bound, as in ('global_norm', 1.0); received "
             f"{gradient_clip!r}."
         )
     kind, bound = gradient_clip
@@ -41,7 +41,7 @@ def check_single_clip(
     """Raises an error if both the trainer and the optimizer clip gradients.
 
     Raises:
-        InvalidInputError: They do.
+        InvalidInputError: Both clip gradients.
     """
     if gradient_clip is None:
         return
@@ -50,23 +50,23 @@ def check_single_clip(
         if getattr(inner, name, None) is not None:
             raise InvalidInputError(
                 f"The optimizer clips by {name}={getattr(inner, name)} and the trainer by "
-                f"gradient_clip={gradient_clip!r}: keep one of the two."
+                f"gradient_clip={gradient_clip!r}: use only one of the two."
             )
 
 
 def clip_gradients(
     gradient_clip: GradientClip, gradients: Sequence[Any], variables: Sequence[Any], norm: Any
 ) -> tuple[list[Any], Any]:
-    """Returns gradients, and the scalar that all of them are still to be multiplied with.
+    """Returns the clipped gradients, and a factor that the update must multiply them with.
 
-    That scalar, `None` but for a clip by the global norm, is left to the update, which goes through
-    all the numbers anyway.
+    The factor is `None` except for the clip by the global norm. There the update applies it, since
+    it reads all gradients anyway.
 
     Args:
         gradient_clip: tuple of the kind and its bound.
         gradients: Tensors.
-        variables: The variables that they are gradients by.
-        norm: Scalar tensor, the norm of all gradients together.
+        variables: The variables of the gradients.
+        norm: Scalar tensor, the global norm of the gradients.
     """
     kind, bound = gradient_clip
     if kind == "global_norm":
@@ -103,18 +103,18 @@ def _weight_norms(variable: Any) -> Any:
 
 
 def _unit_norms(tensor: Any) -> Any:
-    """Returns the norms over all axes but the last, that of the units; of a vector, its norm."""
+    """Returns the norms over all axes but the last, one for each unit; of a vector, its norm."""
     axes = tuple(range(max(1, len(tensor.shape) - 1))) if len(tensor.shape) else None
     squares = ops.square(ops.cast(tensor, "float32"))
     return ops.sqrt(ops.sum(squares, axis=axes, keepdims=True))
 
 
 def _shrink(gradient: Any, norm: Any, most: Any) -> Any:
-    """Returns a gradient whose norm is at most so large."""
+    """Returns a gradient scaled down to a norm of at most `most`."""
     return gradient * ops.cast(_factor(norm, most), gradient.dtype)
 
 
 def _factor(norm: Any, most: Any) -> Any:
-    """Returns what makes a norm at most so large."""
-    # A norm of zero would divide by zero: nothing of such a gradient has to be shrunk.
+    """Returns the factor, at most 1, that scales a norm down to `most`."""
+    # The maximum avoids a division by zero.
     return ops.where(norm > most, most / ops.maximum(norm, 1e-30), 1.0)

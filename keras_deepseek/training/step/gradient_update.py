@@ -1,4 +1,4 @@
-"""From the gradients of a step to new weights, in one order on every backend."""
+"""The update of the weights by the gradients of a step, in the same order on every backend."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ class GradientUpdate:
     Args:
         model: `keras.Model`, compiled.
         gradient_clip: tuple of the kind of clip and its bound, or `None`.
-        guard: `GuardMetric`, which says whether a step is good, or `None`.
-        residual: `GradientResidual`, where gradients are compressed between processes, or `None`.
+        guard: `GuardMetric` that judges steps, or `None`.
+        residual: `GradientResidual` if gradients are compressed between processes, or `None`.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class GradientUpdate:
         variables: Sequence[keras.Variable],
         keep_residual: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Unscales, checks, clips and applies the gradients, and keeps the residual if it does.
+        """Unscales, checks, clips and applies the gradients, and then calls `keep_residual`.
 
         Returns:
-            Boolean scalar, true for a good step, or `None` where nothing is checked; and the logs.
+            Boolean scalar, true for a good step, or `None` if steps are not checked; and the logs.
         """
         optimizer, logs, densify = self._model.optimizer, {}, backend.current().step.densify
         scaling = optimizer if is_scaled(optimizer) else None
@@ -70,10 +70,10 @@ class GradientUpdate:
         if not is_checked:
             apply()
             return None, logs
-        # The norm of gradients that are not all finite is not, either.
+        # The norm is finite only if all gradients are.
         is_good = is_finite = ops.isfinite(norm)
         if self._guard is not None:
-            # That float16 overflows now and then is provided for, by the scale of the loss.
+            # Loss scaling handles overflows of float16: they are not bad steps.
             is_good = self._guard.judge(loss, is_finite if scaling is None else True)
             logs |= self._guard.logs()
         residuals = self._residual.variables if self._residual else []
@@ -83,13 +83,13 @@ class GradientUpdate:
             [*variables, *inner.variables, *residuals],
         )
         if scaling is not None:
-            # A loss that is bad by itself says nothing about its scale.
+            # A bad loss is no reason to change the loss scale.
             _adapt_scale(scaling, is_finite, True if self._guard is None else is_good)
         return is_good, logs
 
 
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Returns whether an optimizer scales the loss."""
+    """Returns True if an optimizer scales the loss."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
@@ -99,9 +99,14 @@ def _unscale(gradient: Any, scale: keras.Variable) -> Any:
 
 
 def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:
-    """Doubles the scale of the loss after many finite steps, and halves it after one that is not.
+    """Doubles the loss scale after many finite steps, and halves it after one that is not finite.
 
-    As Keras does, but in one form for every backend.
+    Keras does the same, with different code on each backend.
+
+    Args:
+        optimizer: `LossScaleOptimizer`.
+        is_finite: Boolean scalar. The gradients are finite.
+        counts: Boolean scalar. False leaves the scale unchanged.
     """
     count, scale = optimizer.step_counter, optimizer.dynamic_scale
     is_full = ops.equal(count, optimizer.dynamic_growth_steps - 1)

@@ -1,4 +1,4 @@
-"""Which steps are bad: judged inside of the step, and remembered by variables that it carries."""
+"""The metric that finds bad steps, inside the compiled step, and records them in variables."""
 
 from contextlib import AbstractContextManager
 from enum import IntEnum
@@ -13,7 +13,7 @@ from keras_deepseek.training.step.step_guard import StepGuard
 
 
 class Verdict(IntEnum):
-    """What a step was found to be."""
+    """The result of the check of a step."""
 
     GOOD = 0
     LOSS_NOT_FINITE = 1
@@ -22,24 +22,24 @@ class Verdict(IntEnum):
 
 
 class StepRecord(NamedTuple):
-    """What is remembered of a step."""
+    """The record of a step."""
 
     verdict: Verdict
     loss: float
     num_in_a_row: int
-    """How many steps were bad without a good one between, this one included."""
+    """The number of consecutive bad steps up to this one, itself included."""
 
 
-_DECAY = 0.98  # Of the running mean of the loss: it remembers some fifty steps.
-_SETTLED = 20  # Steps before which a mean of losses says nothing about the next one.
+_DECAY = 0.98  # Of the running mean of the loss: a window of about 50 steps.
+_SETTLED = 20  # Good steps before the running mean is used.
 
 
 class GuardMetric(keras.metrics.Metric):
-    """What a guard has seen, as variables of the step: a metric, so that Keras carries them along.
+    """Records good and bad steps in variables. As a metric, so that Keras passes them to the step.
 
     Args:
         guard: `StepGuard`.
-        steps_per_execution: integer. How many steps are made at once. Defaults to `1`.
+        steps_per_execution: integer. Steps in one call. Defaults to `1`.
     """
 
     def __init__(self, guard: StepGuard, steps_per_execution: int = 1) -> None:
@@ -50,28 +50,31 @@ class GuardMetric(keras.metrics.Metric):
         self._num_good = self.add_weight(name="num_good", initializer="zeros")
         self._num_bad = self.add_weight(name="num_bad", initializer="zeros")
         self._num_in_a_row = self.add_weight(name="num_in_a_row", initializer="zeros")
-        # Of the last execution, and of the one before it, whose logs are read while that is made.
+        # Holds two executions: the logs of the first are read while the second runs.
         self._latest = self.add_weight(
             (2 * steps_per_execution, len(StepRecord._fields)), initializer="zeros", name="latest"
         )
         self._num_in_means = self.add_weight(name="num_in_means", initializer="zeros")
 
     def attach(self, model: keras.Model) -> AbstractContextManager[None]:
-        """Returns a context in which a model's steps carry these variables."""
+        """Returns a context manager in which the metric is one of the model's."""
         return add_metric(model, self)
 
     def copy_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
-        """Returns what a batch leaves in metrics and layers beside the update, before it does."""
+        """Returns pairs of a variable and a copy of its value, to undo what a bad batch changes.
+
+        They are the variables of layers and metrics that a forward pass assigns.
+        """
         own = {id(variable) for variable in self.variables}
         states = [*batch_states(model), *model.metrics_variables]
         return [(state, ops.copy(state.value)) for state in states if id(state) not in own]
 
     def judge(self, loss: Any, is_finite: Any) -> Any:
-        """Returns whether a step is good, a boolean scalar, and remembers it.
+        """Checks and records a step; returns a boolean scalar, true for a good step.
 
         Args:
             loss: Scalar tensor.
-            is_finite: Boolean scalar tensor, whether the gradients are.
+            is_finite: Boolean scalar tensor. The gradients are finite.
         """
         loss = ops.cast(loss, "float32")
         verdict: Any = ops.where(
@@ -95,7 +98,7 @@ class GuardMetric(keras.metrics.Metric):
             ops.convert_to_tensor(variable)
             for variable in (self._mean, self._variance, self._num_in_a_row)
         )
-        # Of the first steps it is the mean of all: a mean that decays would begin at zero.
+        # A plain mean over the first steps: a decaying mean would be biased towards zero.
         keep = ops.minimum(_DECAY, self._num_good / (self._num_good + 1.0))
         distance = loss - mean_before
         mean = mean_before + (1.0 - keep) * distance
@@ -112,39 +115,36 @@ class GuardMetric(keras.metrics.Metric):
         self._latest.assign(ops.concatenate([self._latest[1:], step]))
 
     def hide_empty_means(self, means: dict[str, Any]) -> dict[str, Any]:
-        """Returns the means of the epoch so far, NaN where no step of it was good.
+        """Returns the means of the epoch so far, or NaN if it has had no good step.
 
-        Keras would log 0, which no loss and few metrics can better.
-
-        Args:
-            means: dict. The loss and the metrics.
+        Keras would log 0, which looks like the best loss.
         """
         is_any_good = self._num_in_means > 0
         return {name: ops.where(is_any_good, mean, float("nan")) for name, mean in means.items()}
 
     def logs(self) -> dict[str, Any]:
-        """Returns what a step logs of it."""
+        """Returns the log `skipped_steps`."""
         return {"skipped_steps": ops.convert_to_tensor(self._num_bad)}
 
     @property
     def num_bad(self) -> int:
-        """How many bad steps there were."""
+        """The number of bad steps so far."""
         return int(ops.convert_to_numpy(self._num_bad.value))
 
     def read(self) -> list[StepRecord]:
-        """Returns the steps of the last two executions, the newest last."""
+        """Returns the records of the last two executions, the newest last."""
         return [
             StepRecord(Verdict(int(verdict)), float(loss), int(in_a_row))
             for verdict, loss, in_a_row in ops.convert_to_numpy(self._latest.value)
         ]
 
     def update_state(self, *arguments: Any, **options: Any) -> None:
-        """Does nothing: the training step tells it of each step."""
+        """Does nothing: the training step calls `judge`."""
 
     def result(self) -> dict[str, Any]:
-        """Returns nothing: what it has seen is logged by the training step alone."""
+        """Returns no logs: the training step logs `logs()`."""
         return {}
 
     def reset_state(self) -> None:
-        """Forgets how many steps the means are of; what else was seen holds in the next epoch."""
+        """Begins an epoch: resets only the count of good steps for `hide_empty_means`."""
         self._num_in_means.assign(0.0)

@@ -1,4 +1,4 @@
-"""Layers that a user names by patterns, as in `["block_*"]`."""
+"""The search for layers by patterns of their names, as in `["block_*"]`."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ def find_named_layers(
 
     Args:
         model: `keras.Model`, built.
-        argument: string. The argument that holds the patterns, for the error.
-        patterns: Sequence of names, which may hold `*` and `?`.
+        argument: string. The name of the argument with the patterns, for the error.
+        patterns: Sequence of names, which may contain `*` and `?`.
 
     Raises:
         InvalidInputError: A pattern matches no layer.
@@ -27,7 +27,7 @@ def find_named_layers(
         if not fnmatch.filter([layer.name for layer in layers], pattern):
             names = ", ".join(sorted({layer.name for layer in layers})[:20])
             raise InvalidInputError(
-                f"{argument}={pattern!r} names no layer of {model.name!r}. It has {names}."
+                f"{argument}={pattern!r} names no layer of {model.name!r}. Its layers: {names}."
             )
     return [
         layer for layer in layers if any(fnmatch.fnmatch(layer.name, each) for each in patterns)
@@ -35,5 +35,5 @@ def find_named_layers(
 
 
 def are_names(value: object) -> bool:
-    """Returns whether a value is a list or tuple of strings."""
+    """Returns True if a value is a list or tuple of strings."""
     return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)

@@ -1,8 +1,8 @@
 """Half precision inside the training step, and nowhere else.
 
-The layers compute by another dtype policy for as long as one training step runs (on TensorFlow and
-JAX: is traced). Their variables stay as they are, float32 master weights. Validation, callbacks,
-checkpoints and everything after `fit` see the model by its own policy.
+The layers have another dtype policy only while a training step runs (on TensorFlow and JAX: while
+it is traced). Their variables do not change: they are the float32 master weights. Validation,
+callbacks, checkpoints and everything after `fit` use the model's own policy.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,17 +27,17 @@ def check_precision(
     """Raises an error if the arguments for half precision contradict each other.
 
     Raises:
-        InvalidInputError: They do, or the policy is unknown.
+        InvalidInputError: They contradict each other, or the policy is unknown.
     """
     if not are_names(float32_layers):
         raise InvalidInputError(
-            "`float32_layers` is a list of layers' names, as in ['fourier_*']; received "
+            "`float32_layers` must be a list of layers' names, as in ['fourier_*']; received "
             f"{float32_layers!r}."
         )
     if precision is None and not fp16_enabled and float32_layers:
         raise InvalidInputError(
-            "`float32_layers` names what half precision leaves out: ask for that, by "
-            "fp16_enabled=True or precision='mixed_bfloat16'."
+            "`float32_layers` needs half precision: add fp16_enabled=True or "
+            "precision='mixed_bfloat16'."
         )
     if precision is not None and fp16_enabled:
         raise InvalidInputError(
@@ -74,8 +74,8 @@ def training_policy(
 
 
 _ADVICE = (
-    "The step computes by {!r}. A layer that can't, as one that draws random numbers or transforms "
-    "in float32, keeps its own dtype by its name: Trainer(..., float32_layers=['NAME'])."
+    "The step computes in {!r}. If a layer can't, for example because it transforms in float32, "
+    "keep it in its own dtype: Trainer(..., float32_layers=['NAME'])."
 )
 _SLOW_ON_JAX_CPU = (
     keras.layers.RNN,
@@ -90,12 +90,11 @@ _SLOW_ON_JAX_CPU = (
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
 )
-"""Layers that XLA computes slower in bfloat16 on a CPU, by 1.1 to 3 times as measured, and of some
-shapes by 20."""
+"""Layers that XLA computes slower in bfloat16 on a CPU, by 1.1 to 3 times, for some shapes 20."""
 
 
 def is_slower_in_half(model: keras.Model, device_kind: str) -> bool:
-    """Returns whether half precision only slows a model down: convolutions on JAX's CPU.
+    """Returns True if half precision would slow a model down: convolutions on JAX's CPU.
 
     Args:
         model: `keras.Model`.
@@ -109,7 +108,7 @@ def is_slower_in_half(model: keras.Model, device_kind: str) -> bool:
 def with_loss_scaling(
     optimizer: keras.optimizers.Optimizer, policy: keras.DTypePolicy | None
 ) -> keras.optimizers.Optimizer:
-    """Returns the optimizer, with dynamic loss scaling where the policy computes in float16."""
+    """Returns the optimizer, with dynamic loss scaling if the policy computes in float16."""
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if policy is None or policy.compute_dtype != "float16" or scales:
         return optimizer
@@ -122,26 +121,26 @@ def step_in_precision(
     train_step: Callable[..., Any],
     float32_layers: Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """Returns a training step whose layers compute by another policy than their own.
+    """Returns a training step in which the layers compute by another dtype policy.
 
     Args:
         model: `keras.Model`.
         policy: The policy of the step.
         train_step: The step, as Keras takes it.
-        float32_layers: Patterns of the names of layers that keep their own policy, with all that
-            is inside them. Defaults to `()`.
+        float32_layers: Patterns of the names of layers that keep their own policy, with the layers
+            inside them. Defaults to `()`.
 
     Raises:
-        InvalidInputError: When it is called, if the model's weights are not of the policy's
+        InvalidInputError: When the step is called, if the model's weights do not have the policy's
             variable dtype.
-        NotSupportedError: When it is called, if a layer is quantized in int8 and the policy
+        NotSupportedError: When the step is called, if a layer is quantized in int8 and the policy
             computes in float16.
     """
     layers: list[keras.Layer] = []
     exact_inputs: list[keras.Layer] = []
 
     def step(*arguments: Any) -> Any:
-        if not layers:  # Now, not earlier: the first step finds every layer built.
+        if not layers:  # In the first step, when every layer is built.
             layers.extend(_layers_to_switch(model, policy, float32_layers))
             exact_inputs.extend(find_exact_inputs(model))
         try:
@@ -161,20 +160,20 @@ def step_in_precision(
 def _layers_to_switch(
     model: keras.Model, policy: keras.DTypePolicy, float32_layers: Sequence[str]
 ) -> list[keras.Layer]:
-    """Returns the layers that `policy` is for."""
+    """Returns the layers that compute by `policy`."""
     for layer in flatten_layers(model):
         if layer.quantization_mode == "int8" and policy.compute_dtype == "float16":
             raise NotSupportedError(
-                f"Layer {layer.name!r} is quantized in int8, and Keras computes none such in "
-                f"float16, as {policy.name!r} asks for. Train by precision='mixed_bfloat16', or by "
-                "the model's own."
+                f"Layer {layer.name!r} is quantized in int8, and Keras can't compute such layers "
+                f"in float16, as {policy.name!r} does. Use precision='mixed_bfloat16', or the "
+                "model's own precision."
             )
         if layer.quantization_mode is not None:
             continue
         if layer.variable_dtype != policy.variable_dtype and layer.weights:
             raise InvalidInputError(
                 f"Layer {layer.name!r} has {layer.variable_dtype} weights; training by "
-                f"{policy.name!r} needs {policy.variable_dtype} ones. Build the model with that "
+                f"{policy.name!r} needs {policy.variable_dtype} weights. Build the model with that "
                 "dtype, or choose another precision."
             )
     kept = {

@@ -1,4 +1,4 @@
-"""Blocks of a model that keep nothing for the backward pass but their inputs."""
+"""Rematerialization (gradient checkpointing): blocks that keep only their inputs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,30 +21,27 @@ _HALF = ("bfloat16", "float16")
 
 
 def check_remat(remat: Remat) -> None:
-    """Raises an error where nothing says which blocks are meant.
-
-    Args:
-        remat: boolean, or names of layers, which may hold `*` and `?`.
+    """Raises an error if the argument `remat` is neither a boolean nor a list of names.
 
     Raises:
         InvalidInputError: It is neither.
     """
     if not isinstance(remat, bool) and not are_names(remat):
         raise InvalidInputError(
-            "`remat` is True, False or a list of layers' names, as in ['block_*']; received "
+            "`remat` must be True, False or a list of layers' names, as in ['block_*']; received "
             f"{remat!r}."
         )
 
 
 def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
-    """Returns the layers that are meant, and of layers inside each other the outer ones.
+    """Returns the layers to rematerialize, without those that are inside another of them.
 
     Args:
         model: `keras.Model`, built.
-        remat: boolean, or names. `True` stands for the model's own layers that hold layers.
+        remat: boolean, or patterns of names. `True` means the model's own layers that hold layers.
 
     Raises:
-        InvalidInputError: A name, or `True`, stands for no layer.
+        InvalidInputError: A pattern, or `True`, matches no layer.
     """
     if not remat:
         return []
@@ -52,8 +49,8 @@ def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
         blocks = [layer for layer in model.layers if len(flatten_layers(layer)) > 1]
         if not blocks:
             raise InvalidInputError(
-                f"remat=True is for blocks, layers that hold layers, and {model.name!r} has none. "
-                "Name the layers, as in remat=['dense_*']."
+                f"remat=True means layers that hold layers, and {model.name!r} has none. Name the "
+                "layers to rematerialize, as in remat=['dense_*']."
             )
         return blocks
     chosen = find_named_layers(model, "remat", remat)
@@ -62,14 +59,14 @@ def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
 
 
 def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> list[keras.Layer]:
-    """Returns the layers that in half precision would keep their inputs twice, in float32 as well.
+    """Returns the normalization layers that should be rematerialized in half precision.
 
-    A normalisation computes in float32. What it computes anew costs little, and each would hold as
-    much as three activations in half precision.
+    A normalization computes in float32, so that it would keep as much memory as three activations
+    in half precision. Recomputing it costs little.
 
     Args:
-        model: `keras.Model`, built, that computes by the policy of its step.
-        blocks: Layers that are computed anew anyway.
+        model: `keras.Model`, built, under the policy of its step.
+        blocks: Layers that are rematerialized anyway, with the layers inside them.
     """
     inner = {id(each) for block in blocks for each in flatten_layers(block)}
     return [
@@ -83,7 +80,7 @@ def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> li
 
 @contextmanager
 def rematerialized(blocks: Sequence[keras.Layer]) -> Iterator[None]:
-    """Makes layers compute anew for the backward pass, until the block ends.
+    """Makes layers keep only their inputs, and recompute the rest in the backward pass.
 
     Args:
         blocks: Layers, built.

@@ -1,4 +1,4 @@
-"""What a training does about a step whose loss or gradients are not finite, or whose loss leaps."""
+"""The options for steps whose loss or gradients are not finite, or whose loss is a spike."""
 
 from typing import Literal, get_args
 
@@ -9,24 +9,24 @@ Action = Literal["stop", "skip", "roll_back"]
 
 
 class StepGuard:
-    """Guards a training against steps that would spoil its weights.
+    """Protects the weights of a training from bad steps.
 
-    A step is bad when its loss or its gradients are not finite (of gradients in float16, which the
-    scaling of the loss provides for, only the loss counts), or when its loss is a spike: more than
-    `spike` standard deviations above the running mean. Whatever the action, its update is left out,
-    and so are its batch's traces in metrics and in batch normalisation.
+    A step is bad if its loss or its gradients are not finite, or if its loss is a spike: more than
+    `spike` standard deviations above its running mean. In float16 only the loss counts, since loss
+    scaling handles gradients that overflow. With every action, the update of a bad step is skipped.
+    Its batch does not change metrics and batch normalization either.
 
     Args:
-        action: `"stop"` ends the training with a `TrainingDivergedError` that names the batch;
-            `"skip"` goes on with the next batch; `"roll_back"` puts weights and optimizer to those
-            of the newest checkpoint and goes on with the next batch. Defaults to `"stop"`.
+        action: `"stop"` ends the training with a `TrainingDivergedError` that names the batch.
+            `"skip"` continues with the next batch. `"roll_back"` restores weights and optimizer
+            from the newest checkpoint and continues with the next batch. Defaults to `"stop"`.
         spike: float. Standard deviations above the running mean of the loss, from the 20th step
-            on. Defaults to `None`: no finite loss is bad.
-        most_in_a_row: integer. So many bad steps, one after the other, end the training whatever
-            the action. Defaults to `10`.
+            on. Defaults to `None`: a finite loss is never bad.
+        most_in_a_row: integer. The number of consecutive bad steps that ends the training, with any
+            action. Defaults to `10`.
 
     Raises:
-        InvalidInputError: An argument does not fit.
+        InvalidInputError: An argument has a wrong type or value.
 
     Example:
 

@@ -54,13 +54,13 @@ class StepOptions:
         return training_policy(self.precision, self.fp16_enabled, device_kind)
 
     def make_guard(self) -> StepGuard | None:
-        """Returns the guard, also of its action alone."""
+        """Returns the option `guard` as a `StepGuard`, also if it is only an action."""
         if self.guard is None or isinstance(self.guard, StepGuard):
             return self.guard
         return StepGuard(self.guard)
 
     def changes_to_updates(self) -> dict[str, bool]:
-        """Returns which options a model's own `train_step` would ignore, by name."""
+        """Returns the options that a model's own `train_step` would ignore, each True if set."""
         return {
             "`micro_batches`": self.micro_batches > 1,
             "`gradient_clip`": self.gradient_clip is not None,
@@ -69,6 +69,6 @@ class StepOptions:
         }
 
     def worker_options(self) -> dict[str, Any]:
-        """Returns the options of the step that workers of a parameter server make."""
+        """Returns the options for the steps of the workers of a parameter server."""
         names = ("micro_batches", "gradient_clip", "remat", "float32_layers")
         return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""A training step in the place of a model's own, for as long as it trains."""
+"""The temporary replacement of a model's training step."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +18,19 @@ from keras_deepseek.training.step.build_for_step import build_for_step
 
 
 class StepReplacement:
-    """A training step that a model can be lent, and that is compiled once for all its trainings.
+    """Replaces the training step of a model while it trains. It is compiled once for all trainings.
 
     Args:
         model: `keras.Model`, compiled.
         train_step: The step, as Keras takes it.
-        prepare: Function that is called before the first step of a built model, and whose errors
-            have nothing to do with a batch. Defaults to one that does nothing.
+        prepare: Function that is called before the first step of a built model. Its errors are not
+            those of a batch. Defaults to a function that does nothing.
         extra_variables: Function that returns the variables that the step assigns beside those of
             the model, its optimizer and its metrics. Defaults to one that returns none.
-        is_compilable: boolean. Whether XLA can compile the step, where the model asks for that.
-            Defaults to `True`.
-        is_eager: boolean. Whether the step is a function of Python's, which nothing can compile.
-            Defaults to `False`.
+        is_compilable: boolean. XLA can compile the step, if the model asks for it. Defaults to
+            `True`.
+        is_eager: boolean. The step is a Python function that no framework can compile. Defaults to
+            `False`.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class StepReplacement:
         self._function: Any = None
         self._error: Exception | None = None
         self.num_calls = 0
-        """How often the compiled function has returned in this training."""
+        """The number of calls of the compiled function in this training."""
         self.is_running = False
-        """Whether a step is being made; after an error, whether it came out of one."""
+        """True during a step, and after an error that came from a step."""
 
     def check_not_training(self) -> None:
-        """Raises an error where the model is being trained, by this trainer or another one.
+        """Raises an error if the model is being trained, by this trainer or another one.
 
         Raises:
-            InvalidInputError: It is.
+            InvalidInputError: It is being trained.
         """
         lent = vars(self._model).get("make_train_function")
         if isinstance(getattr(lent, "__self__", None), StepReplacement):
             raise InvalidInputError(
-                f"Model {self._model.name!r} is being trained: finish the loop over `steps` that "
-                "is open, or close it by `close()` of what `Trainer.steps` has returned."
+                f"Model {self._model.name!r} is being trained: finish the open loop over `steps`, "
+                "or call `close()` of the iterator that `Trainer.steps` returned."
             )
 
     @contextmanager
@@ -92,22 +92,23 @@ class StepReplacement:
             )
             with temporary_train_step(model, self._run, build):
                 yield
-            # Averages that have become weights would be gone with what an evaluation gives away.
+            # Keras may have replaced the weights by their averages, in buffers that the next
+            # evaluation would give away.
             backend.current().step.separate_variables(model)
         except Exception as error:
             if self._error in (None, error):
                 raise
-            # What Keras tidies up after an error may fail by it, as moving averages do on JAX.
+            # Keras's cleanup after an error may fail itself, as with moving averages on JAX.
             raise self._error from None
         finally:
-            self._error = None  # It would hold all that the step had computed.
+            self._error = None  # It would keep the tensors of the step in memory.
             self._function = model.train_function
             del model.make_train_function
             model.train_function = own_function if compilation(model) is compiled else None
 
     def _make_function(self, force: bool = False) -> Any:
         model = self._model
-        if model.built:  # Else the first step makes its layers.
+        if model.built:  # Otherwise the first step builds it.
             self._prepare()
         if model.train_function is None or force:
             jit_compile, run_eagerly = model.jit_compile, model.run_eagerly
@@ -124,7 +125,7 @@ class StepReplacement:
         return model.train_function
 
     def _now(self) -> tuple[object, list[int]]:
-        """Returns what a step is compiled for: TensorFlow goes on with what was trainable then."""
+        """Returns a key that changes when the step must be compiled again."""
         model = self._model
         return compilation(model), [id(variable) for variable in model.trainable_variables]
 
@@ -145,7 +146,7 @@ class StepReplacement:
     def _run(self, *arguments: Any) -> Any:
         try:
             return self._train_step(*arguments)
-        except StopIteration as error:  # By which the data say that they have ended.
+        except StopIteration as error:  # Keras would take it for the end of the data.
             self._error = RuntimeError("The train_step raised StopIteration.")
             raise self._error from error
         except Exception as error:

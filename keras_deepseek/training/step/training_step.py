@@ -1,7 +1,7 @@
-"""One step of training, in one order on every backend.
+"""The training step, in the same order on every backend.
 
-Gradients, unscaling, finite check, clipping, update, metrics. `Trainer` puts it in place of the
-model's own `train_step` while `fit` runs.
+The order: gradients, unscaling, finite check, clipping, update, metrics. `Trainer` replaces the
+model's own `train_step` by it while `fit` runs.
 """
 
 import logging
@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Update(Protocol):
-    """Makes the update of a step from its gradients."""
+    """Updates the variables by the gradients of a step."""
 
     def __call__(
         self,
@@ -44,28 +44,28 @@ class Update(Protocol):
         variables: Sequence[keras.Variable],
         keep_residual: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Updates the variables that have gradients.
+        """Updates the variables, and then calls `keep_residual`.
 
         Returns:
-            Boolean scalar, true for a good step, or `None` where nothing is checked; and the logs.
+            Boolean scalar, true for a good step, or `None` if steps are not checked; and the logs.
         """
 
 
 class TrainingStep:
-    """A step of training, from the data of a batch to the logs.
+    """Trains a model on one batch and returns the logs.
 
     Args:
         model: `keras.Model`, compiled.
         loss: `BatchLoss` of the model.
         gradients: `BatchGradients` of the model.
-        update: `Update` that is made of the gradients.
+        update: `Update` by the gradients.
         remat: boolean or names of layers: the blocks that are rematerialized.
         guard: `GuardMetric` that judges each step. Defaults to `None`.
         residual: `GradientResidual` of compressed gradients. Defaults to `None`.
         takes_empty: True if a batch without rows is allowed: other processes may have rows.
             Defaults to `False`.
         on_built: Function that is called after the first step has built the model or the
-            optimizer. Defaults to one that does nothing.
+            optimizer. Defaults to a function that does nothing.
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class TrainingStep:
         self._has_warned = False
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """Makes a step and returns its logs."""
+        """Runs a step on a batch and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
         num_rows = count_rows(batch)
         if isinstance(num_rows, int) and num_rows == 0 and not self._takes_empty:
-            raise InvalidInputError("A batch without rows can't be trained on.")
+            raise InvalidInputError("Received a batch without rows, which can't be trained on.")
         self._build(data)
         variables = self._model.trainable_variables
         states = self._guard.copy_states(self._model) if self._guard else []
@@ -119,14 +119,14 @@ class TrainingStep:
         """Returns the bytes that a step on a batch keeps for its backward pass.
 
         Args:
-            data: Tensors of a batch, as Keras gives them to a step.
+            data: Tensors of a batch, as Keras passes them to a step.
         """
         batch = keras.utils.unpack_x_y_sample_weight(data)
         with rematerialized(self.find_blocks()), self._loss.of_batch(count_rows(batch)):
             return self._gradients.count_kept_bytes(batch, self._model.trainable_variables)
 
     def prepare(self) -> None:
-        """Makes what the first step of a built model needs.
+        """Finds the blocks and creates the residual of a built model, before its first step.
 
         Raises:
             InvalidInputError: `remat` names no layer.
@@ -136,11 +136,11 @@ class TrainingStep:
             self._residual.prepare(self._model.trainable_variables)
 
     def extra_variables(self) -> list[keras.Variable]:
-        """Returns the variables that steps assign and Keras does not know."""
+        """Returns the variables that a step assigns and Keras does not pass to it."""
         return [] if self._residual is None else self._residual.variables
 
     def find_blocks(self) -> list[keras.Layer]:
-        """Returns the layers that are rematerialized, of a built model.
+        """Returns the layers of a built model that are rematerialized.
 
         Raises:
             InvalidInputError: `remat` names no layer.
@@ -167,8 +167,8 @@ class TrainingStep:
         ]
         if variables and not found:
             raise InvalidInputError(
-                f"The loss depends on no trainable weight of {self._model.name!r}: there is "
-                "nothing to train by it."
+                f"The loss does not depend on any trainable weight of {self._model.name!r}, so "
+                "that there is nothing to train."
             )
         return self._update(
             loss,
@@ -178,14 +178,14 @@ class TrainingStep:
         )
 
     def _read_logs(self) -> dict[str, Any]:
-        """Returns the means of the loss and the metrics since the epoch began."""
+        """Returns the means of loss and metrics since the epoch began."""
         means = self._model.get_metrics_result()
         if not self._gradients.updates_metrics:
             means = self._without_metrics(means)
         return means if self._guard is None else self._guard.hide_empty_means(means)
 
     def _without_metrics(self, means: dict[str, Any]) -> dict[str, Any]:
-        """Returns means without the compiled metrics, which stay 0 if `train_step` skips them."""
+        """Returns means without the compiled metrics, which are 0 if `train_step` skips them."""
         skipped = compiled_metric_names(self._model)
         if not self._has_warned:
             self._has_warned = True

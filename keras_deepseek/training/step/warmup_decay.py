@@ -1,4 +1,4 @@
-"""The learning rate of nearly every large training: up, perhaps level for long, and down."""
+"""The learning rate schedule with warm-up, constant phase and decay."""
 
 import math
 from typing import Any, Literal
@@ -16,11 +16,11 @@ _SHAPES = ("cosine", "linear", "polynomial", "sqrt")
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that warms up, stays, and decays.
+    """A learning rate schedule: warm-up, constant phase, decay.
 
-    Choose it as the `learning_rate` of any Keras optimizer. It is computed inside the training
-    step, so it holds at every step on every backend, in a bare `model.fit` too, and a training that
-    goes on from a checkpoint goes on in its schedule. With `p` from 0 to 1 over the decay,
+    Use it as the `learning_rate` of any Keras optimizer. It is computed inside the training step,
+    so that it applies to every step on every backend, also in a bare `model.fit`. A training that
+    is resumed from a checkpoint continues its schedule. With `p` from 0 to 1 over the decay,
 
     ```
     rate = initial_lr + (peak_lr - initial_lr) * step / warmup_steps        during the warm-up
@@ -35,22 +35,23 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     | `"polynomial"` | `(1 - p) ** power` |
     | `"sqrt"` | `1 - sqrt(p)` |
 
-    With `decay_steps`, the rate stays at its peak until so many steps before the end: the schedule
-    known as WSD, warm-up, stable, decay. Beyond `total_steps` the rate is `final_lr`.
+    With `decay_steps`, the rate stays at its peak until the last `decay_steps` steps. This schedule
+    is known as WSD: warm-up, stable, decay. After `total_steps` the rate is `final_lr`.
 
     Args:
         peak_lr: float. The highest rate.
         total_steps: integer. The number of updates of the training.
-        warmup_steps: integer. How many of them warm up. Defaults to `0`.
-        decay_steps: integer or `None`. How many of them, the last, decay; `None` for all behind the
-            warm-up. Defaults to `None`.
-        decay: `"cosine"`, `"linear"`, `"polynomial"` or `"sqrt"`. Defaults to `"cosine"`.
-        initial_lr: float. The rate of the first step of a warm-up. Defaults to `0.0`.
+        warmup_steps: integer. The number of steps of the warm-up. Defaults to `0`.
+        decay_steps: integer or `None`. The number of steps of the decay, at the end; `None` for all
+            steps after the warm-up. Defaults to `None`.
+        decay: `"cosine"`, `"linear"`, `"polynomial"` or `"sqrt"`. The shape of the decay. Defaults
+            to `"cosine"`.
+        initial_lr: float. The rate of the first step of the warm-up. Defaults to `0.0`.
         final_lr: float. The rate at the end. Defaults to `0.0`.
-        power: float. Of the `"polynomial"`. Defaults to `2.0`.
+        power: float. The exponent of the `"polynomial"` decay. Defaults to `2.0`.
 
     Raises:
-        InvalidInputError: A rate or a number of steps is no such number, warm-up and decay are
+        InvalidInputError: A rate is negative, a number of steps is not valid, warm-up and decay are
             longer than the training, or the shape is unknown.
 
     Example:
@@ -91,8 +92,8 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, least=0)
         if self.warmup_steps + (decay_steps or 0) > self.total_steps:
             raise InvalidInputError(
-                f"A warm-up of {warmup_steps} and a decay of {decay_steps or 0} steps do not fit "
-                f"into `total_steps`, {total_steps}."
+                f"A warm-up of {warmup_steps} and a decay of {decay_steps or 0} steps are longer "
+                f"than `total_steps`, {total_steps}."
             )
         if decay not in _SHAPES:
             raise InvalidInputError(unknown_name_message("decay", decay, _SHAPES))

@@ -211,7 +211,7 @@ def test_a_model_that_is_not_built_yet_resumes(tmp_path, caplog):
     fit(Trainer(build_later, checkpoint_dir=tmp_path))
     again = Trainer(build_later, checkpoint_dir=tmp_path)
     assert again.resume() == 6
-    assert "is not built yet, and gets the weights of the checkpoint when" in caplog.text
+    assert "is not built yet. It gets the weights of the checkpoint when" in caplog.text
     assert len(fit(again, epochs=2).history["loss"]) == 2
 
 
@@ -237,7 +237,7 @@ def test_a_wrong_argument_is_refused_at_once(tmp_path):
 
 def test_to_resume_without_a_folder_is_refused():
     for ask in (lambda trainer: trainer.resume(), lambda trainer: fit(trainer, resume=True)):
-        with pytest.raises(InvalidInputError, match="nothing to resume from"):
+        with pytest.raises(InvalidInputError, match="no checkpoint to resume from"):
             ask(Trainer(build))
 
 

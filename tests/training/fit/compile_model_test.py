@@ -21,7 +21,7 @@ def test_a_model_is_taken_as_it_is_and_a_function_is_called():
 
 
 def test_a_function_that_wants_arguments_is_refused():
-    with pytest.raises(InvalidInputError, match=r"without arguments, and it takes \(units\)"):
+    with pytest.raises(InvalidInputError, match=r"without arguments, but it takes \(units\)"):
         build_model(lambda units: units)
 
 
@@ -54,9 +54,9 @@ def test_what_is_given_goes_before_what_was_compiled():
         ("adm", "mse", "Unknown optimizer 'adm'"),
         ("adam", "msse", "Unknown loss 'msse'"),
         (None, "mse", "was not compiled with an optimizer"),
-        (keras.optimizers.Adam, "mse", r"is the class Adam: give an object of it, as in Adam\(\)"),
-        (3, "mse", "`optimizer` must be an object of Keras's, or its name; received int: 3"),
-        ("adam", 3, "`loss` must be an object of Keras's, a function, or its name; received int"),
+        (keras.optimizers.Adam, "mse", r"is the class Adam: pass an object of it, as in Adam\(\)"),
+        (3, "mse", "`optimizer` must be a Keras object, or its name; received int: 3"),
+        ("adam", 3, "`loss` must be a Keras object, a function, or its name; received int"),
         ("adam", ["mse", keras.losses.MeanSquaredError], "is the class MeanSquaredError"),
     ],
 )
@@ -66,7 +66,7 @@ def test_what_is_unknown_or_missing_is_named(optimizer, loss, message):
 
 
 def test_what_is_no_metric_is_named_and_one_needs_no_list():
-    with pytest.raises(InvalidInputError, match="`metric` must be an object of Keras's"):
+    with pytest.raises(InvalidInputError, match="`metric` must be a Keras object"):
         compile_model(build(), "sgd", "mse", ["mae", 0.5], None)
     for metric in ("mae", keras.metrics.MeanAbsoluteError(name="mae")):
         model = build()
@@ -82,7 +82,7 @@ def test_losses_go_by_the_names_of_outputs_that_there_are():
     compile_model(model, "sgd", {"a": "mse"}, None, None)
     with pytest.raises(InvalidInputError, match="Unknown output of the model 'aa': did you mean"):
         compile_model(model, "sgd", {"aa": "mse"}, None, None)
-    with pytest.raises(InvalidInputError, match="one output has no name: give its loss alone"):
+    with pytest.raises(InvalidInputError, match="whose output has no name: pass its loss"):
         compile_model(build(), "sgd", {"a": "mse"}, None, None)
     config = keras.saving.serialize_keras_object(keras.losses.MeanSquaredError())
     compile_model(build(), "sgd", config, None, None)

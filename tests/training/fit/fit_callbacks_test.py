@@ -25,7 +25,7 @@ def test_progress_is_shown_by_its_own_display(capsys):
     assert capsys.readouterr().out.startswith("Epoch 1/1 2/2  ")
     trainer.fit(X, Y, verbose=0)
     assert capsys.readouterr().out == ""
-    with pytest.raises(InvalidInputError, match=r'`verbose` is "auto", 0, 1 or 2'):
+    with pytest.raises(InvalidInputError, match=r'`verbose` must be "auto", 0, 1 or 2'):
         trainer.fit(X, Y, verbose="loud")
 
 

@@ -143,7 +143,7 @@ def test_a_training_within_an_open_loop_is_refused_and_the_loop_goes_on():
         lambda: next(Trainer(trainer.model).steps(X, Y)),
         lambda: trainer.find_learning_rate(X, Y),
     ):
-        with pytest.raises(InvalidInputError, match=r"is being trained: finish the loop.*close"):
+        with pytest.raises(InvalidInputError, match=r"finish the open loop.*close"):
             train()
     assert len(list(steps)) == 2
     assert_same(trainer, whole)

@@ -212,7 +212,7 @@ def test_trainings_by_workers_and_servers_are_those_of_one_process(tmp_path):
     kind, text = found["bad label"]
     assert kind == "InvalidInputError"
     assert "A worker could not compute a batch: Received a label value of 10" in text
-    assert "It came with batch 1 of epoch 1" in text
+    assert "The error came with batch 1 of epoch 1" in text
 
     kind, text = found["server"]
     assert kind == "PeerLostError"

@@ -328,8 +328,8 @@ def test_named_layers_stay_in_float32_with_all_that_is_inside(name):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"float32_layers": ["probe"]}, "ask for that, by fp16_enabled=True"),
-        ({"float32_layers": "probe", "fp16_enabled": True}, "is a list of layers' names"),
+        ({"float32_layers": ["probe"]}, "needs half precision: add fp16_enabled=True"),
+        ({"float32_layers": "probe", "fp16_enabled": True}, "must be a list of layers' names"),
         ({"float32_layers": ["prob"], "fp16_enabled": True}, "float32_layers='prob' names no"),
     ],
 )

@@ -124,13 +124,13 @@ def test_blocks_are_found_by_name_the_outer_ones_alone():
 def test_a_name_of_no_layer_and_a_model_without_blocks_are_refused():
     with pytest.raises(InvalidInputError, match=r"remat='blok_\*' names no layer of .* block_0"):
         find_blocks(build(), ["blok_*"])
-    with pytest.raises(InvalidInputError, match="is for blocks, layers that hold layers"):
+    with pytest.raises(InvalidInputError, match="means layers that hold layers"):
         find_blocks(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), True)
 
 
 @pytest.mark.parametrize("remat", ["block_*", None, [1], 1])
 def test_what_names_no_blocks_is_refused(remat):
-    with pytest.raises(InvalidInputError, match="`remat` is True, False or a list of layers' nam"):
+    with pytest.raises(InvalidInputError, match="`remat` must be True, False or a list of lay"):
         check_remat(remat)
 
 

@@ -17,7 +17,7 @@ def test_micro_batches_are_a_positive_number(number):
         ({"fp16_enabled": 1}, "`fp16_enabled`"),
         ({"fp16_enabled": True, "precision": "mixed_float16"}, "not both"),
         ({"precision": "fp8"}, "Unknown precision"),
-        ({"float32_layers": ["a"]}, "what half precision leaves out"),
+        ({"float32_layers": ["a"]}, "needs half precision"),
         ({"gradient_clip": ("norm", 0)}, "gradient_clip"),
         ({"guard": "sleep"}, "guard"),
         ({"remat": 1}, "`remat`"),

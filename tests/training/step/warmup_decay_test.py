@@ -77,7 +77,7 @@ def test_it_is_saved_with_the_optimizer():
         ({"warmup_steps": -1}, "`warmup_steps` must be an integer of at least 0"),
         ({"warmup_steps": True}, "`warmup_steps` must be an integer of at least 0"),
         ({"decay_steps": 0}, "`decay_steps` must be a positive integer"),
-        ({"warmup_steps": 6, "decay_steps": 5}, "do not fit into `total_steps`, 10"),
+        ({"warmup_steps": 6, "decay_steps": 5}, "are longer than `total_steps`, 10"),
         ({"decay": "step"}, "Unknown decay 'step'"),
     ],
 )

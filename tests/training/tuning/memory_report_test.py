@@ -123,7 +123,7 @@ def test_what_has_no_loss_no_batch_or_its_own_step_is_refused():
 
     inputs = keras.Input((128,))
     trainer = Trainer(Own(inputs, keras.layers.Dense(1)(inputs)), optimizer="sgd", loss="mse")
-    with pytest.raises(InvalidInputError, match="`train_step` of its own"):
+    with pytest.raises(InvalidInputError, match="its own `train_step`"):
         trainer.measure_memory(X, X[:, :1])
 
 

@@ -1,1 +1,1 @@
-"""The gradients of a batch: in one pass, in micro-batches, or over replicas."""
+"""The gradients of a batch: in one pass, by gradient accumulation, or over replicas."""

@@ -1,4 +1,4 @@
-"""The gradients of a batch by gradient accumulation: micro-batches, one after the other."""
+"""The gradients of a batch by gradient accumulation over micro-batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ class AccumulatedGradients(SummedGradients):
     Args:
         part: `PartGradients` that computes one micro-batch.
         num_micro_batches: integer.
-        assigned: Function to the variables that a forward pass may assign.
+        assigned: Function that returns the variables that a forward pass may assign.
         is_sum: True if the loss is a sum over the rows, and not a mean.
     """
 

@@ -69,7 +69,7 @@ class PartGradients(BatchGradients):
 
     @abc.abstractmethod
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
-        """Returns the sums of a part of a batch, and a factor that its gradients lack still."""
+        """Returns the sums of a part of a batch, and a factor to multiply its gradients with."""
 
 
 class SummedGradients(PartGradients):

@@ -1,6 +1,6 @@
-"""The rest that gradient compression leaves out, kept for the next step (error feedback).
+"""The residual of gradient compression, which is added to the next gradient (error feedback).
 
-Each rank has its own. A checkpoint, which rank 0 takes, holds those of all ranks.
+Each rank has its own residual. A checkpoint, written by rank 0, holds the residuals of all ranks.
 """
 
 import logging
@@ -47,7 +47,7 @@ class GradientResidual:
         """One variable for the residual of all gradients, once the model is built."""
 
     def prepare(self, trained: Sequence[keras.Variable]) -> None:
-        """Makes the variable, and makes it again if other weights are trained than before."""
+        """Creates the variable; creates a new one if other weights are trained than before."""
         ids = [id(variable) for variable in trained]
         if ids == self._trained:
             return
@@ -55,7 +55,7 @@ class GradientResidual:
         self.variables = [self._replicas.own_variable(self._begin(trained), "gradient_residual")]
 
     def compression(self, scale: Any) -> Compression:
-        """Returns how the replicas of a step compress gradients, which have the scale of a loss."""
+        """Returns the compression for a step whose gradients are multiplied by the loss scale."""
         return Compression(self._kind, self.variables[0], scale)
 
     def read(self) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class GradientResidual:
     def write(self, trained: Sequence[keras.Variable], state: dict[str, Any] | None) -> None:
         """Restores this rank's residual from what `read` returned.
 
-        It begins at zero, with a warning, if the checkpoint's does not fit: for example, another
-        number of processes made it.
+        The residual starts at zero, with a warning, if the checkpoint's does not fit, for example
+        because it has another number of processes.
         """
         self.prepare(trained)
         (residual,) = self.variables
@@ -77,14 +77,16 @@ class GradientResidual:
         if shapes == [own_shape] * self._processes.world_size:
             self._replicas.write_own(residual, values[self._processes.rank])
             return
-        begin = np.resize(self._begin(trained), own_shape)  # One for each device of the process.
+        begin = np.resize(
+            self._begin(trained), own_shape
+        )  # One residual for each device of the process.
         self._replicas.write_own(residual, begin)
         if self._processes.rank > 0 or self._has_warned:
             return
         self._has_warned = True
         _logger.warning(
-            "The residual of gradient compression begins at zero: the checkpoint has that of %d "
-            "processes, each %s, while %d train now, each %s.",
+            "The residual of gradient compression starts at zero: the checkpoint has residuals of "
+            "%d processes with the shapes %s, and now %d processes train, with the shapes %s.",
             *(len(values), shapes[:1], self._processes.world_size, [own_shape]),
         )
 
@@ -96,7 +98,7 @@ def make_residual(compression: Any, processes: Processes) -> GradientResidual | 
     """Returns the residual for the argument `gradient_compression`; `None` without compression.
 
     Raises:
-        InvalidInputError: There is no such compression, or there is one process.
+        InvalidInputError: The compression is unknown, or only one process trains.
     """
     if compression is None:
         return None
@@ -107,7 +109,7 @@ def make_residual(compression: Any, processes: Processes) -> GradientResidual | 
     if processes.replicas is not None:
         return GradientResidual(kind, processes, processes.replicas)
     raise InvalidInputError(
-        f"gradient_compression={compression!r} is for gradients that are sent to other processes, "
-        "and this process trains alone. Start several by keras-deepseek launch, with "
-        "distributed_strategy='allreduce', or leave gradient_compression out."
+        f"gradient_compression={compression!r} compresses gradients between processes, and only "
+        "one process trains. Start several by keras-deepseek launch, with "
+        "distributed_strategy='allreduce', or remove gradient_compression."
     )

@@ -1,4 +1,4 @@
-"""The choice of how a trainer's steps compute their gradients."""
+"""The choice of the classes that compute the gradients of a trainer's steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,14 +27,17 @@ def make_gradients(
     replicas: RemoteReplicas | None = None,
     residual: GradientResidual | None = None,
 ) -> BatchGradients:
-    """Returns the gradients of batches: processes hold micro-batches, and these hold devices.
+    """Returns the object that computes the gradients of a batch.
+
+    A batch is divided among processes, each part into micro-batches, and each of these among the
+    devices of the process.
 
     Args:
         model: `keras.Model`, compiled.
-        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` to the loss, or to
-            a dict of it and further logs.
+        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` that returns the
+            loss, or a dict of the loss and further logs.
         loss: `BatchLoss` of the model.
-        micro_batches: integer. The parts that each batch is computed in, one after the other.
+        micro_batches: integer. The number of parts for gradient accumulation. Defaults to `1`.
         devices: `Replicas` on devices of this process. Defaults to `None`.
         replicas: `RemoteReplicas`, one in each process that trains. Defaults to `None`.
         residual: `GradientResidual` of compressed gradients. Defaults to `None`.

@@ -1,4 +1,4 @@
-"""The parts of a batch that are computed one after the other."""
+"""The division of a batch into micro-batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ Batch = tuple[Any, Any, Any]
 
 
 class MicroBatches:
-    """The micro-batches of a batch: some of one size, and perhaps a smaller one.
+    """The micro-batches of a batch: all of one size, and perhaps a smaller last one.
 
-    A micro-batch takes every so many rows. So the rows of each device stay on it, where they are
-    spread over many.
+    Micro-batch `i` of `n` takes the rows `i::n`. So each micro-batch has rows of every device if
+    the batch is spread over devices, and no row moves to another device.
 
     Args:
         batch: tuple of `x`, `y` and `sample_weight`.
-        number: integer. How many micro-batches, where there are as many rows.
+        number: integer. The number of micro-batches, if there are enough rows.
     """
 
     def __init__(self, batch: Batch, number: int) -> None:
@@ -35,7 +35,7 @@ class MicroBatches:
         self._rest = num_rows - self.number * self._size
 
     def take(self, index: Any) -> Batch:
-        """Returns one of the micro-batches of one size."""
+        """Returns one of the equally large micro-batches."""
 
         def take(array: Any) -> Any:
             whole = array[: self._size * self.number]
@@ -47,7 +47,7 @@ class MicroBatches:
     def add_rest(
         self, add: Callable[[Batch, Sequence[Any]], Sequence[Any]], sums: Sequence[Any]
     ) -> Sequence[Any]:
-        """Returns what `add` makes of the smaller micro-batch and of sums, where there is one."""
+        """Returns `add(last, sums)` for the smaller last micro-batch; without one, `sums`."""
 
         def add_last() -> Sequence[Any]:
             start = self._size * self.number
@@ -67,11 +67,7 @@ def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 
 def pad_empty_batch(batch: Batch) -> Batch:
-    """Returns a batch, or one row of zeros in the place of one without rows.
-
-    Args:
-        batch: tuple of `x`, `y` and `sample_weight`.
-    """
+    """Returns a batch; if it has no rows, with one row of zeros."""
 
     def pad(array: Any) -> Any:
         num_rows = ops.shape(array)[0]
@@ -84,36 +80,33 @@ def pad_empty_batch(batch: Batch) -> Batch:
 
 
 def check_same_rows(batch: Batch, num_rows: Any) -> None:
-    """Raises an error where the parts of a batch have not as many rows each.
+    """Raises an error if `y` or `sample_weight` have another number of rows than `x`.
 
     Args:
         batch: tuple of `x`, `y` and `sample_weight`.
         num_rows: integer or integer scalar tensor. The rows of `x`.
 
     Raises:
-        InvalidInputError: They have not.
+        InvalidInputError: The numbers of rows differ.
     """
-    if not isinstance(num_rows, int):  # TensorFlow may learn it in the step, and says so itself.
+    if not isinstance(num_rows, int):  # On TensorFlow it may be unknown until the step runs.
         return
     for name, part in zip(("targets", "sample weights"), batch[1:], strict=True):
         for array in keras.tree.flatten(part):
             if array is not None and array.shape[0] not in (None, num_rows):
                 raise InvalidInputError(
-                    f"A batch of {num_rows} inputs has {array.shape[0]} {name}, and can't be cut "
-                    "into micro-batches. Give as many of each."
+                    f"A batch of {num_rows} inputs has {array.shape[0]} {name}, and can't be "
+                    "divided into micro-batches. Give as many of each."
                 )
 
 
 def count_rows(batch: Batch) -> Any:
-    """Returns the rows of a batch: an integer, or a scalar tensor where the step learns it.
-
-    Args:
-        batch: tuple of `x`, `y` and `sample_weight`.
+    """Returns the rows of a batch: an integer, or a scalar tensor if they are known in the step.
 
     Raises:
-        InvalidInputError: It has no inputs.
+        InvalidInputError: The batch has no inputs.
     """
     inputs = [array for array in keras.tree.flatten(batch[0]) if array is not None]
     if not inputs:
-        raise InvalidInputError("A batch without inputs can't be trained on.")
+        raise InvalidInputError("Received a batch without inputs, which can't be trained on.")
     return ops.shape(inputs[0])[0]

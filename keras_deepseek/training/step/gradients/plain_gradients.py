@@ -28,12 +28,12 @@ from keras_deepseek.training.step.loss.step_result import read_result
 
 
 class PlainGradients(PartGradients):
-    """Computes a batch, or a part of one, at once.
+    """Computes the gradients of a batch, or of a part of one, by one forward and backward pass.
 
     Args:
         model: `keras.Model`, compiled.
-        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` to the loss, or to
-            a dict of it and further logs.
+        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` that returns the
+            loss, or a dict of the loss and further logs.
         loss: `BatchLoss` of the model.
     """
 
@@ -61,7 +61,7 @@ class PlainGradients(PartGradients):
             return zero_if_weightless(ops.cast(densify(gradient), "float32"))
 
         def backward(divisor: Any, receive: Receive | None) -> list[Any]:
-            # Sums are far larger than means, and would overflow in half precision.
+            # Divides here: sums are far larger than means, and would overflow in half precision.
             factor = None if divisor is None else weight / divisor
             gradients = [
                 None if gradient is None else prepare(index, gradient)
@@ -96,7 +96,7 @@ class PlainGradients(PartGradients):
         return backend.current().step.differentiate(self._bind(batch), variables, self.assigned())
 
     def _bind(self, batch: Batch) -> Callable[[], tuple[Any, Any]]:
-        """Returns a function to the scaled loss, and to the loss, its weight and further logs."""
+        """Returns a function that returns the scaled loss, and `(loss, weight, logs)`."""
 
         def compute() -> tuple[Any, Any]:
             with watch_metric_updates(self._model) as heard, label_checks(self._model):
@@ -112,7 +112,7 @@ class PlainGradients(PartGradients):
 
 
 def _after(prepare: Callable[[int, Any], Any], receive: Receive | None) -> Receive | None:
-    """Returns a receiver of gradients that prepares them and hands them on to `receive`."""
+    """Returns a function that prepares a gradient and passes it to `receive`."""
     if receive is None:
         return None
     return lambda index, gradient: receive(index, prepare(index, gradient))

@@ -1,4 +1,4 @@
-"""The part of a batch that one replica computes, as `Replicas.sum` calls for it."""
+"""The computation of one replica's part of a batch, which `Replicas.sum` calls."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums, m
 
 
 class ReplicaPart:
-    """Computes the rows of one replica at a time, and merges what all of them have found.
+    """Computes the gradients of one replica's rows at a time, and merges those of all replicas.
 
-    A replica without rows computes one row of zeros, which counts for nothing.
+    A replica without rows computes one row of zeros, which has no weight.
 
     Args:
         model: `keras.Model`, built and compiled.
         gradients: `PartGradients` of one replica's rows.
         replicas: `Replicas` that compute together.
         variables: The trainable variables.
-        find_divisor: Function of the summed `WeightedSums` to the divisor of the gradients.
-            Defaults to `None`: gradients stay sums.
+        find_divisor: Function of the summed `WeightedSums` that returns the divisor of the
+            gradients. Defaults to `None`: gradients stay sums.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class ReplicaPart:
         """Computes the forward pass of a replica.
 
         Returns:
-            Scalars to sum over the replicas: the rows, the weighted sums, and changes of states.
-            Behind them the replica's backward pass.
+            The scalars to sum over the replicas, and the replica's backward pass. The scalars are
+            the number of rows, the weighted sums, and changes of states.
         """
         num_rows = ops.cast(count_rows(batch), "float32")
-        if self._form is not None:  # Another replica of this process was computed before.
+        if self._form is not None:  # This process has computed another replica before.
             self._states.restore()
         with self._states.replica_seeds(rank), self._replicas.own_random_numbers():
             sums, backward = self._gradients.begin(pad_empty_batch(batch), self._variables)
@@ -72,12 +72,12 @@ class ReplicaPart:
         scalars: Sequence[Any],
         receive: Receive | None,
     ) -> tuple[list[Any], list[Any]]:
-        """Runs a replica's backward pass; returns which gradients there are, and all of them."""
+        """Runs a replica's backward pass; returns which gradients exist, and all gradients."""
         sent: dict[int, Any] = {}
 
         def send(index: int, gradient: Any) -> None:
             gradient, shape = zero_if_empty(gradient), tuple(self._variables[index].shape)
-            if gradient.shape != shape:  # A sparse gradient forgets its shape.
+            if gradient.shape != shape:  # A sparse gradient may lose its static shape.
                 gradient = ops.reshape(gradient, shape)
             sent[index] = gradient
             if receive:
@@ -97,7 +97,7 @@ class ReplicaPart:
     def merge(
         self, scalars: Sequence[Any], counts: Any, gradients: Sequence[Any]
     ) -> tuple[WeightedSums, Any]:
-        """Returns the sums over all replicas and their number of rows, and merges the states.
+        """Merges the states; returns the sums over all replicas and their number of rows.
 
         Args:
             scalars: The summed scalars.
@@ -110,7 +110,7 @@ class ReplicaPart:
         return sums.with_parts(sums.scalars(), found), num_rows
 
     def _read(self, scalars: Sequence[Any]) -> tuple[Any, WeightedSums, Sequence[Any]]:
-        """Takes apart the summed scalars: rows, weighted sums, changes of states."""
+        """Splits the summed scalars into rows, weighted sums and changes of states."""
         if self._form is None:
             raise RuntimeError("No replica was computed.")
         num_rows, *others = scalars
@@ -118,9 +118,9 @@ class ReplicaPart:
         return num_rows, self._form.with_parts(others[:end], []), others[end:]
 
     def _without_absent(self, gradients: Sequence[Any], counts: Any) -> list[Any]:
-        """Returns the sums of gradients, `None` where no replica has one.
+        """Returns the summed gradients, with `None` where no replica has a gradient.
 
-        Replicas may differ in this: the rows decide, for example, which experts are used.
+        Replicas may differ: for example, their rows decide which experts are used.
         """
         known = None
         if not all(self._has_gradient) and backend.current().compute.can_read_shapes(counts):
@@ -129,7 +129,7 @@ class ReplicaPart:
         def is_absent(index: int) -> bool:
             if self._has_gradient[index] or (known is not None and known[index]):
                 return False
-            # Compression also sends the rest of earlier gradients, without one of this step.
+            # Compression may send a residual although this step has no gradient.
             return known is None or not np.any(ops.convert_to_numpy(gradients[index]))
 
         return [None if is_absent(index) else each for index, each in enumerate(gradients)]

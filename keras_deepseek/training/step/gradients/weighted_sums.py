@@ -1,4 +1,4 @@
-"""What a batch is trained by, summed over its parts: micro-batches, and the rows of replicas."""
+"""Weighted sums of loss, logs and gradients over the parts of a batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +10,16 @@ from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 
 MIN_WEIGHT = 1e-30
-"""What sums are divided by where they are over nothing, and are all zero."""
+"""The divisor of sums over nothing, which are all zero."""
 
 
 def make_zero_if_empty(count: Any) -> Callable[[Any], Any]:
-    """Returns a function of a tensor to itself, or to zeros where it is of nothing that counts.
+    """Returns a function that returns its tensor, or zeros if `count` is 0.
 
-    There it may be NaN.
+    A mean over nothing may be NaN.
 
     Args:
-        count: Scalar tensor. How much counts; it is read once for all tensors.
+        count: Scalar tensor. It is read once, for all tensors.
     """
     known = backend.current().compute.read_array(count)
     if known is not None and known > 0:
@@ -34,14 +34,16 @@ def make_zero_if_empty(count: Any) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True)
 class WeightedSums:
-    """Means of a part of a batch, each times what it is a mean over; they add up to the batch's.
+    """The loss, logs and gradients of a part of a batch, each a mean times the part's weight.
+
+    The sums of all parts, divided by the sum of the weights, are the means of the batch.
 
     Args:
-        weight: Scalar tensor. What the loss is a mean over, such as the number of tokens.
+        weight: Scalar tensor. The number of things that the loss is a mean over, such as tokens.
         loss: Scalar tensor, times the weight.
-        logs: dict of scalar tensors by name, likewise.
-        gradients: list of tensors by variable, likewise; `None` where the loss does not depend on
-            a variable.
+        logs: dict of scalar tensors by name, times the weight.
+        gradients: list of tensors by variable, times the weight; `None` where the loss does not
+            depend on a variable.
     """
 
     weight: Any
@@ -51,10 +53,10 @@ class WeightedSums:
 
     @classmethod
     def of(cls, loss: Any, weight: Any, logs: dict[str, Any]) -> "WeightedSums":
-        """Returns the sums of a part, whose means are given, without gradients."""
+        """Returns the sums of a part from its means, without gradients."""
         where_weighty = make_zero_if_empty(weight)
 
-        def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN, and counts for nothing.
+        def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN.
             return where_weighty(weight * ops.cast(mean, "float32"))
 
         return cls(weight, weigh(loss), {name: weigh(log) for name, log in logs.items()}, [])
@@ -64,44 +66,31 @@ class WeightedSums:
         return [self.weight, self.loss, *self.logs.values()]
 
     def tensors(self) -> list[Any]:
-        """Returns all that is summed, one after the other."""
+        """Returns all tensors in one list: weight, loss, logs, gradients."""
         return [*self.scalars(), *(each for each in self.gradients if each is not None)]
 
     def with_tensors(self, tensors: Sequence[Any]) -> "WeightedSums":
-        """Returns sums of the same form.
-
-        Args:
-            tensors: What `tensors` returned of others.
-        """
+        """Returns sums of the same structure with other tensors, in the order of `tensors`."""
         num_scalars = 2 + len(self.logs)
         left = iter(tensors[num_scalars:])
         gradients = [None if gradient is None else next(left) for gradient in self.gradients]
         return self.with_parts(tensors[:num_scalars], gradients)
 
     def with_parts(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> "WeightedSums":
-        """Returns sums of the same form.
-
-        Args:
-            scalars: What `scalars` returned of others.
-            gradients: Those of all variables.
-        """
+        """Returns sums of the same structure with other scalars and gradients."""
         weight, loss, *logs = scalars
         return WeightedSums(weight, loss, dict(zip(self.logs, logs, strict=True)), list(gradients))
 
     def scale_gradients(self, factor: Any) -> "WeightedSums":
-        """Returns the same sums, with multiples of the gradients, which share memory with none.
-
-        Args:
-            factor: float32 scalar.
-        """
+        """Returns the same sums with the gradients times `factor`, in memory of their own."""
         return replace(self, gradients=multiply_gradients(self.gradients, factor))
 
     def plus(self, others: "WeightedSums", factor: Any) -> "WeightedSums":
-        """Returns the sums with others added, and may write into the gradients of these.
+        """Returns the sums plus others. It may overwrite the gradients of `self`.
 
         Args:
-            others: Sums of the same form.
-            factor: float32 scalar, by which the others' gradients are multiplied.
+            others: Sums of the same structure.
+            factor: float32 scalar. A factor for the gradients of the others.
         """
         scalars = [a + b for a, b in zip(self.scalars(), others.scalars(), strict=True)]
         own, found = (
@@ -111,10 +100,10 @@ class WeightedSums:
         return self.with_tensors([*scalars, *added])
 
     def means(self, *, is_sum: bool) -> tuple[Any, dict[str, Any], list[Any]]:
-        """Returns loss, logs and gradients of the whole.
+        """Returns loss, logs and gradients of the whole batch.
 
         Args:
-            is_sum: boolean. Whether they are sums by themselves, of parts whose weight is 1.
+            is_sum: boolean. The loss is a sum over rows: then nothing is divided.
         """
         divisor = 1.0 if is_sum else ops.maximum(self.weight, MIN_WEIGHT)
         return (

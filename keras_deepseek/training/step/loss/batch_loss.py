@@ -1,4 +1,4 @@
-"""The loss of a batch, or of one part of it, as a model was compiled with it."""
+"""The compiled loss of a batch, or of a part of a batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ class BatchLoss:
         is_in_parts: True if each batch is computed in parts: micro-batches, or rows of replicas.
 
     Raises:
-        InvalidInputError: Batches come in parts, and some losses are sums, others means.
+        InvalidInputError: Batches are computed in parts, and some losses are sums, others means.
     """
 
     def __init__(self, model: keras.Model, *, is_in_parts: bool) -> None:
@@ -36,15 +36,15 @@ class BatchLoss:
 
     @contextmanager
     def of_batch(self, num_rows: Any) -> Iterator[None]:
-        """Sets the number of rows of the whole batch, which parts of it need."""
+        """Sets the number of rows of the whole batch until the block ends."""
         before, self._num_rows = self._num_rows, num_rows
         try:
             yield
         finally:
-            self._num_rows = before  # The number may belong to a graph that is finished.
+            self._num_rows = before  # The tensor belongs to the graph of this step only.
 
     def __call__(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Returns the loss; of a part, a dict of the loss and its weight in the batch."""
+        """Returns the loss; for a part of a batch, a dict with the loss and its weight."""
         model = self._model
         with collect_loss_means() as means:
             y_pred = call_for_training(model, x)
@@ -63,23 +63,23 @@ class BatchLoss:
         return {"loss": loss, "weight": compute_loss_weight(model.loss, y, y_pred, sample_weight)}
 
     def _scale_added_losses(self, loss: Any, num_rows: Any) -> Any:
-        """Counts the losses that layers add by this part's share of the rows.
+        """Multiplies the losses that layers add by this part's share of the rows.
 
-        The parts' losses are summed. An added loss is a mean, or does not depend on the data, so
-        that each part would add all of it.
+        The losses of the parts are summed. An added loss is a mean, or does not depend on the data,
+        so that it would count once for each part.
         """
         added = self._model.losses
         if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
-            return loss  # A `compute_loss` of the model's own may not include them.
+            return loss  # An overridden `compute_loss` may not include them.
         share = ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
         return loss - (1.0 - share) * sum(ops.convert_to_tensor(each, "float32") for each in added)
 
 
 def _check_added_losses(model: keras.Model) -> None:
-    """Raises an error if a layer adds one loss a row, which Keras sums and parts average."""
+    """Raises an error if a layer adds one loss for each row: Keras sums them, parts average."""
     if any(len(ops.shape(each)) for each in model.losses):
         raise InvalidInputError(
-            f"A layer of {model.name!r} adds a loss of one number a row. Keras sums these numbers, "
-            "while a batch in parts (micro_batches, devices, processes) would average them. Let "
-            "the layer add their mean: self.add_loss(ops.mean(losses))."
+            f"A layer of {model.name!r} adds a loss with one number for each row. Keras sums these "
+            "numbers, while a batch in parts (micro_batches, devices, processes) would average "
+            "them. Let the layer add their mean: self.add_loss(ops.mean(losses))."
         )

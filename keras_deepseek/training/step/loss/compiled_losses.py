@@ -1,4 +1,4 @@
-"""The losses that a model was compiled with, and what each of them is of."""
+"""The losses that a model was compiled with, as a list and by output."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import keras
 
 
 def list_losses(loss: Any) -> list[Any]:
-    """Returns losses as objects or functions, where they are names or configs; `None` is left out.
+    """Returns the losses of a structure as a flat list, with names and configs as objects.
 
     Args:
-        loss: Keras loss, its name, a function, or a structure of them; or `None`.
+        loss: Keras loss, its name, a function, or a structure of them. `None` is left out.
     """
     return [_get_loss(each) for each in keras.tree.flatten(loss) if each is not None]
 
@@ -17,15 +17,16 @@ def list_losses(loss: Any) -> list[Any]:
 def losses_by_output(
     model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
 ) -> list[tuple[Any, Any, Any, Any]]:
-    """Returns the loss, labels, values and weights of each output; none where that is not clear.
+    """Returns the loss, labels, predictions and weights of each output.
 
-    As in Keras, a dict of losses goes by the names of the outputs.
+    The result is empty if the losses can't be assigned to outputs. As in Keras, a dict of losses is
+    by the names of outputs.
 
     Args:
         model: `keras.Model`, compiled.
         y: Labels, or a structure of them.
         y_pred: Outputs, or a structure of them.
-        sample_weight: Weights of all outputs, a structure of such, or `None`.
+        sample_weight: Weights for all outputs, a structure of weights, or `None`.
     """
     spec = model.loss
     if isinstance(spec, dict):

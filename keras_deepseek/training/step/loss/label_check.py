@@ -1,4 +1,4 @@
-"""Labels that are no class, which some frameworks take for none at all."""
+"""The rejection of labels outside the range of classes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ from keras_deepseek.backend.keras_private.masks import output_masks
 from keras_deepseek.training.step.loss.compiled_losses import losses_by_output
 
 _MIN_BINARY, _MAX_BINARY = -0.5, 1.5
-"""Labels of a binary cross entropy may be smoothed or noisy, and are 0 or 1 when rounded."""
+"""The range of labels of a binary cross entropy, which may be smoothed or noisy."""
 
 
 def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """Returns a loss, NaN where a label of a cross entropy that counts is no class of its output.
+    """Returns the loss of a batch, or NaN if a label of a cross entropy is outside the classes.
 
-    Of a sparse cross entropy, TensorFlow and PyTorch raise an error on a CPU; JAX computes as if
-    the sample had no label. Of a binary one nobody looks, or PyTorch alone.
+    For the sparse cross entropy, TensorFlow and PyTorch raise an error on a CPU, and JAX ignores
+    the sample. For the binary one, only PyTorch checks labels.
 
     Args:
         model: `keras.Model`, compiled.
-        loss: Scalar tensor, what it was compiled with and made of this batch.
+        loss: Scalar tensor. The loss of the batch.
         y: Labels, or a structure of them.
-        y_pred: Outputs, whose last axis is that of the classes where the loss is a sparse one.
-        sample_weight: Weights, or a structure of them, or `None`: a label of weight 0, or under a
-            mask, does not count.
+        y_pred: Outputs. For a sparse cross entropy, the last axis is that of the classes.
+        sample_weight: Weights, or a structure of them, or `None`. Labels with weight 0 or under a
+            mask are not checked.
     """
     for each, labels, outputs, weights in losses_by_output(model, y, y_pred, sample_weight):
         is_wrong = None if labels is None else _find_wrong(each, labels, outputs)
@@ -40,11 +40,7 @@ def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weig
 
 @contextmanager
 def label_checks(model: keras.Model) -> Iterator[None]:
-    """Makes a model's `compute_loss` mark wrong labels, whoever calls it, until the block ends.
-
-    Args:
-        model: `keras.Model`, compiled.
-    """
+    """Makes `model.compute_loss` call `check_labels`, for every caller, until the block ends."""
     own = vars(model).get("compute_loss")
     compute = model.compute_loss
 
@@ -65,7 +61,7 @@ def label_checks(model: keras.Model) -> Iterator[None]:
 
 
 def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
-    """Returns which labels are no class; `None` where the loss is no such cross entropy."""
+    """Returns a boolean tensor, true for wrong labels; `None` for losses that are not checked."""
     classes = ops.convert_to_tensor(labels)
     if loss is keras.losses.binary_crossentropy or isinstance(
         loss, keras.losses.BinaryCrossentropy
@@ -79,7 +75,7 @@ def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
     if len(classes.shape) == len(outputs.shape) and classes.shape[-1] == 1:
         classes = ops.squeeze(classes, -1)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(classes.dtype)):
-        classes = ops.cast(classes, "int32")  # As floats they may be NaN, which is none.
+        classes = ops.cast(classes, "int32")  # Floating-point labels stay: they may be NaN.
     is_class = (classes >= 0) & (classes < outputs.shape[-1])
     if is_object and loss.ignore_class is not None:
         is_class = is_class | (classes == loss.ignore_class)
@@ -87,7 +83,10 @@ def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
 
 
 def _and_counted(is_wrong: Any, weights: Any) -> Any:
-    """Returns which labels are wrong and have a weight, where weights are those of rows or more."""
+    """Returns a boolean tensor, true for wrong labels whose weight is not 0.
+
+    Weights may be by row, or by row and further axes of the labels.
+    """
     if weights is None:
         return is_wrong
     counts = ops.not_equal(weights, 0)

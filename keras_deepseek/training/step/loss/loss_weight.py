@@ -1,4 +1,4 @@
-"""What the mean of a loss was taken over, so that means of micro-batches make that of the batch."""
+"""The weight of a mean loss in a part of a batch, such as its number of rows or tokens."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from keras_deepseek.training.step.loss.compiled_losses import list_losses
 
 
 def check_reduction(loss: Any) -> None:
-    """Raises an error where a loss is one number a sample, and nobody says how they become one.
+    """Raises an error if a loss has no reduction: it would be one number for each sample.
 
     Args:
         loss: Keras loss, its name, a function, or a structure of them; or `None`.
 
     Raises:
-        InvalidInputError: One is.
+        InvalidInputError: A loss has no reduction.
     """
     for each in keras.tree.flatten(loss):
         if isinstance(each, keras.losses.Loss) and each.reduction in (None, "none"):
             raise InvalidInputError(
-                f"The loss {each.name!r} has reduction={each.reduction!r}, a number for each "
-                "sample, and a training needs one. Give it reduction='sum_over_batch_size', or "
-                "override `Trainer.train_step`."
+                f"The loss {each.name!r} has reduction={each.reduction!r}: it returns a number for "
+                "each sample, and a training needs one number. Give it "
+                "reduction='sum_over_batch_size', or override `Trainer.train_step`."
             )
 
 
 def find_reduction(loss: Any) -> str:
-    """Returns the reduction that the losses of a model share.
+    """Returns the reduction that all losses of a model have.
 
     Args:
         loss: Keras loss, its name, a function, or a structure of them; or `None`.
@@ -41,23 +41,26 @@ def find_reduction(loss: Any) -> str:
     reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
     if len(reductions) > 1:
         raise InvalidInputError(
-            "Micro-batches need losses of one reduction; the model's have "
+            "Micro-batches need losses with the same reduction; received losses with "
             f"{', '.join(sorted(map(str, reductions)))}."
         )
     return reductions.pop() if reductions else "sum_over_batch_size"
 
 
 def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """Returns what the mean of a loss was taken over, a float32 scalar: rows, or shown tokens.
+    """Returns the number that a mean loss was divided by, as a float32 scalar.
+
+    It is the number of rows; with a mask or `ignore_class`, of unmasked tokens; with
+    `reduction="mean_with_sample_weight"`, the sum of the weights.
 
     Args:
-        loss: What the model was compiled with.
+        loss: The loss that the model was compiled with.
         y: Targets.
         y_pred: Outputs.
         sample_weight: Weights of the samples, or `None`.
 
     Raises:
-        InvalidInputError: There are several outputs with masks of their own.
+        InvalidInputError: There are several outputs with their own masks.
     """
     outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
     ignored = [getattr(each, "ignore_class", None) for each in list_losses(loss)]
@@ -67,7 +70,7 @@ def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> A
         return ops.cast(ops.shape(outputs[0])[0], "float32")
     if len(outputs) > 1:
         raise InvalidInputError(
-            f"Micro-batches can't weigh {len(outputs)} outputs with masks of their own. Override "
+            f"Micro-batches can't weigh {len(outputs)} outputs that have their own masks. Override "
             "`Trainer.train_step` and return the loss and its weight."
         )
     is_shown = masks[0]

@@ -1,4 +1,4 @@
-"""A training without any loss is refused on every backend."""
+"""The errors for a training or a validation of a model without a loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def missing_loss_error(model: keras.Model) -> InvalidInputError:
-    """Returns the error that says what to pass.
-
-    Args:
-        model: `keras.Model` without a loss.
-    """
+    """Returns the error for the training of a model without a loss."""
     return InvalidInputError(
         f"Model {model.name!r} has no loss: pass Trainer(..., loss=...), as in "
         "loss='sparse_categorical_crossentropy'."
@@ -22,15 +18,12 @@ def missing_loss_error(model: keras.Model) -> InvalidInputError:
 
 
 def check_test_loss(model: keras.Model) -> None:
-    """Raises an error where a validation or an evaluation has no loss: JAX would take 0 for one.
+    """Raises an error if a validation or evaluation would have no loss; JAX would return 0.
 
-    Layers that are not Keras's own, or have a regularizer, may add one.
-
-    Args:
-        model: `keras.Model`, compiled.
+    Nothing is raised if the model has custom layers or regularizers, which may add a loss.
 
     Raises:
-        InvalidInputError: There is none.
+        InvalidInputError: There is no loss.
     """
     is_own = (
         type(model).compute_loss is not keras.Model.compute_loss
@@ -43,19 +36,15 @@ def check_test_loss(model: keras.Model) -> None:
         if not is_kerass or getattr(layer, "activity_regularizer", None) is not None:
             return
     raise InvalidInputError(
-        f"{model.name!r} has no loss to validate or to evaluate by, which is that of the model and "
-        "not that of `train_step`: pass Trainer(..., loss=...), or leave the validation out and "
-        "call predict in a callback."
+        f"Model {model.name!r} has no loss. Validation and evaluation need one, also if an "
+        "override of `train_step` computes its own: pass Trainer(..., loss=...), or use no "
+        "validation and call predict in a callback."
     )
 
 
 @contextmanager
 def missing_loss_errors(model: keras.Model) -> Iterator[None]:
-    """Says what to pass, in place of what Keras says of a model without a loss.
-
-    Args:
-        model: `keras.Model`, compiled.
-    """
+    """Replaces Keras's error for a model without a loss by one that says what to pass."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What `Trainer.train_step` may return: the loss, or a dict of it and of what else is known."""
+"""The result of `Trainer.train_step`: the loss, or a dict with the loss, its weight and logs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,13 +10,13 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Returns the loss, its weight or `None`, and further logs, of what a step has returned.
+    """Returns the loss, its weight or `None`, and further logs from the result of a step.
 
     Args:
-        result: A scalar tensor, or a dict of it and others.
+        result: Scalar tensor, or a dict of scalar tensors.
 
     Raises:
-        InvalidInputError: There is no loss, or one of them is no scalar.
+        InvalidInputError: There is no loss, or a value is not a scalar.
     """
     if result is None:
         raise InvalidInputError("`train_step` must return the loss; it returned nothing.")
@@ -24,7 +24,7 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
         return _check_loss(result), None, {}
     if "loss" not in result:
         raise InvalidInputError(
-            "`train_step` must return the loss, or a dict with 'loss'; received one of "
+            "`train_step` must return the loss, or a dict with 'loss'; received a dict with "
             f"{', '.join(map(repr, result)) or 'nothing'}."
         )
     others = {name: value for name, value in result.items() if name != "loss"}
@@ -36,27 +36,27 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
         if shape:
             raise InvalidInputError(
                 f"`train_step` must return scalars; {name!r} has the shape {shape}. Return its "
-                "mean, or several by names of their own."
+                "mean, or several scalars with different names."
             )
     logs = {name: value for name, value in others.items() if name != "weight"}
     return _check_loss(result["loss"]), weight, logs
 
 
 def check_log_names(logs: Iterable[str], others: Iterable[str]) -> None:
-    """Raises an error where a log that a step has returned has the name of another one.
+    """Raises an error if a log that a step returned has the name of another log.
 
     Args:
-        logs: The names of those that it has returned.
-        others: Those that are logged beside them, such as the metrics.
+        logs: The names that the step returned.
+        others: The names of other logs, such as metrics.
 
     Raises:
-        InvalidInputError: One has.
+        InvalidInputError: Two logs have the same name.
     """
     for name in logs:
         if name in set(others):
             raise InvalidInputError(
-                f"`train_step` returns {name!r}, and so is called a metric of the model, or what "
-                "the trainer logs itself. Give it another name."
+                f"`train_step` returns {name!r}, which is also the name of a metric of the model, "
+                "or of a log of the trainer. Give it another name."
             )
 
 

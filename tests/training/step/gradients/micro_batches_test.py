@@ -35,7 +35,7 @@ def test_all_rows_are_in_a_part_and_none_in_two(number, parts):
 
 def test_rows_are_counted_and_compared():
     assert count_rows(({"a": None, "b": X}, None, None)) == 5
-    with pytest.raises(InvalidInputError, match="A batch without inputs"):
+    with pytest.raises(InvalidInputError, match="a batch without inputs"):
         count_rows((None, X, None))
     check_same_rows((X, X, None), 5)
     with pytest.raises(InvalidInputError, match="5 inputs has 3 sample weights"):

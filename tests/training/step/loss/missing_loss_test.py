@@ -57,9 +57,9 @@ def test_a_validation_by_no_loss_is_refused_before_a_step():
     trainer = Own(model, optimizer="sgd")
     weights = model.get_weights()
     for options in ({"validation_data": (x, y)}, {"validation_split": 0.5}):
-        with pytest.raises(InvalidInputError, match="has no loss to validate or to evaluate by"):
+        with pytest.raises(InvalidInputError, match="Validation and evaluation need one"):
             trainer.fit(x, y, verbose=0, **options)
-    with pytest.raises(InvalidInputError, match="has no loss to validate or to evaluate by"):
+    with pytest.raises(InvalidInputError, match="Validation and evaluation need one"):
         trainer.evaluate(x, y, verbose=0)
     np.testing.assert_array_equal(model.get_weights()[0], weights[0])
 

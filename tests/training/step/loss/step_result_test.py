@@ -18,7 +18,7 @@ def test_a_loss_alone_and_one_of_several_numbers_are_read():
     ("result", "match"),
     [
         (None, "must return the loss; it returned nothing"),
-        ({"los": 1.0}, "or a dict with 'loss'; received one of 'los'"),
+        ({"los": 1.0}, "or a dict with 'loss'; received a dict with 'los'"),
         (ops.ones((2,)), r"one floating-point number as the loss.*float32 of shape \(2,\)"),
         ({"loss": ops.ones((), "int32")}, "it returned int32 of shape"),
         (
@@ -35,7 +35,7 @@ def test_what_is_none_is_refused(result, match):
 
 def test_a_log_has_a_name_of_its_own():
     check_log_names({"soft": 1.0}, {"loss": 1.0, "accuracy": 1.0})
-    with pytest.raises(InvalidInputError, match="`train_step` returns 'accuracy', and so is"):
+    with pytest.raises(InvalidInputError, match="`train_step` returns 'accuracy', which is also"):
         check_log_names({"soft": 1.0, "accuracy": 1.0}, {"loss": 1.0, "accuracy": 1.0})
 
 
