@@ -11,7 +11,7 @@ _ADDRESS = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^\s:/\[\]@]+)):(?P<port>[0-9]+)"
 )
 _LARGEST_PORT = 65535
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 """Timeout in seconds for a connection."""
 
 
@@ -56,7 +56,7 @@ def check_is_answered(what: str, text: str) -> None:
         PeerLostError: Nothing accepts a connection there.
     """
     try:
-        socket.create_connection(parse_address(f"The address of {what}", text), _PATIENCE).close()
+        socket.create_connection(parse_address(f"The address of {what}", text), _TIMEOUT).close()
     except OSError as error:
         raise PeerLostError(f"There is no {what} at {text!r}: {error}.") from error
 

@@ -1,4 +1,4 @@
-"""`keras-deepseek export`: exports a `.keras` file, or checks an artifact, or compares formats."""
+"""`keras-deepseek export`: exports a `.keras` file, checks an artifact, or compares formats."""
 
 import argparse
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from keras_deepseek.deploy.formats.format_list import FLAGS, FORMATS, INT8_FORMATS
 
 NAME = "export"
-HELP = "write a Keras model as ONNX, SavedModel, OpenVINO or TensorRT, and verify it"
+HELP = f"export a Keras model as {', '.join(FORMATS)}, and verify it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

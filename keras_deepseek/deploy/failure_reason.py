@@ -11,7 +11,7 @@ _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300
 DISK_IS_FULL = os.strerror(errno.ENOSPC)
 """The system's message for a full disk."""
-_OF_TORCH = "The error above occurred when calling torch.export"
+_TORCH_NOTICE = "The error above occurred when calling torch.export"
 """A line that PyTorch may write before or after the reason."""
 _NUM_LINES = 2  # Keras's first line has the place, and its second the reason.
 
@@ -33,7 +33,7 @@ def failure_reason(error: BaseException) -> str:
         error = error.__cause__
     text = _COLORS.sub("", str(error))
     lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(_OF_TORCH)]
+    lines = [line for line in lines if line and not line.startswith(_TORCH_NOTICE)]
     words = " ".join(lines[:_NUM_LINES])
     if DISK_IS_FULL in text and DISK_IS_FULL not in words[:_LONGEST]:  # TensorFlow says it last.
         words = DISK_IS_FULL

@@ -38,7 +38,7 @@ from keras_deepseek.errors import (
     NotSupportedError,
 )
 
-_LEAST_ROOM = 2**13
+_LEAST_FREE_BYTES = 2**13
 """Bytes. With less free space than this, a route's error is taken for that of a full disk."""
 
 
@@ -145,7 +145,7 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
             raise
         except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.
             reason = failure_reason(error)
-            _check_room(folder, reason)
+            _check_free_space(folder, reason)
             passed_over.append(f"through {route.name}: {reason}")
             if isinstance(error, MissingExtraError):
                 missing.append(error)
@@ -255,10 +255,10 @@ def _check_entry(export_format: ExportFormat, folder: Path) -> None:
         )
 
 
-def _check_room(folder: Path, reason: str) -> None:
+def _check_free_space(folder: Path, reason: str) -> None:
     """Raises if a route failed because the disk is full, as all other routes would, too."""
     places = [str(folder.parent.parent), tempfile.gettempdir()]
-    full = [place for place in places if shutil.disk_usage(place).free < _LEAST_ROOM]
+    full = [place for place in places if shutil.disk_usage(place).free < _LEAST_FREE_BYTES]
     if full or DISK_IS_FULL in reason:
         raise ExportError(
             f"The disk of {' or '.join(map(repr, full or places))} is full: {reason}. Free some "

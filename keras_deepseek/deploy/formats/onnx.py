@@ -33,7 +33,7 @@ from keras_deepseek.deploy.onnx_passes.simplify import simplify
 from keras_deepseek.deploy.onnx_passes.wrap_integers import wrap_integers
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
-_ALWAYS = {"onnx": "onnx", "onnxruntime": "onnx"}
+_COMMON_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
 
 
 class OnnxFormat(ExportFormat):
@@ -65,9 +65,9 @@ class OnnxFormat(ExportFormat):
     backends = ("tensorflow", "jax", "torch")
     packages = MappingProxyType(
         {
-            "tensorflow": _ALWAYS | {"tf2onnx": "onnx"},
-            "jax": _ALWAYS | {"jax2onnx": "onnx-jax"},
-            "torch": _ALWAYS | {"onnxscript": "onnx"},
+            "tensorflow": _COMMON_PACKAGES | {"tf2onnx": "onnx"},
+            "jax": _COMMON_PACKAGES | {"jax2onnx": "onnx-jax"},
+            "torch": _COMMON_PACKAGES | {"onnxscript": "onnx"},
         }
     )
 

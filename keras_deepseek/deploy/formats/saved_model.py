@@ -15,7 +15,7 @@ from keras_deepseek.backend.runtimes.saved_model import load_saved_model
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
-from keras_deepseek.deploy.samples.random_batches import make_taken_samples
+from keras_deepseek.deploy.samples.random_batches import make_accepted_samples
 from keras_deepseek.errors import NotSupportedError
 
 _DEFAULT = "serving_default"
@@ -61,7 +61,7 @@ class SavedModelFormat(ExportFormat):
         signatures = ServingSignatures(self._classes(model.signature), self._regress)
         backend.current().export.write_saved_model(model, str(folder), signatures)
         if self._warmup:
-            write_warmup_requests(folder, model.model.name, make_taken_samples(model))
+            write_warmup_requests(folder, model.model.name, make_accepted_samples(model))
         return f"SavedModel with {', '.join(self.signatures)}"
 
     def further_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:

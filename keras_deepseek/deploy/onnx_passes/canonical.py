@@ -68,12 +68,12 @@ def _order(graph: Any) -> None:
     for node in graph.node:
         for inner in inner_graphs(node):
             _order(inner)
-    makers = {name: node for node in graph.node for name in node.output if name}
+    producers = {name: node for node in graph.node for name in node.output if name}
     ordered, done, begun = [], set(), set()
     stack = [(value.name, False) for value in reversed(graph.output)]
     while stack:  # Depth first, and not by calls: graphs are deep.
         name, is_expanded = stack.pop()
-        node = makers.get(name)
+        node = producers.get(name)
         if node is None or id(node) in done:
             continue
         if is_expanded:

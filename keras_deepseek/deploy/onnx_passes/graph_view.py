@@ -14,7 +14,7 @@ from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, replace
 from keras_deepseek.deploy.onnx_passes.save import is_on_disk
 
 _HALF_BYTES = 2
-_SMALL = 128
+_MAX_SHAPE_ELEMENTS = 128
 """The largest number of elements of a weight that shapes may depend on."""
 
 
@@ -240,7 +240,7 @@ def infer_graph(onnx: Any, model: Any) -> Any:
     graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
         value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        if math.prod(tensor.dims) <= _SMALL:
+        if math.prod(tensor.dims) <= _MAX_SHAPE_ELEMENTS:
             graph.initializer.add().CopyFrom(tensor)
             graph.value_info.append(value)
         else:

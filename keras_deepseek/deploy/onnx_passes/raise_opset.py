@@ -20,7 +20,7 @@ def raise_opset(model: Any, opset: int) -> Any:
     import_package("onnx.version_converter")
     try:
         return onnx.version_converter.convert_version(model, opset)
-    except Exception as error:  # Of whatever type the converter's C++ has.
+    except Exception as error:  # The converter's C++ code raises several types.
         raise ExportError(
             f"It was written with opset {written}, and onnx {onnx.__version__} can't convert that "
             f"to the requested opset {opset}: {failure_reason(error)}. Pass opset={written}."

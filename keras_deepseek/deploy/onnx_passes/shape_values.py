@@ -10,7 +10,7 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 Size = int | tuple[str, int]
 """A number, or a tensor and its axis of this size."""
 
-_FAR = 2**31 - 1
+_MAX_INT32 = 2**31 - 1
 
 
 def read_shape(view: GraphView, name: str) -> list[Size] | None:
@@ -68,4 +68,4 @@ def _choose(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] | None:
     start, end, *others = (int(array.reshape(())) for array in numbers if array is not None)
     if others[1:] not in ([], [1]):
         return None
-    return sizes[start if abs(start) <= _FAR else 0 : end]
+    return sizes[start if abs(start) <= _MAX_INT32 else 0 : end]

@@ -24,8 +24,8 @@ from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 _OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
-_OF_SIZES = ("Shape", "Size", "Constant")
-_OVER_SIZES = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
+_SIZE_SOURCES = ("Shape", "Size", "Constant")
+_SIZE_OPERATORS = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
 _NARROW = (UINT8, INT8, UINT16, INT16, INT32, BOOL, UINT32)
 """Integer types of 32 bits or fewer."""
 _NUMPY = {INT32: "int32", INT64: "int64"}
@@ -101,7 +101,7 @@ class _Scope:
             return None
         if node.op_type == "Pow":
             return self._write_power(node)
-        if self._is_of_sizes(node.input[0]) or self._reduces_nothing(node):
+        if self._is_computed_from_sizes(node.input[0]) or self._reduces_nothing(node):
             return None
         if node.op_type == "ReduceProd":
             return self._write_product(node, dtype)
@@ -110,9 +110,9 @@ class _Scope:
     def _write_sum(self, node: Any, dtype: int) -> str | None:
         x, *axes = node.input
         how = {"keepdims": attribute(node, "keepdims", 1)}
-        maker = self.maker_of(x)
-        is_cast = maker is not None and maker.op_type == "Cast"
-        given = self.type_of(maker.input[0]) if is_cast else dtype
+        producer = self.producer_of(x)
+        is_cast = producer is not None and producer.op_type == "Cast"
+        given = self.type_of(producer.input[0]) if is_cast else dtype
         if given == BOOL or (dtype == INT64 and given in _NARROW):
             return None
         if dtype == INT32:
@@ -200,14 +200,16 @@ class _Scope:
         value = self.value_of(node.input[1])
         return None if value is None else [int(axis) for axis in value.reshape(-1)]
 
-    def _is_of_sizes(self, name: str) -> bool:
+    def _is_computed_from_sizes(self, name: str) -> bool:
         """Returns whether a tensor is computed only from sizes and constants."""
         if self.value_of(name) is not None:
             return True
-        node = self.maker_of(name)
-        if node is None or node.op_type not in (*_OF_SIZES, *_OVER_SIZES):
+        node = self.producer_of(name)
+        if node is None or node.op_type not in (*_SIZE_SOURCES, *_SIZE_OPERATORS):
             return False
-        return node.op_type in _OF_SIZES or all(self._is_of_sizes(each) for each in node.input)
+        return node.op_type in _SIZE_SOURCES or all(
+            self._is_computed_from_sizes(each) for each in node.input
+        )
 
     def type_of(self, name: str) -> int:
         """Returns a tensor's type as ONNX's number; 0 if it is unknown."""
@@ -224,11 +226,11 @@ class _Scope:
             return len(known.shape.dim) if known.HasField("shape") else None
         return self._outer.rank_of(name) if self._outer is not None else None
 
-    def maker_of(self, name: str) -> Any:
+    def producer_of(self, name: str) -> Any:
         """Returns the node that computes a tensor, in this graph or around it, or `None`."""
         if name in self._producers or self._outer is None:
             return self._producers.get(name)
-        return self._outer.maker_of(name)
+        return self._outer.producer_of(name)
 
     def value_of(self, name: str) -> Any:
         """Returns the values of a constant, or `None`."""

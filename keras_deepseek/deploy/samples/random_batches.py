@@ -16,7 +16,7 @@ from keras_deepseek.backend.keras_private.input_kinds import InputKind, input_ki
 from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
 
 _BATCH_SIZES = (1, 3, 4)
-_FEW, _BINARY = 10, 2
+_DEFAULT_VOCABULARY, _BINARY_VOCABULARY = 10, 2
 """The number of values of an integer input that no layer looks up; and of a binary one.
 
 In a binary input, 0 does not stand for padding."""
@@ -25,9 +25,9 @@ LENGTHS = (16, 9, 13)
 """The length of all free axes in each batch; they differ, so that a hard-coded shape shows."""
 ROUND_LENGTHS = (32, 64, 96)
 """Lengths for models that take only round ones, as those that halve an image several times."""
-_SHORT, _LONG, _OF_WIDE = 5, 40, 11
+_SHORT, _LONG, _EXTREME = 5, 40, 11
 """Lengths of the smallest batch, of the largest one, and of that of large numbers."""
-_MANY, _LARGEST_ROW = 20, 2**18
+_MOST_ROWS, _LARGEST_ROW = 20, 2**18
 """The rows of the largest batch, and the largest number of values in a row of it."""
 _UNEQUAL_LENGTHS = (9, 13, 16, 6)
 """The lengths of the free axes, in turn, so that a swap of two axes shows."""
@@ -51,11 +51,11 @@ def make_samples(
     """
     return [
         _make_batch(model, signature, batch_size, itertools.repeat(length))
-        for batch_size, length in zip(_BATCH_SIZES, _within(model, lengths), strict=True)
+        for batch_size, length in zip(_BATCH_SIZES, _limit_lengths(model, lengths), strict=True)
     ]
 
 
-def make_taken_samples(model: NamedModel) -> list[dict[str, Array]]:
+def make_accepted_samples(model: NamedModel) -> list[dict[str, Array]]:
     """Returns random batches on which a model was run without an error; `[]` if it takes none."""
     infer = backend.current().inference.plain_inference(model)
     for lengths in (LENGTHS, ROUND_LENGTHS):
@@ -73,13 +73,13 @@ def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict
     One is small and one is large, which shows a choice by size that was fixed when the model was
     traced. In a third, the free axes differ in length.
     """
-    short, long = _within(model, (_SHORT, _LONG))
+    short, long = _limit_lengths(model, (_SHORT, _LONG))
     made = [_make_batch(model, signature, 1, itertools.repeat(short))]
     row = (math.prod(size or long for size in spec.shape[1:]) for spec in signature.inputs)
     if max(row, default=0) <= _LARGEST_ROW:
-        made.append(_make_batch(model, signature, _MANY, itertools.repeat(long)))
+        made.append(_make_batch(model, signature, _MOST_ROWS, itertools.repeat(long)))
     if count_free_lengths(signature) > 1:
-        unequal = itertools.cycle(_within(model, _UNEQUAL_LENGTHS))
+        unequal = itertools.cycle(_limit_lengths(model, _UNEQUAL_LENGTHS))
         made.append(_make_batch(model, signature, _BATCH_SIZES[1], unequal))
     return made
 
@@ -91,11 +91,13 @@ def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[
     """
     if all(np.dtype(spec.dtype).kind != "f" for spec in signature.inputs):
         return []
-    wide = _make_batch(model, signature, 2, itertools.repeat(*_within(model, (_OF_WIDE,))))
-    return [{name: _widen(array) for name, array in wide.items()}]
+    extreme = _make_batch(
+        model, signature, 2, itertools.repeat(*_limit_lengths(model, (_EXTREME,)))
+    )
+    return [{name: _make_extreme(array) for name, array in extreme.items()}]
 
 
-def _within(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
+def _limit_lengths(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
     """Returns lengths that a model has positions for, in the same proportions if possible."""
     longest = longest_sequence(model)
     if longest is None or longest >= max(lengths):
@@ -103,7 +105,7 @@ def _within(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(1, longest * length // max(lengths)) for length in lengths)
 
 
-def _widen(array: Array) -> Array:
+def _make_extreme(array: Array) -> Array:
     """Makes the floats of the first row large, and moves those of the others far from zero."""
     if array.dtype.kind == "f":
         far = 50 * array.std()
@@ -191,8 +193,10 @@ def _draw(
             return generator.choice(values, size=shape)
     if dtype.kind == "f":
         return generator.normal(size=shape).astype(dtype)
-    vocabulary = kind.vocabulary or _FEW
-    array = generator.integers(vocabulary > _BINARY, vocabulary, size=shape).astype(dtype)
+    vocabulary = kind.vocabulary or _DEFAULT_VOCABULARY
+    array = generator.integers(vocabulary > _BINARY_VOCABULARY, vocabulary, size=shape).astype(
+        dtype
+    )
     if array.ndim > 1:
         array[0, array.shape[1] - array.shape[1] // 3 :] = 0
     return array

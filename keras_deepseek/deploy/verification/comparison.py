@@ -16,12 +16,12 @@ _INT8 = "int8"
 _LEAST_SCALE = 1e-2
 """The least scale of the tolerance. An output that is nearly 0 may consist of rounding errors.
 The probabilities of many thousand classes must not count as such."""
-_SHARE_OF_MOVEMENT = 0.1
+_LARGEST_COLUMN_ERROR = 0.1
 """The largest error of a column (root mean square), as a share of its change from row to row.
 
 At least five times the tolerance counts, since the share of a rare class is off by as much as its
 logit is."""
-_TOLD_BY = 0.25
+_LARGEST_CHANGE_ERROR = 0.25
 """The same for a whole output: with a larger error its change was not compared."""
 _ROUNDING = 1
 """Units in the last place of the output's largest value. A column that changes by no more may
@@ -79,13 +79,15 @@ def compare(
         of_int8 = {
             name: array for name, array in reference.items() if precisions.get(name) == _INT8
         }
-        scales |= Counter({name: _largest(array) for name, array in of_int8.items()})
+        scales |= Counter({name: _largest_magnitude(array) for name, array in of_int8.items()})
     for index, (reference, outputs) in enumerate(zip(expected, received, strict=True)):
         if set(reference) != set(outputs):
             raise ExportError(f"Outputs are {sorted(outputs)}; expected {sorted(reference)}.")
         for name, array in reference.items():
             try:
-                difference = _difference(array, outputs[name], precisions.get(name), scales[name])
+                difference = _largest_difference(
+                    array, outputs[name], precisions.get(name), scales[name]
+                )
                 largest = max(largest, difference)
             except ExportError as error:
                 raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
@@ -99,7 +101,7 @@ def compare(
                 _check_columns(left, right, tolerance, unit)
         except ExportError as error:
             raise ExportError(f"Output {name!r}: {error}") from error
-        if not _tells(groups):
+        if not _changes_alike(groups):
             constant_outputs.append(name)
     any_finite = any(
         np.isfinite(array.astype("float64")).any() for batch in expected for array in batch.values()
@@ -131,7 +133,9 @@ def differing_places(
             found[name] = np.asarray(array != other)
             continue
         left, right = array.astype("float64"), other.astype("float64")
-        allowed = _tolerance(array, precisions.get(name)) * max(_LEAST_SCALE, _largest(array))
+        allowed = _tolerance(array, precisions.get(name)) * max(
+            _LEAST_SCALE, _largest_magnitude(array)
+        )
         with np.errstate(invalid="ignore"):
             is_near = np.abs(left - right) <= allowed
         is_same = (left == right) | (np.isnan(left) & np.isnan(right))
@@ -160,7 +164,7 @@ def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> 
     others = tuple(range(left.ndim - 1))
     moved = np.sqrt(np.square(left - left.mean(0)).mean(others))
     error = np.sqrt(np.square(right - left).mean(others))
-    share = max(_SHARE_OF_MOVEMENT, 5 * tolerance)
+    share = max(_LARGEST_COLUMN_ERROR, 5 * tolerance)
     allowed = np.maximum(tolerance * np.abs(left).max(others), share * moved)
     is_rounding = moved <= _ROUNDING * unit * np.abs(left).max()
     excess = np.where(is_rounding, 0.0, error - allowed)
@@ -172,7 +176,7 @@ def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> 
         )
 
 
-def _tells(groups: list[tuple[Array, Array]]) -> bool:
+def _changes_alike(groups: list[tuple[Array, Array]]) -> bool:
     """Returns whether an output changes from row to row, and the artifact's in the same way."""
     moved = sum(float(np.square(left - left.mean(0)).sum()) for left, _ in groups if len(left))
     error = sum(
@@ -180,10 +184,10 @@ def _tells(groups: list[tuple[Array, Array]]) -> bool:
         for left, right in groups
         if len(left)
     )
-    return moved > 0 and error <= _TOLD_BY**2 * moved
+    return moved > 0 and error <= _LARGEST_CHANGE_ERROR**2 * moved
 
 
-def _difference(
+def _largest_difference(
     expected: Array, received: Array, precision: str | None, least_scale: float
 ) -> float:
     """Returns the largest absolute difference, or raises if it is beyond the tolerance."""
@@ -203,14 +207,14 @@ def _difference(
     if not np.isfinite(right).all():
         raise ExportError("NaN or infinity where the model gives finite values.")
     difference = float(np.abs(left - right).max(initial=0.0))
-    scale = max(_LEAST_SCALE, least_scale, _largest(left))
+    scale = max(_LEAST_SCALE, least_scale, _largest_magnitude(left))
     allowed = _tolerance(expected, precision) * scale
     if difference > allowed:
         raise ExportError(f"differs by {difference:.3g}; {allowed:.3g} is allowed.")
     return difference
 
 
-def _largest(array: Array) -> float:
+def _largest_magnitude(array: Array) -> float:
     values = np.abs(array.astype("float64"))
     return float(values[np.isfinite(values)].max(initial=0.0))
 

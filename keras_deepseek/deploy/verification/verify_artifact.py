@@ -42,8 +42,8 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
     """
     infer = backend.current().inference.plain_inference(job.model.in_precision(None))
     samples, usual = _infer_first(infer, [job.samples, *job.alternative_samples])
-    optional, of_optional = _infer_taken(infer, job.optional_samples)
-    extreme, of_extreme = _infer_taken(infer, job.extreme_samples)
+    optional, of_optional = _infer_accepted(infer, job.optional_samples)
+    extreme, of_extreme = _infer_accepted(infer, job.extreme_samples)
     reduced = replace(
         job,
         samples=samples + optional,
@@ -56,7 +56,7 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
     return reduced, Expected(*expected)
 
 
-def _infer_taken(
+def _infer_accepted(
     infer: InferenceFunction, samples: Sequence[dict[str, Array]]
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
     """Returns the batches for which a model gives finite outputs, and these outputs."""

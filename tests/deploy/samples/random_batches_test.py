@@ -5,10 +5,10 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.samples.random_batches import (
     draw_batch,
     hold_out,
+    make_accepted_samples,
     make_extreme_samples,
     make_optional_samples,
     make_samples,
-    make_taken_samples,
 )
 
 
@@ -76,7 +76,7 @@ def test_what_masking_takes_for_padding_ends_the_first_row():
 
 @pytest.mark.parametrize(("factor", "lengths"), [(1, [16, 9, 13]), (4, [32, 64, 96]), (17, [])])
 def test_batches_are_drawn_that_the_model_takes(halving, factor, lengths):
-    samples = make_taken_samples(NamedModel(halving(factor)))
+    samples = make_accepted_samples(NamedModel(halving(factor)))
     assert [sample["image"].shape[1] for sample in samples] == lengths
 
 

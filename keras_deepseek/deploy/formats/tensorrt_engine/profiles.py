@@ -14,8 +14,8 @@ Sizes = tuple[int, int, int]
 Shape = tuple[int, ...]
 
 BOUNDS = ("smallest", "usual", "largest")
-_OF_BATCH: Sizes = (1, 4, 32)
-_OF_LENGTH: Sizes = (1, 16, 64)
+_BATCH_SIZES: Sizes = (1, 4, 32)
+_LENGTHS: Sizes = (1, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _resolve(signature: Signature, profile: Mapping[str, Any]) -> Profile:
                     "Pass one range, or two profiles."
                 )
     complete = {
-        axis: sizes.get(axis, _OF_BATCH if axis == BATCH else _OF_LENGTH)
+        axis: sizes.get(axis, _BATCH_SIZES if axis == BATCH else _LENGTHS)
         for axis in dict.fromkeys(free)
     }
     shapes = {

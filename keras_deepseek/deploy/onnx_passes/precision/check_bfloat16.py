@@ -8,7 +8,7 @@ from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 from keras_deepseek.errors import InvalidInputError
 
 _BFLOAT16 = "tensor(bfloat16)"
-_FEW = 64
+_MAX_SIZE_ELEMENTS = 64
 """The largest number of elements of a tensor that may hold sizes."""
 
 
@@ -26,11 +26,11 @@ def check_bfloat16(model: Any, latest: int) -> None:
     inference = import_package("onnx.shape_inference")
     typed = inference.infer_shapes(_without_weights(model))
     found = _inputs_in_bfloat16(typed.graph, frozenset())
-    lacking = sorted({name for name, place in found if not _takes_it(name, place, opset)})
+    lacking = sorted({name for name, place in found if not _has_bfloat16(name, place, opset)})
     if not lacking:
         return
     further = range(opset + 1, latest + 1)
-    enough = next((v for v in further if all(_takes_it(*one, v) for one in found)), None)
+    enough = next((v for v in further if all(_has_bfloat16(*one, v) for one in found)), None)
     advice = f"opset={enough}, which has them, or " if enough else ""
     raise InvalidInputError(
         f"ONNX has no {', '.join(lacking)} in bfloat16 at opset {opset}. Pass "
@@ -55,7 +55,7 @@ def _without_weights(model: Any) -> Any:
     light.graph.value_info.extend(graph.value_info)
     given = {value.name for value in graph.input}
     for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= _FEW:
+        if math.prod(tensor.dims) <= _MAX_SIZE_ELEMENTS:
             light.graph.initializer.append(tensor)
         elif tensor.name not in given:
             light.graph.input.append(
@@ -82,7 +82,7 @@ def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int
     return found
 
 
-def _takes_it(operator: str, place: int, opset: int) -> bool:
+def _has_bfloat16(operator: str, place: int, opset: int) -> bool:
     inputs = import_package("onnx").defs.get_schema(operator, opset, "").inputs
     # The last input of a schema may be variadic.
     return _BFLOAT16 in inputs[min(place, len(inputs) - 1)].types
