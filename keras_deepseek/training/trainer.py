@@ -20,7 +20,7 @@ from keras_deepseek.training.checkpoints.checkpoint_options import Best, Checkpo
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.cluster.cluster_options import ClusterOptions
 from keras_deepseek.training.cluster.device import DeviceMap
-from keras_deepseek.training.cluster.evaluate_together import evaluate_together, given_alone
+from keras_deepseek.training.cluster.evaluate_together import evaluate_together, without_none
 from keras_deepseek.training.cluster.placement import DistributedStrategy, Placement
 from keras_deepseek.training.cluster.predict_together import predict_together
 from keras_deepseek.training.cluster.same_arguments import check_same_arguments, plain_attributes
@@ -214,7 +214,7 @@ class Trainer:
             checkpoints = Checkpoints(checkpoint_options, self._processes, self._residual)
         self._seed = set_seed(seed)
         share_random_state(self._processes)
-        with self._placement.in_making():
+        with self._placement.while_building():
             self.model = build_model(model)
         notice = self._choose_precision(options)
         with self._placement.in_use():
@@ -550,7 +550,7 @@ class Trainer:
             **options: Further arguments of `keras.Model.predict`.
         """
         check_data(x, None, "data to predict")
-        options |= given_alone(batch_size=batch_size)
+        options |= without_none(batch_size=batch_size)
         with (
             self._placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),

@@ -1,4 +1,4 @@
-"""The arguments of `Trainer` that say where and with which processes it trains."""
+"""The arguments of `Trainer` about its devices and processes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -49,10 +49,10 @@ class ClusterOptions:
     gradient_compression: Any = None
 
     def resolve(self, default_strategy: str | None = None) -> ResolvedCluster:
-        """Returns the processes that the options, and else the environment, speak of.
+        """Returns the processes of the training, from the options and the environment.
 
         Args:
-            default_strategy: string. The strategy where nothing names one. Defaults to `None`.
+            default_strategy: string. The strategy if nothing else names one. Defaults to `None`.
 
         Raises:
             InvalidInputError: An option contradicts another, or the environment.

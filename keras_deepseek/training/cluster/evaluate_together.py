@@ -46,7 +46,7 @@ def evaluate_together(
     data = x, y, options.get("sample_weight")
     evaluate = functools.partial(type(model).evaluate, model)  # Not that of `validating_together`.
     if options.get("callbacks") or not _is_shared(model, data, options.get("steps"), processes):
-        return evaluate(**given_alone(x=x, y=y, batch_size=batch_size), **options)
+        return evaluate(**without_none(x=x, y=y, batch_size=batch_size), **options)
     batch_size = batch_size or _BATCH_SIZE
     num_rows = int(_arrays(data)[0].shape[0])
     num_batches = -(-num_rows // batch_size)
@@ -58,7 +58,7 @@ def evaluate_together(
         lambda array: None if array is None else array[rows], data
     )
     returns_dict = options.pop("return_dict", False)
-    evaluate(x=x, **given_alone(y=y, batch_size=batch_size), **options)
+    evaluate(x=x, **without_none(y=y, batch_size=batch_size), **options)
     _sum_metrics(model, processes, counts=first < num_rows)
     found = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
     return found if returns_dict else order_metrics(model, found)
@@ -115,7 +115,7 @@ def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Proc
     )
 
 
-def given_alone(**arguments: Any) -> dict[str, Any]:
+def without_none(**arguments: Any) -> dict[str, Any]:
     """Returns the arguments that are not `None`: an overridden method may not take the others."""
     return {name: value for name, value in arguments.items() if value is not None}
 

@@ -197,5 +197,5 @@ def _computing(found: list[LayerDevice]) -> Iterator[None]:
 
 
 def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Returns the optimizer that has the variables, of one that scales the loss as well."""
+    """Returns the optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)

@@ -109,7 +109,7 @@ class Placement:
         self.device = self.layers.default
         self.kind = self.device.split(":")[0]
 
-    def in_making(self) -> contextlib.AbstractContextManager[object]:
+    def while_building(self) -> contextlib.AbstractContextManager[object]:
         """Returns a context to build a model in: host memory if layers go to several devices."""
         return backend.current().devices.on_device("cpu:0") if self.layers else self.in_use()
 

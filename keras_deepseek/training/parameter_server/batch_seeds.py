@@ -14,7 +14,7 @@ _STRIDE = 15_485_863
 
 
 class BatchSeeds:
-    """The states of a model's seed generators now, from which those of each batch are computed."""
+    """The current states of a model's seed generators, and from them those of each batch."""
 
     def __init__(self, model: keras.Model) -> None:
         self.variables: list[Any] = seed_states(model)

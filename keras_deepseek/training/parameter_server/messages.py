@@ -134,7 +134,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a batch.
+    """The logs and metric changes that a worker has computed for a batch.
 
     Args:
         logs: The logs of `train_step`, without the metrics.
@@ -151,7 +151,7 @@ class Result:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """The description of a Ray worker.
+    """The description from which a Ray worker builds its model and its step.
 
     Args:
         trainer: bytes. See `packed_trainer`.

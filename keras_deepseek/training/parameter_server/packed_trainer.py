@@ -166,11 +166,7 @@ def _first_line(error: Exception) -> str:
 
 
 def as_arrays(batch: Any) -> Any:
-    """Returns a batch whose tensors are NumPy arrays, as it travels.
-
-    Args:
-        batch: Structure of tensors, arrays or `None`.
-    """
+    """Converts the tensors of a batch to NumPy arrays. `None` stays `None`."""
 
     def convert(leaf: Any) -> Any:
         if leaf is None or isinstance(leaf, np.ndarray):

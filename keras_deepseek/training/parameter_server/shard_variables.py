@@ -31,7 +31,7 @@ class ShardVariables:
         )
 
     def update(self, gradients: Sequence[Any]) -> None:
-        """Updates the variables.
+        """Applies gradients to the variables by the optimizer.
 
         Args:
             gradients: list of tensors; `None` for a variable that the loss does not depend on.

@@ -6,7 +6,7 @@ from keras_deepseek.training.cluster.sources.claims import Claim, Claims, read_i
 
 
 def read_kubernetes(environ: Mapping[str, str]) -> Claims:
-    """Reads the rank.
+    """Reads the rank of this pod from `JOB_COMPLETION_INDEX`.
 
     The number of pods and the address come from the arguments, or from `WORLD_SIZE`, `MASTER_ADDR`
     and `MASTER_PORT` in the Job's manifest.
