@@ -90,11 +90,11 @@ def test_what_a_trainer_found_out_is_printed(capsys, tmp_path):
     trainer = make_again()
     assert not capsys.readouterr().out
     trainer.fit(x, x[:, :1], batch_size=4, verbose=2)
-    assert "the training step computes by 'mixed_" in capsys.readouterr().out
+    assert "the training step computes in 'mixed_" in capsys.readouterr().out
     trainer.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=2, resume=True)
     told = capsys.readouterr().out
     assert "continues after step 2." in told
-    assert "computes by" not in told
+    assert "computes in" not in told
     make_again().fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, resume=True)
     assert not capsys.readouterr().out
 
