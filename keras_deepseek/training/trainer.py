@@ -1,8 +1,4 @@
-"""The trainer: the whole of a training around `model.fit`.
-
-It stands between the layers and models that a user built and the graph optimisation and export that
-follow. What goes in is a `keras.Model`, and it stays one.
-"""
+"""The trainer: everything around `model.fit` that a training needs."""
 
 import inspect
 import logging
@@ -23,7 +19,6 @@ from keras_deepseek.training.cluster.device import DeviceMap
 from keras_deepseek.training.cluster.evaluate_together import evaluate_together, without_none
 from keras_deepseek.training.cluster.placement import DistributedStrategy, Placement
 from keras_deepseek.training.cluster.predict_together import predict_together
-from keras_deepseek.training.cluster.same_arguments import check_same_arguments, plain_attributes
 from keras_deepseek.training.cluster.start_processes import share_random_state, start_processes
 from keras_deepseek.training.cluster.step_replicas import find_replicas
 from keras_deepseek.training.data.position_data import check_data, no_data_error
@@ -41,8 +36,6 @@ from keras_deepseek.training.step.gradients.gradient_residual import (
 )
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.missing_loss import check_test_loss
-from keras_deepseek.training.step.named_layers import find_named_layers
-from keras_deepseek.training.step.precision import is_slower_in_half
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
@@ -60,90 +53,92 @@ _logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a Keras model, in half precision, with checkpoints and over devices where asked.
+    """Trains a Keras model, in half precision, with checkpoints, and over devices if asked.
 
-    Choose it over a bare `model.fit` for half precision that ends with the training: the step
-    computes in half precision on float32 master weights, and `predict`, export and serving compute
-    by the model's own policy again. Choose it too for a training that may be killed at any step:
-    with a `checkpoint_dir` and `fit(..., resume=True)` it ends with the very numbers of one that
-    was not.
+    Choose it over a bare `model.fit` for half precision in the training step only: the step
+    computes in half precision on float32 master weights, while `predict`, export and serving use
+    the model's own dtype policy. Choose it also for a training that may be killed at any step: with
+    `checkpoint_dir` and `fit(..., resume=True)` it ends with the same numbers as one that was not.
 
     Args:
-        model: `keras.Model`, or a function without arguments that builds it, called after `seed`
-            was set. It is compiled here, trained in place and stays what it was.
-        optimizer: `keras.optimizers.Optimizer`, or its name. Defaults to `None`, the optimizer that
+        model: `keras.Model`, or a function without arguments that builds one, which is called after
+            `seed` was set. It is compiled here and trained in place.
+        optimizer: `keras.optimizers.Optimizer`, or its name. Defaults to `None`: the optimizer that
             the model was compiled with.
-        loss: Keras loss, its name, or a structure of them for several outputs. Defaults to `None`,
+        loss: Keras loss, its name, or a structure of them for several outputs. Defaults to `None`:
             the loss that the model was compiled with.
-        metrics: Keras metric or its name, or list of them. Defaults to `None`, those that the model
+        metrics: Keras metric or its name, or list of them. Defaults to `None`: those that the model
             was compiled with.
         fp16_enabled: boolean. Half precision: float16 with dynamic loss scaling on a GPU, bfloat16
-            on TPU and CPU; `fit` prints which. On JAX's CPU, where convolutions and recurrent
-            layers only lose by it, a model that has such stays in float32. Defaults to `False`.
-        precision: string. A Keras dtype policy for the training step in place of `fp16_enabled`, as
-            in `"mixed_bfloat16"`. Defaults to `None`, the model's own policy.
-        float32_layers: list of strings. The names of layers, as in `["fourier_*"]`, that half
-            precision leaves out, with all that is inside them. Defaults to `()`.
-        micro_batches: integer. The parts that each batch is computed in, one after the other, to
-            hold the activations of one part alone; the update is that of the whole batch. Defaults
-            to `1`.
-        gradient_clip: tuple. How gradients are clipped, as in `("global_norm", 1.0)`: by `"value"`,
-            the `"norm"` of each variable's, the `"global_norm"` of all, or `"adaptive"`, by the
-            norm of the weights (Brock et al., 2021). Defaults to `None`.
-        guard: `StepGuard`, or its action alone: what is done about a step whose loss or gradients
-            are not finite. `"stop"`, `"skip"` or `"roll_back"`. Defaults to `None`: a loss or
-            weights that are not finite end the training, some steps later.
-        remat: boolean or list of strings. The blocks whose inputs alone are kept for the backward
-            pass, which computes them anew: by the names of layers, as in `["block_*"]`, or `True`
-            for the model's own layers that hold layers. Defaults to `False`.
-        device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`, or
-            a list of them, as in `{"gpu": [0, 1]}`. Kinds that this machine lacks are left out, and
-            where it has none of them, the CPU is used. Several devices divide the rows of each
-            batch, on TensorFlow and PyTorch by how fast they are. Or, on these two and for a model
-            that does not fit on one device, the devices of layers by patterns of their names, as in
-            `{"encoder*": "gpu:0", "decoder.*": "gpu:1"}`: as in `remat`, or a regular expression
-            for all of the name. The first that matches counts, for the layers inside too; all
-            others have the first device. Defaults to `None`, the device that Keras chooses.
-        distributed_strategy: `"allreduce"`: over all processes that `world_size` or the environment
-            speaks of, each with the same data, and on JAX and TensorFlow over all devices of one.
-            Or, on JAX, a `keras.distribution` object, such as a `ModelParallel` with layouts of
-            your own; on TensorFlow a strategy of `tf.distribute`, which says over which devices,
-            or a `MultiWorkerMirroredStrategy`, which has joined the processes.
-            `"parameter_server"`, or a `ParameterServer`: asynchronous updates by workers and
-            servers, on TensorFlow by its own coordinator, as those of a `ParameterServerStrategy`,
-            else by Ray. Defaults to `None`: that of `keras-deepseek launch`, where it has started
-            several processes and no `world_size` is given; else this process trains alone.
+            on TPU and CPU. `fit` prints the choice. On JAX's CPU, a model with convolutions or
+            recurrent layers stays in float32, where it is faster. Defaults to `False`.
+        precision: string. A Keras dtype policy for the training step instead of `fp16_enabled`, as
+            in `"mixed_bfloat16"`. Defaults to `None`: the model's own policy.
+        float32_layers: list of strings. The names of layers that half precision leaves out, as in
+            `["fourier_*"]`, with the layers inside them. Defaults to `()`.
+        micro_batches: integer. Gradient accumulation: the number of parts that a batch is divided
+            into. Only the activations of one part are in memory. The update is that of the whole
+            batch. Defaults to `1`.
+        gradient_clip: tuple. The kind and the bound of gradient clipping, as in
+            `("global_norm", 1.0)`. `"value"` clips each number, `"norm"` the gradient of each
+            variable, `"global_norm"` all gradients together, `"adaptive"` each gradient by the norm
+            of its weights (Brock et al., 2021). Defaults to `None`.
+        guard: `StepGuard`, or only its action: `"stop"`, `"skip"` or `"roll_back"`. The reaction to
+            a step whose loss or gradients are not finite. Defaults to `None`: a loss or weights
+            that are not finite end the training, some steps later.
+        remat: boolean or list of strings. Rematerialization (gradient checkpointing): the names of
+            layers that keep only their inputs and compute the rest again in the backward pass, as
+            in `["block_*"]`. `True` means the model's own layers that hold layers. Defaults to
+            `False`.
+        device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`, or a
+            list of indices, as in `{"gpu": [0, 1]}`. Kinds that this machine lacks are ignored; if
+            it lacks all of them, the CPU is used. Several devices divide the rows of each batch, on
+            TensorFlow and PyTorch in proportion to their speed. For a model that does not fit on
+            one device, TensorFlow and PyTorch also take the devices of layers, by patterns of their
+            names, as in `{"encoder*": "gpu:0", "decoder.*": "gpu:1"}`: patterns as in `remat`, or
+            regular expressions for the whole name. The first match counts, also for the layers
+            inside; other layers use the first device. Defaults to `None`: the device that Keras
+            chooses.
+        distributed_strategy: `"allreduce"` trains in all processes of `world_size` or of the
+            environment, each with the same data, and on JAX and TensorFlow on all devices of one
+            process. `"parameter_server"` or a `ParameterServer` makes asynchronous updates by
+            workers and servers: on TensorFlow by its own coordinator, like a
+            `ParameterServerStrategy`, otherwise by Ray. JAX also takes a `keras.distribution`
+            object, such as a `ModelParallel` with your own layouts. TensorFlow also takes a
+            strategy of `tf.distribute`, which names the devices, or a
+            `MultiWorkerMirroredStrategy`, which has joined the processes. Defaults to `None`: the
+            strategy of `keras-deepseek launch` if it has started several processes and no
+            `world_size` is given; otherwise this process trains alone.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
-            `distributed_strategy` the environment says it, as what started the processes has set
-            it up, and one where it says nothing.
-        rank: integer. Which of them this one is. Defaults to `None`, as for `world_size`.
+            `distributed_strategy`, the number that the launcher has set in the environment, or one.
+        rank: integer. The rank of this process. Defaults to `None`, as for `world_size`.
         coordinator: string. `HOST:PORT` of the process with rank 0. Defaults to `None`, as for
             `world_size`.
-        gradient_compression: How gradients are made smaller between the processes of an
-            `"allreduce"`: `"bfloat16"` or `"float16"` halve the bytes, `"low_rank"`, or a
-            `LowRank`, sends few hundredths. What is left out of a gradient is added to the next
-            one. Defaults to `None`: they are sent in float32.
+        gradient_compression: The compression of gradients between the processes of an
+            `"allreduce"`. `"bfloat16"` or `"float16"` send half of the bytes; `"low_rank"` or a
+            `LowRank` send a few hundredths. The rest of a gradient is added to the next one (error
+            feedback). Defaults to `None`: gradients are sent in float32.
         keep_memory: boolean. Keeps the memory that a step frees for the next step. On a CPU,
             small batches of a large model may train a quarter faster. It changes the settings of
-            glibc's `malloc` for the whole process while it trains, and does nothing with another
-            C library or where the environment sets them. Defaults to `False`.
+            glibc's `malloc` for the whole process while it trains. It does nothing with another C
+            library, or if the environment sets them. Defaults to `False`.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
-        run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
-            to `None`, no record.
-        checkpoint_dir: string or path. The folder of the training's checkpoints. Defaults to
-            `None`: none are taken.
-        checkpoint_every: integer. The steps between two checkpoints. Defaults to `None`: one at the
-            end of each epoch. There is always one at the end of the training.
-        keep_last: integer. How many of the newest checkpoints are kept. Defaults to `2`.
-        keep_best: tuple. Which are kept beside them, as in `("val_loss", "min", 1)`: the epochs'
-            ends with the least `val_loss`, of which one. Defaults to `None`.
-        seed: integer. Seeds Python, NumPy, Keras and the framework, before anything is built, and
-            with them the order of shuffled data. Defaults to `None`: they are left alone.
+        run_record: string or path. A file that records the run, see `artifacts.RunRecord`. Defaults
+            to `None`: no record.
+        checkpoint_dir: string or path. The folder of the checkpoints. Defaults to `None`: no
+            checkpoints.
+        checkpoint_every: integer. The number of steps between two checkpoints. Defaults to `None`:
+            one at the end of each epoch. There is always one at the end of the training.
+        keep_last: integer. The number of newest checkpoints to keep. Defaults to `2`.
+        keep_best: tuple. The best checkpoints to keep as well: a log, `"min"` or `"max"`, and their
+            number, as in `("val_loss", "min", 1)`. Defaults to `None`.
+        seed: integer. Seeds Python, NumPy, Keras and the framework before the model is built, and
+            the order of shuffled data. Defaults to `None`: nothing is seeded.
 
     Raises:
-        InvalidInputError: An argument is unknown or contradicts another, or the environment.
-        NotSupportedError: This release has no such strategy, or compression, on this backend.
-        PeerLostError: A process that is to train with this one has not come.
+        InvalidInputError: An argument is unknown, or contradicts another or the environment.
+        NotSupportedError: This backend does not support the strategy or the compression.
+        PeerLostError: Another process of the training did not connect.
 
     Example:
 
@@ -160,7 +155,7 @@ class Trainer:
     dtype('float32')
     """
 
-    def __init__(  # noqa: PLR0913 - one place says all about a training.
+    def __init__(  # noqa: PLR0913 - all options of a training.
         self,
         model: keras.Model | Callable[[], keras.Model],
         *,
@@ -216,13 +211,10 @@ class Trainer:
         share_random_state(self._processes)
         with self._placement.while_building():
             self.model = build_model(model)
-        notice = self._choose_precision(options)
+        self.policy, notice = options.choose_policy(self.model, self._placement.kind)
         with self._placement.in_use():
             compile_model(self.model, optimizer, loss, metrics, self.policy)
             self._plan = self._make_plan(options, checkpoints, model)
-        self._check_peers(options, cluster_options)
-        self._processes.broadcast_variables(self.model.variables)
-        self._placement.place(self.model)
         self._session = Session(
             self.model,
             self._plan,
@@ -233,11 +225,15 @@ class Trainer:
             policy=self.policy,
             serve=None if self._chief is None else self._chief.training,
         )
+        self._session.check_peers(gradient_compression)
+        self._processes.broadcast_variables(self.model.variables)
+        self._placement.place(self.model)
         if notice:
+            _logger.info(notice)
             self._session.print_once(notice)
 
     def _join(self, options: ClusterOptions) -> None:
-        """Finds the processes and devices of the training, and joins the processes."""
+        """Finds the processes and devices of the training, and connects the processes."""
         resolved = options.resolve()
         self.cluster = resolved.spec
         self._chief = None
@@ -249,23 +245,10 @@ class Trainer:
         local_rank = self.cluster.local_rank if has_own_device else None
         self._placement = Placement(options.device_map, resolved.strategy, local_rank)
 
-    def _choose_precision(self, options: StepOptions) -> str:
-        """Chooses the dtype policy of the step; returns what to tell the user of it."""
-        kind = self._placement.kind
-        self.policy = options.policy(kind)
-        if not options.fp16_enabled:
-            return ""
-        if is_slower_in_half(self.model, kind):
-            self.policy = None
-            find_named_layers(self.model, "float32_layers", options.float32_layers)
-        notice = _describe_chosen(self.policy)
-        _logger.info(notice)
-        return notice
-
     def _make_plan(
         self, options: StepOptions, checkpoints: Checkpoints | None, given: Any
     ) -> StepPlan:
-        """Returns the plan of the steps; a parameter server's workers are started by it."""
+        """Returns the plan of the steps; starts the workers of a parameter server."""
         served = None
         if self._chief is not None:
             served = self._chief.serve(
@@ -300,33 +283,14 @@ class Trainer:
             served=served,
         )
 
-    def _check_peers(self, options: StepOptions, cluster: ClusterOptions) -> None:
-        """Raises an error if the processes were given different models or options."""
-        guard = options.guard
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        check_same_arguments(
-            self._processes,
-            {
-                "the model": [(each.shape, each.dtype) for each in self.model.variables],
-                "the optimizer": plain_attributes(optimizer),
-                "the precision": self.policy and self.policy.name,
-                "float32_layers": list(options.float32_layers),
-                "micro_batches": options.micro_batches,
-                "gradient_clip": options.gradient_clip,
-                "guard": plain_attributes(guard) if isinstance(guard, StepGuard) else guard,
-                "remat": options.remat,
-                "gradient_compression": cluster.gradient_compression,
-            },
-        )
-
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
-        """Adds a callback to every `fit` from here on.
+        """Adds a callback to every later `fit`.
 
         Args:
             callback: `keras.callbacks.Callback`.
 
         Raises:
-            InvalidInputError: It is no Keras callback.
+            InvalidInputError: It is not a Keras callback.
         """
         self._callbacks.append(check_callback(callback))
 
@@ -344,36 +308,36 @@ class Trainer:
     ) -> keras.callbacks.History:
         """Trains the model.
 
-        With a `checkpoint_dir`, SIGTERM ends the process with exit code 0 after the step that is
-        being made, and after a checkpoint of it.
+        With a `checkpoint_dir`, SIGTERM lets the current step finish, takes a checkpoint, and exits
+        the process with code 0.
 
         Args:
-            x: Training data as `keras.Model.fit` takes it: arrays, `tf.data`, `PyDataset`, a torch
-                `DataLoader`, a generator. Defaults to `None`.
-            y: Targets, where `x` does not hold them. Defaults to `None`.
-            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
-                `None`: 32.
-            epochs: integer. How often the data are gone through, `0` for no step. Defaults to `1`.
+            x: Training data as `keras.Model.fit` takes them: arrays, `tf.data`, `PyDataset`, a
+                torch `DataLoader`, a generator. Defaults to `None`.
+            y: Targets, if `x` does not contain them. Defaults to `None`.
+            batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
+            epochs: integer. The number of epochs, `0` for no step. Defaults to `1`.
             verbose: `"auto"` or `1` for a `callbacks.ProgressDisplay`, `2` for its plain lines, `0`
                 for nothing. Defaults to `"auto"`.
-            callbacks: One or several, for this call alone, after the trainer's own. Defaults to
-                `None`.
-            resume: boolean. Whether to go on from the newest checkpoint that is whole, with the
-                same arguments as before. Where there is none, the training begins. Defaults to
+            callbacks: Keras callback, or iterable of them, for this call only. They run after the
+                trainer's own. Defaults to `None`.
+            resume: boolean. Continues from the newest checkpoint that can be read. The arguments
+                must be the same as before. Without a checkpoint, a training begins. Defaults to
                 `False`.
             **options: Further arguments of `keras.Model.fit`: `validation_data`, `shuffle`, ...
 
         Returns:
-            The `History` of `keras.Model.fit`; of a resumed training, from its very beginning.
+            The `History` of `keras.Model.fit`. For a resumed training, it includes the epochs
+            before.
 
         Raises:
-            InvalidInputError: The model has no loss, or there is no batch; or an argument does not
-                fit, such as a `batch_size` beside data that come in batches; or there are two
-                schedules; or a loop over `steps` is open; or the model was compiled again, by
-                another trainer; or model or data are not those of the checkpoint; or
-                `checkpoint_dir` holds another training.
-            CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
-                can't be read.
+            InvalidInputError: An argument is invalid, such as a `batch_size` for data that come in
+                batches; the model has no loss; there is no batch; there are two schedules; a loop
+                over `steps` is open; the model was compiled again, for example by another trainer;
+                model or data differ from those of the checkpoint; or `checkpoint_dir` holds another
+                training.
+            CheckpointError: A checkpoint can't be written, for example on a full disk, or none can
+                be read.
         """
         goes_on = resume or self._session.resumed is not None
         known = inspect.signature(self.model.fit).parameters
@@ -388,7 +352,7 @@ class Trainer:
                 return keras.Model.fit(self.model, **given)
 
         history = call_fit(self.model, arguments, train)
-        if epochs and not self._plan.num_steps and not goes_on:  # Keras on TensorFlow says nothing.
+        if epochs and not self._plan.num_steps and not goes_on:  # Silent in Keras on TensorFlow.
             raise no_data_error()
         return history
 
@@ -403,33 +367,31 @@ class Trainer:
         resume: bool = False,
         **options: Any,
     ) -> Iterator[Step]:
-        """Trains the model as `fit` does, step by step, for a loop of your own.
+        """Trains the model as `fit` does, but yields after each step.
 
-        What happens between two steps may read and change the model, its optimizer and its data.
-        Leaving the loop ends the training, with a checkpoint of the last step where there is a
-        `checkpoint_dir`. SIGTERM between two steps is heeded after the next one; where the loop is
-        left instead, it goes to who had it before, after that checkpoint. There is no validation:
-        call `evaluate`, which begins the means of the logs anew.
+        Between two steps, your code may read and change the model, its optimizer and its data.
+        Leaving the loop ends the training, with a checkpoint of the last step if there is a
+        `checkpoint_dir`. SIGTERM between two steps takes effect after the next step. If the loop is
+        left instead, the former handler of SIGTERM is called after the checkpoint. There is no
+        validation: call `evaluate`, which resets the means of the logs.
 
-        An iterator that has a name, as in `steps = trainer.steps(...)`, is left by `steps.close()`.
+        An iterator with a name, as in `steps = trainer.steps(...)`, stays open after a `break`
+        until `steps.close()`.
 
         Args:
             x: Training data, as for `fit`. Defaults to `None`.
-            y: Targets, where `x` does not hold them. Defaults to `None`.
-            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
-                `None`: 32.
-            epochs: integer. How often the data are gone through, `0` for no step. Defaults to `1`.
-            callbacks: One or several, for this call alone, after the trainer's own. Defaults to
-                `None`.
-            resume: boolean. Whether to go on from the newest checkpoint, as for `fit`. Defaults to
-                `False`.
+            y: Targets, if `x` does not contain them. Defaults to `None`.
+            batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
+            epochs: integer. The number of epochs, `0` for no step. Defaults to `1`.
+            callbacks: As for `fit`. Defaults to `None`.
+            resume: boolean. As for `fit`. Defaults to `False`.
             **options: `sample_weight`, `class_weight`, `shuffle` and `steps_per_epoch`.
 
         Yields:
-            A `Step` after each: its `number` in its `epoch`, both counted from 0, and its `logs`.
+            A `Step` with its `number` in its `epoch`, both counted from 0, and its `logs`.
 
         Raises:
-            InvalidInputError: As for `fit`, when the first step is asked for.
+            InvalidInputError: As for `fit`, when the first step is requested.
             CheckpointError: As for `fit`.
 
         Example:
@@ -447,8 +409,8 @@ class Trainer:
             )
         if self._chief is not None:
             raise NotSupportedError(
-                "Between two steps of a parameter server others are under way, so that a loop over "
-                "steps() would see no model of its own. Use fit, with callbacks."
+                "A parameter server runs several steps at a time, so that a loop over steps() has "
+                "no model between two steps. Use fit, with callbacks."
             )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         arguments |= {"callbacks": callbacks, "verbose": 0}
@@ -466,30 +428,30 @@ class Trainer:
             )
 
     def resume(self) -> int | None:
-        """Makes the next `fit` go on from the newest checkpoint that is whole.
+        """Makes the next `fit` continue from the newest checkpoint that can be read.
 
-        A model that is built has the weights of the checkpoint from here on, to predict with; what
-        else there is, `fit` puts back.
+        A model that is built gets the weights of the checkpoint now, for example to predict. `fit`
+        restores the rest.
 
         Returns:
-            The number of steps that were made before; `None` where there is no checkpoint, and the
-            next `fit` begins a training.
+            The number of steps that were trained before. `None` if there is no checkpoint: the next
+            `fit` then begins a training.
 
         Raises:
-            InvalidInputError: The trainer has no `checkpoint_dir`, or the model is not that of the
-                checkpoint.
+            InvalidInputError: The trainer has no `checkpoint_dir`, or the checkpoint is of another
+                model.
             CheckpointError: There are checkpoints, and none can be read.
         """
         return self._session.resume()
 
     def train_step(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Returns the loss of a batch, or of one of its micro-batches.
+        """Returns the loss of a batch, or of a micro-batch.
 
-        Override it for a training of your own: the signature is the same on every backend, and so
-        is what follows, from the gradients by the model's trainable variables to the update. It
-        may assign the variables of the model and of its metrics, and no others. Metrics that the
-        model was compiled with are told by `self.model.compute_metrics`. Its loss is that
-        of the model, `self.model.compute_loss`, in an override too, unless it says otherwise.
+        Override it for your own loss: it has the same signature on every backend. The trainer then
+        computes the gradients by the model's trainable variables, and the update. An override may
+        assign the variables of the model and of its metrics, and no others. Call
+        `self.model.compute_loss` for the compiled loss, and `self.model.compute_metrics` to update
+        the compiled metrics.
 
         Args:
             x: Inputs of the batch.
@@ -497,10 +459,11 @@ class Trainer:
             sample_weight: Weights of the samples. Defaults to `None`.
 
         Returns:
-            A scalar tensor; or a dict with it as `"loss"`, further scalars to log, whose names no
-            metric has, and `"weight"`: a scalar, what the loss is a mean over, such as the number
-            of tokens, by which micro-batches count. Without it they count alike. Of further scalars
-            an epoch logs those of its last batch.
+            A scalar tensor; or a dict with the scalar tensor as `"loss"`, further scalars to log,
+            and `"weight"`. A log must not have the name of a metric; an epoch logs the values of
+            its last batch. `"weight"` is a scalar, the number that the loss is a mean over, such as
+            the number of tokens, by which micro-batches are weighted. Without it they are weighted
+            equally.
 
         Example:
 
@@ -521,15 +484,14 @@ class Trainer:
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **options: Any
     ) -> Any:
-        """Returns the loss and the metrics on test data, computed by the model's own policy.
+        """Returns the loss and the metrics on test data, computed in the model's own dtype policy.
 
-        Of several processes, each returns those on all of the data.
+        Where several processes train, each returns the result for all of the data.
 
         Args:
-            x: Test data as `keras.Model.evaluate` takes it.
-            y: Targets, where `x` does not hold them. Defaults to `None`.
-            batch_size: integer. Rows of a batch. Defaults to `None`: 32, where `x` does not come in
-                batches.
+            x: Test data as `keras.Model.evaluate` takes them. Defaults to `None`.
+            y: Targets, if `x` does not contain them. Defaults to `None`.
+            batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
             **options: Further arguments of `keras.Model.evaluate`.
         """
         check_data(x, None, "test data")
@@ -541,12 +503,11 @@ class Trainer:
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
-        """Returns the model's outputs as NumPy arrays, computed by the model's own policy.
+        """Returns the model's outputs as NumPy arrays, computed in the model's own dtype policy.
 
         Args:
             x: Inputs as `keras.Model.predict` takes them.
-            batch_size: integer. Rows of a batch. Defaults to `None`: 32, where `x` does not come in
-                batches.
+            batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
             **options: Further arguments of `keras.Model.predict`.
         """
         check_data(x, None, "data to predict")
@@ -569,25 +530,24 @@ class Trainer:
         sample_weight: Any = None,
         class_weight: Any = None,
     ) -> LearningRateSearch:
-        """Returns which learning rate to train with, by a short training whose rate grows.
+        """Returns a suggested learning rate, by a short training whose rate grows (range test).
 
-        It ends early when the loss explodes, calls no callbacks, and leaves no trace: weights,
-        optimizer, metrics and random numbers are what they were. A generator moves on.
+        It ends early when the loss explodes, and calls no callbacks. Weights, optimizer, metrics
+        and random numbers are restored afterwards. A generator is not reset.
 
         Args:
             x: Training data, as `fit` takes them. Defaults to `None`.
-            y: Targets, where `x` does not hold them. Defaults to `None`.
-            batch_size: integer. Rows of a batch: those of the training that is to come. Defaults to
-                `None`: 32.
+            y: Targets, if `x` does not contain them. Defaults to `None`.
+            batch_size: integer. That of the planned training. Defaults to `None`: 32.
             lowest: float. The rate of the first step. Defaults to `1e-7`.
             highest: float. The rate of the last step. Defaults to `10.0`.
             num_steps: integer. The number of steps. Defaults to `100`.
-            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            sample_weight: Weights of the samples, for arrays. Defaults to `None`.
             class_weight: dict. Weights by class. Defaults to `None`.
 
         Raises:
-            InvalidInputError: A number does not fit, the optimizer has a schedule, or the model's
-                `steps_per_execution` is not 1.
+            InvalidInputError: A number is out of range, the optimizer has a schedule, or the
+                model's `steps_per_execution` is not 1.
         """
         return search_learning_rate(
             self.model,
@@ -611,24 +571,24 @@ class Trainer:
         start: int = 8,
         most: int | None = None,
     ) -> BatchSizeSearch:
-        """Returns which batch size to train with, by timing steps of growing sizes.
+        """Returns a suggested batch size, by timing steps of growing sizes.
 
-        The size is doubled until memory runs out, and then narrowed down, or until twice the size
-        brings less than 5 % more samples a second. It calls no callbacks and leaves no trace, as
-        `find_learning_rate`.
+        The size is doubled until twice the size brings less than 5 % more samples a second, or
+        until memory runs out; then the largest size that fits is searched. It calls no callbacks,
+        and restores the model as `find_learning_rate` does.
 
         Args:
-            x: Arrays, whose rows are repeated where there are too few; or a function from a batch
-                size to a `PyDataset`, or to a tuple of arrays, of that size.
-            y: Targets, beside arrays. Defaults to `None`.
-            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            x: Arrays, whose rows are repeated if there are too few; or a function of a batch size
+                that returns a `PyDataset` or a tuple of arrays of that size.
+            y: Targets, for arrays. Defaults to `None`.
+            sample_weight: Weights of the samples, for arrays. Defaults to `None`.
             start: integer. The first size. Defaults to `8`.
             most: integer. The largest size. Defaults to `None`: the number of rows of arrays, and
-                no limit where `x` is a function.
+                no limit if `x` is a function.
 
         Raises:
-            InvalidInputError: The data are of one batch size, a number does not fit, or the model's
-                `steps_per_execution` is not 1.
+            InvalidInputError: The data have a fixed batch size, a number is out of range, or the
+                model's `steps_per_execution` is not 1.
         """
         return search_batch_size(
             self._short_training(), x, y, sample_weight, start=start, most=most
@@ -643,51 +603,35 @@ class Trainer:
         sample_weight: Any = None,
         class_weight: Any = None,
     ) -> MemoryReport:
-        """Returns the bytes that a step holds: of weights, gradients, optimizer and activations.
+        """Returns the bytes that a step needs for weights, gradients, optimizer and activations.
 
         They are counted for the first batch, with the trainer's precision, micro-batches and
-        `remat`, and no step is made. It leaves no trace, as `find_learning_rate`.
+        `remat`. No step is run. It restores the model as `find_learning_rate` does.
 
         Args:
             x: Training data, as `fit` takes them. Defaults to `None`.
-            y: Targets, where `x` does not hold them. Defaults to `None`.
-            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
-                `None`: 32.
-            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            y: Targets, if `x` does not contain them. Defaults to `None`.
+            batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
+            sample_weight: Weights of the samples, for arrays. Defaults to `None`.
             class_weight: dict. Weights by class. Defaults to `None`.
 
         Raises:
-            InvalidInputError: There is no batch, the model has no loss, or it has a `train_step` of
-                its own.
+            InvalidInputError: There is no batch, the model has no loss, or it has its own
+                `train_step`.
         """
-        data = {
-            "x": x,
-            "y": y,
-            "batch_size": batch_size,
-            "sample_weight": sample_weight,
-            "class_weight": class_weight,
-        }
+        data = {"x": x, "y": y, "batch_size": batch_size}
+        data |= {"sample_weight": sample_weight, "class_weight": class_weight}
         return measure_memory(self.model, self._plan, self._short_training(), data)
 
     def _short_training(self) -> ShortTraining:
         if self._plan.is_served:
             raise NotSupportedError(
-                "Workers of a parameter server make no steps that leave no trace. Try them by a "
-                "Trainer without a distributed_strategy."
+                "With a parameter server, this search can't restore the model. Use a Trainer "
+                "without a distributed_strategy for it."
             )
         if self.cluster.world_size > 1:
             raise NotSupportedError(
-                f"One of {self.cluster.world_size} processes can't try steps of its own. Do so in "
-                "a process that trains alone."
+                f"This search needs a process that trains alone; {self.cluster.world_size} "
+                "processes train together here."
             )
         return ShortTraining(self.model, self._session.in_training)
-
-
-def _describe_chosen(policy: keras.DTypePolicy | None) -> str:
-    """Returns in words what `fp16_enabled` means for a training."""
-    if policy is not None:
-        return f"fp16_enabled: the training step computes by {policy.name!r}."
-    return (
-        "fp16_enabled: the training stays in float32: half precision only slows convolutions and "
-        "recurrent layers down on JAX's CPU. precision='mixed_bfloat16' takes it all the same."
-    )

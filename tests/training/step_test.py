@@ -261,7 +261,7 @@ class Factor(keras.layers.Layer):
 
 
 @pytest.mark.parametrize("clip", [None, ("global_norm", 1.0)])
-def test_a_step_that_overflows_is_left_out_and_halves_the_scale(clip):
+def test_a_step_that_overflows_is_skipped_and_halves_the_scale(clip):
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.Dense(2, use_bias=False), Factor(dtype="float32")]
     )
@@ -299,7 +299,7 @@ def test_gradients_are_clipped_after_they_were_unscaled():
     assert_same(results[1], results[0])
 
 
-def test_a_step_of_ones_own_is_the_same_on_every_backend():
+def test_an_overridden_step_is_the_same_on_every_backend():
     class Distillation(Trainer):
         def train_step(self, x, y=None, sample_weight=None):
             outputs = self.model(x, training=True)
@@ -326,7 +326,7 @@ def test_a_step_that_returns_no_loss_says_what_it_returned():
         Odd(build(), optimizer="sgd", loss=crossentropy()).fit(X, Y, verbose=0)
 
 
-def test_a_step_of_ones_own_needs_no_loss_of_the_models():
+def test_an_overridden_step_needs_no_compiled_loss():
     class Contrastive(Trainer):
         def train_step(self, x, y=None, sample_weight=None):
             return ops.mean(ops.square(self.model(x, training=True) - 1.0))
@@ -388,7 +388,7 @@ def test_layer_losses_and_states_are_those_of_the_batch():
         (lambda loss: {"loss": ops.zeros((1,))}, r"float32 of shape \(1,\)"),
     ],
 )
-def test_a_loss_that_is_no_number_is_refused_on_every_backend(returns, match):
+def test_an_invalid_loss_is_refused_on_every_backend(returns, match):
     class Own(Trainer):
         def train_step(self, x, y=None, sample_weight=None):
             return returns(super().train_step(x, y, sample_weight))
@@ -409,7 +409,7 @@ def test_a_loss_that_depends_on_no_weight_is_refused():
         Own(model, optimizer="sgd", loss="mse").fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
 
 
-def test_a_token_that_comes_twice_counts_once_in_the_norm():
+def test_repeated_tokens_count_once_in_the_norm():
     norms = []
     for micro_batches in (1, 2):
         keras.utils.set_random_seed(1)
@@ -435,7 +435,7 @@ class Telling(Trainer):
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("tells_metrics", [True, False])
-def test_metrics_that_a_step_tells_nothing_are_not_logged(tells_metrics, micro_batches, caplog):
+def test_metrics_that_a_step_does_not_update_are_not_logged(tells_metrics, micro_batches, caplog):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     trainer = Telling(
         model,
@@ -456,7 +456,7 @@ def test_metrics_that_a_step_tells_nothing_are_not_logged(tells_metrics, micro_b
     assert tells_metrics or "accuracy are not logged" in warned[0]
 
 
-def test_a_log_that_is_called_as_a_metric_is_refused():
+def test_a_log_named_like_a_metric_is_refused():
     class Own(Trainer):
         def train_step(self, x, y=None, sample_weight=None):
             return {"loss": super().train_step(x, y, sample_weight), "mae": 1.0}

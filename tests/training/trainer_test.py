@@ -80,7 +80,7 @@ def test_without_precision_it_has_the_numbers_of_models_fit(shuffle):
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
 
 
-def test_what_a_trainer_found_out_is_printed(capsys, tmp_path):
+def test_notices_are_printed_once(capsys, tmp_path):
     def make_again():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         options = {"fp16_enabled": True, "checkpoint_dir": tmp_path}
@@ -90,16 +90,16 @@ def test_what_a_trainer_found_out_is_printed(capsys, tmp_path):
     trainer = make_again()
     assert not capsys.readouterr().out
     trainer.fit(x, x[:, :1], batch_size=4, verbose=2)
-    assert "the training step computes by 'mixed_" in capsys.readouterr().out
+    assert "the training step computes in 'mixed_" in capsys.readouterr().out
     trainer.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=2, resume=True)
     told = capsys.readouterr().out
     assert "continues after step 2." in told
-    assert "computes by" not in told
+    assert "computes in" not in told
     make_again().fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, resume=True)
     assert not capsys.readouterr().out
 
 
-def test_what_the_model_was_compiled_with_is_kept():
+def test_compiled_settings_are_kept():
     model = build(compiled=True)
     optimizer = model.optimizer
     trainer = Trainer(model=model, fp16_enabled=True)
@@ -168,7 +168,7 @@ def test_a_model_that_computes_its_own_loss_trains():
     np.testing.assert_allclose(history.history["loss"], [0.5], rtol=1e-2)
 
 
-def test_a_model_with_a_compile_of_its_own_is_left_as_it_was_compiled():
+def test_a_model_with_an_overridden_compile_is_not_compiled_again():
     model = functional(OwnCompile)
     model.compile("sgd", my_loss="sparse_categorical_crossentropy")
     assert Trainer(model, fp16_enabled=True).fit(X, Y, verbose=0).history["loss"]
@@ -243,12 +243,12 @@ def test_a_run_record_is_written(tmp_path):
         assert len(record.scalars("loss")) == 8
 
 
-def test_what_is_no_callback_is_refused():
+def test_invalid_callbacks_are_refused():
     with pytest.raises(InvalidInputError, match=r"Expected a keras\.callbacks\.Callback"):
         Trainer(build(compiled=True)).add_callback(lambda: None)
 
 
-def test_what_is_no_model_is_refused():
+def test_invalid_models_are_refused():
     with pytest.raises(InvalidInputError, match=r"must be a keras\.Model.*received str"):
         Trainer("model.keras")
     with pytest.raises(InvalidInputError, match=r"a function that builds one; received NoneType"):
@@ -325,7 +325,7 @@ def test_an_unbuilt_model_trains():
     assert trainer.predict(X, verbose=0).dtype == np.float32
 
 
-def test_an_error_in_the_data_or_the_step_says_with_which_batch_it_came():
+def test_an_error_of_data_or_step_names_the_batch():
     def batches(last):
         yield X[:8], Y[:8]
         yield X[8:16], Y[8:16]
@@ -383,7 +383,7 @@ def train(trainer, way, *data, **options):
 
 
 @pytest.mark.parametrize("way", ["fit", "steps"])
-def test_errors_of_ours_out_of_the_data_say_with_which_batch_they_came(way, tmp_path):
+def test_our_errors_about_data_name_the_batch(way, tmp_path):
     def batches():
         yield X[:8], Y[:8]
         yield [X[:8], Y[:8]]
@@ -394,7 +394,7 @@ def test_errors_of_ours_out_of_the_data_say_with_which_batch_they_came(way, tmp_
     assert says_place(caught.value, 1)
 
 
-def test_an_error_in_steps_says_with_which_batch_it_came():
+def test_an_error_in_steps_names_the_batch():
     def batches():
         yield X[:8], Y[:8]
         yield X[:8, :3], Y[:8]
@@ -407,7 +407,7 @@ def test_an_error_in_steps_says_with_which_batch_it_came():
 
 
 @pytest.mark.parametrize("checkpoint_dir", ["", 3])
-def test_a_folder_of_checkpoints_has_a_path(checkpoint_dir):
+def test_checkpoint_dir_must_be_a_path(checkpoint_dir):
     with pytest.raises(InvalidInputError, match="`checkpoint_dir` must be the path of a folder"):
         Trainer(build(compiled=True), checkpoint_dir=checkpoint_dir)
 
@@ -434,14 +434,14 @@ class FailingCallback(keras.callbacks.Callback):
         ({"callbacks": [FailingCallback()]}, {}),
     ],
 )
-def test_an_error_before_the_first_batch_is_not_laid_on_it(arguments, options):
+def test_an_error_before_the_first_batch_names_no_batch(arguments, options):
     trainer = Trainer(build(), optimizer="sgd", loss="sparse_categorical_crossentropy", **arguments)
     with pytest.raises(Exception, match=r".+") as caught:
         trainer.fit(X, Y, verbose=0, **options)
     assert not any("batch" in note for note in getattr(caught.value, "__notes__", []))
 
 
-def test_an_error_after_a_step_or_in_a_validation_says_after_which_batch_it_came():
+def test_an_error_after_a_step_names_the_batch_before():
     def fail(*arguments):
         raise ArithmeticError("not now")
 
@@ -470,13 +470,13 @@ def test_an_error_after_a_step_or_in_a_validation_says_after_which_batch_it_came
         ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive integer, received 0"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(way, options, match):
+def test_invalid_arguments_are_refused_by_name(way, options, match):
     with pytest.raises(InvalidInputError, match=match):
         train(Trainer(build(compiled=True)), way, X, Y, **options)
 
 
 @pytest.mark.parametrize("folder", [None, "checkpoints"])
-def test_no_epoch_is_no_step(tmp_path, folder):
+def test_zero_epochs_make_no_step(tmp_path, folder):
     trainer = Trainer(build(compiled=True), checkpoint_dir=folder and tmp_path / folder)
     before = trainer.model.get_weights()
     assert trainer.fit(X, Y, epochs=0, verbose=0).history == {}

@@ -23,7 +23,7 @@ class Counting(Trainer):
         lambda trainer: trainer.measure_memory(X, X[:, :1], 8),
     ],
 )
-def test_trials_are_made_with_the_steps_of_the_trainer(try_out):
+def test_searches_use_the_steps_of_the_trainer(try_out):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     trainer = Counting(model, optimizer="sgd", loss="mse")
     try_out(trainer)

@@ -18,7 +18,11 @@ from keras_deepseek.training.checkpoints.streamed_training import feed
 from keras_deepseek.training.checkpoints.training_state import write_weights
 from keras_deepseek.training.cluster.evaluate_together import validating_together
 from keras_deepseek.training.cluster.placement import Placement
-from keras_deepseek.training.cluster.same_arguments import check_same_arguments, data_shapes
+from keras_deepseek.training.cluster.same_arguments import (
+    check_same_arguments,
+    data_shapes,
+    plain_attributes,
+)
 from keras_deepseek.training.data.position_data import (
     check_data,
     check_options,
@@ -33,6 +37,7 @@ from keras_deepseek.training.fit.fit_callbacks import (
 )
 from keras_deepseek.training.fit.step_plan import StepPlan
 from keras_deepseek.training.step.loss.missing_loss import check_test_loss
+from keras_deepseek.training.step.step_guard import StepGuard
 
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +83,32 @@ class Session:
         self._notices: list[str] = []
         self.resumed: Checkpoint | None = None
         """The checkpoint that the next training continues from."""
+
+    def check_peers(self, gradient_compression: Any) -> None:
+        """Raises an error if the processes were given different models or options.
+
+        Args:
+            gradient_compression: The argument of `Trainer`.
+
+        Raises:
+            InvalidInputError: They differ.
+        """
+        options, guard = self._plan.options, self._plan.options.guard
+        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
+        check_same_arguments(
+            self._processes,
+            {
+                "the model": [(each.shape, each.dtype) for each in self._model.variables],
+                "the optimizer": plain_attributes(optimizer),
+                "the precision": self._policy and self._policy.name,
+                "float32_layers": list(options.float32_layers),
+                "micro_batches": options.micro_batches,
+                "gradient_clip": options.gradient_clip,
+                "guard": plain_attributes(guard) if isinstance(guard, StepGuard) else guard,
+                "remat": options.remat,
+                "gradient_compression": gradient_compression,
+            },
+        )
 
     def print_once(self, notice: str) -> None:
         """Prints a text when the next training that shows its progress begins."""

@@ -8,7 +8,12 @@ import keras
 
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.training.step.gradient_clip import GradientClip, check_gradient_clip
-from keras_deepseek.training.step.precision import check_precision, training_policy
+from keras_deepseek.training.step.named_layers import find_named_layers
+from keras_deepseek.training.step.precision import (
+    check_precision,
+    is_slower_in_half,
+    training_policy,
+)
 from keras_deepseek.training.step.rematerialization import Remat, check_remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 
@@ -49,9 +54,27 @@ class StepOptions:
         check_boolean("keep_memory", self.keep_memory)
         self.make_guard()
 
-    def policy(self, device_kind: str) -> keras.DTypePolicy | None:
-        """Returns the dtype policy of the step on a kind of device; `None` for the model's own."""
-        return training_policy(self.precision, self.fp16_enabled, device_kind)
+    def choose_policy(
+        self, model: keras.Model, device_kind: str
+    ) -> tuple[keras.DTypePolicy | None, str]:
+        """Returns the dtype policy of the step, or `None` for the model's own, and a notice.
+
+        The notice is a text for the user about `fp16_enabled`, or `""`.
+
+        Raises:
+            InvalidInputError: `float32_layers` names no layer of a model that stays in float32.
+        """
+        policy = training_policy(self.precision, self.fp16_enabled, device_kind)
+        if policy is None or not self.fp16_enabled:
+            return policy, ""
+        if not is_slower_in_half(model, device_kind):
+            return policy, f"fp16_enabled: the training step computes in {policy.name!r}."
+        find_named_layers(model, "float32_layers", self.float32_layers)  # No step will check them.
+        return None, (
+            "fp16_enabled: the training stays in float32, because half precision makes "
+            "convolutions and recurrent layers slower on JAX's CPU. precision='mixed_bfloat16' "
+            "uses it anyway."
+        )
 
     def make_guard(self) -> StepGuard | None:
         """Returns the option `guard` as a `StepGuard`, also if it is only an action."""

@@ -43,7 +43,7 @@ def through_a_file(states):
     return unpack_state(packed, [array.copy() for array in arrays])
 
 
-def test_what_has_changed_is_remembered():
+def test_changed_attributes_are_saved():
     first = Remembering()
     states = CallbackStates([first])
     assert states.read()[0]["state"] == {}
@@ -61,7 +61,7 @@ def test_what_has_changed_is_remembered():
     assert second.later == {1: {"two"}}
 
 
-def test_what_is_read_and_written_is_a_copy():
+def test_states_are_copies():
     first, second = Remembering(), Remembering()
     states = CallbackStates([first])
     first.learn()
@@ -74,7 +74,7 @@ def test_what_is_read_and_written_is_a_copy():
     np.testing.assert_array_equal(read[0]["state"]["weights"][0], [1, 1])
 
 
-def test_what_is_put_back_is_remembered_on():
+def test_restored_attributes_are_saved_again():
     first = Remembering()
     states = CallbackStates([first])
     first.learn()
@@ -84,7 +84,7 @@ def test_what_is_put_back_is_remembered_on():
     assert resumed.read()[0]["state"]["seen"] == [("loss", 0.5)]
 
 
-def test_a_callback_may_say_itself_what_it_remembers():
+def test_a_callback_may_define_its_state():
     first, second = Speaking(), Speaking()
     states = CallbackStates([first])
     first.number = 7
@@ -92,7 +92,7 @@ def test_a_callback_may_say_itself_what_it_remembers():
     assert second.number == 7
 
 
-def test_callbacks_are_told_apart_by_class_and_order(caplog):
+def test_callbacks_are_matched_by_class_and_order(caplog):
     first = [Remembering(), Speaking(), Remembering()]
     states = CallbackStates(first)
     first[0].seen, first[2].seen, first[1].number = ["a"], ["b"], 3
@@ -103,7 +103,7 @@ def test_callbacks_are_told_apart_by_class_and_order(caplog):
     assert "['Speaking']" in caplog.text
 
 
-def test_the_progress_bar_remembers_nothing():
+def test_the_progress_bar_has_no_state():
     assert CallbackStates([keras.callbacks.ProgbarLogger()]).read() == []
 
 
@@ -124,6 +124,6 @@ def test_keras_s_own_callbacks_are_understood():
 
 
 @pytest.mark.parametrize(("state", "is_said"), [({}, False), ({"wait": 2}, True)])
-def test_what_was_remembered_of_a_callback_that_is_not_here_is_said(state, is_said, caplog):
+def test_states_of_missing_callbacks_log_a_warning(state, is_said, caplog):
     CallbackStates([]).write([{"class": "EarlyStopping", "state": state}])
     assert ("state of callbacks that this fit does not have" in caplog.text) == is_said

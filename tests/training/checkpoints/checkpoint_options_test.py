@@ -22,12 +22,12 @@ def test_options_without_a_folder_are_refused():
         ({"keep_best": ("loss", "min", 0)}, "keep_best"),
     ],
 )
-def test_an_option_that_does_not_fit_is_named(tmp_path, options, match):
+def test_invalid_options_are_named(tmp_path, options, match):
     with pytest.raises(InvalidInputError, match=match):
         CheckpointOptions(**{"checkpoint_dir": tmp_path, **options})
 
 
-def test_the_best_are_one_unless_a_number_is_given(tmp_path):
+def test_keep_best_keeps_one_by_default(tmp_path):
     def best(*keep_best):
         return CheckpointOptions(tmp_path, keep_best=keep_best).best()
 

@@ -23,7 +23,7 @@ class Gated(CheckpointFolder):
         super().write(checkpoint)
 
 
-def test_it_writes_while_the_caller_goes_on(tmp_path):
+def test_checkpoints_are_written_in_the_background(tmp_path):
     folder = Gated(tmp_path)
     writer = CheckpointWriter(folder)
     writer.submit(Checkpoint(1, {}))
@@ -34,7 +34,7 @@ def test_it_writes_while_the_caller_goes_on(tmp_path):
     assert folder.steps() == [1]
 
 
-def test_one_after_the_other(tmp_path):
+def test_checkpoints_are_written_one_at_a_time(tmp_path):
     folder = Gated(tmp_path)
     folder.gate.set()
     writer = CheckpointWriter(folder)

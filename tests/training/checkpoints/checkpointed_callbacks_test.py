@@ -235,18 +235,18 @@ def test_callbacks_see_the_training_go_on(tmp_path, small):
     assert at_start == [0, 8]
 
 
-def test_a_training_that_is_over_is_over(tmp_path, small):
+def test_a_finished_training_is_not_continued(tmp_path, small):
     expected = train(tmp_path, arrays, model=small)
     assert_same(train(tmp_path, arrays, model=small), expected)
 
 
-def test_a_training_that_was_over_may_go_on_for_longer(tmp_path):
+def test_a_finished_training_continues_with_more_epochs(tmp_path):
     train(tmp_path, arrays, epochs=1)  # At its end the weights become their moving averages.
     longer = train(tmp_path, arrays, epochs=2)
     assert_same(longer, train(tmp_path / "at_once", arrays, epochs=2))
 
 
-def test_early_stopping_stops_a_resumed_training_where_it_would_have(tmp_path, small):
+def test_early_stopping_is_the_same_in_a_resumed_training(tmp_path, small):
     def options():
         stopping = keras.callbacks.EarlyStopping(
             "accuracy", mode="min", patience=1, restore_best_weights=True
@@ -288,9 +288,7 @@ def test_the_best_epoch_is_kept(tmp_path, small):
         ("acuracy", {"validation_data": (X, Y), "validation_freq": 2}),
     ],
 )
-def test_a_log_that_is_never_there_ends_the_training_and_loses_nothing(
-    tmp_path, small, name, options
-):
+def test_an_unknown_log_in_keep_best_ends_the_training(tmp_path, small, name, options):
     model = small()
     trainer = Trainer(model, checkpoint_dir=tmp_path, checkpoint_every=99, keep_best=(name, "min"))
     known = "Known: accuracy, loss" if "validation_freq" in options or not options else "val_loss"

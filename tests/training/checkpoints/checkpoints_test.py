@@ -102,7 +102,7 @@ def run_training(folder, end=None, steps=1):
 
 
 @pytest.mark.nightly
-def test_a_process_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
+def test_a_process_that_is_killed_repeatedly_ends_with_the_same_numbers(tmp_path):
     (expected,), code = run_training(tmp_path / "left_alone")
     assert expected.startswith("ended ")
     assert code == 0
@@ -130,7 +130,7 @@ def test_without_a_folder_no_checkpoint_is_taken(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_a_given_number_of_steps_and_one_at_the_end(tmp_path):
+def test_checkpoints_are_taken_every_n_steps_and_at_the_end(tmp_path):
     fit(Trainer(build, checkpoint_dir=tmp_path / "a", checkpoint_every=4, keep_last=9), epochs=2)
     assert CheckpointFolder(tmp_path / "a").steps() == [4, 8, 12]
     fit(Trainer(build, checkpoint_dir=tmp_path / "b", checkpoint_every=5, keep_last=9), epochs=2)
@@ -188,7 +188,7 @@ def test_a_checkpoint_keeps_its_learning_rate_and_says_so(tmp_path, caplog):
     assert "The optimizer's rate, 1, is not used" in caplog.text
 
 
-def test_another_precision_than_before_is_said(tmp_path, caplog):
+def test_another_precision_logs_a_warning(tmp_path, caplog):
     def train(precision, epochs):
         trainer = Trainer(build, optimizer="sgd", precision=precision, checkpoint_dir=tmp_path)
         fit(trainer, resume=True, epochs=epochs)
@@ -278,7 +278,7 @@ def test_a_full_disk_ends_the_training_and_the_last_checkpoint_stands(tmp_path, 
     assert CheckpointFolder(tmp_path).latest().step == 4
 
 
-def test_what_the_data_raise_is_raised_and_the_last_checkpoint_stands(tmp_path):
+def test_an_error_of_the_data_keeps_the_last_checkpoint(tmp_path):
     def data():
         for index in range(20):
             if index == 5:
@@ -344,7 +344,7 @@ def test_the_run_record_goes_on_as_well(tmp_path):
         assert [step for step, _ in record.scalars("loss")] == list(range(1, 13))
 
 
-def test_a_training_that_was_stopped_says_that_it_is_not_gone_on_with(tmp_path, caplog):
+def test_resuming_a_stopped_training_logs_a_warning(tmp_path, caplog):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = True

@@ -60,17 +60,17 @@ def test_the_end_of_an_epoch_is_not_that_of_the_training(processes):
     assert train(processes) == [0, 1, 2, 3] * 3
 
 
-def test_one_of_several_stops_when_all_know():
+def test_a_process_stops_a_step_after_its_request():
     assert train(Others(), stops_at=2) == [0, 1, 2]
 
 
-def test_where_another_wishes_to_stop_this_one_does():
+def test_a_process_stops_if_another_one_does():
     assert train(Others(stops_at=1)) == [0, 1]
 
 
-def test_a_wish_at_the_end_of_an_epoch_is_known_at_its_end():
+def test_a_stop_at_the_end_of_an_epoch_takes_effect_there():
     assert train(Others(), stops_at=4) == [0, 1, 2, 3]
 
 
-def test_a_wish_of_another_at_the_end_of_an_epoch_is_known_too():
+def test_a_stop_of_another_process_at_the_end_of_an_epoch_takes_effect_there():
     assert train(Others(stops_at=4)) == [0, 1, 2, 3]

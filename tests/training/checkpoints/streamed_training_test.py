@@ -114,7 +114,7 @@ def test_callbacks_and_history_are_those_of_keras(model, options):
         assert found[1][1][name] == pytest.approx(values, rel=1e-5)
 
 
-def test_a_stream_is_taken_where_it_is_needed_or_as_fast(model):
+def test_a_stream_is_used_if_needed_or_faster(model):
     class Own(DataAdapter):
         pass
 
@@ -155,7 +155,7 @@ def test_a_generator_that_is_trained_on_again_has_lost_no_batch(model):
 
 
 @pytest.mark.parametrize("needs_stream", [False, True])
-def test_where_a_generator_ends_the_training_ends(model, needs_stream):
+def test_the_training_ends_with_its_generator(model, needs_stream):
     with pytest.warns(UserWarning, match="ended in epoch 1 of 3, so that the training stops"):
         history = fit(model, x=ending(), y=None, epochs=3, needs_stream=needs_stream)
     assert len(history.epoch) == 1
@@ -194,7 +194,7 @@ def test_workers_of_the_data_end_with_the_training(model, error):
     assert not [each for each in left if not each.name.startswith("Dummy")]  # TensorFlow's own.
 
 
-def test_what_the_data_have_raised_is_raised(model):
+def test_errors_of_the_data_are_raised(model):
     def data():
         yield X[:4], Y[:4]
         raise ArithmeticError("no second batch")

@@ -43,7 +43,7 @@ def values(model):
     return [keras.ops.convert_to_numpy(v.value).copy() for group in groups for v in group]
 
 
-def test_all_that_a_step_changes_is_read_and_put_back():
+def test_all_that_a_step_changes_is_restored():
     first, second = trained(), build()
     second.evaluate(X, X[:, :1], verbose=0)  # Makes the metrics' variables.
     before = values(second)
@@ -58,7 +58,7 @@ def test_all_that_a_step_changes_is_read_and_put_back():
         assert any(part in name for name in names), (part, names)
 
 
-def test_what_was_read_does_not_change_with_the_model():
+def test_the_values_are_copies():
     model = trained(optimizer=keras.optimizers.SGD(0.1))
     state = read_variables(model)
     before = [value.copy() for name in GROUPS for value in state[name]["values"]]

@@ -37,7 +37,7 @@ def test_a_seed_is_set_unless_there_is_none():
             set_seed(seed)
 
 
-def test_what_is_given_goes_before_what_was_compiled():
+def test_arguments_override_the_compiled_ones():
     model = build()
     compile_model(model, "adam", "mse", None, None)
     optimizer = model.optimizer
@@ -60,12 +60,12 @@ def test_what_is_given_goes_before_what_was_compiled():
         ("adam", ["mse", keras.losses.MeanSquaredError], "is the class MeanSquaredError"),
     ],
 )
-def test_what_is_unknown_or_missing_is_named(optimizer, loss, message):
+def test_unknown_or_missing_arguments_are_named(optimizer, loss, message):
     with pytest.raises(InvalidInputError, match=message):
         compile_model(build(), optimizer, loss, None, None)
 
 
-def test_what_is_no_metric_is_named_and_one_needs_no_list():
+def test_an_invalid_metric_is_named():
     with pytest.raises(InvalidInputError, match="`metric` must be a Keras object"):
         compile_model(build(), "sgd", "mse", ["mae", 0.5], None)
     for metric in ("mae", keras.metrics.MeanAbsoluteError(name="mae")):
@@ -76,7 +76,7 @@ def test_what_is_no_metric_is_named_and_one_needs_no_list():
         }
 
 
-def test_losses_go_by_the_names_of_outputs_that_there_are():
+def test_a_dict_of_losses_must_name_outputs():
     inputs = keras.Input((2,))
     model = keras.Model(inputs, [keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")])
     compile_model(model, "sgd", {"a": "mse"}, None, None)
@@ -88,7 +88,7 @@ def test_losses_go_by_the_names_of_outputs_that_there_are():
     compile_model(build(), "sgd", config, None, None)
 
 
-def test_a_layer_is_no_function_that_builds_a_model():
+def test_a_layer_is_refused_as_model():
     with pytest.raises(InvalidInputError, match=r"must be a keras\.Model"):
         build_model(keras.layers.Dense(3))
 
@@ -122,7 +122,7 @@ class Forgetful(OwnCompile):
         self.parts = maker_optimizer
 
 
-def test_a_compile_of_the_model_s_own_is_given_again_what_it_had():
+def test_an_overridden_compile_gets_its_own_arguments_again():
     model, optimizer = Extended(), keras.optimizers.Adam()
     model.compile(maker_optimizer=optimizer, optimizer="sgd", loss="mse")
     Trainer(model, metrics=["mae"])
@@ -137,7 +137,7 @@ def test_a_compile_of_the_model_s_own_is_given_again_what_it_had():
         (Forgetful, "would lose its maker_optimizer"),
     ],
 )
-def test_a_compile_of_the_model_s_own_that_would_lose_something_is_refused(make, match):
+def test_an_overridden_compile_that_would_lose_arguments_is_refused(make, match):
     model = make()
     model.compile("adam", loss_fn="mse") if make is Replaced else model.compile("adam", loss="mse")
     Trainer(model)

@@ -24,7 +24,7 @@ def note(error, num_steps=2, begins=(0,), **arguments):
     return "".join(getattr(error, "__notes__", []))
 
 
-def test_it_says_where_the_training_was():
+def test_notes_name_the_batch():
     assert "with batch 3 of epoch 1, both" in note(ValueError(), is_running=True)
     assert "with batch 3 of" in note(InvalidInputError("no"), is_running=True)
     assert "with batch 3 to 6 of" in note(ValueError(), is_running=True, steps_per_execution=4)
@@ -38,11 +38,11 @@ def test_batches_are_counted_in_their_epoch():
     assert "before batch 1 of epoch 3" in note(ValueError(), num_steps=8, begins=(0, 4, 8))
 
 
-def test_a_training_that_has_diverged_names_its_batch_itself():
+def test_a_diverged_training_gets_no_note():
     assert not note(TrainingDivergedError("batch 1 of epoch 1"))
 
 
-def test_an_epoch_may_begin_in_its_middle_and_a_validation_begins_and_ends():
+def test_a_resumed_epoch_and_a_validation_are_described():
     plan = Plan(is_running=True)
     position = PositionTracker(plan)
     position.on_epoch_begin(1)
@@ -55,7 +55,7 @@ def test_an_epoch_may_begin_in_its_middle_and_a_validation_begins_and_ends():
     assert position.describe() == "after batch 6 of epoch 2"
 
 
-def test_the_end_of_data_is_said_as_no_data():
+def test_stop_iteration_before_the_first_batch_means_no_data():
     with (
         pytest.raises(InvalidInputError, match="hold no batch"),
         error_notes(keras.Sequential(), Plan(), PositionTracker(Plan())),
@@ -63,7 +63,7 @@ def test_the_end_of_data_is_said_as_no_data():
         raise StopIteration
 
 
-def test_data_that_end_too_early_are_no_lack_of_data():
+def test_stop_iteration_in_an_epoch_is_an_error_of_the_data():
     with (
         pytest.raises(InvalidInputError, match="raised StopIteration after batch 2"),
         error_notes(keras.Sequential(), Plan(2), PositionTracker(Plan(2))),

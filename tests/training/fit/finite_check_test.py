@@ -23,7 +23,7 @@ def fit(trainer, x=X, y=Y, **arguments):
     return trainer.fit(x, y, batch_size=4, shuffle=False, verbose=0, **arguments)
 
 
-def test_a_loss_that_is_no_number_ends_the_training_and_names_the_batch():
+def test_a_nan_loss_ends_the_training_and_names_the_batch():
     with pytest.raises(TrainingDivergedError, match=r"The loss is nan from batch 6 of epoch 1 on"):
         fit(make(), BAD, epochs=3)
 
@@ -35,19 +35,19 @@ def test_a_loss_that_is_no_number_ends_the_training_and_names_the_batch():
         ("mixed_float16", "are still finite"),
     ],  # Which scales its loss.
 )
-def test_it_says_what_became_of_the_weights(precision, state):
+def test_the_error_says_if_the_weights_are_finite(precision, state):
     with pytest.raises(TrainingDivergedError, match=f"The weights {state}"):
         fit(make(precision=precision), BAD)
 
 
-def test_no_checkpoint_is_taken_of_weights_that_are_spoilt(tmp_path):
+def test_no_checkpoint_is_taken_of_weights_that_are_not_finite(tmp_path):
     trainer = make(checkpoint_dir=tmp_path, checkpoint_every=1, keep_last=9)
     with pytest.raises(TrainingDivergedError, match="batch 6 of epoch 1"):
         fit(trainer, BAD)
     assert CheckpointFolder(tmp_path, keep_last=9).steps() == [1, 2, 3, 4, 5]
 
 
-def test_a_training_after_it_begins_anew():
+def test_a_later_training_starts_without_the_error():
     trainer = make()
     with pytest.raises(TrainingDivergedError):
         fit(trainer, BAD)
@@ -55,7 +55,7 @@ def test_a_training_after_it_begins_anew():
     assert np.isfinite(fit(trainer).history["loss"]).all()
 
 
-def test_labels_that_are_no_class_end_a_training_on_every_backend():
+def test_labels_outside_the_classes_end_a_training_on_every_backend():
     """TensorFlow and PyTorch find them themselves, on a CPU."""
     wrong = Y.copy()
     wrong[9] = 7
@@ -74,7 +74,7 @@ class Spoiling(Trainer):
 
 
 @pytest.mark.parametrize("every", [None, 1])
-def test_weights_that_are_spoilt_behind_a_finite_loss_are_found(tmp_path, every):
+def test_weights_that_are_not_finite_with_a_finite_loss_are_found(tmp_path, every):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="only")])
     options = {"checkpoint_dir": tmp_path, "checkpoint_every": every} if every else {}
     trainer = Spoiling(model, optimizer="sgd", loss="mse", **options)
@@ -101,7 +101,7 @@ def test_nan_in_the_data_leaves_the_last_checkpoint_whole_behind_any_activation(
     assert train(BAD, guard="skip").history["skipped_steps"] == [1.0]
 
 
-def test_a_validation_that_finds_no_number_is_said(caplog):
+def test_a_val_loss_of_nan_logs_a_warning(caplog):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     trainer = Trainer(model, optimizer="sgd", loss="mse")
     x, y = np.ones((4, 2)), np.ones((4, 1))

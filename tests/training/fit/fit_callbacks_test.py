@@ -29,14 +29,14 @@ def test_progress_is_shown_by_its_own_display(capsys):
         trainer.fit(X, Y, verbose="loud")
 
 
-def test_a_display_of_ones_own_is_the_only_one(capsys):
+def test_a_display_of_the_user_is_the_only_one(capsys):
     Trainer(build()).fit(X, Y, callbacks=[ProgressDisplay("lines")])
     assert capsys.readouterr().out.count("Epoch") == 1
     Trainer(build()).fit(X, Y, callbacks=[keras.callbacks.ProgbarLogger()], verbose=2)
     assert "2/2 - " in capsys.readouterr().out
 
 
-def test_the_display_is_taken_away_where_a_training_fails():
+def test_the_display_is_closed_after_an_error():
     class Failing(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             raise RuntimeError("power cut")
@@ -53,7 +53,7 @@ def test_the_display_is_taken_away_where_a_training_fails():
     assert display.closed == 2  # As it began, too.
 
 
-def test_what_writes_the_run_goes_on_with_it_while_it_is_resumed(tmp_path):
+def test_loggers_continue_while_a_training_is_resumed(tmp_path):
     first, second = MetricsLog(tmp_path / "a.jsonl"), MetricsLog(tmp_path / "b.jsonl", resume=True)
     for resume in (True, False):
         with prepared_callbacks([first, second], 0, resume=resume):
@@ -63,7 +63,7 @@ def test_what_writes_the_run_goes_on_with_it_while_it_is_resumed(tmp_path):
         assert second.resume
 
 
-def test_what_was_logged_before_an_error_is_written(tmp_path):
+def test_logs_before_an_error_are_written(tmp_path):
     class Failing(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if batch == 2:
@@ -77,7 +77,7 @@ def test_what_was_logged_before_an_error_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "monitor"), [("min", "val_loss"), ("max", "score")])
-def test_a_number_that_is_never_one_ends_patience(mode, monitor):
+def test_nan_does_not_count_as_an_improvement(mode, monitor):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     trainer = Trainer(model, optimizer="sgd", loss="mse")
     x, y = np.ones((4, 2)), np.ones((4, 1))

@@ -70,7 +70,7 @@ def test_a_bad_batch_is_skipped_as_if_it_had_not_been_there(precision):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_bad_steps_alone_end_the_training_in_the_end(caplog):
+def test_most_in_a_row_ends_the_training(caplog):
     nothing = np.full_like(X, np.nan)
     with pytest.raises(
         TrainingDivergedError, match=r"skipped \(4 in a row\), and the training stopped"
@@ -80,7 +80,7 @@ def test_bad_steps_alone_end_the_training_in_the_end(caplog):
 
 
 @pytest.mark.parametrize("by", ["fit", "steps"])
-def test_an_epoch_of_bad_steps_alone_has_no_loss_and_is_not_the_best(tmp_path, by):
+def test_an_epoch_of_bad_steps_logs_nan(tmp_path, by):
     def batches():
         for x in (np.full_like(X[:4], np.nan), X[:4], X[4:8]):
             yield from [(x, Y[:4])] * 2
@@ -103,7 +103,7 @@ def test_an_epoch_of_bad_steps_alone_has_no_loss_and_is_not_the_best(tmp_path, b
     assert CheckpointFolder(tmp_path).steps() == sorted({6, min(kept, key=kept.get)})
 
 
-def test_validation_and_a_later_fit_know_nothing_of_the_guard():
+def test_the_guard_does_not_affect_validation_or_a_later_fit():
     model = build()
     history = fit(make(model, "skip"), X, validation_data=(X, Y))
     assert set(history) == {"loss", "mae", "skipped_steps", "val_loss", "val_mae"}
@@ -113,7 +113,7 @@ def test_validation_and_a_later_fit_know_nothing_of_the_guard():
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="It makes one step at once.")
-def test_of_several_steps_an_execution_each_bad_one_is_named(caplog):
+def test_each_bad_step_of_an_execution_is_named(caplog):
     x = X.copy()
     x[[5, 13, 17]] = np.nan  # Batches 2, 4 and 5 of six.
     model = build()
@@ -132,7 +132,7 @@ class Overflowing(Trainer):
         return loss + keras.ops.sum(keras.ops.sqrt(keras.ops.abs(x[0, 0] * loss)))
 
 
-def test_a_message_says_of_its_own_batch_what_was_bad(caplog):
+def test_each_message_describes_its_own_batch(caplog):
     x = X.copy()
     x[4, 0], x[8] = 0.0, np.nan
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -143,7 +143,7 @@ def test_a_message_says_of_its_own_batch_what_was_bad(caplog):
     assert second.startswith("The loss of batch 3 of epoch 1 is nan; its update")
 
 
-def test_a_training_goes_back_to_its_checkpoint(tmp_path, caplog):
+def test_roll_back_restores_the_checkpoint(tmp_path, caplog):
     model = build()
     trainer = make(model, "roll_back", checkpoint_dir=tmp_path, checkpoint_every=2)
     history = fit(trainer, BAD)
@@ -153,13 +153,13 @@ def test_a_training_goes_back_to_its_checkpoint(tmp_path, caplog):
     assert int(model.optimizer.iterations.value) == 4
 
 
-def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(tmp_path, caplog):
+def test_roll_back_before_the_first_checkpoint_skips(tmp_path, caplog):
     trainer = make(build(), "roll_back", checkpoint_dir=tmp_path, checkpoint_every=5)
     fit(trainer, BAD)
     assert "its update was skipped; there is no checkpoint yet" in caplog.text
 
 
-def test_to_go_back_there_must_be_checkpoints():
+def test_roll_back_needs_checkpoints():
     with pytest.raises(InvalidInputError, match="guard='roll_back' needs checkpoints"):
         make(build(), "roll_back")
 
@@ -172,7 +172,7 @@ def test_no_checkpoint_is_taken_of_a_bad_step_that_stops_the_training(tmp_path):
 
 
 @pytest.mark.parametrize("bad_row", [9, 21])  # In the steps 3 and 6, of which a checkpoint is due.
-def test_a_training_that_was_rolled_back_goes_on_as_if_it_had_not_been_killed(tmp_path, bad_row):
+def test_a_killed_training_resumes_after_a_roll_back(tmp_path, bad_row):
     x = X.copy()
     x[bad_row] = np.nan
     found = []

@@ -37,7 +37,7 @@ def test_memory_is_kept_and_given_back(library):
     assert library.calls == [(-4, 65_536), (-3, 32 << 20), (-1, 64 << 20), "trim"]
 
 
-def test_the_last_training_gives_it_back(library):
+def test_the_last_training_returns_the_memory(library):
     inside, may_end = threading.Event(), threading.Event()
 
     def train():
@@ -56,7 +56,7 @@ def test_the_last_training_gives_it_back(library):
     assert library.calls.count("trim") == 1
 
 
-def test_an_error_gives_it_back(library):
+def test_an_error_returns_the_memory(library):
     with pytest.raises(ArithmeticError), kept_memory():
         raise ArithmeticError
     assert library.calls[-1] == "trim"
@@ -66,7 +66,7 @@ def test_an_error_gives_it_back(library):
     ("name", "value"),
     [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.perturb=1")],
 )
-def test_what_the_environment_says_about_memory_stands(monkeypatch, name, value):
+def test_settings_of_the_environment_are_kept(monkeypatch, name, value):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.41"))
     monkeypatch.setenv(name, value)
     assert module._find_library() is None

@@ -65,7 +65,7 @@ def assert_same(one, other):
 OPTIONS = {"batch_size": 4, "shuffle": False, "verbose": 0}
 
 
-def test_fit_is_that_of_the_model():
+def test_an_overridden_fit_trains_as_in_keras():
     by_keras = make_model()
     by_keras.compile(keras.optimizers.Adam(0.1), "mse")
     expected = by_keras.fit(
@@ -109,13 +109,13 @@ def test_steps_are_those_of_fit():
     assert_same(by_steps.model, trained.model)
 
 
-def test_a_search_looks_at_the_data_that_keras_would_get():
+def test_searches_use_the_preprocessed_data():
     trainer = make()
     trainer.find_learning_rate(TEXTS, LABELS, batch_size=4, num_steps=10)
     assert trainer.measure_memory(TEXTS, LABELS, batch_size=4).total > 0
 
 
-def test_callbacks_see_the_class_that_the_model_has(tmp_path):
+def test_callbacks_see_the_models_own_class(tmp_path):
     """A file that one writes can be read again."""
     trainer = make()
     writer = keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")
@@ -133,7 +133,7 @@ class Silent(Reader):
         return super().fit(x, y, epochs=2, verbose=0)
 
 
-def test_arguments_that_nobody_sets_are_not_handed_on():
+def test_arguments_with_defaults_are_not_passed():
     model = Silent()
     history = make(model).fit(TEXTS, LABELS)
     assert len(history.history["loss"]) == 2
@@ -146,7 +146,7 @@ class Alone(keras.Sequential):
 
 
 @pytest.mark.parametrize("train", [Trainer.fit, lambda *given: list(Trainer.steps(*given))])
-def test_a_fit_that_never_calls_that_of_keras_is_an_error(train):
+def test_a_fit_without_super_fit_is_an_error(train):
     model = Alone([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(InvalidInputError, match=r"of 'Alone' has not called super\(\)\.fit"):
         train(make(model), np.ones((4, 2)), np.ones((4, 1)))

@@ -14,7 +14,7 @@ def make(**options):
     return Trainer(model, optimizer="sgd", loss="mse", **options)
 
 
-def test_half_precision_is_told_once_and_where_progress_is_shown(capsys):
+def test_the_notice_on_half_precision_is_printed_once(capsys):
     trainer = make(fp16_enabled=True)
     trainer.fit(X, Y, verbose=0)
     assert capsys.readouterr().out == ""
@@ -33,7 +33,7 @@ def test_arguments_are_checked_before_the_model_is_touched():
 
 
 @pytest.mark.parametrize("keep_memory", [False, True])
-def test_malloc_is_changed_only_where_it_is_asked_for(monkeypatch, keep_memory):
+def test_malloc_is_changed_only_with_keep_memory(monkeypatch, keep_memory):
     calls = []
 
     class Library:

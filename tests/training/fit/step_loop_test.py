@@ -56,7 +56,7 @@ def test_between_steps_a_model_can_be_read_and_changed():
     np.testing.assert_array_equal(seen[0], seen[1])
 
 
-def test_who_leaves_the_loop_has_ended_the_training():
+def test_leaving_the_loop_ends_the_training():
     told = []
     callback = keras.callbacks.LambdaCallback(on_train_end=lambda logs: told.append("end"))
     trainer = make()
@@ -69,7 +69,7 @@ def test_who_leaves_the_loop_has_ended_the_training():
 
 
 @pytest.mark.parametrize("num_steps", [2, 3])
-def test_who_has_left_the_loop_may_evaluate_and_go_on(num_steps):
+def test_evaluate_and_fit_work_after_leaving_the_loop(num_steps):
     trainer = make()
     for _ in range(3):
         for step in trainer.steps(X, Y, batch_size=8):
@@ -79,7 +79,7 @@ def test_who_has_left_the_loop_may_evaluate_and_go_on(num_steps):
     assert int(trainer.model.optimizer.iterations) == 3 * num_steps
 
 
-def test_callbacks_may_stop_it():
+def test_callbacks_may_stop_the_loop():
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.model.stop_training = batch == 1
@@ -87,7 +87,7 @@ def test_callbacks_may_stop_it():
     assert len(list(make().steps(X, Y, batch_size=4, epochs=3, callbacks=[Stop()]))) == 2
 
 
-def test_steps_have_checkpoints_and_go_on_from_them(tmp_path):
+def test_steps_resume_from_checkpoints(tmp_path):
     def make_again(folder):
         return make(checkpoint_dir=folder, checkpoint_every=1, seed=5)
 
@@ -111,7 +111,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
-def test_who_leaves_the_loop_goes_on_exactly_there(tmp_path, stop):
+def test_resume_continues_where_the_loop_was_left(tmp_path, stop):
     """In the middle of an epoch, after its last step, and after the first of the next."""
 
     def make_again(name):
@@ -132,7 +132,7 @@ def test_who_leaves_the_loop_goes_on_exactly_there(tmp_path, stop):
     assert_same(again, whole)
 
 
-def test_a_training_within_an_open_loop_is_refused_and_the_loop_goes_on():
+def test_a_training_within_an_open_loop_is_refused():
     trainer, whole = make(), make()
     list(whole.steps(X, Y, batch_size=8, shuffle=False))
     steps = trainer.steps(X, Y, batch_size=8, shuffle=False)
@@ -154,7 +154,7 @@ def test_a_training_within_an_open_loop_is_refused_and_the_loop_goes_on():
 
 
 @pytest.mark.parametrize("is_named", [False, True])
-def test_sigterm_in_a_loop_that_is_left_goes_to_who_had_it_before(tmp_path, is_named):
+def test_sigterm_before_leaving_the_loop_reaches_the_former_handler(tmp_path, is_named):
     taken = []
     before = signal.signal(
         signal.SIGTERM, lambda *_: taken.append(CheckpointFolder(tmp_path).steps())
@@ -172,7 +172,7 @@ def test_sigterm_in_a_loop_that_is_left_goes_to_who_had_it_before(tmp_path, is_n
     assert taken == [[1]]  # After a checkpoint.
 
 
-def test_sigterm_in_the_loop_is_heeded_after_the_next_step(tmp_path):
+def test_sigterm_in_the_loop_takes_effect_after_the_next_step(tmp_path):
     trainer = make(checkpoint_dir=tmp_path)
     seen = []
     with pytest.raises(SystemExit):  # noqa: PT012 - the loop raises it.

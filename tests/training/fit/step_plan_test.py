@@ -33,7 +33,7 @@ class OwnStep(keras.Sequential):
         return super().train_step(*arguments)
 
 
-def test_steps_are_of_the_plan_while_it_is_in_use_and_no_longer():
+def test_the_step_is_replaced_only_while_in_use():
     model = build()
 
     def compute(x, y, sample_weight):
@@ -61,23 +61,23 @@ def test_a_model_with_a_step_of_its_own_keeps_it(policy):
         ({"guard": "stop", "is_own_compute": True}, "`guard` and the trainer's own"),
     ],
 )
-def test_what_such_a_model_would_ignore_is_refused(asked, named):
+def test_options_that_an_own_step_would_ignore_are_refused(asked, named):
     with pytest.raises(InvalidInputError, match=f"which would ignore {named}"):
         plan(build(OwnStep), **asked)
 
 
-def test_a_guard_is_watched_and_a_name_stands_for_its_action():
+def test_a_guard_adds_its_callback():
     for guard in ("skip", StepGuard("skip")):
         assert [type(each).__name__ for each in plan(build(), guard=guard).callbacks] == [
             "GuardCallback"
         ]
 
 
-def test_without_a_guard_the_loss_is_watched():
+def test_without_a_guard_the_loss_is_checked():
     assert [type(each).__name__ for each in plan(build()).callbacks] == ["FiniteCheck"]
 
 
-def test_a_model_that_was_compiled_again_is_no_longer_the_plans():
+def test_a_model_that_was_compiled_again_is_refused():
     model = build()
     first = plan(model)
     model.compile("adam", "mse")
@@ -88,7 +88,7 @@ def test_a_model_that_was_compiled_again_is_no_longer_the_plans():
     plan(model).check_model()
 
 
-def test_layers_may_be_frozen_between_trainings_and_others_not_be_thawed():
+def test_layers_may_be_frozen_but_not_unfrozen():
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1)]
     )
@@ -128,6 +128,6 @@ def test_steps_are_counted_from_the_start_of_a_training():
         ({"policy": keras.DTypePolicy("float64")}, "has float32 weights; training by 'float64'"),
     ],
 )
-def test_what_fits_no_layer_of_a_built_model_is_refused_at_once(arguments, match):
+def test_names_without_a_layer_are_refused_at_once(arguments, match):
     with pytest.raises(InvalidInputError, match=match):
         plan(build(), **arguments)

@@ -49,7 +49,7 @@ class Batches(keras.utils.PyDataset):
         return PAIRS[index]
 
 
-def test_a_model_that_takes_its_batch_apart_trains_and_resumes(tmp_path):
+def test_a_model_that_splits_its_batch_trains_and_resumes(tmp_path):
     history = Trainer(make_embedding, seed=3).fit(Batches(), epochs=8, verbose=0).history
     assert set(history) == {"loss", "accuracy"}
     assert history["loss"][-1] < history["loss"][0]

@@ -34,26 +34,26 @@ def assert_close(found, expected):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
-def test_by_value():
+def test_clip_by_value():
     assert_close(clip("value", 0.5), [np.clip(array, -0.5, 0.5) for array in GRADIENTS])
 
 
-def test_by_the_norm_of_each():
+def test_clip_by_norm():
     expected = [shrink(array, np.sqrt((array**2).sum()), 1.0) for array in GRADIENTS]
     assert_close(clip("norm", 1.0), expected)
 
 
-def test_by_the_norm_of_all():
+def test_clip_by_global_norm():
     norm = np.sqrt(sum((array**2).sum() for array in GRADIENTS))
     assert_close(clip("global_norm", 1.0), [shrink(array, norm, 1.0) for array in GRADIENTS])
 
 
-def test_within_the_bound_nothing_changes():
+def test_gradients_within_the_bound_are_unchanged():
     for kind in ("value", "norm", "global_norm"):
         assert_close(clip(kind, 100.0), GRADIENTS)
 
 
-def test_adaptive_by_the_norm_of_each_units_weights():
+def test_adaptive_clip_by_the_norm_of_weights():
     axes = [(0,), (0,), (0, 1), None]
     expected = [
         shrink(
@@ -66,7 +66,7 @@ def test_adaptive_by_the_norm_of_each_units_weights():
     assert_close(clip("adaptive", 0.1), expected)
 
 
-def test_adaptive_lets_weights_of_zero_move():
+def test_adaptive_clip_changes_weights_of_zero():
     (clipped,) = clip("adaptive", 0.1, [np.ones((3, 2), "float32")], [np.zeros((3, 2), "float32")])
     np.testing.assert_allclose(clipped, np.full((3, 2), 1e-4 / np.sqrt(3)), rtol=1e-5)
 
@@ -87,14 +87,14 @@ def test_gradients_of_zero_stay():
         (("norm", float("nan")), "`gradient_clip` must be a finite number above 0"),
     ],
 )
-def test_what_is_no_clip_is_refused(gradient_clip, message):
+def test_invalid_clips_are_refused(gradient_clip, message):
     with pytest.raises(InvalidInputError, match=message):
         check_gradient_clip(gradient_clip)
 
 
 @pytest.mark.parametrize("name", ["clipvalue", "clipnorm", "global_clipnorm"])
 @pytest.mark.parametrize("scales", [False, True])
-def test_two_clips_are_refused(name, scales):
+def test_clips_of_trainer_and_optimizer_are_refused(name, scales):
     optimizer = keras.optimizers.SGD(**{name: 2.0})
     if scales:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

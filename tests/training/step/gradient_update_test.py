@@ -13,7 +13,7 @@ def make(optimizer):
 
 
 @pytest.mark.parametrize("is_finite", [True, False])
-def test_what_is_kept_is_kept_with_the_update_alone(is_finite):
+def test_the_residual_is_kept_only_with_an_update(is_finite):
     if keras.backend.backend() == "jax":
         pytest.skip("Between processes JAX rounds nothing, and keeps nothing.")
     model, update = make(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0)))
@@ -36,6 +36,6 @@ def test_what_is_kept_is_kept_with_the_update_alone(is_finite):
     assert np.isclose(float(logs["gradient_norm"]), 5.0) == is_finite
 
 
-def test_only_an_optimizer_for_scaled_losses_scales():
+def test_only_a_loss_scale_optimizer_scales():
     assert is_scaled(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()))
     assert not is_scaled(keras.optimizers.SGD())

@@ -12,7 +12,7 @@ def judge(steps, loss, is_finite=True):
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_bad(loss):
+def test_steps_with_nan_or_infinity_are_bad(loss):
     steps = GuardMetric(StepGuard("skip"))
     assert judge(steps, 1.0)
     assert not judge(steps, np.float32(loss))
@@ -38,12 +38,12 @@ def test_a_spike_is_far_above_the_running_mean():
     assert judge(steps, 0.1)  # Downwards is no spike.
 
 
-def test_without_a_bound_no_finite_loss_is_bad():
+def test_without_spike_every_finite_loss_is_good():
     steps = GuardMetric(StepGuard("skip"))
     assert all(judge(steps, loss) for loss in [1.0] * 30 + [1e30])
 
 
-def test_neither_epochs_nor_results_touch_what_was_seen():
+def test_reset_state_keeps_the_records():
     steps = GuardMetric(StepGuard("skip"))
     judge(steps, np.float32(np.nan))
     steps.reset_state()
@@ -52,7 +52,7 @@ def test_neither_epochs_nor_results_touch_what_was_seen():
     assert steps.num_bad == 1
 
 
-def test_a_model_carries_it_and_gives_it_back():
+def test_attach_adds_and_removes_the_metric():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     steps = GuardMetric(StepGuard())
@@ -62,7 +62,7 @@ def test_a_model_carries_it_and_gives_it_back():
     assert len(model.metrics) == before
 
 
-def test_the_states_of_a_batch_are_those_of_layers_and_metrics():
+def test_copy_states_has_layers_and_metrics():
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     )

@@ -19,11 +19,11 @@ def test_layers_at_any_depth_are_found_by_patterns():
     assert find_named_layers(make_model(), "remat", []) == []
 
 
-def test_a_pattern_of_no_layer_is_refused_with_the_names_that_there_are():
+def test_a_pattern_without_a_match_is_refused():
     with pytest.raises(InvalidInputError, match=r"remat='conv_\*' names no layer .* dense_in"):
         find_named_layers(make_model(), "remat", ["conv_*"])
 
 
-def test_one_string_is_no_list_of_names():
+def test_a_string_is_not_a_list_of_names():
     assert are_names(["a", "b"])
     assert not any(map(are_names, ("a", [1], None)))

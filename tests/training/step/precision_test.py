@@ -21,15 +21,15 @@ def training_step_in(model, policy):
     ("device", "policy"),
     [("gpu", "mixed_float16"), ("tpu", "mixed_bfloat16"), ("cpu", "mixed_bfloat16")],
 )
-def test_fp16_enabled_means_what_fits_the_device(device, policy):
+def test_fp16_enabled_depends_on_the_device(device, policy):
     assert training_policy(None, True, device).name == policy
 
 
-def test_nothing_asked_for_leaves_the_models_own():
+def test_the_default_is_the_models_own_policy():
     assert training_policy(None, False, "gpu") is None
 
 
-def test_a_precision_has_keras_names():
+def test_precision_takes_keras_policies():
     assert training_policy("mixed_float16", False, "cpu").name == "mixed_float16"
     with pytest.raises(InvalidInputError, match="Unknown precision 'fp8'"):
         training_policy("fp8", False, "cpu")
@@ -68,7 +68,7 @@ def build(inner=None, activation="softmax"):
 X, Y = np.ones((8, 4), "float32"), np.zeros(8)
 
 
-def test_the_step_alone_computes_in_half_precision():
+def test_only_the_step_computes_in_half_precision():
     model, probe = build()
     x, y = X, Y
     model.evaluate(x, y, verbose=0)
@@ -290,7 +290,7 @@ def tokens_model(kind):
 
 
 @pytest.mark.parametrize("kind", ["graph", "nested"])
-def test_token_ids_in_floating_point_are_not_rounded_on_their_way(kind):
+def test_token_ids_in_floating_point_are_not_rounded(kind):
     model = tokens_model(kind)
     (table,) = [weight for weight in model.trainable_weights if weight.shape == (1000, 4)]
     before = ops.convert_to_numpy(table.value).copy()
@@ -333,13 +333,13 @@ def test_named_layers_stay_in_float32_with_all_that_is_inside(name):
         ({"float32_layers": ["prob"], "fp16_enabled": True}, "float32_layers='prob' names no"),
     ],
 )
-def test_layers_that_no_half_precision_leaves_out_are_refused(arguments, match):
+def test_invalid_float32_layers_are_refused(arguments, match):
     with pytest.raises(InvalidInputError, match=match):
         Trainer(build()[0], **arguments)
 
 
 @pytest.mark.parametrize("layer", [keras.layers.Conv1D(2, 3), keras.layers.LSTM(2)])
-def test_convolutions_on_jax_s_cpu_stay_in_float32_and_it_is_said(layer, capsys):
+def test_convolutions_stay_in_float32_on_jax_cpu(layer, capsys):
     model = keras.Sequential([keras.Input((8, 3)), layer, keras.layers.Dense(1)])
     trainer = Trainer(model, optimizer="sgd", loss="mse", fp16_enabled=True)
     x, y = np.ones((4, 8, 3)), np.ones((4, *model.output_shape[1:]))
@@ -351,7 +351,7 @@ def test_convolutions_on_jax_s_cpu_stay_in_float32_and_it_is_said(layer, capsys)
     assert forced.policy.name == "mixed_bfloat16"
 
 
-def test_an_error_of_half_precision_says_how_a_layer_is_left_out():
+def test_an_error_of_half_precision_names_float32_layers():
     class Failing(keras.layers.Layer):
         def call(self, inputs):
             if keras.backend.standardize_dtype(inputs.dtype) == "bfloat16":

@@ -59,7 +59,7 @@ def fit(remat, **arguments):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"precision": "mixed_bfloat16"}, {"micro_batches": 2}])
-def test_a_training_has_the_same_numbers(arguments):
+def test_rematerialization_trains_to_the_same_numbers(arguments):
     """Also the seeds of dropout and the moving statistics, which move on once a step."""
     expected, found = fit(False, **arguments), fit(["block_*"], **arguments)
     rtol = 3e-2 if "precision" in arguments else 2e-5
@@ -71,7 +71,7 @@ def test_a_training_has_the_same_numbers(arguments):
 
 @pytest.mark.torch_alone
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
-def test_recurrent_layers_drop_the_same_again(name):
+def test_recurrent_layers_repeat_their_dropout(name):
     """Keras keeps their dropout masks during a call, and the last batch has fewer rows."""
     weights = []
     for remat in (False, ["recurrent"]):
@@ -109,7 +109,7 @@ def test_less_is_kept_for_the_backward_pass():
     assert kept[True] < 0.6 * kept[False]
 
 
-def test_blocks_are_found_by_name_the_outer_ones_alone():
+def test_blocks_inside_other_blocks_are_left_out():
     model = build()
     blocks = [layer for layer in model.layers if isinstance(layer, Block)]
     assert find_blocks(model, True) == blocks
@@ -129,12 +129,12 @@ def test_a_name_of_no_layer_and_a_model_without_blocks_are_refused():
 
 
 @pytest.mark.parametrize("remat", ["block_*", None, [1], 1])
-def test_what_names_no_blocks_is_refused(remat):
+def test_invalid_remat_is_refused(remat):
     with pytest.raises(InvalidInputError, match="`remat` must be True, False or a list of lay"):
         check_remat(remat)
 
 
-def test_after_a_training_a_block_is_called_as_ever():
+def test_blocks_are_restored_after_a_training():
     model = build()
     Trainer(model, optimizer="sgd", loss="mse", remat=True).fit(X, Y, verbose=0)
     assert "call" not in vars(model.get_layer("block_0"))
@@ -155,7 +155,7 @@ def normalized(normalization, precision="mixed_bfloat16"):
         lambda: keras.layers.GroupNormalization(groups=3),
     ],
 )
-def test_in_half_precision_normalizations_keep_their_inputs_alone(normalization, monkeypatch):
+def test_normalizations_are_rematerialized_in_half_precision(normalization, monkeypatch):
     found = []
     for finds_none in (False, True):
         if finds_none:

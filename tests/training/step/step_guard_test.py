@@ -4,7 +4,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import StepGuard
 
 
-def test_a_guard_stops_at_once_unless_told_otherwise():
+def test_the_default_action_is_stop():
     guard = StepGuard()
     assert (guard.action, guard.spike, guard.most_in_a_row) == ("stop", None, 10)
 
@@ -17,6 +17,6 @@ def test_a_guard_stops_at_once_unless_told_otherwise():
         ({"most_in_a_row": 0}, "`most_in_a_row` must be a positive integer, received 0"),
     ],
 )
-def test_what_is_no_guard_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         StepGuard(**arguments)

@@ -6,7 +6,7 @@ from keras_deepseek.training.step.step_options import StepOptions
 
 
 @pytest.mark.parametrize("number", [0, 1.5, True])
-def test_micro_batches_are_a_positive_number(number):
+def test_micro_batches_must_be_positive(number):
     with pytest.raises(InvalidInputError, match="`micro_batches` must be a positive integer"):
         StepOptions(micro_batches=number)
 
@@ -24,12 +24,12 @@ def test_micro_batches_are_a_positive_number(number):
         ({"keep_memory": "yes"}, "`keep_memory`"),
     ],
 )
-def test_an_option_that_does_not_fit_is_named(options, match):
+def test_invalid_options_are_named(options, match):
     with pytest.raises(InvalidInputError, match=match):
         StepOptions(**options)
 
 
-def test_an_action_stands_for_a_guard():
+def test_an_action_becomes_a_guard():
     assert StepOptions(guard="skip").make_guard().action == "skip"
     guard = StepGuard("stop", spike=3.0)
     assert StepOptions(guard=guard).make_guard() is guard

@@ -29,7 +29,7 @@ def fit(model):
     model.fit(X, X, verbose=0)
 
 
-def test_the_step_is_lent_and_compiled_once():
+def test_the_step_is_compiled_once():
     model = build()
     step = CountedStep(model)
     in_place = StepReplacement(model, step)
@@ -45,7 +45,7 @@ def test_the_step_is_lent_and_compiled_once():
     assert step.calls == calls + (keras.backend.backend() == "torch")
 
 
-def test_a_model_that_is_compiled_anew_has_its_step_compiled_anew():
+def test_the_step_is_compiled_again_after_model_compile():
     model = build()
     step = CountedStep(model)
     in_place = StepReplacement(model, step)
@@ -61,7 +61,7 @@ def test_a_model_that_is_compiled_anew_has_its_step_compiled_anew():
     fit(model)
 
 
-def test_a_step_of_the_models_own_comes_back():
+def test_the_models_own_step_is_restored():
     model = build()
     model.train_step = own = CountedStep(model)
     with StepReplacement(model, CountedStep(model)).use():
@@ -69,7 +69,7 @@ def test_a_step_of_the_models_own_comes_back():
     assert model.train_step is own
 
 
-def test_an_error_of_the_step_is_raised_and_everything_put_back():
+def test_after_an_error_the_model_is_restored():
     model = build()
 
     def fail(*arguments):

@@ -43,12 +43,12 @@ def test_each_step_has_the_rate_of_the_formula(shape, warmup, decay_steps):
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
-def test_a_warm_up_may_be_all():
+def test_the_warm_up_may_last_all_steps():
     schedule = WarmupDecay(1.0, 4, warmup_steps=4, final_lr=1.0)
     assert [float(schedule(step)) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
-def test_every_step_of_a_fit_is_made_with_its_rate():
+def test_fit_uses_the_rate_of_each_step():
     schedule = WarmupDecay(1.0, 8, warmup_steps=3, decay="linear", initial_lr=0.25)
     model = keras.Sequential(
         [keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")]
@@ -59,7 +59,7 @@ def test_every_step_of_a_fit_is_made_with_its_rate():
     assert kernel == pytest.approx(-sum(float(schedule(step)) for step in range(12)), rel=1e-5)
 
 
-def test_it_is_saved_with_the_optimizer():
+def test_the_schedule_is_saved_with_the_optimizer():
     schedule = WarmupDecay(1.0, 8, warmup_steps=3, decay_steps=2, decay="sqrt")
     optimizer = keras.optimizers.Adam(schedule)
     revived = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))

@@ -20,7 +20,7 @@ def measure_like(seconds_of, largest=10**9):
     return measure, tried
 
 
-def test_sizes_are_doubled_until_that_brings_no_more():
+def test_sizes_are_doubled_while_the_throughput_grows():
     measure, tried = measure_like(lambda size: max(1.0, size / 64))
     search = choose_size(measure, 8, None)
     assert tried == search.batch_sizes == [8, 16, 32, 64, 128]
@@ -29,7 +29,7 @@ def test_sizes_are_doubled_until_that_brings_no_more():
     assert search.out_of_memory == []
 
 
-def test_the_largest_that_fits_is_narrowed_down():
+def test_the_largest_size_that_fits_is_found():
     measure, tried = measure_like(lambda size: 1.0, largest=100)
     search = choose_size(measure, 8, None)
     assert tried == [8, 16, 32, 64, 128, 96, 112, 104]
@@ -39,12 +39,12 @@ def test_the_largest_that_fits_is_narrowed_down():
 
 
 @pytest.mark.parametrize(("largest", "suggestion"), [(3, 3), (1, 1), (0, None)])
-def test_a_start_that_does_not_fit_is_gone_below(largest, suggestion):
+def test_a_start_that_does_not_fit_is_halved(largest, suggestion):
     measure, _ = measure_like(lambda size: 1.0, largest)
     assert choose_size(measure, 16, None).suggestion == suggestion
 
 
-def test_it_goes_no_further_than_the_most():
+def test_sizes_do_not_exceed_most():
     measure, tried = measure_like(lambda size: 1.0)
     assert choose_size(measure, 8, 20).suggestion == 20
     assert tried == [8, 16, 20]

@@ -82,7 +82,7 @@ def test_wrong_numbers_are_refused(arguments):
         make_trainer().find_learning_rate(X, Y, **arguments)
 
 
-def test_a_first_loss_that_is_no_number_is_said():
+def test_a_first_loss_of_nan_is_an_error():
     with pytest.raises(InvalidInputError, match="loss of the first step is nan"):
         make_trainer().find_learning_rate(np.nan * X, Y)
 
@@ -125,7 +125,7 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("seed", [3, 17, 35, 50, 53])
-def test_what_jitters_before_the_loss_falls_is_not_suggested(seed):
+def test_noise_before_the_loss_falls_is_not_suggested(seed):
     rates = np.geomspace(1e-7, 10.0, 100)
     losses = 1.1 - 0.25 / (1 + (1e-2 / rates) ** 1.5)
     losses[85:] += np.linspace(0, 3, 15)
@@ -133,7 +133,7 @@ def test_what_jitters_before_the_loss_falls_is_not_suggested(seed):
     assert 3e-4 < _result(list(rates), list(losses)).suggestion < 1.0
 
 
-def test_data_of_nan_are_said_to_be_where_the_loss_does_not_show_it():
+def test_nan_in_the_data_is_found_in_the_weights():
     model = keras.Sequential(
         [keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(3)]
     )

@@ -73,7 +73,7 @@ def test_a_loop_counts_each_of_its_rounds():
     assert 2.5 * kept[0] < kept[1] < 3.5 * kept[0]
 
 
-def test_no_trace_is_left():
+def test_the_model_is_restored():
     trainer = build(optimizer=keras.optimizers.Adam(use_ema=True))
     trainer.fit(X, Y, verbose=0)
     before = read_variables(trainer.model)
@@ -85,7 +85,7 @@ def test_no_trace_is_left():
     trainer.fit(X, Y, verbose=0)
 
 
-def test_a_model_that_is_not_built_is():
+def test_an_unbuilt_model_is_built():
     layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     model = keras.Sequential([*layers, keras.layers.Dense(10)])
     report = Trainer(model, optimizer="sgd", loss=LOSS).measure_memory(X, Y)
@@ -111,7 +111,7 @@ def test_a_small_model_has_a_table_of_kib():
     ]
 
 
-def test_what_has_no_loss_no_batch_or_its_own_step_is_refused():
+def test_models_without_loss_batch_or_trainer_step_are_refused():
     with pytest.raises(InvalidInputError, match="has no loss: pass Trainer"):
         build(loss=None).measure_memory(X)
     with pytest.raises(InvalidInputError, match="no batch"):
@@ -127,7 +127,7 @@ def test_what_has_no_loss_no_batch_or_its_own_step_is_refused():
         trainer.measure_memory(X, X[:, :1])
 
 
-def test_a_guard_is_there_as_in_a_training():
+def test_a_guard_changes_no_activations():
     trainer = build(guard="skip")
     before = trainer.measure_memory(X, Y).activations
     assert before == build().measure_memory(X, Y).activations

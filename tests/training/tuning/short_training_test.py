@@ -49,7 +49,7 @@ def read(model):
     return arrays + list(random_state["framework"].values())
 
 
-def test_everything_is_put_back_to_the_bit():
+def test_everything_is_restored_to_the_bit():
     model = build()
     model.fit(X, X[:, :1], batch_size=4, verbose=0)
     before = read(model)

@@ -28,7 +28,7 @@ def read(residual):
     return keras.ops.convert_to_numpy(variable.value)
 
 
-def test_it_is_as_long_as_all_gradients_and_made_anew_for_other_weights():
+def test_the_variable_has_the_size_of_all_gradients():
     trained = weights()
     residual = GradientResidual("bfloat16", Pair(), Pair())
     residual.prepare(trained)
@@ -47,7 +47,7 @@ def test_it_is_as_long_as_all_gradients_and_made_anew_for_other_weights():
     )
 
 
-def test_each_rank_gets_back_its_own():
+def test_each_rank_restores_its_own_residual():
     trained = weights()
     residual = GradientResidual("float16", Pair(), Pair())
     residual.prepare(trained)
@@ -70,7 +70,7 @@ def test_each_rank_gets_back_its_own():
     ids=["none before", "one process", "three processes", "other weights"],
 )
 @pytest.mark.parametrize("rank", [0, 1])
-def test_what_does_not_fit_is_forgotten_and_rank_0_says_so_once(rank, state, caplog):
+def test_a_residual_that_does_not_fit_starts_at_zero(rank, state, caplog):
     pair = Pair()
     pair.rank = rank
     pair.gather = lambda array: [array, array]
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_forgotten_and_rank_0_says_so_once(rank, state, cap
     assert caplog.text.count("starts at zero") == (1 if rank == 0 else 0)
 
 
-def test_it_is_refused_where_nothing_is_sent():
+def test_compression_is_refused_with_one_process():
     def make(kind, **options):
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         return Trainer(model, optimizer="sgd", loss="mse", gradient_compression=kind, **options)
@@ -98,7 +98,7 @@ def test_it_is_refused_where_nothing_is_sent():
         LowRank(0)
 
 
-def test_a_new_one_holds_the_factors_of_low_rank():
+def test_low_rank_starts_with_random_factors():
     trained = [keras.Variable(np.ones((8, 40), "float32")), *weights()]
     residual = GradientResidual(LowRank(1), Pair(), Pair())
     residual.prepare(trained)

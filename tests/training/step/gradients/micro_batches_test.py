@@ -26,7 +26,7 @@ def read(batch):
         (9, [[0], [2], [4], [6], [8]]),
     ],
 )
-def test_all_rows_are_in_a_part_and_none_in_two(number, parts):
+def test_each_row_is_in_one_micro_batch(number, parts):
     pieces = MicroBatches((X, X + 1, None), number)
     found = [read(pieces.take(index)) for index in range(pieces.number)]
     pieces.add_rest(lambda batch, sums: found.append(read(batch)), [])
@@ -42,6 +42,6 @@ def test_rows_are_counted_and_compared():
         check_same_rows((X, X, X[:3]), 5)
 
 
-def test_a_batch_without_rows_gets_one():
+def test_empty_batch_gets_a_row():
     assert read(pad_empty_batch((X[:0], X[:0] + 1, None))) == [[0.0], [0.0], None]
     assert read(pad_empty_batch((X, X, None)))[0] == [0, 2, 4, 6, 8]

@@ -74,7 +74,7 @@ class Count(keras.layers.Layer):
 
 
 @pytest.mark.parametrize(("rows", "expected"), [((3, 2, 0), 5.0), ((0, 0, 0), 1.0)])
-def test_a_variable_that_is_to_be_summed_is_the_sum_of_what_replicas_assign(rows, expected):
+def test_variables_with_sum_aggregation_are_summed(rows, expected):
     models, found = [], []
     for number in rows:
         model = keras.Sequential([keras.Input((4,)), Count()])

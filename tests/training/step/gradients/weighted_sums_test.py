@@ -17,7 +17,7 @@ def add(one, other):
     return one.plus(other, 1.0)
 
 
-def test_means_of_parts_make_the_mean_of_the_whole():
+def test_means_of_parts_give_the_mean_of_the_batch():
     parts = [part(1.0, 4.0, 8.0, ops.ones(2)), part(3.0, 8.0, 0.0, ops.zeros(2))]
     loss, logs, gradients = add(*parts).means(is_sum=False)
     assert (float(loss), float(logs["log"])) == (7.0, 2.0)
@@ -38,7 +38,7 @@ def test_parts_without_weight_make_zeros():
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [0.0, 0.0])
 
 
-def test_a_mean_over_nothing_counts_for_nothing():
+def test_nan_of_a_part_without_weight_is_ignored():
     nothing, rest = (
         part(0.0, np.nan, np.nan, ops.zeros(2)),
         part(1.0, 4.0, 2.0, ops.ones(2)),
@@ -48,7 +48,7 @@ def test_a_mean_over_nothing_counts_for_nothing():
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [1.0, 1.0])
 
 
-def test_sums_that_are_added_to_share_memory_with_no_gradient():
+def test_plus_does_not_change_the_given_gradients():
     gradient = ops.ones(3)
     part = WeightedSums.of(ops.convert_to_tensor(2.0), ops.convert_to_tensor(4.0), {})
     # The terms of a sum have one gradient, and on PyTorch it is one tensor.

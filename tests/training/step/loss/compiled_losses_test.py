@@ -6,7 +6,7 @@ import pytest
 from keras_deepseek.training.step.loss.compiled_losses import list_losses, losses_by_output
 
 
-def test_names_and_configs_are_revived_and_functions_stay():
+def test_list_losses_takes_names_configs_and_functions():
     def own(y, y_pred):
         return y_pred - y
 
@@ -32,12 +32,12 @@ def test_names_and_configs_are_revived_and_functions_stay():
         (print, [1, 3], [2, 4], []),  # Which of them?
     ],
 )
-def test_each_loss_is_of_an_output(spec, y, y_pred, expected):
+def test_losses_by_output_pairs_losses_with_outputs(spec, y, y_pred, expected):
     model = types.SimpleNamespace(loss=spec, output_names=["a", "b"])
     assert losses_by_output(model, y, y_pred, None) == expected
 
 
-def test_each_loss_has_weights():
+def test_losses_by_output_pairs_losses_with_weights():
     model = types.SimpleNamespace(loss=[print, len], output_names=["a", "b"])
     assert [w for *_, w in losses_by_output(model, [1, 3], [2, 4], 5)] == [5, 5]
     assert [w for *_, w in losses_by_output(model, [1, 3], [2, 4], [5, None])] == [5, None]

@@ -29,17 +29,17 @@ def mark(spec, y, y_pred=OUTPUTS, output_names=("first", "second"), weights=None
     ],
 )
 @pytest.mark.parametrize(("label", "expected"), [(0, 1.0), (2, 1.0), (3, np.nan), (-1, np.nan)])
-def test_a_label_that_is_no_class_makes_the_loss_nan(spec, label, expected):
+def test_a_label_outside_the_classes_makes_the_loss_nan(spec, label, expected):
     np.testing.assert_equal(mark(spec, np.array([1, label])), expected)
     np.testing.assert_equal(mark(spec, np.array([[1.0], [label]])), expected)
 
 
-def test_a_label_that_is_no_number_is_no_class():
+def test_a_nan_label_makes_the_loss_nan():
     loss = mark("sparse_categorical_crossentropy", np.array([1.0, np.nan], "float32"))
     np.testing.assert_equal(loss, np.nan)
 
 
-def test_a_class_that_is_ignored_is_none_that_is_wrong():
+def test_ignore_class_is_a_valid_label():
     assert mark(keras.losses.SparseCategoricalCrossentropy(ignore_class=-1), np.array([1, -1])) == 1
 
 
@@ -50,7 +50,7 @@ def test_a_class_that_is_ignored_is_none_that_is_wrong():
         (keras.losses.BinaryCrossentropy(from_logits=True), np.array([[0, 1, 1], [1, -1, 2]])),
     ],
 )
-def test_a_label_without_a_weight_does_not_count(loss, labels):
+def test_labels_with_weight_zero_are_not_checked(loss, labels):
     for weights in ([1.0, 0.0], [[1.0], [0.0]]):
         assert mark(loss, labels, weights=np.array(weights)) == 1.0
         assert np.isnan(mark(loss, labels, weights=np.array(weights)[::-1]))
@@ -60,7 +60,7 @@ def test_a_label_without_a_weight_does_not_count(loss, labels):
 
 
 @pytest.mark.parametrize("loss", ["binary_crossentropy", keras.losses.BinaryCrossentropy()])
-def test_a_binary_label_may_be_smoothed_or_noisy_and_is_no_other_class(loss):
+def test_binary_labels_may_be_smoothed_or_noisy(loss):
     assert mark(loss, np.array([[0.05, 1.05, 0.5], [0, 1, -0.05]])) == 1.0
     for label in (2, -1):
         assert np.isnan(mark(loss, np.array([[0, 1, 1], [0, label, 1]])))
@@ -75,7 +75,7 @@ def test_each_output_has_weights_of_its_own():
     assert np.isnan(mark(spec, y, y_pred, weights=[off, on]))
 
 
-def test_what_a_mask_hides_does_not_count():
+def test_masked_labels_are_not_checked():
     inputs = keras.Input((3,), dtype="int32")
     x = keras.layers.Embedding(5, 4, mask_zero=True)(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
@@ -88,13 +88,13 @@ def test_what_a_mask_hides_does_not_count():
         trainer.fit(x[:, ::-1], labels, verbose=0)
 
 
-def test_other_losses_have_no_labels():
+def test_labels_of_other_losses_are_not_checked():
     assert mark("mse", np.array([7, 7])) == 1.0
     assert mark(None, None) == 1.0
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_each_of_several_outputs_is_looked_at(as_dict):
+def test_each_output_is_checked(as_dict):
     spec = {"second": "sparse_categorical_crossentropy", "first": "mse"}
     good, bad = np.array([0, 2]), np.array([0, 3])
     y_pred = {"first": OUTPUTS, "second": OUTPUTS} if as_dict else [OUTPUTS, OUTPUTS]
@@ -106,7 +106,7 @@ def test_each_of_several_outputs_is_looked_at(as_dict):
     assert np.isnan(mark(spec, labels(good, bad), y_pred))
 
 
-def test_a_model_marks_them_while_it_is_asked_to():
+def test_label_checks_wraps_compute_loss():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Softmax()])
     model.compile(loss="sparse_categorical_crossentropy")
     y_pred = ops.full((2, 3), 1 / 3)
@@ -124,7 +124,7 @@ class Own(Trainer):
         return self.model.compute_loss(x, y, self.model(x, training=True), sample_weight)
 
 
-def test_a_train_step_of_ones_own_does_not_train_on_labels_that_are_none():
+def test_an_overridden_train_step_checks_labels():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")])
     trainer = Own(model, optimizer="sgd", loss="sparse_categorical_crossentropy")
     labels = np.array([0, 1, 2, 0, 9, 1])
@@ -132,7 +132,7 @@ def test_a_train_step_of_ones_own_does_not_train_on_labels_that_are_none():
         trainer.fit(np.ones((6, 2)), labels, batch_size=2, shuffle=False, verbose=0)
 
 
-def test_a_model_comes_out_as_it_went_in():
+def test_label_checks_restores_compute_loss():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     x, y = np.ones((4, 2)), np.array([[2.0]] * 4)
     trainer = Trainer(model, optimizer="sgd", loss=keras.losses.BinaryCrossentropy(True))

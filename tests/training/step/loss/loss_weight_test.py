@@ -42,22 +42,22 @@ def test_losses_of_two_reductions_are_refused():
         find_reduction({"a": "mse", "b": keras.losses.MeanSquaredError(reduction="sum")})
 
 
-def test_a_loss_of_one_number_a_sample_is_refused():
+def test_a_loss_without_reduction_is_refused():
     check_reduction(["mse", None, keras.losses.MeanSquaredError()])
     with pytest.raises(InvalidInputError, match="has reduction=None: it returns a number for each"):
         check_reduction({"a": keras.losses.MeanSquaredError(reduction=None)})
 
 
-def test_without_masks_a_mean_is_over_rows():
+def test_the_weight_without_masks_is_the_number_of_rows():
     assert weigh("mse", None, ops.ones((5, 2))) == 5.0
     assert weigh("mse", None, ops.ones((5, 2)), ops.full((5,), 3.0)) == 5.0
 
 
-def test_with_a_mask_it_is_over_what_is_shown():
+def test_the_weight_with_a_mask_is_the_number_of_unmasked_tokens():
     assert weigh("mse", None, masked()) == 3.0
 
 
-def test_a_mean_by_weights_is_over_their_sum():
+def test_the_weight_of_a_weighted_mean_is_the_sum_of_weights():
     loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
     assert weigh(loss, None, ops.ones((2, 4)), ops.convert_to_tensor([0.5, 2.0])) == 2.5
     assert weigh(loss, None, masked(), ops.convert_to_tensor([0.5, 2.0])) == 3.0

@@ -47,7 +47,7 @@ def test_a_loss_that_a_layer_adds_may_be_0():
     assert history["loss"] == [0.0, 0.0]
 
 
-def test_a_validation_by_no_loss_is_refused_before_a_step():
+def test_a_validation_without_a_loss_is_refused():
     class Own(Trainer):
         def train_step(self, x, y=None, sample_weight=None):
             return keras.ops.mean(keras.ops.square(self.model(x, training=True)))
@@ -64,7 +64,7 @@ def test_a_validation_by_no_loss_is_refused_before_a_step():
     np.testing.assert_array_equal(model.get_weights()[0], weights[0])
 
 
-def test_what_layers_add_is_a_loss_to_validate_by():
+def test_losses_of_layers_are_enough_for_a_validation():
     x = np.ones((8, 4))
     model = keras.Sequential(
         [

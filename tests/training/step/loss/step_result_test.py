@@ -5,7 +5,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.loss.step_result import check_log_names, read_result
 
 
-def test_a_loss_alone_and_one_of_several_numbers_are_read():
+def test_read_result_takes_a_loss_or_a_dict():
     loss = ops.convert_to_tensor(2.0)
     assert read_result(loss) == (loss, None, {})
     given = {"loss": loss, "weight": 3.0, "soft": ops.convert_to_tensor(1.0), "count": 4}
@@ -28,17 +28,17 @@ def test_a_loss_alone_and_one_of_several_numbers_are_read():
         ({"loss": 1.0, "weight": ops.ones((2,))}, "must return scalars; 'weight' has"),
     ],
 )
-def test_what_is_none_is_refused(result, match):
+def test_invalid_results_are_refused(result, match):
     with pytest.raises(InvalidInputError, match=match):
         read_result(result)
 
 
-def test_a_log_has_a_name_of_its_own():
+def test_a_log_named_like_a_metric_is_refused():
     check_log_names({"soft": 1.0}, {"loss": 1.0, "accuracy": 1.0})
     with pytest.raises(InvalidInputError, match="`train_step` returns 'accuracy', which is also"):
         check_log_names({"soft": 1.0, "accuracy": 1.0}, {"loss": 1.0, "accuracy": 1.0})
 
 
-def test_a_text_is_no_scalar():
+def test_strings_are_refused():
     with pytest.raises(InvalidInputError, match="must return scalars; 'phase' is 'warm'"):
         read_result({"loss": 1.0, "phase": "warm"})
