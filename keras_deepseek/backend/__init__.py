@@ -37,16 +37,7 @@ _DISPLAY_NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 @dataclass(frozen=True)
 class Backend:
-    """The implementations of the six protocols by one framework.
-
-    Args:
-        devices: `Devices`. Devices, their memory, and layers that run on one.
-        compute: `Compute`. Operations on tensors, loops, and values of variables.
-        inference: `Inference`. Compiled models and decoding steps.
-        step: `Step`. One step of training.
-        distribution: `Distribution`. Training on several devices or processes.
-        export: `Export`. Files for other runtimes.
-    """
+    """The implementations of the six protocols by one framework."""
 
     devices: "Devices"
     compute: "Compute"
@@ -59,11 +50,8 @@ class Backend:
 def choose_installed() -> None:
     """Makes Keras run on a framework that is installed, where the user has not named one.
 
-    Keras takes TensorFlow unless `KERAS_BACKEND` or its own settings file names another. Called
-    before Keras is imported; it changes `KERAS_BACKEND` of this process and nothing else.
-
-    Raises:
-        InvalidInputError: `KERAS_BACKEND` names none of the frameworks.
+    Keras takes TensorFlow unless `KERAS_BACKEND` or its own settings file names another. Call this
+    before Keras is imported. It changes `KERAS_BACKEND` of this process and nothing else.
     """
     named = os.environ.get("KERAS_BACKEND")
     if named is not None and named not in NAMES:

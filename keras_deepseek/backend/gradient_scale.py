@@ -9,12 +9,7 @@ from keras_deepseek.backend import current
 
 
 def multiply_gradients(gradients: Sequence[Any], factor: Any) -> list[Any]:
-    """Returns gradients times a factor.
-
-    Args:
-        gradients: Tensors, or `None` where there is none.
-        factor: Scalar tensor, or `None` to leave them as they are.
-    """
+    """Returns gradients times a factor; `None` leaves them as they are."""
     if factor is None:
         return list(gradients)
 

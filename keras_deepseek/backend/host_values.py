@@ -13,8 +13,7 @@ _NOT_OF_NUMPY = {"bfloat16": 2}
 def read_values(variables: Sequence[keras.Variable]) -> list[Array]:
     """Returns copies of the values of variables.
 
-    They are copies since on a CPU the array of a variable may share the memory that the next step
-    writes to.
+    On a CPU the array of a variable may share the memory that the next step writes to.
     """
     return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
 

@@ -74,19 +74,10 @@ def open_batch_source(
     share: tuple[int, int] = (0, 1),
     **arguments: Any,
 ) -> BatchSource:
-    """Returns the source for training data as `keras.Model.fit` takes them.
+    """Returns the source for training data and arguments as `keras.Model.fit` takes them.
 
-    Args:
-        x: The data.
-        shuffle: As in `fit`; `None` for the default of the kind of data.
-        seed: integer. The order of pass `p` is a function of `(seed, p)`.
-        class_weight: As in `fit`.
-        share: The first row of each batch that this process takes, and the step to the next.
-            Defaults to `(0, 1)`, all rows.
-        **arguments: `y`, `sample_weight`, `batch_size` and `steps_per_epoch` of `fit`.
-
-    Raises:
-        NotSupportedError: The position in this kind of data can't be known.
+    The order of pass `p` is a function of `(seed, p)`. `share` is the first row of each batch that
+    this process takes, and the step to the next. `shuffle=None` is the default of the kind of data.
     """
     arguments["class_weight"] = class_weight
     source = _open(x, shuffle, seed, arguments)

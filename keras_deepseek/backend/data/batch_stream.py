@@ -20,9 +20,7 @@ from keras_deepseek.errors import InvalidInputError
 class BatchStream:
     """The batches of a source, epoch by epoch, from any position on.
 
-    Args:
-        source: `BatchSource`.
-        steps_per_epoch: integer, or `None` for one pass an epoch.
+    `steps_per_epoch=None` makes an epoch of one pass.
     """
 
     def __init__(self, source: BatchSource, steps_per_epoch: int | None) -> None:
@@ -54,14 +52,7 @@ class BatchStream:
         return most is not None and length is not None and length < most
 
     def begin_epoch(self, done: int = 0) -> None:
-        """Begins an epoch.
-
-        Args:
-            done: integer. The batches of it that were used before. Defaults to `0`.
-
-        Raises:
-            InvalidInputError: There is no batch.
-        """
+        """Begins an epoch of which `done` batches were used before."""
         self._taken_in_epoch = done
         self.epoch_length = None
         if not done:
@@ -69,7 +60,7 @@ class BatchStream:
         self._in_epoch = True
 
     def end_epoch(self) -> None:
-        """Ends an epoch, and its pass if the last batch of that is known to be used.
+        """Ends an epoch, and its pass if the last batch of the pass is known to be used.
 
         It draws no batch to find out, so that a generator that is trained on again has lost none.
         """
@@ -98,14 +89,7 @@ class BatchStream:
             yield self._take()
 
     def peek(self, count: int) -> list[Any]:
-        """Returns the next batches without taking them, fewer if the pass has no more.
-
-        Args:
-            count: integer. How many.
-
-        Raises:
-            InvalidInputError: There is no batch.
-        """
+        """Returns the next `count` batches without taking them, fewer if the pass has no more."""
         if self._begun is None:
             self._begin_pass()
         self._fill(count)
@@ -120,12 +104,9 @@ class BatchStream:
         return list(self._buffer)[:count]
 
     def look_ahead(self, count: int) -> list[Any]:
-        """Returns the next batches of the epoch without taking them, fewer at its end.
+        """Returns up to `count` next batches of the epoch without taking them.
 
         Errors in them are raised when they are taken.
-
-        Args:
-            count: integer. How many at most.
         """
         if not self._in_epoch or self.epoch_length is not None:
             return []
@@ -135,11 +116,9 @@ class BatchStream:
         return list(self._buffer)[:count]
 
     def read_position(self, done: int = 0) -> dict[str, Any]:
-        """Returns the position of the stream.
+        """Returns the position of the stream after `done` batches of the epoch.
 
-        Args:
-            done: integer. The batches of the epoch that were used: Keras may have taken one ahead.
-                Defaults to `0`, between epochs.
+        Keras may have taken one batch more than it used.
         """
         return {
             "kind": self.source.kind,
@@ -153,15 +132,9 @@ class BatchStream:
         }
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Goes to a position, on data that are fresh in this process.
+        """Goes to a position of `read_position`, on data that are fresh in this process.
 
         It changes the global random number generators of the process if the data use them.
-
-        Args:
-            position: dict that `read_position` returned.
-
-        Raises:
-            InvalidInputError: The data differ.
         """
         here = self.read_position()
         for name in ("kind", "num_batches", "steps_per_epoch"):
@@ -252,12 +225,7 @@ class BatchStream:
 
 
 class Epochs:
-    """An iterable over the batches of an epoch, with a function applied to each array.
-
-    Args:
-        make_batches: Function that returns an iterator of batches.
-        change: Function from an array to what a step takes.
-    """
+    """An iterable over the batches of an epoch, with `change` applied to each array."""
 
     def __init__(
         self, make_batches: Callable[[], Iterator[Any]], change: Callable[[Any], Any]

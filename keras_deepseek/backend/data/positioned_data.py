@@ -15,9 +15,6 @@ class PositionedData(DataAdapter):
 
     Keras is told no number of batches, so that it never runs out of them and never begins a pass
     itself. The epochs of the stream end those of Keras.
-
-    Args:
-        stream: `BatchStream`.
     """
 
     num_batches = None
@@ -30,11 +27,7 @@ class PositionedData(DataAdapter):
         self._batch: dict[str, Any] = {}
 
     def open(self) -> None:
-        """Reads the shapes of the first two batches for `symbolic_batch`.
-
-        Raises:
-            InvalidInputError: There is no batch.
-        """
+        """Reads the shapes of the first two batches for `symbolic_batch`."""
         batches = self.stream.peek(2)
         if len({_count_leaves(batch) for batch in batches}) > 1:
             # For example if only some have weights. Only TensorFlow rejects that.
@@ -62,9 +55,6 @@ class PositionedData(DataAdapter):
 
         TensorFlow traces for the sizes of the specs, and the two first batches may be equal by
         chance. Where the inputs may have any size, so may targets and weights of the same length.
-
-        Args:
-            inputs: The inputs of the model, in its order.
         """
         x, *others = keras.utils.unpack_x_y_sample_weight(self._batch["structure"])
         named = {tensor.name: tensor for tensor in inputs}
@@ -100,34 +90,19 @@ class PositionedData(DataAdapter):
                 leaf["all"][axis] = None
 
     def read_position(self, done: int = 0) -> dict[str, Any]:
-        """Returns the position of the data.
-
-        Args:
-            done: integer. The batches of the epoch that were used. Defaults to `0`, between epochs.
-        """
+        """Returns the position of the data after `done` batches of the epoch."""
         return {**self.stream.read_position(done), "batch": self._batch}
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Goes to a position, on data that are fresh in this process.
-
-        Args:
-            position: dict that `read_position` returned.
-
-        Raises:
-            InvalidInputError: The data differ.
-        """
+        """Goes to a position of `read_position`, on data that are fresh in this process."""
         self.stream.go_to(position)
         self._batch = position["batch"]
 
     def symbolic_batch(self, sizes: str = "first") -> Any:
         """Returns `KerasTensor`s of the shapes of the very first batch, at any position.
 
-        A step that was traced for other shapes may round differently, so the shapes are part of the
-        position.
-
-        Args:
-            sizes: string. `"first"` for the sizes of that batch, or `"all"` for `None` where the
-                second one differed. Defaults to `"first"`.
+        With `sizes="all"`, a size that differed in the second batch is `None`. A step that was
+        traced for other shapes may round differently, so the shapes are part of the position.
         """
 
         def tensor(index: int) -> keras.KerasTensor | None:

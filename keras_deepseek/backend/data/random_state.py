@@ -19,13 +19,10 @@ from keras_deepseek.backend.keras_private.global_seed import (
 
 
 def seed_generators(seed: int) -> None:
-    """Seeds every global random number generator.
+    """Seeds every global random number generator; `seed` is below 2**32.
 
     That includes PyTorch's if it is imported and Keras runs on another framework: its `DataLoader`
     draws the order of the data from it.
-
-    Args:
-        seed: integer from 0 to 2**32 - 1.
     """
     keras.utils.set_random_seed(seed)
     if "torch" in sys.modules:
@@ -35,9 +32,7 @@ def seed_generators(seed: int) -> None:
 def read_random_state(*, makes_missing: bool = True) -> dict[str, Any]:
     """Returns a copy of the state of every global random number generator.
 
-    Args:
-        makes_missing: boolean. Whether to create Keras's generator if there is none, with a seed
-            from Python's. Defaults to `True`.
+    `makes_missing` creates Keras's generator if there is none, with a seed from Python's.
     """
     seed_state = None
     if makes_missing or has_global_seed():  # Must be first: it may draw from Python's generator.

@@ -13,17 +13,7 @@ CLASSIFY, REGRESS = "serving_classify", "serving_regress"
 
 
 def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | None) -> Array:
-    """Returns the score of each class for each row, by the name of the class.
-
-    Args:
-        loaded: The SavedModel, as TensorFlow loaded it.
-        rows: Arrays by input name.
-        classes: The names of the classes, in the order of the columns to return. `None` for
-            numbers.
-
-    Raises:
-        ExportError: The artifact names other classes.
-    """
+    """Returns the score of each class for each row, in the order of `classes`."""
     found = _call(loaded, CLASSIFY, rows)
     scores, names = found["scores"], found["classes"]
     wanted = [str(index) for index in range(scores.shape[-1])] if classes is None else classes
@@ -45,15 +35,7 @@ def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | No
 
 
 def regress(loaded: Any, rows: Mapping[str, Array]) -> Array:
-    """Returns the value of each row.
-
-    Args:
-        loaded: The SavedModel, as TensorFlow loaded it.
-        rows: Arrays by input name.
-
-    Raises:
-        ExportError: The artifact has no such signature.
-    """
+    """Returns the value that the `serving_regress` signature gives each row."""
     return _call(loaded, REGRESS, rows)["outputs"]
 
 
@@ -67,11 +49,7 @@ def _call(loaded: Any, name: str, rows: Mapping[str, Array]) -> dict[str, Array]
 
 
 def serialize_examples(rows: Mapping[str, Array]) -> list[bytes]:
-    """Returns each row of a batch as a serialized `tf.train.Example`.
-
-    Args:
-        rows: Arrays by input name, of as many rows each.
-    """
+    """Returns each row of a batch as a serialized `tf.train.Example`."""
     tf = import_tensorflow("to make examples")
 
     def feature(values: Array) -> Any:

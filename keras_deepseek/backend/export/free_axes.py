@@ -15,12 +15,7 @@ BATCH = "batch"
 
 
 def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> None:
-    """Traces a model with independent free lengths, and with shared ones if that fails.
-
-    Args:
-        signature: `Signature`.
-        trace: Function of the shapes that traces the model and may raise anything.
-    """
+    """Traces a model with independent free lengths, and with shared ones if that fails."""
     try:
         trace(name_axes(signature, are_shared=False))
     except Exception:  # Exporters raise any error.
@@ -35,18 +30,9 @@ def count_free_lengths(signature: Signature) -> int:
 
 
 def name_axes(signature: Signature, *, are_shared: bool) -> Shapes:
-    """Returns the shapes of the inputs with names for the free axes. The first axis is the batch.
+    """Returns the shapes of the inputs with names for the free axes. The first is the batch.
 
-    Args:
-        signature: `Signature`.
-        are_shared: boolean. Whether free axes at the same position of two inputs have one name.
-
-    Example:
-
-    >>> from keras_deepseek.artifacts.signature import Signature, TensorSpec
-    >>> tokens = TensorSpec("tokens", (None, None), "int32")
-    >>> name_axes(Signature(inputs=(tokens,), outputs=()), are_shared=False)
-    {'tokens': ('batch', 'tokens_axis_1')}
+    `are_shared` gives free axes at the same position of two inputs one name.
     """
 
     def name(owner: str, axis: int) -> str:

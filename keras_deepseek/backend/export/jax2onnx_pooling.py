@@ -9,8 +9,8 @@ _MOST_POOLED = 3
 def pool_over_fewer_axes(path: str) -> None:
     """Rewrites each `MaxPool` of an ONNX file that pools over more axes than onnxruntime can.
 
-    jax2onnx puts two axes of size 1 in front of a tensor, and pools over all of its own. Two of
-    these, the batch and the channels, have windows of 1. They take the place of the two in front.
+    jax2onnx adds two axes of size 1 in front, and pools over all of the tensor's own. The batch and
+    the channels, which have windows of 1, take the place of the added axes.
     """
     import onnx
 

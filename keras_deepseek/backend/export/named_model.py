@@ -32,17 +32,11 @@ class NamedModel:
 
     A name is the key in a dict of inputs or outputs; else the name that the user gave to the
     `Input` or to the output layer; else `input_0`, `output_0` and so on. Names that Keras counted
-    up (`dense_7`) are not used: they differ between processes, so two exports of one model would
-    differ. Nor is the name of an output layer that equals an input's.
+    up (`dense_7`) are not used, since they differ between processes. Nor is the name of an output
+    layer that equals an input's.
 
-    Args:
-        model: `keras.Model`: Functional, Sequential, or a subclass that was called or built.
-        precision: string. `"float16"` or `"bfloat16"`: layers compute in it as under Keras's mixed
-            policies, and inputs and outputs keep their dtype. Defaults to `None`, the model's own
-            precision.
-
-    Raises:
-        InvalidInputError: The model is not built, so its inputs are unknown.
+    With `precision` `"float16"` or `"bfloat16"`, layers compute in it as under Keras's mixed
+    policies, and inputs and outputs keep their dtype.
     """
 
     def __init__(self, model: keras.Model, precision: str | None = None) -> None:
@@ -67,14 +61,7 @@ class NamedModel:
         )
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the model in inference mode on the backend's tensors.
-
-        Args:
-            inputs: Tensors by input name.
-
-        Returns:
-            A dict of tensors by output name.
-        """
+        """Runs the model in inference mode on the backend's tensors, by name."""
         packed = self.pack_inputs(inputs)
         if self.precision is None:
             return self.name_outputs(self.model(packed, training=False))

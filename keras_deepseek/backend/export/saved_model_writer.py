@@ -20,17 +20,10 @@ def save_as_saved_model(
     signatures: ServingSignatures,
     **options: Any,
 ) -> None:
-    """Writes a model as a SavedModel with a `serving_default` signature by its names.
+    """Writes a model as a SavedModel with a `serving_default` signature, in an empty folder.
 
-    Args:
-        model: `NamedModel`.
-        path: An empty folder.
-        signatures: `ServingSignatures`, which can be written from TensorFlow only.
-        **options: Arguments of Keras's `ExportArchive.add_endpoint`.
-
-    Raises:
-        MissingExtraError: TensorFlow is not installed.
-        NotSupportedError: The model can't have these signatures.
+    `options` are arguments of Keras's `ExportArchive.add_endpoint`. `signatures` can be written
+    from TensorFlow only.
     """
     tf = import_tensorflow("to write a SavedModel")
     specs = {
@@ -61,10 +54,7 @@ def save_as_saved_model(
 
 
 def _trace_once(function: Any, spec: Any) -> Any:
-    """Returns a traced TensorFlow function that calls a function which is not traced again.
-
-    A traced function is traced once more while it is saved, in another context.
-    """
+    """Returns a traced TensorFlow function that is not traced again while it is saved."""
     tf = import_tensorflow("to write a SavedModel")
 
     def traced(function: Any) -> Any:
@@ -81,12 +71,7 @@ def _trace_once(function: Any, spec: Any) -> Any:
 
 
 class _ExampleSignatures:
-    """Functions of serialized examples, for TF Serving's Classify and Regress.
-
-    Args:
-        model: `NamedModel`.
-        signatures: `ServingSignatures`.
-    """
+    """Functions of serialized examples, for TF Serving's Classify and Regress."""
 
     def __init__(self, model: NamedModel, signatures: ServingSignatures) -> None:
         self._model = model

@@ -11,10 +11,9 @@ class ServingSignatures:
     """The further signatures of a SavedModel, which read serialized `tf.train.Example`s.
 
     Args:
-        classes: tuple of strings. The names of the classes for `serving_classify`, in the order of
-            the model's output. Defaults to `None`: there is no such signature.
-        regresses: boolean. Whether to write `serving_regress`, for an output of one value a row.
-            Defaults to `False`.
+        classes: The names of the classes for `serving_classify`, in the order of the model's
+            output. `None`: no such signature.
+        regresses: True to write `serving_regress`, for an output of one value a row.
     """
 
     classes: tuple[str, ...] | None = None
@@ -24,15 +23,7 @@ class ServingSignatures:
         return self.classes is not None or self.regresses
 
     def check(self, signature: Signature) -> None:
-        """Checks that a model's inputs can be read from examples, and that its output fits.
-
-        Args:
-            signature: `Signature` of the model.
-
-        Raises:
-            InvalidInputError: An input has a free size, or the output is not one value for each
-                class.
-        """
+        """Refuses a model whose inputs can't be read from examples, or whose output doesn't fit."""
         free = [spec for spec in signature.inputs if None in spec.shape[1:]]
         if self and free:
             raise InvalidInputError(

@@ -102,9 +102,8 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Writes `FloorMod`, whose result has the sign of `y`.
 
-    For floats it is `Mod` with the sign of `x`, plus `y` where the signs differ. tf2onnx writes `x
-    - floor(x / y) y`, which loses all digits where `x` is large beside `y`, and for integers a
-    result with the sign of `x`.
+    Floats take `Mod`, plus `y` where the signs differ. tf2onnx's `x - floor(x / y) y` loses all
+    digits where `x` is large beside `y`, and gives integers the sign of `x`.
     """
     from tf2onnx.onnx_opset.math import FloorMod
 
@@ -155,8 +154,8 @@ def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Writes the extremes by segments as `ScatterND`; tf2onnx does not write them for integers.
 
-    An empty segment gets the lowest number, as in TensorFlow: tf2onnx writes infinity. Numbers of
-    negative segments are dropped: they go into one more segment, which is cut off.
+    An empty segment gets the lowest number, as in TensorFlow. Numbers of negative segments go into
+    one more segment, which is cut off.
     """
     from tf2onnx.onnx_opset.reduction import SegmentSum
     from tf2onnx.utils import map_onnx_to_numpy_type

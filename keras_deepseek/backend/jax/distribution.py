@@ -84,10 +84,9 @@ class JaxDistribution(Distribution):
 def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
     """Activates a distribution, which then takes batches of any number of rows.
 
-    A batch that can't be divided into equal parts is put on every device as a whole. Keras itself
-    fails there. The results are those of one device.
-
-    On CPU devices that share threads, each step ends before the next begins: see `share_threads`.
+    A batch that can't be divided into equal parts is put on every device as a whole; Keras itself
+    fails there. On CPU devices that share threads, each step ends before the next begins: see
+    `share_threads`.
     """
 
     def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:

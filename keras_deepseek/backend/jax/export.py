@@ -123,8 +123,7 @@ def _iota_for_free_sizes() -> Iterator[None]:
 def _attention_in_parts() -> Iterator[None]:
     """Replaces `jax.nn.dot_product_attention` by its single operations.
 
-    For a query whose keys are all masked, jax2onnx's own version returns zeros. JAX and the other
-    backends return the mean of the values.
+    jax2onnx's version returns zeros for a query whose keys are all masked, instead of the mean.
     """
     with temporary_attributes(jax.nn, dot_product_attention=_attend):
         yield

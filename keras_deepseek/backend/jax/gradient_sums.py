@@ -22,8 +22,7 @@ class GradientSums:
     def sum(self, tensors: Sequence[Any]) -> list[Any]:
         """Returns the sums of tensors over all devices.
 
-        Args:
-            tensors: Tensors, in the reverse of the order in which the backward pass finds them.
+        The tensors come in the reverse of the order in which the backward pass finds them.
         """
         sums: list[Any] = []
         for bucket in _cut(tensors[::-1]):
@@ -33,13 +32,7 @@ class GradientSums:
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, residual: Any
     ) -> tuple[list[Any], Any]:
-        """Returns the sums of float32 gradients, and this device's residual for the next step.
-
-        Args:
-            gradients: float32 tensors.
-            compression: `Compression`.
-            residual: float32 vector of this device.
-        """
+        """Returns the sums of float32 gradients, and this device's residual for the next step."""
         num_weights = sum(tensor.size for tensor in gradients)
         before, factors = residual[:num_weights], residual[num_weights:]
         sums: list[Any] = []
@@ -63,7 +56,7 @@ class GradientSums:
         return sums[::-1], jnp.concatenate([*rests, *next_factors])
 
     def _sum_rounded(self, exact: Any, dtype: str) -> tuple[Any, Any]:
-        """Returns the sum of a float32 vector over all devices, and what rounding lost on this one.
+        """Returns the sum of a float32 vector over all devices, and this one's rounding errors.
 
         Each device adds up one part of the vector in float32. A ring reduction would round at each
         hop.
@@ -88,13 +81,8 @@ class GradientSums:
     ) -> tuple[Any, Any, list[Any]]:
         """Returns the sum of a float32 vector over all devices, with low-rank matrices.
 
-        It also returns what was not sent from here, and the factors for the next step, as vectors.
-
-        Args:
-            exact: float32 vector.
-            shapes: The shapes of the gradients in it.
-            low_rank: `LowRank`.
-            factors: float32 vector that begins with the `Q^T` of the matrices.
+        It also returns what was not sent from here, and the factors for the next step. `factors`
+        begins with the `Q^T` of the matrices.
         """
         layout = [low_rank.matrix_shape(shape) for shape in shapes]
         ends = [sum(map(math.prod, shapes[: index + 1])) for index in range(len(shapes))]

@@ -111,12 +111,7 @@ class JaxReplicas:
         return divides
 
     def own_variable(self, value: Array, name: str) -> keras.Variable:
-        """Returns a float32 variable that has a value of its own on each device.
-
-        Args:
-            value: Vector. The initial value, the same on all devices.
-            name: string.
-        """
+        """Returns a float32 variable that differs by device and begins as `value`, a vector."""
         values = self._place(np.tile(value, jax.local_device_count()))
         around = keras.distribution.distribution()
         keras.distribution.set_distribution(None)  # A distribution would give it one value on all.

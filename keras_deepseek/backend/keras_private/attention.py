@@ -8,11 +8,7 @@ import keras
 def attention_projections(attention: keras.Layer) -> dict[str, keras.Layer]:
     """Returns the projections of a built attention layer of Keras by name.
 
-    Args:
-        attention: `keras.layers.MultiHeadAttention` or `GroupQueryAttention`.
-
-    Returns:
-        A dict of layers: "query", "key", "value", "output", and "gate" if there is one.
+    The names are "query", "key", "value", "output", and "gate" if there is one.
     """
     names = ("query", "key", "value", "gate", "output")
     found = {name: getattr(attention, f"_{name}_dense", None) for name in names}
@@ -24,13 +20,8 @@ def attend(
 ) -> Any:
     """Returns the heads of a Keras attention layer from projected tensors.
 
-    Args:
-        attention: `keras.layers.MultiHeadAttention` or `GroupQueryAttention`.
-        query: Tensor of shape `(batch_size, query_length, num_heads, dim)`.
-        key: Tensor of shape `(batch_size, key_length, num_heads, dim)`.
-        value: Tensor of the shape of `key`, except for `dim`.
-        mask: Boolean tensor that broadcasts to `(batch_size, query_length, key_length)`.
-        training: boolean or `None`. Whether to drop attention weights.
+    The tensors have the shape `(batch_size, length, num_heads, dim)`. The boolean mask broadcasts
+    to `(batch_size, query_length, key_length)`.
     """
     return attention._compute_attention(query, key, value, attention_mask=mask, training=training)[
         0

@@ -24,8 +24,7 @@ def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
 def active_callbacks(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
     """Returns the callbacks of the training that calls a callback, including that one.
 
-    Keras gives a callback no access to the others. So it searches the call stack for the list of
-    callbacks that called it.
+    Keras gives no access to the others, so this searches the call stack for their list.
     """
     frame = inspect.currentframe()
     while frame is not None:

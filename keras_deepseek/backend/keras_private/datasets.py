@@ -31,16 +31,10 @@ _KINDS = {
 
 
 def find_data_adapter(x: Any, **arguments: Any) -> tuple[str | None, Any]:
-    """Returns the kind of some training data, and Keras's adapter for them.
+    """Returns the kind of training data as `fit` takes them, and Keras's adapter for them.
 
-    Args:
-        x: Training data as `keras.Model.fit` takes it.
-        **arguments: `y`, `sample_weight`, `batch_size`, `steps_per_epoch`, `shuffle` and
-            `class_weight` of `fit`.
-
-    Returns:
-        `"arrays"`, `"generator"`, `"Grain"`, `"PyDataset"`, `"tf.data"`, `"DataLoader"`, or `None`
-        for another kind; and the adapter.
+    The kind is `"arrays"`, `"generator"`, `"Grain"`, `"PyDataset"`, `"tf.data"`, `"DataLoader"`, or
+    `None` for another.
     """
     adapter = keras.src.trainers.data_adapters.get_data_adapter(x, **arguments)
     return _KINDS.get(type(adapter).__name__), adapter
@@ -49,8 +43,7 @@ def find_data_adapter(x: Any, **arguments: Any) -> tuple[str | None, Any]:
 def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
     """Returns the number of rows of an adapter's arrays, and a function from indices to a batch.
 
-    A batch holds NumPy arrays. On PyTorch it holds tensors where the data are tensors: those of a
-    GPU stay on it.
+    A batch holds NumPy arrays. On PyTorch, data that are tensors stay tensors, on their GPU.
     """
     slicing = keras.src.trainers.data_adapters.array_slicing
     target, convert = "numpy", "convert_to_numpy"

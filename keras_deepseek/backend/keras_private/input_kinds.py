@@ -28,12 +28,11 @@ class InputKind:
     """The numbers that an input expects.
 
     Args:
-        vocabulary: integer. The fewest rows of an `Embedding` that it is looked up in, or `None`.
-        scale: The mean and the standard deviation, which broadcast to a batch, that a directly
-            connected `Normalization` or `Rescaling` standardizes.
-        mask_value: float. The padding of a directly connected `Masking`, `Hashing` or
-            `IntegerLookup`.
-        known: `KnownNumbers` of a layer that knows only some numbers, such as `IntegerLookup`.
+        vocabulary: The fewest rows of an `Embedding` that looks the input up, or `None`.
+        scale: The mean and the standard deviation of a directly connected `Normalization` or
+            `Rescaling`; they broadcast to a batch.
+        mask_value: The padding of a directly connected `Masking`, `Hashing` or `IntegerLookup`.
+        known: The numbers of a layer that knows only some, such as `IntegerLookup`.
     """
 
     vocabulary: int | None = None
@@ -53,17 +52,10 @@ class InputKind:
 
 
 def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
-    """Returns the kind of each flat input of a model.
+    """Returns the kind of each flat input of a model; all are equal if it is not Functional.
 
-    It follows an input through the graph of a Functional model and the models inside. A layer of
-    another kind that holds embeddings counts for each input that reaches it.
-
-    Args:
-        model: `keras.Model`, or a layer.
-        num_inputs: integer. The number of its flat inputs.
-
-    Returns:
-        A list in the order of the flat inputs. For a model that is not Functional, all are equal.
+    It follows an input through the graph and the models inside. A layer of another kind that holds
+    embeddings counts for each input that reaches it.
     """
     graph = functional_graph(model)
     if graph is None:
@@ -137,11 +129,8 @@ def _sources(
 ) -> Iterator[int]:
     """Yields the indices of the inputs that a tensor is computed from.
 
-    Args:
-        tensor: `keras.KerasTensor`.
-        places: dict from the identity of an input to its index.
-        only_as_it_is: boolean. Whether to follow only operations that change no number. By default
-            all are followed except those that renumber.
+    `places` maps the identity of an input to its index. `only_as_it_is` follows only operations
+    that change no number; otherwise all are followed except those that renumber.
     """
     seen: set[int] = set()
     waiting = [tensor]

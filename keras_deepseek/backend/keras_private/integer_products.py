@@ -11,11 +11,7 @@ _IN_FLOAT32_ON_TENSORFLOW = {"Dot", "Einsum", "Inner", "Matmul", "Tensordot", "V
 def integer_products(model: keras.Layer) -> list[str]:
     """Returns the operations of a model's graph that multiply and add integers.
 
-    Args:
-        model: `keras.Layer`. In one that is no graph, none are found.
-
-    Returns:
-        A list of strings, for example `"Einsum 'einsum_1'"`.
+    An entry is, for example, `"Einsum 'einsum_1'"`. A model without a graph has none.
     """
     graph = functional_graph(model)
     found = []

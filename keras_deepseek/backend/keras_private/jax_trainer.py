@@ -75,8 +75,7 @@ def changed_steps(change: Callable[[Any], Any]) -> Iterator[None]:
 def changed_data_distribution(distribute: Callable[[Any, Any, str], Any]) -> Iterator[None]:
     """Replaces the function by which Keras puts an array on devices, until the block ends.
 
-    Args:
-        distribute: Function of an array, its layout, and the name of the batch axis.
+    `distribute` takes an array, its layout, and the name of the batch axis.
     """
     library = keras.src.backend.distribution_lib
     by_keras = library.distribute_data_input

@@ -33,15 +33,9 @@ def load_keras_file(
 ) -> keras.Model:
     """Returns the model in a `.keras` file, not compiled.
 
-    Args:
-        path: The file.
-        custom_objects_from: Modules, by name or by `.py` file, that define its custom classes.
-            Defaults to `()`.
-        is_own: boolean. Whether this library has just written the file from a live model. Then the
-            code of its `Lambda` layers may run, as it does in the model. Defaults to `False`.
-
-    Raises:
-        InvalidInputError: There is no such file or module, or Keras can't load the model.
+    `custom_objects_from` are modules, by name or by `.py` file, that define its custom classes.
+    `is_own` lets the code of `Lambda` layers run: this library has just written the file from a
+    live model.
     """
     check_file_exists(path, KERAS_FILE)
     for source in check_sources("custom_objects_from", custom_objects_from):
@@ -75,14 +69,7 @@ def _explain(error: Exception) -> str:
 
 
 def import_source(source: str | os.PathLike[str]) -> None:
-    """Imports a module by name or `.py` file, so that Keras finds the classes in it.
-
-    Args:
-        source: For example `"my_project.layers"` or `"my_layers.py"`.
-
-    Raises:
-        InvalidInputError: It can't be imported.
-    """
+    """Imports a module by name or `.py` file, so that Keras finds the classes in it."""
     name = os.fspath(source)
     try:
         if name.endswith(".py"):

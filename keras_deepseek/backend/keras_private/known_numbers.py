@@ -33,10 +33,7 @@ _FEWEST_POSITIONS = 8
 class KnownNumbers:
     """Numbers that a layer knows.
 
-    Args:
-        values: array. If the layer takes other numbers, it holds some that are not in its
-            vocabulary.
-        takes_others: boolean. Whether the layer takes any other number as well.
+    If it `takes_others`, `values` hold some numbers that are not in its vocabulary.
     """
 
     values: Array
@@ -54,12 +51,7 @@ class KnownNumbers:
         return KnownNumbers(both, takes_others=False) if len(both) else self
 
     def of_dtype(self, dtype: Any, below: int | None) -> Array:
-        """Returns the numbers that fit a dtype and a table.
-
-        Args:
-            dtype: NumPy dtype, of integers or floats.
-            below: integer. The rows of a table that is indexed by the numbers, or `None`.
-        """
+        """Returns the numbers that fit a dtype, and a table of `below` rows that they index."""
         values = self.values
         if np.dtype(dtype).kind in "iu":
             limits = np.iinfo(dtype)
@@ -103,11 +95,7 @@ def longest_sequence(model: keras.Layer) -> int | None:
 
 
 def layers_by_tensorflow(model: keras.Layer) -> list[str]:
-    """Returns the layers in the graphs of a model that need TensorFlow's tables and hashes.
-
-    Args:
-        model: `keras.Model`. In one that is no graph, none are found.
-    """
+    """Returns the layers in a model's graphs that need TensorFlow's tables and hashes."""
     if isinstance(model, _BY_TENSORFLOW):
         return [f"{type(model).__name__} {model.name!r}"]
     operations = getattr(functional_graph(model), "operations", ())

@@ -31,15 +31,11 @@ def temporary_policy(
     exact_inputs: Collection[keras.Layer] = (),
     casts_embedding_tables: bool = False,
 ) -> Iterator[None]:
-    """Makes layers compute by another dtype policy until the block ends.
+    """Makes built layers compute by another dtype policy until the block ends.
 
-    Args:
-        layers: Layers, built.
-        policy: `keras.DTypePolicy`.
-        exact_inputs: The layers among them whose inputs are not cast: see `find_exact_inputs`.
-            Defaults to `()`.
-        casts_embedding_tables: boolean. Casts the whole table of an embedding instead of the rows
-            that it looks up. A constant table is then half as large. Defaults to `False`.
+    The inputs of `exact_inputs` are not cast: see `find_exact_inputs`. `casts_embedding_tables`
+    casts the whole table of an embedding instead of the rows that it looks up; a constant table is
+    then half as large.
     """
     # Setting attributes would be slow: Keras and PyTorch inspect each.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
@@ -64,17 +60,11 @@ def temporary_policy(
 
 
 def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:
-    """Returns the layers of a model that may compute by another policy than their own.
+    """Returns the layers of a built model that may compute by another policy than their own.
 
     An output layer that ends in softmax or sigmoid keeps its own: in half precision a probability
-    rounds to 1 and its loss to 0 (Keras's guide on mixed precision says the same). So does a
-    `Normalization`, whose inputs may exceed float16, and a layer that tells whole numbers apart,
-    such as `CategoryEncoding`.
-
-    Args:
-        model: `keras.Model`, built.
-        includes_quantized: boolean. Whether to return quantized layers as well. Defaults to
-            `False`.
+    rounds to 1 and its loss to 0. So does a `Normalization`, whose inputs may exceed float16, and a
+    layer that tells whole numbers apart, such as `CategoryEncoding`.
     """
     probabilities = (keras.activations.softmax, keras.activations.sigmoid)
     keep = {
@@ -95,13 +85,9 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
 def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers whose inputs may be whole numbers that a later layer needs exactly.
 
-    Token ids in floating point, such as those of an `Input` without a dtype, are whole numbers that
-    half precision would round: bfloat16 has no 257. An embedding or a preprocessing layer takes
-    them. The result holds the layers that contain such a layer, and those without weights that may
-    come before it: in a graph, those that do; in another layer, all that it holds itself.
-
-    Args:
-        model: `keras.Model`, built.
+    Half precision would round token ids in floating point: bfloat16 has no 257. The result holds
+    the layers that contain an embedding or a preprocessing layer, and those without weights that
+    may come before it: in a graph, those that do; in another layer, all that it holds itself.
     """
     holders = [
         layer

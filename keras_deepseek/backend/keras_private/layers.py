@@ -41,10 +41,6 @@ def delete_variables(layer: keras.Layer, names: Iterable[str]) -> None:
     """Deletes attributes of a layer that are variables.
 
     `del` collects garbage for each, which takes a tenth of a second or more in a large model.
-
-    Args:
-        layer: `keras.Layer`.
-        names: strings. The names of the attributes.
     """
     for name in names:
         layer._untrack_variable(getattr(layer, name))

@@ -16,13 +16,10 @@ def compute_training_loss(
 
 @contextmanager
 def losses_in_float32(model: keras.Model) -> Iterator[None]:
-    """Makes a model pass its outputs to losses and metrics in float32 until the block ends.
+    """Makes a compiled model pass outputs to losses and metrics in float32, in the block.
 
     It also casts the losses that layers add: TensorFlow adds no numbers of two dtypes. Only half
     precision is cast.
-
-    Args:
-        model: `keras.Model`, compiled.
     """
 
     def whole(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,12 +7,7 @@ import keras
 
 
 def set_mask(tensor: Any, mask: Any) -> Any:
-    """Returns a tensor with a mask that Keras does not replace.
-
-    Args:
-        tensor: A tensor that a layer's `call` returns.
-        mask: Boolean tensor, or `None` for no mask.
-    """
+    """Returns the output of a layer's `call` with a mask that Keras does not replace."""
     if mask is not None:
         keras.src.backend.set_keras_mask(tensor, mask)
     return tensor
@@ -24,12 +19,7 @@ def output_masks(y_pred: Any) -> list[Any]:
 
 
 def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
-    """Maps a function over a structure, and over the masks of its leaves.
-
-    Args:
-        function: Function of a leaf. It is called for masks, too.
-        structure: Structure of tensors and other leaves.
-    """
+    """Maps a function over the leaves of a structure, and over the masks of its leaves."""
 
     def run(leaf: Any) -> Any:
         made, mask = function(leaf), keras.src.backend.get_keras_mask(leaf)

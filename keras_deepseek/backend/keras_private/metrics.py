@@ -10,11 +10,9 @@ from keras_deepseek.backend.keras_private.losses import in_float32
 
 
 def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
-    """Updates the metrics of a compiled model by a batch.
+    """Updates the metrics of a compiled model by a batch, with outputs in float32.
 
     It respects an override of `compute_metrics`.
-
-    The metrics get outputs in float32. Nothing is differentiated through them.
     """
 
     def detach(output: Any) -> Any:

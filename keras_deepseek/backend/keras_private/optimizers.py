@@ -83,11 +83,8 @@ def temporary_update(
 ) -> Iterator[None]:
     """Replaces the update of an optimizer on PyTorch, weight decay included, until the block ends.
 
-    Args:
-        optimizer: `keras.optimizers.Optimizer`.
-        update: Function of gradients, variables and the learning rate, called once a step.
-        clip: Function of the optimizer's own clipping and the gradients. Defaults to `None`: the
-            optimizer clips as it does.
+    `update` takes gradients, variables and the learning rate, once a step. `clip` takes the
+    optimizer's own clipping and the gradients; `None` clips as the optimizer does.
     """
     own: dict[str, Any] = {
         "_backend_update_step": update,
@@ -109,11 +106,9 @@ def temporary_update_parts(
 ) -> Iterator[None]:
     """Changes the functions by which an optimizer updates its weights, until the block ends.
 
-    Args:
-        optimizer: `keras.optimizers.Optimizer`.
-        change: Function that changes a function of gradients, variables and the learning rate.
-        change_single: The same for a function of one gradient, its variable and the rate.
-        clip: Function of the optimizer's own clipping and the gradients.
+    `change` takes and returns a function of gradients, variables and the learning rate;
+    `change_single` one of a single gradient and variable. `clip` takes the optimizer's own clipping
+    and the gradients.
     """
     by_keras = optimizer._apply_weight_decay
 
@@ -149,8 +144,7 @@ def weight_slots(
 ) -> list[tuple[keras.Variable, keras.Variable]]:
     """Returns the variables of a built optimizer that belong to one weight, each with the weight.
 
-    Args:
-        optimizer: `keras.optimizers.Optimizer`, not a `LossScaleOptimizer`.
+    It takes no `LossScaleOptimizer`.
     """
     weights = list(optimizer._trainable_variables)
     found = []
@@ -176,9 +170,8 @@ def making_slots(
 ) -> Iterator[None]:
     """Makes a function create the slots of an optimizer, until the block ends.
 
-    Args:
-        optimizer: `keras.optimizers.Optimizer`, not a `LossScaleOptimizer`.
-        make: Function of a weight, and of a function that creates the variable and returns it.
+    `make` takes a weight, and a function that creates the variable and returns it. No
+    `LossScaleOptimizer` is taken.
     """
 
     def add(reference_variable: keras.Variable, *args: Any, **kwargs: Any) -> keras.Variable:

@@ -13,15 +13,8 @@ from keras_deepseek.backend.keras_private.layers import (
 def layers_by_output(model: NamedModel) -> dict[str, list[keras.Layer]]:
     """Returns the layers that each output may depend on, including those inside other layers.
 
-    In a Functional or Sequential model these are the layers on a path from an input to the output.
-    A layer that holds layers, such as an inner model, counts with all of them. In a model with its
-    own `call`, each output counts for all layers.
-
-    Args:
-        model: `NamedModel`.
-
-    Returns:
-        A dict of lists by output name.
+    In a graph these are the layers on a path from an input to the output. In a model with its own
+    `call`, each output counts for all layers.
     """
     names = [spec.name for spec in model.signature.outputs]
     if not is_container(model.model) or functional_graph(model.model) is None:

@@ -11,8 +11,8 @@ from keras_deepseek.backend.keras_private.masks import split_floats
 def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that runs later as if it were called now.
 
-    It restores training mode and autocasting, which layers take from their caller; and the device,
-    which each thread has its own of: PyTorch's backward pass has a thread for each GPU.
+    It restores training mode and autocasting; and the device, which differs by thread: PyTorch's
+    backward pass has a thread for each GPU.
     """
     state = keras.src.backend.common.global_state
     names = ("current_call_ctx", "autocast_scope", "torch_device")
@@ -32,11 +32,9 @@ def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Callable[..., Any]:
-    """Returns a function whose second call does the same as the first, and assigns nothing.
+    """Returns a function whose second call repeats the first, and assigns no `states`.
 
-    Args:
-        call: Function.
-        states: The variables that it assigns, such as the seed of a dropout.
+    A state is, for example, the seed of a dropout.
     """
     first: list[Any] = []
 
@@ -57,12 +55,7 @@ def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Ca
 
 
 def take_losses(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of the outputs of a call and the losses that it adds, which it removes.
-
-    Args:
-        layer: `keras.Layer`.
-        call: Its `call`, or a replacement.
-    """
+    """Returns a function of the outputs of a call and the losses that it adds, which it removes."""
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         layers = layer._flatten_layers()
@@ -84,12 +77,8 @@ def recomputed_call(
 ) -> Callable[..., Any]:
     """Returns a layer's `call` that a framework may run a second time, for the gradient.
 
-    Args:
-        layer: `keras.Layer`.
-        call: Its `call`.
-        states: The variables that it assigns. The second call leaves them alone.
-        checkpoint: Function of a function and its tensors. It returns the function's result, and
-            lets the framework compute it again.
+    The second call leaves `states` alone. `checkpoint` takes a function and its tensors, and
+    returns a result that the framework can compute again.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

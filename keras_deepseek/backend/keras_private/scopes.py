@@ -7,11 +7,7 @@ import keras
 
 
 class NestedScope(keras.StatelessScope):
-    """A stateless scope that inherits the values of variables from the scope around it.
-
-    Args:
-        mapping: Pairs of a variable and its value. Defaults to none.
-    """
+    """A stateless scope that inherits the values of variables from the scope around it."""
 
     def __init__(self, mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> None:
         super().__init__(list(mapping), collect_losses=True)

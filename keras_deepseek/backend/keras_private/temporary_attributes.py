@@ -7,12 +7,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def temporary_attributes(owner: Any, **values: Any) -> Iterator[None]:
-    """Sets attributes, and restores the former values when the block ends.
-
-    Args:
-        owner: Module, class or object.
-        **values: The temporary values by name.
-    """
+    """Sets attributes of an object, and restores the former values when the block ends."""
     kept = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():

@@ -10,9 +10,7 @@ import keras
 def build_for_training(model: keras.Model, batch: Any) -> None:
     """Creates the variables of a compiled model, its metrics and its optimizer, for a batch.
 
-    Args:
-        model: `keras.Model`, compiled.
-        batch: Structure of arrays, tensors, symbolic tensors or `None`.
+    The batch may hold arrays, tensors, symbolic tensors or `None`.
     """
 
     def describe(leaf: Any) -> keras.KerasTensor | None:
@@ -54,11 +52,7 @@ def temporary_train_step(
 ) -> Iterator[None]:
     """Replaces the training step of a model until the block ends.
 
-    Args:
-        model: `keras.Model`.
-        train_step: The step, as Keras takes it.
-        build: Function of a batch that builds the model, if Keras's own would not do. Defaults to
-            `None`.
+    `build` builds the model from a batch, if Keras's own building would not do.
     """
     own = vars(model).get("train_step")
     if build is not None:
@@ -127,8 +121,8 @@ def epoch_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
 def count_samples(model: keras.Model) -> float | None:
     """Returns the samples that a model has been trained on since the epoch began.
 
-    Keras weighs the loss of each batch by its samples, so its mean loss counts them. `None` if the
-    model's own `train_step` bypasses that. See `_value_during_step`.
+    It is `None` if the model's own `train_step` bypasses Keras's mean loss, which counts them. See
+    `_value_during_step`.
     """
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
     return None if count is None else (_value_during_step(model, count) or None)

@@ -17,8 +17,7 @@ _LEAST_DRIFT = 0.1
 class DeviceShares:
     """The shares of devices in the rows of each batch.
 
-    They begin equal. Each step reports how long the devices took for how many rows. When their
-    speeds have drifted from the shares, the shares are computed again.
+    They begin equal, and are computed again when the measured speeds have drifted from them.
     """
 
     def __init__(self, num_devices: int) -> None:
@@ -42,10 +41,6 @@ class DeviceShares:
         """Takes the seconds of a step on each device, and updates the shares if they have drifted.
 
         The first step is ignored: much is compiled and created in it.
-
-        Args:
-            num_rows: integers. The rows that each device has computed.
-            seconds: floats.
         """
         if not self._has_begun:
             self._has_begun = True

@@ -10,12 +10,7 @@ BUCKET_BYTES = 4 * 2**20
 def cut_into_buckets(
     tensors: Sequence[Any], count_bytes: Callable[[Any], int]
 ) -> Iterator[list[Any]]:
-    """Yields tensors in groups of one dtype, each ended by the tensor that makes it large enough.
-
-    Args:
-        tensors: Tensors of the framework.
-        count_bytes: Function from a tensor to its bytes.
-    """
+    """Yields tensors in groups of one dtype, each ended by the tensor that fills its bytes."""
     bucket: list[Any] = []
     size = 0
     for tensor in tensors:

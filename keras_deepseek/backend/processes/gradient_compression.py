@@ -93,11 +93,10 @@ class Compression:
     """The compression of gradients on their way to other processes, in one step.
 
     Args:
-        kind: `Kind`.
-        residual: `keras.Variable`, float32. It begins as `begin_residual`, and then holds what
-            compression removed in earlier steps.
-        scale: Scalar. The factor of the loss in this step. Gradients are divided by it before they
-            are compressed, so that residuals have the same units in each step.
+        residual: float32. It begins as `begin_residual`, and then holds what compression removed
+            in earlier steps.
+        scale: The factor of the loss in this step. Gradients are divided by it before they are
+            compressed, so that residuals have the same units in each step.
     """
 
     kind: Kind
@@ -108,12 +107,8 @@ class Compression:
 def begin_residual(kind: Kind, shapes: Sequence[Sequence[int]]) -> Array:
     """Returns the first residual, a float32 vector.
 
-    It holds zeros, as many as the gradients have numbers, the last gradient first, as in a backward
+    It holds a zero for each number of the gradients, the last gradient first, as in a backward
     pass; then the factors of `LowRank`.
-
-    Args:
-        kind: `Kind`.
-        shapes: The shapes of the gradients.
     """
     factors = kind.begin_factors(shapes) if isinstance(kind, LowRank) else []
     num_weights = sum(math.prod(shape) for shape in shapes)

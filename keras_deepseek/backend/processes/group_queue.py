@@ -8,12 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 
 class GroupQueue:
-    """Starts groups in their order, each after all of its items have come.
-
-    Args:
-        groups: collections of integers. The items of each group.
-        begin: Function of the index of a group.
-    """
+    """Starts groups in their order, by index, each after all of its items have come."""
 
     def __init__(self, groups: Sequence[Collection[int]], begin: Callable[[int], object]) -> None:
         self._missing = [set(group) for group in groups]

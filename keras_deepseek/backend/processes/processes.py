@@ -46,28 +46,15 @@ class Replicas(Protocol):
         """
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of rows of all replicas, a scalar.
-
-        Args:
-            num_rows: float32 scalar. The number of rows of this process.
-        """
+        """Returns the rows of all replicas, from the float32 number of rows of this process."""
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: "Sequence[keras.Variable]"
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of what all replicas compute.
+        """Returns the sums of the scalars, backward-pass scalars and gradients of all replicas.
 
-        Args:
-            compute: `ComputePart`.
-            batch: Structure of tensors, or `None` in it: the rows of this process.
-            variables: The variables that the gradients are by.
-
-        Returns:
-            The sums of the scalars, exact to rounding; of the scalars of the backward pass; and of
-            the gradients.
-
-        Raises:
-            PeerLostError: Another process has ended, or does not answer.
+        `batch` holds the rows of this process. The sums of scalars are exact to rounding. Raises
+        `PeerLostError` if another process has ended, or does not answer.
         """
 
 
@@ -75,12 +62,7 @@ class RemoteReplicas(Replicas, Protocol):
     """Replicas of which each has its own process."""
 
     def own_variable(self, value: "Array", name: str) -> "keras.Variable":
-        """Returns a float32 variable that has a value of its own on each replica.
-
-        Args:
-            value: Vector. The initial value, the same on all replicas.
-            name: string.
-        """
+        """Returns a float32 variable that differs by replica and begins as `value`, a vector."""
 
     def read_own(self, variable: "keras.Variable") -> "Array":
         """Returns the values of a variable of `own_variable` on the replicas of this process."""
@@ -97,19 +79,9 @@ class RemoteReplicas(Replicas, Protocol):
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
         """Returns the sums of what all replicas compute, with compressed gradients.
 
-        Each process adds what compression removes from a gradient to the next one, so that all of
-        it arrives in the end. The sums are the same on all.
-
-        Args:
-            compute: `ComputePart`.
-            batch: Structure of tensors, as for `sum`.
-            variables: The variables that the gradients are by.
-            compression: `Compression`.
-
-        Returns:
-            The sums of the scalars, of the scalars of the backward pass, and of the gradients
-            divided by the scale; and a function that assigns the residual. Call it unless the step
-            is skipped.
+        The sums of the gradients are divided by the scale, and are the same on all replicas. The
+        last result is a function that assigns the residual: call it unless the step is skipped.
+        Each process adds what compression removes from a gradient to the next one.
         """
 
 
@@ -215,13 +187,7 @@ class LocalReplicas:
 
 
 def check_rank(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> None:
-    """Raises `InvalidInputError` if an engine runs already with another world size or rank.
-
-    Args:
-        engine: string. Its name.
-        found: The world size and the rank that it runs with.
-        asked: Those that were asked for.
-    """
+    """Raises `InvalidInputError` if an engine runs already with another world size or rank."""
     if found != asked:
         raise InvalidInputError(
             f"{engine} already runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
@@ -230,12 +196,7 @@ def check_rank(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> N
 
 
 def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
-    """Raises `InvalidInputError` if ranks are about to sum different tensors, which would hang.
-
-    Args:
-        rank: integer. The rank of this process.
-        everywhere: The shapes of the tensors of each rank.
-    """
+    """Raises `InvalidInputError` if ranks are about to sum different tensors, which would hang."""
     own = everywhere[rank]
     for other, shapes in enumerate(everywhere):
         if shapes != own:
@@ -247,13 +208,7 @@ def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
 
 
 def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLostError:
-    """Returns the `PeerLostError` for an engine's error about another process.
-
-    Args:
-        purpose: string. What could not be done, for example "sum the gradients".
-        engine: string. The name of the engine.
-        error: The error of the engine.
-    """
+    """Returns the `PeerLostError` for an engine's error while it tried to `purpose`."""
     lines = str(error).splitlines() or [type(error).__name__]
     # TensorFlow's first line only says that there was an error.
     cause = next((line for line in lines if "aborted by" in line), lines[0])
@@ -264,11 +219,7 @@ def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLost
 
 
 class LostPeersBase(AbstractContextManager["LostPeersBase"]):
-    """A context manager that turns an engine's errors about other processes into `PeerLostError`.
-
-    Args:
-        purpose: string. What fails then, for example "sum the gradients".
-    """
+    """A context manager that turns an engine's errors about others into `PeerLostError`."""
 
     engine: str
     """The name of the engine."""
@@ -288,14 +239,9 @@ class LostPeersBase(AbstractContextManager["LostPeersBase"]):
 
 
 def ask_rank_0(processes: Processes, function: "Callable[[], Result]") -> "Result":
-    """Calls a function on rank 0 only, and returns its result on each rank.
+    """Calls a function on rank 0 only, and returns its picklable result on each rank.
 
-    Args:
-        processes: `Processes`.
-        function: Function without arguments, whose result is picklable.
-
-    Raises:
-        KerasDeepSeekError: The function has raised it. Each rank raises it.
+    If the function raises a `KerasDeepSeekError`, each rank raises it.
     """
     found: Any = None
     if processes.rank == 0:

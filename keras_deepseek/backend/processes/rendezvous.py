@@ -52,21 +52,11 @@ def meet(
     port: int = 0,
     environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """Waits until all ranks have come; returns their addresses, by rank.
+    """Waits up to `timeout` seconds until all ranks have come; returns their addresses, by rank.
 
-    Args:
-        coordinator: string. `HOST:PORT` of rank 0. If it is a loopback address, rank 0 listens on
-            loopback only.
-        world_size: integer.
-        rank: integer.
-        timeout: float. Seconds to wait.
-        port: integer. The port that this rank will listen at afterwards. Defaults to `0`: none.
-        environ: The environment. Defaults to `os.environ`.
-
-    Raises:
-        InvalidInputError: Rank 0 can't listen at the port.
-        PeerLostError: A rank did not come in time. Each rank that came raises it, with the names
-            of all that are missing.
+    `coordinator` is `HOST:PORT` of rank 0, which listens on loopback only if that is loopback.
+    `port` is the one that this rank will listen at afterwards, 0 for none. If a rank did not come,
+    each that came raises `PeerLostError` with the names of all that are missing.
     """
     host, coordinator_port = parse_address("`coordinator`", coordinator)
     secret = environ.get(SECRET_VARIABLE) or None
@@ -98,11 +88,7 @@ def missing_ranks_error(
 
 
 def listen_at(host: str, port: int, world_size: int) -> socket.socket:
-    """Returns the socket at which rank 0 listens: on loopback only if the host is loopback.
-
-    Raises:
-        InvalidInputError: The port is in use, or not allowed.
-    """
+    """Returns the socket at which rank 0 listens: on loopback only if the host is loopback."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
@@ -147,9 +133,8 @@ class _Connection:
     def read_greeting(self) -> _Greeting | None:
         """Reads what has come; returns the greeting if it is complete.
 
-        Raises:
-            OSError: The connection is broken.
-            ValueError: The connection is closed; or what came is no greeting, or too long.
+        Raises `OSError` for a broken connection, and `ValueError` for a closed one or a bad
+        greeting.
         """
         data = self.socket.recv(_MAX_GREETING)
         self.received += data
@@ -166,14 +151,7 @@ class _Connection:
 class _Server:
     """Rank 0: collects the addresses, and sends them to all.
 
-    It reads all connections at once, so that one that is slow or silent does not delay the others.
-
-    Args:
-        listener: Socket that listens.
-        host: string. The host of rank 0.
-        port: integer. The port that rank 0 will listen at afterwards.
-        world_size: integer.
-        secret: string, or `None`.
+    It reads all connections at once, so that a slow or silent one does not delay the others.
     """
 
     def __init__(
@@ -280,15 +258,7 @@ class _Server:
 
 
 class _Client:
-    """Another rank: tells rank 0 its port, and gets all addresses.
-
-    Args:
-        address: Host and port of rank 0.
-        rank: integer.
-        port: integer. The port that this rank will listen at.
-        world_size: integer.
-        secret: string, or `None`.
-    """
+    """Another rank: tells rank 0 the port that it will listen at, and gets all addresses."""
 
     def __init__(
         self, address: tuple[str, int], rank: int, port: int, world_size: int, secret: str | None
@@ -313,9 +283,8 @@ class _Client:
     def run(self, deadline: float, answer_deadline: float) -> dict[int, str]:
         """Returns the addresses by rank; none if rank 0 did not come.
 
-        Args:
-            deadline: float. When to stop connecting, by `time.monotonic`.
-            answer_deadline: float. When to stop waiting for the addresses.
+        It connects until `deadline` and waits for the addresses until `answer_deadline`, both by
+        `time.monotonic`.
         """
         while (seconds := deadline - time.monotonic()) > 0:
             with (
@@ -344,9 +313,7 @@ class _Client:
 def _read_line(peer: socket.socket, max_bytes: int, deadline: float) -> list[Any]:
     """Returns a message, of a limited size and before a deadline for all of it.
 
-    Raises:
-        OSError: It did not come in time.
-        ValueError: The connection is closed, or what came is no message.
+    Raises `OSError` if it is late, and `ValueError` for a closed connection or a bad message.
     """
     received = b""
     while not received.endswith(b"\n"):

@@ -10,8 +10,5 @@ def share_threads(devices: Sequence[Any]) -> bool:
     XLA has as many threads as there are CPUs or devices, whichever is more. Once 32 programs are
     under way, further ones wait inside these threads. If one device then adds what another has not
     started to compute, that one has no thread left, and both wait for ever.
-
-    Args:
-        devices: The local devices that a program runs on.
     """
     return len(devices) > 1 and all(device.platform == "cpu" for device in devices)

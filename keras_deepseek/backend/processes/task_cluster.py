@@ -29,42 +29,27 @@ class TaskCluster(Protocol):
         """Returns a function of structures of tensors that is compiled into one call."""
 
     def run(self, function: Any, arguments: Sequence[Any]) -> None:
-        """Runs a compiled function on the servers that it names.
+        """Runs a result of `compile` on the servers that it names.
 
-        Args:
-            function: A result of `compile`.
-            arguments: Structures of arrays and `None`.
+        The arguments are structures of arrays and `None`.
         """
 
     def schedule(self, function: Any, arguments: Sequence[Any]) -> "Future[Any]":
-        """Returns the future result of a compiled function, which runs on the next free worker.
+        """Returns the future result of a `compile`d function, which runs on the next free worker.
 
         If that worker dies, another runs it from the start. If it dies after it computed the
         result, the future raises `ResultLostError`.
-
-        Args:
-            function: A result of `compile`.
-            arguments: Structures of arrays and `None`.
         """
 
     def store(self, variable: "keras.Variable", slot: Any, value: Any) -> None:
         """Writes a gradient into a slot of a variable, inside of a compiled function.
 
-        For a sparse gradient only the rows that are not zero are sent.
-
-        Args:
-            variable: Keras variable whose first axis is that of the slots.
-            slot: int32 scalar.
-            value: Tensor.
+        The variable's first axis is that of the slots. Of a sparse gradient, only the rows that are
+        not zero are sent.
         """
 
     def load(self, variable: "keras.Variable", slot: Any) -> Any:
-        """Returns the tensor in a slot of a variable, inside of a compiled function.
-
-        Args:
-            variable: Keras variable whose first axis is that of the slots.
-            slot: int32 scalar.
-        """
+        """Returns the tensor in a slot of a variable, inside of a compiled function."""
 
     def settle(self) -> None:
         """Waits until no worker computes any more, whatever the results are."""

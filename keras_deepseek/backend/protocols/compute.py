@@ -36,16 +36,10 @@ class Compute(abc.ABC):
         tensors: Sequence[Any],
         constants: Sequence[Any],
     ) -> Any:
-        """Returns `function(*tensors, *constants)`, with a gradient that the caller computes.
+        """Returns `function(*tensors, *constants)`, one tensor, with a gradient of the caller's.
 
-        The framework keeps nothing that `function` computes for the backward pass.
-
-        Args:
-            function: Function that returns one tensor.
-            gradient: Function. `gradient(upstream, *tensors, *constants)` returns the gradients by
-                `tensors`.
-            tensors: The arguments that have a gradient.
-            constants: Tensors without a gradient, such as integers.
+        `gradient(upstream, *tensors, *constants)` returns the gradients by `tensors`. Constants
+        have none. The framework keeps nothing that `function` computes for the backward pass.
         """
 
     @abc.abstractmethod
@@ -94,15 +88,9 @@ class Compute(abc.ABC):
         state: Sequence[Any],
         variables: Sequence[keras.Variable] = (),
     ) -> tuple[Any, ...]:
-        """Returns the state after `state = body(index, *state)` has run `times` times.
+        """Returns the state after `state = body(index, *state)` has run `times` times in sequence.
 
-        The iterations run one after the other.
-
-        Args:
-            body: Function of an index and the tensors of the state. It returns the next state.
-            times: integer or integer scalar tensor.
-            state: Tensors.
-            variables: The variables that `body` may assign.
+        `times` may be a scalar tensor. `variables` are those that `body` may assign.
         """
 
     @abc.abstractmethod
@@ -116,13 +104,11 @@ class Compute(abc.ABC):
 
     @abc.abstractmethod
     def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
-        """Returns `function(index)` for each index below `count`, stacked, padded with zeros.
+        """Returns `function(index)` for each index below `count`, stacked, padded to `number` rows.
 
-        Args:
-            function: Function of an index. All of its tensors have one shape.
-            count: integer scalar tensor. On TensorFlow and PyTorch it is 1 or more.
-            number: integer, or scalar tensor on TensorFlow where sizes are free. The length of the
-                first axis of the result.
+        All tensors of `function` have one shape. The padding is zeros. `count` is a scalar tensor,
+        on TensorFlow and PyTorch 1 or more. `number` is a scalar tensor on TensorFlow where sizes
+        are free.
         """
 
     @abc.abstractmethod
@@ -133,13 +119,9 @@ class Compute(abc.ABC):
 
     @abc.abstractmethod
     def assign_array(self, variable: keras.Variable, source: Any) -> None:
-        """Copies an array into a variable, piece by piece.
+        """Copies an array-like source, such as a slice of a file, into a variable, piece by piece.
 
         Where the framework allows it, a process reads only its own shards of a sharded variable.
-
-        Args:
-            variable: `keras.Variable`.
-            source: Array, or an object that is read like one by indices, such as a slice of a file.
         """
 
     @abc.abstractmethod

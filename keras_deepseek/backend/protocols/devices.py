@@ -18,11 +18,7 @@ class Devices(abc.ABC):
         """Returns the number of devices of a kind: `"cpu"`, `"gpu"` or `"tpu"`."""
 
     def on_device(self, device: str) -> AbstractContextManager[object]:
-        """Returns a context in which Keras creates variables and computes on a device.
-
-        Args:
-            device: string. The name, for example `"gpu:0"`.
-        """
+        """Returns a context in which Keras creates variables and computes on, say, `"gpu:0"`."""
         context: AbstractContextManager[object] = keras.device(device)
         return context
 
@@ -57,12 +53,8 @@ class Devices(abc.ABC):
     ) -> bool:
         """Moves variables to devices, and returns True if any was on another device before.
 
-        Args:
-            devices: pairs of a variable and the name of its device, for example `"gpu:0"`.
-            optimizer: The optimizer that updates the variables, or `None`.
-
-        Raises:
-            NotSupportedError: The framework can't train one model on several devices by layers.
+        Raises `NotSupportedError` if the framework can't train one model on several devices by
+        layers. `optimizer` is the one that updates the variables, or `None`.
         """
 
     @abc.abstractmethod
@@ -77,10 +69,6 @@ class Devices(abc.ABC):
     ) -> Callable[..., Any]:
         """Returns a layer's `call` that computes its outputs and its gradient on a device.
 
-        Args:
-            layer: `keras.Layer`.
-            call: Its `call`.
-            device: string. The name, for example `"gpu:0"`.
-            is_away: boolean. Whether the caller computes on another device.
-            comes_back: boolean. Whether to move the outputs back to the caller's device.
+        `is_away` tells that the caller computes on another device. `comes_back` moves the outputs
+        back to it.
         """

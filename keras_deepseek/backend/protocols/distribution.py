@@ -23,16 +23,10 @@ class Distribution(abc.ABC):
     # Devices of this process.
 
     def spread_over_devices(self, devices: Sequence[str] | None = None) -> KerasDistribution | None:
-        """Returns a Keras distribution that divides batches among devices.
+        """Returns a Keras distribution that divides batches among devices, by default all.
 
         Returns `None` if the framework divides them by `replicate_over_devices` instead, or if
-        there is one device.
-
-        Args:
-            devices: strings. Names of devices. Defaults to `None`: all devices.
-
-        Raises:
-            NotSupportedError: The framework can't compute on these devices together.
+        there is one device. Raises `NotSupportedError` for devices that can't compute together.
         """
         return None
 
@@ -40,21 +34,15 @@ class Distribution(abc.ABC):
     def replicate_over_devices(self, strategy: Any) -> Replicas | None:
         """Returns replicas of a step on devices of this process, or `None` for one device.
 
-        It is `None` as well if a Keras distribution divides batches among the devices.
-
-        Args:
-            strategy: `"allreduce"` for all devices; a strategy of the framework; or a list of
-                names such as `"gpu:0"`, whose devices get rows by their speed.
-
-        Raises:
-            InvalidInputError: It is none of these.
+        It is `None` as well if a Keras distribution divides batches among the devices. `strategy`
+        is `"allreduce"` for all devices; a strategy of the framework; or a list of names such as
+        `"gpu:0"`, whose devices get rows by their speed. Anything else raises `InvalidInputError`.
         """
 
     def distributed(self, distribution: KerasDistribution) -> AbstractContextManager[None]:
         """Returns a context in which a Keras distribution places variables and batches.
 
-        Raises:
-            NotSupportedError: Keras has no distributions on this framework.
+        Raises `NotSupportedError` where Keras has no distributions on this framework.
         """
         raise NotSupportedError(
             f"{type(distribution).__name__} is one of Keras's distributions, which run on JAX; "
@@ -83,10 +71,8 @@ class Distribution(abc.ABC):
     def read_whole(self, value: Any) -> Array:
         """Returns a tensor as an array. If it is sharded over processes, all of them must call it.
 
-        The array may share the memory of the tensor: use it before that changes.
-
-        Raises:
-            PeerLostError: A process has ended, or does not answer.
+        The array may share the memory of the tensor: use it before that changes. Raises
+        `PeerLostError` if a process has ended, or does not answer.
         """
 
     def read_strategy(self, strategy: Any) -> tuple[int, int, str] | None:
@@ -103,15 +89,9 @@ class Distribution(abc.ABC):
     ) -> Processes:
         """Waits for all processes of a training, and returns them.
 
-        Args:
-            coordinator: string. `HOST:PORT`, at which rank 0 listens.
-            world_size: integer. The number of processes.
-            rank: integer. The rank of this one.
-            join_timeout: float. Seconds to wait for processes that have not come.
-            timeout: float. Seconds to wait later for one that does not answer.
-
-        Raises:
-            PeerLostError: A process did not come. The error names it.
+        `coordinator` is the `HOST:PORT` at which rank 0 listens. `join_timeout` is in seconds,
+        after which the `PeerLostError` names a process that did not come; `timeout` is in seconds
+        to wait later for one that does not answer.
         """
 
     # Workers and parameter servers.
@@ -121,13 +101,9 @@ class Distribution(abc.ABC):
     ) -> TaskCluster:
         """Connects this process, the chief, to its workers and parameter servers.
 
-        Args:
-            find_addresses: Function that returns the addresses of `"chief"`, `"worker"` and `"ps"`,
-                all of which serve. It is called the first time only.
-
-        Raises:
-            InvalidInputError: The framework has computed something already.
-            NotSupportedError: The framework has no tasks.
+        `find_addresses` returns the addresses of `"chief"`, `"worker"` and `"ps"`, all of which
+        serve. It is called the first time only. Raises `InvalidInputError` if the framework has
+        computed something already, and `NotSupportedError` if it has no tasks.
         """
         raise _no_tasks()
 
@@ -144,14 +120,9 @@ class Distribution(abc.ABC):
     ) -> None:
         """Serves as one task of a cluster: computes for its chief until the process ends.
 
-        Args:
-            addresses: dict. The addresses of `"chief"`, `"worker"` and `"ps"`.
-            task_type: string. `"worker"` or `"ps"`.
-            index: integer. The index of this task among those of its type.
-            on_ready: Function that is called when the task listens.
-
-        Raises:
-            NotSupportedError: The framework has no tasks.
+        `addresses` are those of `"chief"`, `"worker"` and `"ps"`; `task_type` is one of the last
+        two. `on_ready` is called when the task listens. Raises `NotSupportedError` if the framework
+        has no tasks.
         """
         raise _no_tasks()
 

@@ -14,22 +14,12 @@ class Export(abc.ABC):
     def write_saved_model(
         self, model: NamedModel, path: str, signatures: ServingSignatures
     ) -> None:
-        """Writes a model as a SavedModel folder.
-
-        Raises:
-            NotSupportedError: The framework writes none.
-        """
+        """Writes a model as a SavedModel folder, or raises `NotSupportedError`."""
         raise NotSupportedError(f"{framework_name()} can't write a SavedModel itself.")
 
     @abc.abstractmethod
     def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
-        """Writes a model as an ONNX file.
+        """Writes a model as an ONNX file of at most operator set `opset`.
 
-        Args:
-            model: `NamedModel`.
-            path: string. The path of the file.
-            opset: integer. The highest operator set that the file may use.
-
-        Raises:
-            NotSupportedError: The framework can't write this model.
+        Raises `NotSupportedError` if the framework can't write this model.
         """

@@ -29,13 +29,10 @@ class Inference(abc.ABC):
     ) -> Callable[..., tuple[Any, Any]]:
         """Returns `function(state, *inputs)`, which returns outputs and the next state, compiled.
 
-        The state is donated: the next one may use its memory. On PyTorch the function is run as it
-        is, and inputs that are integers stay integers.
-
-        Args:
-            function: Function. Its state is `None` at first, then a structure of tensors whose
-                shapes never change. Its inputs are arrays, integers or `None`.
-            variables: The variables that it reads.
+        The state is `None` at first, then a structure of tensors whose shapes never change. It is
+        donated: the next one may use its memory. The inputs are arrays, integers or `None`. On
+        PyTorch the function is run as it is, and inputs that are integers stay integers.
+        `variables` are those that it reads.
         """
 
     def compiles_by_shape(self) -> bool:
@@ -43,14 +40,10 @@ class Inference(abc.ABC):
         return True
 
     def write_slots(self, tensor: Any, start: Any, update: Any) -> Any:
-        """Returns a cache with an update written into its slots.
+        """Returns a cache with an update written into its slots, from slot `start` on.
 
-        It may write in place inside a function of `compile_with_state`.
-
-        Args:
-            tensor: Tensor of shape `(batch_size, slots, ...)`.
-            start: integer or scalar. The first slot to write.
-            update: Tensor of shape `(batch_size, new_slots, ...)`.
+        The tensor has the shape `(batch_size, slots, ...)`, the update `(batch_size, new_slots,
+        ...)`. It may write in place inside a function of `compile_with_state`.
         """
         return keras.ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)
 

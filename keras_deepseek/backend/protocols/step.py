@@ -28,15 +28,11 @@ class Step(abc.ABC):
     ) -> tuple[Any, Callable[..., list[Any]]]:
         """Runs a forward pass, and returns its other outputs and the backward pass of its scalar.
 
-        `backward(factor=None, receive=None)` returns the gradients of the scalar by `variables`,
-        times a factor if one is given. A gradient is `None` or zeros if the scalar does not depend
-        on the variable. It may call `receive(index, gradient)` for some of them while it still
-        computes others. It can be called once.
-
-        Args:
-            compute: Function that returns a scalar and other outputs.
-            variables: The variables to differentiate by.
-            states: The variables that `compute` may assign.
+        `compute` returns the scalar and the other outputs. `backward(factor=None, receive=None)`
+        returns the gradients of the scalar by `variables`, times a factor if one is given. A
+        gradient is `None` or zeros if the scalar does not depend on the variable. It may call
+        `receive(index, gradient)` for some of them while it still computes others. It can be called
+        once. `states` are the variables that `compute` may assign.
         """
 
     @abc.abstractmethod
@@ -58,10 +54,7 @@ class Step(abc.ABC):
     ) -> Callable[..., Any]:
         """Returns a layer's `call` whose activations the backward pass computes again.
 
-        Args:
-            layer: `keras.Layer`.
-            call: Its `call`.
-            states: The variables that it may assign. The second forward pass leaves them alone.
+        The second forward pass leaves `states` alone, the variables that `call` may assign.
         """
 
     def densify(self, gradient: Any) -> Any:
@@ -95,11 +88,8 @@ class Step(abc.ABC):
     ) -> None:
         """Does the same as `optimizer.apply`, in the fastest way that the framework has.
 
-        Args:
-            optimizer: `keras.optimizers.Optimizer`.
-            gradients: Tensors, or `None` for a variable that stays as it is.
-            variables: The variables to update.
-            factor: Scalar that multiplies all gradients first. Defaults to `None`.
+        A gradient is `None` for a variable that stays as it is. `factor` multiplies all gradients
+        first.
         """
         optimizer.apply(multiply_gradients(gradients, factor), variables)
 
@@ -108,11 +98,8 @@ class Step(abc.ABC):
     ) -> Callable[[Sequence[Any]], None]:
         """Returns a function that updates variables by gradients as `optimizer.apply` does.
 
-        A gradient is an array, or `None` for a variable that stays as it is.
-
-        Args:
-            optimizer: `keras.optimizers.Optimizer`, built for the variables.
-            variables: The variables to update.
+        The optimizer is built for the variables. A gradient is an array, or `None` for a variable
+        that stays as it is.
         """
 
         def update(gradients: Sequence[Any]) -> None:
@@ -131,11 +118,8 @@ class Step(abc.ABC):
     ) -> Callable[..., Any]:
         """Returns a `train_step` in the form that Keras expects on this framework.
 
-        Args:
-            model: `keras.Model`.
-            step: Function from the data of a batch to the logs. It assigns the variables of the
-                model, of its optimizer and of its metrics, and those of `carried`.
-            carried: Function that returns the further variables that `step` assigns.
+        `step` takes the data of a batch and returns the logs. It assigns the variables of the
+        model, of its optimizer and of its metrics, and those that `carried` returns.
         """
         return step
 
@@ -143,10 +127,7 @@ class Step(abc.ABC):
         """Creates the variables that a model's own `train_step` uses, by tracing the step.
 
         By default it does nothing: where a step can't be traced, it creates them when it runs.
-
-        Args:
-            model: `keras.Model`.
-            batch: Structure of `KerasTensor`s.
+        `batch` holds `KerasTensor`s.
         """
 
     @abc.abstractmethod
@@ -159,22 +140,16 @@ class Step(abc.ABC):
     ) -> Callable[..., Any]:
         """Makes Keras create the model's `train_function`, and returns a function to call it by.
 
-        After an error the model still has its variables. On JAX their values are outside of the
-        model while it trains.
-
-        Args:
-            model: `keras.Model`.
-            carried: Function that returns the further variables that the step assigns.
-            force: boolean. Whether to make it again where there is one.
+        `carried` returns the further variables that the step assigns. `force` makes it again where
+        there is one. After an error the model still has its variables; on JAX their values are
+        outside of the model while it trains.
         """
 
     @abc.abstractmethod
     def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
         """Trains a model that has its `train_function` on one batch, and returns the logs.
 
-        Args:
-            model: `keras.Model`.
-            batch: tuple of `x`, of `x` and `y`, or of `x`, `y` and sample weights.
+        The batch is a tuple of `x`, of `x` and `y`, or of `x`, `y` and sample weights.
         """
 
     @abc.abstractmethod
@@ -183,12 +158,8 @@ class Step(abc.ABC):
     ) -> Callable[..., Any] | None:
         """Returns a `train_step` that calls `prepare` first, or `None` if steps are not compiled.
 
-        Each call returns another function, so that Keras compiles it again.
-
-        Args:
-            model: `keras.Model`.
-            train_step: Its `train_step`.
-            prepare: Function that may assign the variables of the optimizer.
+        Each call returns another function, so that Keras compiles it again. `prepare` may assign
+        the variables of the optimizer.
         """
 
     def is_end_of_data(self, error: Exception) -> bool:
@@ -216,9 +187,8 @@ class Step(abc.ABC):
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
         """Returns an iterable for Keras's training loop, which goes through it once an epoch.
 
-        Args:
-            make_batches: Function that returns an iterator over the batches of one epoch.
-            specs: Structure of the shapes and dtypes of a batch.
+        `make_batches` returns an iterator over the batches of one epoch, `specs` are the shapes and
+        dtypes of a batch.
         """
 
     def prefers_own_feed(self, x: Any) -> bool:

@@ -11,18 +11,10 @@ from keras_deepseek.errors import InvalidInputError, MissingExtraError
 
 
 class OpenVINOModel:
-    """An OpenVINO model on the CPU.
+    """An OpenVINO model on the CPU, from an `.xml` file that stands beside its `.bin`.
 
     It computes in the precision of the model: OpenVINO itself might choose another one on a CPU.
     One thread at a time may call it.
-
-    Args:
-        path: The `.xml` file, beside its `.bin`.
-        purpose: string. The purpose of the import, for example "to serve OpenVINO".
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
-        InvalidInputError: OpenVINO can't load the file.
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
@@ -41,11 +33,7 @@ class OpenVINOModel:
             ) from error
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns the outputs of a batch by name.
-
-        Args:
-            inputs: dict of arrays by name.
-        """
+        """Returns the outputs of a batch by name."""
         outputs = self._compiled(inputs)
         return {name: outputs[index].copy() for index, name in enumerate(self.output_names)}
 
@@ -53,13 +41,7 @@ class OpenVINOModel:
 def import_openvino(purpose: str) -> Any:
     """Imports OpenVINO without its telemetry, which forks this process to report the import.
 
-    JAX's threads don't survive a fork, and neither an export nor a server has anything to report.
-
-    Args:
-        purpose: string. The purpose of the import, for example "to export OpenVINO".
-
-    Raises:
-        MissingExtraError: It is not installed.
+    JAX's threads don't survive a fork. `purpose` is, for example, "to export OpenVINO".
     """
     telemetry = "openvino_telemetry"
     loaded = sys.modules.get(telemetry)

@@ -13,12 +13,7 @@ FoundTensor = tuple[str, tuple[int | None, ...] | None, str]
 
 
 class SavedModelFunction:
-    """A signature of a SavedModel, as a function of dicts of arrays by name.
-
-    Args:
-        loaded: The object that TensorFlow loaded.
-        name: string. The name of the signature.
-    """
+    """A signature of a SavedModel, as a function of dicts of arrays by name."""
 
     def __init__(self, loaded: Any, name: str) -> None:
         self.loaded = loaded  # The signature needs the loaded object to stay alive.
@@ -34,11 +29,7 @@ class SavedModelFunction:
         self._strings = {key: kind for key, kind in kinds.items() if kind.name == "string"}
 
     def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name.
-
-        Args:
-            inputs: dict of arrays by input name.
-        """
+        """Returns arrays by output name."""
         tensors = {
             name: self._to_tensor(array, dtype=self._strings.get(name))
             for name, array in inputs.items()
@@ -47,16 +38,9 @@ class SavedModelFunction:
 
 
 def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelFunction:
-    """Returns the `serving_default` signature of a SavedModel.
+    """Returns the `serving_default` signature of a SavedModel's folder.
 
-    Args:
-        path: The folder that holds `saved_model.pb`.
-        takes_only_one: boolean. Whether to accept a signature of another name if it is the only
-            one. Defaults to `False`.
-
-    Raises:
-        MissingExtraError: TensorFlow is not installed.
-        InvalidInputError: The folder holds no SavedModel, or one without such a signature.
+    `takes_only_one` accepts a signature of another name if it is the only one.
     """
     tf = import_tensorflow("to run a SavedModel")
     try:
@@ -84,14 +68,7 @@ def _describe(name: str, spec: Any) -> FoundTensor:
 
 
 def import_tensorflow(purpose: str) -> Any:
-    """Returns the module `tensorflow`.
-
-    Args:
-        purpose: string. The purpose of the import, for example "to run a SavedModel".
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Returns the module `tensorflow`; `purpose` is, for example, "to run a SavedModel"."""
     try:
         import tensorflow as tf
     except ImportError as error:

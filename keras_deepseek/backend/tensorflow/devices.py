@@ -125,8 +125,8 @@ class TensorFlowDevices(Devices):
 def _read_value(variable: Any) -> Any:
     """Returns the value of a variable, or zeros for one that a step under trace has just created.
 
-    Such a variable gets its value when the trace ends. An optimizer creates it beside the slots of
-    a weight, such as Adafactor's sums of rows and columns, which begin as zeros.
+    Such a variable gets its value when the trace ends. It stands beside the slots of a weight, such
+    as Adafactor's sums, which begin as zeros.
     """
     if tf.executing_eagerly() and not variable.is_initialized():
         return tf.zeros(variable.shape, variable.dtype)

@@ -118,9 +118,8 @@ def _einsum_is_kept() -> Iterator[None]:
 def _transpositions_are_kept() -> Iterator[None]:
     """Stops tf2onnx from replacing a `Transpose` that moves axes of size 1 by `Reshape`.
 
-    It takes the sizes from its notes, which it does not update after it moved a transposition past
-    a square: the variance of 1x1 maps then had the wrong order. Runtimes copy nothing for such a
-    transposition either.
+    tf2onnx takes the sizes from notes that it doesn't update after moving a transposition past a
+    square: the variance of 1x1 maps then had the wrong order.
     """
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 

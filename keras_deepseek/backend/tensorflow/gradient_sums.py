@@ -20,13 +20,7 @@ calls in another group."""
 
 
 class Collectives:
-    """The collective operations of all ranks.
-
-    Args:
-        rank: integer.
-        world_size: integer. The number of processes.
-        timeout: float. Seconds to wait for a process that does not answer.
-    """
+    """The collective operations of all ranks, with a timeout in seconds."""
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self.rank = rank
@@ -54,10 +48,7 @@ class Collectives:
     def sum(self, tensors: Sequence[Any], gradients: Sequence[Any], key: int) -> list[Any]:
         """Returns the sums of small tensors of one dtype, followed by those of gradients.
 
-        Args:
-            tensors: tensors of one dtype.
-            gradients: tensors.
-            key: integer. The first of as many keys as there are tensors and gradients, plus one.
+        `key` is the first of as many keys as there are tensors and gradients, plus one.
         """
         # Gradients in the order of the backward pass.
         buckets = [list(tensors), *_cut(gradients[::-1])]
@@ -71,12 +62,9 @@ class Collectives:
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, key: int
     ) -> tuple[list[Any], Any]:
-        """Returns the sums of gradients, and the residual for the next step.
+        """Returns the sums of float32 gradients, and the residual for the next step.
 
-        Args:
-            gradients: float32 tensors.
-            compression: `Compression`.
-            key: integer. The first of as many keys as there are gradients, plus one.
+        `key` is the first of as many keys as there are gradients, plus one.
         """
         residual = tf.convert_to_tensor(compression.residual.value)
         num_weights = sum(tensor.shape.num_elements() for tensor in gradients)
@@ -104,7 +92,7 @@ class Collectives:
         return sums[::-1], tf.concat([*rests, *next_factors], 0)
 
     def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
-        """Returns the sum of a float32 vector over all ranks, and what rounding lost on this one.
+        """Returns the sum of a float32 vector over all ranks, and this one's rounding errors.
 
         Each rank adds up one part of the vector in float32. A ring reduction would round at each
         hop.
@@ -133,14 +121,8 @@ class Collectives:
     ) -> tuple[Any, Any, list[Any]]:
         """Returns the sum of a float32 vector over all ranks, with low-rank matrices.
 
-        It also returns what was not sent from here, and the factors for the next step, as vectors.
-
-        Args:
-            exact: float32 vector.
-            shapes: The shapes of the gradients in it.
-            low_rank: `LowRank`.
-            factors: float32 vector that begins with the `Q^T` of the matrices.
-            key: integer.
+        It also returns what was not sent from here, and the factors for the next step. `factors`
+        begins with the `Q^T` of the matrices.
         """
         layout = [low_rank.matrix_shape(shape) for shape in shapes]
         parts = tf.split(exact, [math.prod(shape) for shape in shapes])

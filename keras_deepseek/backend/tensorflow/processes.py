@@ -68,13 +68,7 @@ def join_processes(
 
 
 class TensorFlowProcesses(SingleReplica):
-    """The cluster that TensorFlow has joined.
-
-    Args:
-        rank: integer.
-        world_size: integer. The number of processes.
-        timeout: float. Seconds to wait for a process that does not answer.
-    """
+    """The cluster that TensorFlow has joined, with a timeout in seconds."""
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self.rank = rank

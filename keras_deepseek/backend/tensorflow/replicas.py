@@ -19,12 +19,7 @@ from keras_deepseek.backend.processes.processes import ComputePart, LocalReplica
 
 
 class DeviceReplicas(LocalReplicas):
-    """Replicas of a step on devices of this process.
-
-    Args:
-        devices: strings. Their names.
-        shares: `DeviceShares` of their rows. Defaults to `None`: equal shares.
-    """
+    """Replicas of a step on devices of this process, with equal shares unless some are given."""
 
     def __init__(self, devices: Sequence[str], shares: DeviceShares | None = None) -> None:
         self.devices = list(devices)

@@ -73,8 +73,7 @@ def adopt_tasks(strategy: Any) -> TaskCluster | None:
 class CoordinatedTasks:
     """Workers that run functions, and servers that hold variables: a `TaskCluster`.
 
-    Args:
-        strategy: `tf.distribute.ParameterServerStrategy`, connected to them.
+    `strategy` is a `tf.distribute.ParameterServerStrategy`, connected to them.
     """
 
     def __init__(self, strategy: Any) -> None:

@@ -21,12 +21,7 @@ class BucketSum(Protocol):
 
 
 class ExactSum:
-    """The exact sum of one bucket over all ranks.
-
-    Args:
-        vectors: The vectors of this rank.
-        total: The vector that their sums are written to, one behind the other.
-    """
+    """The exact sum of one bucket's vectors over all ranks, one after the other in `total`."""
 
     def __init__(self, vectors: list[torch.Tensor], total: torch.Tensor) -> None:
         torch.cat(vectors, out=total)
@@ -51,13 +46,8 @@ _gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 class RoundedSum:
     """The sum of one bucket over all ranks, sent in half precision.
 
-    Each rank adds up one part of the bucket in float32, and sends the result to all.
-
-    Args:
-        lost: float32 vector to sum. Afterwards it holds what rounding lost.
-        total: float32 vector that the sums are written to.
-        dtype: string. The dtype that is sent.
-        sharing: The process group of the second round.
+    Each rank adds up one part of the bucket in float32, and sends the result to all by the process
+    group `sharing`. `lost` is the vector to sum; afterwards it holds what rounding lost.
     """
 
     def __init__(self, lost: torch.Tensor, total: torch.Tensor, dtype: str, sharing: Any) -> None:
@@ -111,13 +101,9 @@ class RoundedSum:
 class SumOfMatrix:
     """A matrix that is sent as two thin ones.
 
-    Of the ways to multiply by a thin matrix, these are several times as fast as others.
-
-    Args:
-        lost: float32 matrix to sum. Afterwards it holds what was not sent.
-        total: float32 matrix that the sum over all ranks is written to.
-        factor: float32 matrix `Q^T`.
-        next_factor: float32 matrix that the next step's `Q^T` is written to.
+    Of the ways to multiply by a thin matrix, these are several times as fast as others. `lost` is
+    the matrix to sum; afterwards it holds what was not sent. `factor` is `Q^T`, `next_factor` gets
+    that of the next step. All are float32.
     """
 
     def __init__(
@@ -135,11 +121,7 @@ class SumOfMatrix:
         return torch.nn.functional.linear(self._lost, self._factor)
 
     def answer(self, projected: torch.Tensor) -> torch.Tensor:
-        """Returns this rank's second thin matrix.
-
-        Args:
-            projected: The sum of all ranks' first ones.
-        """
+        """Returns this rank's second thin matrix, from the sum of all ranks' first ones."""
         self._base = _orthonormal(projected)
         self._own = self._base.T @ self._lost
         return self._own
@@ -149,11 +131,7 @@ class SumOfMatrix:
         self._lost.addmm_(self._base, self._own, alpha=-1.0)
 
     def finish(self, answer: torch.Tensor) -> None:
-        """Writes the sum of the matrix, and the factor of the next step.
-
-        Args:
-            answer: The sum of all ranks' second thin matrices.
-        """
+        """Writes the matrix's sum and the next factor, from the sum of all second thin matrices."""
         self._total.zero_().addmm_(self._base, answer)
         self._next_factor.copy_(_orthonormal(answer.T).T)
 
@@ -161,10 +139,7 @@ class SumOfMatrix:
 class LowRankSum:
     """The sum of one bucket over all ranks, whose matrices are sent as two thin ones each.
 
-    Args:
-        matrices: list of `SumOfMatrix`.
-        whole: pairs of float32 vectors: one that is sent as it is, and one for its sum.
-        sharing: The process group that sums the second thin matrices.
+    `whole` are pairs of float32 vectors: one that is sent as it is, and one for its sum.
     """
 
     def __init__(
@@ -204,12 +179,7 @@ class LowRankSum:
 
 
 class _Joined:
-    """Tensors that are summed over all ranks as one vector.
-
-    Args:
-        tensors: list of tensors, which may be empty.
-        group: The process group, or `None` for the default one.
-    """
+    """Tensors, maybe none, that are summed over all ranks as one vector."""
 
     def __init__(self, tensors: list[torch.Tensor], group: Any) -> None:
         self._shapes = [tensor.shape for tensor in tensors]

@@ -31,12 +31,8 @@ class GradientSums:
     """The sums of gradients over all ranks, which start while others are still computed.
 
     Gradients are ordered from the last to the first, as the backward pass finds most of them, and
-    cut into buckets. All ranks start the buckets in the same order.
-
-    Args:
-        variables: The variables that the gradients are by.
-        sharing: The process group of the second round.
-        low_rank: `LowRank`, whose buckets hold whole gradients, or `None`.
+    cut into buckets. All ranks start the buckets in the same order. With `low_rank`, buckets hold
+    whole gradients.
     """
 
     def __init__(
@@ -61,11 +57,7 @@ class GradientSums:
         return same and low_rank == self._low_rank
 
     def start(self, compression: Compression | None) -> None:
-        """Starts a step. Its sums overwrite those of the last step.
-
-        Args:
-            compression: `Compression`, or `None` for exact sums.
-        """
+        """Starts a step, exact without `compression`. Its sums overwrite those of the last step."""
         self._compression = compression
         if compression is not None:
             self._residual = compression.residual.value.detach()

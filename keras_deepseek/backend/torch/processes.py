@@ -60,11 +60,7 @@ def _leave() -> None:
 
 
 class TorchProcesses(SingleReplica):
-    """The default process group of `torch.distributed`.
-
-    Args:
-        timeout: float. Seconds to wait for a process that does not answer.
-    """
+    """The default process group of `torch.distributed`, with a timeout in seconds."""
 
     def __init__(self, timeout: float) -> None:
         # The second round has its own process group, since it is out of order with the first.

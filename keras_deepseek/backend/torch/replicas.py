@@ -23,10 +23,6 @@ class DeviceReplicas(LocalReplicas):
     the device that computes, and the backward pass returns the gradients. How far accelerators
     overlap has not been measured. A CPU blocks until it has computed its share, so it should stand
     last.
-
-    Args:
-        devices: strings. Their names, for example `"gpu:0"`.
-        shares: `DeviceShares` of their rows.
     """
 
     def __init__(self, devices: Sequence[str], shares: DeviceShares) -> None:

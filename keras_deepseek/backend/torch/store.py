@@ -19,19 +19,10 @@ _GRACE = 5.0
 
 
 def open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
-    """Returns the store of rank 0 once all ranks have come.
+    """Returns the store of rank 0 once all ranks have come, at most `timeout` seconds later.
 
-    Args:
-        coordinator: string. `HOST:PORT` of rank 0. If it is a loopback address, rank 0 listens on
-            loopback only.
-        world_size: integer.
-        rank: integer.
-        timeout: float. Seconds to wait for the ranks.
-
-    Raises:
-        InvalidInputError: Rank 0 can't listen at the port.
-        PeerLostError: A rank did not come in time. Each rank that came raises it, with the names
-            of all that are missing.
+    `coordinator` is `HOST:PORT` of rank 0, which listens on loopback only if that is loopback. If a
+    rank did not come, each that came raises `PeerLostError` with the names of all that are missing.
     """
     host, port = parse_address("`coordinator`", coordinator)
     deadline = time.monotonic() + timeout

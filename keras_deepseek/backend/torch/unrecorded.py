@@ -32,11 +32,7 @@ class UnrecordedFunctions:
         return outputs
 
     def replace_calls(self, recording: torch.fx.GraphModule) -> None:
-        """Makes a recording call the collected functions directly.
-
-        Args:
-            recording: `torch.fx.GraphModule`, recorded while the functions were collected.
-        """
+        """Makes a recording call the functions directly that were collected during it."""
         for node in recording.graph.nodes:
             if node.target is torch.ops.keras_deepseek.unrecorded.default:
                 index, tensors = node.args

@@ -15,11 +15,7 @@ class DeviceMemory:
     """A stream on the current GPU, and a buffer for each name that is kept from batch to batch.
 
     A buffer grows on demand and never shrinks. `close`, the end of the block, or garbage collection
-    frees all.
-
-    Raises:
-        NotSupportedError: `cuda-python` is not installed.
-        ExportError: A CUDA call fails.
+    frees all. Raises `ExportError` if a CUDA call fails.
     """
 
     def __init__(self) -> None:
@@ -53,9 +49,7 @@ class DeviceMemory:
     def reserve(self, name: str, num_bytes: int) -> int:
         """Returns the address of a buffer. The contents of a smaller one of that name are lost.
 
-        Args:
-            name: string.
-            num_bytes: integer. The least size. An empty tensor has an address, too.
+        An empty tensor has an address, too.
         """
         address, size = self._buffers.get(name, (0, 0))
         if size >= max(num_bytes, 1):
@@ -112,12 +106,7 @@ def _release(cuda: Any, buffers: dict[str, tuple[int, int]], stream: int) -> Non
 
 
 def empty_array(shape: tuple[int, ...], dtype: str) -> Array:
-    """Returns an empty array to fetch into.
-
-    Args:
-        shape: tuple of integers.
-        dtype: string. NumPy's name, or `"bfloat16"`.
-    """
+    """Returns an empty array to fetch into, of a NumPy dtype or `"bfloat16"`."""
     if dtype == "bfloat16":
         dtype = importlib.import_module("ml_dtypes").bfloat16  # Keras depends on it.
     return np.empty(shape, dtype)

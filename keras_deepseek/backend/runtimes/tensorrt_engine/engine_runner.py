@@ -28,17 +28,10 @@ Shape = tuple[int, ...]
 class EngineRunner:
     """An engine on the current GPU, with its own context, stream and memory.
 
-    It reserves memory for the largest batch of its profiles. One thread at a time may call it.
-    Several runners, each with its own thread, do not wait for each other.
-
-    Args:
-        tensorrt: The module of the library that built the engine.
-        engine_bytes: The engine.
-
-    Raises:
-        NotSupportedError: The engine is for another GPU or release, or `cuda-python` is not
-            installed.
-        ExportError: A CUDA call fails.
+    It reserves memory for the largest batch of its profiles. One thread at a time may call it;
+    several runners, each with its own thread, do not wait for each other. `tensorrt` is the module
+    of the library that built the engine. Raises `NotSupportedError` for an engine of another GPU or
+    release.
     """
 
     def __init__(self, tensorrt: Any, engine_bytes: bytes) -> None:
@@ -71,12 +64,7 @@ class EngineRunner:
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Returns the outputs of a batch by name.
 
-        Args:
-            inputs: dict of arrays by name.
-
-        Raises:
-            NotSupportedError: The engine has no profile for the batch.
-            ExportError: The GPU failed to run it.
+        Raises `NotSupportedError` if the engine has no profile for the batch.
         """
         arrays = {name: self._check(name, inputs[name]) for name in self.input_names}
         self._choose_profile(self._find_profile(arrays))

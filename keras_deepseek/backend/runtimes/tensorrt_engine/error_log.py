@@ -4,11 +4,7 @@ from typing import Any
 
 
 def make_error_log(tensorrt: Any) -> Any:
-    """Returns a TensorRT logger that collects errors in its list `errors`, and prints nothing.
-
-    Args:
-        tensorrt: The module of either library.
-    """
+    """Returns a TensorRT logger that collects errors in its list `errors`, and prints nothing."""
 
     class ErrorLog(tensorrt.ILogger):
         def __init__(self) -> None:

@@ -15,15 +15,7 @@ _EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 
 
 def import_library(flavor: str, purpose: str) -> Any:
-    """Returns the module of a library.
-
-    Args:
-        flavor: string. `"tensorrt"` or `"rtx"`.
-        purpose: string. The purpose of the import, for example "to serve an engine".
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Returns the module of the library `"tensorrt"` or `"rtx"`."""
     try:
         return importlib.import_module(MODULES[flavor])
     except ImportError as error:
@@ -31,28 +23,12 @@ def import_library(flavor: str, purpose: str) -> Any:
 
 
 def mark_flavor(flavor: str) -> str:
-    """Returns the part of an engine's route that names the library which built it.
-
-    Args:
-        flavor: string. `"tensorrt"` or `"rtx"`.
-    """
+    """Returns the part of an engine's route that names the library which built it."""
     return f"(flavor {flavor})"
 
 
 def read_flavor(route: str) -> str:
-    """Returns the library that built an engine.
-
-    Args:
-        route: string. The route in its bundle's manifest, which holds a `mark_flavor`.
-
-    Raises:
-        InvalidInputError: It names none.
-
-    Example:
-
-    >>> read_flavor("tf2onnx, TensorRT-RTX 1.4 (flavor rtx) for SM86")
-    'rtx'
-    """
+    """Returns the library that built an engine, from its manifest's route with `mark_flavor`."""
     found = re.search(r"\(flavor (\w+)\)", route)
     if found is None or found[1] not in MODULES:
         raise InvalidInputError(
