@@ -43,8 +43,10 @@ def temporary_policy(
     own_calls = [vars(layer).get("call") for layer in tables]
     kept = {id(layer) for layer in exact_inputs}
     for layer, own_policy in zip(layers, own_policies, strict=True):
-        lent = _quantized_as(layer, own_policy, policy)
-        vars(layer)["_dtype_policy"] = _ExactInputs(lent.name) if id(layer) in kept else lent
+        switched = _quantized_as(layer, own_policy, policy)
+        vars(layer)["_dtype_policy"] = (
+            _ExactInputs(switched.name) if id(layer) in kept else switched
+        )
     for layer in tables:
         vars(layer)["call"] = _without_autocast(layer.call)
     try:

@@ -22,24 +22,24 @@ def losses_in_float32(model: keras.Model) -> Iterator[None]:
     precision is cast.
     """
 
-    def whole(method: Callable[..., Any]) -> Callable[..., Any]:
+    def with_float32_outputs(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Any = None, y: Any = None, y_pred: Any = None, *rest: Any, **more: Any) -> Any:
             return method(x, y, keras.tree.map_structure(in_float32, y_pred), *rest, **more)
 
         return call
 
     aggregate = model._aggregate_additional_loss
-    lent = {
+    temporary = {
         "_aggregate_additional_loss": lambda loss: aggregate(in_float32(loss)),
-        "compute_loss": whole(model.compute_loss),
-        "compute_metrics": whole(model.compute_metrics),
+        "compute_loss": with_float32_outputs(model.compute_loss),
+        "compute_metrics": with_float32_outputs(model.compute_metrics),
     }
-    own = {name: vars(model)[name] for name in lent if name in vars(model)}
-    vars(model).update(lent)
+    own = {name: vars(model)[name] for name in temporary if name in vars(model)}
+    vars(model).update(temporary)
     try:
         yield
     finally:
-        for name in lent:
+        for name in temporary:
             del vars(model)[name]
         vars(model).update(own)
 

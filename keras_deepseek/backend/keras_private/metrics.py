@@ -41,18 +41,18 @@ def watch_metric_updates(model: keras.Model) -> Iterator[list[None]]:
     It is non-empty from the start if there are none, or if the class overrides `compute_metrics`.
     """
     metrics = model._compile_metrics
-    heard: list[None] = []
+    updates: list[None] = []
     if metrics is None or type(model).compute_metrics is not keras.Model.compute_metrics:
         yield [None]
         return
 
     def update_state(*arguments: Any, **options: Any) -> Any:
-        heard.append(None)
+        updates.append(None)
         return type(metrics).update_state(metrics, *arguments, **options)
 
     metrics.update_state = update_state
     try:
-        yield heard
+        yield updates
     finally:
         del metrics.update_state
 

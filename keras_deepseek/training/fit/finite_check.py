@@ -103,10 +103,10 @@ class FiniteCheck(keras.callbacks.Callback):
             return
         self._is_checked = True
         model = self.model  # On JAX this reads the variables back.
-        spoilt = find_not_finite(model.trainable_variables)
-        if spoilt:
+        found = find_not_finite(model.trainable_variables)
+        if found:
             raise TrainingDivergedError(
-                f"Weights of {model.name!r} are not finite, such as {spoilt[0]!r}, although the "
+                f"Weights of {model.name!r} are not finite, such as {found[0]!r}, although the "
                 f"loss is finite: a batch up to {self._newest + 1} of epoch {self._epoch + 1} had "
                 "NaN in it, or gradients that overflow. guard='stop' names the batch, guard='skip' "
                 "skips such batches. Continue from a checkpoint."

@@ -72,9 +72,9 @@ def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.cal
 def prepared_callbacks(
     callbacks: list[keras.callbacks.Callback], verbose: str | int, *, resume: bool
 ) -> Iterator[str | int]:
-    """Adds the trainer's callbacks to a list, yields `verbose` for Keras, and closes them after.
+    """Adds the trainer's callbacks to a list, and yields the `verbose` for Keras.
 
-    Displays and loggers are closed also after an error.
+    Afterwards it closes displays and loggers, also after an error.
 
     Args:
         callbacks: list of Keras callbacks. A `ProgressDisplay` is added if the list has no display.

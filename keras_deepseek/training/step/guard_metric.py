@@ -35,7 +35,7 @@ _SETTLED = 20  # Good steps before the running mean is used.
 
 
 class GuardMetric(keras.metrics.Metric):
-    """Records good and bad steps in variables. As a metric, so that Keras passes them to the step.
+    """Finds and records bad steps in variables, which Keras passes to the step as a metric's.
 
     Args:
         guard: `StepGuard`.

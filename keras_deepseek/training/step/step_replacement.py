@@ -63,8 +63,8 @@ class StepReplacement:
         Raises:
             InvalidInputError: It is being trained.
         """
-        lent = vars(self._model).get("make_train_function")
-        if isinstance(getattr(lent, "__self__", None), StepReplacement):
+        current = vars(self._model).get("make_train_function")
+        if isinstance(getattr(current, "__self__", None), StepReplacement):
             raise InvalidInputError(
                 f"Model {self._model.name!r} is being trained: finish the open loop over `steps`, "
                 "or call `close()` of the iterator that `Trainer.steps` returned."

@@ -67,7 +67,7 @@ def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 
 def pad_empty_batch(batch: Batch) -> Batch:
-    """Returns a batch; if it has no rows, with one row of zeros."""
+    """Returns a batch, or one row of zeros if the batch has no rows."""
 
     def pad(array: Any) -> Any:
         num_rows = ops.shape(array)[0]

@@ -65,7 +65,9 @@ class PlainGradients(PartGradients):
             factor = None if divisor is None else weight / divisor
             gradients = [
                 None if gradient is None else prepare(index, gradient)
-                for index, gradient in enumerate(differentiate(factor, _after(prepare, receive)))
+                for index, gradient in enumerate(
+                    differentiate(factor, _prepared_receiver(prepare, receive))
+                )
             ]
             return multiply_gradients(gradients, weight) if divisor is None else gradients
 
@@ -99,9 +101,9 @@ class PlainGradients(PartGradients):
         """Returns a function that returns the scaled loss, and `(loss, weight, logs)`."""
 
         def compute() -> tuple[Any, Any]:
-            with watch_metric_updates(self._model) as heard, label_checks(self._model):
+            with watch_metric_updates(self._model) as updates, label_checks(self._model):
                 loss, weight, logs = read_result(self._compute(*batch))
-            self._updates_metrics = bool(heard)
+            self._updates_metrics = bool(updates)
             if self._loss.is_in_parts:
                 weight = 1.0 if weight is None or self._loss.is_sum else weight
                 weight = ops.cast(weight, "float32")
@@ -111,7 +113,9 @@ class PlainGradients(PartGradients):
         return compute
 
 
-def _after(prepare: Callable[[int, Any], Any], receive: Receive | None) -> Receive | None:
+def _prepared_receiver(
+    prepare: Callable[[int, Any], Any], receive: Receive | None
+) -> Receive | None:
     """Returns a function that prepares a gradient and passes it to `receive`."""
     if receive is None:
         return None
