@@ -19,12 +19,7 @@ from keras_deepseek.inference.request_options import RequestOptions
 
 
 class Dispatcher:
-    """Puts requests in the queues of model versions, and hands back their outputs.
-
-    Args:
-        repository: `ModelRepository`.
-        request_log: `RequestLog` of a sample of the requests, or `None`.
-    """
+    """Puts requests in the queues of model versions, and hands back their outputs."""
 
     def __init__(self, repository: ModelRepository, request_log: RequestLog | None) -> None:
         self._repository = repository
@@ -75,8 +70,7 @@ class Dispatcher:
     ) -> tuple[Callable[[], None], ModelVersion]:
         """Queues a request whose inputs `bind` reads by the signature of the version.
 
-        Returns:
-            A function that takes the request out of the queue, and the `ModelVersion`.
+        Returns a function that takes the request out of the queue, and the version.
         """
         return self._submit(bind, self._repository.delivery.to_loop(settle), options, trace)
 

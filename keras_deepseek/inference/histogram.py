@@ -22,11 +22,8 @@ ROWS = tuple(2**exponent for exponent in range(11))
 class HistogramValues:
     """The values of a histogram at one moment.
 
-    Args:
-        bounds: tuple of numbers, rising.
-        counts: tuple of integers: the number of values up to each bound and above the one before. A
-            last count, one more than there are bounds, is for values above all bounds.
-        sum: float. The sum of all values.
+    `counts` has the number of values up to each bound and above the one before, and a last one for
+    the values above all bounds.
     """
 
     bounds: tuple[float, ...]
@@ -55,9 +52,6 @@ class HistogramValues:
 
         It assumes that values are spread evenly between two bounds, and counts values above the
         last bound as that bound.
-
-        Args:
-            part: float from 0 to 1.
         """
         rank = part * self.count
         if not rank:

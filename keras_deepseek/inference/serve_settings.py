@@ -33,10 +33,7 @@ DEFAULT_GRPC_PORT = 8500
 class ServeSettings:
     """The settings of the engine and of its servers.
 
-    Args:
-        model: The engine's model.
-        of_engine: dict of the engine's other arguments by name.
-        of_servers: dict of the arguments of `ServingEngine.serve` by name.
+    `of_engine` are the engine's other arguments, `of_servers` those of `ServingEngine.serve`.
     """
 
     model: Any
@@ -45,12 +42,7 @@ class ServeSettings:
 
 
 def read_settings(arguments: argparse.Namespace) -> ServeSettings:
-    """Returns the settings that arguments stand for. It loads no framework.
-
-    Raises:
-        InvalidInputError: An argument is wrong, or two do not go together.
-        MissingExtraError: A package that they need is not installed.
-    """
+    """Returns the settings that arguments stand for. It loads no framework."""
     return ServeSettings(_read_model(arguments), _read_engine(arguments), _read_servers(arguments))
 
 

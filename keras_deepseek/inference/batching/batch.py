@@ -16,27 +16,19 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.batching.batch_totals import BatchDecision
 
 Reason = Literal["full", "idle", "gathered", "waited", "deadline", "closing", "retried"]
-"""Why a batch left the queue. `"full"`: it had the most rows. `"idle"`: the model was idle, and
-waiting would not have paid. `"gathered"`: the expected rows had come. `"waited"`: they had not come
-in time. `"deadline"`: a deadline was near. `"closing"`: the batcher is closing. `"retried"`: it is
-one request alone, after its batch had failed.
+"""The reason why a batch left the queue. `"full"`: it had the most rows. `"idle"`: the model was
+idle, and waiting would not have paid. `"gathered"`: the expected rows had come. `"waited"`: they
+had not come in time. `"deadline"`: a deadline was near. `"closing"`: the batcher is closing.
+`"retried"`: it is one request alone, after its batch had failed.
 """
 
 
 class Request:
-    """Rows that are answered together, once.
+    """Rows that are answered together, once. Requests share a batch only if their `lane` is equal.
 
-    Requests share a batch only if their `lane` is equal.
-
-    Args:
-        inputs: dict of arrays by name, rows first.
-        deliver: Function of the request, called once, when `outputs` or `error` is set: on the
-            model's thread, or on the thread that found the deadline passed. It must not block.
-        deadline: float. The time in seconds after which the answer is useless.
-        priority: integer. Requests of the same model with a higher priority leave first.
-
-    Raises:
-        InvalidInputError: The arrays differ in their number of rows.
+    `deliver` is called once with the request, when `outputs` or `error` is set: on the model's
+    thread, or on the thread that found the deadline passed. It must not block. `deadline` is a time
+    in seconds of the batcher's clock. A higher priority leaves first.
     """
 
     __slots__ = (
@@ -152,13 +144,7 @@ class Slice(NamedTuple):
 
 
 class Batch:
-    """Rows that go through the model together.
-
-    Args:
-        slices: sequence of `Slice`, of requests in the same lane.
-        reason: string. Why the batch left the queue.
-        queue_age: float. Seconds that its oldest request had waited.
-    """
+    """Rows that go through the model together; `queue_age` is the longest wait in seconds."""
 
     def __init__(self, slices: Sequence[Slice], reason: Reason, queue_age: float) -> None:
         self.slices = slices
@@ -177,11 +163,7 @@ class Batch:
         }
 
     def distribute(self, outputs: dict[str, Array], size: int) -> None:
-        """Gives each request its rows of `outputs`.
-
-        Raises:
-            NotSupportedError: An output does not have one row for each input row.
-        """
+        """Gives each request its rows of `outputs`, which must have one row for each input row."""
         check_rows(outputs, size)
         position = 0
         for request, start, stop in self.slices:

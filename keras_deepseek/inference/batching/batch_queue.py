@@ -22,15 +22,9 @@ class BatchQueue:
     """Requests that wait for a model, in one lane for each set of shapes.
 
     A request that does not fit into a batch continues in the next one. A request that can't be
-    answered in time, by its deadline or by `target_latency`, is refused at once.
-
-    Args:
-        make_rule: Function that returns a `LeaveRule` for a new lane.
-        buckets: tuple of integers. The batch sizes of the model, rising.
-        batch_time: `BatchTime` of the model. The caller adds the measured times.
-        max_rows: integer. The rows that may wait, and the most rows of one request.
-        num_replicas: integer. The number of batches that may run at the same time.
-        target_latency: float or `None`. Seconds within which requests should be answered.
+    answered in time, by its deadline or by `target_latency` in seconds, is refused at once.
+    `max_rows` limits the rows that wait, and those of one request. The caller adds the measured
+    times to `batch_time`.
     """
 
     def __init__(
@@ -57,9 +51,8 @@ class BatchQueue:
     def add(self, request: Request, now: float) -> None:
         """Puts a request into its lane.
 
-        Raises:
-            InvalidInputError: It has more rows than may wait.
-            OverloadedError: Too many rows are waiting, or it can't be answered in time.
+        Raises `InvalidInputError` if it has more rows than may wait, and `OverloadedError` if too
+        many rows wait or it would be late.
         """
         rows = request.waiting
         self.check_size(rows)
@@ -142,8 +135,8 @@ class BatchQueue:
     def predict_wait(self, request: Request, now: float) -> float:
         """Returns the seconds after which a request that comes now would be answered.
 
-        Those of higher priority that may come later are not reckoned with, nor that batches of
-        several lanes are less than full.
+        It ignores that requests of higher priority may come later, and that lanes may leave batches
+        less than full.
         """
         limit = self._limit()
         full, rest = divmod(self.rows + request.waiting, limit)

@@ -15,19 +15,8 @@ class BatchTime:
 
     The time of a size is the median of its last batches, so that one slow batch changes nothing. A
     line is fitted through the sizes. A size that does not run any more can't stay slow for ever:
-    its slower half of batches is forgotten regularly, and then its time approaches the line through
-    the other sizes. Before the first batch every time is zero, so that nothing is refused and
-    nothing waits.
-
-    Example:
-
-    >>> time = BatchTime()
-    >>> time.add(1, 0.005)
-    >>> time.add(4, 0.008)
-    >>> round(time.overhead, 6), round(time.per_row, 6)
-    (0.004, 0.001)
-    >>> round(time.predict(8), 6)
-    0.012
+    its slower half of batches is forgotten regularly. Before the first batch every time is zero, so
+    that nothing is refused and nothing waits.
     """
 
     def __init__(self) -> None:
@@ -53,12 +42,7 @@ class BatchTime:
         return bool(self._times)
 
     def add(self, rows: int, seconds: float) -> None:
-        """Adds a measured batch.
-
-        Args:
-            rows: integer. The rows that the model saw, with padding.
-            seconds: float. The time that it took.
-        """
+        """Adds a measured batch. The rows include padding."""
         latest = self._latest.setdefault(rows, deque(maxlen=NUM_KEPT))
         latest.append(seconds)
         self._times[rows] = _low_median(latest)

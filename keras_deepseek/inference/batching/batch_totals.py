@@ -19,13 +19,10 @@ class BatchDecision:
     """The record of one batch.
 
     Args:
-        reason: string. Why it left the queue: `"full"`, `"idle"`, `"gathered"`, `"waited"`,
-            `"deadline"`, `"closing"` or `"retried"`.
-        rows: integer. Rows of requests.
-        padded_rows: integer. Rows that were added as padding.
-        queue_age: float. Seconds that the oldest request had waited.
-        seconds: float. Seconds in the model.
-        left: float. When it left, in seconds of the batcher's clock.
+        rows: Rows of requests, without padding.
+        queue_age: Seconds that the oldest request had waited.
+        seconds: Seconds in the model.
+        left: The time when it left, in seconds of the batcher's clock.
     """
 
     reason: Reason
@@ -41,20 +38,18 @@ class BatchStatistics:
     """The totals of a batcher at one moment.
 
     Args:
-        batches: integer. Calls of the model.
-        rows: integer. Rows of requests in these batches.
-        padded_rows: integer. Rows that were added as padding.
-        busy_seconds: float. Time in the model, summed over the replicas.
-        waiting_rows: integer. Rows in the queue now.
-        overhead: float. The fitted seconds of a batch without the part of its rows.
-        per_row: float. The fitted seconds that a row adds to a batch.
-        decisions: tuple of `BatchDecision`: the last ones, oldest first.
-        queue_age: float. Seconds that the oldest request in the queue has waited, or 0.
-        replicas: integer. The number of threads that run the model.
-        reasons: mapping from reason to the number of batches that left for it.
-        batch_rows: `HistogramValues` of the rows of requests in a batch.
-        queue_ages: `HistogramValues` of the `queue_age` of a batch.
-        batch_seconds: `HistogramValues` of the time in the model for a batch.
+        rows: Rows of requests in the batches, without padding.
+        busy_seconds: Time in the model, summed over the replicas.
+        waiting_rows: Rows in the queue now.
+        overhead: The fitted seconds of a batch without the part of its rows.
+        per_row: The fitted seconds that a row adds to a batch.
+        decisions: The last ones, oldest first.
+        queue_age: Seconds that the oldest request in the queue has waited, or 0.
+        replicas: The number of threads that run the model.
+        reasons: The number of batches that left for each reason.
+        batch_rows: The rows of requests in a batch.
+        queue_ages: The `queue_age` of batches.
+        batch_seconds: The time in the model for a batch.
     """
 
     batches: int

@@ -28,14 +28,7 @@ from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 def batch_buckets(batch_size: int | Literal["dynamic"], max_batch_size: int) -> tuple[int, ...]:
     """Returns the batch sizes that the model will see, rising.
 
-    Args:
-        batch_size: A fixed size, which is then the only one, or `"dynamic"`.
-        max_batch_size: integer. The largest size.
-
-    Example:
-
-    >>> batch_buckets("dynamic", max_batch_size=24)
-    (1, 2, 4, 8, 16, 24)
+    For `"dynamic"` they are the powers of two below `max_batch_size`, and `max_batch_size` itself.
     """
     if batch_size != "dynamic":
         return (batch_size,)
@@ -48,8 +41,8 @@ class Batcher:
 
     - `batch_size="dynamic"`: a free model takes the waiting requests, up to `max_batch_size` rows,
       unless waiting for more makes answers come sooner (`WaitRule`).
-    - `batch_size=8`: batches of 8 rows. A batch that is not full leaves `max_wait` after its oldest
-      request came.
+    - `batch_size=8`: batches of 8 rows. A batch that is not full leaves `max_wait` seconds after
+      its oldest request came.
 
     Each batch is padded to one of `buckets` by repeating its last row, so that a compiled model
     sees few shapes. Only requests of equal shapes, apart from the rows, share a batch. A request
@@ -57,20 +50,11 @@ class Batcher:
     only those that fail alone get an error. Cancelled and late requests are not run. A request gets
     an error when its deadline passes.
 
-    Args:
-        replicas: sequence of functions from a dict of arrays to a dict of arrays, rows first. Each
-            has its own thread.
-        batch_size: `"dynamic"`, or an integer.
-        max_batch_size: integer.
-        max_wait: float. Seconds, for a fixed batch size.
-        max_queue_rows: integer. The rows that may wait, and the most rows of one request.
-        target_latency: float or `None`. Seconds within which requests should be answered: batches
-            are kept small enough for that, and requests that would take longer are refused.
-        take_turn: Function that returns a context manager in which a batch is formed and run.
-            `None`: batches wait for no other model.
-        clock: Function that returns the time in seconds.
-        after_batch: Function that is called when requests were answered, once after each batch, on
-            the thread that ran it.
+    `max_queue_rows` limits the rows that wait, and those of one request. With `target_latency`, in
+    seconds, batches are kept small enough, and requests that would take longer are refused. Each
+    replica has its own thread. `take_turn` returns a context manager in which a batch is formed and
+    run; with `None`, batches wait for no other model. `after_batch` is called after each batch, on
+    the thread that ran it.
     """
 
     def __init__(
@@ -125,15 +109,10 @@ class Batcher:
             thread.start()
 
     def submit(self, request: Request) -> None:
-        """Accepts a request, which is answered once.
+        """Accepts a request, which is answered once. Its deadline is in the batcher's clock.
 
-        Args:
-            request: `Request`. Its deadline is in seconds of the batcher's clock.
-
-        Raises:
-            InvalidInputError: It has more rows than may wait.
-            OverloadedError: Too many rows are waiting, or it can't be answered in time.
-            ClosedError: The batcher is closed.
+        Raises `InvalidInputError` if it has more rows than may wait, `OverloadedError` if too many
+        rows wait or it would be late, and `ClosedError` if the batcher is closed.
         """
         with self._condition:
             if self._queue.is_closing:
@@ -150,11 +129,7 @@ class Batcher:
         self._queue.check_size(rows)
 
     def cancel(self, request: Request) -> bool:
-        """Removes a request from the queue. If it is running, its answer is dropped.
-
-        Returns:
-            False if there was an answer already.
-        """
+        """Removes a request, or drops its answer if it runs; returns False if it was answered."""
         with self._condition:
             if not request.withdraw():
                 return False
@@ -164,14 +139,9 @@ class Batcher:
     def close(self, drain: bool = True, seconds: float | None = None) -> bool:
         """Refuses new requests, and returns when the accepted ones are answered.
 
-        Args:
-            drain: boolean. False to answer waiting requests with a `ClosedError` instead of running
-                them.
-            seconds: float. Requests that are not answered by then get a `ClosedError`. A hanging
-                call of the model keeps its thread. `None`: no limit.
-
-        Returns:
-            False if a call of the model is still running.
+        Without `drain`, waiting requests get a `ClosedError` at once; those not answered within
+        `seconds` get one then. A hanging call of the model keeps its thread, and the result is
+        False.
         """
         with self._condition:
             self._queue.is_closing = True

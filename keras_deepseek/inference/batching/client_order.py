@@ -18,12 +18,9 @@ class ClientOrder:
         self._queues: dict[Hashable, deque[tuple[Request, Deliver]]] = {}
 
     def add(self, client: Hashable, request: Request, deliver: Deliver) -> None:
-        """Adds the next request of a client.
+        """Adds a client's next request. The caller calls `settle` when it is over.
 
-        Args:
-            client: A hashable value.
-            request: `Request`. The caller calls `settle` when it is over.
-            deliver: Function of the request, called in the client's order if there is an answer.
+        `deliver` is called in the client's order if there is an answer.
         """
         with self._lock:
             self._queues.setdefault(client, deque()).append((request, deliver))

@@ -13,13 +13,9 @@ NUM_KEPT = 1024
 
 
 class DeadlineWatch:
-    """Calls a function when the next deadline passes, on its own thread.
+    """The thread that calls `wake` when the next deadline passes. `wake` should call `take_due`.
 
     The first deadline starts the thread.
-
-    Args:
-        wake: Function without arguments. It should call `take_due`.
-        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:

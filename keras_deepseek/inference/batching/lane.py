@@ -21,13 +21,8 @@ LEAST_MARGIN = 0.002
 class Lane:
     """Requests of equal shapes: higher priorities first, then in the order of arrival.
 
-    Answered, cancelled and late requests are skipped. `forget` frees their room before.
-
-    Args:
-        rule: `LeaveRule`. How long rows wait for more.
-        batch_time: `BatchTime` of the model.
-        target_latency: float. Seconds within which rows should be answered.
-        buckets: tuple of integers. The batch sizes of the model, rising. Empty: any size.
+    Answered, cancelled and late requests are skipped. `forget` frees their room before. Empty
+    `buckets` allow any batch size.
     """
 
     def __init__(
@@ -85,12 +80,9 @@ class Lane:
         return next(iter(self._arrivals)).arrived
 
     def reason_to_leave(self, limit: int, now: float, is_closing: bool) -> Reason | None:
-        """Returns why a batch should leave now, or `None` if its rows should wait.
+        """Returns why a batch of up to `limit` rows should leave now, or `None` to wait.
 
-        Args:
-            limit: integer. Rows of the largest batch.
-            now: float. The time in seconds.
-            is_closing: boolean. True if no more requests come.
+        `is_closing` tells that no more requests come.
         """
         if not self._arrivals:
             return None

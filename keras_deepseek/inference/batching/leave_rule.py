@@ -12,12 +12,7 @@ batch.
 
 
 class Plan(NamedTuple):
-    """How long rows wait for more.
-
-    Args:
-        time: float. When they leave, in seconds of the clock.
-        rows: integer. The number of rows with which they leave before that time.
-    """
+    """The time when waiting rows leave, and the number of rows with which they leave earlier."""
 
     time: float
     rows: int
@@ -27,13 +22,7 @@ class LeaveRule(Protocol):
     """A rule that says how long the rows of one lane wait while the model is free."""
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Learns that the model is free and rows wait.
-
-        Args:
-            occasion: string. Why the model is free.
-            rows: integer. The number of rows that wait.
-            now: float. The time in seconds.
-        """
+        """Learns that the model is free and rows wait."""
 
     def arrive(self, rows: int, now: float) -> None:
         """Learns that more rows came."""

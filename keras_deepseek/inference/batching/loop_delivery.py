@@ -24,10 +24,7 @@ class LoopDelivery:
     def to_loop(self, settle: Settle) -> Callable[[Request], None]:
         """Returns a function that takes a finished request on any thread, for the running loop.
 
-        Its caller must call `flush` afterwards.
-
-        Args:
-            settle: Function of the request, called on the event loop.
+        `settle` is called on the event loop. The caller must call `flush` afterwards.
         """
         loop = asyncio.get_running_loop()
         finished = self._finished.get(loop)

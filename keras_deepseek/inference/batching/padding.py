@@ -67,15 +67,7 @@ class Padding:
 
 
 class Padder:
-    """Pads the inputs of one model, and cuts its outputs.
-
-    Args:
-        padding: `Padding`.
-        signature: `Signature` of the model.
-
-    Raises:
-        InvalidInputError: The padding names a tensor that the model lacks, or leaves out an input.
-    """
+    """Pads the inputs of one model, and cuts its outputs."""
 
     def __init__(self, padding: Padding, signature: Signature) -> None:
         self._padding = padding
@@ -112,8 +104,7 @@ class Padder:
     def fill(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Returns the padded inputs, and the masks.
 
-        Raises:
-            InvalidInputError: An axis is longer than the largest length.
+        Raises `InvalidInputError` if an axis is longer than the largest length.
         """
         filled = dict(inputs)
         for name, axes in self._free.items():
@@ -133,12 +124,7 @@ class Padder:
         return filled
 
     def cut(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the outputs without the padding.
-
-        Args:
-            outputs: dict of arrays by name, for the padded inputs.
-            inputs: dict of arrays by name, before padding.
-        """
+        """Returns the outputs without the padding. The `inputs` are those before padding."""
         cut = dict(outputs)
         for name, (axis, of, input_axis) in self._sources.items():
             array, length = outputs[name], inputs[of].shape[input_axis]

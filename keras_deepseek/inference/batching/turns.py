@@ -11,10 +11,6 @@ class Turns:
 
     The time that each model has used is counted in seconds. A model that was idle gets no credit
     for that: it starts with the time of the least served active model.
-
-    Args:
-        limit: integer. The number of batches that run at the same time.
-        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -58,12 +58,8 @@ class WaitRule:
 
     It distinguishes two kinds of moments: the model is idle and a first row comes, or the model
     finishes a batch and finds rows. For each kind, the last moments tell which rows came after,
-    whether the rule waited or not. So it learns also while it does not wait, and stops waiting when
+    whether the rule waited or not. So it also learns while it does not wait, and stops waiting when
     nothing comes.
-
-    Args:
-        max_batch_size: integer. Rows of a full batch.
-        batch_time: `BatchTime` of the model.
     """
 
     def __init__(self, max_batch_size: int, batch_time: BatchTime) -> None:

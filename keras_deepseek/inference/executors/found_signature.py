@@ -15,11 +15,8 @@ _SERVED = {dtype.name for dtype in DTYPES}
 class FoundTensor:
     """An input or output, as a runtime describes it.
 
-    Args:
-        name: string.
-        shape: sequence of integers, or `None` for free sizes; `None` if the rank is unknown.
-        dtype: string. NumPy's name, `"object"` for strings, or the runtime's name for a type that
-            NumPy lacks.
+    `shape` has `None` for free sizes, and is `None` if the rank is unknown. `dtype` is NumPy's
+    name, `"object"` for strings, or the runtime's name for a type that NumPy lacks.
     """
 
     name: str
@@ -32,15 +29,8 @@ def make_signature(
 ) -> Signature:
     """Returns the signature of a model whose tensors all have a free batch axis first.
 
-    Args:
-        path: The path of the model, for errors.
-        inputs: sequence of `FoundTensor`.
-        outputs: sequence of `FoundTensor`.
-        advice: string. How to make a model with a free batch axis, for errors.
-
-    Raises:
-        NotSupportedError: A tensor has a fixed first axis, an unknown rank, or a dtype that no
-            client can send.
+    `advice` tells in errors how to make such a model. Raises `NotSupportedError` for a fixed first
+    axis, an unknown rank, or a dtype that no client can send.
     """
     if not inputs or not outputs:
         raise NotSupportedError(
@@ -58,11 +48,7 @@ def check_names(
 ) -> None:
     """Refuses a model whose input or output names differ from those of its manifest.
 
-    Args:
-        path: The path of the model, for errors.
-        inputs: iterable of strings. The names that the runtime reports.
-        outputs: iterable of strings. There may be more than in the manifest.
-        signature: `Signature` of the manifest.
+    It may have more outputs than the manifest.
     """
     found = set(inputs), set(outputs)
     expected = tuple({spec.name for spec in of} for of in (signature.inputs, signature.outputs))

@@ -26,16 +26,9 @@ _POLL_SECONDS = 0.1
 class IsolatedModel(Executor):
     """Runs a model in a separate process, and restarts the process if it crashes or hangs.
 
-    Args:
-        source: The path of a model, as `open_executor` takes it; or `"package.module:function"`, a
-            function without arguments that returns an `Executor`.
-        custom_objects_from: sequence of module names or `.py` files.
-        batch_timeout: float. Seconds after which a batch counts as hung.
-        start_timeout: float. Seconds after which a process that loads the model counts as hung.
-
-    Raises:
-        InvalidInputError: The source can't be opened, or is an object of this process.
-        ReplicaError: The process ended, or hung, while it loaded the model.
+    `source` is the path of a model, as for `open_executor`; or `"package.module:function"`, which
+    returns an `Executor`. `batch_timeout` and `start_timeout` are the seconds after which a batch,
+    or loading, counts as hung.
     """
 
     def __init__(
@@ -76,12 +69,7 @@ class IsolatedModel(Executor):
         return True
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Computes a batch in the process.
-
-        Raises:
-            ReplicaError: The model failed; or its process crashed, hung or did not start. The next
-                batch restarts the process.
-        """
+        """Computes a batch in the process. After a `ReplicaError` the next batch restarts it."""
         if self._connection is None:
             self._restart()
         assert self._connection is not None

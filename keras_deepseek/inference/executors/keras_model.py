@@ -14,14 +14,7 @@ from keras_deepseek.inference.executors.executor import Executor
 
 
 class KerasModel(Executor):
-    """Runs a Keras model in this process: compiled by TensorFlow or JAX, or in PyTorch.
-
-    Args:
-        model: `keras.Model` that is built.
-
-    Raises:
-        InvalidInputError: The model is not a Keras model, or not built.
-    """
+    """Runs a built Keras model in this process: compiled by TensorFlow or JAX, or in PyTorch."""
 
     def __init__(self, model: Any) -> None:
         named_model = NamedModel(model)
@@ -38,11 +31,7 @@ class KerasModel(Executor):
     def from_path(
         cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
     ) -> "KerasModel":
-        """Loads a `.keras` file.
-
-        Raises:
-            InvalidInputError: Keras can't load it.
-        """
+        """Loads a `.keras` file."""
         return cls(load_keras_file(path, custom_objects_from))
 
     @property

@@ -15,8 +15,7 @@ _ONNX_NAME = "model.onnx"
 def kind_of_model(path: Path) -> Kind | None:
     """Returns the kind of model at a path, or `None` if there is none.
 
-    A folder may be a bundle, a SavedModel, or hold `model.onnx`; a file may be a `.keras` or an
-    `.onnx` file.
+    A folder may be a bundle, a SavedModel, or hold `model.onnx`; a file `.keras` or `.onnx`.
     """
     if path.is_file():
         kinds: dict[str, Kind] = {".keras": "keras", ".onnx": "onnx"}
@@ -36,8 +35,7 @@ def onnx_file(path: Path) -> Path:
 def stamp_of(path: Path) -> object:
     """Returns a value that changes when any file in a folder changes, or `None` on an error.
 
-    It holds the names, the sizes and the times of change, and whether the files may be read. No
-    file is opened.
+    It holds the names, sizes and times of change, and whether the files may be read. It opens none.
     """
     try:
         files = [(file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]

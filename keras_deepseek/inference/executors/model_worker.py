@@ -14,11 +14,7 @@ from keras_deepseek.inference.executors.tensor_stream import receive_message, se
 
 
 def open_source(source: str, custom_objects_from: Sequence[str]) -> Executor:
-    """Returns the executor of a path, or that which `"package.module:function"` returns.
-
-    Raises:
-        InvalidInputError: The source can't be opened, or the function returns no executor.
-    """
+    """Returns the executor of a path, or that which `"package.module:function"` returns."""
     module, _, function = source.partition(":")
     if function and not os.path.exists(source):  # noqa: PTH110 - it may be no valid path.
         returned = getattr(importlib.import_module(module), function)()

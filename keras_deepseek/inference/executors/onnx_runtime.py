@@ -32,18 +32,7 @@ _ADVICE = (
 
 
 class OnnxRuntime(Executor):
-    """Runs an ONNX file.
-
-    Args:
-        path: `pathlib.Path` of the file.
-        signature: `Signature` of a bundle's manifest. Defaults to `None`: it is read off the file.
-
-    Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-        InvalidInputError: ONNX Runtime can't load the file, or its names differ from the
-            manifest's.
-        NotSupportedError: Its batch size is fixed.
-    """
+    """Runs an ONNX file. Without a signature of a manifest, it is read off the file."""
 
     def __init__(self, path: Path, signature: Signature | None = None) -> None:
         try:

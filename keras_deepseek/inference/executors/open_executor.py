@@ -26,19 +26,10 @@ def open_executor(
 ) -> Executor:
     """Returns the executor of a model.
 
-    Args:
-        model: A built `keras.Model`; the path of a bundle, of a SavedModel's folder, of an `.onnx`
-            file or a folder with `model.onnx`, or of a `.keras` file; or an object with `signature`
-            and `run`.
-        custom_objects_from: Modules, by name or by `.py` file, that define the custom classes of a
-            `.keras` file. Defaults to `()`.
-
-    Raises:
-        InvalidInputError: The model is none of these.
-        BundleError: The bundle is damaged.
-        MissingExtraError: The runtime that the bundle needs is not installed.
-        NotSupportedError: No executor is registered for the bundle's format, or it can't run on
-            this machine; or the batch size of the model is fixed.
+    The model is a built `keras.Model`; the path of a bundle, of a SavedModel's folder, of an
+    `.onnx` file or a folder with `model.onnx`, or of a `.keras` file; or an object with `signature`
+    and `run`. `custom_objects_from` are modules, by name or by `.py` file, that define the custom
+    classes of a `.keras` file.
     """
     if isinstance(model, str | os.PathLike):
         return _open_path(Path(model), custom_objects_from)

@@ -12,16 +12,7 @@ from keras_deepseek.inference.executors.found_signature import check_names
 
 
 class OpenVINOModel(Executor):
-    """Runs a bundle's OpenVINO model with the code that the export's verification uses.
-
-    Args:
-        path: `pathlib.Path` of the `.xml` file.
-        signature: `Signature` of the bundle's manifest.
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
-        InvalidInputError: OpenVINO can't load the file, or its names differ from the manifest's.
-    """
+    """Runs a bundle's OpenVINO `.xml` file with the code that the export's verification uses."""
 
     def __init__(self, path: Path, signature: Signature) -> None:
         self._model = openvino_model.OpenVINOModel(path, "to serve OpenVINO")

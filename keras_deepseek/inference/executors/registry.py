@@ -24,12 +24,7 @@ BUILT_IN = {
 
 
 def find_executor_class(name: str) -> type[Executor]:
-    """Returns the executor class of a format. A built-in format can't be replaced.
-
-    Raises:
-        NotSupportedError: No executor is registered for the format, or it can't be imported.
-        InvalidInputError: Two packages register one, or the entry point is no `Executor`.
-    """
+    """Returns the executor class of a format. A built-in format can't be replaced."""
     if name in BUILT_IN:
         found: type[Executor] = EntryPoint(name, BUILT_IN[name], ENTRY_POINT_GROUP).load()
         return found

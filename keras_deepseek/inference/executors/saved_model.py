@@ -17,17 +17,9 @@ _ADVICE = (
 
 
 class SavedModel(Executor):
-    """Runs the `serving_default` signature of a SavedModel, or the only one.
+    """Runs the `serving_default` signature of a SavedModel's folder, or the only one.
 
-    Args:
-        path: `pathlib.Path` of the folder that holds `saved_model.pb`.
-        signature: `Signature` of a bundle's manifest. Defaults to `None`: it is read off the
-            SavedModel.
-
-    Raises:
-        MissingExtraError: TensorFlow is not installed.
-        InvalidInputError: TensorFlow can't load it.
-        NotSupportedError: Its batch size is fixed.
+    Without a signature of a manifest, it is read off the SavedModel.
     """
 
     def __init__(self, path: Path, signature: Signature | None = None) -> None:

@@ -40,11 +40,8 @@ def send_message(
 def receive_message(connection: socket.socket) -> tuple[dict[str, Any], dict[str, Array]]:
     """Receives the content and the arrays of a message from `send_message`.
 
-    The socket's timeout holds for each part of the message.
-
-    Raises:
-        EOFError: The other process closed its end.
-        TimeoutError: A part did not arrive in time.
+    The socket's timeout holds for each part of the message. Raises `EOFError` if the other process
+    closed its end.
     """
     (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size))
     content = json.loads(bytes(_receive(connection, length)))

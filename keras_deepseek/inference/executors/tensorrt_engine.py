@@ -17,17 +17,6 @@ class TensorRTEngine(Executor):
     """Runs a bundle's engine on the current GPU, with its own stream and memory.
 
     Batches must fit one of the engine's profiles.
-
-    Args:
-        bundle: `Bundle` of the format `"tensorrt"`.
-
-    Raises:
-        NotSupportedError: No GPU is visible, `cuda-python` is not installed, or the engine is for
-            another GPU or release.
-        MissingExtraError: The library that built the engine is not installed.
-        InvalidInputError: The manifest does not name the library, or the engine's names differ from
-            the manifest's.
-        ExportError: CUDA refuses a call.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -57,12 +46,7 @@ class TensorRTEngine(Executor):
         return self._signature
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Computes a batch.
-
-        Raises:
-            NotSupportedError: The engine has no profile for the batch's shape.
-            ExportError: The GPU failed to run it.
-        """
+        """Computes a batch. Raises `NotSupportedError` if no profile has the batch's shape."""
         outputs = self._runner.run(inputs)
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
 

@@ -104,16 +104,10 @@ def dispatch(
 async def outputs_of(
     model_name: str, future: "asyncio.Future[Inputs]", trace: RequestTrace | None
 ) -> Inputs:
-    """Waits for a model's outputs and returns them.
+    """Waits for the outputs of a model's `future`, which is cancelled when the call is.
 
-    Args:
-        model_name: string.
-        future: `asyncio.Future` that `dispatch` returned. It is cancelled when the call is.
-        trace: `RequestTrace` or `None`. The log names its request id.
-
-    Raises:
-        KerasDeepSeekError: The request was refused, or is late.
-        StatusError: INTERNAL: the model failed. Only the log has the reason.
+    The log alone has the reason why a model failed, by the request id of `trace`. The client gets
+    INTERNAL.
     """
     try:
         return await future

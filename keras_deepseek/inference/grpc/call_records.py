@@ -27,13 +27,8 @@ def end_request(
 ) -> None:
     """Counts a request, and logs and traces it if the server does so.
 
-    Args:
-        server: `GrpcServer`.
-        context: `grpc.aio.ServicerContext`.
-        trace: `RequestTrace`.
-        path: string. The method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
-        status: string. A gRPC status, as in `"OK"`.
-        size: integer. Bytes of the response.
+    `path` is the method, as in `"/inference.GRPCInferenceService/ModelInfer"`, `size` the bytes of
+    the response.
     """
     seconds = server.engine.monitor.end(trace, status)
     if server.access_log is None and server.traces is None:
@@ -59,16 +54,7 @@ def end_request(
 
 
 def address_of(peer: str) -> str:
-    """Returns the IP address in gRPC's name of a client.
-
-    Args:
-        peer: string. As in `"ipv4:10.0.0.7:51234"`.
-
-    Example:
-
-    >>> address_of("ipv6:%5B::1%5D:51234")
-    '::1'
-    """
+    """Returns the IP address in gRPC's name of a client, as in `"ipv4:10.0.0.7:51234"`."""
     kind, _, rest = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
         return rest or kind

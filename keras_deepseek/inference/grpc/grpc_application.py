@@ -48,11 +48,7 @@ SERVICES = (
 
 
 class GrpcApplication(grpc.GenericRpcHandler):
-    """Answers the calls of all services for one server.
-
-    Args:
-        server: `GrpcServer`. Its engine and its readiness are read at each call.
-    """
+    """Answers the calls of all services for one server."""
 
     def __init__(self, server: "GrpcServer") -> None:
         # One dict for all services: gRPC would ask them one after the other.

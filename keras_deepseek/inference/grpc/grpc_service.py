@@ -24,14 +24,11 @@ class GrpcService:
     Messages are bytes both ways: gRPC would answer bytes that it can't parse with INTERNAL.
 
     Args:
-        name: string. With its package, as in `"tensorflow.serving.PredictionService"`.
-        protocol: string. The label `protocol` of its calls in the metrics.
-        unary_calls: mapping of `UnaryCall` by method.
-        watch_calls: mapping of `WatchCall` by method. They are not counted in the metrics. Defaults
-            to none.
-        stream_calls: mapping of `StreamCall` by method. They count each message themselves.
-            Defaults to none.
-        is_open: boolean. True if its calls need no token. Defaults to `False`.
+        name: With its package, as in `"tensorflow.serving.PredictionService"`.
+        protocol: The label `protocol` of its calls in the metrics.
+        watch_calls: They are not counted in the metrics.
+        stream_calls: They count each message themselves.
+        is_open: True if its calls need no token.
     """
 
     name: str

@@ -67,18 +67,9 @@ async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> byt
 def start_infer(
     server: "GrpcServer", call: InferCall, timeout: float | None
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
-    """Puts a request into a model's queue.
+    """Puts a request into a model's queue, to be answered within `timeout` seconds.
 
-    Args:
-        server: `GrpcServer`.
-        call: `InferCall`.
-        timeout: float. Seconds until the client's deadline, or `None`.
-
-    Returns:
-        A future for `outputs_of`, and the version that answers.
-
-    Raises:
-        KerasDeepSeekError: The request is refused.
+    Returns a future for `outputs_of`, and the version that answers.
     """
     number = _read_version(call.model_name, call.model_version)
 

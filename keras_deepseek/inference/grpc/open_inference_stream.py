@@ -55,9 +55,6 @@ async def stream_infer(server: "GrpcServer", requests: AsyncIterator[bytes], con
     """Answers each `ModelInferRequest` of a stream.
 
     When the server stops, the requests that were read are answered and the stream is closed.
-
-    Raises:
-        ClosedError: The server is stopping.
     """
     answers: _Answers = asyncio.Queue(MAX_WAITING)
     whole = RequestTrace(*CALL)

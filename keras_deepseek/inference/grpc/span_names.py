@@ -14,14 +14,7 @@ _FAULTS = frozenset(
 
 
 def name_grpc(server: "GrpcServer", path: str, status: str, client: str) -> SpanNames:
-    """Returns the span name and attributes of a gRPC request.
-
-    Args:
-        server: `GrpcServer`.
-        path: string. The method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
-        status: string. A gRPC status, as in `"OK"`.
-        client: string. The client's address.
-    """
+    """Returns the span name and attributes of a gRPC request."""
     method = path.removeprefix("/")
     attributes: Attributes = {
         "rpc.system.name": "grpc",

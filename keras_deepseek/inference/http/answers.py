@@ -39,9 +39,7 @@ def answer_error(error: Exception) -> HttpResponse:
 def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[str, Array]:
     """Returns the outputs of a finished request, or raises the error for the client.
 
-    Raises:
-        KerasDeepSeekError: The request was refused, or is late.
-        HttpError: 500: the model failed. The reason is written to the log alone.
+    If the model failed that is an `HttpError` 500, and the log alone has the reason.
     """
     if finished.outputs is not None:
         return finished.outputs
@@ -54,11 +52,7 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
 
 
 def read_version(request: HttpRequest, parameters: Parameters) -> int | None:
-    """Returns the version that a path names, or `None`.
-
-    Raises:
-        HttpError: 404: the version is no number.
-    """
+    """Returns the version that a path names, or `None`; 404 if it is no number."""
     version = parameters.get("version")
     if version is None:
         return None

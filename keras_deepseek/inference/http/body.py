@@ -12,14 +12,8 @@ _MAX_MEMBERS = 16
 def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:
     """Returns a decompressed body. It never decompresses more than `limit` bytes and one.
 
-    Args:
-        body: bytes. As received.
-        encoding: string. The value of the header `Content-Encoding`.
-        limit: integer. The most bytes to return.
-
-    Raises:
-        HttpError: 415: the encoding is unknown. 400: the bytes are damaged. 413: the body is larger
-            than the limit.
+    `encoding` is the header `Content-Encoding`. Raises `HttpError` 415 for an unknown one, 400 for
+    damaged bytes, and 413 above the limit.
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):

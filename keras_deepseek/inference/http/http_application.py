@@ -60,11 +60,7 @@ class HttpApplication:
         self.router = Router([*ROUTES, describe])
 
     def admit(self, request: HttpRequest) -> None:
-        """Refuses a request without a valid token, if the server asks for tokens.
-
-        Raises:
-            HttpError: 401: the request has no token, or a wrong one.
-        """
+        """Refuses a request without a valid token by 401, if the server asks for tokens."""
         tokens = self._server.tokens
         if tokens is None or tokens.allows(request.headers.get("authorization")):
             return
@@ -77,12 +73,7 @@ class HttpApplication:
         raise HttpError(401, "The token is not valid.", (("www-authenticate", challenge),))
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer of the request's route.
-
-        Raises:
-            HttpError: 404: no route has the path. 405: those that have it take other methods.
-            KerasDeepSeekError: The route refuses the request.
-        """
+        """Returns the answer of the request's route; 404 for an unknown path, 405 for a method."""
         if self._server.access_log is not None:  # Lines of the log name it from here on.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         route, parameters = self.router.find(request)
@@ -97,9 +88,8 @@ class HttpApplication:
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Adds an answered request to the metrics, the traces and the access log.
 
-        Args:
-            request: `HttpRequest`, or `None` if the bytes were no HTTP request.
-            response: `HttpResponse`, or `None` if the client hung up before it was ready.
+        The request is `None` if the bytes were no HTTP request; the response if the client hung up
+        before.
         """
         trace = RequestTrace("http") if request is None else request.trace
         status = HUNG_UP if response is None else response.status

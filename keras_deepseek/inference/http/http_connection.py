@@ -51,12 +51,8 @@ class _Exchange:
 class HttpConnection(asyncio.Protocol):
     """The protocol of one connection, which the event loop calls.
 
-    Args:
-        application: `Application`.
-        connections: `OpenConnections`, which calls `check_time`.
-        max_body_bytes: integer. Larger bodies, received or decompressed, are refused with 413.
-        limits: `HttpLimits`.
-        clock: function that returns seconds.
+    `connections` calls `check_time`. Bodies above `max_body_bytes`, received or decompressed, are
+    refused with 413.
     """
 
     def __init__(
@@ -79,7 +75,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[HttpRequest | HttpError] = deque()
         self._steps = 0
         self._since = clock()
-        """When the reader's phase last changed, or the last answer was given."""
+        """The time when the reader's phase last changed, or the last answer was given."""
         self._unsent = 0
         self._unsent_since = self._since
         self._is_reading_paused = False
@@ -136,12 +132,7 @@ class HttpConnection(asyncio.Protocol):
         self._start_waiting()
 
     def finish(self, exchange: _Exchange, finished: Any) -> None:
-        """Answers a request whose work is finished.
-
-        Args:
-            exchange: The exchange.
-            finished: The argument of `Pending.make_response`.
-        """
+        """Answers a request with `finished`, the argument of `Pending.make_response`."""
         if exchange.make_response is None:
             return  # The client has hung up.
         try:

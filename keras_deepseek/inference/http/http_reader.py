@@ -16,12 +16,7 @@ IDLE, HEAD, BODY = range(3)
 
 
 class HttpReader:
-    """Reads the requests of one connection.
-
-    Args:
-        limits: `HttpLimits`.
-        max_body_bytes: integer. Larger bodies are refused with 413.
-    """
+    """Reads the requests of one connection. Larger bodies are refused with 413."""
 
     def __init__(self, limits: HttpLimits, max_body_bytes: int) -> None:
         self.client = ""
@@ -53,11 +48,7 @@ class HttpReader:
         self._parser = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> list[HttpRequest | HttpError]:
-        """Returns the requests that `data` completes. An `HttpError` is always the last item.
-
-        Args:
-            data: bytes. The next bytes of the connection.
-        """
+        """Returns the requests that `data` completes. An `HttpError` is always the last item."""
         if self.is_done:
             return []
         try:

@@ -21,15 +21,7 @@ _REST_SECONDS = 1.0
 
 
 class Listener:
-    """A listening socket on the running event loop.
-
-    Args:
-        listener: `socket.socket` that listens.
-        make_protocol: function that returns an `asyncio.Protocol`.
-        ssl_context: `ssl.SSLContext`, or `None` for plain connections.
-        handshake_seconds: float. The limit for the TLS handshake.
-        farewell_seconds: float. The limit for closing TLS.
-    """
+    """A listening socket on the running event loop, with limits for opening and closing TLS."""
 
     def __init__(
         self,

@@ -15,19 +15,16 @@ class HttpRequest:
     """A complete request.
 
     Args:
-        method: string. Upper case, as in `"POST"`.
-        path: string. Without the query, and with its percent escapes decoded.
-        query: string. The text after the first `?`, not decoded.
-        headers: dict. Values by lower-case name. Values of a repeated name are joined by commas.
-        body: bytes. Decompressed.
-        client: string. The client's address.
-        peer_subject: tuple of (name, value) pairs, as in `(("commonName", "client"),)`: the subject
-            of the client's certificate. Empty if it has none.
-        keep_alive: boolean. True if the client keeps the connection open.
-        is_old: boolean. True for HTTP/1.0.
-        trace: `RequestTrace`. Its notes for metrics and logs.
-        route: string. The path template of its route, as in `"/v2/models/{name}/infer"`. Empty
-            until the route is found.
+        path: Without the query, and with its percent escapes decoded.
+        query: The text after the first `?`, not decoded.
+        headers: Values by lower-case name. Values of a repeated name are joined by commas.
+        body: Decompressed.
+        client: The client's address.
+        peer_subject: The subject of the client's certificate, as in `(("commonName", "client"),)`.
+            Empty if it has none.
+        is_old: True for HTTP/1.0.
+        trace: Its notes for metrics and logs.
+        route: The path template of its route. Empty until the route is found.
     """
 
     method: str
@@ -45,14 +42,7 @@ class HttpRequest:
 
 @dataclass(slots=True)
 class HttpResponse:
-    """An answer.
-
-    Args:
-        status: integer, from 200 up.
-        body: bytes.
-        content_type: string.
-        headers: tuple of (name, value) pairs: further headers.
-    """
+    """An answer, with a status from 200 up and further headers."""
 
     status: int = 200
     body: bytes = b""
@@ -62,15 +52,13 @@ class HttpResponse:
 
 @dataclass(slots=True)
 class Pending:
-    """An answer that is not computed yet.
+    """An answer that is not computed yet. The application's `answer_error` answers its errors.
 
     Args:
-        start: function that starts the computation. Its argument is a function that the event loop
-            must call with the result, a `Request` of the model or a future. It returns a function
-            that cancels the computation when the client has hung up.
-        make_response: function from the result to an `HttpResponse`.
-
-    The application's `answer_error` answers the errors of both.
+        start: Starts the computation. Its argument is a function that the event loop must call with
+            the result, a `Request` of the model or a future. It returns a function that cancels the
+            computation when the client has hung up.
+        make_response: Makes the answer from the result.
     """
 
     start: Callable[[Callable[[Any], None]], Callable[[], None]]
@@ -78,13 +66,7 @@ class Pending:
 
 
 class HttpError(Exception):
-    """A refused request.
-
-    Args:
-        status: integer, from 400 up.
-        message: string. For the client.
-        headers: tuple of (name, value) pairs, for the answer.
-    """
+    """A refused request, with a status from 400 up and a message for the client."""
 
     def __init__(
         self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
@@ -104,16 +86,11 @@ class Application(Protocol):
         """Returns the answer to a request, or a `Pending`. Raises any exception."""
 
     def answer_error(self, error: Exception) -> HttpResponse:
-        """Returns the answer for an error. It must not raise.
-
-        Args:
-            error: Raised by `handle` or `make_response`, or an `HttpError` of the connection.
-        """
+        """Returns the answer for an error of a handler or the connection. It must not raise."""
 
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Notes that an answer is about to be written, and may add headers. It must not raise.
 
-        Args:
-            request: `HttpRequest`, or `None` if the bytes were no HTTP request.
-            response: `HttpResponse`, or `None` if the client hung up before it was ready.
+        The request is `None` if the bytes were no HTTP request; the response if the client hung up
+        before.
         """

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 def metrics(server: "HttpServer", request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers with all metrics: as OpenMetrics if the client accepts it, else as Prometheus's text.
 
-    Raises:
-        HttpError: 501: `prometheus_client` is not installed. Other paths don't need it.
+    Answers 501 if `prometheus_client` is not installed. Other paths don't need it.
     """
     try:
         from keras_deepseek.inference.monitoring.metrics import write_metrics

@@ -23,16 +23,7 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 
 
 def kind_of(dtype: str) -> str:
-    """Returns the JSON type of the values of a dtype.
-
-    Args:
-        dtype: string. NumPy's name, or `"bfloat16"`.
-
-    Example:
-
-    >>> kind_of("bfloat16")
-    'number'
-    """
+    """Returns the JSON type of the values of a NumPy dtype or `"bfloat16"`."""
     if dtype == "bool":
         return "boolean"
     if dtype.startswith(("int", "uint")):
@@ -41,16 +32,7 @@ def kind_of(dtype: str) -> str:
 
 
 def value_schema(dtype: str) -> Schema:
-    """Returns the schema of one input value. Booleans are accepted as numbers, as in NumPy.
-
-    Args:
-        dtype: string. NumPy's name, or `"bfloat16"`.
-
-    Example:
-
-    >>> value_schema("uint8")
-    {'type': ['integer', 'boolean'], 'minimum': 0, 'maximum': 255}
-    """
+    """Returns the schema of one input value. Booleans are accepted as numbers, as in NumPy."""
     kind = kind_of(dtype)
     if kind == "string":
         return {"type": kind}
@@ -67,12 +49,7 @@ def value_schema(dtype: str) -> Schema:
 
 
 def array_schema(value: Schema, shape: tuple[int | None, ...]) -> Schema:
-    """Returns the schema of nested lists.
-
-    Args:
-        value: dict. The schema of one value.
-        shape: tuple of integers, or `None` for an axis of any length.
-    """
+    """Returns the schema of nested lists; an axis of size `None` has any length."""
     schema = value
     for size in reversed(shape):
         schema = {"type": "array", "items": schema}
@@ -84,9 +61,7 @@ def array_schema(value: Schema, shape: tuple[int | None, ...]) -> Schema:
 def example_of(spec: TensorSpec, *, rows: int | None = None) -> Any:
     """Returns nested lists that fit an input, or `None` if they would be too long.
 
-    Args:
-        spec: `TensorSpec`.
-        rows: integer. `None`: one row, without the batch axis.
+    With `rows=None` it is one row, without the batch axis.
     """
     sizes = [1 if size is None else size for size in spec.shape[1:]]
     sizes = sizes if rows is None else [rows, *sizes]

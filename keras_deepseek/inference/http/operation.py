@@ -17,13 +17,11 @@ class Operation(NamedTuple):
     """A call of one path and method. `openapi` makes its part of the document.
 
     Args:
-        summary: string.
-        answer: dict. The JSON schema of the answer.
-        answer_type: string. The content type of the answer.
-        other_answers: mapping from further content types of the answer to their schemas.
-        answer_503: dict. The schema of the answer with the status 503. `None`: it is an error.
-        body: dict. The schema of the request's body. `None`: it has none.
-        is_body_optional: boolean.
+        answer: The JSON schema of the answer.
+        answer_type: The content type of the answer.
+        other_answers: Schemas by further content types of the answer.
+        answer_503: The schema of the answer with the status 503. `None`: it is an error.
+        body: The schema of the request's body. `None`: it has none.
     """
 
     summary: str

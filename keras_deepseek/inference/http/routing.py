@@ -27,16 +27,14 @@ class Route(NamedTuple):
     """A method and a path template, and the handler that answers them.
 
     Args:
-        method: string. `"POST"`, or `"GET"`, which answers `HEAD`, too.
-        path: string. As in `"/v2/models/{name}/infer"`. A name in braces stands for one or more
-            characters other than `/` and `:`.
-        handler: function of the server, the request and the path's parameters.
-        protocol: string. The label of the metrics. `"http"`: the route belongs to no protocol.
-        call: string. The label of the metrics, as in `"predict"`.
-        operation: `Operation`. The description in the OpenAPI document.
-        describe_model: function that returns the `Operation` of one model. The document has the
-            route once for each model then, with the model's name in the place of `{name}`.
-        is_open: boolean. True if the route needs no token.
+        method: `"POST"`, or `"GET"`, which answers `HEAD`, too.
+        path: As in `"/v2/models/{name}/infer"`. A name in braces stands for one or more characters
+            other than `/` and `:`.
+        protocol: The label of the metrics. `"http"`: the route belongs to no protocol.
+        call: The label of the metrics, as in `"predict"`.
+        describe_model: Returns the `Operation` of one model. The document has the route once for
+            each model then, with the model's name in the place of `{name}`.
+        is_open: True if the route needs no token.
     """
 
     method: str
@@ -68,8 +66,8 @@ class Router:
     """Finds the route of a request.
 
     A path without parameters is looked up in a dict. Templates with parameters are grouped by the
-    text before their first parameter, and each group is one regular expression. Clients ask for the
-    same few paths again and again, so what was found for the last ones is kept.
+    text before their first parameter, and each group is one regular expression. The results of the
+    last paths are cached.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -91,11 +89,7 @@ class Router:
         self._match_cached = lru_cache(_MAX_KEPT)(self._match_templates)
 
     def find(self, request: HttpRequest) -> tuple[Route, Parameters]:
-        """Returns the route of a request, and the parameters of its path.
-
-        Raises:
-            HttpError: 404: no route has the path. 405: those that have it take other methods.
-        """
+        """Returns a request's route, and the parameters of its path, or raises 404 or 405."""
         methods, parameters = self._match(request.path)
         route = methods.get(request.method)
         if route is not None:
@@ -132,9 +126,9 @@ def malformed(request: HttpRequest) -> HttpError:
 
 
 def _compile(prefix: str, templates: Mapping[str, dict[str, Route]]) -> _Branch:
-    """Compiles templates into one regular expression.
+    """Compiles templates into one regular expression, with an alternative group for each.
 
-    Each is an alternative in a group. That group closes last, so `lastindex` tells which it was.
+    That group closes last, so `lastindex` tells which it was.
     """
     alternatives: list[str] = []
     targets: dict[int | None, _Target] = {}

@@ -24,13 +24,7 @@ def name_http(
 ) -> SpanNames:
     """Returns the name and the attributes of a request's span.
 
-    The query is left out: it may hold a secret.
-
-    Args:
-        server: `HttpServer`.
-        request: `HttpRequest`, or `None` if the bytes were no HTTP request.
-        status: integer. 499: the client hung up.
-        route: string. The path template, as in `"/v2/models/{name}/infer"`, or empty.
+    The query is left out: it may hold a secret. Status 499: the client hung up.
     """
     attributes: Attributes = {
         "url.scheme": server.url.partition(":")[0],

@@ -13,12 +13,9 @@ _Done = asyncio.Future[None]
 
 
 def answer_later(work: Callable[[], None], respond: Callable[[], HttpResponse]) -> Pending:
-    """Returns an answer that is ready when a function has returned.
+    """Returns an answer that is ready when `work` has returned on a thread.
 
-    Args:
-        work: function, called on a thread. It goes on if the client hangs up. Its errors are
-            answered by `Application.answer_error`.
-        respond: function that returns the answer, called on the event loop.
+    `work` goes on if the client hangs up. `respond` makes the answer on the event loop.
     """
 
     def start(settle: Callable[[Any], None]) -> Callable[[], None]:

@@ -16,15 +16,10 @@ _JOIN_BYTES = 2**16
 def encode_response(
     response: HttpResponse, connection: str | None = None, *, with_body: bool = True
 ) -> list[bytes]:
-    """Returns the bytes of a response, in one piece or two.
+    """Returns the bytes of a response, in one piece or two; without the body for HEAD.
 
-    Args:
-        response: `HttpResponse`.
-        connection: string. The value of the header `Connection`. `None`: no such header.
-        with_body: boolean. `False` for an answer to HEAD.
-
-    Raises:
-        ValueError: A header has a line break.
+    `connection` is the header `Connection`, or `None` for no such header. Raises `ValueError` if a
+    header has a line break.
     """
     body = response.body
     head = b"%b%d\r\ndate: %b\r\n" % (

@@ -47,12 +47,7 @@ def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
 
 
 def make_folders(repository: "ModelRepository", models: Sequence[ModelConfig]) -> list[ModelFolder]:
-    """Returns a `ModelFolder` for each model. It does not begin to follow them.
-
-    Raises:
-        InvalidInputError: A folder holds none of the wanted versions, a label names a version that
-            is not wanted, or a model's name can't be a part of a URL.
-    """
+    """Returns a `ModelFolder` for each model. It does not begin to follow them."""
     return [_make_folder(repository, model) for model in models]
 
 

@@ -38,17 +38,7 @@ def unload(repository: ModelRepository, name: str) -> None:
 
 
 def replace_models(repository: ModelRepository, models: Sequence[ModelConfig]) -> None:
-    """Serves these models and no others. On an error nothing changes.
-
-    Args:
-        repository: `ModelRepository`.
-        models: sequence of `ModelConfig`, from a `ReloadConfigRequest`.
-
-    Raises:
-        InvalidInputError: A folder holds none of the wanted versions, or a label names a version
-            that is not wanted.
-        LoadFailedError: A version could not be loaded or warmed up.
-    """
+    """Serves these models and no others. On an error nothing changes."""
     labels = {model.name: model.labels for model in models}
     repository.replace_folders(make_folders(repository, models), labels)
 

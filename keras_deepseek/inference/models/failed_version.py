@@ -11,12 +11,8 @@ MOST_CHARACTERS = 1000
 class FailedVersion:
     """A version that could not be loaded or warmed up.
 
-    The exception itself is not kept: its traceback would keep the model in memory.
-
-    Args:
-        number: integer. The version.
-        kind: string. The class of the error.
-        error: string. The class and the text of the error.
+    The exception itself is not kept: its traceback would keep the model in memory. `kind` is its
+    class.
     """
 
     number: int

@@ -21,11 +21,7 @@ Open = Callable[[Path, str, int, ModelOptions], ModelVersion]
 class FolderExchange:
     """The change from one set of followed folders to another. Only `finish` changes what is served.
 
-    Args:
-        models: mapping of `ServedModel` by name: the current ones.
-        folders: sequence of `ModelFolder`: the current ones, paused.
-        wanted: sequence of `ModelFolder`, each with its own name.
-        labels: mapping from each of these names to versions by label.
+    The current `folders` are paused. `labels` maps each model's name to versions by label.
     """
 
     def __init__(
@@ -55,8 +51,7 @@ class FolderExchange:
     def load(self, open_version: Open) -> None:
         """Loads and warms up the versions in folders that are new, or followed in another way.
 
-        Raises:
-            LoadFailedError: A version failed. The loaded ones are closed, and the reason is logged.
+        If a version fails, the loaded ones are closed and it raises `LoadFailedError`.
         """
         loaded: list[ModelVersion] = []
         for folder in self.changed:

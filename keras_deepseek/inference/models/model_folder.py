@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 Policy = int | Literal["all"] | Sequence[int]
-"""How many of the newest versions, `"all"`, or the numbers of the versions."""
+"""The number of newest versions, `"all"`, or the numbers of the versions."""
 
 
 def find_versions(folder: Path) -> dict[int, Path]:
@@ -56,17 +56,7 @@ class ModelFolder:
 
     A version that fails is logged, and tried again when a file of its model changes. The last
     served version stays when its folder is removed: a server without a model helps nobody.
-
-    Args:
-        repository: `ModelRepository`.
-        folder: `pathlib.Path`.
-        name: string. The model's name.
-        options: `ModelOptions` of each version.
-        versions: integer: how many of the newest; `"all"`; or a sequence of numbers.
-        poll_seconds: float. Seconds between two looks at the folder.
-
-    Raises:
-        InvalidInputError: `versions` is none of these.
+    `versions` is the number of newest ones, `"all"`, or a sequence of numbers.
     """
 
     def __init__(
@@ -128,19 +118,14 @@ class ModelFolder:
     def pause(self) -> bool:
         """Waits for a running look to end, and ignores the folder until `resume`.
 
-        Returns:
-            True if it was not paused before.
+        Returns True if it was not paused before.
         """
         with self._looking:
             was_paused, self._is_paused = self._is_paused, True
         return not was_paused
 
     def resume(self, *, from_scratch: bool = False) -> None:
-        """Ends a pause.
-
-        Args:
-            from_scratch: boolean. True to load versions again that were loaded before.
-        """
+        """Ends a pause; `from_scratch` loads versions again that were loaded before."""
         with self._looking:
             self._is_paused = False
             if from_scratch:
@@ -149,10 +134,9 @@ class ModelFolder:
     def look(self, *, at_once: bool = False) -> None:
         """Loads new and changed versions, and closes removed ones. Does nothing during a pause.
 
-        Args:
-            at_once: boolean. A changed version that is no bundle, or has failed before, may still
-                be incomplete: files are being copied. False to wait until two looks find the same
-                files, true to load it now. Bundles always appear complete.
+        A changed version that is no bundle, or has failed before, may still be incomplete: files
+        are being copied. `at_once` loads it now, instead of waiting until two looks find the same
+        files.
         """
         with self._looking:
             if not self._is_paused:

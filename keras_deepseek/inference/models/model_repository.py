@@ -30,12 +30,8 @@ LEAST_SECONDS = 0.5
 class ModelRepository:
     """The models that an engine serves, and their life from loading to the end.
 
-    Args:
-        model: A model, as `ServingEngine` takes it.
-        name: string. The name of this model. A model config has its own names.
-        version: integer. Its version.
-        options: `ModelOptions` of this model, and of models that are loaded without options.
-        max_concurrent_batches: integer or `None`. The number of batches that run at the same time.
+    `options` are also those of models that are loaded without any. A model config has its own
+    names.
     """
 
     def __init__(
@@ -218,8 +214,7 @@ class ModelRepository:
     def close_models(self, seconds: float | None = None) -> None:
         """Stops following folders, and closes all versions when their requests are answered.
 
-        Args:
-            seconds: float. What is not answered by then gets a `ClosedError`. `None`: no limit.
+        Requests that are not answered within `seconds` get a `ClosedError`.
         """
         until = None if seconds is None else time.monotonic() + seconds
         for folder in self.folders:

@@ -43,17 +43,7 @@ Deliver = Callable[[Request], None]
 class ModelVersion:
     """A version that answers requests.
 
-    Args:
-        name: string. The model's name.
-        number: integer. The version.
-        model: The argument of `open_executor`.
-        options: `ModelOptions`.
-        after_batch: Function that is called when requests were answered.
-        turns: `Turns` that its batches wait for. `None`: they wait for no other model.
-
-    Raises:
-        InvalidInputError: The model can't be served.
-        NotSupportedError: Its batch size is fixed, or no executor runs its format.
+    Its batches wait for `turns`; with `None` they wait for no other model.
     """
 
     def __init__(
@@ -103,11 +93,7 @@ class ModelVersion:
         return self._executors[0].signature if self._padder is None else self._padder.signature
 
     def start(self) -> None:
-        """Warms up, and accepts requests from then on.
-
-        Raises:
-            Exception: An error of the model. The version has ended then.
-        """
+        """Warms up, and accepts requests from then on. An error of the model ends the version."""
         try:
             if self._options.warm_up:
                 self._warm_up()
@@ -130,19 +116,10 @@ class ModelVersion:
     ) -> Request:
         """Queues a request, or answers it from the cache.
 
-        Args:
-            inputs: dict of arrays by name, as the signature has them.
-            deliver: Function of the `Request`, called when it is answered.
-            timeout: float. Seconds after which the answer is useless.
-            priority: integer. Higher ones run first.
-            client: A hashable value, whose requests are answered in order.
-            use_cache: boolean. True if an answer of the cache will do. With `client` the cache is
-                not used: the answer could overtake an earlier one.
-
-        Raises:
-            InvalidInputError: There are more rows than may wait.
-            ClosedError: The version is not started, or is closing.
-            OverloadedError: Too many rows are waiting, or the request can't be answered in time.
+        `timeout` is in seconds, after which the answer is useless. Requests of the same `client`
+        are answered in order; with it the cache is not used, since its answer could overtake an
+        earlier one. Raises `ClosedError` unless the version is started, and `OverloadedError` if
+        the request can't be answered in time.
         """
         check_request_options(timeout, priority)
         if self.state != "AVAILABLE":
@@ -180,9 +157,8 @@ class ModelVersion:
     def close(self, seconds: float | None = None) -> None:
         """Refuses new requests, and returns when the accepted ones are answered.
 
-        Args:
-            seconds: float. Requests that are not answered by then get a `ClosedError`. A running
-                batch is abandoned, or its process is killed. `None`: no limit.
+        Requests not answered within `seconds` get a `ClosedError`. A running batch is abandoned
+        then, or its process is killed.
         """
         self.state = "UNLOADING"
         for executor in self._executors:

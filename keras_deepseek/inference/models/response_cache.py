@@ -18,18 +18,7 @@ class ResponseCache:
     """A least-recently-used cache of answers. Any thread may use it.
 
     Its keys are cryptographic hashes of the inputs, so no client can forge the key of other inputs.
-
-    Args:
-        max_entries: integer.
-        max_bytes: integer. The limit for the cached arrays.
-
-    Example:
-
-    >>> cache = ResponseCache(2)
-    >>> key = cache.key({"x": np.zeros((1, 2))})
-    >>> cache.put(key, {"y": np.ones((1, 1))})
-    >>> cache.get(key)
-    {'y': array([[1.]])}
+    `max_bytes` limits the cached arrays.
     """
 
     def __init__(self, max_entries: int, max_bytes: int = MAX_BYTES) -> None:
@@ -67,7 +56,7 @@ class ResponseCache:
         return {name: array.copy() for name, array in outputs.items()}
 
     def put(self, key: bytes, outputs: _Outputs) -> None:
-        """Caches copies of outputs. A full cache drops the entries that were not used for longest.
+        """Caches copies of outputs. A full cache drops the least recently used entries.
 
         It copies because the arrays are views of a whole batch, which would stay in memory with
         them.

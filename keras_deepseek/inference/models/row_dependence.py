@@ -20,12 +20,8 @@ def find_row_dependence(executor: Executor, buckets: Sequence[int], length: int)
 
     The first, the middle and the last row of a batch run again, each in a batch of copies of itself
     of the same size, and once in the smallest batch. The inputs are integers 0 and 1, which are
-    tokens of every vocabulary, and floats below 2, which may stand for tokens, too.
-
-    Args:
-        executor: `Executor`. It has run each batch size before.
-        buckets: sequence of integers. Batch sizes, the smallest first.
-        length: integer. The size of free axes.
+    tokens of every vocabulary, and floats below 2, which may stand for tokens, too. `buckets` are
+    sizes that the executor has run before, the smallest first; `length` is the size of free axes.
     """
     generator, rows = np.random.default_rng(0), buckets[-1]
     specs = executor.signature.inputs

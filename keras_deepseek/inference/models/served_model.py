@@ -22,10 +22,6 @@ class ServedModel:
 
     A request without a version and a label goes to the newest version that is available and not on
     trial, or to one on trial, with the probability of its share.
-
-    Args:
-        name: string. The model's name.
-        draw: Function that returns a random number from 0 to 1.
     """
 
     def __init__(self, name: str, draw: Callable[[], float] = random.random) -> None:
@@ -69,11 +65,7 @@ class ServedModel:
         return self._labels
 
     def newest(self) -> ModelVersion:
-        """Returns the newest version that is available and not on trial, else the newest of all.
-
-        Raises:
-            ModelNotFoundError: There is none.
-        """
+        """Returns the newest version that is available and not on trial, else the newest of all."""
         versions, shares = self._versions, self._shares
         if not versions:
             raise ModelNotFoundError(f"The model {self.name!r} has no version.")
@@ -83,16 +75,7 @@ class ServedModel:
         return versions[next(reversed(versions))]
 
     def find(self, version: int | None = None, label: str = "") -> ModelVersion:
-        """Returns the version for a request.
-
-        Args:
-            version: integer. `None`: the newest, or one on trial.
-            label: string. A label instead of a version.
-
-        Raises:
-            ModelNotFoundError: There is no such version or label.
-            InvalidInputError: Both are given, or the version is no integer.
-        """
+        """Returns the version for a request, by number or label, or the newest or one on trial."""
         if label:
             if version is not None:
                 raise InvalidInputError(
@@ -118,13 +101,7 @@ class ServedModel:
         return found
 
     def add(self, version: ModelVersion, share: float | None = None) -> None:
-        """Adds a version, and replaces one with the same number.
-
-        Args:
-            version: `ModelVersion`.
-            share: float. The fraction of requests that go to it, on trial. `None`: it is not on
-                trial.
-        """
+        """Adds a version, on trial if it has a `share`, and replaces one with the same number."""
         with self._lock:
             if share is not None:
                 self._shares = self._with_share(version.number, share)
@@ -157,12 +134,7 @@ class ServedModel:
             self._shares = _without(self._shares, number)
 
     def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
-        """Returns the oldest versions beyond `keep`. Versions on trial do not count.
-
-        Args:
-            loaded: `ModelVersion`. A version that stays in any case.
-            keep: integer. The number of versions that stay.
-        """
+        """Returns the oldest versions beyond `keep`, but not `loaded` nor those on trial."""
         shares = self._shares
         others = [
             version
@@ -173,14 +145,7 @@ class ServedModel:
         return others[: max(len(others) - num_others, 0)]
 
     def set_labels(self, labels: Mapping[str, int]) -> None:
-        """Replaces all labels.
-
-        Args:
-            labels: mapping from label to version.
-
-        Raises:
-            ModelNotFoundError: A version is not available. Nothing is changed then.
-        """
+        """Replaces all labels, or none if a version is not available."""
         with self._lock:
             for number in labels.values():
                 self._check_available(number)
@@ -189,26 +154,15 @@ class ServedModel:
     def set_share(self, number: int, share: float) -> None:
         """Puts a version on trial, or ends its trial.
 
-        Args:
-            number: integer. The version.
-            share: float. The fraction of requests that go to it, from 0 to 1. With `0` it gets only
-                requests with its number or label. With `1` its trial ends.
-
-        Raises:
-            ModelNotFoundError: The version is not available.
-            InvalidInputError: The sum of all shares would be above 1.
+        `share` is the fraction of requests that go to it. With `0` it gets only requests with its
+        number or label. With `1` its trial ends.
         """
         with self._lock:
             self._check_available(number)
             self._shares = self._with_share(number, share)
 
     def check_share(self, number: int, share: float) -> None:
-        """Refuses a share that a version can't have.
-
-        Raises:
-            InvalidInputError: The share is no number from 0 to 1, or the sum of all shares would be
-                above 1.
-        """
+        """Refuses a share outside 0 to 1, or one that makes the sum of all shares exceed 1."""
         self._with_share(number, share)
 
     def _default(self) -> ModelVersion:

@@ -27,9 +27,7 @@ def version_number(text: str) -> int | None:
 def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> VersionStatus:
     """Returns TF Serving's status of a version. Only the log has the reason of a failure.
 
-    Args:
-        version: `ModelVersion`, or `FailedVersion`.
-        is_ready: boolean. False if the server is starting or stopping.
+    `is_ready` is False if the server is starting or stopping.
     """
     state: str = version.state
     if state == "AVAILABLE" and not is_ready:
@@ -44,12 +42,7 @@ def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> Ver
 def find_states(
     served: "ServedModel | None", version: int | None
 ) -> list[ModelVersion | FailedVersion]:
-    """Returns one version, also a failed one, or all versions of a model.
-
-    Args:
-        served: `ServedModel`, or `None` if there is no such model.
-        version: integer, or `None` for all.
-    """
+    """Returns one version, also a failed one, or all versions of a model."""
     states = {} if served is None else served.states
     return [one for number, one in states.items() if version in (None, number)]
 

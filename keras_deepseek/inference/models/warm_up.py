@@ -26,18 +26,8 @@ def run_every_size(
 ) -> None:
     """Runs each batch size once in each executor, and again in the first to measure its time.
 
-    A model that takes strings is not run: it may expect serialized examples or image files.
-
-    Args:
-        executors: sequence of `Executor`, of one model.
-        buckets: sequence of integers. Batch sizes.
-        lengths: sequence of integers. The lengths of free axes. If it is empty, a model with free
-            axes is not run.
-        batch_time: `BatchTime`. The measured times are added to it.
-
-    Raises:
-        InvalidInputError: The outputs differ from the signature.
-        NotSupportedError: An output does not have one row for each row of the inputs.
+    A model that takes strings is not run: it may expect serialized examples or image files. Nor is
+    one with free axes if `lengths` has none. The times are added to `batch_time`.
     """
     specs = executors[0].signature.inputs
     is_free = any(size is None for spec in specs for size in spec.shape[1:])
@@ -59,14 +49,7 @@ def run_every_size(
 def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], rows: int) -> None:
     """Compares padded rows with unpadded ones, and refuses a model that reads padding as data.
 
-    Args:
-        executor: `Executor`.
-        padder: `Padder` of its model.
-        lengths: sequence of integers. The padded lengths, rising.
-        rows: integer. A batch size of the model.
-
-    Raises:
-        InvalidInputError: An output differs.
+    `lengths` are the padded lengths, rising; `rows` is a batch size of the model.
     """
     length = next((one for one in range(lengths[-1] - 1, 0, -1) if one not in lengths), None)
     if length is None:

@@ -76,14 +76,8 @@ class AccessLog:
     ) -> None:
         """Logs a request that has ended. Never blocks.
 
-        Args:
-            trace: `RequestTrace`.
-            method: string. As in `"POST"`.
-            path: string. Without the query, which may hold a secret.
-            status: integer or string. As the protocol writes it, `200` or `"OK"`.
-            size: integer. Bytes of the response body.
-            seconds: float. The duration of the request.
-            client: string. The client's address.
+        `path` has no query, which may hold a secret. `status` is as the protocol writes it, `200`
+        or `"OK"`; `size` is the bytes of the response body.
         """
         if not self._logger.isEnabledFor(logging.INFO):
             return
@@ -137,11 +131,7 @@ class AccessLog:
 
 
 def choose_request_id(offered: str | None) -> str:
-    """Returns the client's request id if it can be logged, otherwise a new one.
-
-    Args:
-        offered: string or `None`. Accepted if it has 1 to 128 visible ASCII characters.
-    """
+    """Returns the client's request id if it is 1 to 128 visible ASCII characters, or a new id."""
     if offered is not None and _REQUEST_ID.fullmatch(offered):
         return offered
     return f"{random.getrandbits(128):032x}"

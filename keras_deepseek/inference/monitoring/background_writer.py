@@ -30,14 +30,9 @@ class BackgroundWriter(Generic[_Item]):
     """Writes items in the order in which they came. Any thread may add items.
 
     The thread starts with the first item. Items that still wait when the process ends are written
-    first.
-
-    Args:
-        write: Function of a list of items and of the number of items dropped since its last call.
-            Only the writer's thread calls it. Its first exception is logged.
-        name: string. The name of the thread.
-        max_waiting: integer. Items that may wait. Defaults to `8192`.
-        interval: float. Seconds that items are collected. Defaults to `0.05`.
+    first. `write` takes the items, and the number that was dropped since its last call, on the
+    writer's thread; its first exception is logged. `interval` is the seconds that items are
+    collected.
     """
 
     def __init__(
@@ -72,14 +67,7 @@ class BackgroundWriter(Generic[_Item]):
             self._start()
 
     def flush(self, timeout: float = END_SECONDS) -> bool:
-        """Waits until all items added so far are written.
-
-        Args:
-            timeout: float. Seconds. Defaults to `1.0`.
-
-        Returns:
-            False if the time was over first.
-        """
+        """Waits until all items added so far are written; False after `timeout` seconds."""
         written = threading.Event()
         self._queue.put(written)
         self._hurry.set()
@@ -88,12 +76,7 @@ class BackgroundWriter(Generic[_Item]):
         return written.wait(timeout)
 
     def close(self, timeout: float | None = END_SECONDS) -> None:
-        """Writes the waiting items and ends the thread.
-
-        Args:
-            timeout: float. Seconds after which a thread that hangs is abandoned, or `None` to wait
-                without a limit. Defaults to `1.0`.
-        """
+        """Writes the waiting items and ends the thread, or abandons it after `timeout` seconds."""
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is None:

@@ -29,12 +29,8 @@ class EngineMonitor:
     """Counters of one engine. Any thread may use it.
 
     The counters of a version are dropped some minutes after it is unloaded, so that an engine that
-    loads new versions for months does not grow.
-
-    Args:
-        is_served: Function of a model's name and a version, as strings, that returns true if it is
-            served. An empty version stands for the model. Defaults to `None`: all are served.
-        clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
+    loads new versions for months does not grow. `is_served` takes a model's name and a version as
+    strings; an empty version stands for the model.
     """
 
     def __init__(

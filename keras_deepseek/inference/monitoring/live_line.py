@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 class LiveLine:
     """Context manager that shows an engine's statistics, if the output is a terminal.
 
-    Args:
-        engine: `ServingEngine`.
-        console: `rich.console.Console`. Defaults to `None`: the standard output.
-        seconds: float. The time between two updates. Defaults to `1.0`.
+    `seconds` is the time between two updates.
     """
 
     def __init__(
@@ -57,13 +54,7 @@ class LiveLine:
 
 
 def format_statistics(statistics: LiveStatistics) -> str:
-    """Returns the status line.
-
-    Example:
-
-    >>> format_statistics(LiveStatistics(1204.0, 7.96, 0.0121, 0.031, 0.83, 12))
-    '1,204 requests/s · batch 8.0 · p50 12.1 ms · p99 31.0 ms · 83 % busy · 12 waiting'
-    """
+    """Returns the status line."""
     rows = statistics.batch_rows
     batch = "–" if rows is None else f"{rows:.1f}"  # noqa: RUF001
     return (

@@ -14,12 +14,12 @@ class LiveStatistics:
     """The statistics of all models of an engine between two readings.
 
     Args:
-        requests_per_second: float. Requests that a server answered, with any status.
-        batch_rows: float. The mean number of rows of a batch; `None` if none ran.
-        p50: float. The median of the seconds that a request took; `None` if there was none.
-        p99: float. The 99th percentile of these seconds; `None` if there was none.
-        busy: float from 0 to 1. The part of the time that the replicas spent in the model.
-        waiting_rows: integer. Rows that wait now.
+        requests_per_second: Requests that a server answered, with any status.
+        batch_rows: The mean number of rows of a batch; `None` if none ran.
+        p50: The median of the seconds that a request took; `None` if there was none.
+        p99: The 99th percentile of these seconds; `None` if there was none.
+        busy: From 0 to 1: the part of the time that the replicas spent in the model.
+        waiting_rows: Rows that wait now.
     """
 
     requests_per_second: float
@@ -40,12 +40,7 @@ class _Sums:
 
 
 class LiveStatisticsReader:
-    """Reads the counters of an engine again and again.
-
-    Args:
-        engine: `ServingEngine`.
-        clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
-    """
+    """Reads the counters of an engine again and again."""
 
     def __init__(
         self, engine: MonitoredEngine, clock: Callable[[], float] = time.monotonic

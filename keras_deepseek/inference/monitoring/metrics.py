@@ -29,10 +29,7 @@ _VERSION = ("model", "version")
 def write_metrics(engine: MonitoredEngine, *, open_metrics: bool = False) -> tuple[bytes, str]:
     """Returns the metrics of an engine and its process as text, with the text's content type.
 
-    Args:
-        engine: `ServingEngine`.
-        open_metrics: boolean. True for OpenMetrics 1.0.0, false for Prometheus's text format 0.0.4.
-            Defaults to `False`.
+    It is Prometheus's text format 0.0.4, or OpenMetrics 1.0.0.
     """
     collector = EngineCollector(engine)
     if open_metrics:

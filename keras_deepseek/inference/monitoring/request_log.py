@@ -33,18 +33,9 @@ _Entry = dict[str, Any]
 class RequestLog:
     """A file of JSON lines: a request, its inputs, and its outputs, as base64.
 
-    Only the owner can read the file, because it holds what clients sent.
-
-    Args:
-        path: The path of the file. An existing file is appended to.
-        sample: float above 0, up to 1. The fraction of requests to write. Defaults to `0.01`.
-        max_bytes: integer. A file that would become larger is renamed to `PATH.1` first. Defaults
-            to 64 MiB (`67108864`).
-        num_files: integer. The number of renamed files to keep. Defaults to `5`.
-        draw: Function that returns a random number from 0 to 1. Defaults to `random.random`.
-
-    Raises:
-        InvalidInputError: The file can't be written, or `sample` is out of range.
+    Only the owner can read the file, because it holds what clients sent. An existing file is
+    appended to. `sample` is the fraction of requests to write. A file that would exceed `max_bytes`
+    is renamed to `PATH.1` first; `num_files` renamed ones are kept.
     """
 
     def __init__(
@@ -85,14 +76,7 @@ class RequestLog:
     def watch(
         self, model: str, version: int, inputs: _Arrays, deliver: Callable[[Request], None]
     ) -> Callable[[Request], None]:
-        """Returns `deliver`, wrapped to log the request if it is in the sample.
-
-        Args:
-            model: string. The model's name.
-            version: integer. The version that answers.
-            inputs: dict of arrays by input name.
-            deliver: Function that hands the finished `Request` to the caller.
-        """
+        """Returns `deliver`, wrapped to log the request if it is in the sample."""
         if self._draw() >= self._sample:
             return deliver
         entry = {"time": time.time(), "model": model, "version": version, "inputs": _copy(inputs)}
@@ -150,16 +134,7 @@ class RequestLog:
 
 
 def encode_array(array: Array) -> dict[str, Any]:
-    """Returns an array as a dict for JSON.
-
-    Args:
-        array: An array of numbers or of strings.
-
-    Example:
-
-    >>> encode_array(np.array([[1, 2]], "uint8"))
-    {'dtype': 'uint8', 'shape': [1, 2], 'data': 'AQI='}
-    """
+    """Returns an array of numbers or strings as a dict for JSON, its bytes as base64."""
     content: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
     if array.dtype.kind == "O":
         values = [

@@ -15,10 +15,6 @@ class RequestTrace:
 
     `model` and `version` are those that answer. They stay empty if none does: a name that a client
     makes up must not become a label of a metric.
-
-    Args:
-        protocol: string. As in `"tf_serving"`. Defaults to `""`.
-        call: string. The name of the call, as in `"predict"`. Defaults to `""`.
     """
 
     __slots__ = (

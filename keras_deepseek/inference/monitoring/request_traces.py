@@ -44,16 +44,7 @@ class _Ended(NamedTuple):
 
 
 class RequestTraces:
-    """Makes spans of requests.
-
-    Args:
-        traces: `True`, or a `TracerProvider`: as in `HttpServer`.
-
-    Raises:
-        MissingExtraError: OpenTelemetry is not installed.
-        InvalidInputError: `traces` is something else, or `OTEL_TRACES_EXPORTER` names an unknown
-            exporter.
-    """
+    """Makes spans of requests, by the argument `traces` of `HttpServer`."""
 
     def __init__(self, traces: Any = True) -> None:
         provider = find_provider(traces)
@@ -71,11 +62,7 @@ class RequestTraces:
     ) -> None:
         """Adds a request that has ended. Never blocks.
 
-        Args:
-            trace: `RequestTrace`.
-            seconds: float. The duration of the request.
-            names: `SpanNames`.
-            headers: mapping of strings by lower-case name: HTTP headers, or gRPC metadata.
+        `headers` are HTTP headers or gRPC metadata, by lower-case name.
         """
         end = time.time_ns()
         start = end - int(1e9 * seconds)

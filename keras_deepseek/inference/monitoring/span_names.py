@@ -14,10 +14,7 @@ Attributes = dict[str, str | int | float | bool]
 class SpanNames(NamedTuple):
     """The name and the attributes of a span that depend on the protocol.
 
-    Args:
-        name: string.
-        attributes: dict.
-        has_failed: boolean. True if the request failed because of the server.
+    `has_failed` is true if the request failed because of the server.
     """
 
     name: str

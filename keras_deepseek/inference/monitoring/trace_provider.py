@@ -16,13 +16,8 @@ _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 def find_provider(traces: Any) -> Any:
     """Returns the `TracerProvider` that makes the spans.
 
-    Args:
-        traces: A `TracerProvider`; or `True` for the one that the process has set up, and if there
-            is none, for a new one that the environment variables `OTEL_*` describe.
-
-    Raises:
-        MissingExtraError: OpenTelemetry is not installed.
-        InvalidInputError: `traces` is something else, or a variable names an unknown exporter.
+    `True` stands for the one that the process has set up, and if there is none, for a new one that
+    the environment variables `OTEL_*` describe.
     """
     try:
         from opentelemetry import trace

@@ -13,30 +13,14 @@ _MAX_RANK = 32
 
 
 def is_base64_object(value: Any) -> bool:
-    """Returns true for a JSON object whose only key is `"b64"` and whose value is a string.
-
-    Example:
-
-    >>> is_base64_object({"b64": "AAE="})
-    True
-    """
+    """Returns true for a JSON object whose only key is `"b64"` and whose value is a string."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get(_KEY), str)
 
 
 def decode_string(value: Any, where: str) -> bytes:
     r"""Returns the bytes of a JSON string or of a base64 object.
 
-    Args:
-        value: A JSON value.
-        where: string. The start of an error message, as in `"Input 'x'"`.
-
-    Raises:
-        InvalidInputError: The value is neither, or is not valid base64.
-
-    Example:
-
-    >>> decode_string({"b64": "AAE="}, "Input 'x'")
-    b'\x00\x01'
+    `where` starts the error message, as in `"Input 'x'"`.
     """
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
@@ -52,11 +36,7 @@ def decode_string(value: Any, where: str) -> bytes:
 
 
 def decode_strings(value: Any, where: str) -> Array:
-    """Returns an array of bytes from nested lists of strings and base64 objects.
-
-    Raises:
-        InvalidInputError: The value holds something else, or rows of unequal length.
-    """
+    """Returns an array of bytes from nested lists of strings and base64 objects."""
     shape: list[int] = []
     first = value
     while isinstance(first, list) and len(shape) <= _MAX_RANK:
@@ -73,10 +53,6 @@ def encode_strings(name: str, array: Array) -> Any:
 
     As in TF Serving, all values of an output whose name ends in `"_bytes"` are base64 objects. In
     other outputs only values that are not UTF-8 are.
-
-    Args:
-        name: string. The name of the output.
-        array: array of `bytes` or strings.
 
     Example:
 

@@ -17,13 +17,11 @@ class Dtype:
     """One dtype, with its names in each protocol.
 
     Args:
-        name: string. NumPy's name, or `"bfloat16"`.
-        tf_number: integer. The number in TensorFlow's `DataType`.
-        tf_name: string. The name in TensorFlow's `DataType`.
-        tf_values: string. The field of `TensorProto` that lists the values.
-        open_inference: string. Open Inference's datatype.
-        open_inference_values: string. The field of `InferTensorContents` that lists the values.
-            Empty if there is none, so that values come as raw bytes only.
+        name: NumPy's name, or `"bfloat16"`.
+        tf_number: The number in TensorFlow's `DataType`.
+        tf_values: The field of `TensorProto` that lists the values.
+        open_inference_values: The field of `InferTensorContents` that lists the values. Empty if
+            there is none, so that values come as raw bytes only.
     """
 
     name: str
@@ -78,11 +76,7 @@ _BY_OPEN_INFERENCE = {dtype.open_inference: dtype for dtype in DTYPES}
 
 
 def dtype_of(name: str) -> Dtype:
-    """Returns the dtype with NumPy's `name`. Strings of any kind are `object`.
-
-    Raises:
-        InvalidInputError: No protocol has the dtype.
-    """
+    """Returns the dtype with NumPy's `name`. Strings of any kind are `object`."""
     if name.startswith(("<U", "|S", "str", "bytes")):
         name = "object"
     if name not in _BY_NAME:
@@ -92,23 +86,14 @@ def dtype_of(name: str) -> Dtype:
 
 @lru_cache(maxsize=256)
 def dtype_of_numpy(dtype: np.dtype[Any]) -> Dtype:
-    """Returns the dtype of a NumPy dtype. Cached, because NumPy is slow to make the name.
-
-    Raises:
-        InvalidInputError: No protocol has the dtype.
-    """
+    """Returns the dtype of a NumPy dtype. Cached, because NumPy is slow to make the name."""
     return dtype_of(str(dtype))
 
 
 def dtype_of_tf_number(number: int, where: str) -> Dtype:
     """Returns the dtype with a number of TensorFlow's `DataType`.
 
-    Args:
-        number: integer.
-        where: string. The start of an error message, as in `"Input 'x'"`.
-
-    Raises:
-        InvalidInputError: The dtype is complex, quantized, or not a dtype of tensors.
+    Complex and quantized dtypes raise an error, which starts with `where`.
     """
     if number not in _BY_TF_NUMBER:
         names = ", ".join(dtype.tf_name for dtype in DTYPES)
@@ -117,11 +102,7 @@ def dtype_of_tf_number(number: int, where: str) -> Dtype:
 
 
 def dtype_of_open_inference(datatype: object, where: str) -> Dtype:
-    """Returns the dtype with the name of an Open Inference datatype.
-
-    Raises:
-        InvalidInputError: Open Inference has no such datatype.
-    """
+    """Returns the dtype with the name of an Open Inference datatype."""
     if not isinstance(datatype, str) or datatype not in _BY_OPEN_INFERENCE:
         names = ", ".join(sorted(_BY_OPEN_INFERENCE))
         raise InvalidInputError(

@@ -16,11 +16,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def load_json(text: bytes | memoryview) -> Any:
-    """Returns the content of JSON. `NaN`, `Infinity` and `-Infinity` are allowed as numbers.
-
-    Raises:
-        InvalidInputError: The text is not JSON.
-    """
+    """Returns the content of JSON. `NaN`, `Infinity` and `-Infinity` are allowed as numbers."""
     fast = _orjson()
     if fast is not None:
         try:
@@ -36,9 +32,8 @@ def load_json(text: bytes | memoryview) -> Any:
 def to_json(content: Any) -> bytes:
     """Returns content as JSON, with bare `NaN`, `Infinity` and `-Infinity` as in TF Serving.
 
-    Args:
-        content: JSON values, NumPy arrays of numbers, and NumPy numbers. `orjson` writes a
-            `float32` with the fewest digits that read back as the same `float32`.
+    NumPy arrays of numbers and NumPy numbers are allowed. `orjson` writes a `float32` with the
+    fewest digits that read back as the same `float32`.
     """
     fast = _orjson()
     if fast is None:

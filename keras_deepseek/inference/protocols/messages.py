@@ -19,11 +19,7 @@ _DESCRIPTORS = Path(__file__).parent / "proto" / "descriptors.binpb"
 
 @cache
 def message_pool() -> Any:
-    """Returns the descriptor pool that holds the messages and services.
-
-    Raises:
-        MissingExtraError: `protobuf` is not installed.
-    """
+    """Returns the descriptor pool that holds the messages and services."""
     try:
         from google.protobuf.any_pb2 import DESCRIPTOR as ANY
         from google.protobuf.descriptor_pb2 import FileDescriptorSet
@@ -40,25 +36,12 @@ def message_pool() -> Any:
 
 
 def new_message(name: str, /, **fields: Any) -> Message:
-    """Returns a message with the given fields.
-
-    Args:
-        name: string. With its package, as in `"tensorflow.TensorProto"`.
-        **fields: The values of its fields.
-
-    Raises:
-        MissingExtraError: `protobuf` is not installed.
-    """
+    """Returns a message with the given fields, by a name such as `"tensorflow.TensorProto"`."""
     return _message_class(name)(**fields)
 
 
 def parse_message(name: str, data: bytes) -> Message:
-    """Returns the message that a client sent as bytes.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message.
-        MissingExtraError: `protobuf` is not installed.
-    """
+    """Returns the message that a client sent as bytes."""
     kind = _message_class(name)
     from google.protobuf.message import DecodeError
 
@@ -71,12 +54,7 @@ def parse_message(name: str, data: bytes) -> Message:
 
 
 def parse_message_text(name: str, text: str) -> Message:
-    """Returns the message in protobuf's text format, as a user wrote it in a file.
-
-    Raises:
-        InvalidInputError: The text is not such a message.
-        MissingExtraError: `protobuf` is not installed.
-    """
+    """Returns the message in protobuf's text format, as a user wrote it in a file."""
     message = new_message(name)
     from google.protobuf.text_format import Parse, ParseError
 

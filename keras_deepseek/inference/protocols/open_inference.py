@@ -40,11 +40,8 @@ _REFUSED_PARAMETERS = ("shared_memory_region",)
 class WantedOutput:
     """An output that a request asks for.
 
-    Args:
-        name: string.
-        is_binary: boolean. True to return its values as raw bytes. Defaults to `False`.
-        classes: integer. The number of the largest values of each row to return as text in place of
-            the output; 0 for the output itself. Defaults to `0`.
+    `is_binary` returns its values as raw bytes. `classes` is the number of the largest values of
+    each row to return as text in place of the output; 0 for the output itself.
     """
 
     name: str
@@ -57,14 +54,12 @@ class InferCall:
     """A request for inference, over REST or gRPC.
 
     Args:
-        inputs: dict of arrays by input name; not yet checked against a signature.
-        outputs: tuple of `WantedOutput`. Empty for all outputs. Defaults to `()`.
-        is_binary: boolean. True to return outputs that are not in `outputs` as raw bytes. Defaults
-            to `False`.
-        id: string. It is returned with the response. Defaults to `""`.
-        parameters: dict. The parameters of the request. Defaults to none.
-        model_name: string. Empty over REST, where the path has it. Defaults to `""`.
-        model_version: string. Likewise. Defaults to `""`.
+        inputs: Arrays by input name, not yet checked against a signature.
+        outputs: The outputs to return. Empty for all.
+        is_binary: True to return outputs that are not in `outputs` as raw bytes.
+        id: It is returned with the response.
+        model_name: Empty over REST, where the path has it.
+        model_version: Likewise.
     """
 
     inputs: dict[str, Array]
@@ -76,15 +71,7 @@ class InferCall:
     model_version: str = ""
 
     def select(self, outputs: Mapping[str, Array]) -> list[tuple[WantedOutput, Array]]:
-        """Returns the outputs that the request asks for, in its order.
-
-        Args:
-            outputs: mapping of arrays by name: all outputs of the model.
-
-        Raises:
-            InvalidInputError: The model lacks an output, or an output whose classes are wanted has
-                no rows of numbers.
-        """
+        """Returns those of a model's outputs that the request asks for, in its order."""
         self.check_outputs(outputs)
         wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
         return [
@@ -105,21 +92,9 @@ class InferCall:
 def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
     """Parses the body of a `POST /v2/models/NAME/infer`.
 
-    Every length is compared with the bytes that are there before it is used.
-
-    Args:
-        body: bytes. JSON, followed by the raw bytes of tensors.
-        header_length: string. The header `Inference-Header-Content-Length`. Defaults to `None`: the
-            whole body is JSON.
-
-    Raises:
-        InvalidInputError: The body has another form, or a tensor does not match its shape.
-
-    Example:
-
-    >>> tensor = b'{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}'
-    >>> parse_infer(b'{"inputs": [' + tensor + b"]}").inputs
-    {'x': array([[1., 2.]], dtype=float32)}
+    Every length is compared with the bytes that are there before it is used. `header_length` is the
+    header `Inference-Header-Content-Length`: the number of bytes of JSON, which raw bytes of
+    tensors follow. With `None` the whole body is JSON.
     """
     text, rest = _split(body, header_length)
     content = load_json(text)
@@ -146,19 +121,7 @@ def encode_infer(
 ) -> tuple[bytes, int | None]:
     """Returns the body of the response, and the value of `Inference-Header-Content-Length`.
 
-    Args:
-        call: `InferCall`.
-        outputs: mapping of arrays by name: all outputs of the model.
-        model_name: string.
-        model_version: string.
-
-    Returns:
-        The body; and the number of its bytes that are JSON, or `None` if all are, so that the
-        header is not sent.
-
-    Raises:
-        InvalidInputError: The model lacks a wanted output, or an output that JSON should hold is
-            not text.
+    That is the number of bytes of JSON, or `None` if all are, so that the header is not sent.
     """
     tensors, parts = [], []
     for wanted, array in call.select(outputs):
@@ -182,16 +145,7 @@ def encode_infer(
 
 
 def read_parameters(value: Any, where: str) -> dict[str, Any]:
-    """Returns the parameters of a request or of a tensor in it.
-
-    Args:
-        value: dict, or `None` for no parameters.
-        where: string. The start of an error message.
-
-    Raises:
-        InvalidInputError: The value is not a dict, or asks for shared memory, which is not
-            supported.
-    """
+    """Returns the parameters of a request or of a tensor in it. Shared memory is refused."""
     if value is None:
         return {}
     if not isinstance(value, dict):

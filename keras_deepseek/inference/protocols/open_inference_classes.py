@@ -15,15 +15,7 @@ PARAMETER = "classification"
 
 
 def read_count(value: Any, where: str) -> int:
-    """Returns the number of classes that a parameter asks for; 0 stands for the output itself.
-
-    Args:
-        value: integer, or `None` if the parameter is absent.
-        where: string. The start of an error message, as in `"Output 'y'"`.
-
-    Raises:
-        InvalidInputError: The value is not an integer of at least 1.
-    """
+    """Returns the number of classes that a parameter asks for; 0 stands for the output itself."""
     if value is None:
         return 0
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -34,23 +26,9 @@ def read_count(value: Any, where: str) -> int:
 
 
 def largest(array: Array, count: int, where: str) -> Array:
-    """Returns the `count` largest values of each row, as `"value:index"`, the largest first.
+    """Returns the `count` largest values of each row, as `b"value:index"`, the largest first.
 
-    Args:
-        array: array of numbers, rows first.
-        count: integer. If a row has fewer values, all of them are returned.
-        where: string. The start of an error message.
-
-    Returns:
-        An array of `bytes`, of shape `(rows, count)`.
-
-    Raises:
-        InvalidInputError: The output has no rows of numbers.
-
-    Example:
-
-    >>> largest(np.array([[0.25, 0.5, 0.125]]), 2, "Output 'y'").tolist()
-    [[b'0.500000:1', b'0.250000:0']]
+    If a row has fewer values, all of them are returned.
     """
     if array.dtype == object or array.ndim < _MIN_RANK:
         raise InvalidInputError(

@@ -38,11 +38,7 @@ _PACKAGE = "inference."
 
 
 def parse_infer(data: bytes) -> InferCall:
-    """Parses a `ModelInferRequest`. Raw bytes are not copied.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message, or a tensor does not match its shape.
-    """
+    """Parses a `ModelInferRequest`. Raw bytes are not copied."""
     message = parse_message(_PACKAGE + "ModelInferRequest", data)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -74,18 +70,7 @@ def format_infer(
     *,
     in_stream: bool = False,
 ) -> bytes:
-    """Returns the `ModelInferResponse` to a call.
-
-    Args:
-        call: `InferCall`.
-        outputs: mapping of arrays by name: all outputs of the model.
-        model_name: string.
-        model_version: string.
-        in_stream: boolean. True wraps it in a `ModelStreamInferResponse`. Defaults to `False`.
-
-    Raises:
-        InvalidInputError: The model lacks a wanted output.
-    """
+    """Returns the `ModelInferResponse` to a call, or the `ModelStreamInferResponse` with it."""
     response = _infer_response(call, outputs, model_name, model_version)
     if in_stream:
         return _write("ModelStreamInferResponse", infer_response=response)
@@ -95,9 +80,7 @@ def format_infer(
 def format_stream_error(error_message: str, call: InferCall | None = None) -> bytes:
     """Returns the `ModelStreamInferResponse` of a failed request. The stream goes on.
 
-    Args:
-        error_message: string.
-        call: `InferCall`, whose `id` is returned. Defaults to `None`: the request was malformed.
+    The `id` of the call is returned; `call` is `None` if the request was malformed.
     """
     response = new_message(_PACKAGE + "ModelInferResponse", id="" if call is None else call.id)
     return _write("ModelStreamInferResponse", error_message=error_message, infer_response=response)
@@ -106,12 +89,7 @@ def format_stream_error(error_message: str, call: InferCall | None = None) -> by
 def parse_model(data: bytes, call: str) -> tuple[str, str]:
     """Returns the name and the version of the model that a request names; empty if it names none.
 
-    Args:
-        data: bytes. The message.
-        call: string. `"ModelReady"` or `"ModelMetadata"`.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message.
+    `call` is `"ModelReady"` or `"ModelMetadata"`.
     """
     message = parse_message(f"{_PACKAGE}{call}Request", data)
     return message.name, message.version
@@ -123,53 +101,30 @@ def format_live() -> bytes:
 
 
 def format_ready(is_ready: bool, call: str = "ServerReady") -> bytes:
-    """Returns the `ServerReadyResponse` or the `ModelReadyResponse`.
-
-    Args:
-        is_ready: boolean.
-        call: string. `"ServerReady"` or `"ModelReady"`. Defaults to `"ServerReady"`.
-    """
+    """Returns the `ServerReadyResponse` or the `ModelReadyResponse`."""
     return _write(f"{call}Response", ready=is_ready)
 
 
 def format_metadata(content: Mapping[str, Any], call: str) -> bytes:
-    """Returns the `ServerMetadataResponse` or the `ModelMetadataResponse`.
-
-    Args:
-        content: mapping. The result of `server_metadata` or `model_metadata`.
-        call: string. `"ServerMetadata"` or `"ModelMetadata"`.
-    """
+    """Returns the `ServerMetadataResponse` or the `ModelMetadataResponse`."""
     return _write(f"{call}Response", **content)
 
 
 def parse_repository_index(data: bytes) -> bool:
-    """Returns true if a `RepositoryIndexRequest` asks only for models that are ready.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message.
-    """
+    """Returns true if a `RepositoryIndexRequest` asks only for models that are ready."""
     return bool(parse_message(_PACKAGE + "RepositoryIndexRequest", data).ready)
 
 
 def format_repository_index(states: Iterable[ModelState], ready: bool = False) -> bytes:
-    """Returns the `RepositoryIndexResponse`.
-
-    Args:
-        states: iterable of `ModelState`.
-        ready: boolean. True leaves out versions that are not ready. Defaults to `False`.
-    """
+    """Returns the `RepositoryIndexResponse`, of versions that are ready alone if asked for."""
     return _write("RepositoryIndexResponse", models=repository_index(states, ready))
 
 
 def parse_repository_model(data: bytes, call: str) -> str:
     """Returns the name of the model that is to be loaded or unloaded.
 
-    Args:
-        data: bytes. The message, in Triton's or in KServe's form.
-        call: string. `"RepositoryModelLoad"` or `"RepositoryModelUnload"`.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message, or it names no model.
+    The message is in Triton's or in KServe's form, of a `"RepositoryModelLoad"` or
+    `"RepositoryModelUnload"`.
     """
     message = parse_message(f"{_PACKAGE}{call}Request", data)
     name: str = message.model_name or message.repository_name
@@ -181,9 +136,7 @@ def parse_repository_model(data: bytes, call: str) -> str:
 def format_repository_model(name: str, call: str) -> bytes:
     """Returns the response to the load or the unload of a model.
 
-    Args:
-        name: string. The model's name.
-        call: string. `"RepositoryModelLoad"` or `"RepositoryModelUnload"`.
+    `call` is `"RepositoryModelLoad"` or `"RepositoryModelUnload"`.
     """
     flag = "isLoaded" if call == "RepositoryModelLoad" else "isUnloaded"
     return _write(f"{call}Response", model_name=name, **{flag: True})

@@ -17,11 +17,7 @@ EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
 class ModelState:
     """The state of one version of a model, as an entry of the repository index.
 
-    Args:
-        name: string.
-        version: string.
-        is_ready: boolean. True if it accepts requests.
-        reason: string. The reason why it is not ready. Defaults to `""`.
+    `reason` is the reason why it is not ready.
     """
 
     name: str
@@ -36,13 +32,7 @@ class ModelState:
 
 
 def server_metadata(name: str, version: str) -> dict[str, Any]:
-    """Returns the response to `GET /v2`.
-
-    Example:
-
-    >>> server_metadata("keras_deepseek", "1.0")["extensions"]
-    ['binary_tensor_data', 'classification', 'model_repository']
-    """
+    """Returns the response to `GET /v2`."""
     return {"name": name, "version": version, "extensions": list(EXTENSIONS)}
 
 
@@ -51,14 +41,7 @@ def model_metadata(
 ) -> dict[str, Any]:
     """Returns the response to `GET /v2/models/NAME`.
 
-    Args:
-        name: string. The model's name.
-        signature: `Signature` of the model.
-        versions: sequence of strings. The versions that are served.
-        platform: string. The runtime of the model, as in `"onnxruntime_onnx"`.
-
-    Raises:
-        InvalidInputError: A tensor has a dtype that Open Inference lacks.
+    `platform` is the runtime of the model, as in `"onnxruntime_onnx"`.
     """
     return {
         "name": name,
@@ -85,14 +68,7 @@ def model_ready(name: str, is_ready: bool) -> dict[str, Any]:
 
 
 def parse_repository_index(body: bytes) -> bool:
-    """Returns true if a `POST /v2/repository/index` asks only for models that are ready.
-
-    Args:
-        body: bytes. JSON, or empty.
-
-    Raises:
-        InvalidInputError: The body is neither.
-    """
+    """Returns true if a `POST /v2/repository/index` asks only for models that are ready."""
     content = load_json(body) if body.strip() else {}
     ready = content.get("ready", False) if isinstance(content, dict) else None
     if not isinstance(ready, bool):
@@ -101,12 +77,7 @@ def parse_repository_index(body: bytes) -> bool:
 
 
 def repository_index(states: Iterable[ModelState], ready: bool = False) -> list[dict[str, Any]]:
-    """Returns the response to `POST /v2/repository/index`.
-
-    Args:
-        states: iterable of `ModelState`.
-        ready: boolean. True leaves out versions that are not ready. Defaults to `False`.
-    """
+    """Returns the response to `POST /v2/repository/index`, maybe of ready versions alone."""
     return [
         {
             "name": state.name,

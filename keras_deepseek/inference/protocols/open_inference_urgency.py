@@ -12,12 +12,7 @@ _MICROSECONDS = 1_000_000
 
 
 class Urgency(NamedTuple):
-    """The scheduling options of a request.
-
-    Args:
-        timeout: float. Seconds, or `None` for no limit. Defaults to `None`.
-        priority: integer. Requests with a higher one run first. Defaults to `0`.
-    """
+    """The timeout of a request in seconds, and its priority. Higher ones run first."""
 
     timeout: float | None = None
     priority: int = 0
@@ -38,14 +33,6 @@ def read_urgency(parameters: Mapping[str, Any]) -> Urgency:
     In Triton 1 is the highest priority and 0 the default. The engine runs higher numbers first, so
     1 becomes `2**64 - 1`, 2 becomes `2**64 - 2`, and the default 0 is the lowest. Triton's timeout
     is in microseconds; 0 means none.
-
-    Raises:
-        InvalidInputError: One of the two is not an unsigned 64-bit integer.
-
-    Example:
-
-    >>> read_urgency({"timeout": 20_000})
-    Urgency(timeout=0.02, priority=0)
     """
     if not parameters:
         return _NONE

@@ -21,15 +21,7 @@ _SHOWN_AXES = 8
 
 
 def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
-    """Returns a shape that a client sent as a tuple.
-
-    Args:
-        sizes: iterable.
-        where: string. The start of an error message, as in `"Input 'x'"`.
-
-    Raises:
-        InvalidInputError: A size is negative or not an integer.
-    """
+    """Returns a shape that a client sent as a tuple, and refuses sizes that can't be."""
     shape = tuple(sizes)
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -42,8 +34,7 @@ def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
 def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
     """Reshapes an array.
 
-    Raises:
-        InvalidInputError: The shape has another number of values, or more axes than NumPy allows.
+    Raises `InvalidInputError` for another number of values, or more axes than NumPy allows.
     """
     if array.size != math.prod(shape):
         raise InvalidInputError(
@@ -58,14 +49,7 @@ def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
 def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], where: str) -> Array:
     """Returns raw bytes as an array: a view if they are aligned, otherwise a copy.
 
-    Args:
-        data: bytes.
-        dtype: `Dtype`.
-        shape: tuple of integers that `check_shape` has accepted.
-        where: string. The start of an error message.
-
-    Raises:
-        InvalidInputError: There are too few or too many bytes, or they are not values of the dtype.
+    `shape` has passed `check_shape`.
     """
     if dtype.is_bytes:
         return _strings_from_bytes(data, shape, where)
@@ -83,11 +67,7 @@ def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], w
 
 
 def to_bytes(array: Array) -> bytes:
-    """Returns the raw bytes of an array of numbers or strings.
-
-    Raises:
-        InvalidInputError: An object in it is neither `bytes` nor a string.
-    """
+    """Returns the raw bytes of an array of numbers or strings."""
     if array.dtype.kind not in "OUS":
         return array.tobytes()
     parts = []
@@ -97,11 +77,7 @@ def to_bytes(array: Array) -> bytes:
 
 
 def strings_of(array: Array) -> list[bytes]:
-    """Returns the strings of an array as bytes, in C order. Text is encoded as UTF-8.
-
-    Raises:
-        InvalidInputError: An object in it is neither `bytes` nor a string.
-    """
+    """Returns the strings of an array as bytes, in C order. Text is encoded as UTF-8."""
     return [_encode(value) for value in array.ravel().tolist()]
 
 

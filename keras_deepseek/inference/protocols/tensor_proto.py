@@ -32,15 +32,7 @@ def from_tensor_proto(
 ) -> Array:
     """Returns a `TensorProto` as an array. From raw bytes it is a read-only view.
 
-    Args:
-        message: `TensorProto`.
-        where: string. The start of an error message, as in `"Input 'x'"`.
-        max_repeated_bytes: integer. The largest array for which a short list is filled up. Defaults
-            to 64 MiB.
-
-    Raises:
-        InvalidInputError: The message has no shape or values that do not fit it, or its dtype is
-            complex, quantized or not a dtype of tensors.
+    `max_repeated_bytes` limits the array for which a short list is filled up.
     """
     dtype = dtype_of_tf_number(message.dtype, where)
     if message.tensor_shape.unknown_rank:
@@ -64,22 +56,14 @@ def from_tensor_proto(
 
 
 def to_tensor_proto(array: Array) -> Message:
-    """Returns an array as a `TensorProto`: numbers as raw bytes, strings as a list.
-
-    Raises:
-        InvalidInputError: A `TensorProto` can't hold the dtype.
-    """
+    """Returns an array as a `TensorProto`: numbers as raw bytes, strings as a list."""
     message = new_message("tensorflow.TensorProto")
     write_tensor_proto(message, array)
     return message
 
 
 def write_tensor_proto(message: Message, array: Array) -> None:
-    """Writes an array to an empty `TensorProto`, which may be a field of another message.
-
-    Raises:
-        InvalidInputError: A `TensorProto` can't hold the dtype.
-    """
+    """Writes an array to an empty `TensorProto`, which may be a field of another message."""
     dtype = dtype_of_numpy(array.dtype)
     message.dtype = dtype.tf_number
     for size in array.shape:
@@ -91,24 +75,14 @@ def write_tensor_proto(message: Message, array: Array) -> None:
 
 
 def from_tensor_protos(messages: Mapping[str, Message]) -> dict[str, Array]:
-    """Returns the inputs of a request, a mapping of `TensorProto` by name, as arrays.
-
-    Raises:
-        InvalidInputError: One of them can't be converted.
-    """
+    """Returns the inputs of a request, a mapping of `TensorProto` by name, as arrays."""
     return {name: from_tensor_proto(messages[name], f"Input {name!r}") for name in messages}
 
 
 def listed_values(values: Any, dtype: np.dtype[Any], where: str) -> Array:
     """Returns the numbers or booleans of a repeated field as an array with one axis.
 
-    Args:
-        values: sequence of numbers.
-        dtype: dtype of NumPy. A field may hold integers that are too large for it.
-        where: string. The start of an error message.
-
-    Raises:
-        InvalidInputError: The dtype can't hold a value.
+    Raises `InvalidInputError` for a value that is too large for the dtype.
     """
     if dtype.kind not in "iu":
         return np.fromiter(values, dtype, len(values))

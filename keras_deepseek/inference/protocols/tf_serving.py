@@ -38,10 +38,8 @@ class PredictCall:
     """A request to `:predict`.
 
     Args:
-        inputs: dict. Nested lists or arrays by input name; their shapes and dtypes are not checked
-            yet.
-        is_row_form: boolean. True if the response has one value for each row.
-        signature_name: string. The signature that is called. Defaults to `"serving_default"`.
+        inputs: Nested lists or arrays by input name; their shapes and dtypes are not checked yet.
+        is_row_form: True if the response has one value for each row.
     """
 
     inputs: dict[str, Any]
@@ -53,13 +51,8 @@ class PredictCall:
 class VersionStatus:
     """The state of one version of a model.
 
-    Args:
-        version: integer.
-        state: string. `"START"`, `"LOADING"`, `"AVAILABLE"`, `"UNLOADING"`, `"END"` or
-            `"UNKNOWN"`.
-        error_code: string. A gRPC status: the error of a version that could not be loaded.
-            Defaults to `"OK"`.
-        error_message: string. Defaults to `""`.
+    `state` is `"START"`, `"LOADING"`, `"AVAILABLE"`, `"UNLOADING"`, `"END"` or `"UNKNOWN"`.
+    `error_code` is a gRPC status: the error of a version that could not be loaded.
     """
 
     version: int
@@ -69,14 +62,7 @@ class VersionStatus:
 
 
 def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
-    """Parses the body of a `:predict` request.
-
-    Args:
-        body: bytes. JSON.
-        signature: `Signature` of the model, or a mapping of several by name.
-
-    Raises:
-        InvalidInputError: The body is not JSON, or not in one of the two forms.
+    """Parses the body of a `:predict` request, in row form or in column form.
 
     Example:
 
@@ -103,11 +89,7 @@ def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
 
 
 def load_object(body: bytes) -> dict[str, Any]:
-    """Returns the JSON object in a body.
-
-    Raises:
-        InvalidInputError: The body is not JSON, or not an object.
-    """
+    """Returns the JSON object in a body."""
     content = load_json(body)
     if not isinstance(content, dict):
         raise InvalidInputError(
@@ -118,15 +100,7 @@ def load_object(body: bytes) -> dict[str, Any]:
 
 
 def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
-    """Returns the name and the signature that a request names.
-
-    Args:
-        name: string. As a client sent it; empty for `serving_default`.
-        signatures: `Signature`, or a mapping of several by name.
-
-    Raises:
-        InvalidInputError: The model has no such signature.
-    """
+    """Returns the name and the signature that a request names; empty for `serving_default`."""
     known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
     wanted = SIGNATURE_NAME if name == "" else name
     if not isinstance(wanted, str) or wanted not in known:
@@ -138,17 +112,7 @@ def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
 
 
 def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
-    """Returns the response to `:predict` as JSON.
-
-    Args:
-        outputs: dict of arrays by output name, rows first.
-        is_row_form: boolean. As in the request.
-
-    Example:
-
-    >>> encode_outputs({"a": np.array([[1, 2]])}, is_row_form=False)
-    b'{"outputs":[[1,2]]}'
-    """
+    """Returns the response to `:predict` as JSON, in the form of the request."""
     columns = {
         name: encode_strings(name, array) if array.dtype.kind in "OUS" else array
         for name, array in outputs.items()
@@ -174,13 +138,7 @@ def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
 
 
 def format_metadata(name: str, signature: Signatures, version: str) -> dict[str, Any]:
-    """Returns the response to `GET /v1/models/NAME/metadata`.
-
-    Args:
-        name: string. The model's name.
-        signature: `Signature` of the model, or a mapping of several by name.
-        version: string. The version with this signature.
-    """
+    """Returns the response to `GET /v1/models/NAME/metadata`."""
     known = {SIGNATURE_NAME: signature} if isinstance(signature, Signature) else signature
     definitions = {
         key: {
@@ -197,41 +155,19 @@ def format_metadata(name: str, signature: Signatures, version: str) -> dict[str,
 
 
 def not_found_message(name: str, version: str | None) -> str:
-    """Returns TF Serving's error message for a request to an unknown model.
-
-    Example:
-
-    >>> not_found_message("digits", None)
-    'Servable not found for request: Latest(digits)'
-    >>> not_found_message("digits", "3")
-    'Servable not found for request: Specific(digits, 3)'
-    """
+    """Returns TF Serving's error message for a request to an unknown model."""
     wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
     return f"Servable not found for request: {wanted}"
 
 
 def no_version_message(name: str, version: int | None) -> str:
-    """Returns TF Serving's error message for the status of an unknown model or version.
-
-    Example:
-
-    >>> no_version_message("digits", None)
-    'Could not find any versions of model digits'
-    >>> no_version_message("digits", 3)
-    'Could not find version 3 of model digits'
-    """
+    """Returns TF Serving's error message for the status of an unknown model or version."""
     wanted = "any versions" if version is None else f"version {version}"
     return f"Could not find {wanted} of model {name}"
 
 
 def unknown_label_message(label: str) -> str:
-    """Returns TF Serving's error message for an unknown label. Its HTTP status is 400.
-
-    Example:
-
-    >>> unknown_label_message("canary")
-    'Unrecognized servable version label: canary'
-    """
+    """Returns TF Serving's error message for an unknown label. Its HTTP status is 400."""
     return f"Unrecognized servable version label: {label}"
 
 

@@ -47,14 +47,7 @@ class ExamplesCall:
 def parse_examples(body: bytes, signature: Signatures) -> ExamplesCall:
     """Parses the body of a `:classify` or a `:regress` request.
 
-    Args:
-        body: bytes. JSON: `{"examples": [...]}`, and optionally `"context"` with features that all
-            examples share.
-        signature: `Signature` of the model, or a mapping of several by name.
-
-    Raises:
-        InvalidInputError: The body is not JSON or has another form, or the features do not fit the
-            model.
+    `"context"` holds features that all examples share.
 
     Example:
 
@@ -73,16 +66,7 @@ def parse_examples(body: bytes, signature: Signatures) -> ExamplesCall:
 
 
 def bind_examples(examples: Sequence[Example], signature: Signature) -> dict[str, Array]:
-    """Converts examples to the inputs of a model.
-
-    Args:
-        examples: sequence of features by name, with those of the context.
-        signature: `Signature` of the model.
-
-    Raises:
-        InvalidInputError: There is no example, or a feature is missing, or its values do not fit.
-        MissingExtraError: The model takes serialized examples, and `protobuf` is not installed.
-    """
+    """Converts examples, each with the features of the context, to the inputs of a model."""
     if not examples:
         raise InvalidInputError("Received no examples. Expected at least one.")
     name = _whole_example_input(signature)
@@ -96,20 +80,8 @@ def classify(
 ) -> list[Classes]:
     """Returns the classes of each example.
 
-    Args:
-        outputs: dict of arrays by output name, of shape `(batch, classes)`: one of floats with the
-            scores, and optionally one of strings with the labels.
-        rows: integer. The number of examples.
-        labels: sequence of strings, one for each class, for a model without labels. Defaults to
-            `None`.
-
-    Raises:
-        InvalidInputError: The outputs have another form, so the model can't classify.
-
-    Example:
-
-    >>> classify({"y": np.array([[0.25, 0.75]])}, 1, labels=["cat", "dog"])
-    [[('cat', 0.25), ('dog', 0.75)]]
+    `outputs` have the shape `(batch, classes)`: one of floats with the scores, and optionally one
+    of strings with the labels. `labels` has one for each class, for a model without labels.
     """
     scores = _one_of(outputs, "scores", "f")
     names = _one_of(outputs, "classes", "OUS")
@@ -134,17 +106,7 @@ def classify(
 def regress(outputs: Mapping[str, Array], rows: int) -> list[float]:
     """Returns the predicted number of each example.
 
-    Args:
-        outputs: dict of one array of floats, of shape `(batch,)` or `(batch, 1)`.
-        rows: integer. The number of examples.
-
-    Raises:
-        InvalidInputError: The outputs have another form, so the model can't regress.
-
-    Example:
-
-    >>> regress({"y": np.array([[0.5], [2.0]])}, 2)
-    [0.5, 2.0]
+    `outputs` has one array of floats, of shape `(batch,)` or `(batch, 1)`.
     """
     array = _one_of(outputs, "outputs", "f")
     if array is None or array.shape not in ((rows,), (rows, 1)):
@@ -159,30 +121,12 @@ def regress(outputs: Mapping[str, Array], rows: int) -> list[float]:
 def read_results(
     method: str, outputs: Mapping[str, Array], rows: int
 ) -> list[Classes] | list[float]:
-    """Returns the result of `classify` or `regress`, as `method` says.
-
-    Args:
-        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
-        outputs: dict of arrays by output name.
-        rows: integer. The number of examples.
-
-    Raises:
-        InvalidInputError: The outputs do not fit the method.
-    """
+    """Returns the result of `classify` or `regress`, as `method` says."""
     return classify(outputs, rows) if method == CLASSIFY_METHOD else regress(outputs, rows)
 
 
 def encode_results(results: Sequence[Classes] | Sequence[float]) -> bytes:
-    """Returns the response to `:classify` or `:regress` as JSON.
-
-    Args:
-        results: list. The result of `read_results`.
-
-    Example:
-
-    >>> encode_results([[("cat", 0.25), ("dog", 0.75)]])
-    b'{"results":[[["cat",0.25],["dog",0.75]]]}'
-    """
+    """Returns the response to `:classify` or `:regress` as JSON."""
     return to_json({"results": results})
 
 

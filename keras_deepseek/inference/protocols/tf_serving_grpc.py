@@ -24,13 +24,9 @@ _SERVING = "tensorflow.serving."
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The model that a request names.
+    """The model that a request names; `version` is `None` for the newest.
 
-    Args:
-        name: string. The model's name.
-        version: integer, or `None` for the newest. Defaults to `None`.
-        label: string. A version's label; empty for none. Defaults to `""`.
-        signature_name: string. Empty for `serving_default`. Defaults to `""`.
+    An empty `label` stands for none, an empty `signature_name` for `serving_default`.
     """
 
     name: str
@@ -43,10 +39,7 @@ class ModelSpec:
 class PredictMessage:
     """A call of `Predict`.
 
-    Args:
-        model: `ModelSpec`.
-        inputs: dict of arrays by input name; not yet checked against a signature.
-        output_names: tuple of strings. The outputs to return. Empty for all.
+    `inputs` are not yet checked against a signature. Empty `output_names` stand for all.
     """
 
     model: ModelSpec
@@ -56,13 +49,7 @@ class PredictMessage:
 
 @dataclass(frozen=True)
 class ExamplesMessage:
-    """A call of `Classify` or `Regress`.
-
-    Args:
-        model: `ModelSpec`.
-        examples: tuple of examples, each with features by name.
-        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
-    """
+    """A call of `Classify` or `Regress`."""
 
     model: ModelSpec
     examples: tuple[Example, ...]
@@ -71,23 +58,14 @@ class ExamplesMessage:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of `MultiInference`. All tasks share their examples.
-
-    Args:
-        model: `ModelSpec`.
-        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
-    """
+    """One task of `MultiInference`. All tasks share their examples."""
 
     model: ModelSpec
     method: str
 
 
 def parse_predict(data: bytes) -> PredictMessage:
-    """Parses a `PredictRequest`.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message, or a tensor does not match its shape.
-    """
+    """Parses a `PredictRequest`."""
     message = parse_message(_SERVING + "PredictRequest", data)
     return PredictMessage(
         read_model_spec(message.model_spec),
@@ -99,16 +77,7 @@ def parse_predict(data: bytes) -> PredictMessage:
 def format_predict(
     call: PredictMessage, outputs: Mapping[str, Array], version: int | None = None
 ) -> bytes:
-    """Returns the `PredictResponse` to a call.
-
-    Args:
-        call: `PredictMessage`.
-        outputs: dict of arrays by output name.
-        version: integer. The version that answered. Defaults to `None`: the one in the call.
-
-    Raises:
-        InvalidInputError: The model lacks an output that the call asks for.
-    """
+    """Returns the `PredictResponse` to a call; `version=None` stands for that of the call."""
     message = new_message(_SERVING + "PredictResponse")
     answered_by = message.model_spec
     answered_by.name = call.model.name
@@ -125,15 +94,7 @@ def format_predict(
 
 
 def parse_examples(data: bytes, method: str) -> ExamplesMessage:
-    """Parses a `ClassificationRequest` or a `RegressionRequest`.
-
-    Args:
-        data: bytes. The message.
-        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message, or it has no examples.
-    """
+    """Parses a `ClassificationRequest` or a `RegressionRequest`, which must have examples."""
     message = parse_message(f"{_SERVING}{_RESULTS[method].kind}Request", data)
     model = read_model_spec(message.model_spec)
     return ExamplesMessage(model, _examples_of(message.input), method)
@@ -146,10 +107,7 @@ def format_examples(
 ) -> bytes:
     """Returns the `ClassificationResponse` or the `RegressionResponse` to a call.
 
-    Args:
-        call: `ExamplesMessage`.
-        results: list. The result of `tf_serving_examples.read_results`.
-        version: integer. The version that answered. Defaults to `None`: the one in the call.
+    `version` is the one that answered; `None` stands for that of the call.
     """
     kind, _, write = _RESULTS[call.method]
     return _serialize(
@@ -164,9 +122,8 @@ def format_examples(
 def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example, ...]]:
     """Returns the tasks of a `MultiInferenceRequest`, and the examples that they share.
 
-    Raises:
-        InvalidInputError: The bytes are not such a message; it has no examples or no tasks; or the
-            tasks name several models, name a signature twice, or neither classify nor regress.
+    Raises `InvalidInputError` if the tasks name several models, name a signature twice, or neither
+    classify nor regress.
     """
     message = parse_message(_SERVING + "MultiInferenceRequest", data)
     tasks = tuple(
@@ -187,11 +144,9 @@ def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example,
 def format_multi_inference(
     answers: Sequence[tuple[Task, Sequence[Classes] | Sequence[float]]], version: int | None = None
 ) -> bytes:
-    """Returns the `MultiInferenceResponse` to tasks.
+    """Returns the `MultiInferenceResponse` to tasks, each with its `read_results`.
 
-    Args:
-        answers: sequence of tasks, each with the result of `tf_serving_examples.read_results`.
-        version: integer. The version that answered. Defaults to `None`: the one in each task.
+    `version` is the one that answered; `None` stands for that of each task.
     """
     message = new_message(_SERVING + "MultiInferenceResponse")
     for task, results in answers:

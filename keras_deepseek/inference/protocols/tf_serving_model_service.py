@@ -34,12 +34,10 @@ class ModelConfig:
     """A model that a configuration file or a `HandleReloadConfigRequest` names.
 
     Args:
-        name: string. The model's name.
-        base_path: string. The folder with its versions.
-        policy: string. `"latest"`, `"all"` or `"specific"`. Defaults to `"latest"`.
-        num_versions: integer. The number of versions for `"latest"`. Defaults to `1`.
-        versions: tuple of integers. The versions for `"specific"`. Defaults to `()`.
-        labels: dict of versions by label. Defaults to none.
+        base_path: The folder with its versions.
+        policy: `"latest"`, `"all"` or `"specific"`.
+        num_versions: The number of versions for `"latest"`.
+        versions: The versions for `"specific"`.
     """
 
     name: str
@@ -53,9 +51,7 @@ class ModelConfig:
 def parse_metadata(data: bytes) -> ModelSpec:
     """Returns the model that a `GetModelMetadataRequest` names.
 
-    Raises:
-        InvalidInputError: The bytes are not such a message, or it asks for other metadata than
-            `signature_def`.
+    Raises `InvalidInputError` if it asks for other metadata than `signature_def`.
     """
     message = parse_message(_SERVING + "GetModelMetadataRequest", data)
     if not message.metadata_field:
@@ -69,12 +65,7 @@ def parse_metadata(data: bytes) -> ModelSpec:
 
 
 def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
-    """Returns the `GetModelMetadataResponse` of a model.
-
-    Args:
-        model: `ModelSpec`, with the version that has these signatures.
-        signatures: `Signature`, or a mapping of several by name.
-    """
+    """Returns the `GetModelMetadataResponse` of a model."""
     known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
     definitions = new_message(_SERVING + "SignatureDefMap")
     for name, signature in known.items():
@@ -92,11 +83,7 @@ def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
 
 
 def parse_status(data: bytes) -> ModelSpec:
-    """Returns the model that a `GetModelStatusRequest` names.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message.
-    """
+    """Returns the model that a `GetModelStatusRequest` names."""
     return read_model_spec(parse_message(_SERVING + "GetModelStatusRequest", data).model_spec)
 
 
@@ -110,37 +97,17 @@ def format_status(versions: Iterable[VersionStatus]) -> bytes:
 
 
 def parse_reload(data: bytes) -> tuple[ModelConfig, ...]:
-    """Returns all models that the server should have after a `ReloadConfigRequest`.
-
-    Raises:
-        InvalidInputError: The bytes are not such a message; it has no list of models; or a model
-            lacks a folder or a unique name.
-    """
+    """Returns all models that the server should have after a `ReloadConfigRequest`."""
     return _read_models(parse_message(_SERVING + "ReloadConfigRequest", data).config)
 
 
 def parse_config_text(text: str) -> tuple[ModelConfig, ...]:
-    """Returns the models in the text of TF Serving's `--model_config_file`.
-
-    Raises:
-        InvalidInputError: As from `parse_reload`.
-
-    Example:
-
-    >>> text = 'model_config_list { config { name: "digits" base_path: "/models/digits" } }'
-    >>> [(model.name, model.policy) for model in parse_config_text(text)]
-    [('digits', 'latest')]
-    """
+    """Returns the models in the text of TF Serving's `--model_config_file`."""
     return _read_models(parse_message_text(_SERVING + "ModelServerConfig", text))
 
 
 def format_reload(error_code: str = "OK", error_message: str = "") -> bytes:
-    """Returns the `ReloadConfigResponse`.
-
-    Args:
-        error_code: string. A gRPC status. Defaults to `"OK"`.
-        error_message: string. Defaults to `""`.
-    """
+    """Returns the `ReloadConfigResponse`; `error_code` is a gRPC status."""
     message = new_message(_SERVING + "ReloadConfigResponse")
     _set_status(message.status, error_code, error_message)
     return bytes(message.SerializeToString())

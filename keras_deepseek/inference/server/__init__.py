@@ -1,1 +1,1 @@
-"""What the servers of HTTP and gRPC share: their threads, TLS, tokens and signals."""
+"""The common parts of the servers of HTTP and gRPC: their threads, TLS, tokens and signals."""

@@ -27,15 +27,8 @@ Serve = Callable[["Future[int]"], Awaitable[None]]
 class Server(ABC):
     """A server in front of an engine, with its own thread and event loop.
 
-    Args:
-        engine: `ServingEngine`.
-        host: string. The address to listen at.
-        port: integer. `0` takes a free one.
-        scheme: string. The scheme of its `url`, without the `s` of TLS.
-        is_secure: boolean. True if it speaks TLS.
-        tokens: The argument of `TokenCheck`, or `None`: no token is needed.
-        access_log: boolean. True if each request is logged.
-        traces: The argument of `RequestTraces`, or `False`: no traces.
+    Port `0` takes a free one. `scheme` is that of its `url`, without the `s` of TLS. `tokens` and
+    `traces` are the arguments of `TokenCheck` and `RequestTraces`, or `None` and `False` for none.
     """
 
     def __init__(
@@ -82,13 +75,7 @@ class Server(ABC):
         return self.engine.ready and not self.is_stopping
 
     def start(self) -> None:
-        """Starts the thread. Returns when the server listens.
-
-        Raises:
-            InvalidInputError: The port is taken, the address does not belong to this machine, or
-                the TLS files can't be used.
-            MissingExtraError: The packages of its protocol are not installed.
-        """
+        """Starts the thread. Returns when the server listens."""
         serve = self._prepare()
         listens: Future[int] = Future()
         thread = threading.Thread(
@@ -126,14 +113,7 @@ class Server(ABC):
                 notes.close()
 
     def check_ready(self, model: str) -> None:
-        """Raises an error if the server or its engine is starting or stopping.
-
-        Args:
-            model: string. The name of the model of the request, for the message.
-
-        Raises:
-            ClosedError: The server, or its engine, is starting or stopping.
-        """
+        """Raises `ClosedError` if the server or its engine is starting or stopping."""
         if not self.ready:
             raise ClosedError(f"The model {model!r} is not ready: it is starting or stopping.")
 

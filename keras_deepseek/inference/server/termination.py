@@ -38,14 +38,11 @@ class Interruption:
     the block.
 
     Signals that the process ignores stay ignored, as Ctrl-C in a shell's background or SIGHUP under
-    `nohup`. Signals that the process handles keep their handler. Python runs handlers on the main
-    thread alone, so on another thread nothing changes. After the block the old handlers are back,
-    so that a second signal ends the process. Only SIGHUP is ignored from then on, if it came: a
-    closed terminal sends it twice, by the shell and by the system.
-
-    Args:
-        takes_sigterm: boolean. If `True`, the block handles SIGTERM even if the process has its own
-            handler, as the command line has.
+    `nohup`. Signals that the process handles keep their handler, except that `takes_sigterm`
+    handles SIGTERM all the same. Python runs handlers on the main thread alone, so on another
+    thread nothing changes. After the block the old handlers are back, so that a second signal ends
+    the process. Only SIGHUP is ignored from then on, if it came: a closed terminal sends it twice,
+    by the shell and by the system.
     """
 
     def __init__(self, *, takes_sigterm: bool = False) -> None:

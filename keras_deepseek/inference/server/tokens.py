@@ -25,15 +25,8 @@ class TokenCheck:
     """Compares the token of a request with the valid ones, in a time that reveals nothing of them.
 
     A changed file is read again. If it can't be read then, or holds no tokens, the old tokens stay
-    valid, and the log says so once.
-
-    Args:
-        tokens: sequence of strings, or the path of a file with one in each line. Tokens consist of
-            visible ASCII characters. Empty lines and lines that begin with `#` are skipped.
-        clock: Function that returns the time in seconds.
-
-    Raises:
-        InvalidInputError: There is no token, or a token that no client can send.
+    valid, and the log says so once. A file has a token in each line, of visible ASCII characters.
+    Empty lines and lines that begin with `#` are skipped.
     """
 
     def __init__(
@@ -54,11 +47,7 @@ class TokenCheck:
         self._digests = _digests_of(tokens)
 
     def allows(self, authorization: str | None) -> bool:
-        """Returns true if a request has a valid token.
-
-        Args:
-            authorization: string or `None`. The value of the header `Authorization`.
-        """
+        """Returns true if the header `Authorization` has a valid token."""
         if self._path is not None and self._clock() - self._looked >= LOOK_SECONDS:
             self._look(self._path)
         scheme, _, token = (authorization or "").partition(" ")
