@@ -134,7 +134,7 @@ def test_data_of_another_kind_are_refused():
     class Own(DataAdapter):
         pass
 
-    with pytest.raises(NotSupportedError, match=r"restore its position in a Own\. Give arrays"):
+    with pytest.raises(NotSupportedError, match=r"know its position in a Own\. Give arrays"):
         open_source(Own())
 
 
