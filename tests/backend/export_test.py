@@ -9,6 +9,7 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.keras_private.torch_moments import temporary_moments
 from keras_deepseek.errors import MissingExtraError, NotSupportedError
 
 WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
@@ -329,7 +330,7 @@ def test_moments_are_those_of_keras(axes, keepdims, dtype):
 
     x = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(dtype)
     expected = keras.ops.moments(x, axes, keepdims=keepdims)
-    with export._moments_in_two_steps():
+    with temporary_moments(export._moments):
         received = keras.ops.moments(x, axes, keepdims=keepdims)
     for ours, theirs in zip(received, expected, strict=True):
         assert ours.dtype == theirs.dtype
@@ -346,7 +347,7 @@ def test_a_variance_beside_a_large_mean_is_kept():
     x = np.random.default_rng(0).normal(size=(2, 1000)).astype("float32") + np.float32(3000)
     expected = x.astype("float64").var(axis=1)
     before = keras.ops.moments(x, (1,))[1].cpu().numpy()
-    with export._moments_in_two_steps():
+    with temporary_moments(export._moments):
         received = keras.ops.moments(x, (1,))[1].cpu().numpy()
     after = keras.ops.moments(x, (1,))[1].cpu().numpy()
     np.testing.assert_allclose(received, expected, rtol=1e-5)
@@ -358,7 +359,10 @@ def test_a_variance_beside_a_large_mean_is_kept():
 def test_moments_across_replicas_are_refused_as_by_keras():
     from keras_deepseek.backend.torch import export
 
-    with export._moments_in_two_steps(), pytest.raises(NotImplementedError, match="synchronized"):
+    with (
+        temporary_moments(export._moments),
+        pytest.raises(NotImplementedError, match="synchronized"),
+    ):
         keras.ops.moments(np.ones((2, 3), "float32"), (1,), synchronized=True)
 
 
