@@ -15,21 +15,25 @@ TITLES = ("as Keras trains", "half precision", "resumed", "ONNX", "SavedModel", 
 
 INTRODUCTION = """# Examples of keras.io
 
-21 official examples, written anew in the form of their code and on made-up data of their shapes,
-on each backend. `tox -e examples` runs them; this page is what
-`python example_tests/write_table.py torch.xml jax.xml tensorflow.xml > docs/keras_examples.md`
-makes of what it records with `--junitxml`.
+21 official examples run on each backend. They are rewritten in the form of the original code, on
+generated data of the same shapes. `tox -e examples` runs them.
+
+To write this page again, run the tests with `--junitxml` on each backend, then
+`python example_tests/write_table.py torch.xml jax.xml tensorflow.xml > docs/keras_examples.md`.
 
 - **as Keras trains**: `Trainer.fit` ends with the weights and logs of `model.fit`, to 1e-4.
-- **half precision**: `fp16_enabled=True`, two micro-batches and a clip of the global norm: losses
-  within 5 % of those in float32. Where the model has a `train_step` of its own, micro-batches and
-  clip are refused by name, and it trains without.
-- **resumed**: killed in the middle of an epoch and resumed, to the bit.
-- **ONNX**, **SavedModel**: exported, verified, and compared at batch sizes and lengths of its own.
-- **served**: rows sent at once are answered as `model.predict` does. The recommender mixes the rows
-  of a batch: the engine warns, and serves it right one row at a time.
+- **half precision**: with `fp16_enabled=True`, two micro-batches and clipping by the global norm,
+  the losses are within 5 % of those in float32. If the model has its own `train_step`, the trainer
+  refuses micro-batches and clipping by name, and the model trains without them.
+- **resumed**: a training is killed in the middle of an epoch and resumed. It ends with the same
+  bits.
+- **ONNX**, **SavedModel**: the model is exported, verified, and compared at further batch sizes and
+  lengths.
+- **served**: rows that are sent at the same time get the answers of `model.predict`. The
+  recommender mixes the rows of a batch: the engine warns, and serves it correctly with one row at a
+  time.
 
-A cell that is refused has the message below.
+A number after "refused" refers to the error messages below the table.
 """
 
 
