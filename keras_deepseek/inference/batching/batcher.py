@@ -109,10 +109,11 @@ class Batcher:
             thread.start()
 
     def submit(self, request: Request) -> None:
-        """Accepts a request, which is answered once. Its deadline is a time of the batcher's clock.
+        """Accepts a request, which is answered once.
 
-        Raises `InvalidInputError` if it has more rows than may wait, `OverloadedError` if too many
-        rows wait or it would be late, and `ClosedError` if the batcher is closed.
+        Its deadline is a time of the batcher's clock. Raises `InvalidInputError` if it has more
+        rows than may wait, `OverloadedError` if too many rows wait or it would be late, and
+        `ClosedError` if the batcher is closed.
         """
         with self._condition:
             if self._queue.is_closing:
