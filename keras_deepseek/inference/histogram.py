@@ -48,10 +48,10 @@ class HistogramValues:
         return HistogramValues(self.bounds, tuple(counts), self.sum + other.sum)
 
     def quantile(self, part: float) -> float | None:
-        """Returns the value below which a fraction of the values lies, or `None` without values.
+        """Returns the value below which a fraction `part` of the values lies.
 
-        It assumes that values are spread evenly between two bounds, and counts values above the
-        last bound as that bound.
+        It is `None` without values. Values are assumed to be spread evenly between two bounds, and
+        those above the last bound count as that bound.
         """
         rank = part * self.count
         if not rank:

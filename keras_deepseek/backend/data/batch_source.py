@@ -265,10 +265,7 @@ class _DataLoader(BatchSource):
             generator.set_state(generator.get_state().new_tensor(value.tolist()))
 
     def _generators(self) -> list[Any]:
-        """Returns PyTorch's global generator and the loader's own.
-
-        Keras may run on another framework.
-        """
+        """Returns PyTorch's global generator and the loader's own, on any backend of Keras."""
         loader = self._loader
         holders = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         own = [getattr(holder, "generator", None) for holder in holders]

@@ -123,7 +123,8 @@ def _iota_for_free_sizes() -> Iterator[None]:
 def _attention_in_parts() -> Iterator[None]:
     """Replaces `jax.nn.dot_product_attention` by its single operations.
 
-    jax2onnx's version returns zeros for a query whose keys are all masked, instead of the mean.
+    If all keys of a query are masked, jax2onnx's version returns zeros, and JAX the mean of the
+    values.
     """
     with temporary_attributes(jax.nn, dot_product_attention=_attend):
         yield

@@ -31,9 +31,9 @@ _FEWEST_POSITIONS = 8
 
 @dataclass(frozen=True)
 class KnownNumbers:
-    """Numbers that a layer knows.
+    """The numbers that a layer knows, such as a vocabulary.
 
-    If it `takes_others`, `values` hold some numbers that are not in its vocabulary.
+    If it `takes_others`, `values` hold some numbers that are not in the vocabulary.
     """
 
     values: Array

@@ -16,10 +16,10 @@ def compute_training_loss(
 
 @contextmanager
 def losses_in_float32(model: keras.Model) -> Iterator[None]:
-    """Makes a compiled model pass outputs to losses and metrics in float32, in the block.
+    """Makes a compiled model compute losses and metrics in float32 until the block ends.
 
-    It also casts the losses that layers add: TensorFlow adds no numbers of two dtypes. Only half
-    precision is cast.
+    It casts the outputs, and the losses that layers add: TensorFlow adds no numbers of two dtypes.
+    Only half precision is cast.
     """
 
     def with_float32_outputs(method: Callable[..., Any]) -> Callable[..., Any]:

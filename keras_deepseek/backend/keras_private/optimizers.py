@@ -144,7 +144,7 @@ def weight_slots(
 ) -> list[tuple[keras.Variable, keras.Variable]]:
     """Returns the variables of a built optimizer that belong to one weight, each with the weight.
 
-    It takes no `LossScaleOptimizer`.
+    The optimizer must not be a `LossScaleOptimizer`.
     """
     weights = list(optimizer._trainable_variables)
     found = []
@@ -170,8 +170,8 @@ def making_slots(
 ) -> Iterator[None]:
     """Makes a function create the slots of an optimizer, until the block ends.
 
-    `make` takes a weight, and a function that creates the variable and returns it. No
-    `LossScaleOptimizer` is taken.
+    `make` takes a weight, and a function that creates the variable and returns it. The optimizer
+    must not be a `LossScaleOptimizer`.
     """
 
     def add(reference_variable: keras.Variable, *args: Any, **kwargs: Any) -> keras.Variable:

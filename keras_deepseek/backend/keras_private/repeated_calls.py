@@ -32,9 +32,9 @@ def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Callable[..., Any]:
-    """Returns a function whose second call repeats the first, and assigns no `states`.
+    """Returns a function that gives the same result at its second call, and then assigns nothing.
 
-    A state is, for example, the seed of a dropout.
+    `states` are the variables that the first call assigns, such as the seed of a dropout.
     """
     first: list[Any] = []
 

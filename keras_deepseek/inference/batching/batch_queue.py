@@ -23,7 +23,7 @@ class BatchQueue:
 
     A request that does not fit into a batch continues in the next one. A request that can't be
     answered in time, by its deadline or by `target_latency` in seconds, is refused at once.
-    `max_rows` limits the rows that wait, and those of one request. The caller adds the measured
+    `max_rows` limits the waiting rows, and the rows of one request. The caller adds the measured
     times to `batch_time`.
     """
 

@@ -50,7 +50,7 @@ class Batcher:
     only those that fail alone get an error. Cancelled and late requests are not run. A request gets
     an error when its deadline passes.
 
-    `max_queue_rows` limits the rows that wait, and those of one request. With `target_latency`, in
+    `max_queue_rows` limits the waiting rows, and the rows of one request. With `target_latency`, in
     seconds, batches are kept small enough, and requests that would take longer are refused. Each
     replica has its own thread. `take_turn` returns a context manager in which a batch is formed and
     run; with `None`, batches wait for no other model. `after_batch` is called after each batch, on
@@ -109,10 +109,11 @@ class Batcher:
             thread.start()
 
     def submit(self, request: Request) -> None:
-        """Accepts a request, which is answered once. Its deadline is in the batcher's clock.
+        """Accepts a request, which is answered once.
 
-        Raises `InvalidInputError` if it has more rows than may wait, `OverloadedError` if too many
-        rows wait or it would be late, and `ClosedError` if the batcher is closed.
+        Its deadline is a time of the batcher's clock. Raises `InvalidInputError` if it has more
+        rows than may wait, `OverloadedError` if too many rows wait or it would be late, and
+        `ClosedError` if the batcher is closed.
         """
         with self._condition:
             if self._queue.is_closing:
@@ -139,9 +140,8 @@ class Batcher:
     def close(self, drain: bool = True, seconds: float | None = None) -> bool:
         """Refuses new requests, and returns when the accepted ones are answered.
 
-        Without `drain`, waiting requests get a `ClosedError` at once; those not answered within
-        `seconds` get one then. A hanging call of the model keeps its thread, and the result is
-        False.
+        Without `drain`, waiting requests get a `ClosedError` at once. After `seconds`, all others
+        get one. Returns False if a call of the model hangs, which keeps its thread.
         """
         with self._condition:
             self._queue.is_closing = True

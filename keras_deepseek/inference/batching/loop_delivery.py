@@ -22,9 +22,9 @@ class LoopDelivery:
         self._finished: dict[asyncio.AbstractEventLoop, deque[tuple[Settle, Request]]] = {}
 
     def to_loop(self, settle: Settle) -> Callable[[Request], None]:
-        """Returns a function that takes a finished request on any thread, for the running loop.
+        """Returns a function that any thread may call with a finished request.
 
-        `settle` is called on the event loop. The caller must call `flush` afterwards.
+        `settle` is called on the running event loop. The caller must call `flush` afterwards.
         """
         loop = asyncio.get_running_loop()
         finished = self._finished.get(loop)

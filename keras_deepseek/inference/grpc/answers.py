@@ -104,10 +104,9 @@ def dispatch(
 async def outputs_of(
     model_name: str, future: "asyncio.Future[Inputs]", trace: RequestTrace | None
 ) -> Inputs:
-    """Waits for the outputs of a model's `future`, which is cancelled when the call is.
+    """Waits for a model's outputs and returns them. The `future` is cancelled when the call is.
 
-    The log alone has the reason why a model failed, by the request id of `trace`. The client gets
-    INTERNAL.
+    If the model failed, the client gets INTERNAL, and only the log has the reason, by request id.
     """
     try:
         return await future

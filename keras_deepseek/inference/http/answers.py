@@ -52,7 +52,7 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
 
 
 def read_version(request: HttpRequest, parameters: Parameters) -> int | None:
-    """Returns the version that a path names, or `None`; 404 if it is no number."""
+    """Returns the version that a path names, or `None`. Raises 404 if it is no number."""
     version = parameters.get("version")
     if version is None:
         return None

@@ -73,7 +73,10 @@ class HttpApplication:
         raise HttpError(401, "The token is not valid.", (("www-authenticate", challenge),))
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer of the request's route; 404 for an unknown path, 405 for a method."""
+        """Returns the answer of the request's route.
+
+        Raises `HttpError` 404 for an unknown path, and 405 for a wrong method.
+        """
         if self._server.access_log is not None:  # Lines of the log name it from here on.
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         route, parameters = self.router.find(request)
@@ -88,7 +91,7 @@ class HttpApplication:
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Adds an answered request to the metrics, the traces and the access log.
 
-        The request is `None` if the bytes were no HTTP request; the response if the client hung up
+        `request` is `None` if the bytes were no HTTP request, `response` if the client hung up
         before.
         """
         trace = RequestTrace("http") if request is None else request.trace

@@ -7,7 +7,7 @@ from keras_deepseek.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """The limits of one connection. They close those of slow clients, so that they can't pile up.
+    """The limits of one connection, which stop slow clients from piling up connections.
 
     Args:
         max_header_bytes: integer. Of the request line and all headers. Above it, the status is 431.

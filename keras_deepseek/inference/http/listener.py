@@ -21,7 +21,7 @@ _REST_SECONDS = 1.0
 
 
 class Listener:
-    """A listening socket on the running event loop, with limits for opening and closing TLS."""
+    """A listening socket on the running event loop, with limits in seconds for TLS."""
 
     def __init__(
         self,

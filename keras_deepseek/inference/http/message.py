@@ -91,6 +91,6 @@ class Application(Protocol):
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Notes that an answer is about to be written, and may add headers. It must not raise.
 
-        The request is `None` if the bytes were no HTTP request; the response if the client hung up
+        `request` is `None` if the bytes were no HTTP request, `response` if the client hung up
         before.
         """

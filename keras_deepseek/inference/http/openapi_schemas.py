@@ -207,7 +207,7 @@ def _tensor(spec: TensorSpec, first_axis: int) -> Schema:
 
 
 def _answer(spec: TensorSpec, first_axis: int) -> Schema:
-    """Returns the schema of an output. It promises no sizes: those of outputs are not checked."""
+    """Returns the schema of an output, without sizes: the sizes of outputs are not checked."""
     kind = kind_of(spec.dtype)
     value: Schema = {"type": ["string", "object"] if kind == "string" else kind}
     return array_schema(value, tuple(None for _ in spec.shape[first_axis:]))

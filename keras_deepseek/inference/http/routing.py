@@ -89,7 +89,7 @@ class Router:
         self._match_cached = lru_cache(_MAX_KEPT)(self._match_templates)
 
     def find(self, request: HttpRequest) -> tuple[Route, Parameters]:
-        """Returns a request's route, and the parameters of its path, or raises 404 or 405."""
+        """Returns a request's route and its path's parameters. Raises 404 or 405."""
         methods, parameters = self._match(request.path)
         route = methods.get(request.method)
         if route is not None:

@@ -30,8 +30,7 @@ LEAST_SECONDS = 0.5
 class ModelRepository:
     """The models that an engine serves, and their life from loading to the end.
 
-    `options` are also those of models that are loaded without any. A model config has its own
-    names.
+    `options` also apply to models that are loaded without options.
     """
 
     def __init__(

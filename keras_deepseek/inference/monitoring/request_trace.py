@@ -13,8 +13,8 @@ from keras_deepseek.inference.batching.batch import Request
 class RequestTrace:
     """One request, from the time it was read until its response is sent.
 
-    `model` and `version` are those that answer. They stay empty if none does: a name that a client
-    makes up must not become a label of a metric.
+    `model` and `version` name the version that answers. They stay empty if none does: a name that a
+    client makes up must not become a label of a metric.
     """
 
     __slots__ = (

@@ -71,7 +71,7 @@ class InferCall:
     model_version: str = ""
 
     def select(self, outputs: Mapping[str, Array]) -> list[tuple[WantedOutput, Array]]:
-        """Returns those of a model's outputs that the request asks for, in its order."""
+        """Returns the outputs that the request asks for, in its order."""
         self.check_outputs(outputs)
         wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
         return [
@@ -121,7 +121,7 @@ def encode_infer(
 ) -> tuple[bytes, int | None]:
     """Returns the body of the response, and the value of `Inference-Header-Content-Length`.
 
-    That is the number of bytes of JSON, or `None` if all are, so that the header is not sent.
+    The value is the number of bytes of JSON, or `None` if all are JSON and the header is not sent.
     """
     tensors, parts = [], []
     for wanted, array in call.select(outputs):

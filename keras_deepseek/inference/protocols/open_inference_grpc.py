@@ -70,7 +70,7 @@ def format_infer(
     *,
     in_stream: bool = False,
 ) -> bytes:
-    """Returns the `ModelInferResponse` to a call, or the `ModelStreamInferResponse` with it."""
+    """Returns the `ModelInferResponse` to a call; `in_stream` wraps it for a stream."""
     response = _infer_response(call, outputs, model_name, model_version)
     if in_stream:
         return _write("ModelStreamInferResponse", infer_response=response)
@@ -116,7 +116,7 @@ def parse_repository_index(data: bytes) -> bool:
 
 
 def format_repository_index(states: Iterable[ModelState], ready: bool = False) -> bytes:
-    """Returns the `RepositoryIndexResponse`, of versions that are ready alone if asked for."""
+    """Returns the `RepositoryIndexResponse`; `ready` leaves out versions that are not ready."""
     return _write("RepositoryIndexResponse", models=repository_index(states, ready))
 
 

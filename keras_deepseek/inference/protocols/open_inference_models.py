@@ -77,7 +77,7 @@ def parse_repository_index(body: bytes) -> bool:
 
 
 def repository_index(states: Iterable[ModelState], ready: bool = False) -> list[dict[str, Any]]:
-    """Returns the response to `POST /v2/repository/index`, maybe of ready versions alone."""
+    """Returns the response to `POST /v2/repository/index`; `ready` leaves out the others."""
     return [
         {
             "name": state.name,

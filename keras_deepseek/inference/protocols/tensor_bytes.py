@@ -21,7 +21,7 @@ _SHOWN_AXES = 8
 
 
 def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
-    """Returns a shape that a client sent as a tuple, and refuses sizes that can't be."""
+    """Returns a client's shape as a tuple; refuses negative sizes and non-integers."""
     shape = tuple(sizes)
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
