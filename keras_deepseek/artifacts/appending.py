@@ -5,15 +5,7 @@ import os
 
 
 def append_whole(file: io.FileIO, data: bytes) -> None:
-    """Appends data to an unbuffered file; if it does not fit, the file stays as it was.
-
-    Args:
-        file: A file opened with `open(path, "ab", buffering=0)`.
-        data: The bytes.
-
-    Raises:
-        OSError: Not all of it could be written, as on a full disk.
-    """
+    """Appends data to a file opened with `buffering=0`; restores its size if not all fits."""
     start = os.fstat(file.fileno()).st_size
     rest = memoryview(data)
     try:

@@ -103,15 +103,9 @@ def check_target(path: str | os.PathLike[str]) -> None:
 
 
 def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifest) -> Bundle:
-    """Writes the manifest into `folder` and moves it to `path`, where it replaces an older bundle.
+    """Writes the manifest into a staging folder and moves it to `path`, replacing an older bundle.
 
-    Args:
-        folder: A folder of `staging_folder(path)` that holds the exported files.
-        path: The path of the bundle.
-        manifest: `Manifest`; its `files` are filled in here.
-
-    Raises:
-        BundleError: Something that is not a bundle stands at `path`, or the disk is full.
+    Fills in the manifest's `files`.
     """
     target = Path(path)
     check_target(target)
@@ -128,11 +122,7 @@ def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifes
 
 
 def publish_file(file: Path, path: str | os.PathLike[str]) -> None:
-    """Moves a file of `staging_folder(path)` to `path` once it is on the disk.
-
-    Raises:
-        BundleError: It can't be written.
-    """
+    """Moves a file of `staging_folder(path)` to `path` once it is on the disk."""
     target = Path(path)
     try:
         flush_to_disk(file)

@@ -15,13 +15,9 @@ _RENAME_EXCHANGE = 2
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Exchanges two existing paths in one step, and returns whether it was done.
+    """Exchanges two existing paths of one file system in one step.
 
-    Linux can, on most of its file systems. If it can't be done, nothing is changed.
-
-    Args:
-        first: A file or a folder.
-        second: Another one, on the same file system.
+    Returns False and changes nothing if the system can't.
     """
     if sys.platform != "linux":
         return False
@@ -34,11 +30,9 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Moves a folder to a path, in one step if possible, and removes an old folder there.
+    """Moves a folder to a path of its file system, in one step if possible.
 
-    Args:
-        folder: A folder on the same file system, such as one of `staging_folder(target)`.
-        target: The path; a folder or nothing may stand there.
+    An old folder there is removed.
     """
     if not target.is_dir():
         folder.rename(target)

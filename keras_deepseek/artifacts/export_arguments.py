@@ -42,11 +42,7 @@ def check_opset(opset: Any) -> int:
 
 
 def check_classes(classify: Any) -> bool | tuple[str, ...]:
-    """Checks and returns the class names for a SavedModel, or whether it classifies.
-
-    Raises:
-        InvalidInputError: It is not a boolean or a list of names, or a name comes twice.
-    """
+    """Checks and returns the class names for a SavedModel, or whether it classifies."""
     if isinstance(classify, bool):
         return classify
     is_list = isinstance(classify, list | tuple) and all(isinstance(one, str) for one in classify)
@@ -78,12 +74,7 @@ def check_model_name(name: Any) -> str:
 
 
 def check_artifact_path(path: Any) -> Path:
-    """Checks and returns the path of an artifact.
-
-    Raises:
-        InvalidInputError: It is not a path.
-        BundleError: The system can't reach such a path.
-    """
+    """Checks and returns the path of an artifact."""
     place = Path(check_path("path", path))
     try:
         place.lstat()
@@ -115,15 +106,9 @@ def check_samples(samples: Any) -> Sequence[Any]:
 
 
 def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
-    """Returns rows by input name.
+    """Checks rows that `model.predict` takes, and returns them by input name.
 
-    Args:
-        name: string. The argument, for the error message, as in `"samples[0]"`.
-        signature: `Signature` of the model.
-        values: The rows, as `model.predict` takes them.
-
-    Raises:
-        InvalidInputError: They do not fit the model's inputs, or there are none.
+    `name` is the argument for the error message.
     """
     try:
         arrays = signature.bind(values)
@@ -139,11 +124,7 @@ def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
 
 
 def check_custom_sources(given: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """Checks and returns the modules and files that define a model's custom layers.
-
-    Raises:
-        InvalidInputError: They are no modules or files, or a file is missing.
-    """
+    """Checks and returns the modules and files that define a model's custom layers."""
     sources = check_sources("custom_objects_from", given)
     for path in map(Path, sources):
         if path.suffix == ".py" and not path.is_file():
@@ -160,14 +141,7 @@ def check_precision(
     has_calibration: bool,
     int8_formats: Sequence[str],
 ) -> None:
-    """Rejects a precision that is unknown, or not one of the format, and int8 without calibration.
-
-    Args:
-        backend: string. The format.
-        precision: string, or `None`.
-        has_calibration: boolean. Whether there are rows for int8.
-        int8_formats: The formats that can be written in int8.
-    """
+    """Rejects an unknown precision, one that the format lacks, and int8 without calibration."""
     if precision is not None and precision not in PRECISIONS:
         raise InvalidInputError(unknown_name_message("precision", precision, PRECISIONS))
     if precision == INT8 and backend not in int8_formats:

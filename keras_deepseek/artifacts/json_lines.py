@@ -29,21 +29,6 @@ class JsonLines:
 
     Appended rows outlive the process, even if it is killed. A last line that was cut short, as by a
     power cut, is removed when the file is opened again.
-
-    Args:
-        path: The file, `.jsonl`. It and its parents are made if they are missing.
-
-    Raises:
-        InvalidInputError: It has another ending, can't be written, or holds something else.
-
-    Example:
-
-    >>> import tempfile
-    >>> path = tempfile.mkdtemp() + "/log.jsonl"
-    >>> with JsonLines(path) as file:
-    ...     file.append([{"step": 1, "loss": 0.5}])
-    >>> Path(path).read_text().splitlines()
-    ['{"step": 1, "loss": 0.5}']
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -67,10 +52,9 @@ class JsonLines:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-        """Removes all rows but some; a process that is killed meanwhile leaves the old file.
+        """Removes the rows that `is_kept` rejects.
 
-        Args:
-            is_kept: Function that returns whether a row stays.
+        A process that is killed meanwhile leaves the old file.
         """
         rows = self.read()
         kept = [row for row in rows if is_kept(row)]

@@ -10,9 +10,7 @@ _BEGIN = b"version https://git-lfs.github.com/spec/"
 def check_not_pointer(path: Path, content: bytes) -> None:
     """Raises a `CheckpointError` if a file is a pointer of Git LFS.
 
-    Args:
-        path: `pathlib.Path`. The file.
-        content: bytes. Its beginning, or all of it.
+    `content` is the beginning of the file, or all of it.
     """
     if content.startswith(_BEGIN):
         raise CheckpointError(

@@ -16,19 +16,9 @@ _TIMEOUT = 10.0
 
 
 def parse_address(source: str, text: Any) -> tuple[str, int]:
-    """Returns the host and the port of `HOST:PORT`.
+    """Splits `HOST:PORT`, with an IPv6 host in brackets.
 
-    Args:
-        source: string. Where the address was written, for the error message.
-        text: The address; an IPv6 host is in brackets.
-
-    Raises:
-        InvalidInputError: It is not such an address.
-
-    Example:
-
-    >>> parse_address("coordinator", "node-1:29500")
-    ('node-1', 29500)
+    `source` names the origin of the text in errors.
     """
     found = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
     if found is None or not 0 < int(found["port"]) <= _LARGEST_PORT:
@@ -45,15 +35,9 @@ def join_address(host: str, port: int) -> str:
 
 
 def check_is_answered(what: str, text: str) -> None:
-    """Raises an error if nothing listens at an address.
+    """Raises a `PeerLostError` if nothing listens at `HOST:PORT`.
 
-    Args:
-        what: string. The expected service, for the error message.
-        text: string. `HOST:PORT`.
-
-    Raises:
-        InvalidInputError: It is not such an address.
-        PeerLostError: Nothing accepts a connection there.
+    `what` names the expected service.
     """
     try:
         socket.create_connection(parse_address(f"The address of {what}", text), _TIMEOUT).close()
@@ -62,13 +46,7 @@ def check_is_answered(what: str, text: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether a host is a loopback name or address of this machine.
-
-    Example:
-
-    >>> is_loopback("127.0.0.1"), is_loopback("10.0.0.1")
-    (True, False)
-    """
+    """Returns True if a host is a loopback name or address of this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

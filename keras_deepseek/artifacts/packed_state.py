@@ -24,25 +24,10 @@ _MAX_WORD = 2**53
 
 
 def pack_state(state: Any) -> tuple[Any, list[Array]]:
-    """Converts nested values into values that JSON can hold, and a list of arrays.
+    """Converts nested values into JSON values and a list of arrays, which the values index.
 
-    Args:
-        state: `None`, booleans, numbers, strings, bytes, NumPy arrays and scalars; dicts, lists,
-            tuples and sets of them.
-
-    Returns:
-        The values, in which each array is an index, and the list of arrays.
-
-    Raises:
-        InvalidInputError: The state holds another type, or is nested too deeply.
-
-    Example:
-
-    >>> packed, arrays = pack_state({"step": 3, "weights": (np.ones(2),)})
-    >>> len(arrays)
-    1
-    >>> unpack_state(packed, arrays)
-    {'step': 3, 'weights': (array([1., 1.]),)}
+    Takes `None`, booleans, numbers, strings, bytes, NumPy arrays and scalars; dicts, lists, tuples
+    and sets of them.
     """
     arrays: list[Array] = []
     return _pack(state, arrays, 0), arrays

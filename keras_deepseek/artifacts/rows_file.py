@@ -18,15 +18,7 @@ _FIRST_SIZES, _LARGEST = (1, 3, 4), 32
 
 
 def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
-    """Reads a `.npz` file as arrays by name; a `.npy` file, or one unnamed array, as an array.
-
-    Args:
-        path: The file.
-
-    Raises:
-        InvalidInputError: It is missing or holds no arrays, or the arrays have no rows or different
-            numbers of rows.
-    """
+    """Reads a `.npz` file as arrays by name; a `.npy` file, or one unnamed array, as an array."""
     check_file_exists(path, _EXPECTED)
     try:
         with Path(path).open("rb") as opened:
@@ -54,11 +46,7 @@ def _values_of(arrays: Array | dict[str, Array]) -> list[Any]:
 
 
 def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
-    """Cuts rows into batches of several sizes.
-
-    Args:
-        arrays: dict of arrays by input name, with the same number of rows.
-    """
+    """Cuts arrays with the same number of rows into batches of several sizes."""
     num_rows = len(next(iter(arrays.values())))
     sizes = itertools.chain(_FIRST_SIZES, itertools.repeat(_LARGEST))
     starts = [0]

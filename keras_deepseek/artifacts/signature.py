@@ -149,7 +149,7 @@ def find_dtype(name: str) -> np.dtype[Any]:
 
 
 def _exact_integers(value: Any, array: Array, dtype: str) -> Array:
-    """Returns integers from a list that NumPy converts to floats, which round the large ones.
+    """Returns exact integers from a list that NumPy would round to floats.
 
     NumPy does so if one integer is beyond int64 and another is not.
     """

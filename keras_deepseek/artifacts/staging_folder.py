@@ -28,14 +28,7 @@ _LONGEST_WAIT = 0.2
 
 @contextmanager
 def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder beside `path` for its new content, and removes the folder afterwards.
-
-    Args:
-        path: The path of the finished file or folder. Its parents are made.
-
-    Raises:
-        BundleError: Nothing can be written there.
-    """
+    """Yields an empty folder beside `path` for its new content, and removes it afterwards."""
     target = Path(path)
     missing = [parent for parent in target.parents if not parent.exists()]
     with contextlib.ExitStack() as stack:
@@ -60,14 +53,7 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def temporary_folder(name: str) -> Iterator[Path]:
     """Yields an empty folder that no other user can read, and removes it afterwards.
 
-    Unlike a folder of `tempfile`, it does not stay if its process is killed: the next process that
-    asks for one of the same name removes it.
-
-    Args:
-        name: string. Its purpose, as in `"keras_deepseek_export"`.
-
-    Raises:
-        BundleError: Nothing can be written in the folder for temporary files.
+    If the process is killed, the next one that asks for a folder of this name removes it.
     """
     target = Path(tempfile.gettempdir(), name)
     with contextlib.ExitStack() as stack:
@@ -109,7 +95,7 @@ def _remove_left(target: Path) -> None:
 
 
 def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Waits for a lock of a folder, and returns whether it was got.
+    """Waits for a lock of a folder, and returns True if it was got.
 
     The folder may be a locked staging folder itself; then no other process removes folders from it.
     """

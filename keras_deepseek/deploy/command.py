@@ -89,11 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options of the format that were given.
-
-    Raises:
-        InvalidInputError: An option has no such value.
-    """
+    """Returns the options of the format that were given."""
     given = {flag: getattr(arguments, flag.option) for flag in FLAGS}
     return {flag.option: flag.read(value) for flag, value in given.items() if value is not None}
 

@@ -17,22 +17,18 @@ class ExportJob:
     """A model, the format to export it in, and the batches to verify the artifact on.
 
     Args:
-        model: `NamedModel`, in the requested precision if that is a float.
-        export_format: `ExportFormat`.
-        options: dict. The arguments that the format was made with, without calibration; `None` for
-            a registered format, which another process can't make by its name.
-        samples: For each batch its arrays by input name.
+        model: In the requested precision if that is a float.
+        options: The format's arguments without calibration. `None` for a registered format, which
+            another process can't make by its name.
         custom_objects_from: Modules, by name or by file, that define the model's custom layers.
         optional_samples: Batches that are used only if the model itself takes them.
-        extreme_samples: Batches of large numbers, used in the same way, and compared less strictly.
+        extreme_samples: Batches of large numbers, also optional, and compared less strictly.
         alternative_samples: Lists like `samples`, tried in turn if the model does not take those.
-        allows_difference: boolean. Whether an artifact that computes something else is kept.
-        precision: string. The precision that the artifact computes in, `"int8"` included; `None`
-            for the model's own.
+        allows_difference: Whether an artifact that computes something else is kept.
+        precision: The artifact's, `"int8"` included; `None` for the model's own.
         calibration: The batches that the format was made with for int8.
-        has_random_samples: boolean. Whether the samples are random, so that others may replace
-            them.
-        source: `ChosenFormat` that the format is built from.
+        has_random_samples: Whether the samples are random, so that others may replace them.
+        source: The format that this one is built from.
     """
 
     model: NamedModel
@@ -66,13 +62,9 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class RouteResult:
-    """The result of one route.
+    """The route that made an artifact, and the artifact's outputs.
 
-    Args:
-        how: string. How the artifact was made.
-        outputs: For each sample the artifact's arrays by output name; `None` if it can't be run on
-            this machine.
-        reason: string. Why it can't be run.
+    `None` with a reason if it can't run on this machine.
     """
 
     how: str
@@ -82,13 +74,7 @@ class RouteResult:
 
 @dataclass(frozen=True)
 class MadeArtifact:
-    """The result of an export.
-
-    Args:
-        route: string. How the artifact was made.
-        verification: `Verification`.
-        passed_over: tuple of strings. The routes that were tried before, each with its reason.
-    """
+    """The result of an export; `passed_over` lists the failed routes, each with its reason."""
 
     route: str
     verification: Verification

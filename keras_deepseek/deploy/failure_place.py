@@ -28,13 +28,7 @@ def whole_tracebacks() -> Iterator[None]:
 
 
 def failure_place(error: BaseException) -> str:
-    """Returns the layer and the operator in which an error was raised, or `""` if none is found.
-
-    Example:
-
-    >>> failure_place(TypeError("no such operator"))
-    ''
-    """
+    """Returns the layer and the operator in which an error was raised, or `""` if none is found."""
     layers: list[str] = []
     operator, scope = "", ""
     traceback = error.__traceback__

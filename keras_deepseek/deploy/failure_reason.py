@@ -17,15 +17,9 @@ _NUM_LINES = 2  # Keras's first line has the place, and its second the reason.
 
 
 def failure_reason(error: BaseException) -> str:
-    """Returns the cause of an error in short.
+    """Returns the message of an error of this package.
 
-    For an error of this package this is its own message. For another error it is that of the error
-    that it was raised from, with the place in the model if the traceback tells it.
-
-    Example:
-
-    >>> failure_reason(TypeError("no such operator"))
-    'TypeError: no such operator'
+    For another, that of its cause, with the place in the model.
     """
     if isinstance(error, KerasDeepSeekError):
         return str(error)

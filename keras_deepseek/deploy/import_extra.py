@@ -9,13 +9,7 @@ from keras_deepseek.errors import MissingExtraError
 def import_extra(name: str, extra: str, purpose: str) -> Any:
     """Imports a module of an optional package.
 
-    Args:
-        name: string. The module, as in `"onnxruntime.quantization"`.
-        extra: string. The extra of `keras_deepseek` that installs its package.
-        purpose: string. The purpose for the error message, as in "to export ONNX".
-
-    Raises:
-        MissingExtraError: It is not installed.
+    `purpose`, as in "to export ONNX", is for the error message.
     """
     try:
         return importlib.import_module(name)

@@ -11,16 +11,8 @@ from keras_deepseek.errors import InvalidInputError
 def with_input_signature(model: keras.Model, input_signature: Any) -> keras.Model:
     """Returns a Functional model around a subclassed model, with inputs of given shapes and dtypes.
 
-    Args:
-        model: `keras.Model`, called or built before.
-        input_signature: list or tuple. For each argument of the model's `call` a structure of
-            `keras.InputSpec`, or of any object with a shape and a dtype, such as
-            `keras.KerasTensor` and `tf.TensorSpec`. A size of `None` is free, and a dtype of `None`
-            is float32.
-
-    Raises:
-        InvalidInputError: The signature has a wrong type or does not fit the model, or the model
-            has a graph of its own, which defines its inputs.
+    The signature has, for each argument of `call`, a structure of `keras.InputSpec` or of other
+    objects with a shape and a dtype. A size of `None` is free, and a dtype of `None` is float32.
     """
     if not isinstance(model, keras.Model):
         raise InvalidInputError(f"Expected a keras.Model, received {type(model).__name__}.")

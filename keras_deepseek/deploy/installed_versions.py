@@ -23,10 +23,9 @@ _PACKAGES = (
 
 
 def installed_versions(further: Iterable[str] = ()) -> dict[str, str]:
-    """Returns the versions of those packages that are installed on this machine.
+    """Returns the versions of Keras, NumPy, the frameworks, ONNX's packages and further ones.
 
-    Args:
-        further: Packages beside Keras, NumPy, the frameworks and those of ONNX.
+    Packages that are not installed are left out.
     """
     installed = {"keras_deepseek": __version__, "python": platform.python_version()}
     for package in (*_PACKAGES, *further):

@@ -43,18 +43,10 @@ _LEAST_FREE_BYTES = 2**13
 
 
 def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
-    """Makes and verifies an artifact.
+    """Makes and verifies an artifact by the first route that gives a right one.
 
-    Args:
-        job: The job.
-        folder: An empty folder for the artifact. That of a source goes into a folder beside it.
-        say: Function that shows a stage as it begins.
-
-    Raises:
-        ExportError: No route gave a right artifact; the message names each with its reason. Or the
-            artifact can't be built from its source, or the disk is full.
-        InvalidInputError: The model's custom layers can't be found from another process, or the
-            format has no such names as its inputs and outputs.
+    `folder` is empty; a source goes into a folder beside it. `say` shows each stage as it begins.
+    If all routes fail, the `ExportError` names each with its reason.
     """
     job.export_format.check_signature(job.model.signature)
     job.export_format.check_precision(job.precision)
@@ -77,12 +69,9 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
 
 
 def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
-    """Reduces a job's samples to those that its format takes.
+    """Reduces a job's samples to those that its format takes, and returns a note on those left out.
 
     Random samples are drawn anew in the shapes that the format names, if it names any.
-
-    Returns:
-        The job, and a note on the batches that were left out, for the report, or `""`.
     """
     export_format, signature = job.export_format, job.model.signature
     shapes = export_format.sample_shapes(signature)

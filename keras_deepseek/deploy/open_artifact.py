@@ -17,16 +17,9 @@ from keras_deepseek.errors import ExportError
 def open_artifact(
     target: Path, export_format: ExportFormat, signature: Signature
 ) -> Iterator[tuple[Path, Manifest | None]]:
-    """Yields the folder of an artifact, and its manifest or `None` for a file alone.
+    """Yields the folder of an artifact of the expected format and signature, and its manifest.
 
-    Args:
-        target: The bundle, or the file.
-        export_format: The expected `ExportFormat`.
-        signature: The expected `Signature`.
-
-    Raises:
-        BundleError: The bundle is missing or damaged.
-        ExportError: It has another format or signature.
+    `None` for a file alone.
     """
     if export_format.suffix and target.is_file():
         with temporary_folder("keras_deepseek_check") as folder:

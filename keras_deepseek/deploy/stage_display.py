@@ -16,15 +16,6 @@ class StageDisplay:
 
     On a terminal the current stage is shown with its time, and each finished one leaves a line.
     Elsewhere, each stage is a line as it begins.
-
-    Args:
-        is_shown: boolean. Whether anything is shown.
-        console: `rich.console.Console`. Defaults to `None`, that of the standard output.
-
-    Example:
-
-    >>> with StageDisplay(is_shown=False) as show:
-    ...     show("onnx: writing through the jax backend")
     """
 
     def __init__(self, *, is_shown: bool, console: Console | None = None) -> None:

@@ -211,11 +211,7 @@ class ExportFormat(ABC):
 def run_format(
     export_format: ExportFormat, folder: Path, samples: list[dict[str, Array]]
 ) -> list[dict[str, Array]]:
-    """Runs an artifact, and checks that a user's `run` did not forget to return its outputs.
-
-    Raises:
-        ExportError: `run` did not return a list.
-    """
+    """Runs an artifact, and raises an `ExportError` if a user's `run` does not return a list."""
     outputs = export_format.run(folder, samples)
     if not isinstance(outputs, list):
         raise ExportError(

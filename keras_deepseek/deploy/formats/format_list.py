@@ -22,11 +22,9 @@ class Flag:
     """A flag of `keras-deepseek export` that some formats have.
 
     Args:
-        option: string. The argument of the format's class.
-        flag: string. As in `"--opset"`.
-        settings: dict. Further arguments of `ArgumentParser.add_argument`.
-        read: Function that turns the parsed value into that of `option`, or raises an
-            `InvalidInputError`.
+        option: The argument of the format's class.
+        settings: Further arguments of `ArgumentParser.add_argument`.
+        read: Turns the parsed value into that of `option`, or raises an `InvalidInputError`.
     """
 
     option: str
@@ -39,12 +37,7 @@ class Flag:
 class FormatEntry:
     """An export format that is not imported yet.
 
-    Args:
-        name: string. Its `ExportFormat.name`.
-        path: string. Its module in this folder and its class, as in `"onnx:OnnxFormat"`.
-        suffix: string. Its `ExportFormat.suffix`.
-        has_int8: boolean. Whether `precision="int8"` is possible.
-        flags: tuple of `Flag`.
+    `path` is its module in this folder and its class, as in `"onnx:OnnxFormat"`.
     """
 
     name: str

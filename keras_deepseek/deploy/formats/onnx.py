@@ -40,23 +40,17 @@ class OnnxFormat(ExportFormat):
     """Writes ONNX with the exporter of the running backend, and then applies passes to the graph.
 
     Args:
-        opset: integer. The version of ONNX's default operator set, from 13 to 25. If a backend's
-            exporter writes a lower one, ONNX's converter raises it. Defaults to `18`.
-        simplified: boolean. Whether constants are folded and nodes that do nothing are removed.
-            Defaults to `True`.
-        fused: boolean. Whether several operators become one, if ONNX has one for them:
-            `LayerNormalization`, from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to
-            24, `Attention`; and an `Einsum` of two tensors becomes `MatMul`. Defaults to `True`.
-        calibration: For each batch of the user's data its arrays by input name. If given, products
-            compute in int8, by the ranges of these data. Defaults to `None`.
-        products_in_float16: boolean. Whether products that an export in float16 leaves in float32
-            compute in float16 as well, as TensorRT requires for GPUs of compute capability 7.5.
-            Defaults to `False`.
-        rolled: boolean. Whether repeated normalizations, as Sinkhorn's, become a `Loop`, as
-            TensorRT requires. Defaults to `False`.
-
-    Raises:
-        InvalidInputError: The opset is out of range, or an argument has a wrong type.
+        opset: From 13 to 25. ONNX's converter raises the file to it if a backend's exporter writes
+            a lower one.
+        simplified: Whether constants are folded and nodes that do nothing are removed.
+        fused: Whether several operators become one, if ONNX has one for them: `LayerNormalization`,
+            from opset 20 on `Gelu`, from 23 on `RMSNormalization` and, up to 24, `Attention`; and
+            an `Einsum` of two tensors becomes `MatMul`.
+        calibration: Batches by input name. If given, products compute in int8, by their ranges.
+        products_in_float16: Whether products that an export in float16 leaves in float32 compute in
+            float16 as well, as TensorRT requires for GPUs of compute capability 7.5.
+        rolled: Whether repeated normalizations, as Sinkhorn's, become a `Loop`, as TensorRT
+            requires.
     """
 
     name = "onnx"
@@ -92,11 +86,9 @@ class OnnxFormat(ExportFormat):
         check_names(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
-        """Raises if no backend can write a model, or if this one can't write a file of its size.
+        """Raises if ONNX has no operators for a layer, or the weights are too large to export.
 
-        Raises:
-            InvalidInputError: ONNX has no operators for a layer.
-            NotSupportedError: The weights are too large for this backend.
+        The largest file depends on the backend.
         """
         if names := layers_by_tensorflow(model.model):
             raise InvalidInputError(

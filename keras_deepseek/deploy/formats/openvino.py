@@ -19,12 +19,7 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 class OpenVINOFormat(ExportFormat):
     """Writes `model.xml` and `model.bin` from ONNX, and runs them with OpenVINO on the CPU.
 
-    Args:
-        opset: integer. The version of ONNX's default operator set on the way, from 13 to 25.
-            Defaults to `18`.
-
-    Raises:
-        InvalidInputError: The opset is out of range.
+    `opset`, from 13 to 25, is that of the ONNX file.
     """
 
     name = "openvino"

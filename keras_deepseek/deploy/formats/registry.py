@@ -19,13 +19,9 @@ _registered: dict[str, ExportFormat] = {}
 
 @dataclass(frozen=True)
 class ChosenFormat:
-    """A format with the options that it was made with, and the format that it is built from.
+    """A format, the format that it is built from, and its options without calibration.
 
-    Args:
-        export_format: `ExportFormat`.
-        options: dict. Its arguments, without calibration; `None` for a registered format, which
-            another process can't make by its name.
-        source: `ChosenFormat` that it is built from, or `None`.
+    The options of a registered format are `None`: another process can't make it by its name.
     """
 
     export_format: ExportFormat
@@ -38,19 +34,10 @@ def choose_format(
     options: Mapping[str, Any],
     calibration: Sequence[dict[str, Array]] | None = None,
 ) -> ChosenFormat:
-    """Creates a format by its name, and the format that it is built from, with a user's options.
+    """Creates a built-in or registered format by its name, and the format that it is built from.
 
-    Args:
-        name: string. The name of a format of this package or of a registered one.
-        options: dict. Arguments of a format of this package and of its source, as in
-            `{"opset": 20}`. A registered format takes none.
-        calibration: For each batch of the user's data its arrays by input name, for int8. It goes
-            to the format that is written by a backend.
-
-    Raises:
-        InvalidInputError: The name or an option is unknown, or an option has no such value.
-        MissingExtraError: A library that the format needs at once is not installed.
-        NotSupportedError: The format can't be written on this machine with these options.
+    The options may be those of either. A registered format takes none. The int8 calibration goes to
+    the format that a backend writes.
     """
     is_plain = not options and calibration is None
     if name in _registered and (is_plain or name not in FORMATS):
@@ -154,10 +141,7 @@ def register_exporter(export_format: ExportFormat) -> None:
 class DuckTypedFormat(ExportFormat):
     """An adapter for a user's format that is no subclass of `ExportFormat`.
 
-    Members that the user's object lacks are those of `ExportFormat`.
-
-    Args:
-        given: The user's object.
+    Members that it lacks are inherited.
     """
 
     def __init__(self, given: Any) -> None:
@@ -179,11 +163,7 @@ class DuckTypedFormat(ExportFormat):
 
 
 def format_for_suffix(path: Path) -> ExportFormat:
-    """Returns the registered format whose suffix a path has.
-
-    Raises:
-        InvalidInputError: No registered format has that suffix, or the path has none.
-    """
+    """Returns the registered format whose suffix a path has."""
     for export_format in _registered.values():
         if export_format.suffix and path.name.endswith(export_format.suffix):
             return export_format

@@ -25,16 +25,12 @@ class SavedModelFormat(ExportFormat):
     """Writes a SavedModel whose `serving_default` has the model's names and a free batch axis.
 
     Args:
-        classify: boolean or list of strings. Adds the signature `serving_classify`, which takes
-            serialized `tf.train.Example`s, for TF Serving's Classify. A list names the classes, in
-            the order of the model's one output; `True` numbers them. Defaults to `False`.
-        regress: boolean. Adds the signature `serving_regress` in the same way, for an output of one
-            value a row. Defaults to `False`.
-        warmup: boolean. Whether requests are written into `assets.extra/`, which TF Serving runs
-            when it loads the model, so that no client waits for the first ones. Defaults to `True`.
-
-    Raises:
-        InvalidInputError: An argument has a wrong type or value.
+        classify: Adds the signature `serving_classify`, which takes serialized `tf.train.Example`s,
+            for TF Serving's Classify. A list names the classes, in the order of the model's one
+            output; `True` numbers them.
+        regress: Adds `serving_regress` in the same way, for an output of one value a row.
+        warmup: Whether requests are written into `assets.extra/`, which TF Serving runs when it
+            loads the model, so that no client waits for the first ones.
     """
 
     name = "savedmodel"
@@ -74,11 +70,7 @@ class SavedModelFormat(ExportFormat):
         return {name: expected[name] for name in self._further}
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs all signatures with TensorFlow, without Keras.
-
-        Raises:
-            NotSupportedError: The artifact has a signature that this format was made without.
-        """
+        """Runs all signatures with TensorFlow, without Keras."""
         infer = self.load(folder)
         loaded = infer.loaded  # type: ignore[attr-defined]
         further = self._further

@@ -29,18 +29,13 @@ class TensorRTFormat(ExportFormat):
     """Builds a TensorRT engine in the precision of its ONNX file, and runs it if a GPU is visible.
 
     Args:
-        flavor: string. `"tensorrt"`, `"rtx"`, or `"auto"`: plain TensorRT where it is installed and
-            a GPU is visible, else TensorRT-RTX. Defaults to `"auto"`.
-        compute_capabilities: sequence of strings. The GPUs that a TensorRT-RTX engine is for, as in
-            `("86", "89")`. Defaults to `()`: all from Ampere on.
-        profiles: dict, or a sequence of dicts for several profiles: the smallest, usual and largest
-            size by free axis, as in `{"batch": (1, 4, 32)}`, or the three whole shapes by input.
-            Defaults to `None`: 1, 4 and 32 for the batch, and 1, 16 and 64 for any other.
-
-    Raises:
-        InvalidInputError: An argument is unknown.
-        MissingExtraError: The library is not installed.
-        NotSupportedError: Plain TensorRT was requested and no GPU is visible.
+        flavor: `"tensorrt"`, `"rtx"`, or `"auto"`: plain TensorRT where it is installed and a GPU
+            is visible, else TensorRT-RTX.
+        compute_capabilities: The GPUs that a TensorRT-RTX engine is for, as in `("86", "89")`.
+            Empty: all from Ampere on.
+        profiles: One or several dicts: the smallest, usual and largest size by free axis, as in
+            `{"batch": (1, 4, 32)}`, or the three whole shapes by input. Other axes take 1, 4 and 32
+            for the batch, and 1, 16 and 64 otherwise.
     """
 
     name = "tensorrt"
@@ -89,11 +84,7 @@ class TensorRTFormat(ExportFormat):
     def build(self, source_file: Path, folder: Path, signature: Signature) -> str:
         """Builds the engine from a verified ONNX file.
 
-        Returns:
-            The library, and the GPUs and sizes that the engine is for.
-
-        Raises:
-            ExportError: TensorRT can't take the model; the message names the nodes.
+        Returns the library, the GPUs and the sizes.
         """
         profiles = resolve_profiles(signature, self._profiles)
         engine = build_engine(self.flavor.module, source_file, profiles, self.capabilities)
@@ -127,12 +118,7 @@ class TensorRTFormat(ExportFormat):
             raise NotSupportedError("a TensorRT engine runs on a GPU, and none is visible here")
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the engine on the GPU.
-
-        Raises:
-            NotSupportedError: It can't be run on this machine.
-            ExportError: The GPU failed to run it.
-        """
+        """Runs the engine on the GPU."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
 

@@ -22,16 +22,7 @@ _KEY, _VALUE = 1, 2  # In an entry of a map.
 def write_warmup_requests(
     folder: Path, model_name: str, samples: Iterable[dict[str, Array]]
 ) -> None:
-    """Writes a request for each sample into the SavedModel's `assets.extra`.
-
-    Args:
-        folder: The folder of the SavedModel.
-        model_name: string. The model's name in the requests.
-        samples: For each request its arrays by input name; at most 1,000.
-
-    Raises:
-        MissingExtraError: TensorFlow is not installed.
-    """
+    """Writes a request for each sample, at most 1,000, into the SavedModel's `assets.extra`."""
     tf = import_tensorflow("to write warm-up requests")
     path = folder.joinpath(*_PLACE)
     path.parent.mkdir()

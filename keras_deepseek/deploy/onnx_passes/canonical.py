@@ -14,13 +14,9 @@ from keras_deepseek.errors import ExportError
 
 
 def make_canonical(model: Any) -> None:
-    """Orders and names nodes and weights by the outputs, and removes what the outputs do not need.
+    """Orders and names nodes and weights by the outputs, and removes unneeded ones, in place.
 
-    Args:
-        model: `onnx.ModelProto`, changed in place. Its inputs and outputs keep their names.
-
-    Raises:
-        ExportError: A node needs its own output.
+    Inputs and outputs keep their names.
     """
     graph = model.graph
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
@@ -112,12 +108,9 @@ def _needs(node: Any) -> Iterator[str]:
 
 
 def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
-    """Renames all tensors, nodes and weights of a graph and its inner graphs.
+    """Renames all tensors, nodes and weights of a graph and its inner graphs in place.
 
-    Args:
-        graph: `onnx.GraphProto`, changed in place.
-        names: dict. The new names by the old ones; it is filled.
-        taken: set. All new names in the file; it is filled.
+    Fills `names`, the new names by the old ones, and `taken`, all new names in the file.
     """
 
     def new_name(old: str, base: str) -> str:

@@ -9,12 +9,9 @@ from keras_deepseek.errors import ExportError
 
 
 def check_operators(model: Any) -> None:
-    """Raises if a graph has operators that its opset lacks.
+    """Raises an `ExportError` with the operators, and their layers, that the graph's opset lacks.
 
-    tf2onnx logs operators that it can't convert, and writes them by TensorFlow's name.
-
-    Raises:
-        ExportError: The message names each operator, and its layer as far as the node's name tells.
+    tf2onnx only logs operators that it can't convert, and writes them by TensorFlow's name.
     """
     onnx = import_package("onnx")
     version = next(each.version for each in model.opset_import if not each.domain)

@@ -6,12 +6,7 @@ from keras_deepseek import __version__
 
 
 def describe(model: Any, properties: dict[str, str]) -> None:
-    """Writes the producer and some properties into a model.
-
-    Args:
-        model: `onnx.ModelProto`, changed in place.
-        properties: dict. The `metadata_props`.
-    """
+    """Writes the producer and the `metadata_props` into an `onnx.ModelProto`, in place."""
     model.producer_name, model.producer_version = "keras_deepseek", __version__
     model.graph.name = properties["name"]
     model.doc_string = ""

@@ -22,9 +22,6 @@ class GraphView:
     """A model's outer graph, indexed by tensor name: the producer and the users of each tensor.
 
     Several passes in a row share one view, as long as they change the graph only by `rewrite`.
-
-    Args:
-        model: `onnx.ModelProto`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -50,16 +47,10 @@ class GraphView:
         *op_types: str,
         last_first: bool = False,
     ) -> int:
-        """Replaces nodes of some types by new nodes, and removes what is then unused.
+        """Replaces nodes of some types, removes unused ones, and returns the number replaced.
 
-        Args:
-            make_new: Function of this view and a node. It returns the nodes that compute the node's
-                outputs instead, or `None` to keep the node. They are inserted after all calls.
-            *op_types: string. The types.
-            last_first: boolean. Whether `make_new` is called for the last node first.
-
-        Returns:
-            The number of replaced nodes.
+        `make_new` gets this view and a node, and returns the nodes that compute its outputs
+        instead, or `None` to keep it. They are inserted after all calls.
         """
         nodes = self.nodes(*op_types)
         made = {
@@ -160,8 +151,7 @@ class GraphView:
     def replace_uses(self, name: str, other: str) -> list[Any]:
         """Makes all users of a tensor use another one of the same values.
 
-        Returns:
-            The nodes that must still compute it: an `Identity` if it is an output of the graph.
+        Returns the nodes that must still compute it: an `Identity` if it is an output of the graph.
         """
         replace_inputs(self.graph, lambda each: other if each == name else each)
         is_output = any(value.name == name for value in self.graph.output)

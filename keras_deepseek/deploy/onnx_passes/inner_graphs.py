@@ -13,11 +13,9 @@ def inner_graphs(node: Any) -> Iterator[Any]:
 
 
 def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
-    """Renames the inputs of all nodes in a graph and in its inner graphs.
+    """Renames the inputs of all nodes in a graph and in its inner graphs by `source`, in place.
 
-    Args:
-        graph: `onnx.GraphProto`, changed in place. Its own outputs keep their names.
-        source: Function from the name of a tensor to the new name.
+    Outputs keep their names.
     """
     for node in graph.node:
         node.input[:] = [source(name) for name in node.input]

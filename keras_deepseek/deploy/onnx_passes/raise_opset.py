@@ -8,11 +8,7 @@ from keras_deepseek.errors import ExportError
 
 
 def raise_opset(model: Any, opset: int) -> Any:
-    """Converts a graph to an opset; returns it unchanged if it has that opset already.
-
-    Raises:
-        ExportError: ONNX's converter can't convert the graph.
-    """
+    """Converts a graph to an opset; returns it unchanged if it has that opset already."""
     (written,) = {each.version for each in model.opset_import if not each.domain}
     if written == opset:
         return model

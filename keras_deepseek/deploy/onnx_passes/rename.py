@@ -8,12 +8,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def rename(graph: Any, signature: Signature) -> None:
-    """Gives the graph's inputs and outputs the names of a signature, which has the same order.
-
-    Args:
-        graph: `onnx.GraphProto`, changed in place.
-        signature: `Signature`.
-    """
+    """Gives the graph's inputs and outputs the names of a signature of the same order, in place."""
     _separate_outputs(graph)
     new_names = {}
     for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):

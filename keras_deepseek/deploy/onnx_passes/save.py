@@ -37,9 +37,7 @@ def is_on_disk(tensor: Any) -> bool:
 def save(model: Any, path: Path) -> None:
     """Writes a graph as `path`, and its weights as `path.data` if one file can't hold them.
 
-    Args:
-        model: `onnx.ModelProto`. Weights that are in `path.data` already stay there.
-        path: The file.
+    Weights that are in `path.data` already stay there.
     """
     onnx = import_package("onnx")
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)

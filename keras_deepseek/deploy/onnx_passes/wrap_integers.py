@@ -35,16 +35,10 @@ _HIGHEST_POWER = 64
 def wrap_integers(model: Any) -> int:
     """Replaces int32 and int64 `ReduceSum`, `ReduceProd` and `Pow` by operators that wrap around.
 
-    A sum of int32 becomes one of int64. A sum of int64 becomes two, of its high and its low half. A
-    product becomes a `Loop` that multiplies. A power by a constant becomes its multiplications.
-    These stay: computations on sizes, which do not overflow; counts of booleans; and powers whose
-    exponent is computed.
-
-    Args:
-        model: `onnx.ModelProto`, changed in place.
-
-    Returns:
-        The number of replaced nodes.
+    Returns the number of replacements. A sum of int32 becomes one of int64. A sum of int64 becomes
+    two, of its high and its low half. A product becomes a `Loop` that multiplies. A power by a
+    constant becomes its multiplications. These stay: computations on sizes, which do not overflow;
+    counts of booleans; and powers whose exponent is computed.
     """
     if not any(node.op_type in _OPERATORS for node in _all_nodes(model.graph)):
         return 0
@@ -145,9 +139,9 @@ class _Scope:
         return self._add("Unsqueeze", found, self._constant(axes, "int64")) if keeps else found
 
     def _multiplication(self, x: str, axis: int, dtype: int) -> Any:
-        """Returns the body of a loop that multiplies the values along an axis.
+        """Returns a loop body that multiplies along an axis.
 
-        It is no `Scan`: onnxruntime crashes on one over an axis of size 0.
+        Onnxruntime crashes on a `Scan` over an axis of size 0.
         """
         make, boolean = self._onnx.helper, self._onnx.TensorProto.BOOL
         names = ("index", "goes_on", "kept_on", "before", "factor", "product")

@@ -22,9 +22,6 @@ class ChildProcess:
 
     It ends with this process, after two minutes without a job, or when a job is interrupted. It is
     restarted if a source file that it has imported was changed.
-
-    Args:
-        backend_name: string. Its Keras backend.
     """
 
     def __init__(self, backend_name: str) -> None:
@@ -34,14 +31,9 @@ class ChildProcess:
         self._lock = threading.Lock()
 
     def run(self, work: Path, say: Say) -> None:
-        """Runs the job in a folder; `child.py` describes its files.
+        """Runs the job in a folder, and shows each stage by `say`.
 
-        Args:
-            work: The folder.
-            say: Function that shows a stage as it begins.
-
-        Raises:
-            ExportError: The process ended.
+        `child.py` describes the files.
         """
         temporary = work / "temporary"  # The files of a killed job are removed with `work`.
         temporary.mkdir()

@@ -30,8 +30,8 @@ class CustomObjects:
     """The custom classes and functions of a model.
 
     Args:
-        sources: tuple of strings. Modules, by name or by file, that define them.
-        of_script: dict. Classes and functions of the running script, by Keras's registered names.
+        sources: Modules, by name or by file, that define them.
+        of_script: Classes and functions of the running script, by Keras's registered names.
     """
 
     sources: tuple[str, ...]
@@ -43,11 +43,8 @@ def find_custom_objects(
 ) -> CustomObjects:
     """Returns the custom objects that another process needs to load a model.
 
-    Args:
-        model: `keras.Model`.
-        config: string. The JSON text of its configuration.
-        given: Modules, by name or by `.py` file, that the user passed. They take precedence over
-            the running script.
+    `config` is the model's configuration as JSON. The modules and `.py` files that the user passed
+    take precedence over the running script.
     """
     registered = keras.saving.get_custom_objects().values()
     named = {
@@ -118,11 +115,7 @@ def _bound_names(tree: ast.Module) -> Iterator[str]:
 
 
 def save_objects(folder: Path, objects: dict[str, Any]) -> None:
-    """Writes classes and functions into a folder, by value.
-
-    Raises:
-        InvalidInputError: They can't be sent; the message says what to do.
-    """
+    """Writes classes and functions into a folder, by value."""
     if objects:
         names = ", ".join(sorted(each.__name__ for each in objects.values()))
         send(folder / _FILE_NAME, objects, f"{names}: defined in the running script or notebook")
@@ -137,15 +130,9 @@ def load_objects(folder: Path) -> None:
 
 
 def send(path: Path, value: Any, what: str) -> None:
-    """Writes a value for another process, with the code of the running script that it needs.
+    """Pickles a value by cloudpickle, with the code of the running script that it needs.
 
-    Args:
-        path: The file.
-        value: Any value that cloudpickle can serialize.
-        what: string. The value's description, which begins the error message.
-
-    Raises:
-        InvalidInputError: It can't be sent; the message says what to do.
+    `what` describes the value at the beginning of the error message.
     """
     try:
         path.write_bytes(importlib.import_module("cloudpickle").dumps(value))

@@ -53,11 +53,7 @@ class Route(Protocol):
 
 @dataclass(frozen=True)
 class InProcess:
-    """The route through the running backend.
-
-    Args:
-        backend: string. Its name.
-    """
+    """The route through the running backend."""
 
     backend: str
 
@@ -85,11 +81,7 @@ class InProcess:
 
 @dataclass(frozen=True)
 class InChild:
-    """The route through another backend, in a process of its own that loads the saved model.
-
-    Args:
-        backend: string. The name of the other backend.
-    """
+    """The route through another backend, in a process of its own that loads the saved model."""
 
     backend: str
 
@@ -122,11 +114,7 @@ class InChild:
 
 
 def check_packages(export_format: ExportFormat, route: Route) -> None:
-    """Raises if a package that a route needs is missing, before any work is done.
-
-    Raises:
-        MissingExtraError: Its `extra` brings all packages of the route.
-    """
+    """Raises a `MissingExtraError` if a package that a route needs is missing, before any work."""
     needed = {route.backend: route.backend}
     needed |= export_format.packages.get(route.backend, {})
     missing = {name: needed[name] for name in needed if importlib.util.find_spec(name) is None}

@@ -42,12 +42,8 @@ def make_samples(
     `Normalization` or `Rescaling`, they are drawn from the distribution that this layer turns into
     a standard one. Integers are drawn below the vocabulary of the embeddings that the input
     reaches; in the first row they end in zeros, as padding does. For a layer that knows only some
-    numbers, as `IntegerLookup`, they are drawn from these and a few unknown ones.
-
-    Args:
-        model: `keras.Model`.
-        signature: Its signature.
-        lengths: tuple of integers. The length of all free axes in each batch.
+    numbers, as `IntegerLookup`, they are drawn from these and a few unknown ones. `lengths` has the
+    length of all free axes in each batch.
     """
     return [
         _make_batch(model, signature, batch_size, itertools.repeat(length))
@@ -117,9 +113,7 @@ def _make_extreme(array: Array) -> Array:
 def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Splits rows into those for calibration and each fifth one for verification.
 
-    Args:
-        arrays: dict of arrays by input name, with the same number of rows. Fewer than 20 rows are
-            not split: all serve for both.
+    Fewer than 20 rows serve for both.
     """
     num_rows = len(next(iter(arrays.values())))
     if num_rows < _LEAST_TO_HOLD_OUT:
@@ -137,13 +131,9 @@ def draw_batch(
     shapes: Mapping[str, tuple[int, ...]],
     seed: int | None = None,
 ) -> dict[str, Array]:
-    """Returns a random batch of given shapes, the same one for the same seed.
+    """Returns a random batch of the inputs' shapes, which include the batch axis.
 
-    Args:
-        model: `keras.Model`.
-        signature: Its signature.
-        shapes: dict. The shape of each input by its name, the batch first.
-        seed: integer. Defaults to `None`: the number of rows.
+    It is the same for the same seed, which defaults to the number of rows.
     """
     batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
     generator = np.random.default_rng(batch_size if seed is None else seed)

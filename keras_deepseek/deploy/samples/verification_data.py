@@ -21,16 +21,7 @@ Batches = list[dict[str, Array]]
 
 @dataclass(frozen=True)
 class VerificationData:
-    """The batches of an export. `ExportJob` explains the kinds of samples.
-
-    Args:
-        samples: For each batch its arrays by input name.
-        alternative_samples: Lists like `samples`.
-        optional_samples: Batches as well.
-        extreme_samples: Batches of large numbers.
-        calibration: Batches for int8, or `None`.
-        are_random: boolean. Whether the samples are random.
-    """
+    """The batches of an export, by input name. `ExportJob` explains the kinds of samples."""
 
     samples: Batches
     alternative_samples: list[Batches] = field(default_factory=list)
@@ -43,16 +34,9 @@ class VerificationData:
 def choose_data(
     named: NamedModel, samples: Sequence[Any] | None, calibration: Any
 ) -> VerificationData:
-    """Returns the batches for a model; random ones if none are given.
+    """Checks and returns the batches for a model.
 
-    Args:
-        named: `NamedModel`.
-        samples: list of inputs, each as `model.predict` takes them. `None`: a part of
-            `calibration`, or random ones.
-        calibration: inputs as `model.predict` takes them, or `None`.
-
-    Raises:
-        InvalidInputError: The given rows do not fit the model, or are empty or not finite.
+    A part of `calibration`, or random ones, if no samples are given.
     """
     signature = named.signature
     rows = held_out = ranges = None

@@ -30,14 +30,12 @@ consist of rounding errors."""
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison.
+    """The number of compared batches, and the largest absolute difference.
 
     Args:
-        num_samples: integer. The number of batches.
-        largest_difference: float. The largest absolute difference.
-        any_finite: boolean. Whether the model gave any finite value.
-        constant_outputs: tuple of strings. Outputs that hardly change from row to row, so that an
-            artifact that ignores its inputs would have passed.
+        any_finite: Whether the model gave any finite value.
+        constant_outputs: Outputs that hardly change from row to row, so that an artifact that
+            ignores its inputs would have passed.
     """
 
     num_samples: int
@@ -53,20 +51,12 @@ def compare(
     *,
     by_column: bool = True,
 ) -> Comparison:
-    """Compares the outputs of a model and of its artifact, by name.
+    """Compares the outputs of a model and of its artifact, by batch and name.
 
-    Args:
-        expected: For each batch the model's outputs by name.
-        received: For each batch the artifact's.
-        precision: string, or a dict of strings by output name. The precision that the artifact
-            computes in, if it is not the dtype of the output.
-        by_column: boolean. Whether each column, along the last axis, is compared by its own measure
-            as well.
-
-    Raises:
-        ExportError: A name, a shape, a dtype, the place of a NaN, or a value differs. The message
-            names the output and the batch. Or a column differs whose values are too small beside
-            the others' to be noticed there.
+    Raises an `ExportError` if a name, a shape, a dtype, the place of a NaN, or a value differs.
+    `precision` is that which the artifact computes in, if it is not the dtype of the output. With
+    `by_column`, each column along the last axis is also compared by its own measure, as large
+    values hide differences of small ones.
     """
     if len(expected) != len(received):
         raise ExportError(f"Received outputs of {len(received)} batches, expected {len(expected)}.")
@@ -112,15 +102,9 @@ def compare(
 def differing_places(
     expected: dict[str, Array], received: dict[str, Array], precisions: Mapping[str, str | None]
 ) -> dict[str, Array] | None:
-    """Returns where the outputs of one batch differ beyond the tolerance.
+    """Returns boolean arrays that mark outputs of one batch beyond the tolerance.
 
-    Args:
-        expected: The model's outputs by name.
-        received: The artifact's.
-        precisions: The precision of each output by name.
-
-    Returns:
-        A dict of boolean arrays by output name; `None` if names, shapes or dtypes differ.
+    `None` if names, shapes or dtypes differ.
     """
     if set(expected) != set(received):
         return None

@@ -15,7 +15,7 @@ from keras_deepseek.deploy.samples.random_batches import draw_batch
 from keras_deepseek.deploy.verification.comparison import differing_places
 
 _TRIES = 8
-"""How often the last digits of a batch's floats are moved."""
+"""The number of times that the last digits of a batch's floats are moved."""
 _SEED = 1_000
 
 
@@ -28,23 +28,13 @@ def redraw_tie(
     received: list[dict[str, Array]],
     precisions: dict[str, str | None],
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]] | None:
-    """Replaces the one batch at which the model has a tie by another random batch.
+    """Replaces the one random batch at which the model has a tie.
 
-    The model is run on that batch with its floats moved by one unit in the last place, up or down.
-    The batch counts as a tie if the model then changes each value in which the artifact differs.
-
-    Args:
-        model: `NamedModel`.
-        samples: The random batches.
-        infer: The model as a function.
-        run: Function that runs the artifact on batches; it returns `None` if it can't.
-        expected: The model's outputs for the samples.
-        received: The artifact's outputs for the samples, and after them those for further batches.
-        precisions: dict. The precision of each output by name.
-
-    Returns:
-        `expected` and `received` with the outputs for the new batch. `None` if the artifact differs
-        on no batch or on several, or if a difference is not the model's own.
+    Returns `expected` and `received` with the outputs for the new batch. `None` if the artifact
+    differs on no batch or on several, or if a difference is not the model's own. The model is run
+    on that batch with its floats moved by one unit in the last place, up or down. The batch counts
+    as a tie if the model then changes each value in which the artifact differs. `received` may go
+    on with outputs for further batches.
     """
     places = [
         differing_places(left, right, precisions)

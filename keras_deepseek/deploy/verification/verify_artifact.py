@@ -34,11 +34,7 @@ class Expected(NamedTuple):
 def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
     """Runs the model on the job's batches, and drops those optional ones that it does not take.
 
-    Returns:
-        The job with the remaining batches, and the model's outputs for them.
-
-    Raises:
-        InvalidInputError: The model fails on the samples and on all alternatives to them.
+    Raises an `InvalidInputError` if the model fails on the samples and on all alternatives to them.
     """
     infer = backend.current().inference.plain_inference(job.model.in_precision(None))
     samples, usual = _infer_first(infer, [job.samples, *job.alternative_samples])
@@ -139,16 +135,9 @@ def verify_with_redraw(
     job: ExportJob,
     run: Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None],
 ) -> tuple[Verification, str]:
-    """Compares as `verify` does; redraws one random batch if the model has a tie there.
+    """Compares as `verify` does.
 
-    Args:
-        expected: The model's outputs.
-        result: The artifact's outputs.
-        job: The job.
-        run: Function that runs the artifact on batches; it returns `None` if it can't.
-
-    Returns:
-        The verification, and a note on the redrawn batch for the report, or `""`.
+    Redraws one random batch if the model has a tie there, and notes it for the report.
     """
     found = verify(expected, result, job)
     if found.state != "failed" or not job.has_random_samples or job.precision is not None:

@@ -8,14 +8,9 @@ from keras_deepseek.errors import ExportError
 
 
 def check_nodes(parser: Any, onnx_file: Path) -> None:
-    """Raises if TensorRT does not support some nodes of an ONNX file.
+    """Raises an `ExportError` with name, operator and reason of each unsupported node.
 
-    Args:
-        parser: An `OnnxParser` of either flavor; its network can't be used afterwards.
-        onnx_file: The ONNX file.
-
-    Raises:
-        ExportError: The message has each node's name, its operator and the reason.
+    The network of `parser`, an `OnnxParser` of either flavor, can't be used afterwards.
     """
     if parser.supports_model_v2(onnx_file.read_bytes(), str(onnx_file)):
         return

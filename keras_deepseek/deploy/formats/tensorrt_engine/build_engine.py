@@ -16,17 +16,9 @@ from keras_deepseek.errors import ExportError
 def build_engine(
     tensorrt: Any, onnx_file: Path, profiles: Sequence[Profile], capabilities: Sequence[str]
 ) -> bytes:
-    """Returns an engine that computes in the precision of the file's tensors.
+    """Builds an engine that computes in the precision of the file's tensors.
 
-    Args:
-        tensorrt: The module of either flavor.
-        onnx_file: The ONNX file.
-        profiles: The sizes that the engine takes.
-        capabilities: The compute capabilities of its GPUs; empty for the library's default.
-
-    Raises:
-        ExportError: TensorRT does not support the file, or builds no engine; the message has the
-            reason.
+    `tensorrt` is the module of either flavor. Without capabilities the library's default applies.
     """
     log = make_error_log(tensorrt)
     builder = tensorrt.Builder(log)

@@ -11,14 +11,10 @@ TURING = "75"
 
 
 def check_capabilities(capabilities: Iterable[str | int], tensorrt: Any) -> tuple[str, ...]:
-    """Returns the compute capabilities as digits, each once.
+    """Converts compute capabilities, such as `("86", "8.9", "SM120", 120)`, to digits, each once.
 
-    Args:
-        capabilities: As in `("86", "8.9", "SM120", 120)`.
-        tensorrt: The module of TensorRT-RTX.
-
-    Raises:
-        InvalidInputError: This release can't build for one of them, or not for all at once.
+    Raises an `InvalidInputError` if this release of TensorRT-RTX can't build for one of them, or
+    not for all at once.
     """
     if isinstance(capabilities, str | int):
         raise InvalidInputError(

@@ -31,11 +31,9 @@ _PURPOSES = {
 
 @dataclass(frozen=True)
 class Flavor:
-    """A library that builds engines.
+    """A library that builds engines: `"tensorrt"` or `"rtx"`, and its module.
 
-    Args:
-        name: string. `"tensorrt"` or `"rtx"`.
-        module: The imported module. Both have the same API.
+    Both have the same API.
     """
 
     name: str
@@ -56,15 +54,7 @@ def check_flavor(name: str) -> None:
 def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
     """Imports the requested library; for `"auto"`, plain TensorRT if it can build here, else RTX.
 
-    Args:
-        name: string. `"tensorrt"`, `"rtx"`, or `"auto"`.
-        wants_capabilities: boolean. Whether compute capabilities are requested, which only
-            TensorRT-RTX can build for.
-
-    Raises:
-        InvalidInputError: The name is unknown, or plain TensorRT is requested with capabilities.
-        MissingExtraError: The library is not installed.
-        NotSupportedError: Plain TensorRT is requested and no GPU is visible.
+    Only TensorRT-RTX can build for given compute capabilities.
     """
     check_flavor(name)
     if name == "auto":

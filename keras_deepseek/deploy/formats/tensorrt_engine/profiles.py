@@ -20,12 +20,7 @@ _LENGTHS: Sizes = (1, 16, 64)
 
 @dataclass(frozen=True)
 class Profile:
-    """The range of sizes that an engine takes, and the size that it is fastest at.
-
-    Args:
-        sizes: dict. For each free axis its smallest, usual and largest size.
-        shapes: dict. For each input its smallest, usual and largest shape.
-    """
+    """Three sizes of each free axis and three shapes of each input: smallest, usual, largest."""
 
     sizes: Mapping[str, Sizes]
     shapes: Mapping[str, tuple[Shape, ...]]
@@ -46,15 +41,8 @@ class Profile:
 def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]:
     """Returns the profiles of an engine, with sizes for every free axis.
 
-    Args:
-        signature: The model's.
-        profiles: `None`, a dict, or a sequence of dicts, one for each profile. A dict holds three
-            sizes by the name of an axis, or three shapes by the name of an input. Other axes have
-            1, 4 and 32 for the batch, and 1, 16 and 64 otherwise.
-
-    Raises:
-        InvalidInputError: A name is unknown, or its sizes do not fit the model or are not
-            ascending.
+    A user's dict holds three sizes by the name of an axis, or three shapes by the name of an input.
+    Other axes take 1, 4 and 32 for the batch, and 1, 16 and 64 otherwise.
     """
     given = [{}] if profiles is None else [profiles] if isinstance(profiles, Mapping) else profiles
     is_sequence = isinstance(given, Sequence) and not isinstance(given, str)

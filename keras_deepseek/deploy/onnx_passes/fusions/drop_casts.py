@@ -21,10 +21,8 @@ _HELD_BY = {
 def drop_casts(view: GraphView) -> int:
     """Replaces `Cast(Cast(x))` back to the type of `x` if the first cast loses nothing.
 
-    Reductions of axes of size 1 are removed first, since they may stand between the casts.
-
-    Returns:
-        The number of removed nodes.
+    Returns the number of replacements. Reductions of axes of size 1 are removed first, since they
+    may stand between the casts.
     """
     return view.rewrite(_skip_reduction, *_REDUCTIONS) + view.rewrite(_skip_casts, "Cast")
 

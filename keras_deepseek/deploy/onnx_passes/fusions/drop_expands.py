@@ -18,8 +18,7 @@ _BROADCASTING = (
 def drop_expands(view: GraphView) -> int:
     """Replaces `Expand(x, sizes)` by `x` if another input of the operator has these sizes.
 
-    Returns:
-        The number of operators that then read `x` itself.
+    Returns the number of replacements.
     """
     return view.rewrite(_read_plain, *_BROADCASTING)
 

@@ -13,10 +13,9 @@ _MATRIX = 2
 
 
 def drop_flattening(view: GraphView) -> int:
-    """Replaces `Reshape(MatMul(Reshape(x), kernel))` by `MatMul(x, kernel)` if that is the same.
+    """Replaces `Reshape(MatMul(Reshape(x), kernel))` by an equal `MatMul(x, kernel)`.
 
-    Returns:
-        The number of replaced products.
+    Returns the number of replacements.
     """
     return view.rewrite(_multiply, "Reshape")
 

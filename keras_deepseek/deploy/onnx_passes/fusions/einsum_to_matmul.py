@@ -29,11 +29,7 @@ class _Axes:
 
 
 def einsum_to_matmul(view: GraphView) -> int:
-    """Replaces each `Einsum` that is a product of two tensors.
-
-    Returns:
-        The number of replaced nodes.
-    """
+    """Replaces each `Einsum` that is a product of two tensors; returns how many."""
     return view.rewrite(_write_product, "Einsum")
 
 

@@ -17,10 +17,7 @@ _LEAST = float(np.finfo("float32").tiny)
 def fold_scales(view: GraphView) -> int:
     """Replaces `MatMul(x, kernel) * number`, also with a bias, `Reshape` or `Transpose` between.
 
-    Only float32 is changed.
-
-    Returns:
-        The number of replaced multiplications.
+    Only float32 is changed. Returns the number of replacements.
     """
     return view.rewrite(_scale, "Mul", "Div")
 

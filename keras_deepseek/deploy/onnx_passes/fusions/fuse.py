@@ -43,11 +43,7 @@ _PASSES = (
 
 
 def fuse(model: Any) -> None:
-    """Fuses operators that ONNX has one operator for, and removes operators that do nothing.
-
-    Args:
-        model: `onnx.ModelProto`, changed in place.
-    """
+    """Fuses operators that ONNX has one operator for, and removes no-ops, in place."""
     view = GraphView(model)
     for each in _PASSES:
         each(view)

@@ -28,12 +28,9 @@ class _Scores:
 
 
 def fuse_attention(view: GraphView) -> int:
-    """Replaces attention, with a mask that is added to the scores or without one.
+    """Replaces attention, with a mask that is added to the scores or without one; returns how many.
 
     Keys and values whose heads are repeated for groups of queries are taken before the repetition.
-
-    Returns:
-        The number of replaced attentions.
     """
     if view.opset not in _OPSETS:
         return 0

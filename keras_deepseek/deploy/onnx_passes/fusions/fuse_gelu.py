@@ -19,8 +19,7 @@ _ROOT_OF_2_BY_PI = float(np.sqrt(2.0 / np.pi))
 def fuse_gelu(view: GraphView) -> int:
     """Replaces `x / 2 * (1 + erf(x / sqrt(2)))`, and its approximation by `tanh`.
 
-    Returns:
-        The number of replaced GELUs.
+    Returns the number of replacements.
     """
     return view.rewrite(_fuse, "Mul")
 

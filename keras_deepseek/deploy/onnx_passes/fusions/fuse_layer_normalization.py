@@ -20,10 +20,9 @@ _FIRST_OPSET = 17
 
 
 def fuse_layer_normalization(view: GraphView) -> int:
-    """Replaces exact normalizations over the last axes; a form that is only similar stays.
+    """Replaces exact layer normalizations over the last axes, not similar forms.
 
-    Returns:
-        The number of replaced normalizations.
+    Returns the number of replacements.
     """
     return view.rewrite(_fuse, "Add") if view.opset >= _FIRST_OPSET else 0
 

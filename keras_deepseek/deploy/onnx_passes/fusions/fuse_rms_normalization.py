@@ -16,11 +16,7 @@ _FIRST_OPSET = 23
 
 
 def fuse_rms_normalization(view: GraphView) -> int:
-    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes.
-
-    Returns:
-        The number of replaced normalizations.
-    """
+    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes; returns how many."""
     if view.opset < _FIRST_OPSET:
         return 0
     used: set[int] = set()

@@ -14,10 +14,8 @@ _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceMax", "Reduc
 def keep_reduced_axes(view: GraphView) -> int:
     """Replaces `Expand(Reshape(Reduce(x, keepdims=0)))` by a reduction that keeps its axes.
 
-    A `Where` with a constant condition is removed, too, if its branches have one shape.
-
-    Returns:
-        The number of replaced nodes.
+    Returns the number of replacements. A `Where` with a constant condition is removed, too, if its
+    branches have one shape.
     """
     return view.rewrite(_reduce, "Expand") + view.rewrite(_choose, "Where")
 

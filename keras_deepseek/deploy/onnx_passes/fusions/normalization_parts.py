@@ -95,16 +95,10 @@ def write_normalization(
     scale: Array | None,
     bias: Array | None = None,
 ) -> list[Any] | None:
-    """Returns the fused node of a normalization; `None` if it would compute something else.
+    """Returns the fused node that computes the output of `last`.
 
-    Args:
-        view: `GraphView`.
-        op_type: string. The type of the fused node.
-        last: The node whose output it computes.
-        mean: `Mean`, with all nodes that the fused node replaces, except `last`.
-        epsilon: float.
-        scale: Array, or `None` for no scale.
-        bias: Array, or `None` for no bias.
+    `None` if it would compute something else. `mean` holds all nodes that it replaces, except
+    `last`.
     """
     sizes = last_sizes(view, mean.source, mean.num_axes)
     if sizes is None or not view.are_only_used_within(mean.nodes, last):
@@ -127,13 +121,9 @@ def write_normalization(
 
 
 def fit_weight(array: Array, sizes: list[int], rank: int, dtype: Any) -> Array | None:
-    """Returns a scale or bias in the shape of the last axes; `None` if it varies along others.
+    """Returns a scale or bias in the shape `sizes` of the last axes of a tensor with `rank` axes.
 
-    Args:
-        array: The scale or bias.
-        sizes: list of integers. The sizes of the last axes.
-        rank: integer. The number of axes of the tensor that it is applied to.
-        dtype: The required dtype.
+    `None` if it varies along others.
     """
     if array.dtype != dtype or array.ndim > rank:
         return None

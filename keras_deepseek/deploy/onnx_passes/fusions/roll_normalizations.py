@@ -21,13 +21,9 @@ _LEAST_ROUNDS = 3
 
 
 class _Step(NamedTuple):
-    """A step `x / f(x)` of a round of normalizations.
+    """A step `x / f(x)` of a round of normalizations, with the tensors before and after it.
 
-    Args:
-        start: string. The tensor before it.
-        end: string. The tensor after it.
-        nodes: list. Its nodes in their order.
-        key: An equal value for steps that compute the same.
+    Steps that compute the same have equal keys.
     """
 
     start: str
@@ -39,8 +35,7 @@ class _Step(NamedTuple):
 def roll_normalizations(view: GraphView) -> int:
     """Replaces three or more equal rounds of `x / f(x)`, of up to four steps each, by a `Loop`.
 
-    Returns:
-        The number of loops.
+    Returns the number of replacements.
     """
     by_last = {}
     for steps in _chains(view):

@@ -11,12 +11,9 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, i
 def simplify_negative_indices(view: GraphView) -> int:
     """Replaces `Gather(x, Where(indices < 0, indices + n, indices))` if `x` has `n` rows.
 
-    Indices from `-n` to `n - 1` give the same. Others are errors in the backends, and in
-    onnxruntime as well. Those from `-2 n` to `-n - 1` were no error in onnxruntime before, and are
-    one afterwards.
-
-    Returns:
-        The number of replaced nodes.
+    Returns the number of replacements. Indices from `-n` to `n - 1` give the same. Others are
+    errors in the backends, and in onnxruntime as well. Those from `-2 n` to `-n - 1` were no error
+    in onnxruntime before, and are one afterwards.
     """
     return view.rewrite(_gather, "Gather")
 

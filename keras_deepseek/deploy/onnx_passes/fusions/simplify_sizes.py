@@ -22,10 +22,7 @@ _Made = dict[tuple[Size, ...], str]
 def simplify_sizes(view: GraphView) -> int:
     """Replaces the sizes that `Reshape`, `Expand` and `Slice` read if they come from a shape.
 
-    A `Slice` loses the axes that it takes whole.
-
-    Returns:
-        The number of replaced operators.
+    Returns the number of replacements. A `Slice` loses the axes that it takes whole.
     """
     if view.opset < _FIRST_OPSET:
         return 0

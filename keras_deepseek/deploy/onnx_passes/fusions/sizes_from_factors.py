@@ -14,10 +14,9 @@ _FIRST_OPSET = 15
 
 
 def sizes_from_factors(view: GraphView) -> int:
-    """Replaces a query of one of the last two sizes of a product, which may be scaled by a number.
+    """Replaces a query of one of the last two sizes of a product, scaled or not.
 
-    Returns:
-        The number of replaced nodes.
+    Returns the number of replacements.
     """
     return 0 if view.opset < _FIRST_OPSET else view.rewrite(_ask_factor, "Slice", "Gather")
 

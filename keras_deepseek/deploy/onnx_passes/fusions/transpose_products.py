@@ -12,8 +12,7 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 def transpose_products(view: GraphView) -> int:
     """Replaces `Transpose(MatMul(a, b))` of the last two axes if `a` or `b` is a transposition.
 
-    Returns:
-        The number of replaced products.
+    Returns the number of replacements.
     """
     return view.rewrite(_turn_product, "Transpose")
 

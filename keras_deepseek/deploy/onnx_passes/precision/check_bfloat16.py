@@ -13,14 +13,9 @@ _MAX_SIZE_ELEMENTS = 64
 
 
 def check_bfloat16(model: Any, latest: int) -> None:
-    """Raises if a graph uses operators in bfloat16 that ONNX has not in it.
+    """Raises an `InvalidInputError` if ONNX lacks operators of a graph in bfloat16.
 
-    Args:
-        model: `onnx.ModelProto`.
-        latest: integer. The highest opset that may be recommended.
-
-    Raises:
-        InvalidInputError: The message names the operators, and the opset that has them all, if any.
+    The message names them and the first opset, up to `latest`, that has them all.
     """
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     inference = import_package("onnx.shape_inference")
@@ -39,9 +34,9 @@ def check_bfloat16(model: Any, latest: int) -> None:
 
 
 def _without_weights(model: Any) -> Any:
-    """Returns a model whose large weights are inputs of the same types.
+    """Returns a model whose large weights are inputs.
 
-    Small weights stay, since ranks are inferred from stored sizes.
+    Small ones stay, since ranks are inferred from stored sizes.
     """
     onnx = import_package("onnx")
     graph = model.graph

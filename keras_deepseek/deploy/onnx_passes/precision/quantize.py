@@ -21,12 +21,7 @@ _IS_SIMPLIFIED = ("onnx.quant.pre_process", "onnxruntime.quant")
 
 
 def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
-    """Returns a graph that computes products in int8.
-
-    Args:
-        model: `onnx.ModelProto` in float32.
-        batches: For each batch of the user's data its arrays by input name.
-    """
+    """Returns a float32 graph whose products compute in int8, calibrated on batches of the user."""
     onnx = import_package("onnx")
     quantization = import_package("onnxruntime.quantization")
     remaining = iter(batches)
