@@ -25,7 +25,12 @@ def make_rivals(
     bare = {"jax": _bare_jax, "tensorflow": _bare_tensorflow, "torch": _bare_torch}[backend]
     plain = build(width)
     plain.compile(keras.optimizers.Adam(LEARNING_RATE), loss())
-    trainer = Trainer(build(width), optimizer=keras.optimizers.Adam(LEARNING_RATE), loss=loss())
+    trainer = Trainer(
+        build(width),
+        optimizer=keras.optimizers.Adam(LEARNING_RATE),
+        loss=loss(),
+        keep_memory=True,
+    )
     options = {"batch_size": BATCH_SIZE, "shuffle": False, "verbose": 0}
     rivals = {
         "bare step": bare(build(width), x, y),
