@@ -14,10 +14,6 @@ def bound_indices(values: Any, count: Any) -> tuple[Any, Any]:
     Frameworks treat an index outside a table differently: one raises an error, one takes the last
     row, one returns zeros, and compiled code may differ again. The layer decides what to return
     there, such as NaN. It can't raise an error, because values are unknown while a step is traced.
-
-    Args:
-        values: Integer tensor.
-        count: The number of rows, an integer or an integer scalar tensor.
     """
     if keras.backend.standardize_dtype(values.dtype) not in _WIDE:
         values = ops.cast(values, "int32")  # The count may not fit into 8 or 16 bits.

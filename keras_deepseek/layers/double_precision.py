@@ -22,12 +22,7 @@ def promote_dtypes(*dtypes: str) -> str:
 
 
 def multiply_matrices(left: Any, right: Any) -> Any:
-    """Returns `ops.matmul(left, right)`, in float64 if they are.
-
-    Args:
-        left: Tensor of shape `(..., rows, inner)`.
-        right: Tensor or variable of shape `(..., inner, columns)`.
-    """
+    """Returns `ops.matmul(left, right)`, in float64 if they are."""
     if _would_be_rounded(left):
         return left @ ops.convert_to_tensor(right)
     return ops.matmul(left, right)
@@ -36,11 +31,8 @@ def multiply_matrices(left: Any, right: Any) -> Any:
 def multiply_transposed(left: Any, right: Any) -> Any:
     """Returns the products of rows with rows, in float64 if they are.
 
-    XLA reads the rows directly, while it would copy a matrix transposed by `ops.transpose`.
-
-    Args:
-        left: Tensor of shape `(..., rows, inner)`.
-        right: Tensor of shape `(..., columns, inner)`.
+    `left` is `(..., rows, inner)`, `right` `(..., columns, inner)`. XLA reads the rows directly,
+    while it would copy a matrix transposed by `ops.transpose`.
     """
     if _would_be_rounded(left):
         return left @ ops.swapaxes(right, -1, -2)

@@ -38,10 +38,9 @@ def stack_initializer(initializer: Any, count: int) -> Any:
 
 
 def draws_random_numbers(initializer: Any) -> bool:
-    """Returns true if an initializer is random, and not a fixed value.
+    """Returns True if an initializer is random, and not a fixed value.
 
-    Args:
-        initializer: As `keras.Layer.add_weight` takes it; `None` is Keras's random default.
+    `None` is Keras's random default.
     """
     if initializer is None or isinstance(initializer, _ScaledInitializer):
         return True

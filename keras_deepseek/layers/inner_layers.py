@@ -14,12 +14,7 @@ from keras_deepseek.layers.input_check import Shape, is_shape
 def revive_layer(name: str, layer: Any) -> keras.Layer:
     """Returns a layer that was given as an object or as its serialized config.
 
-    Args:
-        name: The name of the argument, for errors.
-        layer: `keras.Layer` or dict.
-
-    Raises:
-        InvalidInputError: It is neither.
+    `name` is that of the argument, for errors.
     """
     if isinstance(layer, dict):
         layer = keras.saving.deserialize_keras_object(layer)
@@ -37,16 +32,7 @@ def serialize_layer(layer: keras.Layer) -> dict[str, Any]:
 
 
 def clone_layers(name: str, layer: Any, count: int) -> list[keras.Layer]:
-    """Returns `count` layers of the same config with separate weights, named `NAME_1` and so on.
-
-    Args:
-        name: The name of the argument, for errors and for the clones.
-        layer: `keras.Layer` or its serialized config.
-        count: The number of clones.
-
-    Raises:
-        InvalidInputError: It is not a layer or the config of a layer.
-    """
+    """Returns `count` layers of the same config with separate weights, named `NAME_1` and so on."""
     if isinstance(layer, dict):
         config, make = layer["config"], keras.saving.deserialize_keras_object
     else:
@@ -72,11 +58,7 @@ def build_layer(layer: keras.Layer, input_shape: Shape, dtype: str) -> None:
 
 
 def call_layer(layer: keras.Layer, inputs: Any, mask: Any = None, **kwargs: Any) -> Any:
-    """Calls a layer with arguments, and with the mask if the layer takes one.
-
-    Raises:
-        InvalidInputError: The layer does not take one of the arguments.
-    """
+    """Calls a layer with arguments, and with the mask if the layer takes one."""
     check_call_arguments(layer, kwargs)
     return layer(inputs, **kwargs, **take_arguments(layer, mask=mask))
 
@@ -88,11 +70,7 @@ def take_arguments(layer: keras.Layer, **kwargs: Any) -> dict[str, Any]:
 
 
 def check_call_arguments(layer: keras.Layer, names: Iterable[str]) -> None:
-    """Raises an error if a layer's `call` does not take one of these arguments.
-
-    Raises:
-        InvalidInputError: The layer does not take one of them.
-    """
+    """Raises an error if a layer's `call` does not take one of these arguments."""
     parameters = inspect.signature(layer.call).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # Keras's own models accept any argument, and silently drop unknown ones.
@@ -106,16 +84,9 @@ def check_call_arguments(layer: keras.Layer, names: Iterable[str]) -> None:
 
 
 def check_kept_shape(name: str, layer: keras.Layer, outputs: Any, expected: Shape) -> None:
-    """Raises an error if an inner layer does not keep the shape of its inputs.
+    """Raises an error if the outputs of an inner layer do not have the shape of its inputs.
 
-    Args:
-        name: The name of the layer around, for errors.
-        layer: The inner layer.
-        outputs: The outputs of the inner layer.
-        expected: The shape of its inputs, `None` for unknown sizes.
-
-    Raises:
-        InvalidInputError: It did not return a tensor, or one of another shape.
+    `name` is that of the layer around, for errors.
     """
     received = tuple(outputs.shape) if hasattr(outputs, "shape") else None
     if received is None or not is_shape(received, expected):

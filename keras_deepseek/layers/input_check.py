@@ -11,15 +11,7 @@ Shape = tuple[int | None, ...]
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raises an error if an argument is not a tensor.
-
-    Args:
-        name: The name of the argument, for the error.
-        value: The argument.
-
-    Raises:
-        InvalidInputError: It is not a tensor, such as `None` or a list.
-    """
+    """Raises an error if an argument, such as `None` or a list, is not a tensor."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise InvalidInputError(
             f"`{name}` must be a tensor or a NumPy array, received {_describe(value)}."
@@ -30,13 +22,6 @@ def check_integer_tensor(name: str, value: Any) -> None:
     """Raises an error if an argument is not an integer tensor.
 
     Floats are refused because half precision would round them to other integers.
-
-    Args:
-        name: The name of the argument, for the error.
-        value: The argument.
-
-    Raises:
-        InvalidInputError: It is not a tensor, or not of integers.
     """
     check_tensor(name, value)
     dtype = keras.backend.standardize_dtype(value.dtype)
@@ -50,14 +35,8 @@ def check_integer_tensor(name: str, value: Any) -> None:
 def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:
     """Raises an error if a tensor does not have one entry for each token of the inputs.
 
-    Args:
-        name: The name of the argument, for the error.
-        tensor: Tensor or `None`, which passes.
-        inputs: Tensor of shape `(batch_size, ..., dim)`.
-        is_integer: If true, floats are refused: half precision would round them to other tokens.
-
-    Raises:
-        InvalidInputError: It is not a tensor, or has another shape or dtype.
+    Inputs are `(batch_size, ..., dim)`. `None` passes. With `is_integer`, floats are refused: half
+    precision would round them to other tokens.
     """
     if tensor is None:
         return
@@ -76,13 +55,6 @@ def check_floating(inputs: Any, name: str) -> None:
     """Raises an error if the inputs of a layer are not floating-point numbers.
 
     Without it frameworks differ: some compute with rounded weights, and some fail inside.
-
-    Args:
-        inputs: The inputs of the layer.
-        name: The name of the layer, for the error.
-
-    Raises:
-        InvalidInputError: They are not a tensor, or a tensor of integers, such as token ids.
     """
     if hasattr(inputs, "__array__") and not hasattr(inputs, "dtype"):
         return  # Keras converts it to a tensor.

@@ -11,13 +11,8 @@ from keras_deepseek.layers.input_check import Shape
 def take_last(tensor: Any, number: int | None) -> Any:
     """Returns the part of a tensor for the last tokens, or all of it if it broadcasts over tokens.
 
-    Args:
-        tensor: Tensor of shape `(batch_size, length, ...)`, with a length of 1 if it broadcasts, or
-            `None`.
-        number: The number of tokens, at most those that there are; `None` takes all.
-
-    Raises:
-        InvalidInputError: `number` is not a positive integer.
+    The tensor is `(batch_size, length, ...)`, with a length of 1 if it broadcasts, or `None`. A
+    `number` of `None` takes all tokens.
     """
     if number is None or tensor is None:
         return tensor
@@ -27,10 +22,8 @@ def take_last(tensor: Any, number: int | None) -> Any:
 def start_of_last(tokens: Any, start: Any, number: int | None) -> Any:
     """Returns the slot of the first of the last tokens.
 
-    Args:
-        tokens: Tensor of shape `(batch_size, length, ...)`.
-        start: The slot of the first of all tokens, an integer or an integer scalar tensor.
-        number: The number of last tokens, or `None` for all.
+    Tokens are `(batch_size, length, ...)`. `start` is the slot of the first of all tokens. A
+    `number` of `None` takes all.
     """
     if number is None:
         return start
@@ -38,15 +31,7 @@ def start_of_last(tokens: Any, start: Any, number: int | None) -> Any:
 
 
 def shape_of_last(shape: Shape, number: int | None) -> Shape:
-    """Returns the shape of outputs for the last tokens.
-
-    Args:
-        shape: The shape for all tokens, `None` for unknown sizes.
-        number: The number of last tokens, or `None` for all.
-
-    Raises:
-        InvalidInputError: `number` is not a positive integer.
-    """
+    """Returns the shape of outputs for the last tokens; a `number` of `None` takes all."""
     if number is None:
         return tuple(shape)
     number, length = check_integer("num_outputs", number), shape[1]

@@ -12,13 +12,8 @@ from keras_deepseek.layers.input_check import check_tensor, check_tokens
 def check_mask(mask: Any, inputs: Any) -> None:
     """Raises an error if a mask is not boolean, or does not match the inputs.
 
-    Args:
-        mask: Tensor or `None`, which passes.
-        inputs: Tensor of shape `(batch_size, ..., dim)`.
-
-    Raises:
-        InvalidInputError: The mask is not a boolean tensor of the shape of the inputs without the
-            last axis.
+    Inputs are `(batch_size, ..., dim)`, the mask has this shape without the last axis. `None`
+    passes.
     """
     if mask is None:
         return
@@ -32,26 +27,14 @@ def check_mask(mask: Any, inputs: Any) -> None:
 
 
 def complete_mask(mask: Any, inputs: Any) -> Any:
-    """Returns the mask, or one of ones if it is `None`.
-
-    Args:
-        mask: Tensor of shape `(batch_size, length)`, or `None`.
-        inputs: Tensor of shape `(batch_size, length, dim)`.
-    """
+    """Returns the mask (BT), or one of ones for inputs (BTD) if it is `None`."""
     return ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
 
 
 def check_attention_mask(attention_mask: Any, queries: Any, keys: Any) -> None:
     """Raises an error if a mask of keys is not boolean, or does not match the queries and keys.
 
-    Args:
-        attention_mask: Tensor or `None`, which passes.
-        queries: Tensor of shape `(batch_size, query_length, ...)`.
-        keys: Tensor of shape `(batch_size, key_length, ...)`.
-
-    Raises:
-        InvalidInputError: The mask is not boolean, or does not broadcast to
-            `(batch_size, query_length, key_length)`.
+    It must broadcast to `(batch_size, query_length, key_length)`. `None` passes.
     """
     if attention_mask is None:
         return

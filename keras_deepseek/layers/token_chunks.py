@@ -12,11 +12,6 @@ class TokenChunks:
 
     A chunk takes every `number`-th token. The tokens of each device then stay on it if they are
     sharded; consecutive tokens would all be on one device.
-
-    Args:
-        num_tokens: integer or integer scalar tensor.
-        size: The most tokens of a chunk.
-        axis: The axis of the tokens, counted from the first.
     """
 
     def __init__(self, num_tokens: Any, size: int, axis: int = 0) -> None:

@@ -9,10 +9,9 @@ _RANK = 3
 
 
 def read_dim(layer: keras.Layer, input_shape: Shape) -> int:
-    """Returns the size of each token of a sequence, and sets the layer's `input_spec`.
+    """Returns the size of each token of a sequence `(batch_size, length, dim)`.
 
-    Raises:
-        InvalidInputError: The shape is not `(batch_size, length, dim)`, or the dim is unknown.
+    It sets the layer's `input_spec`.
     """
     dim = check_shape(layer.name, input_shape)
     layer.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
@@ -22,12 +21,7 @@ def read_dim(layer: keras.Layer, input_shape: Shape) -> int:
 def check_shape(name: str, shape: Shape | None) -> int:
     """Returns the size of each token, or raises an error if a shape is not that of a sequence.
 
-    Args:
-        name: The name of the layer, for the error.
-        shape: The shape of the inputs, or `None` if they have none.
-
-    Raises:
-        InvalidInputError: The shape is not `(batch_size, length, dim)`, or the dim is unknown.
+    `name` is that of the layer, for the error.
     """
     is_sequence = shape is not None and len(shape) == _RANK
     return _read_last(name, shape if is_sequence else None, "(batch_size, length, dim)", shape)
@@ -42,14 +36,7 @@ def read_last_dim(
 ) -> int:
     """Returns the size of the last axis, and sets the layer's `input_spec`.
 
-    Args:
-        layer: The layer.
-        input_shape: The shape of its inputs.
-        min_rank: The least number of axes.
-        axes: The axes, for the error.
-
-    Raises:
-        InvalidInputError: There are fewer axes, or the last one has an unknown size.
+    `axes` describes the expected axes in the error.
     """
     shape = input_shape if len(input_shape) >= min_rank else None
     dim = _read_last(layer.name, shape, axes, input_shape)

@@ -6,13 +6,7 @@ import keras
 
 
 def make_token_norm(layer: Any, name: str, dim: int) -> keras.layers.RMSNormalization:
-    """Returns a built RMS norm of the last axis that passes masks on.
-
-    Args:
-        layer: The layer around, with an `epsilon`.
-        name: The name of the norm.
-        dim: The size of a token.
-    """
+    """Returns a built RMS norm of the last axis that passes masks on."""
     norm = keras.layers.RMSNormalization(
         epsilon=layer.epsilon, dtype=layer.dtype_policy, trainable=layer.trainable, name=name
     )

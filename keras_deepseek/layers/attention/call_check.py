@@ -22,19 +22,10 @@ from keras_deepseek.layers.token_dim import check_shape
 def check_call(
     layer: Any, inputs: Any, masks: tuple[Any, Any], cache: Cache | None, cache_index: Any
 ) -> Any:
-    """Returns the mask to use in a call (BT), or `None`.
+    """Checks the arguments of an attention layer's call; returns the mask to use (BT), or `None`.
 
-    Args:
-        layer: The layer.
-        inputs: Tensor of shape `(batch_size, length, dim)`.
-        masks: The `mask` and the `inputs_mask` of the call; the first that is not `None` is used.
-        cache: dict or `None`.
-        cache_index: integer, integer scalar tensor or `None`.
-
-    Raises:
-        InvalidInputError: The inputs are not floating-point, the mask is not boolean or has another
-            shape, only one of cache and index is given, or the layer is not causal and gets a
-            cache.
+    `inputs` are (BTD). The first of `masks`, the call's `mask` and `inputs_mask`, that is not
+    `None` is used. Only a causal layer takes a cache, and only with an index.
     """
     check_floating(inputs, layer.name)
     check_cache_arguments(cache, cache_index)
@@ -49,17 +40,10 @@ def check_call(
 
 
 def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> None:
-    """Raises an error if a call reaches beyond the positions of a layer.
+    """Raises an error if a call reaches beyond the `max_length` of the layer's `rotary`.
 
-    Args:
-        layer: The layer. The `max_length` of its `rotary` is the limit; without a `rotary` it takes
-            no positions.
-        inputs: Tensor of shape `(batch_size, length, dim)`, padding included.
-        positions: Tensor, whose values are not read, or `None`.
-        cache_index: integer, integer scalar tensor, or `None` for 0.
-
-    Raises:
-        InvalidInputError: There are more positions than `max_length`, or positions and no `rotary`.
+    A layer without a `rotary` takes no positions. `inputs` (BTD) include padding. The values of
+    `positions` are not read. A `cache_index` of `None` is 0.
     """
     rotary = layer.rotary
     if positions is not None and rotary is None:
@@ -73,10 +57,9 @@ def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> Non
 
 
 def read_length(layer: Any, inputs: Any) -> int:
-    """Returns the length of the inputs, for a layer that needs it to lay out blocks.
+    """Returns the length of the inputs, or raises an error if it is unknown.
 
-    Raises:
-        InvalidInputError: The length is unknown.
+    A layer needs it to lay out blocks.
     """
     if inputs.shape[1] is None:
         raise InvalidInputError(
@@ -92,9 +75,6 @@ def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
     It runs the checks of a call, so that an invalid Functional model fails while it is built.
     `*args` and `**kwargs` are those of the layer's `call`, which takes `inputs` and may take
     `positions` and a `cache`.
-
-    Raises:
-        InvalidInputError: As for `check_call` and `check_room`, or the inputs have another rank.
     """
     given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     inputs, cache, index = given["inputs"], given.get("cache"), given.get("cache_index")

@@ -34,12 +34,7 @@ def make_projection(
 ) -> keras.layers.EinsumDense:
     """Returns a projection of each token, by default to heads.
 
-    Args:
-        layer: A layer with `use_bias`, `kernel_initializer` and `bias_initializer`.
-        name: The name of the projection.
-        sizes: The output shape of one token.
-        equation: The equation of `EinsumDense`.
-        bias_axes: The axes of the bias, if the layer has one.
+    `sizes` is the output shape of one token. `bias_axes` matter only if the layer has a bias.
     """
     projection = keras.layers.EinsumDense(
         equation,

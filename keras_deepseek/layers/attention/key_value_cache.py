@@ -53,16 +53,8 @@ def make_cache(
 ) -> Cache:
     """Returns an empty cache: a dict of zeros, with a `"mask"` that is false everywhere.
 
-    Args:
-        batch_size: integer. Number of sequences.
-        max_length: integer. Number of slots, in tokens.
-        entries: dict. The shape of one token's data, by name.
-        dtype: string. The dtype of the entries and the states.
-        states: dict or `None`. The shape of one sequence's data, by name. Defaults to `None`.
-
-    Raises:
-        InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-            non-negative integer.
+    `max_length` is the number of slots, in tokens. `entries` has the shape of one token's data, and
+    `states` of one sequence's data, by name.
     """
     batch_size = check_integer("batch_size", batch_size, least=0)
     slots = (batch_size, check_integer("max_length", max_length))
@@ -73,12 +65,7 @@ def make_cache(
 
 
 def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
-    """Raises an error if only one of cache and index is given, or one of them is invalid.
-
-    Raises:
-        InvalidInputError: One is `None` and the other is not, the cache is not a dict of tensors of
-            the right dtypes, or the index is not one integer.
-    """
+    """Raises an error if only one of cache and index is given, or one of them is invalid."""
     if cache is None and cache_index is not None:
         raise InvalidInputError(
             "Received a `cache_index` without a `cache`. Pass the cache that `make_cache` or the "
@@ -111,14 +98,8 @@ def check_states(
 ) -> None:
     """Raises an error if a layer that keeps only states gets the cache of another layer.
 
-    Args:
-        cache: dict.
-        batch_size: integer, or `None` if unknown.
-        make_shapes: Function of the number of slots that returns the shape of each state, by name
-            and without the batch.
-
-    Raises:
-        InvalidInputError: A state is missing, there are other entries, or one has another shape.
+    `make_shapes` takes the number of slots and returns the shape of each state, by name and without
+    the batch. A `batch_size` of `None` is unknown.
     """
     has_slots = "mask" in cache and len(cache["mask"].shape) > 1
     shapes = make_shapes((cache["mask"].shape[1] if has_slots else None) or 1)
@@ -130,15 +111,8 @@ def check_states(
 def continue_cache(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
     """Returns the cache to continue from, for a layer that can't remove tokens.
 
-    At index 0 it is empty.
-
-    Args:
-        cache: dict.
-        cache_index: integer or integer scalar tensor.
-        resets: Names of the states to set to zero at index 0, like the mask.
-
-    Raises:
-        InvalidInputError: The cache holds tokens at or after the index, and the check is free.
+    At index 0 the mask and the states of `resets` are set to zero. Raises an `InvalidInputError` if
+    the cache holds tokens at or after the index, where checking costs nothing.
     """
     start = backend.current().compute.read_integer(cache_index)
     changed = {name: cache[name] for name in ("mask", *resets)}
@@ -181,21 +155,11 @@ def append_to_cache(
     """Returns the cache with the tokens of a call in its slots, and no tokens after them.
 
     The given dict is unchanged, except inside a function made by the backend's
-    `compile_with_state`.
-
-    Args:
-        cache: dict from `make_cache` or an earlier call.
-        cache_index: integer or integer scalar tensor. The slot of the first token.
-        updates: dict. A tensor of shape `(batch_size, length, ...)` for each name except `"mask"`
-            and the states.
-        mask: boolean tensor of shape `(batch_size, length)`, or `None` for no padding. It is
-            required if `updates` is empty. Defaults to `None`.
-        states: dict or `None`. The new value of each state. Defaults to `None`.
-
-    Raises:
-        InvalidInputError: There is no `cache_index`, names or shapes do not match, or the cache is
-            full. Inside a traced function `cache_index` can't be read: a full cache then has its
-            last slots overwritten, or the backend raises its own error. Count slots outside.
+    `compile_with_state`. `cache_index` is the slot of the first token. `updates` has `(batch_size,
+    length, ...)` for each name except `"mask"` and the states. `mask`, `(batch_size, length)`, is
+    required if `updates` is empty. Raises an `InvalidInputError` if the cache is full. Inside a
+    traced function `cache_index` can't be read: a full cache then has its last slots overwritten,
+    or the backend raises its own error. Count slots outside.
     """
     check_cache_arguments(cache, cache_index)
     if mask is None:
@@ -229,20 +193,19 @@ def make_attention_mask(
 ) -> Any:
     """Returns the mask of keys that each query may attend to, or `None` if it may attend to all.
 
-    Args:
-        query_length: integer or scalar tensor.
-        key_length: integer or scalar tensor.
-        key_mask: boolean tensor of shape `(batch_size, key_length)`, or `None` for no padding.
-        start_index: integer or scalar tensor. The slot of the first query.
-        query_slots: integer tensor of shape `(query_length,)`. The slots of the queries, counted
-            from `start_index`, if they are not consecutive.
-        use_causal_mask: boolean. If true, a query sees no later slot.
-        sliding_window: integer or `None`. A query sees slots less than this many away.
-        attention_mask: boolean tensor that broadcasts to `(batch_size, query_length, key_length)`,
-            or `None`. A further mask to combine with.
+    It broadcasts to `(batch_size, query_length, key_length)`, as does `attention_mask`, a further
+    mask to combine with.
 
-    Returns:
-        A boolean tensor that broadcasts to `(batch_size, query_length, key_length)`, or `None`.
+    Args:
+        query_length: Integer or scalar tensor.
+        key_length: Integer or scalar tensor.
+        key_mask: Boolean tensor of shape `(batch_size, key_length)`, or `None` for no padding.
+        start_index: Integer or scalar tensor. The slot of the first query.
+        query_slots: Integer tensor of shape `(query_length,)`. The slots of the queries, counted
+            from `start_index`, if they are not consecutive.
+        use_causal_mask: If true, a query sees no later slot.
+        sliding_window: A query sees slots less than this many away.
+        attention_mask: Boolean tensor, or `None`.
     """
     mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
     if query_slots is None:

@@ -37,13 +37,10 @@ from keras_deepseek.layers.double_precision import (
 def is_absorbed_cheaper(
     query_length: int | None, key_length: int | None, expanded_dim: int, rank: int
 ) -> bool:
-    """Returns true if absorbed attention takes fewer multiplications than naive attention.
+    """Returns True if absorbed attention takes fewer multiplications than naive attention.
 
-    Args:
-        query_length: Number of queries; `None` if unknown, then as many as keys.
-        key_length: Number of keys; `None` if unknown.
-        expanded_dim: Size of a head's value plus its key without the rotary part.
-        rank: Size of the compressed keys and values.
+    An unknown `query_length` counts as `key_length`. `expanded_dim` is the size of a head's value
+    plus its key without the rotary part; `rank` that of the compressed keys and values.
     """
     if query_length is None or key_length is None:
         return expanded_dim > 2 * rank  # The comparison below at equal lengths.
@@ -63,14 +60,9 @@ def attend_naive(
 ) -> Any:
     """Returns the attention outputs (BTNV), with keys and values expanded for each head.
 
-    Args:
-        queries: Pair of tensors.
-        keys: Pair of tensors.
-        mask_BTS: Boolean tensor that broadcasts to (BTS), or `None`.
-        ups: The two layers that expand compressed keys and values to BSNP and BSNV.
-        drop: Dropout for attention weights.
-        is_causal: True if the mask hides all keys after key `t` from query `t`. They are then
-            skipped.
+    `mask_BTS` broadcasts to (BTS), or is `None`. `ups` are the two layers that expand compressed
+    keys and values to BSNP and BSNV; `drop` is the dropout for attention weights. With `is_causal`,
+    the mask hides all keys after key `t` from query `t`; they are then skipped.
     """
     query_BTNH, key_BSNH, value_BSNV = _expand(queries, keys, ups)
     # Each head's numbers must lie together; transposing once serves all blocks.
@@ -103,13 +95,8 @@ def attend_fused(
 ) -> Any:
     """Returns the result of `attend_naive`, by the framework's fused attention operation.
 
-    That operation takes keys and values of one size, so values are padded with zeros.
-
-    Args:
-        queries: Pair of tensors, as many as keys.
-        keys: Pair of tensors.
-        mask_BTS: Boolean tensor that broadcasts to (BTS), or `None` for a causal mask.
-        ups: As for `attend_naive`.
+    That operation takes keys and values of one size, so values are padded with zeros. There are as
+    many queries as keys. `mask_BTS` broadcasts to (BTS); `None` is a causal mask.
     """
     query_BTNH, key_BSNH, value_BSNV = _expand(queries, keys, ups)
     value_dim, missing = value_BSNV.shape[-1], key_BSNH.shape[-1] - value_BSNV.shape[-1]
@@ -168,14 +155,8 @@ def attend_absorbed(
 ) -> Any:
     """Returns the attention outputs (BTNV) without expanding keys and values.
 
-    The key kernel multiplies the queries, and the value kernel the weighted sums.
-
-    Args:
-        queries: Pair of tensors.
-        keys: Pair of tensors.
-        mask_BTS: Boolean tensor that broadcasts to (BTS), or `None`.
-        kernels: The tensors (CNP) and (CNV) that expand keys and values.
-        drop: Dropout for attention weights.
+    The key kernel (CNP) multiplies the queries, and the value kernel (CNV) the weighted sums.
+    `mask_BTS` broadcasts to (BTS), or is `None`.
     """
     weights_BNTS = drop(_weigh_absorbed(queries, keys, mask_BTS, kernels[0]))
     return _sum_absorbed(weights_BNTS, keys[0], kernels[1])
@@ -191,16 +172,9 @@ def attend_chosen(
 ) -> tuple[Any, Any]:
     """Returns absorbed attention of each query over its own K keys, which are gathered.
 
-    Args:
-        queries: Pair of tensors.
-        keys: Pair of tensors.
-        indices_BTK: Integer tensor. The keys of each query, in any order.
-        is_chosen_BTK: Boolean tensor, false where no further key was left.
-        kernels: The tensors (CNP) and (CNV) that expand keys and values.
-        drop: Dropout for attention weights (BTNK).
-
-    Returns:
-        The attention outputs (BTNV) and the attention weights (BTNK) before dropout.
+    The keys of a query come in any order; `is_chosen_BTK` is false where no further key was left.
+    `kernels` are (CNP) and (CNV). Returns the outputs (BTNV) and the attention weights (BTNK)
+    before dropout.
     """
     # Each query has its own keys, so it becomes a sequence of one query: D is B * T, and "1" stands
     # for its single query.

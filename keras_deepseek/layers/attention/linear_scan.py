@@ -26,12 +26,7 @@ def sum_over_earlier(
 ) -> tuple[Any, Any]:
     """Returns the sum over the tokens j <= i and over earlier calls (BTNV), and the new state.
 
-    Args:
-        query_BTNF: Tensor.
-        key_BTNF: Tensor.
-        value_BTNV: Tensor.
-        state_BNFV: The state that an earlier call returned, or zeros.
-        chunk_size: The most tokens of a chunk. It changes only the cost.
+    The first state is zeros. `chunk_size`, the most tokens of a chunk, changes only the cost.
     """
     length, num_tokens = query_BTNF.shape[1], ops.shape(query_BTNF)[1]
     size = chunk_size if length is None else max(1, min(chunk_size, length))

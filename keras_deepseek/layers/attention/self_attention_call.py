@@ -15,16 +15,8 @@ def read_self_attention(
     """Converts the arguments of a call like `MultiHeadAttention`'s to those of a layer's `call`.
 
     Calls in the layer's own form pass unchanged. `query`, `value` and `key` must be the same
-    object, so this runs before Keras casts each of them.
-
-    Args:
-        layer: A layer with a `use_causal_mask`, whose `call` takes `inputs` and `mask`.
-        args: The positional arguments of the call.
-        kwargs: The keyword arguments of the call.
-
-    Raises:
-        InvalidInputError: Value or key is another tensor than the query, or the call uses a feature
-            of `MultiHeadAttention` that sparse attention lacks.
+    object, so this runs before Keras casts each of them. Features that sparse attention lacks raise
+    an `InvalidInputError`.
     """
     own = dict(kwargs)
     inputs = args[0] if args else own.pop("query", own.pop("inputs", None))

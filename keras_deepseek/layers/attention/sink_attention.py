@@ -31,10 +31,9 @@ _MOST_PARTS = 16
 
 @dataclass(frozen=True, eq=False)
 class NearKeys:
-    """The keys of the tokens that a sliding window covers.
+    """The keys (B, R + T, H) of the tokens that a sliding window covers.
 
     Args:
-        keys: Tensor of shape `(B, R + T, H)`.
         num_before: Integer tensor of shape `(B, 1)` or `(1, 1)`. The number of real tokens among
             the R recent ones; they are the last of these.
         sliding_window: The number of tokens that a query sees, its own token included.
@@ -47,10 +46,9 @@ class NearKeys:
 
 @dataclass(frozen=True, eq=False)
 class FarKeys:
-    """The keys of far entries. A query sees the first few of them, or chosen ones of these.
+    """The keys (BEH) of far entries. A query sees the first few of them, or chosen ones of these.
 
     Args:
-        keys: Tensor (BEH).
         num_visible: Integer tensor of shape `(B, T)` or `(1, T)`.
         chosen: Integer tensor (BTK), the numbers of the chosen entries, or `None` for all.
     """
@@ -65,14 +63,8 @@ def sink_attention(
 ) -> Any:
     """Returns softmax(Q Kᵀ, with one sink score a head) K over all keys that a query sees (BTNH).
 
-    A query that sees no key gets zeros.
-
-    Args:
-        query_BTNH: Tensor, scaled.
-        near: The keys of the window.
-        far: The far keys, or `None`.
-        sinks_N: Tensor. A score of no key, which only takes weight away from the keys.
-        drop: Dropout for attention weights.
+    A query that sees no key gets zeros. Queries are scaled. A sink is a score of no key, which only
+    takes weight away from the keys.
     """
     batch_size, length, num_heads, dim = ops.shape(query_BTNH)
     fewest, most = _BLOCK_SIZES

@@ -8,15 +8,10 @@ from keras_deepseek.artifacts.signature import Array
 
 
 def make_alias_table(probabilities: Any) -> tuple[Array, Array]:
-    """Returns the acceptance chances and the aliases of an alias table.
+    """Returns the acceptance chances (float32) and the aliases (int32) of an alias table.
 
-    To draw a class, draw one uniformly, keep it with its chance, and otherwise take its alias.
-
-    Args:
-        probabilities: Array of shape `(num_classes,)`, whose sum is 1.
-
-    Returns:
-        Two arrays of that shape: the chances, float32, and the aliases, int32.
+    To draw a class, draw one uniformly, keep it with its chance, and otherwise take its alias. The
+    probabilities, of shape `(num_classes,)`, sum to 1.
     """
     # Each class is a column of height 1: columns that are too high fill up columns too low.
     heights = np.asarray(probabilities, "float64") * len(probabilities)

@@ -324,14 +324,8 @@ def shift_tokens(
 ) -> tuple[Any, Any]:
     """Returns the token `places` ahead of each token, and a mask: true if it exists and is real.
 
-    If there is none, the first tokens of the sequence are returned.
-
-    Args:
-        token_ids: Integer tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of the same shape, or `None`.
-        places: The distance, in tokens.
-        segment_ids: Integer tensor of the same shape, or `None`. A token of another segment does
-            not count as existing.
+    If there is none, the first tokens of the sequence are returned. All tensors are `(batch_size,
+    length)`. A token of another segment does not count as existing.
     """
     length = ops.shape(token_ids)[1]
     exists = ops.arange(length, dtype="int32") < length - places

@@ -14,11 +14,9 @@ from keras_deepseek.layers.mask_check import check_mask
 def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
     """Returns the cross entropy of each token, in float32 or better.
 
-    Args:
-        logits: Tensor of shape `(..., vocabulary_size)`.
-        targets: Integer tensor of shape `(...)`. The loss of an invalid target is meaningless; see
-            `mark_unknown_classes`.
-        z_loss: Weight of `logsumexp(logits) ** 2`, which is added.
+    Logits are `(..., vocabulary_size)`, targets `(...)`. The loss of an invalid target is
+    meaningless; see `mark_unknown_classes`. `z_loss` is the weight of `logsumexp(logits) ** 2`,
+    which is added.
     """
     logits = ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
     normalizer = ops.logsumexp(logits, axis=-1)
@@ -35,11 +33,8 @@ def differentiate_token_losses(
 ) -> Any:
     """Returns the gradient of `compute_token_losses` by the logits, in float32 or better.
 
-    Args:
-        logits: Tensor of shape `(..., vocabulary_size)`.
-        targets: Integer tensor of shape `(...)`.
-        upstream: Tensor of shape `(...)`, the gradient by the losses.
-        z_loss: As in `compute_token_losses`.
+    Logits are `(..., vocabulary_size)`, targets `(...)`, and `upstream`, the gradient by the
+    losses, `(...)`.
     """
     logits = ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
     upstream = ops.expand_dims(ops.cast(upstream, logits.dtype), -1)
@@ -58,11 +53,7 @@ def differentiate_token_losses(
 def mark_unknown_classes(losses: Any, targets: Any, weights: Any, count: int) -> Any:
     """Returns the losses, with NaN for tokens that count and whose target is not a class.
 
-    Args:
-        losses: Tensor of any shape.
-        targets: Integer tensor of the same shape.
-        weights: Tensor of the same shape. 0 for a token that does not count.
-        count: The number of classes.
+    All tensors have one shape. The weight of a token that does not count is 0.
     """
     are_classes = bound_indices(targets, count)[1]
     return ops.where(ops.logical_or(are_classes, ops.equal(weights, 0)), losses, math.nan)
@@ -73,16 +64,8 @@ def weigh_tokens(
 ) -> Any:
     """Returns the weight of each token: its sample weight, or 0 if it is masked or ignored.
 
-    Args:
-        inputs: Tensor of shape `(batch_size, ..., dim)`.
-        targets: Integer tensor of shape `(batch_size, ...)`.
-        dtype: The dtype of the weights.
-        ignore_class: The target of tokens that do not count, or `None`.
-        sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None` for ones.
-        mask: Boolean tensor of shape `(batch_size, ...)`, or `None`.
-
-    Raises:
-        InvalidInputError: A shape does not match the inputs, or the mask is not boolean.
+    Inputs are `(batch_size, ..., dim)`; targets, sample weights and mask `(batch_size, ...)`.
+    Tokens whose target is `ignore_class` are ignored.
     """
     check_tokens("sample_weight", sample_weight, inputs)
     check_mask(mask, inputs)
@@ -100,9 +83,7 @@ def weigh_tokens(
 def average_losses(losses: Any, weights: Any) -> Any:
     """Returns the weighted mean of the losses, 0 if no token counts.
 
-    Args:
-        losses: Tensor of any shape.
-        weights: Tensor of the same shape and dtype. 0 for a token that does not count.
+    Both tensors have one shape and dtype.
     """
     total, weight = ops.sum(losses * weights), ops.sum(weights)
     is_empty = ops.equal(weight, 0)

@@ -17,17 +17,8 @@ from keras_deepseek.layers.token_dim import read_last_dim
 class VocabularyHead(FloatingInputLayer):
     """A layer with a kernel of shape `(dim, vocabulary_size)`, its own or that of an embedding.
 
-    Args:
-        vocabulary_size: integer or `None`. `None` takes that of `token_embedding`.
-        token_embedding: `keras.layers.Embedding`, its serialized config, or `None`.
-        use_bias: boolean. If true, the projection adds a bias.
-        kernel_initializer: string, dict or `keras.initializers.Initializer`.
-        bias_initializer: string, dict or `keras.initializers.Initializer`.
-        **kwargs: Arguments of `keras.Layer`.
-
-    Raises:
-        InvalidInputError: Neither `vocabulary_size` nor `token_embedding` is given, they disagree,
-            or the embedding has no table that a head can share.
+    A `vocabulary_size` of `None` takes that of `token_embedding`, an `Embedding` or its serialized
+    config.
     """
 
     def __init__(
@@ -136,11 +127,8 @@ def differentiate_projection(
 ) -> tuple[Any, ...]:
     """Returns the gradients of `project` by the inputs, the kernel and, if given, the bias.
 
-    Args:
-        inputs: Tensor of shape `(num_tokens, dim)`.
-        upstream: Tensor of shape `(num_tokens, vocabulary_size)`, the gradient by the logits.
-        kernel: Tensor of shape `(dim, vocabulary_size)`.
-        bias: Tensor of shape `(vocabulary_size,)`, or `None`.
+    Inputs are `(num_tokens, dim)`; `upstream`, the gradient by the logits, is `(num_tokens,
+    vocabulary_size)`; the kernel is `(dim, vocabulary_size)`.
     """
     by_logits = ops.cast(upstream, kernel.dtype)
     by_inputs = multiply_matrices(by_logits, ops.transpose(kernel))

@@ -11,12 +11,9 @@ def sequence_balance_loss(scores: Any, choices: Any, shown: Any) -> Any:
 
     `f` is the share of a sequence's choices that fell on each expert. `P` is the mean of its
     scores, normalized to sum to 1; only `P` has a gradient. Inputs of rank two are one sequence. A
-    sequence without visible tokens is left out of the mean.
-
-    Args:
-        scores: Tensor of shape `(batch_size, ..., num_experts)`.
-        choices: Tensor of the same shape. A token's share for each expert; a row sums to 1.
-        shown: Tensor of shape `(batch_size, ...)`. 1 for a visible token, 0 for a masked one.
+    sequence without visible tokens is left out of the mean. Scores and choices are `(batch_size,
+    ..., num_experts)`; the choices of a token sum to 1. `shown` is `(batch_size, ...)`: 1 for a
+    visible token, 0 for a masked one.
     """
     positions = tuple(range(1, len(scores.shape) - 1)) or (0,)
     probabilities = scores / (ops.sum(scores, axis=-1, keepdims=True) + 1e-20)
@@ -33,9 +30,8 @@ def sequence_balance_loss(scores: Any, choices: Any, shown: Any) -> Any:
 def router_z_loss(logits: Any, shown: Any) -> Any:
     """Returns the mean of `logsumexp(logits) ** 2` over the visible tokens.
 
-    Args:
-        logits: Tensor of shape `(batch_size, ..., num_experts)`.
-        shown: Tensor of shape `(batch_size, ...)`. 1 for a visible token, 0 for a masked one.
+    Logits are `(batch_size, ..., num_experts)`. `shown` is `(batch_size, ...)`: 1 for a visible
+    token, 0 for a masked one.
     """
     squares = ops.square(ops.logsumexp(logits, axis=-1))
     return ops.sum(squares * shown) / ops.clip(ops.sum(shown), 1.0, math.inf)

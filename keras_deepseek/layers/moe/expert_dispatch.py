@@ -99,12 +99,8 @@ class _Sorted:
 def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> ExpertDispatch | None:
     """Gives each expert as many slots as it has choices.
 
-    It returns `None` if the loads can't be read, or if there is too little work to gain from it.
-
-    Args:
-        indices_TK: int32 tensor. An index of `num_experts` chooses no expert.
-        num_experts: E.
-        expert_size: The number of weights of an expert.
+    It returns `None` if the loads can't be read, or if there is too little work to gain from it. An
+    index of `num_experts` chooses no expert. `expert_size` is the number of weights of an expert.
     """
     if not backend.current().compute.can_read_shapes(indices_TK):
         return None
@@ -124,12 +120,9 @@ def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> Exp
 
 
 def dispatch_to_blocks(indices_TK: Any, num_experts: int, block_size: Any) -> ExpertDispatch:
-    """Gives each expert as many blocks as it needs.
+    """Gives each expert as many blocks of `block_size` rows as it needs.
 
-    Args:
-        indices_TK: int32 tensor. An index of `num_experts` chooses no expert.
-        num_experts: E.
-        block_size: Rows of a block, an integer or a tensor.
+    An index of `num_experts` chooses no expert.
     """
     if isinstance(block_size, int) and block_size == 1:
         return _dispatch_single_rows(indices_TK, num_experts)
@@ -171,10 +164,7 @@ def _dispatch_single_rows(indices_TK: Any, num_experts: int) -> ExpertDispatch:
 def dispatch_to_capacity(indices_TK: Any, num_experts: int, capacity: Any) -> ExpertDispatch:
     """Gives each expert one block of `capacity` rows, and drops later choices beyond it.
 
-    Args:
-        indices_TK: int32 tensor. An index of `num_experts` chooses no expert.
-        num_experts: E.
-        capacity: The rows of each expert.
+    An index of `num_experts` chooses no expert.
     """
     order = _sort(indices_TK, num_experts)
     fits_N = ops.logical_and(order.rank < capacity, order.has_expert)
@@ -185,11 +175,9 @@ def dispatch_to_capacity(indices_TK: Any, num_experts: int, capacity: Any) -> Ex
 
 
 def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
-    """Returns true if computing blocks one by one is faster than all at once.
+    """Returns True if computing blocks one by one is faster than all at once.
 
-    Args:
-        num_choices: N, an integer, or a tensor if unknown.
-        expert_size: The number of weights of an expert.
+    `num_choices` is a tensor if unknown. `expert_size` is the number of weights of an expert.
     """
     if not isinstance(num_choices, int):
         return True  # Computed at once, blocks would have a size for many choices.

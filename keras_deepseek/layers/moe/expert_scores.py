@@ -26,14 +26,7 @@ GROUP_SCORINGS = {
 
 
 def hide_other_groups(scores: Any, num_groups: int, num_best: int, group_scoring: str) -> Any:
-    """Returns the scores, with minus infinity for experts outside the best groups.
-
-    Args:
-        scores: Tensor of shape `(batch_size, ..., num_experts)`.
-        num_groups: The number of groups.
-        num_best: The number of groups that keep their scores.
-        group_scoring: A name of `GROUP_SCORINGS`.
-    """
+    """Returns the scores `(..., num_experts)`, with minus infinity outside the best groups."""
     *tokens, num_experts = ops.shape(scores)
     grouped = ops.reshape(scores, (*tokens, num_groups, num_experts // num_groups))
     best = ops.top_k(GROUP_SCORINGS[group_scoring](grouped), num_best)[1]
@@ -46,9 +39,6 @@ def expert_hits(indices: Any, num_experts: int) -> Any:
     """Returns a mask of the chosen experts, of shape `(..., num_experts_per_token, num_experts)`.
 
     An index outside the experts gives a row of `False`; `one_hot` would not on every backend.
-
-    Args:
-        indices: Integer tensor of shape `(..., num_experts_per_token)`.
-        num_experts: The number of experts.
+    Indices are `(..., num_experts_per_token)`.
     """
     return ops.equal(ops.expand_dims(indices, -1), ops.arange(num_experts, dtype=indices.dtype))

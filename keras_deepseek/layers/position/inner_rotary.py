@@ -21,17 +21,7 @@ def make_rotary(
     rope_scaling: Mapping[str, Any] | None,
     **kwargs: Any,
 ) -> RotaryEmbedding:
-    """Returns a rotary embedding in the dtype of the attention layer around it.
-
-    Args:
-        layer: The attention layer.
-        rope_max_wavelength: Its argument.
-        rope_scaling: Its argument.
-        **kwargs: Other arguments of `RotaryEmbedding`.
-
-    Raises:
-        InvalidInputError: An argument is out of range.
-    """
+    """Returns a rotary embedding in the dtype of the attention layer around it."""
     check_number("rope_max_wavelength", rope_max_wavelength, above=1)
     if rope_scaling is not None:
         rope_scaling = check_scaling(rope_scaling, "rope_scaling")
@@ -45,10 +35,9 @@ def make_rotary(
 
 
 def read_rotary(rotary: Any) -> RotaryEmbedding | None:
-    """Returns a layer's `rotary` argument as a `RotaryEmbedding` or `None`; it may be serialized.
+    """Returns a layer's `rotary` argument as a `RotaryEmbedding` or `None`.
 
-    Raises:
-        InvalidInputError: It has another type.
+    It may be serialized.
     """
     if isinstance(rotary, dict):
         rotary = keras.saving.deserialize_keras_object(rotary)

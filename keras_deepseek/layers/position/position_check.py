@@ -10,16 +10,9 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:
-    """Raises an error if a call reaches beyond the layer's `max_length`.
+    """Raises an error if a call reaches beyond the `max_length` of a layer.
 
-    Args:
-        name: The name of the layer.
-        max_length: The limit, or `None` for no limit.
-        length: The number of tokens, or `None` if unknown.
-        start_index: The position of the first token, an integer or an integer scalar tensor.
-
-    Raises:
-        InvalidInputError: There are more positions than `max_length`.
+    `start_index` is the position of the first token. A `length` of `None` is unknown.
     """
     if max_length is None or length is None:
         return
@@ -35,12 +28,7 @@ def check_length(name: str, max_length: int | None, length: int | None, start_in
 def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
     """Raises an error if `rope_theta` is among a layer's unknown arguments.
 
-    Args:
-        arguments: The arguments that the layer does not know.
-        name: The layer's own name of the base of the angles.
-
-    Raises:
-        InvalidInputError: `rope_theta` is among them.
+    `name` is the layer's own name of the base of the angles.
     """
     if "rope_theta" in arguments:
         raise InvalidInputError(
@@ -50,11 +38,7 @@ def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
 
 
 def check_start(start_index: Any) -> None:
-    """Raises an error if a start index is not a non-negative integer or an integer scalar tensor.
-
-    Raises:
-        InvalidInputError: It has another type, or is known to be negative.
-    """
+    """Raises an error if a start index is not an integer of at least 0, or such a scalar tensor."""
     if hasattr(start_index, "dtype") and hasattr(start_index, "shape"):
         dtype = keras.backend.standardize_dtype(start_index.dtype)
         shape = tuple(start_index.shape)  # TensorFlow's empty `TensorShape` is true.
@@ -72,12 +56,7 @@ def check_start(start_index: Any) -> None:
 def check_positions(positions: Any, inputs: Any) -> None:
     """Raises an error if positions are not integers of the shape of the inputs.
 
-    Args:
-        positions: Tensor.
-        inputs: Tensor of shape `(batch_size, length, ...)`.
-
-    Raises:
-        InvalidInputError: They are not integers of shape `(batch_size, length)` or `(1, length)`.
+    The shape is `(batch_size, length)` or `(1, length)`.
     """
     batch_size, length = inputs.shape[:2]
     dtype, shape = keras.backend.standardize_dtype(positions.dtype), tuple(positions.shape)

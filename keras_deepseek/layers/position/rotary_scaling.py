@@ -49,8 +49,8 @@ class RotaryFrequencies:
     Args:
         base: Array of `rotary_dim // 2` angles, in radians a token.
         long: The angles for sequences beyond the trained length, or `None` for the same angles.
-        stretch_exponents: Array, or `None`. Beyond the trained length each angle is multiplied by
-            a common stretch to the power of its exponent.
+        stretch_exponents: Array, or `None`. Beyond the trained length each angle is multiplied by a
+            common stretch to the power of its exponent.
         amplitude: The factor of cosine and sine.
     """
 
@@ -61,14 +61,9 @@ class RotaryFrequencies:
 
 
 def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") -> dict[str, Any]:
-    """Returns a scaling with its `rope_type`, or raises an error if it is invalid.
+    """Returns a checkpoint's `rope_scaling` with its `rope_type`, or raises if it is invalid.
 
-    Args:
-        scaling: A checkpoint's `rope_scaling`, or `None` for no scaling.
-        argument: The name of the argument, for errors.
-
-    Raises:
-        InvalidInputError: The type or a key is missing or unknown, or a value is out of range.
+    `argument` is its name in errors. `None` is no scaling.
     """
     if scaling is None:
         return {"rope_type": "default"}

@@ -12,15 +12,7 @@ MIN_STREAMS = 2
 
 
 def check_streams(layer_name: str, input_shape: Shape) -> tuple[int, int]:
-    """Returns the number and the size of the streams, or raises an error.
-
-    Args:
-        layer_name: The name of the layer, for the error.
-        input_shape: The shape of its inputs.
-
-    Raises:
-        InvalidInputError: It is not a shape of streams.
-    """
+    """Returns the number and the size of the streams, or raises an error."""
     *batch, num_streams, dim = input_shape if len(input_shape) > 1 else (None, None)
     if not batch or num_streams is None or dim is None or num_streams < MIN_STREAMS:
         raise InvalidInputError(
@@ -34,10 +26,8 @@ def check_streams(layer_name: str, input_shape: Shape) -> tuple[int, int]:
 def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
     """Returns each token's flattened streams, divided by their root mean square, times a kernel.
 
-    Args:
-        streams: Tensor of shape `(batch_size, ..., num_streams, dim)`.
-        kernel: Tensor of shape `(num_streams * dim, units)`. Its dtype is that of the computation.
-        norm_epsilon: Added to the mean square.
+    Streams are `(batch_size, ..., num_streams, dim)`. The kernel is `(num_streams * dim, units)`;
+    its dtype is that of the computation.
     """
     flat = ops.reshape(ops.cast(streams, kernel.dtype), (*ops.shape(streams)[:-2], kernel.shape[0]))
     mean_square = ops.mean(ops.square(flat), axis=-1, keepdims=True)
@@ -47,12 +37,8 @@ def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
 def normalize_doubly(matrices: Any, iterations: int, epsilon: float) -> Any:
     """Returns matrices whose rows and columns sum to almost 1, by Sinkhorn-Knopp rounds.
 
-    The first round normalizes only the columns, because the rows are normalized already.
-
-    Args:
-        matrices: Positive tensor of shape `(..., n, n)`, whose rows sum to 1.
-        iterations: The number of rounds.
-        epsilon: Added to each sum.
+    The first round normalizes only the columns, because the rows of the positive matrices `(..., n,
+    n)` already sum to 1. `epsilon` is added to each sum.
     """
     matrices = matrices / (ops.sum(matrices, axis=-2, keepdims=True) + epsilon)
     for _ in range(iterations - 1):
@@ -62,11 +48,9 @@ def normalize_doubly(matrices: Any, iterations: int, epsilon: float) -> Any:
 
 
 def sum_streams(streams: Any, weights: Any) -> Any:
-    """Returns the weighted sum of the streams, in their dtype.
+    """Returns the weighted sum of the streams `(..., num_streams, dim)`, in their dtype.
 
-    Args:
-        streams: Tensor of shape `(batch_size, ..., num_streams, dim)`.
-        weights: Tensor of shape `(batch_size, ..., num_streams)`.
+    Weights are `(batch_size, ..., num_streams)`.
     """
     weights = ops.expand_dims(weights, -1)
     return ops.cast(ops.sum(weights * ops.cast(streams, weights.dtype), axis=-2), streams.dtype)

@@ -228,11 +228,7 @@ class LightningIndexer(keras.Layer):
 
 
 def check_index_head_dim(index_head_dim: Any, rope_head_dim: int) -> int:
-    """Returns the indexer's head size as an integer, at least `rope_head_dim`.
-
-    Raises:
-        InvalidInputError: It is not an integer, or smaller.
-    """
+    """Checks and returns the indexer's head size, an integer of at least `rope_head_dim`."""
     size = check_integer("index_head_dim", index_head_dim)
     if size < rope_head_dim:
         raise InvalidInputError(

@@ -89,13 +89,8 @@ class TokenCompressor(keras.Layer):
         """Returns the entries of all tokens so far (BED), and the updates of the cache.
 
         Entry e stands for the tokens from `e * M` on. No token before the last of them may see it.
-
-        Args:
-            tokens: The tokens of a call.
-            cache: The cache after earlier calls, or `None`.
-            rotate: Function that rotates entries by positions.
-            min_entries: The least number of entries if the length is unknown and there is no cache;
-                some then stand for no token.
+        `rotate` rotates entries by positions. If the length is unknown and there is no cache, there
+        are at least `min_entries`; some then stand for no token.
         """
         values_BSF, gates_BSF = self.value(tokens.inputs), self.gate(tokens.inputs)
         rate, updates = self.compress_rate, {}

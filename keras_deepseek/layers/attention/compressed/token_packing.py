@@ -53,13 +53,10 @@ class PackedTokens:
 def pack_tokens(
     inputs: Any, mask: Any = None, positions: Any = None, num_before: Any = None
 ) -> PackedTokens:
-    """Returns the tokens of a call with the real ones first, in their order.
+    """Returns the tokens of a call (BTD) with the real ones first, in their order.
 
-    Args:
-        inputs: Tensor (BTD).
-        mask: Boolean tensor (BT), or `None` for no padding.
-        positions: Integer tensor of shape `(B, T)` or `(1, T)`, or `None` to count the real tokens.
-        num_before: Integer tensor of shape `(B, 1)`: the real tokens of earlier calls. `None` is 0.
+    The mask is (BT). Positions are `(B, T)` or `(1, T)`; `None` counts the real tokens.
+    `num_before`, the real tokens of earlier calls, is `(B, 1)`; `None` is 0.
     """
     batch_size, length = ops.shape(inputs)[:2]
     if positions is not None and not (mask is None and num_before is None):
@@ -81,14 +78,9 @@ def pack_tokens(
 
 
 def take_rows(x: Any, indices: Any) -> Any:
-    """Returns rows of each sequence.
+    """Returns rows of each sequence, of the shape of `indices` followed by that of a row of `x`.
 
-    Args:
-        x: Tensor of shape `(B, S, ...)`.
-        indices: Integer tensor of shape `(B, ...)` or `(1, ...)`, from 0 to S - 1.
-
-    Returns:
-        A tensor of the shape of `indices`, followed by the shape of a row of `x`.
+    `x` is `(B, S, ...)`; the indices, from 0 to S - 1, are `(B, ...)` or `(1, ...)`.
     """
     if indices.shape[0] == 1:
         return ops.take(x, indices[0], axis=1)
@@ -101,12 +93,9 @@ def take_rows(x: Any, indices: Any) -> Any:
 
 
 def join_recent(recent: Any, new: Any, tokens: PackedTokens) -> tuple[Any, Any]:
-    """Returns recent and new tokens together (B, R + T, D), and the last R real ones (BRD).
+    """Joins recent (BRD) and new tokens (BTD) to (B, R + T, D).
 
-    Args:
-        recent: Tensor (BRD).
-        new: Tensor (BTD).
-        tokens: The tokens of the call.
+    Also returns the last R real ones.
     """
     joined = ops.concatenate([recent, ops.cast(new, recent.dtype)], axis=1)
     last = tokens.num_real + ops.arange(recent.shape[1], dtype="int32")

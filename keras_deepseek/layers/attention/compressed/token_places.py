@@ -14,8 +14,7 @@ from keras import ops
 def number_tokens(mask: Any) -> Any:
     """Returns the new place of each token (BS): real tokens first, each group in its order.
 
-    Args:
-        mask: Boolean tensor (BS), false at padding.
+    The mask (BS) is false at padding.
     """
     real = ops.cast(mask, "int32")
     numbers = ops.cumsum(real, axis=1) - 1
@@ -24,12 +23,7 @@ def number_tokens(mask: Any) -> Any:
 
 
 def count_tokens(mask: Any, index: Any) -> Any:
-    """Returns the number of real tokens before a cache slot, an integer tensor (B).
-
-    Args:
-        mask: Boolean tensor (BS), of all cache slots.
-        index: The slot, an integer or an integer scalar tensor.
-    """
+    """Returns the number of real tokens (B) before a cache slot, by the mask of all slots (BS)."""
     slots = ops.arange(mask.shape[1], dtype="int32")
     is_before = ops.logical_and(mask, slots < ops.cast(index, "int32"))
     return ops.sum(ops.cast(is_before, "int32"), axis=1)

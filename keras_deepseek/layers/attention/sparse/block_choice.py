@@ -31,19 +31,10 @@ _LARGEST_TILE = 128
 def share_blocks(
     num_compressed: int, compression_block_size: int, stride: int, num_blocks: int, block_size: int
 ) -> Array:
-    """Returns the strides that each compressed block shares with each block to choose from.
+    """Returns the strides that compressed blocks share with blocks to choose from.
 
-    It replaces the paper's sum over both kinds of block.
-
-    Args:
-        num_compressed: The number of compressed blocks.
-        compression_block_size: Tokens in a compressed block.
-        stride: Tokens in a stride; both block sizes are multiples of it.
-        num_blocks: M.
-        block_size: T.
-
-    Returns:
-        An array of shape `(num_compressed, M)`.
+    The array is `(num_compressed, num_blocks)`. It replaces the paper's sum over both kinds of
+    block. All sizes are in tokens; both block sizes are multiples of the stride.
     """
     first = np.arange(num_compressed)[:, None] * stride
     other = np.arange(num_blocks) * block_size
@@ -61,18 +52,12 @@ def choose_blocks(
     num_first: int,
     num_local: int,
 ) -> Any:
-    """Returns the most important blocks up to the query's own block (BGLK).
+    """Returns the K most important blocks up to the query's own block (BGLK).
 
-    The first and last blocks are always among them. If there are fewer blocks than K, the rest are
-    later blocks, which a query must not see.
-
-    Args:
-        importance_BGLM: Tensor without negative numbers.
-        numbers_BL: Integer tensor, the token numbers of the queries. The batch may be 1.
-        block_size: T.
-        num_chosen: K.
-        num_first: The number of first blocks that are always chosen.
-        num_local: The number of last blocks that are always chosen, the query's own included.
+    The first `num_first` and the last `num_local` blocks, the query's own included, are always
+    among them. If there are fewer blocks than K, the rest are later blocks, which a query must not
+    see. Importance is not negative. `numbers_BL` are the token numbers of the queries; its batch
+    may be 1.
     """
     num_blocks = importance_BGLM.shape[-1]
     dtype = importance_BGLM.dtype
@@ -93,12 +78,9 @@ def attend_to_chosen(
 ) -> Any:
     """Returns the attention outputs of queries over their chosen blocks, up to themselves (BGLRH).
 
-    Args:
-        query_BGLRH: Tensor, scaled.
-        key_BGMTH: Tensor.
-        value_BGMTH: Tensor. Its H may differ; the result has this H.
-        chosen_BGLK: Integer tensor of different blocks, the query's own among them.
-        numbers_BL: Integer tensor, the token numbers of the queries. The batch may be 1.
+    Queries are scaled. The H of values may differ; the result has this H. `chosen_BGLK` are
+    different blocks, the query's own among them. `numbers_BL` are the token numbers of the queries;
+    its batch may be 1.
     """
     num_groups, length, ratio, dim = query_BGLRH.shape[1:]
     num_blocks, block_size = key_BGMTH.shape[2:4]
@@ -146,18 +128,10 @@ def _attend_tiles(
 ) -> tuple[Any, Any, Any]:
     """Returns the partial softmax of each query over one block, in float32.
 
-    Args:
-        queries: Tensor of shape `(Q, R * H)`.
-        keys: Tensor of shape `(B * G * M, T * H)`.
-        values: Tensor of shape `(B * G * M, T * H)`. Its H may differ.
-        plan: The queries in tiles, each tile with its block.
-        last_visible: Integer tensor of shape `(S / C, C)`. The last token of the block that each
-            query sees.
-        ratio: R.
-
-    Returns:
-        Sums of values (SRH), sums of weights (SR), and the highest scores (SR), which both sums are
-        relative to.
+    Queries are `(Q, R * H)`; keys and values `(B * G * M, T * H)`, where the H of values may
+    differ. `plan` puts the queries in tiles, each with its block. `last_visible`, `(S / C, C)`, is
+    the last token of the block that each query sees. Returns sums of values (SRH), sums of weights
+    (SR), and the highest scores (SR), which both sums are relative to.
     """
     size, dim = plan.block_size, queries.shape[-1] // ratio
     block_size = keys.shape[-1] // dim

@@ -16,20 +16,9 @@ class BlockCompression(keras.Layer):
     output = down(silu(up(flatten(block + positions))))
     ```
 
-    Heads share the kernels and have separate positions.
-
-    Args:
-        hidden_dim: Size between the two kernels.
-        use_bias: If true, both kernels have a bias.
-        kernel_initializer: The initializer of the kernels.
-        bias_initializer: The initializer of the biases.
-        **kwargs: Arguments of `keras.Layer`.
-
-    Call arguments:
-        inputs: Tensor of shape `(batch_size, num_heads, num_blocks, block_size, dim)`.
-
-    Returns:
-        A tensor of shape `(batch_size, num_blocks, num_heads, dim)`.
+    Heads share the kernels and have separate positions. `hidden_dim` is the size between the two
+    kernels. Inputs are `(batch_size, num_heads, num_blocks, block_size, dim)`, outputs
+    `(batch_size, num_blocks, num_heads, dim)`.
     """
 
     def __init__(

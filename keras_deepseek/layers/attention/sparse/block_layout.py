@@ -37,11 +37,8 @@ class BlockLayout:
         block_stride: A block sees blocks at multiples of this many blocks.
         num_random_blocks: The number of additional random blocks that each block sees.
         layout_seed: The random seed of these.
-        given: boolean array of shape `(num_blocks, num_blocks)`. `given[i, j]` shows block j to
+        given: Boolean array of shape `(num_blocks, num_blocks)`. `given[i, j]` shows block j to
             block i.
-
-    Raises:
-        InvalidInputError: An argument has the wrong type, or no pattern is given.
     """
 
     block_size: int

@@ -21,11 +21,11 @@ class RowGroup:
     Shapes: R rows, r blocks of queries in a row, m blocks of keys, T positions in a block.
 
     Args:
-        queries: integers of shape `(R, r)`. Blocks of queries that see the same blocks of keys.
-        keys: integers of shape `(R, m)`. Those blocks of keys; an unused slot holds any block.
-        first_query: integers of shape `(R, m * T)`. The first position that sees each key; `NEVER`
+        queries: Integers of shape `(R, r)`. Blocks of queries that see the same blocks of keys.
+        keys: Integers of shape `(R, m)`. Those blocks of keys; an unused slot holds any block.
+        first_query: Integers of shape `(R, m * T)`. The first position that sees each key; `NEVER`
             for keys of unused slots and beyond the end of the sequence.
-        last_query: integers of shape `(R, m * T)`. The last position that sees each key.
+        last_query: Integers of shape `(R, m * T)`. The last position that sees each key.
     """
 
     queries: Array
@@ -41,8 +41,7 @@ class BlockPlan:
     Args:
         block_size: Positions in a block.
         num_blocks: Blocks in the sequence, the last one padded.
-        groups: The groups of rows.
-        order: integers. The place of each block in the concatenated outputs of all groups.
+        order: The place of each block in the concatenated outputs of all groups.
     """
 
     block_size: int
@@ -81,14 +80,11 @@ def plan_rows(layout: BlockLayout, length: int) -> RowGroup:
 
 
 def group_rows(num_shown: Array) -> list[Array]:
-    """Returns groups of rows with similar numbers of visible blocks, so that few slots stay unused.
+    """Groups rows by similar numbers of visible blocks, so that few slots stay unused.
 
     A row joins the group of the widest remaining row if it sees more than half as many blocks. Each
     group costs another call of everything, so a new group must save an eighth of the work;
     otherwise its rows join the wider group before it.
-
-    Args:
-        num_shown: integers. The number of blocks that each row sees.
     """
     groups: list[Array] = []
     left = np.arange(len(num_shown))

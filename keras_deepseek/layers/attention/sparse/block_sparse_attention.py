@@ -30,13 +30,9 @@ def block_sparse_attention(
 ) -> Any:
     """Returns softmax(QKᵀ / sqrt(H)) V over visible keys (BSNH); zeros for queries that see none.
 
-    Args:
-        query: Tensor (BSNH).
-        key: Tensor (BSGH), where G divides N. Consecutive heads of queries share a head of keys.
-        value: Tensor (BSGH). Its H may differ; the result has this H.
-        plan: The plan for this layout and length.
-        key_mask: Boolean tensor (BS) or `None`. False hides a key from all queries.
-        dropout: Dropout for attention weights, or `None`.
+    Queries are (BSNH), keys and values (BSGH). G divides N; consecutive heads of queries share a
+    head of keys. The H of values may differ; the result has this H. `key_mask` (BS) hides a key
+    from all queries where it is false.
     """
     length, num_heads, dim = query.shape[1:]
     num_groups = key.shape[2]
@@ -114,12 +110,8 @@ def attend_rows(
 ) -> Any:
     """Returns the attention outputs (BGRQH) of rows of queries, each row with its own keys.
 
-    Args:
-        query_BGRQH: Tensor, scaled.
-        key_BGRKH: Tensor.
-        value_BGRKH: Tensor. Its H may differ; the result has this H.
-        is_visible: Boolean tensor that broadcasts to BGRQK.
-        dropout: Dropout for attention weights, or `None`.
+    Queries are scaled. The H of values may differ; the result has this H. `is_visible` broadcasts
+    to BGRQK.
     """
     scores_BGRQK = ops.einsum("bgrqh,bgrkh->bgrqk", query_BGRQH, key_BGRKH)
     weights_BGRQK = ops.cast(weigh_keys(scores_BGRQK, is_visible), value_BGRKH.dtype)

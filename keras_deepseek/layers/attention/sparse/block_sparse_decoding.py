@@ -32,13 +32,9 @@ def block_sparse_decoding(
 ) -> Any:
     """Returns softmax(QKᵀ / sqrt(H)) V over the keys of a cache that a causal layout shows (BLNH).
 
-    Args:
-        query: Tensor (BLNH), of the slots from `start` on.
-        cache: `"key"` and `"value"` (BSGH) and `"mask"` (BS), with the new tokens in them. The H of
-            values may differ; the result has this H.
-        start: integer or integer scalar tensor.
-        layout: A layout that covers S positions.
-        dropout: Dropout for attention weights, or `None`.
+    Queries (BLNH) are those of the slots from `start` on. The cache has `"key"` and `"value"`
+    (BSGH) and `"mask"` (BS), with the new tokens in them. The H of values may differ; the result
+    has this H. The layout covers S positions.
     """
     length, num_heads, dim = query.shape[1:]
     num_groups = cache["key"].shape[2]

@@ -52,9 +52,6 @@ class NativeSparseBranches:
         num_local_blocks: The number of last blocks that are always chosen, the token's own
             included.
         sliding_window: The number of tokens in the window.
-
-    Raises:
-        InvalidInputError: The sizes do not match.
     """
 
     compression_block_size: int
@@ -98,10 +95,9 @@ class NativeSparseBranches:
     def attend_to_tokens(self, query: Any, keys: Mapping[str, Any]) -> list[Any]:
         """Returns the outputs of the three branches (BLNH) without earlier tokens.
 
-        Args:
-            query: Tensor (BLNH).
-            keys: `"compressed_KIND"` (BGMH), `"selection_KIND"` and `"window_KIND"` (BGLH), of the
-                kinds `"key"` and `"value"`. The H of values may differ; the result has this H.
+        The query is (BLNH). `keys` has `"compressed_KIND"` (BGMH), `"selection_KIND"` and
+        `"window_KIND"` (BGLH), of the kinds `"key"` and `"value"`. The H of values may differ; the
+        result has this H.
         """
         length = query.shape[1]
         numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
@@ -122,11 +118,8 @@ class NativeSparseBranches:
     def attend_to_cache(self, query: Any, cache: Mapping[str, Any], numbers: Any) -> list[Any]:
         """Returns the outputs of the three branches (BLNH) for tokens after those of a cache.
 
-        Args:
-            query: Tensor (BLNH).
-            cache: As `keys` of `attend_to_tokens`, with P places for tokens. The keys of the
-                queries are in it.
-            numbers: Integer tensor (BL), the consecutive token numbers of the queries.
+        The cache is like `keys` of `attend_to_tokens`, with P places for tokens. The keys of the
+        queries are in it. `numbers` (BL) are the consecutive token numbers of the queries.
         """
         num_blocks = cache["selection_key"].shape[2] // self.selection_block_size
         far, blocks = self._compare(query, cache, numbers, num_blocks)
@@ -178,17 +171,9 @@ def attend_to_compressed(
 ) -> tuple[Any, Any]:
     """Returns the attention to compressed blocks that have ended, and its weights.
 
-    Args:
-        query: Tensor (BLNH).
-        key_BGMH: Tensor.
-        value_BGMH: Tensor. Its H may differ; the result has this H.
-        numbers: Integer tensor (BL), the token numbers of the queries. The batch may be 1.
-        block_size: Tokens in a block.
-        stride: Tokens from the start of a block to the start of the next.
-
-    Returns:
-        The outputs (BLNH), zeros where no block has ended, and the weights summed over the heads of
-        queries that share a head of keys (BGLM).
+    The query is (BLNH); the H of values may differ. `numbers` (BL) are the token numbers of the
+    queries; its batch may be 1. Sizes are in tokens. The outputs (BLNH) are zeros where no block
+    has ended. The weights are summed over the heads of queries that share a head of keys (BGLM).
     """
     query_BGLRH = group_heads(query, key_BGMH.shape[1])
     scores_BGLRM = ops.einsum("bglrh,bgmh->bglrm", query_BGLRH, key_BGMH)
@@ -206,12 +191,9 @@ def attend_to_compressed(
 def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: BlockLayout) -> Any:
     """Returns the attention to the last tokens in a cache (BLNH).
 
-    Args:
-        query: Tensor (BLNH).
-        key: Tensor (BGPH), with the keys of the queries in it.
-        value: Tensor (BGPH). Its H may differ; the result has this H.
-        numbers: Integer tensor (BL), the consecutive token numbers of the queries.
-        layout: A layout with a causal `sliding_window` and no other pattern.
+    The query is (BLNH); keys and values are (BGPH), with those of the queries in them, and the H of
+    values may differ. `numbers` (BL) are the consecutive token numbers of the queries. The layout
+    has a causal `sliding_window` and no other pattern.
     """
     length, num_heads, dim = query.shape[1:]
     num_groups, window = key.shape[1], layout.sliding_window or 1
