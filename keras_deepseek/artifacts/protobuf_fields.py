@@ -28,7 +28,7 @@ def varint(value: int) -> bytes:
 
 
 def read_fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields the number and the content, bytes or an integer, of each field."""
+    """Yields each field of a protobuf message: its number, and its bytes or integer."""
     start = 0
     while start < len(message):
         head, start = _read_varint(message, start)

@@ -35,7 +35,7 @@ class ModelNotFoundError(KerasDeepSeekError):
 
 
 class ReplicaError(KerasDeepSeekError):
-    """A batch whose model failed, crashed or hung in its own process."""
+    """The error of a batch whose isolated model failed, crashed or hung."""
 
 
 class LoadFailedError(KerasDeepSeekError):

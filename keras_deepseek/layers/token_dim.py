@@ -1,4 +1,4 @@
-"""Reads the size of tokens from an input shape."""
+"""Returns the number of features of a token, the last axis of an input shape."""
 
 import keras
 

@@ -174,7 +174,7 @@ class _PyDataset(BatchSource):
 
 
 class _Reordered(keras.utils.PyDataset):
-    """A dataset in another order and from another batch on, with the workers of the original."""
+    """A `PyDataset` with the batches of another one, in a given order and from a given batch on."""
 
     def __init__(self, dataset: keras.utils.PyDataset, order: Any, first: int) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)

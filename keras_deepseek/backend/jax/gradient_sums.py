@@ -117,7 +117,7 @@ class GradientSums:
         return jnp.concatenate(totals), jnp.concatenate(rests), next_factors
 
     def _sum_as_one(self, tensors: Sequence[Any]) -> list[Any]:
-        """Returns the sums of tensors, which may be none, by one reduction."""
+        """Sums each tensor of a list over all processes by one all-reduce."""
         if not tensors:
             return []
         return _split(jax.lax.psum(_flatten(tensors), self._axis), tensors)

@@ -18,7 +18,7 @@ def attention_projections(attention: keras.Layer) -> dict[str, keras.Layer]:
 def attend(
     attention: keras.Layer, query: Any, key: Any, value: Any, mask: Any, training: bool | None
 ) -> Any:
-    """Returns the heads of a Keras attention layer from projected tensors.
+    """Computes a Keras attention layer's output per head from projected queries, keys and values.
 
     The tensors have the shape `(batch_size, length, num_heads, dim)`. The boolean mask broadcasts
     to `(batch_size, query_length, key_length)`.

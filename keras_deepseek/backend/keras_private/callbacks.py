@@ -22,7 +22,7 @@ def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
 
 
 def active_callbacks(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks of the training that calls a callback, including that one.
+    """Returns all callbacks of the running training, from within one of them.
 
     Keras gives no access to the others, so this searches the call stack for their list.
     """

@@ -1,4 +1,4 @@
-"""Layers: those inside a layer, its variables, its graph and its shapes."""
+"""Functions that list a layer's sub-layers and variables, and read its graph and its shapes."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -168,7 +168,7 @@ class _Server:
 
     @property
     def note(self) -> str:
-        """A sentence about connections that were refused, for the error message."""
+        """The number of connections that rank 0 rejected, as a sentence for an error message."""
         if not self._num_refused:
             return ""
         return (

@@ -239,7 +239,7 @@ class LostPeers(LostPeersBase):
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns True if an error may be about another process."""
+        """Returns True if another rank may have caused an error, such as a lost connection."""
         is_operation = bool(_joined) and isinstance(error, tf.errors.OpError)
         return is_operation and "ollective" in str(error)
 

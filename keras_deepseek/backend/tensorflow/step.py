@@ -166,7 +166,7 @@ def _count_bytes(tensor: Any) -> int:
 
 
 def _count_list_of_loop(tensor: Any) -> int:
-    """Returns the bytes of a list to which each iteration of a loop adds a tensor."""
+    """Returns the size in bytes of a TensorFlow list to which each loop iteration adds a tensor."""
     loop = tensor.op
     if loop.type not in ("While", "StatelessWhile"):
         return 0

@@ -220,7 +220,7 @@ class Batcher:
                 self._sleep(self._queue.next_time(), now)
 
     def _sleep(self, until: float, now: float) -> None:
-        """Releases the lock until something is due."""
+        """Releases the lock until a batch is due, a request comes, or the batcher closes."""
         self._num_waiting += 1
         self._wakes_at = min(until, self._wakes_at)
         try:

@@ -100,7 +100,7 @@ class WaitRule:
             self._waits[occasion] = self._learn(self._moments[occasion])
 
     def plan(self, oldest: float) -> Plan:
-        """Returns the time and the number of rows until which the waiting rows wait."""
+        """Returns the time and the row count at which a batch leaves, whichever comes first."""
         wait = None if self._occasion is None else self._waits[self._occasion]
         if wait is None:
             return Plan(oldest, 0)

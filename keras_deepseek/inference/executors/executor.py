@@ -98,7 +98,7 @@ class Executor(ABC):
 
     @property
     def is_isolated(self) -> bool:
-        """True if the model runs in its own process, which `close` may end during a batch."""
+        """True if the model runs in its own process. Then `close` may end it during a batch."""
         return False
 
     def prepare_to_close(self) -> None:  # noqa: B027 - it is optional to override.

@@ -182,7 +182,7 @@ class ModelVersion:
                 executor.close()
 
     def statistics(self) -> BatchStatistics:
-        """Returns the numbers of batches and rows, and why the last batches left the queue."""
+        """Returns the totals of batches and rows, and why the last batches left the queue."""
         return self._batcher.statistics()
 
     def _answer_at_once(

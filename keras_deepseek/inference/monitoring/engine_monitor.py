@@ -26,7 +26,7 @@ _Version = tuple[str, str]
 
 
 class EngineMonitor:
-    """Counters of one engine. Any thread may use it.
+    """Counts the requests, answers and loads of one engine. Any thread may use it.
 
     The counters of a version are dropped some minutes after it is unloaded, so that an engine that
     loads new versions for months does not grow. `is_served` takes a model's name and a version as

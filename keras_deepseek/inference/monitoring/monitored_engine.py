@@ -10,7 +10,7 @@ from keras_deepseek.inference.request_options import RequestOptions
 
 
 class CountedCache(Protocol):
-    """A response cache."""
+    """A response cache that counts its hits, misses and entries."""
 
     def counts(self) -> tuple[int, int, int]:
         """Returns the numbers of hits, of misses and of entries."""

@@ -77,7 +77,7 @@ def to_bytes(array: Array) -> bytes:
 
 
 def strings_of(array: Array) -> list[bytes]:
-    """Returns the strings of an array as bytes, in C order. Text is encoded as UTF-8."""
+    """Returns a list with each string of an array as `bytes`, in C order. Text becomes UTF-8."""
     return [_encode(value) for value in array.ravel().tolist()]
 
 

@@ -178,7 +178,7 @@ class MappedFiles:
         return values.view(dtype).reshape(tensor.shape)
 
     def release(self, tensor: StoredTensor) -> None:
-        """Frees the memory pages of a tensor; they can be read again."""
+        """Frees the memory pages of a mapped tensor; later access reads the file again."""
         mapped = self._maps.get(tensor.path)
         if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
             return

@@ -86,7 +86,7 @@ class Sampler:
 
     @property
     def numbers(self) -> dict[str, Array]:
-        """The numbers that are given to compiled steps: other numbers need no other function."""
+        """The temperature and other numbers that compiled steps take as inputs."""
         numbers = {
             "temperature": self.temperature or 1.0,
             "top_p": self.top_p or 1.0,

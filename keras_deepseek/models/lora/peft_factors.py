@@ -157,7 +157,7 @@ def split_shared(
 
 
 def _share(down: Array, up: Array) -> Factors:
-    """Returns A and B of a kernel in Keras's form, from one A for all blocks and a B for each."""
+    """Returns LoRA's A and B of a fused kernel, from a shared A and one B for each part."""
     num_blocks, width, rank = up.shape
     if num_blocks > 1 and num_blocks * rank > width:
         return np.einsum("ri,bwr->ibw", down, up), np.eye(width, dtype=up.dtype)

@@ -90,7 +90,7 @@ class PeftLinear:
         return float(first.lora_alpha / first.lora_rank)
 
     def join(self) -> Factors:
-        """Returns the two matrices in the form of `peft`."""
+        """Returns the two LoRA matrices in the layout of `peft`."""
         read = [None if layer is None else self._read(layer) for layer in self.layers]
         return join_factors(self._layout, read)
 

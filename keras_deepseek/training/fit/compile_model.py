@@ -1,4 +1,4 @@
-"""The compilation of a trainer's model with the optimizer, loss and metrics that it was given."""
+"""Builds and compiles a trainer's model with the trainer's optimizer, loss and metrics."""
 
 import inspect
 from collections.abc import Callable

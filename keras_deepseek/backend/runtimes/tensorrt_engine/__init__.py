@@ -1,1 +1,1 @@
-"""TensorRT engines: `deploy` verifies with them, and `inference` serves them."""
+"""Runs TensorRT engines: `deploy` verifies with it, and `inference` serves with it."""

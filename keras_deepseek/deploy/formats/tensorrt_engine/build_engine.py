@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine from an ONNX file."""
+"""Builds a TensorRT engine from an ONNX file, as bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path

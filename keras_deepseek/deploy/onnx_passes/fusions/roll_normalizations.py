@@ -119,7 +119,7 @@ def _find_rounds(keys: list[tuple[Any, ...]]) -> tuple[int, int]:
 
 
 def _keeps_shape(view: GraphView, steps: list[_Step]) -> bool:
-    """Returns whether a tensor has the same rank and known sizes before and after the steps."""
+    """Returns True if the rolled-up steps leave a tensor's rank and static sizes unchanged."""
     before, after = view.shape(steps[0].start), view.shape(steps[-1].end)
     return (
         before is not None

@@ -1,4 +1,4 @@
-"""The interface of the ways to compute a batch's gradients."""
+"""The interface of classes that compute a batch's gradients, at once, in parts or replicated."""
 
 import abc
 from collections.abc import Callable, Sequence
