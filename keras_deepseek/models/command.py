@@ -79,11 +79,7 @@ def _add_sampling_arguments(group: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Generates text and writes it to the standard output.
-
-    Raises:
-        KerasDeepSeekError: An argument or the folder is invalid.
-    """
+    """Generates text and writes it to the standard output."""
     _choose_backend(arguments.backend)
     sampler = _make_sampler(arguments)
     _check_before_loading(arguments)

@@ -85,15 +85,7 @@ def _check_config(model_class: type[ConfigModel], config: Any) -> None:
 
 
 def check_ids(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:
-    """Raises an error if ids are floating-point numbers, which Keras would silently truncate.
-
-    Args:
-        declared: The inputs of a model.
-        inputs: The values that the model is called with.
-
-    Raises:
-        InvalidInputError: An input is declared as integers, and is not.
-    """
+    """Raises an error if ids are floating-point numbers, which Keras would silently truncate."""
     if not isinstance(inputs, dict):
         return
     for each in declared:

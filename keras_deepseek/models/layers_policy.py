@@ -10,12 +10,8 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 def read_policy(dtype: Any) -> keras.DTypePolicy:
     """Returns the dtype policy for the layers of a model.
 
-    Args:
-        dtype: A string, a policy, the config of one, or `None` for the global policy.
-
-    Raises:
-        InvalidInputError: It is not a dtype policy.
-        NotSupportedError: It is a policy that quantizes.
+    `dtype` is a string, a policy, the config of one, or `None` for the global policy. A policy that
+    quantizes is rejected.
     """
     try:
         policy: keras.DTypePolicy = keras.dtype_policies.get(dtype)

@@ -27,11 +27,7 @@ def describe_quantized(model: keras.Model) -> dict[str, Any]:
 
 
 def quantize_again(model: keras.Model, described: dict[str, Any]) -> None:
-    """Quantizes the layers of a model as `describe_quantized` has described.
-
-    Raises:
-        InvalidInputError: The model has no such layer.
-    """
+    """Quantizes the layers of a model as `describe_quantized` has described."""
     layers = _layers_by_path(model) if described else {}
     for path, how in described.items():
         if path not in layers:

@@ -35,12 +35,9 @@ def checkpoint_entries(
     head: MaskedPositionHead | None = None,
     tensors: Collection[str] = (),
 ) -> list[CheckpointEntry]:
-    """Returns the checkpoint map of a model.
+    """Returns the checkpoint map of a backbone, and of the head of a masked language model.
 
-    Args:
-        backbone: The backbone.
-        head: The head of a masked language model, or `None` for the backbone alone.
-        tensors: The names of all tensors in the checkpoint that is read. Empty for writing.
+    `tensors` are the names of all tensors in the checkpoint that is read; empty for writing.
     """
     is_tied = head is not None and head.token_embedding is not None
     entries = [

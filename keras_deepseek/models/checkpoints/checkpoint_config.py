@@ -59,20 +59,10 @@ GENERIC_KEYS = frozenset(
 
 
 def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raises an error if a config has a key that the family does not know.
+    """Raises an error if a `config.json` has a key that the family does not know.
 
-    An unknown key may change the model, so it is not ignored.
-
-    Args:
-        checkpoint_config: The content of a `config.json`.
-        known: The keys that the family reads, or ignores on purpose.
-
-    Raises:
-        InvalidInputError: There are unknown keys, or attention heads were pruned.
-
-    Example:
-
-    >>> check_keys({"model_type": "bert", "hidden_size": 8}, ["hidden_size"])
+    An unknown key may change the model, so it is not ignored. `known` includes the keys that the
+    family ignores on purpose.
     """
     if checkpoint_config.get("pruned_heads"):
         raise InvalidInputError(
@@ -100,14 +90,6 @@ def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tupl
 
     Experts in float4 are recognized by their tensors: only some of DeepSeek's releases have an
     `expert_dtype`.
-
-    Args:
-        folder: The folder of the config, for messages.
-        checkpoint_config: The content of its `config.json`.
-
-    Raises:
-        NotSupportedError: The weights are quantized in another way than DeepSeek's.
-        InvalidInputError: The block shape is not two positive integers.
     """
     quantization = checkpoint_config.get("quantization_config")
     if not quantization:
@@ -138,15 +120,7 @@ def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tupl
 
 
 def read_weights_name(folder: Path, checkpoint_config: Mapping[str, Any]) -> str | None:
-    """Reads the name of the weights file from a config; `None` means the usual name.
-
-    Args:
-        folder: The folder of the config, for messages.
-        checkpoint_config: The content of its `config.json`.
-
-    Raises:
-        InvalidInputError: It is not the name of a safetensors file or index in the folder.
-    """
+    """Reads the name of the weights file from a config; `None` means the usual name."""
     name = checkpoint_config.get("transformers_weights")
     suffixes = (".safetensors", INDEX_SUFFIX)
     if name is None:

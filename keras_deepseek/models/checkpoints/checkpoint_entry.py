@@ -40,25 +40,15 @@ class CheckpointEntry:
     reads only its part of a sharded variable.
 
     Args:
-        variables: The variables of the model.
         tensors: The names of the tensors in the file.
-        to_variables: Function from the arrays of `tensors` to the arrays of `variables`. It may
-            return a `StackedArrays` for one.
-        to_tensors: Function from the arrays of `variables` to the arrays of `tensors`.
+        to_variables: Converts the arrays of `tensors` to those of `variables`. It may return a
+            `StackedArrays` for one.
+        to_tensors: Converts the arrays of `variables` to those of `tensors`.
         num_input_axes: The number of input axes, for kernels that the file stores as the weight of
-            a `Linear`. Defaults to `None`: the tensor is something else.
+            a `Linear`. `None` for other tensors.
         copies: Names under which a file may hold the first tensor again, such as `lm_head.weight`
             if the head is tied to the embedding. They are not written. A copy that is read must
-            have the same numbers, and replaces the first tensor if that is missing. Defaults to
-            `()`.
-
-    Example:
-
-    >>> import keras
-    >>> bias = keras.Variable([0.0, 1.0])
-    >>> entry = CheckpointEntry((bias,), ("proj.bias",), list, list)
-    >>> entry.tensor_shapes()
-    [(2,)]
+            have the same numbers, and replaces the first tensor if that is missing.
     """
 
     variables: tuple[keras.Variable, ...]
@@ -148,12 +138,9 @@ def split_kernel_entry(
 def stacked_entry(
     variable: keras.Variable, tensors: Sequence[str], *, are_kernels: bool = True
 ) -> CheckpointEntry:
-    """Returns the entry of a variable that stacks one tensor for each expert.
+    """Returns the entry of a variable `(num_experts, ...)` that stacks one tensor for each expert.
 
-    Args:
-        variable: Variable of shape `(num_experts, ...)`.
-        tensors: The tensors of the experts, in order.
-        are_kernels: True if each is transposed in the file, as the weight of a `Linear` is.
+    With `are_kernels`, each is transposed in the file, as the weight of a `Linear` is.
     """
 
     def transpose(array: Array) -> Array:
@@ -174,11 +161,8 @@ def rename_tensors(
 ) -> list[CheckpointEntry]:
     """Returns entries with the tensor names that a checkpoint uses.
 
-    Args:
-        entries: Entries with the names that are written.
-        tensors: The names of all tensors in the checkpoint.
-        candidate_names: Function from a name that is written to all of its possible names. The
-            first one in the checkpoint is taken. If none is there, the name stays.
+    The first of the candidate names that is among `tensors` is taken. If none is there, the name
+    stays.
     """
 
     def find(name: str) -> str:

@@ -19,16 +19,8 @@ _PAIRS = np.stack([_NUMBERS[_ALL_BYTES & 15], _NUMBERS[_ALL_BYTES >> 4]], axis=-
 class Float4Pairs:
     """A matrix of float4 numbers (e2m1) that is converted to float32 where it is indexed.
 
-    Args:
-        codes: Array of shape `(rows, columns / 2)`, with a dtype of one byte. The low four bits
-            hold the number of the even column.
-
-    Example:
-
-    >>> import numpy as np
-    >>> matrix = Float4Pairs(np.array([[0x21, 0xF7]], "uint8"))
-    >>> matrix.shape, matrix[:, :].tolist()
-    ((1, 4), [[0.5, 1.0, 6.0, -6.0]])
+    The codes are `(rows, columns / 2)`, with a dtype of one byte. The low four bits hold the number
+    of the even column.
     """
 
     def __init__(self, codes: Array) -> None:

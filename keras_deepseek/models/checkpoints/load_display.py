@@ -21,19 +21,8 @@ _SHORT = 1.0  # Seconds. A shorter operation gets no bar.
 class LoadDisplay:
     """A progress bar that is called with the number of bytes that were done.
 
-    It appears after a second, only on a terminal, and disappears at the end.
-
-    Args:
-        title: The text beside the bar, as in `"Loading deepseek"`.
-        total: The number of all bytes.
-        is_shown: `False` never draws the bar.
-        console: The console; `None` is the standard error.
-        clock: Function that returns seconds.
-
-    Example:
-
-    >>> with LoadDisplay("Loading", 100, is_shown=False) as advance:
-    ...     advance(100)
+    It appears after a second, only on a terminal, and disappears at the end. `total` is in bytes,
+    and the clock in seconds. A console of `None` is the standard error.
     """
 
     def __init__(

@@ -14,18 +14,6 @@ def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:
     """Returns a layer's own variable by name, even if a LoRA is enabled.
 
     With a LoRA the attribute, as in `dense.kernel`, is a tensor: the sum of both.
-
-    Raises:
-        InvalidInputError: The layer has no such variable.
-
-    Example:
-
-    >>> import keras
-    >>> dense = keras.layers.Dense(2)
-    >>> dense.build((None, 3))
-    >>> dense.enable_lora(1)
-    >>> tuple(own_variable(dense).shape)
-    (3, 2)
     """
     for variable in own_variables(layer):
         if variable.name == name:
@@ -44,11 +32,7 @@ def merged_kernels(model: keras.Model) -> dict[int, Callable[[], Any]]:
 
 
 def check_not_quantized(model: keras.Model) -> None:
-    """Raises an error if a layer is quantized: a checkpoint has no place for its scales.
-
-    Raises:
-        NotSupportedError: Layers are quantized.
-    """
+    """Raises an error if a layer is quantized: a checkpoint has no place for its scales."""
     quantized = [layer.path for layer in _all_layers(model) if layer.quantization_mode]
     if quantized:
         raise NotSupportedError(

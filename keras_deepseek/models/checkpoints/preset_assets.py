@@ -20,8 +20,7 @@ class PresetAssets:
     """The small files of a preset.
 
     Args:
-        tokenizer_files: The content of the tokenizer's files by name. They are kept, so that they
-            can be written again.
+        tokenizer_files: The content of the tokenizer's files by name, kept to be written again.
         tokenizer: `None` if there is no `tokenizer.json`, as in older models with a `vocab.txt`, or
             if `tokenizers` is not installed.
         generation_config: `None` if there is no such file.
@@ -33,11 +32,7 @@ class PresetAssets:
 
 
 def read_assets(folder: Path) -> PresetAssets:
-    """Reads the small files of a preset.
-
-    Raises:
-        CheckpointError: A file is damaged or can't be read.
-    """
+    """Reads the small files of a preset."""
     files = MappingProxyType(read_tokenizer_files(folder))
     tokenizer = Tokenizer(files) if TOKENIZER_NAME in files and is_installed() else None
     generation_config = None

@@ -15,11 +15,7 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 
 
 def override_config(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Returns a config with some fields replaced.
-
-    Raises:
-        InvalidInputError: The config has no such field.
-    """
+    """Returns a config with some fields replaced."""
     names = [field.name for field in fields(config)]
     for name in overrides:
         if name not in names:
@@ -28,15 +24,7 @@ def override_config(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def check_not_keras_hub(folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
-    """Raises an error if a `config.json` was written by KerasHub, in Keras's own serialization.
-
-    Args:
-        folder: The folder of the file, for the message.
-        checkpoint_config: The content of the file.
-
-    Raises:
-        InvalidInputError: KerasHub wrote it.
-    """
+    """Raises an error if a `config.json` was written by KerasHub, in Keras's own serialization."""
     found = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
     if found is not None:
         raise InvalidInputError(
@@ -48,12 +36,7 @@ def check_not_keras_hub(folder: Path, checkpoint_config: Mapping[str, Any]) -> N
 def check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Variable]) -> None:
     """Raises an error if a checkpoint map leaves a variable out or fills one twice.
 
-    Args:
-        entries: The checkpoint map of a model.
-        unset: The variables of the model that have no values yet.
-
-    Raises:
-        InvalidInputError: A variable has no entry, or several.
+    `unset` are the variables of the model that have no values yet.
     """
     filled = [variable for entry in entries for variable in entry.variables]
     counts = {id(variable): 0 for variable in (*unset, *filled)}

@@ -37,12 +37,7 @@ _OWN_FILES = (
 def find_preset(preset: str | os.PathLike[str]) -> Path:
     """Returns the folder of a preset, after downloading it if it is on the Hugging Face hub.
 
-    Args:
-        preset: A folder, or `"hf://org/name"`, or `"hf://org/name@revision"`.
-
-    Raises:
-        InvalidInputError: There is no such folder, or the hub does not return it.
-        MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
+    The preset is a folder, `"hf://org/name"`, or `"hf://org/name@revision"`.
     """
     name = check_path("preset", preset)
     if name.startswith(HUB_PREFIX):
@@ -81,11 +76,7 @@ def _fetch(preset: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Reads the object in a JSON file of a preset.
-
-    Raises:
-        CheckpointError: The file is missing, or does not hold a JSON object.
-    """
+    """Reads the object in a JSON file of a preset."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -106,11 +97,7 @@ def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 def new_preset(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
     """Returns a context manager that yields an empty folder and moves it to `path` at the end.
 
-    Args:
-        path: The final place of the preset, or a link to it. An older preset there is replaced.
-
-    Raises:
-        CheckpointError: The folder holds other files, or can't be written.
+    An older preset at `path`, which may be a link, is replaced; a folder with other files is kept.
     """
     return new_folder(path, _OWN_FILES, CONFIG_NAME)
 
@@ -121,15 +108,8 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yields an empty folder, and moves it to `path` at the end, in place of an older one.
 
-    If the block raises an error, `path` stays as it was.
-
-    Args:
-        path: The final place of the folder.
-        own_files: Patterns of the files that such a folder may hold. A folder with others is kept.
-        first_file: The file that such a folder always holds.
-
-    Raises:
-        CheckpointError: The folder holds other files, or can't be written.
+    If the block raises an error, `path` stays as it was. An older folder always holds `first_file`,
+    and only files that match the patterns `own_files`; another folder is kept.
     """
     target = Path(check_path("folder", path)).absolute()
     try:

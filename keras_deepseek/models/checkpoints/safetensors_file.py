@@ -54,11 +54,7 @@ _LARGEST_HEADER = 10**8  # Bytes, as in the `safetensors` package.
 class StoredTensor:
     """The entry of one tensor in the header of a file.
 
-    Args:
-        path: The file.
-        dtype: One of the names in `DTYPES`.
-        shape: The shape.
-        begin: The position of its first byte in the file.
+    `dtype` is one of the names in `DTYPES`; `begin` is the position of the first byte in the file.
     """
 
     path: Path
@@ -82,12 +78,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Reads and checks the header of a file, and returns its tensors by name.
-
-    Raises:
-        CheckpointError: The file is missing, incomplete or damaged, or has a dtype that is not
-            supported.
-    """
+    """Reads and checks the header of a file, and returns its tensors by name."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -151,13 +142,7 @@ def _damaged(path: Path, why: str) -> CheckpointError:
 
 
 class MappedFiles:
-    """A set of safetensors files that are memory-mapped when a tensor is read from them.
-
-    Example:
-
-    >>> with MappedFiles() as files:
-    ...     pass
-    """
+    """A set of safetensors files that are memory-mapped when a tensor is read from them."""
 
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}

@@ -12,21 +12,8 @@ class ScaledBlocks:
     """A matrix `values * scale of the block`, converted to float32 where it is indexed.
 
     It has the parts of the array interface that checkpoint entries use: `shape`, `dtype`, `T`,
-    indexing and `reshape`. NumPy functions convert the whole matrix.
-
-    Args:
-        values: Array of shape `(rows, columns)` and a float8 dtype, or `Float4Pairs`.
-        scales: Array of shape `(ceil(rows / block_rows), ceil(columns / block_columns))`.
-        block_shape: `(block_rows, block_columns)`.
-
-    Example:
-
-    >>> import ml_dtypes
-    >>> import numpy as np
-    >>> values = np.ones((3, 4), ml_dtypes.float8_e4m3fn)
-    >>> matrix = ScaledBlocks(values, np.array([[2.0, 3.0]]), (128, 2))
-    >>> matrix[0].tolist(), matrix.T.shape
-    ([2.0, 2.0, 3.0, 3.0], (4, 3))
+    indexing and `reshape`. NumPy functions convert the whole matrix. Values of a float8 dtype are
+    `(rows, columns)`, and scales `(ceil(rows / block_rows), ceil(columns / block_columns))`.
     """
 
     dtype = np.dtype("float32")

@@ -29,13 +29,10 @@ def list_scale_names(name: str) -> Sequence[str]:
 
 
 def takes_scales(stored_dtype: str, dtype: str) -> bool:
-    """Returns true if the numbers of a tensor have to be multiplied by scales.
+    """Returns True if the numbers of a tensor have to be multiplied by scales.
 
-    Bytes that are read into an integer variable are plain integers.
-
-    Args:
-        stored_dtype: The dtype name in the file.
-        dtype: The dtype of the variable.
+    Bytes that are read into an integer variable are plain integers. `dtype` is that of the
+    variable.
     """
     return "int" not in dtype and stored_dtype in (FLOAT8, FLOAT4_PAIRS)
 
@@ -45,9 +42,7 @@ class ScaledTensor:
     """A tensor in float8 or float4, and the tensor with its scales.
 
     Args:
-        tensor: The numbers.
-        scale_name: The name of the tensor with the scales.
-        scales: The scales, or `None` if they are missing.
+        scales: `None` if they are missing.
         block_shape: The shape of the blocks that share a scale in a float8 tensor.
     """
 
@@ -69,9 +64,7 @@ class ScaledTensor:
     def compare(self, name: str, shape: tuple[int, ...]) -> Iterator[str]:
         """Yields a description of each mismatch with a variable.
 
-        Args:
-            name: The name of the tensor.
-            shape: The expected shape, in numbers rather than bytes.
+        `shape` is the expected one, in numbers rather than bytes.
         """
         if len(shape) != len(self.block_shape):
             yield f"{name!r} has dtype {self.tensor.dtype}, which only matrices may have"

@@ -16,15 +16,7 @@ from keras_deepseek.artifacts.signature import Array
 class StackedArrays:
     """A stack of arrays, as by `np.stack`, that is copied only where it is indexed.
 
-    Args:
-        arrays: NumPy arrays of one shape and dtype, such as parts of a memory-mapped file.
-
-    Example:
-
-    >>> import numpy as np
-    >>> stack = StackedArrays([np.zeros((4, 2)), np.ones((4, 2))])
-    >>> stack.shape, stack[1:, :2].shape
-    ((2, 4, 2), (1, 2, 2))
+    The arrays have one shape and dtype, such as parts of a memory-mapped file.
     """
 
     def __init__(self, arrays: Sequence[Array]) -> None:

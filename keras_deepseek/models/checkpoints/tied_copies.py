@@ -27,16 +27,7 @@ def check_copies(
     tensors: Collection[str],
     read: Callable[[CheckpointEntry, str], Any],
 ) -> None:
-    """Raises an error if a tensor and its copy have different numbers.
-
-    Args:
-        entries: The checkpoint map of the model.
-        tensors: The names of all tensors in the checkpoint.
-        read: Function from an entry and a tensor name to the numbers.
-
-    Raises:
-        CheckpointError: They differ. The message names both.
-    """
+    """Raises a `CheckpointError` that names a tensor and its copy if their numbers differ."""
     for entry in entries:
         for name in entry.copies:
             if name in tensors and not _are_equal(read(entry, entry.tensors[0]), read(entry, name)):

@@ -19,25 +19,12 @@ _LORA_PREFIX = "lora_"
 
 
 def path_entries(model: keras.Model) -> list[CheckpointEntry]:
-    """Returns an entry for each weight of a model, named by its path.
+    """Returns an entry for each weight of a built model, named by its path.
 
     Non-trainable weights are included. A path joins the names of the layers around a weight and its
     own name, as in `"backbone/stem_conv/kernel"`, without the name of the model. Names that Keras
     generated are numbered anew in each layer, so they do not depend on other layers in the process.
     Seeds are left out. A LoRA is left out too: it is added to its kernel.
-
-    Args:
-        model: A built model.
-
-    Raises:
-        InvalidInputError: The model has no weights yet, or two have the same path.
-
-    Example:
-
-    >>> import keras
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
-    >>> [entry.tensors[0] for entry in path_entries(model)]
-    ['dense/kernel', 'dense/bias', 'dense_1/kernel', 'dense_1/bias']
     """
     weights = {id(weight) for weight in model.weights}
     paths: dict[str, keras.Variable] = {}

@@ -27,13 +27,7 @@ class WeightsFolder:
 
     A folder may hold both a single file and an index, if sharded weights were later saved as one
     file. The single file is then read, as in transformers, which leaves the old index there.
-
-    Args:
-        path: The folder.
-        chosen: The name of the file or index to read; `None` looks for the usual names.
-
-    Raises:
-        CheckpointError: There are no such files, or the index is invalid.
+    `chosen` names another file or index.
     """
 
     def __init__(self, path: Path, chosen: str | None = None) -> None:
@@ -86,16 +80,10 @@ class WeightsFolder:
         ignored_tensors: Sequence[str] = (),
         block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     ) -> None:
-        """Compares names, shapes and dtypes with what a model expects.
+        """Raises a `CheckpointError` if names, shapes or dtypes differ from what a model expects.
 
-        Args:
-            entries: The checkpoint map of the model.
-            ignored_tensors: Patterns, as in `"*.inv_freq"`, of names of tensors that are not read.
-            block_shape: The shape of the blocks that share a scale in float8 tensors.
-
-        Raises:
-            CheckpointError: They differ. The message lists tensors that are missing, unexpected,
-                damaged, or have another shape.
+        `ignored_tensors` are patterns, as in `"*.inv_freq"`. Blocks of a float8 tensor share a
+        scale.
         """
         present = self.names
         expected = dict(_expected_tensors(entries, present))
@@ -143,10 +131,7 @@ class WeightsFolder:
     ) -> ScaledTensor | None:
         """Returns a tensor in float8 or float4 with its scales, or `None` for other dtypes.
 
-        Args:
-            name: The name of a present tensor.
-            dtype: The dtype of the variable.
-            block_shape: The shape of the blocks that share a scale in float8 tensors.
+        `dtype` is that of the variable.
         """
         tensor = self.tensors[name]
         if not takes_scales(tensor.dtype, dtype):

@@ -24,16 +24,7 @@ def read_weights(
 ) -> None:
     """Fills the variables of a model, after it has checked all names and shapes.
 
-    Args:
-        weights: The folder of the checkpoint.
-        entries: The checkpoint map of the model.
-        ignored_tensors: Patterns of names of tensors that are not read.
-        block_shape: The shape of the blocks that share a scale in float8 tensors.
-        is_shown: True to show a progress bar.
-
-    Raises:
-        CheckpointError: A file is damaged, the tensors are not those of the model, or a tensor and
-            its copy have different numbers. No variable has changed.
+    `ignored_tensors` are patterns. If a `CheckpointError` is raised, no variable has changed.
     """
     entries = [use_present_copy(entry, weights.names) for entry in entries]
     weights.check(entries, ignored_tensors, block_shape)

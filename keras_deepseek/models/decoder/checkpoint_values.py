@@ -11,14 +11,9 @@ _BY_LENGTH = ("dynamic", "yarn", "llama3", "longrope")
 
 
 def check_required_keys(values: Mapping[str, Any], required: Sequence[str]) -> None:
-    """Raises an error if a key is missing without which the model would be a guess.
+    """Raises an error if a `config.json` lacks a key without which the model would be a guess.
 
-    Args:
-        values: The content of a `config.json`.
-        required: The keys. Their values may be `None`.
-
-    Raises:
-        InvalidInputError: Keys are missing. The message names them.
+    The value of a key may be `None`.
     """
     missing = [name for name in required if name not in values]
     if missing:
@@ -29,15 +24,9 @@ def check_required_keys(values: Mapping[str, Any], required: Sequence[str]) -> N
 
 
 def check_checkpoint_value(values: Mapping[str, Any], name: str, *, allowed: Sequence[Any]) -> None:
-    """Raises an error if a key has a value that is not supported. A missing key and `None` are.
+    """Raises an error if a key of a `config.json` has a value that is not supported.
 
-    Args:
-        values: The content of a `config.json`.
-        name: The key.
-        allowed: The supported values.
-
-    Raises:
-        InvalidInputError: The value is not supported.
+    A missing key and `None` are supported.
     """
     received = values.get(name)
     if received is not None and received not in allowed:
@@ -49,11 +38,7 @@ def check_checkpoint_value(values: Mapping[str, Any], name: str, *, allowed: Seq
 
 
 def read_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the object at a key of a `config.json`; an empty one if it is missing or null.
-
-    Raises:
-        InvalidInputError: The value is not an object.
-    """
+    """Returns the object at a key of a `config.json`; an empty one if it is missing or null."""
     received = values.get(name)
     if received is not None and not isinstance(received, Mapping):
         raise InvalidInputError(
@@ -67,9 +52,6 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
     Older files have the keys `rope_theta` and `rope_scaling`, newer ones `rope_parameters` for
     both.
-
-    Raises:
-        InvalidInputError: The values are not objects.
     """
     # A file may have both, with the same values.
     scaling = read_object(values, "rope_scaling") or read_object(values, "rope_parameters")

@@ -14,11 +14,6 @@ class DeepSeekBackbone(DecoderBackbone):
     """A `DecoderBackbone` that is made from a `DeepSeekConfig`.
 
     A family sets its `config_class` and its `attention_class`.
-
-    Args:
-        config: The family's config.
-        dtype: The dtype policy of all layers; `None` takes the global one.
-        **kwargs: Arguments of `keras.Model`, such as `name`.
     """
 
     attention_class: ClassVar[type[keras.Layer]]

@@ -22,11 +22,6 @@ class DeepSeekCausalLM(CausalLM):
     """A `CausalLM` that is made from a config.
 
     A family sets its `architectures`, its `config_class` and its `backbone_class`.
-
-    Args:
-        config: The family's config.
-        dtype: The dtype policy of all layers; `None` takes the global one.
-        **kwargs: Arguments of `keras.Model`, such as `name`.
     """
 
     backbone_class: ClassVar[type[Any]]

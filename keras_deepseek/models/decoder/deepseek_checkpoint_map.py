@@ -33,12 +33,10 @@ _MOST_MODULES = 8
 
 
 def deepseek_entries(model: CausalLM, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
-    """Returns the checkpoint map of a model.
+    """Returns the checkpoint map of a model with a `DeepSeekConfig`.
 
-    Args:
-        model: A model with a `DeepSeekConfig`.
-        tensors: The names of all tensors in the checkpoint that is read. Copies that it does not
-            have are left out. Empty for writing.
+    `tensors` are the names of all tensors in the checkpoint that is read; empty for writing. Copies
+    that it does not have are left out.
     """
     backbone = model.backbone
     entries = _embedding_entries(model, tensors)
@@ -138,12 +136,7 @@ def _swapped_entry(kernel: Any, tensor: str) -> CheckpointEntry:
 
 
 def block_entries(block: DecoderBlock, prefix: str) -> list[CheckpointEntry]:
-    """Returns the entries of one block.
-
-    Args:
-        block: A block with latent attention.
-        prefix: The start of its tensor names, without the last dot.
-    """
+    """Returns the entries of one block with latent attention; `prefix` has no last dot."""
     entries = [
         copied_entry(block.attention_norm.scale, f"{prefix}.input_layernorm.weight"),
         copied_entry(block.feed_forward_norm.scale, f"{prefix}.post_attention_layernorm.weight"),

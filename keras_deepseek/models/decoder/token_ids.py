@@ -7,14 +7,7 @@ from keras_deepseek.checks import check_integer
 
 
 def check_token_ids(config: Any) -> None:
-    """Checks the token ids in a config, and converts a list of end tokens to a tuple.
-
-    Args:
-        config: Dataclass with `start_token_id`, `end_token_id` and `pad_token_id`.
-
-    Raises:
-        InvalidInputError: A token id is neither `None` nor an integer of at least 0.
-    """
+    """Checks the token ids in a config, and converts a list of end tokens to a tuple."""
     for name in ("start_token_id", "pad_token_id"):
         check_integer(name, getattr(config, name), least=0, default=0)
     ends = config.end_token_id

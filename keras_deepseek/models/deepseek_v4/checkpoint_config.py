@@ -117,11 +117,7 @@ _IGNORED_KEYS = {
 
 
 def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `DeepSeekV4Config` for the content of a `config.json`.
-
-    Raises:
-        InvalidInputError: A key is unknown, or has a value that no DeepSeek-V4 has.
-    """
+    """Returns the arguments of `DeepSeekV4Config` for the content of a `config.json`."""
     known = {*_NAMES, *_FIXED_VALUES, *_SPECIAL_KEYS, *_IGNORED_KEYS}
     check_keys(config, known)
     for name, values in _FIXED_VALUES.items():
@@ -232,11 +228,7 @@ def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, A
 
 
 def write_checkpoint_config(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the `config.json` that transformers reads.
-
-    Args:
-        fields: The fields of a `DeepSeekV4Config` by name.
-    """
+    """Returns the `config.json` that transformers reads, for the fields of a `DeepSeekV4Config`."""
     names = {ours: name for name, ours in _SCORINGS.items()}
     routers = {ours: name for name, ours in _ROUTERS.items()}
     factor = _to_factor(fields["rope_head_dim"], fields["head_dim"])

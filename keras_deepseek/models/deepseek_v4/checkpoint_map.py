@@ -104,12 +104,10 @@ _Table = Sequence[tuple[str, str, str, Callable[[keras.Variable, str], Checkpoin
 
 
 def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
-    """Returns the checkpoint map of a model.
+    """Returns the checkpoint map of a `DeepSeekV4CausalLM`.
 
-    Args:
-        model: `DeepSeekV4CausalLM`.
-        tensors: The names of all tensors in the checkpoint that is read, which show its set of
-            names. Empty for writing: the names of the release.
+    `tensors`, the names of all tensors in the checkpoint that is read, show its set of names. Empty
+    for writing: the names of the release.
     """
     if any(".self_attn." in name for name in tensors):
         return module_entries(model)

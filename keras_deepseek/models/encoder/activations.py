@@ -24,11 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_activation(name: str) -> Callable[[Any], Any]:
-    """Returns the activation function of a name in `ACTIVATIONS`.
-
-    Raises:
-        InvalidInputError: There is no such activation.
-    """
+    """Returns the activation function of a name in `ACTIVATIONS`."""
     if name not in ACTIVATIONS:
         raise InvalidInputError(unknown_name_message("activation", name, ACTIVATIONS))
     return ACTIVATIONS[name]

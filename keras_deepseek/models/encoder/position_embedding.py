@@ -14,25 +14,11 @@ from keras_deepseek.layers.token_dim import read_dim
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class PositionEmbedding(FloatingInputLayer):
-    """A layer that adds to each token the vector of its position.
+    """A layer that adds to each token (BTD) the vector of its position.
 
-    Positions count from the first token, or from the last one. In the latter case sequences that
-    are padded on the left have the same positions at their end, whatever their length.
-
-    Args:
-        max_length: The number of positions.
-        counts_from_end: True if the last token has position 0.
-        embeddings_initializer: The initializer of the vectors.
-        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
-
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-
-    Returns:
-        A tensor of the same shape.
-
-    Raises:
-        InvalidInputError: A sequence is longer than `max_length`.
+    Positions count from the first token, or with `counts_from_end` from the last one. In the latter
+    case sequences that are padded on the left have the same positions at their end, whatever their
+    length.
     """
 
     def __init__(

@@ -23,25 +23,10 @@ class TransformerEncoderBlock(FloatingInputLayer):
     x = x + attention(norm(x)),  x = x + feed_forward(norm(x))        with `normalize_first`
     ```
 
-    Args:
-        num_heads: The number of attention heads; it divides the inputs' `dim`.
-        intermediate_dim: The hidden size of the feed-forward network.
-        activation: `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`.
-        dropout: The dropout rate of the outputs of attention and feed-forward network.
-        attention_dropout: The dropout rate of attention weights.
-        epsilon: Added to the variance in the norms.
-        normalize_first: True for norms before attention and feed-forward network.
-        kernel_initializer: The initializer of the kernels.
-        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
-
-    Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        attention_mask: Boolean tensor of shape `(batch_size, length, length)`, or `(batch_size, 1,
-            length)` for all rows: true if the token of a row attends to that of a column. `None`
-            allows everything.
-
-    Returns:
-        A tensor of the same shape.
+    `num_heads` divides the `dim` of the inputs `(batch_size, length, dim)`. `dropout` is the rate
+    of the outputs of both parts. `epsilon` is added to the variance in the norms. `attention_mask`
+    is `(batch_size, length, length)`, or `(batch_size, 1, length)` for all rows: true if the token
+    of a row attends to that of a column.
     """
 
     def __init__(

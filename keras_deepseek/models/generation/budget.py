@@ -12,14 +12,7 @@ def settle_budgets(
 ) -> list[int]:
     """Returns the largest number of new tokens that each row may get.
 
-    Args:
-        prompt_lengths: The number of tokens of each prompt.
-        context: The number of tokens that the model takes, or `None` for any.
-        max_length: The largest number of tokens of a row, prompt included, or `None`.
-        max_new_tokens: The largest number of new tokens of a row, or `None`.
-
-    Raises:
-        InvalidInputError: A prompt leaves no room, or nothing limits the number of tokens.
+    `context` is the number of tokens that the model takes. `max_length` includes the prompt.
     """
     longest = max(prompt_lengths)
     if context is not None and longest >= context:

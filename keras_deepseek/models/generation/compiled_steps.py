@@ -27,12 +27,7 @@ _ODD_LENGTHS = (10_007, 100_003)
 
 @dataclass(frozen=True)
 class StepKind:
-    """The options of a step that are compiled into it.
-
-    Args:
-        rules: The sampling rules.
-        has_log_probabilities: True to return the log-probabilities of the tokens.
-    """
+    """The options of a step that are compiled into it."""
 
     rules: SamplingRules
     has_log_probabilities: bool = False
@@ -48,10 +43,8 @@ class CompiledSteps:
     def get(self, key: Any, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> Step:
         """Returns a compiled `function(model, *arguments, state, *inputs)`.
 
-        Args:
-            key: The key of the function and its arguments in the cache.
-            function: It returns outputs and the next state.
-            *arguments: Values that are compiled into it.
+        The function returns outputs and the next state. The cache holds it by `key`, which must
+        name the function and the arguments: their values are compiled into it.
         """
 
         def make() -> Step:
@@ -64,9 +57,7 @@ class CompiledSteps:
     def prefill(self, kind: StepKind, capacity: int) -> Step:
         """Returns the step of a prompt. It takes token ids, mask, uniforms and numbers.
 
-        Args:
-            kind: The options of the step.
-            capacity: The number of slots of the caches that it makes.
+        `capacity` is the number of slots of the caches that it makes.
         """
         return self.get(("prefill", kind, capacity), _prefill, kind, capacity)
 
@@ -181,10 +172,7 @@ def count_positions(mask: Any) -> Any:
 def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
     """Returns the set of tokens in each row as booleans of shape `(batch_size, vocabulary_size)`.
 
-    Args:
-        token_ids: Integer tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of the same shape, false for tokens that do not count, or `None`.
-        vocabulary_size: The number of tokens in the vocabulary.
+    Ids and mask are `(batch_size, length)`; the mask is false for tokens that do not count.
     """
     batch_size, length = token_ids.shape
     rows = ops.repeat(ops.arange(batch_size, dtype="int32"), length)
@@ -197,10 +185,9 @@ def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
 
 
 def holds_only_slots(make_cache: MakeCache) -> bool:
-    """Returns true if caches hold only slots of tokens, so that they can grow and be overwritten.
+    """Returns True if caches hold only slots of tokens, so that they can grow and be overwritten.
 
-    Args:
-        make_cache: Function of a batch size and a number of slots, such as that of a model.
+    `make_cache` takes a batch size and a number of slots.
     """
     fewer, more = _ODD_LENGTHS
     # A batch of no sequences takes no memory; only the shapes matter.
@@ -217,10 +204,7 @@ def grow_cache(
 ) -> list[dict[str, Any]]:
     """Returns caches with more slots, with the same tokens in the first of them.
 
-    Args:
-        make_cache: The function that made the caches; `holds_only_slots` is true for it.
-        cache: The caches.
-        capacity: The number of slots of the new ones.
+    `holds_only_slots` must be true for `make_cache`, which made the caches.
     """
     batch_size = cache[0]["mask"].shape[0]
     write = backend.current().inference.write_slots

@@ -25,7 +25,9 @@ def accept_drafts(
     """Returns the tokens of each row, and the number of them that all rows take.
 
     All rows take as many as the row that takes the fewest, so that they stay aligned. A row that
-    could take more then has its draft at a place where another row has a replacement.
+    could take more then has its draft at a place where another row has a replacement. The int32
+    tokens are `(batch_size, num_drafts + 1)`; those after the taken ones have no meaning. The
+    number, an int32 scalar, is at least 1.
 
     Args:
         scores: float32 tensor of shape `(batch_size, num_drafts + 1, vocabulary_size)`: the
@@ -37,10 +39,6 @@ def accept_drafts(
         is_running: Boolean tensor of shape `(batch_size,)`, false for rows that have ended and do
             not count.
         rules: The sampling rules.
-
-    Returns:
-        A pair: an int32 tensor of shape `(batch_size, num_drafts + 1)`, whose tokens after the
-            taken ones have no meaning, and an int32 scalar of at least 1.
     """
     num_drafts = drafts.shape[1]
     if rules.is_greedy:

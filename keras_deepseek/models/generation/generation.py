@@ -36,12 +36,7 @@ class Generator:
         *,
         return_log_probabilities: bool = False,
     ) -> TokenRequest:
-        """Checks the arguments of `CausalLM.generate` and returns them as a request.
-
-        Raises:
-            InvalidInputError: An argument does not fit.
-            NotSupportedError: The model can't draft tokens.
-        """
+        """Checks the arguments of `CausalLM.generate` and returns them as a request."""
         model = self._model
         if check_boolean("use_drafts", options.use_drafts):
             check_drafts(model)

@@ -18,10 +18,8 @@ def round_up(length: int) -> int:
 def total_slots(needed: int, context: int | None) -> int:
     """Returns the largest number of slots of a cache, rounded up to a compiled length.
 
-    Args:
-        needed: The slots for the prompts and all tokens that may come.
-        context: The slots of the longest row that the model takes, or `None`. The result is not
-            larger unless `needed` is.
+    `needed` counts the prompts and all tokens that may come. The result is not larger than
+    `context`, the longest row that the model takes, unless `needed` is.
     """
     rounded = round_up(needed)
     return rounded if context is None or needed > context else min(rounded, context)
@@ -30,20 +28,11 @@ def total_slots(needed: int, context: int | None) -> int:
 def first_capacity(prompt_length: int, needed: int) -> int:
     """Returns the number of slots of the first cache.
 
-    It is small because attention visits empty slots too.
-
-    Args:
-        prompt_length: The slots of the prompts.
-        needed: The largest number of slots.
+    It is small because attention visits empty slots too. `needed` is the largest number of slots.
     """
     return min(needed, round_up(prompt_length + max(128, prompt_length // 4)))
 
 
 def next_capacity(capacity: int, needed: int) -> int:
-    """Returns the number of slots of the cache that replaces a full one.
-
-    Args:
-        capacity: The slots of the full cache.
-        needed: The largest number of slots.
-    """
+    """Returns the number of slots, at most `needed`, of the cache that replaces a full one."""
     return min(needed, round_up(capacity + max(128, capacity // 4)))

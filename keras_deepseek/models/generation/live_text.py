@@ -24,11 +24,7 @@ class LiveText:
     """A display of text that arrives in pieces, with tokens per second below it on a terminal.
 
     Complete lines are printed once; only the last line is redrawn. A file or a pipe gets only the
-    text. Use it in a `with` block.
-
-    Args:
-        console: The console of the output.
-        clock: Function that returns seconds.
+    text. Use it in a `with` block. The clock returns seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:

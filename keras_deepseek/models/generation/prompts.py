@@ -14,12 +14,9 @@ from keras_deepseek.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as token ids.
+    """Prompts as token ids, and as texts if they were given so.
 
-    Args:
-        rows: The token ids of each prompt.
-        is_single: True if a single prompt was given, so that a single result is returned.
-        texts: The strings of the prompts, or `None` if they were token ids.
+    With `is_single`, a single prompt was given, so a single result is returned.
     """
 
     rows: list[list[int]]
@@ -34,10 +31,7 @@ class Prompts:
     def pad(self, length: int) -> tuple[Array, Array]:
         """Returns token ids, int32, and a padding mask, boolean, both `(batch_size, length)`.
 
-        Prompts are padded on the left.
-
-        Args:
-            length: At least the length of the longest prompt.
+        Prompts are padded on the left. `length` is at least that of the longest one.
         """
         token_ids = np.zeros((len(self.rows), length), "int32")
         mask = np.zeros(token_ids.shape, "bool")
@@ -50,15 +44,8 @@ class Prompts:
 def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Prompts:
     """Reads prompts from strings or token ids, one or several.
 
-    Args:
-        inputs: A string, a list of strings, a list or array of integers, a list of these, or an
-            array of two axes.
-        tokenizer: An object with `tokenize`, or `None`.
-        vocabulary_size: `None` if it is not known.
-
-    Raises:
-        InvalidInputError: The prompts have another type, one is empty or has a token id outside of
-            the vocabulary, or they are text and there is no tokenizer.
+    Token ids are a list or array of integers, a list of these, or an array of two axes. A
+    `vocabulary_size` of `None` is unknown. Text needs a `tokenizer` with `tokenize`.
     """
     if hasattr(inputs, "shape"):
         inputs = np.asarray(inputs).tolist()  # A single string can be a NumPy array too.
@@ -103,11 +90,7 @@ def _encode(texts: list[str], tokenizer: Any, vocabulary_size: int | None) -> li
 
 
 def check_tokens(text: str, tokens: Sequence[int]) -> None:
-    """Raises an error if a prompt has no tokens.
-
-    Raises:
-        InvalidInputError: It has none.
-    """
+    """Raises an error if a prompt has no tokens."""
     if not len(tokens):
         raise InvalidInputError(f"The prompt {text!r} must have at least one token, and has none.")
 
@@ -137,16 +120,8 @@ def read_stop_tokens(
 ) -> list[frozenset[int]]:
     """Returns the tokens at which each row stops.
 
-    Args:
-        stop_token_ids: `"auto"` for the end tokens, an integer, a list of integers, one list of
-            integers for each row, or `None` for none.
-        end_tokens: The end tokens of the model.
-        batch_size: The number of rows.
-        vocabulary_size: `None` if it is not known.
-
-    Raises:
-        InvalidInputError: The value has another type, holds a token outside of the vocabulary, or
-            has another number of lists than there are rows.
+    `stop_token_ids` is `"auto"` for the end tokens, an integer, a list of integers, one list of
+    integers for each row, or `None` for none. A `vocabulary_size` of `None` is unknown.
     """
     if stop_token_ids is None:
         return [frozenset()] * batch_size

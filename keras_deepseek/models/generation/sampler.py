@@ -121,12 +121,7 @@ GREEDY = Sampler(temperature=0.0)
 def get_sampler(sampler: Any) -> Sampler:
     """Returns the sampler for an argument of a user.
 
-    Args:
-        sampler: A `Sampler`, `"greedy"`, `"random"` for drawing from all tokens, or `None` for
-            greedy.
-
-    Raises:
-        InvalidInputError: It is something else.
+    `"greedy"` and `None` are greedy; `"random"` draws from all tokens.
     """
     if isinstance(sampler, Sampler):
         return sampler

@@ -94,15 +94,8 @@ def begin_speculation(
 ) -> tuple[Any, Any]:
     """Returns the tokens that follow prompts, and a state with the first drafts.
 
-    Args:
-        model: `CausalLM`.
-        kind: The options of the step.
-        capacity: The number of slots of the caches.
-        _: The state, which is not there yet.
-        token_ids: int32 tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of the same shape, or `None`.
-        uniforms: float32 tensor of shape `(batch_size, 2 * num_drafts + 1)`.
-        numbers: float32 scalars of the sampler, by name.
+    Token ids, int32, and mask are `(batch_size, length)`; `uniforms`, float32, are `(batch_size, 2
+    * num_drafts + 1)`; `numbers` are float32 scalars of the sampler. There is no state yet.
     """
     modules = DraftModules(model)
     batch_size, length = token_ids.shape
@@ -238,9 +231,7 @@ def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any
 def check_drafts(model: Any) -> None:
     """Raises an error if a model can't draft tokens.
 
-    Raises:
-        NotSupportedError: It has no modules that predict further tokens, or a cache that can't
-            remove tokens.
+    It then has no modules that predict further tokens, or a cache that can't remove tokens.
     """
     if model.multi_token_prediction is None:
         raise NotSupportedError(

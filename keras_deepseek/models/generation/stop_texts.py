@@ -6,8 +6,7 @@ from collections.abc import Sequence
 class StopTexts:
     """A filter of text pieces that ends at a stop text and holds back a possible start of one.
 
-    Args:
-        texts: The stop texts, which are not returned. Empty ones are ignored.
+    The stop texts are not returned. Empty ones are ignored.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:

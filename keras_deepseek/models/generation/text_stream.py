@@ -13,12 +13,7 @@ class TextStream:
     """A decoder of the tokens that follow a prompt.
 
     The text of a token may depend on the one before it: a word at the start of a text has no space
-    before it. So the end of the prompt is decoded first.
-
-    Args:
-        tokenizer: An object with `detokenize`.
-        prompt: The tokens of the prompt.
-        end_tokens: Tokens that leave no text.
+    before it. So the end of the prompt is decoded first. End tokens leave no text.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], end_tokens: Collection[int]) -> None:

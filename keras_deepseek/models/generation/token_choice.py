@@ -24,16 +24,10 @@ def choose(
 ) -> dict[str, Any]:
     """Returns the chosen token of each row, and whether its logits are finite.
 
-    Args:
-        logits: Tensor of shape `(batch_size, vocabulary_size)`.
-        seen: Boolean tensor of that shape, true for tokens that a row has already, or `None`
-            without a penalty.
-        uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
-        rules: The sampling rules.
-        numbers: float32 scalars of the sampler, by name.
-
-    Returns:
-        A dict of int32 `"tokens"` and boolean `"is_finite"`, of shape `(batch_size,)`.
+    Logits and `seen` are `(batch_size, vocabulary_size)`; `seen` is true for tokens that a row has
+    already, or `None` without a penalty. `uniforms` are float32 in [0, 1) of shape `(batch_size,)`;
+    `numbers` are float32 scalars of the sampler. Returns int32 `"tokens"` and boolean
+    `"is_finite"`, `(batch_size,)`.
     """
     scores = adjust(logits, seen, rules, numbers)
     tokens = ops.argmax(scores, axis=-1) if rules.is_greedy else draw(scores, uniforms)
@@ -49,14 +43,8 @@ def is_finite(logits: Any) -> Any:
 def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> Any:
     """Returns the logits after all steps of the sampler; excluded tokens are minus infinity.
 
-    Args:
-        logits: Tensor of shape `(batch_size, vocabulary_size)`.
-        seen: As for `choose`.
-        rules: The sampling rules.
-        numbers: float32 scalars of the sampler, by name.
-
-    Returns:
-        A float32 tensor of shape `(batch_size, vocabulary_size)`.
+    The arguments are those of `choose`. Logits are `(batch_size, vocabulary_size)`, the result
+    float32.
     """
     scores = ops.cast(logits, "float32")
     if rules.has_penalty:
@@ -99,12 +87,8 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
 def draw(scores: Any, uniforms: Any) -> Any:
     """Returns the token at which the distribution function of each row exceeds a number.
 
-    Args:
-        scores: float32 tensor of shape `(batch_size, vocabulary_size)`: logits.
-        uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
-
-    Returns:
-        An int32 tensor of shape `(batch_size,)`.
+    Scores are float32 logits `(batch_size, vocabulary_size)`; `uniforms` float32 `(batch_size,)`,
+    in [0, 1); the tokens int32 `(batch_size,)`.
     """
     return draw_by_weight(ops.exp(scores - ops.max(scores, axis=-1, keepdims=True)), uniforms)
 
@@ -112,9 +96,7 @@ def draw(scores: Any, uniforms: Any) -> Any:
 def draw_by_weight(weights: Any, uniforms: Any) -> Any:
     """Draws a token for each row by weights that need not sum to 1, as `draw` does by logits.
 
-    Args:
-        weights: float32 tensor of shape `(batch_size, vocabulary_size)`, at least 0.
-        uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
+    Weights, at least 0, are float32 `(batch_size, vocabulary_size)`; `uniforms` as for `draw`.
     """
     vocabulary_size = weights.shape[-1]
     size = min(_BLOCK_SIZE, vocabulary_size)
@@ -153,12 +135,7 @@ def _find_crossing(weights: Any, target: Any) -> tuple[Any, Any]:
 def log_probabilities(logits: Any, tokens: Any) -> Any:
     """Returns the log-probability of tokens under the model itself, before the sampler's steps.
 
-    Args:
-        logits: Tensor of shape `(batch_size, vocabulary_size)`.
-        tokens: int32 tensor of shape `(batch_size,)`.
-
-    Returns:
-        A float32 tensor of shape `(batch_size,)`.
+    Logits are `(batch_size, vocabulary_size)`; int32 tokens and the float32 result `(batch_size,)`.
     """
     logits = ops.cast(logits, "float32")
     chosen = ops.take_along_axis(logits, ops.expand_dims(tokens, -1), axis=-1)

@@ -37,15 +37,9 @@ from keras_deepseek.models.generation.speculative_steps import (
 class TokenRequest:
     """A request to generate tokens.
 
-    Args:
-        prompts: The prompts.
-        budgets: The largest number of new tokens of each row.
-        stop_tokens: The tokens at which each row stops.
-        sampler: The sampler.
-        seed: The seed.
-        has_log_probabilities: True to return the log-probabilities of the tokens.
-        uses_drafts: True for speculative decoding.
-        context: The number of tokens that the model takes, or `None` if it has no limit.
+    `budgets` are the largest numbers of new tokens, and `stop_tokens` the tokens at which a row
+    stops, by row. With `uses_drafts`, decoding is speculative. `context` is the number of tokens
+    that the model takes, or `None` if it has no limit.
     """
 
     prompts: Prompts
@@ -60,12 +54,9 @@ class TokenRequest:
 
 @dataclass(frozen=True)
 class NewToken:
-    """A new token of one row.
+    """A new token of one row; `is_last` if the row gets no further token.
 
-    Args:
-        token: The token id.
-        log_probability: `None` if it was not requested.
-        is_last: True if the row gets no further token.
+    `log_probability` is `None` if it was not requested.
     """
 
     token: int
@@ -76,10 +67,7 @@ class NewToken:
 class RowNoise:
     """A source of random numbers in [0, 1) for each row, by the seed and the row's index only.
 
-    Args:
-        seed: The seed.
-        num_rows: The number of rows.
-        count: How many numbers to draw at once; `None` draws one without an axis for it.
+    It draws `count` numbers at once; `None` draws one without an axis for it.
     """
 
     def __init__(self, seed: int, num_rows: int, count: int | None = None) -> None:
@@ -95,8 +83,7 @@ class RowNoise:
 def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[list[NewToken | None]]:
     """Yields the next token of each row when it is computed, and `None` for a row that has stopped.
 
-    Raises:
-        InvalidInputError: The model's logits are not finite.
+    Raises an `InvalidInputError` if the model's logits are not finite.
     """
     rows = _Rows(request)
     compute = _speculate if request.uses_drafts else _compute_one_by_one
@@ -154,10 +141,8 @@ def _speculate(
 class _Slots:
     """The cache slots of prompts and tokens, counted on the host.
 
-    Args:
-        request: The request.
-        can_grow: True if caches can be made longer.
-        num_drafts: The number of slots that are written after the last token that stays.
+    With `can_grow`, caches can be made longer. `num_drafts` slots are written after the last token
+    that stays.
     """
 
     def __init__(self, request: TokenRequest, *, can_grow: bool, num_drafts: int = 0) -> None:

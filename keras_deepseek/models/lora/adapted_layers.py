@@ -37,20 +37,13 @@ def read_matrices(layer: keras.Layer) -> tuple[Array, Array]:
     """Returns the two LoRA matrices of a layer as arrays.
 
     If they are sharded over several processes, all of them must call it.
-
-    Raises:
-        PeerLostError: Another process has ended, or does not answer.
     """
     a, b = (backend.current().distribution.read_whole(each.value) for each in lora_variables(layer))
     return a, b
 
 
 def find_candidates(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers that have or can have a LoRA, in the model's order.
-
-    Raises:
-        InvalidInputError: One of them has no weights yet.
-    """
+    """Returns the layers that have or can have a LoRA, in the model's order."""
     # A KerasHub backbone has `enable_lora` too, for its layers, which are in the list as well.
     layers = [each for each in flatten_layers(model) if not isinstance(each, keras.Model)]
     found = [each for each in layers if hasattr(each, "enable_lora")]
@@ -80,11 +73,7 @@ def add_lora(
 ) -> None:
     """Adds a LoRA to layers of a model that has none, and freezes everything else.
 
-    Args:
-        model: The model.
-        ranks: The rank of each layer, by its path.
-        layers: The layers.
-        lora_alpha: The scale of each layer, by its path.
+    `ranks` and the scales, `lora_alpha`, are by path of a layer.
     """
     for layer in layers:
         path = path_of(layer)

@@ -22,12 +22,9 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """The LoRA of one layer.
+    """The LoRA of one layer: `a` `(*kernel_shape[:-1], rank)` and `b` `(rank, kernel_shape[-1])`.
 
-    Args:
-        a: Array of shape `(*kernel_shape[:-1], rank)`.
-        b: Array of shape `(rank, kernel_shape[-1])`.
-        lora_alpha: The scale, before it is divided by the rank.
+    `lora_alpha` is the scale, before it is divided by the rank.
     """
 
     a: Array
@@ -43,13 +40,7 @@ class LayerAdapter:
 def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], source: str) -> None:
     """Assigns a loaded LoRA to a model, after adding one if the model has none.
 
-    Args:
-        model: The model.
-        adapters: The LoRA of each layer, by the layer's path.
-        source: The name of the file or folder, for errors.
-
-    Raises:
-        InvalidInputError: The LoRA does not fit the model, or the LoRA that it has.
+    `adapters` are by path of a layer. `source` names the file or folder, for errors.
     """
     adapted = {path_of(layer): layer for layer in find_adapted(model)}
     layers = adapted or {path_of(layer): layer for layer in find_candidates(model)}

@@ -121,11 +121,7 @@ def _check_name(filepath: Any) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Returns copies of all tensors in a small file.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
-    """
+    """Returns copies of all tensors in a small file."""
     header = read_header(path)
     with MappedFiles() as files:
         return {name: np.array(files.read(each)) for name, each in header.items()}
@@ -133,11 +129,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 @contextmanager
 def write_atomically(target: Path) -> Iterator[Path]:
-    """Yields the path of a new file, and moves it to `target` at the end.
-
-    Raises:
-        CheckpointError: The file can't be written.
-    """
+    """Yields the path of a new file, and moves it to `target` at the end."""
     try:
         with staging_folder(target) as work:
             path = work / target.name

@@ -147,11 +147,7 @@ def _check_model(model: Any) -> keras.Model:
 
 
 def check_no_lora(model: keras.Model) -> None:
-    """Raises an error if a model has a LoRA.
-
-    Raises:
-        InvalidInputError: It has a LoRA, or it is not a model.
-    """
+    """Raises an error if a model has a LoRA, or is not a model."""
     adapted = find_adapted(_check_model(model))
     if adapted:
         raise InvalidInputError(
@@ -162,11 +158,7 @@ def check_no_lora(model: keras.Model) -> None:
 
 
 def check_lora(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers of a model that have a LoRA.
-
-    Raises:
-        InvalidInputError: The model has no LoRA, or it is not a model.
-    """
+    """Returns the layers of a model that have a LoRA, or raises an error if it has none."""
     layers = find_adapted(_check_model(model))
     if not layers:
         raise InvalidInputError(

@@ -39,10 +39,8 @@ class LinearLayout:
 def join_factors(layout: LinearLayout, factors: Sequence[Factors | None]) -> Factors:
     """Returns `lora_A.weight` and `lora_B.weight` of the `Linear`.
 
-    Args:
-        layout: The layout of the kernels.
-        factors: For each kernel its A, of shape `(num_inputs, num_blocks, rank)`, and B, of shape
-            `(rank, width)`, or `None` for a kernel without a LoRA.
+    `factors` has for each kernel its A, `(num_inputs, num_blocks, rank)`, and B, `(rank, width)`,
+    or `None` for a kernel without a LoRA.
     """
     downs, ups = [], []
     total = sum(layout.widths)
@@ -99,15 +97,9 @@ def split_blocks(
 ) -> list[Factors | None] | None:
     """Inverts `join_factors`: returns the A's and B's of Keras that it was given.
 
-    Args:
-        layout: The layout of the kernels.
-        down: Array of shape `(rank, num_inputs)`.
-        up: Array of shape `(num_outputs, rank)`.
-        has_lora: Which of the kernels have a LoRA.
-
-    Returns:
-        For each kernel its A and B, or `None` for one without a LoRA. `None` for all if
-        `join_factors` did not make these matrices.
+    `down` is `(rank, num_inputs)`, `up` `(num_outputs, rank)`. `has_lora` says for each kernel if
+    it has a LoRA; without one its factors are `None`. Returns `None` for all if `join_factors` did
+    not make these matrices.
     """
     blocks, start = layout.num_blocks, 0
     rank, uneven = divmod(len(down), blocks * sum(has_lora))
@@ -134,17 +126,8 @@ def split_shared(
     """Returns the LoRA of each kernel in Keras's form, for any LoRA of a `Linear` from `peft`.
 
     The rank for kernels to heads is `num_blocks` times that of `peft`, or the width of a head if
-    that is less.
-
-    Args:
-        layout: The layout of the kernels.
-        down: Array of shape `(rank, num_inputs)`.
-        up: Array of shape `(num_outputs, rank)`.
-        has_lora: Which of the kernels have a LoRA.
-
-    Returns:
-        For each kernel its A and B, or `None` for one without a LoRA. `None` for all if a kernel
-        without a LoRA would need one.
+    that is less. The arguments are those of `split_blocks`. Returns `None` for all if a kernel
+    without a LoRA would need one.
     """
     rows = up.reshape(layout.num_blocks, -1, len(down))
     parts: list[Factors | None] = []

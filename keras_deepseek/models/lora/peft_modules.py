@@ -31,9 +31,7 @@ def find_modules(
 ) -> dict[str, "PeftLinear | PeftEmbedding"]:
     """Returns the modules that have or can have a LoRA, by name.
 
-    Args:
-        model: Language model of this package.
-        layers_of: The layers, by the `id` of the variable to which a LoRA is added.
+    `layers_of` has the layers by the `id` of the variable to which a LoRA is added.
     """
     modules: dict[str, PeftLinear | PeftEmbedding] = {}
     for entry in model.module_entries():
@@ -58,9 +56,8 @@ def _is_linear(entry: CheckpointEntry) -> bool:
 class PeftLinear:
     """A `Linear` of `transformers`, with the layers of this package that it consists of.
 
-    Args:
-        entry: The checkpoint entry of its weight.
-        layers_of: The layers, by the `id` of their kernel.
+    `entry` is the checkpoint entry of its weight; `layers_of` has the layers by the `id` of their
+    kernel.
     """
 
     entry: CheckpointEntry
@@ -106,14 +103,9 @@ class PeftLinear:
     ) -> dict[str, LayerAdapter] | None:
         """Returns the adapters by the paths of their layers.
 
-        Args:
-            down: Array of shape `(rank, num_inputs)`.
-            up: Array of shape `(num_outputs, rank)`.
-            scale: The factor of their product.
-            is_there: True if the model has the LoRA already.
-
-        Returns:
-            A dict, or `None` if the layers can't represent the LoRA.
+        `None` if these can't represent the LoRA. `down` is `(rank, num_inputs)`, `up`
+        `(num_outputs, rank)`, and `scale` the factor of their product. `is_there` is true if the
+        model has the LoRA already.
         """
         has_lora = [layer is not None for layer in self.layers]
         expected = self.entry.tensor_shapes()[0]
@@ -179,10 +171,7 @@ class PeftEmbedding:
     ) -> dict[str, LayerAdapter]:
         """Returns the adapter by the path of its layer.
 
-        Args:
-            down: Array of shape `(rank, vocabulary_size)`.
-            up: Array of shape `(dim, rank)`.
-            scale: The factor of their product.
-            is_there: Not used: the result is the same.
+        `down` is `(rank, vocabulary_size)`, `up` `(dim, rank)`, and `scale` the factor of their
+        product. `is_there` does not matter.
         """
         return {path_of(self.layer): LayerAdapter(down.T, up.T, scale * len(down))}

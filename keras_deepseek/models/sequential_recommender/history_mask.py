@@ -11,16 +11,8 @@ class HistoryMask(keras.Layer):
     """A layer that returns a causal mask: each item attends to itself and earlier items.
 
     No item attends to padding. Padding attends to itself, because fused attention returns NaN for a
-    row without anything to attend to.
-
-    Args:
-        **kwargs: Arguments of `keras.Layer`, such as `name`.
-
-    Call arguments:
-        item_ids: Integer tensor of shape `(batch_size, length)`, 0 for padding.
-
-    Returns:
-        A boolean tensor of shape `(batch_size, length, length)`.
+    row without anything to attend to. Item ids are `(batch_size, length)`, 0 for padding; the mask
+    is `(batch_size, length, length)`.
     """
 
     def call(self, item_ids: Any) -> Any:

@@ -144,12 +144,7 @@ class LeaveLastOut:
 
 
 def read_histories(histories: Any, num_items: int) -> list[Array]:
-    """Returns histories as int32 arrays.
-
-    Raises:
-        InvalidInputError: They are not sequences of integers, or have an item outside of 1 to
-            `num_items`.
-    """
+    """Checks histories of items from 1 to `num_items`, and returns them as int32 arrays."""
     if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):
         raise InvalidInputError(
             "`histories` must be a list of items for each user, as in [[3, 1, 7], [5]]; received "

@@ -16,14 +16,7 @@ NO_ITEM_SCORE = -1e30
 class ItemScores(keras.Layer):
     """A layer that returns logits in float32, with padding, item 0, below all others.
 
-    Args:
-        **kwargs: Arguments of `keras.Layer`, such as `name`.
-
-    Call arguments:
-        logits: Floating-point tensor of shape `(batch_size, num_items + 1)`.
-
-    Returns:
-        A float32 tensor of the same shape.
+    Logits are `(batch_size, num_items + 1)`.
     """
 
     def call(self, logits: Any) -> Any:
@@ -39,23 +32,10 @@ class TopItems(keras.Layer):
     """A layer that returns the items with the highest scores, without those of the history.
 
     A history of `length` items can hide at most `length` others. So the best `k` are among the best
-    `k + length`, and no mask over all items is needed.
-
-    Args:
-        k: The number of items to return.
-        exclude_seen: True to leave out items of the history.
-        **kwargs: Arguments of `keras.Layer`, such as `name`.
-
-    Call arguments:
-        scores: Tensor of shape `(batch_size, num_items + 1)`.
-        item_ids: Integer tensor of shape `(batch_size, length)`, with a static length.
-
-    Returns:
-        A dict of `"items"`, int32, and `"scores"`, float32, of shape `(batch_size, k)`, the best
-        first. If there are not enough items, the id is 0.
-
-    Raises:
-        InvalidInputError: `k` is larger than the number of items, or the length is not static.
+    `k + length`, and no mask over all items is needed. Scores are `(batch_size, num_items + 1)`;
+    item ids are `(batch_size, length)`, with a static length. The output is a dict of `"items"`,
+    int32, and `"scores"`, float32, `(batch_size, k)`, the best first. If there are not enough
+    items, the id is 0.
     """
 
     def __init__(self, k: int, exclude_seen: bool = True, **kwargs: Any) -> None:

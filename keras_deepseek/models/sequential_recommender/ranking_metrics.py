@@ -92,9 +92,8 @@ class NormalizedDiscountedCumulativeGain(_RankingMetric):
 def rank_targets(targets: Any, scores: Any) -> Any:
     """Returns the number of items ranked before each target, int32 of shape `(batch_size,)`.
 
-    Args:
-        targets: Integer tensor of shape `(batch_size,)` or `(batch_size, 1)`.
-        scores: Tensor of shape `(batch_size, num_items + 1)`. Item 0, the padding, counts too.
+    Targets are `(batch_size,)` or `(batch_size, 1)`; scores `(batch_size, num_items + 1)`, where
+    item 0, the padding, counts too.
     """
     scores = ops.convert_to_tensor(scores)
     targets = ops.cast(ops.reshape(targets, (-1, 1)), "int32")

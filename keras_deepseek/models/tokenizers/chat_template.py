@@ -12,19 +12,10 @@ Message = Mapping[str, Any]
 
 
 def render_chat(template: str, messages: Sequence[Message], **variables: Any) -> str:
-    """Returns the text of a conversation.
+    """Returns the text of a conversation by a jinja2 template.
 
-    The template comes from the authors of the checkpoint, so it runs in a sandbox.
-
-    Args:
-        template: A jinja2 template.
-        messages: Messages as in `{"role": "user", "content": "Hello"}`.
-        **variables: Further variables of the template.
-
-    Raises:
-        InvalidInputError: The template is invalid or refuses the messages, or a message has no role
-            or content.
-        MissingExtraError: jinja2 is not installed.
+    The template comes from the authors of the checkpoint, so it runs in a sandbox. A message is as
+    in `{"role": "user", "content": "Hello"}`.
     """
     _check_messages(messages)
     try:

@@ -17,15 +17,6 @@ class StreamDecoder:
     """A decoder that gets tokens one at a time and returns only text that can't change any more.
 
     A character whose bytes are spread over several tokens comes with the last of them.
-
-    Args:
-        detokenize: Function from a list of token ids to a string.
-
-    Example:
-
-    >>> decoder = StreamDecoder(lambda ids: bytes(ids).decode("utf-8", "replace"))
-    >>> [decoder.push(byte) for byte in "h\u00e9!".encode()], decoder.finish()
-    (['h', '', '\u00e9', '!'], '')
     """
 
     def __init__(self, detokenize: Callable[[Sequence[int]], str]) -> None:

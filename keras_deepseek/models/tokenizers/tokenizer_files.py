@@ -33,11 +33,7 @@ TOKENIZER_FILES = (
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Reads the tokenizer files of a checkpoint, by name; the dict is empty if it has none.
-
-    Raises:
-        CheckpointError: A file can't be read, or is a pointer of Git LFS.
-    """
+    """Reads the tokenizer files of a checkpoint, by name; the dict is empty if it has none."""
     found = {}
     for path in sorted(folder.iterdir()):
         if any(fnmatch.fnmatch(path.name, name) for name in TOKENIZER_FILES) and path.is_file():
@@ -50,11 +46,7 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """Returns the object in one of the files; an empty one if the file is missing.
-
-    Raises:
-        CheckpointError: The file does not hold a JSON object.
-    """
+    """Returns the object in one of the files; an empty one if the file is missing."""
     try:
         content = json.loads(files.get(name, b"{}").decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -79,11 +71,7 @@ def read_special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def read_chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Returns the chat templates by name; the dict is empty if the checkpoint has none.
-
-    Raises:
-        CheckpointError: The `chat_template` of a file is invalid.
-    """
+    """Returns the chat templates by name; the dict is empty if the checkpoint has none."""
     if CHAT_TEMPLATE_NAME in files:
         return {"default": files[CHAT_TEMPLATE_NAME].decode("utf-8", "replace")}
     for file in ("chat_template.json", TOKENIZER_CONFIG_NAME):
@@ -107,11 +95,7 @@ def _named_templates(file: str, received: Any) -> dict[str, str]:
 
 
 def find_chat_template(templates: Mapping[str, str], name: str) -> str:
-    """Returns the text of a chat template.
-
-    Raises:
-        InvalidInputError: There is no template with this name.
-    """
+    """Returns the text of a chat template."""
     if not templates:
         raise InvalidInputError(
             "The checkpoint has no chat template. Write the prompt in the format of its training."
@@ -122,11 +106,7 @@ def find_chat_template(templates: Mapping[str, str], name: str) -> str:
 
 
 def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
-    """Returns the largest token id plus one, or `None` if there is no `tokenizer.json`.
-
-    Raises:
-        CheckpointError: The file has no vocabulary.
-    """
+    """Returns the largest token id plus one, or `None` if there is no `tokenizer.json`."""
     if TOKENIZER_NAME not in files:
         return None
     content = read_json_file(files, TOKENIZER_NAME)
@@ -143,12 +123,7 @@ def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
 def check_vocabulary(files: Mapping[str, bytes], vocabulary_size: int) -> None:
     """Raises an error if a tokenizer has tokens for which the model has no embedding.
 
-    Args:
-        files: The tokenizer files.
-        vocabulary_size: The vocabulary size of the model, which may be larger.
-
-    Raises:
-        InvalidInputError: The tokenizer's largest id is not below it.
+    The vocabulary of the model may be larger.
     """
     count = count_vocabulary(files)
     if count is not None and count > vocabulary_size:

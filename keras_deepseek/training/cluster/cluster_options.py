@@ -17,10 +17,8 @@ from keras_deepseek.training.cluster.parameter_server import (
 class ResolvedCluster:
     """The processes of a training, as arguments and environment agree on them.
 
-    Args:
-        strategy: The strategy's name, an object of Keras or of the framework, or `None`.
-        spec: `ClusterSpec` of this process.
-        servers: `ServerSettings` of a parameter server; `None` for another strategy.
+    The strategy is a name, an object of Keras or of the framework, or `None`. `servers` is `None`
+    unless it is a parameter server.
     """
 
     strategy: Any
@@ -30,16 +28,7 @@ class ResolvedCluster:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """The options of a trainer's devices and processes. `Trainer` documents them for users.
-
-    Args:
-        device_map: dict of device indices by kind, or of devices by layer names; or `None`.
-        distributed_strategy: A strategy's name or object, or `None`.
-        world_size: integer. The number of processes, or `None`.
-        rank: integer. The rank of this process, or `None`.
-        coordinator: string. `HOST:PORT` of rank 0, or `None`.
-        gradient_compression: string or `LowRank`, or `None`.
-    """
+    """The options of a trainer's devices and processes. `Trainer` documents them for users."""
 
     device_map: DeviceMap | None = None
     distributed_strategy: Any = None
@@ -51,11 +40,7 @@ class ClusterOptions:
     def resolve(self, default_strategy: str | None = None) -> ResolvedCluster:
         """Returns the processes of the training, from the options and the environment.
 
-        Args:
-            default_strategy: string. The strategy if nothing else names one. Defaults to `None`.
-
-        Raises:
-            InvalidInputError: An option contradicts another, or the environment.
+        `default_strategy` is the strategy if nothing else names one.
         """
         place = self.world_size, self.rank, self.coordinator
         strategy = choose_strategy(take_servers(self.distributed_strategy), *place)

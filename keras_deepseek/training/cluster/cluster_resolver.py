@@ -36,19 +36,9 @@ def resolve_cluster(
 ) -> ClusterSpec:
     """Returns the place of this process among the processes of a training.
 
-    Args:
-        strategy: `"allreduce"`, `"parameter_server"`, or `None`: the process trains alone, and the
-            environment is only read to warn if it says otherwise.
-        world_size: integer. The argument of `Trainer`. Defaults to `None`: read from the
-            environment.
-        rank: integer. The argument of `Trainer`. Defaults to `None`: read from the environment.
-        coordinator: string. The argument of `Trainer`. Defaults to `None`: read from the
-            environment.
-        environ: The environment. Defaults to `os.environ`.
-
-    Raises:
-        InvalidInputError: An argument or a variable is malformed, two of them contradict each
-            other, or one is missing.
+    A strategy of `None` trains alone; the environment is then only read to warn if it says
+    otherwise. Arguments of `Trainer` that are `None` are read from the environment. Raises an
+    `InvalidInputError` if statements are malformed, missing, or contradict each other.
     """
     check_strategy(strategy)
     arguments = _read_arguments(world_size, rank, coordinator)
@@ -80,14 +70,8 @@ def choose_strategy(
 ) -> Any:
     """Returns the strategy, or that of `keras-deepseek launch` if the user gives none.
 
-    Args:
-        strategy: The strategy of the user, or `None`.
-        *place: The arguments `world_size`, `rank` and `coordinator`. If one of them is given, the
-            launcher's strategy is not used.
-        environ: The environment. Defaults to `os.environ`.
-
-    Raises:
-        InvalidInputError: The launcher did not start the processes for this strategy.
+    If one of `place`, the arguments `world_size`, `rank` and `coordinator`, is given, the
+    launcher's strategy is not used.
     """
     launched = environ.get(STRATEGY) or None
     check_strategy(launched)  # type: ignore[arg-type]
@@ -106,15 +90,7 @@ def resolve_strategy(
 ) -> tuple[Any, ClusterSpec]:
     """Returns the strategy, by its name if it has one, and the place of this process.
 
-    Args:
-        strategy: The strategy of the user: a name, an object of Keras or of the framework, or
-            `None`.
-        world_size: integer. See `resolve_cluster`.
-        rank: integer. See `resolve_cluster`.
-        coordinator: string. See `resolve_cluster`.
-
-    Raises:
-        InvalidInputError: The errors of `resolve_cluster`; or an argument contradicts the object.
+    The user's strategy is a name, an object of Keras or of the framework, or `None`.
     """
     if isinstance(strategy, ParameterServer):
         strategy = "parameter_server"

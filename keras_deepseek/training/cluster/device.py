@@ -17,14 +17,9 @@ DeviceMap: TypeAlias = Mapping[str, int | list[int]] | Mapping[str, str]
 def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -> list[str]:
     """Returns the devices to train on, such as `["gpu:0"]`.
 
-    Args:
-        device_map: For each kind of device (`"gpu"`, `"tpu"`, `"cpu"`) the index of the one to use,
-            or a list of them. Kinds that this machine does not have are left out; if it has none of
-            them, the CPU is used.
-        count_devices: Function that takes a kind and returns the number of such devices.
-
-    Raises:
-        InvalidInputError: A kind is unknown, or an index is too large for this machine.
+    The map has, for each kind of device (`"gpu"`, `"tpu"`, `"cpu"`), the index of the one to use,
+    or a list of them. Kinds that this machine does not have are left out; if it has none of them,
+    the CPU is used.
     """
     _check_dict(device_map)
     asked: dict[str, list[int]] = {}
@@ -66,13 +61,7 @@ def choose_layer_devices(
 ) -> dict[str, str] | None:
     """Returns the devices of layers by patterns of their names; `None` for a map of device kinds.
 
-    Args:
-        device_map: The device for each pattern, as in `{"encoder*": "gpu:0"}`.
-        count_devices: Function that takes a kind and returns the number of such devices.
-
-    Raises:
-        InvalidInputError: The map has kinds of devices too, a pattern or a device is malformed, or
-            the machine does not have the device.
+    The map has the device for each pattern, as in `{"encoder*": "gpu:0"}`.
     """
     _check_dict(device_map)
     patterns = [
@@ -119,13 +108,7 @@ def default_kind(count_devices: Callable[[str], int]) -> str:
 def device_of_rank(local_rank: int, count_devices: Callable[[str], int]) -> str | None:
     """Returns the GPU of one of several processes of a machine, such as `"gpu:1"`.
 
-    Args:
-        local_rank: integer. The rank of the process on its machine.
-        count_devices: Function that takes a kind and returns the number of such devices.
-
-    Returns:
-        The device; `None` if the process sees at most one GPU, because its launcher has assigned
-            it.
+    It is `None` if the process sees at most one GPU, because its launcher has assigned it.
     """
     count = count_devices("gpu")
     return f"gpu:{local_rank % count}" if count > 1 else None

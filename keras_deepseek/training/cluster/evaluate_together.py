@@ -27,19 +27,12 @@ def evaluate_together(
     processes: Processes,
     **options: Any,
 ) -> Any:
-    """Returns the result of `keras.Model.evaluate` on all rows, computed by all processes together.
+    """Returns the result of `keras.Model.evaluate`, computed by all processes together.
 
-    Each process takes some of the batches of arrays, with the same batches as a single process, and
-    the changes of the metrics are summed. Each process evaluates all data if they come in batches,
-    if the model has its own `test_step`, or if there are callbacks.
-
-    Args:
-        model: `keras.Model`, compiled, the same on each process.
-        x: Test data for `keras.Model.evaluate`, the same on each process.
-        y: Targets, or `None`.
-        batch_size: integer, or `None` for 32.
-        processes: `Processes`.
-        **options: Other arguments of `keras.Model.evaluate`.
+    Model and data must be the same on each process. Each takes some of the batches of arrays, with
+    the same batches as a single process, and the changes of the metrics are summed. Each process
+    evaluates all data if they come in batches, if the model has its own `test_step`, or if there
+    are callbacks. The default `batch_size` is 32.
     """
     if processes.rank > 0:
         options["verbose"] = 0
@@ -69,11 +62,7 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
     """Makes all processes share the validation of `fit` inside the block.
 
     Callbacks are told of its begin and end. If a callback watches test batches, each process
-    evaluates all of them.
-
-    Args:
-        model: `keras.Model`, compiled, the same on each process.
-        processes: `Processes`.
+    evaluates all of them. The model must be the same on each process.
     """
 
     def evaluate(*arguments: Any, **options: Any) -> Any:
@@ -135,10 +124,7 @@ def _watches_batches(callback: keras.callbacks.Callback) -> bool:
 def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> None:
     """Sets the metrics to the sum of what all processes have added to them.
 
-    Args:
-        model: `keras.Model`.
-        processes: `Processes`.
-        counts: boolean. False if this process has evaluated only a row that does not count.
+    `counts` is False if this process has evaluated only a row that does not count.
     """
     variables = model.metrics_variables
     added = read_values(variables)

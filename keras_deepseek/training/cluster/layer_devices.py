@@ -20,12 +20,11 @@ class LayerDevice:
     """The device of a layer.
 
     Args:
-        layer: `keras.Layer`.
-        device: string, such as `"gpu:1"`.
-        is_away: boolean. True if a layer that contains it computes on another device.
-        comes_back: boolean. True if its outputs must return to the device of the layer that
-            contains it, because that may use them in operations of its own.
-        meets_others: boolean. True if its inputs or outputs may be on another device.
+        device: Such as `"gpu:1"`.
+        is_away: True if a layer that contains it computes on another device.
+        comes_back: True if its outputs must return to the device of the layer that contains it,
+            because that may use them in operations of its own.
+        meets_others: True if its inputs or outputs may be on another device.
     """
 
     layer: keras.Layer
@@ -36,17 +35,10 @@ class LayerDevice:
 
 
 def find_layer_devices(model: keras.Model, devices: Mapping[str, str]) -> list[LayerDevice]:
-    """Returns the device of each layer of a model, the model first.
+    """Returns the device of each layer of a built model, the model first.
 
     A layer has the device of the first pattern that matches its name, else that of the layer that
     contains it. The model has the first device of the map.
-
-    Args:
-        model: `keras.Model`, built.
-        devices: The device for each pattern.
-
-    Raises:
-        InvalidInputError: A pattern matches no layer.
     """
     default = next(iter(devices.values()))
     chosen: dict[int, str] = {}
@@ -90,11 +82,7 @@ def _describe(
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises an error if a pattern is a malformed regular expression.
-
-    Raises:
-        InvalidInputError: It is.
-    """
+    """Raises an error if a pattern is a malformed regular expression."""
     if _OF_REGULAR_EXPRESSIONS & set(pattern):
         try:
             re.compile(pattern)

@@ -19,13 +19,8 @@ class LayerPlacement:
     """Places the layers of a model on devices while a trainer uses it.
 
     Weights and optimizer slots stay on their devices afterwards. The layers compute there only
-    during the use.
-
-    Args:
-        devices: The device for each pattern of layer names. The first is that of all other layers.
-
-    Raises:
-        NotSupportedError: The backend can't train such a model.
+    during the use. `devices` has the device for each pattern of layer names; the first is that of
+    all other layers.
     """
 
     def __init__(self, devices: Mapping[str, str]) -> None:
@@ -39,11 +34,7 @@ class LayerPlacement:
         self._compiled_for: object = None
 
     def check(self, model: keras.Model) -> None:
-        """Raises an error if a pattern matches no layer of a built model.
-
-        Raises:
-            InvalidInputError: A pattern matches no layer.
-        """
+        """Raises an error if a pattern matches no layer of a built model."""
         if model.built:
             find_layer_devices(model, self._devices)
 
@@ -52,9 +43,6 @@ class LayerPlacement:
         """Makes the layers of a model compute on their devices inside the block.
 
         If the model is not built yet, it does so from the call of `begin` on.
-
-        Args:
-            model: `keras.Model`, compiled.
         """
         if self._stack is not None:  # An evaluation between two steps.
             yield
@@ -71,14 +59,7 @@ class LayerPlacement:
         """Moves variables to their devices, and makes the layers compute there.
 
         It does nothing if the model is not built or the placement is not in use. Call it again when
-        there are more variables.
-
-        Args:
-            model: `keras.Model`, compiled.
-            is_in_step: boolean. True during the first step. Defaults to `False`.
-
-        Raises:
-            InvalidInputError: A pattern matches no layer.
+        there are more variables. `is_in_step` is true during the first step.
         """
         if self._stack is None or not model.built:
             return

@@ -84,7 +84,7 @@ class ServerSettings:
 
 
 def take_servers(strategy: Any) -> Any:
-    """Returns the strategy; or a `ParameterServer` for a `tf.distribute.ParameterServerStrategy`.
+    """Returns a `ParameterServer` for a `tf.distribute.ParameterServerStrategy`, else the strategy.
 
     The workers and servers that such an object has connected to are used.
     """
@@ -95,16 +95,7 @@ def take_servers(strategy: Any) -> Any:
 def resolve_settings(
     strategy: Any, environ: Mapping[str, str] = os.environ
 ) -> ServerSettings | None:
-    """Returns the settings of a parameter server; `None` for another strategy.
-
-    Args:
-        strategy: The strategy that `Trainer` was given.
-        environ: The environment. Defaults to `os.environ`.
-
-    Raises:
-        InvalidInputError: The number of workers is not known, or a variable contradicts an
-            argument.
-    """
+    """Returns the settings of a parameter server; `None` for another strategy."""
     if strategy == "parameter_server":
         strategy = ParameterServer()
     if not isinstance(strategy, ParameterServer):

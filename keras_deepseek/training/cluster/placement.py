@@ -26,18 +26,9 @@ DistributedStrategy: TypeAlias = Strategy | KerasDistribution | Any
 class Placement:
     """The devices of a trainer's model and data.
 
-    Args:
-        device_map: The argument of `Trainer`, or `None`.
-        strategy: `"allreduce"`, for all devices if the backend can use them in one process; one of
-            Keras's distributions; a strategy of `tf.distribute`; or `None`.
-        local_rank: integer. The rank on this machine, if each process has a device of its own.
-            Defaults to `None`.
-
-    Raises:
-        InvalidInputError: A device does not exist, or is given together with a distribution over
-            several devices.
-        NotSupportedError: The backend does not support the distribution, or layers on several
-            devices.
+    The strategy is `"allreduce"`, for all devices if the backend can use them in one process; one
+    of Keras's distributions; a strategy of `tf.distribute`; or `None`. `local_rank` is the rank on
+    this machine, if each process has a device of its own.
     """
 
     def __init__(
@@ -116,8 +107,7 @@ class Placement:
     def in_use(self, model: keras.Model | None = None) -> contextlib.AbstractContextManager[object]:
         """Returns a context in which Keras creates variables and computes on the devices.
 
-        Args:
-            model: `keras.Model`, compiled, to use inside. Defaults to `None`.
+        `model` is the compiled model that is used inside.
         """
         if self.distribution is not None:
             return backend.current().distribution.distributed(self.distribution)
@@ -130,13 +120,7 @@ class Placement:
         )
 
     def place(self, model: keras.Model) -> None:
-        """Moves the variables of a compiled model to the devices of the training.
-
-        Raises:
-            InvalidInputError: A pattern of the device map matches no layer.
-            NotSupportedError: The model was made under a strategy of `tf.distribute` with several
-                copies.
-        """
+        """Moves the variables of a compiled model to the devices of the training."""
         num_replicas = backend.current().distribution.count_replicas(model)
         if (
             num_replicas > 1

@@ -13,13 +13,8 @@ _BATCH_SIZE = 32  # Keras's default.
 def predict_together(model: keras.Model, x: Any, processes: Processes, **options: Any) -> Any:
     """Returns the outputs of all rows, in their order, computed by all processes together.
 
-    Each process takes some of the rows of arrays. If the data come in batches, each predicts all.
-
-    Args:
-        model: `keras.Model`, the same on each process.
-        x: Inputs for `keras.Model.predict`, the same on each process.
-        processes: `Processes`.
-        **options: Other arguments of `keras.Model.predict`.
+    Model and inputs must be the same on each process. Each takes some of the rows of arrays. If the
+    data come in batches, each predicts all.
     """
     if processes.world_size == 1:
         return model.predict(x, **options)

@@ -17,15 +17,9 @@ _LONGEST = 200
 def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> None:
     """Raises an error on all ranks if they have different arguments.
 
-    Their weights would drift apart, or they would wait for each other forever.
-
-    Args:
-        processes: `Processes`, all of which call it.
-        arguments: The values to compare, by name: numbers, strings and structures of them. For
-            other objects, only the types are compared.
-
-    Raises:
-        InvalidInputError: An argument differs.
+    Their weights would drift apart, or they would wait for each other forever. All processes must
+    call it. Numbers, strings and structures of them are compared; for other objects, only the
+    types.
     """
     if processes.world_size == 1:
         return
@@ -44,11 +38,7 @@ def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> 
 
 
 def data_shapes(*data: Any) -> list[Any]:
-    """Returns the shapes of arrays, or of structures of them; for other data, the kind.
-
-    Args:
-        *data: `x` and `y` of `fit`.
-    """
+    """Returns the shapes of arrays, or of structures of them; for other data, the kind."""
     found: list[Any] = []
     for each in data:
         leaves = keras.tree.flatten(each) if isinstance(each, dict | tuple) else [each]
@@ -59,10 +49,9 @@ def data_shapes(*data: Any) -> list[Any]:
 
 
 def plain_attributes(value: Any) -> dict[str, Any]:
-    """Returns the class of an object and its attributes that are numbers or strings.
+    """Returns the class of an object, and those of its attributes that are numbers or strings.
 
-    Args:
-        value: Object whose config may be unknown, such as an optimizer.
+    It serves objects whose config may be unknown, such as optimizers.
     """
     attributes = {name: each for name, each in vars(value).items() if not name.startswith("_")}
     plain = {name: each for name, each in attributes.items() if _is_plain(each)}

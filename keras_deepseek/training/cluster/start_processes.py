@@ -10,14 +10,7 @@ from keras_deepseek.training.cluster.timeouts import read_join_timeout, read_pee
 
 
 def start_processes(cluster: ClusterSpec) -> Processes:
-    """Joins the processes of a cluster; returns them when all have come.
-
-    Raises:
-        InvalidInputError: This process already trains in another cluster, or rank 0 can't listen at
-            the coordinator's port.
-        NotSupportedError: The backend does not support the strategy.
-        PeerLostError: A process did not come in time.
-    """
+    """Joins the processes of a cluster; returns them when all have come."""
     if cluster.world_size == 1 or cluster.coordinator is None:
         _refuse_others(cluster)
         return OneProcess()

@@ -14,16 +14,7 @@ def find_replicas(
     """Returns the replicas of a step in other processes, or `None` if there are none.
 
     If one program runs over the devices of all processes, its compiler may divide a step itself:
-    then there are none.
-
-    Args:
-        model: `keras.Model`, compiled.
-        processes: `Processes` that train together.
-        placement: `Placement` of the training.
-        is_compressed: boolean. True if gradients are compressed, which needs replicas.
-
-    Raises:
-        NotSupportedError: Gradients are compressed, and the compiler divides the step.
+    then there are none. Compressed gradients need replicas.
     """
     if not processes.is_one_program:
         return processes.replicas

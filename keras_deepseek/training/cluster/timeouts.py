@@ -13,20 +13,12 @@ _PEER_TIMEOUT = "KERAS_DEEPSEEK_PEER_TIMEOUT", 600.0
 
 
 def read_join_timeout() -> float:
-    """Returns the seconds to wait for other processes to come.
-
-    Raises:
-        InvalidInputError: The variable is not a number of seconds above 0.
-    """
+    """Returns the seconds to wait for other processes to come."""
     return _read_seconds(*_JOIN_TIMEOUT)
 
 
 def read_peer_timeout() -> float:
-    """Returns the seconds after which a process that does not answer counts as lost.
-
-    Raises:
-        InvalidInputError: The variable is not a number of seconds above 0.
-    """
+    """Returns the seconds after which a process that does not answer counts as lost."""
     return _read_seconds(*_PEER_TIMEOUT)
 
 

@@ -23,14 +23,7 @@ def no_data_error(what: str = "training data") -> InvalidInputError:
 def check_data(x: Any, batch_size: int | None, what: str = "training data") -> None:
     """Raises an error if there are no data, or if data in batches are given a `batch_size`.
 
-    Args:
-        x: Data for `keras.Model.fit`.
-        batch_size: integer, or `None`.
-        what: string. The name of the data in the error. Defaults to `"training data"`.
-
-    Raises:
-        InvalidInputError: There is no row or no batch, or `x` comes in batches and `batch_size` is
-            given.
+    `what` names the data in the error.
     """
     if x is None:
         raise no_data_error(what)
@@ -52,15 +45,7 @@ def check_data(x: Any, batch_size: int | None, what: str = "training data") -> N
 
 
 def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
-    """Raises an error if a number in the arguments of `fit` is out of range.
-
-    Args:
-        options: dict. The arguments.
-        resume: boolean. True if the training resumes from a checkpoint.
-
-    Raises:
-        InvalidInputError: An argument is out of range.
-    """
+    """Raises an error if a number in the arguments of `fit` is out of range."""
     epochs = check_integer("epochs", options["epochs"], least=0)
     for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
         check_integer(name, options.get(name), default=1)
@@ -91,11 +76,7 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
 
 
 def check_targets(x: Any, y: Any) -> None:
-    """Raises an error if the data are arrays and the loss has no targets.
-
-    Raises:
-        InvalidInputError: `x` is arrays, and `y` is `None`.
-    """
+    """Raises an error if the data are arrays and the loss has no targets."""
     if y is None and _is_in_arrays(x):
         hint = ""
         if isinstance(x, tuple):
@@ -104,11 +85,7 @@ def check_targets(x: Any, y: Any) -> None:
 
 
 def check_validation_targets(validation_data: Any) -> None:
-    """Raises an error if the validation data are one array without targets.
-
-    Raises:
-        InvalidInputError: They are.
-    """
+    """Raises an error if the validation data are one array without targets."""
     if hasattr(validation_data, "shape"):
         raise InvalidInputError(
             "The loss needs targets: use validation_data=(x, y); received only a "
@@ -132,17 +109,9 @@ def position_data(
 ) -> tuple[dict[str, Any], PositionedData]:
     """Wraps the data in the arguments of `fit`, so that their position is known.
 
-    Args:
-        arguments: The arguments of the user.
-        seed: integer. The seed for the order of shuffled arrays.
-        share: The first row of each batch that this process takes, and the distance to its next
-            one. Defaults to `(0, 1)`, all rows.
-
-    Returns:
-        The arguments with the wrapped data as `x`, and the wrapped data.
-
-    Raises:
-        NotSupportedError: The position in data of this kind can't be known.
+    The seed is that of the order of shuffled arrays. `share` is the first row of each batch that
+    this process takes, and the distance to its next one. Returns the arguments with the wrapped
+    data as `x`, and the wrapped data.
     """
     options = dict(arguments)
     split = options.pop("validation_split", 0.0)

@@ -14,11 +14,7 @@ Features = Mapping[str, Sequence[Any]]
 def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]]:
     """Returns the sequences as arrays, by feature, and their lengths in tokens.
 
-    Args:
-        features: dict. For each name one array for each sequence, of shape `(num_tokens, ...)`.
-
-    Raises:
-        InvalidInputError: There is no sequence, or features differ in their lengths.
+    Each name has one array `(num_tokens, ...)` for each sequence.
     """
     if not isinstance(features, Mapping) or not features:
         raise InvalidInputError(
@@ -58,11 +54,7 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
 
 
 def check_padding(padding: Mapping[str, Any] | None, names: Collection[str]) -> dict[str, Any]:
-    """Returns the padding values of features, by name.
-
-    Raises:
-        InvalidInputError: There is a value for an unknown feature.
-    """
+    """Returns the padding values of features, by name."""
     unknown = sorted(set(padding or ()) - set(names))
     if unknown:
         raise InvalidInputError(

@@ -16,8 +16,7 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str]) -> None:
     """Asks the kernel for SIGKILL at the parent's death, on Linux, and becomes the program.
 
-    Args:
-        arguments: The parent's process ID, and the program with its arguments.
+    The arguments are the parent's process ID, and the program with its arguments.
     """
     parent, *command = arguments
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 class Failure:
     """The first process of a job that did not end with exit code 0.
 
-    Args:
-        rank: integer.
-        status: integer. The exit code, or the negative number of a signal.
-        last_errors: list of strings. Its last lines on stderr.
+    `status` is the exit code, or the negative number of a signal; `last_errors` are its last lines
+    on stderr.
     """
 
     rank: int

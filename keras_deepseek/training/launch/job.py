@@ -24,11 +24,7 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 class Job:
     """Starts the processes, forwards their output, and ends all if one fails.
 
-    Args:
-        plan: `LaunchPlan`.
-        restart: integer. The number of attempts before this one.
-        output: `Output`.
-        watchdog: `Watchdog`.
+    `restart` is the number of attempts before this one.
     """
 
     def __init__(self, plan: LaunchPlan, restart: int, output: Output, watchdog: Watchdog) -> None:
@@ -43,14 +39,10 @@ class Job:
         self.was_cut_short = False
 
     def run(self, relay: SignalRelay) -> Failure | None:
-        """Runs until the last process has ended.
+        """Runs until the last process has ended; returns the first failure, if any.
 
-        Args:
-            relay: `SignalRelay`, whose signals go to this job.
-
-        Returns:
-            The first failure, or `None` if each process ended with exit code 0. If a signal came
-                before all were started, `was_cut_short` is true.
+        The signals of `relay` go to this job. If one came before all were started, `was_cut_short`
+        is true.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(relay.descriptor, selectors.EVENT_READ)

@@ -123,11 +123,7 @@ def _end_in_time(exit_code: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the script with its arguments.
-
-    Args:
-        arguments: The path of the script, and its arguments.
-    """
+    """Runs the script, whose path is the first argument, with the other arguments."""
     sys.argv = list(arguments)
     if not sys.flags.safe_path:
         sys.path[0] = str(Path(arguments[0]).resolve().parent)

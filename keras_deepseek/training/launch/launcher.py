@@ -10,11 +10,7 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 
 
 class Launcher:
-    """Runs a plan, and forwards the signals of this process to those that it starts.
-
-    Args:
-        plan: `LaunchPlan`.
-    """
+    """Runs a plan, and forwards the signals of this process to those that it starts."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
@@ -22,11 +18,7 @@ class Launcher:
         self._job: Job | None = None
 
     def run(self) -> int:
-        """Runs the plan to its end.
-
-        Returns:
-            The exit code: 0 if each process ended with 0, else that of the first failure.
-        """
+        """Runs the plan to its end; returns 0, or the exit code of the first failure."""
         with Watchdog() as watchdog, SignalRelay(self._act) as relay:
             for restart in range(self._plan.max_restarts + 1):
                 if restart:

@@ -11,14 +11,7 @@ _LONGEST_LAST_LINE = 1000
 
 
 class LinePrefixer:
-    """Splits the bytes from a pipe into lines, and writes each with a prefix.
-
-    The encoding may be any.
-
-    Args:
-        prefix: bytes. Written before each line.
-        write: Function that writes bytes.
-    """
+    """Splits bytes of any encoding from a pipe into lines, and writes each with a prefix."""
 
     def __init__(self, prefix: bytes, write: Callable[[bytes], None]) -> None:
         self._prefix = prefix

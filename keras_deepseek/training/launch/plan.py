@@ -25,27 +25,15 @@ class LaunchPlan:
     """The processes of one node, and the script that they run.
 
     Args:
-        script: string. The path of a Python file.
-        nproc: integer. The number of processes on this node.
-        backend: string. The backend of Keras.
-        script_arguments: tuple of strings. The arguments of the script. Defaults to `()`.
-        nnodes: integer. The number of nodes. Defaults to `1`.
-        node_rank: integer. The number of this node, from 0. Defaults to `None`: the only node.
-        coordinator: string. `HOST:PORT` of rank 0. Defaults to `None`: a free port on loopback.
-        strategy: string. Defaults to `"allreduce"`.
-        ps_count: integer. The number of processes that are parameter servers. Defaults to `None`: 1
-            for that strategy, else 0.
-        ray: string. The address of a Ray cluster that runs the ranks, or the workers and servers of
-            a parameter server on JAX or PyTorch. Defaults to `None`: all run on this node.
-        max_restarts: integer. How often all processes may be started again after a failure.
-            Defaults to `0`.
-        grace_period: float. Seconds between the signal to end and SIGKILL. Defaults to `30.0`.
-
-    Raises:
-        InvalidInputError: An argument is wrong, or two contradict each other.
-        NotSupportedError: The combination is not supported.
-        MissingExtraError: Ray is needed and not installed.
-        PeerLostError: There is no Ray cluster at the address.
+        nproc: The number of processes on this node.
+        node_rank: The number of this node, from 0. `None`: the only node.
+        coordinator: `HOST:PORT` of rank 0. `None`: a free port on loopback.
+        ps_count: The number of processes that are parameter servers. `None`: 1 for that strategy,
+            else 0.
+        ray: The address of a Ray cluster that runs the ranks, or the workers and servers of a
+            parameter server on JAX or PyTorch. `None`: all run on this node.
+        max_restarts: How often all processes may be started again after a failure.
+        grace_period: Seconds between the signal to end and SIGKILL.
     """
 
     script: str

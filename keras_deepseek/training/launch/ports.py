@@ -13,11 +13,7 @@ _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
 
 def find_free_ports(count: int) -> list[int]:
-    """Returns different ports of loopback at which nobody listens.
-
-    Args:
-        count: integer. The number of ports.
-    """
+    """Returns different ports of loopback at which nobody listens."""
     with contextlib.ExitStack() as stack:
         # All are open at the same time, so that none is found twice.
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -30,9 +26,6 @@ def check_port_is_free(host: str, port: int) -> None:
     """Raises an error if the host is this machine and the port is in use.
 
     A host that is not this machine, or has an unknown name, is not checked.
-
-    Raises:
-        InvalidInputError: The port is in use, or not allowed.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -45,12 +45,8 @@ def make_environment(
 ) -> dict[str, str]:
     """Returns the environment of one process.
 
-    Args:
-        plan: `LaunchPlan`.
-        local_rank: integer. The number of the process on this node.
-        addresses: The hosts and ports that `make_addresses` returned.
-        restart: integer. The number of restarts of the job.
-        environ: The environment of the launcher.
+    `addresses` come from `make_addresses`. `restart` counts the restarts of the job. `environ` is
+    that of the launcher.
     """
     # These variables may be about the launchers, and not about the processes that they start.
     kept = {

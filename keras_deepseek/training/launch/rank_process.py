@@ -20,13 +20,7 @@ _MOST_LEFT = 1 << 20
 class RankProcess:
     """A process in a session of its own, so that it and its children are one process group.
 
-    Args:
-        rank: integer.
-        prefix: string. Written before each of its lines.
-        command: list of strings.
-        environ: dict. Its environment.
-        output: `Output`.
-        watchdog: `Watchdog`.
+    `prefix` is written before each of its lines.
     """
 
     def __init__(
@@ -66,13 +60,9 @@ class RankProcess:
         return self._errors.last_lines
 
     def read(self, descriptor: int) -> int | None:
-        """Forwards the bytes that are in one of the pipes.
+        """Forwards the bytes that are in one of the pipes, a descriptor of `outputs`.
 
-        Args:
-            descriptor: integer. One of `outputs`.
-
-        Returns:
-            The number of bytes: 0 if the pipe is closed, `None` if it is empty.
+        Returns their number: 0 if the pipe is closed, `None` if it is empty.
         """
         try:
             data = os.read(descriptor, _CHUNK)
@@ -102,8 +92,7 @@ class RankProcess:
     def collect(self) -> int:
         """Kills the rest of the group, forwards the last output, and waits for the process.
 
-        Returns:
-            The exit code, or the negative number of a signal.
+        Returns the exit code, or the negative number of a signal.
         """
         self.kill()
         for descriptor, lines in self.outputs.items():

@@ -57,12 +57,10 @@ class RemoteRank:
         return self._address
 
     def start(self, launch: list[str], environ: dict[str, str], folder: str) -> None:
-        """Launches the rank.
+        """Launches the rank by the arguments of `keras-deepseek launch`.
 
-        Args:
-            launch: list of strings. The arguments of `keras-deepseek launch`.
-            environ: dict. Variables to add to the node's environment.
-            folder: string. The working directory, if the node has it.
+        `environ` is added to the node's environment. `folder` becomes the working directory, if the
+        node has it.
         """
         import keras_deepseek
 
@@ -108,14 +106,11 @@ class RemoteRank:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Places the rank on a node, and waits until it has ended.
+    """Places the rank on a node, waits until it has ended, and returns its exit code.
 
-    Args:
-        arguments: The address of the cluster, the name of the job, and the options and script of
-            `keras-deepseek launch` that are the same for all ranks.
-
-    Returns:
-        The exit code of the rank, or 1 if Ray does not run it.
+    The arguments are the address of the cluster, the name of the job, and the options and script of
+    `keras-deepseek launch` that are the same for all ranks. The code is 1 if Ray does not run the
+    rank.
     """
     address, job, *launch = arguments
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -25,9 +25,6 @@ def joins_itself(script: str) -> bool:
     It does so by `join_cluster`, by `initialize` of JAX or Keras, or by an object of
     `keras.distribution` or `tf.distribute`. Some of these fail or crash if the processes have
     already joined.
-
-    Args:
-        script: string. The path of a Python file.
     """
     return any(_is_joining(node) for node in ast.walk(ast.parse(Path(script).read_bytes())))
 

@@ -13,10 +13,8 @@ class SignalRelay:
     """Notes signals, calls a function for each, and wakes a selector.
 
     The function is called in the signal handler: the launcher may hang in a write to a log that
-    nobody reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored.
-
-    Args:
-        act: Function that takes the number of a signal, and True for the first signal.
+    nobody reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. `act` takes
+    the number of a signal, and True for the first one.
     """
 
     def __init__(self, act: Callable[[int, bool], None]) -> None:

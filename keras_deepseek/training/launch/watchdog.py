@@ -58,8 +58,7 @@ class Watchdog:
 def watch(lines: Iterable[str]) -> set[int]:
     """Reads lines to their end; returns the process groups that are left.
 
-    Args:
-        lines: `+GROUP` for each group that was added, `-GROUP` for each that was removed.
+    A line is `+GROUP` for a group that was added, or `-GROUP` for one that was removed.
     """
     groups: set[int] = set()
     for line in lines:

@@ -19,25 +19,14 @@ from keras_deepseek.training.parameter_server.served_step import ServedStep
 
 
 def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
-    """Returns the engine for the backend that Keras runs on.
-
-    Raises:
-        InvalidInputError: TensorFlow has already computed something, or other processes run the
-            script too.
-        MissingExtraError: `ray` is not installed, on JAX and PyTorch.
-        PeerLostError: A worker or a server does not come in time.
-    """
+    """Returns the engine for the backend that Keras runs on."""
     if keras.backend.backend() == "tensorflow":
         return CoordinatorEngine(settings, cluster)
     return RayEngine(settings, cluster)
 
 
 class Chief(OneProcess):
-    """The one process of a training whose steps are made by workers and servers.
-
-    Raises:
-        KerasDeepSeekError: The errors of `make_engine`.
-    """
+    """The one process of a training whose steps are made by workers and servers."""
 
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
         self.engine = make_engine(settings, cluster)
@@ -56,18 +45,10 @@ class Chief(OneProcess):
     ) -> ServedStep:
         """Returns the callable that makes the trainer's steps by the workers.
 
-        Args:
-            trainer: `Trainer`, with its model.
-            make_model: The function that built the model, or `None`.
-            device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`: the device of the workers.
-            guard: The `StepGuard` of the trainer, or `None`.
-            **step: Other arguments of `take_gradient_step`.
-
-        Raises:
-            InvalidInputError: The model has its own `train_step`, or the cluster has too few
-                processors or GPUs.
-            NotSupportedError: An option needs the result of one step before the next one starts.
-            PeerLostError: There is no Ray cluster at the address.
+        `make_model` built the trainer's model. `device_kind` is that of the workers: `"cpu"`,
+        `"gpu"` or `"tpu"`. `guard` is the trainer's `StepGuard` or `None`, and `step` other
+        arguments of `take_gradient_step`. Options that need the result of one step before the next
+        one starts are rejected.
         """
         model = trainer.model
         _refuse_dependent_steps(model, guard, device_kind)
@@ -79,8 +60,7 @@ class Chief(OneProcess):
     def training(self, arguments: dict[str, Any]) -> AbstractContextManager[None]:
         """Returns a context manager in which workers make the steps of a `fit`.
 
-        Args:
-            arguments: dict. The arguments of `model.fit`, with a stream as `x`.
+        The arguments of `model.fit` have a stream as `x`.
         """
         if self._step is None:
             raise RuntimeError("There is no trainer.")

@@ -32,14 +32,7 @@ _CHECK_EVERY = 1.0
 class CoordinatorEngine(Engine):
     """Connects to workers and servers of TensorFlow, which compute functions of the chief.
 
-    Args:
-        settings: `ServerSettings`.
-        cluster: `ClusterSpec`. The addresses that `TF_CONFIG` names; if there are none, the
-            processes are started on this machine.
-
-    Raises:
-        InvalidInputError: TensorFlow has already computed something.
-        PeerLostError: A worker or a server does not listen in time.
+    If `TF_CONFIG` names no addresses, the processes are started on this machine.
     """
 
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
@@ -95,13 +88,6 @@ class CoordinatorWorkers(Workers):
     So a "worker" is here one of the slots in which the servers hold the gradients of a batch until
     the chief makes its update. If a process ends, the coordinator itself has another one compute
     the batch into the same slot.
-
-    Args:
-        cluster: `TaskCluster`.
-        step: `CoordinatorStep`.
-        remote: `RemoteModel` of the step.
-        tasks: `Tasks`.
-        num_slots: integer.
     """
 
     def __init__(

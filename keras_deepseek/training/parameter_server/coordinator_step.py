@@ -18,12 +18,8 @@ class CoordinatorStep:
     """A step that computes the gradients of a batch and writes them into a slot of the servers.
 
     It is traced on the chief's model, with the values on the servers in place of the model's own.
-    No variable of the chief's model is read or changed.
-
-    Args:
-        model: `keras.Model`, built and compiled.
-        step: The function that `take_gradient_step` returned.
-        others: Variables that a step reads and that are not the model's.
+    No variable of the chief's model is read or changed. `others` are variables that a step reads
+    and that are not the model's.
     """
 
     def __init__(
@@ -61,10 +57,8 @@ class CoordinatorStep:
     ) -> tuple[dict[str, Any], list[Any]]:
         """Returns the logs without metrics, and the differences that the batch makes to metrics.
 
-        Args:
-            batch: Structure of tensors.
-            seeds: list of tensors. The states of seed generators for this batch.
-            slot: int32 scalar. The slot for the gradients.
+        The gradients go to `slot`, an int32 scalar. `seeds` are the states of seed generators for
+        this batch.
         """
         if self.remote is None:
             raise RuntimeError("There are no servers.")

@@ -34,12 +34,9 @@ class _Batch:
 class Dispatcher:
     """Gives batches to workers within the staleness bound, and makes each update once.
 
-    Args:
-        workers: `Workers`.
-        staleness: `StalenessBound`.
-        snapshot_every: integer. The updates between two snapshots of the servers. `None` if
-            servers can't restart: then nothing is kept for them.
-        timeout: float. Seconds without any answer after which workers or servers are restarted.
+    `snapshot_every` is the number of updates between two snapshots of the servers; `None` if
+    servers can't restart, and nothing is kept for them. Workers or servers are restarted after
+    `timeout` seconds without any answer.
     """
 
     def __init__(
@@ -81,10 +78,8 @@ class Dispatcher:
     def begin(self, number: int, values: Sequence[ShardValues], variables: Sequence[Array]) -> None:
         """Gives servers and workers their first values, and waits until all are ready.
 
-        Args:
-            number: integer. The number of the first batch.
-            values: The `ShardValues` of each server.
-            variables: The values of all variables of the model.
+        `number` is that of the first batch. `values` are those of each server, `variables` those of
+        the model.
         """
         self._next = self._num_counted = number
         self._variables = list(variables)
@@ -98,11 +93,7 @@ class Dispatcher:
             self._pump()
 
     def go_on(self, values: Sequence[ShardValues]) -> None:
-        """Takes what `collect` returned as the snapshot that servers restart from.
-
-        Args:
-            values: The `ShardValues` of each server.
-        """
+        """Takes what `collect` returned as the snapshot that servers restart from."""
         self._snapshots = list(values)
         self._kept.clear()
         self._snapshotting.clear()
@@ -113,11 +104,9 @@ class Dispatcher:
         return bool(self._free) and not self._queue and self._staleness.may_begin()
 
     def hand(self, batch: Any, rate: float | None) -> None:
-        """Adds the next batch to the queue.
+        """Adds the next batch, of NumPy arrays, to the queue.
 
-        Args:
-            batch: Structure of NumPy arrays.
-            rate: float. The learning rate; `None` if the optimizer has a schedule.
+        A learning rate of `None` means that the optimizer has a schedule.
         """
         self._queue.append(_Batch(Task(self._next, batch, rate)))
         self._next += 1

@@ -34,9 +34,7 @@ class Workers(ABC):
     def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Any:
         """Returns a future that is done when a worker is ready, at first or after a restart.
 
-        Args:
-            worker: integer, from 0.
-            variables: The values of all variables of the chief's model.
+        `variables` are the values of all variables of the chief's model.
         """
 
     @abstractmethod
@@ -48,13 +46,8 @@ class Workers(ABC):
         """Returns the result of a computed batch and starts its update on the servers.
 
         `Result.pushes` holds the futures of the servers' answers. It is empty if the update is
-        already made, and `None` if a server has lost its values.
-
-        Returns:
-            `Result`, or `None` if the worker has restarted and holds no model.
-
-        Raises:
-            ProcessEndedError: The worker ended. The batch must be computed again.
+        already made, and `None` if a server has lost its values. Returns `None` if the worker has
+        restarted and holds no model. After a `ProcessEndedError` the batch must be computed again.
         """
 
     @abstractmethod
@@ -82,19 +75,16 @@ class Workers(ABC):
 
     @abstractmethod
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
-        """Returns the futures that are done, at least one; an empty list after the timeout.
+        """Returns the futures that are done, at least one.
 
-        Args:
-            futures: Futures of this engine.
-            timeout: float. Seconds.
+        An empty list after `timeout` seconds.
         """
 
     @abstractmethod
     def result(self, future: Any) -> Any:
         """Returns the value of a future that is done, except one of `compute`.
 
-        Raises:
-            ProcessEndedError: The process that was to answer ended.
+        Raises a `ProcessEndedError` if the process that was to answer ended.
         """
 
 
@@ -111,26 +101,17 @@ class Engine(ABC):
     ) -> None:
         """Stores the trainer whose steps the workers compute.
 
-        Args:
-            trainer: `Trainer`, with its model.
-            make_model: The function that built the model, or `None`.
-            device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`: the device of the workers.
-            step: dict. The arguments of `take_gradient_step`.
+        `make_model` built its model. `device_kind` is that of the workers: `"cpu"`, `"gpu"` or
+        `"tpu"`. `step` has the arguments of `take_gradient_step`.
         """
 
     @abstractmethod
     def start(self, shards: "ModelShards", batch: Any) -> "Dispatcher":
         """Starts the workers and servers of one training; returns their dispatcher.
 
-        Args:
-            shards: `ModelShards` of the chief's model.
-            batch: Structure of NumPy arrays. The batch that a worker compiles its step for.
+        Workers compile their step for `batch`, a structure of NumPy arrays.
         """
 
     @abstractmethod
     def stop(self, *, is_clean: bool) -> None:
-        """Releases the workers and servers; ends them if the training failed.
-
-        Args:
-            is_clean: boolean. False if the training failed.
-        """
+        """Releases the workers and servers; ends them if the training failed."""

@@ -22,13 +22,10 @@ def take_gradient_step(
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
     """Makes a trainer's step return gradients and update only metrics and layer state.
 
-    Args:
-        trainer: `Trainer` that makes no other steps, or a shallow copy of one.
-        arguments: dict of the trainer's `micro_batches`, `remat`, `gradient_clip`, `policy` and
-            `float32_layers`, and the `global_clipnorm` of its optimizer.
-
-    Returns:
-        The step in the trainer's precision, and a function to call before the first one.
+    The trainer makes no other steps, or is a shallow copy of one that does. The arguments are its
+    `micro_batches`, `remat`, `gradient_clip`, `policy` and `float32_layers`, and the
+    `global_clipnorm` of its optimizer. Returns the step in the trainer's precision, and a function
+    to call before the first one.
     """
     model, policy = trainer.model, arguments["policy"]
     loss = BatchLoss(model, is_in_parts=arguments["micro_batches"] > 1)
@@ -51,12 +48,8 @@ def take_gradient_step(
 class GradientsAsLogs:
     """Returns the clipped gradients of a step among its logs, in place of an update.
 
-    Clipping by the global norm is done here, since no server has all gradients.
-
-    Args:
-        model: `keras.Model`.
-        gradient_clip: tuple, or `None`.
-        global_clipnorm: float, the optimizer's, or `None`.
+    Clipping by the global norm is done here, since no server has all gradients. `global_clipnorm`
+    is the optimizer's.
     """
 
     def __init__(

@@ -27,11 +27,8 @@ class Tasks(Protocol):
     def look_after(self, ends_workers: bool = False) -> None:
         """Starts workers again that have ended.
 
-        Args:
-            ends_workers: boolean. True to kill all workers first, because none answers.
-
-        Raises:
-            PeerLostError: A server has ended, or workers can't be started.
+        With `ends_workers`, all workers are killed first, because none answers. Raises a
+        `PeerLostError` if a server has ended, or workers can't be started.
         """
 
     def note_update(self) -> None:
@@ -57,21 +54,9 @@ def join_servers(
 ) -> tuple[Tasks, TaskCluster] | None:
     """Connects the chief to its workers and servers on TensorFlow; starts them if there are none.
 
-    If `TF_CONFIG` makes this process a worker or a server, it serves here until it is ended. On JAX
-    and PyTorch nothing is done: Ray starts the workers when training begins.
-
-    Args:
-        settings: `ServerSettings`.
-        cluster: `ClusterSpec`, with the addresses that `TF_CONFIG` names. If it names none, the
-            processes are started on this machine.
-
-    Returns:
-        The processes and the connection to them, or `None` on JAX and PyTorch.
-
-    Raises:
-        InvalidInputError: TensorFlow has already computed something, or is connected to other
-            processes; or other processes run the script too.
-        PeerLostError: A worker or a server does not come in time.
+    If `TF_CONFIG` makes this process a worker or a server, it serves here until it is ended. If it
+    names no addresses, the processes are started on this machine. On JAX and PyTorch nothing is
+    done, and `None` returned: Ray starts the workers when training begins.
     """
     refuse_other_chiefs(settings, cluster)
     if keras.backend.backend() != "tensorflow":
@@ -110,8 +95,7 @@ def join_servers(
 def refuse_other_chiefs(settings: ServerSettings, cluster: ClusterSpec) -> None:
     """Raises an error if several processes run the script as chief.
 
-    Raises:
-        InvalidInputError: `world_size` is above 1, and no process is named a worker or a server.
+    That is so if `world_size` is above 1 and no process is named a worker or a server.
     """
     if cluster.world_size > 1 and not cluster.servers:
         raise InvalidInputError(

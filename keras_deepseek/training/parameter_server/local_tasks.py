@@ -24,15 +24,8 @@ _PROGRAM = ["-m", "keras_deepseek.training.parameter_server.task_process"]
 class LocalTasks:
     """Starts the processes, and starts a worker again that has ended.
 
-    The processes end with this one, even if it is killed.
-
-    Args:
-        num_workers: integer.
-        num_servers: integer.
-        timeout: float. Seconds that all of them have to start.
-
-    Raises:
-        PeerLostError: A process has ended, or does not listen in time.
+    The processes end with this one, even if it is killed. All of them have `timeout` seconds to
+    start.
     """
 
     def __init__(self, num_workers: int, num_servers: int, timeout: float) -> None:
@@ -58,11 +51,8 @@ class LocalTasks:
     def look_after(self, ends_workers: bool = False) -> None:
         """Starts workers again that have ended.
 
-        Args:
-            ends_workers: boolean. True to kill all workers first, because none answers.
-
-        Raises:
-            PeerLostError: A server has ended, or workers end again and again.
+        With `ends_workers`, all workers are killed first, because none answers. Raises a
+        `PeerLostError` if a server has ended, or workers end again and again.
         """
         for place, process in list(self._processes.items()):
             kind, index = place

@@ -27,12 +27,8 @@ class Shard:
 class VariablePlan:
     """The description of a trainable variable, from which a server makes its own.
 
-    Args:
-        path: string. The path of the model's variable.
-        shape: tuple of integers.
-        dtype: string.
-        constraint: Keras constraint, or `None`.
-        decays: boolean. True if the optimizer applies weight decay to it.
+    `path` is that of the model's variable. `decays` is true if the optimizer applies weight decay
+    to it.
     """
 
     path: str
@@ -56,10 +52,8 @@ class ShardValues:
     """All values of one server.
 
     Args:
-        weights: The trainable variables.
         states: The states that batches change in layers, such as moving averages.
         optimizer: The variables of the optimizer.
-        num_updates: The number of updates made.
         applied: The batches from `settled_below` on whose updates are made.
         settled_below: The updates of all batches below this number are made.
     """
@@ -78,12 +72,9 @@ class ShardValues:
 
 @dataclass(frozen=True)
 class Pulled:
-    """The answer of a server to a pull: its weights.
+    """The answer of a server to a pull: its weights and states.
 
-    Args:
-        version: `Version`.
-        weights: list of NumPy arrays; `None` if the worker already has this version.
-        states: list of NumPy arrays, or `None` like `weights`.
+    Both are `None` if the worker already has this version.
     """
 
     version: Version
@@ -97,10 +88,9 @@ class Push:
 
     Args:
         number: The batch. A server makes its update once, however often it comes.
-        version: `Version` of the weights that the gradients were computed from.
-        gradients: list of NumPy arrays or `SparseRows`; `None` for a variable that the loss does
-            not depend on.
-        changes: list of NumPy arrays: the differences that the batch made to layer states.
+        version: The version of the weights that the gradients were computed from.
+        gradients: `None` for a variable that the loss does not depend on.
+        changes: The differences that the batch made to layer states.
         rate: The learning rate; `None` if the optimizer has a schedule.
         settled_below: No batch below this number comes again.
     """
@@ -154,11 +144,10 @@ class WorkerPlan:
     """The description from which a Ray worker builds its model and its step.
 
     Args:
-        trainer: bytes. See `packed_trainer`.
+        trainer: The bytes of `packed_trainer`.
         variables: The shape, the dtype and `trainable` of each variable of the model.
-        shards: The `Shard` of each server.
-        batch: Structure of NumPy arrays. A batch to compile the step for.
-        looks_ahead: boolean. True if the worker pulls the next weights while it computes a batch.
+        batch: A batch of NumPy arrays to compile the step for.
+        looks_ahead: True if the worker pulls the next weights while it computes a batch.
     """
 
     trainer: bytes

@@ -20,12 +20,7 @@ from keras_deepseek.training.parameter_server.optimizer_slots import find_places
 class ModelShards:
     """The parts of a model that servers hold: weights, layer states and the optimizer's variables.
 
-    Args:
-        model: `keras.Model`, built and compiled.
-        num_servers: integer.
-
-    Raises:
-        InvalidInputError: There are more servers than variables, or the optimizer can't be split.
+    There may not be more servers than variables.
     """
 
     def __init__(self, model: keras.Model, num_servers: int) -> None:
@@ -73,8 +68,7 @@ class ModelShards:
     def read(self, number: int) -> list[ShardValues]:
         """Returns the values for each server, from the chief's model.
 
-        Args:
-            number: integer. The first batch whose update is not in them.
+        `number` is the first batch whose update is not in them.
         """
         weights, states = read_values(self._variables), read_values(self._states)
         optimizer = read_values(self._optimizer.variables)
@@ -109,16 +103,7 @@ def split_by_size(
 
     The largest goes first, each into the smallest shard. A variable is not cut. Variables of the
     same path go together: the optimizer of a part then tells their slots apart as that of all
-    would.
-
-    Args:
-        paths: The paths of the trainable variables.
-        variable_sizes: Their sizes in bytes.
-        state_sizes: The sizes of the layer states in bytes.
-        num_shards: integer.
-
-    Raises:
-        InvalidInputError: There are more shards than paths.
+    would. Sizes are in bytes.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, path in enumerate(paths):
@@ -150,11 +135,7 @@ def split_by_size(
 
 
 def kept_states(model: keras.Model) -> list[keras.Variable]:
-    """Returns the variables that a batch changes in layers, such as moving averages, each once.
-
-    Args:
-        model: `keras.Model`, built.
-    """
+    """Returns the variables that a batch changes in layers, such as moving averages, each once."""
     numbers = [each for each in batch_states(model) if each.dtype not in ("bool", "string")]
     return list({id(each): each for each in numbers}.values())
 

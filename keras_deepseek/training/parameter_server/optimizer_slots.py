@@ -28,17 +28,9 @@ def find_places(
 ) -> list[list[int]]:
     """Returns where the variables of each shard's optimizer are in that of the whole model.
 
-    Args:
-        optimizer_class: The class of the optimizer.
-        config: dict. The config of the optimizer.
-        variables: The trainable variables of the model, in their order.
-        shards: For each shard, the indices of its variables.
-
-    Returns:
-        For each shard, indices among the variables of the whole optimizer.
-
-    Raises:
-        InvalidInputError: The optimizer has other variables for a shard than for the whole model.
+    `shards` has for each shard the indices of its variables among the trainable variables of the
+    model. Raises an `InvalidInputError` if the optimizer has other variables for a shard than for
+    the whole model.
     """
     whole = _find_slots(optimizer_class, config, variables, range(len(variables)))
     index_of = {slot: index for index, slot in enumerate(whole)}

@@ -32,15 +32,9 @@ _BY_CONFIG = (keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimize
 def pack_trainer(
     trainer: Any, make_model: Callable[[], keras.Model] | None, step: Mapping[str, Any]
 ) -> bytes:
-    """Returns a trainer as bytes.
+    """Pickles a trainer, the function that built its model, and arguments of a step.
 
-    Args:
-        trainer: `Trainer`.
-        make_model: The function that built its model, or `None`.
-        step: dict. The arguments of `take_gradient_step`.
-
-    Raises:
-        InvalidInputError: A part of it can't be pickled.
+    `step` has the arguments of `take_gradient_step`.
     """
     model = trainer.model
     shell = copy.copy(trainer)
@@ -59,11 +53,7 @@ def pack_trainer(
 
 
 def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
-    """Returns a trainer with its compiled model, and the arguments of `take_gradient_step`.
-
-    Args:
-        packed: The bytes that `pack_trainer` returned.
-    """
+    """Returns a trainer with its compiled model, and the arguments of `take_gradient_step`."""
     seed, made, rest = pickle.loads(packed)
     if seed is not None:  # The function that builds the model may draw random numbers.
         seed_generators(seed)

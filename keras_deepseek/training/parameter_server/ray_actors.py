@@ -33,11 +33,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 def import_ray() -> Any:
-    """Returns the package `ray`.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Imports the optional package `ray`."""
     # By default, Ray reports each start to its developers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -50,16 +46,8 @@ def import_ray() -> Any:
 def start_ray(settings: ServerSettings, num_gpus: int = 0) -> None:
     """Joins a Ray cluster, or starts one on this machine that listens on loopback only.
 
-    If the script has joined a cluster, that one is used.
-
-    Args:
-        settings: `ServerSettings`.
-        num_gpus: integer. The GPUs of all workers together. Defaults to `0`.
-
-    Raises:
-        MissingExtraError: `ray` is not installed.
-        PeerLostError: There is no cluster at the address.
-        InvalidInputError: The cluster has too few processors or GPUs.
+    If the script has joined a cluster, that one is used. `num_gpus` are the GPUs of all workers
+    together.
     """
     ray = import_ray()
     num_actors = settings.num_workers + settings.num_servers
@@ -101,11 +89,7 @@ def _start(ray: Any, address: str | None, num_actors: int) -> None:
 
 
 class RayServers:
-    """The servers, for a worker: calls return futures at once.
-
-    Args:
-        handles: Ray's handles of the `ShardServer` actors.
-    """
+    """The `ShardServer` actors, for a worker: calls return futures at once."""
 
     def __init__(self, handles: list[Any]) -> None:
         self._handles = handles
@@ -127,12 +111,8 @@ class RayServers:
 class RayActors(Workers):
     """The worker and server actors of one training.
 
-    Args:
-        settings: `ServerSettings`.
-        shard_plans: The `ShardPlan` of each server.
-        worker_plan: `WorkerPlan`.
-        seed: integer. For the random generators of the workers' frameworks.
-        num_gpus: integer. The GPUs of each worker.
+    The seed is for the random generators of the workers' frameworks. `num_gpus` are the GPUs of
+    each worker.
     """
 
     def __init__(
@@ -208,8 +188,7 @@ class RayActors(Workers):
     def result(self, future: Any) -> Any:
         """Returns the value of a done future, or raises the error of the worker's code.
 
-        Raises:
-            ProcessEndedError: The process that was to answer ended.
+        Raises a `ProcessEndedError` if the process that was to answer ended.
         """
         errors = self._ray.exceptions
         try:
@@ -225,11 +204,7 @@ class RayActors(Workers):
             raise ProcessEndedError(str(error).splitlines()[0]) from error
 
     def close(self, *, is_clean: bool) -> None:
-        """Keeps the actors for another training of this process, or kills them.
-
-        Args:
-            is_clean: boolean. True if the training ended well: then they are kept.
-        """
+        """Keeps the actors for another training if this one ended well, else kills them."""
         for kind, actors, num_gpus in (
             (ShardServer, self.servers, 0),
             (Worker, self.workers, self._num_gpus),

@@ -25,12 +25,7 @@ from keras_deepseek.training.parameter_server.staleness import StalenessBound
 
 
 class RayEngine(Engine):
-    """Starts workers and servers as actors. Each worker builds its own model.
-
-    Raises:
-        InvalidInputError: Other processes run the script too.
-        MissingExtraError: `ray` is not installed.
-    """
+    """Starts workers and servers as actors. Each worker builds its own model."""
 
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
         refuse_other_chiefs(settings, cluster)
@@ -48,12 +43,7 @@ class RayEngine(Engine):
         device_kind: str,
         step: Mapping[str, Any],
     ) -> None:
-        """Stores the trainer, and joins or starts a Ray cluster.
-
-        Raises:
-            InvalidInputError: The cluster has too few processors or GPUs.
-            PeerLostError: There is no cluster at the address.
-        """
+        """Stores the trainer, and joins or starts a Ray cluster."""
         self._pack = functools.partial(pack_trainer, trainer, make_model, step)
         self._num_gpus = 1 if device_kind == "gpu" else 0
         start_ray(self._settings, self._num_gpus * self._settings.num_workers)

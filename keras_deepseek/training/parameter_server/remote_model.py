@@ -19,15 +19,8 @@ class RemoteModel:
 
     The gradients of a batch wait in one slot of each server until the chief makes the update. If a
     worker ends, its batch is computed again and overwrites the slot. So each update is made once,
-    and as a whole.
-
-    Args:
-        cluster: `TaskCluster`.
-        plans: list of `ShardPlan`, one for each server.
-        shards: list of `Shard`, one for each server.
-        values: list of `ShardValues`, one for each server.
-        frozen: The values of variables that no update changes.
-        num_slots: integer. The number of batches that can be computed at once.
+    and as a whole. `frozen` are the values of variables that no update changes. `num_slots` batches
+    can be computed at once.
     """
 
     def __init__(
@@ -65,10 +58,8 @@ class RemoteModel:
     def push(self, slot: Any, gradients: Sequence[Any], changes: Sequence[Any]) -> None:
         """Writes gradients and changes of layer states into a slot, inside a worker's step.
 
-        Args:
-            slot: int32 scalar.
-            gradients: list of tensors by weight; `None` if the loss does not depend on it.
-            changes: list of tensors: the differences that the batch made to layer states.
+        The slot is an int32 scalar. A gradient is `None` if the loss does not depend on the weight.
+        `changes` are the differences that the batch made to layer states.
         """
         self._has_gradient = [gradient is not None for gradient in gradients]
         for shard, server in zip(self._shards, self._servers, strict=True):
@@ -81,9 +72,7 @@ class RemoteModel:
     def update(self, slot: int, rate: float | None) -> None:
         """Makes the update of the batch in a slot, on all servers.
 
-        Args:
-            slot: integer.
-            rate: float. The learning rate; `None` if the optimizer has a schedule.
+        A learning rate of `None` means that the optimizer has a schedule.
         """
         self._cluster.run(self._compiled, [np.int32(slot), rate])
         self._num_updates += 1

@@ -32,11 +32,6 @@ class ServedStep:
     batch is unfinished, the position in the data is right, and the chief's model has the values of
     the servers. So it is at the end of an epoch, before a checkpoint, and before the training
     stops.
-
-    Args:
-        model: `keras.Model`, compiled.
-        engine: `Engine`.
-        num_servers: integer.
     """
 
     def __init__(self, model: keras.Model, engine: Engine, num_servers: int) -> None:
@@ -71,9 +66,7 @@ class ServedStep:
     def training(self, stream: BatchStream, pauses: Pauses) -> Iterator[None]:
         """Makes the steps of a training inside the block, and releases the workers at its end.
 
-        Args:
-            stream: `BatchStream` that Keras's loop reads.
-            pauses: `Pauses`.
+        Keras's loop reads the stream.
         """
         self._reset()
         self._shards = ModelShards(self._model, self._num_servers)
@@ -92,9 +85,8 @@ class ServedStep:
     def __call__(self, data: Any) -> dict[str, Any]:
         """Returns the logs of the next update.
 
-        Args:
-            data: The batch that Keras's loop has come to. Ignored: `_note_taken` has it from the
-                stream.
+        `data`, the batch that Keras's loop has come to, is ignored: `_note_taken` has it from the
+        stream.
         """
         if not self._is_current:
             self._begin()

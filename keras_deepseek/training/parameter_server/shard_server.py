@@ -52,9 +52,8 @@ class ShardServer:
     def pull(self, known: str | None, known_updates: int) -> Pulled | None:
         """Returns the weights, unless the worker has them already.
 
-        Args:
-            known: string. The life of the server that the worker's weights are from, or `None`.
-            known_updates: integer. The number of updates in the worker's weights.
+        `known` is the life of the server that the worker's weights are from, and `known_updates`
+        the number of updates in them.
         """
         if not self._is_set_up:
             return None

@@ -33,8 +33,7 @@ class ShardVariables:
     def update(self, gradients: Sequence[Any]) -> None:
         """Applies gradients to the variables by the optimizer.
 
-        Args:
-            gradients: list of tensors; `None` for a variable that the loss does not depend on.
+        A gradient is `None` if the loss does not depend on the variable.
         """
         if any(each is not None for each in gradients):
             with warnings.catch_warnings():  # A loss need not depend on each variable.

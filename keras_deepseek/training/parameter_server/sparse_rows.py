@@ -12,13 +12,7 @@ _LEAST_ROWS = 256
 
 @dataclass(frozen=True)
 class SparseRows:
-    """An array whose other rows are zero.
-
-    Args:
-        indices: NumPy array. The indices of `rows`.
-        rows: NumPy array.
-        num_rows: integer. The number of rows of the whole array.
-    """
+    """An array of `num_rows` rows; those without an index are zero."""
 
     indices: Array
     rows: Array

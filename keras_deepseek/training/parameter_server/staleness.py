@@ -5,13 +5,9 @@ class StalenessBound:
     """Decides when a batch may start, so that no update misses more updates than the bound.
 
     For each unfinished batch it counts the most that its weights can miss: the updates that may not
-    have been in them when the batch started, and every batch that started later.
-
-    Args:
-        bound: integer. The updates that may be missed.
-        num_workers: integer. The number of batches computed at once.
-        looks_ahead: boolean. True if a worker may pull weights before its batch is there. Defaults
-            to `True`.
+    have been in them when the batch started, and every batch that started later. `num_workers`
+    batches are computed at once. With `looks_ahead`, a worker may pull weights before its batch is
+    there.
     """
 
     def __init__(self, bound: int, num_workers: int, *, looks_ahead: bool = True) -> None:

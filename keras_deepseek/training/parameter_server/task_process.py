@@ -15,9 +15,8 @@ from keras_deepseek import backend
 def main(arguments: Sequence[str]) -> None:
     """Serves until the process is killed.
 
-    Args:
-        arguments: The addresses of all processes as JSON, the type (`"worker"` or `"ps"`) and index
-            of this one, and a file descriptor.
+    The arguments are the addresses of all processes as JSON, the type (`"worker"` or `"ps"`) and
+    index of this one, and a file descriptor.
     """
     addresses, task_type, index, descriptor = arguments
 

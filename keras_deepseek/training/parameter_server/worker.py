@@ -62,11 +62,8 @@ class Worker:
     def set_up(self, servers: Servers, plan: WorkerPlan, values: list[Array], seed: int) -> None:
         """Builds the model, compiles its step on a first batch, and sets all variables.
 
-        Args:
-            servers: `Servers`.
-            plan: `WorkerPlan`.
-            values: The values of all variables of the chief's model.
-            seed: integer. For the framework's own random generators.
+        `values` are those of all variables of the chief's model. The seed is for the framework's
+        own random generators.
         """
         self._servers = servers
         if self._model is None:

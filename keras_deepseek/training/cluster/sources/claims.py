@@ -13,13 +13,9 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Claim(Generic[Value]):
-    """A value and its origin.
+    """A value and its origin, the variable or argument with its content, for error messages.
 
-    Args:
-        value: The value.
-        origin: string. The variable or argument with its content, for error messages.
-        is_derived: boolean. True if the value was computed from something else; then a stated value
-            of another source wins. Defaults to `False`.
+    A derived value was computed from something else; a stated value of another source wins over it.
     """
 
     value: Value
@@ -32,13 +28,11 @@ class Claims:
     """All statements of one source; `None` for what it does not say.
 
     Args:
-        world_size: The number of processes.
-        rank: The rank of this process.
         local_rank: The rank among the processes of this machine.
         coordinator: The address of rank 0.
-        task_type: string. TensorFlow's name for the kind of this process.
-        workers: tuple of strings. The addresses of chief and workers.
-        servers: tuple of strings. The addresses of parameter servers.
+        task_type: TensorFlow's name for the kind of this process.
+        workers: The addresses of chief and workers.
+        servers: The addresses of parameter servers.
     """
 
     world_size: Claim[int] | None = None
@@ -56,16 +50,7 @@ def read_text(environ: Mapping[str, str], name: str) -> str | None:
 
 
 def read_integer(environ: Mapping[str, str], name: str, *, least: int = 0) -> Claim[int] | None:
-    """Returns the integer in a variable, or `None` if it is not set.
-
-    Args:
-        environ: The environment.
-        name: string. The variable.
-        least: integer. The least value allowed. Defaults to `0`.
-
-    Raises:
-        InvalidInputError: The variable holds something else.
-    """
+    """Returns the integer, of at least `least`, in a variable; `None` if it is not set."""
     text = read_text(environ, name)
     if text is None:
         return None
@@ -80,12 +65,7 @@ def read_integer(environ: Mapping[str, str], name: str, *, least: int = 0) -> Cl
 def check_addresses(source: str, addresses: Sequence[str]) -> None:
     """Raises an error if addresses are malformed or not unique.
 
-    Args:
-        source: string. The variable that holds them, for the error message.
-        addresses: list of strings.
-
-    Raises:
-        InvalidInputError: An address is malformed, or is there twice.
+    `source` is the variable that holds them, for the error message.
     """
     counts = Counter(parse_address(f"Each address in {source}", text) for text in addresses)
     if twice := [f"{host}:{port}" for (host, port), count in counts.items() if count > 1]:
@@ -98,9 +78,7 @@ def check_addresses(source: str, addresses: Sequence[str]) -> None:
 def local_rank_among(addresses: Sequence[str], rank: int) -> int:
     """Returns the number of processes with a lower rank on the same host.
 
-    Args:
-        addresses: list of strings. The addresses of all processes, by rank.
-        rank: integer.
+    `addresses` are those of all processes, by rank.
     """
     hosts = [parse_address("An address", address)[0] for address in addresses]
     return hosts[:rank].count(hosts[rank])

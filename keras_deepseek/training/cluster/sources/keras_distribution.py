@@ -18,12 +18,7 @@ _RANK = "KERAS_DISTRIBUTION_PROCESS_ID"
 
 
 def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
-    """Reads Keras's variables. One address is the coordinator's; several are those of all ranks.
-
-    Raises:
-        InvalidInputError: A variable is malformed, or the numbers of addresses and processes
-            differ.
-    """
+    """Reads Keras's variables. One address is the coordinator's; several are those of all ranks."""
     world_size = read_integer(environ, _COUNT, least=1)
     rank = read_integer(environ, _RANK)
     text = read_text(environ, _ADDRESSES)

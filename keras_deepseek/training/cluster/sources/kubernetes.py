@@ -10,9 +10,6 @@ def read_kubernetes(environ: Mapping[str, str]) -> Claims:
 
     The number of pods and the address come from the arguments, or from `WORLD_SIZE`, `MASTER_ADDR`
     and `MASTER_PORT` in the Job's manifest.
-
-    Raises:
-        InvalidInputError: The variable is malformed.
     """
     rank = read_integer(environ, "JOB_COMPLETION_INDEX")
     if rank is None:

@@ -22,9 +22,7 @@ _FIRST_PORT, _NUM_PORTS = 12_000, 20_000
 def read_slurm(environ: Mapping[str, str]) -> Claims:
     """Reads the number of this task, the number of tasks, and the first node as coordinator.
 
-    Raises:
-        InvalidInputError: A variable is malformed; or there are several tasks, and this process is
-            none of them.
+    If there are several tasks, this process must be one of them.
     """
     world_size = read_integer(environ, "SLURM_NTASKS", least=1)
     rank = read_integer(environ, "SLURM_PROCID")

@@ -11,19 +11,10 @@ _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def expand_node_list(source: str, text: str) -> Iterator[str]:
-    """Returns the nodes one by one, in SLURM's order.
+    """Returns the nodes of a list such as `node[08-10,7],login` one by one, in SLURM's order.
 
-    Args:
-        source: string. The variable that holds the list, for the error message.
-        text: string. The list.
-
-    Raises:
-        InvalidInputError: The list is malformed. This is found before the first node is returned.
-
-    Example:
-
-    >>> list(expand_node_list("SLURM_JOB_NODELIST", "node[08-10,7],login"))
-    ['node08', 'node09', 'node10', 'node7', 'login']
+    `source` is the variable that holds the list. A malformed list is found before the first node is
+    returned.
     """
     patterns = re.split(r",(?![^\[]*\])", text.strip())
     parts = []

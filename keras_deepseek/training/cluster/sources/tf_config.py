@@ -18,11 +18,7 @@ _TASK_TYPES = ("chief", "worker", "ps")
 
 
 def read_tf_config(environ: Mapping[str, str]) -> Claims:
-    """Reads `TF_CONFIG`. The chief has rank 0, then come workers, then parameter servers.
-
-    Raises:
-        InvalidInputError: The JSON is malformed, or its task is not in its cluster.
-    """
+    """Reads `TF_CONFIG`. The chief has rank 0, then come workers, then parameter servers."""
     text = read_text(environ, "TF_CONFIG")
     if text is None:
         return Claims()

@@ -13,11 +13,7 @@ from keras_deepseek.training.cluster.sources.claims import (
 
 
 def read_torchrun(environ: Mapping[str, str]) -> Claims:
-    """Reads `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`.
-
-    Raises:
-        InvalidInputError: A variable is malformed, or only half of the address is set.
-    """
+    """Reads `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`."""
     return Claims(
         world_size=read_integer(environ, "WORLD_SIZE", least=1),
         rank=read_integer(environ, "RANK"),
