@@ -1,4 +1,4 @@
-"""Opens an existing artifact, to check or measure it."""
+"""Access to an existing artifact, to check or measure it."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""Reads the size of tokens from an input shape."""
+"""Reading of the size of tokens from an input shape."""
 
 import keras
 

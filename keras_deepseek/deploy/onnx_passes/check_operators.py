@@ -1,4 +1,4 @@
-"""Rejects operators that an exporter wrote and ONNX does not have."""
+"""Check for operators that an exporter wrote and ONNX does not have."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine from an ONNX file."""
+"""Building of a TensorRT engine from an ONNX file."""
 
 from collections.abc import Sequence
 from pathlib import Path

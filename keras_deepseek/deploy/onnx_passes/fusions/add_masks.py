@@ -1,4 +1,4 @@
-"""Adds a mask to the scores of attention, instead of a choice in tensors of their size.
+"""Attention masks that are added to the scores, instead of a choice in tensors of their size.
 
 A mask seldom has an axis for heads or queries; scores have both. Keras chooses between the score
 and a large negative number. After the softmax it chooses between the probability and 0, which
