@@ -19,7 +19,7 @@ def open_artifact(
 ) -> Iterator[tuple[Path, Manifest | None]]:
     """Yields the folder of an artifact of the expected format and signature, and its manifest.
 
-    `None` for a file alone.
+    The manifest of a file alone is `None`.
     """
     if export_format.suffix and target.is_file():
         with temporary_folder("keras_deepseek_check") as folder:

@@ -25,7 +25,7 @@ _NOTHING_LEFT = 1e30
 def add_masks(view: GraphView) -> int:
     """Replaces the choices around a softmax by a sum if the result is the same.
 
-    Returns how many changed.
+    Returns the number of changed attentions.
     """
     made: dict[tuple[str, float], str] = {}
     return view.rewrite(lambda view, product: _add_mask(view, product, made), "MatMul")
