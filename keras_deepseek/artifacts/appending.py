@@ -1,4 +1,4 @@
-"""Appends bytes to a file completely or not at all."""
+"""Appending of bytes to a file, completely or not at all."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Exchanges two paths in one step, where the system can.
+"""Exchange of two paths in one step, where the system can.
 
 So a process that is killed never leaves a moment in which neither path exists.
 """

@@ -62,9 +62,9 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class RouteResult:
-    """The route that made an artifact, and the artifact's outputs.
+    """The route that made an artifact, and the artifact's outputs by name for each sample.
 
-    `None` with a reason if it can't run on this machine.
+    The outputs are `None`, with a `reason`, if the artifact can't be run on this machine.
     """
 
     how: str

@@ -1,4 +1,4 @@
-"""Finds the place in a model at which an exporter failed: the layer and the operator.
+"""Search for the layer and the operator of a model at which an exporter failed.
 
 Exporters seldom name it. It is found in the frames of the error's traceback.
 """

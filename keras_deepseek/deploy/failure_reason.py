@@ -17,9 +17,10 @@ _NUM_LINES = 2  # Keras's first line has the place, and its second the reason.
 
 
 def failure_reason(error: BaseException) -> str:
-    """Returns the message of an error of this package.
+    """Returns the cause of an error in short.
 
-    For another, that of its cause, with the place in the model.
+    It is the message of an error of this package. For another error it is the message of the error
+    that it was raised from, with the place in the model if the traceback tells it.
     """
     if isinstance(error, KerasDeepSeekError):
         return str(error)

@@ -1,4 +1,4 @@
-"""Measures the latency of a batch in each format, side by side on this machine."""
+"""Measurement of the latency of a batch in each format, side by side on this machine."""
 
 import itertools
 import statistics

@@ -1,4 +1,4 @@
-"""Makes and verifies an artifact: by the first route whose artifact computes what the model does.
+"""Making of a verified artifact, by the first route whose outputs equal the model's.
 
 A format with a `source` is built from the verified artifact of that format instead.
 """

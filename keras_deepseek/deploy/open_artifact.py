@@ -1,4 +1,4 @@
-"""Opens an existing artifact, to check or measure it."""
+"""Access to an existing artifact, to check or measure it."""
 
 import contextlib
 import shutil
@@ -19,7 +19,7 @@ def open_artifact(
 ) -> Iterator[tuple[Path, Manifest | None]]:
     """Yields the folder of an artifact of the expected format and signature, and its manifest.
 
-    `None` for a file alone.
+    The manifest of a file alone is `None`.
     """
     if export_format.suffix and target.is_file():
         with temporary_folder("keras_deepseek_check") as folder:

@@ -1,4 +1,4 @@
-"""Replaces indices outside a table."""
+"""Replacement of indices outside a table."""
 
 from typing import Any
 

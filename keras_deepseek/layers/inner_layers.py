@@ -1,4 +1,4 @@
-"""Revives, builds, calls and saves a user's layer inside another layer."""
+"""Reviving, building, calling and saving of a user's layer inside another layer."""
 
 import copy
 import inspect

@@ -27,7 +27,7 @@ def check_mask(mask: Any, inputs: Any) -> None:
 
 
 def complete_mask(mask: Any, inputs: Any) -> Any:
-    """Returns the mask (BT), or one of ones for inputs (BTD) if it is `None`."""
+    """Returns the mask (BT); if it is `None`, returns a mask of ones for the inputs (BTD)."""
     return ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
 
 

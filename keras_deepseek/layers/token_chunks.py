@@ -1,4 +1,4 @@
-"""Computes a function of many tokens in chunks, so that large intermediates need less memory."""
+"""Computation of a function in chunks of tokens, so that intermediates need less memory."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from keras import ops
 
 
 class TokenChunks:
-    """Splits tokens into chunks of equal size, the last one padded with zeros.
+    """The split of tokens into chunks of equal size, the last one padded with zeros.
 
     A chunk takes every `number`-th token. The tokens of each device then stay on it if they are
     sharded; consecutive tokens would all be on one device.

@@ -37,7 +37,7 @@ _COMMON_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
 
 
 class OnnxFormat(ExportFormat):
-    """Writes ONNX with the exporter of the running backend, and then applies passes to the graph.
+    """ONNX, written by the exporter of the running backend and then changed by graph passes.
 
     Args:
         opset: From 13 to 25. ONNX's converter raises the file to it if a backend's exporter writes

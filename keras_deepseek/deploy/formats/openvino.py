@@ -17,7 +17,7 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 
 
 class OpenVINOFormat(ExportFormat):
-    """Writes `model.xml` and `model.bin` from ONNX, and runs them with OpenVINO on the CPU.
+    """`model.xml` and `model.bin`, made from ONNX and run with OpenVINO on the CPU.
 
     `opset`, from 13 to 25, is that of the ONNX file.
     """

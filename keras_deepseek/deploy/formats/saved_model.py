@@ -22,7 +22,7 @@ _DEFAULT = "serving_default"
 
 
 class SavedModelFormat(ExportFormat):
-    """Writes a SavedModel whose `serving_default` has the model's names and a free batch axis.
+    """A SavedModel whose `serving_default` has the model's names and a free batch axis.
 
     Args:
         classify: Adds the signature `serving_classify`, which takes serialized `tf.train.Example`s,

@@ -26,7 +26,7 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class TensorRTFormat(ExportFormat):
-    """Builds a TensorRT engine in the precision of its ONNX file, and runs it if a GPU is visible.
+    """A TensorRT engine in the precision of its ONNX file, run if a GPU is visible.
 
     Args:
         flavor: `"tensorrt"`, `"rtx"`, or `"auto"`: plain TensorRT where it is installed and a GPU
@@ -59,7 +59,7 @@ class TensorRTFormat(ExportFormat):
         self.source_options = {"rolled": True, **for_turing}
 
     def check_signature(self, signature: Signature) -> None:
-        """Rejects dtypes that TensorRT has not, and profiles that do not fit the model."""
+        """Rejects dtypes that TensorRT lacks, and profiles that do not fit the model."""
         for spec in (*signature.inputs, *signature.outputs):
             # TensorRT would silently take float64 for float32.
             if spec.dtype not in DTYPES.values():
@@ -75,7 +75,7 @@ class TensorRTFormat(ExportFormat):
             check_turing(self.flavor.module, precision)
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Refuses: `build` makes the engine of a verified ONNX file."""
+        """Raises an error: `build` makes the engine, from a verified ONNX file."""
         raise NotSupportedError(
             "A TensorRT engine is built from an ONNX file: export through "
             "Exporter(model, 'tensorrt'), which verifies that file first."

@@ -1,4 +1,4 @@
-"""Makes the file of one model the same to the byte each time.
+"""A canonical order and naming, so that each file of one model is the same to the byte.
 
 Exporters number nodes by how many they wrote before. Here the nodes are put in the order in which
 the outputs need them, and are named by operator and number. Weights are named by the first node
@@ -97,7 +97,7 @@ def _replace(field: Any, values: list[Any]) -> None:
 
 
 def _needs(node: Any) -> Iterator[str]:
-    """Yields the names of the tensors that a node reads from the graph that it is in."""
+    """Yields the names of the tensors that a node reads from its own graph."""
     yield from (name for name in node.input if name)
     for inner in inner_graphs(node):
         own = {value.name for value in (*inner.input, *inner.initializer)}

@@ -1,4 +1,4 @@
-"""Rejects operators that an exporter wrote and ONNX does not have."""
+"""Check for operators that an exporter wrote and ONNX does not have."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,9 +9,10 @@ from keras_deepseek.errors import ExportError
 
 
 def check_operators(model: Any) -> None:
-    """Raises an `ExportError` with the operators, and their layers, that the graph's opset lacks.
+    """Raises an `ExportError` that names the operators that the graph's opset lacks.
 
-    tf2onnx only logs operators that it can't convert, and writes them by TensorFlow's name.
+    The message also has their layers. tf2onnx only logs operators that it can't convert, and writes
+    them by TensorFlow's name.
     """
     onnx = import_package("onnx")
     version = next(each.version for each in model.opset_import if not each.domain)

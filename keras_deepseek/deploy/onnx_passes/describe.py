@@ -1,4 +1,4 @@
-"""Writes the origin of a file into the file, without times, so that each export is the same."""
+"""The origin of a file, written into it without times, so that each export is the same."""
 
 from typing import Any
 

@@ -121,7 +121,7 @@ class GraphView:
         return int(value.type.tensor_type.elem_type) if value is not None else 0
 
     def num_users(self, name: str) -> int:
-        """Returns how often a tensor is used; as an output of the graph counts as a use."""
+        """Returns the number of uses of a tensor; being an output of the graph is one."""
         return self._users[name]
 
     def are_only_used_within(self, nodes: Iterable[Any], last: Any) -> bool:

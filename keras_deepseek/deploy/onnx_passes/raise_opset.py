@@ -1,4 +1,4 @@
-"""Converts a graph to a newer opset than the backend's exporter writes."""
+"""Conversion of a graph to a newer opset than the backend's exporter writes."""
 
 from typing import Any
 

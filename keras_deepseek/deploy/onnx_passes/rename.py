@@ -1,4 +1,4 @@
-"""Gives the inputs and outputs of a graph the model's names, which exporters lose or replace."""
+"""The model's names for a graph's inputs and outputs, which exporters lose or replace."""
 
 from typing import Any
 

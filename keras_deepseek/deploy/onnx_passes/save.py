@@ -11,7 +11,7 @@ _LEAST_BESIDE = 2**20
 
 
 def load(path: Path) -> tuple[Any, bool]:
-    """Reads a graph, and returns whether its large weights were left on disk.
+    """Reads a graph, and returns it with True if its large weights were left on disk.
 
     They stay in `path.data`, where the exporter wrote them; the graph has only their shapes.
     """

@@ -1,4 +1,4 @@
-"""Reads a tensor that holds a shape: as numbers, and as axes of other tensors."""
+"""Reading of tensors that hold a shape: as numbers, and as axes of other tensors."""
 
 from typing import Any
 

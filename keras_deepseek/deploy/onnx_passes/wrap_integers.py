@@ -1,4 +1,4 @@
-"""Makes integer sums, products and powers wrap around on overflow, as they do in Keras.
+"""Integer sums, products and powers that wrap around on overflow, as they do in Keras.
 
 onnxruntime computes these three in float64: it cuts values beyond the type off at its bounds, and
 loses digits beyond 2**53. Its `Add`, `Mul` and `Cast` wrap around.

@@ -1,4 +1,4 @@
-"""Checks that another process can recreate the classes of a model from their configs.
+"""Check that another process can recreate the classes of a model from their configs.
 
 Keras reports a class that can't be recreated only as "could not be deserialized properly", once the
 process has started.
@@ -87,7 +87,7 @@ def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
 
 
 def _home(kind: type, method: str) -> type:
-    """Returns the class in the inheritance order that defines a method."""
+    """Returns the first class in the inheritance order that defines a method."""
     return next(each for each in kind.__mro__ if method in vars(each))
 
 

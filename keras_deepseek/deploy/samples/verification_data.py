@@ -36,7 +36,7 @@ def choose_data(
 ) -> VerificationData:
     """Checks and returns the batches for a model.
 
-    A part of `calibration`, or random ones, if no samples are given.
+    Without samples, it takes a part of `calibration`, or random batches.
     """
     signature = named.signature
     rows = held_out = ranges = None

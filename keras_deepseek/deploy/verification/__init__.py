@@ -1,1 +1,1 @@
-"""Comparing the outputs of an artifact with those of its model."""
+"""Comparison of the outputs of an artifact with those of its model."""

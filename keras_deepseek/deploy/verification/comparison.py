@@ -102,9 +102,9 @@ def compare(
 def differing_places(
     expected: dict[str, Array], received: dict[str, Array], precisions: Mapping[str, str | None]
 ) -> dict[str, Array] | None:
-    """Returns boolean arrays that mark outputs of one batch beyond the tolerance.
+    """Returns boolean arrays, by name, that mark outputs of one batch beyond the tolerance.
 
-    `None` if names, shapes or dtypes differ.
+    Returns `None` if names, shapes or dtypes differ.
     """
     if set(expected) != set(received):
         return None

@@ -112,7 +112,7 @@ def continue_cache(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -
     """Returns the cache to continue from, for a layer that can't remove tokens.
 
     At index 0 the mask and the states of `resets` are set to zero. Raises an `InvalidInputError` if
-    the cache holds tokens at or after the index, where checking costs nothing.
+    the cache holds tokens at or after the index, but only where the mask can be read at no cost.
     """
     start = backend.current().compute.read_integer(cache_index)
     changed = {name: cache[name] for name in ("mask", *resets)}

@@ -1,4 +1,4 @@
-"""Computes a function of many tokens in chunks, with a given gradient."""
+"""Computation of a function of many tokens in chunks, with a given gradient."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

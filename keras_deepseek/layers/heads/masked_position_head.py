@@ -178,7 +178,7 @@ class MaskedPositionHead(VocabularyHead):
 
 
 class _AttachMask(keras.Layer):
-    """Returns the first of two tensors, with the second as its mask."""
+    """A layer that returns the first of two tensors, with the second as its mask."""
 
     def call(self, inputs: list[Any]) -> Any:
         return inputs[0]

@@ -97,7 +97,8 @@ def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 def new_preset(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
     """Returns a context manager that yields an empty folder and moves it to `path` at the end.
 
-    An older preset at `path`, which may be a link, is replaced; a folder with other files is kept.
+    An older preset at `path`, which may be a link, is replaced. A folder with other files is an
+    error.
     """
     return new_folder(path, _OWN_FILES, CONFIG_NAME)
 
@@ -108,8 +109,8 @@ def new_folder(
 ) -> Iterator[Path]:
     """Yields an empty folder, and moves it to `path` at the end, in place of an older one.
 
-    If the block raises an error, `path` stays as it was. An older folder always holds `first_file`,
-    and only files that match the patterns `own_files`; another folder is kept.
+    If the block raises an error, `path` stays as it was. Raises a `CheckpointError` if the older
+    folder lacks `first_file`, or has files that match none of the patterns `own_files`.
     """
     target = Path(check_path("folder", path)).absolute()
     try:

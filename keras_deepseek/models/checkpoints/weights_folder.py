@@ -19,7 +19,7 @@ from keras_deepseek.models.checkpoints.scaled_tensor import (
 WEIGHTS_NAME = "model.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 INDEX_NAME = f"model{INDEX_SUFFIX}"
-_MOST_NAMES = 10  # Of each kind, in an error.
+_MOST_NAMES = 10  # The names of each kind in an error.
 
 
 class WeightsFolder:

@@ -266,6 +266,6 @@ def _to_json(value: Any) -> Any:
 
 
 def _to_factor(rotated: int, head_dim: int) -> float:
-    """Returns the rotated share of a head, from which readers get the exact integer back."""
+    """Returns the rotated share of a head as a float that converts back to the exact integer."""
     factor = rotated / head_dim
     return factor if int(head_dim * factor) == rotated else (rotated + 0.5) / head_dim

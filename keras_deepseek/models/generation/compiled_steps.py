@@ -43,8 +43,8 @@ class CompiledSteps:
     def get(self, key: Any, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> Step:
         """Returns a compiled `function(model, *arguments, state, *inputs)`.
 
-        The function returns outputs and the next state. The cache holds it by `key`, which must
-        name the function and the arguments: their values are compiled into it.
+        The function returns outputs and the next state. `key` identifies the function and its
+        arguments in the cache, since the values of the arguments are compiled into it.
         """
 
         def make() -> Step:

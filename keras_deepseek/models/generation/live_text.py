@@ -59,7 +59,7 @@ class LiveText:
         self.add(piece)
 
     def add(self, piece: str) -> None:
-        """Shows text that does not belong to a further token."""
+        """Shows text without counting a token."""
         if not self._console.is_terminal:
             self._write(piece, end="")
             return

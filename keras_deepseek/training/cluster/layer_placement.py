@@ -16,7 +16,7 @@ _FUNCTIONS = ("test_function", "predict_function")
 
 
 class LayerPlacement:
-    """Places the layers of a model on devices while a trainer uses it.
+    """The placement of a model's layers on devices while a trainer uses it.
 
     Weights and optimizer slots stay on their devices afterwards. The layers compute there only
     during the use. `devices` has the device for each pattern of layer names; the first is that of

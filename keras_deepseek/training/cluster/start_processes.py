@@ -36,7 +36,7 @@ def share_random_state(processes: Processes) -> None:
 
 
 def _refuse_others(cluster: ClusterSpec) -> None:
-    """Raises an error if the framework runs in processes that the strategy does not know of."""
+    """Raises an error if the framework runs in processes that the strategy does not include."""
     running = backend.current().distribution.count_processes()
     if cluster.strategy is not None and running > 1:
         raise InvalidInputError(

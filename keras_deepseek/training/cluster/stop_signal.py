@@ -11,7 +11,7 @@ from typing import Any
 
 
 class StopSignal:
-    """Notes SIGTERM inside the block.
+    """A context manager that notes SIGTERM inside its block.
 
     Python delivers signals to the main thread only: in another thread, nothing is changed. If the
     block ends because a generator around it is closed, a noted signal is raised again for the

@@ -23,7 +23,7 @@ class Failure:
         return self.status if self.status >= 0 else 128 - self.status
 
     def describe(self) -> str:
-        """Returns a text with the rank, how it ended, and its last errors."""
+        """Returns a text with the rank, its exit status, and its last errors."""
         if self.status >= 0:
             how = f"with exit code {self.status}"
         else:

@@ -22,7 +22,7 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 
 
 class Job:
-    """Starts the processes, forwards their output, and ends all if one fails.
+    """The processes of one attempt, with their output; all are ended if one fails.
 
     `restart` is the number of attempts before this one.
     """

@@ -10,7 +10,7 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 
 
 class Launcher:
-    """Runs a plan, and forwards the signals of this process to those that it starts."""
+    """The runner of a plan, which forwards the signals of this process to those that it starts."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan

@@ -11,7 +11,7 @@ _LONGEST_LAST_LINE = 1000
 
 
 class LinePrefixer:
-    """Splits bytes of any encoding from a pipe into lines, and writes each with a prefix."""
+    """A splitter of bytes, of any encoding, into lines that are written with a prefix."""
 
     def __init__(self, prefix: bytes, write: Callable[[bytes], None]) -> None:
         self._prefix = prefix

@@ -8,7 +8,7 @@ PROGRAM = "keras-deepseek launch"
 
 
 class Output:
-    """Writes lines of the processes and of the launcher.
+    """The writer of the lines of the processes and of the launcher.
 
     If a log can't be written, because its reader has ended or the disk is full, the training goes
     on and the output is dropped.

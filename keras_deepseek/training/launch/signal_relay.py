@@ -10,7 +10,7 @@ _TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class SignalRelay:
-    """Notes signals, calls a function for each, and wakes a selector.
+    """A signal handler that calls a function for each signal and wakes a selector.
 
     The function is called in the signal handler: the launcher may hang in a write to a log that
     nobody reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. `act` takes

@@ -14,7 +14,7 @@ _STRIDE = 15_485_863
 
 
 class BatchSeeds:
-    """The current states of a model's seed generators, and from them those of each batch."""
+    """The states of a model's seed generators for each batch, derived from the current ones."""
 
     def __init__(self, model: keras.Model) -> None:
         self.variables: list[Any] = seed_states(model)

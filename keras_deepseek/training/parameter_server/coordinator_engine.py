@@ -30,7 +30,7 @@ _CHECK_EVERY = 1.0
 
 
 class CoordinatorEngine(Engine):
-    """Connects to workers and servers of TensorFlow, which compute functions of the chief.
+    """The engine of TensorFlow, whose workers and servers compute functions of the chief.
 
     If `TF_CONFIG` names no addresses, the processes are started on this machine.
     """
@@ -83,7 +83,7 @@ class CoordinatorEngine(Engine):
 
 
 class CoordinatorWorkers(Workers):
-    """Transport through TensorFlow's coordinator, which picks the process for each batch.
+    """The transport through TensorFlow's coordinator, which picks the process for each batch.
 
     So a "worker" is here one of the slots in which the servers hold the gradients of a batch until
     the chief makes its update. If a process ends, the coordinator itself has another one compute

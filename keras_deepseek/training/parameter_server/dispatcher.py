@@ -32,7 +32,7 @@ class _Batch:
 
 
 class Dispatcher:
-    """Gives batches to workers within the staleness bound, and makes each update once.
+    """The dispatcher of batches to workers within the staleness bound. Each update is made once.
 
     `snapshot_every` is the number of updates between two snapshots of the servers; `None` if
     servers can't restart, and nothing is kept for them. Workers or servers are restarted after
@@ -64,7 +64,7 @@ class Dispatcher:
         self._setting_up: dict[Any, int] = {}
         self._snapshotting: dict[Any, int] = {}
         self._snapshots: list[ShardValues] = []
-        self._lives: list[Any] = []  # Of the servers. Updates made in an earlier life may be lost.
+        self._lives: list[Any] = []  # By server. Updates made in an earlier life may be lost.
         self._kept: dict[int, Task] = {}  # Counted batches that some snapshot lacks.
         self._done: deque[Result] = deque()
 

@@ -21,7 +21,7 @@ class ProcessEndedError(Exception):
 class Workers(ABC):
     """Transport of batches to workers, and of values to and from servers.
 
-    It keeps no books: the `Dispatcher` decides who computes what, and when. A future is whatever
+    The `Dispatcher` decides which worker computes which batch, and when. A future is whatever
     the engine uses for one. Methods that return a future return at once.
     """
 

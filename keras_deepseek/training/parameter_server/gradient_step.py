@@ -46,7 +46,7 @@ def take_gradient_step(
 
 
 class GradientsAsLogs:
-    """Returns the clipped gradients of a step among its logs, in place of an update.
+    """An update that only returns the clipped gradients of a step among its logs.
 
     Clipping by the global norm is done here, since no server has all gradients. `global_clipnorm`
     is the optimizer's.

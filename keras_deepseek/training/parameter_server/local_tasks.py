@@ -22,7 +22,7 @@ _PROGRAM = ["-m", "keras_deepseek.training.parameter_server.task_process"]
 
 
 class LocalTasks:
-    """Starts the processes, and starts a worker again that has ended.
+    """TensorFlow's processes on this machine; a worker that has ended is started again.
 
     The processes end with this one, even if it is killed. All of them have `timeout` seconds to
     start.

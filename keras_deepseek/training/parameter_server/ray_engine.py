@@ -25,7 +25,7 @@ from keras_deepseek.training.parameter_server.staleness import StalenessBound
 
 
 class RayEngine(Engine):
-    """Starts workers and servers as actors. Each worker builds its own model."""
+    """The engine of Ray: workers and servers are actors, and each worker builds its own model."""
 
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
         refuse_other_chiefs(settings, cluster)

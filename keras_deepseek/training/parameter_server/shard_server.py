@@ -17,7 +17,7 @@ from keras_deepseek.training.parameter_server.sparse_rows import unpack_rows
 
 
 class ShardServer:
-    """Holds variables, sends them to workers, and makes the update of each batch once.
+    """A server that holds variables, sends them to workers, and updates them once a batch.
 
     It starts without values. After a restart by Ray it has none either, and answers `None` until
     the chief has sent them.

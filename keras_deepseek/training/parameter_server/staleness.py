@@ -2,7 +2,7 @@
 
 
 class StalenessBound:
-    """Decides when a batch may start, so that no update misses more updates than the bound.
+    """A rule for when a batch may start, so that no update misses more updates than the bound.
 
     For each unfinished batch it counts the most that its weights can miss: the updates that may not
     have been in them when the batch started, and every batch that started later. `num_workers`

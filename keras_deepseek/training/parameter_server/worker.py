@@ -41,7 +41,7 @@ class Servers(Protocol):
 
 
 class Worker:
-    """Computes the gradients of batches, one after the other.
+    """A worker that computes the gradients of batches, one after the other.
 
     It starts without a model. After a restart by Ray it has none either.
     """

@@ -1,4 +1,4 @@
-"""Finds the nodes of an ONNX file that TensorRT does not support."""
+"""Check for nodes of an ONNX file that TensorRT does not support."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Adds a mask to the scores of attention, instead of a choice in tensors of their size.
+"""Attention masks that are added to the scores, instead of a choice in tensors of their size.
 
 A mask seldom has an axis for heads or queries; scores have both. Keras chooses between the score
 and a large negative number. After the softmax it chooses between the probability and 0, which
@@ -25,7 +25,7 @@ _NOTHING_LEFT = 1e30
 def add_masks(view: GraphView) -> int:
     """Replaces the choices around a softmax by a sum if the result is the same.
 
-    Returns how many changed.
+    Returns the number of changed attentions.
     """
     made: dict[tuple[str, float], str] = {}
     return view.rewrite(lambda view, product: _add_mask(view, product, made), "MatMul")

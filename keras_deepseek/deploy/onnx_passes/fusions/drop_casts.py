@@ -1,4 +1,4 @@
-"""Removes casts that another cast undoes, and reductions of axes of size 1."""
+"""Removal of casts that another cast undoes, and of reductions of axes of size 1."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Removes an `Expand` before an operator that broadcasts by itself.
+"""Removal of an `Expand` before an operator that broadcasts by itself.
 
 Positions, for instance, are repeated for each row of a batch, and then added to embeddings of that
 shape.

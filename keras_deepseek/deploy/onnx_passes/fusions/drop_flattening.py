@@ -1,4 +1,4 @@
-"""Multiplies a tensor of several axes with a kernel directly, without flattening it first.
+"""Products of tensors of several axes with a kernel, without flattening the tensors first.
 
 TensorFlow's `tensordot` flattens its input to a matrix, and reshapes the product by a shape that it
 computes. `MatMul` needs neither, and runtimes fuse it with the operators after it.

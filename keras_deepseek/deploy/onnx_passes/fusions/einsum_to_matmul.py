@@ -1,4 +1,4 @@
-"""Writes an `Einsum` of two tensors as `MatMul` between transpositions.
+"""Conversion of an `Einsum` of two tensors to a `MatMul` between transpositions.
 
 Runtimes lay out the kernel of a `MatMul` for their processor when they load it, and fuse operators
 around it. They do neither for an `Einsum`. Keras's attention has six of them a layer.

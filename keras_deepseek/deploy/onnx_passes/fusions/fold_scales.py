@@ -1,4 +1,4 @@
-"""Folds a number that a product with a kernel is multiplied by into the kernel and its bias.
+"""Folding of the constant factor of a product into its kernel and bias.
 
 Attention divides its queries by the root of their size. A power of two changes no digit. Another
 number rounds each weight once more, which is as much as each term of the product is rounded.

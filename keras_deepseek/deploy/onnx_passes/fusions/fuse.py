@@ -1,4 +1,4 @@
-"""Runs the fusion passes, which write several operators as one or as fewer, in their order."""
+"""The fusion passes in their order, which write several operators as one or as fewer."""
 
 from typing import Any
 

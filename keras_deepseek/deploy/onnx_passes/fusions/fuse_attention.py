@@ -1,4 +1,4 @@
-"""Fuses scaled dot-product attention into the operator that ONNX has since opset 23.
+"""Fusion of scaled dot-product attention into the operator that ONNX has since opset 23.
 
 onnxruntime runs it as fast as the separate operators. Opset 25 has its own version of the operator,
 for which onnxruntime 1.32 has no kernel: it runs fifty nodes instead, which take 1.4 to 2.6 times

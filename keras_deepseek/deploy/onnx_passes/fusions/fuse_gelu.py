@@ -1,4 +1,4 @@
-"""Fuses GELU into the operator that ONNX has since opset 20.
+"""Fusion of GELU into the operator that ONNX has since opset 20.
 
 Below it, GELU is written in the form that onnxruntime recognizes and fuses.
 """
@@ -33,7 +33,7 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:
-    """Returns the input of the GELU that a product ends, its approximation, and its nodes."""
+    """Returns the input, the approximation and the nodes of the GELU that ends in a product."""
     factors, nodes = _factors(view, last)
     halves = [name for name in factors if view.scalar(name) == _HALF]
     sums = [name for name in factors if view.producer(name, "Add", "Sub") is not None]

@@ -1,4 +1,4 @@
-"""Fuses layer normalization into the operator that ONNX has since opset 17.
+"""Fusion of layer normalization into the operator that ONNX has since opset 17.
 
 Keras computes it as `x * f + (bias - mean * f)`, where `f` is the scale by the deviation. Runtimes
 do not recognize this form, and it reads and writes the tensor eight times.

@@ -1,4 +1,4 @@
-"""Fuses RMS normalization into the operator that ONNX has since opset 23."""
+"""Fusion of RMS normalization into the operator that ONNX has since opset 23."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Makes a reduction keep its axes if later nodes add them again.
+"""Reductions that keep their axes, instead of later nodes that add them again.
 
 JAX reduces without keeping axes and broadcasts the result, for which jax2onnx writes six nodes.
 """

@@ -97,8 +97,8 @@ def write_normalization(
 ) -> list[Any] | None:
     """Returns the fused node that computes the output of `last`.
 
-    `None` if it would compute something else. `mean` holds all nodes that it replaces, except
-    `last`.
+    Returns `None` if the node would compute something else. `mean` holds all nodes that it
+    replaces, except `last`.
     """
     sizes = last_sizes(view, mean.source, mean.num_axes)
     if sizes is None or not view.are_only_used_within(mean.nodes, last):
@@ -123,7 +123,7 @@ def write_normalization(
 def fit_weight(array: Array, sizes: list[int], rank: int, dtype: Any) -> Array | None:
     """Returns a scale or bias in the shape `sizes` of the last axes of a tensor with `rank` axes.
 
-    `None` if it varies along others.
+    Returns `None` if it varies along other axes.
     """
     if array.dtype != dtype or array.ndim > rank:
         return None

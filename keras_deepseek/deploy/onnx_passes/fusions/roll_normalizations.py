@@ -1,4 +1,4 @@
-"""Writes repeated normalizations as a `Loop`.
+"""Conversion of repeated normalizations to a `Loop`.
 
 Some builders compute a sum anew for each use, which doubles the work with each repetition.
 TensorRT-RTX needed 0.5 MB for four, 50 MB for eight and 555 MB for ten rounds, and never finished

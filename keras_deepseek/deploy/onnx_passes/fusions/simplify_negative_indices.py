@@ -1,4 +1,4 @@
-"""Removes the handling of negative indices before a `Gather`, which handles them itself.
+"""Removal of the handling of negative indices before a `Gather`, which handles them itself.
 
 Keras's `take`, which an `Embedding` uses, adds the number of rows to negative indices first.
 """

@@ -1,4 +1,4 @@
-"""Replaces computed sizes by a `Shape` of the wanted axes, in int64.
+"""Replacement of computed sizes by a `Shape` of the wanted axes, in int64.
 
 TensorFlow takes all sizes of a tensor in int32, picks some, and concatenates them.
 """

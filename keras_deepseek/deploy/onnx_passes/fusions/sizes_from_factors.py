@@ -1,4 +1,4 @@
-"""Takes a size of attention's scores from the queries or the keys, if a mask needs it.
+"""Sizes of attention's scores, read from the queries or the keys if a mask needs them.
 
 A use of the scores' shape keeps runtimes from fusing them with the softmax.
 """

@@ -1,4 +1,4 @@
-"""Moves a transposition of a product into its factors: `(A B)^T` is `B^T A^T`.
+"""Transposition of the factors instead of their product: `(A B)^T` is `B^T A^T`.
 
 Keras computes the scores of attention with the keys first. The factors are smaller than the scores
 and are transposed anyway.

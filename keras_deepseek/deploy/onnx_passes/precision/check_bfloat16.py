@@ -1,4 +1,4 @@
-"""Rejects operators that ONNX does not have in bfloat16."""
+"""Check for operators that ONNX does not have in bfloat16."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Converts products and convolutions from float32 to float16.
+"""Conversion of products and convolutions from float32 to float16.
 
 TensorRT-RTX has no such products in float32 for GPUs of compute capability 7.5 (Turing). An export
 in float16 leaves an output layer that ends in softmax in float32. This pass computes its product in

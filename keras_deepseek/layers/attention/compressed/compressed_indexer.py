@@ -20,7 +20,7 @@ from keras_deepseek.layers.input_check import Shape
 
 
 class CompressedIndexer(keras.Layer):
-    """Chooses the entries with the highest scores for each token.
+    """A layer that chooses the entries with the highest scores for each token.
 
     ```
     score[t, e] = sum over n of weight_n(x_t) * relu(query_n(t) . key(e)) * (H * N) ** -0.5

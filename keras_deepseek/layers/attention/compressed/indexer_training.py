@@ -6,7 +6,7 @@ import keras
 
 
 class IndexerTraining(keras.Layer):
-    """Keeps `train_indexer` of an attention layer with an `indexer` through freezing and saving.
+    """A base class that keeps `train_indexer` of an attention layer through freezing and saving.
 
     List it before the other base class. The indexer's choice has no gradient, so by default a fit
     must leave its weights alone, or Keras warns. Setting `trainable` of the layer sets all inner

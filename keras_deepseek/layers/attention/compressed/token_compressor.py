@@ -27,7 +27,7 @@ Rotate = Callable[[Any, Any], Any]
 
 
 class TokenCompressor(keras.Layer):
-    """Compresses each full window of `compress_rate` tokens to one entry.
+    """A layer that compresses each full window of `compress_rate` tokens to one entry.
 
     An entry is the sum of the window's values, weighted number by number by a softmax of gates over
     the window. It is then normed, and rotated by the position of the window's first token. With
