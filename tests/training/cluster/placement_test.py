@@ -160,7 +160,7 @@ def test_a_distribution_of_keras_runs_on_jax_alone():
     history = trainer.fit(np.ones((3, 2)), np.ones((3, 1)), epochs=2, verbose=0).history
     assert history["loss"][1] < history["loss"][0]
     assert keras.distribution.distribution() is None
-    with pytest.raises(InvalidInputError, match="device_map names one device, cpu:0"):
+    with pytest.raises(InvalidInputError, match="device_map has one device, cpu:0"):
         Placement({"cpu": 0}, distribution)
 
 
