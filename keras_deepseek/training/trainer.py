@@ -255,9 +255,8 @@ class Trainer:
                 self,
                 None if isinstance(given, keras.Model) else given,
                 self._placement.kind,
-                guard=options.guard,
-                policy=self.policy,
-                **options.worker_options(),
+                options,
+                self.policy,
             )
         replicas = find_replicas(
             self.model,

@@ -124,7 +124,7 @@ def test_a_model_is_verified_on_rows_of_files_and_classifies(
     assert found.signatures == ("serving_default", "serving_classify")
     run(*made, "--check", "--classify", *"abcdefghij")
     assert "verified on 6 batches by serving_default" in capsys.readouterr().out
-    with pytest.raises(InvalidInputError, match=r"Of 1 value a row .* it has probabilities"):
+    with pytest.raises(InvalidInputError, match=r"For 1 value a row.*received probabilities"):
         run(*made, "--regress")
     np.savez(tmp_path / "other.npz", picture=images)
     with pytest.raises(InvalidInputError, match=r"`samples\[0\]`: .*unknown \['picture'\]"):

@@ -91,6 +91,9 @@ class ExportFormat(ABC):
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Runs the artifact on batches.
 
+        `write` must put all that `run` needs into the folder, such as the precision. A format that
+        Keras runs can use `backend.current().inference.plain_inference(named_model)`.
+
         Args:
             folder: The folder that `write` filled.
             samples: For each batch its arrays by input name.

@@ -93,7 +93,6 @@ class Session:
         Raises:
             InvalidInputError: They differ.
         """
-        options, guard = self._plan.options, self._plan.options.guard
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         check_same_arguments(
             self._processes,
@@ -101,11 +100,10 @@ class Session:
                 "the model": [(each.shape, each.dtype) for each in self._model.variables],
                 "the optimizer": plain_attributes(optimizer),
                 "the precision": self._policy and self._policy.name,
-                "float32_layers": list(options.float32_layers),
-                "micro_batches": options.micro_batches,
-                "gradient_clip": options.gradient_clip,
-                "guard": plain_attributes(guard) if isinstance(guard, StepGuard) else guard,
-                "remat": options.remat,
+                **{
+                    name: plain_attributes(value) if isinstance(value, StepGuard) else value
+                    for name, value in self._plan.options.shared_options().items()
+                },
                 "gradient_compression": gradient_compression,
             },
         )

@@ -16,6 +16,7 @@ from keras_deepseek.training.parameter_server.coordinator_engine import Coordina
 from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.ray_engine import RayEngine
 from keras_deepseek.training.parameter_server.served_step import ServedStep
+from keras_deepseek.training.step.step_options import StepOptions
 
 
 def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
@@ -39,21 +40,20 @@ class Chief(OneProcess):
         trainer: Any,
         make_model: Callable[[], keras.Model] | None,
         device_kind: str,
-        *,
-        guard: Any,
-        **step: Any,
+        options: StepOptions,
+        policy: keras.DTypePolicy | None,
     ) -> ServedStep:
         """Returns the callable that makes the trainer's steps by the workers.
 
         `make_model` built the trainer's model. `device_kind` is that of the workers: `"cpu"`,
-        `"gpu"` or `"tpu"`. `guard` is the trainer's `StepGuard` or `None`, and `step` other
-        arguments of `take_gradient_step`. Options that need the result of one step before the next
-        one starts are rejected.
+        `"gpu"` or `"tpu"`. Options that need the result of one step before the next one starts are
+        rejected.
         """
         model = trainer.model
-        _refuse_dependent_steps(model, guard, device_kind)
+        _refuse_dependent_steps(model, options.guard, device_kind)
         own_clip = getattr(model.optimizer, "global_clipnorm", None)
-        self.engine.prepare(trainer, make_model, device_kind, {**step, "global_clipnorm": own_clip})
+        step = {"options": options, "policy": policy, "global_clipnorm": own_clip}
+        self.engine.prepare(trainer, make_model, device_kind, step)
         self._step = ServedStep(model, self.engine, self._num_servers)
         return self._step
 

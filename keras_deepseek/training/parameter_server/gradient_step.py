@@ -23,25 +23,24 @@ def take_gradient_step(
     """Makes a trainer's step return gradients and update only metrics and layer state.
 
     The trainer makes no other steps, or is a shallow copy of one that does. The arguments are its
-    `micro_batches`, `remat`, `gradient_clip`, `policy` and `float32_layers`, and the
-    `global_clipnorm` of its optimizer. Returns the step in the trainer's precision, and a function
-    to call before the first one.
+    `StepOptions` as `options`, its `policy`, and the `global_clipnorm` of its optimizer. Returns
+    the step in the trainer's precision, and a function to call before the first one.
     """
-    model, policy = trainer.model, arguments["policy"]
-    loss = BatchLoss(model, is_in_parts=arguments["micro_batches"] > 1)
+    model, options, policy = trainer.model, arguments["options"], arguments["policy"]
+    loss = BatchLoss(model, is_in_parts=options.micro_batches > 1)
     vars(trainer)["_loss"] = loss  # `Trainer.train_step` returns it.
     gradient_step = TrainingStep(
         model,
         loss,
-        make_gradients(model, trainer.train_step, loss, micro_batches=arguments["micro_batches"]),
-        GradientsAsLogs(model, arguments["gradient_clip"], arguments["global_clipnorm"]),
-        remat=arguments["remat"],
+        make_gradients(model, trainer.train_step, loss, micro_batches=options.micro_batches),
+        GradientsAsLogs(model, options.gradient_clip, arguments["global_clipnorm"]),
+        options,
     )
     run = backend.current().step.make_train_step(model, gradient_step)
     prepare: Callable[[], Any] = gradient_step.prepare
     if policy is not None:
-        run = step_in_precision(model, policy, run, arguments["float32_layers"])
-        prepare = step_in_precision(model, policy, prepare, arguments["float32_layers"])
+        run = step_in_precision(model, policy, run, options.float32_layers)
+        prepare = step_in_precision(model, policy, prepare, options.float32_layers)
     return run, prepare
 
 

@@ -7,9 +7,10 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
+from keras_deepseek.training.step.gradient_clip import clip_gradients
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.guard_metric import GuardMetric
+from keras_deepseek.training.step.step_options import StepOptions
 
 
 class GradientUpdate:
@@ -17,7 +18,7 @@ class GradientUpdate:
 
     Args:
         model: `keras.Model`, compiled.
-        gradient_clip: tuple of the kind of clip and its bound, or `None`.
+        options: `StepOptions`.
         guard: `GuardMetric` that judges steps, or `None`.
         residual: `GradientResidual` if gradients are compressed between processes, or `None`.
     """
@@ -25,12 +26,12 @@ class GradientUpdate:
     def __init__(
         self,
         model: keras.Model,
-        gradient_clip: GradientClip | None,
+        options: StepOptions,
         guard: GuardMetric | None,
         residual: GradientResidual | None,
     ) -> None:
         self._model = model
-        self._gradient_clip = gradient_clip
+        self._gradient_clip = options.gradient_clip
         self._guard = guard
         self._residual = residual
 

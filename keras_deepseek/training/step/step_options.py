@@ -1,7 +1,7 @@
 """The arguments of `Trainer` that change its training step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import keras
@@ -16,6 +16,10 @@ from keras_deepseek.training.step.precision import (
 )
 from keras_deepseek.training.step.rematerialization import Remat, check_remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
+
+_CHANGES_UPDATE = {"is": "a change of the update, which a model's own train_step would ignore"}
+_COMPARED_AS_POLICY = {"is": "compared between processes as the policy that it leads to"}
+_MAY_DIFFER = {"is": "free to differ between processes"}
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,14 @@ class StepOptions:
         InvalidInputError: An option has a wrong type or value, or contradicts another.
     """
 
-    fp16_enabled: bool = False
-    precision: str | None = None
+    fp16_enabled: bool = field(default=False, metadata=_COMPARED_AS_POLICY)
+    precision: str | None = field(default=None, metadata=_COMPARED_AS_POLICY)
     float32_layers: Sequence[str] = ()
-    micro_batches: int = 1
-    gradient_clip: GradientClip | None = None
-    guard: StepGuard | Action | None = None
-    remat: Remat = False
-    keep_memory: bool = False
+    micro_batches: int = field(default=1, metadata=_CHANGES_UPDATE)
+    gradient_clip: GradientClip | None = field(default=None, metadata=_CHANGES_UPDATE)
+    guard: StepGuard | Action | None = field(default=None, metadata=_CHANGES_UPDATE)
+    remat: Remat = field(default=False, metadata=_CHANGES_UPDATE)
+    keep_memory: bool = field(default=False, metadata=_MAY_DIFFER)
 
     def __post_init__(self) -> None:
         check_boolean("fp16_enabled", self.fp16_enabled)
@@ -85,13 +89,13 @@ class StepOptions:
     def changes_to_updates(self) -> dict[str, bool]:
         """Returns the options that a model's own `train_step` would ignore, each True if set."""
         return {
-            "`micro_batches`": self.micro_batches > 1,
-            "`gradient_clip`": self.gradient_clip is not None,
-            "`guard`": self.guard is not None,
-            "`remat`": bool(self.remat),
+            f"`{each.name}`": getattr(self, each.name) != each.default
+            for each in fields(self)
+            if each.metadata == _CHANGES_UPDATE
         }
 
-    def worker_options(self) -> dict[str, Any]:
-        """Returns the options for the steps of the workers of a parameter server."""
-        names = ("micro_batches", "gradient_clip", "remat", "float32_layers")
+    def shared_options(self) -> dict[str, Any]:
+        """Returns the options that must be equal in all processes of a training, by name."""
+        own = (_COMPARED_AS_POLICY, _MAY_DIFFER)
+        names = [each.name for each in fields(self) if each.metadata not in own]
         return {name: getattr(self, name) for name in names}

@@ -25,11 +25,11 @@ from keras_deepseek.training.step.guard_metric import GuardMetric
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.step_result import check_log_names
 from keras_deepseek.training.step.rematerialization import (
-    Remat,
     find_blocks,
     find_normalizations,
     rematerialized,
 )
+from keras_deepseek.training.step.step_options import StepOptions
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class TrainingStep:
         loss: `BatchLoss` of the model.
         gradients: `BatchGradients` of the model.
         update: `Update` by the gradients.
-        remat: boolean or names of layers: the blocks that are rematerialized.
+        options: `StepOptions`.
         guard: `GuardMetric` that judges each step. Defaults to `None`.
         residual: `GradientResidual` of compressed gradients. Defaults to `None`.
         takes_empty: True if a batch without rows is allowed: other processes may have rows.
@@ -74,8 +74,8 @@ class TrainingStep:
         loss: BatchLoss,
         gradients: BatchGradients,
         update: Update,
+        options: StepOptions,
         *,
-        remat: Remat,
         guard: GuardMetric | None = None,
         residual: GradientResidual | None = None,
         takes_empty: bool = False,
@@ -85,7 +85,7 @@ class TrainingStep:
         self._loss = loss
         self._gradients = gradients
         self._update = update
-        self._remat = remat
+        self._options = options
         self._guard = guard
         self._residual = residual
         self._takes_empty = takes_empty
@@ -146,7 +146,7 @@ class TrainingStep:
             InvalidInputError: `remat` names no layer.
         """
         if self._blocks is None:
-            blocks = find_blocks(self._model, self._remat)
+            blocks = find_blocks(self._model, self._options.remat)
             self._blocks = [*blocks, *find_normalizations(self._model, blocks)]
         return self._blocks
 

@@ -8,6 +8,7 @@ from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 from keras_deepseek.training.step.gradients.make_gradients import make_gradients
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+from keras_deepseek.training.step.step_options import StepOptions
 from keras_deepseek.training.step.training_step import TrainingStep
 from tests.oracles.eager_tasks import EagerTasks
 
@@ -37,7 +38,7 @@ def make(optimizer=None, others=()):
         loss,
         make_gradients(model, loss, loss),
         GradientsAsLogs(model, ("global_norm", 1.0), None),
-        remat=False,
+        StepOptions(),
     )
     step = CoordinatorStep(model, gradient_step, others)
     served = ModelShards(model, 2)

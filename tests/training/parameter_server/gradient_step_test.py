@@ -5,6 +5,7 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, take_gradient_step
+from keras_deepseek.training.step.step_options import StepOptions
 
 X = np.arange(12, dtype="float32").reshape(6, 2) / 10
 Y = np.arange(6, dtype="float32").reshape(6, 1)
@@ -19,12 +20,9 @@ def compute_gradients(clip=None, global_clipnorm=None, micro_batches=1):
     model.train_step, _ = take_gradient_step(
         trainer,
         {
-            "micro_batches": micro_batches,
-            "gradient_clip": clip,
-            "global_clipnorm": global_clipnorm,
-            "remat": False,
+            "options": StepOptions(micro_batches=micro_batches, gradient_clip=clip),
             "policy": None,
-            "float32_layers": (),
+            "global_clipnorm": global_clipnorm,
         },
     )
     model.make_train_function()

@@ -9,17 +9,11 @@ from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
 from keras_deepseek.training.parameter_server.worker import Worker
+from keras_deepseek.training.step.step_options import StepOptions
 
 pytest.importorskip("ray", reason="tox -e ray has it.")
 
-STEP = {
-    "micro_batches": 1,
-    "gradient_clip": None,
-    "global_clipnorm": None,
-    "remat": False,
-    "policy": None,
-    "float32_layers": [],
-}
+STEP = {"options": StepOptions(), "policy": None, "global_clipnorm": None}
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 8)
 

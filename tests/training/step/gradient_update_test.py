@@ -3,13 +3,14 @@ import numpy as np
 import pytest
 
 from keras_deepseek.training.step.gradient_update import GradientUpdate, is_scaled
+from keras_deepseek.training.step.step_options import StepOptions
 
 
 def make(optimizer):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
     model.compile(optimizer, "mse")
     model.optimizer.build(model.trainable_variables)
-    return model, GradientUpdate(model, ("global_norm", 1.0), None, None)
+    return model, GradientUpdate(model, StepOptions(gradient_clip=("global_norm", 1.0)), None, None)
 
 
 @pytest.mark.parametrize("is_finite", [True, False])
