@@ -222,7 +222,7 @@ def test_an_unknown_key_of_the_config_is_told(preset):
 
 def test_a_tokenizer_that_does_not_fit_is_told_when_read_and_when_written(preset, tmp_path):
     write_vocabulary(preset, 41)
-    words = "token ids up to 40, and the model embeds 40 tokens"
+    words = "token ids up to 40, and the model has embeddings for only 40"
     with pytest.raises(InvalidInputError, match=words):
         SmallModel.from_preset(preset)
     model = make_model()
