@@ -122,7 +122,7 @@ def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifes
 
 
 def publish_file(file: Path, path: str | os.PathLike[str]) -> None:
-    """Moves a file of `staging_folder(path)` to `path` once it is on the disk."""
+    """Flushes a file of `staging_folder(path)` to the disk, then moves it to `path`."""
     target = Path(path)
     try:
         flush_to_disk(file)

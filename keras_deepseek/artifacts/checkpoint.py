@@ -137,7 +137,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[ZipFile, dict[str, Any]]]:
-    """Yields a file and its `state.json`; turns errors of the block into a `CheckpointError`."""
+    """Context manager that opens a checkpoint; turns errors into a `CheckpointError`."""
     try:
         with ZipFile(path) as archive:
             content = json.loads(archive.read("state.json"))
@@ -174,14 +174,14 @@ def _find_dtype(name: str) -> np.dtype[Any]:
 
 
 def _plain(array: Array) -> Array:
-    """Returns the same bytes with a dtype that NumPy's files have."""
+    """Returns a view of an array in a dtype that `.npy` files can store, with the same bytes."""
     if array.dtype.isbuiltin == 1:
         return array
     return array.view(f"u{array.dtype.itemsize}")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flushes the names in a folder to the disk, if the system allows that."""
+    """Flushes the directory entries of a folder to the disk, if the system allows that."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

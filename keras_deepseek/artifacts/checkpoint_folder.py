@@ -166,7 +166,7 @@ class CheckpointFolder:
             leftover.unlink(missing_ok=True)  # Its process was killed during a write.
 
     def _best(self) -> list[int]:
-        """Returns the steps with the best scores; of equal scores, the earlier step first."""
+        """Returns the training steps with the best scores, the earlier first of equal ones."""
         ranked = sorted(self._scores, key=lambda step: (self._loss(self._scores[step]), step))
         return ranked[: self.keep_best]
 

@@ -1,4 +1,4 @@
-"""Exchange of two paths in one step, where the system can.
+"""Atomic exchange of two files or folders, where the operating system supports it.
 
 So a process that is killed never leaves a moment in which neither path exists.
 """
@@ -15,7 +15,7 @@ _RENAME_EXCHANGE = 2
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Exchanges two existing paths of one file system in one step.
+    """Swaps two existing files or folders of one file system atomically.
 
     Returns False and changes nothing if the system can't.
     """
@@ -30,7 +30,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Moves a folder to a path of its file system, in one step if possible.
+    """Moves a folder to a path of the same file system, atomically if possible.
 
     An old folder there is removed.
     """
@@ -51,7 +51,7 @@ def replace_folder(folder: Path, target: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Waits until the content of a file or folder is on the disk."""
+    """Blocks until the content of a file or folder is written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

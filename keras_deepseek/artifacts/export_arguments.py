@@ -42,7 +42,7 @@ def check_opset(opset: Any) -> int:
 
 
 def check_classes(classify: Any) -> bool | tuple[str, ...]:
-    """Checks and returns the class names for a SavedModel, or whether it classifies."""
+    """Checks and returns the argument `classify`: a boolean, or a list of class names."""
     if isinstance(classify, bool):
         return classify
     is_list = isinstance(classify, list | tuple) and all(isinstance(one, str) for one in classify)
@@ -94,7 +94,7 @@ def check_target_file(target: Path) -> None:
 
 
 def check_samples(samples: Any) -> Sequence[Any]:
-    """Checks and returns the list of batches to verify on."""
+    """Checks and returns the list of batches on which an export is verified."""
     if not isinstance(samples, list | tuple):
         raise InvalidInputError(
             "`samples` must be a list of batches, each as `model.predict` takes them, as in "
@@ -106,7 +106,7 @@ def check_samples(samples: Any) -> Sequence[Any]:
 
 
 def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
-    """Checks rows that `model.predict` takes, and returns them by input name.
+    """Checks rows of input data for a model, and returns them as arrays by input name.
 
     `name` is the argument for the error message.
     """
@@ -141,7 +141,7 @@ def check_precision(
     has_calibration: bool,
     int8_formats: Sequence[str],
 ) -> None:
-    """Rejects an unknown precision, one that the format lacks, and int8 without calibration."""
+    """Rejects an unknown or unsupported precision, and int8 without calibration data."""
     if precision is not None and precision not in PRECISIONS:
         raise InvalidInputError(unknown_name_message("precision", precision, PRECISIONS))
     if precision == INT8 and backend not in int8_formats:
@@ -158,7 +158,7 @@ def check_precision(
 
 
 def check_calibration(arrays: dict[str, Array]) -> dict[str, Array]:
-    """Rejects calibration rows with NaN or infinity, for which there are no ranges."""
+    """Rejects calibration rows that contain NaN or infinity, since they have no value range."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(

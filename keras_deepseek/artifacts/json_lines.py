@@ -44,15 +44,15 @@ class JsonLines:
             ) from error
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Appends rows, all at once."""
+        """Appends rows to the file, all of them or none."""
         append_whole(self._file, _encode(rows))
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns the rows."""
+        """Returns all rows of the file as dicts."""
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-        """Removes the rows that `is_kept` rejects.
+        """Rewrites the file with only the rows for which `is_kept` returns True.
 
         A process that is killed meanwhile leaves the old file.
         """
@@ -77,7 +77,7 @@ class JsonLines:
         self.close()
 
     def _repair(self) -> None:
-        """Removes a last line that was cut short; rejects a file of something else."""
+        """Removes an incomplete last line; rejects a file that does not hold JSON lines."""
         if not self.path.exists():
             return
         data = self.path.read_bytes()

@@ -35,7 +35,7 @@ def join_address(host: str, port: int) -> str:
 
 
 def check_is_answered(what: str, text: str) -> None:
-    """Raises a `PeerLostError` if nothing listens at `HOST:PORT`.
+    """Raises a `PeerLostError` if no process listens at `HOST:PORT`.
 
     `what` names the expected service.
     """

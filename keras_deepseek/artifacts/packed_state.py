@@ -24,7 +24,7 @@ _MAX_WORD = 2**53
 
 
 def pack_state(state: Any) -> tuple[Any, list[Array]]:
-    """Converts nested values into JSON values and a list of arrays, which the values index.
+    """Converts nested values into JSON values and a list of arrays, which JSON refers to by index.
 
     Takes `None`, booleans, numbers, strings, bytes, NumPy arrays and scalars; dicts, lists, tuples
     and sets of them.
@@ -34,7 +34,7 @@ def pack_state(state: Any) -> tuple[Any, list[Array]]:
 
 
 def unpack_state(packed: Any, arrays: Sequence[Array]) -> Any:
-    """Returns the values that `pack_state` was called on, from its two results."""
+    """Restores the nested values from the two results of `pack_state`."""
     if isinstance(packed, list):
         return [unpack_state(value, arrays) for value in packed]
     if not isinstance(packed, dict):

@@ -8,17 +8,17 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def key(number: int, wire_type: int) -> bytes:
-    """Returns the head of a field: its number and its wire type."""
+    """Returns the encoded key of a protobuf field: its number and its wire type."""
     return varint(number << 3 | wire_type)
 
 
 def field(number: int, content: bytes) -> bytes:
-    """Returns a field of a string, bytes, or a message."""
+    """Encodes a protobuf field that holds a string, bytes or a message."""
     return key(number, BYTES) + varint(len(content)) + content
 
 
 def varint(value: int) -> bytes:
-    """Returns a number in groups of seven bits, lowest first; a high bit means that more follow."""
+    """Encodes an integer as a varint: seven bits a byte, lowest first; a high bit means more."""
     out = bytearray()
     while value >> 7:
         out.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""A NumPy file with rows of a model's inputs, for calibration or verification."""
+"""Reader of NumPy files with rows of a model's inputs, for calibration or verification."""
 
 import itertools
 import os

@@ -112,7 +112,7 @@ class TensorSpec:
 
 
 def _describe(array: Array, wanted: str) -> str:
-    """Returns a description of values that don't fit a dtype, in the terms of JSON."""
+    """Returns an error text for JSON values that don't fit a dtype."""
     if array.dtype.kind not in "SUO":
         kind = "text" if wanted == "object" else wanted
         return f"dtype {array.dtype}, whose values can't all be {kind}"
@@ -139,7 +139,7 @@ def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
 # Reading the name of each array's dtype would take longer than the cast of a small array.
 @functools.cache
 def find_dtype(name: str) -> np.dtype[Any]:
-    """Returns NumPy's dtype by its name in a signature; `"bfloat16"` is that of `ml_dtypes`."""
+    """Returns the NumPy dtype for a signature's dtype name; `"bfloat16"` comes from `ml_dtypes`."""
     if name == "bfloat16":
         import ml_dtypes  # It registers the name with NumPy.
 
@@ -180,7 +180,7 @@ def _round(array: Array, target: np.dtype[Any]) -> Array:
 
 
 def _keeps_its_meaning(array: Array, target: np.dtype[Any]) -> bool:
-    """Returns whether a cast keeps all values; floats may be rounded to a shorter float."""
+    """Returns True if a cast keeps all values; floats may be rounded to a shorter float."""
     kind = _kind(array.dtype)
     if kind not in "biuf":
         # NumPy's own strings and bytes may become strings of any length.

@@ -1,4 +1,4 @@
-"""Hidden folders for new files and folders, so that nothing half-written stands at their paths.
+"""Hidden staging folders, in which files are completed before they move to their final paths.
 
 Such a folder is beside the path, and is locked as long as its process lives. The next process that
 writes to the same path removes the folder of a killed one. Temporary folders work in the same way.
@@ -28,7 +28,7 @@ _LONGEST_WAIT = 0.2
 
 @contextmanager
 def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder beside `path` for its new content, and removes it afterwards."""
+    """Context manager that yields an empty folder beside `path` for new content, and removes it."""
     target = Path(path)
     missing = [parent for parent in target.parents if not parent.exists()]
     with contextlib.ExitStack() as stack:
@@ -51,7 +51,7 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(name: str) -> Iterator[Path]:
-    """Yields an empty folder that no other user can read, and removes it afterwards.
+    """Context manager that yields an empty folder that no other user can read, and removes it.
 
     If the process is killed, the next one that asks for a folder of this name removes it.
     """
@@ -71,7 +71,7 @@ def temporary_folder(name: str) -> Iterator[Path]:
 
 
 def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
-    """Returns a new folder beside `target`, locked until the stack is closed."""
+    """Creates and returns a folder beside `target`, locked until the exit stack is closed."""
     # The parent's lock protects a new folder that is not locked yet.
     with contextlib.ExitStack() as briefly:
         if _lock_briefly(briefly, target.parent):
@@ -84,7 +84,7 @@ def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
 
 
 def _remove_left(target: Path) -> None:
-    """Removes the folders for `target` whose processes have ended."""
+    """Removes staging folders for `target` that ended processes have left behind."""
     prefix = f".{target.name}."
     for folder in list(target.parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}")):
         middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)
@@ -95,7 +95,7 @@ def _remove_left(target: Path) -> None:
 
 
 def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Waits for a lock of a folder, and returns True if it was got.
+    """Waits a short time for the lock of a folder; returns True if it was acquired.
 
     The folder may be a locked staging folder itself; then no other process removes folders from it.
     """
@@ -108,7 +108,7 @@ def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
 
 
 def _lock(stack: contextlib.ExitStack, folder: Path) -> bool:
-    """Locks a folder until the stack is closed or the process ends; returns whether it could."""
+    """Locks a folder until the exit stack is closed or the process ends; returns True if it did."""
     if fcntl is None:
         return False
     with contextlib.suppress(OSError):  # Another process has it, or there are no locks.

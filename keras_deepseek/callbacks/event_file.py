@@ -20,7 +20,7 @@ _FOOTER_BYTES = 4
 
 
 class Scalar(NamedTuple):
-    """One number with its tag, step and time."""
+    """A logged number with its TensorBoard tag, its step and its time."""
 
     tag: str
     step: int
@@ -30,7 +30,7 @@ class Scalar(NamedTuple):
 
 
 class EventFile:
-    """A new event file in a run's folder.
+    """A new TensorBoard event file in the folder of a run.
 
     Args:
         folder: Created if it is missing.
@@ -90,7 +90,7 @@ class EventFile:
         self._writer.close()
 
     def _read(self, path: Path) -> Iterator[Any]:
-        """Yields the events of a file, up to a record that a crash has cut short."""
+        """Yields the events of an event file, up to the first record that a crash has cut short."""
         records: Any = importlib.import_module("tensorboardX.record_writer")
         data = path.read_bytes()
         start = 0
@@ -127,7 +127,7 @@ def find_event_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _empty(paths: list[Path]) -> None:
-    """Empties files, and deletes those that are empty already."""
+    """Truncates event files to zero bytes, and deletes those that are empty already."""
     for path in paths:
         # A running TensorBoard moves on to the next file only from a file that still exists.
         if path.stat().st_size:

@@ -78,15 +78,18 @@ class ExperimentLogger(StepLogger):
         self._finish(has_ended=self._has_ended)
 
     def _start(self, config: dict[str, Any]) -> str:
-        """Starts a run, or continues that of `run_id`; returns its id."""
+        """Starts a run, or continues the run `run_id`; returns its id."""
         raise NotImplementedError
 
     def _send(self, values: Sequence[tuple[Row, dict[str, float]]]) -> None:
-        """Reports rows with their values by name, in the order of steps."""
+        """Sends rows of logs to the tracking service, in the order of their steps."""
         raise NotImplementedError
 
     def _finish(self, *, has_ended: bool) -> None:
-        """Ends the run. `has_ended` is false if an error or a signal ended the training."""
+        """Ends the run at the tracking service.
+
+        `has_ended` is false if an error or a signal ended the training.
+        """
         raise NotImplementedError
 
     def _is_sent(self, row: Row) -> bool:

@@ -121,7 +121,7 @@ class ExpertBalancing(keras.callbacks.Callback):
                 logs[name] = float(np.mean([x[name] for x in self._of_epoch if name in x]))
 
     def _measure_each(self, loads: list[Any]) -> dict[str, float]:
-        """Returns the logs that `log_each` asks for, of routers that got a token."""
+        """Returns the expert load logs of each router that got a token, as `log_each` asks."""
         measured: dict[str, float] = {}
         for router, load in zip(self._routers, loads, strict=True):
             if self.log_each is None or not load.any():
@@ -135,7 +135,7 @@ class ExpertBalancing(keras.callbacks.Callback):
 
 
 def _measure(loads: list[Any]) -> dict[str, float]:
-    """Returns the logs of a step; none if no router got a token."""
+    """Returns the load balance logs of a step; empty if no router got a token."""
     if not loads:
         return {}
     return {

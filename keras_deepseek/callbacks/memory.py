@@ -9,7 +9,7 @@ _STATUS = Path("/proc/self/statm")
 
 
 def read_memory() -> dict[str, int]:
-    """Returns the bytes that the process and the accelerator use.
+    """Returns the number of bytes that the process and the accelerator use.
 
     Returns:
         A dict with `process_memory_bytes`, the resident memory (on macOS its peak; on Windows

@@ -15,13 +15,13 @@ _GREEN, _GREY, _PLAIN, _ERASE_TO_END = "\x1b[32m", "\x1b[90m", "\x1b[0m", "\x1b[
 
 
 class Screen(Protocol):
-    """The output of a progress display."""
+    """The output of a progress display: a terminal, a notebook or a plain file."""
 
     seconds_between_updates: float | None
     """`None` if lines can't be overwritten."""
 
     def update(self, head: str, share: float | None, parts: list[str]) -> None:
-        """Shows the current progress, and overwrites the last one.
+        """Shows the current progress in place of the previous one.
 
         Args:
             head: The epoch and the step.
@@ -37,7 +37,7 @@ class Screen(Protocol):
 
 
 class PlainScreen:
-    """Plain lines, for files, pipes and simple terminals."""
+    """A progress output that prints plain lines, for files, pipes and simple terminals."""
 
     seconds_between_updates: float | None = None
 
@@ -52,7 +52,7 @@ class PlainScreen:
 
 
 class TerminalScreen:
-    """A line at the bottom of a terminal that is overwritten."""
+    """A progress output that overwrites one line at the bottom of a terminal."""
 
     seconds_between_updates: float | None = 0.1
 
@@ -94,7 +94,7 @@ class TerminalScreen:
 
 
 class NotebookScreen:
-    """An output of a notebook cell that is overwritten, above the lines that stay."""
+    """A progress output in a notebook cell: a text that is overwritten, above lines that stay."""
 
     seconds_between_updates: float | None = 0.25
 

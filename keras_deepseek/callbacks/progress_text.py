@@ -1,4 +1,4 @@
-"""Texts of the progress display."""
+"""Formats metrics, numbers and durations as texts for the progress display."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ _RATES = ("tokens", "samples", "steps")
 
 
 def describe(pace: TrainingPace, logs: Mapping[str, float], *, of_epoch: bool = False) -> list[str]:
-    """Returns the texts to show, the most important first.
+    """Returns the texts of the progress display for pace and metrics, the most important first.
 
     Args:
         pace: The pace of the training.
@@ -45,12 +45,12 @@ def describe(pace: TrainingPace, logs: Mapping[str, float], *, of_epoch: bool = 
 
 
 def number(value: object) -> str:
-    """Returns a metric's value with four digits; other values as text."""
+    """Formats a metric's value with four digits; returns other values as text."""
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def count(value: float) -> str:
-    """Returns a large number with three digits and a unit prefix."""
+    """Formats a large number with three digits and a unit letter, such as `1.25M`."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"
@@ -58,7 +58,7 @@ def count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time span as `12s`, `3:04` or `1:02:03`."""
+    """Formats a number of seconds as `12s`, `3:04` or `1:02:03`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     minutes, rest = divmod(round(seconds), 60)

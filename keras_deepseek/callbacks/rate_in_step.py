@@ -1,4 +1,4 @@
-"""Learning rates of a schedule inside the compiled step."""
+"""Sets the learning rates of a schedule inside the compiled training step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ class RateInStep:
         self._switch: _Switch | None = None
 
     def install(self, model: keras.Model) -> bool:
-        """Adds the step with rates to a compiled model; returns true if that was possible."""
+        """Installs the step with rates in a compiled model; returns true on success."""
         compiled, train_step = self._made_for
         # The step is compiled once for all trainings.
         if compiled is not compilation(model) or train_step != model.train_step:
@@ -45,12 +45,12 @@ class RateInStep:
         return True
 
     def announce(self) -> None:
-        """Makes the next step use its rate."""
+        """Makes the next training step set its learning rate."""
         if self._switch is not None:
             self._switch.is_on = True
 
     def remove(self, model: keras.Model) -> None:
-        """Restores the model's own step."""
+        """Restores the model's own training step."""
         if self._switch is not None and model.train_function is self._switch:
             model.train_function = self._switch.plain
         self._switch = None
@@ -74,7 +74,7 @@ class RateInStep:
 
 
 class _Switch:
-    """A training function that calls another function if told so before the call."""
+    """A train function that calls another function instead if `is_on` was set before the call."""
 
     def __init__(self, plain: Callable[..., Any], other: Callable[..., Any]) -> None:
         self.plain = plain

@@ -173,7 +173,7 @@ class StepLogger(keras.callbacks.Callback):
         """Discards the logs of later steps."""
 
     def _earlier_run_message(self) -> str:
-        """Returns the error message for an earlier run."""
+        """Returns the error message for an output that holds the logs of an earlier run."""
         raise NotImplementedError
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
@@ -191,7 +191,7 @@ class StepLogger(keras.callbacks.Callback):
 
 
 def numeric_logs(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the logs that are numbers, as floats."""
+    """Returns the values of a step's logs that are numbers, as floats by name."""
     return {
         name: float(value)
         for name, value in logs.items()

@@ -36,7 +36,10 @@ class TrainingPace:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Forgets the steps of the last epoch. Its last readings stay until there are new ones."""
+        """Discards the measurements of the last epoch's steps.
+
+        Its last readings stay until there are new ones.
+        """
         self.done = 0  # Steps of the epoch.
         self.began_at = self.clock()
         self._last = self.began_at
@@ -47,7 +50,7 @@ class TrainingPace:
         self._next_reading: float | None = None
 
     def before_step(self, model: keras.Model, batch: int) -> None:
-        """Reads values from the device, at most once a second.
+        """Reads samples per step, learning rate and memory, at most once a second.
 
         Args:
             model: The model, from `trained_model` in a callback: on JAX, `self.model` would
@@ -76,14 +79,14 @@ class TrainingPace:
         return now
 
     def steps_per_second(self, *, of_epoch: bool = False) -> float | None:
-        """Returns the speed of the last seconds, or of the epoch; `None` before its second step."""
+        """Returns the steps per second, lately or in the epoch; `None` before the second step."""
         start = self._first if of_epoch else next(iter(self._marks), None)
         if start is None or self._last <= start[0]:
             return None
         return (self.done - start[1]) / (self._last - start[0])
 
     def figures(self, *, of_epoch: bool = False) -> dict[str, float]:
-        """Returns the current speed, learning rate and memory, by their names in logs."""
+        """Returns the current speed, learning rate and memory use, keyed by their log names."""
         pace = self.steps_per_second(of_epoch=of_epoch)
         found: dict[str, float] = {}
         if pace is not None:

@@ -17,7 +17,7 @@ _REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)
 
 
 def check_name(name: str) -> None:
-    """Refuses a model name that can't be a part of a URL."""
+    """Raises an error for a model name that can't be a part of a URL."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, flags=re.ASCII):
         raise InvalidInputError(
             f"Received name={name!r}. It becomes a part of the URL: expected letters, digits, `_`, "
@@ -26,7 +26,7 @@ def check_name(name: str) -> None:
 
 
 def check_count(argument: str, value: int) -> None:
-    """Refuses a value that is no integer of at least 1."""
+    """Raises an error if a value is not an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInputError(
             f"Received {argument}={value!r}. Expected an integer of at least 1."
@@ -34,7 +34,10 @@ def check_count(argument: str, value: int) -> None:
 
 
 def check_version(version: int, model: object) -> None:
-    """Refuses a version that is no integer of at least 1. `model` is the model or its path."""
+    """Raises an error if a model version is not an integer of at least 1.
+
+    `model` is the model or its path.
+    """
     if version == 0 and isinstance(model, str | os.PathLike):
         raise InvalidInputError(
             f"Received version 0, of {os.fspath(model)!r}. Versions start at 1: clients use 0 for "
@@ -44,7 +47,7 @@ def check_version(version: int, model: object) -> None:
 
 
 def check_cache_entries(value: int) -> None:
-    """Refuses a value that is no integer of at least 0."""
+    """Raises an error if a number of cache entries is not an integer of at least 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidInputError(
             f"Received cache_entries={value!r}. Expected an integer of at least 0."
@@ -52,21 +55,21 @@ def check_cache_entries(value: int) -> None:
 
 
 def check_seconds(argument: str, value: float | None) -> None:
-    """Refuses a value that is neither `None` nor a number above 0."""
+    """Raises an error if a time in seconds is neither `None` nor a number above 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 < value < math.inf):
         raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, above 0.")
 
 
 def check_wait(argument: str, value: float) -> None:
-    """Refuses a value that is no number of at least 0."""
+    """Raises an error if a waiting time is not a number of at least 0."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value < math.inf):
         raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, 0 or above.")
 
 
 def check_option_names(names: Iterable[str]) -> None:
-    """Refuses names that are not in `RequestOptions`."""
+    """Raises an error for keyword names that are not options of `RequestOptions`."""
     for name in names:
         if name not in _REQUEST_OPTIONS:
             raise InvalidInputError(
@@ -75,14 +78,14 @@ def check_option_names(names: Iterable[str]) -> None:
 
 
 def check_request_options(timeout: float | None, priority: int) -> None:
-    """Refuses a timeout that is no time, and a priority that is no integer."""
+    """Raises an error if a timeout is not a time, or a priority is not an integer."""
     check_seconds("timeout", timeout)
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise InvalidInputError(f"Received priority={priority!r}. Expected an integer.")
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuses a value that is no host, or no port."""
+    """Raises an error if a host is not a name or address, or a port is out of range."""
     if not isinstance(host, str) or not host:
         raise InvalidInputError(f"Received host={host!r}. Expected a name or an address.")
     if not isinstance(port, int) or isinstance(port, bool) or port not in range(2**16):
@@ -90,7 +93,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
-    """Refuses a value that is neither `"dynamic"` nor an integer from 1 to `max_batch_size`."""
+    """Raises an error unless a batch size is `"dynamic"` or from 1 to `max_batch_size`."""
     if batch_size == "dynamic":
         return
     if isinstance(batch_size, str):
@@ -105,7 +108,7 @@ def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
 
 
 def check_batch_axis(signature: Signature) -> None:
-    """Refuses a model with a fixed batch size."""
+    """Raises an error for a model whose inputs have a fixed batch size."""
     for spec in signature.inputs:
         if not spec.shape or spec.shape[0] is not None:
             raise NotSupportedError(

@@ -264,7 +264,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
-    """Reports a failed warm-up in one line. The traceback goes to the log."""
+    """Context manager that reports a failed warm-up in one line. The traceback goes to the log."""
     import logging
 
     from keras_deepseek.errors import NotSupportedError
@@ -287,7 +287,7 @@ def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> "Iterator[None]":
-    """Shows warnings without the source line that raised them."""
+    """Context manager that shows warnings without the source line that raised them."""
     import warnings
 
     before = warnings.formatwarning
@@ -301,7 +301,7 @@ def _warnings_in_a_line() -> "Iterator[None]":
 def _wait(
     engine: "ServingEngine", arguments: argparse.Namespace, interruption: "Interruption"
 ) -> None:
-    """Prints the address, and waits for a signal."""
+    """Prints the server's address, and waits for a signal that ends it."""
     import threading
 
     from keras_deepseek.inference.monitoring.live_line import LiveLine

@@ -39,7 +39,10 @@ class ReplicaError(KerasDeepSeekError):
 
 
 class LoadFailedError(KerasDeepSeekError):
-    """A model that a client asked to load, and that failed to load. The log has the reason."""
+    """The error of a model that a client asked to load and that failed to load.
+
+    The log has the reason.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(f"The model {name!r} could not be loaded; see the server's log.")

@@ -1,4 +1,4 @@
-"""Histograms for the metrics. Adding a value increments one integer.
+"""A histogram of values, such as seconds, for the metrics. Adding a value increments one integer.
 
 They take no lock: a caller with several threads holds one.
 """
@@ -20,7 +20,7 @@ ROWS = tuple(2**exponent for exponent in range(11))
 
 @dataclass(frozen=True)
 class HistogramValues:
-    """The values of a histogram at one moment.
+    """The state of a histogram at one moment: the count of values between each two bounds.
 
     `counts` has the number of values up to each bound and above the one before, and a last one for
     the values above all bounds.
@@ -32,18 +32,24 @@ class HistogramValues:
 
     @property
     def count(self) -> int:
-        """The number of values."""
+        """The number of values in the histogram."""
         return sum(self.counts)
 
     def since(self, earlier: "HistogramValues | None") -> "HistogramValues":
-        """Returns the values that were added after an earlier moment. `None`: all values."""
+        """Returns the state with only the values that were added since an earlier moment.
+
+        `None`: all values.
+        """
         if earlier is None:
             return self
         counts = (now - then for now, then in zip(self.counts, earlier.counts, strict=True))
         return HistogramValues(self.bounds, tuple(counts), self.sum - earlier.sum)
 
     def plus(self, other: "HistogramValues") -> "HistogramValues":
-        """Returns the values of both. They must have the same bounds."""
+        """Returns the sum of this histogram's counts and another's.
+
+        They must have the same bounds.
+        """
         counts = (one + two for one, two in zip(self.counts, other.counts, strict=True))
         return HistogramValues(self.bounds, tuple(counts), self.sum + other.sum)
 
@@ -65,7 +71,7 @@ class HistogramValues:
 
 
 class Histogram:
-    """A histogram with rising upper bounds."""
+    """A histogram that counts values between ascending bounds."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -75,10 +81,10 @@ class Histogram:
         self._sum = 0.0
 
     def add(self, value: float) -> None:
-        """Adds a value."""
+        """Adds a value to the histogram."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def values(self) -> HistogramValues:
-        """Returns the present values."""
+        """Returns the present state of the histogram."""
         return HistogramValues(self._bounds, tuple(self._counts), self._sum)

@@ -42,7 +42,10 @@ class ServeSettings:
 
 
 def read_settings(arguments: argparse.Namespace) -> ServeSettings:
-    """Returns the settings that arguments stand for. It loads no framework."""
+    """Reads the settings of the engine and its servers from command-line arguments.
+
+    It loads no framework.
+    """
     return ServeSettings(_read_model(arguments), _read_engine(arguments), _read_servers(arguments))
 
 
@@ -59,7 +62,7 @@ def _read_model(arguments: argparse.Namespace) -> Any:
 
 
 def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of the engine. The engine itself checks them."""
+    """Returns the engine's arguments from the command line. The engine itself checks them."""
     if arguments.sample is not None and arguments.log_requests is None:
         raise InvalidInputError("Received --sample without --log-requests. Give both, or none.")
     with_defaults = {
@@ -174,7 +177,7 @@ def _read_pairs(flag: str, pairs: Iterable[str]) -> dict[str, str]:
 
 
 def _read_number(flag: str, text: str) -> Any:
-    """Returns an integer if possible, else a float."""
+    """Parses a number as an integer if possible, else as a float."""
     for kind in (int, float):
         try:
             return kind(text)

@@ -24,7 +24,9 @@ had not come in time. `"deadline"`: a deadline was near. `"closing"`: the batche
 
 
 class Request:
-    """Rows that are answered together, once. Requests share a batch only if their `lane` is equal.
+    """A request: rows of inputs that get one answer together.
+
+    Requests share a batch only if their `lane` is equal.
 
     `deliver` is called once with the request, when `outputs` or `error` is set: on the model's
     thread, or on the thread that found the deadline passed. It must not block. `deadline` is a time
@@ -87,16 +89,22 @@ class Request:
 
     @property
     def has_answer(self) -> bool:
-        """True if there are outputs or an error. A withdrawn request has neither."""
+        """True if the request has outputs or an error. A withdrawn request has neither."""
         return self.outputs is not None or self.error is not None
 
     @property
     def waiting(self) -> int:
-        """The number of rows still in the queue. A request without rows counts as one."""
+        """The number of the request's rows that are still in the queue.
+
+        A request without rows counts as one.
+        """
         return max(self.rows - self.taken, 1)
 
     def answer(self, start: int, outputs: dict[str, Array], rows: int) -> None:
-        """Adds the outputs of the rows from `start` on. The last rows complete the request."""
+        """Adds the outputs of the request's rows from index `start` on.
+
+        The last rows complete the request.
+        """
         if rows == self.rows:
             self._finish(outputs, None)
             return
@@ -108,11 +116,14 @@ class Request:
             self._finish(joined, None)
 
     def fail(self, error: BaseException) -> None:
-        """Answers with an error, unless there is an answer."""
+        """Answers the request with an error, unless it has an answer."""
         self._finish(None, error)
 
     def withdraw(self) -> bool:
-        """Prevents an answer. Returns false if there was one already."""
+        """Withdraws the request, so that it gets no answer.
+
+        Returns false if there was one already.
+        """
         if not next(self._open, False):
             return False
         self.is_over = True
@@ -139,7 +150,7 @@ class Slice(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """The number of rows."""
+        """The number of rows in the slice."""
         return self.stop - self.start
 
 
@@ -154,7 +165,10 @@ class Batch:
         """The number of rows of its requests, without padding."""
 
     def stack(self, size: int) -> dict[str, Array]:
-        """Returns the inputs as arrays of `size` rows. The last row is repeated as padding."""
+        """Stacks the inputs of all requests into arrays of `size` rows.
+
+        The last row is repeated as padding.
+        """
         return {
             name: _pad(
                 [request.inputs[name][start:stop] for request, start, stop in self.slices], size
@@ -173,7 +187,7 @@ class Batch:
             position = end
 
     def split(self) -> list["Batch"]:
-        """Returns one batch for each request."""
+        """Splits the batch into one batch for each request."""
         return [Batch((part,), "retried", self.queue_age) for part in self.slices]
 
     def fail(self, error: BaseException) -> None:

@@ -1,4 +1,6 @@
-"""The queue of a model. It forms batches, decides when they leave, and refuses requests.
+"""The queue of the requests that wait for one model.
+
+It forms batches, decides when they leave, and refuses requests.
 
 It never waits, and every call gets the time as an argument. `lane` holds requests of equal shapes.
 `wait_rule` and `leave_rule` say how long they wait for more. `batcher` runs the batches.
@@ -49,7 +51,7 @@ class BatchQueue:
         self._ends: list[float] = []
 
     def add(self, request: Request, now: float) -> None:
-        """Puts a request into its lane.
+        """Adds a request to the lane of its input shapes.
 
         Raises `InvalidInputError` if it has more rows than may wait, and `OverloadedError` if too
         many rows wait or it would be late.
@@ -109,14 +111,14 @@ class BatchQueue:
                 lane.rule.end(now)
 
     def forget(self, request: Request) -> None:
-        """Frees the room of a request that needs no answer any more."""
+        """Frees the queue space of a request that needs no answer any more."""
         lane = self._lanes.get(request.lane)
         waiting = request.waiting
         if lane is not None and lane.forget(request):
             self.rows -= waiting
 
     def next_time(self) -> float:
-        """Returns the time when a batch is due if no request comes: infinity if none waits."""
+        """Returns the time when a batch is due if no request comes; infinity if none waits."""
         return min((lane.time_due() for lane in self._lanes.values()), default=math.inf)
 
     def age(self, now: float) -> float:
@@ -129,7 +131,7 @@ class BatchQueue:
         return [request for lane in self._lanes.values() for request in lane.clear()]
 
     def bucket(self, rows: int) -> int:
-        """Returns the padded size of a batch with a number of rows."""
+        """Returns the size to which a batch of a given number of rows is padded."""
         return next(size for size in self._buckets if size >= rows)
 
     def predict_wait(self, request: Request, now: float) -> float:
@@ -153,7 +155,7 @@ class BatchQueue:
         ]
 
     def _limit(self) -> int:
-        """Returns the largest batch size of which two batches in turn meet `target_latency`."""
+        """Returns the largest batch size that can run twice in sequence within `target_latency`."""
         limit = self._buckets[-1]
         if self._target_latency == math.inf:
             return limit

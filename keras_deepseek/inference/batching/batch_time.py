@@ -1,4 +1,7 @@
-"""The time that a model takes for a batch, as measured. `wait_rule` and `batch_queue` use it."""
+"""Measures the time that a model takes for a batch, and predicts it by the number of rows.
+
+`wait_rule` and `batch_queue` use it.
+"""
 
 import math
 from collections import deque
@@ -11,7 +14,7 @@ NUM_UNTIL_STALE = 128
 
 
 class BatchTime:
-    """The fitted seconds of a batch: `overhead + per_row * rows`.
+    """The time of a batch in seconds, fitted as `overhead + per_row * rows`.
 
     The time of a size is the median of its last batches, so that one slow batch changes nothing. A
     line is fitted through the sizes. A size that does not run any more can't stay slow for ever:
@@ -28,12 +31,12 @@ class BatchTime:
 
     @property
     def overhead(self) -> float:
-        """The seconds of a batch without the part of its rows."""
+        """The constant part of a batch's time in seconds, whatever its number of rows."""
         return self._fitted_line()[0]
 
     @property
     def per_row(self) -> float:
-        """The seconds that each row adds."""
+        """The seconds that each row adds to a batch's time."""
         return self._fitted_line()[1]
 
     @property
@@ -42,7 +45,7 @@ class BatchTime:
         return bool(self._times)
 
     def add(self, rows: int, seconds: float) -> None:
-        """Adds a measured batch. The rows include padding."""
+        """Adds the measured time of a batch. The rows include padding."""
         latest = self._latest.setdefault(rows, deque(maxlen=NUM_KEPT))
         latest.append(seconds)
         self._times[rows] = _low_median(latest)
@@ -58,7 +61,7 @@ class BatchTime:
         return self.overhead + self.per_row * rows if time is None else time
 
     def _age(self) -> None:
-        """Forgets a part of the times of sizes that no longer run."""
+        """Drops the slower half of the measured times of batch sizes that no longer run."""
         for rows, number in self._numbers.items():
             if self._num_batches - number < NUM_UNTIL_STALE:
                 continue
@@ -81,7 +84,7 @@ class BatchTime:
 
 
 def _low_median(times: deque[float] | list[float]) -> float:
-    """Returns the median, or the smaller of two in the middle: slow batches are exceptions."""
+    """Returns the median, or the lower of two middle values, since slow batches are exceptions."""
     return sorted(times)[(len(times) - 1) // 2]
 
 

@@ -16,7 +16,7 @@ NUM_DECISIONS = 256
 
 @dataclass(frozen=True)
 class BatchDecision:
-    """The record of one batch.
+    """The record of one batch: why it left the queue, its rows and its times.
 
     Args:
         rows: Rows of requests, without padding.
@@ -35,7 +35,7 @@ class BatchDecision:
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """The totals of a batcher at one moment.
+    """The totals of all batches of a batcher at one moment.
 
     Args:
         rows: Rows of requests in the batches, without padding.
@@ -69,7 +69,7 @@ class BatchStatistics:
 
 
 class BatchTotals:
-    """Adds batches up. The caller holds a lock."""
+    """Counts and sums up the batches that a batcher has run. The caller holds a lock."""
 
     def __init__(self) -> None:
         self._batches = self._rows = self._padded_rows = 0
@@ -81,7 +81,7 @@ class BatchTotals:
         self._batch_seconds = Histogram(SECONDS)
 
     def add(self, decision: BatchDecision) -> None:
-        """Adds a batch that has run."""
+        """Adds a batch that has run to the totals."""
         self._batches += 1
         self._rows += decision.rows
         self._padded_rows += decision.padded_rows

@@ -109,7 +109,7 @@ class Batcher:
             thread.start()
 
     def submit(self, request: Request) -> None:
-        """Accepts a request, which is answered once.
+        """Queues a request, which gets exactly one answer.
 
         Its deadline is a time of the batcher's clock. Raises `InvalidInputError` if it has more
         rows than may wait, `OverloadedError` if too many rows wait or it would be late, and
@@ -185,7 +185,10 @@ class Batcher:
                     self._queue.free(self._clock())
 
     def _join(self, seconds: float | None) -> bool:
-        """Waits for the threads, in system time. Returns true if all have ended."""
+        """Waits for the batcher's threads to end, in system time.
+
+        Returns true if all have ended.
+        """
         until = None if seconds is None else time.monotonic() + seconds
         for thread in self._threads:
             thread.join(None if until is None else max(until - time.monotonic(), 0.0))
@@ -202,7 +205,10 @@ class Batcher:
         self._after_batch()
 
     def _is_early(self, now: float) -> bool:
-        """Returns true if a waiting thread would wake too late. Needless wake-ups are expensive."""
+        """Returns true if a batch is due before a sleeping thread would wake.
+
+        Needless wake-ups are expensive.
+        """
         if not self._num_waiting:
             return False
         return self._queue.is_due(now) or self._queue.next_time() < self._wakes_at
@@ -268,7 +274,10 @@ class Batcher:
                 self._queue.forget(part.request)
 
     def _record(self, batch: Batch, size: int, start: float, end: float, is_measured: bool) -> None:
-        """Records the batch. The time of a batch that failed is not used for predictions."""
+        """Adds a batch that has run to the totals.
+
+        The time of a batch that failed is not used for predictions.
+        """
         rows = batch.rows
         decision = BatchDecision(
             batch.reason, rows, size - rows, batch.queue_age, end - start, left=start
@@ -281,7 +290,7 @@ class Batcher:
             self._totals.add(decision)
 
     def _expire(self) -> None:
-        """Answers waiting and running requests whose deadline has passed."""
+        """Answers queued and running requests whose deadline has passed with an error."""
         if not self._deadlines.is_due(self._clock()):
             return
         with self._condition:

@@ -18,7 +18,7 @@ class ClientOrder:
         self._queues: dict[Hashable, deque[tuple[Request, Deliver]]] = {}
 
     def add(self, client: Hashable, request: Request, deliver: Deliver) -> None:
-        """Adds a client's next request. The caller calls `settle` when it is over.
+        """Adds a client's next request to the order. The caller calls `settle` when it is over.
 
         `deliver` is called in the client's order if there is an answer.
         """

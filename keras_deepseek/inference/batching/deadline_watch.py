@@ -29,7 +29,7 @@ class DeadlineWatch:
         self._is_closed = False
 
     def add(self, request: Request) -> None:
-        """Watches the deadline of a request."""
+        """Adds the deadline of a request to the watched ones."""
         with self._condition:
             heapq.heappush(self._heap, (request.deadline, next(self._order), request))
             if len(self._heap) > self._limit:

@@ -43,7 +43,7 @@ class Lane:
         self._deadlines: list[tuple[float, int, Request]] = []
 
     def add(self, request: Request) -> None:
-        """Adds a request. Its `arrived` is set already."""
+        """Adds a request to the lane. Its `arrived` is set already."""
         number = next(self._order)
         heapq.heappush(self._heap, (-request.priority, number, request))
         self._arrivals[request] = None
@@ -76,7 +76,7 @@ class Lane:
 
     @property
     def oldest(self) -> float:
-        """The time when the oldest request came."""
+        """The time when the lane's oldest request arrived."""
         return next(iter(self._arrivals)).arrived
 
     def reason_to_leave(self, limit: int, now: float, is_closing: bool) -> Reason | None:
@@ -98,13 +98,16 @@ class Lane:
         return "deadline" if now >= self._last_moment() else None
 
     def time_due(self) -> float:
-        """Returns the time when a batch leaves if no request comes."""
+        """Returns the time when the lane's next batch leaves if no request comes."""
         if not self._arrivals:
             return math.inf
         return min(self.rule.plan(self.oldest).time, self._last_moment())
 
     def take(self, limit: int) -> list[Slice]:
-        """Removes up to `limit` rows. A request with more rows continues in the next batch."""
+        """Removes up to `limit` rows from the lane, and returns them as slices of requests.
+
+        A request with more rows continues in the next batch.
+        """
         slices: list[Slice] = []
         room = limit
         while self._arrivals and room > 0:
@@ -127,7 +130,7 @@ class Lane:
         return self._heap[0]
 
     def _last_moment(self) -> float:
-        """Returns the last time to leave that still meets the first deadline and the target."""
+        """Returns the latest time to leave that meets the first deadline and the target latency."""
         while self._deadlines and self._deadlines[0][2] not in self._arrivals:
             heapq.heappop(self._deadlines)
         moment = math.inf
@@ -139,7 +142,7 @@ class Lane:
         return moment
 
     def _moment_for(self, arrived: float, allowed: float) -> float:
-        """Returns the last time to leave for rows with a time limit.
+        """Returns the latest time at which rows must leave to be answered in `allowed` seconds.
 
         Before a batch was measured it is half of the limit.
         """

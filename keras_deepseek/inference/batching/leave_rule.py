@@ -12,7 +12,7 @@ batch.
 
 
 class Plan(NamedTuple):
-    """The time when waiting rows leave, and the number of rows with which they leave earlier."""
+    """The time when waiting rows leave, and the row count at which they leave earlier."""
 
     time: float
     rows: int
@@ -22,34 +22,37 @@ class LeaveRule(Protocol):
     """A rule that says how long the rows of one lane wait while the model is free."""
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Learns that the model is free and rows wait."""
+        """Notes that the model is free and rows wait."""
 
     def arrive(self, rows: int, now: float) -> None:
-        """Learns that more rows came."""
+        """Notes that more rows have arrived."""
 
     def end(self, now: float) -> None:
-        """Learns that the model is free and nothing waits."""
+        """Notes that the model is free and no rows wait."""
 
     def plan(self, oldest: float) -> Plan:
-        """Returns how long rows wait. `oldest` is the time when the oldest of them came."""
+        """Returns the time, and the number of rows, at which waiting rows leave.
+
+        `oldest` is the time when the oldest of them came.
+        """
 
 
 class FixedRule:
-    """A rule by which rows leave at a fixed number, or a fixed time after the oldest came."""
+    """A rule by which a batch leaves at a fixed row count, or a fixed time after its oldest row."""
 
     def __init__(self, rows: int, wait: float) -> None:
         self._rows = rows
         self._wait = wait
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Does nothing: the rule does not learn."""
+        """Does nothing, since a fixed rule does not learn."""
 
     def arrive(self, rows: int, now: float) -> None:
-        """Does nothing: the rule does not learn."""
+        """Does nothing, since a fixed rule does not learn."""
 
     def end(self, now: float) -> None:
-        """Does nothing: the rule does not learn."""
+        """Does nothing, since a fixed rule does not learn."""
 
     def plan(self, oldest: float) -> Plan:
-        """Returns the fixed plan."""
+        """Returns the fixed time and row count at which a batch leaves."""
         return Plan(oldest + self._wait, self._rows)

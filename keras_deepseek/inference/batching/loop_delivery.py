@@ -33,7 +33,7 @@ class LoopDelivery:
         return lambda request: finished.append((settle, request))
 
     def flush(self) -> None:
-        """Wakes each event loop with finished requests, once."""
+        """Hands finished requests to their event loops, by one wake-up for each loop."""
         for loop, finished in tuple(self._finished.items()):
             if loop.is_closed():  # Nobody waits any more.
                 self._finished.pop(loop, None)

@@ -67,7 +67,7 @@ class Padding:
 
 
 class Padder:
-    """Pads the inputs of one model, and cuts its outputs."""
+    """Pads the inputs of one model to a few lengths, and cuts its outputs back."""
 
     def __init__(self, padding: Padding, signature: Signature) -> None:
         self._padding = padding
@@ -102,7 +102,7 @@ class Padder:
         """The signature for clients: without the masks."""
 
     def fill(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the padded inputs, and the masks.
+        """Returns a request's inputs after padding, together with their masks.
 
         Raises `InvalidInputError` if an axis is longer than the largest length.
         """
@@ -124,7 +124,10 @@ class Padder:
         return filled
 
     def cut(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the outputs without the padding. The `inputs` are those before padding."""
+        """Returns a request's outputs without the padding.
+
+        The `inputs` are those before padding.
+        """
         cut = dict(outputs)
         for name, (axis, of, input_axis) in self._sources.items():
             array, length = outputs[name], inputs[of].shape[input_axis]
@@ -142,7 +145,7 @@ class Padder:
         )
 
     def _source_of(self, spec: TensorSpec) -> tuple[int, str, int]:
-        """Returns the free axis of an output, and the input and the axis that give its length."""
+        """Returns an output's free axis, and the input and input axis that determine its length."""
         of = self._padding.outputs.get(spec.name)
         if of is None and len(self._free) == 1:
             of = next(iter(self._free))

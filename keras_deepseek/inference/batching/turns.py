@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 
 
 class Turns:
-    """Limits the batches that run at the same time. Among waiting models the least served is next.
+    """Limits how many batches of all models run at the same time.
+
+    Among waiting models the least served is next.
 
     The time that each model has used is counted in seconds. A model that was idle gets no credit
     for that: it starts with the time of the least served active model.
@@ -23,7 +25,7 @@ class Turns:
 
     @contextlib.contextmanager
     def take(self, model: str) -> Iterator[None]:
-        """Waits for the turn of a model, and holds it during the `with` block."""
+        """Context manager that waits for a model's turn, and holds it during the block."""
         with self._condition:
             self._ask(model)
             self._condition.wait_for(lambda: self._free and self._next() == model)

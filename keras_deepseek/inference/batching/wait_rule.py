@@ -41,7 +41,7 @@ MOST = 0.7
 
 
 class _Moment(NamedTuple):
-    """A moment of a free model: how many rows waited, when others came, and how long it lasted."""
+    """A period in which the model was free: rows that waited, later arrivals, and its length."""
 
     rows: int
     offsets: tuple[float, ...]
@@ -77,18 +77,18 @@ class WaitRule:
         self._offsets: list[float] = []
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Begins a moment: the model is free and rows wait."""
+        """Starts a period in which the model is free and rows wait."""
         self.end(now)
         self._occasion, self._began, self._rows, self._offsets = occasion, now, rows, []
 
     def arrive(self, rows: int, now: float) -> None:
-        """Notes rows that came while the model was free, or since it took the last ones."""
+        """Records rows that arrived while the model was free, or since it took the last rows."""
         if self._occasion is not None:
             room = self._limit - len(self._offsets)
             self._offsets.extend([now - self._began] * min(rows, room))
 
     def end(self, now: float) -> None:
-        """Ends the moment, and learns from it."""
+        """Ends the period in which the model was free, and learns from it."""
         occasion, self._occasion = self._occasion, None
         if occasion is None:
             return
@@ -107,7 +107,7 @@ class WaitRule:
         return Plan(self._began + wait.seconds, self._rows + wait.rows)
 
     def _learn(self, moments: deque[_Moment]) -> _Wait | None:
-        """Returns the wait that would have saved most, or `None` if none would have saved much."""
+        """Returns the wait that would have saved most time, or `None` if the gain is small."""
         overhead, per_row = self._time.overhead, self._time.per_row
         in_model = sum(moment.rows * (overhead + per_row * moment.rows) for moment in moments)
         best, best_gain = None, LEAST_GAIN * in_model
@@ -146,7 +146,7 @@ class WaitRule:
 
 
 def _are_returning(moments: deque[_Moment], counts: list[int], seconds: float) -> bool:
-    """Returns true if rows come right after most moments and not later, as from waiting clients."""
+    """Returns true if rows usually arrive early in a period, as from clients that wait."""
     at_once = sum(
         bool(moment.offsets)
         and count >= MOST * len(moment.offsets)

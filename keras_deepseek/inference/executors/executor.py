@@ -116,7 +116,7 @@ class Executor(ABC):
 
 @runtime_checkable
 class _RunsModel(Protocol):
-    """An object with the two required members of an `Executor`."""
+    """The interface of objects with the two required members of an `Executor`."""
 
     @property
     def signature(self) -> Signature: ...

@@ -46,7 +46,7 @@ def make_signature(
 def check_names(
     path: Path, inputs: Iterable[str], outputs: Iterable[str], signature: Signature
 ) -> None:
-    """Refuses a model whose input or output names differ from those of its manifest.
+    """Raises an error if a model's input or output names differ from its manifest's.
 
     It may have more outputs than the manifest.
     """

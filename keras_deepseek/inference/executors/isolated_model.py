@@ -69,7 +69,10 @@ class IsolatedModel(Executor):
         return True
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Computes a batch in the process. After a `ReplicaError` the next batch restarts it."""
+        """Computes a batch in the model's process.
+
+        After a `ReplicaError` the next batch restarts it.
+        """
         if self._connection is None:
             self._restart()
         assert self._connection is not None
@@ -90,7 +93,7 @@ class IsolatedModel(Executor):
         return outputs
 
     def prepare_to_close(self) -> None:
-        """Limits a process that is starting to `batch_timeout`, counted from its start.
+        """Limits the start of a model process to `batch_timeout` seconds from its beginning.
 
         If it does not start in that time, no other is started.
         """
@@ -98,11 +101,11 @@ class IsolatedModel(Executor):
         self._is_last_start = True
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the model's process."""
         self._end_process()
 
     def _end_process(self) -> int | None:
-        """Ends the process. Returns its exit code, or `None` if it had to be killed."""
+        """Ends the model's process. Returns its exit code, or `None` if it had to be killed."""
         process, connection = self._process, self._connection
         self._process = self._connection = None
         if connection is not None:
@@ -132,7 +135,10 @@ class IsolatedModel(Executor):
             raise ReplicaError(f"The model can't be loaded again: {_describe(content)}")
 
     def _start(self) -> dict[str, Any]:
-        """Starts a process. Returns its first message: its model's signature, or an error."""
+        """Starts a process for the model.
+
+        Returns its first message: its model's signature, or an error.
+        """
         ours, theirs = socket.socketpair()
         environment = {
             **os.environ,

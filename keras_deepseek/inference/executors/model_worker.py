@@ -29,7 +29,7 @@ def open_source(source: str, custom_objects_from: Sequence[str]) -> Executor:
 
 
 def work(connection: socket.socket, source: str, custom_objects_from: Sequence[str]) -> None:
-    """Opens a model, sends its signature, and runs batches until the other end is closed."""
+    """Opens a model, sends its signature, and runs batches until the server disconnects."""
     try:
         executor = open_source(source, custom_objects_from)
         signature = executor.signature.to_dict()
@@ -56,7 +56,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Runs the worker."""
+    """Runs the process of an `IsolatedModel`."""
     descriptor, source, *custom_objects_from = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with socket.socket(fileno=int(descriptor)) as connection:

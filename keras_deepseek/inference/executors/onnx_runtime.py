@@ -111,7 +111,7 @@ def _dtype(kind: str) -> str:
 
 
 def _decode(array: Array) -> Array:
-    """Returns an array of `str`: ONNX Runtime would read `bytes` as Python prints them."""
+    """Decodes `bytes` into an array of `str`, since ONNX Runtime would read their `repr`."""
     values = [value.decode() if isinstance(value, bytes) else value for value in array.flat]
     return _objects(values, array.shape)
 

@@ -1,4 +1,4 @@
-"""The executor classes by the format of the bundles that they open.
+"""The table of executor classes, by the bundle format that they run.
 
 Other packages add theirs by an entry point of the group `keras_deepseek.executors`, named after the
 format.

@@ -51,5 +51,5 @@ class TensorRTEngine(Executor):
         return {spec.name: outputs[spec.name] for spec in self._signature.outputs}
 
     def close(self) -> None:
-        """Frees the memory on the GPU."""
+        """Frees the engine's memory on the GPU."""
         self._runner.close()

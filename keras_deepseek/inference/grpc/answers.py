@@ -33,7 +33,7 @@ class StatusError(Exception):
 
 
 class Refusal(NamedTuple):
-    """The status of a failed call, with its message and its trailing metadata."""
+    """The gRPC status of a failed call, with its message and its trailing metadata."""
 
     status: str
     message: str
@@ -41,7 +41,7 @@ class Refusal(NamedTuple):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """Returns the status for an error. A fault of the server is logged and not shown."""
+    """Returns the gRPC status for an error. A fault of the server is logged and not shown."""
     if isinstance(error, StatusError):
         return Refusal(error.status, _shorten(str(error)))
     for kind, _, status in STATUSES:
@@ -55,7 +55,7 @@ def refusal_of(error: Exception) -> Refusal:
 
 
 def time_left(context: Any) -> float | None:
-    """Returns the seconds until the client's deadline, or `None` if it has set none."""
+    """Returns the seconds until a gRPC call's deadline, or `None` if the client set none."""
     left: float | None = context.time_remaining()
     return None if left is None or left > _FOREVER else left
 

@@ -1,4 +1,4 @@
-"""The gRPC services of the server, and the way from a call to its answer.
+"""Dispatches gRPC calls to the services of a server, and answers them.
 
 All of it runs on the server's event loop. Nothing blocks there while the model computes.
 """
@@ -68,7 +68,7 @@ class GrpcApplication(grpc.GenericRpcHandler):
                 )
 
     def service(self, handler_call_details: Any) -> Any:
-        """Returns the handler of a call, or `None` if there is no such method."""
+        """Returns the handler of a gRPC method, or `None` if there is no such method."""
         return self._methods.get(handler_call_details.method)
 
 
@@ -143,6 +143,6 @@ def _check_token(server: "GrpcServer", context: Any) -> None:
 
 
 async def _abort(context: Any, refusal: Refusal) -> None:
-    """Ends a call with a status. Raises, as gRPC's `abort` does."""
+    """Ends a gRPC call with an error status. Raises, as gRPC's `abort` does."""
     metadata = refusal.metadata and (*(context.trailing_metadata() or ()), *refusal.metadata)
     await context.abort(grpc.StatusCode[refusal.status], refusal.message, metadata)

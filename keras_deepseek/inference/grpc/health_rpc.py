@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.25
 
 
 async def check(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers whether the server accepts requests."""
+    """Answers a health check with the serving status of the server."""
     service = _read_service(data)
     if not _is_known(service):
         raise StatusError("NOT_FOUND", f"Unknown service {service!r:.100}.")
@@ -32,7 +32,7 @@ async def check(server: "GrpcServer", data: bytes, _timeout: float | None) -> by
 
 
 async def watch(server: "GrpcServer", data: bytes, context: Any) -> None:
-    """Writes the status now and at each change, until the server stops."""
+    """Streams the health status now and at each change, until the server stops."""
     is_known = _is_known(_read_service(data))
     written = ""
     while True:
@@ -56,7 +56,7 @@ def _read_service(data: bytes) -> str:
 
 
 def _is_known(service: str) -> bool:
-    """Returns true for the name of a service, and for the empty name: the whole server."""
+    """Returns true for a service's name, and for the empty name, which means the whole server."""
     if not service:
         return True
     try:

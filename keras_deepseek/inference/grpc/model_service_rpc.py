@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def status(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers a `GetModelStatusRequest` for one version or for all."""
+    """Answers a `GetModelStatusRequest` for one version of a model or for all."""
     model = tf_serving_model_service.parse_status(data)
     check_named(model)
     statuses = [version_status(version, server.ready) for version in _versions(server, model)]

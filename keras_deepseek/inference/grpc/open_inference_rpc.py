@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers that the server runs."""
+    """Answers that the server is alive."""
     parse_message("inference.ServerLiveRequest", data)
     return open_inference_grpc.format_live()
 
@@ -57,7 +57,7 @@ async def model_metadata(server: "GrpcServer", data: bytes, _timeout: float | No
 
 
 async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
-    """Answers with a model's outputs, as lists or as raw bytes, like the inputs."""
+    """Runs a model and answers with its outputs, as lists or as raw bytes, like the inputs."""
     call = open_inference_grpc.parse_infer(data)
     future, version = start_infer(server, call, timeout)
     outputs = await outputs_of(call.model_name, future, current_trace.get())

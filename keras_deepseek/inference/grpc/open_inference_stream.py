@@ -31,7 +31,7 @@ CALL = ("open_inference_grpc", "ModelStreamInfer")
 
 
 class _Started(NamedTuple):
-    """A request that waits in a model's queue."""
+    """A request of a stream that waits in a model's queue."""
 
     trace: RequestTrace
     call: InferCall
@@ -40,7 +40,7 @@ class _Started(NamedTuple):
 
 
 class _Answered(NamedTuple):
-    """The response to a request that has ended."""
+    """The encoded response to a request of a stream, with its status."""
 
     trace: RequestTrace
     status: str
@@ -113,7 +113,7 @@ def _start(
 
 
 async def _answer(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
-    """Writes the response to a request and records it."""
+    """Writes the response to a streamed request, and records it."""
     status, size = "CANCELLED", 0
     try:
         answered = await _finish(started)
@@ -144,7 +144,7 @@ def _refuse(trace: RequestTrace, call: InferCall | None, error: Exception) -> _A
 
 
 def _drop(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
-    """Takes a request out of the queue, because its client is gone."""
+    """Removes a request from the queue, because its client is gone."""
     if isinstance(started, _Started):
         started.future.cancel()
     end_request(server, context, started.trace, PATH, "CANCELLED", 0)

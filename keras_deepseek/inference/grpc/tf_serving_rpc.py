@@ -80,7 +80,7 @@ async def metadata(server: "GrpcServer", data: bytes, _timeout: float | None) ->
 
 
 def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
-    """Returns the version that a request names.
+    """Returns the model version that a request names.
 
     Raises:
         InvalidInputError: The request names no model.
@@ -94,7 +94,7 @@ def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
 
 
 def version_of(model: ModelSpec) -> int | None:
-    """Returns the number of the version that a request names, or `None` for the newest.
+    """Returns the version number in a request, or `None` for the newest.
 
     Versions start at 1. OpenVINO's client sends 0 for the newest.
     """
@@ -134,7 +134,7 @@ async def _ask_examples(
 async def _ask(
     server: "GrpcServer", model: ModelSpec, bind: Bind, timeout: float | None
 ) -> tuple[Inputs, int]:
-    """Runs the model; returns its outputs and the number of the version that answered."""
+    """Runs the model that a request names; returns the outputs and the version's number."""
     check_named(model)
     try:
         future, version = dispatch(

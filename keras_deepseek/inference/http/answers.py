@@ -1,4 +1,4 @@
-"""Answers that the HTTP protocols share: JSON and errors."""
+"""HTTP responses that all protocols share: JSON and errors."""
 
 import logging
 from typing import Any
@@ -18,12 +18,15 @@ _logger = logging.getLogger(__name__)
 
 
 def answer_json(content: Any, status: int = 200, headers: Headers = ()) -> HttpResponse:
-    """Returns an answer of JSON."""
+    """Returns an HTTP response with a JSON body."""
     return HttpResponse(status, to_json(content), headers=headers)
 
 
 def answer_error(error: Exception) -> HttpResponse:
-    """Returns the answer for an error. A fault of the server is logged and hidden from clients."""
+    """Returns the HTTP response for an error.
+
+    A fault of the server is logged and hidden from clients.
+    """
     if isinstance(error, HttpError):
         return answer_json({"error": str(error)}, error.status, error.headers)
     for kind, status, _ in STATUSES:
@@ -52,7 +55,10 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
 
 
 def read_version(request: HttpRequest, parameters: Parameters) -> int | None:
-    """Returns the version that a path names, or `None`. Raises 404 if it is no number."""
+    """Returns the version number in a URL path, or `None` if it has none.
+
+    Raises 404 if it is no number.
+    """
     version = parameters.get("version")
     if version is None:
         return None

@@ -10,7 +10,9 @@ _MAX_MEMBERS = 16
 
 
 def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:
-    """Returns a decompressed body. It never decompresses more than `limit` bytes and one.
+    """Returns the decompressed body of a request.
+
+    It never decompresses more than `limit` bytes and one.
 
     `encoding` is the header `Content-Encoding`. Raises `HttpError` 415 for an unknown one, 400 for
     damaged bytes, and 413 above the limit.

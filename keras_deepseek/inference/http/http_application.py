@@ -73,7 +73,7 @@ class HttpApplication:
         raise HttpError(401, "The token is not valid.", (("www-authenticate", challenge),))
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer of the request's route.
+        """Returns the response of the route that matches a request.
 
         Raises `HttpError` 404 for an unknown path, and 405 for a wrong method.
         """
@@ -85,7 +85,7 @@ class HttpApplication:
         return route.handler(self._server, request, parameters)
 
     def answer_error(self, error: Exception) -> HttpResponse:
-        """Returns the answer for an error."""
+        """Returns the HTTP response for an error."""
         return answer_error(error)
 
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:

@@ -31,7 +31,7 @@ _PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 class _Exchange:
-    """A request and its answer."""
+    """One HTTP request of a connection, with its response."""
 
     __slots__ = ("cancel", "connection", "make_response", "must_close", "request", "response")
 
@@ -44,7 +44,7 @@ class _Exchange:
         self.response: HttpResponse | None = None
 
     def finish(self, finished: Any) -> None:
-        """Makes the answer from the finished work."""
+        """Makes the response from the finished computation."""
         self.connection.finish(self, finished)
 
 
@@ -109,7 +109,7 @@ class HttpConnection(asyncio.Protocol):
             self._tell_to_continue()
 
     def eof_received(self) -> bool:
-        """Drops the requests of a client that has hung up, or closed its sending half."""
+        """Drops the requests of a client that has closed the connection or its sending half."""
         self._is_lingering = True
         self._since = self._clock()
         self._drop_requests()
@@ -127,7 +127,7 @@ class HttpConnection(asyncio.Protocol):
         self._pause_reading()
 
     def resume_writing(self) -> None:
-        """Reads again after the client has read enough."""
+        """Resumes reading after the client has read enough answers."""
         self._is_writing_paused = False
         self._start_waiting()
 
@@ -158,7 +158,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.abort()
 
     def check_time(self) -> None:
-        """Ends reads, writes and idle times that exceed their limits."""
+        """Closes the connection if a read, a write or an idle time exceeds its limit."""
         transport, now, limits = self._transport, self._clock(), self._limits
         if transport is None:
             return
@@ -222,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
         return self._application.handle(received)
 
     def _start_waiting(self) -> None:
-        """Starts requests that had to wait, then reads again."""
+        """Starts requests that waited for a free place, then resumes reading."""
         while self._waiting and not self._is_full():
             self._start(self._waiting.popleft())
         if self._is_reading_paused and not self._waiting and not self._is_full():
@@ -313,6 +313,9 @@ def probe_dead_peers(connection: socket.socket | None) -> None:
 
 
 def _read_subject(certificate: dict[str, Any] | None) -> tuple[tuple[str, str], ...]:
-    """Returns the subject's (name, value) pairs. `ssl` nests them in tuples."""
+    """Returns the (name, value) pairs of a TLS certificate's subject.
+
+    `ssl` nests them in tuples.
+    """
     parts = certificate.get("subject", ()) if certificate else ()
     return tuple(pair for part in parts for pair in part)

@@ -74,7 +74,7 @@ class HttpReader:
         self.phase = IDLE
 
     def on_message_begin(self) -> None:
-        """Begins a request."""
+        """Starts to collect a new request."""
         self.phase = HEAD
         self.steps += 1
         self.body_bytes = 0
@@ -85,14 +85,14 @@ class HttpReader:
         self._body = []
 
     def on_url(self, piece: bytes) -> None:
-        """Adds a piece of the request target."""
+        """Adds a piece of the request's URL."""
         self._target += piece
         self._head_bytes += len(piece)
         if self._head_bytes > self._max_head_bytes:
             self._refuse_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Adds a header. After a chunked body it is a trailer, which is ignored."""
+        """Adds a header to the request. After a chunked body it is a trailer, which is ignored."""
         self._fields += 1
         self._head_bytes += len(name) + len(value)
         if self._fields > self._max_fields:
@@ -108,7 +108,7 @@ class HttpReader:
         self._headers[key] = text
 
     def on_headers_complete(self) -> None:
-        """Checks the headers, and begins the body."""
+        """Checks the request's headers, and prepares to read its body."""
         self.phase = BODY
         self.steps += 1
         headers = self._headers
@@ -128,7 +128,7 @@ class HttpReader:
             self.wants_continue = True
 
     def on_body(self, piece: bytes) -> None:
-        """Adds a piece of the body."""
+        """Adds a piece of the request's body."""
         self.wants_continue = False
         self.body_bytes += len(piece)
         if self.body_bytes > self._max_body_bytes:
@@ -136,7 +136,7 @@ class HttpReader:
         self._body.append(piece)
 
     def on_message_complete(self) -> None:
-        """Completes the request."""
+        """Completes the request from the collected pieces."""
         self.phase = IDLE
         self.steps += 1
         self.wants_continue = False
@@ -160,7 +160,7 @@ class HttpReader:
         self.is_done = not keep_alive
 
     def _split_target(self) -> tuple[str, str]:
-        """Returns the path and the query."""
+        """Splits the request target into its path and its query."""
         # httptools accepts ASCII alone.
         target = self._target.decode("ascii")
         # In the form for proxies the target has the host, too.

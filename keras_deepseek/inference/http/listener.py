@@ -56,7 +56,10 @@ class Listener:
             await asyncio.wait(self._connecting)
 
     def _accept(self) -> bool:
-        """Accepts some connections. Returns true if there may be more."""
+        """Accepts some of the connections that wait at the socket.
+
+        Returns true if there may be more.
+        """
         for _ in range(_AT_A_TIME):
             try:
                 connection, _ = self._listener.accept()

@@ -1,4 +1,4 @@
-"""The paths for Prometheus: `/metrics`, and TF Serving's `/monitoring/prometheus/metrics`."""
+"""The routes for Prometheus: `/metrics`, and TF Serving's `/monitoring/prometheus/metrics`."""
 
 from typing import TYPE_CHECKING
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class OpenConnections:
-    """The open connections. Only the event loop's thread uses it.
+    """The set of open connections of an HTTP server. Only the event loop's thread uses it.
 
     A timer for each request would cost too much, so one timer checks all connections, a few times
     within the shortest limit.

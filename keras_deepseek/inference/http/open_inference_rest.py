@@ -36,7 +36,7 @@ def server_metadata(
 
 
 def live(_server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
-    """Answers that the server runs."""
+    """Answers 200, because the server is alive."""
     return answer_json(open_inference_models.server_live())
 
 
@@ -179,7 +179,7 @@ _IN_REPOSITORY = "/v2/repository/models/{name}"
 
 
 def _route(method: str, path: str, handler: Handler, **options: Any) -> Route:
-    """Returns a route whose call is named after its handler."""
+    """Returns an Open Inference route whose call name is that of its handler."""
     return Route(method, path, handler, PROTOCOL, handler.__name__, **options)
 
 

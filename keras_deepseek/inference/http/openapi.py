@@ -29,7 +29,7 @@ _ERROR_REFERENCE: Schema = {"$ref": "#/components/schemas/Error"}
 def describe_server(
     engine: Engine, routes: Iterable[Route], *, asks_for_tokens: bool = False
 ) -> Schema:
-    """Returns the document of a server that has these routes, with the models as they are now."""
+    """Returns the OpenAPI document for the routes of a server and its present models."""
     paths: dict[str, Schema] = {}
     schemas: Schema = {
         "Error": {"type": "object", "properties": {"error": TEXT}, "required": ["error"]}
@@ -71,7 +71,7 @@ def _add_model(
     name: str,
     served: ServedModel,
 ) -> None:
-    """Adds the operation of a route for one model, and its schemas as components."""
+    """Adds a route's OpenAPI operation for one model, and its schemas as components."""
     path = route.path.replace("{name}", name)
     values = {"version": [str(number) for number in served.versions], "label": list(served.labels)}
     operation = describe_model(name, served.newest().signature)
@@ -102,7 +102,7 @@ def _add(
 
 
 def _parameters(path: str, values: Mapping[str, list[str]]) -> list[Schema]:
-    """Describes the parameters of a path. `values` has the known values of some."""
+    """Describes the parameters of a URL path for OpenAPI. `values` has the known values of some."""
     return [
         {
             "name": name,

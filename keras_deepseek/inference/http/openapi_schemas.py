@@ -32,7 +32,7 @@ def kind_of(dtype: str) -> str:
 
 
 def value_schema(dtype: str) -> Schema:
-    """Returns the schema of one input value. Booleans are accepted as numbers, as in NumPy."""
+    """Returns the JSON schema of one input value. Booleans are accepted as numbers, as in NumPy."""
     kind = kind_of(dtype)
     if kind == "string":
         return {"type": kind}
@@ -49,7 +49,7 @@ def value_schema(dtype: str) -> Schema:
 
 
 def array_schema(value: Schema, shape: tuple[int | None, ...]) -> Schema:
-    """Returns the schema of nested lists; an axis of size `None` has any length."""
+    """Returns the JSON schema of nested lists; an axis of size `None` has any length."""
     schema = value
     for size in reversed(shape):
         schema = {"type": "array", "items": schema}
@@ -75,7 +75,7 @@ def example_of(spec: TensorSpec, *, rows: int | None = None) -> Any:
 
 
 def predict_request(signature: Signature) -> Schema:
-    """Returns the schema of the body of `:predict`: rows, or columns."""
+    """Returns the JSON schema of a `:predict` request, in row or column form."""
     inputs = signature.inputs
     rows: Schema = {
         "type": "array",
@@ -100,7 +100,7 @@ def predict_request(signature: Signature) -> Schema:
 
 
 def predict_answer(signature: Signature) -> Schema:
-    """Returns the schema of the answer of `:predict`."""
+    """Returns the JSON schema of a `:predict` response."""
     outputs = signature.outputs
     several = len(outputs) > 1
     row = _answer_object(outputs, 1) if several else _answer(outputs[0], 1)
@@ -114,7 +114,7 @@ def predict_answer(signature: Signature) -> Schema:
 
 
 def examples_request(signature: Signature) -> Schema:
-    """Returns the schema of the body of `:classify` and `:regress`."""
+    """Returns the JSON schema of a `:classify` or `:regress` request."""
     features = {}
     for spec in signature.inputs:
         sizes = [size for size in spec.shape[1:] if size is not None]
@@ -131,7 +131,7 @@ def examples_request(signature: Signature) -> Schema:
 
 
 def infer_request(signature: Signature) -> Schema:
-    """Returns the schema of the JSON body of `/v2/models/NAME/infer`."""
+    """Returns the JSON schema of the body of `/v2/models/NAME/infer`."""
     tensors = [_infer_tensor(spec) for spec in signature.inputs]
     schema = _object(
         {
@@ -175,7 +175,7 @@ def infer_request(signature: Signature) -> Schema:
 
 
 def infer_answer(signature: Signature) -> Schema:
-    """Returns the schema of the JSON answer of `/v2/models/NAME/infer`."""
+    """Returns the JSON schema of the answer of `/v2/models/NAME/infer`."""
     text: Schema = {"type": "string"}
     tensors = [_infer_tensor(spec) for spec in signature.outputs]
     outputs = {"type": "array", "items": {"anyOf": tensors}}
@@ -207,7 +207,7 @@ def _tensor(spec: TensorSpec, first_axis: int) -> Schema:
 
 
 def _answer(spec: TensorSpec, first_axis: int) -> Schema:
-    """Returns the schema of an output, without sizes: the sizes of outputs are not checked."""
+    """Returns the JSON schema of an output, whose sizes are not checked."""
     kind = kind_of(spec.dtype)
     value: Schema = {"type": ["string", "object"] if kind == "string" else kind}
     return array_schema(value, tuple(None for _ in spec.shape[first_axis:]))

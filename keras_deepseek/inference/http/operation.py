@@ -1,4 +1,4 @@
-"""The description of one call in the OpenAPI document."""
+"""The description of one API call in the OpenAPI document."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ OBJECT: Schema = {"type": "object"}
 
 
 class Operation(NamedTuple):
-    """A call of one path and method. `openapi` makes its part of the document.
+    """The OpenAPI description of a call: one path and one method.
+
+    `openapi` makes its part of the document.
 
     Args:
         answer: The JSON schema of the answer.
@@ -38,7 +40,7 @@ DescribeModel = Callable[[str, Signature], Operation | None]
 
 
 def fields(required: Mapping[str, Schema], **optional: Schema) -> Schema:
-    """Returns the schema of an object with these fields."""
+    """Returns the JSON schema of an object with the given fields."""
     return {
         "type": "object",
         "properties": {**required, **optional},

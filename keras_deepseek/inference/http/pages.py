@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def page(_server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
-    """Answers with the page."""
+    """Answers with the HTML page."""
     body, headers = _read_page()
     return HttpResponse(200, body, "text/html; charset=utf-8", headers)
 
@@ -32,7 +32,7 @@ ROUTES = (Route("GET", "/", page, call="page", operation=_OPERATION, is_open=Tru
 
 @cache
 def _read_page() -> tuple[bytes, Headers]:
-    """Returns the page, and headers that let the browser run only the script in the page itself."""
+    """Returns the HTML page, and headers that let the browser run only the page's own script."""
     body = (Path(__file__).parent / "page.html").read_bytes()
     policy = [
         "default-src 'none'",

@@ -48,14 +48,14 @@ class Route(NamedTuple):
 
 
 class _Target(NamedTuple):
-    """The routes of one template by method, and the groups that capture its parameters."""
+    """The routes of one path template by method, and the groups that capture its parameters."""
 
     routes: dict[str, Route]
     groups: tuple[tuple[str, int], ...]
 
 
 class _Branch(NamedTuple):
-    """The templates that begin with the same text, as alternatives of one regular expression."""
+    """Path templates with the same prefix, compiled into one regular expression."""
 
     prefix: str
     pattern: re.Pattern[str]
@@ -89,7 +89,7 @@ class Router:
         self._match_cached = lru_cache(_MAX_KEPT)(self._match_templates)
 
     def find(self, request: HttpRequest) -> tuple[Route, Parameters]:
-        """Returns a request's route and its path's parameters. Raises 404 or 405."""
+        """Returns the route of a request, and the parameters in its path. Raises 404 or 405."""
         methods, parameters = self._match(request.path)
         route = methods.get(request.method)
         if route is not None:
@@ -99,7 +99,7 @@ class Router:
         raise HttpError(405, "Method Not Allowed", (("allow", ", ".join(methods)),))
 
     def is_open(self, path: str) -> bool:
-        """Returns true if a route of the path needs no token."""
+        """Returns true if a path has a route that needs no access token."""
         return any(route.is_open for route in self._match(path)[0].values())
 
     def _match(self, path: str) -> tuple[Mapping[str, Route], Parameters]:

@@ -53,7 +53,7 @@ def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters)
 
 
 def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
-    """Answers with the outputs in the form of the request: rows or columns."""
+    """Answers with a model's outputs in the form of the request, rows or columns."""
     name, version, label = _read(request, parameters)
     server.check_ready(name)
     forms: list[bool] = []
@@ -72,7 +72,7 @@ def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) 
 def answer_examples(
     server: "HttpServer", request: HttpRequest, parameters: Parameters, *, method: str
 ) -> Pending:
-    """Answers with the classes, or the number, of each example."""
+    """Answers with the predicted classes, or the predicted number, of each example."""
     name, version, label = _read(request, parameters)
     server.check_ready(name)
     rows: list[int] = []
@@ -116,7 +116,7 @@ def _describe_examples(summary: str, signature: Signature) -> Operation:
 
 
 def _row_of_scores(signature: Signature) -> tuple[int | None, ...] | None:
-    """Returns the shape of one row of the output, or `None` unless there is one, of numbers."""
+    """Returns the row shape of a model's only output, or `None` if it is not one numeric output."""
     if [openapi_schemas.kind_of(spec.dtype) for spec in signature.outputs] != ["number"]:
         return None
     return signature.outputs[0].shape[1:]
@@ -178,7 +178,7 @@ def _dispatch(
 
 
 def _read(request: HttpRequest, parameters: Parameters) -> tuple[str, int | None, str]:
-    """Returns the model, the version and the label in the path."""
+    """Returns the model name, the version and the label in a URL path."""
     return parameters["name"], read_version(request, parameters), parameters.get("label", "")
 
 

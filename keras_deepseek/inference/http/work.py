@@ -1,4 +1,4 @@
-"""Answers that wait for work on a thread, as for a model to load.
+"""HTTP responses that wait for work on a thread, such as loading a model.
 
 Meanwhile the event loop answers other requests.
 """
@@ -13,7 +13,7 @@ _Done = asyncio.Future[None]
 
 
 def answer_later(work: Callable[[], None], respond: Callable[[], HttpResponse]) -> Pending:
-    """Returns an answer that is ready when `work` has returned on a thread.
+    """Returns a response that is ready when `work` has returned on a thread.
 
     `work` goes on if the client hangs up. `respond` makes the answer on the event loop.
     """

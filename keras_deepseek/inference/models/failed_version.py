@@ -21,11 +21,11 @@ class FailedVersion:
 
     @property
     def state(self) -> Literal["END"]:
-        """TF Serving's word for its state."""
+        """The version's state in TF Serving's words."""
         return "END"
 
     @classmethod
     def of(cls, number: int, error: BaseException) -> "FailedVersion":
-        """Returns the record of an error."""
+        """Returns the record of a version that failed with an error."""
         kind = type(error).__name__
         return cls(number, kind, f"{kind}: {error}"[:MOST_CHARACTERS])

@@ -72,7 +72,7 @@ class FolderExchange:
             self.models[folder.name] = served
 
     def finish(self) -> None:
-        """Sets the labels, and closes the models that are no longer served."""
+        """Applies the new labels, and closes the models that are no longer served."""
         for name, served in self.models.items():
             served.set_labels(self._labels[name])
         for name, before in self._before.items():
@@ -82,7 +82,7 @@ class FolderExchange:
 
 
 def _has_labelled_versions(served: ServedModel | None, labels: Mapping[str, int]) -> bool:
-    """Returns true if a model is served, and all versions that the labels name are available."""
+    """Returns true if a model is served and all versions with labels are available."""
     return served is not None and all(
         number in served.versions and served.versions[number].state == "AVAILABLE"
         for number in labels.values()

@@ -26,7 +26,7 @@ Policy = int | Literal["all"] | Sequence[int]
 
 
 def find_versions(folder: Path) -> dict[int, Path]:
-    """Returns the models in a folder whose names are numbers, by rising number.
+    """Returns the version folders in a model's folder, by ascending version number.
 
     Each is a folder: a bundle, a SavedModel, or one with `model.onnx`. A folder that can't be read
     is included: it may be any of these.
@@ -87,7 +87,7 @@ class ModelFolder:
         self._thread: threading.Thread | None = None
 
     def wanted(self) -> dict[int, Path]:
-        """Returns the models that should be served, by rising number."""
+        """Returns the paths of the versions that should be served, by ascending number."""
         present = find_versions(self.folder)
         if self._versions == "all":
             return present
@@ -96,7 +96,7 @@ class ModelFolder:
         return {number: path for number, path in present.items() if number in self._versions}
 
     def mark_loaded(self, number: int, path: Path) -> None:
-        """Marks a version as loaded already, so that no look loads it again."""
+        """Marks a version as loaded, so that polling does not load it again."""
         self._seen[number] = stamp_of(path)
 
     def check_not_empty(self) -> None:
@@ -108,7 +108,7 @@ class ModelFolder:
             )
 
     def follows_same_folder_as(self, other: "ModelFolder") -> bool:
-        """Returns true if both follow the same folder in the same way, for the same model."""
+        """Returns true if another follower has the same folder, settings and model."""
         mine, its = (
             (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
             for one in (self, other)
@@ -116,7 +116,7 @@ class ModelFolder:
         return mine == its
 
     def pause(self) -> bool:
-        """Waits for a running look to end, and ignores the folder until `resume`.
+        """Waits for a running poll of the folder to end, and ignores the folder until `resume`.
 
         Returns True if it was not paused before.
         """
@@ -125,14 +125,16 @@ class ModelFolder:
         return not was_paused
 
     def resume(self, *, from_scratch: bool = False) -> None:
-        """Ends a pause; `from_scratch` loads versions again that were loaded before."""
+        """Resumes polling; `from_scratch` loads versions again that were loaded before."""
         with self._looking:
             self._is_paused = False
             if from_scratch:
                 self._seen.clear()
 
     def look(self, *, at_once: bool = False) -> None:
-        """Loads new and changed versions, and closes removed ones. Does nothing during a pause.
+        """Polls the folder: loads new and changed versions, and closes removed ones.
+
+        Does nothing during a pause.
 
         A changed version that is no bundle, or has failed before, may still be incomplete: files
         are being copied. `at_once` loads it now, instead of waiting until two looks find the same
@@ -143,12 +145,12 @@ class ModelFolder:
                 self._look(self.wanted() if at_once else self._settled())
 
     def start(self) -> None:
-        """Starts a thread that looks regularly."""
+        """Starts a thread that polls the folder regularly."""
         self._thread = threading.Thread(target=self._work, name="model-folder", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread. Returns when a running look has ended."""
+        """Ends the polling thread. Returns when a running look has ended."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -167,7 +169,7 @@ class ModelFolder:
                 self._trouble = ""
 
     def _settled(self) -> dict[int, Path]:
-        """Returns the models that should be served, without those that are still being copied."""
+        """Returns the versions to serve, without those whose files are still being copied."""
         wanted, before = self.wanted(), self._coming
         self._coming = {number: stamp_of(path) for number, path in wanted.items()}
         return {
@@ -178,7 +180,7 @@ class ModelFolder:
         }
 
     def _appears_complete(self, number: int, path: Path) -> bool:
-        """Returns true for a bundle, unless it failed: then it may have been copied in parts."""
+        """Returns true for a bundle, unless it failed to load and may be only partly copied."""
         try:
             return number not in self._failed and is_bundle(path)
         except OSError:  # Loading it will report the error.

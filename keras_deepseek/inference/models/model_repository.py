@@ -121,7 +121,7 @@ class ModelRepository:
         poll_seconds: float = 1.0,
         options: ModelOptions | None = None,
     ) -> None:
-        """Serves the versions in a folder, and loads and closes them as the folder changes."""
+        """Follows a folder: serves its versions, and loads and closes them as it changes."""
         check_name(name)
         follower = ModelFolder(
             self,
@@ -183,7 +183,10 @@ class ModelRepository:
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
     ) -> ModelVersion:
-        """Returns a version. Without a number and a label: the newest that is not on trial."""
+        """Returns the version of a model, by number or label.
+
+        Without a number and a label: the newest that is not on trial.
+        """
         served = self.find_model(name)
         if version is None and not label:
             return served.newest()
@@ -226,14 +229,14 @@ class ModelRepository:
                     )
 
     def _is_served(self, model: str, version: str) -> bool:
-        """Returns true if there is such a version, or such a model if `version` is empty."""
+        """Returns true if a version of a model is served, or any if `version` is empty."""
         served = self.models.get(model)
         if served is None or not version:
             return served is not None
         return any(str(number) == version for number in served.versions)
 
     def _open_first(self, model: Any, version: int) -> None:
-        """Loads the model, or the models, of the constructor."""
+        """Loads the models that the constructor was given, or opens their folders."""
         if _is_config(model):
             for folder in make_folders(self, model):
                 self._open_folder(folder)
@@ -259,7 +262,7 @@ class ModelRepository:
         options: ModelOptions,
         share: float | None,
     ) -> ModelVersion:
-        """Adds a warm version. If it fails, only the reason is kept."""
+        """Loads, warms up and adds a version of a model. If it fails, only the reason is kept."""
         loaded = None
         try:
             loaded = self._open(model, served.name, number, options)

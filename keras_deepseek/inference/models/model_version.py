@@ -93,7 +93,10 @@ class ModelVersion:
         return self._executors[0].signature if self._padder is None else self._padder.signature
 
     def start(self) -> None:
-        """Warms up, and accepts requests from then on. An error of the model ends the version."""
+        """Warms up the version, and accepts requests from then on.
+
+        An error of the model ends the version.
+        """
         try:
             if self._options.warm_up:
                 self._warm_up()
@@ -203,7 +206,7 @@ class ModelVersion:
         self._warn_of_row_dependence(lengths)
 
     def _warn_of_row_dependence(self, lengths: Sequence[int]) -> None:
-        """Logs a warning if answers depend on the other requests of the batch."""
+        """Logs a warning if the answer to a row depends on the other rows of its batch."""
         executor = self._executors[0]
         sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
         is_free = None in sizes and not lengths
@@ -223,7 +226,7 @@ class ModelVersion:
     def _pad(
         padder: Padder, inputs: dict[str, Array], deliver: Callable[[Request], None]
     ) -> tuple[dict[str, Array], Callable[[Request], None]]:
-        """Returns padded inputs, and a function that cuts the outputs before it delivers them."""
+        """Returns padded inputs, and a function that cuts the outputs and delivers them."""
 
         def cut(request: Request) -> None:
             if request.outputs is not None:
@@ -234,7 +237,7 @@ class ModelVersion:
 
 
 def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
-    """Returns a function that puts an answer into the cache, and delivers it."""
+    """Returns a delivery function that also puts the answer into the cache."""
 
     def deliver_and_keep(request: Request) -> None:
         if request.outputs is not None:

@@ -30,7 +30,7 @@ class ResponseCache:
         self._hits = self._misses = 0
 
     def key(self, inputs: dict[str, Array]) -> bytes:
-        """Returns the hash of the inputs' names, dtypes, shapes and bytes."""
+        """Returns a cache key, which is a hash of the inputs' names, dtypes, shapes and bytes."""
         digest = hashlib.sha256()
         for name, array in sorted(inputs.items()):
             digest.update(f"{name}\0{array.dtype.str}{array.shape}".encode())
@@ -45,7 +45,7 @@ class ResponseCache:
         return digest.digest()
 
     def get(self, key: bytes) -> _Outputs | None:
-        """Returns copies of the cached outputs, or `None`."""
+        """Returns copies of the outputs that are cached under a key, or `None`."""
         with self._lock:
             outputs = self._entries.get(key)
             if outputs is None:
@@ -73,7 +73,7 @@ class ResponseCache:
                 self._bytes -= _size_of(self._entries.popitem(last=False)[1])
 
     def counts(self) -> tuple[int, int, int]:
-        """Returns the numbers of hits, of misses and of entries."""
+        """Returns the numbers of cache hits, cache misses and cache entries."""
         with self._lock:
             return self._hits, self._misses, len(self._entries)
 

@@ -18,7 +18,7 @@ MAX_FAILED = 16
 
 
 class ServedModel:
-    """Versions by number, their labels, and the shares of versions on trial.
+    """The versions of a model by number, their labels, and the traffic shares of trial versions.
 
     A request without a version and a label goes to the newest version that is available and not on
     trial, or to one on trial, with the probability of its share.
@@ -50,18 +50,18 @@ class ServedModel:
 
     @property
     def states(self) -> Mapping[int, ModelVersion | FailedVersion]:
-        """All versions, also failed ones, by rising number."""
+        """All versions, including failed ones, by ascending number."""
         states: dict[int, ModelVersion | FailedVersion] = {**self._failed, **self._versions}
         return dict(sorted(states.items()))
 
     @property
     def on_trial(self) -> Mapping[int, float]:
-        """The shares of the versions that are on trial."""
+        """The fraction of requests that each version on trial gets."""
         return self._shares
 
     @property
     def labels(self) -> Mapping[str, int]:
-        """The versions by label."""
+        """The version number of each label."""
         return self._labels
 
     def newest(self) -> ModelVersion:
@@ -123,7 +123,7 @@ class ServedModel:
             self._failed = _without(self._failed, number)
 
     def remove(self, version: ModelVersion) -> None:
-        """Removes a version, its labels and its share, unless another has replaced it."""
+        """Removes a version, its labels and its share, unless a new version has replaced it."""
         number = version.number
         with self._lock:
             if self._versions.get(number) is not version:
@@ -134,7 +134,7 @@ class ServedModel:
             self._shares = _without(self._shares, number)
 
     def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
-        """Returns the oldest versions beyond `keep`, but not `loaded` nor those on trial."""
+        """Returns the oldest versions beyond `keep` of them, except `loaded` and those on trial."""
         shares = self._shares
         others = [
             version
@@ -145,7 +145,7 @@ class ServedModel:
         return others[: max(len(others) - num_others, 0)]
 
     def set_labels(self, labels: Mapping[str, int]) -> None:
-        """Replaces all labels, or none if a version is not available."""
+        """Replaces all labels, or changes nothing if a labelled version is not available."""
         with self._lock:
             for number in labels.values():
                 self._check_available(number)
@@ -162,7 +162,7 @@ class ServedModel:
             self._shares = self._with_share(number, share)
 
     def check_share(self, number: int, share: float) -> None:
-        """Refuses a share outside 0 to 1, or one that makes the sum of all shares exceed 1."""
+        """Raises an error for a share outside 0 to 1, or if all shares add up to more than 1."""
         self._with_share(number, share)
 
     def _default(self) -> ModelVersion:

@@ -20,7 +20,7 @@ MOST_DIGITS = 20
 
 
 def version_number(text: str) -> int | None:
-    """Returns the version number in a text, or `None` if it is none."""
+    """Parses a version number; returns `None` if the text is not one."""
     return int(text) if text.isdecimal() and len(text) < MOST_DIGITS else None
 
 
@@ -42,7 +42,7 @@ def version_status(version: ModelVersion | FailedVersion, is_ready: bool) -> Ver
 def find_states(
     served: "ServedModel | None", version: int | None
 ) -> list[ModelVersion | FailedVersion]:
-    """Returns one version, also a failed one, or all versions of a model."""
+    """Returns the given version of a model, or all versions, including failed ones."""
     states = {} if served is None else served.states
     return [one for number, one in states.items() if version in (None, number)]
 

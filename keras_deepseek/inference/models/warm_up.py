@@ -73,7 +73,7 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
 
 
 def shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
-    """Returns the shape of an input for a number of rows and a length of all free axes."""
+    """Returns an input's shape with a given number of rows and one length for all free axes."""
     return (rows, *(length if size is None else size for size in spec.shape[1:]))
 
 

@@ -27,7 +27,9 @@ _logger = logging.getLogger(__name__)
 
 
 class BackgroundWriter(Generic[_Item]):
-    """Writes items in the order in which they came. Any thread may add items.
+    """Writes items, such as log lines, in a background thread, in the order in which they came.
+
+    Any thread may add items.
 
     The thread starts with the first item. Items that still wait when the process ends are written
     first. `write` takes the items, and the number that was dropped since its last call, on the
@@ -58,7 +60,7 @@ class BackgroundWriter(Generic[_Item]):
         self._closing = threading.Event()
 
     def put(self, item: _Item) -> None:
-        """Adds an item, or drops it if too many wait. Never blocks."""
+        """Adds an item to be written, or drops it if too many wait. Never blocks."""
         if self._queue.qsize() >= self._max_waiting:
             self._dropped += 1
             return

@@ -65,7 +65,7 @@ class EngineMonitor:
 
     @contextmanager
     def loading(self, model: str) -> Iterator[None]:
-        """Counts the `with` block as a load of the model, failed if the block raises."""
+        """Context manager that counts a load of a model, as failed if the block raises."""
         start, result = time.monotonic(), "failure"
         try:
             yield
@@ -78,19 +78,19 @@ class EngineMonitor:
                 self._forget_gone()
 
     def answers(self) -> dict[tuple[Called, str], int]:
-        """Returns the number of answered requests, by call and status."""
+        """Returns the number of answered requests, by API call and status."""
         with self._lock:
             self._forget_gone()
             return dict(self._answers)
 
     def latencies(self) -> dict[Called, HistogramValues]:
-        """Returns the histograms of the seconds that requests took, by call."""
+        """Returns the histograms of request durations in seconds, by API call."""
         with self._lock:
             self._forget_gone()
             return {called: histogram.values() for called, histogram in self._latencies.items()}
 
     def loads(self) -> dict[tuple[str, str], int]:
-        """Returns the number of loads, by model and by `"success"` or `"failure"`."""
+        """Returns the number of model loads, by model and by `"success"` or `"failure"`."""
         with self._lock:
             self._forget_gone()
             return dict(self._loads)

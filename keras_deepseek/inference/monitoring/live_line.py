@@ -54,7 +54,7 @@ class LiveLine:
 
 
 def format_statistics(statistics: LiveStatistics) -> str:
-    """Returns the status line."""
+    """Formats an engine's statistics as one status line."""
     rows = statistics.batch_rows
     batch = "–" if rows is None else f"{rows:.1f}"  # noqa: RUF001
     return (

@@ -40,7 +40,7 @@ class _Sums:
 
 
 class LiveStatisticsReader:
-    """Reads the counters of an engine again and again."""
+    """Computes an engine's statistics from the growth of its counters between two calls."""
 
     def __init__(
         self, engine: MonitoredEngine, clock: Callable[[], float] = time.monotonic
@@ -72,7 +72,7 @@ class LiveStatisticsReader:
         )
 
     def _read(self) -> tuple[_Sums, int, int]:
-        """Returns the sums of all models, their replicas, and the rows that wait."""
+        """Returns the summed counters of all models, their replica count, and the waiting rows."""
         latencies = {
             called: values
             for called, values in self._engine.monitor.latencies().items()

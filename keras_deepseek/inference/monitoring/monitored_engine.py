@@ -13,38 +13,38 @@ class CountedCache(Protocol):
     """A response cache that counts its hits, misses and entries."""
 
     def counts(self) -> tuple[int, int, int]:
-        """Returns the numbers of hits, of misses and of entries."""
+        """Returns the numbers of cache hits, cache misses and cache entries."""
 
 
 class HasState(Protocol):
-    """A version, also one that failed to load."""
+    """A model version with a state, including one that failed to load."""
 
     @property
     def state(self) -> str:
-        """TF Serving's word for the state, as in `"AVAILABLE"`."""
+        """The version's state in TF Serving's words, such as `"AVAILABLE"`."""
 
 
 class MonitoredVersion(HasState, Protocol):
-    """A version of a model."""
+    """The parts of a model version that monitoring reads."""
 
     @property
     def cache(self) -> CountedCache | None:
-        """The response cache, if it has one."""
+        """The version's response cache, if it has one."""
 
     def statistics(self) -> BatchStatistics:
-        """Returns the counts of batches and rows."""
+        """Returns the version's counts of batches and rows."""
 
 
 class MonitoredModel(Protocol):
-    """A model with its versions by number."""
+    """The parts of a model that monitoring reads."""
 
     @property
     def versions(self) -> Mapping[int, MonitoredVersion]:
-        """The versions that are loading, available or unloading."""
+        """The model's versions that are loading, available or unloading."""
 
     @property
     def states(self) -> Mapping[int, HasState]:
-        """The same, and the versions that failed."""
+        """All versions of the model, including those that failed."""
 
     @property
     def on_trial(self) -> Mapping[int, float]:
@@ -52,26 +52,26 @@ class MonitoredModel(Protocol):
 
 
 class MonitoredEngine(Protocol):
-    """An engine whose numbers are read."""
+    """The parts of an engine that monitoring reads."""
 
     @property
     def ready(self) -> bool:
-        """True if requests are answered."""
+        """True if the engine answers requests."""
 
     @property
     def monitor(self) -> EngineMonitor:
-        """The counters of requests and of loads."""
+        """The engine's counters of requests and of loads."""
 
     @property
     def models(self) -> Mapping[str, MonitoredModel]:
-        """The models by name."""
+        """The engine's models by name."""
 
 
 class AnsweringEngine(Protocol):
-    """An engine that requests are sent to again."""
+    """An engine to which logged requests are sent again."""
 
     def start(self) -> None:
         """Starts the engine, once."""
 
     def submit(self, x: Any, **options: Unpack[RequestOptions]) -> Answer:
-        """Returns the future of a request's outputs."""
+        """Queues a request, and returns the future of its outputs."""

@@ -76,7 +76,7 @@ class RequestLog:
     def watch(
         self, model: str, version: int, inputs: _Arrays, deliver: Callable[[Request], None]
     ) -> Callable[[Request], None]:
-        """Returns `deliver`, wrapped to log the request if it is in the sample."""
+        """Returns a wrapper of `deliver` that logs the request if it is in the sample."""
         if self._draw() >= self._sample:
             return deliver
         entry = {"time": time.time(), "model": model, "version": version, "inputs": _copy(inputs)}
@@ -146,5 +146,5 @@ def encode_array(array: Array) -> dict[str, Any]:
 
 
 def _copy(arrays: _Arrays) -> _Arrays:
-    """Copies the arrays: the caller may change them, or they are views of a whole batch."""
+    """Copies arrays that the caller may change, or that are views of a whole batch."""
     return {name: array.copy() for name, array in arrays.items()}

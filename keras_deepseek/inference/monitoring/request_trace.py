@@ -38,7 +38,7 @@ class RequestTrace:
 
     @property
     def log_suffix(self) -> str:
-        """The end of a log message that names the request; empty if it has no id."""
+        """The end of a log message, with the request's id; empty if it has none."""
         return f" Request: {self.request_id}." if self.request_id else ""
 
     @property
@@ -48,7 +48,7 @@ class RequestTrace:
 
     @property
     def queue_seconds(self) -> float | None:
-        """Seconds that it waited for its batch to start, or `None` if it did not run."""
+        """The seconds that the request waited for its batch, or `None` if it did not run."""
         batch = None if self.request is None else self.request.decision
         if self.request is None or batch is None:
             return None
@@ -56,13 +56,13 @@ class RequestTrace:
 
     @property
     def model_seconds(self) -> float | None:
-        """Seconds that the model took for its last batch, or `None` if it did not run."""
+        """The seconds that the model took for the last batch, or `None` if it did not run."""
         batch = None if self.request is None else self.request.decision
         return None if batch is None else batch.seconds
 
     @property
     def batch_rows(self) -> int | None:
-        """The number of rows in its last batch, without padding, or `None` if it did not run."""
+        """The row count of the last batch, without padding, or `None` if it did not run."""
         batch = None if self.request is None else self.request.decision
         return None if batch is None else batch.rows
 

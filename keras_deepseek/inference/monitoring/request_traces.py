@@ -60,7 +60,7 @@ class RequestTraces:
     def add(
         self, trace: RequestTrace, seconds: float, names: SpanNames, headers: Mapping[str, str]
     ) -> None:
-        """Adds a request that has ended. Never blocks.
+        """Adds an ended request, for which a span is made. Never blocks.
 
         `headers` are HTTP headers or gRPC metadata, by lower-case name.
         """
@@ -97,7 +97,7 @@ class RequestTraces:
         self._writer.put(_Ended(names, fields, start, end, batch))
 
     def flush(self) -> None:
-        """Waits until all spans so far are made, or for one second."""
+        """Waits until the spans of all ended requests are made, or for one second."""
         self._writer.flush()
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ _BY_OPEN_INFERENCE = {dtype.open_inference: dtype for dtype in DTYPES}
 
 
 def dtype_of(name: str) -> Dtype:
-    """Returns the dtype with NumPy's `name`. Strings of any kind are `object`."""
+    """Returns the `Dtype` with a NumPy name. Strings of any kind are `object`."""
     if name.startswith(("<U", "|S", "str", "bytes")):
         name = "object"
     if name not in _BY_NAME:
@@ -86,12 +86,12 @@ def dtype_of(name: str) -> Dtype:
 
 @lru_cache(maxsize=256)
 def dtype_of_numpy(dtype: np.dtype[Any]) -> Dtype:
-    """Returns the dtype of a NumPy dtype. Cached, because NumPy is slow to make the name."""
+    """Returns the `Dtype` of a NumPy dtype. Cached, because NumPy is slow to make the name."""
     return dtype_of(str(dtype))
 
 
 def dtype_of_tf_number(number: int, where: str) -> Dtype:
-    """Returns the dtype with a number of TensorFlow's `DataType`.
+    """Returns the `Dtype` with a number of TensorFlow's `DataType`.
 
     Complex and quantized dtypes raise an error, which starts with `where`.
     """
@@ -102,7 +102,7 @@ def dtype_of_tf_number(number: int, where: str) -> Dtype:
 
 
 def dtype_of_open_inference(datatype: object, where: str) -> Dtype:
-    """Returns the dtype with the name of an Open Inference datatype."""
+    """Returns the `Dtype` of an Open Inference datatype name."""
     if not isinstance(datatype, str) or datatype not in _BY_OPEN_INFERENCE:
         names = ", ".join(sorted(_BY_OPEN_INFERENCE))
         raise InvalidInputError(

@@ -16,7 +16,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def load_json(text: bytes | memoryview) -> Any:
-    """Returns the content of JSON. `NaN`, `Infinity` and `-Infinity` are allowed as numbers."""
+    """Parses JSON. `NaN`, `Infinity` and `-Infinity` are allowed as numbers."""
     fast = _orjson()
     if fast is not None:
         try:
@@ -30,7 +30,7 @@ def load_json(text: bytes | memoryview) -> Any:
 
 
 def to_json(content: Any) -> bytes:
-    """Returns content as JSON, with bare `NaN`, `Infinity` and `-Infinity` as in TF Serving.
+    """Encodes values as JSON, with bare `NaN`, `Infinity` and `-Infinity` as in TF Serving.
 
     NumPy arrays of numbers and NumPy numbers are allowed. `orjson` writes a `float32` with the
     fewest digits that read back as the same `float32`.
@@ -74,7 +74,7 @@ def _is_plain(content: Any) -> bool:
 
 
 def _to_list(value: Any) -> Any:
-    """Returns an array as a list, for arrays that `orjson` and `json` can't write."""
+    """Converts an array that `orjson` and `json` can't write to a list."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} can't be written as JSON.")

@@ -19,7 +19,7 @@ _DESCRIPTORS = Path(__file__).parent / "proto" / "descriptors.binpb"
 
 @cache
 def message_pool() -> Any:
-    """Returns the descriptor pool that holds the messages and services."""
+    """Returns the protobuf descriptor pool that holds the messages and services."""
     try:
         from google.protobuf.any_pb2 import DESCRIPTOR as ANY
         from google.protobuf.descriptor_pb2 import FileDescriptorSet
@@ -36,12 +36,12 @@ def message_pool() -> Any:
 
 
 def new_message(name: str, /, **fields: Any) -> Message:
-    """Returns a message with the given fields, by a name such as `"tensorflow.TensorProto"`."""
+    """Creates a protobuf message with fields, by a name such as `"tensorflow.TensorProto"`."""
     return _message_class(name)(**fields)
 
 
 def parse_message(name: str, data: bytes) -> Message:
-    """Returns the message that a client sent as bytes."""
+    """Parses the bytes of a protobuf message from a client."""
     kind = _message_class(name)
     from google.protobuf.message import DecodeError
 
@@ -54,7 +54,7 @@ def parse_message(name: str, data: bytes) -> Message:
 
 
 def parse_message_text(name: str, text: str) -> Message:
-    """Returns the message in protobuf's text format, as a user wrote it in a file."""
+    """Parses a protobuf message in text format, which a user wrote in a file."""
     message = new_message(name)
     from google.protobuf.text_format import Parse, ParseError
 

@@ -71,7 +71,7 @@ class InferCall:
     model_version: str = ""
 
     def select(self, outputs: Mapping[str, Array]) -> list[tuple[WantedOutput, Array]]:
-        """Returns the outputs that the request asks for, in its order."""
+        """Returns the outputs that an inference request asks for, in the request's order."""
         self.check_outputs(outputs)
         wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
         return [
@@ -181,7 +181,7 @@ def _name_of(tensor: Any, where: str) -> str:
 
 
 def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[Array, int]:
-    """Returns a tensor, and the number of raw bytes that it has taken from `rest`."""
+    """Parses one input tensor; returns it and the number of raw bytes that it took from `rest`."""
     dtype = dtype_of_open_inference(tensor.get("datatype"), where)
     sizes = tensor.get("shape")
     if not isinstance(sizes, list):
@@ -202,7 +202,7 @@ def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[
 
 
 def _from_data(name: str, data: Any, dtype: Dtype, shape: tuple[int, ...]) -> Array:
-    """Returns a tensor whose values are in the JSON, flat or nested."""
+    """Parses a tensor whose values are in the JSON, flat or nested."""
     where = f"Input {name!r}"
     if dtype.is_bytes:
         return shape_array(string_array(_texts_of(data, where)), shape, where)

@@ -15,7 +15,7 @@ PARAMETER = "classification"
 
 
 def read_count(value: Any, where: str) -> int:
-    """Returns the number of classes that a parameter asks for; 0 stands for the output itself."""
+    """Returns the number of classes that a request parameter asks for; 0 means the raw output."""
     if value is None:
         return 0
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -27,7 +27,7 @@ class ModelState:
 
     @property
     def state(self) -> str:
-        """`"READY"` or `"UNAVAILABLE"`."""
+        """The state in Open Inference's words, `"READY"` or `"UNAVAILABLE"`."""
         return "READY" if self.is_ready else "UNAVAILABLE"
 
 
@@ -77,7 +77,7 @@ def parse_repository_index(body: bytes) -> bool:
 
 
 def repository_index(states: Iterable[ModelState], ready: bool = False) -> list[dict[str, Any]]:
-    """Returns the response to `POST /v2/repository/index`; `ready` leaves out the others."""
+    """Returns the response to `POST /v2/repository/index`; `ready` leaves out unready models."""
     return [
         {
             "name": state.name,

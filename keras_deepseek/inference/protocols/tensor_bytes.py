@@ -21,7 +21,7 @@ _SHOWN_AXES = 8
 
 
 def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
-    """Returns a client's shape as a tuple; refuses negative sizes and non-integers."""
+    """Checks a shape from a client, and returns it as a tuple of integers of at least 0."""
     shape = tuple(sizes)
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -32,7 +32,7 @@ def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
 
 
 def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
-    """Reshapes an array.
+    """Reshapes an array to the shape that a client sent.
 
     Raises `InvalidInputError` for another number of values, or more axes than NumPy allows.
     """
@@ -47,7 +47,7 @@ def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
 
 
 def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], where: str) -> Array:
-    """Returns raw bytes as an array: a view if they are aligned, otherwise a copy.
+    """Converts raw bytes to an array: a view if they are aligned, otherwise a copy.
 
     `shape` has passed `check_shape`.
     """
@@ -67,7 +67,7 @@ def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], w
 
 
 def to_bytes(array: Array) -> bytes:
-    """Returns the raw bytes of an array of numbers or strings."""
+    """Converts an array of numbers or strings to raw bytes."""
     if array.dtype.kind not in "OUS":
         return array.tobytes()
     parts = []
@@ -82,7 +82,7 @@ def strings_of(array: Array) -> list[bytes]:
 
 
 def string_array(values: Sequence[bytes]) -> Array:
-    """Returns byte strings as an array with one axis."""
+    """Converts byte strings to an array with one axis."""
     array = np.empty(len(values), object)
     array[:] = values
     return array
@@ -121,6 +121,6 @@ def _strings_from_bytes(data: bytes | memoryview, shape: tuple[int, ...], where:
 
 
 def _shown(shape: tuple[Any, ...]) -> str:
-    """Returns a shape for an error message, shortened because a client chose its length."""
+    """Formats a shape for an error message, shortened because a client chose its length."""
     sizes = [f"{size!r:.24}" for size in shape[:_SHOWN_AXES]]
     return f"({', '.join(sizes)}{', ...' if len(shape) > _SHOWN_AXES else ''})"

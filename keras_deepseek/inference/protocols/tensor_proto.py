@@ -30,7 +30,7 @@ MAX_REPEATED_BYTES = 2**26
 def from_tensor_proto(
     message: Message, where: str, max_repeated_bytes: int = MAX_REPEATED_BYTES
 ) -> Array:
-    """Returns a `TensorProto` as an array. From raw bytes it is a read-only view.
+    """Converts a `TensorProto` to an array. From raw bytes it is a read-only view.
 
     `max_repeated_bytes` limits the array for which a short list is filled up.
     """
@@ -56,7 +56,7 @@ def from_tensor_proto(
 
 
 def to_tensor_proto(array: Array) -> Message:
-    """Returns an array as a `TensorProto`: numbers as raw bytes, strings as a list."""
+    """Converts an array to a `TensorProto`: numbers as raw bytes, strings as a list."""
     message = new_message("tensorflow.TensorProto")
     write_tensor_proto(message, array)
     return message
@@ -75,7 +75,7 @@ def write_tensor_proto(message: Message, array: Array) -> None:
 
 
 def from_tensor_protos(messages: Mapping[str, Message]) -> dict[str, Array]:
-    """Returns the inputs of a request, a mapping of `TensorProto` by name, as arrays."""
+    """Converts a request's inputs, a mapping of `TensorProto` by name, to arrays."""
     return {name: from_tensor_proto(messages[name], f"Input {name!r}") for name in messages}
 
 
@@ -102,7 +102,7 @@ def _to_array(values: Any, dtype: Dtype, where: str) -> Array:
 
 
 def _fill(array: Array, count: int) -> Array:
-    """Fills an array up to `count` values with its last one, or with zeros if it is empty."""
+    """Extends an array to `count` values by its last value, or by zeros if it is empty."""
     missing = count - len(array)
     if not missing:
         return array

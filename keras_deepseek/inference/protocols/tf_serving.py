@@ -89,7 +89,7 @@ def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
 
 
 def load_object(body: bytes) -> dict[str, Any]:
-    """Returns the JSON object in a body."""
+    """Parses a request body that must be a JSON object."""
     content = load_json(body)
     if not isinstance(content, dict):
         raise InvalidInputError(
@@ -100,7 +100,7 @@ def load_object(body: bytes) -> dict[str, Any]:
 
 
 def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
-    """Returns the name and the signature that a request names; empty for `serving_default`."""
+    """Returns the signature with a requested name, and that name; `""` means `serving_default`."""
     known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
     wanted = SIGNATURE_NAME if name == "" else name
     if not isinstance(wanted, str) or wanted not in known:
@@ -211,7 +211,7 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
 
 
 def _to_value(value: Any, spec: TensorSpec | None) -> Any:
-    """Returns `value`, or an array if the value is empty or holds strings."""
+    """Converts an input value to an array if it is empty or holds strings."""
     if spec is None:
         return value
     if value == []:  # It does not show the shape of a row.
@@ -220,7 +220,7 @@ def _to_value(value: Any, spec: TensorSpec | None) -> Any:
 
 
 def _arrange(columns: Mapping[str, Any], is_row_form: bool) -> dict[str, Any]:
-    """Returns the outputs, lists or arrays by name, in the form of the request."""
+    """Returns the response's JSON object, in the row or column form of the request."""
     only = next(iter(columns.values())) if len(columns) == 1 else None
     if not is_row_form:
         return {"outputs": columns if only is None else only}

@@ -154,7 +154,7 @@ def _read_feature(name: str, feature: Any) -> list[Any]:
 
 
 def _stack(spec: TensorSpec, examples: Sequence[Example]) -> Array:
-    """Returns the feature of an input as an array, with one row for each example."""
+    """Stacks the features for one input into an array, with one row for each example."""
     missing = [number for number, example in enumerate(examples) if spec.name not in example]
     if missing:
         raise InvalidInputError(
@@ -211,7 +211,10 @@ def _check_integer(name: str, value: int) -> int:
 
 
 def _row_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
-    """Returns the shape of a row of `count` values. One axis may be of any length."""
+    """Returns the shape of an input's row that has `count` values.
+
+    One axis may be of any length.
+    """
     axes = spec.shape[1:]
     if axes.count(None) > 1:
         raise InvalidInputError(
@@ -224,7 +227,7 @@ def _row_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
 
 
 def _one_of(outputs: Mapping[str, Array], name: str, kinds: str) -> Array | None:
-    """Returns the output with a name, or the only output whose dtype has one of the kinds."""
+    """Returns the output with a name, or the only output whose dtype kind is one of `kinds`."""
     fitting = {key: array for key, array in outputs.items() if _kind(array) in kinds}
     if name in fitting or len(fitting) == 1:
         return fitting.get(name, next(iter(fitting.values())))

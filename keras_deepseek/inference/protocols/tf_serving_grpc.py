@@ -156,7 +156,7 @@ def format_multi_inference(
 
 
 def read_model_spec(message: Message) -> ModelSpec:
-    """Returns the content of a `ModelSpec` message."""
+    """Parses a `ModelSpec` message."""
     return ModelSpec(
         message.name,
         message.version.value if message.HasField("version") else None,
@@ -166,7 +166,7 @@ def read_model_spec(message: Message) -> ModelSpec:
 
 
 def write_model_spec(model: ModelSpec) -> Message:
-    """Returns the `ModelSpec` message of a model."""
+    """Creates the `ModelSpec` message of a model."""
     message = new_message(
         _SERVING + "ModelSpec", name=model.name, signature_name=model.signature_name
     )
@@ -218,7 +218,7 @@ def _regression(results: Any) -> Message:
 
 
 class _Results(NamedTuple):
-    """The messages of a method: the start of their names, the result's field, and its writer."""
+    """The protobuf names of a method (prefix of its messages, result's field), and a writer."""
 
     kind: str
     field: str

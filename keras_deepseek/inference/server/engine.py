@@ -14,7 +14,10 @@ from keras_deepseek.inference.request_options import RequestOptions
 
 
 class Engine(MonitoredEngine, Protocol):
-    """An engine behind a server. `ServingEngine` documents its methods."""
+    """The parts of a `ServingEngine` that its servers use.
+
+    `ServingEngine` documents its methods.
+    """
 
     @property
     def name(self) -> str:
@@ -22,11 +25,11 @@ class Engine(MonitoredEngine, Protocol):
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
-        """The models by name."""
+        """The engine's models by name."""
 
     @property
     def repository(self) -> ModelRepository:
-        """The models, to load and unload them."""
+        """The engine's model repository, which loads and unloads models."""
 
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
@@ -40,7 +43,7 @@ class Engine(MonitoredEngine, Protocol):
         trace: RequestTrace | None = None,
         **options: Unpack[RequestOptions],
     ) -> tuple[Callable[[], None], ModelVersion]:
-        """Queues a request."""
+        """Queues a request for a model."""
 
     def dispatch_async(
         self,

@@ -75,7 +75,7 @@ class Server(ABC):
         return self.engine.ready and not self.is_stopping
 
     def start(self) -> None:
-        """Starts the thread. Returns when the server listens."""
+        """Starts the server's thread. Returns when the server listens."""
         serve = self._prepare()
         listens: Future[int] = Future()
         thread = threading.Thread(
@@ -119,10 +119,16 @@ class Server(ABC):
 
     @abstractmethod
     def _prepare(self) -> Serve:
-        """Returns the function that serves. Raises an error if the server can't start."""
+        """Prepares the server, and returns the function that serves.
+
+        Raises an error if the server can't start.
+        """
 
     def _bind(self, backlog: int | None = None) -> socket.socket:
-        """Returns a listening socket. Raises an error with the system's message and advice."""
+        """Binds and returns the listening socket.
+
+        Raises an error with the system's message and advice.
+        """
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             return socket.create_server((self.host, self.port), family=family, backlog=backlog)

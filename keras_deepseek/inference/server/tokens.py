@@ -57,7 +57,7 @@ class TokenCheck:
         return fitting > 0 and scheme.lower() == "bearer"
 
     def _look(self, path: Path) -> None:
-        """Reads the file again if it has changed."""
+        """Reads the token file again if it has changed."""
         self._looked = self._clock()
         mark = _mark_of(path)
         if mark is not None and mark == self._mark:
