@@ -1,4 +1,4 @@
-"""Checks of arguments that all rooms share."""
+"""Argument checks that all sub-packages share."""
 
 import math
 import numbers
@@ -15,7 +15,7 @@ KERAS_FILE = "a `.keras` file"
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, default: int | None = None) -> int:
-    """Returns an integer, NumPy's as Python's, or raises an error that names the argument.
+    """Returns a Python integer, or raises an error that names the argument.
 
     Args:
         name: string. The argument, as the error names it.
@@ -35,7 +35,7 @@ def check_integer(name: str, value: Any, *, least: int = 1, default: int | None 
 
 
 def check_boolean(name: str, value: Any) -> bool:
-    """Returns a boolean, NumPy's as Python's, or raises an `InvalidInputError`."""
+    """Returns a Python boolean, or raises an `InvalidInputError`."""
     if not isinstance(value, bool | np.bool_):
         raise InvalidInputError(f"`{name}` must be True or False, received {value!r}.")
     return bool(value)
@@ -55,7 +55,7 @@ def check_path(name: str, value: Any) -> str:
 def check_sources(
     name: str, value: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 ) -> tuple[str, ...]:
-    """Returns modules and files as strings; a single one needs no sequence.
+    """Returns module names and file paths as a tuple of strings; one alone needs no list.
 
     Raises:
         InvalidInputError: They are no module names or paths.
@@ -72,7 +72,7 @@ def check_sources(
 
 
 def check_file_path(name: str, value: Any) -> str:
-    """Returns the path of a file, which may be missing, as a string.
+    """Returns a file path as a string; the file itself may be missing.
 
     Raises:
         InvalidInputError: It is empty, not a path, or the path of a folder.
@@ -84,7 +84,7 @@ def check_file_path(name: str, value: Any) -> str:
 
 
 def check_file_exists(value: str | os.PathLike[str], expected: str) -> None:
-    """Raises an error if a file to read is missing, before any work is done.
+    """Raises an error before any work if a file that will be read is missing.
 
     Args:
         value: The path.
@@ -105,7 +105,7 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> float:
-    """Returns a finite number, NumPy's as Python's, or raises an error that names the argument.
+    """Returns a finite Python number, or raises an error that names the argument.
 
     Args:
         name: string. The argument, as the error names it.

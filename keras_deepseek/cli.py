@@ -22,20 +22,20 @@ PROGRAM = "keras-deepseek"
 
 
 class Command(Protocol):
-    """The contents of a room's `command.py`."""
+    """The protocol of a sub-package's `command.py`."""
 
     NAME: str
     HELP: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the command's arguments to its parser."""
+        """Adds the command's arguments to its command-line parser."""
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Runs the command, or raises a `KerasDeepSeekError` for mistakes that the user can fix."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs the command that is named by the command-line arguments.
 
     Args:
         arguments: The words after the program's name. Defaults to `None`: the arguments of this
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM as an exception, so that half-written files are removed on the way out."""
+    """The exception for a SIGTERM, so that half-written files are removed on the way out."""
 
 
 def _terminate(_signal_number: int, _frame: object) -> None:
@@ -116,7 +116,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _load_command(room: str) -> Command:
-    """Loads a room's `command.py` by its path: importing the room would load Keras."""
+    """Loads a `command.py` by its file path: importing its package would load Keras."""
     path = Path(__file__).parent / room / "command.py"
     spec = importlib.util.spec_from_file_location(f"{__package__}.{room}.command", path)
     if spec is None or spec.loader is None:

@@ -9,19 +9,19 @@ from collections.abc import Iterable
 
 
 class KerasDeepSeekError(Exception):
-    """An error that the user can correct; the message says what was received and what to do."""
+    """The base class of errors that the user can correct; messages say what to do."""
 
 
 class InvalidInputError(KerasDeepSeekError, ValueError):
-    """An argument, a request or a file that does not have the expected type, value or form."""
+    """The error for an argument, request or file of an unexpected type, value or form."""
 
 
 class NotSupportedError(KerasDeepSeekError, RuntimeError):
-    """A valid call that this release, backend or machine can't carry out."""
+    """The error for a valid call that this release, backend or machine can't carry out."""
 
 
 class MissingExtraError(KerasDeepSeekError, ImportError):
-    """An optional dependency that is not installed.
+    """The error for an optional dependency that is not installed.
 
     Args:
         package: string. The package that could not be imported.
@@ -39,23 +39,23 @@ class MissingExtraError(KerasDeepSeekError, ImportError):
 
 
 class BundleError(KerasDeepSeekError):
-    """A bundle that is missing, incomplete, changed after it was written, or of a newer version."""
+    """The error for a bundle that is missing, incomplete, modified, or of a newer version."""
 
 
 class CheckpointError(KerasDeepSeekError):
-    """A checkpoint that is damaged or can't be written."""
+    """The error for a checkpoint that is damaged or can't be written."""
 
 
 class TrainingDivergedError(KerasDeepSeekError):
-    """A training whose loss or gradients are not finite, or whose loss has jumped."""
+    """The error for a training whose loss or gradients are not finite, or whose loss has jumped."""
 
 
 class PeerLostError(KerasDeepSeekError):
-    """A process of a distributed training that did not join, has ended, or does not answer."""
+    """The error for a process of a distributed training that fails to join, ends or goes silent."""
 
 
 class ExportError(KerasDeepSeekError):
-    """An export that failed, or whose artifact does not compute what the model computes."""
+    """The error for a failed export, or an artifact whose outputs differ from the model's."""
 
 
 def unknown_name_message(kind: str, received: object, known: Iterable[str]) -> str:

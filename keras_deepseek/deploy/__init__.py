@@ -1,4 +1,4 @@
-"""Export: from a Keras model to a verified artifact.
+"""Export of a Keras model to a deployable artifact whose outputs are verified.
 
 Importing this package loads no Keras, so that the command line can read `formats/format_list.py`.
 """

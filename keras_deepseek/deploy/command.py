@@ -1,4 +1,4 @@
-"""`keras-deepseek export`: exports a `.keras` file, checks an artifact, or compares formats."""
+"""`keras-deepseek export`: exports a `.keras` file, verifies an artifact or compares formats."""
 
 import argparse
 from typing import Any
@@ -10,7 +10,7 @@ HELP = f"export a Keras model as {', '.join(FORMATS)}, and verify it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of the command to its parser."""
+    """Adds the arguments of `export` to its command-line parser."""
     parser.add_argument("model", metavar="MODEL.keras", help="a model that `model.save` wrote")
     parser.add_argument("--backend", help=f"{', '.join(FORMATS)}, or custom")
     parser.add_argument(
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command with parsed arguments."""
+    """Exports, verifies or compares, as the parsed arguments of `export` ask."""
     _check(arguments)
     calibration, samples = _load_data(arguments)
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
@@ -89,13 +89,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options of the format that were given."""
+    """Returns the format's options that were given on the command line."""
     given = {flag: getattr(arguments, flag.option) for flag in FLAGS}
     return {flag.option: flag.read(value) for flag, value in given.items() if value is not None}
 
 
 def _load_data(arguments: argparse.Namespace) -> tuple[Any, list[Any] | None]:
-    """Returns the rows to calibrate on and the batches to verify on, `None` if not given."""
+    """Loads the rows for calibration and the batches for verification; `None` if not given."""
     from keras_deepseek.artifacts.rows_file import cut_batches, load_rows
 
     calibration = load_rows(arguments.calibrate) if arguments.calibrate else None
@@ -111,7 +111,7 @@ def _load_data(arguments: argparse.Namespace) -> tuple[Any, list[Any] | None]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Rejects wrong arguments before Keras is loaded, which takes seconds."""
+    """Rejects invalid command-line arguments before Keras is loaded, which takes seconds."""
     from keras_deepseek.artifacts.export_arguments import check_backend, check_custom_sources
     from keras_deepseek.checks import KERAS_FILE, check_file_exists
     from keras_deepseek.errors import InvalidInputError
@@ -130,7 +130,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _check_export(arguments: argparse.Namespace) -> None:
-    """Rejects values that no export or check of an artifact can have."""
+    """Rejects arguments that are invalid for an export or for the check of an artifact."""
     from keras_deepseek.artifacts import export_arguments as rules
     from keras_deepseek.artifacts.bundle import Bundle, check_target
 
@@ -155,7 +155,7 @@ def _check_export(arguments: argparse.Namespace) -> None:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    """Rejects flags that the format does not have."""
+    """Rejects command-line flags that the chosen export format does not have."""
     from keras_deepseek.errors import InvalidInputError
 
     entry = FORMATS.get(arguments.backend)
@@ -170,7 +170,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
 
 
 def _check_benchmark(arguments: argparse.Namespace) -> None:
-    """Rejects flags that a comparison of formats would ignore."""
+    """Rejects command-line flags that a comparison of formats would ignore."""
     from keras_deepseek.errors import InvalidInputError
 
     ignored = {name: f"--{name}" for name in ("output", "name", "precision", "samples", "check")}

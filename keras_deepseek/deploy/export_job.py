@@ -1,4 +1,4 @@
-"""The job of an export, the result of one route, and the artifact that came of it."""
+"""Dataclasses for one export: the job, the result of a route, and the final artifact."""
 
 import os
 from collections.abc import Sequence
@@ -47,11 +47,11 @@ class ExportJob:
 
     @property
     def batches(self) -> list[dict[str, Array]]:
-        """The batches that an artifact is run on: the samples, then those of large numbers."""
+        """All batches to run the artifact on: the samples, then the batches of large numbers."""
         return [*self.samples, *self.extreme_samples]
 
     def in_format(self, chosen: ChosenFormat) -> Self:
-        """Returns the same job for another format."""
+        """Returns a copy of the job for another export format."""
         return replace(
             self,
             export_format=chosen.export_format,
@@ -62,7 +62,7 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class RouteResult:
-    """The route that made an artifact, and the artifact's outputs by name for each sample.
+    """The result of one route: its name, and the artifact's outputs for each sample, by name.
 
     The outputs are `None`, with a `reason`, if the artifact can't be run on this machine.
     """

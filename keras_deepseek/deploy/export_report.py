@@ -1,4 +1,4 @@
-"""The report on an export."""
+"""The report that an export or a check of an artifact returns."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The exporter: from a Keras model to a verified artifact.
+"""The `Exporter`, which writes a Keras model as a verified artifact.
 
 It stands between training and serving. It writes a bundle, which `inference` serves.
 """
@@ -271,7 +271,7 @@ class Exporter:
             return export_format.load(folder)
 
     def _chosen_for(self, target: Path) -> ChosenFormat:
-        """Returns the export format; for `backend="custom"`, the one whose suffix a path has."""
+        """Returns the export format; for `backend="custom"`, found by the target's suffix."""
         if self._chosen is not None:
             return self._chosen
         return ChosenFormat(format_for_suffix(target), None)
@@ -312,7 +312,7 @@ class Exporter:
 
 
 def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | None:
-    """Returns the export format of a name; `None` for `"custom"`, which needs the path."""
+    """Returns the export format of a name; `None` for `"custom"`, which depends on the path."""
     if backend == "custom":
         check_no_options(backend, options)
         return None
@@ -320,7 +320,7 @@ def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | N
 
 
 def _check_alone(folder: Path, entry: str, target: Path) -> None:
-    """Raises if an artifact has more files than the one that was requested."""
+    """Raises an error if one file was requested and the artifact has more."""
     others = sorted(path.name for path in folder.iterdir() if path.name != entry)
     if others:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""Search for the layer and the operator of a model at which an exporter failed.
+"""Search in a traceback for the layer and operator at which an exporter failed.
 
 Exporters seldom name it. It is found in the frames of the error's traceback.
 """
@@ -17,7 +17,7 @@ _NODES = ("eqn", "equation", "node")
 
 @contextlib.contextmanager
 def whole_tracebacks() -> Iterator[None]:
-    """Makes Keras keep its frames in tracebacks until the block ends."""
+    """A context manager that makes Keras keep its own frames in tracebacks."""
     were_filtered = keras.config.is_traceback_filtering_enabled()
     keras.config.disable_traceback_filtering()
     try:
@@ -28,7 +28,7 @@ def whole_tracebacks() -> Iterator[None]:
 
 
 def failure_place(error: BaseException) -> str:
-    """Returns the layer and the operator in which an error was raised, or `""` if none is found."""
+    """Returns the layer and operator in which an exporter's error was raised; `""` if unknown."""
     layers: list[str] = []
     operator, scope = "", ""
     traceback = error.__traceback__
@@ -53,7 +53,7 @@ def _layer_name(frame: FrameType) -> str:
 
 
 def _operator(frame: FrameType) -> tuple[str, str]:
-    """Returns the current operator of an exporter in a frame, and the layers around it."""
+    """Returns the operator that an exporter handles in a stack frame, and the layers around it."""
     for name in _NODES:
         node = frame.f_locals.get(name) if name in frame.f_code.co_varnames else None
         if node is None:

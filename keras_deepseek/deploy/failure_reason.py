@@ -1,4 +1,4 @@
-"""The cause of an exporter's error in one line."""
+"""Summary of an exporter's error in one line."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ _NUM_LINES = 2  # Keras's first line has the place, and its second the reason.
 
 
 def failure_reason(error: BaseException) -> str:
-    """Returns the cause of an error in short.
+    """Returns a one-line summary of an exporter's error.
 
     It is the message of an error of this package. For another error it is the message of the error
     that it was raised from, with the place in the model if the traceback tells it.

@@ -7,7 +7,7 @@ from keras_deepseek.errors import MissingExtraError
 
 
 def import_extra(name: str, extra: str, purpose: str) -> Any:
-    """Imports a module of an optional package.
+    """Imports an optional module, or raises an error that names the pip extra to install.
 
     `purpose`, as in "to export ONNX", is for the error message.
     """

@@ -1,4 +1,4 @@
-"""The shapes and dtypes of the inputs for which a subclassed model is exported."""
+"""Wrapping of a subclassed model as a Functional one with given input shapes and dtypes."""
 
 import inspect
 from typing import Any
@@ -9,7 +9,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def with_input_signature(model: keras.Model, input_signature: Any) -> keras.Model:
-    """Returns a Functional model around a subclassed model, with inputs of given shapes and dtypes.
+    """Wraps a subclassed model in a Functional model with inputs of given shapes and dtypes.
 
     The signature has, for each argument of `call`, a structure of `keras.InputSpec` or of other
     objects with a shape and a dtype. A size of `None` is free, and a dtype of `None` is float32.
@@ -43,7 +43,7 @@ def with_input_signature(model: keras.Model, input_signature: Any) -> keras.Mode
 
 
 def _make_inputs(structure: Any, name: str | None) -> Any:
-    """Returns the `Input`s for a structure of specs; a single one has the name of its argument."""
+    """Makes the `Input`s for nested input specs; a single one is named after its argument."""
     if isinstance(structure, dict):
         return {key: _make_inputs(spec, str(key)) for key, spec in structure.items()}
     if isinstance(structure, list | tuple):

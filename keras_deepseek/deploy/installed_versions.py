@@ -1,4 +1,4 @@
-"""The versions of the packages that an export may use."""
+"""The versions of the installed packages that an export may use."""
 
 import contextlib
 import importlib.metadata

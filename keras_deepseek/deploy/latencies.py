@@ -1,4 +1,4 @@
-"""Measurement of the latency of a batch in each format, side by side on this machine."""
+"""Measurement of inference latency per batch in several formats on this machine."""
 
 import itertools
 import statistics
@@ -160,7 +160,7 @@ def _check(
 def _export_all(
     model: keras.Model, wanted: Iterable[tuple[str, dict[str, Any]]], work: Path
 ) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
-    """Returns each exported format as a function, and the reasons of those left out, by label."""
+    """Exports the model to each format; returns loaded functions, and reasons of those left out."""
     infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
     for name, arguments in wanted:
@@ -177,7 +177,7 @@ def _export_all(
 def _batches(
     named: NamedModel, batch_sizes: Iterable[int], length: int
 ) -> dict[int, dict[str, Array]]:
-    """Returns a random batch of each size."""
+    """Makes one random batch of each requested batch size."""
     batches = {}
     for batch_size in batch_sizes:
         shapes = batch_shapes(named.signature, batch_size, itertools.repeat(length))
@@ -193,7 +193,7 @@ def _time_all(
     seconds: float,
     left_out: dict[str, str],
 ) -> Iterable[Latency]:
-    """Yields the latencies; a format that fails on a batch is added to `left_out`."""
+    """Measures and yields latencies; a format that fails on a batch is added to `left_out`."""
     for batch_size, batch in batches.items():
         running = {name: run for name, run in infer.items() if name not in left_out}
         for name, run in list(running.items()):

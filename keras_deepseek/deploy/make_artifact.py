@@ -1,4 +1,4 @@
-"""Making of a verified artifact, by the first route whose outputs equal the model's.
+"""Export by the first route whose artifact gives the same outputs as the model.
 
 A format with a `source` is built from the verified artifact of that format instead.
 """
@@ -43,7 +43,7 @@ _LEAST_FREE_BYTES = 2**13
 
 
 def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
-    """Makes and verifies an artifact by the first route that gives a right one.
+    """Makes an artifact by the first route whose outputs are verified.
 
     `folder` is empty; a source goes into a folder beside it. `say` shows each stage as it begins.
     If all routes fail, the `ExportError` names each with its reason.
@@ -56,7 +56,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
 
 
 def check_artifact(job: ExportJob, folder: Path) -> Verification:
-    """Verifies the artifact in a folder against the job's model."""
+    """Verifies the artifact in a folder against the outputs of the job's model."""
     running = keras.backend.backend()
     runtime = job.export_format.runtime or running
     route: Route = InProcess(running) if runtime == running else InChild(runtime)
@@ -69,7 +69,7 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
 
 
 def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
-    """Reduces a job's samples to those that its format takes, and returns a note on those left out.
+    """Drops samples that the job's format can't take, and returns a note on those left out.
 
     Random samples are drawn anew in the shapes that the format names, if it names any.
     """
@@ -151,7 +151,7 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
 def _runner(
     job: ExportJob, route: Route, folder: Path
 ) -> Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None]:
-    """Returns a function that runs the artifact in a folder on other batches than the job's."""
+    """Returns a function that runs a folder's artifact on any batches and returns its outputs."""
     return lambda samples: (
         route.run(replace(job, samples=samples, extreme_samples=()), folder).outputs
     )
@@ -160,7 +160,7 @@ def _runner(
 def _make_from_source(
     job: ExportJob, source: ChosenFormat, folder: Path, say: Callable[[str], None]
 ) -> MadeArtifact:
-    """Makes and verifies the source, builds the artifact from it, and verifies that as well.
+    """Makes and verifies a source artifact, then builds and verifies the artifact from it.
 
     The artifact is unverified if it can't be run on this machine.
     """
@@ -179,7 +179,7 @@ def _make_from_source(
 def _verify_built(
     job: ExportJob, source_name: str, folder: Path, of_source: Verification
 ) -> Verification:
-    """Verifies a built artifact; a reason against it tells the state of its source, too."""
+    """Verifies an artifact built from a source; a failure also tells the state of the source."""
     verified = f"verified, largest difference {of_source.largest_difference:.2g}"
     state = verified if of_source.state == "verified" else f"{of_source.state}: {of_source.reason}"
     origin = f"the {source_name} artifact that it was built from is {state}"
@@ -201,7 +201,7 @@ def _verify_built(
 
 
 def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraError]) -> str:
-    """Returns the message that no route gave an artifact, with the reason of each."""
+    """Returns the error message for an export whose routes all failed, with their reasons."""
     name = f"{job.model.model.name!r} can't be exported as {job.export_format.name}"
     if len(missing) == len(passed_over):
         own = f"for the {keras.backend.backend()} backend"
@@ -226,7 +226,10 @@ def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraE
 
 
 def _check_products(job: ExportJob, route: Route) -> None:
-    """Rejects TensorFlow for integer products of other backends, which it computes in float32."""
+    """Rejects TensorFlow as a route for models of other backends with integer products.
+
+    TensorFlow computes these in float32.
+    """
     if route.backend != "tensorflow" or keras.backend.backend() == "tensorflow":
         return
     if products := integer_products(job.model.model):
@@ -245,7 +248,7 @@ def _check_entry(export_format: ExportFormat, folder: Path) -> None:
 
 
 def _check_free_space(folder: Path, reason: str) -> None:
-    """Raises if a route failed because the disk is full, as all other routes would, too."""
+    """Raises an error if a route failed because the disk is full: other routes would fail, too."""
     places = [str(folder.parent.parent), tempfile.gettempdir()]
     full = [place for place in places if shutil.disk_usage(place).free < _LEAST_FREE_BYTES]
     if full or DISK_IS_FULL in reason:

@@ -1,4 +1,4 @@
-"""Access to an existing artifact, to check or measure it."""
+"""Opening of an existing artifact, to verify or measure it."""
 
 import contextlib
 import shutil
@@ -17,9 +17,9 @@ from keras_deepseek.errors import ExportError
 def open_artifact(
     target: Path, export_format: ExportFormat, signature: Signature
 ) -> Iterator[tuple[Path, Manifest | None]]:
-    """Yields the folder of an artifact of the expected format and signature, and its manifest.
+    """A context manager that opens an artifact, and yields its folder and manifest.
 
-    The manifest of a file alone is `None`.
+    It checks the artifact's format and signature. The manifest of a file alone is `None`.
     """
     if export_format.suffix and target.is_file():
         with temporary_folder("keras_deepseek_check") as folder:

@@ -1,4 +1,4 @@
-"""The display of an export's stages."""
+"""The progress display of an export's stages."""
 
 import time
 from types import TracebackType
@@ -12,7 +12,7 @@ CHILD_MARK = "keras_deepseek export stage: "
 
 
 class StageDisplay:
-    """A function that shows the stages of an export, called as each begins.
+    """A progress display, called with the name of each export stage as it begins.
 
     On a terminal the current stage is shown with its time, and each finished one leaves a line.
     Elsewhere, each stage is a line as it begins.

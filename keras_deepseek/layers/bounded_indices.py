@@ -1,4 +1,4 @@
-"""Replacement of indices outside a table."""
+"""Replacement of indices that are outside an embedding or other table."""
 
 from typing import Any
 

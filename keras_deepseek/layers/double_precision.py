@@ -1,4 +1,4 @@
-"""Operations that keep float64 if the dtype policy asks for it.
+"""Operations whose result stays float64 if the dtype policy is float64.
 
 On all backends except TensorFlow, Keras's dtype promotion turns float64 into float32. This affects
 operations of two tensors, or of a tensor and a number, such as `ops.matmul` and `ops.maximum`, and
@@ -14,7 +14,7 @@ _WIDEST = "float64"
 
 
 def promote_dtypes(*dtypes: str) -> str:
-    """Returns the name of the dtype that can hold numbers of all these dtypes."""
+    """Returns the name of the dtype to which the given dtypes promote; float64 stays float64."""
     if _WIDEST in map(keras.backend.standardize_dtype, dtypes):
         return _WIDEST
     promoted: str = keras.backend.result_type(*dtypes)
@@ -22,14 +22,14 @@ def promote_dtypes(*dtypes: str) -> str:
 
 
 def multiply_matrices(left: Any, right: Any) -> Any:
-    """Returns `ops.matmul(left, right)`, in float64 if they are."""
+    """Returns `ops.matmul(left, right)`, in float64 if they are float64."""
     if _would_be_rounded(left):
         return left @ ops.convert_to_tensor(right)
     return ops.matmul(left, right)
 
 
 def multiply_transposed(left: Any, right: Any) -> Any:
-    """Returns the products of rows with rows, in float64 if they are.
+    """Returns `left` times the transposed `right`, in float64 if they are float64.
 
     `left` is `(..., rows, inner)`, `right` `(..., columns, inner)`. XLA reads the rows directly,
     while it would copy a matrix transposed by `ops.transpose`.
@@ -40,7 +40,7 @@ def multiply_transposed(left: Any, right: Any) -> Any:
 
 
 def accumulate(tensor: Any, axis: int) -> Any:
-    """Returns `ops.cumsum(tensor, axis)`, in float64 if the tensor is."""
+    """Returns `ops.cumsum(tensor, axis)`, in float64 if the tensor is float64."""
     if _would_be_rounded(tensor):
         return tensor.cumsum(axis)  # Only PyTorch and JAX get here, and both have this method.
     return ops.cumsum(tensor, axis=axis)
@@ -57,7 +57,10 @@ def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
 
 
 def call_reversed(embedding: keras.layers.ReversibleEmbedding, inputs: Any) -> Any:
-    """Returns `embedding(inputs, reverse=True)`, in float64 if the inputs are. It must be built."""
+    """Returns `embedding(inputs, reverse=True)`, in float64 if the inputs are.
+
+    The embedding must be built.
+    """
     needs_keras = embedding.logit_soft_cap is not None or embedding.quantization_mode is not None
     if needs_keras or not _would_be_rounded(inputs):
         return embedding(inputs, reverse=True)

@@ -1,4 +1,4 @@
-"""Initializers for layers with several kernels."""
+"""Initializers for layers that stack several kernels in one variable."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _RANDOM = (
 
 
 def clone_initializer(initializer: Any) -> Any:
-    """Returns a fresh initializer of the same kind.
+    """Returns a copy of an initializer that draws different random values.
 
     An initializer draws the same numbers each time it is called for a shape, so two kernels that
     share one would start equal. An explicit seed is kept. A plain function has no state and is
@@ -38,7 +38,7 @@ def stack_initializer(initializer: Any, count: int) -> Any:
 
 
 def draws_random_numbers(initializer: Any) -> bool:
-    """Returns True if an initializer is random, and not a fixed value.
+    """Returns True if an initializer draws random values, False if its values are fixed.
 
     `None` is Keras's random default.
     """
@@ -50,7 +50,7 @@ def draws_random_numbers(initializer: Any) -> bool:
 
 
 class _ScaledInitializer:
-    """An initializer whose numbers are multiplied by a factor."""
+    """An initializer that multiplies another initializer's values by a factor."""
 
     def __init__(self, initializer: Any, factor: float) -> None:
         self._initializer = initializer

@@ -1,4 +1,4 @@
-"""Reviving, building, calling and saving of a user's layer inside another layer."""
+"""Functions that revive, build, call and save a user's layer inside another layer."""
 
 import copy
 import inspect
@@ -12,7 +12,7 @@ from keras_deepseek.layers.input_check import Shape, is_shape
 
 
 def revive_layer(name: str, layer: Any) -> keras.Layer:
-    """Returns a layer that was given as an object or as its serialized config.
+    """Returns a layer, deserialized if it was given as a config.
 
     `name` is that of the argument, for errors.
     """
@@ -24,7 +24,7 @@ def revive_layer(name: str, layer: Any) -> keras.Layer:
 
 
 def serialize_layer(layer: keras.Layer) -> dict[str, Any]:
-    """Returns the config of an inner layer, for the config of the layer around it."""
+    """Returns the serialized config of an inner layer, for the config of its outer layer."""
     config: dict[str, Any] = keras.saving.serialize_keras_object(layer)
     # The layer around builds it, so that the paths of its variables stay the same.
     config.pop("build_config", None)
@@ -58,19 +58,19 @@ def build_layer(layer: keras.Layer, input_shape: Shape, dtype: str) -> None:
 
 
 def call_layer(layer: keras.Layer, inputs: Any, mask: Any = None, **kwargs: Any) -> Any:
-    """Calls a layer with arguments, and with the mask if the layer takes one."""
+    """Calls a layer with its inputs and keyword arguments, and with the mask if it takes one."""
     check_call_arguments(layer, kwargs)
     return layer(inputs, **kwargs, **take_arguments(layer, mask=mask))
 
 
 def take_arguments(layer: keras.Layer, **kwargs: Any) -> dict[str, Any]:
-    """Returns the arguments that are not `None` and that the layer's `call` has."""
+    """Returns the keyword arguments that are not `None` and that the layer's `call` accepts."""
     names = inspect.signature(layer.call).parameters
     return {name: value for name, value in kwargs.items() if value is not None and name in names}
 
 
 def check_call_arguments(layer: keras.Layer, names: Iterable[str]) -> None:
-    """Raises an error if a layer's `call` does not take one of these arguments."""
+    """Raises an error if a layer's `call` lacks one of the named arguments."""
     parameters = inspect.signature(layer.call).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # Keras's own models accept any argument, and silently drop unknown ones.
@@ -84,7 +84,7 @@ def check_call_arguments(layer: keras.Layer, names: Iterable[str]) -> None:
 
 
 def check_kept_shape(name: str, layer: keras.Layer, outputs: Any, expected: Shape) -> None:
-    """Raises an error if the outputs of an inner layer do not have the shape of its inputs.
+    """Raises an error if the output shape of an inner layer differs from its input shape.
 
     `name` is that of the layer around, for errors.
     """

@@ -1,4 +1,4 @@
-"""Checks of the tensors in a layer's call."""
+"""Checks of the dtype and shape of the tensors in a layer's call."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Shape = tuple[int | None, ...]
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raises an error if an argument, such as `None` or a list, is not a tensor."""
+    """Raises an error if an argument is not a tensor, such as `None` or a list."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise InvalidInputError(
             f"`{name}` must be a tensor or a NumPy array, received {_describe(value)}."
@@ -33,7 +33,7 @@ def check_integer_tensor(name: str, value: Any) -> None:
 
 
 def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:
-    """Raises an error if a tensor does not have one entry for each token of the inputs.
+    """Raises an error if an argument does not have one entry for each token of the inputs.
 
     Inputs are `(batch_size, ..., dim)`. `None` passes. With `is_integer`, floats are refused: half
     precision would round them to other tokens.
@@ -52,7 +52,7 @@ def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = Fals
 
 
 def check_floating(inputs: Any, name: str) -> None:
-    """Raises an error if the inputs of a layer are not floating-point numbers.
+    """Raises an error if the inputs of a layer do not have a floating-point dtype.
 
     Without it frameworks differ: some compute with rounded weights, and some fail inside.
     """
@@ -71,7 +71,7 @@ def check_floating(inputs: Any, name: str) -> None:
 
 
 def is_shape(received: Shape, expected: Shape) -> bool:
-    """Returns true if a shape matches the expected one. Unknown sizes, `None`, match any size."""
+    """Returns true if a shape matches the expected one. An unknown size, `None`, matches any."""
     return len(received) == len(expected) and all(
         None in sizes or sizes[0] == sizes[1] for sizes in zip(received, expected, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Slices of the last tokens of a sequence; of a prompt only these are needed."""
+"""Slices of the last tokens of a sequence, for outputs that only those need."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from keras_deepseek.layers.input_check import Shape
 
 
 def take_last(tensor: Any, number: int | None) -> Any:
-    """Returns the part of a tensor for the last tokens, or all of it if it broadcasts over tokens.
+    """Returns the slice of a tensor for the last `number` tokens; all of it if it broadcasts.
 
     The tensor is `(batch_size, length, ...)`, with a length of 1 if it broadcasts, or `None`. A
     `number` of `None` takes all tokens.
@@ -20,7 +20,7 @@ def take_last(tensor: Any, number: int | None) -> Any:
 
 
 def start_of_last(tokens: Any, start: Any, number: int | None) -> Any:
-    """Returns the slot of the first of the last tokens.
+    """Returns the cache slot of the first of the last `number` tokens.
 
     Tokens are `(batch_size, length, ...)`. `start` is the slot of the first of all tokens. A
     `number` of `None` takes all.
@@ -31,7 +31,7 @@ def start_of_last(tokens: Any, start: Any, number: int | None) -> Any:
 
 
 def shape_of_last(shape: Shape, number: int | None) -> Shape:
-    """Returns the shape of outputs for the last tokens; a `number` of `None` takes all."""
+    """Returns an output shape reduced to the last `number` tokens; `None` keeps all tokens."""
     if number is None:
         return tuple(shape)
     number, length = check_integer("num_outputs", number), shape[1]

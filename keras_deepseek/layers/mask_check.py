@@ -1,4 +1,4 @@
-"""Checks of mask arguments."""
+"""Checks that a layer's mask arguments are boolean and fit its inputs."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_deepseek.layers.input_check import check_tensor, check_tokens
 
 
 def check_mask(mask: Any, inputs: Any) -> None:
-    """Raises an error if a mask is not boolean, or does not match the inputs.
+    """Raises an error if a padding mask is not boolean, or does not match the inputs.
 
     Inputs are `(batch_size, ..., dim)`, the mask has this shape without the last axis. `None`
     passes.
@@ -27,12 +27,12 @@ def check_mask(mask: Any, inputs: Any) -> None:
 
 
 def complete_mask(mask: Any, inputs: Any) -> Any:
-    """Returns the mask (BT); if it is `None`, returns a mask of ones for the inputs (BTD)."""
+    """Returns the padding mask (BT), or a mask of ones for the inputs (BTD) if it is `None`."""
     return ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
 
 
 def check_attention_mask(attention_mask: Any, queries: Any, keys: Any) -> None:
-    """Raises an error if a mask of keys is not boolean, or does not match the queries and keys.
+    """Raises an error if an attention mask is not boolean, or does not fit queries and keys.
 
     It must broadcast to `(batch_size, query_length, key_length)`. `None` passes.
     """

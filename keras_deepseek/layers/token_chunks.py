@@ -1,4 +1,4 @@
-"""Computation of a function in chunks of tokens, so that intermediates need less memory."""
+"""Computation of a function in chunks of tokens, to save memory for intermediates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from keras import ops
 
 
 class TokenChunks:
-    """The split of tokens into chunks of equal size, the last one padded with zeros.
+    """The split of a token axis into chunks of equal size, the last one padded with zeros.
 
     A chunk takes every `number`-th token. The tokens of each device then stay on it if they are
     sharded; consecutive tokens would all be on one device.
@@ -56,7 +56,7 @@ def map_chunks(
     axis: int = 0,
     recomputes: bool = True,
 ) -> Any:
-    """Returns `function(*rows, *fixed, *shared)`, computed chunk by chunk, forward and backward.
+    """Computes `function(*rows, *fixed, *shared)` and its gradient chunk by chunk.
 
     The number of tokens may be unknown until the graph runs.
 

@@ -1,4 +1,4 @@
-"""Returns the number of features of a token, the last axis of an input shape."""
+"""Functions that return a shape's last axis, the number of features of a token."""
 
 import keras
 
@@ -9,7 +9,7 @@ _RANK = 3
 
 
 def read_dim(layer: keras.Layer, input_shape: Shape) -> int:
-    """Returns the size of each token of a sequence `(batch_size, length, dim)`.
+    """Returns the number of features of a token, from the shape `(batch_size, length, dim)`.
 
     It sets the layer's `input_spec`.
     """
@@ -19,7 +19,7 @@ def read_dim(layer: keras.Layer, input_shape: Shape) -> int:
 
 
 def check_shape(name: str, shape: Shape | None) -> int:
-    """Returns the size of each token, or raises an error if a shape is not that of a sequence.
+    """Returns the last axis of a sequence's shape, or raises an error for other shapes.
 
     `name` is that of the layer, for the error.
     """
@@ -34,7 +34,7 @@ def read_last_dim(
     min_rank: int = 2,
     axes: str = "(batch_size, ..., dim)",
 ) -> int:
-    """Returns the size of the last axis, and sets the layer's `input_spec`.
+    """Returns the size of an input's last axis, and sets the layer's `input_spec`.
 
     `axes` describes the expected axes in the error.
     """
@@ -45,7 +45,7 @@ def read_last_dim(
 
 
 def _read_last(name: str, shape: Shape | None, axes: str, received: Shape | None) -> int:
-    """Returns the last size of a valid shape; for `None` raises an error that shows `received`."""
+    """Returns the last size of a valid shape; for `None`, raises an error that shows `received`."""
     dim = None if shape is None else shape[-1]
     if dim is None:
         raise InvalidInputError(

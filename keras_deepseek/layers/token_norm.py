@@ -1,4 +1,4 @@
-"""The norm inside layers."""
+"""The RMS normalization that layers of this package contain."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import keras
 
 
 def make_token_norm(layer: Any, name: str, dim: int) -> keras.layers.RMSNormalization:
-    """Returns a built RMS norm of the last axis that passes masks on."""
+    """Makes and builds an RMS normalization of the last axis that passes masks on."""
     norm = keras.layers.RMSNormalization(
         epsilon=layer.epsilon, dtype=layer.dtype_policy, trainable=layer.trainable, name=name
     )

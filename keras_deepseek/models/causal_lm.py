@@ -1,4 +1,4 @@
-"""The base class of language models: from the tokens so far to the logits of the next one."""
+"""The base class of causal language models, which predict the next token."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command `keras-deepseek generate`."""
+"""The command `keras-deepseek generate`, which generates text with a preset."""
 
 import argparse
 import os
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _end_without_reader() -> NoReturn:
-    """Exits like a program whose reader has closed the pipe, as `head -1` does."""
+    """Exits with the code of a program whose output pipe was closed, as by `head -1`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit.
     raise SystemExit(_NO_READER)
 
@@ -126,7 +126,7 @@ def _choose_backend(name: str | None) -> None:
 
 
 def _check_before_loading(arguments: argparse.Namespace) -> None:
-    """Checks the other arguments before the model is loaded, which may take minutes."""
+    """Checks the command's arguments before the model is loaded, which may take minutes."""
     from keras_deepseek.checks import check_integer
     from keras_deepseek.models.checkpoints.preset_folder import find_preset
     from keras_deepseek.models.tokenizers.tokenizer_files import (
@@ -156,7 +156,7 @@ def _make_sampler(arguments: argparse.Namespace) -> Any:
 
 
 def _read_prompt(arguments: argparse.Namespace, tokenizer: Any) -> list[int]:
-    """Returns the tokens of the prompt."""
+    """Returns the token ids of the command's prompt, read from an argument or standard input."""
     from keras_deepseek.errors import InvalidInputError
     from keras_deepseek.models.generation.prompts import check_tokens
 

@@ -19,7 +19,7 @@ class CompiledFunctions:
         self._variables: list[int] = []  # Their ids: a reference would keep them in memory.
 
     def find(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Returns the cached function of a key, or compiles it with `make`."""
+        """Returns the cached compiled function of a key; at first use `make` compiles it."""
         variables = [id(variable) for variable in self.model.variables]
         if variables != self._variables:
             self._functions, self._variables = {}, variables

@@ -1,4 +1,4 @@
-"""The base class of backbones and tasks: a Functional model of a config and a dtype policy."""
+"""The base class of backbones and tasks, which are built from a config and a dtype policy."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from keras_deepseek.models.quantized_layers import describe_quantized, quantize_
 
 
 class ConfigModel(CloneCheckedModel):
-    """A Functional model that is made from a config, a frozen dataclass, and a dtype policy.
+    """A Functional model that is built from a config, a frozen dataclass, and a dtype policy.
 
     A subclass sets its `config_class`, takes `config` and `dtype` in its `__init__`, and sets both
     as `config` and `layers_policy`. It is saved by them: `get_config` returns the config's fields,
@@ -69,7 +69,7 @@ class ConfigModel(CloneCheckedModel):
 
 
 def _check_config(model_class: type[ConfigModel], config: Any) -> None:
-    """Raises an error for a config of another class, even if it has the same fields."""
+    """Raises an error if a model gets the config of another class, even one with equal fields."""
     expected = model_class.config_class
     if expected is None or isinstance(config, expected):
         return
@@ -85,7 +85,7 @@ def _check_config(model_class: type[ConfigModel], config: Any) -> None:
 
 
 def check_ids(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:
-    """Raises an error if ids are floating-point numbers, which Keras would silently truncate."""
+    """Raises an error if token or item ids are floats, which Keras would silently truncate."""
     if not isinstance(inputs, dict):
         return
     for each in declared:

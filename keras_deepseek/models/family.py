@@ -1,4 +1,4 @@
-"""The declaration of a model family, from which its config, its task and LoRA files derive."""
+"""The declaration of a model family: its names in configs, presets, tasks and LoRA files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """The names that the classes, the presets and the checkpoints of a model family share.
+    """The names of one model family's config, presets, tasks and LoRA modules.
 
     Each family declares one in its `family.py`, and `families.py` lists them.
 

@@ -1,4 +1,4 @@
-"""Reading of the dtype policy that the layers of a model are made with."""
+"""Conversion of a model's `dtype` argument to a dtype policy for its layers."""
 
 from typing import Any
 

@@ -82,7 +82,7 @@ def _check_model(model: Any) -> None:
 
 
 def _call_backbone(model: CausalLM, inputs: dict[str, Any]) -> Any:
-    """Returns the hidden states of packed rows; attention stays within a document."""
+    """Returns the hidden states of packed rows; tokens attend only within their document."""
     backbone, segments = model.backbone, inputs["segment_ids"]
     mask = ops.not_equal(segments, 0)
     attention_mask = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))

@@ -1,4 +1,4 @@
-"""The base class of model configs, with named sizes and a JSON form."""
+"""The base class of model configs, which have presets and can be saved as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
@@ -13,7 +13,7 @@ _RESERVED_KEYS = ("architectures", "dtype", "quantization_config")
 
 
 class PresetConfig:
-    """A config with named sizes. A subclass is a dataclass and may set `presets`.
+    """A model config with named presets. A subclass is a dataclass and may set `presets`.
 
     In a `config.json` its fields have their own names. A family that `transformers` has too writes
     the names of `transformers` instead.

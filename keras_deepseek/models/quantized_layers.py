@@ -1,4 +1,4 @@
-"""Saving of the list of layers that `model.quantize` has changed.
+"""Saving and restoring of the list of quantized layers of a model.
 
 Keras writes it into the config of each layer. A `ConfigModel` builds its layers from its own
 config, so its `.keras` file has to hold the list separately.
@@ -13,7 +13,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def describe_quantized(model: keras.Model) -> dict[str, Any]:
-    """Returns the quantization of each quantized layer by its path, as a dict for JSON."""
+    """Returns the quantization mode of each quantized layer, by layer path, as a dict for JSON."""
     return {
         path: {
             "mode": layer.quantization_mode,
@@ -27,7 +27,7 @@ def describe_quantized(model: keras.Model) -> dict[str, Any]:
 
 
 def quantize_again(model: keras.Model, described: dict[str, Any]) -> None:
-    """Quantizes the layers of a model as `describe_quantized` has described."""
+    """Quantizes a model's layers again, from the dict that `describe_quantized` returned."""
     layers = _layers_by_path(model) if described else {}
     for path, how in described.items():
         if path not in layers:
@@ -41,7 +41,7 @@ def quantize_again(model: keras.Model, described: dict[str, Any]) -> None:
 
 
 def _layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
-    """Returns the layers that have variables of their own, by their paths in the model."""
+    """Returns the layers that own variables, by their paths in the model."""
     return {
         own[0].path.rpartition("/")[0]: layer
         for layer in flatten_layers(model)

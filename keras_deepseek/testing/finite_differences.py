@@ -1,4 +1,4 @@
-"""Measured gradients, which `LayerTestCase` compares with automatic ones."""
+"""Numerical gradients, with which `LayerTestCase` checks automatic gradients."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def assert_gradients(
     gradients: Sequence[Array],
     names: Sequence[str],
 ) -> None:
-    """Fails unless `gradients` are those of the sum of `function` at `arrays`.
+    """Fails if `gradients` differ from the numerical gradients of the sum of `function`.
 
     Each array is moved along a few random directions of signs, so the cost does not grow with its
     size and every entry is covered. The product of the gradient and a direction d must lie between

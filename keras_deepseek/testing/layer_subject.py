@@ -1,4 +1,4 @@
-"""The layer under test in `LayerTestCase`: creates it, feeds it, and puts it into a model."""
+"""The layer under test in `LayerTestCase`, with its inputs and helpers to call it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class LayerSubject:
         input_shape: Any,
         input_dtype: Any,
     ) -> "LayerSubject":
-        """Draws the batch: normal floats, and integers and booleans of 0 and 1."""
+        """Makes a subject with random inputs: normal floats, or integers or booleans of 0 and 1."""
         rng = np.random.default_rng(SEED)
         if isinstance(input_shape, dict):
             dtypes = _as_dict(input_dtype, list(input_shape))
@@ -51,7 +51,7 @@ class LayerSubject:
         return cls(layer_class, dict(init_kwargs), inputs)
 
     def make_layer(self, **kwargs: Any) -> keras.Layer:
-        """Returns the built layer with random noise on its trainable weights.
+        """Creates and builds the layer, with random noise added to its trainable weights.
 
         The noise shows mistakes that weights of zeros and ones hide.
         """
@@ -65,19 +65,19 @@ class LayerSubject:
         return layer
 
     def call(self, layer: keras.Layer, inputs: Any) -> Any:
-        """Calls the layer as users do, for inference."""
+        """Calls the layer for inference, as users do."""
         if isinstance(inputs, dict):
             return layer(**inputs, training=False)
         return layer(inputs, training=False)
 
     def symbolic_inputs(self) -> Any:
-        """Returns an `Input` of any batch size for each array."""
+        """Returns a symbolic `Input` of any batch size for each input array."""
         if isinstance(self.inputs, dict):
             return {name: _make_input(array, name) for name, array in self.inputs.items()}
         return keras.tree.map_structure(_make_input, self.inputs)
 
     def small_inputs(self, layer: keras.Layer) -> dict[str, Any]:
-        """Returns an empty batch and, for sequences, one of length one, by their description.
+        """Returns edge-case inputs by description: an empty batch, and sequences of length one.
 
         The first input is a sequence if it has the shape `(batch_size, length, dim)`, or holds
         integers of shape `(batch_size, length)`, unless the layer's `input_spec` fixes the second
@@ -99,7 +99,7 @@ class LayerSubject:
 
     @property
     def first_input(self) -> Array:
-        """The input whose mask the layer passes on: the first argument, or the first of a list."""
+        """The input whose mask the layer passes on: its first argument, or the first of a list."""
         first: Array = self.inputs
         if isinstance(self.inputs, dict):
             first = next(iter(self.inputs.values()))
@@ -108,7 +108,7 @@ class LayerSubject:
         return first
 
     def replace_first_input(self, tensor: Any) -> Any:
-        """Returns the inputs as tensors, with another first input."""
+        """Returns the inputs as tensors, with the first input replaced."""
         first = self.first_input
         return keras.tree.map_structure(
             lambda array: tensor if array is first else to_tensors(array), self.inputs
@@ -117,7 +117,7 @@ class LayerSubject:
     def make_objective(
         self, layer: keras.Layer, compute: Callable[[Any], Any]
     ) -> Callable[[Sequence[Any]], list[Any]]:
-        """Returns a function from the float inputs to the outputs, times random weights.
+        """Returns a function of the float inputs: the outputs multiplied by random weights.
 
         `compute` maps all inputs to the outputs: the layer itself, or its compiled form.
         """
@@ -141,7 +141,7 @@ class LayerSubject:
         return weigh_outputs
 
     def compile(self, layer: keras.Layer) -> Callable[[Any], list[Array]]:
-        """Returns the compiled layer, as a function from inputs to a flat list of outputs.
+        """Compiles the layer to a function from inputs to a flat list of outputs.
 
         It takes any batch size, and reads the weights at each call.
         """
@@ -156,19 +156,19 @@ class LayerSubject:
         return compute
 
     def make_model(self, layer: keras.Layer) -> keras.Model:
-        """Returns a Functional model with only this layer, and its outputs in a flat list."""
+        """Returns a Functional model of only this layer, with a flat list of outputs."""
         inputs = self.symbolic_inputs()
         outputs = keras.tree.flatten(self.call(layer, inputs))
         return keras.Model(inputs, outputs)
 
 
 def to_tensors(structure: Any) -> Any:
-    """Converts a structure of NumPy arrays to the backend's tensors."""
+    """Converts a nested structure of NumPy arrays to the backend's tensors."""
     return keras.tree.map_structure(keras.ops.convert_to_tensor, structure)
 
 
 def to_arrays(structure: Any) -> list[Array]:
-    """Converts a structure of the backend's tensors to a flat list of NumPy arrays."""
+    """Converts a nested structure of tensors to a flat list of NumPy arrays."""
     return [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(structure)]
 
 
@@ -188,7 +188,7 @@ def _make_input(array: Array, name: str | None = None) -> Any:
 
 
 def _as_dict(value: Any, keys: list[Any]) -> dict[Any, Any]:
-    """Returns a dict of one value for each key, from a dict, a list, or one value for all keys."""
+    """Returns a dict with a value for each key, from a dict, a list, or one value for all."""
     if isinstance(value, dict):
         return value
     return (

@@ -1,4 +1,4 @@
-"""The test routine for layers, of this package and of its users."""
+"""A reusable test case for Keras layers, for this package and its users."""
 
 # ruff: noqa: PT009 - `unittest` assertions work in unittest and pytest, and under `python -O`.
 
@@ -276,12 +276,12 @@ class LayerTestCase(unittest.TestCase):
 
 
 def _named_arguments(layer_class: type[keras.Layer]) -> set[str]:
-    """Returns the names of the arguments of the class's own `__init__`."""
+    """Returns the parameter names of a layer class's own `__init__`."""
     parameters = inspect.signature(layer_class.__init__).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {parameter.name for parameter in parameters if parameter.kind in kinds} - {"self"}
 
 
 def _as_json(config: Mapping[str, Any]) -> Any:
-    """Returns a config after a round trip through JSON, where a tuple becomes a list."""
+    """Returns a config after saving to and loading from JSON, which turns tuples into lists."""
     return json.loads(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Layers that attach a mask to a tensor and read it, by Keras's public API."""
+"""Keras layers that attach a mask to a tensor, or record the mask of a tensor."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.signature import Array
 
 
 class AttachMask(keras.Layer):
-    """Returns its input with a given mask attached, like `Masking` and `Embedding`.
+    """A layer that returns its input with a given mask attached, like `Masking`.
 
     Args:
         mask: Boolean array.
@@ -26,7 +26,7 @@ class AttachMask(keras.Layer):
 
 
 class RecordMask(keras.Layer):
-    """Returns its input, and stores its mask, an array or `None`, in `mask`."""
+    """A layer that returns its input, and stores the input's mask in `mask`."""
 
     def __init__(self) -> None:
         super().__init__()

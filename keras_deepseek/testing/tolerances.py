@@ -1,4 +1,4 @@
-"""Tolerances by dtype, for all numeric comparisons in tests."""
+"""Numeric tolerances by dtype, for all comparisons in tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The abstract base class of all export formats."""
+"""The abstract base class of export formats, which write artifacts and run them."""
 
 # ruff: noqa: B027 - the checks are hooks, and pass by default.
 
@@ -214,7 +214,7 @@ class ExportFormat(ABC):
 def run_format(
     export_format: ExportFormat, folder: Path, samples: list[dict[str, Array]]
 ) -> list[dict[str, Array]]:
-    """Runs an artifact, and raises an `ExportError` if a user's `run` does not return a list."""
+    """Runs an artifact; raises an `ExportError` if a user's `run` does not return a list."""
     outputs = export_format.run(folder, samples)
     if not isinstance(outputs, list):
         raise ExportError(

@@ -1,4 +1,4 @@
-"""The list of the export formats of this package, with their flags on the command line.
+"""The list of this package's export formats, with their command-line flags.
 
 A format is added by its own file in this folder and one entry in `FORMATS`. This module imports the
 standard library alone, and a format's own module only when it is used: `--help` reads this list.
@@ -35,7 +35,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class FormatEntry:
-    """An export format that is not imported yet.
+    """An entry of the format list, whose module is imported only when it is needed.
 
     `path` is its module in this folder and its class, as in `"onnx:OnnxFormat"`.
     """
@@ -47,7 +47,7 @@ class FormatEntry:
     flags: tuple[Flag, ...] = ()
 
     def load(self) -> "type[ExportFormat]":
-        """Imports and returns the format's class."""
+        """Imports and returns the class of the export format."""
         module, _, name = self.path.partition(":")
         found = importlib.import_module(f"{__package__}.{module}")
         loaded: type[ExportFormat] = getattr(found, name)
@@ -61,14 +61,14 @@ def _read_opset(opset: int) -> int:
 
 
 def _read_classes(labels: list[str]) -> bool | tuple[str, ...]:
-    """Returns the names of the classes; `True`, which numbers them, if the flag has no values."""
+    """Reads class names from a flag; `True`, for numbered classes, if the flag has no values."""
     from keras_deepseek.artifacts.export_arguments import check_classes
 
     return check_classes(labels or True)
 
 
 def _read_profile(words: list[str]) -> dict[str, tuple[int, ...]]:
-    """Returns sizes by axis, from words like `batch=1,4,32`."""
+    """Parses words like `batch=1,4,32` to sizes by axis name."""
     from keras_deepseek.errors import InvalidInputError
 
     profile = {}

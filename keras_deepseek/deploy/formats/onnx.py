@@ -1,4 +1,4 @@
-"""ONNX: one file, which onnxruntime runs."""
+"""The ONNX export format: one file, which onnxruntime runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ _COMMON_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
 
 
 class OnnxFormat(ExportFormat):
-    """ONNX, written by the exporter of the running backend and then changed by graph passes.
+    """The ONNX format: the running backend's exporter writes a file, and graph passes change it.
 
     Args:
         opset: From 13 to 25. ONNX's converter raises the file to it if a backend's exporter writes
@@ -82,11 +82,11 @@ class OnnxFormat(ExportFormat):
         self.rolled = check_boolean("rolled", rolled)
 
     def check_signature(self, signature: Signature) -> None:
-        """Rejects names that are shared by an input and an output."""
+        """Rejects a signature in which an input and an output share a name."""
         check_names(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
-        """Raises if ONNX has no operators for a layer, or the weights are too large to export.
+        """Raises an error if ONNX lacks a layer's operators, or the weights exceed the file limit.
 
         The largest file depends on the backend.
         """
@@ -113,7 +113,7 @@ class OnnxFormat(ExportFormat):
             )
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes `model.onnx`, with the model's names for inputs and outputs."""
+        """Writes `model.onnx`, with the model's names of inputs and outputs."""
         onnx = import_package("onnx")
         import_package("onnxruntime")  # Verification needs it: without it, nothing is begun.
         path = folder / self.entry
@@ -148,12 +148,12 @@ class OnnxFormat(ExportFormat):
         return how if self.calibration is None else f"{how}, {_describe_rows(self.calibration)}"
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the file with onnxruntime on the CPU; in bfloat16, with ONNX's own evaluator."""
+        """Runs `model.onnx` on the CPU: with onnxruntime, or for bfloat16 with ONNX's evaluator."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Returns the file as a function of arrays by name."""
+        """Loads `model.onnx` as a function from arrays by name to arrays by name."""
         runtime = import_package("onnxruntime")
         try:
             session = runtime.InferenceSession(
@@ -177,13 +177,13 @@ class OnnxFormat(ExportFormat):
 
 
 def _describe_rows(batches: Sequence[dict[str, Array]]) -> str:
-    """Returns the number of rows that int8 was made for, and their inputs; not the data."""
+    """Describes the int8 calibration: the number of rows and the input names, not the data."""
     num_rows = sum(len(next(iter(batch.values()))) for batch in batches)
     return f"int8 for the ranges of {num_rows} rows of {', '.join(batches[0])}"
 
 
 def _computes_in_bfloat16(path: Path) -> bool:
-    """Returns whether a file uses bfloat16, for which onnxruntime has no kernels on the CPU."""
+    """Returns True if an ONNX file uses bfloat16, which onnxruntime can't compute on the CPU."""
     onnx = import_package("onnx")
     graph = onnx.load(path, load_external_data=False).graph
     types = {tensor.data_type for tensor in graph.initializer}
@@ -192,7 +192,7 @@ def _computes_in_bfloat16(path: Path) -> bool:
 
 
 def _load_reference(path: Path, lacking: str) -> InferenceFunction:
-    """Returns a file as ONNX's own evaluator runs it, which is slow and knows bfloat16."""
+    """Loads a file into ONNX's own evaluator, which is slow but supports bfloat16."""
 
     def infer(sample: dict[str, Array]) -> dict[str, Array]:
         try:

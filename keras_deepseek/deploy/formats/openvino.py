@@ -1,4 +1,4 @@
-"""OpenVINO: Intel's runtime, from the ONNX of the same model."""
+"""The OpenVINO export format: Intel's runtime, converted from the model's ONNX file."""
 
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 
 
 class OpenVINOFormat(ExportFormat):
-    """`model.xml` and `model.bin`, made from ONNX and run with OpenVINO on the CPU.
+    """The OpenVINO format: `model.xml` and `model.bin`, converted from ONNX, run on the CPU.
 
     `opset`, from 13 to 25, is that of the ONNX file.
     """
@@ -35,15 +35,15 @@ class OpenVINOFormat(ExportFormat):
         self._onnx = OnnxFormat(opset)
 
     def check_signature(self, signature: Signature) -> None:
-        """Rejects names that are shared by an input and an output."""
+        """Rejects a signature in which an input and an output share a name."""
         self._onnx.check_signature(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
-        """Raises if a backend can't write the model as ONNX."""
+        """Raises an error if the backend can't export the model to ONNX."""
         self._onnx.check_backend(model, name)
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes the model in its own precision."""
+        """Writes the OpenVINO model in the precision of the Keras model."""
         openvino = import_openvino("to export OpenVINO")
         with temporary_folder("keras_deepseek_openvino") as work:
             how = self._onnx.write(model, work)
@@ -54,17 +54,20 @@ class OpenVINOFormat(ExportFormat):
         return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the model in its own precision; OpenVINO's default on the CPU may be another."""
+        """Runs the OpenVINO model in its own precision, not in the CPU's default precision."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Returns the model as a function of arrays by name."""
+        """Loads the OpenVINO model as a function from arrays by name to arrays by name."""
         return OpenVINOModel(folder / self.entry, "to run OpenVINO").run
 
 
 def _keep_the_order_of_equals(model: Any) -> None:
-    """Makes `TopK` take the first of equal values, as ONNX requires; OpenVINO's default is any."""
+    """Makes `TopK` nodes return the first of equal values, as ONNX requires.
+
+    OpenVINO's default is any of them.
+    """
     for operator in model.get_ops():
         kind = operator.get_type_name()
         if kind == "TopK":

@@ -1,4 +1,4 @@
-"""The export formats by name: those of this package and those that users registered."""
+"""The registry of export formats by name: built-in ones and those that users registered."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,10 @@ _registered: dict[str, ExportFormat] = {}
 
 @dataclass(frozen=True)
 class ChosenFormat:
-    """A format, the format that it is built from, and its options without calibration.
+    """An export format, the format it is built from if any, and its options.
 
-    The options of a registered format are `None`: another process can't make it by its name.
+    The options exclude calibration. The options of a registered format are `None`: another process
+    can't make it by its name.
     """
 
     export_format: ExportFormat
@@ -34,7 +35,7 @@ def choose_format(
     options: Mapping[str, Any],
     calibration: Sequence[dict[str, Array]] | None = None,
 ) -> ChosenFormat:
-    """Creates a built-in or registered format by its name, and the format that it is built from.
+    """Creates an export format by name, and the format that it is built from if any.
 
     The options may be those of either. A registered format takes none. The int8 calibration goes to
     the format that a backend writes.
@@ -72,12 +73,12 @@ def _with_source(
 
 
 def known_formats() -> list[str]:
-    """Returns the names of all formats, registered ones included."""
+    """Returns the names of all export formats, registered ones included."""
     return list(dict.fromkeys([*FORMATS, *_registered]))
 
 
 def check_no_options(name: str, options: Mapping[str, Any]) -> None:
-    """Rejects options of a registered format, whose constructor the user called before."""
+    """Rejects options for a registered format, since the user has constructed it already."""
     if options:
         raise InvalidInputError(
             f"{name!r} takes no options: a registered format is made with them, as in "
@@ -90,7 +91,7 @@ def _parameters(made_by: Callable[..., Any]) -> list[str]:
 
 
 def _options_of(name: str) -> list[str]:
-    """Returns the options of a format and of all those that it is built from."""
+    """Returns the options of an export format and of the formats that it is built from."""
     made_by = FORMATS[name].load()
     return _parameters(made_by) + (_options_of(made_by.source) if made_by.source else [])
 
@@ -139,7 +140,7 @@ def register_exporter(export_format: ExportFormat) -> None:
 
 
 class DuckTypedFormat(ExportFormat):
-    """An adapter for a user's format that is no subclass of `ExportFormat`.
+    """An adapter for a user's export format that does not subclass `ExportFormat`.
 
     Members that it lacks are inherited.
     """
@@ -152,18 +153,18 @@ class DuckTypedFormat(ExportFormat):
                 setattr(self, member, getattr(given, member))
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Calls the user's `write`."""
+        """Calls `write` of the user's export format."""
         how: str = self._given.write(model, folder)
         return how
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Calls the user's `run`."""
+        """Calls `run` of the user's export format."""
         outputs: list[dict[str, Array]] = self._given.run(folder, samples)
         return outputs
 
 
 def format_for_suffix(path: Path) -> ExportFormat:
-    """Returns the registered format whose suffix a path has."""
+    """Returns the registered export format whose file suffix a path has."""
     for export_format in _registered.values():
         if export_format.suffix and path.name.endswith(export_format.suffix):
             return export_format

@@ -1,4 +1,4 @@
-"""SavedModel: a folder that TF Serving loads and TensorFlow runs."""
+"""The SavedModel export format: a folder for TensorFlow Serving and TensorFlow."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ _DEFAULT = "serving_default"
 
 
 class SavedModelFormat(ExportFormat):
-    """A SavedModel whose `serving_default` has the model's names and a free batch axis.
+    """The SavedModel format, whose `serving_default` has the model's names and any batch size.
 
     Args:
         classify: Adds the signature `serving_classify`, which takes serialized `tf.train.Example`s,
@@ -53,7 +53,7 @@ class SavedModelFormat(ExportFormat):
         ServingSignatures(self._classes(signature), self._regress).check(signature)
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Writes `saved_model.pb` and the files that belong to it."""
+        """Writes a SavedModel: `saved_model.pb`, its variables and assets."""
         signatures = ServingSignatures(self._classes(model.signature), self._regress)
         backend.current().export.write_saved_model(model, str(folder), signatures)
         if self._warmup:
@@ -61,7 +61,7 @@ class SavedModelFormat(ExportFormat):
         return f"SavedModel with {', '.join(self.signatures)}"
 
     def further_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns the expected outputs of the signatures beside `serving_default`, by name."""
+        """Returns the expected outputs of the signatures other than `serving_default`, by name."""
         if not self._further:
             return {}
         (output,) = outputs.values()
@@ -70,7 +70,7 @@ class SavedModelFormat(ExportFormat):
         return {name: expected[name] for name in self._further}
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs all signatures with TensorFlow, without Keras."""
+        """Runs all signatures of the SavedModel with TensorFlow, without Keras."""
         infer = self.load(folder)
         loaded = infer.loaded  # type: ignore[attr-defined]
         further = self._further
@@ -84,12 +84,12 @@ class SavedModelFormat(ExportFormat):
         ]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Returns `serving_default` as a function of arrays by name."""
+        """Loads `serving_default` as a function from arrays by name to arrays by name."""
         return load_saved_model(folder)
 
     @property
     def _further(self) -> dict[str, Callable[[Any, dict[str, Array]], Array]]:
-        """For each signature of examples, a function that runs it on rows."""
+        """Functions that run the classify and regress signatures on rows, by signature name."""
         classes = self._classify if isinstance(self._classify, tuple) else None
         found: dict[str, Callable[[Any, dict[str, Array]], Array]] = {}
         if self._classify is not False:
@@ -99,7 +99,7 @@ class SavedModelFormat(ExportFormat):
         return found
 
     def _classes(self, signature: Signature) -> tuple[str, ...] | None:
-        """Returns the names of the classes; `None` without `classify`."""
+        """Returns the class names for Classify; `None` if `classify` is off."""
         if self._classify is False:
             return None
         if self._classify is not True:

@@ -1,4 +1,4 @@
-"""TensorRT: an engine that is built from the verified ONNX file of the same model.
+"""The TensorRT export format: an engine built from the model's verified ONNX file.
 
 TensorRT-RTX builds an engine without a GPU. Plain TensorRT builds on the GPU that the engine is
 for. Both need a GPU to run one.
@@ -26,7 +26,7 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class TensorRTFormat(ExportFormat):
-    """A TensorRT engine in the precision of its ONNX file, run if a GPU is visible.
+    """The TensorRT format: an engine in the precision of its ONNX file; running needs a GPU.
 
     Args:
         flavor: `"tensorrt"`, `"rtx"`, or `"auto"`: plain TensorRT where it is installed and a GPU
@@ -70,12 +70,12 @@ class TensorRTFormat(ExportFormat):
         resolve_profiles(signature, self._profiles)
 
     def check_precision(self, precision: str | None) -> None:
-        """Rejects a precision that the GPUs of the engine do not have."""
+        """Rejects a precision that the target GPUs of the engine do not support."""
         if TURING in self.capabilities:
             check_turing(self.flavor.module, precision)
 
     def write(self, model: NamedModel, folder: Path) -> str:
-        """Raises an error: `build` makes the engine, from a verified ONNX file."""
+        """Raises an error, because an engine is not written from a model but built from ONNX."""
         raise NotSupportedError(
             "A TensorRT engine is built from an ONNX file: export through "
             "Exporter(model, 'tensorrt'), which verifies that file first."
@@ -97,7 +97,7 @@ class TensorRTFormat(ExportFormat):
         return f"{self.flavor.release} {mark} for {gpus}, profile {sizes}"
 
     def sample_shapes(self, signature: Signature) -> list[Shapes]:
-        """Returns the smallest, usual and largest shapes of each profile, each once."""
+        """Returns the smallest, usual and largest input shapes of each profile, each shape once."""
         found: list[Shapes] = []
         for profile in resolve_profiles(signature, self._profiles):
             names, ranges = profile.shapes.keys(), profile.shapes.values()
@@ -108,7 +108,7 @@ class TensorRTFormat(ExportFormat):
         return found
 
     def takes(self, signature: Signature, shapes: Shapes) -> bool:
-        """Returns whether a batch of these shapes is within the sizes of a profile."""
+        """Returns True if a batch of these input shapes is within the sizes of a profile."""
         profiles = resolve_profiles(signature, self._profiles)
         return any(profile.takes(shapes) for profile in profiles)
 
@@ -118,11 +118,11 @@ class TensorRTFormat(ExportFormat):
             raise NotSupportedError("a TensorRT engine runs on a GPU, and none is visible here")
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the engine on the GPU."""
+        """Runs the TensorRT engine on the GPU."""
         infer = self.load(folder)
         return [infer(sample) for sample in samples]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Returns the engine as a function of arrays by name."""
+        """Loads the engine as a function from arrays by name to arrays by name."""
         self.check_runnable()
         return EngineRunner(self.flavor.module, (folder / self.entry).read_bytes()).run

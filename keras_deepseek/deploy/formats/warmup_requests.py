@@ -1,4 +1,4 @@
-"""Requests that TF Serving runs when it loads a model, before it reports that it is ready.
+"""Warmup requests, which TF Serving runs when it loads a model, before it reports ready.
 
 They are records of the protocol buffer `PredictionLog`. Its fields are written here by their public
 numbers, since the package that has the classes requires one release of TensorFlow.
@@ -22,7 +22,7 @@ _KEY, _VALUE = 1, 2  # In an entry of a map.
 def write_warmup_requests(
     folder: Path, model_name: str, samples: Iterable[dict[str, Array]]
 ) -> None:
-    """Writes a request for each sample, at most 1,000, into the SavedModel's `assets.extra`."""
+    """Writes a warmup request for each sample, at most 1,000, into the SavedModel's assets."""
     tf = import_tensorflow("to write warm-up requests")
     path = folder.joinpath(*_PLACE)
     path.parent.mkdir()

@@ -1,1 +1,1 @@
-"""Passes that change or check an ONNX graph after a backend has written it."""
+"""Passes that change or check the ONNX graph that a backend has written."""

@@ -1,4 +1,4 @@
-"""A canonical order and naming, so that each file of one model is the same to the byte.
+"""Canonical node order and names, so that exports of one model are identical byte for byte.
 
 Exporters number nodes by how many they wrote before. Here the nodes are put in the order in which
 the outputs need them, and are named by operator and number. Weights are named by the first node
@@ -14,7 +14,7 @@ from keras_deepseek.errors import ExportError
 
 
 def make_canonical(model: Any) -> None:
-    """Orders and names nodes and weights by the outputs, and removes unneeded ones, in place.
+    """Sorts and renames nodes and weights canonically, and removes unused ones, in place.
 
     Inputs and outputs keep their names.
     """
@@ -33,7 +33,7 @@ def make_canonical(model: Any) -> None:
 
 
 def _settle_copies(graph: Any) -> None:
-    """Removes the copies in an inner graph that are not needed to give an output its own name.
+    """Removes `Identity` copies in a subgraph that no output needs for its own name.
 
     An exporter copies either of two equal outputs.
     """
@@ -60,7 +60,7 @@ def _settle_copies(graph: Any) -> None:
 
 
 def _order(graph: Any) -> None:
-    """Sorts the nodes by what the outputs need first, and the weights by the nodes."""
+    """Sorts nodes by the order in which outputs need them, and weights by their nodes."""
     for node in graph.node:
         for inner in inner_graphs(node):
             _order(inner)
@@ -97,7 +97,7 @@ def _replace(field: Any, values: list[Any]) -> None:
 
 
 def _needs(node: Any) -> Iterator[str]:
-    """Yields the names of the tensors that a node reads from its own graph."""
+    """Yields the names of the tensors that a node and its subgraphs read from the node's graph."""
     yield from (name for name in node.input if name)
     for inner in inner_graphs(node):
         own = {value.name for value in (*inner.input, *inner.initializer)}
@@ -108,7 +108,7 @@ def _needs(node: Any) -> Iterator[str]:
 
 
 def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
-    """Renames all tensors, nodes and weights of a graph and its inner graphs in place.
+    """Renames all tensors, nodes and weights of a graph and its subgraphs, in place.
 
     Fills `names`, the new names by the old ones, and `taken`, all new names in the file.
     """

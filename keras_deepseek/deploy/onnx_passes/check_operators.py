@@ -1,4 +1,4 @@
-"""Check for operators that an exporter wrote and ONNX does not have."""
+"""A check for operators in a graph that ONNX does not define."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from keras_deepseek.errors import ExportError
 
 
 def check_operators(model: Any) -> None:
-    """Raises an `ExportError` that names the operators that the graph's opset lacks.
+    """Raises an `ExportError` that names each operator missing from the graph's opset.
 
     The message also has their layers. tf2onnx only logs operators that it can't convert, and writes
     them by TensorFlow's name.

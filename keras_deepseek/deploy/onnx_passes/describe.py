@@ -1,4 +1,4 @@
-"""The origin of a file, written into it without times, so that each export is the same."""
+"""Metadata about a file's origin, without times, so that equal exports have equal bytes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from keras_deepseek import __version__
 
 
 def describe(model: Any, properties: dict[str, str]) -> None:
-    """Writes the producer and the `metadata_props` into an `onnx.ModelProto`, in place."""
+    """Writes producer name and `metadata_props` into an `onnx.ModelProto`, in place."""
     model.producer_name, model.producer_version = "keras_deepseek", __version__
     model.graph.name = properties["name"]
     model.doc_string = ""

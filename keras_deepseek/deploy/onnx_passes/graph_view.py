@@ -1,4 +1,4 @@
-"""A view of an ONNX graph by its tensors, which passes read, and by which they replace nodes."""
+"""A view of an ONNX graph by tensor names, with which passes find and replace nodes."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ _MAX_SHAPE_ELEMENTS = 128
 
 
 class GraphView:
-    """A model's outer graph, indexed by tensor name: the producer and the users of each tensor.
+    """A model's graph indexed by tensor name: the node that makes a tensor, and its users.
 
     Several passes in a row share one view, as long as they change the graph only by `rewrite`.
     """
@@ -47,7 +47,7 @@ class GraphView:
         *op_types: str,
         last_first: bool = False,
     ) -> int:
-        """Replaces nodes of some types, removes unused ones, and returns the number replaced.
+        """Replaces nodes of some operator types by new nodes; returns the number of replacements.
 
         `make_new` gets this view and a node, and returns the nodes that compute its outputs
         instead, or `None` to keep it. They are inserted after all calls.
@@ -68,21 +68,21 @@ class GraphView:
         return len(made)
 
     def nodes(self, *op_types: str) -> list[Any]:
-        """Returns the nodes of these types, in graph order."""
+        """Returns the nodes of the given operator types, in graph order."""
         return [node for node in self.graph.node if node.op_type in op_types and not node.domain]
 
     def producer(self, name: str, *op_types: str) -> Any:
-        """Returns the node that computes a tensor if it is of one of these types, else `None`."""
+        """Returns the node that computes a tensor if it has one of the given types, else `None`."""
         node = self._producers.get(name)
         is_one = node is not None and not node.domain and node.op_type in op_types
         return node if is_one else None
 
     def any_producer(self, name: str) -> Any:
-        """Returns the node that computes a tensor; `None` for an input or a weight."""
+        """Returns the node that computes a tensor; `None` for a graph input or a weight."""
         return self._producers.get(name)
 
     def constant(self, name: str) -> Array | None:
-        """Returns the values of a weight or a `Constant`, else `None`."""
+        """Returns the array of a weight or `Constant` node; `None` if a tensor is not constant."""
         if name in self._weights and not is_on_disk(self._weights[name]):
             return self.onnx.numpy_helper.to_array(self._weights[name])  # type: ignore[no-any-return]
         node = self.producer(name, "Constant")
@@ -91,14 +91,14 @@ class GraphView:
         return None
 
     def scalar(self, name: str) -> float | None:
-        """Returns the value of a constant with one element, else `None`."""
+        """Returns the value of a constant with one element; `None` for other tensors."""
         array = self.constant(name)
         if array is None or array.size != 1 or array.dtype.kind not in "fiV":
             return None
         return float(array.reshape(()))
 
     def is_number(self, name: str, expected: float) -> bool:
-        """Returns whether a tensor is this one number, up to the rounding of its dtype."""
+        """Returns True if a tensor is the expected constant, up to the rounding of its dtype."""
         number, array = self.scalar(name), self.constant(name)
         if number is None or array is None:
             return False
@@ -106,7 +106,7 @@ class GraphView:
         return bool(np.isclose(number, expected, rtol=nearness, atol=0.0))
 
     def shape(self, name: str) -> list[int | str | None] | None:
-        """Returns a tensor's sizes, `None` for an unknown rank; a free size is a name or `None`."""
+        """Returns a tensor's shape, `None` for unknown rank; a free size is a name or `None`."""
         value = self._values.get(name)
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None
@@ -116,16 +116,16 @@ class GraphView:
         ]
 
     def dtype(self, name: str) -> int:
-        """Returns a tensor's type as ONNX's number; 0 if it is unknown."""
+        """Returns a tensor's ONNX element type, an integer; 0 if it is unknown."""
         value = self._values.get(name)
         return int(value.type.tensor_type.elem_type) if value is not None else 0
 
     def num_users(self, name: str) -> int:
-        """Returns the number of uses of a tensor; being an output of the graph is one."""
+        """Returns how often a tensor is used, as a node's input or a graph output."""
         return self._users[name]
 
     def are_only_used_within(self, nodes: Iterable[Any], last: Any) -> bool:
-        """Returns whether only `nodes` and `last` use the outputs of `nodes`."""
+        """Returns True if only `nodes` and `last` use the outputs of `nodes`."""
         own = {id(node): node for node in nodes}
         own[id(last)] = last
         uses = Counter(name for node in own.values() for name in node.input)
@@ -137,7 +137,7 @@ class GraphView:
         )
 
     def add_weight(self, array: Array, like: str) -> str:
-        """Adds a constant and returns its name; an equal constant of that name is reused."""
+        """Adds a weight to the graph and returns its name; an equal one is reused."""
         name = f"{like}__{'x'.join(map(str, array.shape))}"
         while name in self._weights or name in self._producers:
             if name in self._weights and _is_same(self.constant(name), array):
@@ -149,7 +149,7 @@ class GraphView:
         return name
 
     def replace_uses(self, name: str, other: str) -> list[Any]:
-        """Makes all users of a tensor use another one of the same values.
+        """Makes all users of a tensor use another tensor of equal values.
 
         Returns the nodes that must still compute it: an `Identity` if it is an output of the graph.
         """
@@ -158,12 +158,12 @@ class GraphView:
         return [self.node("Identity", [other], name)] if is_output else []
 
     def node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> Any:
-        """Returns a new node."""
+        """Makes an ONNX node with one output."""
         return self.onnx.helper.make_node(op_type, inputs, [output], **attributes)
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
-    """Returns an attribute of a node, or a default if the node has none of that name."""
+    """Returns a node's attribute by name, or a default if the node lacks it."""
     from onnx.helper import get_attribute_value
 
     for each in node.attribute:
@@ -173,14 +173,14 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
 
 
 def in_both_orders(node: Any) -> Iterator[tuple[str, str]]:
-    """Yields the two inputs of a sum or product in both orders."""
+    """Yields the two inputs of a commutative node in both orders."""
     first, second = node.input
     yield first, second
     yield second, first
 
 
 def drop_unused(graph: Any) -> bool:
-    """Removes unused nodes and weights, and returns whether there were any."""
+    """Removes unused nodes and weights of a graph; returns True if there were any."""
     users = Counter(_used(graph))
     num_before = len(graph.node) + len(graph.initializer)
     for index, node in reversed(list(enumerate(graph.node))):  # Users come after producers.
@@ -215,7 +215,7 @@ def _infer(onnx: Any, model: Any) -> dict[str, Any]:
 
 
 def infer_graph(onnx: Any, model: Any) -> Any:
-    """Returns a graph of the same nodes with the inferred types and shapes, inner graphs included.
+    """Returns a copy of a graph with inferred types and shapes, those of subgraphs included.
 
     Large weights become inputs, so that they are not copied.
     """

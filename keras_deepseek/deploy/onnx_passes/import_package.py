@@ -1,4 +1,4 @@
-"""Import of packages that ONNX needs, with an error that names the extra."""
+"""Import of ONNX packages, with an error that names the pip extra."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ from keras_deepseek.deploy.import_extra import import_extra
 
 
 def import_package(name: str) -> Any:
-    """Imports a module from a package of the extra `onnx`, or raises a `MissingExtraError`."""
+    """Imports a module of the pip extra `onnx`, or raises a `MissingExtraError`."""
     return import_extra(name, "onnx", "to export and verify ONNX")

@@ -1,11 +1,11 @@
-"""Inner graphs of a node: the branches of an `If`, the body of a `Loop` or a `Scan`."""
+"""Subgraphs of ONNX nodes: the branches of an `If`, the body of a `Loop` or a `Scan`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
 def inner_graphs(node: Any) -> Iterator[Any]:
-    """Yields the inner graphs of a node, in their order."""
+    """Yields the subgraphs of a node, in order."""
     for attribute in node.attribute:
         yield from attribute.graphs
         if attribute.HasField("g"):
@@ -13,7 +13,7 @@ def inner_graphs(node: Any) -> Iterator[Any]:
 
 
 def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
-    """Renames the inputs of all nodes in a graph and in its inner graphs by `source`, in place.
+    """Renames node inputs in a graph and its subgraphs by the function `source`, in place.
 
     Outputs keep their names.
     """

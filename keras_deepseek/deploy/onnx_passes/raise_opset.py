@@ -1,4 +1,4 @@
-"""Conversion of a graph to a newer opset than the backend's exporter writes."""
+"""Conversion of a graph to a newer opset than the exporter wrote."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras_deepseek.errors import ExportError
 
 
 def raise_opset(model: Any, opset: int) -> Any:
-    """Converts a graph to an opset; returns it unchanged if it has that opset already."""
+    """Converts a graph to a newer opset; returns it unchanged if it has that opset."""
     (written,) = {each.version for each in model.opset_import if not each.domain}
     if written == opset:
         return model

@@ -1,4 +1,4 @@
-"""The model's names for a graph's inputs and outputs, which exporters lose or replace."""
+"""Restoring of the model's input and output names, which exporters lose or replace."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def rename(graph: Any, signature: Signature) -> None:
-    """Gives the graph's inputs and outputs the names of a signature of the same order, in place."""
+    """Renames a graph's inputs and outputs to those of a signature, by order, in place."""
     _separate_outputs(graph)
     new_names = {}
     for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
@@ -19,7 +19,7 @@ def rename(graph: Any, signature: Signature) -> None:
 
 
 def check_names(signature: Signature) -> None:
-    """Rejects a signature in which an output has the name of an input."""
+    """Rejects a signature in which an output has the same name as an input."""
     both = {spec.name for spec in signature.inputs} & {spec.name for spec in signature.outputs}
     if both:
         raise InvalidInputError(
@@ -29,7 +29,7 @@ def check_names(signature: Signature) -> None:
 
 
 def _separate_outputs(graph: Any) -> None:
-    """Copies each output that is also an input or another output."""
+    """Inserts an `Identity` for each output that is also an input or another output."""
     taken = {value.name for value in graph.input}
     for index, value in enumerate(graph.output):
         if value.name in taken:
@@ -48,7 +48,10 @@ def _name_free_axes(value: Any, spec: TensorSpec) -> None:
 
 
 def _rename_tensors(graph: Any, new_names: dict[str, str], taken: set[str]) -> None:
-    """Renames tensors in a graph and its inner graphs, and inner tensors whose names are taken."""
+    """Renames tensors in a graph and its subgraphs.
+
+    Other subgraph tensors whose names are taken get new ones.
+    """
 
     def new_name(name: str) -> str:
         return new_names.get(name, f"{name}__inner" if name in taken else name)

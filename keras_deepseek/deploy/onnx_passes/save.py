@@ -1,4 +1,4 @@
-"""Reading and writing of a graph, whose large weights may stand in a second file."""
+"""Reading and writing of ONNX files, whose large weights may be in a second file."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ _LEAST_BESIDE = 2**20
 
 
 def load(path: Path) -> tuple[Any, bool]:
-    """Reads a graph, and returns it with True if its large weights were left on disk.
+    """Reads an ONNX graph; returns it, and True if its large weights were left on disk.
 
     They stay in `path.data`, where the exporter wrote them; the graph has only their shapes.
     """
@@ -30,7 +30,7 @@ def load(path: Path) -> tuple[Any, bool]:
 
 
 def is_on_disk(tensor: Any) -> bool:
-    """Returns whether a weight's values are outside the graph, in a second file."""
+    """Returns True if a weight's values are in a second file and not in the graph."""
     return bool(tensor.data_location == import_package("onnx").TensorProto.EXTERNAL)
 
 

@@ -1,4 +1,4 @@
-"""Reading of tensors that hold a shape: as numbers, and as axes of other tensors."""
+"""Readers of tensors that hold a shape, as numbers or as axes of other tensors."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _MAX_INT32 = 2**31 - 1
 
 
 def read_shape(view: GraphView, name: str) -> list[Size] | None:
-    """Returns the sizes that an integer tensor of one axis holds, or `None` if they are unknown."""
+    """Returns the sizes that a one-dimensional integer tensor holds; `None` if unknown."""
     constant = view.constant(name)
     if constant is not None:
         return [int(size) for size in np.ravel(constant)] if constant.dtype.kind == "i" else None
@@ -33,7 +33,7 @@ def read_shape(view: GraphView, name: str) -> list[Size] | None:
 
 
 def read_repeated(view: GraphView, name: str, like: str) -> Array | None:
-    """Returns the value that a tensor repeats in the shape of another tensor, or `None`."""
+    """Returns the constant that a tensor broadcasts to another tensor's shape, or `None`."""
     expand = view.producer(name, "Expand")
     value = view.constant(expand.input[0]) if expand is not None else None
     if expand is None or value is None or value.size != 1:
@@ -56,7 +56,7 @@ def _read_axes(view: GraphView, node: Any) -> list[Size] | None:
 
 
 def _choose(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] | None:
-    """Returns the sizes that a `Gather` or a `Slice` takes from a shape."""
+    """Returns the sizes that a `Gather` or `Slice` node selects from a list of sizes."""
     numbers = [view.constant(name) for name in node.input[1:]]
     if any(array is None or array.size != 1 for array in numbers) and node.op_type == "Slice":
         return None

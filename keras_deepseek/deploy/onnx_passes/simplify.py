@@ -1,4 +1,4 @@
-"""Folding of constants and removal of nodes that do nothing, by onnxslim."""
+"""Constant folding and removal of redundant nodes, by onnxslim."""
 
 import logging
 from typing import Any
@@ -9,7 +9,7 @@ _logger = logging.getLogger(__name__)
 
 
 def simplify(model: Any) -> Any:
-    """Returns a graph with fewer nodes that computes the same; the given one if onnxslim fails."""
+    """Returns a graph simplified by onnxslim, or the given graph if onnxslim fails."""
     onnx, onnxslim = import_package("onnx"), import_package("onnxslim")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -24,7 +24,7 @@ def simplify(model: Any) -> Any:
 
 
 def _put_back_inputs(simple: Any, graph: Any) -> None:
-    """Adds the unused inputs again that onnxslim has removed."""
+    """Restores unused graph inputs that onnxslim has removed."""
     inputs = {value.name: value for value in simple.input}
     all_inputs = [inputs.get(value.name, value) for value in graph.input]
     copies = [type(value).FromString(value.SerializeToString()) for value in all_inputs]

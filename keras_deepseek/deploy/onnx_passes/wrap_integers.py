@@ -54,7 +54,7 @@ def _all_nodes(graph: Any) -> Iterator[Any]:
 
 
 class _Scope:
-    """A graph, the inferred types of its tensors, and the graph around it."""
+    """A graph with the inferred types of its tensors, and its outer graph if it is a subgraph."""
 
     def __init__(self, onnx: Any, graph: Any, inferred: Any, outer: "_Scope | None") -> None:
         self._onnx = onnx
@@ -69,7 +69,7 @@ class _Scope:
         self._name = ""
 
     def rewrite(self) -> int:
-        """Replaces the nodes of this graph and of its inner graphs, and returns their number."""
+        """Replaces nodes of this graph and its subgraphs that may overflow; returns the count."""
         count, kept = 0, []
         for node, known in zip(list(self._graph.node), self._inferred.node, strict=True):
             for inner, inferred in zip(inner_graphs(node), inner_graphs(known), strict=True):
@@ -89,7 +89,7 @@ class _Scope:
         return count
 
     def _replace(self, node: Any) -> str | None:
-        """Collects nodes that compute a node's output; returns `None` if the node stays."""
+        """Makes nodes that compute a node's output with wrapping; `None` if the node stays."""
         dtype = self.type_of(node.input[0]) if node.op_type in _OPERATORS else 0
         if node.domain or dtype not in _NUMPY:
             return None
@@ -139,7 +139,7 @@ class _Scope:
         return self._add("Unsqueeze", found, self._constant(axes, "int64")) if keeps else found
 
     def _multiplication(self, x: str, axis: int, dtype: int) -> Any:
-        """Returns a loop body that multiplies along an axis.
+        """Returns the body graph of a `Loop` that multiplies a tensor's entries along an axis.
 
         Onnxruntime crashes on a `Scan` over an axis of size 0.
         """
@@ -184,18 +184,18 @@ class _Scope:
             square = self._add("Mul", square, square)
 
     def _reduces_nothing(self, node: Any) -> bool:
-        """Returns whether a reduction names no axes, and this means to reduce none."""
+        """Returns True if a reduction without axes means to reduce nothing."""
         return bool(attribute(node, "noop_with_empty_axes", 0)) and not self._axes(node)
 
     def _axes(self, node: Any) -> list[int] | None:
-        """Returns the axes of a reduction, `[]` for all of them; `None` if they are unknown."""
+        """Returns the axes that a node reduces: `[]` for all, `None` if they are unknown."""
         if len(node.input) < 2 or not node.input[1]:  # noqa: PLR2004
             return [int(axis) for axis in attribute(node, "axes", ())]
         value = self.value_of(node.input[1])
         return None if value is None else [int(axis) for axis in value.reshape(-1)]
 
     def _is_computed_from_sizes(self, name: str) -> bool:
-        """Returns whether a tensor is computed only from sizes and constants."""
+        """Returns True if a tensor is computed from sizes and constants alone."""
         if self.value_of(name) is not None:
             return True
         node = self.producer_of(name)
@@ -206,7 +206,7 @@ class _Scope:
         )
 
     def type_of(self, name: str) -> int:
-        """Returns a tensor's type as ONNX's number; 0 if it is unknown."""
+        """Returns a tensor's ONNX element type, an integer; 0 if it is unknown."""
         if name in self._types:
             return int(self._types[name].elem_type)
         if name in self._weights:
@@ -214,20 +214,20 @@ class _Scope:
         return self._outer.type_of(name) if self._outer is not None else 0
 
     def rank_of(self, name: str) -> int | None:
-        """Returns the number of a tensor's axes; `None` if it is unknown."""
+        """Returns a tensor's rank; `None` if it is unknown."""
         known = self._types.get(name)
         if known is not None:
             return len(known.shape.dim) if known.HasField("shape") else None
         return self._outer.rank_of(name) if self._outer is not None else None
 
     def producer_of(self, name: str) -> Any:
-        """Returns the node that computes a tensor, in this graph or around it, or `None`."""
+        """Returns the node that computes a tensor, in this graph or an outer one, or `None`."""
         if name in self._producers or self._outer is None:
             return self._producers.get(name)
         return self._outer.producer_of(name)
 
     def value_of(self, name: str) -> Any:
-        """Returns the values of a constant, or `None`."""
+        """Returns the array of a constant tensor; `None` if it is not constant."""
         if name in self._weights:
             return self._onnx.numpy_helper.to_array(self._weights[name])
         node = self._producers.get(name)

@@ -1,1 +1,1 @@
-"""The routes from a model to an artifact: in this process, or in one of another backend."""
+"""The routes of an export: in this process, or in a process of another backend."""

@@ -1,4 +1,4 @@
-"""The worker of a `ChildProcess`: exports saved models through another backend.
+"""The program that a `ChildProcess` runs: it exports saved models by another backend.
 
 `python -m keras_deepseek.deploy.routes.child` reads the path of one folder from each line of its
 standard input. That folder holds `job.json`, `model.keras` and `samples.npz`. The worker writes the
@@ -31,7 +31,7 @@ _IDLE_TIMEOUT = 120.0
 
 
 def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
-    """Writes batches of arrays by name into one `.npz` file."""
+    """Writes a list of batches, each a dict of arrays, into one `.npz` file."""
     arrays = {
         # `.npz` has no bfloat16: its bits are stored as uint16, and the dtype in the key.
         f"{index}:{array.dtype}:{name}": array.view("uint16") if _is_bfloat16(array) else array
@@ -43,7 +43,7 @@ def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
 
 
 def load_batches(path: Path) -> list[dict[str, Array]]:
-    """Reads batches that `save_batches` wrote."""
+    """Reads the list of batches that `save_batches` wrote."""
     batches: dict[int, dict[str, Array]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
@@ -57,7 +57,7 @@ def _is_bfloat16(array: Array) -> bool:
 
 
 def main(work: Path) -> None:
-    """Runs the job in a folder, and writes its result there."""
+    """Runs the export job in a folder, and writes its result there."""
     job = json.loads((work / "job.json").read_text(encoding="utf-8"))
     try:
         result = _export(work, job)
@@ -68,7 +68,7 @@ def main(work: Path) -> None:
 
 
 def serve() -> None:
-    """Runs jobs until the parent ends or the idle timeout is over."""
+    """Runs export jobs until the parent process ends or the idle timeout is over."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
@@ -95,19 +95,19 @@ def serve() -> None:
 
 
 def say(stage: str) -> None:
-    """Prints a stage on a line that the parent recognizes."""
+    """Prints the name of an export stage on a line that the parent process recognizes."""
     print(f"\n{CHILD_MARK}{stage}", flush=True)
 
 
 def _adopt_settings(process: dict[str, Any]) -> None:
-    """Adopts the parent's module path, working directory and folder for temporary files."""
+    """Adopts the parent process's module path, working directory and temporary folder."""
     sys.path[:] = process["path"]
     os.chdir(process["folder"])
     os.environ["TMPDIR"] = tempfile.tempdir = process["temporary"]
 
 
 def _release_model() -> None:
-    """Frees the memory of a job's model, and resets Keras's automatic names."""
+    """Frees the memory of a job's model, and resets Keras's automatic layer names."""
     import keras
 
     keras.backend.clear_session()
@@ -115,7 +115,7 @@ def _release_model() -> None:
 
 
 def _changeable_sources() -> dict[str, int]:
-    """Returns the modification time of each imported file outside the installed packages."""
+    """Returns the modification times of imported source files outside installed packages."""
     installed = tuple({sys.prefix, sys.base_prefix, *site.getsitepackages()})
     files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
     own = (each for each in files if each and not each.startswith(installed))

@@ -1,4 +1,4 @@
-"""Processes of other backends, which exports share since each takes seconds to start."""
+"""Child processes that run another backend, shared by exports since they start slowly."""
 
 import atexit
 import json
@@ -18,10 +18,11 @@ Say = Callable[[str], None]
 
 
 class ChildProcess:
-    """A process of another backend, started by its first job and restarted if it has ended.
+    """A child process that runs another backend.
 
-    It ends with this process, after two minutes without a job, or when a job is interrupted. It is
-    restarted if a source file that it has imported was changed.
+    Its first job starts it, and the next job restarts it if it has ended. It ends with this
+    process, after two minutes without a job, or when a job is interrupted. It is restarted if a
+    source file that it has imported was changed.
     """
 
     def __init__(self, backend_name: str) -> None:
@@ -31,7 +32,7 @@ class ChildProcess:
         self._lock = threading.Lock()
 
     def run(self, work: Path, say: Say) -> None:
-        """Runs the job in a folder, and shows each stage by `say`.
+        """Runs the export job in a folder, and reports each stage to `say`.
 
         `child.py` describes the files.
         """
@@ -53,14 +54,14 @@ class ChildProcess:
             self._sources = result["sources"]
 
     def close(self) -> None:
-        """Ends the process, if it runs."""
+        """Ends the child process if it is running."""
         process, self._process = self._process, None
         if process is not None:
             with process:  # It ends when its input is closed.
                 pass
 
     def _try(self, work: Path, say: Say) -> bool:
-        """Runs a job; returns `False` if the process ended before it began."""
+        """Runs an export job; returns `False` if the child process ended before the job began."""
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = self._start(work)
@@ -121,7 +122,7 @@ _processes: dict[str, ChildProcess] = {}
 
 
 def run_in_child(work: Path, backend_name: str, say: Say) -> None:
-    """Runs the job in a folder in the process of a backend; see `ChildProcess.run`."""
+    """Runs an export job in the shared child process of a backend; see `ChildProcess.run`."""
     _processes.setdefault(backend_name, ChildProcess(backend_name)).run(work, say)
 
 

@@ -1,4 +1,4 @@
-"""Check that another process can recreate the classes of a model from their configs.
+"""A check that another process can recreate a model's classes from their configs.
 
 Keras reports a class that can't be recreated only as "could not be deserialized properly", once the
 process has started.
@@ -14,7 +14,10 @@ from keras_deepseek.errors import ExportError
 
 
 def check_configs(model: keras.Model) -> None:
-    """Raises an `ExportError` that says what to change in classes that can't be recreated."""
+    """Raises an `ExportError` if a model has classes that can't be recreated from their config.
+
+    It says what to change.
+    """
     problems = dict.fromkeys(_find_problems(model))
     if problems:
         raise ExportError(f"another process can't recreate the model: {'; '.join(problems)}")
@@ -67,7 +70,7 @@ def _find_problem(layer: keras.Layer) -> str | None:
 
 
 def _parameters(kind: type) -> list[inspect.Parameter]:
-    """Returns the arguments of a class's `__init__`."""
+    """Returns the parameters of a class's `__init__`, without `self`."""
     init = vars(_home(kind, "__init__"))["__init__"]
     return [*inspect.signature(init).parameters.values()][1:]
 
@@ -78,7 +81,7 @@ def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
 
 
 def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
-    """Returns whether an argument has no default, or the layer was made with another value."""
+    """Returns True if a parameter has no default, or the layer's value differs from it."""
     if parameter.default is parameter.empty:
         return True
     value = getattr(layer, parameter.name, parameter.default)
@@ -87,10 +90,10 @@ def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
 
 
 def _home(kind: type, method: str) -> type:
-    """Returns the first class in the inheritance order that defines a method."""
+    """Returns the class in the inheritance order that defines a method."""
     return next(each for each in kind.__mro__ if method in vars(each))
 
 
 def _is_from_keras(kind: type, method: str) -> bool:
-    """Returns whether a class inherits a method from Keras without overriding it."""
+    """Returns True if a class inherits a method from a Keras class."""
     return _home(kind, method).__module__.partition(".")[0] == "keras"

@@ -27,7 +27,7 @@ _FILE_NAME = "objects.pickle"
 
 @dataclass(frozen=True)
 class CustomObjects:
-    """The custom classes and functions of a model.
+    """The custom classes and functions of a model, as sources to import or objects to pickle.
 
     Args:
         sources: Modules, by name or by file, that define them.
@@ -41,7 +41,7 @@ class CustomObjects:
 def find_custom_objects(
     model: keras.Model, config: str, given: Sequence[str | os.PathLike[str]]
 ) -> CustomObjects:
-    """Returns the custom objects that another process needs to load a model.
+    """Returns the custom classes and functions that another process needs to load a model.
 
     `config` is the model's configuration as JSON. The modules and `.py` files that the user passed
     take precedence over the running script.
@@ -82,19 +82,19 @@ def find_custom_objects(
 
 
 def _has_no_file(name: str) -> bool:
-    """Returns whether a loaded module has no file, as one made by hand."""
+    """Returns True if a loaded module has no source file, as one created at run time."""
     module = sys.modules.get(name)
     places = ("__file__", "__path__")
     return module is not None and all(getattr(module, place, None) is None for place in places)
 
 
 def _has(sources: Sequence[str | os.PathLike[str]], name: str) -> bool:
-    """Returns whether one of the modules or files defines or imports a name; none is executed."""
+    """Returns True if a module or file defines or imports a name; none of them is executed."""
     return any(name in names or "*" in names for names in map(_names_in, sources))
 
 
 def _names_in(source: str | os.PathLike[str]) -> set[str]:
-    """Returns the names that a source defines or imports, with `"*"` if they can't be known."""
+    """Returns the names that a source file defines or imports; `"*"` if they can't be known."""
     try:
         path = os.fspath(source)
         if not path.endswith(".py"):
@@ -115,14 +115,14 @@ def _bound_names(tree: ast.Module) -> Iterator[str]:
 
 
 def save_objects(folder: Path, objects: dict[str, Any]) -> None:
-    """Writes classes and functions into a folder, by value."""
+    """Pickles classes and functions, with their code, into a folder."""
     if objects:
         names = ", ".join(sorted(each.__name__ for each in objects.values()))
         send(folder / _FILE_NAME, objects, f"{names}: defined in the running script or notebook")
 
 
 def load_objects(folder: Path) -> None:
-    """Registers with Keras the objects that `save_objects` wrote into a folder, if any."""
+    """Registers with Keras the classes and functions that `save_objects` wrote, if any."""
     objects = receive(folder / _FILE_NAME)
     if objects is not None:
         names = {each.__name__: each for each in objects.values()}
@@ -130,7 +130,7 @@ def load_objects(folder: Path) -> None:
 
 
 def send(path: Path, value: Any, what: str) -> None:
-    """Pickles a value by cloudpickle, with the code of the running script that it needs.
+    """Writes a value to a file by cloudpickle, with the script's code that it needs.
 
     `what` describes the value at the beginning of the error message.
     """
@@ -149,7 +149,7 @@ def send(path: Path, value: Any, what: str) -> None:
 
 
 def receive(path: Path) -> Any:
-    """Reads a value that `send` wrote; `None` if there is no file."""
+    """Reads the value that `send` wrote to a file; `None` if the file is missing."""
     if not path.exists():
         return None
     return importlib.import_module("cloudpickle").loads(path.read_bytes())

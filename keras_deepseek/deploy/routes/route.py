@@ -1,4 +1,4 @@
-"""The routes from a model to an artifact, one for each backend that can write the format.
+"""The routes of an export, one for each backend that can write the format.
 
 The running backend writes the artifact in this process. Another backend loads the saved model in a
 process of its own (`child.py`), since not every backend's exporter is right for every model. Each
@@ -34,7 +34,7 @@ FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
 class Route(Protocol):
-    """A way from a model to an artifact and its outputs."""
+    """One way to make an artifact from a model: by a given backend, in a given process."""
 
     @property
     def backend(self) -> str:
@@ -42,18 +42,21 @@ class Route(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the route in reports."""
+        """The name of the route in reports, such as the backend's."""
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
+        """Writes the artifact, runs it on the job's batches, and returns a `RouteResult`.
+
+        It reports each stage to `say`.
+        """
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs the artifact in `folder` on the job's batches."""
+        """Runs an existing artifact on the job's batches, and returns a `RouteResult`."""
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """The route through the running backend."""
+    """The route by the running backend, in this process."""
 
     backend: str
 
@@ -63,7 +66,10 @@ class InProcess:
         return f"the {self.backend} backend"
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
+        """Writes the artifact, runs it on the job's batches, and returns a `RouteResult`.
+
+        It reports each stage to `say`.
+        """
         say(f"writing through {self.name}")
         with whole_tracebacks():
             how = job.export_format.write(job.model, folder)
@@ -71,7 +77,7 @@ class InProcess:
         return replace(self.run(job, folder), how=how)
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs the artifact in `folder` on the job's batches."""
+        """Runs an existing artifact on the job's batches, and returns a `RouteResult`."""
         try:
             outputs = run_format(job.export_format, folder, list(job.batches))
         except NotSupportedError as error:
@@ -81,7 +87,7 @@ class InProcess:
 
 @dataclass(frozen=True)
 class InChild:
-    """The route through another backend, in a process of its own that loads the saved model."""
+    """The route by another backend, in a child process that loads the saved model."""
 
     backend: str
 
@@ -91,13 +97,16 @@ class InChild:
         return f"a {FRAMEWORKS[self.backend]} process"
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
+        """Writes the artifact, runs it on the job's batches, and returns a `RouteResult`.
+
+        It reports each stage to `say`.
+        """
         say(f"starting {self.name}")
         result = self._send(job, folder, say, is_written=False)
         return replace(result, how=f"{result.how}, {self.name}")
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs the artifact in `folder` on the job's batches."""
+        """Runs an existing artifact on the job's batches, and returns a `RouteResult`."""
         return self._send(job, folder, lambda _: None, is_written=True)
 
     def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:
@@ -114,7 +123,7 @@ class InChild:
 
 
 def check_packages(export_format: ExportFormat, route: Route) -> None:
-    """Raises a `MissingExtraError` if a package that a route needs is missing, before any work."""
+    """Raises a `MissingExtraError` before any work if a package of a route is not installed."""
     needed = {route.backend: route.backend}
     needed |= export_format.packages.get(route.backend, {})
     missing = {name: needed[name] for name in needed if importlib.util.find_spec(name) is None}
@@ -124,7 +133,7 @@ def check_packages(export_format: ExportFormat, route: Route) -> None:
 
 
 def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) -> None:
-    """Writes the files of a job, which the child reads, into the folder `work`."""
+    """Writes the files of an export job, which the child process reads, into a folder."""
     sources: tuple[str, ...] = ()
     if not is_written:
         model = job.model.model
@@ -153,7 +162,7 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
 
 
 def find_routes(export_format: ExportFormat) -> list[Route]:
-    """Returns the routes to a format, in the order in which they are tried."""
+    """Returns the routes to an export format, in the order in which they are tried."""
     running = keras.backend.backend()
     backends = export_format.backends or (running,)
     return [InProcess(name) if name == running else InChild(name) for name in backends]

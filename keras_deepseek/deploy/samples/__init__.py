@@ -1,1 +1,1 @@
-"""The batches that an artifact is verified on."""
+"""The input batches on which an artifact is verified."""

@@ -36,7 +36,7 @@ _UNEQUAL_LENGTHS = (9, 13, 16, 6)
 def make_samples(
     model: keras.Model, signature: Signature, lengths: tuple[int, ...] = LENGTHS
 ) -> list[dict[str, Array]]:
-    """Returns random batches of several sizes and lengths that fit a model.
+    """Returns random input batches of several batch sizes and lengths that fit a model.
 
     Floats are drawn from a standard normal distribution. If the input first goes through a
     `Normalization` or `Rescaling`, they are drawn from the distribution that this layer turns into
@@ -52,7 +52,7 @@ def make_samples(
 
 
 def make_accepted_samples(model: NamedModel) -> list[dict[str, Array]]:
-    """Returns random batches on which a model was run without an error; `[]` if it takes none."""
+    """Returns random batches on which a model runs without an error; `[]` if there are none."""
     infer = backend.current().inference.plain_inference(model)
     for lengths in (LENGTHS, ROUND_LENGTHS):
         samples = make_samples(model.model, model.signature, lengths)
@@ -64,7 +64,7 @@ def make_accepted_samples(model: NamedModel) -> list[dict[str, Array]]:
 
 
 def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
-    """Returns random batches that not every model takes.
+    """Returns random batches that a model may reject, such as very small and large ones.
 
     One is small and one is large, which shows a choice by size that was fixed when the model was
     traced. In a third, the free axes differ in length.
@@ -81,7 +81,7 @@ def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict
 
 
 def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
-    """Returns a random batch of large floats and floats far from zero; `[]` without float inputs.
+    """Returns a random batch of extreme floats; `[]` for a model without float inputs.
 
     An unstable formula fails on them. A stable one may be less precise on them than on others, too.
     """
@@ -94,7 +94,7 @@ def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[
 
 
 def _limit_lengths(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns lengths that a model has positions for, in the same proportions if possible."""
+    """Reduces sequence lengths to the positions that a model has, if possible in proportion."""
     longest = longest_sequence(model)
     if longest is None or longest >= max(lengths):
         return lengths
@@ -102,7 +102,7 @@ def _limit_lengths(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, .
 
 
 def _make_extreme(array: Array) -> Array:
-    """Makes the floats of the first row large, and moves those of the others far from zero."""
+    """Scales the floats of the first row up, and moves those of other rows far from zero."""
     if array.dtype.kind == "f":
         far = 50 * array.std()
         array[:1] *= 20
@@ -111,7 +111,7 @@ def _make_extreme(array: Array) -> Array:
 
 
 def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Splits rows into those for calibration and each fifth one for verification.
+    """Splits rows in two: every fifth one for verification, the others for calibration.
 
     Fewer than 20 rows serve for both.
     """
@@ -131,7 +131,7 @@ def draw_batch(
     shapes: Mapping[str, tuple[int, ...]],
     seed: int | None = None,
 ) -> dict[str, Array]:
-    """Returns a random batch of the inputs' shapes, which include the batch axis.
+    """Returns a random batch of given input shapes, which include the batch axis.
 
     It is the same for the same seed, which defaults to the number of rows.
     """
@@ -152,7 +152,7 @@ def draw_batch(
 def batch_shapes(
     signature: Signature, batch_size: int, lengths: Iterator[int]
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each input, with the next of `lengths` for each free axis."""
+    """Returns each input's shape, where free axes take the next of `lengths`."""
     return {
         spec.name: tuple(
             size if size is not None else (batch_size if axis == 0 else next(lengths))

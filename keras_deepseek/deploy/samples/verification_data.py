@@ -1,4 +1,4 @@
-"""The batches that an export is verified on, and those for int8."""
+"""The batches for verifying an export, and the rows for int8 calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Batches = list[dict[str, Array]]
 
 @dataclass(frozen=True)
 class VerificationData:
-    """The batches of an export, by input name. `ExportJob` explains the kinds of samples."""
+    """The input batches of an export. `ExportJob` explains the kinds of samples."""
 
     samples: Batches
     alternative_samples: list[Batches] = field(default_factory=list)
@@ -34,7 +34,7 @@ class VerificationData:
 def choose_data(
     named: NamedModel, samples: Sequence[Any] | None, calibration: Any
 ) -> VerificationData:
-    """Checks and returns the batches for a model.
+    """Checks the user's samples and calibration rows, and returns the batches to use.
 
     Without samples, it takes a part of `calibration`, or random batches.
     """

@@ -30,7 +30,7 @@ consist of rounding errors."""
 
 @dataclass(frozen=True)
 class Comparison:
-    """The number of compared batches, and the largest absolute difference.
+    """The result of comparing outputs: number of batches, and largest absolute difference.
 
     Args:
         any_finite: Whether the model gave any finite value.
@@ -51,7 +51,7 @@ def compare(
     *,
     by_column: bool = True,
 ) -> Comparison:
-    """Compares the outputs of a model and of its artifact, by batch and name.
+    """Compares the outputs of a model and its artifact, by batch and output name.
 
     Raises an `ExportError` if a name, a shape, a dtype, the place of a NaN, or a value differs.
     `precision` is that which the artifact computes in, if it is not the dtype of the output. With
@@ -102,7 +102,7 @@ def compare(
 def differing_places(
     expected: dict[str, Array], received: dict[str, Array], precisions: Mapping[str, str | None]
 ) -> dict[str, Array] | None:
-    """Returns boolean arrays, by name, that mark outputs of one batch beyond the tolerance.
+    """Returns boolean arrays that mark the entries of a batch that differ too much, by name.
 
     Returns `None` if names, shapes or dtypes differ.
     """
@@ -130,7 +130,7 @@ def differing_places(
 def _rows_by_shape(
     name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> Iterator[tuple[Array, Array]]:
-    """Yields an output of the model and of its artifact, all rows of one shape in one array."""
+    """Yields one output of model and artifact, with rows of equal shape in one array each."""
     by_shape: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
     for reference, outputs in zip(expected, received, strict=True):
         left, right = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
@@ -142,7 +142,7 @@ def _rows_by_shape(
 
 
 def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> None:
-    """Raises if a column has an error that the tolerance of larger columns hides."""
+    """Raises an error if a column of small values differs more than its own scale allows."""
     if left.ndim <= 1 or not left.size:
         return
     others = tuple(range(left.ndim - 1))
@@ -161,7 +161,7 @@ def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> 
 
 
 def _changes_alike(groups: list[tuple[Array, Array]]) -> bool:
-    """Returns whether an output changes from row to row, and the artifact's in the same way."""
+    """Returns True if an output varies between rows, and the artifact's varies in the same way."""
     moved = sum(float(np.square(left - left.mean(0)).sum()) for left, _ in groups if len(left))
     error = sum(
         float(np.square(right - right.mean(0) - left + left.mean(0)).sum())
@@ -174,7 +174,7 @@ def _changes_alike(groups: list[tuple[Array, Array]]) -> bool:
 def _largest_difference(
     expected: Array, received: Array, precision: str | None, least_scale: float
 ) -> float:
-    """Returns the largest absolute difference, or raises if it is beyond the tolerance."""
+    """Returns the largest absolute difference, or raises an error if it is too large."""
     if expected.shape != received.shape:
         raise ExportError(f"shape {received.shape}; expected {expected.shape}.")
     if expected.dtype != received.dtype:
@@ -204,7 +204,7 @@ def _largest_magnitude(array: Array) -> float:
 
 
 def _unit(array: Array) -> float:
-    """Returns the difference of neighbouring numbers about 1 in an array's dtype."""
+    """Returns the machine epsilon of an array's dtype."""
     is_float = str(array.dtype) in TOLERANCES and array.dtype.kind == "f"
     return float(np.finfo(array.dtype).eps) if is_float else 2.0**-7
 
@@ -217,7 +217,7 @@ def _tolerance(expected: Array, precision: str | None) -> float:
 def agreements(
     expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> dict[str, dict[str, float]]:
-    """Returns how close an artifact's outputs are to the model's, over all rows, by output name.
+    """Returns two measures of how close an artifact's outputs are to the model's, by output.
 
     `"relative_error"` is the root mean square of the differences, as a share of that of the model's
     values. `"same_largest"` is the share of rows, along the last axis, whose largest value is at

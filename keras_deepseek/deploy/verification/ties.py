@@ -1,4 +1,4 @@
-"""Redrawing of a random batch on which the model has a tie.
+"""Replacement of a random batch at which rounding decides the model's outputs (a tie).
 
 At a tie, as of a `floor` or an `argmax`, the last digit decides. A right artifact that rounds
 otherwise then gives something else. One such batch is replaced by another. If there are two, or if
@@ -28,7 +28,7 @@ def redraw_tie(
     received: list[dict[str, Array]],
     precisions: dict[str, str | None],
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]] | None:
-    """Replaces the one random batch at which the model has a tie.
+    """Replaces the one random batch at which rounding decides the model's outputs (a tie).
 
     Returns `expected` and `received` with the outputs for the new batch. `None` if the artifact
     differs on no batch or on several, or if a difference is not the model's own. The model is run
@@ -68,7 +68,7 @@ def _all_change(
     places: dict[str, Array],
     precisions: dict[str, str | None],
 ) -> bool:
-    """Returns whether moving the last digits changes the model's outputs at all of some places."""
+    """Returns True if rounding-size changes of a batch change every one of the marked outputs."""
     generator = np.random.default_rng(0)
     left = dict(places)
     for _ in range(_TRIES):

@@ -1,4 +1,4 @@
-"""Verification of an artifact: its outputs on the samples against those of the model."""
+"""Verification of an artifact: its outputs must equal the model's on the same batches."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ _HALF_PRECISIONS = ("bfloat16", "float16")
 
 
 class Expected(NamedTuple):
-    """The model's outputs by name: for each sample, and for each batch of large numbers."""
+    """The outputs expected of an artifact: the model's, for samples and for extreme batches."""
 
     usual: list[dict[str, Array]]
     extreme: list[dict[str, Array]]
 
 
 def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
-    """Runs the model on the job's batches, and drops those optional ones that it does not take.
+    """Runs the model on the job's batches, and drops optional batches that it rejects.
 
     Raises an `InvalidInputError` if the model fails on the samples and on all alternatives to them.
     """
@@ -55,7 +55,7 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
 def _infer_accepted(
     infer: InferenceFunction, samples: Sequence[dict[str, Array]]
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
-    """Returns the batches for which a model gives finite outputs, and these outputs."""
+    """Returns the batches for which a model gives finite outputs, with these outputs."""
     taken, given = [], []
     for sample in samples:
         with contextlib.suppress(Exception):  # Any backend's error: it takes no such batch.
@@ -69,7 +69,7 @@ def _infer_accepted(
 def _infer_first(
     infer: InferenceFunction, lists: list[list[dict[str, Array]]]
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
-    """Returns the first list of batches that a model takes, and its outputs."""
+    """Returns the first list of batches that a model accepts, and its outputs."""
     failures = []
     for samples in lists:
         try:
@@ -84,7 +84,7 @@ def _infer_first(
 
 
 def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verification:
-    """Compares an artifact's outputs with the expected ones."""
+    """Compares the outputs of an artifact with those of the model."""
     if result.outputs is None:
         return Verification("unverified", result.reason)
     if not (expected.usual or expected.extreme):
@@ -135,7 +135,7 @@ def verify_with_redraw(
     job: ExportJob,
     run: Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None],
 ) -> tuple[Verification, str]:
-    """Compares as `verify` does.
+    """Verifies an artifact like `verify`, after replacing a batch at which the model has a tie.
 
     Redraws one random batch if the model has a tie there, and notes it for the report.
     """
@@ -170,12 +170,12 @@ def verify_with_redraw(
 
 
 def _extend(job: ExportJob) -> Callable[[dict[str, Array]], dict[str, Array]]:
-    """Returns a function that adds the format's further outputs to the model's."""
+    """Returns a function that adds the format's derived outputs to a model's outputs."""
     return lambda outputs: {**outputs, **job.export_format.further_outputs(outputs)}
 
 
 def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
-    """Returns the precision of each output by name, `None` for that of its own dtype."""
+    """Returns the compute precision of each output by name; `None` for that of its dtype."""
     names = (expected.usual or expected.extreme)[0].keys()
     if job.precision is not None:
         return dict.fromkeys(names, job.precision)
@@ -187,6 +187,6 @@ def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
 
 
 def _least_precision(layers: list[keras.Layer]) -> str | None:
-    """Returns the least half precision of some layers; the last layer is often in float32."""
+    """Returns the lowest half precision that some layers compute in; `None` if they use none."""
     dtypes = {layer.compute_dtype for layer in layers}
     return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)

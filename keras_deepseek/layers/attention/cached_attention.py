@@ -1,4 +1,4 @@
-"""A key-value cache for Keras's own attention layers."""
+"""Wrapper that gives Keras's own attention layers a key-value cache."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checks of the call of an attention layer, and its output spec.
+"""Functions that check the arguments of an attention layer's call, and its output spec.
 
 They run after Keras has filled in masks and cast the inputs. `key_value_cache` checks the entries
 of a cache where it writes them. A layer that uses these functions has the attributes
@@ -22,7 +22,7 @@ from keras_deepseek.layers.token_dim import check_shape
 def check_call(
     layer: Any, inputs: Any, masks: tuple[Any, Any], cache: Cache | None, cache_index: Any
 ) -> Any:
-    """Checks the arguments of an attention layer's call; returns the mask to use (BT), or `None`.
+    """Checks the arguments of an attention layer's call; returns the padding mask (BT) or `None`.
 
     `inputs` are (BTD). The first of `masks`, the call's `mask` and `inputs_mask`, that is not
     `None` is used. Only a causal layer takes a cache, and only with an index.
@@ -40,7 +40,7 @@ def check_call(
 
 
 def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> None:
-    """Raises an error if a call reaches beyond the `max_length` of the layer's `rotary`.
+    """Raises an error if a call has tokens beyond the `max_length` of the layer's `rotary`.
 
     A layer without a `rotary` takes no positions. `inputs` (BTD) include padding. The values of
     `positions` are not read. A `cache_index` of `None` is 0.
@@ -57,7 +57,7 @@ def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> Non
 
 
 def read_length(layer: Any, inputs: Any) -> int:
-    """Returns the length of the inputs, or raises an error if it is unknown.
+    """Returns the static sequence length of the inputs, or raises an error if it is unknown.
 
     A layer needs it to lay out blocks.
     """

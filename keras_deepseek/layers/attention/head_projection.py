@@ -1,4 +1,4 @@
-"""The projections between tokens and attention heads.
+"""Projections from token features to attention heads and back.
 
 They are those of `keras.layers.MultiHeadAttention`: `EinsumDense` layers with fixed names.
 """
@@ -12,7 +12,7 @@ from keras_deepseek.layers.input_check import Shape
 
 
 def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
-    """Returns the arguments that all projections inside a layer share.
+    """Returns the constructor arguments that all projections inside an attention layer share.
 
     Projections copy `trainable` here because Keras passes on only later changes of it.
     """
@@ -32,7 +32,7 @@ def make_projection(
     equation: str = "btd,dhk->bthk",
     bias_axes: str = "hk",
 ) -> keras.layers.EinsumDense:
-    """Returns a projection of each token, by default to heads.
+    """Makes an `EinsumDense` that projects each token, by default to attention heads.
 
     `sizes` is the output shape of one token. `bias_axes` matter only if the layer has a bias.
     """

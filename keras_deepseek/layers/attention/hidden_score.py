@@ -1,4 +1,4 @@
-"""The score of a key that must not be attended to."""
+"""The constant that stands for the attention score of a hidden key."""
 
 HIDDEN = -1e30
 """Replaces an attention score in float32 or better, or is added to one.

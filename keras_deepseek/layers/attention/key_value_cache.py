@@ -65,7 +65,7 @@ def make_cache(
 
 
 def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
-    """Raises an error if only one of cache and index is given, or one of them is invalid."""
+    """Raises an error if `cache` and `cache_index` are invalid, or only one of them is given."""
     if cache is None and cache_index is not None:
         raise InvalidInputError(
             "Received a `cache_index` without a `cache`. Pass the cache that `make_cache` or the "
@@ -96,7 +96,7 @@ def check_states(
     batch_size: int | None,
     make_shapes: Callable[[int], Mapping[str, tuple[int, ...]]],
 ) -> None:
-    """Raises an error if a layer that keeps only states gets the cache of another layer.
+    """Raises an error if a layer that caches only states is given the cache of another layer.
 
     `make_shapes` takes the number of slots and returns the shape of each state, by name and without
     the batch. A `batch_size` of `None` is unknown.
@@ -109,7 +109,7 @@ def check_states(
 
 
 def continue_cache(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
-    """Returns the cache to continue from, for a layer that can't remove tokens.
+    """Returns the cache to continue from, for a layer that can't remove tokens from its states.
 
     At index 0 the mask and the states of `resets` are set to zero. Raises an `InvalidInputError` if
     the cache holds tokens at or after the index, but only where the mask can be read at no cost.
@@ -152,7 +152,7 @@ def append_to_cache(
     *,
     states: Mapping[str, Any] | None = None,
 ) -> Cache:
-    """Returns the cache with the tokens of a call in its slots, and no tokens after them.
+    """Returns the cache with a call's tokens written to its slots, and later slots cleared.
 
     The given dict is unchanged, except inside a function made by the backend's
     `compile_with_state`. `cache_index` is the slot of the first token. `updates` has `(batch_size,
@@ -191,7 +191,7 @@ def make_attention_mask(
     sliding_window: int | None = None,
     attention_mask: Any = None,
 ) -> Any:
-    """Returns the mask of keys that each query may attend to, or `None` if it may attend to all.
+    """Combines all masks of an attention call into one; `None` if each query may see every key.
 
     It broadcasts to `(batch_size, query_length, key_length)`, as does `attention_mask`, a further
     mask to combine with.
@@ -270,7 +270,10 @@ def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str,
 
 
 def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
-    """Returns the first slot, as a number if it can be read; the tokens must then fit."""
+    """Returns the index of the first slot to write, after checking that the tokens fit.
+
+    It is an integer if its value can be read, and a tensor inside compiled code.
+    """
     start = backend.current().compute.read_integer(cache_index)
     if start is None:
         return ops.cast(cache_index, "int32")

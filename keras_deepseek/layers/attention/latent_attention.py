@@ -37,7 +37,7 @@ from keras_deepseek.layers.double_precision import (
 def is_absorbed_cheaper(
     query_length: int | None, key_length: int | None, expanded_dim: int, rank: int
 ) -> bool:
-    """Returns True if absorbed attention takes fewer multiplications than naive attention.
+    """Returns True if absorbed latent attention needs fewer multiplications than naive attention.
 
     An unknown `query_length` counts as `key_length`. `expanded_dim` is the size of a head's value
     plus its key without the rotary part; `rank` that of the compressed keys and values.
@@ -58,7 +58,7 @@ def attend_naive(
     *,
     is_causal: bool = False,
 ) -> Any:
-    """Returns the attention outputs (BTNV), with keys and values expanded for each head.
+    """Computes naive latent attention (BTNV): keys and values are expanded for each head.
 
     `mask_BTS` broadcasts to (BTS), or is `None`. `ups` are the two layers that expand compressed
     keys and values to BSNP and BSNV; `drop` is the dropout for attention weights. With `is_causal`,
@@ -93,7 +93,7 @@ def attend_fused(
     mask_BTS: Any,
     ups: Sequence[Callable[[Any], Any]],
 ) -> Any:
-    """Returns the result of `attend_naive`, by the framework's fused attention operation.
+    """Computes `attend_naive` with the framework's fused attention operation.
 
     That operation takes keys and values of one size, so values are padded with zeros. There are as
     many queries as keys. `mask_BTS` broadcasts to (BTS); `None` is a causal mask.
@@ -116,7 +116,7 @@ def attend_fused(
 def _expand(
     queries: tuple[Any, Any], keys: tuple[Any, Any], ups: Sequence[Callable[[Any], Any]]
 ) -> tuple[Any, Any, Any]:
-    """Returns whole queries (BTNH), and keys (BSNH) and values (BSNV) expanded for each head."""
+    """Returns complete queries (BTNH), and keys (BSNH) and values (BSNV) expanded for each head."""
     latent_BSC, rotary_key_BSR = keys
     key_BSNP, value_BSNV = (up(latent_BSC) for up in ups)
     rotary_key_BSNR = ops.broadcast_to(
@@ -138,7 +138,7 @@ def _attend_block(
 
 
 def _cut_mask(mask_BTS: Any, start: int, stop: int) -> Any:
-    """Returns the mask for the queries from `start` to `stop` and the keys up to `stop`."""
+    """Slices an attention mask to queries `start` to `stop` and the keys before `stop`."""
     if mask_BTS is None:
         return None
     if mask_BTS.shape[1] != 1:
@@ -153,7 +153,7 @@ def attend_absorbed(
     kernels: Sequence[Any],
     drop: Callable[[Any], Any],
 ) -> Any:
-    """Returns the attention outputs (BTNV) without expanding keys and values.
+    """Computes absorbed latent attention (BTNV), which never expands keys and values.
 
     The key kernel (CNP) multiplies the queries, and the value kernel (CNV) the weighted sums.
     `mask_BTS` broadcasts to (BTS), or is `None`.
@@ -170,7 +170,7 @@ def attend_chosen(
     kernels: Sequence[Any],
     drop: Callable[[Any], Any],
 ) -> tuple[Any, Any]:
-    """Returns absorbed attention of each query over its own K keys, which are gathered.
+    """Computes absorbed latent attention of each query over the K keys that it has chosen.
 
     The keys of a query come in any order; `is_chosen_BTK` is false where no further key was left.
     `kernels` are (CNP) and (CNV). Returns the outputs (BTNV) and the attention weights (BTNK)
@@ -191,7 +191,7 @@ def attend_chosen(
 
 
 def _gather(x_BSC: Any, indices_BTK: Any) -> Any:
-    """Returns the rows that each query has chosen, of shape (B * T, K, C)."""
+    """Gathers the rows of `x_BSC` that each query has chosen: (B * T, K, C)."""
     batch_size, num_keys, dim = ops.shape(x_BSC)
     length, num_chosen = ops.shape(indices_BTK)[1:]
     first_B = ops.arange(batch_size, dtype="int32") * ops.cast(num_keys, "int32")
@@ -209,14 +209,14 @@ def _split_queries(x: Any) -> Any:
 def _weigh_absorbed(
     queries: Sequence[Any], keys: Sequence[Any], mask_BTS: Any, kernel_CNP: Any
 ) -> Any:
-    """Returns the attention weights (BNTS)."""
+    """Returns the attention weights of absorbed latent attention (BNTS)."""
     nope_BTNP, rope_BTNR = queries
     latent_query_BTNC = ops.einsum("btnp,cnp->btnc", nope_BTNP, kernel_CNP)
     return _softmax(_score((latent_query_BTNC, rope_BTNR), keys), mask_BTS)
 
 
 def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:
-    """Returns the attention outputs (BTNV) for given attention weights."""
+    """Returns the outputs of absorbed latent attention (BTNV) from its attention weights."""
     if weights_BNTS.shape[2] == 1:  # As below, but XLA copies no keys.
         sums_BTNC = ops.expand_dims(multiply_matrices(ops.squeeze(weights_BNTS, 2), latent_BSC), 1)
     else:
@@ -227,7 +227,7 @@ def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:
 
 
 def _score(queries: Sequence[Any], keys: Sequence[Any]) -> Any:
-    """Returns the scores (BNTS): the products of both parts of queries and keys, added up."""
+    """Returns attention scores (BNTS): the sum of the products with and without rotary parts."""
     if queries[0].shape[1] != 1:
         first_BNTS, second_BNTS = map(partial(ops.einsum, "btnc,bsc->bnts"), queries, keys)
         return first_BNTS + second_BNTS

@@ -259,7 +259,7 @@ class LinearAttention(keras.Layer):
         value_BTNV: Any,
         rotated: tuple[Any, Any] | None,
     ) -> Any:
-        """Returns the attention outputs (BTNV). The numerator uses `rotated` queries and keys."""
+        """Returns non-causal linear attention (BTNV); only its numerator uses `rotated` tensors."""
         sums_BTNV = sum_over_all(*(rotated or (query_BTNF, key_BTNF)), value_BTNV)
         total_BTN = ops.einsum("btnf,bnf->btn", query_BTNF, ops.sum(key_BTNF, axis=1))
         return sums_BTNV / (ops.expand_dims(total_BTN, -1) + self.epsilon)
@@ -272,7 +272,7 @@ class LinearAttention(keras.Layer):
         rotated: tuple[Any, Any] | None,
         cache: Cache | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Returns the causal attention outputs (BTNV), and the states after the last token."""
+        """Returns causal linear attention (BTNV), and the running sums after the last token."""
         if cache is None:
             cache = {
                 name: ops.zeros((ops.shape(query_BTNF)[0], *shape), query_BTNF.dtype)
@@ -323,7 +323,7 @@ class LinearAttention(keras.Layer):
 
 
 def _read_feature_map(feature_map: Any) -> Any:
-    """Returns the feature map as a function, or as the one name that Keras does not know."""
+    """Returns the feature map as a function; the one name that Keras lacks stays a string."""
     if feature_map == _ELU_PLUS_ONE:
         return feature_map
     try:

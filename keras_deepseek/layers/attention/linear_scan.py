@@ -1,4 +1,4 @@
-"""The sums of linear attention, at a cost that grows with the length.
+"""The sums of linear attention, at a cost that grows linearly with the sequence length.
 
 A token's sum over earlier tokens has two parts: its own chunk, by the products of all pairs in it,
 and all earlier chunks, by a state that is summed from chunk to chunk. No step waits for the step
@@ -48,7 +48,7 @@ def sum_over_earlier(
 
 
 def _split(x: Any, length: int | None, size: int) -> Any:
-    """Reshapes (B, T, N, F) to (B, M, C, N, F), padded with zeros."""
+    """Splits (B, T, N, F) into chunks (B, M, C, N, F), the last one padded with zeros."""
     real = ops.shape(x)[1]
     # An unknown length may lack at most `size - 1` tokens of a full chunk.
     fill = size - 1 if length is None else -length % size

@@ -303,7 +303,7 @@ class MultiHeadLatentAttention(keras.Layer):
         position_arguments: dict[str, Any],
         num_outputs: int | None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns two dicts of tensors by name, for queries and for keys.
+        """Projects the inputs to the parts of queries and of keys, as two dicts of tensors by name.
 
         Queries are `nope` (BTNP) and `rope` (BTNR), scaled; keys are `latent` (BSC) and
         `rotary_key` (BSR). The cache keeps the keys that `_cache_entries` names.

@@ -1,4 +1,4 @@
-"""The call signature of `keras.layers.MultiHeadAttention`, for layers of self-attention."""
+"""Conversion of calls like `keras.layers.MultiHeadAttention`'s for self-attention layers."""
 
 from typing import Any
 

@@ -96,7 +96,7 @@ def sink_attention(
 
 
 def _split_blocks(num_blocks: Any, chosen_BMQK: Any, dim: int) -> list[slice]:
-    """Returns slices of blocks to compute one by one, so that gathered keys fit in memory."""
+    """Returns slices that split blocks of queries into groups, so that their keys fit in memory."""
     if chosen_BMQK is None or not isinstance(num_blocks, int):
         return [slice(None)]
     size, num_chosen = chosen_BMQK.shape[2:]
@@ -111,7 +111,7 @@ def _attend(
     sinks_N: Any,
     drop: Callable[[Any], Any],
 ) -> Any:
-    """Returns the attention outputs (BMQNH) over all kinds of keys."""
+    """Computes attention (BMQNH) by one softmax over near keys, far keys and sinks."""
     scores = [
         ops.einsum(f"bmqnh,{indices}->bmqnk", query_BMQNH, keys) for indices, keys, _ in kinds
     ]
@@ -123,7 +123,7 @@ def _attend(
 
 
 def _to_blocks(x: Any, num_blocks: Any, size: int) -> Any:
-    """Reshapes (B, T, ...) to (B, M, Q, ...), padded with copies of the last query."""
+    """Splits (B, T, ...) into blocks (B, M, Q, ...), padded with copies of the last query."""
     batch_size, length, *row = ops.shape(x)
     if not isinstance(length, int) or length != num_blocks * size:
         x = ops.take(
@@ -133,7 +133,7 @@ def _to_blocks(x: Any, num_blocks: Any, size: int) -> Any:
 
 
 def _find_near(near: NearKeys, length: Any, num_blocks: Any, size: int) -> tuple[Any, Any]:
-    """Returns the keys of each block (BMKH), and true for keys that a query sees (BMQK)."""
+    """Returns each block's window of keys (BMKH), and which of them a query sees (BMQK)."""
     window, num_tokens = near.sliding_window, ops.shape(near.keys)[1]
     num_keys = window - 1 + size
     # Counted from the first token of the call, so recent tokens have negative numbers.

@@ -251,7 +251,7 @@ class SlidingWindowAttention(keras.Layer):
         return make_cache(batch_size, max_length, {}, self.compute_dtype, states=states)
 
     def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
-        """Returns the slots and the size of each cache entry, without the mask."""
+        """Returns the slots and the size per slot of each cache tensor except the mask, by name."""
         return {"recent_key": (self.sliding_window, self.head_dim)}
 
     def call(
@@ -288,7 +288,7 @@ class SlidingWindowAttention(keras.Layer):
     def _attend(
         self, tokens: PackedTokens, cache: Cache | None, training: bool | None
     ) -> tuple[Any, Cache]:
-        """Returns the outputs of packed tokens, and the new cache entries without the mask."""
+        """Computes attention over packed tokens; returns outputs, and the cache without mask."""
         updates = {}
         low_rank_BTQ = self.query_norm(self.query_down(tokens.inputs))
         query_BTNH = ops.rms_normalization(self.query_up(low_rank_BTQ), epsilon=self.epsilon)
@@ -316,7 +316,10 @@ class SlidingWindowAttention(keras.Layer):
     def _find_far(
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
     ) -> tuple[FarKeys | None, Cache]:
-        """Returns far keys, here none, and updates of the cache; subclasses override it."""
+        """Returns no far keys and no cache updates.
+
+        Subclasses override it to add compressed keys beyond the sliding window.
+        """
         return None, {}
 
     def _rotate(self, x: Any, positions: Any) -> Any:
@@ -351,7 +354,7 @@ class SlidingWindowAttention(keras.Layer):
 
 
 def _complete_scaling(scaling: Any) -> Any:
-    """Returns the scaling, with an `attention_factor` of 1 for YaRN as in DeepSeek-V4."""
+    """Returns the rotary scaling; for YaRN, `attention_factor` defaults to 1, as in DeepSeek-V4."""
     if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "yarn":
         return {"attention_factor": 1.0, **scaling}
     return scaling

@@ -1,1 +1,1 @@
-"""Feed-forward layers, which transform each position by itself."""
+"""Feed-forward layers, which transform each position of a sequence independently."""

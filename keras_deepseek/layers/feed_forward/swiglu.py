@@ -129,7 +129,7 @@ class SwiGLU(FloatingInputLayer):
 
 
 def gate_activations(gate: Any, up: Any, clamp: float | None) -> Any:
-    """Returns the hidden activations of a SwiGLU from the two projections of its inputs."""
+    """Returns the hidden activations of a SwiGLU, silu(gate) * up, clipped to `clamp` if given."""
     if clamp is not None:
         gate = ops.clip(gate, -math.inf, clamp)  # `minimum` would return float32 on PyTorch.
         up = ops.clip(up, -clamp, clamp)

@@ -1,4 +1,4 @@
-"""Computation of a function of many tokens in chunks, with a given gradient."""
+"""Chunked computation of a function of many tokens, with a gradient given by the caller."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def map_chunks_with_gradient(
     shared: Sequence[Any],
     chunk_size: int,
 ) -> Any:
-    """Returns `function(tokens, labels, *shared)` (num_tokens), computed chunk by chunk both ways.
+    """Computes `function(tokens, labels, *shared)` (num_tokens) and its gradient in chunks.
 
     The backward pass keeps nothing of the forward pass, and sums the gradients by `shared` in one
     tensor each. The gradient is given because a derived gradient of a loop would need more memory

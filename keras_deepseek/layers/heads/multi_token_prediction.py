@@ -177,7 +177,7 @@ class MultiTokenPrediction(FloatingInputLayer):
                 self.output_norms.append(make_token_norm(self, f"output_norm_{index}", dim))
 
     def _check_embedding(self, input_shape: Shape) -> None:
-        """Raises an error if the embedding's size differs from that of the hidden states."""
+        """Raises an error if the embedding's size differs from the size of the hidden states."""
         ids = keras.KerasTensor(input_shape[:2], dtype="int32")
         received = tuple(self.token_embedding.compute_output_spec(ids).shape)
         if not is_shape(received, input_shape):
@@ -310,7 +310,7 @@ def _check_token_ids(token_ids: Any, inputs: Any) -> None:
 
 
 def _describe_rows(segment_ids: Any, positions: Any) -> dict[str, Any]:
-    """Returns the arguments that the block gets for packed rows, none for other rows."""
+    """Returns a block's `positions` and `attention_mask` for packed rows, those that are given."""
     given = {"positions": positions}
     if segment_ids is not None:
         given["attention_mask"] = ops.equal(
@@ -322,7 +322,7 @@ def _describe_rows(segment_ids: Any, positions: Any) -> dict[str, Any]:
 def shift_tokens(
     token_ids: Any, mask: Any, places: int, segment_ids: Any = None
 ) -> tuple[Any, Any]:
-    """Returns the token `places` ahead of each token, and a mask: true if it exists and is real.
+    """Returns the token `places` ahead of each token, and a mask of where such a token exists.
 
     If there is none, the first tokens of the sequence are returned. All tensors are `(batch_size,
     length)`. A token of another segment does not count as existing.

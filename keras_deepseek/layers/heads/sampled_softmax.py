@@ -216,7 +216,7 @@ class SampledSoftmax(VocabularyHead):
 
 
 def _read_weights(weights: Any, count: int, ignore_class: int | None) -> Any:
-    """Returns the probabilities of drawing each class, in float64."""
+    """Checks class weights, and returns each class's probability of being drawn, in float64."""
     numbers = np.ones(count) if weights is None else np.array(weights, "float64")
     if numbers.shape != (count,):
         raise InvalidInputError(
@@ -237,7 +237,7 @@ def _read_weights(weights: Any, count: int, ignore_class: int | None) -> Any:
 
 
 class _Given(keras.initializers.Initializer):
-    """An initializer that returns given numbers."""
+    """An initializer that returns a given array."""
 
     def __init__(self, numbers: Any) -> None:
         self._numbers = numbers

@@ -1,4 +1,4 @@
-"""Cross entropy, weights and means of tokens, shared by the heads that train."""
+"""Per-token cross entropy, token weights and weighted means, shared by the training heads."""
 
 import math
 from typing import Any
@@ -31,7 +31,7 @@ def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
 def differentiate_token_losses(
     logits: Any, targets: Any, upstream: Any, z_loss: float = 0.0
 ) -> Any:
-    """Returns the gradient of `compute_token_losses` by the logits, in float32 or better.
+    """Returns the gradient of `compute_token_losses` with respect to the logits.
 
     Logits are `(..., vocabulary_size)`, targets `(...)`, and `upstream`, the gradient by the
     losses, `(...)`.
@@ -51,7 +51,7 @@ def differentiate_token_losses(
 
 
 def mark_unknown_classes(losses: Any, targets: Any, weights: Any, count: int) -> Any:
-    """Returns the losses, with NaN for tokens that count and whose target is not a class.
+    """Replaces the loss of each counted token by NaN if its target is not a valid class.
 
     All tensors have one shape. The weight of a token that does not count is 0.
     """

@@ -1,4 +1,4 @@
-"""Base class of heads: the projection from hidden states to the vocabulary."""
+"""Base class of layers that project hidden states to logits over the vocabulary."""
 
 from typing import Any
 
@@ -125,7 +125,7 @@ def project(inputs: Any, kernel: Any, bias: Any = None) -> Any:
 def differentiate_projection(
     inputs: Any, upstream: Any, kernel: Any, bias: Any = None
 ) -> tuple[Any, ...]:
-    """Returns the gradients of `project` by the inputs, the kernel and, if given, the bias.
+    """Returns the gradients of `project` with respect to the inputs, the kernel and the bias.
 
     Inputs are `(num_tokens, dim)`; `upstream`, the gradient by the logits, is `(num_tokens,
     vocabulary_size)`; the kernel is `(dim, vocabulary_size)`.

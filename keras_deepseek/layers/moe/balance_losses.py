@@ -1,4 +1,4 @@
-"""Auxiliary losses of a router."""
+"""Auxiliary losses of an expert router: load balance and the size of its logits."""
 
 import math
 from typing import Any

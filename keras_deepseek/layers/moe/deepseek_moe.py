@@ -154,7 +154,7 @@ class DeepSeekMoE(FloatingInputLayer):
 
     @property
     def _expert_size(self) -> int:
-        """The number of weights of an expert."""
+        """The number of weights of one expert."""
         _, dim, hidden_dim = self.gate_kernel.shape
         return int(3 * dim * hidden_dim)
 
@@ -195,7 +195,7 @@ class DeepSeekMoE(FloatingInputLayer):
         return outputs
 
     def _route(self, tokens_TD: Any, weights_TK: Any, indices_TK: Any, *kernels: Any) -> Any:
-        """Returns the outputs of the routed experts (TD), by the cheapest way to compute them."""
+        """Computes the outputs of the routed experts (TD) in the cheapest way for the batch."""
         num_experts = self.router.num_experts
         num_tokens, per_token = ops.shape(indices_TK)
         is_empty = isinstance(num_tokens, int) and num_tokens == 0
@@ -240,7 +240,7 @@ class DeepSeekMoE(FloatingInputLayer):
         kernels: Kernels,
         plan: expert_dispatch.ExpertDispatch,
     ) -> Any:
-        """Applies the experts to all slots at once, and returns the outputs of tokens (TD)."""
+        """Computes all slots in one batched product, and returns the outputs of tokens (TD)."""
         rows_SD = ops.take(tokens_TD, plan.token_of_slot, axis=0)
         gate_SF, up_SF = (_multiply(rows_SD, kernel, plan) for kernel in kernels[:2])
         down_SD = _multiply(gate_activations(gate_SF, up_SF, self.clamp), kernels[2], plan)
@@ -249,7 +249,7 @@ class DeepSeekMoE(FloatingInputLayer):
     def _compute_blocks(
         self, tokens_TD: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
     ) -> Any:
-        """Applies the experts to one block after another, without copying kernels (SD)."""
+        """Computes blocks of slots one after another, without copying kernels (SD)."""
         tokens_BR = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
 
         def compute(index: Any) -> Any:
@@ -285,14 +285,14 @@ class DeepSeekMoE(FloatingInputLayer):
 
 
 def _combine(results_SD: Any, weights_TK: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
-    """Returns the weighted sums over each token's experts (TD), from the results in the slots."""
+    """Returns each token's weighted sum of its experts' outputs (TD), read from the slots (SD)."""
     results_TKD = ops.take(results_SD, plan.slot_of_choice, axis=0)
     weights_TK = ops.where(plan.is_computed, weights_TK, 0.0)
     return ops.einsum("tk,tkd->td", weights_TK, results_TKD)
 
 
 def _multiply(rows_SD: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
-    """Returns the rows in their slots, each multiplied with the kernel of its expert (SF)."""
+    """Multiplies the row in each slot by the kernel of its expert (SF)."""
     if plan.loads is not None:
         dtype = promote_dtypes(rows_SD.dtype, kernels.dtype)
         # An array, because Keras would make a tensor of each number in a list.

@@ -1,4 +1,4 @@
-"""Dispatch of tokens to experts: sorts the choices by expert, so that few large products suffice.
+"""Dispatch of tokens to experts: sorts (token, expert) choices by expert for large products.
 
 Each choice of an expert gets a row, its *slot*, next to other choices of the same expert. No token
 is dropped. If the loads of the experts can be read, as in eager PyTorch and TensorFlow, the slots
@@ -51,7 +51,7 @@ _DEFAULT_BLOCK_SIZE = 64
 
 @dataclass(frozen=True)
 class ExpertDispatch:
-    """The slot of each choice, and the token and expert of each slot.
+    """Tables that assign choices of experts to slots, and slots to tokens and experts.
 
     Args:
         token_of_slot: int32 tensor (S). The token in each slot; 0 in an empty slot, whose result is
@@ -76,7 +76,7 @@ class ExpertDispatch:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """The choices sorted by expert; choices of no expert come last.
+    """The (token, expert) choices sorted by expert; choices without an expert come last.
 
     Args:
         choices: int32 tensor (N). The numbers of the choices, in sorted order.
@@ -97,7 +97,7 @@ class _Sorted:
 
 
 def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> ExpertDispatch | None:
-    """Gives each expert as many slots as it has choices.
+    """Assigns each expert as many slots as it has tokens.
 
     It returns `None` if the loads can't be read, or if there is too little work to gain from it. An
     index of `num_experts` chooses no expert. `expert_size` is the number of weights of an expert.
@@ -120,7 +120,7 @@ def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> Exp
 
 
 def dispatch_to_blocks(indices_TK: Any, num_experts: int, block_size: Any) -> ExpertDispatch:
-    """Gives each expert as many blocks of `block_size` rows as it needs.
+    """Assigns each expert as many blocks of `block_size` slots as its tokens need.
 
     An index of `num_experts` chooses no expert.
     """
@@ -147,7 +147,7 @@ def dispatch_to_blocks(indices_TK: Any, num_experts: int, block_size: Any) -> Ex
 
 
 def _dispatch_single_rows(indices_TK: Any, num_experts: int) -> ExpertDispatch:
-    """Makes each choice a block, without sorting."""
+    """Assigns each choice of an expert its own block of one row, without sorting."""
     experts_N = ops.reshape(indices_TK, (-1,))
     slots_N = _arange(ops.shape(experts_N)[0])
     return _make_dispatch(
@@ -162,7 +162,7 @@ def _dispatch_single_rows(indices_TK: Any, num_experts: int) -> ExpertDispatch:
 
 
 def dispatch_to_capacity(indices_TK: Any, num_experts: int, capacity: Any) -> ExpertDispatch:
-    """Gives each expert one block of `capacity` rows, and drops later choices beyond it.
+    """Assigns each expert `capacity` slots, and drops its tokens beyond them.
 
     An index of `num_experts` chooses no expert.
     """
@@ -175,7 +175,7 @@ def dispatch_to_capacity(indices_TK: Any, num_experts: int, capacity: Any) -> Ex
 
 
 def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
-    """Returns True if computing blocks one by one is faster than all at once.
+    """Returns True if a loop over blocks is faster than computing all blocks at once.
 
     `num_choices` is a tensor if unknown. `expert_size` is the number of weights of an expert.
     """
@@ -185,7 +185,7 @@ def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
 
 
 def choose_looped_block_size(num_choices: Any, num_experts: int) -> Any:
-    """Returns the cheapest block size for a loop, which computes only the blocks in use.
+    """Returns the cheapest block size for a loop over only the blocks in use.
 
     If `num_choices` is a tensor, so is the result.
     """
@@ -201,7 +201,7 @@ def choose_looped_block_size(num_choices: Any, num_experts: int) -> Any:
 
 
 def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> int | None:
-    """Returns the cheapest block size, or `None` if all experts on all tokens cost less.
+    """Returns the cheapest block size; `None` if every expert on every token is cheaper.
 
     A larger block has more empty rows, a smaller one needs more copies of kernels. The numbers of
     tokens and of choices are tensors if unknown.
@@ -220,7 +220,7 @@ def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> in
 
 
 def count_blocks(num_choices: Any, num_experts: int, block_size: Any) -> Any:
-    """Returns the number of blocks that hold any load.
+    """Returns the largest number of blocks that can contain tokens.
 
     Each expert in use may leave one block almost empty.
     """
@@ -231,7 +231,7 @@ def count_blocks(num_choices: Any, num_experts: int, block_size: Any) -> Any:
 def count_capacity(
     num_tokens: Any, num_experts: int, num_experts_per_token: int, factor: float
 ) -> Any:
-    """Returns the rows of an expert: `factor` times its even share of the choices, rounded up."""
+    """Returns the slots per expert: `factor` times the mean number of tokens, rounded up."""
     share = Fraction(factor).limit_denominator(1000) * num_experts_per_token / num_experts
     # In integers, because the number of tokens may be a tensor.
     return (num_tokens * share.numerator + (share.denominator - 1)) // share.denominator
@@ -254,7 +254,7 @@ def _sort(indices_TK: Any, num_experts: int) -> _Sorted:
 def _fill(
     indices_TK: Any, order: _Sorted, expert_B: Any, first_rank_B: Any, block_size: Any
 ) -> Any:
-    """Returns the tokens in the slots of blocks (S), from each block's expert and first rank."""
+    """Returns the token in each slot of the blocks (S)."""
     rank_BR = ops.expand_dims(first_rank_B, 1) + ops.expand_dims(_arange(block_size), 0)
     is_filled_BR = rank_BR < ops.expand_dims(ops.take(order.loads, expert_B), 1)
     place_BR = ops.expand_dims(ops.take(order.starts, expert_B), 1) + rank_BR

@@ -26,7 +26,7 @@ GROUP_SCORINGS = {
 
 
 def hide_other_groups(scores: Any, num_groups: int, num_best: int, group_scoring: str) -> Any:
-    """Returns the scores `(..., num_experts)`, with minus infinity outside the best groups."""
+    """Sets the scores of experts outside the best groups to minus infinity."""
     *tokens, num_experts = ops.shape(scores)
     grouped = ops.reshape(scores, (*tokens, num_groups, num_experts // num_groups))
     best = ops.top_k(GROUP_SCORINGS[group_scoring](grouped), num_best)[1]
@@ -36,7 +36,7 @@ def hide_other_groups(scores: Any, num_groups: int, num_best: int, group_scoring
 
 
 def expert_hits(indices: Any, num_experts: int) -> Any:
-    """Returns a mask of the chosen experts, of shape `(..., num_experts_per_token, num_experts)`.
+    """Returns a one-hot mask of chosen experts: `(..., num_experts_per_token, num_experts)`.
 
     An index outside the experts gives a row of `False`; `one_hot` would not on every backend.
     Indices are `(..., num_experts_per_token)`.

@@ -115,7 +115,7 @@ class HashRouter(ExpertRouter):
         )
 
     def _draw_table(self, shape: Shape, dtype: Any = None) -> Any:
-        """Deals shuffled packs of all experts, so that each expert is drawn equally often."""
+        """Draws the table of each token id's experts, which uses all experts equally often."""
         rng = np.random.default_rng(self.seed)
         hands = self.num_experts // self.num_experts_per_token
         packs = np.tile(np.arange(self.num_experts), (-(-self.vocabulary_size // hands), 1))

@@ -1,4 +1,4 @@
-"""The rotary embedding inside an attention layer.
+"""The rotary embedding that an attention layer owns.
 
 Errors name the arguments of the attention layer, because its user never passed those of
 `RotaryEmbedding`.
@@ -21,7 +21,7 @@ def make_rotary(
     rope_scaling: Mapping[str, Any] | None,
     **kwargs: Any,
 ) -> RotaryEmbedding:
-    """Returns a rotary embedding in the dtype of the attention layer around it."""
+    """Makes an attention layer's `RotaryEmbedding`, in the dtype of that layer."""
     check_number("rope_max_wavelength", rope_max_wavelength, above=1)
     if rope_scaling is not None:
         rope_scaling = check_scaling(rope_scaling, "rope_scaling")
@@ -35,7 +35,7 @@ def make_rotary(
 
 
 def read_rotary(rotary: Any) -> RotaryEmbedding | None:
-    """Returns a layer's `rotary` argument as a `RotaryEmbedding` or `None`.
+    """Returns an attention layer's `rotary` argument as a `RotaryEmbedding` or `None`.
 
     It may be serialized.
     """

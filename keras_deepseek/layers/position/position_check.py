@@ -10,7 +10,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:
-    """Raises an error if a call reaches beyond the `max_length` of a layer.
+    """Raises an error if a call has positions at or beyond the `max_length` of a layer.
 
     `start_index` is the position of the first token. A `length` of `None` is unknown.
     """
@@ -26,7 +26,7 @@ def check_length(name: str, max_length: int | None, length: int | None, start_in
 
 
 def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
-    """Raises an error if `rope_theta` is among a layer's unknown arguments.
+    """Raises an error if a layer got the unknown argument `rope_theta`, and names the right one.
 
     `name` is the layer's own name of the base of the angles.
     """
@@ -38,7 +38,7 @@ def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
 
 
 def check_start(start_index: Any) -> None:
-    """Raises an error if a start index is not an integer of at least 0, or such a scalar tensor."""
+    """Raises an error if `start_index` is neither an integer from 0 nor such a scalar tensor."""
     if hasattr(start_index, "dtype") and hasattr(start_index, "shape"):
         dtype = keras.backend.standardize_dtype(start_index.dtype)
         shape = tuple(start_index.shape)  # TensorFlow's empty `TensorShape` is true.
@@ -54,7 +54,7 @@ def check_start(start_index: Any) -> None:
 
 
 def check_positions(positions: Any, inputs: Any) -> None:
-    """Raises an error if positions are not integers of the shape of the inputs.
+    """Raises an error if positions are not integers, one for each token of the inputs.
 
     The shape is `(batch_size, length)` or `(1, length)`.
     """

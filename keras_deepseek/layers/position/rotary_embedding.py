@@ -160,7 +160,7 @@ class RotaryEmbedding(FloatingInputLayer):
         return self._rotate(inputs, ops.cos(angles) * amplitude, ops.sin(angles) * amplitude)
 
     def _angles_of(self, positions: Any) -> Any:
-        """Returns the angles of each pair, which may depend on the length of the sequence."""
+        """Returns the rotation angle of each pair of features at each position."""
         frequencies = self._frequencies
         base = ops.convert_to_tensor(frequencies.base, "float32")
         if frequencies.long is None and frequencies.stretch_exponents is None:

@@ -44,7 +44,7 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class RotaryFrequencies:
-    """The angles and the amplitude of a rotary embedding.
+    """The angles per token and the amplitude of a rotary embedding.
 
     Args:
         base: Array of `rotary_dim // 2` angles, in radians a token.
@@ -61,7 +61,7 @@ class RotaryFrequencies:
 
 
 def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") -> dict[str, Any]:
-    """Returns a checkpoint's `rope_scaling` with its `rope_type`, or raises if it is invalid.
+    """Validates a checkpoint's `rope_scaling`, and returns it with its `rope_type`.
 
     `argument` is its name in errors. `None` is no scaling.
     """
@@ -110,7 +110,7 @@ def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") 
 
 
 def _check_value(path: str, name: str, value: Any) -> Any:
-    """Returns a value of a scaling, or raises an error that names its path."""
+    """Returns one validated value of a `rope_scaling`, or raises an error that names its path."""
     if name == "truncate":
         return check_boolean(path, value)
     if name in _LISTS:
@@ -137,7 +137,7 @@ def _beta_slow(scaling: Mapping[str, Any]) -> float:
 def compute_frequencies(
     dim: int, max_wavelength: float, scaling: Mapping[str, Any]
 ) -> RotaryFrequencies:
-    """Returns the angles of `dim // 2` pairs for a checked scaling."""
+    """Returns the rotation angles per token of `dim // 2` pairs of features."""
     exponents = np.arange(0, dim, 2, dtype="float64") / dim
     base = max_wavelength**-exponents
     kind = scaling["rope_type"]
@@ -156,7 +156,7 @@ def compute_frequencies(
 
 
 def compute_score_factor(scaling: Mapping[str, Any] | None) -> float:
-    """Returns the factor of DeepSeek's attention scores: the square of YaRN's `mscale`."""
+    """Returns the factor of DeepSeek's attention scores under YaRN: the square of its `mscale`."""
     mscale = (scaling or {}).get("mscale_all_dim") or 0.0
     return _mscale(scaling["factor"], mscale) ** 2 if scaling and mscale else 1.0
 
@@ -166,7 +166,7 @@ def _mscale(factor: float, weight: float = 1.0) -> float:
 
 
 def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> RotaryFrequencies:
-    """Slows pairs that turn rarely within the trained length, and leaves fast pairs unchanged."""
+    """Applies YaRN scaling: slows slowly rotating pairs, leaves fast ones unchanged."""
     half, factor = len(base), scaling["factor"]
 
     def pair_that_turns(times: float) -> float:
@@ -190,7 +190,7 @@ def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> Rot
 
 
 def _llama3(base: Array, scaling: Mapping[str, Any]) -> Array:
-    """Slows pairs of long wavelengths, leaves short ones unchanged, and blends in between."""
+    """Applies Llama 3's scaling: slows pairs of long wavelengths, and blends towards short ones."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling[_LENGTH] * base / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -198,7 +198,7 @@ def _llama3(base: Array, scaling: Mapping[str, Any]) -> Array:
 
 
 def _longrope(base: Array, scaling: Mapping[str, Any]) -> RotaryFrequencies:
-    """Divides the angle of each pair by its own factor, from one of two lists."""
+    """Applies LongRoPE scaling: divides each pair's angle by a factor of its own."""
     factor, length = scaling["factor"], scaling[_LENGTH]
     divisors = {name: np.asarray(scaling[name], "float64") for name in REQUIRED["longrope"]}
     for name in ("short_factor", "long_factor"):

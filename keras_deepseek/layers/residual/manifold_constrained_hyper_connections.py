@@ -236,12 +236,12 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
 
 
 def _collapsed_shape(streams: Any) -> Shape:
-    """Returns the shape of the wrapped layer's input and output."""
+    """Returns the shape of a wrapped layer's input and output: one stream instead of several."""
     return (*streams.shape[:-2], streams.shape[-1])
 
 
 def _given(token_ids: Any, positions: Any, cache: Any, cache_index: Any) -> dict[str, Any]:
-    """Returns the arguments that are not `None`; a layer need not take the others."""
+    """Returns the call arguments that are not `None`, to pass only these to the wrapped layer."""
     arguments = {
         "token_ids": token_ids,
         "positions": positions,

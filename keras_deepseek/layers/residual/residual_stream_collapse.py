@@ -1,4 +1,4 @@
-"""Collapse of several residual streams to one hidden state."""
+"""A layer that merges several residual streams into one hidden state."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Expansion of hidden states to several residual streams."""
+"""A layer that expands hidden states to several residual streams."""
 
 from typing import Any
 

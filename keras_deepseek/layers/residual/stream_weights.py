@@ -1,4 +1,4 @@
-"""Weights for mixing residual streams, computed from the streams."""
+"""Functions that compute, normalize and apply the weights that mix residual streams."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ MIN_STREAMS = 2
 
 
 def check_streams(layer_name: str, input_shape: Shape) -> tuple[int, int]:
-    """Returns the number and the size of the streams, or raises an error."""
+    """Returns the number and the size of residual streams, or raises an error for other shapes."""
     *batch, num_streams, dim = input_shape if len(input_shape) > 1 else (None, None)
     if not batch or num_streams is None or dim is None or num_streams < MIN_STREAMS:
         raise InvalidInputError(
@@ -24,7 +24,7 @@ def check_streams(layer_name: str, input_shape: Shape) -> tuple[int, int]:
 
 
 def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
-    """Returns each token's flattened streams, divided by their root mean square, times a kernel.
+    """Flattens each token's residual streams, normalizes them by RMS, and applies a kernel.
 
     Streams are `(batch_size, ..., num_streams, dim)`. The kernel is `(num_streams * dim, units)`;
     its dtype is that of the computation.
@@ -35,7 +35,7 @@ def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
 
 
 def normalize_doubly(matrices: Any, iterations: int, epsilon: float) -> Any:
-    """Returns matrices whose rows and columns sum to almost 1, by Sinkhorn-Knopp rounds.
+    """Makes rows and columns of matrices sum to almost 1, by Sinkhorn-Knopp iterations.
 
     The first round normalizes only the columns, because the rows of the positive matrices `(..., n,
     n)` already sum to 1. `epsilon` is added to each sum.

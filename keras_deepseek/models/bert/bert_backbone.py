@@ -1,4 +1,4 @@
-"""The backbone of BERT: from tokens to hidden states."""
+"""The backbone of BERT, which turns token ids into hidden states."""
 
 from typing import Any, ClassVar
 
@@ -108,7 +108,7 @@ class BertBackbone(SegmentedModel):
 
 
 def _make_embeddings(config: BertConfig, policy: Any) -> dict[str, keras.Layer]:
-    """Returns the layers before the blocks, by name."""
+    """Makes BERT's embedding layers, those before the Transformer blocks, by name."""
     layers = [
         ReversibleEmbedding(
             config.vocabulary_size,
@@ -136,5 +136,5 @@ def _make_embeddings(config: BertConfig, policy: Any) -> dict[str, keras.Layer]:
 
 
 def _make_initializer(config: BertConfig) -> keras.initializers.Initializer:
-    """Returns a new initializer: a shared one would draw the same values for equal shapes."""
+    """Returns a new weight initializer: a shared one would draw equal values for equal shapes."""
     return keras.initializers.TruncatedNormal(stddev=config.initializer_range)

@@ -1,4 +1,4 @@
-"""The task that BERT is trained on: prediction of masked tokens."""
+"""BERT's masked language model: a backbone with a head that predicts masked tokens."""
 
 from collections.abc import Collection
 from typing import Any

@@ -1,4 +1,4 @@
-"""The checkpoint map of BERT, by the tensor names of transformers."""
+"""The checkpoint map of BERT: its variables, and their tensor names in transformers."""
 
 from collections.abc import Collection
 from typing import Any
@@ -35,7 +35,7 @@ def checkpoint_entries(
     head: MaskedPositionHead | None = None,
     tensors: Collection[str] = (),
 ) -> list[CheckpointEntry]:
-    """Returns the checkpoint map of a backbone, and of the head of a masked language model.
+    """Returns the checkpoint map of a BERT backbone and, if given, its masked-token head.
 
     `tensors` are the names of all tensors in the checkpoint that is read; empty for writing.
     """
@@ -60,7 +60,7 @@ def checkpoint_entries(
 
 
 def _candidate_names(name: str) -> list[str]:
-    """Returns the names that published checkpoints use for a tensor.
+    """Returns all names that published BERT checkpoints use for a tensor.
 
     Older ones call the weights of norms `gamma` and `beta`. Checkpoints of a bare encoder lack the
     prefix `bert.`.

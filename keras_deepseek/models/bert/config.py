@@ -1,4 +1,4 @@
-"""The config of BERT."""
+"""The config class of BERT models: their sizes and options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

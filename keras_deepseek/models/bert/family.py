@@ -1,4 +1,4 @@
-"""The declaration of the BERT family, and its named sizes.
+"""The declaration of the BERT family, and its presets by name.
 
 The sizes are those of the paper and of "Well-Read Students Learn Better" (Turc et al., 2019).
 """

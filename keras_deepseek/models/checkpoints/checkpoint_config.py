@@ -1,4 +1,4 @@
-"""Reading of the keys of a `config.json` that every model of `transformers` may have."""
+"""Functions that check and read the keys of `config.json` that all model families share."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -86,7 +86,7 @@ def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> No
 
 
 def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tuple[int, int]:
-    """Reads the shape of the blocks that share a scale in float8 matrices.
+    """Reads from a config the shape of the blocks of a float8 matrix that share a scale.
 
     Experts in float4 are recognized by their tensors: only some of DeepSeek's releases have an
     `expert_dtype`.
@@ -120,7 +120,7 @@ def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tupl
 
 
 def read_weights_name(folder: Path, checkpoint_config: Mapping[str, Any]) -> str | None:
-    """Reads the name of the weights file from a config; `None` means the usual name."""
+    """Reads the file name of the weights from a config; `None` means the default name."""
     name = checkpoint_config.get("transformers_weights")
     suffixes = (".safetensors", INDEX_SUFFIX)
     if name is None:

@@ -1,4 +1,4 @@
-"""The map between variables of a model and tensors of a checkpoint, one entry at a time.
+"""Entries of a checkpoint map, which convert between model variables and checkpoint tensors.
 
 A family's `checkpoint_map.py` makes a list of entries from its model; the functions below cover the
 usual cases. Reading and writing a folder both use that list.
@@ -32,7 +32,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """A map between some variables of a model and some tensors of a checkpoint, many to many.
+    """A conversion between one or more model variables and one or more checkpoint tensors.
 
     The two functions are inverse to each other. They only move numbers. Their arrays may have any
     dtype, such as bfloat16, or be views of a file. When a checkpoint is checked before it is read,
@@ -68,7 +68,7 @@ class CheckpointEntry:
                 )
 
     def tensor_shapes(self) -> list[Shape]:
-        """Returns the shapes that the tensors must have in a checkpoint of the model."""
+        """Returns the shapes of the entry's tensors in a checkpoint, derived from its variables."""
         # A probe takes one byte of memory, as long as `to_tensors` makes views.
         probes = [np.broadcast_to(np.int8(0), variable.shape) for variable in self.variables]
         return [tuple(array.shape) for array in self.to_tensors(probes)]
@@ -77,15 +77,15 @@ class CheckpointEntry:
 def copied_entry(
     variable: keras.Variable, tensor: str, *, copies: Sequence[str] = ()
 ) -> CheckpointEntry:
-    """Returns the entry of a variable that is stored unchanged: a scale, an embedding, a bias."""
+    """Returns the checkpoint entry of a variable that is stored unchanged, such as an embedding."""
     return CheckpointEntry((variable,), (tensor,), list, list, copies=tuple(copies))
 
 
 def reshaped_entry(variable: keras.Variable, tensor: str, shape: Shape) -> CheckpointEntry:
-    """Returns the entry of a variable that has another shape in the file, in the same order.
+    """Returns the checkpoint entry of a variable that the file stores in another shape.
 
-    An example is the bias of an `EinsumDense` to heads: `(heads, dim)` here, `(heads * dim,)`
-    there.
+    The order of the values is the same. An example is the bias of an `EinsumDense` to heads:
+    `(heads, dim)` here, `(heads * dim,)` there.
     """
     return CheckpointEntry(
         (variable,),
@@ -98,7 +98,7 @@ def reshaped_entry(variable: keras.Variable, tensor: str, shape: Shape) -> Check
 def kernel_entry(
     variable: keras.Variable, tensor: str, *, num_input_axes: int = 1
 ) -> CheckpointEntry:
-    """Returns the entry of the kernel of a `Dense` or an `EinsumDense`.
+    """Returns the checkpoint entry of the kernel of a `Dense` or an `EinsumDense`.
 
     The variable has the shape `(*inputs, *outputs)`. The file stores it as the weight of a PyTorch
     `Linear`, `(outputs, inputs)`, where several axes are flattened to one. `num_input_axes` is 2
@@ -110,7 +110,7 @@ def kernel_entry(
 def split_kernel_entry(
     variables: Sequence[keras.Variable], tensor: str, *, num_input_axes: int = 1
 ) -> CheckpointEntry:
-    """Returns the entry of several kernels that the file stores as one, joined on their last axis.
+    """Returns the checkpoint entry of several kernels that one tensor joins on their last axis.
 
     Examples are `gate_up_proj`, from kernels of shape `(inputs, outputs)`, and `kv_b_proj`, from
     kernels of shape `(inputs, heads, dim)`; its rows in the file are sorted by head. The shapes of
@@ -138,9 +138,10 @@ def split_kernel_entry(
 def stacked_entry(
     variable: keras.Variable, tensors: Sequence[str], *, are_kernels: bool = True
 ) -> CheckpointEntry:
-    """Returns the entry of a variable `(num_experts, ...)` that stacks one tensor for each expert.
+    """Returns the checkpoint entry of a variable that stacks one tensor for each expert.
 
-    With `are_kernels`, each is transposed in the file, as the weight of a `Linear` is.
+    The variable is `(num_experts, ...)`. With `are_kernels`, each is transposed in the file, as the
+    weight of a `Linear` is.
     """
 
     def transpose(array: Array) -> Array:
@@ -159,7 +160,7 @@ def rename_tensors(
     tensors: Collection[str],
     candidate_names: Callable[[str], Sequence[str]],
 ) -> list[CheckpointEntry]:
-    """Returns entries with the tensor names that a checkpoint uses.
+    """Renames the tensors of entries to the names that a checkpoint uses.
 
     The first of the candidate names that is among `tensors` is taken. If none is there, the name
     stays.

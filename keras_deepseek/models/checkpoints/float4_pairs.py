@@ -1,4 +1,4 @@
-"""The fp4 format of the DeepSeek-V4 releases: two numbers of four bits in a byte."""
+"""DeepSeek-V4's fp4 format, which packs two four-bit numbers into each byte."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A progress bar for reading and writing weights."""
+"""A progress bar for loading and saving weights."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _SHORT = 1.0  # Seconds. A shorter operation gets no bar.
 
 
 class LoadDisplay:
-    """A progress bar that is called with the number of bytes that were done.
+    """A progress bar; call it with the number of bytes that were just processed.
 
     It appears after a second, only on a terminal, and disappears at the end. `total` is in bytes,
     and the clock in seconds. A console of `None` is the standard error.

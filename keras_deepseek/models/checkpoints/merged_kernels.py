@@ -1,4 +1,4 @@
-"""The kernels of layers that have a LoRA: a checkpoint holds the sum of both."""
+"""Functions that add a layer's LoRA to its kernel, since a checkpoint stores only the sum."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:
-    """Returns a layer's own variable by name, even if a LoRA is enabled.
+    """Returns a layer's own variable by attribute name, without its LoRA.
 
     With a LoRA the attribute, as in `dense.kernel`, is a tensor: the sum of both.
     """
@@ -23,7 +23,7 @@ def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:
 
 
 def merged_kernels(model: keras.Model) -> dict[int, Callable[[], Any]]:
-    """Returns functions that compute kernels with their LoRA, by the `id` of the variable."""
+    """Returns functions that compute kernels plus their LoRA, by the `id` of the kernel."""
     return {
         id(own_variable(layer, merged_name(layer))): (lambda layer=layer: merged_value(layer))  # type: ignore[misc]
         for layer in _all_layers(model)
@@ -32,7 +32,7 @@ def merged_kernels(model: keras.Model) -> dict[int, Callable[[], Any]]:
 
 
 def check_not_quantized(model: keras.Model) -> None:
-    """Raises an error if a layer is quantized: a checkpoint has no place for its scales."""
+    """Raises an error if a layer is quantized: a checkpoint can't store quantization scales."""
     quantized = [layer.path for layer in _all_layers(model) if layer.quantization_mode]
     if quantized:
         raise NotSupportedError(
@@ -42,12 +42,12 @@ def check_not_quantized(model: keras.Model) -> None:
 
 
 def merged_name(layer: keras.Layer) -> str:
-    """Returns the name of the variable to which a Keras layer adds its LoRA."""
+    """Returns the attribute name of the variable to which a Keras layer adds its LoRA."""
     return "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
 
 
 def merged_value(layer: keras.Layer) -> Any:
-    """Returns a kernel with its LoRA, in the variable's dtype.
+    """Returns the sum of a layer's kernel and its LoRA, in the kernel's dtype.
 
     The attribute, as in `dense.kernel`, is rounded to the compute dtype. Under a mixed policy the
     whole kernel would lose precision, not only the LoRA.

@@ -1,4 +1,4 @@
-"""Reading of the small files of a preset: its tokenizer and its `generation_config.json`.
+"""Loading of a preset's small files: the tokenizer and `generation_config.json`.
 
 They are read before the weights, which may take long.
 """
@@ -17,7 +17,7 @@ from keras_deepseek.models.tokenizers.tokenizer_files import TOKENIZER_NAME, rea
 
 @dataclass(frozen=True)
 class PresetAssets:
-    """The small files of a preset.
+    """The contents of a preset's tokenizer files and `generation_config.json`.
 
     Args:
         tokenizer_files: The content of the tokenizer's files by name, kept to be written again.
@@ -32,7 +32,7 @@ class PresetAssets:
 
 
 def read_assets(folder: Path) -> PresetAssets:
-    """Reads the small files of a preset."""
+    """Reads the tokenizer files and the generation config of a preset folder."""
     files = MappingProxyType(read_tokenizer_files(folder))
     tokenizer = Tokenizer(files) if TOKENIZER_NAME in files and is_installed() else None
     generation_config = None

@@ -15,7 +15,7 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 
 
 def override_config(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Returns a config with some fields replaced."""
+    """Returns a config with some fields replaced by the values that the user passed."""
     names = [field.name for field in fields(config)]
     for name in overrides:
         if name not in names:
@@ -24,7 +24,10 @@ def override_config(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def check_not_keras_hub(folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
-    """Raises an error if a `config.json` was written by KerasHub, in Keras's own serialization."""
+    """Raises an error if a preset's `config.json` was written by KerasHub.
+
+    Its layout is that of Keras's own serialization.
+    """
     found = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
     if found is not None:
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Access to preset folders: finding, downloading, JSON files, and atomic replacement."""
+"""Functions that find, download, read and atomically replace preset folders."""
 
 import fnmatch
 import json
@@ -35,7 +35,7 @@ _OWN_FILES = (
 
 
 def find_preset(preset: str | os.PathLike[str]) -> Path:
-    """Returns the folder of a preset, after downloading it if it is on the Hugging Face hub.
+    """Returns the local folder of a preset; one on the Hugging Face hub is downloaded first.
 
     The preset is a folder, `"hf://org/name"`, or `"hf://org/name@revision"`.
     """
@@ -76,7 +76,7 @@ def _fetch(preset: str) -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Reads the object in a JSON file of a preset."""
+    """Reads a JSON file of a preset, and checks that it holds an object."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -89,7 +89,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Writes an object to a JSON file of a preset."""
+    """Writes a dict to a JSON file of a preset."""
     text = json.dumps(dict(content), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / name).write_text(text + "\n", encoding="utf-8")
 
@@ -107,7 +107,7 @@ def new_preset(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
 def new_folder(
     path: str | os.PathLike[str], own_files: Sequence[str], first_file: str
 ) -> Iterator[Path]:
-    """Yields an empty folder, and moves it to `path` at the end, in place of an older one.
+    """A context manager that yields an empty folder, and moves it to `path` at the end.
 
     If the block raises an error, `path` stays as it was. Raises a `CheckpointError` if the older
     folder lacks `first_file`, or has files that match none of the patterns `own_files`.

@@ -60,7 +60,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 class PresetModel(ConfigModel):
-    """A Functional model that is read from a preset and written to one.
+    """A Functional model that can be loaded from a preset folder and saved to one.
 
     A preset is a folder in the Hugging Face format. A subclass sets the attributes below, and
     follows the rules of `ConfigModel`. Its tensors are named by the paths of its variables unless
@@ -166,7 +166,7 @@ class PresetModel(ConfigModel):
 
     @classmethod
     def _check_is_folder(cls, preset: str | os.PathLike[str]) -> None:
-        """Raises an error if the name of a size was given, which has no weights."""
+        """Raises an error if the preset is the name of a size, which has no weights."""
         sizes = getattr(cls.config_class, "presets", ())
         if isinstance(preset, str) and preset in sizes and not Path(preset).exists():
             raise InvalidInputError(
@@ -176,7 +176,7 @@ class PresetModel(ConfigModel):
 
     @classmethod
     def _find_reader(cls, folder: Path, checkpoint_config: Mapping[str, Any]) -> type[Self]:
-        """Returns this class, or the class below it, that reads the architecture of a folder."""
+        """Returns the class, this one or a subclass, for the architecture in a preset's config."""
         readers = _readers_by_architecture(cls)
         found = checkpoint_config.get("architectures") or []
         if not isinstance(found, list):
@@ -366,7 +366,7 @@ def _build_and_fill(
 
 
 def _readers_by_architecture(model_class: type[Any]) -> dict[str, type[Any]]:
-    """Returns a class and its subclasses, by the architectures that they read.
+    """Returns a class and its subclasses, by the architecture names that they declare.
 
     Where a subclass inherits its architecture, the class above it wins.
     """

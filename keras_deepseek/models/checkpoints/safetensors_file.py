@@ -1,4 +1,4 @@
-"""Reading of one safetensors file: its header is checked, its tensors are mapped into memory.
+"""Reading of one safetensors file, with a checked header and memory-mapped tensors.
 
 The format: eight bytes with the length of the header, the header (JSON with the dtype, the shape
 and the byte range of each tensor), and the bytes of all tensors without gaps.
@@ -52,7 +52,7 @@ _LARGEST_HEADER = 10**8  # Bytes, as in the `safetensors` package.
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The entry of one tensor in the header of a file.
+    """A tensor in a safetensors file: its dtype, shape and byte position from the header.
 
     `dtype` is one of the names in `DTYPES`; `begin` is the position of the first byte in the file.
     """
@@ -69,16 +69,16 @@ class StoredTensor:
 
     @property
     def parts(self) -> tuple["StoredTensor", ...]:
-        """The tensors in the file that it consists of: only itself."""
+        """The stored tensors that make up this tensor: only itself."""
         return (self,)
 
     def read(self, files: "MappedFiles") -> Array:
-        """Returns the tensor as a view of its file."""
+        """Returns the tensor as a view of its memory-mapped file."""
         return files.read(self)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Reads and checks the header of a file, and returns its tensors by name."""
+    """Reads and validates the header of a safetensors file, and returns its tensors by name."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -125,7 +125,7 @@ def _read_place(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...]
 def _check_places(
     path: Path, places: Iterable[tuple[str, tuple[int, ...], int, int]], size: int
 ) -> None:
-    """Raises an error if the tensors do not exactly fill the bytes after the header."""
+    """Raises an error if byte ranges of tensors overlap, leave gaps or miss the file's end."""
     end = 0
     for begin, next_end in sorted(place[2:] for place in places):
         if begin != end:
@@ -154,7 +154,7 @@ class MappedFiles:
         self._maps.clear()  # A map is closed with the last array that uses it.
 
     def read(self, tensor: StoredTensor) -> Array:
-        """Returns a tensor as a view of the file, which is read when its numbers are used."""
+        """Returns a tensor as a view of its mapped file; a page is read at its first access."""
         dtype = DTYPES[tensor.dtype]
         if not tensor.num_bytes:
             return np.empty(tensor.shape, dtype)

@@ -1,4 +1,4 @@
-"""A matrix in float8 or float4 with a scale for each block, as in DeepSeek's releases."""
+"""A float8 or float4 matrix with one scale for each block, as in DeepSeek's releases."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from keras_deepseek.models.checkpoints.float4_pairs import Float4Pairs
 
 
 class ScaledBlocks:
-    """A matrix `values * scale of the block`, converted to float32 where it is indexed.
+    """A matrix of float8 or float4 values times block scales, converted to float32 on indexing.
 
     It has the parts of the array interface that checkpoint entries use: `shape`, `dtype`, `T`,
     indexing and `reshape`. NumPy functions convert the whole matrix. Values of a float8 dtype are
@@ -69,7 +69,10 @@ _ALL = (slice(None), slice(None))
 
 
 def _to_float32(values: Array) -> Array:
-    """Converts one-byte numbers to float32 by a lookup table, which is three times as fast."""
+    """Converts float8 or float4 codes to float32 by a lookup table.
+
+    It is three times as fast as a cast.
+    """
     values = np.asarray(values)
     table = np.arange(256, dtype="u1").view(values.dtype).astype("float32")
     numbers: Array = table[values.view("u1")]
@@ -77,5 +80,5 @@ def _to_float32(values: Array) -> Array:
 
 
 def count_blocks(shape: tuple[int, ...], block_shape: tuple[int, int]) -> tuple[int, ...]:
-    """Returns the shape of the scales of a matrix."""
+    """Returns the shape of the array of scales of a matrix, one scale for each block."""
     return tuple(-(-size // block) for size, block in zip(shape, block_shape, strict=True))

@@ -1,4 +1,4 @@
-"""A matrix in float8 or float4 and its tensor of scales, as DeepSeek's releases store them."""
+"""A float8 or float4 tensor of a checkpoint, together with its separate tensor of scales."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _SCALE_DTYPES = ("F8_E8M0", "F32", "BF16", "F16")
 
 
 def list_scale_names(name: str) -> Sequence[str]:
-    """Returns the possible names of the tensor with the scales of another tensor.
+    """Returns the possible names of the tensor that holds the scales of a given tensor.
 
     For `"layers.0.attn.wq_a.weight"`, DeepSeek-V3 appends `_scale_inv`, and DeepSeek-V4 has
     `"layers.0.attn.wq_a.scale"`.
@@ -29,7 +29,7 @@ def list_scale_names(name: str) -> Sequence[str]:
 
 
 def takes_scales(stored_dtype: str, dtype: str) -> bool:
-    """Returns True if the numbers of a tensor have to be multiplied by scales.
+    """Returns True if a stored dtype needs scales to be read into a variable's dtype.
 
     Bytes that are read into an integer variable are plain integers. `dtype` is that of the
     variable.
@@ -39,7 +39,7 @@ def takes_scales(stored_dtype: str, dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class ScaledTensor:
-    """A tensor in float8 or float4, and the tensor with its scales.
+    """A float8 or float4 tensor of a checkpoint, and the tensor that holds its scales.
 
     Args:
         scales: `None` if they are missing.
@@ -53,16 +53,16 @@ class ScaledTensor:
 
     @property
     def is_packed(self) -> bool:
-        """True if each byte holds two numbers."""
+        """True if each byte holds two float4 numbers."""
         return self.tensor.dtype == FLOAT4_PAIRS
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
-        """The tensor and, if present, the scales."""
+        """The stored tensors that make up this tensor: its values and, if present, its scales."""
         return (self.tensor,) if self.scales is None else (self.tensor, self.scales)
 
     def compare(self, name: str, shape: tuple[int, ...]) -> Iterator[str]:
-        """Yields a description of each mismatch with a variable.
+        """Yields a message for each mismatch between the stored tensor and its variable.
 
         `shape` is the expected one, in numbers rather than bytes.
         """
@@ -90,7 +90,7 @@ class ScaledTensor:
             )
 
     def read(self, files: MappedFiles) -> ScaledBlocks:
-        """Returns the numbers as a matrix that is computed where it is indexed."""
+        """Returns the values times their scales, as a matrix that is converted on indexing."""
         values, scales = (files.read(part) for part in self.parts)
         numbers = Float4Pairs(values) if self.is_packed else values
         return ScaledBlocks(numbers, scales, self._blocks)

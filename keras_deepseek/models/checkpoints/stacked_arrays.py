@@ -1,4 +1,4 @@
-"""Arrays of one shape that act as one array with an additional first axis, without a copy.
+"""Arrays of equal shape that act as one stacked array, without copying them.
 
 The kernels of all experts are one variable here, and one tensor each in a checkpoint. If that
 variable is sharded by expert, a process reads only its own experts.

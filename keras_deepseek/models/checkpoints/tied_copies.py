@@ -1,4 +1,4 @@
-"""Tensors that a checkpoint holds twice, such as a head that is tied to the embedding."""
+"""Tensors that a checkpoint stores twice, such as an output head tied to the embedding."""
 
 import math
 from collections.abc import Callable, Collection, Iterable
@@ -14,7 +14,7 @@ _PIECE_BYTES = 2**24  # Compared at once, so that a large table is never in memo
 
 
 def use_present_copy(entry: CheckpointEntry, tensors: Collection[str]) -> CheckpointEntry:
-    """Returns an entry that reads a copy of its first tensor if only the copy is present."""
+    """Returns an entry that reads a tied copy of its first tensor if only the copy is present."""
     first, *others = entry.tensors
     found = [name for name in entry.copies if name in tensors]
     if first in tensors or not found:
@@ -27,7 +27,7 @@ def check_copies(
     tensors: Collection[str],
     read: Callable[[CheckpointEntry, str], Any],
 ) -> None:
-    """Raises a `CheckpointError` that names a tensor and its copy if their numbers differ."""
+    """Raises a `CheckpointError` if a tensor and its tied copy hold different values."""
     for entry in entries:
         for name in entry.copies:
             if name in tensors and not _are_equal(read(entry, entry.tensors[0]), read(entry, name)):

@@ -1,4 +1,4 @@
-"""Building of models without random initial values, for weights that a checkpoint will fill."""
+"""Building of models without random initial values, since a checkpoint will overwrite them."""
 
 import threading
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ _lock = threading.RLock()
 
 @contextmanager
 def unset_variables() -> Iterator[list[keras.Variable]]:
-    """Replaces random initializers in this thread by zeros, and yields the list of such variables.
+    """A context manager that makes random initializers of this thread return zeros.
 
-    Variables with another initializer, such as ones or a table, are initialized as usual and are
-    not in the list.
+    It yields the list of the variables that they filled. Variables with another initializer, such
+    as ones or a table, are initialized as usual and are not in the list.
     """
     made: list[keras.Variable] = []
     thread = threading.get_ident()

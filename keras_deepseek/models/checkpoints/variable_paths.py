@@ -1,4 +1,4 @@
-"""A checkpoint map that names each tensor by the path of its variable.
+"""A checkpoint map that uses each variable's path as the name of its tensor.
 
 `PresetModel` uses it for families that have no `checkpoint_map.py`.
 """
@@ -58,7 +58,7 @@ def _walk(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Var
 
 
 def _name_all(objects: Sequence[Any], kinds: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yields objects with their names. Names that Keras generated are numbered anew."""
+    """Yields objects with their names; names that Keras generated are renumbered."""
     counts: dict[str, count[int]] = {}
     for each, kind in zip(objects, kinds, strict=True):
         base = _COUNTER.sub("", each.name)

@@ -1,4 +1,4 @@
-"""The weights in a folder: one safetensors file, or shards and their index."""
+"""The safetensors weights in a folder: a single file, or shards with an index."""
 
 import fnmatch
 import json
@@ -23,7 +23,7 @@ _MOST_NAMES = 10  # The names of each kind in an error.
 
 
 class WeightsFolder:
-    """The headers of the safetensors files in a folder; no tensor is read.
+    """The tensors in a folder's safetensors files, known from the headers alone.
 
     A folder may hold both a single file and an index, if sharded weights were later saved as one
     file. The single file is then read, as in transformers, which leaves the old index there.
@@ -48,7 +48,7 @@ class WeightsFolder:
             self._is_complete = self._read_file(path / found)
 
     def _read_file(self, path: Path, names: set[str] | None = None) -> bool:
-        """Adds the tensors of a file; returns false if the file could not be read."""
+        """Adds the tensors in one file's header; returns false if that file is damaged."""
         try:
             found = read_header(path)
         except CheckpointError as error:
@@ -71,7 +71,7 @@ class WeightsFolder:
 
     @property
     def names(self) -> set[str]:
-        """The names of all known tensors, including those in damaged files."""
+        """The names of all tensors that the headers or the index list, damaged files included."""
         return {*self.tensors, *self._unread}
 
     def check(
@@ -120,7 +120,7 @@ class WeightsFolder:
             )
 
     def scale_name(self, name: str) -> str:
-        """Returns the name of the tensor with the scales of another, present or not."""
+        """Returns the name of the tensor that holds a tensor's scales, or should hold them."""
         names = list_scale_names(name)
         found = [each for each in names if each in self.tensors or each in self._unread]
         # A missing one is reported by the naming scheme of the other tensors.
@@ -129,7 +129,7 @@ class WeightsFolder:
     def find_scaled(
         self, name: str, dtype: str, block_shape: tuple[int, int]
     ) -> ScaledTensor | None:
-        """Returns a tensor in float8 or float4 with its scales, or `None` for other dtypes.
+        """Returns a float8 or float4 tensor with its scales; `None` for tensors of other dtypes.
 
         `dtype` is that of the variable.
         """
@@ -140,7 +140,7 @@ class WeightsFolder:
         return ScaledTensor(tensor, scale_name, self.tensors.get(scale_name), block_shape)
 
     def _is_empty(self, name: str) -> bool:
-        """Returns true for a tensor of no numbers, as transformers writes for 0 units."""
+        """Returns true for a tensor with no elements, as transformers writes for 0 units."""
         return name in self.tensors and not self.tensors[name].num_bytes
 
     @cached_property
@@ -172,7 +172,7 @@ class WeightsFolder:
 def _expected_tensors(
     entries: Sequence[CheckpointEntry], present: set[str]
 ) -> Iterator[tuple[str, tuple[tuple[int, ...], CheckpointEntry]]]:
-    """Yields the name, shape and entry of each tensor of a model, and of present copies."""
+    """Yields the name, shape and entry of each tensor to read, tied copies in the file included."""
     for entry in entries:
         shapes = entry.tensor_shapes()
         for name, shape in zip(entry.tensors, shapes, strict=True):

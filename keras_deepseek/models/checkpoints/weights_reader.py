@@ -1,4 +1,4 @@
-"""Reading of a checkpoint's files into the variables of a model, one entry at a time."""
+"""Loading of checkpoint tensors into model variables, one checkpoint entry at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def read_weights(
     block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     is_shown: bool = False,
 ) -> None:
-    """Fills the variables of a model, after it has checked all names and shapes.
+    """Loads a checkpoint into a model's variables, after checking all names and shapes.
 
     `ignored_tensors` are patterns. If a `CheckpointError` is raised, no variable has changed.
     """

@@ -1,4 +1,4 @@
-"""Writing of the variables of a model to safetensors files, one tensor at a time.
+"""Saving of model variables to safetensors files, one tensor at a time.
 
 The `safetensors` package (0.8) is not used: it writes only files whose tensors are all in memory.
 """
@@ -28,7 +28,7 @@ ReadValue = Callable[[keras.Variable], Any]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written to a file."""
+    """The name, dtype and shape of a tensor that will be written to a safetensors file."""
 
     name: str
     dtype: np.dtype[Any]
@@ -50,7 +50,7 @@ def write_weights(
     read_value: ReadValue,
     is_shown: bool = False,
 ) -> None:
-    """Writes the variables of a model to one file, or to shards and their index.
+    """Saves a model's variables as one safetensors file, or as shards and their index.
 
     Args:
         folder: An empty folder.
@@ -97,7 +97,7 @@ def send_weights(
 
 
 def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Writes a few arrays that are in memory to a new file, by the names of their tensors."""
+    """Writes arrays that are in memory to a new safetensors file, by tensor name."""
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     planned = [PlannedTensor(name, array.dtype, array.shape) for name, array in ordered]
     with path.open("wb") as file:

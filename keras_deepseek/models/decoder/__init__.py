@@ -1,4 +1,4 @@
-"""Building blocks of language models that several families share: blocks, backbones and heads."""
+"""Base classes and layers that several language model families share."""
 
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock

@@ -1,4 +1,4 @@
-"""Reading of values in a `config.json` that several families share."""
+"""Readers of `config.json` values that several families share, such as the rotary settings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _BY_LENGTH = ("dynamic", "yarn", "llama3", "longrope")
 
 
 def check_required_keys(values: Mapping[str, Any], required: Sequence[str]) -> None:
-    """Raises an error if a `config.json` lacks a key without which the model would be a guess.
+    """Raises an error if a `config.json` lacks a required key.
 
     The value of a key may be `None`.
     """
@@ -38,7 +38,7 @@ def check_checkpoint_value(values: Mapping[str, Any], name: str, *, allowed: Seq
 
 
 def read_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the object at a key of a `config.json`; an empty one if it is missing or null."""
+    """Returns the dict at a key of a `config.json`; an empty dict if it is missing or null."""
     received = values.get(name)
     if received is not None and not isinstance(received, Mapping):
         raise InvalidInputError(
@@ -48,7 +48,7 @@ def read_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Returns the base of the rotary angles and their scaling.
+    """Reads the rotary embedding's `rope_theta` and scaling from a `config.json`.
 
     Older files have the keys `rope_theta` and `rope_scaling`, newer ones `rope_parameters` for
     both.
@@ -64,7 +64,7 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
 
 def complete_scaling(scaling: Mapping[str, Any], max_length: Any) -> dict[str, Any]:
-    """Returns a scaling with the defaults that transformers uses for missing keys.
+    """Fills in the missing keys of a rotary scaling with the defaults of transformers.
 
     The default of the trained length is `max_length`. The default factor of `longrope` is
     `max_length` divided by the trained length.

@@ -1,4 +1,4 @@
-"""The base class of language model backbones: from token ids to hidden states."""
+"""The base class of language model backbones, which turn token ids into hidden states."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -156,7 +156,7 @@ class DecoderBackbone(ConfigModel):
 
 
 def make_token_inputs() -> dict[str, keras.KerasTensor]:
-    """Returns the inputs of a language model: token ids, and the padding mask."""
+    """Makes a language model's symbolic inputs: token ids and padding mask."""
     return {
         name: Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")
     }

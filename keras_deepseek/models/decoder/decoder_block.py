@@ -1,4 +1,4 @@
-"""One block of a language model: attention and a feed-forward layer with a residual stream."""
+"""A Transformer block of a language model: attention, then a feed-forward layer."""
 
 import inspect
 from typing import Any

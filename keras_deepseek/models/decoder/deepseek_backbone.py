@@ -11,7 +11,7 @@ from keras_deepseek.models.layers_policy import read_policy
 
 
 class DeepSeekBackbone(DecoderBackbone):
-    """A `DecoderBackbone` that is made from a `DeepSeekConfig`.
+    """A `DecoderBackbone` of DeepSeek-V2, V3 or V3.2, built from a `DeepSeekConfig`.
 
     A family sets its `config_class` and its `attention_class`.
     """

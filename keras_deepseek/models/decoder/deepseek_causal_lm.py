@@ -1,4 +1,4 @@
-"""The base class of the tasks of all DeepSeek families.
+"""The base class of the causal language models of all DeepSeek families.
 
 DeepSeek-V4 overrides more of it: it has its own layers that predict further tokens and its own
 checkpoint map.
@@ -19,7 +19,7 @@ from keras_deepseek.models.decoder.deepseek_layers import make_multi_token_predi
 
 
 class DeepSeekCausalLM(CausalLM):
-    """A `CausalLM` that is made from a config.
+    """A `CausalLM` of a DeepSeek family, built from its config.
 
     A family sets its `architectures`, its `config_class` and its `backbone_class`.
     """

@@ -1,4 +1,4 @@
-"""The checkpoint map of DeepSeek-V2, V3 and V3.2, whose tensors have the same names.
+"""The checkpoint map of DeepSeek-V2, V3 and V3.2, which share their tensor names.
 
 Modules that predict further tokens come after the layers, each as one more layer. In a checkpoint
 each has a copy of the embedding and of the head, which the model has once. Some checkpoints that
@@ -51,7 +51,7 @@ def deepseek_entries(model: CausalLM, tensors: Collection[str] = ()) -> list[Che
 
 
 def unread_tensors(config: DeepSeekConfig) -> tuple[str, ...]:
-    """Returns patterns of tensors that a checkpoint may have and the model does not.
+    """Returns name patterns of tensors that a checkpoint may have and the model ignores.
 
     They are the rotary angles in older checkpoints, and modules that predict further tokens.
     """
@@ -87,7 +87,10 @@ def _embedding_entries(model: CausalLM, tensors: Collection[str]) -> list[Checkp
 def _repeated_entry(
     variable: Any, tensors: Sequence[str], *, is_kernel: bool = False
 ) -> CheckpointEntry:
-    """Returns the entry of a variable with copies in the checkpoint; the first is read."""
+    """Returns the checkpoint entry of a variable that is stored several times.
+
+    The first tensor is read, and all are written.
+    """
 
     def transpose(array: Array) -> Array:
         return array.T if is_kernel else array
@@ -121,7 +124,7 @@ def _prediction_entries(prediction: MultiTokenPrediction, first: int) -> list[Ch
 
 
 def _swapped_entry(kernel: Any, tensor: str) -> CheckpointEntry:
-    """Returns the entry of a projection whose two halves of rows are swapped in the file."""
+    """Returns the checkpoint entry of a kernel whose two halves of rows are swapped in the file."""
     half = kernel.shape[0] // 2
 
     def swap_halves(array: Array) -> Array:
@@ -136,7 +139,10 @@ def _swapped_entry(kernel: Any, tensor: str) -> CheckpointEntry:
 
 
 def block_entries(block: DecoderBlock, prefix: str) -> list[CheckpointEntry]:
-    """Returns the entries of one block with latent attention; `prefix` has no last dot."""
+    """Returns the checkpoint entries of one block with latent attention.
+
+    `prefix` has no final dot.
+    """
     entries = [
         copied_entry(block.attention_norm.scale, f"{prefix}.input_layernorm.weight"),
         copied_entry(block.feed_forward_norm.scale, f"{prefix}.post_attention_layernorm.weight"),
@@ -182,7 +188,7 @@ def _attention_entries(attention: Any, prefix: str) -> list[CheckpointEntry]:
 
 
 def _joined_entry(variables: Sequence[Any], tensor: str) -> CheckpointEntry:
-    """Returns the entry of vectors that the file stores as one, concatenated."""
+    """Returns the checkpoint entry of several vectors that the file stores as one tensor."""
     bounds = np.cumsum([variable.shape[0] for variable in variables])[:-1]
     return CheckpointEntry(
         tuple(variables),

@@ -107,7 +107,7 @@ _COUNTS = ("num_shared_experts", "num_dense_layers", "num_prediction_layers")
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSeekConfig(PresetConfig):
-    """The fields that DeepSeek configs share; the class of each family documents them."""
+    """The config fields that the DeepSeek families share; each family's class documents them."""
 
     vocabulary_size: int
     hidden_dim: int

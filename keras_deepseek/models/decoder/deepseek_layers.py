@@ -1,4 +1,4 @@
-"""The layers of DeepSeek-V2, V3 and V3.2, made from their config."""
+"""Functions that build the layers of DeepSeek-V2, V3 and V3.2 from a config."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from keras_deepseek.models.decoder.token_logits import TokenLogits
 def make_backbone_layers(
     config: DeepSeekConfig, attention_class: type[keras.Layer], policy: Any
 ) -> tuple[keras.Layer, list[keras.Layer], keras.Layer]:
-    """Returns the embedding, the blocks and the last norm."""
+    """Makes the token embedding, the blocks and the final norm of a backbone."""
     embedding = ReversibleEmbedding(
         config.vocabulary_size,
         config.hidden_dim,
@@ -43,7 +43,7 @@ def make_backbone_layers(
 def make_decoder_block(
     config: DeepSeekConfig, attention_class: type[keras.Layer], index: int, policy: Any
 ) -> DecoderBlock:
-    """Returns the block with a given index, which has experts or a dense feed-forward layer."""
+    """Makes the decoder block of a given index, with routed experts or a dense feed-forward."""
     arguments = {"kernel_initializer": _make_initializer(config), "dtype": policy}
     attention = attention_class(**config.attention_arguments(), **arguments, name="attention")
     feed_forward: keras.Layer
@@ -68,7 +68,7 @@ def make_decoder_block(
 
 
 def make_multi_token_prediction(backbone: Any) -> MultiTokenPrediction:
-    """Returns the modules that predict further tokens, for a backbone whose config has some."""
+    """Makes the multi-token prediction modules of a backbone."""
     config, policy = backbone.config, backbone.layers_policy
     embedding = backbone.token_embedding
     return MultiTokenPrediction(

@@ -1,4 +1,4 @@
-"""A layer that adds the loss of predicted further tokens to a language model."""
+"""A layer that adds the multi-token prediction loss to a language model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A check of the start, end and padding tokens in a config."""
+"""A check of a config's start, end and padding token ids."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from keras_deepseek.checks import check_integer
 
 
 def check_token_ids(config: Any) -> None:
-    """Checks the token ids in a config, and converts a list of end tokens to a tuple."""
+    """Checks a config's start, end and padding token ids; turns a list of end ids into a tuple."""
     for name in ("start_token_id", "pad_token_id"):
         check_integer(name, getattr(config, name), least=0, default=0)
     ends = config.end_token_id

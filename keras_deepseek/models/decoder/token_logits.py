@@ -1,4 +1,4 @@
-"""The output layer of a language model: the token embedding in reverse."""
+"""The output layer of a language model, which computes logits with the token embedding."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The config of DeepSeek-V2."""
+"""The config class of DeepSeek-V2 models: their sizes and options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

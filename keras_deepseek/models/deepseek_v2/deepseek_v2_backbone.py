@@ -1,4 +1,4 @@
-"""The backbone of DeepSeek-V2: from token ids to hidden states."""
+"""The backbone of DeepSeek-V2, which turns token ids into hidden states."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""The declaration of the DeepSeek-V2 family, and its named sizes."""
+"""The declaration of the DeepSeek-V2 family, and its presets by name."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The backbone of DeepSeek-V3: from token ids to hidden states."""
+"""The backbone of DeepSeek-V3, which turns token ids into hidden states."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""The config of DeepSeek-V3.2."""
+"""The config class of DeepSeek-V3.2 models: their sizes and options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The task of DeepSeek-V3.2: from the tokens so far to the logits of the next one."""
+"""The causal language model of DeepSeek-V3.2, which predicts the next token."""
 
 from typing import ClassVar
 

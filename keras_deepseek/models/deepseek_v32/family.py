@@ -1,4 +1,4 @@
-"""The declaration of the DeepSeek-V3.2 family, and its named sizes."""
+"""The declaration of the DeepSeek-V3.2 family, and its presets by name."""
 
 from collections.abc import Mapping
 from typing import Any

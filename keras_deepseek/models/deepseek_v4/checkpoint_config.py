@@ -117,7 +117,7 @@ _IGNORED_KEYS = {
 
 
 def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `DeepSeekV4Config` for the content of a `config.json`."""
+    """Converts a `config.json` to the constructor arguments of `DeepSeekV4Config`."""
     known = {*_NAMES, *_FIXED_VALUES, *_SPECIAL_KEYS, *_IGNORED_KEYS}
     check_keys(config, known)
     for name, values in _FIXED_VALUES.items():
@@ -137,7 +137,7 @@ def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_layers(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the type of each layer's attention and router."""
+    """Returns the arguments for each layer's attention type and router type."""
     count = given.get("num_hidden_layers", _NUM_LAYERS)
     types = given.get("layer_types")
     if types is None and "compress_ratios" in given:
@@ -182,7 +182,7 @@ def _read_rates(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    """Returns the arguments of the rotary angles, from nested or flat keys."""
+    """Returns the arguments of the rotary embeddings, from nested or flat keys of a config."""
     parameters = read_object(given, "rope_parameters") or read_object(given, "rope_scaling")
     factor = given.get("partial_rotary_factor")
     main, compress = (read_object(parameters, kind) for kind in ("main", "compress"))
@@ -214,7 +214,7 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 
 
 def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, Any] | None:
-    """Returns the scaling of rotary angles, or `None` for no scaling."""
+    """Reads the rotary scaling from a config; `None` if it has none."""
     scaling = dict(parameters)
     older_name = scaling.pop("type", None)
     kind = scaling.get("rope_type", older_name) or "default"
@@ -228,7 +228,7 @@ def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, A
 
 
 def write_checkpoint_config(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the `config.json` that transformers reads, for the fields of a `DeepSeekV4Config`."""
+    """Converts the fields of a `DeepSeekV4Config` to a `config.json` that transformers reads."""
     names = {ours: name for name, ours in _SCORINGS.items()}
     routers = {ours: name for name, ours in _ROUTERS.items()}
     factor = _to_factor(fields["rope_head_dim"], fields["head_dim"])
@@ -266,6 +266,6 @@ def _to_json(value: Any) -> Any:
 
 
 def _to_factor(rotated: int, head_dim: int) -> float:
-    """Returns the rotated share of a head as a float that converts back to the exact integer."""
+    """Returns `rotated / head_dim` as a float that converts back to the exact integer."""
     factor = rotated / head_dim
     return factor if int(head_dim * factor) == rotated else (rotated + 0.5) / head_dim

@@ -1,4 +1,4 @@
-"""The checkpoint map of DeepSeek-V4.
+"""The checkpoint map of DeepSeek-V4: its variables, and their tensor names.
 
 It writes the tensor names of DeepSeek's release, which transformers reads. Transformers has other
 names for its modules, in which the experts are stacked in two tensors instead of three for each
@@ -50,7 +50,10 @@ _FURTHER: Names = ("mtp.{}.", "mtp.{}.")
 
 
 def _output_down_entry(variable: keras.Variable, tensor: str) -> CheckpointEntry:
-    """Returns the entry of kernels (groups, inputs, rank), in files (groups * rank, inputs)."""
+    """Returns the checkpoint entry of kernels `(groups, inputs, rank)`.
+
+    The file stores them as `(groups * rank, inputs)`.
+    """
     groups, inputs, rank = variable.shape
 
     def to_variables(arrays: Sequence[Array]) -> list[Array]:
@@ -104,7 +107,7 @@ _Table = Sequence[tuple[str, str, str, Callable[[keras.Variable, str], Checkpoin
 
 
 def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
-    """Returns the checkpoint map of a `DeepSeekV4CausalLM`.
+    """Returns the checkpoint map of a `DeepSeekV4CausalLM`, in the names of a given checkpoint.
 
     `tensors`, the names of all tensors in the checkpoint that is read, show its set of names. Empty
     for writing: the names of the release.
@@ -115,12 +118,12 @@ def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
 
 
 def module_entries(model: Any) -> Entries:
-    """Returns the checkpoint map of a model by the module names of `transformers`."""
+    """Returns the checkpoint map of a DeepSeek-V4 model in the module names of `transformers`."""
     return _list_entries(model, _TRANSFORMERS)
 
 
 def _candidate_names(name: str) -> Sequence[str]:
-    """Returns a name of the release and the names that transformers writes for it by default."""
+    """Returns a tensor's name in DeepSeek's release, then the names that transformers writes."""
     if name in _HEAD:
         return _HEAD
     written = {names[_RELEASE]: names[_TRANSFORMERS] for names in (_EMBEDDING, _FINAL_NORM)}
@@ -150,7 +153,7 @@ def _list_entries(model: Any, side: int) -> Entries:
 
 
 def _read_table(table: _Table, layer: Any, prefix: str, side: int) -> Entries:
-    """Returns the entries of the weights of one layer, by a table of their paths."""
+    """Returns the checkpoint entries of one layer's weights, from a table of weight paths."""
     entries = []
     for path, *names, make in table:
         place, _, name = path.rpartition(".")
@@ -198,7 +201,7 @@ def _expert_entries(experts: Any, prefix: str, side: int) -> Entries:
 
 
 def _stacked_entries(experts: Any, prefix: str) -> Entries:
-    """Returns the entries of experts that are stacked in two tensors, as in transformers."""
+    """Returns the checkpoint entries of experts that transformers stacks in two tensors."""
     gate, up, down = experts.gate_kernel, experts.up_kernel, experts.down_kernel
     width = gate.shape[-1]
 
@@ -219,7 +222,7 @@ def _stacked_entries(experts: Any, prefix: str) -> Entries:
 
 
 def _further_entries(prediction: Any) -> Entries:
-    """Returns the entries of layers that predict further tokens, by the release's names."""
+    """Returns the checkpoint entries of the multi-token prediction layers, by release names."""
     entries = []
     for index, block in enumerate(prediction.blocks):
         prefix = _FURTHER[_RELEASE].format(index)

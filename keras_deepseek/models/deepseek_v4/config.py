@@ -1,4 +1,4 @@
-"""The config of DeepSeek-V4."""
+"""The config class of DeepSeek-V4 models: their sizes and options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

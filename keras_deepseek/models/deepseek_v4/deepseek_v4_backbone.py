@@ -1,4 +1,4 @@
-"""The backbone of DeepSeek-V4: from token ids, over residual streams, to hidden states."""
+"""The backbone of DeepSeek-V4: token ids in, hidden states out, residual streams between."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -93,7 +93,7 @@ class DeepSeekV4Backbone(DecoderBackbone):
 
 
 def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> DeepSeekV4DecoderLayer:
-    """Returns the decoder layer with a given index.
+    """Makes the DeepSeek-V4 decoder layer of a given index.
 
     Layers with an index of `config.num_layers` or more predict further tokens. They have sliding
     attention and a router by scores.
@@ -114,7 +114,7 @@ def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> Dee
 
 
 def make_collapse(config: DeepSeekV4Config, policy: Any) -> ResidualStreamCollapse:
-    """Returns the layer that merges the residual streams."""
+    """Makes the layer that merges the residual streams into one hidden state."""
     return ResidualStreamCollapse(
         epsilon=config.stream_epsilon,
         norm_epsilon=config.epsilon,
@@ -125,7 +125,7 @@ def make_collapse(config: DeepSeekV4Config, policy: Any) -> ResidualStreamCollap
 
 
 def make_initializer(config: DeepSeekV4Config) -> keras.initializers.Initializer:
-    """Returns a new initializer for kernels."""
+    """Returns a new initializer for the kernels of a model."""
     return keras.initializers.RandomNormal(stddev=config.initializer_range)
 
 

@@ -1,4 +1,4 @@
-"""The task of DeepSeek-V4: from the tokens so far to the logits of the next one."""
+"""The causal language model of DeepSeek-V4, which predicts the next token."""
 
 from collections.abc import Collection
 from typing import Any, ClassVar

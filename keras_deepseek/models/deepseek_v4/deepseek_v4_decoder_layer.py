@@ -1,4 +1,4 @@
-"""A layer of DeepSeek-V4: attention and experts, connected by residual streams."""
+"""A decoder layer of DeepSeek-V4: attention and experts, connected by residual streams."""
 
 from typing import Any
 

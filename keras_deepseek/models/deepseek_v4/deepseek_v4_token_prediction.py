@@ -1,4 +1,4 @@
-"""Layers of DeepSeek-V4 that predict tokens further ahead, for training."""
+"""Multi-token prediction layers of DeepSeek-V4, which train it to predict further tokens."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The declaration of the DeepSeek-V4 family, and its named sizes.
+"""The declaration of the DeepSeek-V4 family, and its presets by name.
 
 The sizes `deepseek_v4_flash` and `deepseek_v4_pro` are taken from the `config.json` of
 `deepseek-ai/DeepSeek-V4-Flash` and `deepseek-ai/DeepSeek-V4-Pro`. Their `-Base` models have the

@@ -1,1 +1,1 @@
-"""Layers that families of encoders share: blocks, positions, activations."""
+"""Layers that encoder families share: blocks, position embeddings and activations."""

@@ -1,4 +1,4 @@
-"""Activation functions of feed-forward networks, by the names in configs."""
+"""Activation functions of feed-forward networks, by their names in a `config.json`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_activation(name: str) -> Callable[[Any], Any]:
-    """Returns the activation function of a name in `ACTIVATIONS`."""
+    """Returns the activation function for a name in a config, one of `ACTIVATIONS`."""
     if name not in ACTIVATIONS:
         raise InvalidInputError(unknown_name_message("activation", name, ACTIVATIONS))
     return ACTIVATIONS[name]

@@ -14,7 +14,7 @@ from keras_deepseek.layers.token_dim import read_dim
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class PositionEmbedding(FloatingInputLayer):
-    """A layer that adds to each token (BTD) the vector of its position.
+    """A layer that adds a learned vector for its position to each token (BTD).
 
     Positions count from the first token, or with `counts_from_end` from the last one. In the latter
     case sequences that are padded on the left have the same positions at their end, whatever their

@@ -1,4 +1,4 @@
-"""A Transformer block with self-attention over the whole sequence."""
+"""A Transformer encoder block, whose self-attention sees the whole sequence."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Text generation: sampling, and the compiled steps that compute one token after another."""
+"""Text generation: sampling, and the compiled prefill and decode steps."""
 
 from keras_deepseek.models.generation.sampler import Sampler
 

@@ -1,4 +1,4 @@
-"""The number of tokens that each row may get, checked before anything runs."""
+"""A check of `max_length` and `max_new_tokens` against the prompts and the model's context."""
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
@@ -10,7 +10,7 @@ def settle_budgets(
     max_length: int | None,
     max_new_tokens: int | None,
 ) -> list[int]:
-    """Returns the largest number of new tokens that each row may get.
+    """Checks the length limits, and returns the number of new tokens that each row may get.
 
     `context` is the number of tokens that the model takes. `max_length` includes the prompt.
     """

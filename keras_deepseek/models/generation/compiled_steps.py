@@ -1,4 +1,4 @@
-"""The compiled functions of text generation: one for prompts, one for each further token.
+"""The compiled functions of text generation: prefill of prompts, and decode of one token.
 
 The token loop on the host calls them, and they call the model. Caches and the set of seen tokens
 are a state that stays in the backend from step to step.
@@ -27,21 +27,21 @@ _ODD_LENGTHS = (10_007, 100_003)
 
 @dataclass(frozen=True)
 class StepKind:
-    """The options of a step that are compiled into it."""
+    """The generation options that change the compiled code of a step."""
 
     rules: SamplingRules
     has_log_probabilities: bool = False
 
 
 class CompiledSteps:
-    """A cache of the compiled steps of one `CausalLM`."""
+    """A cache of one `CausalLM`'s compiled generation steps."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._functions = CompiledFunctions(model)
 
     def get(self, key: Any, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> Step:
-        """Returns a compiled `function(model, *arguments, state, *inputs)`.
+        """Returns the compiled `function(model, *arguments, state, *inputs)`, cached if possible.
 
         The function returns outputs and the next state. `key` identifies the function and its
         arguments in the cache, since the values of the arguments are compiled into it.
@@ -55,18 +55,22 @@ class CompiledSteps:
         return step
 
     def prefill(self, kind: StepKind, capacity: int) -> Step:
-        """Returns the step of a prompt. It takes token ids, mask, uniforms and numbers.
+        """Returns the compiled prefill step.
 
-        `capacity` is the number of slots of the caches that it makes.
+        It takes the prompts' token ids, mask, uniforms and numbers. `capacity` is the number of
+        slots of the caches that it makes.
         """
         return self.get(("prefill", kind, capacity), _prefill, kind, capacity)
 
     def decode(self, kind: StepKind) -> Step:
-        """Returns the step of a token. It takes tokens, slot, positions, uniforms and numbers."""
+        """Returns the compiled decode step.
+
+        It takes the last tokens, slot, positions, uniforms and numbers.
+        """
         return self.get(("decode", kind), _decode, kind)
 
     def grow(self, capacity: int) -> Step:
-        """Returns the function that copies a state into caches with more slots."""
+        """Returns the compiled function that copies the state into caches with more slots."""
         return self.get(("grow", capacity), _grow, capacity)
 
 
@@ -100,7 +104,7 @@ def begin_text(
     numbers: Mapping[str, Any],
     num_hidden_states: int | None = None,
 ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-    """Returns the tokens that follow prompts, the prompts' hidden states, and the first state.
+    """Runs the prefill: returns the first new tokens, the prompts' hidden states, and the state.
 
     Args:
         model: `CausalLM`.
@@ -163,14 +167,14 @@ def _choose(
 
 
 def count_positions(mask: Any) -> Any:
-    """Returns the positions of prompts that are padded on the left; `None` without padding."""
+    """Returns the positions of the tokens of left-padded prompts; `None` without padding."""
     if mask is None:
         return None
     return ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
 
 
 def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
-    """Returns the set of tokens in each row as booleans of shape `(batch_size, vocabulary_size)`.
+    """Returns which tokens each row contains, as booleans `(batch_size, vocabulary_size)`.
 
     Ids and mask are `(batch_size, length)`; the mask is false for tokens that do not count.
     """
@@ -185,9 +189,9 @@ def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
 
 
 def holds_only_slots(make_cache: MakeCache) -> bool:
-    """Returns True if caches hold only slots of tokens, so that they can grow and be overwritten.
+    """Returns True if a cache holds only per-token slots, so that it can grow.
 
-    `make_cache` takes a batch size and a number of slots.
+    Its slots can also be overwritten. `make_cache` takes a batch size and a number of slots.
     """
     fewer, more = _ODD_LENGTHS
     # A batch of no sequences takes no memory; only the shapes matter.
@@ -202,7 +206,7 @@ def holds_only_slots(make_cache: MakeCache) -> bool:
 def grow_cache(
     make_cache: MakeCache, cache: list[dict[str, Any]], capacity: int
 ) -> list[dict[str, Any]]:
-    """Returns caches with more slots, with the same tokens in the first of them.
+    """Copies a cache into a larger one, with the same tokens in its first slots.
 
     `holds_only_slots` must be true for `make_cache`, which made the caches.
     """
@@ -218,5 +222,5 @@ def grow_cache(
 
 
 def to_numpy(outputs: Mapping[str, Any]) -> dict[str, Array]:
-    """Copies the outputs of a step to NumPy arrays."""
+    """Copies a step's outputs to NumPy arrays."""
     return {name: np.asarray(ops.convert_to_numpy(tensor)) for name, tensor in outputs.items()}

@@ -22,7 +22,7 @@ def accept_drafts(
     is_running: Any,
     rules: SamplingRules,
 ) -> tuple[Any, Any]:
-    """Returns the tokens of each row, and the number of them that all rows take.
+    """Accepts or rejects draft tokens; returns each row's tokens, and how many all rows take.
 
     All rows take as many as the row that takes the fewest, so that they stay aligned. A row that
     could take more then has its draft at a place where another row has a replacement. The int32
@@ -56,7 +56,7 @@ def accept_drafts(
 
 
 def _reject(scores: Any, drafts: Any, draft_scores: Any, uniforms: Any) -> tuple[Any, Any]:
-    """Returns which drafts are kept, and the replacement token for each place."""
+    """Returns which draft tokens are kept, and a replacement token for each position."""
     num_drafts = drafts.shape[1]
     p, q = ops.softmax(scores, axis=-1), ops.softmax(draft_scores, axis=-1)
     index = ops.expand_dims(drafts, -1)

@@ -36,7 +36,7 @@ class Generator:
         *,
         return_log_probabilities: bool = False,
     ) -> TokenRequest:
-        """Checks the arguments of `CausalLM.generate` and returns them as a request."""
+        """Checks the arguments of `CausalLM.generate`, and returns them as a request object."""
         model = self._model
         if check_boolean("use_drafts", options.use_drafts):
             check_drafts(model)
@@ -88,7 +88,7 @@ class Generator:
     def _join(
         self, request: TokenRequest, row: int, found: list[NewToken], *, strip_prompt: bool
     ) -> Any:
-        """Returns a row in the form of its prompt: as text or as token ids."""
+        """Returns a row's prompt and new tokens, as text or token ids like the prompt."""
         prompts, tokens = request.prompts, [token.token for token in found]
         if prompts.texts is None:
             return tokens if strip_prompt else [*prompts.rows[row], *tokens]
@@ -103,7 +103,7 @@ class Generator:
         return TextStream(self.tokenizer, request.prompts.rows[row], request.stop_tokens[row])
 
     def stream(self, request: TokenRequest) -> Iterator[Any]:
-        """Yields the token or the text that each step adds, as soon as it is computed."""
+        """Yields the tokens or the text that each decode step adds, as soon as it is computed."""
         prompts = request.prompts
         streams = [
             self._stream_text(request, row) if prompts.is_text else None
@@ -134,6 +134,6 @@ def _read_seed(seed: int | None) -> int:
 
 
 def read_context(model: Any) -> int | None:
-    """Returns the number of tokens that a model takes, or `None` if it has no limit."""
+    """Returns the model's context length in tokens, or `None` if it has no limit."""
     context: int | None = getattr(model.config, "max_length", None)
     return context

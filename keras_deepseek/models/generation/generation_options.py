@@ -28,7 +28,7 @@ class GenerationOptions:
 
 
 def takes_options(method: Method) -> Method:
-    """Replaces `**options` in the signature of a method by the fields of `GenerationOptions`.
+    """A decorator that replaces `**options` in a signature by `GenerationOptions`' fields.
 
     An unknown option then raises a `TypeError` that names the method and where the option belongs.
     Fields that the method already has as arguments are left out.
@@ -57,7 +57,7 @@ def takes_options(method: Method) -> Method:
 
 
 def _check_names(method: str, received: Iterable[str], known: Sequence[str]) -> None:
-    """Raises a `TypeError`, as Python does, for an option that the method does not have."""
+    """Raises a `TypeError` for an option that the method does not have, as Python would."""
     for name in received:
         if name in known:
             continue

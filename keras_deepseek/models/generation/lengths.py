@@ -1,11 +1,11 @@
-"""The lengths that are compiled for: a few, which prompts and caches of all sizes share."""
+"""The few sequence lengths to compile for, to which prompts and caches are padded."""
 
 _STEPS_AN_OCTAVE = 4
 _LEAST = 16
 
 
 def round_up(length: int) -> int:
-    """Rounds a number of tokens up to a length that is compiled for.
+    """Rounds a number of tokens up to a length that steps are compiled for.
 
     These are the multiples of 16 up to 64, and then four lengths for each doubling: at most a
     quarter of a prompt is padding.
@@ -16,7 +16,7 @@ def round_up(length: int) -> int:
 
 
 def total_slots(needed: int, context: int | None) -> int:
-    """Returns the largest number of slots of a cache, rounded up to a compiled length.
+    """Returns the largest number of slots that a cache will need, rounded to a compiled length.
 
     `needed` counts the prompts and all tokens that may come. The result is not larger than
     `context`, the longest row that the model takes, unless `needed` is.
@@ -26,7 +26,7 @@ def total_slots(needed: int, context: int | None) -> int:
 
 
 def first_capacity(prompt_length: int, needed: int) -> int:
-    """Returns the number of slots of the first cache.
+    """Returns the number of slots that the cache starts with.
 
     It is small because attention visits empty slots too. `needed` is the largest number of slots.
     """
@@ -34,5 +34,5 @@ def first_capacity(prompt_length: int, needed: int) -> int:
 
 
 def next_capacity(capacity: int, needed: int) -> int:
-    """Returns the number of slots, at most `needed`, of the cache that replaces a full one."""
+    """Returns the number of slots, at most `needed`, of the cache that replaces a full cache."""
     return min(needed, round_up(capacity + max(128, capacity // 4)))

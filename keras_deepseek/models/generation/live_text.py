@@ -14,7 +14,10 @@ _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class OutputConsole(Console):
-    """A console that raises `BrokenPipeError` when its reader is gone; Rich would exit with 1."""
+    """A console that raises `BrokenPipeError` if the output pipe is closed.
+
+    Rich would exit with code 1.
+    """
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -51,7 +54,7 @@ class LiveText:
             self._write("", end="\n")
 
     def push(self, piece: str) -> None:
-        """Shows the text, possibly empty, that one more token adds."""
+        """Shows the text that one more token adds, possibly empty, and counts the token."""
         self._num_tokens += 1
         self._last = self._clock()
         if self._num_tokens == 1:
@@ -72,7 +75,7 @@ class LiveText:
             self._live.update(text, refresh=True)
 
     def _show(self, text: str) -> Text:
-        """Returns the text with visible symbols for control characters."""
+        """Returns a text with control characters replaced by visible symbols."""
         return Text(text.translate(_PICTURES))
 
     def _write(self, text: str, end: str) -> None:
@@ -85,7 +88,7 @@ class LiveText:
         self._console.file.flush()
 
     def describe(self) -> str:
-        """Returns the number of tokens and the speed. The first token waits for the prompt."""
+        """Returns a line with the token count, the first token's wait, and tokens per second."""
         if not self._num_tokens:
             return "0 tokens"
         words = f"{self._num_tokens} token{'s' if self._num_tokens > 1 else ''}"

@@ -14,7 +14,7 @@ from keras_deepseek.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as token ids, and as texts if they were given so.
+    """Prompts as rows of token ids, with the original texts if they were strings.
 
     With `is_single`, a single prompt was given, so a single result is returned.
     """
@@ -29,7 +29,7 @@ class Prompts:
         return self.texts is not None
 
     def pad(self, length: int) -> tuple[Array, Array]:
-        """Returns token ids, int32, and a padding mask, boolean, both `(batch_size, length)`.
+        """Returns left-padded token ids (int32) and their mask, both `(batch_size, length)`.
 
         Prompts are padded on the left. `length` is at least that of the longest one.
         """

@@ -1,4 +1,4 @@
-"""Sampling options: the public `Sampler`, and the part of it that is compiled."""
+"""Sampling options: the public `Sampler`, and its settings that are compiled into a step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +98,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class SamplingRules:
-    """The steps that a `Sampler` takes.
+    """The sampling operations that are compiled into a step, derived from a `Sampler`.
 
     Args:
         is_greedy: True if the largest logit is taken, so that nothing is drawn.
@@ -119,7 +119,7 @@ GREEDY = Sampler(temperature=0.0)
 
 
 def get_sampler(sampler: Any) -> Sampler:
-    """Returns the sampler for an argument of a user.
+    """Converts a user's `sampler` argument to a `Sampler`.
 
     `"greedy"` and `None` are greedy; `"random"` draws from all tokens.
     """

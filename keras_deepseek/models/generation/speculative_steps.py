@@ -32,14 +32,14 @@ from keras_deepseek.models.generation.token_choice import (
 
 
 class DraftModules:
-    """The modules of a `CausalLM` that predict further tokens, with caches."""
+    """The multi-token prediction modules of a `CausalLM`, used to draft tokens."""
 
     def __init__(self, model: Any) -> None:
         self._prediction = model.multi_token_prediction
         self.num_modules = self._prediction.depth
 
     def make_cache(self, batch_size: int, max_length: int) -> list[dict[str, Any]]:
-        """Returns the empty caches of all modules, one each."""
+        """Returns one empty cache for each prediction module."""
         return [block.make_cache(batch_size, max_length) for block in self._prediction.blocks]
 
     def draft(
@@ -52,7 +52,7 @@ class DraftModules:
         sample: Callable[[int, Any], tuple[Any, Any]],
         **kwargs: Any,
     ) -> tuple[Any, Any, list[dict[str, Any]]]:
-        """Returns drafts, the scores from which they were drawn, and the caches.
+        """Drafts one token per prediction module; returns drafts, their scores, and the caches.
 
         Args:
             hidden: Tensor of shape `(batch_size, length, dim)`: the model's hidden states.
@@ -92,7 +92,7 @@ def begin_speculation(
     uniforms: Any,
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """Returns the tokens that follow prompts, and a state with the first drafts.
+    """Runs the prefill of speculative decoding: returns the first tokens, and a state with drafts.
 
     Token ids, int32, and mask are `(batch_size, length)`; `uniforms`, float32, are `(batch_size, 2
     * num_drafts + 1)`; `numbers` are float32 scalars of the sampler. There is no state yet.
@@ -132,7 +132,7 @@ def continue_speculation(
     uniforms: Any,
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """Returns the tokens of a round, the number of them that all rows take, and the next state.
+    """Verifies drafts and makes new ones: returns the tokens, the number to take, and the state.
 
     Args:
         model: `CausalLM`.
@@ -178,7 +178,7 @@ def continue_speculation(
 def _score_places(
     kind: StepKind, seen: Any, read: Any, logits: Any, numbers: Mapping[str, Any]
 ) -> Any:
-    """Returns the adjusted logits after each token that was read, as if all drafts stayed."""
+    """Returns the sampler's scores after each token read, as if all drafts were accepted."""
     scores = []
     for place in range(read.shape[1]):
         seen = _add_seen(kind, seen, read[:, place], logits.shape[-1])
@@ -187,7 +187,7 @@ def _score_places(
 
 
 def _mark_round(seen: Any, read: Any, tokens: Any, taken: Any, vocabulary_size: int) -> Any:
-    """Returns `seen` with the last token of the previous round and the tokens of this one."""
+    """Marks a round's tokens as seen: the last token of the previous round, and those taken."""
     places = ops.expand_dims(ops.arange(tokens.shape[1], dtype="int32"), 0)
     is_taken = ops.logical_and(places < taken, ops.ones_like(tokens, "bool"))
     newly = mark_tokens(tokens, is_taken, vocabulary_size)
@@ -198,7 +198,7 @@ def _mark_round(seen: Any, read: Any, tokens: Any, taken: Any, vocabulary_size: 
 def _make_sample(
     kind: StepKind, seen: Any, token: Any, uniforms: Any, numbers: Mapping[str, Any]
 ) -> Callable[[int, Any], tuple[Any, Any]]:
-    """Returns a function that draws the draft of a module, by the sampling rules of the model."""
+    """Returns a function that draws a module's draft token by the model's sampling rules."""
 
     def sample(index: int, logits: Any) -> tuple[Any, Any]:
         nonlocal seen, token
@@ -220,7 +220,10 @@ def _add_seen(kind: StepKind, seen: Any, tokens: Any, vocabulary_size: int) -> A
 
 
 def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any, Any]:
-    """Returns empty outputs, and a state with caches of more slots."""
+    """Copies the state of speculative decoding into caches with more slots.
+
+    The outputs that it returns with the state are empty.
+    """
     grown = {
         "cache": grow_cache(model.make_cache, state["cache"], capacity),
         "draft_cache": grow_cache(DraftModules(model).make_cache, state["draft_cache"], capacity),
@@ -229,7 +232,7 @@ def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any
 
 
 def check_drafts(model: Any) -> None:
-    """Raises an error if a model can't draft tokens.
+    """Raises an error if a model can't do speculative decoding.
 
     It then has no modules that predict further tokens, or a cache that can't remove tokens.
     """

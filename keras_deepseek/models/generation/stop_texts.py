@@ -15,7 +15,7 @@ class StopTexts:
         self.is_met = False
 
     def push(self, piece: str) -> str:
-        """Returns the text that is certain after one more piece."""
+        """Adds a piece of text, and returns the text that can't belong to a stop text."""
         if self.is_met:
             return ""
         text = self._held + piece
@@ -31,6 +31,6 @@ class StopTexts:
         return any(stop.startswith(end) for stop in self._texts)
 
     def finish(self) -> str:
-        """Returns the text that was held back, which has not become a stop text."""
+        """Returns the rest of the text, which was held back as a possible start of a stop text."""
         held, self._held = self._held, ""
         return held

@@ -23,9 +23,9 @@ class TextStream:
             self._decoder.push(token)
 
     def push(self, token: int) -> str:
-        """Returns the text that a token adds, empty while a character is not complete."""
+        """Returns the text that one more token adds; `""` while a character is incomplete."""
         return "" if token in self._end_tokens else self._decoder.push(token)
 
     def finish(self) -> str:
-        """Returns the text that was held back."""
+        """Returns the text that was held back because its last character was incomplete."""
         return self._decoder.finish()

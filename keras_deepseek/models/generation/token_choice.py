@@ -35,13 +35,13 @@ def choose(
 
 
 def is_finite(logits: Any) -> Any:
-    """Returns true where all logits of the last axis are finite."""
+    """Returns true for each row of logits in which all values are finite."""
     # NaN and infinity show in the largest or the smallest logit.
     return ops.isfinite(ops.abs(ops.max(logits, axis=-1)) + ops.abs(ops.min(logits, axis=-1)))
 
 
 def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> Any:
-    """Returns the logits after all steps of the sampler; excluded tokens are minus infinity.
+    """Applies the sampler's penalty, temperature and cutoffs; excluded tokens get minus infinity.
 
     The arguments are those of `choose`. Logits are `(batch_size, vocabulary_size)`, the result
     float32.
@@ -61,7 +61,7 @@ def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> An
 
 
 def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
-    """Returns the smallest score to keep in each row, of shape `(batch_size, 1)`, or `None`."""
+    """Returns the smallest score that a token needs to be kept, per row, or `None`."""
     bounds = []
     ordered = None
     vocabulary_size = scores.shape[-1]
@@ -85,7 +85,7 @@ def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
 
 
 def draw(scores: Any, uniforms: Any) -> Any:
-    """Returns the token at which the distribution function of each row exceeds a number.
+    """Draws one token for each row by the inverse distribution function of its scores.
 
     Scores are float32 logits `(batch_size, vocabulary_size)`; `uniforms` float32 `(batch_size,)`,
     in [0, 1); the tokens int32 `(batch_size,)`.
@@ -94,7 +94,7 @@ def draw(scores: Any, uniforms: Any) -> Any:
 
 
 def draw_by_weight(weights: Any, uniforms: Any) -> Any:
-    """Draws a token for each row by weights that need not sum to 1, as `draw` does by logits.
+    """Draws one token for each row in proportion to weights, which need not sum to 1.
 
     Weights, at least 0, are float32 `(batch_size, vocabulary_size)`; `uniforms` as for `draw`.
     """
@@ -115,7 +115,7 @@ def draw_by_weight(weights: Any, uniforms: Any) -> Any:
 
 
 def _find_crossing(weights: Any, target: Any) -> tuple[Any, Any]:
-    """Returns the place of each row at which the sums exceed a target, and the sum before it.
+    """Returns the index at which each row's cumulative sum exceeds a target, and the sum before.
 
     Both have the shape `(batch_size, 1)`. An entry without weight is never chosen. If rounding
     leaves the target above all sums, the last entry with a weight is chosen.
@@ -133,7 +133,7 @@ def _find_crossing(weights: Any, target: Any) -> tuple[Any, Any]:
 
 
 def log_probabilities(logits: Any, tokens: Any) -> Any:
-    """Returns the log-probability of tokens under the model itself, before the sampler's steps.
+    """Returns the log-probabilities of tokens under the model, without the sampler's changes.
 
     Logits are `(batch_size, vocabulary_size)`; int32 tokens and the float32 result `(batch_size,)`.
     """

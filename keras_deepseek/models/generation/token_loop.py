@@ -35,7 +35,7 @@ from keras_deepseek.models.generation.speculative_steps import (
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """A request to generate tokens.
+    """A checked request to generate tokens: prompts, limits and sampling.
 
     `budgets` are the largest numbers of new tokens, and `stop_tokens` the tokens at which a row
     stops, by row. With `uses_drafts`, decoding is speculative. `context` is the number of tokens
@@ -75,13 +75,13 @@ class RowNoise:
         self._count = count
 
     def draw(self) -> Array:
-        """Returns the next numbers of each row, float32 `(num_rows, count)` or `(num_rows,)`."""
+        """Returns each row's next random numbers, float32 `(num_rows, count)` or `(num_rows,)`."""
         drawn = [each.random(self._count, dtype="float32") for each in self._generators]
         return np.asarray(drawn, "float32")
 
 
 def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[list[NewToken | None]]:
-    """Yields the next token of each row when it is computed, and `None` for a row that has stopped.
+    """Yields each row's next token as it is computed; `None` for a row that has stopped.
 
     Raises an `InvalidInputError` if the model's logits are not finite.
     """
@@ -139,7 +139,7 @@ def _speculate(
 
 
 class _Slots:
-    """The cache slots of prompts and tokens, counted on the host.
+    """The counter of cache slots that prompts and tokens use, kept on the host.
 
     With `can_grow`, caches can be made longer. `num_drafts` slots are written after the last token
     that stays.
@@ -159,14 +159,14 @@ class _Slots:
         self.padded = token_ids, None if mask.all() else mask
 
     def need(self, number: int) -> bool:
-        """Returns true if the capacity had to grow for this number of further slots."""
+        """Enlarges the capacity if `number` more slots do not fit; returns true if it did."""
         if self.next + number <= self.capacity:
             return False
         self.capacity = next_capacity(self.capacity, self._total)
         return True
 
     def advance(self, number: int) -> None:
-        """Counts tokens that stay."""
+        """Moves the next free slot on by a number of accepted tokens."""
         self.next += number
         self.positions = self.positions + np.int32(number)
 
@@ -187,7 +187,7 @@ class _Rows:
         return any(self._left)
 
     def take(self, step: dict[str, Array]) -> list[NewToken | None]:
-        """Returns the tokens of a step in the rows that are still running, and counts them."""
+        """Returns the tokens of a step for the rows that are still running, and counts them."""
         taken: list[NewToken | None] = []
         for row, token in enumerate(step["tokens"].tolist()):
             if not self._left[row]:

@@ -1,4 +1,4 @@
-"""Finding of the layers that can have a LoRA, and of their variables.
+"""Functions that find the layers that can have a LoRA, and their LoRA variables.
 
 Keras's own layers implement it: `Dense`, `EinsumDense`, the convolutions and `Embedding`. Each has
 a kernel `W` and two matrices, and computes with `W + lora_alpha / lora_rank * A B`.
@@ -18,23 +18,23 @@ from keras_deepseek.models.checkpoints.merged_kernels import merged_name, own_va
 
 
 def kernel_of(layer: keras.Layer) -> keras.Variable:
-    """Returns the variable of a built layer to which a LoRA is added."""
+    """Returns the kernel variable of a built layer, to which its LoRA is added."""
     return own_variable(layer, merged_name(layer))
 
 
 def path_of(layer: keras.Layer) -> str:
-    """Returns the name of a layer in LoRA files: the path of its kernel without the last part."""
+    """Returns a layer's name in LoRA files: its kernel's path without the last component."""
     return str(kernel_of(layer).path.rpartition("/")[0])
 
 
 def lora_variables(layer: keras.Layer) -> tuple[keras.Variable, keras.Variable]:
-    """Returns the two matrices of a layer that has a LoRA."""
+    """Returns the two LoRA variables, A and B, of an adapted layer."""
     name = merged_name(layer)
     return getattr(layer, f"lora_{name}_a"), getattr(layer, f"lora_{name}_b")
 
 
 def read_matrices(layer: keras.Layer) -> tuple[Array, Array]:
-    """Returns the two LoRA matrices of a layer as arrays.
+    """Returns a layer's LoRA matrices A and B as NumPy arrays.
 
     If they are sharded over several processes, all of them must call it.
     """
@@ -63,7 +63,10 @@ def find_adapted(model: keras.Model) -> list[keras.Layer]:
 
 
 def _in_order(model: keras.Model, layers: list[keras.Layer]) -> list[keras.Layer]:
-    """Sorts layers by their kernels' order in the model. Keras lists the last ones first."""
+    """Sorts layers by the position of their kernels in `model.variables`.
+
+    Keras lists the last layers first.
+    """
     places = {id(variable): place for place, variable in enumerate(model.variables)}
     return sorted(layers, key=lambda layer: places[id(kernel_of(layer))])
 
@@ -71,7 +74,7 @@ def _in_order(model: keras.Model, layers: list[keras.Layer]) -> list[keras.Layer
 def add_lora(
     model: keras.Model, ranks: Mapping[str, int], layers: list[keras.Layer], lora_alpha: Any
 ) -> None:
-    """Adds a LoRA to layers of a model that has none, and freezes everything else.
+    """Adds a LoRA to some layers of a model, and freezes all other weights.
 
     `ranks` and the scales, `lora_alpha`, are by path of a layer.
     """

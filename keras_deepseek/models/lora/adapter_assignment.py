@@ -22,9 +22,10 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """The LoRA of one layer: `a` `(*kernel_shape[:-1], rank)` and `b` `(rank, kernel_shape[-1])`.
+    """The LoRA of one layer: its matrices A and B, and its scale.
 
-    `lora_alpha` is the scale, before it is divided by the rank.
+    `a` is `(*kernel_shape[:-1], rank)`, `b` `(rank, kernel_shape[-1])`. `lora_alpha` is the scale,
+    before it is divided by the rank.
     """
 
     a: Array
@@ -38,7 +39,7 @@ class LayerAdapter:
 
 
 def assign_adapters(model: keras.Model, adapters: Mapping[str, LayerAdapter], source: str) -> None:
-    """Assigns a loaded LoRA to a model, after adding one if the model has none.
+    """Assigns loaded LoRA matrices to a model; adds a LoRA first if the model has none.
 
     `adapters` are by path of a layer. `source` names the file or folder, for errors.
     """

@@ -101,7 +101,7 @@ def load_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
 
 
 def _path_within(model: keras.Model, layer: keras.Layer) -> str:
-    """Returns the path of a layer without the model's name, which Keras may generate anew."""
+    """Returns a layer's path without the model's name, which may differ between processes."""
     return path_of(layer).removeprefix(f"{model.name}/")
 
 
@@ -121,7 +121,7 @@ def _check_name(filepath: Any) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
-    """Returns copies of all tensors in a small file."""
+    """Reads copies of all tensors of a small safetensors file into memory."""
     header = read_header(path)
     with MappedFiles() as files:
         return {name: np.array(files.read(each)) for name, each in header.items()}
@@ -129,7 +129,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 @contextmanager
 def write_atomically(target: Path) -> Iterator[Path]:
-    """Yields the path of a new file, and moves it to `target` at the end."""
+    """A context manager that yields a temporary file path, and moves it to `target` at the end."""
     try:
         with staging_folder(target) as work:
             path = work / target.name

@@ -129,7 +129,7 @@ def merge_lora(model: keras.Model) -> None:
 
 
 def _check_can_be_added(layers: Sequence[keras.Layer]) -> None:
-    """Raises an error if kernels are quantized to integers, to which floats can't be added."""
+    """Raises an error if a layer's kernel is quantized, so that no LoRA can be merged into it."""
     quantized = [each for each in layers if each.quantization_mode not in (None, "float8")]
     if quantized:
         raise NotSupportedError(
@@ -147,7 +147,7 @@ def _check_model(model: Any) -> keras.Model:
 
 
 def check_no_lora(model: keras.Model) -> None:
-    """Raises an error if a model has a LoRA, or is not a model."""
+    """Raises an error if a model already has a LoRA, or is not a Keras model."""
     adapted = find_adapted(_check_model(model))
     if adapted:
         raise InvalidInputError(

@@ -137,7 +137,7 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
 
 def _is_of_experts(name: str) -> bool:
-    """Returns true if a module is part of stacked experts, or their router."""
+    """Returns true if a module name belongs to stacked experts or their router."""
     return "experts" in name.split(".") or name.endswith(".mlp.gate")
 
 
@@ -177,7 +177,7 @@ def _check_written(
 
 
 def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tuple[Array, Array]]:
-    """Reads the two LoRA matrices of each module from an adapter folder."""
+    """Reads LoRA matrices A and B of each module from a `peft` adapter folder."""
     tensors = read_tensors(folder / _WEIGHTS_NAME)
     ends = {}
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Conversion between the LoRA matrices of a `peft` `Linear` and those of the kernels in it.
+"""Conversion of LoRA matrices between a `peft` `Linear` and the Keras kernels in it.
 
 A `Linear` may consist of several kernels here, each with an optional axis of heads. For a kernel to
 heads, Keras has a matrix A for each head and one B for all; `peft` has one A for all heads and a B
@@ -18,7 +18,7 @@ Factors = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class LinearLayout:
-    """The layout of kernels in a `Linear`.
+    """The layout of Keras kernels within one PyTorch `Linear`.
 
     Args:
         num_inputs: The number of inputs.
@@ -32,12 +32,12 @@ class LinearLayout:
 
     @property
     def offsets(self) -> list[int]:
-        """The position in a block of the first output of each kernel."""
+        """The index of each kernel's first output within a block of outputs."""
         return [sum(self.widths[:index]) for index in range(len(self.widths))]
 
 
 def join_factors(layout: LinearLayout, factors: Sequence[Factors | None]) -> Factors:
-    """Returns `lora_A.weight` and `lora_B.weight` of the `Linear`.
+    """Merges the LoRA of several kernels into one `lora_A.weight` and `lora_B.weight`.
 
     `factors` has for each kernel its A, `(num_inputs, num_blocks, rank)`, and B, `(rank, width)`,
     or `None` for a kernel without a LoRA.
@@ -58,7 +58,7 @@ def join_factors(layout: LinearLayout, factors: Sequence[Factors | None]) -> Fac
 
 
 def _join_blocks(a: Array, b: Array) -> Factors:
-    """Returns one A for all blocks, and a B for each: `(rank, inputs)`, `(blocks, width, rank)`."""
+    """Returns an A shared by all blocks, one B each: `(rank, inputs)`, `(blocks, width, rank)`."""
     num_inputs, num_blocks, rank = a.shape
     width = b.shape[1]
     shared = _find_shared(a)
@@ -72,7 +72,7 @@ def _join_blocks(a: Array, b: Array) -> Factors:
 
 
 def _repeat_block(b: Array, num_blocks: int) -> Array:
-    """Returns a B for each block that reads its own A: `(blocks, width, blocks * rank)`."""
+    """Returns one B per block, nonzero only for its own A: `(blocks, width, blocks * rank)`."""
     rank, width = b.shape
     up = np.zeros((num_blocks, width, num_blocks, rank), b.dtype)
     for block in range(num_blocks):
@@ -81,7 +81,7 @@ def _repeat_block(b: Array, num_blocks: int) -> Array:
 
 
 def _find_shared(a: Array) -> Array | None:
-    """Returns the A from which `_share` made the argument, or `None` if it did not."""
+    """Returns the A that `_share` repeated for each block; `None` for any other `a`."""
     num_inputs, num_blocks, rank = a.shape
     if rank % num_blocks:
         return None
@@ -95,11 +95,11 @@ def _find_shared(a: Array) -> Array | None:
 def split_blocks(
     layout: LinearLayout, down: Array, up: Array, has_lora: Sequence[bool]
 ) -> list[Factors | None] | None:
-    """Inverts `join_factors`: returns the A's and B's of Keras that it was given.
+    """Splits `lora_A` and `lora_B` of a `Linear` into one A and B for each Keras kernel.
 
-    `down` is `(rank, num_inputs)`, `up` `(num_outputs, rank)`. `has_lora` says for each kernel if
-    it has a LoRA; without one its factors are `None`. Returns `None` for all if `join_factors` did
-    not make these matrices.
+    It is the inverse of `join_factors`. `down` is `(rank, num_inputs)`, `up` `(num_outputs, rank)`.
+    `has_lora` says for each kernel if it has a LoRA; without one its factors are `None`. Returns
+    `None` for all if `join_factors` did not make these matrices.
     """
     blocks, start = layout.num_blocks, 0
     rank, uneven = divmod(len(down), blocks * sum(has_lora))
@@ -123,7 +123,7 @@ def split_blocks(
 def split_shared(
     layout: LinearLayout, down: Array, up: Array, has_lora: Sequence[bool]
 ) -> list[Factors | None] | None:
-    """Returns the LoRA of each kernel in Keras's form, for any LoRA of a `Linear` from `peft`.
+    """Splits any LoRA of a `peft` `Linear` into LoRA matrices A and B for each Keras kernel.
 
     The rank for kernels to heads is `num_blocks` times that of `peft`, or the width of a head if
     that is less. The arguments are those of `split_blocks`. Returns `None` for all if a kernel

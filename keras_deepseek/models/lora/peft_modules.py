@@ -1,4 +1,4 @@
-"""The modules of `transformers` that `peft` adapts, and the layers of this package in each.
+"""The `transformers` modules that `peft` can adapt, and their Keras layers.
 
 The LoRA matrices of a module and of its layers are converted into each other here; `peft_adapter`
 reads and writes folders. A `Linear` may hold several kernels, and an `Embedding` holds one table.
@@ -29,7 +29,7 @@ from keras_deepseek.models.lora.peft_factors import (
 def find_modules(
     model: PresetModel, layers_of: Mapping[int, keras.Layer]
 ) -> dict[str, "PeftLinear | PeftEmbedding"]:
-    """Returns the modules that have or can have a LoRA, by name.
+    """Returns the modules that can have a LoRA in `peft`, by their `transformers` name.
 
     `layers_of` has the layers by the `id` of the variable to which a LoRA is added.
     """
@@ -54,7 +54,7 @@ def _is_linear(entry: CheckpointEntry) -> bool:
 
 @dataclass(frozen=True)
 class PeftLinear:
-    """A `Linear` of `transformers`, with the layers of this package that it consists of.
+    """A `Linear` of `transformers`, with the Keras layers whose kernels it contains.
 
     `entry` is the checkpoint entry of its weight; `layers_of` has the layers by the `id` of their
     kernel.
@@ -67,7 +67,7 @@ class PeftLinear:
 
     @property
     def layers(self) -> list[keras.Layer | None]:
-        """The layer of each kernel; `None` for one that has no LoRA, or can't have one."""
+        """The layer of each kernel in the `Linear`; `None` for a layer without a LoRA."""
         return [self.layers_of.get(id(variable)) for variable in self.entry.variables]
 
     @property
@@ -82,12 +82,12 @@ class PeftLinear:
 
     @property
     def scale(self) -> float:
-        """The factor of the product of the two matrices."""
+        """The factor of the product of the LoRA matrices: `lora_alpha / rank`."""
         first = next(layer for layer in self.layers if layer is not None)
         return float(first.lora_alpha / first.lora_rank)
 
     def join(self) -> Factors:
-        """Returns the two LoRA matrices in the layout of `peft`."""
+        """Returns the LoRA as `lora_A` and `lora_B` in the layout of `peft`."""
         read = [None if layer is None else self._read(layer) for layer in self.layers]
         return join_factors(self._layout, read)
 
@@ -101,7 +101,7 @@ class PeftLinear:
     def split(
         self, down: Array, up: Array, scale: float, *, is_there: bool
     ) -> dict[str, LayerAdapter] | None:
-        """Returns the adapters by the paths of their layers.
+        """Converts `lora_A` and `lora_B` to one `LayerAdapter` per Keras layer, by its path.
 
         `None` if these can't represent the LoRA. `down` is `(rank, num_inputs)`, `up`
         `(num_outputs, rank)`, and `scale` the factor of their product. `is_there` is true if the
@@ -145,7 +145,7 @@ class PeftLinear:
 
 @dataclass(frozen=True)
 class PeftEmbedding:
-    """An `Embedding` of `transformers`. Its matrices are transposed in `peft`."""
+    """An `Embedding` of `transformers`. In `peft` its LoRA matrices are transposed."""
 
     layer: keras.layers.Embedding
 
@@ -153,23 +153,23 @@ class PeftEmbedding:
 
     @property
     def layers(self) -> list[keras.Layer | None]:
-        """The layer, as a list."""
+        """The Keras embedding layer, in a list."""
         return [self.layer]
 
     @property
     def scale(self) -> float:
-        """The factor of the product of the two matrices."""
+        """The factor of the product of the LoRA matrices: `lora_alpha / rank`."""
         return float(self.layer.lora_alpha / self.layer.lora_rank)
 
     def join(self) -> Factors:
-        """Returns the two matrices in the form of `peft`."""
+        """Returns the LoRA of the embedding in the layout of `peft`."""
         a, b = read_matrices(self.layer)
         return a.T, b.T
 
     def split(
         self, down: Array, up: Array, scale: float, *, is_there: bool
     ) -> dict[str, LayerAdapter]:
-        """Returns the adapter by the path of its layer.
+        """Converts a `peft` embedding's LoRA to a `LayerAdapter`, by the path of its layer.
 
         `down` is `(rank, vocabulary_size)`, `up` `(dim, rank)`, and `scale` the factor of their
         product. `is_there` does not matter.

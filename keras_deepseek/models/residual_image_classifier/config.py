@@ -1,4 +1,4 @@
-"""The config of residual image classifiers."""
+"""The config class of residual image classifiers: their sizes and options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

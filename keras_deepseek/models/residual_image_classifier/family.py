@@ -1,4 +1,4 @@
-"""The declaration of the family of residual image classifiers, and its named sizes."""
+"""The declaration of the residual image classifier family, and its presets by name."""
 
 from typing import Any
 

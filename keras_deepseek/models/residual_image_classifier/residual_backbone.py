@@ -1,4 +1,4 @@
-"""The backbone of residual image classifiers: from images to feature maps."""
+"""The backbone of residual image classifiers, which turns images into feature maps."""
 
 from typing import Any, ClassVar
 
@@ -90,7 +90,7 @@ def _residual_block(x: Any, filters: int, strides: int, name: str, policy: Any) 
 def _convolve(
     x: Any, filters: int, name: str, policy: Any, strides: int = 1, kernel_size: int = 3
 ) -> Any:
-    """Applies a convolution without a bias and its batch normalization."""
+    """Applies a convolution without bias, then batch normalization."""
     x = Conv2D(
         filters,
         kernel_size,

@@ -1,4 +1,4 @@
-"""The task of residual image classifiers: from images to classes."""
+"""A residual network that classifies images."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Recommenders that read a user's history of items, and their training data."""
+"""Recommenders of the next item from a user's history of items, and their training data."""
 
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
 from keras_deepseek.models.sequential_recommender.interactions import (

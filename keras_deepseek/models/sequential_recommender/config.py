@@ -1,4 +1,4 @@
-"""The config of sequential recommenders."""
+"""The config class of sequential recommenders: their sizes and options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The declaration of the family of sequential recommenders, and its named sizes."""
+"""The declaration of the sequential recommender family, and its presets by name."""
 
 from typing import Any
 

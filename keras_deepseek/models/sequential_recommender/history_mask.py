@@ -1,4 +1,4 @@
-"""The attention mask of a history of items."""
+"""The causal attention mask of padded histories of items."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Histories of items, split and padded for `fit` and `evaluate`."""
+"""Functions that split users' item histories and pad them for `fit` and `evaluate`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -144,7 +144,7 @@ class LeaveLastOut:
 
 
 def read_histories(histories: Any, num_items: int) -> list[Array]:
-    """Checks histories of items from 1 to `num_items`, and returns them as int32 arrays."""
+    """Checks histories of item ids from 1 to `num_items`, and returns them as int32 arrays."""
     if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):
         raise InvalidInputError(
             "`histories` must be a list of items for each user, as in [[3, 1, 7], [5]]; received "
@@ -173,7 +173,7 @@ def _read_history(index: int, history: Any, num_items: int) -> Array:
 
 
 def pad_histories(histories: Sequence[Any], length: int) -> Array:
-    """Returns the last `length` items of histories as int32 rows, padded with 0 on the left."""
+    """Returns each history's last `length` items as an int32 row, left-padded with 0."""
     rows = np.zeros((len(histories), length), "int32")
     for row, history in zip(rows, histories, strict=True):
         newest = np.asarray(history, "int32")[-length:]

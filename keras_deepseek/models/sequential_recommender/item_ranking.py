@@ -1,4 +1,4 @@
-"""Layers that score all items and select the best ones."""
+"""Layers that score every item and select the highest scores."""
 
 from typing import Any
 
@@ -85,7 +85,7 @@ class TopItems(keras.Layer):
 
 
 def _pick(rows: Any, places: Any) -> Any:
-    """Returns the entries of integer rows at some places.
+    """Gathers the entries of integer rows at given indices.
 
     It uses a sum, because `take_along_axis` fixes the batch size in the graphs that PyTorch
     exports.

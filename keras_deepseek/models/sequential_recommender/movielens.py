@@ -1,4 +1,4 @@
-"""Reading of MovieLens files from a folder. Nothing is downloaded."""
+"""Readers of MovieLens rating files in a local folder. Nothing is downloaded."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -89,7 +89,7 @@ def _find_file(folder: Path) -> Path:
 
 
 def _read_columns(path: Path) -> tuple[Any, Any, Any, Any]:
-    """Returns users, movies, ratings and times."""
+    """Reads a MovieLens ratings file: users, movies, ratings and times."""
     separate, delimiter = _FORMATS[path.name]
     with path.open(encoding="latin-1") as lines:
         if delimiter == "," and next(lines, "").strip() != _HEADER:
@@ -125,7 +125,7 @@ _FORMATS: dict[str, tuple[Callable[[Iterator[str]], Iterator[str]], str]] = {
 
 
 def _is_frequent(values: Any, keeps: Any, least: int) -> Any:
-    """Returns true for rows whose value is frequent enough among the kept rows."""
+    """Returns true for rows whose value occurs at least `least` times among the kept rows."""
     _, places = np.unique(values, return_inverse=True)
     counts = np.bincount(places[keeps], minlength=int(places.max(initial=-1)) + 1)
     return counts[places] >= least

@@ -1,4 +1,4 @@
-"""Synthetic histories with a known law, so that the best possible result is known."""
+"""Synthetic item histories from a known random process, whose best possible score is known."""
 
 from dataclasses import dataclass
 
@@ -113,16 +113,16 @@ class PlantedInteractions:
         return float(best.sum(axis=1).mean())
 
     def _structure(self) -> tuple[Array, Array]:
-        """Returns the assignment of items to groups, and the successor of each category."""
+        """Returns the random order of items by group, and each category's successor."""
         rng = np.random.default_rng((self.seed, 0))
         return rng.permutation(self.num_items), rng.permutation(self.num_categories)
 
     def _members(self) -> Array:
-        """Returns the items of each group."""
+        """Returns the items of each group, one row a group."""
         return self._structure()[0].reshape(-1, self.items_per_group)
 
     def _next_group(self, last: Array, before: Array) -> Array:
-        """Returns the group of the next item if the law is followed."""
+        """Returns the group of the next item, if the user follows the planted pattern."""
         shuffled, following = self._structure()
         groups = np.argsort(shuffled) // self.items_per_group
         category, style = groups // self.num_styles, groups % self.num_styles

@@ -1,4 +1,4 @@
-"""Metrics of a ranking of all items, by the rank of the item that came next."""
+"""Ranking metrics over all items, from the rank of the item that the user chose next."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from keras_deepseek.checks import check_integer
 
 
 class _RankingMetric(keras.metrics.Mean):
-    """The mean over users of a value of the next item's rank.
+    """The mean over users of a metric that depends on the rank of the next item.
 
     Its state is sums only, so the states of several processes can be added.
     """
@@ -90,7 +90,7 @@ class NormalizedDiscountedCumulativeGain(_RankingMetric):
 
 
 def rank_targets(targets: Any, scores: Any) -> Any:
-    """Returns the number of items ranked before each target, int32 of shape `(batch_size,)`.
+    """Returns the number of items ranked before each target item, int32 `(batch_size,)`.
 
     Targets are `(batch_size,)` or `(batch_size, 1)`; scores `(batch_size, num_items + 1)`, where
     item 0, the padding, counts too.

@@ -1,4 +1,4 @@
-"""The task of sequential recommenders: from a user's history to the next item."""
+"""The sequential recommender, which scores the next item from a user's history."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The backbone of sequential recommenders: from a history of items to hidden states."""
+"""The backbone of sequential recommenders, which turns item histories into hidden states."""
 
 from typing import Any, ClassVar
 

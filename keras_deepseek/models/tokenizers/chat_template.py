@@ -1,4 +1,4 @@
-"""Chat templates of checkpoints: from messages to the text format that the model was trained on."""
+"""Rendering of chat messages to prompt text by a checkpoint's chat template."""
 
 import datetime as dt
 import json
@@ -12,7 +12,7 @@ Message = Mapping[str, Any]
 
 
 def render_chat(template: str, messages: Sequence[Message], **variables: Any) -> str:
-    """Returns the text of a conversation by a jinja2 template.
+    """Renders chat messages to one prompt text by a jinja2 template.
 
     The template comes from the authors of the checkpoint, so it runs in a sandbox. A message is as
     in `{"role": "user", "content": "Hello"}`.
@@ -35,7 +35,7 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
 
 
 def _check_messages(messages: Any) -> None:
-    """Raises an error for messages without role or content, which templates render empty."""
+    """Raises an error for messages without role or content, which templates silently skip."""
     are_several = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
     wrong = [each for each in messages if not _is_message(each)] if are_several else [messages]
     if wrong:
@@ -69,7 +69,10 @@ def _compile(template: str) -> Any:
 
 
 def _generation_block() -> type[Any]:
-    """Returns the extension that renders the content of `{% generation %}`, a training mark."""
+    """Returns a jinja2 extension that renders the content of `{% generation %}` blocks.
+
+    Templates mark with them the text to train on.
+    """
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -91,7 +94,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Returns plain JSON; the filter of jinja2 would escape it for HTML."""
+    """Converts a value to JSON without the HTML escapes of jinja2's own filter."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -1,4 +1,4 @@
-"""Decoding of text from tokens that arrive one at a time.
+"""Decoding of a stream of tokens to text, one token at a time.
 
 `tokenizers.decoders.DecodeStream` (0.23) is not used: it holds invalid bytes back for ever, and
 drops an incomplete character at the end of the text.
@@ -27,7 +27,7 @@ class StreamDecoder:
         self._num_pushed = 0  # The characters of `_fresh` that were returned already.
 
     def push(self, token_id: int) -> str:
-        """Returns the text that one more token makes certain, which may be empty."""
+        """Adds a token, and returns the text that is now certain, possibly empty."""
         self._fresh.append(int(token_id))
         text = self._read()
         certain = text.rstrip(_UNFINISHED)
@@ -36,7 +36,7 @@ class StreamDecoder:
         return self._close(text)
 
     def finish(self) -> str:
-        """Returns the text that was held back as the start of a character."""
+        """Returns the text that was held back because its last character was incomplete."""
         return self._close(self._read()) if self._fresh else ""
 
     def _read(self) -> str:

@@ -14,7 +14,7 @@ NUM_TOKEN_IDS = 2**32
 
 
 def read_rows(rows: Any) -> list[Array]:
-    """Checks rows of token ids, and returns them as arrays of integers that fit into int32."""
+    """Checks lists of token ids, and returns them as integer arrays whose values fit int32."""
     if not np.iterable(rows) or isinstance(rows, str | bytes | Mapping):
         raise InvalidInputError(f"Rows must be lists of token ids, received {rows!r}.")
     return [_read_row(row) for row in rows]
@@ -39,7 +39,7 @@ def _is_int32(ids: Array) -> bool:
 
 
 def read_token_id(token_id: Any) -> int:
-    """Returns a token id, such as a scalar tensor, as a Python integer."""
+    """Converts a token id, such as a scalar tensor, to a Python integer."""
     try:
         found = operator.index(token_id)
     except TypeError:

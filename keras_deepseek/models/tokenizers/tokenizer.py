@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, computed by the `tokenizers` library."""
+"""The tokenizer of a checkpoint, a wrapper of the `tokenizers` library."""
 
 import importlib.util
 import os

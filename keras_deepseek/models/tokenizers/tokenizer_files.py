@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Reads the tokenizer files of a checkpoint, by name; the dict is empty if it has none."""
+    """Returns the contents of a checkpoint's tokenizer files by name; `{}` if it has none."""
     found = {}
     for path in sorted(folder.iterdir()):
         if any(fnmatch.fnmatch(path.name, name) for name in TOKENIZER_FILES) and path.is_file():
@@ -46,7 +46,7 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """Returns the object in one of the files; an empty one if the file is missing."""
+    """Returns the dict in one of the tokenizer files; an empty dict if the file is missing."""
     try:
         content = json.loads(files.get(name, b"{}").decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -57,7 +57,7 @@ def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def read_special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Returns the special tokens by their role, as in `{"eos_token": "</s>"}`."""
+    """Returns the special tokens by role, as in `{"eos_token": "</s>"}`."""
     found = {
         **read_json_file(files, "special_tokens_map.json"),
         **read_json_file(files, TOKENIZER_CONFIG_NAME),
@@ -95,7 +95,7 @@ def _named_templates(file: str, received: Any) -> dict[str, str]:
 
 
 def find_chat_template(templates: Mapping[str, str], name: str) -> str:
-    """Returns the text of a chat template."""
+    """Returns the chat template of a given name; raises an error if there is none."""
     if not templates:
         raise InvalidInputError(
             "The checkpoint has no chat template. Write the prompt in the format of its training."
@@ -106,7 +106,7 @@ def find_chat_template(templates: Mapping[str, str], name: str) -> str:
 
 
 def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
-    """Returns the largest token id plus one, or `None` if there is no `tokenizer.json`."""
+    """Returns the vocabulary size, the largest token id plus one; `None` without a tokenizer."""
     if TOKENIZER_NAME not in files:
         return None
     content = read_json_file(files, TOKENIZER_NAME)
@@ -121,7 +121,7 @@ def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
 
 
 def check_vocabulary(files: Mapping[str, bytes], vocabulary_size: int) -> None:
-    """Raises an error if a tokenizer has tokens for which the model has no embedding.
+    """Raises an error if a tokenizer has token ids beyond the model's vocabulary size.
 
     The vocabulary of the model may be larger.
     """

@@ -1,1 +1,1 @@
-"""The parts of building a TensorRT engine: library, GPUs, sizes, and unsupported nodes."""
+"""Steps of building a TensorRT engine: library, GPUs, input sizes and unsupported nodes."""

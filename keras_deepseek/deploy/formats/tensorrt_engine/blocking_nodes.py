@@ -1,4 +1,4 @@
-"""Check for nodes of an ONNX file that TensorRT does not support."""
+"""A check for ONNX nodes that TensorRT does not support."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from keras_deepseek.errors import ExportError
 
 
 def check_nodes(parser: Any, onnx_file: Path) -> None:
-    """Raises an `ExportError` with name, operator and reason of each unsupported node.
+    """Raises an `ExportError` that names each node that TensorRT does not support, and why.
 
     The network of `parser`, an `OnnxParser` of either flavor, can't be used afterwards.
     """
@@ -18,7 +18,7 @@ def check_nodes(parser: Any, onnx_file: Path) -> None:
 
 
 def describe_errors(parser: Any) -> str:
-    """Returns the errors of a parser: each node by name and operator, with its reason."""
+    """Returns a message with each error of a TensorRT parser: node name, operator and reason."""
     return "; ".join(dict.fromkeys(_describe(parser))) or "it gives no reason."
 
 

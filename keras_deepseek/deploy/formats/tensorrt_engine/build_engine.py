@@ -1,4 +1,4 @@
-"""Builds a TensorRT engine from an ONNX file, as bytes."""
+"""Building of a TensorRT engine from an ONNX file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from keras_deepseek.errors import ExportError
 def build_engine(
     tensorrt: Any, onnx_file: Path, profiles: Sequence[Profile], capabilities: Sequence[str]
 ) -> bytes:
-    """Builds an engine that computes in the precision of the file's tensors.
+    """Builds and serializes a TensorRT engine in the precision of the ONNX file's tensors.
 
     `tensorrt` is the module of either flavor. Without capabilities the library's default applies.
     """

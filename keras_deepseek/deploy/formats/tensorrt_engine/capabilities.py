@@ -1,4 +1,4 @@
-"""The GPUs that an engine is built for, as NVIDIA's compute capabilities."""
+"""Checks of the GPUs that an engine is built for, as NVIDIA compute capabilities."""
 
 import re
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ def known_capabilities(tensorrt: Any) -> list[str]:
 
 
 def check_turing(tensorrt: Any, precision: str | None) -> None:
-    """Rejects any precision but float16 for an engine for Turing."""
+    """Rejects any precision but float16 for an engine for Turing GPUs."""
     if precision != "float16":
         raise InvalidInputError(
             f"An engine for compute capability {TURING} computes only in float16; received "

@@ -1,4 +1,4 @@
-"""The two libraries of NVIDIA that build an engine.
+"""The two NVIDIA libraries that build engines: TensorRT and TensorRT-RTX.
 
 Plain TensorRT builds on the GPU that the engine is for. TensorRT-RTX builds for the GPUs of given
 compute capabilities, on a machine that needs none.
@@ -31,7 +31,7 @@ _PURPOSES = {
 
 @dataclass(frozen=True)
 class Flavor:
-    """A library that builds engines: `"tensorrt"` or `"rtx"`, and its module.
+    """A TensorRT library: its flavor, `"tensorrt"` or `"rtx"`, and its Python module.
 
     Both have the same API.
     """
@@ -46,7 +46,7 @@ class Flavor:
 
 
 def check_flavor(name: str) -> None:
-    """Rejects the name of an unknown flavor."""
+    """Rejects an unknown flavor of TensorRT."""
     if name not in FLAVORS:
         raise InvalidInputError(unknown_name_message("flavor", name, FLAVORS))
 

@@ -1,4 +1,4 @@
-"""The sizes of free axes that an engine takes: TensorRT's optimization profiles."""
+"""TensorRT's optimization profiles: the sizes of free axes that an engine accepts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ _LENGTHS: Sizes = (1, 16, 64)
 
 @dataclass(frozen=True)
 class Profile:
-    """Three sizes of each free axis and three shapes of each input: smallest, usual, largest."""
+    """A profile: the smallest, usual and largest size of each free axis, and shapes of inputs."""
 
     sizes: Mapping[str, Sizes]
     shapes: Mapping[str, tuple[Shape, ...]]
 
     def takes(self, shapes: Mapping[str, Shape]) -> bool:
-        """Returns whether a batch is within the range, by its shapes by input name."""
+        """Returns True if a batch, given as shapes by input name, is within the profile's range."""
         return all(
             smallest <= size <= largest
             for name, (lower, _, upper) in self.shapes.items()
@@ -39,7 +39,7 @@ class Profile:
 
 
 def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]:
-    """Returns the profiles of an engine, with sizes for every free axis.
+    """Returns an engine's profiles, with default sizes for free axes that the user left out.
 
     A user's dict holds three sizes by the name of an axis, or three shapes by the name of an input.
     Other axes take 1, 4 and 32 for the batch, and 1, 16 and 64 otherwise.
@@ -88,7 +88,7 @@ def _resolve(signature: Signature, profile: Mapping[str, Any]) -> Profile:
 
 
 def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict[str, Sizes]:
-    """Returns the sizes of the free axes of an input from its three shapes."""
+    """Returns the sizes of an input's free axes, from the three shapes that a user gave."""
     if not _are_shapes(value) or any(
         len(shape) != len(axes)
         or any(axis not in (size, str(axis)) for axis, size in zip(axes, shape, strict=True))

@@ -1,4 +1,4 @@
-"""Passes that write several ONNX operators as fewer.
+"""Fusion passes, which replace several ONNX operators by fewer.
 
 They do not use onnxscript's rewriter (tried with 0.7, for GELU). Its constants match only tensors
 without axes, with one tolerance for all dtypes; the commuted forms of GELU are 1,920 rules, which

@@ -1,4 +1,4 @@
-"""Attention masks that are added to the scores, instead of a choice in tensors of their size.
+"""A fusion pass that adds attention masks to the scores, instead of `Where` on the scores.
 
 A mask seldom has an axis for heads or queries; scores have both. Keras chooses between the score
 and a large negative number. After the softmax it chooses between the probability and 0, which
@@ -23,7 +23,7 @@ _NOTHING_LEFT = 1e30
 
 
 def add_masks(view: GraphView) -> int:
-    """Replaces the choices around a softmax by a sum if the result is the same.
+    """Replaces `Where` nodes around an attention softmax by adding the mask to the scores.
 
     Returns the number of changed attentions.
     """
@@ -71,7 +71,7 @@ def _add_mask(
 
 
 def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) -> bool:
-    """Returns whether nothing remains of a score that the mask hides."""
+    """Returns True if masked scores get no weight in both forms, `Where` and addition."""
     mask, scores, least = choice.input
     shape, number = view.shape(scores), view.scalar(least)
     if shape is None or number is None or view.dtype(scores) != view.onnx.TensorProto.FLOAT:
@@ -85,7 +85,7 @@ def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) ->
 
 
 def _without_ones(view: GraphView, mask: str, scores: str) -> str:
-    """Returns a mask without an operand that is true everywhere in the scores' shape."""
+    """Returns a mask without the operand of `And` that is true everywhere."""
     both = view.producer(mask, "And")
     for other, expanded in (both.input, reversed(both.input)) if both is not None else ():
         value = read_repeated(view, expanded, scores)
@@ -95,7 +95,7 @@ def _without_ones(view: GraphView, mask: str, scores: str) -> str:
 
 
 def _find_any(view: GraphView, mask: str, output: str) -> list[Any]:
-    """Returns the nodes that compute for each row whether the mask leaves a key."""
+    """Returns the nodes that compute for each row of scores if the mask leaves any key visible."""
     numbers, most = f"{output}_numbers", f"{output}_most"
     axes = view.add_weight(np.array([-1], "int64"), "last_axis")
     is_input = view.opset >= 18  # noqa: PLR2004 - since then, the axes are an input

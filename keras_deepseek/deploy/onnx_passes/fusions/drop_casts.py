@@ -1,4 +1,4 @@
-"""Removal of casts that another cast undoes, and of reductions of axes of size 1."""
+"""A pass that removes casts undone by a later cast, and reductions of axes of size 1."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ _HELD_BY = {
 
 
 def drop_casts(view: GraphView) -> int:
-    """Replaces `Cast(Cast(x))` back to the type of `x` if the first cast loses nothing.
+    """Replaces `Cast(Cast(x))` by `x` if the types are equal and the first cast is lossless.
 
     Returns the number of replacements. Reductions of axes of size 1 are removed first, since they
     may stand between the casts.

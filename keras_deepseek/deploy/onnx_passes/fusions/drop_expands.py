@@ -1,4 +1,4 @@
-"""Removal of an `Expand` before an operator that broadcasts by itself.
+"""A pass that removes `Expand` before operators that broadcast anyway.
 
 Positions, for instance, are repeated for each row of a batch, and then added to embeddings of that
 shape.
@@ -38,7 +38,7 @@ def _read_plain(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _has(view: GraphView, name: str, sizes_name: str) -> bool:
-    """Returns whether broadcasting a tensor to some sizes leaves its shape unchanged."""
+    """Returns True if broadcasting a tensor to given sizes leaves its shape unchanged."""
     shape, sizes = view.shape(name), read_shape(view, sizes_name)
     if shape is None or sizes is None or len(sizes) > len(shape):
         return False
@@ -50,7 +50,7 @@ def _has(view: GraphView, name: str, sizes_name: str) -> bool:
 
 
 def _find_source(view: GraphView, size: Size) -> Size:
-    """Returns the first tensor, and its axis, that a size comes from."""
+    """Follows a size back through nodes to the tensor and axis that it comes from."""
     while not isinstance(size, int):
         name, axis = size
         node = view.producer(name, "Cast", "Not", "Equal", "Gather")

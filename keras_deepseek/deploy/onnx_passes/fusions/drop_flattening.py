@@ -1,4 +1,4 @@
-"""Products of tensors of several axes with a kernel, without flattening the tensors first.
+"""A pass that multiplies tensors by a kernel without flattening them to matrices first.
 
 TensorFlow's `tensordot` flattens its input to a matrix, and reshapes the product by a shape that it
 computes. `MatMul` needs neither, and runtimes fuse it with the operators after it.

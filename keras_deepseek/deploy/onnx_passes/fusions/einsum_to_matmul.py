@@ -1,4 +1,4 @@
-"""Conversion of an `Einsum` of two tensors to a `MatMul` between transpositions.
+"""A pass that converts an `Einsum` of two tensors to `MatMul` and `Transpose`.
 
 Runtimes lay out the kernel of a `MatMul` for their processor when they load it, and fuse operators
 around it. They do neither for an `Einsum`. Keras's attention has six of them a layer.
@@ -17,7 +17,7 @@ _NUM_OPERANDS = 2
 
 @dataclass(frozen=True)
 class _Axes:
-    """The axes of a product by their role, each a letter of the equation."""
+    """The axes of a two-tensor `Einsum` by their role, each a letter of the equation."""
 
     left: str
     right: str
@@ -29,7 +29,10 @@ class _Axes:
 
 
 def einsum_to_matmul(view: GraphView) -> int:
-    """Replaces each `Einsum` that is a product of two tensors; returns how many."""
+    """Replaces each `Einsum` that is a product of two tensors by a `MatMul`.
+
+    Returns the number of replacements.
+    """
     return view.rewrite(_write_product, "Einsum")
 
 
@@ -57,7 +60,7 @@ def _write_product(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _sort_axes(equation: str) -> _Axes | None:
-    """Returns the axes of an equation by their role; `None` if it is no product of two tensors."""
+    """Returns an equation's axes by role; `None` if it is not a product of two tensors."""
     terms, arrow, output = equation.partition("->")
     left, _, right = terms.partition(",")
     if not arrow or not (left + right + output).isalpha():
@@ -76,7 +79,7 @@ def _sort_axes(equation: str) -> _Axes | None:
 def _by_kernel(
     view: GraphView, node: Any, axes: _Axes, left: str, right: str, kernel: Any
 ) -> list[Any] | None:
-    """Returns the nodes of a product with a constant, which becomes a matrix."""
+    """Returns nodes for an `Einsum` with a constant, whose kernel becomes a matrix."""
     if not axes.rows or not axes.summed or not axes.columns:
         return None
     order = [axes.right.index(axis) for axis in (*axes.summed, *axes.columns)]
@@ -99,7 +102,7 @@ def _by_kernel(
 
 
 def _of_two(view: GraphView, node: Any, axes: _Axes, left: str, right: str) -> list[Any]:
-    """Returns the nodes of a product of two tensors with one axis per role, and batch axes."""
+    """Returns nodes for an `Einsum` of two tensors with batch axes and one axis per other role."""
     made = (*axes.batch, *axes.rows, *axes.columns)
     if made != tuple(axes.output) and (*axes.batch, *axes.columns, *axes.rows) == tuple(
         axes.output

@@ -1,4 +1,4 @@
-"""Folding of the constant factor of a product into its kernel and bias.
+"""A pass that multiplies a kernel and bias by a constant factor of their product.
 
 Attention divides its queries by the root of their size. A power of two changes no digit. Another
 number rounds each weight once more, which is as much as each term of the product is rounded.
@@ -15,9 +15,10 @@ _LEAST = float(np.finfo("float32").tiny)
 
 
 def fold_scales(view: GraphView) -> int:
-    """Replaces `MatMul(x, kernel) * number`, also with a bias, `Reshape` or `Transpose` between.
+    """Replaces `MatMul(x, kernel) * number` by a product with a scaled kernel.
 
-    Only float32 is changed. Returns the number of replacements.
+    A bias, `Reshape` or `Transpose` may stand in between. Only float32 is changed. Returns the
+    number of replacements.
     """
     return view.rewrite(_scale, "Mul", "Div")
 
@@ -44,7 +45,7 @@ def _scale(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_factor(view: GraphView, node: Any) -> tuple[str, float | None]:
-    """Returns the tensor that is multiplied and the number, or `None` for no number."""
+    """Returns the tensor and the constant of a multiplication; `None` without a constant."""
     if node.op_type == "Div":
         pairs, power = [tuple(node.input)], -1.0
     else:
@@ -57,7 +58,10 @@ def _find_factor(view: GraphView, node: Any) -> tuple[str, float | None]:
 
 
 def _find_chain(view: GraphView, name: str) -> list[tuple[Any, int]] | None:
-    """Returns the nodes back to a product with a kernel, each with the index of its input."""
+    """Returns the nodes from a tensor back to the `MatMul` with a kernel.
+
+    Each comes with the index of the input that was followed.
+    """
     chain = []
     while view.num_users(name) == 1 and view.dtype(name) == view.onnx.TensorProto.FLOAT:
         node = view.producer(name, "MatMul", "Add", "Reshape", "Transpose")

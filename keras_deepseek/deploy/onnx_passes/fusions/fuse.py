@@ -1,4 +1,4 @@
-"""The fusion passes in their order, which write several operators as one or as fewer."""
+"""The fusion passes in the order in which they run."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ _PASSES = (
 
 
 def fuse(model: Any) -> None:
-    """Fuses operators that ONNX has one operator for, and removes no-ops, in place."""
+    """Runs all fusion passes on a graph, in place, and removes nodes without effect."""
     view = GraphView(model)
     for each in _PASSES:
         each(view)

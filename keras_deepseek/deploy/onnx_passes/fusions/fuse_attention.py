@@ -1,4 +1,4 @@
-"""Fusion of scaled dot-product attention into the operator that ONNX has since opset 23.
+"""A fusion pass for attention, into ONNX's `Attention` operator of opset 23.
 
 onnxruntime runs it as fast as the separate operators. Opset 25 has its own version of the operator,
 for which onnxruntime 1.32 has no kernel: it runs fifty nodes instead, which take 1.4 to 2.6 times
@@ -19,7 +19,7 @@ _REPEATED_AXIS = 3
 
 @dataclass
 class _Scores:
-    """The input of the softmax: the product of queries and keys, its factor, and a mask."""
+    """The scores before an attention softmax: queries, keys, factor and mask."""
 
     product: Any
     scale: float = 1.0
@@ -28,7 +28,7 @@ class _Scores:
 
 
 def fuse_attention(view: GraphView) -> int:
-    """Replaces attention, with a mask that is added to the scores or without one; returns how many.
+    """Replaces scaled dot-product attention by `Attention`; returns the number of replacements.
 
     Keys and values whose heads are repeated for groups of queries are taken before the repetition.
     """
@@ -72,7 +72,10 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _find_scores(view: GraphView, name: str) -> _Scores | None:
-    """Returns how a tensor of scores is computed; a factor of queries or keys alone stays there."""
+    """Returns how attention scores are computed: queries, keys, factor and mask.
+
+    A factor of queries or keys alone stays where it is.
+    """
     product = view.producer(name, "MatMul")
     if product is not None:
         return _Scores(product, nodes=[product])
@@ -96,7 +99,7 @@ def _find_scores(view: GraphView, name: str) -> _Scores | None:
 
 
 def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
-    """Returns whether three shapes have the same heads, and no broadcast axis."""
+    """Returns True if queries, keys and values have equal heads, and none is broadcast."""
     heads = queries[1]
     if not isinstance(heads, int) or keys[1] != heads or values[1] != heads:
         return False
@@ -104,7 +107,7 @@ def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
 
 
 def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]:
-    """Returns keys with their features last; the product has them with their positions last."""
+    """Returns keys with features as the last axis, instead of positions."""
     before = view.producer(name, "Transpose")
     order, source = [0, 1, 3, 2], name
     if before is not None:
@@ -116,7 +119,7 @@ def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]
 
 
 def _find_shared(view: GraphView, name: str, nodes: list[Any]) -> tuple[str, int] | None:
-    """Returns keys or values before their heads were repeated, and the number of repetitions."""
+    """Returns keys or values before a repetition of their heads, and the repetition count."""
     transposed = nodes[0] if nodes else view.producer(name, "Transpose")
     if transposed is None or list(attribute(transposed, "perm", [])) != [0, 2, 1, 3]:
         return None
@@ -148,7 +151,7 @@ def _transpose(view: GraphView, name: str, output: str) -> Any:
 
 
 def _fit_mask(view: GraphView, node: Any) -> list[Any] | None:
-    """Expands the mask of an exporter's `Attention` to the axes that onnxruntime requires."""
+    """Expands the mask of an existing `Attention` node to the axes that onnxruntime requires."""
     shape = view.shape(node.input[0])
     has_mask = len(node.input) > 3 and node.input[3]  # noqa: PLR2004 - after queries, keys, values
     if not has_mask or shape is None or len(shape) != _RANK or attribute(node, "is_causal", 0):

@@ -1,4 +1,4 @@
-"""Fusion of GELU into the operator that ONNX has since opset 20.
+"""A fusion pass for GELU, into ONNX's `Gelu` operator of opset 20.
 
 Below it, GELU is written in the form that onnxruntime recognizes and fuses.
 """
@@ -17,7 +17,7 @@ _ROOT_OF_2_BY_PI = float(np.sqrt(2.0 / np.pi))
 
 
 def fuse_gelu(view: GraphView) -> int:
-    """Replaces `x / 2 * (1 + erf(x / sqrt(2)))`, and its approximation by `tanh`.
+    """Replaces exact GELU, `x / 2 * (1 + erf(x / sqrt(2)))`, and its `tanh` approximation.
 
     Returns the number of replacements.
     """
@@ -33,7 +33,7 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:
-    """Returns the input, the approximation and the nodes of the GELU that ends in a product."""
+    """Returns the GELU that ends in a product: input, kind of approximation, and nodes."""
     factors, nodes = _factors(view, last)
     halves = [name for name in factors if view.scalar(name) == _HALF]
     sums = [name for name in factors if view.producer(name, "Add", "Sub") is not None]
@@ -56,7 +56,7 @@ def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:
 
 
 def _factors(view: GraphView, last: Any) -> tuple[list[str], list[Any]]:
-    """Returns the three factors of a product of products, and its inner product."""
+    """Returns the three factors of a product `a * (b * c)`, and the inner product's node."""
     for first, second in in_both_orders(last):
         inner = view.producer(first, "Mul")
         if inner is not None and view.scalar(second) != _HALF:
@@ -69,14 +69,14 @@ def _factors(view: GraphView, last: Any) -> tuple[list[str], list[Any]]:
 
 
 def _beside_one(view: GraphView, node: Any) -> list[tuple[str, float]]:
-    """Returns the tensors that are added to 1 or subtracted from it, each with its sign."""
+    """Returns the tensors that a node adds to 1 or subtracts from 1, each with its sign."""
     if node.op_type == "Sub":
         return [(node.input[1], -1.0)] if view.scalar(node.input[0]) == 1.0 else []
     return [(name, 1.0) for name, one in in_both_orders(node) if view.scalar(one) == 1.0]
 
 
 def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] | None:
-    """Returns the nodes if a tensor is `x` times a number, else `None`."""
+    """Returns the nodes that multiply `x` by a given factor; `None` if `name` is not that."""
     node = view.producer(name, "Mul", "Div", "Neg")
     if node is None:
         return None
@@ -97,7 +97,7 @@ def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] 
 
 
 def _is_cubic(view: GraphView, name: str, x: str) -> list[Any] | None:
-    """Returns the nodes if a tensor is `sqrt(2 / pi) * (x + 0.044715 * x ** 3)`, else `None`."""
+    """Returns the nodes of `sqrt(2 / pi) * (x + 0.044715 * x ** 3)`; `None` if it is not that."""
     node = view.producer(name, "Mul")
     for given, number in in_both_orders(node) if node is not None else ():
         total = view.producer(given, "Add")

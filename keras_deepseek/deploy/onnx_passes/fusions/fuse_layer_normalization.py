@@ -1,4 +1,4 @@
-"""Fusion of layer normalization into the operator that ONNX has since opset 17.
+"""A fusion pass for layer normalization, into ONNX's operator of opset 17.
 
 Keras computes it as `x * f + (bias - mean * f)`, where `f` is the scale by the deviation. Runtimes
 do not recognize this form, and it reads and writes the tensor eight times.
@@ -20,7 +20,7 @@ _FIRST_OPSET = 17
 
 
 def fuse_layer_normalization(view: GraphView) -> int:
-    """Replaces exact layer normalizations over the last axes, not similar forms.
+    """Replaces exact layer normalizations over the last axes by one operator.
 
     Returns the number of replacements.
     """
@@ -42,7 +42,7 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _with_bias(view: GraphView, name: str) -> Any:
-    """Yields a tensor itself, and then its terms if it is the sum of a tensor and a constant."""
+    """Yields a tensor without a bias, and then, if it is a sum with a constant, split into both."""
     yield name, None, []
     node = view.producer(name, "Add")
     for tensor, bias in in_both_orders(node) if node is not None else ():

@@ -1,4 +1,4 @@
-"""Fusion of RMS normalization into the operator that ONNX has since opset 23."""
+"""A fusion pass for RMS normalization, into ONNX's operator of opset 23."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,10 @@ _FIRST_OPSET = 23
 
 
 def fuse_rms_normalization(view: GraphView) -> int:
-    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes; returns how many."""
+    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes by one operator.
+
+    Returns the number of replacements.
+    """
     if view.opset < _FIRST_OPSET:
         return 0
     used: set[int] = set()
@@ -34,7 +37,7 @@ def fuse_rms_normalization(view: GraphView) -> int:
 
 
 def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | None, list[Any]]]:
-    """Yields the parts of `(x * root) * scale` and of `x * (root * scale)`."""
+    """Yields the parts of a scaled normalization: `(x * root) * scale` or `x * (root * scale)`."""
     for first, second in in_both_orders(last):
         scale = view.constant(second)
         product = view.producer(first, "Mul") if scale is not None else None

@@ -1,4 +1,4 @@
-"""Reductions that keep their axes, instead of later nodes that add them again.
+"""A pass that makes reductions keep their axes, instead of adding them again later.
 
 JAX reduces without keeping axes and broadcasts the result, for which jax2onnx writes six nodes.
 """
@@ -12,7 +12,7 @@ _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceMax", "Reduc
 
 
 def keep_reduced_axes(view: GraphView) -> int:
-    """Replaces `Expand(Reshape(Reduce(x, keepdims=0)))` by a reduction that keeps its axes.
+    """Replaces `Expand(Reshape(Reduce(x, keepdims=0)))` by a `Reduce` with `keepdims=1`.
 
     Returns the number of replacements. A `Where` with a constant condition is removed, too, if its
     branches have one shape.
@@ -35,7 +35,7 @@ def _choose(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_reduction(view: GraphView, expand: Any) -> Any:
-    """Returns the reduction whose axes an `Expand` and a `Reshape` add again with size 1."""
+    """Returns the reduction whose removed axes a `Reshape` and an `Expand` add again."""
     reshape = view.producer(expand.input[0], "Reshape")
     reduction = reshape and view.producer(reshape.input[0], *_REDUCTIONS)
     if not reduction or attribute(reduction, "keepdims", 1) or len(reduction.input) < 2:  # noqa: PLR2004
@@ -61,7 +61,7 @@ def _find_reduction(view: GraphView, expand: Any) -> Any:
 
 
 def _find_chosen(view: GraphView, where: Any) -> str:
-    """Returns the branch that a constant condition chooses, or `""` if the shapes may differ."""
+    """Returns the branch of a `Where` with a constant condition; `""` if shapes may differ."""
     condition, *branches = where.input
     chosen = view.constant(condition)
     if chosen is None or chosen.size != 1 or chosen.ndim:

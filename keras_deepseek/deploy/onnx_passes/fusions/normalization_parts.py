@@ -1,4 +1,4 @@
-"""Parts that the fused normalizations share: means over the last axes, roots, and scales."""
+"""Matchers for parts of normalizations: means over the last axes, inverse roots and scales."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ _SQUARE = 2.0
 
 
 class Mean(NamedTuple):
-    """A mean that keeps its axes: its tensor, the number of last axes, and its nodes."""
+    """A matched mean over the last axes: its input tensor, the number of axes, and its nodes."""
 
     source: str
     num_axes: int
@@ -20,7 +20,7 @@ class Mean(NamedTuple):
 
 
 class Root(NamedTuple):
-    """The inverse square root of a tensor plus a small number."""
+    """A matched inverse square root of a tensor plus epsilon."""
 
     source: str
     epsilon: float
@@ -28,7 +28,7 @@ class Root(NamedTuple):
 
 
 def find_mean(view: GraphView, name: str) -> Mean | None:
-    """Returns the mean that computes a tensor, or `None`."""
+    """Matches the mean that computes a tensor; `None` if it is computed otherwise."""
     node = view.producer(name, "ReduceMean", "Div")
     if node is None:
         return None
@@ -43,7 +43,7 @@ def find_mean(view: GraphView, name: str) -> Mean | None:
 
 
 def find_mean_square(view: GraphView, name: str) -> Mean | None:
-    """Returns the mean of squares that computes a tensor, or `None`."""
+    """Matches the mean of squares that computes a tensor; `None` if it is computed otherwise."""
     node = view.producer(name, "Div")
     total = node and view.producer(node.input[0], "ReduceSumSquare")
     if total:
@@ -61,7 +61,7 @@ def find_mean_square(view: GraphView, name: str) -> Mean | None:
 
 
 def find_inverse_root(view: GraphView, name: str) -> Root | None:
-    """Returns the `1 / sqrt(source + epsilon)` that computes a tensor, or `None`."""
+    """Matches the `1 / sqrt(source + epsilon)` that computes a tensor, or returns `None`."""
     node = view.producer(name, "Reciprocal", "Div")
     if node is None or (node.op_type == "Div" and view.scalar(node.input[0]) != 1.0):
         return None
@@ -77,7 +77,7 @@ def find_inverse_root(view: GraphView, name: str) -> Root | None:
 
 
 def with_factor(view: GraphView, name: str) -> Iterator[tuple[str, Array | None, list[Any]]]:
-    """Yields a tensor itself, then its factors if it is a product with a constant."""
+    """Yields a tensor without a factor, and then, if it is a product with a constant, split."""
     yield name, None, []
     node = view.producer(name, "Mul")
     for tensor, factor in in_both_orders(node) if node is not None else ():
@@ -95,7 +95,7 @@ def write_normalization(
     scale: Array | None,
     bias: Array | None = None,
 ) -> list[Any] | None:
-    """Returns the fused node that computes the output of `last`.
+    """Makes the fused normalization node that computes the output of `last`.
 
     Returns `None` if the node would compute something else. `mean` holds all nodes that it
     replaces, except `last`.
@@ -121,7 +121,7 @@ def write_normalization(
 
 
 def fit_weight(array: Array, sizes: list[int], rank: int, dtype: Any) -> Array | None:
-    """Returns a scale or bias in the shape `sizes` of the last axes of a tensor with `rank` axes.
+    """Reshapes a scale or bias to the `sizes` of the last axes of a tensor of a given rank.
 
     Returns `None` if it varies along other axes.
     """
@@ -151,7 +151,7 @@ def _count(view: GraphView, name: str, num_axes: int) -> float | None:
 
 
 def _count_last_axes(view: GraphView, reduction: Any) -> int:
-    """Returns the number of last axes that a reduction covers; 0 if it covers others."""
+    """Returns the number of axes that a reduction covers if they are the last; otherwise 0."""
     axes: Any = attribute(reduction, "axes")
     if len(reduction.input) > 1 and reduction.input[1]:
         axes = view.constant(reduction.input[1])

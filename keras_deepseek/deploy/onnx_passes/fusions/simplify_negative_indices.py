@@ -1,4 +1,4 @@
-"""Removal of the handling of negative indices before a `Gather`, which handles them itself.
+"""A pass that removes Keras's handling of negative indices before a `Gather`.
 
 Keras's `take`, which an `Embedding` uses, adds the number of rows to negative indices first.
 """
@@ -32,7 +32,7 @@ def _gather(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _is_negative(view: GraphView, condition: str, places: str) -> bool:
-    """Returns whether a tensor tells which indices are negative; casts in between keep the sign."""
+    """Returns True if a tensor is `indices < 0`, possibly with casts that keep the sign."""
     less = view.producer(condition, "Less")
     if less is None or view.scalar(less.input[1]) != 0.0:
         return False
@@ -45,7 +45,7 @@ def _is_negative(view: GraphView, condition: str, places: str) -> bool:
 
 
 def _is_added(view: GraphView, name: str, places: str, size: int | str | None) -> bool:
-    """Returns whether a tensor is the sum of the indices and a known size."""
+    """Returns True if a tensor is the indices plus a given size."""
     node = view.producer(name, "Add")
     if node is None or not isinstance(size, int):
         return False

@@ -1,4 +1,4 @@
-"""Replacement of computed sizes by a `Shape` of the wanted axes, in int64.
+"""A pass that reads sizes by a `Shape` of the wanted axes instead of computing them.
 
 TensorFlow takes all sizes of a tensor in int32, picks some, and concatenates them.
 """
@@ -20,7 +20,7 @@ _Made = dict[tuple[Size, ...], str]
 
 
 def simplify_sizes(view: GraphView) -> int:
-    """Replaces the sizes that `Reshape`, `Expand` and `Slice` read if they come from a shape.
+    """Replaces computed sizes of `Reshape`, `Expand` and `Slice` by sizes read from a shape.
 
     Returns the number of replacements. A `Slice` loses the axes that it takes whole.
     """
@@ -64,7 +64,7 @@ def _without_whole_axes(
     axes: Any = None,
     steps: Any = None,
 ) -> list[list[Size]]:
-    """Returns the inputs of a slice without those of the axes that it takes whole."""
+    """Returns the starts, ends, axes and steps of a `Slice` without axes that it takes whole."""
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     kept = [
@@ -80,7 +80,7 @@ def _is_end(size: int | str | None, end: Size) -> bool:
 
 
 def _write(view: GraphView, sizes: list[Size], like: str, made: _Made) -> tuple[list[Any], str]:
-    """Returns the nodes that compute a tensor of these sizes, and its name."""
+    """Returns the nodes that compute a tensor of given sizes, and the tensor's name."""
     if tuple(sizes) in made:
         return [], made[tuple(sizes)]
     nodes: list[Any] = []
@@ -99,7 +99,7 @@ def _write(view: GraphView, sizes: list[Size], like: str, made: _Made) -> tuple[
 
 
 def _join_runs(sizes: list[Size]) -> list[list[Size]]:
-    """Groups sizes so that each group is one constant or one `Shape`."""
+    """Groups sizes into runs, each of which is one constant or one `Shape` node."""
     runs: list[list[Size]] = []
     for size in sizes:
         before = runs[-1][-1] if runs else None

@@ -1,4 +1,4 @@
-"""Sizes of attention's scores, read from the queries or the keys if a mask needs them.
+"""A pass that reads sizes of attention scores from queries or keys instead of the scores.
 
 A use of the scores' shape keeps runtimes from fusing them with the softmax.
 """
@@ -14,7 +14,7 @@ _FIRST_OPSET = 15
 
 
 def sizes_from_factors(view: GraphView) -> int:
-    """Replaces a query of one of the last two sizes of a product, scaled or not.
+    """Replaces the size of a product's last two axes by the same size read from a factor.
 
     Returns the number of replacements.
     """
@@ -38,7 +38,7 @@ def _ask_factor(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_factor(view: GraphView, size: Any) -> tuple[str, int] | None:
-    """Returns the factor of a product that has the same size, and its axis."""
+    """Returns the factor of a `MatMul` that has a size of the product, and the factor's axis."""
     if isinstance(size, int):
         return None
     name, axis = size

@@ -1,4 +1,4 @@
-"""Transposition of the factors instead of their product: `(A B)^T` is `B^T A^T`.
+"""A pass that transposes factors instead of their product: `(A B)^T` is `B^T A^T`.
 
 Keras computes the scores of attention with the keys first. The factors are smaller than the scores
 and are transposed anyway.
@@ -10,7 +10,7 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 
 def transpose_products(view: GraphView) -> int:
-    """Replaces `Transpose(MatMul(a, b))` of the last two axes if `a` or `b` is a transposition.
+    """Replaces `Transpose(MatMul(a, b))` if `a` or `b` is itself a `Transpose`.
 
     Returns the number of replacements.
     """
@@ -41,6 +41,6 @@ def _turn_product(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _turn(rank: int) -> list[int]:
-    """Returns the order of axes with the last two exchanged."""
+    """Returns the permutation of axes that swaps the last two."""
     axes = list(range(rank))
     return [*axes[:-2], *reversed(axes[-2:])]

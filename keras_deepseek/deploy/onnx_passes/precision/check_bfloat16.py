@@ -1,4 +1,4 @@
-"""Check for operators that ONNX does not have in bfloat16."""
+"""A check for operators that ONNX does not define for bfloat16."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ _MAX_SIZE_ELEMENTS = 64
 
 
 def check_bfloat16(model: Any, latest: int) -> None:
-    """Raises an `InvalidInputError` if ONNX lacks operators of a graph in bfloat16.
+    """Raises an `InvalidInputError` if ONNX does not define a graph's operators for bfloat16.
 
     The message names them and the first opset, up to `latest`, that has them all.
     """
@@ -34,7 +34,7 @@ def check_bfloat16(model: Any, latest: int) -> None:
 
 
 def _without_weights(model: Any) -> Any:
-    """Returns a model whose large weights are inputs.
+    """Returns a copy of a model in which large weights are graph inputs, to save memory.
 
     Small ones stay, since ranks are inferred from stored sizes.
     """
@@ -60,7 +60,7 @@ def _without_weights(model: Any) -> Any:
 
 
 def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:
-    """Returns the operators that have an input in bfloat16, each with the index of that input."""
+    """Returns the operators with a bfloat16 input, each with the index of that input."""
     brief = import_package("onnx").TensorProto.BFLOAT16
     values = [*graph.input, *graph.output, *graph.value_info]
     names = outer.union(

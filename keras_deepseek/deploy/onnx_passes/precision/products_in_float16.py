@@ -1,4 +1,4 @@
-"""Conversion of products and convolutions from float32 to float16.
+"""A pass that computes products and convolutions in float16 instead of float32.
 
 TensorRT-RTX has no such products in float32 for GPUs of compute capability 7.5 (Turing). An export
 in float16 leaves an output layer that ends in softmax in float32. This pass computes its product in
@@ -14,7 +14,7 @@ _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 def products_in_float16(model: Any) -> Any:
-    """Returns a graph whose products compute in float16, between casts."""
+    """Returns a graph whose float32 products compute in float16, between `Cast` nodes."""
     onnx = import_package("onnx")
     inferred = onnx.shape_inference.infer_shapes(model)
     _change(onnx, inferred.graph, set())
@@ -22,7 +22,10 @@ def products_in_float16(model: Any) -> Any:
 
 
 def _change(onnx: Any, graph: Any, outer: set[str]) -> None:
-    """Changes a graph in place; `outer` are the float32 tensors of the graphs around it."""
+    """Converts the float32 products of a graph to float16, in place.
+
+    `outer` are the float32 tensors of the graphs around it.
+    """
     full = onnx.TensorProto.FLOAT
     values = (*graph.input, *graph.output, *graph.value_info)
     floats = outer | {value.name for value in values if value.type.tensor_type.elem_type == full}
@@ -39,7 +42,7 @@ def _change(onnx: Any, graph: Any, outer: set[str]) -> None:
 
 
 def _between_casts(onnx: Any, node: Any, name: str) -> list[Any]:
-    """Returns a product in float16, with the casts before and after it."""
+    """Returns a product node in float16, with the `Cast` nodes before and after it."""
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     casts = []
     for place, given in enumerate(node.input):

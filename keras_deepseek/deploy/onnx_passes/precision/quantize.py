@@ -1,4 +1,4 @@
-"""Quantization of products and convolutions to int8, by the ranges of the user's data.
+"""Static int8 quantization of products and convolutions, calibrated on the user's data.
 
 Weights and activations are rounded symmetrically about zero, as TensorRT requires, between
 QuantizeLinear and DequantizeLinear nodes. Other operators stay in float32: with them, the products
@@ -21,7 +21,7 @@ _IS_SIMPLIFIED = ("onnx.quant.pre_process", "onnxruntime.quant")
 
 
 def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
-    """Returns a float32 graph whose products compute in int8, calibrated on batches of the user."""
+    """Returns a float32 graph with int8 products, calibrated on the user's batches."""
     onnx = import_package("onnx")
     quantization = import_package("onnxruntime.quantization")
     remaining = iter(batches)

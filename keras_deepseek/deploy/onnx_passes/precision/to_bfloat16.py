@@ -1,4 +1,4 @@
-"""Conversion of a float16 graph to bfloat16.
+"""A pass that converts a float16 graph to bfloat16.
 
 All exporters write float16, and not all of them bfloat16. The two graphs differ only by dtype.
 """
@@ -12,7 +12,7 @@ from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 
 def to_bfloat16(graph: Any) -> None:
-    """Replaces float16 by bfloat16 in a graph and its inner graphs, in place."""
+    """Replaces the dtype float16 by bfloat16 in a graph and its subgraphs, in place."""
     onnx = import_package("onnx")
     half, brief = onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
 

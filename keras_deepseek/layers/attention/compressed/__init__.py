@@ -1,1 +1,1 @@
-"""DeepSeek's attention over selected or compressed tokens."""
+"""Sparse attention layers of DeepSeek, whose queries see selected or compressed keys."""

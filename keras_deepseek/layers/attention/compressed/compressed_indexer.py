@@ -1,4 +1,4 @@
-"""Lightning indexer over compressed entries, for `CompressedSparseAttention`.
+"""Lightning indexer that chooses compressed entries for `CompressedSparseAttention`.
 
 Shape suffixes: B batch, T tokens of a call, E entries, K chosen entries, N heads of the indexer, H
 size of a head, Q size of the low-rank queries.
@@ -76,7 +76,7 @@ class CompressedIndexer(keras.Layer):
     def choose(
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None, rotate: Rotate
     ) -> tuple[Any, Cache]:
-        """Returns the numbers of the chosen entries (BTK), and the updates of the cache.
+        """Returns the indices of the chosen entries (BTK), and the changed cache tensors.
 
         If a token may see fewer than K entries, the rest are entries that it must not see.
         """

@@ -148,7 +148,7 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
         return shapes
 
     def _has_choice(self, length: int) -> bool:
-        """Returns true if there may be more entries than a token attends to."""
+        """Returns true if a sequence may have more compressed entries than a query attends to."""
         return length // self.compress_rate > self.index_top_k
 
     def _find_far(

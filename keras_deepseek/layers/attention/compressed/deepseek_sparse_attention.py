@@ -247,7 +247,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     def _attend_chunk(
         self, chunk: dict[str, Any], mask: Any, num_keys: int, adds_loss: bool
     ) -> tuple[Any, Any]:
-        """Returns attention outputs (BTNV) and indexer losses (BT) for a chunk of queries."""
+        """Returns the attention outputs (BTNV) and indexer losses (BT) of a chunk of queries."""
 
         def drop(weights: Any) -> Any:
             return weights * chunk["dropout_factor"] if "dropout_factor" in chunk else weights
@@ -272,7 +272,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         return outputs_BTNV, _divergence(weights_BTNK, scores_BTK, is_chosen_BTK)
 
     def _read_kernel(self, up: Any) -> Any:
-        """Returns the kernel of an expanding layer (CNP or CNV), computed if it is quantized."""
+        """Returns the kernel of an up-projection (CNP or CNV), dequantized if needed."""
         if up.quantization_mode:  # Only the layer itself can use its quantized kernel.
             return up(ops.eye(self.key_value_lora_rank, dtype=self.compute_dtype)[None])[0]
         return ops.cast(up.kernel, self.compute_dtype)

@@ -1,4 +1,4 @@
-"""Base class for attention layers that can train their indexer."""
+"""Base class for attention layers that can train their lightning indexer."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class IndexerTraining(keras.Layer):
     _trains_indexer = False
 
     def _set_indexer_training(self, train_indexer: bool) -> None:
-        """Sets the initial value. Later changes of `indexer.trainable` replace it."""
+        """Sets the initial `trainable` of the indexer. Later changes of it take precedence."""
         self._trains_indexer = train_indexer
         self.indexer.trainable = self.trainable and train_indexer
 

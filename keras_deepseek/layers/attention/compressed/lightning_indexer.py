@@ -228,7 +228,7 @@ class LightningIndexer(keras.Layer):
 
 
 def check_index_head_dim(index_head_dim: Any, rope_head_dim: int) -> int:
-    """Checks and returns the indexer's head size, an integer of at least `rope_head_dim`."""
+    """Checks and returns the size of an indexer's head: an integer of at least `rope_head_dim`."""
     size = check_integer("index_head_dim", index_head_dim)
     if size < rope_head_dim:
         raise InvalidInputError(

@@ -76,7 +76,7 @@ class TokenCompressor(keras.Layer):
         self.norm = make_token_norm(self, "norm", self.entry_dim)
 
     def cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
-        """Returns the number of slots and the size of each cache entry, for `max_length` tokens."""
+        """Returns the shape of one sequence's cache tensors, by name, for `max_length` tokens."""
         return {
             f"{self.prefix}compressed_key": (max_length // self.compress_rate + 1, self.entry_dim),
             f"{self.prefix}recent_value": (self._num_recent, self._width),
@@ -86,7 +86,7 @@ class TokenCompressor(keras.Layer):
     def compress(
         self, tokens: PackedTokens, cache: Cache | None, rotate: Rotate, min_entries: int = 1
     ) -> tuple[Any, Cache]:
-        """Returns the entries of all tokens so far (BED), and the updates of the cache.
+        """Returns the compressed entries of all tokens so far (BED), and the changed cache tensors.
 
         Entry e stands for the tokens from `e * M` on. No token before the last of them may see it.
         `rotate` rotates entries by positions. If the length is unknown and there is no cache, there
@@ -118,11 +118,11 @@ class TokenCompressor(keras.Layer):
         return updates[name], updates
 
     def count_visible(self, tokens: PackedTokens) -> Any:
-        """Returns how many entries each token sees (BT): those that end at or before it."""
+        """Returns the number of compressed entries that each token may attend to (BT)."""
         return (tokens.ranks + 1) // self.compress_rate
 
     def _pool(self, values_BSF: Any, gates_BSF: Any, windows_BW: Any, tokens: PackedTokens) -> Any:
-        """Returns the entries of windows (BWD), not yet rotated."""
+        """Returns the compressed entries of windows (BWD), before their rotation by position."""
         rate, dim = self.compress_rate, self.entry_dim
         batch_size, num_tokens = ops.shape(values_BSF)[:2]
         num_windows = ops.shape(windows_BW)[1]
@@ -154,7 +154,7 @@ class TokenCompressor(keras.Layer):
     def _store(
         self, cached_BED: Any, entries_BWD: Any, windows_BW: Any, tokens: PackedTokens
     ) -> Any:
-        """Returns the cached entries (BED), with new entries of full windows in their slots."""
+        """Returns the cached entries (BED) after writing the entries of newly full windows."""
         batch_size, num_windows, dim = ops.shape(entries_BWD)
         spare = cached_BED.shape[1] - 1  # The slot for windows that are not full; no token sees it.
         num_full = (tokens.num_before + tokens.num_real) // self.compress_rate

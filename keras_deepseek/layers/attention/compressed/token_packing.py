@@ -1,4 +1,4 @@
-"""Packing: moves real tokens in front of padding, so that a layer can count in real tokens.
+"""Packing: moves real tokens in front of padding, so that windows contain no padding.
 
 `CompressedSparseAttention` and its siblings cut a sequence into windows. No window may contain
 padding, so the real tokens move to the front first, and the outputs move back at the end. In
@@ -19,7 +19,7 @@ from keras import ops
 
 @dataclass(frozen=True, eq=False)
 class PackedTokens:
-    """The tokens of a call, the real ones first.
+    """The tokens of a call, reordered so that each sequence's real tokens precede its padding.
 
     Args:
         inputs: Tensor (BTD).
@@ -37,12 +37,12 @@ class PackedTokens:
 
     @property
     def length(self) -> Any:
-        """The number of tokens of the call (T), an integer if it is known."""
+        """The sequence length of the call (T), an integer if it is known."""
         return ops.shape(self.inputs)[1]
 
     @property
     def ranks(self) -> Any:
-        """The number of real tokens before each token, including earlier calls (BT)."""
+        """For each token, the number of real tokens before it, earlier calls included (BT)."""
         return self.num_before + ops.arange(self.length, dtype="int32")
 
     def unpack(self, outputs: Any) -> Any:
@@ -53,7 +53,7 @@ class PackedTokens:
 def pack_tokens(
     inputs: Any, mask: Any = None, positions: Any = None, num_before: Any = None
 ) -> PackedTokens:
-    """Returns the tokens of a call (BTD) with the real ones first, in their order.
+    """Returns a call's tokens (BTD) with the real ones moved in front of padding, in order.
 
     The mask is (BT). Positions are `(B, T)` or `(1, T)`; `None` counts the real tokens.
     `num_before`, the real tokens of earlier calls, is `(B, 1)`; `None` is 0.
@@ -78,7 +78,7 @@ def pack_tokens(
 
 
 def take_rows(x: Any, indices: Any) -> Any:
-    """Returns rows of each sequence, of the shape of `indices` followed by that of a row of `x`.
+    """Gathers rows of each sequence: the shape of `indices`, then that of a row of `x`.
 
     `x` is `(B, S, ...)`; the indices, from 0 to S - 1, are `(B, ...)` or `(1, ...)`.
     """
@@ -93,7 +93,7 @@ def take_rows(x: Any, indices: Any) -> Any:
 
 
 def join_recent(recent: Any, new: Any, tokens: PackedTokens) -> tuple[Any, Any]:
-    """Joins recent (BRD) and new tokens (BTD) to (B, R + T, D).
+    """Joins the last tokens of earlier calls (BRD) and new tokens (BTD) to (B, R + T, D).
 
     Also returns the last R real ones.
     """

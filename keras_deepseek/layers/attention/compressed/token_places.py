@@ -1,4 +1,4 @@
-"""Moving of real tokens in front of padding, in tensors with heads.
+"""Functions that move real tokens in front of padding, in tensors with heads.
 
 A layer that cuts a sequence into blocks must cut it at the same tokens however it is padded. So the
 real tokens of each sequence move to its beginning, and back at the end.
@@ -12,7 +12,7 @@ from keras import ops
 
 
 def number_tokens(mask: Any) -> Any:
-    """Returns the new place of each token (BS): real tokens first, each group in its order.
+    """Returns each token's index (BS) after real tokens are moved in front of padding, in order.
 
     The mask (BS) is false at padding.
     """
@@ -23,26 +23,26 @@ def number_tokens(mask: Any) -> Any:
 
 
 def count_tokens(mask: Any, index: Any) -> Any:
-    """Returns the number of real tokens (B) before a cache slot, by the mask of all slots (BS)."""
+    """Returns the number of real tokens (B) before a cache slot, from the slots' mask (BS)."""
     slots = ops.arange(mask.shape[1], dtype="int32")
     is_before = ops.logical_and(mask, slots < ops.cast(index, "int32"))
     return ops.sum(ops.cast(is_before, "int32"), axis=1)
 
 
 def take_tokens(x: Any, numbers: Any) -> Any:
-    """Returns the tokens with these numbers (BKD), read from `x` (BSD) by `numbers` (BK)."""
+    """Gathers tokens (BKD) from `x` (BSD) by their indices `numbers` (BK)."""
     return ops.take_along_axis(x, ops.expand_dims(numbers, -1), axis=1)
 
 
 def take_places(x: Any, places: Any) -> Any:
-    """Returns the contents of places (BGKD), read from `x` (BGPD) by `places` (BK)."""
+    """Gathers entries (BGKD) from `x` (BGPD) by their indices `places` (BK)."""
     rows = _number_rows(x, places)
     taken = ops.take(ops.reshape(x, (-1, x.shape[-1])), ops.reshape(rows, (-1,)), axis=0)
     return ops.reshape(taken, (-1, x.shape[1], places.shape[1], x.shape[-1]))
 
 
 def put_places(x: Any, places: Any, updates: Any) -> Any:
-    """Returns `x` (BGPD) with `updates` (BGKD) written at `places` (BK)."""
+    """Returns a copy of `x` (BGPD) with `updates` (BGKD) written at the indices `places` (BK)."""
     dim = x.shape[-1]
     rows = ops.reshape(_number_rows(x, places), (-1, 1))
     updates = ops.reshape(ops.cast(updates, x.dtype), (-1, dim))
@@ -52,7 +52,7 @@ def put_places(x: Any, places: Any, updates: Any) -> Any:
 
 
 def _number_rows(x: Any, places: Any) -> Any:
-    """Returns the row of each place when the first three axes of `x` are flattened (BGK)."""
+    """Converts indices `places` to indices (BGK) into `x` with its first three axes flattened."""
     num_heads, num_places = x.shape[1:3]
     rows = ops.arange(ops.shape(x)[0] * num_heads, dtype="int32") * num_places
     return ops.reshape(rows, (-1, num_heads, 1)) + ops.expand_dims(places, 1)

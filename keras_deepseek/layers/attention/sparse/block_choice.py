@@ -1,4 +1,4 @@
-"""Attention of each query to its chosen blocks, computed by products of many queries at a time.
+"""Attention of each query to its chosen blocks of keys, with queries grouped by block.
 
 Gathering the keys of its blocks for each query would move far more numbers than are multiplied. So
 the queries are gathered: queries that chose the same block stand together in tiles, like tokens
@@ -31,7 +31,7 @@ _LARGEST_TILE = 128
 def share_blocks(
     num_compressed: int, compression_block_size: int, stride: int, num_blocks: int, block_size: int
 ) -> Array:
-    """Returns the strides that compressed blocks share with blocks to choose from.
+    """Counts the strides that each compressed block shares with each selectable block.
 
     The array is `(num_compressed, num_blocks)`. It replaces the paper's sum over both kinds of
     block. All sizes are in tokens; both block sizes are multiples of the stride.
@@ -52,7 +52,7 @@ def choose_blocks(
     num_first: int,
     num_local: int,
 ) -> Any:
-    """Returns the K most important blocks up to the query's own block (BGLK).
+    """Chooses the K most important blocks for each query, up to the query's own block (BGLK).
 
     The first `num_first` and the last `num_local` blocks, the query's own included, are always
     among them. If there are fewer blocks than K, the rest are later blocks, which a query must not
@@ -76,7 +76,7 @@ def choose_blocks(
 def attend_to_chosen(
     query_BGLRH: Any, key_BGMTH: Any, value_BGMTH: Any, chosen_BGLK: Any, numbers_BL: Any
 ) -> Any:
-    """Returns the attention outputs of queries over their chosen blocks, up to themselves (BGLRH).
+    """Computes causal attention of queries to the keys of their chosen blocks (BGLRH).
 
     Queries are scaled. The H of values may differ; the result has this H. `chosen_BGLK` are
     different blocks, the query's own among them. `numbers_BL` are the token numbers of the queries;
@@ -115,7 +115,7 @@ def attend_to_chosen(
 
 
 def _choose_tile(num_choices: int, num_blocks: int) -> int:
-    """Returns the number of queries in a tile: few enough that most tiles are full.
+    """Returns the number of queries in a tile, small enough that most tiles are full.
 
     A single new token gets a tile for each of its blocks.
     """
@@ -126,7 +126,7 @@ def _choose_tile(num_choices: int, num_blocks: int) -> int:
 def _attend_tiles(
     queries: Any, keys: Any, values: Any, plan: ExpertDispatch, last_visible: Any, ratio: int
 ) -> tuple[Any, Any, Any]:
-    """Returns the partial softmax of each query over one block, in float32.
+    """Computes each query's partial softmax over one block of keys, in float32.
 
     Queries are `(Q, R * H)`; keys and values `(B * G * M, T * H)`, where the H of values may
     differ. `plan` puts the queries in tiles, each with its block. `last_visible`, `(S / C, C)`, is
@@ -162,7 +162,7 @@ def _attend_tiles(
 
 
 def _join_parts(sums_SRH: Any, total_SR: Any, highest_SR: Any, plan: ExpertDispatch) -> Any:
-    """Returns the attention outputs of queries (QRH) from their partial softmax over each block."""
+    """Merges each query's partial softmax results of several blocks into its output (QRH)."""
     ratio, dim = sums_SRH.shape[1:]
     num_chosen = plan.slot_of_choice.shape[1]
     slots = ops.reshape(plan.slot_of_choice, (-1,))

@@ -1,4 +1,4 @@
-"""Compression of a block of keys or values to a single one, for `NativeSparseAttention`."""
+"""Compression of a block of keys or values to a single vector, for `NativeSparseAttention`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_deepseek.layers.input_check import Shape
 
 
 class BlockCompression(keras.Layer):
-    """A perceptron over all tokens of a block, with a learned vector for each place in it.
+    """A perceptron that compresses a block of tokens, with a learned vector for each position.
 
     ```
     output = down(silu(up(flatten(block + positions))))

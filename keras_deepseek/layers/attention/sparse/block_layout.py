@@ -66,7 +66,7 @@ class BlockLayout:
             )
 
     def window(self, num_blocks: int) -> Array:
-        """Returns the pairs of blocks that the sliding window touches, fully or in part.
+        """Returns the pairs of query and key blocks that the sliding window covers, even in part.
 
         The plan decides which positions of such a pair see each other, because a window is exact.
         """
@@ -76,7 +76,7 @@ class BlockLayout:
         return self._if_causal(np.abs(_offsets(num_blocks)) <= reach)
 
     def whole(self, num_blocks: int) -> Array:
-        """Returns the pairs of blocks in which all positions see each other, if not later ones."""
+        """Returns the pairs of query and key blocks in which only causality hides positions."""
         whole = np.zeros((num_blocks, num_blocks), bool)
         if self.given is not None:
             if num_blocks > len(self.given):
@@ -95,7 +95,7 @@ class BlockLayout:
         return self._if_causal(whole)
 
     def _draw(self, free: Array) -> Array:
-        """Returns random blocks for each row, among those that no other pattern shows."""
+        """Draws random key blocks for each query block, among those no other pattern shows."""
         rng = np.random.default_rng(self.layout_seed)
         drawn = np.zeros_like(free)
         for row, candidates in enumerate(self._if_causal(free)):
@@ -109,7 +109,7 @@ class BlockLayout:
 
 
 def _read_blocks(blocks: Any) -> tuple[int, ...]:
-    """Returns block numbers as Python integers."""
+    """Checks a user's block indices, and returns them as a tuple of Python integers."""
     try:
         found = tuple(blocks)
     except TypeError:

@@ -36,7 +36,7 @@ class RowGroup:
 
 @dataclass(frozen=True, eq=False)
 class BlockPlan:
-    """The row groups to compute for one layout and one length.
+    """The row groups to compute for one block layout and one sequence length.
 
     Args:
         block_size: Positions in a block.
@@ -52,7 +52,7 @@ class BlockPlan:
 
 @functools.lru_cache(maxsize=64)
 def plan_blocks(layout: BlockLayout, length: int) -> BlockPlan:
-    """Returns the plan for sequences of a length.
+    """Returns the block plan of a layout for sequences of a given length.
 
     Rows that see many blocks, such as global ones, are kept apart from rows that see few. In one
     table all rows would be as wide as the widest, and the cost quadratic.
@@ -69,7 +69,7 @@ def plan_blocks(layout: BlockLayout, length: int) -> BlockPlan:
 
 @functools.lru_cache(maxsize=64)
 def plan_rows(layout: BlockLayout, length: int) -> RowGroup:
-    """Returns all rows in one group and in order, so that decoding can look up a row by its number.
+    """Returns all rows of blocks in one group, in order, so that decoding can index them by row.
 
     Decoding may not know in advance which row it needs.
     """
@@ -113,7 +113,7 @@ def _make_group(
 def _tabulate(
     layout: BlockLayout, length: int, queries: Array, shown: Array, whole: Array
 ) -> RowGroup:
-    """Returns the group of rows with these blocks of queries, of shape `(R, r)`."""
+    """Makes the `RowGroup` for given blocks of queries, an array of shape `(R, r)`."""
     rows = queries[:, 0]
     keys, is_used = _pack(shown[rows])
     positions = keys[..., None] * layout.block_size + np.arange(layout.block_size)
@@ -132,7 +132,7 @@ def _tabulate(
 
 
 def _pack(shown: Array) -> tuple[Array, Array]:
-    """Returns a table of the visible blocks of each row, and which slots of the table are used."""
+    """Returns a padded table of each row's visible block indices, and a mask of its used slots."""
     width = max(1, shown.sum(1).max())
     blocks = np.argsort(~shown, axis=1, kind="stable")[:, :width]
     return blocks, np.take_along_axis(shown, blocks, 1)

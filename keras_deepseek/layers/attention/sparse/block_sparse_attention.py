@@ -1,4 +1,4 @@
-"""Attention by a block plan: multiplies queries only with the blocks that they see.
+"""Block-sparse attention by a block plan: multiplies queries only with blocks that they see.
 
 `block_plan` says what to compute; the layers project queries, keys and values. Blocks of keys and
 values are gathered by a table that is known in advance, in the same way for all layouts and
@@ -86,7 +86,7 @@ def _attend_group(
     mask_B1MT1: Any,
     dropout: Callable[[Any], Any] | None,
 ) -> Any:
-    """Returns the outputs of one group's blocks of queries, one block after another (BGMQH)."""
+    """Computes the attention outputs of a row group's query blocks, in block order (BGMQH)."""
     num_groups, _, num_queries = query_BGMQH.shape[1:4]
     query_BGRQH = _take_blocks(query_BGMQH, group.queries)
     key_BGRKH = _take_blocks(key_BGMTH, group.keys)
@@ -108,7 +108,7 @@ def attend_rows(
     is_visible: Any,
     dropout: Callable[[Any], Any] | None,
 ) -> Any:
-    """Returns the attention outputs (BGRQH) of rows of queries, each row with its own keys.
+    """Computes attention (BGRQH) of rows of queries, where each row has its own keys.
 
     Queries are scaled. The H of values may differ; the result has this H. `is_visible` broadcasts
     to BGRQK.
@@ -135,7 +135,7 @@ def weigh_keys(scores: Any, is_visible: Any) -> Any:
 
 
 def _visible_keys(group: RowGroup, num_queries: int, block_size: int) -> Any:
-    """Returns true for each key that a query of a group sees (RQK)."""
+    """Returns a mask (RQK), true for keys that a query of a row group sees."""
     positions = group.queries[..., None, None] * block_size + np.arange(block_size)
     ratio = num_queries // block_size  # Heads of queries that share a head of keys.
     positions_RQ1 = np.repeat(positions, ratio, axis=2).reshape(len(group.queries), -1, 1)
@@ -146,7 +146,7 @@ def _visible_keys(group: RowGroup, num_queries: int, block_size: int) -> Any:
 
 
 def _take_blocks(x_BGMTH: Any, table: Array) -> Any:
-    """Returns the blocks that each row of a table names, joined: (B, G, R, blocks * T, H)."""
+    """Gathers and concatenates the blocks in each row of a table: (B, G, R, blocks * T, H)."""
     num_groups, num_blocks, size, dim = x_BGMTH.shape[1:]
     if np.array_equal(table, np.arange(num_blocks)[:, None]):
         return x_BGMTH

@@ -1,4 +1,4 @@
-"""Attention of new tokens to the visible blocks of a cache, as `SparseAttention` decodes.
+"""Decoding for `SparseAttention`: attention of new tokens to the visible blocks of a cache.
 
 It complements `block_sparse_attention` for a few queries at any place. It looks up the blocks of a
 row by the row's number, which may be known only at run time. A step therefore costs as much as the
@@ -69,7 +69,7 @@ def block_sparse_decoding(
 
 
 def _look_up(layout: BlockLayout, num_slots: int, numbers: Any) -> list[Any]:
-    """Returns the slots that rows see, and the first and last query of each slot (RK each)."""
+    """Returns the key slots that rows see, and the first and last query that sees each one (RK)."""
     table = plan_rows(layout, num_slots)
     slots = table.keys[..., None] * layout.block_size + np.arange(layout.block_size)
     slots = np.minimum(slots, num_slots - 1).reshape(len(slots), -1).astype("int32")

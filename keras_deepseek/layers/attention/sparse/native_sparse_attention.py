@@ -349,7 +349,7 @@ class NativeSparseAttention(keras.Layer):
         return query, {name: swap_heads(x) for name, x in keys.items()}
 
     def _compress(self, keys: dict[str, Any], blocks: Any) -> dict[str, Any]:
-        """Returns compressed keys and values (BGMH) of the blocks with these numbers (BM)."""
+        """Compresses the blocks with given indices (BM) to keys and values (BGMH)."""
         first = blocks * self.compression_stride
         places = ops.expand_dims(first, -1) + ops.arange(self.compression_block_size, dtype="int32")
         places = ops.reshape(places, (-1, blocks.shape[1] * self.compression_block_size))
@@ -363,14 +363,14 @@ class NativeSparseAttention(keras.Layer):
         return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
-        """Returns the cache with new slots in its mask, and the number of earlier tokens (B)."""
+        """Returns the cache with new tokens in its mask, and the number of earlier tokens (B)."""
         mask = complete_mask(mask, inputs)
         states = {name: cache[name] for name in self._state_shapes(cache["mask"].shape[1])}
         cache = append_to_cache(cache, index, {}, mask, states=states)
         return cache, count_tokens(cache["mask"], index)
 
     def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any) -> Cache:
-        """Returns the cache with new tokens and with the compressed blocks that they end."""
+        """Returns the cache with new tokens and the compressed blocks that they complete."""
         cache = cache | {name: put_places(cache[name], numbers, x) for name, x in keys.items()}
         stride = self.compression_stride
         first = ops.maximum(numbers[:, :1] - self.compression_block_size + stride, 0) // stride

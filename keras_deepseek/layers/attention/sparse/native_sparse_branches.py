@@ -1,4 +1,4 @@
-"""The three branches of `NativeSparseAttention`, from queries, keys and values to heads.
+"""The three branches of `NativeSparseAttention`: compression, selection and sliding window.
 
 Queries are the tokens of a call. Keys are all tokens of the sequence or of the cache so far,
 numbered without padding. Scores and softmax are in float32.
@@ -41,7 +41,7 @@ _WINDOW_BLOCK_SIZE = 64
 
 @dataclass(frozen=True, eq=False)
 class NativeSparseBranches:
-    """The sizes of the three branches, and their attention.
+    """The sizes and the attention of the three branches of `NativeSparseAttention`.
 
     Args:
         compression_block_size: Tokens in a compressed block.
@@ -79,21 +79,21 @@ class NativeSparseBranches:
 
     @cached_property
     def window_layout(self) -> BlockLayout:
-        """The layout of the sliding window."""
+        """The block layout of the sliding window branch."""
         size = min(_WINDOW_BLOCK_SIZE, self.sliding_window)
         return BlockLayout(size, is_causal=True, sliding_window=self.sliding_window)
 
     @cached_property
     def full_layout(self) -> BlockLayout:
-        """The layout of the second branch if all blocks are chosen."""
+        """The block layout of the selection branch if all blocks are chosen: fully causal."""
         return BlockLayout(self.selection_block_size, is_causal=True, block_stride=1)
 
     def count_compressed(self, length: int) -> int:
-        """Returns the number of compressed blocks that have ended after `length` tokens."""
+        """Returns the number of compressed blocks that are complete after `length` tokens."""
         return max(0, (length - self.compression_block_size) // self.compression_stride + 1)
 
     def attend_to_tokens(self, query: Any, keys: Mapping[str, Any]) -> list[Any]:
-        """Returns the outputs of the three branches (BLNH) without earlier tokens.
+        """Computes the attention of the three branches (BLNH) without a cache.
 
         The query is (BLNH). `keys` has `"compressed_KIND"` (BGMH), `"selection_KIND"` and
         `"window_KIND"` (BGLH), of the kinds `"key"` and `"value"`. The H of values may differ; the
@@ -116,7 +116,7 @@ class NativeSparseBranches:
         return [far, chosen, block_sparse_attention(query, key, value, plan)]
 
     def attend_to_cache(self, query: Any, cache: Mapping[str, Any], numbers: Any) -> list[Any]:
-        """Returns the outputs of the three branches (BLNH) for tokens after those of a cache.
+        """Computes the attention of the three branches (BLNH) for new tokens, with a cache.
 
         The cache is like `keys` of `attend_to_tokens`, with P places for tokens. The keys of the
         queries are in it. `numbers` (BL) are the consecutive token numbers of the queries.
@@ -132,7 +132,7 @@ class NativeSparseBranches:
     def _compare(
         self, query: Any, keys: Mapping[str, Any], numbers: Any, num_blocks: int
     ) -> tuple[Any, Any]:
-        """Returns the outputs of the compression branch (BLNH) and its chosen blocks (BGLK)."""
+        """Computes the compression branch (BLNH), and chooses the selection's blocks (BGLK)."""
         sizes = (self.compression_block_size, self.compression_stride)
         heads_BLNH, weights_BGLM = attend_to_compressed(
             query, keys["compressed_key"], keys["compressed_value"], numbers, *sizes
@@ -153,7 +153,7 @@ class NativeSparseBranches:
     def _gather(
         self, query: Any, key_BGPH: Any, value_BGPH: Any, chosen_BGLK: Any, numbers: Any
     ) -> Any:
-        """Returns the outputs of the selection branch (BLNH), from each query's chosen blocks."""
+        """Computes the selection branch (BLNH) by gathering the chosen blocks of each query."""
         size = self.selection_block_size
         key_blocks, value_blocks = (
             ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3]))
@@ -169,7 +169,7 @@ class NativeSparseBranches:
 def attend_to_compressed(
     query: Any, key_BGMH: Any, value_BGMH: Any, numbers: Any, block_size: int, stride: int
 ) -> tuple[Any, Any]:
-    """Returns the attention to compressed blocks that have ended, and its weights.
+    """Computes attention to the completed compressed blocks, and its weights.
 
     The query is (BLNH); the H of values may differ. `numbers` (BL) are the token numbers of the
     queries; its batch may be 1. Sizes are in tokens. The outputs (BLNH) are zeros where no block
@@ -189,7 +189,7 @@ def attend_to_compressed(
 
 
 def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: BlockLayout) -> Any:
-    """Returns the attention to the last tokens in a cache (BLNH).
+    """Computes sliding window attention of new tokens over a cache (BLNH).
 
     The query is (BLNH); keys and values are (BGPH), with those of the queries in them, and the H of
     values may differ. `numbers` (BL) are the consecutive token numbers of the queries. The layout
@@ -214,12 +214,12 @@ def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: Blo
 
 
 def group_heads(query: Any, num_groups: int) -> Any:
-    """Returns scaled queries, grouped by the head of keys that they share: BLNH to BGLRH."""
+    """Scales queries, and groups them by the key head that they share: BLNH to BGLRH."""
     length, num_heads, dim = query.shape[1:]
     rows = ops.reshape(query * dim**-0.5, (-1, length, num_groups, num_heads // num_groups, dim))
     return ops.transpose(rows, (0, 2, 1, 3, 4))
 
 
 def swap_heads(x: Any) -> Any:
-    """Transposes BLGH to BGLH, and back."""
+    """Swaps the axes of tokens and heads: BLGH to BGLH, or back."""
     return ops.transpose(x, (0, 2, 1, 3))

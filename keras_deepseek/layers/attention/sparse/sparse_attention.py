@@ -1,4 +1,4 @@
-"""Multi-head attention over a layout of blocks, at a cost that grows with the length."""
+"""Multi-head attention over a block layout, at a cost linear in the sequence length."""
 
 from collections.abc import Iterable
 from typing import Any
