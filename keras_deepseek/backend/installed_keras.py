@@ -1,4 +1,7 @@
-"""The first import of Keras. If its framework is missing, the error says what to install."""
+"""The first import of Keras, with a clear error if its framework is not installed.
+
+If its framework is missing, the error says what to install.
+"""
 
 import importlib.util
 
