@@ -1,7 +1,4 @@
-"""The first import of Keras, with a clear error if its framework is not installed.
-
-If its framework is missing, the error says what to install.
-"""
+"""The first import of Keras; if its framework is missing, the error says what to install."""
 
 import importlib.util
 

@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _open_launch() -> None:
-    """Imports the package `launch` without importing `training`, which would load Keras.
+    """Imports the package `launch` without the `__init__` of `training`.
 
     That would load Keras, which takes seconds and memory that the processes need.
     """

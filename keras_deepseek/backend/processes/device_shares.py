@@ -17,7 +17,7 @@ _LEAST_DRIFT = 0.1
 class DeviceShares:
     """Divides the rows of each batch among devices in proportion to their measured speed.
 
-    They begin equal, and are computed again when the measured speeds have drifted from them.
+    The shares begin equal, and are computed again when the measured speeds have drifted from them.
     """
 
     def __init__(self, num_devices: int) -> None:

@@ -120,7 +120,7 @@ class Distribution(abc.ABC):
         index: int,
         on_ready: Callable[[], None],
     ) -> None:
-        """Runs this process as a task of a cluster, which computes for the chief until it ends.
+        """Serves as one task of a cluster, which computes for its chief until the process ends.
 
         `addresses` are those of `"chief"`, `"worker"` and `"ps"`; `task_type` is one of the last
         two. `on_ready` is called when the task listens. Raises `NotSupportedError` if the framework

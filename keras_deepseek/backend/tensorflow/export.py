@@ -88,7 +88,7 @@ def _whole_tracebacks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _optimizers_may_fail() -> Iterator[None]:
-    """Context manager in which tf2onnx lets errors of its graph optimizers through."""
+    """Context manager in which tf2onnx copies no graph and lets its optimizers' errors through."""
     before = os.environ.get(_CATCHES)
     os.environ[_CATCHES] = "FALSE"
     try:

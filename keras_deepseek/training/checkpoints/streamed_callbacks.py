@@ -116,10 +116,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         self._trained.stop_training = agreed[0]
 
     def on_loop_left(self) -> None:
-        """Does nothing when the user leaves a `Trainer.steps` loop before its end.
-
-        Does nothing here.
-        """
+        """Reacts to the user leaving a `Trainer.steps` loop early; does nothing in this class."""
 
     def _set_model_and_params(self) -> None:
         """Gives the callbacks their model, and the numbers of epochs and steps."""

@@ -139,7 +139,7 @@ class LengthBuckets(keras.utils.PyDataset):
         return self.boundaries[bisect_left(self.boundaries, self._lengths[sequence])]
 
     def _fill(self, buckets: dict[int, list[int]]) -> list[list[int]]:
-        """Divides the sequences of each bucket into batches; the rest joins the next bucket.
+        """Divides the sequences of each bucket into batches.
 
         Those that fill none join the next bucket.
         """

@@ -132,7 +132,7 @@ def _cut(lengths: Sequence[int], length: int, when_longer: str) -> Iterator[Piec
 
 
 def _fit(pieces: list[Piece], length: int) -> list[list[Piece]]:
-    """Returns the pieces of each row, packed from the longest into the fullest row with room.
+    """Assigns pieces to rows, and returns the pieces of each row.
 
     From the longest down, each goes to the fullest row with room.
     """

@@ -1,4 +1,4 @@
-"""A program that runs one rank of a job on a Ray cluster. SCRIPT...`.
+"""A program that runs one rank on a Ray cluster: `ADDRESS JOB OPTIONS... SCRIPT...`.
 
 Ray chooses the node and carries the messages. On that node, an actor launches the rank as the only
 one of a node, so environment, signals and exit are those of every launch. This process represents

@@ -67,7 +67,7 @@ class Chief(OneProcess):
         return self._step.training(arguments["x"].stream, arguments["callbacks"])
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each request such as to stop, True if set and no batch is unfinished.
+        """Returns the requests of this process, such as to stop, once no batch is unfinished.
 
         Until then it returns False for each, and hands out no further batch.
         """

@@ -136,7 +136,7 @@ class CoordinatorWorkers(Workers):
     def set_up_server(self, server: int, values: ShardValues) -> Future[Any]:
         """Sets a server's variables to values, and returns a finished future.
 
-        The server has one life only.
+        The server has one run only.
         """
         self._remote.write(server, values)
         return _done("")

@@ -76,7 +76,7 @@ class BatchLoss:
 
 
 def _check_added_losses(model: keras.Model) -> None:
-    """Raises an error if a layer adds a loss with one value for each row."""
+    """Raises an error if a layer adds one loss for each row: Keras sums them, parts average."""
     if any(len(ops.shape(each)) for each in model.losses):
         raise InvalidInputError(
             f"A layer of {model.name!r} adds a loss with one number for each row. Keras sums these "

@@ -18,7 +18,7 @@ def missing_loss_error(model: keras.Model) -> InvalidInputError:
 
 
 def check_test_loss(model: keras.Model) -> None:
-    """Raises an error if a validation or evaluation would have no loss.
+    """Raises an error if a validation or evaluation would have no loss; JAX would return 0.
 
     Nothing is raised if the model has custom layers or regularizers, which may add a loss.
 
