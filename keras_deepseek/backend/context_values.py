@@ -1,4 +1,4 @@
-"""Context variables that have a value for the duration of a block."""
+"""Context managers that set a context variable for the duration of a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @contextmanager
 def set_temporarily(variable: ContextVar[Any], value: T) -> Iterator[T]:
-    """Sets a context variable, yields the value, and resets the variable when the block ends."""
+    """Context manager that sets a context variable, and resets it at the end."""
     token = variable.set(value)
     try:
         yield value

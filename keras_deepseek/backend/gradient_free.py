@@ -1,4 +1,4 @@
-"""A context in which functions are traced that need no gradient."""
+"""A context manager for tracing functions that need no gradient."""
 
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -9,10 +9,10 @@ _IS_GRADIENT_FREE: ContextVar[bool] = ContextVar("is_gradient_free", default=Fal
 
 
 def without_gradients() -> AbstractContextManager[bool]:
-    """Returns a context in which operations without a gradient may be traced."""
+    """Context manager in which operations that have no gradient may be traced."""
     return set_temporarily(_IS_GRADIENT_FREE, value=True)
 
 
 def is_gradient_free() -> bool:
-    """Returns True inside of `without_gradients`."""
+    """Returns True inside of a `without_gradients` block."""
     return _IS_GRADIENT_FREE.get()

@@ -9,7 +9,7 @@ from keras_deepseek.backend import current
 
 
 def multiply_gradients(gradients: Sequence[Any], factor: Any) -> list[Any]:
-    """Returns gradients times a factor; `None` leaves them as they are."""
+    """Multiplies gradients by a factor, unless it is `None`."""
     if factor is None:
         return list(gradients)
 

@@ -1,4 +1,4 @@
-"""The values of variables in the memory of the host."""
+"""Reading of variables into the memory of the host."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ _NOT_OF_NUMPY = {"bfloat16": 2}
 
 
 def read_values(variables: Sequence[keras.Variable]) -> list[Array]:
-    """Returns copies of the values of variables.
+    """Copies the values of variables into arrays in host memory.
 
     On a CPU the array of a variable may share the memory that the next step writes to.
     """
@@ -19,7 +19,7 @@ def read_values(variables: Sequence[keras.Variable]) -> list[Array]:
 
 
 def count_bytes(variables: Sequence[keras.Variable]) -> int:
-    """Returns the bytes of the values of variables, whose dtype is not string."""
+    """Returns the total bytes of variables' values, except those of strings."""
     return sum(
         int(np.prod(each.shape)) * (_NOT_OF_NUMPY.get(each.dtype) or np.dtype(each.dtype).itemsize)
         for each in variables

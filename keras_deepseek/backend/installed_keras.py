@@ -1,4 +1,4 @@
-"""The first import of Keras. If its framework is missing, the error says what to install."""
+"""The first import of Keras; if its framework is missing, the error says what to install."""
 
 import importlib.util
 

@@ -38,7 +38,7 @@ class TrainingPace:
     def begin_epoch(self) -> None:
         """Discards the measurements of the last epoch's steps.
 
-        Its last readings stay until there are new ones.
+        The last readings stay until there are new ones.
         """
         self.done = 0  # Steps of the epoch.
         self.began_at = self.clock()

@@ -1,6 +1,6 @@
 """A histogram of values, such as seconds, for the metrics. Adding a value increments one integer.
 
-They take no lock: a caller with several threads holds one.
+A histogram takes no lock: a caller with several threads holds one.
 """
 
 from bisect import bisect_left
@@ -48,7 +48,7 @@ class HistogramValues:
     def plus(self, other: "HistogramValues") -> "HistogramValues":
         """Returns the sum of this histogram's counts and another's.
 
-        They must have the same bounds.
+        Both must have the same bounds.
         """
         counts = (one + two for one, two in zip(self.counts, other.counts, strict=True))
         return HistogramValues(self.bounds, tuple(counts), self.sum + other.sum)

@@ -10,7 +10,7 @@ HELP = "run a training script in several processes, one for each rank"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `launch` to the command's parser."""
+    """Adds the arguments of `keras-deepseek launch` to its parser."""
     parser.add_argument(
         "--nproc", type=int, required=True, metavar="N", help="number of processes on this node"
     )
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the processes; returns if each ended with exit code 0.
+    """Runs `keras-deepseek launch`; returns if each process ended with exit code 0.
 
     Raises:
         KerasDeepSeekError: The arguments are wrong.
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _open_launch() -> None:
-    """Imports the package `launch` without the `__init__` of the room above it.
+    """Imports the package `launch` without the `__init__` of `training`.
 
     That would load Keras, which takes seconds and memory that the processes need.
     """

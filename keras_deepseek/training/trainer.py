@@ -248,7 +248,7 @@ class Trainer:
     def _make_plan(
         self, options: StepOptions, checkpoints: Checkpoints | None, given: Any
     ) -> StepPlan:
-        """Returns the plan of the steps; starts the workers of a parameter server."""
+        """Creates the step plan; starts the workers of a parameter server."""
         served = None
         if self._chief is not None:
             served = self._chief.serve(

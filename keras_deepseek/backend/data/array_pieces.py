@@ -19,7 +19,7 @@ _TILE_GAP = 16
 
 
 def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
-    """Yields the indices that read an array of `item_bytes` a number piece by piece."""
+    """Yields the indices that read an array of `item_bytes` a number, piece by piece."""
     if not shape:
         yield ...
         return
@@ -30,7 +30,7 @@ def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
 
 
 def read_pieces(source: Any, dtype: Any) -> Array:
-    """Returns a copy of an array-like source in aligned memory, read piece by piece."""
+    """Copies an array-like source into aligned memory, piece by piece."""
     values = allocate_aligned(source.shape, dtype)
     for index in cut_pieces(source.shape, dtype.itemsize):
         copy_array(values[index], source[index])
@@ -38,7 +38,7 @@ def read_pieces(source: Any, dtype: Any) -> Array:
 
 
 def as_contiguous(source: Array, dtype: Any) -> Array:
-    """Returns an array as a dtype in contiguous memory, a copy only if needed."""
+    """Returns an array with a given dtype in contiguous memory, copied only if needed."""
     if source.dtype == dtype and source.flags.c_contiguous:
         return source
     values: Array = np.empty(source.shape, dtype)
@@ -79,7 +79,7 @@ def _innermost_axis(array: Array) -> int:
 
 
 def allocate_aligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Returns an array of zeros in aligned memory that the machine has not provided yet."""
+    """Returns an aligned array of zeros, for which the system has not provided memory yet."""
     num_bytes = math.prod(shape) * dtype.itemsize
     memory = np.zeros(num_bytes + _ALIGNMENT, "u1")
     begin = -memory.ctypes.data % _ALIGNMENT

@@ -24,7 +24,10 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class BatchSource:
-    """Training data that can be read in several passes. A pass goes through the data once."""
+    """The base class of training data that can be read in several passes.
+
+    A pass goes through the data once.
+    """
 
     kind: str
     num_batches: int | None = None
@@ -47,19 +50,22 @@ class BatchSource:
     """The rows of each batch that this process takes: the index of the first one, and the step."""
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
-        """Returns the batches of pass `index` from batch `first` on."""
+        """Returns an iterator over the batches of pass `index`, from batch `first` on."""
         raise NotImplementedError
 
     def own_rows(self, index: int, first: int) -> Iterator[Any]:
-        """Returns this process's rows of `batches`. The last batch may have none."""
+        """Returns an iterator over this process's rows of each batch of `batches`.
+
+        The last batch may have none.
+        """
         batches = self.batches(index, first)
         return batches if self.share[1] == 1 else _take_rows(batches, *self.share)
 
     def end_pass(self) -> None:
-        """Ends a pass, after its last batch was used."""
+        """Ends a pass over the data, after its last batch was used."""
 
     def read_state(self) -> Any:
-        """Returns the state in which the next pass begins, or `None` if it is always the same."""
+        """Returns the data's state before the next pass, or `None` if it is always the same."""
 
     def go_to_pass(self, index: int, state: Any) -> None:
         """Puts fresh data into the state in which pass `index` begins."""
@@ -74,7 +80,7 @@ def open_batch_source(
     share: tuple[int, int] = (0, 1),
     **arguments: Any,
 ) -> BatchSource:
-    """Returns the source for training data and arguments as `keras.Model.fit` takes them.
+    """Returns the batch source for training data and arguments of `keras.Model.fit`.
 
     The order of pass `p` is a function of `(seed, p)`. `share` is the first row of each batch that
     this process takes, and the step to the next. `shuffle=None` is the default of the kind of data.
@@ -86,7 +92,7 @@ def open_batch_source(
 
 
 def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, Any]) -> BatchSource:
-    """Returns the source for a kind of data."""
+    """Returns the batch source for a kind of training data, such as arrays or a `PyDataset`."""
     if isinstance(x, GeneratorType):  # Keras's adapter would draw the first batches.
         return _Generator(x, arguments)
     kind, adapter = find_data_adapter(x, shuffle=bool(shuffle), **arguments)
@@ -214,7 +220,10 @@ class _Generator(BatchSource):
 
 
 class _Dataset(BatchSource):
-    """`tf.data` and Grain. To begin in the middle of a pass, the batches before it are skipped."""
+    """The batch source for `tf.data` and Grain datasets.
+
+    To begin in the middle of a pass, the batches before it are skipped.
+    """
 
     def __init__(self, kind: str, adapter: Any) -> None:
         self.kind = kind
@@ -239,7 +248,7 @@ class _Dataset(BatchSource):
 
 
 class _DataLoader(BatchSource):
-    """PyTorch's `DataLoader`, which draws its order when a pass begins."""
+    """The batch source for PyTorch's `DataLoader`, which draws its order when a pass begins."""
 
     kind = "DataLoader"
 
@@ -265,7 +274,7 @@ class _DataLoader(BatchSource):
             generator.set_state(generator.get_state().new_tensor(value.tolist()))
 
     def _generators(self) -> list[Any]:
-        """Returns PyTorch's global generator and the loader's own, on any backend of Keras."""
+        """Returns the random generators of PyTorch and of the loader, on any backend of Keras."""
         loader = self._loader
         holders = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         own = [getattr(holder, "generator", None) for holder in holders]
@@ -274,7 +283,7 @@ class _DataLoader(BatchSource):
 
 
 def _take_rows(batches: Iterator[Any], first: int, step: int) -> Iterator[Any]:
-    """Yields every so many rows of batches."""
+    """Yields the rows `first::step` of each batch."""
     try:
         for batch in batches:
             yield keras.tree.map_structure(
@@ -287,13 +296,13 @@ def _take_rows(batches: Iterator[Any], first: int, step: int) -> Iterator[Any]:
 
 
 def _skip(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """Returns the batches after the first `count`, which are drawn at once."""
+    """Draws and drops the first `count` batches at once, and returns the others."""
     next(itertools.islice(batches, count, count), None)
     return batches
 
 
 def _check_tuple(batch: Any) -> Any:
-    """Returns a batch of a generator, which must be a tuple."""
+    """Returns a generator's batch; raises an error if it is not a tuple."""
     if not isinstance(batch, tuple):
         raise InvalidInputError(
             "The generator must yield tuples: (inputs,), (inputs, targets) or (inputs, targets, "

@@ -47,12 +47,12 @@ class BatchStream:
 
     @property
     def is_epoch_short(self) -> bool:
-        """True if the epoch has ended with the data, before its `steps_per_epoch` batches."""
+        """True if the data ended before the epoch had its `steps_per_epoch` batches."""
         most, length = self.steps_per_epoch, self.epoch_length
         return most is not None and length is not None and length < most
 
     def begin_epoch(self, done: int = 0) -> None:
-        """Begins an epoch of which `done` batches were used before."""
+        """Begins an epoch of which `done` batches were used already."""
         self._taken_in_epoch = done
         self.epoch_length = None
         if not done:
@@ -71,7 +71,7 @@ class BatchStream:
             self._end_pass()
 
     def can_go_on(self) -> bool:
-        """Returns True if there are batches for another epoch, at the end of one."""
+        """Returns True at the end of an epoch if there are batches for another one."""
         return self.source.can_repeat or (self._begun is not None and not self._is_pass_over())
 
     def close(self) -> None:
@@ -82,14 +82,14 @@ class BatchStream:
                 close()
 
     def batches(self) -> Iterator[Any]:
-        """Yields the rest of the epoch, or the first batch if no epoch has begun."""
+        """Yields the remaining batches of the epoch, or the first batch if no epoch has begun."""
         if not self._in_epoch:
             yield from self.peek(1)
         while self._in_epoch and self.epoch_length is None:
             yield self._take()
 
     def peek(self, count: int) -> list[Any]:
-        """Returns the next `count` batches without taking them, fewer if the pass has no more."""
+        """Returns the next `count` batches without taking them, or fewer at the end of the pass."""
         if self._begun is None:
             self._begin_pass()
         self._fill(count)
@@ -132,7 +132,7 @@ class BatchStream:
         }
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Goes to a position of `read_position`, on data that are fresh in this process.
+        """Moves the stream to a position of `read_position`, on data not yet read in this process.
 
         It changes the global random number generators of the process if the data use them.
         """
@@ -182,14 +182,14 @@ class BatchStream:
         return batch
 
     def _is_pass_over(self) -> bool:
-        """Returns True if the pass has no batch left, which may draw one."""
+        """Returns True if the pass over the data has no batch left; may draw one to find out."""
         if self.source.is_length_exact:
             return self._taken == self.source.num_batches
         self._fill(1)
         return not self._buffer and self._failure is None
 
     def _fill(self, count: int) -> None:
-        """Draws batches until `count` of them wait, as far as there are."""
+        """Draws batches into the buffer until it has `count`, or until the data end."""
         while len(self._buffer) < count and not self._is_exhausted and self._failure is None:
             try:
                 batch = next(self._iterator)
@@ -202,7 +202,7 @@ class BatchStream:
                 self._drawn += 1
 
     def _raise_failure(self) -> None:
-        """Raises the error of the next batch, after the batches before it were taken."""
+        """Raises the error that drawing the next batch raised, after the batches before it."""
         if self._failure is not None and not self._buffer:
             self.error = self._failure  # TensorFlow wraps it in its own error.
             raise self._failure
@@ -225,7 +225,7 @@ class BatchStream:
 
 
 class Epochs:
-    """An iterable over the batches of an epoch, with `change` applied to each array."""
+    """An iterable over the batches of an epoch, which applies `change` to each batch."""
 
     def __init__(
         self, make_batches: Callable[[], Iterator[Any]], change: Callable[[Any], Any]

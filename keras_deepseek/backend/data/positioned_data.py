@@ -1,4 +1,4 @@
-"""Training data for `model.fit` that know their position."""
+"""Training data for `model.fit` that can tell and restore their position."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from keras_deepseek.backend.keras_private.datasets import DataAdapter, batch_spe
 
 
 class PositionedData(DataAdapter):
-    """A stream of batches, in the form in which `model.fit` takes any data.
+    """A stream of batches, wrapped as a dataset that `model.fit` takes.
 
     Keras is told no number of batches, so that it never runs out of them and never begins a pass
     itself. The epochs of the stream end those of Keras.
@@ -78,23 +78,23 @@ class PositionedData(DataAdapter):
                 self._open_sizes(index, [size in free for size in self._sizes(index)])
 
     def _sizes(self, index: int) -> list[int]:
-        """Returns the sizes of a leaf of the first batch."""
+        """Returns the axis sizes of one array of the first batch."""
         leaf = self._batch["leaves"][index]
         return leaf["first"] if leaf else []
 
     def _open_sizes(self, index: int, are_open: Sequence[bool]) -> None:
-        """Frees the marked axes of a leaf in `symbolic_batch("all")`."""
+        """Sets the marked axes of one array to `None` in `symbolic_batch("all")`."""
         leaf = self._batch["leaves"][index]
         for axis, is_open in enumerate(are_open):
             if leaf and is_open and 0 < axis < len(leaf["all"]):
                 leaf["all"][axis] = None
 
     def read_position(self, done: int = 0) -> dict[str, Any]:
-        """Returns the position of the data after `done` batches of the epoch."""
+        """Returns the position in the data after `done` batches of the epoch."""
         return {**self.stream.read_position(done), "batch": self._batch}
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Goes to a position of `read_position`, on data that are fresh in this process."""
+        """Moves the data to a position of `read_position`; they must be unread in this process."""
         self.stream.go_to(position)
         self._batch = position["batch"]
 
@@ -128,5 +128,5 @@ class PositionedData(DataAdapter):
 
 
 def _count_leaves(batch: Any) -> int:
-    """Returns the number of leaves of a batch that are not `None`."""
+    """Returns the number of arrays in a batch, without `None`."""
     return sum(leaf is not None for leaf in keras.tree.flatten(batch))

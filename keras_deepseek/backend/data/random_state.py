@@ -48,7 +48,7 @@ def read_random_state(*, makes_missing: bool = True) -> dict[str, Any]:
 
 
 def write_random_state(state: dict[str, Any]) -> None:
-    """Restores a state that `read_random_state` returned."""
+    """Restores the states of all generators that `read_random_state` returned."""
     python = state["python"]
     words = tuple(int(word) for word in python["words"])
     if state["keras"] is None:

@@ -13,7 +13,7 @@ CLASSIFY, REGRESS = "serving_classify", "serving_regress"
 
 
 def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | None) -> Array:
-    """Returns the score of each class for each row, in the order of `classes`."""
+    """Returns the score of each class for each row, by the classify signature of a SavedModel."""
     found = _call(loaded, CLASSIFY, rows)
     scores, names = found["scores"], found["classes"]
     wanted = [str(index) for index in range(scores.shape[-1])] if classes is None else classes
@@ -35,12 +35,12 @@ def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | No
 
 
 def regress(loaded: Any, rows: Mapping[str, Array]) -> Array:
-    """Returns the value that the `serving_regress` signature gives each row."""
+    """Returns one value for each row, by the `serving_regress` signature of a SavedModel."""
     return _call(loaded, REGRESS, rows)["outputs"]
 
 
 def _call(loaded: Any, name: str, rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Calls a signature with rows as serialized examples."""
+    """Calls a SavedModel signature with rows as serialized `tf.train.Example`s."""
     tf = import_tensorflow("to run a SavedModel")
     if name not in loaded.signatures:
         raise ExportError(f"the SavedModel has no signature {name!r}.")

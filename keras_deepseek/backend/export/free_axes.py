@@ -15,7 +15,7 @@ BATCH = "batch"
 
 
 def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> None:
-    """Traces a model with independent free lengths, and with shared ones if that fails."""
+    """Traces a model with independent free sizes, or with shared ones if that fails."""
     try:
         trace(name_axes(signature, are_shared=False))
     except Exception:  # Exporters raise any error.
@@ -25,12 +25,14 @@ def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> No
 
 
 def count_free_lengths(signature: Signature) -> int:
-    """Returns the number of free axes of the inputs, without the batch axes."""
+    """Returns the number of axes of any size in a model's inputs, without the batch axes."""
     return sum(size is None for spec in signature.inputs for size in spec.shape[1:])
 
 
 def name_axes(signature: Signature, *, are_shared: bool) -> Shapes:
-    """Returns the shapes of the inputs with names for the free axes. The first is the batch.
+    """Returns the shapes of a model's inputs, with names in place of the sizes of free axes.
+
+    The first is the batch axis.
 
     `are_shared` gives free axes at the same position of two inputs one name.
     """

@@ -33,7 +33,7 @@ def pool_over_fewer_axes(path: str) -> None:
 
 
 def _inner_input(nodes: dict[str, Any], name: str) -> str | None:
-    """Returns the tensor that two axes were put in front of, or `None`."""
+    """Returns the tensor before two `Unsqueeze` nodes in front of a pooling, or `None`."""
     for _ in range(2):
         node = nodes.get(name)
         if node is None or node.op_type != "Unsqueeze":
@@ -43,7 +43,7 @@ def _inner_input(nodes: dict[str, Any], name: str) -> str | None:
 
 
 def _order(options: dict[str, Any]) -> list[int] | None:
-    """Returns the axes, beginning with two whose windows are 1, or `None` if there are none."""
+    """Returns an axis order that begins with two unpooled axes, or `None` if there are none."""
     windows = options["kernel_shape"]
     rank = len(windows)
     pads, strides = options.get("pads", [0] * 2 * rank), options.get("strides", [1] * rank)
@@ -59,7 +59,7 @@ def _order(options: dict[str, Any]) -> list[int] | None:
 def _replace(
     graph: Any, pool: Any, squeeze: Any, before: str, order: list[int], options: dict[str, Any]
 ) -> None:
-    """Puts a pooling over fewer axes between two transpositions."""
+    """Replaces a pooling by one over fewer axes, between two transpositions."""
     from onnx import helper
 
     rank = len(order)

@@ -1,4 +1,4 @@
-"""A Keras model as a function of tensors by name.
+"""A wrapper of a Keras model that takes and returns tensors by name.
 
 Keras models take and return nested structures. Artifacts and requests use names. `NamedModel` is
 the one place that maps between them, for inference, export and verification.
@@ -61,7 +61,7 @@ class NamedModel:
         )
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the model in inference mode on the backend's tensors, by name."""
+        """Runs the model in inference mode on the backend's tensors by name."""
         packed = self.pack_inputs(inputs)
         if self.precision is None:
             return self.name_outputs(self.model(packed, training=False))
@@ -77,28 +77,28 @@ class NamedModel:
         }
 
     def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the model on the symbols of a graph whose sizes may be free. See `__call__`."""
+        """Runs the model on symbolic tensors by name, whose sizes may be free. See `__call__`."""
         with fixed_time_distributed(), fixed_resize():
             return self(inputs)
 
     def in_precision(self, precision: str | None) -> "NamedModel":
-        """Returns the same model, computing in another precision."""
+        """Returns the same model, which computes in another precision."""
         same = copy.copy(self)  # Finding the names again would call a subclassed model.
         same.precision = precision
         return same
 
     def pack_inputs(self, inputs: Mapping[str, Any]) -> Any:
-        """Returns tensors by name as the nested structure that the model takes."""
+        """Packs tensors by name into the nested structure that the Keras model takes."""
         return keras.tree.map_structure(lambda name: inputs[name], self._input_names)
 
     def name_outputs(self, outputs: Any) -> dict[str, Any]:
-        """Returns the nested outputs of the model as a dict by name."""
+        """Converts the nested outputs of the Keras model to a dict of tensors by name."""
         names = keras.tree.flatten(self._output_names)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
 
 def _symbolic_inputs(model: keras.Model) -> Any:
-    """Returns the structure of `KerasTensor`s that the model takes."""
+    """Returns the nested structure of `KerasTensor`s that a model takes."""
     if isinstance(model, keras.Sequential):
         return model.inputs[0] if hasattr(model, "inputs") else _refuse_unbuilt(model)
     functional = getattr(model, "input", None) if hasattr(model, "output_names") else None
@@ -115,7 +115,7 @@ def _symbolic_inputs(model: keras.Model) -> Any:
 
 
 def _refuse_unbuilt(model: keras.Model) -> Any:
-    """Raises the error for a model whose inputs are unknown."""
+    """Raises the error for a model that is not built, so that its inputs are unknown."""
     raise InvalidInputError(
         f"The inputs of model {model.name!r} are unknown: it is not built, or its `call` takes "
         "more than one argument. Give a Sequential model an `Input`, or call a subclassed model "
@@ -124,7 +124,7 @@ def _refuse_unbuilt(model: keras.Model) -> Any:
 
 
 def _symbolic_outputs(model: keras.Model, inputs: Any) -> Any:
-    """Returns the structure of `KerasTensor`s that the model returns."""
+    """Returns the nested structure of `KerasTensor`s that a model returns."""
     if isinstance(model, keras.Sequential):
         return model.outputs[0]
     if hasattr(model, "output_names"):
@@ -137,7 +137,7 @@ def _symbolic_outputs(model: keras.Model, inputs: Any) -> Any:
 
 
 def _name_structure(structure: Any, kind: str, given_name: Callable[[Any], str | None]) -> Any:
-    """Returns a structure with each tensor replaced by its name."""
+    """Returns a nested structure with the name of each tensor in its place."""
     tensors = keras.tree.flatten(structure)
     names = [given_name(tensor) or f"{kind}_{index}" for index, tensor in enumerate(tensors)]
     if isinstance(structure, dict) and len(structure) == len(tensors):
@@ -155,7 +155,7 @@ def _given_input_name(tensor: Any) -> str | None:
 
 
 def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable[[Any], str | None]:
-    """Returns a function from an output tensor to the name that the user gave its layer."""
+    """Returns a function that maps an output tensor to the name that the user gave its layer."""
     if isinstance(model, keras.Sequential):
         names = [model.layers[-1].name]
     else:
@@ -175,13 +175,13 @@ def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable
 
 
 def _snake_case(name: str) -> str:
-    """Returns the name that Keras derives from a class name."""
+    """Converts a class name to snake case, as Keras does for its default layer names."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
-    """Returns the specs of named tensors."""
+    """Returns the signature entries (name, shape and dtype) of tensors by name."""
     pairs = zip(keras.tree.flatten(names), keras.tree.flatten(tensors), strict=True)
     specs = tuple(
         TensorSpec(name, tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
@@ -192,7 +192,7 @@ def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
 
 
 def _refuse_strings(found: Iterable[str]) -> None:
-    """Raises an error if there are names of string tensors."""
+    """Raises an error if any of the named tensors holds strings."""
     if names := [*found]:
         raise NotSupportedError(
             f"Strings can't be exported or served: {names}. Remove the layers that read or return "

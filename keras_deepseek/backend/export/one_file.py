@@ -1,4 +1,4 @@
-"""The size limit of a single ONNX file: a protocol buffer ends at 2 GiB."""
+"""The size limit of a single ONNX file: a protocol buffer has at most 2 GiB."""
 
 import keras
 

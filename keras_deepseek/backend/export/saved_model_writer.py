@@ -1,4 +1,4 @@
-"""A SavedModel from a Keras model on TensorFlow or JAX, by Keras's own archive."""
+"""Writes a Keras model on TensorFlow or JAX as a SavedModel, by Keras's export archive."""
 
 import os
 from typing import Any
@@ -54,7 +54,7 @@ def save_as_saved_model(
 
 
 def _trace_once(function: Any, spec: Any) -> Any:
-    """Returns a traced TensorFlow function that is not traced again while it is saved."""
+    """Returns a traced TensorFlow function that saving does not trace again."""
     tf = import_tensorflow("to write a SavedModel")
 
     def traced(function: Any) -> Any:
@@ -71,7 +71,7 @@ def _trace_once(function: Any, spec: Any) -> Any:
 
 
 class _ExampleSignatures:
-    """Functions of serialized examples, for TF Serving's Classify and Regress."""
+    """SavedModel functions that take serialized examples, for TF Serving's Classify and Regress."""
 
     def __init__(self, model: NamedModel, signatures: ServingSignatures) -> None:
         self._model = model
@@ -80,7 +80,7 @@ class _ExampleSignatures:
             self._check()
 
     def functions(self) -> dict[str, Any]:
-        """Returns the functions by the names of their signatures."""
+        """Returns the TensorFlow functions by the names of their signatures."""
         found = {}
         if self._signatures.classes is not None:
             found[CLASSIFY] = self._classify
@@ -107,7 +107,7 @@ class _ExampleSignatures:
         return {"outputs": tf.squeeze(self._run(inputs), axis=1)}
 
     def _run(self, examples: Any) -> Any:
-        """Returns the model's output for serialized examples, in float32."""
+        """Runs the model on serialized examples, and returns its output in float32."""
         tf = import_tensorflow("to read examples")
         specs = self._model.signature.inputs
         stored = {
@@ -124,7 +124,7 @@ class _ExampleSignatures:
 
 
 def _name_methods(path: str, names: list[str]) -> None:
-    """Marks signatures as those of Classify and Regress: Keras marks all as those of Predict."""
+    """Sets the method names of signatures to Classify and Regress; Keras sets Predict for all."""
     tf = import_tensorflow("to write a SavedModel")
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
     for name in names:

@@ -1,4 +1,4 @@
-"""The signatures of a SavedModel beside `serving_default`."""
+"""The options of a SavedModel's signatures beside `serving_default`."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class ServingSignatures:
         return self.classes is not None or self.regresses
 
     def check(self, signature: Signature) -> None:
-        """Refuses a model whose inputs can't be read from examples, or whose output doesn't fit."""
+        """Raises an error if a model can't read examples, or its output doesn't fit a signature."""
         free = [spec for spec in signature.inputs if None in spec.shape[1:]]
         if self and free:
             raise InvalidInputError(

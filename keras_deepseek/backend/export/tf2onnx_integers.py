@@ -65,7 +65,7 @@ def convert_comparison(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_arg_extreme(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
-    """Casts dtypes for which onnxruntime has no `ArgMax`, such as booleans."""
+    """Casts the input of `ArgMax` if onnxruntime lacks its dtype, such as boolean."""
     from tf2onnx.onnx_opset.reduction import ArgMax
 
     dtype = graph.get_dtype(node.input[0])
@@ -187,7 +187,7 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
 
 
 def convert_reduction(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
-    """Casts dtypes that onnxruntime can't reduce.
+    """Casts the input of a reduction if onnxruntime can't reduce its dtype.
 
     onnxruntime cuts off a sum of int32 that overflows, and TensorFlow wraps around.
     """
@@ -222,12 +222,12 @@ def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def _cast(graph: Any, value: str, to: int) -> str:
-    """Returns a value as a dtype, the value itself if it has that."""
+    """Casts a value of an ONNX graph to a dtype, unless it has that dtype."""
     return value if graph.get_dtype(value) == to else add_node(graph, "Cast", [value], to=to)
 
 
 def _cast_back(graph: Any, node: Any, dtype: int) -> None:
-    """Gives a node's output another dtype, and casts it back for the nodes behind."""
+    """Changes the dtype of a node's output, and adds a cast back for the nodes that read it."""
     (output,) = node.output
     had = graph.get_dtype(output)
     graph.set_dtype(output, dtype)

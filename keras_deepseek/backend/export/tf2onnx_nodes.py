@@ -1,17 +1,17 @@
-"""Functions that put nodes into the graph of tf2onnx."""
+"""Functions that add or replace nodes in a tf2onnx graph."""
 
 from typing import Any
 
 
 def add_node(graph: Any, operator: str, inputs: list[str], **attributes: Any) -> str:
-    """Adds a node with one output, and returns the name of the output."""
+    """Adds a node with one output to a tf2onnx graph, and returns the output's name."""
     return str(graph.make_node(operator, inputs, attr=attributes).output[0])
 
 
 def replace_node(
     graph: Any, node: Any, name: str, operator: str, inputs: list[str], **attributes: Any
 ) -> Any:
-    """Replaces a node by another operator."""
+    """Replaces a node of a tf2onnx graph by one with another operator."""
     outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
     graph.remove_node(node.name)
     return graph.make_node(

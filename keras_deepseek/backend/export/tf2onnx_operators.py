@@ -203,7 +203,7 @@ _NUMPY_INTEGERS = {INT32: "int32", INT64: "int64"}
 
 
 def _constant(graph: Any, node: Any, name: str, value: float) -> str:
-    """Returns the name of a constant with the dtype of a node's input."""
+    """Adds a constant with the dtype of a node's input, and returns its name."""
     from tf2onnx.utils import make_name, map_onnx_to_numpy_type
 
     dtype = map_onnx_to_numpy_type(graph.get_dtype(node.input[0]))

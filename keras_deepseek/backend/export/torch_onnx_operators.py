@@ -66,17 +66,17 @@ def logaddexp2(x: Any, y: Any) -> Any:
 
 
 def _distance_below(x: Any, y: Any) -> Any:
-    """Returns `-|x - y|`, which is 0 for two equal infinities."""
+    """Computes `-|x - y|`, which is 0 for two equal infinities."""
     operators = _operators()
     distance = operators.Neg(operators.Abs(operators.Sub(x, y)))
     return operators.Where(operators.Equal(x, y), _like(x, 0.0), distance)
 
 
 def _like(x: Any, value: float) -> Any:
-    """Returns a number in the dtype of `x`, which need not be float32."""
+    """Casts a number to the dtype of `x`, which need not be float32."""
     return _operators().CastLike(value, x)
 
 
 def _operators() -> Any:
-    """Returns the ONNX operators of opset 18."""
+    """Returns the module with ONNX's operators of opset 18."""
     return importlib.import_module("onnxscript").opset18

@@ -141,12 +141,12 @@ class JaxCompute(Compute):
 
 
 def _count(jaxpr: Any) -> int:
-    """Returns the floating-point operations of a traced program."""
+    """Counts the floating-point operations of a traced JAX program."""
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
 def _count_equation(equation: Any) -> int:
-    """Returns the floating-point operations of one equation of a traced program."""
+    """Counts the floating-point operations of one equation of a traced JAX program."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -165,11 +165,11 @@ def _count_equation(equation: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    """Returns the programs inside an equation, such as the body of a loop."""
+    """Returns the traced programs inside an equation, such as the body of a loop."""
     values = (getattr(value, "jaxpr", value) for value in params.values())
     return [value for value in values if hasattr(value, "eqns")]
 
 
 def _make_untouched_zeros(shape: Any, dtype: Any = None) -> jax.Array:
-    """Returns zeros for which the machine has not provided memory yet."""
+    """Returns an array of zeros for which the system has not provided memory yet."""
     return jax.device_put(allocate_aligned(tuple(shape), np.dtype(dtype)))

@@ -11,7 +11,7 @@ from keras_deepseek.errors import NotSupportedError
 
 
 class JaxDevices(Devices):
-    """Implements `Devices` by JAX."""
+    """The JAX implementation of `Devices`."""
 
     def count_devices(self, kind: str) -> int:
         try:

@@ -82,7 +82,7 @@ class JaxDistribution(Distribution):
 
 @contextmanager
 def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
-    """Activates a distribution, which then takes batches of any number of rows.
+    """Context manager that activates a distribution, for batches of any number of rows.
 
     A batch that can't be divided into equal parts is put on every device as a whole; Keras itself
     fails there. On CPU devices that share threads, each step ends before the next begins: see
@@ -106,7 +106,7 @@ def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
 
 
 def place_batch(batch: Any) -> Any:
-    """Returns a batch on the devices of the active distribution, or as it is without one."""
+    """Puts a batch on the devices of the active distribution, if there is one."""
     distribution = keras.distribution.distribution()
     if distribution is None:
         return batch
@@ -116,7 +116,7 @@ def place_batch(batch: Any) -> Any:
 
 
 def _fitting(layout: Any, shape: Sequence[int]) -> jax.sharding.Sharding:
-    """Returns the sharding of a layout, or full replication if it can't divide a shape equally."""
+    """Returns a layout's sharding, or full replication if it can't divide the shape equally."""
     sharding: NamedSharding = getattr(layout, "backend_layout", layout)
     try:
         sharding.shard_shape(tuple(shape))

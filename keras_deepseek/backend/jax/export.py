@@ -69,13 +69,13 @@ class JaxExport(Export):
 
 
 def _polymorphic(shapes: Shapes) -> dict[str, str]:
-    """Returns shapes in the form of jax2tf: one string each, with symbols for free axes."""
+    """Converts input shapes to the strings of jax2tf, with symbols for free axes."""
     named = _with_symbols(shapes)
     return {name: ", ".join(map(str, shape)) for name, shape in named.items()}
 
 
 def _with_symbols(shapes: Shapes) -> Shapes:
-    """Replaces the names of free axes by symbols.
+    """Replaces the names of free axes in input shapes by JAX's symbolic sizes.
 
     JAX would read a name such as `left-right_axis_1` as a difference.
     """
@@ -89,7 +89,7 @@ def _with_symbols(shapes: Shapes) -> Shapes:
 
 @contextlib.contextmanager
 def _whole_tracebacks() -> Iterator[None]:
-    """Keeps JAX's frames in tracebacks: filtering them also removes those of the layers."""
+    """Context manager that keeps JAX's frames in tracebacks, and with them those of layers."""
     before = jax.config.jax_traceback_filtering
     jax.config.update("jax_traceback_filtering", "off")
     try:
@@ -100,7 +100,7 @@ def _whole_tracebacks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _iota_for_free_sizes() -> Iterator[None]:
-    """Replaces `jax.numpy.arange` by `iota` for free sizes.
+    """Context manager that replaces `jax.numpy.arange` by `iota` for free sizes.
 
     jax2onnx writes a sentinel for the size in `arange`.
     """
@@ -121,7 +121,7 @@ def _iota_for_free_sizes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _attention_in_parts() -> Iterator[None]:
-    """Replaces `jax.nn.dot_product_attention` by its single operations.
+    """Context manager in which `jax.nn.dot_product_attention` is traced as single operations.
 
     If all keys of a query are masked, jax2onnx's version returns zeros, and JAX the mean of the
     values.
@@ -141,7 +141,7 @@ def _attend(
     is_causal: bool = False,
     implementation: str | None = None,
 ) -> Any:
-    """Returns the result of `jax.nn.dot_product_attention`, computed by single operations.
+    """Computes `jax.nn.dot_product_attention` by single operations.
 
     All tensors have the shape `(batch, length, heads, features)`.
     """
@@ -164,7 +164,7 @@ _NEVER = -0.7 * float(np.finfo("float32").max)
 
 
 def _repeat_heads(array: Any, num_heads: int) -> Any:
-    """Repeats the heads of `(batch, length, heads, features)` for grouped queries."""
+    """Repeats key or value heads of `(batch, length, heads, features)` for grouped queries."""
     batch, length, num_groups, features = array.shape
     if num_groups == num_heads:
         return array
@@ -175,7 +175,7 @@ def _repeat_heads(array: Any, num_heads: int) -> Any:
 
 @contextlib.contextmanager
 def _functions_in_parts() -> Iterator[None]:
-    """Replaces functions of `jax.nn` that jax2onnx writes wrongly."""
+    """Context manager that replaces functions of `jax.nn` which jax2onnx writes wrongly."""
     one_hot = jax.nn.one_hot
 
     def one_hot_of_what_is_not_below(x: Any, num_classes: int, **options: Any) -> Any:
@@ -193,7 +193,7 @@ def _functions_in_parts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _primitives_in_parts() -> Iterator[None]:
-    """Makes jax2onnx write some primitives by formulas that are exact for small numbers."""
+    """Context manager in which jax2onnx writes some primitives by more exact formulas."""
     system: Any = importlib.import_module("jax2onnx.plugins.plugin_system")
     system.import_all_plugins()
     registry: dict[str, Any] = system.PLUGIN_REGISTRY
@@ -208,14 +208,14 @@ def _primitives_in_parts() -> Iterator[None]:
 
 
 class _InParts:
-    """A plugin for jax2onnx that writes a primitive as a formula."""
+    """A jax2onnx plugin that writes a JAX primitive as a formula."""
 
     def __init__(self, formula: Callable[[Any], Any], registry: dict[str, Any]) -> None:
         self._formula = formula
         self._compiled = registry[jax.make_jaxpr(jax.jit(formula))(0.0).eqns[0].primitive.name]
 
     def lower(self, context: Any, equation: Any) -> None:
-        """Writes the formula in place of the primitive."""
+        """Writes the formula into the ONNX graph in place of the primitive."""
         given = equation.invars[0].aval
         traced = jax.make_jaxpr(self._formula)(jax.ShapeDtypeStruct(given.shape, given.dtype))
         self._compiled.lower(

@@ -13,14 +13,14 @@ from keras_deepseek.backend.processes.gradient_compression import Compression, L
 
 
 class GradientSums:
-    """Sums of gradients along the axis of a mesh that divides the batch."""
+    """Sums gradients over the devices of the mesh axis that divides the batch."""
 
     def __init__(self, axis: str, num_devices: int) -> None:
         self._axis = axis
         self._num_devices = num_devices
 
     def sum(self, tensors: Sequence[Any]) -> list[Any]:
-        """Returns the sums of tensors over all devices.
+        """Returns the sum of each tensor over all devices.
 
         The tensors come in the reverse of the order in which the backward pass finds them.
         """
@@ -32,7 +32,7 @@ class GradientSums:
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, residual: Any
     ) -> tuple[list[Any], Any]:
-        """Returns the sums of float32 gradients, and this device's residual for the next step."""
+        """Returns the sums of float32 gradients, and this device's compression residual."""
         num_weights = sum(tensor.size for tensor in gradients)
         before, factors = residual[:num_weights], residual[num_weights:]
         sums: list[Any] = []
@@ -56,7 +56,7 @@ class GradientSums:
         return sums[::-1], jnp.concatenate([*rests, *next_factors])
 
     def _sum_rounded(self, exact: Any, dtype: str) -> tuple[Any, Any]:
-        """Returns the sum of a float32 vector over all devices, and this one's rounding errors.
+        """Sums a float32 vector over devices in half precision; also returns the rounding errors.
 
         Each device adds up one part of the vector in float32. A ring reduction would round at each
         hop.
@@ -79,7 +79,7 @@ class GradientSums:
     def _sum_low_rank(
         self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any
     ) -> tuple[Any, Any, list[Any]]:
-        """Returns the sum of a float32 vector over all devices, with low-rank matrices.
+        """Sums a float32 vector over all devices, sent as low-rank matrices.
 
         It also returns what was not sent from here, and the factors for the next step. `factors`
         begins with the `Q^T` of the matrices.
@@ -124,12 +124,12 @@ class GradientSums:
 
 
 def _orthonormal(columns: Any) -> Any:
-    """Returns an orthonormal basis of the span of columns; not finite if these are not."""
+    """Returns an orthonormal basis of a matrix's columns; not finite if the columns are not."""
     return jnp.linalg.qr(columns)[0] + 0.0 * columns
 
 
 def _round(rows: Any, dtype: str) -> tuple[Any, Any]:
-    """Returns rows in half precision, as the integers of their bits, and the scale of each row.
+    """Rounds rows to half precision; returns their bits as integers, and each row's scale.
 
     The scale is 1 except for float16, whose range is small. Every engine can send integers.
     """
@@ -144,23 +144,23 @@ def _round(rows: Any, dtype: str) -> tuple[Any, Any]:
 
 
 def _widen(bits: Any, scales: Any, dtype: str) -> Any:
-    """Returns the float32 rows of what `_round` returned."""
+    """Restores float32 rows from what `_round` returned."""
     rounded = jax.lax.bitcast_convert_type(bits, jnp.dtype(dtype))
     return rounded.astype("float32") / scales[:, None]
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields tensors in buckets."""
+    """Yields lists of tensors, each list of the size of a bucket."""
     return cut_into_buckets(tensors, lambda tensor: int(tensor.nbytes))
 
 
 def _flatten(tensors: Sequence[Any]) -> Any:
-    """Returns tensors as one vector."""
+    """Joins tensors into one vector."""
     return jnp.concatenate([tensor.reshape(-1) for tensor in tensors])
 
 
 def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
-    """Returns the parts of a vector in the shapes of other tensors."""
+    """Splits a vector into tensors of the given tensors' shapes."""
     ends = [sum(tensor.size for tensor in like[: index + 1]) for index in range(len(like))]
     parts = jnp.split(flat, ends[:-1])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -30,7 +30,7 @@ _OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unav
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Waits for all processes and returns them: see `Distribution.join_processes`."""
+    """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
     if jax.distributed.is_initialized():
         found = jax.process_count(), jax.process_index()
         check_rank("jax.distributed", found, (world_size, rank))
@@ -100,7 +100,7 @@ class JaxProcesses:
         return [self._send(array, source=rank) for rank in range(self.world_size)]
 
     def _send(self, value: Any, source: int) -> Any:
-        """Returns the picklable value of one rank."""
+        """Returns the picklable value of one rank on all ranks."""
         is_source = self.rank == source
         data = np.frombuffer(pickle.dumps(value), "uint8") if is_source else np.zeros(0, "uint8")
         with LostPeers(f"get what rank {source} knows"):
@@ -111,7 +111,7 @@ class JaxProcesses:
 
     @contextmanager
     def whole_outputs(self, model: keras.Model) -> Iterator[None]:
-        """Makes a model's `predict` return all rows on each rank, until the block ends."""
+        """Context manager in which a model's `predict` returns all rows on each rank."""
         whole = NamedSharding(Mesh(np.array(jax.devices()), ["device"]), PartitionSpec())
 
         def predict_step(state: Any, data: Any) -> Any:
@@ -127,7 +127,7 @@ class JaxProcesses:
             model.predict_function = own
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank had at the previous call of this method."""
+        """Returns, for each wish such as to stop, True if any rank had it at the previous call."""
         before = self._wait(len(wishes))
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
         own = np.array([wishes], "int32")
@@ -139,12 +139,12 @@ class JaxProcesses:
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank has now or had at the previous call."""
+        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _wait(self, count: int) -> list[bool]:
-        """Returns the answer to the previous call of `agree`."""
+        """Waits for the answer to the previous call of `agree`, and returns it."""
         if self._waiting is None:
             return [False] * count
         found, self._waiting = self._waiting, None

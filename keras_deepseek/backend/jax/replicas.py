@@ -1,4 +1,4 @@
-"""A step on the devices of several processes, each of which computes its own rows.
+"""The replication of a training step over the devices of several processes.
 
 A compiler that places the sums itself sums the gradient of a weight that is used twice, such as a
 tied embedding, twice. Here each device finds its gradients as if it were alone, and the program
@@ -27,7 +27,7 @@ _AXIS = "batch"  # The name in the mesh of Keras's `DataParallel`.
 
 
 class JaxReplicas:
-    """The devices of all processes, among which one program divides its batch."""
+    """The devices of all processes, as replicas of one program that divides its batch."""
 
     is_compilable = True
 
@@ -40,17 +40,17 @@ class JaxReplicas:
         self._last: _Program | None = None
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
-        """Does nothing: Keras's layers draw by their own seeds."""
+        """Does nothing, because Keras's layers draw random numbers by their own seeds."""
         return nullcontext()
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of rows of all replicas: the program has the whole batch."""
+        """Returns the number of rows of all replicas, since the program has the whole batch."""
         return num_rows
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of what all devices compute.
+        """Computes losses and gradients on all devices, and sums them.
 
         Each device computes the whole batch if it can't be divided into equal parts.
         """
@@ -66,7 +66,7 @@ class JaxReplicas:
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all devices compute, with compressed gradients."""
+        """Computes losses and gradients on all devices, and sums them with gradient compression."""
         if not self._can_divide(batch):
             scalars, counts, gradients = _compute_alone(compute, batch)
             gradients = [gradient / compression.scale for gradient in gradients]
@@ -78,7 +78,7 @@ class JaxReplicas:
     def _compute(
         self, compute: ComputePart, batch: Any, compression: Compression | None
     ) -> tuple[tuple[list[Any], list[Any], list[Any]], Any]:
-        """Returns the sums of what all devices compute, and their residuals for the next step."""
+        """Computes on all devices; returns the sums, and the compression residuals."""
         # Captured values keep the layout of outside, which some operations reject.
         values = dict(NestedScope().state_mapping)
         residual = None if compression is None else compression.residual
@@ -95,7 +95,7 @@ class JaxReplicas:
         return sums, rest
 
     def _can_divide(self, batch: Any) -> bool:
-        """Returns True if a batch is divided among devices: see `JaxDistribution.distributed`."""
+        """Returns True if a batch is divided among devices, as in `JaxDistribution.distributed`."""
         num_devices = self._mesh.size
         numbers = {array.shape[0] for array in jax.tree.leaves(batch)}
         divides = all(number % num_devices == 0 for number in numbers)
@@ -123,12 +123,12 @@ class JaxReplicas:
             keras.distribution.set_distribution(around)
 
     def read_own(self, variable: keras.Variable) -> Array:
-        """Returns the values of a variable of `own_variable` on the devices of this process."""
+        """Returns the values on this process's devices of a variable made by `own_variable`."""
         shards = sorted(variable.value.addressable_shards, key=lambda shard: shard.index[0].start)
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
     def write_own(self, variable: keras.Variable, value: Array) -> None:
-        """Gives a variable of `own_variable` what `read_own` returned in this process."""
+        """Restores this process's values of a variable from what `read_own` returned."""
         variable.assign(self._place(value))
 
     def _place(self, values: Array) -> jax.Array:
@@ -136,7 +136,7 @@ class JaxReplicas:
 
 
 class _Program:
-    """The compiled program by which each device computes and sends its part."""
+    """The compiled program in which each device computes its rows and sums with the others."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class _Program:
         """Function of the values of variables by `id`, a batch, and residuals or `None`."""
 
     def is_of(self, compute: ComputePart, compression: Compression | None) -> bool:
-        """Returns True if the program was made for these arguments."""
+        """Returns True if the compiled program was made for these arguments."""
         return self._compute is compute and self._compression is compression
 
     def _run(self, values: dict[int, Any], batch: Any, residual: Any) -> Any:
@@ -183,7 +183,7 @@ class _Program:
 
 
 def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Returns what one device computes of the whole batch."""
+    """Computes the loss and gradients of the whole batch on one device."""
     scalars, finish = compute(0, batch)
     counts, gradients = finish(scalars, None)
     return scalars, counts, gradients

@@ -244,7 +244,7 @@ class JaxStep(Step):
 
 
 def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
-    """Returns a scalar, and appends True to a list if it depends on the variables.
+    """Returns a scalar whose gradient appends True to a list if it depends on the variables.
 
     JAX's gradients don't tell: they are zeros where nothing depends on a variable.
     """
@@ -263,7 +263,7 @@ def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
 
 
 def _depend(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
-    """Returns True for each output that depends on the marked inputs or on outside arrays.
+    """Returns, for each output of a traced program, True if it depends on the marked inputs.
 
     The other outputs are constants, which XLA computes where they are used.
     """
@@ -291,7 +291,7 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 
 @contextmanager
 def _restoring_variables(model: keras.Model) -> Iterator[None]:
-    """Restores the values that Keras loses if the first batch fails.
+    """Context manager that restores the values that Keras loses if the first batch fails.
 
     The values are referenced, not copied. A step that donates them takes their memory all the same.
     """

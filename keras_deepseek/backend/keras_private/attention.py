@@ -1,4 +1,4 @@
-"""The parts of Keras's attention layers."""
+"""Access to the projections and the computation of Keras's attention layers."""
 
 from typing import Any
 
@@ -29,5 +29,5 @@ def attend(
 
 
 def uses_flash_attention(attention: keras.Layer) -> bool:
-    """Returns True if a Keras attention layer was told to use flash attention only."""
+    """Returns True if a Keras attention layer must use flash attention."""
     return bool(attention._flash_attention)

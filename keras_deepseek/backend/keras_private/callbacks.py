@@ -9,7 +9,7 @@ SET_BY_KERAS = ("_model", "params")
 
 
 def trained_model(callback: keras.callbacks.Callback) -> keras.Model:
-    """Returns the model of a callback, without reading its variables.
+    """Returns the model of a callback, without copying its variables.
 
     On JAX, `callback.model` copies the values of all variables back, which slows the next step.
     """

@@ -33,7 +33,7 @@ def _is_cloning(inputs: Any, arguments: dict[str, Any]) -> bool:
 
 
 def _sharing_operations(model: keras.Model) -> list[keras.Operation]:
-    """Returns the operations of a graph that share weights with another one."""
+    """Returns the operations of a graph that share weights with other operations of it."""
     operations = model.operations
     weights = [{id(weight) for weight in getattr(each, "weights", ())} for each in operations]
     counts: dict[int, int] = {}
@@ -48,7 +48,7 @@ def _sharing_operations(model: keras.Model) -> list[keras.Operation]:
 
 
 def _refusal(model: keras.Model, reason: str) -> NotSupportedError:
-    """Returns the error for a model that can't be cloned."""
+    """Returns the error that says why a model can't be cloned."""
     return NotSupportedError(
         f"`keras.models.clone_model` can't clone a {type(model).__name__} layer by layer: "
         f"{reason}. Make a copy by `type(model).from_config(model.get_config())`, and copy the "

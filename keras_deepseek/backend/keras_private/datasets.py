@@ -1,4 +1,4 @@
-"""Training data, as Keras's data adapters read them."""
+"""Reading of training data through Keras's data adapters."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -83,7 +83,7 @@ def copied_batches(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def from_scipy(leaf: Any) -> Any:
-    """Returns a SciPy sparse matrix as the backend's sparse tensor, anything else as it is."""
+    """Converts a SciPy sparse matrix to the backend's sparse tensor; keeps other values."""
     utils = keras.src.trainers.data_adapters.data_adapter_utils
     if not utils.is_scipy_sparse(leaf):
         return leaf
@@ -104,14 +104,14 @@ def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Ite
 
 
 def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
-    """Returns the arrays to train on, and those that `validation_split` sets aside."""
+    """Splits arrays by `validation_split` into those to train on and those to validate on."""
     slicing = keras.src.trainers.data_adapters.array_slicing
     train, validation = slicing.train_validation_split(arrays, validation_split=validation_split)
     return train, validation
 
 
 def batch_specs(batches: list[Any]) -> Any:
-    """Returns shapes and dtypes of batches as `KerasTensor`s, with `None` for sizes that differ."""
+    """Describes batches as `KerasTensor`s, with `None` for sizes that differ."""
 
     def describe(leaf: Any) -> Any:
         # TensorFlow's strings are objects in NumPy.
@@ -123,7 +123,7 @@ def batch_specs(batches: list[Any]) -> Any:
 
 
 def tensorflow_specs(specs: Any) -> Any:
-    """Returns `KerasTensor`s as TensorFlow specs of batches of any number of rows."""
+    """Converts `KerasTensor`s to TensorFlow specs of batches of any number of rows."""
     convert = keras.src.trainers.data_adapters.data_adapter_utils.convert_to_tf_tensor_spec
     return keras.tree.map_structure(
         lambda spec: convert(spec) if spec is None or isinstance(spec, keras.KerasTensor) else spec,

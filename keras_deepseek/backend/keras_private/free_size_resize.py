@@ -1,4 +1,4 @@
-"""Keras's `ops.image.resize` for graphs with free sizes."""
+"""A fix of Keras's `ops.image.resize` for graphs with axes of any size."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from keras_deepseek.backend.keras_private.temporary_attributes import temporary_
 
 @contextlib.contextmanager
 def fixed_resize() -> Iterator[None]:
-    """Makes `ops.image.resize` accept a computed size, such as that of a bilinear `UpSampling2D`.
+    """Context manager in which `ops.image.resize` accepts a computed size.
 
     Keras checks that it is positive, which a symbol of a graph can't answer.
     """

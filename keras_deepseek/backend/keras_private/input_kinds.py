@@ -25,7 +25,7 @@ _KEEPING = {
 
 @dataclass(frozen=True)
 class InputKind:
-    """The numbers that an input expects.
+    """The range of numbers that a model's input expects.
 
     Args:
         vocabulary: The fewest rows of an `Embedding` that looks the input up, or `None`.
@@ -41,7 +41,7 @@ class InputKind:
     known: KnownNumbers | None = None
 
     def joined(self, other: "InputKind") -> "InputKind":
-        """Returns the kind of an input that reaches two layers. The second has precedence."""
+        """Merges the kinds of an input that reaches two layers. The second has precedence."""
         rows = [kind.vocabulary for kind in (self, other) if kind.vocabulary is not None]
         return InputKind(
             min(rows, default=None),
@@ -52,7 +52,7 @@ class InputKind:
 
 
 def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
-    """Returns the kind of each flat input of a model; all are equal if it is not Functional.
+    """Returns the input kind of each flat input of a model.
 
     It follows an input through the graph and the models inside. A layer of another kind that holds
     embeddings counts for each input that reaches it.
@@ -82,7 +82,7 @@ def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
 
 
 def _kind_of_layer(layer: keras.Layer, num_inputs: int) -> InputKind:
-    """Returns the kind of each input of a layer that is no graph."""
+    """Returns the input kind of a single layer, which is not a graph."""
     known = known_numbers(layer)
     inner = list(flatten_layers(layer))
     rows = [each.input_dim for each in inner if isinstance(each, keras.layers.Embedding)]
@@ -97,13 +97,13 @@ def _kind_of_layer(layer: keras.Layer, num_inputs: int) -> InputKind:
 
 
 def _renumbers(operation: Any) -> bool:
-    """Returns True if an operation replaces numbers by others, as a lookup does."""
+    """Returns True if an operation maps numbers to other numbers, as a lookup does."""
     is_layer = isinstance(operation, keras.Layer)
     return is_layer and any(isinstance(each, RENUMBERING) for each in flatten_layers(operation))
 
 
 def _taken_by_layers(graph: Any) -> Iterator[tuple[keras.KerasTensor, InputKind]]:
-    """Yields the input tensors of the layers of a graph, each with its kind."""
+    """Yields the tensors that a graph's layers take, each with the input kind of the layer."""
     for layer in graph.operations:
         for node in layer._inbound_nodes if isinstance(layer, keras.Layer) else ():
             found = input_kinds(layer, len(node.input_tensors))
@@ -111,7 +111,7 @@ def _taken_by_layers(graph: Any) -> Iterator[tuple[keras.KerasTensor, InputKind]
 
 
 def _scale(layer: keras.Layer) -> tuple[Array, Array] | None:
-    """Returns the mean and the deviation that a layer standardizes, or `None`."""
+    """Returns the mean and the deviation by which a layer standardizes, or `None`."""
     if isinstance(layer, keras.layers.Normalization) and not layer.invert:
         mean, deviation = (
             np.asarray(keras.ops.convert_to_numpy(each), "float64")
@@ -127,7 +127,7 @@ def _scale(layer: keras.Layer) -> tuple[Array, Array] | None:
 def _sources(
     tensor: keras.KerasTensor, places: dict[int, int], *, only_as_it_is: bool = False
 ) -> Iterator[int]:
-    """Yields the indices of the inputs that a tensor is computed from.
+    """Yields the indices of the model inputs from which a tensor is computed.
 
     `places` maps the identity of an input to its index. `only_as_it_is` follows only operations
     that change no number; otherwise all are followed except those that renumber.

@@ -1,4 +1,4 @@
-"""Products of integers in a model: TensorFlow computes some in float32, other backends exactly."""
+"""Detection of integer products in a model, some of which TensorFlow computes in float32."""
 
 import keras
 

@@ -16,12 +16,12 @@ _GROUPS = (
 
 
 def read_state(model: keras.Model) -> Any:
-    """Returns the values of a model's variables, in the groups of a training step."""
+    """Returns the values of a model's variables, grouped as in Keras's training step on JAX."""
     return model._get_jax_state(**dict.fromkeys(_GROUPS, True))
 
 
 def hold_state(model: keras.Model, state: Any) -> None:
-    """Gives a model a state, which `model.jax_state_sync()` writes to its variables."""
+    """Stores a training state in a model; `model.jax_state_sync()` copies it to the variables."""
     model._jax_state = dict(zip(_GROUPS, state, strict=True))
     model._jax_state_synced = False
 
@@ -30,7 +30,7 @@ def hold_state(model: keras.Model, state: Any) -> None:
 def with_further_shardings(
     model: keras.Model, find_shardings: Callable[[], list[Any]]
 ) -> Iterator[None]:
-    """Adds the shardings of further variables, behind the metrics, until the block ends."""
+    """Context manager that adds further variables' shardings behind those of the metrics."""
     by_keras = model._get_state_sharding_spec
 
     def find_all() -> Any:
@@ -45,7 +45,7 @@ def with_further_shardings(
 
 
 def trace_train_step(model: keras.Model, batch: Any) -> None:
-    """Traces the `train_step` of a model's class on a structure of `KerasTensor`s."""
+    """Traces a model class's `train_step` on a structure of `KerasTensor`s."""
 
     def train_step(state: Any, batch: Any) -> Any:
         return type(model).train_step(model, state, batch)
@@ -55,7 +55,7 @@ def trace_train_step(model: keras.Model, batch: Any) -> None:
 
 @contextmanager
 def changed_steps(change: Callable[[Any], Any]) -> Iterator[None]:
-    """Applies a function to the result of each step that Keras compiles in the block."""
+    """Context manager that applies a function to the result of each compiled Keras step."""
     from keras.src.backend.jax.trainer import JAXTrainer
 
     by_keras = JAXTrainer._make_function
@@ -73,7 +73,7 @@ def changed_steps(change: Callable[[Any], Any]) -> Iterator[None]:
 
 @contextmanager
 def changed_data_distribution(distribute: Callable[[Any, Any, str], Any]) -> Iterator[None]:
-    """Replaces the function by which Keras puts an array on devices, until the block ends.
+    """Context manager that replaces Keras's function for putting arrays on devices.
 
     `distribute` takes an array, its layout, and the name of the batch axis.
     """
@@ -87,7 +87,7 @@ def changed_data_distribution(distribute: Callable[[Any, Any, str], Any]) -> Ite
 
 
 def distribute_array(array: Any, distribution: Any) -> Any:
-    """Returns an array on the devices of a distribution, as Keras's training loop puts it."""
+    """Puts an array on the devices of a distribution, as Keras's training loop does."""
     return keras.src.backend.distribution_lib.distribute_data_input(
         array, distribution.get_data_layout(array.shape), distribution.batch_dim_name
     )

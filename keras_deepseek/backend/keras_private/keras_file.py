@@ -52,7 +52,7 @@ def load_keras_file(
 
 
 def _explain(error: Exception) -> str:
-    """Returns the cause of a loading error in one line."""
+    """Returns the cause of a `.keras` loading error in one line."""
     missing = re.search(r"Could not locate (?:class|function) '([^']+)'", str(error))
     if missing:
         return (
@@ -84,7 +84,7 @@ def import_source(source: str | os.PathLike[str]) -> None:
 
 
 def _import_file(path: Path) -> None:
-    """Imports a `.py` file as a module of its name."""
+    """Imports a `.py` file as a module with the file's name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
@@ -102,7 +102,7 @@ def _import_file(path: Path) -> None:
 
 
 def _register_contents(module: ModuleType) -> None:
-    """Registers classes and functions of a module with Keras, which does not import it."""
+    """Registers a module's classes and functions with Keras, which does not import them itself."""
     found = {
         name: value
         for name, value in vars(module).items()

@@ -1,4 +1,4 @@
-"""The numbers that a preprocessing layer knows, from which samples are drawn: see `input_kinds`."""
+"""The numbers that preprocessing layers know, such as vocabularies, to draw samples from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ _FEWEST_POSITIONS = 8
 
 @dataclass(frozen=True)
 class KnownNumbers:
-    """The numbers that a layer knows, such as a vocabulary.
+    """The numbers that a preprocessing layer knows, such as a vocabulary.
 
     If it `takes_others`, `values` hold some numbers that are not in the vocabulary.
     """
@@ -40,7 +40,7 @@ class KnownNumbers:
     takes_others: bool
 
     def joined(self, other: "KnownNumbers | None") -> "KnownNumbers":
-        """Returns numbers that two layers know, and that neither rejects if there are such."""
+        """Returns the numbers that both of two layers accept, if there are any."""
         if other is None or (self.takes_others and not other.takes_others):
             return other or self
         if other.takes_others and not self.takes_others:
@@ -51,7 +51,7 @@ class KnownNumbers:
         return KnownNumbers(both, takes_others=False) if len(both) else self
 
     def of_dtype(self, dtype: Any, below: int | None) -> Array:
-        """Returns the numbers that fit a dtype, and a table of `below` rows that they index."""
+        """Returns the known numbers that fit a dtype and index a table of `below` rows."""
         values = self.values
         if np.dtype(dtype).kind in "iu":
             limits = np.iinfo(dtype)
@@ -63,7 +63,7 @@ class KnownNumbers:
 
 
 def known_numbers(layer: keras.Layer) -> KnownNumbers | None:
-    """Returns the numbers that a layer knows itself, or `None`."""
+    """Returns the numbers that a preprocessing layer knows itself, or `None`."""
     if isinstance(layer, keras.layers.IntegerLookup):
         return _of_lookup(layer)
     if isinstance(layer, keras.layers.CategoryEncoding):
@@ -74,7 +74,7 @@ def known_numbers(layer: keras.Layer) -> KnownNumbers | None:
 
 
 def longest_sequence(model: keras.Layer) -> int | None:
-    """Returns the most tokens that a model has positions for, or `None` if no table limits them.
+    """Returns the most tokens that a model's position tables allow, or `None` without a table.
 
     In a layer that holds several embeddings, such as one of tokens and positions, any may be that
     of the positions. The smallest counts, unless it has as few rows as a table of token types.
@@ -114,7 +114,7 @@ def padding_of(layer: keras.Layer) -> float | None:
 
 
 def _of_lookup(layer: Any) -> KnownNumbers | None:
-    """Returns the numbers of an `IntegerLookup`."""
+    """Returns the known numbers of an `IntegerLookup`."""
     if layer.invert:  # An inverted lookup takes indices.
         return KnownNumbers(np.arange(layer.vocabulary_size()), takes_others=False)
     known = sorted({int(token) for token in layer.get_vocabulary(include_special_tokens=False)})
@@ -130,7 +130,7 @@ def _of_lookup(layer: Any) -> KnownNumbers | None:
 
 
 def _of_bins(boundaries: Array) -> KnownNumbers | None:
-    """Returns a number in the middle of each bin: at the ends, rounding would decide."""
+    """Returns a number in the middle of each bin of a layer, where rounding decides nothing."""
     if not len(boundaries):
         return None
     widest = np.diff(boundaries).max(initial=0.0) or max(1.0, abs(float(boundaries[0])))

@@ -1,4 +1,4 @@
-"""The dtype that layers compute in.
+"""Temporary dtype policies of built layers.
 
 Setting `layer.dtype_policy` would work too, but it is slow at each step, and writes into a
 `DTypePolicyMap`.
@@ -31,7 +31,7 @@ def temporary_policy(
     exact_inputs: Collection[keras.Layer] = (),
     casts_embedding_tables: bool = False,
 ) -> Iterator[None]:
-    """Makes built layers compute by another dtype policy until the block ends.
+    """Context manager in which built layers compute by another dtype policy.
 
     The inputs of `exact_inputs` are not cast: see `find_exact_inputs`. `casts_embedding_tables`
     casts the whole table of an embedding instead of the rows that it looks up; a constant table is
@@ -62,7 +62,7 @@ def temporary_policy(
 
 
 def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:
-    """Returns the layers of a built model that may compute by another policy than their own.
+    """Returns the layers of a built model that may use another dtype policy than their own.
 
     An output layer that ends in softmax or sigmoid keeps its own: in half precision a probability
     rounds to 1 and its loss to 0. So does a `Normalization`, whose inputs may exceed float16, and a
@@ -119,7 +119,7 @@ def find_exact_inputs(model: keras.Model) -> list[keras.Layer]:
 
 
 def _operations_before(operation: Any) -> list[Any]:
-    """Returns the operations of a graph whose outputs an operation takes."""
+    """Returns the operations of a graph that produce the inputs of an operation."""
     return [
         producing_operation(tensor)
         for node in operation._inbound_nodes
@@ -128,7 +128,7 @@ def _operations_before(operation: Any) -> list[Any]:
 
 
 class _ExactInputs(keras.DTypePolicy):
-    """A policy that does not cast the inputs of a layer."""
+    """A dtype policy that does not cast the inputs of a layer."""
 
     def convert_input(self, x: Any, autocast: bool, dtype: str) -> Any:
         return super().convert_input(x, autocast=False, dtype=dtype)
@@ -137,7 +137,7 @@ class _ExactInputs(keras.DTypePolicy):
 def _quantized_as(
     layer: keras.Layer, own: keras.DTypePolicy, policy: keras.DTypePolicy
 ) -> keras.DTypePolicy:
-    """Returns a policy under which a layer can use its weights, quantized or not."""
+    """Returns a layer's variant of a dtype policy, which keeps the layer's quantization mode."""
     if isinstance(own, keras.dtype_policies.DTypePolicyMap):
         own = own[layer.path]
     if own.quantization_mode is None:
@@ -161,7 +161,7 @@ def _output_layers(model: keras.Model) -> list[keras.Layer]:
 
 
 def _looks_rows_up(layer: keras.Layer) -> bool:
-    """Returns True if a layer is called as a Keras `Embedding`."""
+    """Returns True if a layer looks up rows of a table, as a Keras `Embedding` does."""
     call = inspect.unwrap(layer.call)  # A layer that is placed on a device has a wrapped `call`.
     return getattr(call, "__func__", None) is keras.layers.Embedding.call
 

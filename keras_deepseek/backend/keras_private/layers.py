@@ -61,7 +61,7 @@ def producing_operation(tensor: Any) -> keras.Operation | None:
 
 @contextmanager
 def without_new_nodes(model: keras.Model) -> Iterator[None]:
-    """Removes the nodes that calls on symbols add to the layers of a model, when the block ends.
+    """Context manager that removes the graph nodes added by calls on symbolic tensors.
 
     A graph that is made of the layers later would find those calls, and fail.
     """
@@ -86,7 +86,7 @@ def infers_shapes() -> bool:
 
 
 def first_call_shapes(model: keras.Model) -> dict[str, Any]:
-    """Returns the shapes that a subclassed model was built with, by argument of `call`."""
+    """Returns the shapes with which a subclassed model was built, by argument of `call`."""
     return dict(_untracked(model._build_shapes_dict or {}))
 
 
@@ -105,7 +105,7 @@ def example_inputs(model: keras.Model) -> Any:
 
 
 def _untracked(structure: Any) -> Any:
-    """Returns Keras's tracked containers as plain ones, which JAX needs."""
+    """Converts Keras's tracked containers to plain ones, which JAX needs."""
     if isinstance(structure, dict):
         return {name: _untracked(value) for name, value in structure.items()}
     if isinstance(structure, list | tuple):
@@ -114,7 +114,7 @@ def _untracked(structure: Any) -> Any:
 
 
 def batch_states(model: keras.Model) -> list[keras.Variable]:
-    """Returns variables that a batch changes in the layers of a model: moving statistics.
+    """Returns the layer variables that training on a batch changes, such as moving statistics.
 
     Frozen weights are not among them, nor the states of random number generators.
     """
@@ -134,7 +134,7 @@ def seed_states(model: keras.Model) -> list[keras.Variable]:
 
 
 def block_states(layer: keras.Layer) -> list[keras.Variable]:
-    """Returns the variables that a call of a layer may assign: moving statistics, seeds and others.
+    """Returns the variables that a layer's call may assign, such as statistics and seeds.
 
     Frozen weights are not among them.
     """

@@ -1,4 +1,4 @@
-"""The loss of a compiled model."""
+"""Access to the loss of a compiled model, in float32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ def losses_in_float32(model: keras.Model) -> Iterator[None]:
 
 
 def in_float32(tensor: Any) -> Any:
-    """Returns a tensor in half precision as float32, with its mask; another as it is."""
+    """Casts a half precision tensor with its mask to float32; returns others unchanged."""
     if keras.backend.standardize_dtype(tensor.dtype) not in ("float16", "bfloat16"):
         return tensor
     mask = keras.src.backend.get_keras_mask(tensor)
@@ -56,7 +56,7 @@ def in_float32(tensor: Any) -> Any:
 
 
 def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
-    """Updates the mean of a compiled model's loss by a batch."""
+    """Adds a batch to the running mean of a compiled model's loss."""
     tracker = model._loss_tracker
     if type(tracker) is not keras.metrics.Mean:
         tracker.update_state(loss, sample_weight=num_rows)

@@ -1,4 +1,4 @@
-"""The masks that Keras puts on tensors."""
+"""Reading and setting of the masks that Keras attaches to tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,19 +7,19 @@ import keras
 
 
 def set_mask(tensor: Any, mask: Any) -> Any:
-    """Returns the output of a layer's `call` with a mask that Keras does not replace."""
+    """Attaches a mask that Keras does not replace to the output of a layer's `call`."""
     if mask is not None:
         keras.src.backend.set_keras_mask(tensor, mask)
     return tensor
 
 
 def output_masks(y_pred: Any) -> list[Any]:
-    """Returns the masks that Keras's layers have put on outputs, or `None` for each without one."""
+    """Returns the mask of each output of a model, or `None` for each without one."""
     return [keras.src.backend.get_keras_mask(output) for output in keras.tree.flatten(y_pred)]
 
 
 def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
-    """Maps a function over the leaves of a structure, and over the masks of its leaves."""
+    """Maps a function over the tensors of a structure, and over their masks."""
 
     def run(leaf: Any) -> Any:
         made, mask = function(leaf), keras.src.backend.get_keras_mask(leaf)

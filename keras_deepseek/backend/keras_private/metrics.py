@@ -1,4 +1,4 @@
-"""The metrics of a compiled model."""
+"""Access to the metrics of a compiled model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,13 +30,13 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
 
 
 def order_metrics(model: keras.Model, logs: dict[str, Any]) -> Any:
-    """Returns the logs of `evaluate` as it returns them by default: a list, or its only number."""
+    """Converts a dict of logs to what `evaluate` returns by default: a list, or its only number."""
     return model._flatten_metrics_in_order(logs)
 
 
 @contextmanager
 def watch_metric_updates(model: keras.Model) -> Iterator[list[None]]:
-    """Yields a list that becomes non-empty when the model's compiled metrics are updated.
+    """Context manager that yields a list, non-empty once compiled metrics are updated.
 
     It is non-empty from the start if there are none, or if the class overrides `compute_metrics`.
     """
@@ -63,7 +63,7 @@ def compiled_metric_names(model: keras.Model) -> list[str]:
 
 
 def given_metric_variables(model: keras.Model) -> list[keras.Variable]:
-    """Returns the variables of the metric objects that a model was compiled with.
+    """Returns the variables of the metric objects that were passed to `model.compile`.
 
     They exist before the model is compiled. Keras adds them to the model at the first batch.
     """
@@ -77,7 +77,7 @@ def given_metric_variables(model: keras.Model) -> list[keras.Variable]:
 
 @contextmanager
 def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[None]:
-    """Adds a metric to a model until the block ends. The model does not save it."""
+    """Context manager that adds a metric to a model. The model does not save it."""
     model._metrics.append(metric)
     _forget_validation(model)
     try:
@@ -88,6 +88,6 @@ def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[Non
 
 
 def _forget_validation(model: keras.Model) -> None:
-    """Makes Keras compile the validation again, if it is compiled for a fixed number of metrics."""
+    """Makes Keras compile the test function again, if its number of metrics is fixed."""
     if keras.distribution.distribution() is not None:
         model.test_function = None

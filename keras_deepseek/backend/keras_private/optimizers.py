@@ -1,4 +1,4 @@
-"""The variables, config and counters of an optimizer."""
+"""Access to the variables, config and counters of an optimizer."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Var
 
 
 def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[str, Any]]:
-    """Returns the class and the config of an optimizer, with its schedule as an object."""
+    """Returns an optimizer's class and config, in which a schedule is an object."""
     config = dict(optimizer.get_config())
     if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         config["learning_rate"] = optimizer._learning_rate  # Its class may not be registered.
@@ -35,12 +35,12 @@ def exclude_from_decay(
 
 
 def count_update(optimizer: keras.optimizers.Optimizer) -> None:
-    """Counts an update in which no variable changes."""
+    """Counts an optimizer step in which no variable changes."""
     optimizer._iterations.assign(optimizer._iterations.value + 1)
 
 
 def find_variables_again(optimizer: keras.optimizers.Optimizer) -> None:
-    """Makes a built optimizer on TensorFlow find variables whose inner ones were replaced."""
+    """Makes a built TensorFlow optimizer find variables whose inner variables were replaced."""
     optimizer._trainable_variables_indices = {
         optimizer._var_key(variable): index
         for index, variable in enumerate(optimizer._trainable_variables)
@@ -48,12 +48,12 @@ def find_variables_again(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def current_learning_rate(optimizer: keras.optimizers.Optimizer) -> Any:
-    """Returns the learning rate of the next update, of a schedule as well."""
+    """Returns the learning rate of the next update, also if a schedule computes it."""
     return optimizer._get_current_learning_rate()
 
 
 def has_fused_adam_step(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Returns True if an optimizer on PyTorch updates as Keras's Adam or AdamW."""
+    """Returns True if an optimizer on PyTorch makes the same update as Keras's Adam or AdamW."""
     from keras.src.backend.torch.optimizers import torch_adam
 
     update = getattr(type(optimizer), "_parallel_update_step", None)
@@ -63,7 +63,7 @@ def has_fused_adam_step(optimizer: keras.optimizers.Optimizer) -> bool:
 def adam_slots(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> tuple[list[keras.Variable], list[keras.Variable], list[keras.Variable]]:
-    """Returns the momentums, velocities and maximal velocities of Adam for some weights.
+    """Returns Adam's momentums, velocities and maximal velocities for some weights.
 
     The last ones are empty without `amsgrad`.
     """
@@ -81,7 +81,7 @@ def temporary_update(
     *,
     clip: Callable[[Any, Sequence[Any]], Any] | None = None,
 ) -> Iterator[None]:
-    """Replaces the update of an optimizer on PyTorch, weight decay included, until the block ends.
+    """Context manager that replaces an optimizer's update on PyTorch, with its weight decay.
 
     `update` takes gradients, variables and the learning rate, once a step. `clip` takes the
     optimizer's own clipping and the gradients; `None` clips as the optimizer does.
@@ -104,7 +104,7 @@ def temporary_update_parts(
     *,
     clip: Callable[[Any, Sequence[Any]], Any],
 ) -> Iterator[None]:
-    """Changes the functions by which an optimizer updates its weights, until the block ends.
+    """Context manager that changes the functions with which an optimizer updates weights.
 
     `change` takes and returns a function of gradients, variables and the learning rate;
     `change_single` one of a single gradient and variable. `clip` takes the optimizer's own clipping
@@ -130,7 +130,7 @@ def temporary_update_parts(
 
 @contextmanager
 def _replaced(optimizer: keras.optimizers.Optimizer, own: dict[str, Any]) -> Iterator[None]:
-    """Gives an optimizer attributes of its own until the block ends."""
+    """Context manager that gives an optimizer own attributes."""
     vars(optimizer).update(own)
     try:
         yield
@@ -142,7 +142,7 @@ def _replaced(optimizer: keras.optimizers.Optimizer, own: dict[str, Any]) -> Ite
 def weight_slots(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Returns the variables of a built optimizer that belong to one weight, each with the weight.
+    """Returns the variables of a built optimizer that belong to a weight, each with that weight.
 
     The optimizer must not be a `LossScaleOptimizer`.
     """
@@ -168,7 +168,7 @@ def making_slots(
     optimizer: keras.optimizers.Optimizer,
     make: Callable[[keras.Variable, Callable[[], keras.Variable]], keras.Variable],
 ) -> Iterator[None]:
-    """Makes a function create the slots of an optimizer, until the block ends.
+    """Context manager in which a function creates the slot variables of an optimizer.
 
     `make` takes a weight, and a function that creates the variable and returns it. The optimizer
     must not be a `LossScaleOptimizer`.

@@ -1,4 +1,4 @@
-"""The layers that each output of a model depends on."""
+"""Finds the layers that each output of a model depends on."""
 
 import keras
 
@@ -11,7 +11,7 @@ from keras_deepseek.backend.keras_private.layers import (
 
 
 def layers_by_output(model: NamedModel) -> dict[str, list[keras.Layer]]:
-    """Returns the layers that each output may depend on, including those inside other layers.
+    """Returns the layers that each model output may depend on, including inner layers.
 
     In a graph these are the layers on a path from an input to the output. In a model with its own
     `call`, each output counts for all layers.

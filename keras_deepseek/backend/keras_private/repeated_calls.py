@@ -1,4 +1,4 @@
-"""Calls of a layer that a framework runs a second time, for the gradient."""
+"""Layer calls that a framework repeats in the backward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from keras_deepseek.backend.keras_private.masks import split_floats
 
 
 def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that runs later as if it were called now.
+    """Returns a function that later runs in the Keras settings of this moment.
 
     It restores training mode and autocasting; and the device, which differs by thread: PyTorch's
     backward pass has a thread for each GPU.
@@ -32,7 +32,7 @@ def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Callable[..., Any]:
-    """Returns a function that gives the same result at its second call, and then assigns nothing.
+    """Returns a function whose second call returns the same result and assigns nothing.
 
     `states` are the variables that the first call assigns, such as the seed of a dropout.
     """
@@ -55,7 +55,7 @@ def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Ca
 
 
 def take_losses(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of the outputs of a call and the losses that it adds, which it removes."""
+    """Wraps a call so that it returns its outputs and its added losses, and removes the losses."""
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         layers = layer._flatten_layers()
@@ -75,7 +75,7 @@ def recomputed_call(
     states: Sequence[keras.Variable],
     checkpoint: Callable[[Callable[..., Any], Sequence[Any]], Any],
 ) -> Callable[..., Any]:
-    """Returns a layer's `call` that a framework may run a second time, for the gradient.
+    """Returns a layer's `call` that a framework may repeat for the gradient.
 
     The second call leaves `states` alone. `checkpoint` takes a function and its tensors, and
     returns a result that the framework can compute again.

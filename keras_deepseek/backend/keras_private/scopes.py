@@ -1,4 +1,4 @@
-"""Stateless scopes, in which variables have other values."""
+"""Stateless scopes, in which variables have temporary values."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,14 +19,14 @@ class NestedScope(keras.StatelessScope):
         """The variables that were assigned in the scope, by `id`."""
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
-        """Records an assignment; Keras calls it."""
+        """Records a variable's new value; Keras calls it for each assignment."""
         variable, _ = update
         self.assigned[id(variable)] = variable
         super().add_update(update)
 
 
 def scoped_variables(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
-    """Returns the variables that have a value in the stateless scope around."""
+    """Returns the variables that have a value in the current stateless scope."""
     around = keras.src.backend.common.stateless_scope.get_stateless_scope()
     if around is None:
         return []

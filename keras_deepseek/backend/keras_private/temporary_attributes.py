@@ -1,4 +1,4 @@
-"""Attributes of modules, classes or objects that are replaced for a while."""
+"""Context manager that temporarily replaces attributes of modules, classes or objects."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def temporary_attributes(owner: Any, **values: Any) -> Iterator[None]:
-    """Sets attributes of an object, and restores the former values when the block ends."""
+    """Context manager that sets attributes of an object, and restores the former values."""
     kept = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Keras's `TimeDistributed` for graphs with a free length."""
+"""A fix of Keras's `TimeDistributed` for graphs with a sequence axis of any length."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from keras_deepseek.backend.keras_private.temporary_attributes import temporary_
 
 @contextlib.contextmanager
 def fixed_time_distributed() -> Iterator[None]:
-    """Makes `TimeDistributed` apply its layer to all steps at once, as rows of one batch.
+    """Context manager in which `TimeDistributed` applies its layer to all steps at once.
 
     For a free length, Keras applies it to as many steps as there are rows on TensorFlow, and fails
     on JAX. Steps don't depend on each other, so the result is the same.
@@ -24,7 +24,7 @@ def fixed_time_distributed() -> Iterator[None]:
 def _call(
     self: keras.layers.TimeDistributed, inputs: Any, training: bool | None = None, mask: Any = None
 ) -> Any:
-    """Applies the inner layer to all steps as one batch."""
+    """Applies `TimeDistributed`'s inner layer to all time steps as rows of one batch."""
     arguments: dict[str, Any] = {}
     if self.layer._call_has_mask_arg and mask is not None:
         arguments["mask"] = _join(mask)
@@ -36,6 +36,6 @@ def _call(
 
 
 def _join(x: Any) -> Any:
-    """Merges the axes of rows and steps."""
+    """Merges the batch axis and the time axis of a tensor."""
     num_rows, length, *sizes = ops.shape(x)
     return ops.reshape(x, (num_rows * length, *sizes))

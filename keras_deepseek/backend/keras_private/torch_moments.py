@@ -10,5 +10,5 @@ from keras_deepseek.backend.keras_private.temporary_attributes import temporary_
 
 
 def temporary_moments(moments: Callable[..., Any]) -> AbstractContextManager[None]:
-    """Returns a context in which Keras on PyTorch calls another function for `moments`."""
+    """Returns a context manager in which Keras on PyTorch uses another `moments` function."""
     return temporary_attributes(keras.src.backend.torch.nn, moments=moments)

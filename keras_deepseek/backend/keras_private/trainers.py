@@ -1,4 +1,4 @@
-"""The building, compilation and steps of a model that Keras trains."""
+"""Access to Keras's building, compiling and training functions of a model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ def temporary_train_step(
     train_step: Callable[..., Any],
     build: Callable[[Any], None] | None = None,
 ) -> Iterator[None]:
-    """Replaces the training step of a model until the block ends.
+    """Context manager that replaces the training step of a model.
 
     `build` builds the model from a batch, if Keras's own building would not do.
     """
@@ -69,7 +69,7 @@ def temporary_train_step(
 
 
 def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[..., None]:
-    """Returns the function by which `fit` builds a model, on top of a function of a batch."""
+    """Returns Keras's `_symbolic_build` of a model, based on a function of one batch."""
 
     def symbolic_build(iterator: Any = None, data_batch: Any = None) -> None:
         parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
@@ -84,7 +84,7 @@ def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[...,
 
 
 def compilation(model: keras.Model) -> object:
-    """Returns an object that is another one after each `model.compile`."""
+    """Returns an object that `model.compile` replaces, to detect that it was called again."""
     return model._compile_config
 
 
@@ -103,7 +103,7 @@ def call_for_training(model: keras.Model, x: Any) -> Any:
 
 
 def is_validation_of_fit(options: dict[str, Any]) -> bool:
-    """Returns True if `model.fit` calls `model.evaluate` with these options, for its validation."""
+    """Returns True if `model.evaluate` has the options of the validation inside `model.fit`."""
     return bool(options.get("_use_cached_eval_dataset"))
 
 
@@ -114,12 +114,12 @@ def public_evaluate_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def epoch_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the logs of an epoch from those of its last step, as `model.fit` does."""
+    """Converts the logs of an epoch's last step to those of the epoch, as `model.fit` does."""
     return dict(model._get_metrics_result_or_logs(logs))
 
 
 def count_samples(model: keras.Model) -> float | None:
-    """Returns the samples that a model has been trained on since the epoch began.
+    """Returns the number of samples that a model was trained on since the epoch began.
 
     It is `None` if the model's own `train_step` bypasses Keras's mean loss, which counts them. See
     `_value_during_step`.
@@ -129,7 +129,7 @@ def count_samples(model: keras.Model) -> float | None:
 
 
 def count_train_steps(model: keras.Model) -> int:
-    """Returns the steps that a model's optimizer was asked to make, when a training begins.
+    """Returns the number of steps that an optimizer was asked to make, updates or not.
 
     The public count omits those that only accumulated gradients.
     """
@@ -139,7 +139,7 @@ def count_train_steps(model: keras.Model) -> int:
 
 
 def read_learning_rate(model: keras.Model) -> float | None:
-    """Returns the learning rate during a training, or `None` if it has no number.
+    """Returns the current learning rate during a training, or `None` if it has no number.
 
     See `_value_during_step`.
     """
@@ -157,7 +157,7 @@ def read_learning_rate(model: keras.Model) -> float | None:
 
 
 def _value_during_step(model: keras.Model, variable: keras.Variable) -> float:
-    """Returns a number that the training step changes. Call it before a step begins.
+    """Reads a scalar variable that the training step changes. Call it before a step begins.
 
     On JAX, the values are outside of the variables during an epoch. Keras's own way to read one
     copies all of them back, which slows the next step.

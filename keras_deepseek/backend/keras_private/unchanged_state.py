@@ -1,4 +1,4 @@
-"""A context in which calls of a model leave its state unchanged."""
+"""A context manager in which calls of a model leave its state unchanged."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from keras_deepseek.backend.keras_private.layers import block_states
 
 @contextlib.contextmanager
 def unchanged_state(model: keras.Model) -> Iterator[None]:
-    """Restores counters, seeds and other states of a model when the block ends."""
+    """Context manager that restores a model's counters, seeds and other states at the end."""
     variables = block_states(model)
     before = read_values(variables)
     try:

@@ -1,4 +1,4 @@
-"""The tensor inside a variable, its layout, and the device that Keras creates it on."""
+"""Access to the tensor inside a variable, its layout, and the device that Keras uses."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ def set_raw_value(variable: keras.Variable, value: Any) -> None:
 
 
 def place_by_layout(variable: keras.Variable) -> None:
-    """Moves a variable to where the active distribution wants it, unless it has a layout."""
+    """Moves a variable to the devices of the active distribution, unless it has a layout."""
     if variable._layout is None:
         variable._initialize_layout()
         variable._direct_assign(variable.value)
 
 
 def keras_torch_device() -> str:
-    """Returns the device that Keras computes on, on PyTorch: `"meta"` while it infers shapes."""
+    """Returns Keras's current PyTorch device, which is `"meta"` while Keras infers shapes."""
     return str(keras.src.backend.torch.core.get_device())

@@ -1,1 +1,1 @@
-"""Processes that train together: rendezvous, sums, gradient compression."""
+"""Communication between processes that train together: rendezvous, sums, compression."""

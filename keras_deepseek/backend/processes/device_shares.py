@@ -1,4 +1,4 @@
-"""The shares of devices in a batch, in proportion to their speed."""
+"""The share of each batch's rows that a device gets, in proportion to its speed."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ _LEAST_DRIFT = 0.1
 
 
 class DeviceShares:
-    """The shares of devices in the rows of each batch.
+    """Divides the rows of each batch among devices in proportion to their measured speed.
 
-    They begin equal, and are computed again when the measured speeds have drifted from them.
+    The shares begin equal, and are computed again when the measured speeds have drifted from them.
     """
 
     def __init__(self, num_devices: int) -> None:
@@ -38,7 +38,7 @@ class DeviceShares:
         return np.concatenate([[0], np.maximum.accumulate(ends)]).astype("int64")
 
     def learn(self, num_rows: Sequence[int] | Array, seconds: Sequence[float] | Array) -> None:
-        """Takes the seconds of a step on each device, and updates the shares if they have drifted.
+        """Records the seconds of a step on each device, and updates the shares after a drift.
 
         The first step is ignored: much is compiled and created in it.
         """

@@ -1,4 +1,4 @@
-"""Buckets of gradients that are summed over processes together."""
+"""Buckets that group gradients, so that each bucket is summed over processes at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ BUCKET_BYTES = 4 * 2**20
 def cut_into_buckets(
     tensors: Sequence[Any], count_bytes: Callable[[Any], int]
 ) -> Iterator[list[Any]]:
-    """Yields tensors in groups of one dtype, each ended by the tensor that fills its bytes."""
+    """Yields lists of tensors of one dtype, each as soon as it has a bucket's number of bytes."""
     bucket: list[Any] = []
     size = 0
     for tensor in tensors:

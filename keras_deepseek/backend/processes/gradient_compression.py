@@ -67,7 +67,7 @@ class LowRank:
         return (rows, columns) if 2 * self.rank * (rows + columns) <= size else None
 
     def begin_factors(self, shapes: Sequence[Sequence[int]]) -> list[Array]:
-        """Returns the first `Q^T` of gradients, orthonormal, from the last gradient to the first.
+        """Returns the first `Q^T` factors of all gradients, orthonormal, the last gradient first.
 
         They are the same on each process. They are stored by rows, since products with them are
         several times as fast so.
@@ -90,7 +90,7 @@ Kind = str | LowRank
 
 @dataclass(frozen=True)
 class Compression:
-    """The compression of gradients on their way to other processes, in one step.
+    """The state of gradient compression in one step.
 
     Args:
         residual: float32. It begins as `begin_residual`, and then holds what compression removed
@@ -105,7 +105,7 @@ class Compression:
 
 
 def begin_residual(kind: Kind, shapes: Sequence[Sequence[int]]) -> Array:
-    """Returns the first residual, a float32 vector.
+    """Returns the initial residual of gradient compression: a float32 vector of zeros.
 
     It holds a zero for each number of the gradients, the last gradient first, as in a backward
     pass; then the factors of `LowRank`.

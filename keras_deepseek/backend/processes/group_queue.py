@@ -1,4 +1,4 @@
-"""A queue that starts groups of items in a fixed order, whichever item comes first.
+"""A queue that starts groups of items in a fixed order, in whatever order the items come.
 
 The gradients of a step come in the order of the backward pass, and processes that train together
 must sum them in one order.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 
 class GroupQueue:
-    """Starts groups in their order, by index, each after all of its items have come."""
+    """Starts each group of items in the order of group indices, once all its items are there."""
 
     def __init__(self, groups: Sequence[Collection[int]], begin: Callable[[int], object]) -> None:
         self._missing = [set(group) for group in groups]
@@ -17,7 +17,7 @@ class GroupQueue:
         self._come: set[int] = set()
 
     def add(self, index: int) -> None:
-        """Adds an item, and starts the groups that are complete and next in order."""
+        """Adds an item to its group, and starts the groups that are complete and next in order."""
         self._come.add(index)
         while self._next < len(self._missing) and self._missing[self._next] <= self._come:
             self._next += 1

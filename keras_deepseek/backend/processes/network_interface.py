@@ -1,4 +1,4 @@
-"""The network interface of this machine that leads to another machine."""
+"""Finds the network interface of this machine that leads to another machine."""
 
 import contextlib
 import socket
@@ -28,7 +28,7 @@ def find_interface(host: str, port: int) -> str | None:
 
 
 def _read_address(probe: socket.socket, interface: str) -> str | None:
-    """Returns the IPv4 address of an interface, or `None`."""
+    """Returns the IPv4 address of a network interface, or `None` if it has none."""
     if sys.platform != "linux":
         return None
     import fcntl

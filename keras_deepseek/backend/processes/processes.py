@@ -1,4 +1,4 @@
-"""Interfaces to processes that train together, and what the backends' implementations share.
+"""Interfaces for processes that train together, with what all backends share.
 
 A training holds `Processes` between steps and `Replicas` inside of a step. It knows no engine.
 """
@@ -34,24 +34,27 @@ shapes."""
 
 
 class Replicas(Protocol):
-    """Replicas of a step, each of which computes its own rows. All make the same update."""
+    """The base class of step replicas, each of which computes its own rows of a batch.
+
+    All make the same update.
+    """
 
     is_compilable: bool
     """True if the framework can compile a step as a whole that the replicas are part of."""
 
     def own_random_numbers(self) -> "AbstractContextManager[None]":
-        """Makes the framework's global generator differ by replica until the block ends.
+        """Context manager in which the framework's random numbers differ by replica.
 
         Afterwards it is the same on all again, however many numbers each has drawn.
         """
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the rows of all replicas, from the float32 number of rows of this process."""
+        """Sums the number of rows over all replicas, from this process's number in float32."""
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: "Sequence[keras.Variable]"
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of the scalars, backward-pass scalars and gradients of all replicas.
+        """Sums the scalars, backward-pass scalars and gradients of all replicas.
 
         `batch` holds the rows of this process. The sums of scalars are exact to rounding. Raises
         `PeerLostError` if another process has ended, or does not answer.
@@ -59,16 +62,16 @@ class Replicas(Protocol):
 
 
 class RemoteReplicas(Replicas, Protocol):
-    """Replicas of which each has its own process."""
+    """The base class of replicas that each have their own process."""
 
     def own_variable(self, value: "Array", name: str) -> "keras.Variable":
         """Returns a float32 variable that differs by replica and begins as `value`, a vector."""
 
     def read_own(self, variable: "keras.Variable") -> "Array":
-        """Returns the values of a variable of `own_variable` on the replicas of this process."""
+        """Returns the values on this process's replicas of a variable made by `own_variable`."""
 
     def write_own(self, variable: "keras.Variable", value: "Array") -> None:
-        """Gives a variable of `own_variable` what `read_own` returned in this process."""
+        """Restores this process's values of a variable from what `read_own` returned."""
 
     def sum_compressed(
         self,
@@ -77,7 +80,7 @@ class RemoteReplicas(Replicas, Protocol):
         variables: "Sequence[keras.Variable]",
         compression: "Compression",
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all replicas compute, with compressed gradients.
+        """Sums what all replicas compute, with compressed gradients.
 
         The sums of the gradients are divided by the scale, and are the same on all replicas. The
         last result is a function that assigns the residual: call it unless the step is skipped.
@@ -86,7 +89,9 @@ class RemoteReplicas(Replicas, Protocol):
 
 
 class Processes(Protocol):
-    """Processes that train together. Each calls these methods in the same order.
+    """The base class of the connection between processes that train together.
+
+    Each calls these methods in the same order.
 
     All of them raise `PeerLostError` if another process has ended, or does not answer.
     """
@@ -108,17 +113,17 @@ class Processes(Protocol):
         """Returns the arrays of all ranks, in rank order."""
 
     def whole_outputs(self, model: "keras.Model") -> "AbstractContextManager[None]":
-        """Makes a model's `predict` return all rows on each rank, if one program has them."""
+        """Context manager in which a model's `predict` returns all rows on each rank, if it can."""
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank had at the previous call of this method.
+        """Returns, for each wish such as to stop, True if any rank had it at the previous call.
 
         The answer comes one call later, so that no step waits for it. A process alone returns its
         own wishes at once.
         """
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank has now or had at the previous call."""
+        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
 
 
 class OneProcess:
@@ -130,31 +135,31 @@ class OneProcess:
     is_one_program = False
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value."""
+        """Returns the given value, since there is only one process."""
         return value
 
     def broadcast_variables(self, variables: "Sequence[keras.Variable]") -> None:
-        """Does nothing."""
+        """Does nothing, since there is only one process."""
 
     def gather(self, array: "Array") -> "list[Array]":
-        """Returns the array in a list."""
+        """Returns a list with the given array, since there is only one process."""
         return [array]
 
     def whole_outputs(self, model: "keras.Model") -> AbstractContextManager[None]:
-        """Does nothing: `predict` returns all rows."""
+        """Does nothing, since `predict` returns all rows anyway."""
         return nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes."""
+        """Returns the given wishes, since there is only one process."""
         return list(wishes)
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes."""
+        """Returns the given wishes, since there is only one process."""
         return list(wishes)
 
 
 class SingleReplica:
-    """The methods of `RemoteReplicas` for a process that is one replica."""
+    """The methods of `RemoteReplicas` for a process with a single replica."""
 
     is_one_program = False
 
@@ -163,22 +168,22 @@ class SingleReplica:
         return keras.Variable(value, dtype="float32", trainable=False, autocast=False, name=name)
 
     def read_own(self, variable: "keras.Variable") -> "Array":
-        """Returns the value of a variable of `own_variable`."""
+        """Returns the value of a variable made by `own_variable`."""
         return read_values([variable])[0]
 
     def write_own(self, variable: "keras.Variable", value: "Array") -> None:
-        """Assigns a vector to a variable of `own_variable`."""
+        """Assigns a vector to a variable made by `own_variable`."""
         variable.assign(value)
 
 
 class LocalReplicas:
-    """The methods of `Replicas` for devices of this process that need no engine."""
+    """The methods of `Replicas` for the devices of one process."""
 
     is_compilable = False
     """`False`: a compiler compiles for one device."""
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
-        """Does nothing: the replicas draw one after the other, or by their own seeds."""
+        """Does nothing, since replicas draw in sequence or by their own seeds."""
         return nullcontext()
 
     def count(self, num_rows: Any) -> Any:
@@ -187,7 +192,7 @@ class LocalReplicas:
 
 
 def check_rank(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> None:
-    """Raises `InvalidInputError` if an engine runs already with another world size or rank."""
+    """Raises `InvalidInputError` if the framework joined with another world size or rank."""
     if found != asked:
         raise InvalidInputError(
             f"{engine} already runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
@@ -196,7 +201,7 @@ def check_rank(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> N
 
 
 def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
-    """Raises `InvalidInputError` if ranks are about to sum different tensors, which would hang."""
+    """Raises `InvalidInputError` if ranks would sum different tensors, which would hang."""
     own = everywhere[rank]
     for other, shapes in enumerate(everywhere):
         if shapes != own:
@@ -208,7 +213,7 @@ def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
 
 
 def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLostError:
-    """Returns the `PeerLostError` for an engine's error while it tried to `purpose`."""
+    """Returns the `PeerLostError` that replaces a framework's error while it tried to `purpose`."""
     lines = str(error).splitlines() or [type(error).__name__]
     # TensorFlow's first line only says that there was an error.
     cause = next((line for line in lines if "aborted by" in line), lines[0])
@@ -219,7 +224,7 @@ def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLost
 
 
 class LostPeersBase(AbstractContextManager["LostPeersBase"]):
-    """A context manager that turns an engine's errors about others into `PeerLostError`."""
+    """A context manager that turns a framework's errors about other ranks into `PeerLostError`."""
 
     engine: str
     """The name of the engine."""
@@ -229,11 +234,11 @@ class LostPeersBase(AbstractContextManager["LostPeersBase"]):
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns True if an error of the engine may be about another process."""
+        """Returns True if another rank may have caused a framework's error."""
         raise NotImplementedError
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Raises `PeerLostError` in place of the engine's error."""
+        """Raises a `PeerLostError` in place of the framework's error."""
         if error is not None and self.is_of_peer(error):
             raise lost_peer_error(self._purpose, self.engine, error) from error
 

@@ -52,7 +52,7 @@ def meet(
     port: int = 0,
     environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """Waits up to `timeout` seconds until all ranks have come; returns their addresses, by rank.
+    """Waits up to `timeout` seconds until all ranks have come; returns their addresses by rank.
 
     `coordinator` is `HOST:PORT` of rank 0, which listens on loopback only if that is loopback.
     `port` is the one that this rank will listen at afterwards, 0 for none. If a rank did not come,
@@ -79,7 +79,7 @@ def meet(
 def missing_ranks_error(
     coordinator: str, world_size: int, timeout: float, missing: Sequence[int], note: str = ""
 ) -> PeerLostError:
-    """Returns the error that names the ranks that did not come."""
+    """Returns the error that names the ranks that have not joined."""
     return PeerLostError(
         f"Waited {timeout:g} s at {coordinator} for {world_size} processes; rank "
         f"{', '.join(map(str, missing))} did not come.{note} Start what is missing, or see its log "
@@ -88,7 +88,7 @@ def missing_ranks_error(
 
 
 def listen_at(host: str, port: int, world_size: int) -> socket.socket:
-    """Returns the socket at which rank 0 listens: on loopback only if the host is loopback."""
+    """Opens the socket at which rank 0 listens, on loopback only if the host is loopback."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
@@ -102,14 +102,14 @@ def listen_at(host: str, port: int, world_size: int) -> socket.socket:
 
 
 def _sign(secret: str | None, *parts: Any) -> str:
-    """Returns the HMAC of a message in hex; an empty string without a secret."""
+    """Signs a message: returns its HMAC in hex, or an empty string without a secret."""
     if secret is None:
         return ""
     return hmac.new(secret.encode(), json.dumps(parts).encode(), hashlib.sha256).hexdigest()
 
 
 def _is_same(signature: str, expected: str) -> bool:
-    """Compares in constant time."""
+    """Compares two signatures in constant time."""
     return hmac.compare_digest(signature.encode(errors="replace"), expected.encode())
 
 
@@ -123,7 +123,7 @@ class _Greeting:
 
 @dataclass
 class _Connection:
-    """A connection to rank 0 whose greeting has not come completely."""
+    """A connection to rank 0 whose greeting message is incomplete."""
 
     socket: socket.socket
     host: str
@@ -131,7 +131,7 @@ class _Connection:
     received: bytes = b""
 
     def read_greeting(self) -> _Greeting | None:
-        """Reads what has come; returns the greeting if it is complete.
+        """Reads the received bytes; returns the greeting message if it is complete.
 
         Raises `OSError` for a broken connection, and `ValueError` for a closed one or a bad
         greeting.
@@ -149,7 +149,7 @@ class _Connection:
 
 
 class _Server:
-    """Rank 0: collects the addresses, and sends them to all.
+    """The rank 0 side of the rendezvous, which collects all addresses and sends them to all.
 
     It reads all connections at once, so that a slow or silent one does not delay the others.
     """
@@ -168,7 +168,7 @@ class _Server:
 
     @property
     def note(self) -> str:
-        """The number of connections that rank 0 rejected, as a sentence for an error message."""
+        """A sentence for an error message with the number of rejected connections."""
         if not self._num_refused:
             return ""
         return (
@@ -258,7 +258,7 @@ class _Server:
 
 
 class _Client:
-    """Another rank: tells rank 0 the port that it will listen at, and gets all addresses."""
+    """The side of another rank in the rendezvous, which sends its port and gets all addresses."""
 
     def __init__(
         self, address: tuple[str, int], rank: int, port: int, world_size: int, secret: str | None
@@ -272,7 +272,7 @@ class _Client:
 
     @property
     def note(self) -> str:
-        """A sentence about a process that listened and sent nothing, for the error message."""
+        """A sentence for an error message about a listening process that sent nothing."""
         if not self._was_heard:
             return ""
         return (
@@ -281,7 +281,7 @@ class _Client:
         )
 
     def run(self, deadline: float, answer_deadline: float) -> dict[int, str]:
-        """Returns the addresses by rank; none if rank 0 did not come.
+        """Returns the addresses of all ranks by rank, or none if rank 0 did not come.
 
         It connects until `deadline` and waits for the addresses until `answer_deadline`, both by
         `time.monotonic`.
@@ -311,7 +311,7 @@ class _Client:
 
 
 def _read_line(peer: socket.socket, max_bytes: int, deadline: float) -> list[Any]:
-    """Returns a message, of a limited size and before a deadline for all of it.
+    """Reads one message, of a limited size and before a deadline.
 
     Raises `OSError` if it is late, and `ValueError` for a closed connection or a bad message.
     """

@@ -1,4 +1,4 @@
-"""An interface to workers and parameter servers that an engine runs functions on."""
+"""The interface to workers and parameter servers on which a framework runs functions."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class ResultLostError(Exception):
-    """A worker has ended after it computed a result that it had not sent."""
+    """The error for a worker that has ended before it sent a computed result."""
 
 
 class TaskCluster(Protocol):
-    """Workers that run functions, and servers that hold variables.
+    """A cluster of workers, which run functions, and parameter servers, which hold variables.
 
     What runs on a server raises `PeerLostError` if one of them has ended.
     """
@@ -23,33 +23,33 @@ class TaskCluster(Protocol):
     num_servers: int
 
     def on_server(self, index: int) -> AbstractContextManager[Any]:
-        """Returns a context in which variables are created and operations run on a server."""
+        """Context manager in which variables and operations are placed on a parameter server."""
 
     def compile(self, function: Callable[..., Any]) -> Any:
-        """Returns a function of structures of tensors that is compiled into one call."""
+        """Compiles a function of tensor structures for the cluster."""
 
     def run(self, function: Any, arguments: Sequence[Any]) -> None:
-        """Runs a result of `compile` on the servers that it names.
+        """Runs a function that `compile` returned on the servers that it names.
 
         The arguments are structures of arrays and `None`.
         """
 
     def schedule(self, function: Any, arguments: Sequence[Any]) -> "Future[Any]":
-        """Returns the future result of a `compile`d function, which runs on the next free worker.
+        """Schedules a compiled function on the next free worker; returns the future of its result.
 
         If that worker dies, another runs it from the start. If it dies after it computed the
         result, the future raises `ResultLostError`.
         """
 
     def store(self, variable: "keras.Variable", slot: Any, value: Any) -> None:
-        """Writes a gradient into a slot of a variable, inside of a compiled function.
+        """Writes a gradient into a variable's slot, inside of a compiled function.
 
         The variable's first axis is that of the slots. Of a sparse gradient, only the rows that are
         not zero are sent.
         """
 
     def load(self, variable: "keras.Variable", slot: Any) -> Any:
-        """Returns the tensor in a slot of a variable, inside of a compiled function."""
+        """Reads the tensor in a variable's slot, inside of a compiled function."""
 
     def settle(self) -> None:
-        """Waits until no worker computes any more, whatever the results are."""
+        """Waits until no worker is computing, and ignores the results."""

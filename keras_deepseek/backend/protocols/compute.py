@@ -10,11 +10,11 @@ from keras_deepseek.artifacts.signature import Array
 
 
 class Compute(abc.ABC):
-    """Operations on tensors, their gradients, loops, and values of variables."""
+    """The interface for tensor operations, gradients, loops, and values of variables."""
 
     @abc.abstractmethod
     def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
-        """Returns the floating-point operations of `function(*args)`; a multiply-add counts 2."""
+        """Counts the floating-point operations of `function(*args)`; a multiply-add counts 2."""
 
     @abc.abstractmethod
     def compute_gradients(
@@ -23,7 +23,7 @@ class Compute(abc.ABC):
         inputs: Sequence[Array],
         variables: Sequence[keras.Variable],
     ) -> tuple[list[Array], list[Array]]:
-        """Returns the gradients of the scalar `function(*inputs)` by the inputs and the variables.
+        """Returns the gradients of the scalar `function(*inputs)` by its inputs and the variables.
 
         They are zeros where the scalar does not depend on an input or a variable.
         """
@@ -36,7 +36,7 @@ class Compute(abc.ABC):
         tensors: Sequence[Any],
         constants: Sequence[Any],
     ) -> Any:
-        """Returns `function(*tensors, *constants)`, one tensor, with a gradient of the caller's.
+        """Returns the tensor `function(*tensors, *constants)`, with a gradient from the caller.
 
         `gradient(upstream, *tensors, *constants)` returns the gradients by `tensors`. Constants
         have none. The framework keeps nothing that `function` computes for the backward pass.
@@ -50,7 +50,7 @@ class Compute(abc.ABC):
         """
 
     def fuses_attention(self, query: Any) -> bool:
-        """Returns True if `ops.dot_product_attention` is faster than its steps one by one.
+        """Returns True if `ops.dot_product_attention` is faster than its separate operations.
 
         The steps are scores, softmax and weighted sums. By default it is not: XLA has no fused
         kernel on a CPU, and on TensorFlow Keras calls the same steps.
@@ -67,11 +67,11 @@ class Compute(abc.ABC):
 
     @abc.abstractmethod
     def read_integer(self, value: Any) -> int | None:
-        """Returns an integer or integer scalar tensor as a number, or `None` while it is traced."""
+        """Converts an integer or integer scalar tensor to a number; `None` while it is traced."""
 
     @abc.abstractmethod
     def read_array(self, value: Any) -> Array | None:
-        """Returns a tensor as an array if the host has its numbers, else `None`.
+        """Converts a tensor to an array if the host has its values, else to `None`.
 
         The host has not got them while the tensor is traced, or lies on an accelerator.
         """
@@ -88,7 +88,7 @@ class Compute(abc.ABC):
         state: Sequence[Any],
         variables: Sequence[keras.Variable] = (),
     ) -> tuple[Any, ...]:
-        """Returns the state after `state = body(index, *state)` has run `times` times in sequence.
+        """Runs `state = body(index, *state)` `times` times in sequence, and returns the last state.
 
         `times` may be a scalar tensor. `variables` are those that `body` may assign.
         """
@@ -104,7 +104,7 @@ class Compute(abc.ABC):
 
     @abc.abstractmethod
     def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
-        """Returns `function(index)` for each index below `count`, stacked, padded to `number` rows.
+        """Stacks `function(index)` for each index below `count`, padded to `number` rows.
 
         All tensors of `function` have one shape. The padding is zeros. `count` is a scalar tensor,
         on TensorFlow and PyTorch 1 or more. `number` is a scalar tensor on TensorFlow where sizes
@@ -115,7 +115,7 @@ class Compute(abc.ABC):
     def run_if(
         self, condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]
     ) -> None:
-        """Calls a function that assigns `variables` if a boolean scalar is true."""
+        """Calls a function that assigns `variables`, if a boolean scalar tensor is true."""
 
     @abc.abstractmethod
     def assign_array(self, variable: keras.Variable, source: Any) -> None:

@@ -11,24 +11,24 @@ import keras
 
 
 class Devices(abc.ABC):
-    """The devices that a framework computes on."""
+    """The interface to the devices that a framework computes on."""
 
     @abc.abstractmethod
     def count_devices(self, kind: str) -> int:
         """Returns the number of devices of a kind: `"cpu"`, `"gpu"` or `"tpu"`."""
 
     def on_device(self, device: str) -> AbstractContextManager[object]:
-        """Returns a context in which Keras creates variables and computes on, say, `"gpu:0"`."""
+        """Returns a context manager in which Keras creates variables and computes on a device."""
         context: AbstractContextManager[object] = keras.device(device)
         return context
 
     def on_device_of(self, tensor: Any) -> AbstractContextManager[object]:
-        """Returns a context in which Keras computes on the device that holds a tensor."""
+        """Returns a context manager in which Keras computes on the device that holds a tensor."""
         return contextlib.nullcontext()
 
     @abc.abstractmethod
     def read_device_memory(self) -> dict[str, int] | None:
-        """Returns the bytes `"in_use"`, `"peak"` and `"limit"` of the accelerator's allocator.
+        """Returns the bytes of accelerator memory that are in use, at their peak, and the limit.
 
         `None` on a CPU, whose allocator counts nothing.
         """
@@ -39,10 +39,10 @@ class Devices(abc.ABC):
 
     @abc.abstractmethod
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Returns True if an error says that a device or the host ran out of memory."""
+        """Returns True if an error means that a device or the host ran out of memory."""
 
     def release_memory(self) -> None:
-        """Frees the memory of unused tensors, and what the framework holds in reserve if it can."""
+        """Frees the memory of unused tensors, and the framework's reserved memory if possible."""
         gc.collect()
 
     @abc.abstractmethod
@@ -51,7 +51,7 @@ class Devices(abc.ABC):
         devices: Sequence[tuple[keras.Variable, str]],
         optimizer: keras.optimizers.Optimizer | None,
     ) -> bool:
-        """Moves variables to devices, and returns True if any was on another device before.
+        """Moves variables to devices; returns True if any of them was on another device before.
 
         Raises `NotSupportedError` if the framework can't train one model on several devices by
         layers. `optimizer` is the one that updates the variables, or `None`.
@@ -67,7 +67,7 @@ class Devices(abc.ABC):
         is_away: bool,
         comes_back: bool,
     ) -> Callable[..., Any]:
-        """Returns a layer's `call` that computes its outputs and its gradient on a device.
+        """Returns a layer's `call` that computes its outputs and its gradient on another device.
 
         `is_away` tells that the caller computes on another device. `comes_back` moves the outputs
         back to it.

@@ -18,12 +18,12 @@ KerasDistribution: TypeAlias = keras.distribution.DataParallel | keras.distribut
 
 
 class Distribution(abc.ABC):
-    """The ways in which a framework trains one model on several devices or processes."""
+    """The interface to training one model on several devices or processes."""
 
     # Devices of this process.
 
     def spread_over_devices(self, devices: Sequence[str] | None = None) -> KerasDistribution | None:
-        """Returns a Keras distribution that divides batches among devices, by default all.
+        """Returns a Keras distribution that divides batches among the devices, by default all.
 
         Returns `None` if the framework divides them by `replicate_over_devices` instead, or if
         there is one device. Raises `NotSupportedError` for devices that can't compute together.
@@ -40,7 +40,7 @@ class Distribution(abc.ABC):
         """
 
     def distributed(self, distribution: KerasDistribution) -> AbstractContextManager[None]:
-        """Returns a context in which a Keras distribution places variables and batches.
+        """Returns a context manager in which a Keras distribution places variables and batches.
 
         Raises `NotSupportedError` where Keras has no distributions on this framework.
         """
@@ -55,13 +55,13 @@ class Distribution(abc.ABC):
         return 1
 
     def place_variables(self, variables: Sequence[keras.Variable]) -> None:
-        """Moves existing variables to the devices that the active distribution gives them."""
+        """Moves existing variables to the devices of the active distribution."""
 
     # Several processes.
 
     @abc.abstractmethod
     def count_processes(self) -> int:
-        """Returns the number of processes that the framework has joined already."""
+        """Returns the number of processes that the framework has already connected."""
 
     @abc.abstractmethod
     def process_rank(self) -> int:
@@ -69,14 +69,16 @@ class Distribution(abc.ABC):
 
     @abc.abstractmethod
     def read_whole(self, value: Any) -> Array:
-        """Returns a tensor as an array. If it is sharded over processes, all of them must call it.
+        """Reads a whole tensor as an array.
+
+        If it is sharded over processes, all of them must call it.
 
         The array may share the memory of the tensor: use it before that changes. Raises
         `PeerLostError` if a process has ended, or does not answer.
         """
 
     def read_strategy(self, strategy: Any) -> tuple[int, int, str] | None:
-        """Returns world size, rank, and the address of rank 0 of a strategy of several processes.
+        """Returns a framework strategy's world size, rank, and address of rank 0.
 
         Returns `None` for an object that is not one of the framework's, such as
         `tf.distribute.MultiWorkerMirroredStrategy`.
@@ -87,7 +89,7 @@ class Distribution(abc.ABC):
     def join_processes(
         self, coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
     ) -> Processes:
-        """Waits for all processes of a training, and returns them.
+        """Connects all processes of a training, and returns them.
 
         `coordinator` is the `HOST:PORT` at which rank 0 listens. `join_timeout` is in seconds,
         after which the `PeerLostError` names a process that did not come; `timeout` is in seconds
@@ -108,7 +110,7 @@ class Distribution(abc.ABC):
         raise _no_tasks()
 
     def adopt_tasks(self, strategy: Any) -> TaskCluster | None:
-        """Returns the cluster that a strategy of the framework has connected to, else `None`."""
+        """Returns the cluster to which a framework's strategy is connected, else `None`."""
         return None
 
     def serve_task(
@@ -118,7 +120,7 @@ class Distribution(abc.ABC):
         index: int,
         on_ready: Callable[[], None],
     ) -> None:
-        """Serves as one task of a cluster: computes for its chief until the process ends.
+        """Serves as one task of a cluster, which computes for its chief until the process ends.
 
         `addresses` are those of `"chief"`, `"worker"` and `"ps"`; `task_type` is one of the last
         two. `on_ready` is called when the task listens. Raises `NotSupportedError` if the framework

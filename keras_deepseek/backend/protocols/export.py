@@ -1,4 +1,4 @@
-"""Models written to files of other runtimes."""
+"""Writing of Keras models to files for other runtimes."""
 
 import abc
 
@@ -9,7 +9,7 @@ from keras_deepseek.errors import NotSupportedError
 
 
 class Export(abc.ABC):
-    """The file formats that a framework writes a model in."""
+    """The interface for writing a model in file formats of other runtimes."""
 
     def write_saved_model(
         self, model: NamedModel, path: str, signatures: ServingSignatures

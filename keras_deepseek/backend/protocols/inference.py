@@ -11,14 +11,14 @@ from keras_deepseek.backend.export.named_model import NamedModel
 
 
 class Inference(abc.ABC):
-    """Compiled functions that need no gradient."""
+    """The interface for compiled functions that need no gradient."""
 
     @abc.abstractmethod
     def compile_inference(self, model: NamedModel) -> InferenceFunction:
-        """Returns a model as a compiled function from NumPy arrays by name to arrays by name."""
+        """Compiles a model to a function from NumPy arrays by name to arrays by name."""
 
     def plain_inference(self, model: NamedModel) -> InferenceFunction:
-        """Returns a model as a function of NumPy arrays, computed at the sizes of each batch."""
+        """Returns a model as a function of NumPy arrays by name, run at each batch's own sizes."""
         return self.compile_inference(model)
 
     @abc.abstractmethod
@@ -27,7 +27,7 @@ class Inference(abc.ABC):
         function: Callable[..., tuple[Any, Any]],
         variables: Sequence[keras.Variable],
     ) -> Callable[..., tuple[Any, Any]]:
-        """Returns `function(state, *inputs)`, which returns outputs and the next state, compiled.
+        """Compiles `function(state, *inputs)`, which returns outputs and the next state.
 
         The state is `None` at first, then a structure of tensors whose shapes never change. It is
         donated: the next one may use its memory. The inputs are arrays, integers or `None`. On
@@ -40,7 +40,7 @@ class Inference(abc.ABC):
         return True
 
     def write_slots(self, tensor: Any, start: Any, update: Any) -> Any:
-        """Returns a cache with an update written into its slots, from slot `start` on.
+        """Returns a cache tensor with an update written into its slots, from slot `start` on.
 
         The tensor has the shape `(batch_size, slots, ...)`, the update `(batch_size, new_slots,
         ...)`. It may write in place inside a function of `compile_with_state`.
@@ -48,7 +48,7 @@ class Inference(abc.ABC):
         return keras.ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)
 
     def run_unrecorded(self, function: Callable[..., Any], *tensors: Any) -> Any:
-        """Returns `function(*tensors)`, one tensor, from a function that reads numbers of tensors.
+        """Returns the tensor `function(*tensors)`, without recording the function's operations.
 
         PyTorch records the operations of a step that comes often. On a CPU it does not record this
         function, but calls it in each step. The function may use no variables of its own, nor call

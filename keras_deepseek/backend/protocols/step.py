@@ -1,4 +1,4 @@
-"""One step of training: gradients, update, batches, and the state that a step changes."""
+"""The interface to one step of training: gradients, update, batches and changed state."""
 
 import abc
 import contextlib
@@ -15,7 +15,7 @@ from keras_deepseek.backend.gradient_scale import multiply_gradients
 
 
 class Step(abc.ABC):
-    """One step of training, as Keras's training loop on a framework runs it."""
+    """The interface to a framework's training step, as Keras's training loop runs it."""
 
     # Gradients.
 
@@ -26,7 +26,7 @@ class Step(abc.ABC):
         variables: Sequence[keras.Variable],
         states: Sequence[keras.Variable],
     ) -> tuple[Any, Callable[..., list[Any]]]:
-        """Runs a forward pass, and returns its other outputs and the backward pass of its scalar.
+        """Runs a forward pass; returns its other outputs, and the backward pass of its scalar.
 
         `compute` returns the scalar and the other outputs. `backward(factor=None, receive=None)`
         returns the gradients of the scalar by `variables`, times a factor if one is given. A
@@ -43,7 +43,7 @@ class Step(abc.ABC):
         states: Sequence[keras.Variable],
         batch: Any,
     ) -> int:
-        """Returns the bytes that `differentiate` keeps from the forward for the backward pass.
+        """Returns the bytes that `differentiate` keeps for the backward pass.
 
         Variables and the arrays of `batch` do not count: they are in memory anyway.
         """
@@ -52,18 +52,21 @@ class Step(abc.ABC):
     def rematerialize(
         self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
     ) -> Callable[..., Any]:
-        """Returns a layer's `call` whose activations the backward pass computes again.
+        """Returns a layer's `call` whose activations are recomputed in the backward pass.
 
         The second forward pass leaves `states` alone, the variables that `call` may assign.
         """
 
     def densify(self, gradient: Any) -> Any:
-        """Returns a gradient as a dense tensor. The gradient of an embedding may be sparse."""
+        """Converts a sparse gradient to a dense tensor.
+
+        The gradient of an embedding may be sparse.
+        """
         return gradient
 
     @abc.abstractmethod
     def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
-        """Returns, for each floating-point tensor, True if all of its numbers are finite."""
+        """Returns, for each floating-point tensor, True if all of its values are finite."""
 
     def global_norm(self, gradients: Sequence[Any]) -> Any:
         """Returns the L2 norm of all gradients together, a float32 scalar."""
@@ -71,7 +74,7 @@ class Step(abc.ABC):
         return ops.sqrt(ops.sum(ops.stack(squares)))
 
     def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
-        """Returns `sum + factor * tensor` for each pair. It may write into the sums.
+        """Adds `factor * tensor` to the sum of each pair. It may write into the sums.
 
         All tensors are float32, and `factor` is a scalar.
         """
@@ -86,7 +89,7 @@ class Step(abc.ABC):
         variables: Sequence[keras.Variable],
         factor: Any = None,
     ) -> None:
-        """Does the same as `optimizer.apply`, in the fastest way that the framework has.
+        """Applies gradients as `optimizer.apply` does, in the framework's fastest way.
 
         A gradient is `None` for a variable that stays as it is. `factor` multiplies all gradients
         first.
@@ -116,7 +119,7 @@ class Step(abc.ABC):
         step: Callable[[Any], dict[str, Any]],
         carried: Callable[[], Sequence[keras.Variable]] = list,
     ) -> Callable[..., Any]:
-        """Returns a `train_step` in the form that Keras expects on this framework.
+        """Wraps a training step as the `train_step` that Keras expects on this framework.
 
         `step` takes the data of a batch and returns the logs. It assigns the variables of the
         model, of its optimizer and of its metrics, and those that `carried` returns.
@@ -124,7 +127,7 @@ class Step(abc.ABC):
         return step
 
     def build_by_step(self, model: keras.Model, batch: Any) -> None:
-        """Creates the variables that a model's own `train_step` uses, by tracing the step.
+        """Creates the variables that a model's own `train_step` uses, by tracing that step.
 
         By default it does nothing: where a step can't be traced, it creates them when it runs.
         `batch` holds `KerasTensor`s.
@@ -138,7 +141,7 @@ class Step(abc.ABC):
         *,
         force: bool,
     ) -> Callable[..., Any]:
-        """Makes Keras create the model's `train_function`, and returns a function to call it by.
+        """Makes Keras create the model's `train_function`; returns a function that calls it.
 
         `carried` returns the further variables that the step assigns. `force` makes it again where
         there is one. After an error the model still has its variables; on JAX their values are
@@ -147,7 +150,7 @@ class Step(abc.ABC):
 
     @abc.abstractmethod
     def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
-        """Trains a model that has its `train_function` on one batch, and returns the logs.
+        """Trains a model that has a `train_function` on one batch, and returns the logs.
 
         The batch is a tuple of `x`, of `x` and `y`, or of `x`, `y` and sample weights.
         """
@@ -163,18 +166,18 @@ class Step(abc.ABC):
         """
 
     def is_end_of_data(self, error: Exception) -> bool:
-        """Returns True if an error from a training function says that there are no more batches."""
+        """Returns True if an error of a training function means that there are no more batches."""
         return isinstance(error, StopIteration)
 
     def separate_variables(self, model: keras.Model) -> None:
-        """Gives each variable of a model, its optimizer and its metrics its own memory.
+        """Gives each variable of a model, its optimizer and its metrics memory of its own.
 
         By default it does nothing: an assignment copies. On JAX, moving averages that were written
         to the weights share their memory, and a step that donates it twice fails.
         """
 
     def restoring_variables(self, model: keras.Model) -> AbstractContextManager[object]:
-        """Returns a context that gives a model its variables back after an error in the block.
+        """Returns a context manager that restores a model's variables after an error in the block.
 
         On JAX, Keras takes the values out of the variables while it goes over batches, and forgets
         them if the first batch fails.
@@ -185,24 +188,24 @@ class Step(abc.ABC):
 
     @abc.abstractmethod
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
-        """Returns an iterable for Keras's training loop, which goes through it once an epoch.
+        """Returns an iterable of batches that Keras's training loop iterates over once an epoch.
 
         `make_batches` returns an iterator over the batches of one epoch, `specs` are the shapes and
         dtypes of a batch.
         """
 
     def prefers_own_feed(self, x: Any) -> bool:
-        """Returns True if `feed_batches` is faster for some data than Keras's own adapter."""
+        """Returns True if `feed_batches` is faster for the given data than Keras's adapter."""
         return False
 
     # The state beside Keras's variables.
 
     def read_buffers(self, model: keras.Model) -> dict[str, Array]:
-        """Returns copies of a model's state outside of Keras's variables, by name."""
+        """Returns copies of the model's state outside of Keras's variables, by name."""
         return {}
 
     def write_buffers(self, model: keras.Model, buffers: dict[str, Array]) -> None:
-        """Restores what `read_buffers` returned."""
+        """Restores the model's state that `read_buffers` returned."""
 
     def draw_seed(self) -> int:
         """Returns a seed for the order of data, from the generator that Keras's users seed."""
@@ -213,4 +216,4 @@ class Step(abc.ABC):
         return {}
 
     def write_framework_random_state(self, state: dict[str, Array]) -> None:
-        """Restores what `read_framework_random_state` returned."""
+        """Restores the generators' states that `read_framework_random_state` returned."""

@@ -1,4 +1,4 @@
-"""OpenVINO models, run without Keras: `deploy` verifies with them, and `inference` serves them."""
+"""Runs OpenVINO models without Keras: `deploy` verifies with it, `inference` serves with it."""
 
 import functools
 import importlib
@@ -33,7 +33,7 @@ class OpenVINOModel:
             ) from error
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns the outputs of a batch by name."""
+        """Runs the OpenVINO model on a batch; returns arrays by output name."""
         outputs = self._compiled(inputs)
         return {name: outputs[index].copy() for index, name in enumerate(self.output_names)}
 
@@ -58,7 +58,7 @@ def import_openvino(purpose: str) -> Any:
 
 @functools.cache
 def shared_core(openvino: Any) -> Any:
-    """Returns the process's one `openvino.Core`, which is never freed.
+    """Returns the process's single `openvino.Core`, which is never freed.
 
     Each `Core` that has used the CPU installs a stack for signal handlers, and restores the one
     from before at its end. If the older of two ends first, that is freed memory: the next signal,

@@ -13,7 +13,7 @@ FoundTensor = tuple[str, tuple[int | None, ...] | None, str]
 
 
 class SavedModelFunction:
-    """A signature of a SavedModel, as a function of dicts of arrays by name."""
+    """A callable signature of a SavedModel, from and to dicts of arrays by name."""
 
     def __init__(self, loaded: Any, name: str) -> None:
         self.loaded = loaded  # The signature needs the loaded object to stay alive.
@@ -29,7 +29,7 @@ class SavedModelFunction:
         self._strings = {key: kind for key, kind in kinds.items() if kind.name == "string"}
 
     def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns arrays by output name."""
+        """Runs the signature; returns arrays by output name."""
         tensors = {
             name: self._to_tensor(array, dtype=self._strings.get(name))
             for name, array in inputs.items()
@@ -38,7 +38,7 @@ class SavedModelFunction:
 
 
 def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelFunction:
-    """Returns the `serving_default` signature of a SavedModel's folder.
+    """Loads the `serving_default` signature of a SavedModel's folder.
 
     `takes_only_one` accepts a signature of another name if it is the only one.
     """
@@ -62,13 +62,13 @@ def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelF
 
 
 def _describe(name: str, spec: Any) -> FoundTensor:
-    """Returns the name, shape and dtype of a tensor."""
+    """Describes a tensor of a SavedModel's signature by its name, shape and dtype."""
     shape = None if spec.shape.rank is None else tuple(spec.shape)
     return name, shape, spec.dtype.name
 
 
 def import_tensorflow(purpose: str) -> Any:
-    """Returns the module `tensorflow`; `purpose` is, for example, "to run a SavedModel"."""
+    """Imports TensorFlow; `purpose` is for the error message, such as "to run a SavedModel"."""
     try:
         import tensorflow as tf
     except ImportError as error:

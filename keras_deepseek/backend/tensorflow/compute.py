@@ -139,12 +139,12 @@ class TensorFlowCompute(Compute):
 
 
 def _count(graph: Any) -> int:
-    """Returns the floating-point operations of a graph."""
+    """Counts the floating-point operations of a TensorFlow graph."""
     return sum(_count_operation(operation, graph) for operation in graph.get_operations())
 
 
 def _count_operation(operation: Any, graph: Any) -> int:
-    """Returns the floating-point operations of one operation, or of the graphs inside it."""
+    """Counts the floating-point operations of one operation, or of the graphs inside it."""
     kind = operation.type
     if kind in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
         transposed = operation.get_attr("transpose_a" if kind == "MatMul" else "adj_x")
@@ -161,7 +161,7 @@ def _count_operation(operation: Any, graph: Any) -> int:
 
 
 def _count_einsum(operation: Any) -> int:
-    """Returns the floating-point operations of an `Einsum`."""
+    """Counts the floating-point operations of an `Einsum`."""
     equation = operation.get_attr("equation").decode()
     sizes: dict[str, int] = {}
     for labels, tensor in zip(equation.split("->")[0].split(","), operation.inputs, strict=True):
@@ -185,12 +185,12 @@ def _inner(operation: Any, graph: Any) -> list[Any]:
 
 
 def _shape(tensor: Any) -> list[int]:
-    """Returns the shape of a tensor, with 0 for unknown sizes."""
+    """Returns a tensor's shape as a tuple, with 0 for unknown sizes."""
     return [size or 0 for size in tensor.shape.as_list()]
 
 
 def _make_untouched_zeros(shape: Any, dtype: Any = None) -> tf.Tensor:
-    """Returns zeros for which the machine has not provided memory yet."""
+    """Returns a tensor of zeros for which the system has not provided memory yet."""
     return _as_tensor(allocate_aligned(tuple(shape), np.dtype(tf.as_dtype(dtype).as_numpy_dtype)))
 
 

@@ -123,7 +123,7 @@ class TensorFlowDevices(Devices):
 
 
 def _read_value(variable: Any) -> Any:
-    """Returns the value of a variable, or zeros for one that a step under trace has just created.
+    """Returns a variable's value, or zeros if a step under trace has just created it.
 
     Such a variable gets its value when the trace ends. It stands beside the slots of a weight, such
     as Adafactor's sums, which begin as zeros.
@@ -134,7 +134,7 @@ def _read_value(variable: Any) -> Any:
 
 
 def _lies_on(variable: tf.Variable, device: str) -> bool:
-    """Returns True if a variable is on a device, or is a counter or seed, which stay on a CPU."""
+    """Returns True if a variable is on a device, or is an integer state that stays on a CPU."""
     kind, index = device.split(":")
     place = tf.DeviceSpec.from_string(variable.device)
     if kind != "cpu" and variable.dtype in (tf.int32, tf.uint32):

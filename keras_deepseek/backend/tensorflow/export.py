@@ -76,7 +76,7 @@ class TensorFlowExport(Export):
 
 @contextlib.contextmanager
 def _whole_tracebacks() -> Iterator[None]:
-    """Keeps TensorFlow's frames in tracebacks: filtering them also removes those of the layers."""
+    """Context manager that keeps TensorFlow's frames in tracebacks, and so those of layers."""
     were_filtered = tf.debugging.is_traceback_filtering_enabled()
     tf.debugging.disable_traceback_filtering()
     try:
@@ -88,7 +88,7 @@ def _whole_tracebacks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _optimizers_may_fail() -> Iterator[None]:
-    """Stops tf2onnx from catching errors of its optimizers, for which it copies the graph."""
+    """Context manager in which tf2onnx copies no graph and lets its optimizers' errors through."""
     before = os.environ.get(_CATCHES)
     os.environ[_CATCHES] = "FALSE"
     try:
@@ -101,7 +101,7 @@ def _optimizers_may_fail() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _einsum_is_kept() -> Iterator[None]:
-    """Stops tf2onnx from writing each `Einsum` as a dozen nodes that compute shapes."""
+    """Context manager in which tf2onnx keeps `Einsum` instead of a dozen nodes."""
     from tf2onnx import optimizer
 
     known = getattr(optimizer, "_optimizers", {})
@@ -116,7 +116,7 @@ def _einsum_is_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _transpositions_are_kept() -> Iterator[None]:
-    """Stops tf2onnx from replacing a `Transpose` that moves axes of size 1 by `Reshape`.
+    """Context manager in which tf2onnx does not turn a `Transpose` of size 1 axes into `Reshape`.
 
     tf2onnx takes the sizes from notes that it doesn't update after moving a transposition past a
     square: the variance of 1x1 maps then had the wrong order.
@@ -129,7 +129,7 @@ def _transpositions_are_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _constants_are_kept() -> Iterator[None]:
-    """Stops TensorFlow from folding constants, where it may take a bias for an input.
+    """Context manager in which TensorFlow folds no constants, as it may mix up bias and input.
 
     It turns `constant + (x + bias)` into `(constant + x) + bias` with the two swapped.
     """
@@ -146,7 +146,7 @@ def _constants_are_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _inlined_functions() -> Iterator[None]:
-    """Traces compiled functions, such as Keras's grouped convolution, as plain nodes."""
+    """Context manager that traces compiled functions, such as grouped convolution, as nodes."""
     was_eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(run_eagerly=True)
     try:
@@ -156,7 +156,7 @@ def _inlined_functions() -> Iterator[None]:
 
 
 class _Traced:
-    """A traced function with the one method that tf2onnx calls.
+    """A traced TensorFlow function with the one method that tf2onnx calls.
 
     tf2onnx takes captured values, such as an array in a model, for inputs. So they become
     constants.

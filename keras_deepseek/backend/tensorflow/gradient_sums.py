@@ -20,7 +20,7 @@ calls in another group."""
 
 
 class Collectives:
-    """The collective operations of all ranks, with a timeout in seconds."""
+    """Collective operations over all ranks, with a timeout in seconds."""
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self.rank = rank
@@ -32,7 +32,7 @@ class Collectives:
         }
 
     def reduce(self, vector: Any, group: int, key: int) -> Any:
-        """Returns the sum of a vector over all ranks, which use the same key in the same group."""
+        """Sums a vector over all ranks, which call this with the same key and group."""
         size = vector.shape.num_elements()
         padding = max(0, -(-_LEAST_BYTES // vector.dtype.size) - size)
         summed = tf.raw_ops.CollectiveReduceV2(
@@ -46,7 +46,7 @@ class Collectives:
         return summed[:size] if padding else summed
 
     def sum(self, tensors: Sequence[Any], gradients: Sequence[Any], key: int) -> list[Any]:
-        """Returns the sums of small tensors of one dtype, followed by those of gradients.
+        """Sums small tensors of one dtype, and gradients, over all ranks.
 
         `key` is the first of as many keys as there are tensors and gradients, plus one.
         """
@@ -62,7 +62,7 @@ class Collectives:
     def sum_compressed(
         self, gradients: Sequence[Any], compression: Compression, key: int
     ) -> tuple[list[Any], Any]:
-        """Returns the sums of float32 gradients, and the residual for the next step.
+        """Sums float32 gradients over all ranks with compression; also returns the residual.
 
         `key` is the first of as many keys as there are gradients, plus one.
         """
@@ -92,7 +92,7 @@ class Collectives:
         return sums[::-1], tf.concat([*rests, *next_factors], 0)
 
     def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
-        """Returns the sum of a float32 vector over all ranks, and this one's rounding errors.
+        """Sums a float32 vector over ranks in half precision; also returns the rounding errors.
 
         Each rank adds up one part of the vector in float32. A ring reduction would round at each
         hop.
@@ -119,7 +119,7 @@ class Collectives:
     def _sum_low_rank(
         self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any, key: int
     ) -> tuple[Any, Any, list[Any]]:
-        """Returns the sum of a float32 vector over all ranks, with low-rank matrices.
+        """Sums a float32 vector over all ranks, sent as low-rank matrices.
 
         It also returns what was not sent from here, and the factors for the next step. `factors`
         begins with the `Q^T` of the matrices.
@@ -161,7 +161,7 @@ class Collectives:
         return tf.concat(totals, 0), tf.concat(rests, 0), next_factors
 
     def _reduce_all(self, tensors: Sequence[Any], group: int, key: int) -> list[Any]:
-        """Returns the sums of tensors, which may be none, by one reduction."""
+        """Sums each tensor of a list over all ranks by one all-reduce."""
         if not tensors:
             return []
         flat = tf.concat([tf.reshape(each, [-1]) for each in tensors], 0)
@@ -171,7 +171,7 @@ class Collectives:
 def _sum_buckets(
     buckets: Sequence[list[Any]], reduce: Callable[[Any, list[Any], int], Any]
 ) -> list[Any]:
-    """Returns the sums of tensors that are summed in buckets, each as one vector."""
+    """Sums each tensor of a list over all ranks, bucket by bucket, each bucket as one vector."""
     sums: list[Any] = []
     for index, bucket in enumerate(buckets):
         # NCCL needs the same order on all ranks.
@@ -183,19 +183,19 @@ def _sum_buckets(
 
 
 def _orthonormal(columns: Any) -> Any:
-    """Returns an orthonormal basis of the span of columns; not finite if these are not."""
+    """Returns an orthonormal basis of a matrix's columns; not finite if the columns are not."""
     return tf.linalg.qr(columns).q + 0.0 * columns
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields tensors in buckets."""
+    """Yields lists of tensors, each list of the size of a bucket."""
     return cut_into_buckets(
         tensors, lambda tensor: int(tensor.dtype.size * tensor.shape.num_elements())
     )
 
 
 def _round(rows: Any, dtype: str) -> Any:
-    """Returns rows in half precision. A float16 row starts with its float32 scale.
+    """Rounds rows to half precision, for sending. A float16 row starts with its float32 scale.
 
     bfloat16 is bit-cast to float16, the only one that collective operations know.
     """
@@ -211,13 +211,13 @@ def _round(rows: Any, dtype: str) -> Any:
 
 
 def _widen(rows: Any, dtype: str) -> Any:
-    """Returns the float32 rows of what `_round` returned."""
+    """Restores float32 rows from what `_round` returned."""
     if dtype == "bfloat16":
         return tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32)
     return tf.cast(rows[:, 2:], tf.float32) / tf.bitcast(rows[:, :2], tf.float32)[:, None]
 
 
 def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
-    """Returns the parts of a vector in the shapes of other tensors."""
+    """Splits a vector into tensors of the given tensors' shapes."""
     parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
     return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -101,17 +101,17 @@ def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
 
 
 def _flatten(state: Any) -> list[Any]:
-    """Returns the leaves of a state."""
+    """Returns the leaves of a nested state as a list."""
     flat: list[Any] = keras.tree.flatten(state)
     return flat
 
 
 def _make_tensor(value: Any) -> Any:
     # A number of Python would be a constant, and each further one another graph.
-    """Returns a value as a tensor: each new Python number would be traced as a new graph."""
+    """Converts a value to a tensor, since each new Python number would cause a new trace."""
     return None if value is None else tf.convert_to_tensor(value)
 
 
 def _make_variable(value: Any) -> Any:
-    """Returns a tensor as a TensorFlow variable; variables and `None` as they are."""
+    """Converts a tensor to a TensorFlow variable; returns variables and `None` unchanged."""
     return value if value is None or isinstance(value, tf.Variable) else tf.Variable(value)

@@ -43,7 +43,7 @@ _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once in a process.
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Waits for all processes and returns them: see `Distribution.join_processes`."""
+    """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
     place = read_place()
     if place is not None:
         check_rank("TensorFlow", place[:2], (world_size, rank))
@@ -68,7 +68,7 @@ def join_processes(
 
 
 class TensorFlowProcesses(SingleReplica):
-    """The cluster that TensorFlow has joined, with a timeout in seconds."""
+    """The processes of a cluster that TensorFlow has joined, with a timeout in seconds."""
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self.rank = rank
@@ -83,7 +83,7 @@ class TensorFlowProcesses(SingleReplica):
 
     @staticmethod
     def refuse_begun() -> None:
-        """Raises `InvalidInputError` if TensorFlow has already computed in this process."""
+        """Raises `InvalidInputError` if TensorFlow has already run operations in this process."""
         # TensorFlow itself would fail after the rendezvous, on one rank only.
         if context()._initialized:  # noqa: SLF001
             raise InvalidInputError(
@@ -100,7 +100,7 @@ class TensorFlowProcesses(SingleReplica):
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of what all ranks compute."""
+        """Sums what all ranks compute: scalars and gradients."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         return found, *self._sum("backward", *finish(found, None))
@@ -112,7 +112,7 @@ class TensorFlowProcesses(SingleReplica):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, with compressed gradients."""
+        """Sums what all ranks compute, with compressed gradients."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         more, gradients = finish(found, None)
@@ -126,7 +126,7 @@ class TensorFlowProcesses(SingleReplica):
     def _sum(
         self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Returns the sums of scalars, added in float64, and of gradients."""
+        """Sums scalars, in float64, and gradients over all ranks."""
         shapes = [tuple(tensor.shape) for tensor in (*scalars, *gradients)]
         key = self._check_shapes([(part,), *shapes])
         exact = [tf.cast(tensor, tf.float64) for tensor in scalars]
@@ -135,7 +135,7 @@ class TensorFlowProcesses(SingleReplica):
         return found, sums[len(exact) :]
 
     def own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: Keras's layers draw by their own seeds."""
+        """Does nothing, because Keras's layers draw random numbers by their own seeds."""
         return contextlib.nullcontext()
 
     def broadcast(self, value: Any) -> Any:
@@ -163,29 +163,29 @@ class TensorFlowProcesses(SingleReplica):
             ]
 
     def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: each rank predicts its own rows."""
+        """Does nothing, because each rank predicts its own rows."""
         return contextlib.nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank had at the previous call of this method."""
+        """Returns, for each wish such as to stop, True if any rank had it at the previous call."""
         before = self._wait(len(wishes))
         key = self._waiting[0] + 1
         self._waiting = key, self._thread.submit(self._ask, list(wishes), key)
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank has now or had at the previous call."""
+        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _ask(self, wishes: list[bool], key: int) -> list[bool]:
-        """Returns the wishes that any rank has."""
+        """Returns, for each wish, True if any rank has it."""
         with tf.device("CPU:0"):
             counts = self._collectives.reduce(tf.constant(wishes, tf.int32), _WISHES, key)
         return [bool(count > 0) for count in counts]
 
     def _wait(self, count: int) -> list[bool]:
-        """Returns the answer to the previous call of `agree`."""
+        """Waits for the answer to the previous call of `agree`, and returns it."""
         key, asked = self._waiting
         self._waiting = key, None
         if asked is None:
@@ -194,14 +194,14 @@ class TensorFlowProcesses(SingleReplica):
             return asked.result()
 
     def _sum_now(self, numbers: Array) -> Array:
-        """Returns the sum of an array over all ranks, also while a step is traced."""
+        """Sums an array over all ranks at once, even while a step is traced."""
         with tf.init_scope(), tf.device("CPU:0"):  # Eagerly, also while a step is traced.
             vector = tf.constant(numbers.reshape(-1))
             summed = self._collectives.reduce(vector, _BETWEEN, next(self._number)).numpy()
             return np.asarray(summed).reshape(numbers.shape)
 
     def _broadcast_bytes(self, data: bytes, size: int | None = None) -> bytes:
-        """Returns the bytes of rank 0."""
+        """Sends the bytes of rank 0 to all ranks, and returns them."""
         if size is None:
             size = int(self._sum_now(np.array([len(data)], "int64"))[0])
         words = np.zeros(-(-size // 4), "int32")
@@ -209,7 +209,7 @@ class TensorFlowProcesses(SingleReplica):
         return self._sum_now(words).tobytes()[:size]
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
-        """Returns the bytes of all ranks."""
+        """Returns a list with the bytes of each rank."""
         sizes = np.zeros(self.world_size, "int64")
         sizes[self.rank] = len(data)
         sizes = self._sum_now(sizes)
@@ -219,7 +219,7 @@ class TensorFlowProcesses(SingleReplica):
         return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
 
     def _check_shapes(self, shapes: Sequence[tuple[Any, ...]]) -> int:
-        """Returns the first of as many keys as shapes, the same on all ranks.
+        """Returns the first of the collective keys for tensors of these shapes, equal on all ranks.
 
         Raises an error if ranks are about to sum different tensors, which would hang.
         """
@@ -258,7 +258,7 @@ def read_place() -> tuple[int, int, str] | None:
 
 
 def _bear_with_stalls(world_size: int, timeout: float) -> None:
-    """Makes TensorFlow wait as long for a process's heartbeat as for its answer.
+    """Makes TensorFlow's heartbeat timeout as long as its timeout for answers.
 
     By default it gives up a process that was stopped for ten seconds, as on a busy machine.
     """
@@ -273,7 +273,7 @@ def _bear_with_stalls(world_size: int, timeout: float) -> None:
 
 
 def _own_port() -> int:
-    """Returns the port that TensorFlow will listen at: that of `TF_CONFIG`, or a free one."""
+    """Returns the port at which TensorFlow will listen, from `TF_CONFIG` or a free one."""
     if "TF_CONFIG" in os.environ:
         said = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         if said.cluster_spec():

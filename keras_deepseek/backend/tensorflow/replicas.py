@@ -19,7 +19,7 @@ from keras_deepseek.backend.processes.processes import ComputePart, LocalReplica
 
 
 class DeviceReplicas(LocalReplicas):
-    """Replicas of a step on devices of this process, with equal shares unless some are given."""
+    """Step replicas on several devices of this process, with equal shares unless given."""
 
     def __init__(self, devices: Sequence[str], shares: DeviceShares | None = None) -> None:
         self.devices = list(devices)
@@ -28,7 +28,7 @@ class DeviceReplicas(LocalReplicas):
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of what all devices compute."""
+        """Sums what all devices compute: scalars and gradients."""
         parts, num_rows = self._divide(batch)
         seconds: list[Any] = [tf.zeros((), tf.float64)] * len(self.devices)
         begun = []
@@ -49,7 +49,7 @@ class DeviceReplicas(LocalReplicas):
         return scalars, counts, gradients
 
     def _divide(self, batch: Any) -> tuple[list[Any], Any]:
-        """Returns the rows of each device, and their numbers if the shares are unequal.
+        """Divides a batch among devices; also returns row counts if the shares are unequal.
 
         It runs where the batch is, so that each device receives only its own rows.
         """
@@ -72,7 +72,7 @@ class DeviceReplicas(LocalReplicas):
 
     @contextmanager
     def _timing(self, seconds: list[Any], rank: int, starts: Any) -> Iterator[list[Any]]:
-        """Adds the seconds from when `starts` are known until the tensors of the yielded list are.
+        """Context manager that measures the seconds from `starts` to the tensors of its list.
 
         Operations of the step read the clock, since TensorFlow chooses the order in which it runs
         them.
@@ -88,13 +88,13 @@ class DeviceReplicas(LocalReplicas):
         seconds[rank] += _read_clock(ends) - begin
 
     def _add(self, parts: Sequence[Sequence[Any]]) -> list[Any]:
-        """Returns the sums of tensors, on the first device."""
+        """Sums lists of tensors on the first device."""
         with tf.device(self.devices[0]):
             return [tf.add_n(tensors) for tensors in zip(*parts, strict=True)]
 
 
 def _read_clock(after: Sequence[Any]) -> Any:
-    """Returns the time in seconds at which tensors are known.
+    """Returns the clock time in seconds at which tensors are computed.
 
     `tf.timestamp` counts as stateful, so devices would wait for each other's clocks.
     """

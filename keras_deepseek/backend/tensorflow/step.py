@@ -152,12 +152,12 @@ class TensorFlowStep(Step):
 
 
 def _is_computed(operation: Any) -> bool:
-    """Returns True if an operation computes its output instead of reading it."""
+    """Returns True if an operation computes its output instead of reading a stored value."""
     return operation.type not in ("Const", "Placeholder", "ReadVariableOp")
 
 
 def _count_bytes(tensor: Any) -> int:
-    """Returns the bytes of a tensor, or of a list that a loop fills."""
+    """Returns the bytes of a tensor, or of a tensor list that a loop fills."""
     if tensor.dtype == tf.resource:
         return 0
     if tensor.dtype == tf.variant:
@@ -178,7 +178,7 @@ def _count_list_of_loop(tensor: Any) -> int:
 
 
 def _count_rounds(loop: Any) -> int:
-    """Returns the most iterations of a loop, or 1 if that depends on the data."""
+    """Returns the highest number of iterations of a loop, or 1 if it depends on the data."""
     most = loop.inputs[1]
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         definition = loop.graph.as_graph_def()
@@ -190,5 +190,5 @@ def _count_rounds(loop: Any) -> int:
 
 
 def _to_tensor(value: Any) -> Any:
-    """Returns a leaf of a batch in the form that a `tf.data` generator yields."""
+    """Converts an array of a batch to the form that a `tf.data` generator yields."""
     return tf.experimental.Optional.empty(None) if value is None else from_scipy(value)

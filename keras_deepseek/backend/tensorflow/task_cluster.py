@@ -1,4 +1,4 @@
-"""TensorFlow's parameter servers: its coordinator runs functions on workers."""
+"""TensorFlow's parameter server cluster, whose coordinator runs functions on workers."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ _connected: "list[CoordinatedTasks]" = []
 def serve_task(
     addresses: Mapping[str, Sequence[str]], task_type: str, index: int, on_ready: Callable[[], None]
 ) -> None:
-    """Serves as one task of a cluster: see `Distribution.serve_task`."""
+    """Runs this process as one task of a cluster; see `Distribution.serve_task`."""
     os.environ.setdefault(*_FAIL_FAST)
     cluster = tf.train.ClusterSpec({kind: list(found) for kind, found in addresses.items()})
     server = tf.distribute.Server(
@@ -39,7 +39,7 @@ def serve_task(
 
 
 def _num_threads(addresses: Mapping[str, Sequence[str]]) -> int:
-    """Returns the number of operations that a task runs at once.
+    """Returns the number of threads that run the operations of a task.
 
     An operation that waits for another task keeps its thread. With fewer threads than tasks that
     wait for each other, none would ever go on.
@@ -83,14 +83,14 @@ class CoordinatedTasks:
         self._threads = ThreadPoolExecutor(2 * self.num_workers + 2, "fetch")
 
     def on_server(self, index: int) -> contextlib.AbstractContextManager[Any]:
-        """Returns a context in which variables are created and operations run on a server."""
+        """Returns a context manager that places variables and operations on a parameter server."""
         device: contextlib.AbstractContextManager[Any] = tf.device(
             f"/job:ps/replica:0/task:{index}/device:CPU:0"
         )
         return device
 
     def compile(self, function: Callable[..., Any]) -> Any:
-        """Returns a function that is compiled into one call."""
+        """Compiles a function of tensor structures for the cluster."""
         return tf.function(function, autograph=False)
 
     def run(self, function: Any, arguments: Sequence[Any]) -> None:
@@ -108,7 +108,7 @@ class CoordinatedTasks:
         return self._threads.submit(_fetch, remote)
 
     def store(self, variable: keras.Variable, slot: Any, value: Any) -> None:
-        """Writes a tensor, or its rows that are not zero, into a slot of a variable."""
+        """Writes a tensor, or only its rows that are not zero, into a variable's slot."""
         stored = variable.value
         with tf.device(stored.device):
             if not isinstance(value, tf.IndexedSlices):
@@ -123,18 +123,18 @@ class CoordinatedTasks:
             stored.scatter_nd_add(places, values)
 
     def load(self, variable: keras.Variable, slot: Any) -> Any:
-        """Returns the tensor in a slot of a variable."""
+        """Reads the tensor in a variable's slot."""
         return variable.value.sparse_read(slot)
 
     def settle(self) -> None:
-        """Waits until no worker computes any more, and ignores their errors."""
+        """Waits until no worker is computing, and ignores errors."""
         with contextlib.suppress(Exception):
             self._coordinator.join()
 
 
 @contextlib.contextmanager
 def _lost_servers() -> Iterator[None]:
-    """Turns errors about a parameter server into `PeerLostError`."""
+    """Context manager that turns errors about a parameter server into `PeerLostError`."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
@@ -145,7 +145,7 @@ def _lost_servers() -> Iterator[None]:
 
 
 def _fetch(remote: Any) -> Any:
-    """Waits for a result, and turns TensorFlow's errors into those of `TaskCluster`."""
+    """Waits for a worker's result, and turns TensorFlow's errors into those of `TaskCluster`."""
     try:
         return remote.fetch()
     except tf.errors.CancelledError as error:  # Another call has failed.
@@ -158,7 +158,7 @@ def _fetch(remote: Any) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """Returns the line of a TensorFlow message that states the cause."""
+    """Returns the line of a TensorFlow error message that states the cause."""
     message = str(error)
     found = re.search(r"\(0\) [A-Z_]+:\s+(.+)", message)
     if found:
@@ -169,7 +169,7 @@ def _cause(error: Exception) -> str:
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Any]:
-    """Returns arguments with their leaves as tensors."""
+    """Converts the arrays in nested arguments to tensors."""
     return [
         tf.nest.map_structure(
             lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), argument

@@ -1,4 +1,4 @@
-"""The sum of one bucket of gradients over processes, which runs while others are computed."""
+"""Sums of gradient buckets over processes, each while other gradients are computed."""
 
 import math
 from typing import Any, Protocol
@@ -8,34 +8,37 @@ import torch.distributed as dist
 
 
 class BucketSum(Protocol):
-    """The sum of one bucket over all ranks. It starts when it is created."""
+    """The base class of a running sum of one gradient bucket over all ranks.
+
+    It starts when it is created.
+    """
 
     def is_received(self) -> bool:
-        """Returns True if `share` need not wait."""
+        """Returns True if `share` can start the second round without waiting."""
 
     def share(self) -> None:
-        """Sends the other ranks this rank's part of the second round."""
+        """Starts the second round of communication: sends this rank's part to all."""
 
     def finish(self) -> None:
-        """Waits for the sums, and writes them."""
+        """Waits for the sums of the bucket, and writes them to their place."""
 
 
 class ExactSum:
-    """The exact sum of one bucket's vectors over all ranks, one after the other in `total`."""
+    """The exact sum of one gradient bucket over all ranks, written to the vector `total`."""
 
     def __init__(self, vectors: list[torch.Tensor], total: torch.Tensor) -> None:
         torch.cat(vectors, out=total)
         self._work: Any = dist.all_reduce(total, async_op=True)
 
     def is_received(self) -> bool:
-        """Returns `False`: there is no second round."""
+        """Returns `False`, because an exact sum has no second round."""
         return False
 
     def share(self) -> None:
-        """Does nothing."""
+        """Does nothing, because an exact sum has no second round."""
 
     def finish(self) -> None:
-        """Waits for the sums."""
+        """Waits until the sums of the bucket are written."""
         self._work.wait()
 
 
@@ -44,7 +47,7 @@ _gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 class RoundedSum:
-    """The sum of one bucket over all ranks, sent in half precision.
+    """The sum of one gradient bucket over all ranks, sent in half precision.
 
     Each rank adds up one part of the bucket in float32, and sends the result to all by the process
     group `sharing`. `lost` is the vector to sum; afterwards it holds what rounding lost.
@@ -66,11 +69,11 @@ class RoundedSum:
         lost.sub_(self._flatten(sent))
 
     def is_received(self) -> bool:
-        """Returns True if all ranks' numbers of the part that this rank adds have come."""
+        """Returns True if the part that this rank sums has come from all ranks."""
         return bool(self._work.is_completed())
 
     def share(self) -> None:
-        """Adds up this rank's part, and starts sending it to all."""
+        """Sums the part of this rank, and starts sending the result to all ranks."""
         self._work.wait()
         total = _widen(self._received[:1])
         for rank in range(1, self._world_size):
@@ -87,19 +90,19 @@ class RoundedSum:
         own.add_(total.sub_(_widen(sent))[0, : len(own)])
 
     def finish(self) -> None:
-        """Writes the sums."""
+        """Waits for all parts, and writes the sums of the bucket."""
         self._work.wait()
         is_scaled = self._dtype == torch.float16
         found = self._flatten(self._received) if is_scaled else self._received.view(-1)
         self._total.copy_(found[: len(self._total)])  # `copy_` converts bfloat16.
 
     def _flatten(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns received rows as one float32 vector without padding."""
+        """Joins received rows into one float32 vector, without their padding."""
         return _widen(rows).reshape(-1)[: len(self._lost)]
 
 
 class SumOfMatrix:
-    """A matrix that is sent as two thin ones.
+    """The sum of one gradient matrix over all ranks, sent as two thin matrices (low rank).
 
     Of the ways to multiply by a thin matrix, these are several times as fast as others. `lost` is
     the matrix to sum; afterwards it holds what was not sent. `factor` is `Q^T`, `next_factor` gets
@@ -117,7 +120,7 @@ class SumOfMatrix:
         self._factor, self._next_factor = factor, next_factor
 
     def project(self) -> torch.Tensor:
-        """Returns the first thin matrix."""
+        """Returns the first thin matrix: the gradient matrix times the factor."""
         return torch.nn.functional.linear(self._lost, self._factor)
 
     def answer(self, projected: torch.Tensor) -> torch.Tensor:
@@ -127,17 +130,17 @@ class SumOfMatrix:
         return self._own
 
     def subtract(self) -> None:
-        """Subtracts from the matrix what is sent of it."""
+        """Subtracts from the gradient matrix the part that is sent, which leaves the residual."""
         self._lost.addmm_(self._base, self._own, alpha=-1.0)
 
     def finish(self, answer: torch.Tensor) -> None:
-        """Writes the matrix's sum and the next factor, from the sum of all second thin matrices."""
+        """Writes the summed matrix and the next factor, from the sum of second thin matrices."""
         self._total.zero_().addmm_(self._base, answer)
         self._next_factor.copy_(_orthonormal(answer.T).T)
 
 
 class LowRankSum:
-    """The sum of one bucket over all ranks, whose matrices are sent as two thin ones each.
+    """The sum of one gradient bucket over all ranks, with matrices sent as two thin ones.
 
     `whole` are pairs of float32 vectors: one that is sent as it is, and one for its sum.
     """
@@ -170,7 +173,7 @@ class LowRankSum:
             vector.zero_()
 
     def finish(self) -> None:
-        """Writes the sums, and the factors of the next step."""
+        """Writes the sums of the bucket, and the factors of the next step."""
         found = iter(self._second.wait())
         for matrix in self._matrices:
             matrix.finish(next(found))
@@ -179,7 +182,7 @@ class LowRankSum:
 
 
 class _Joined:
-    """Tensors, maybe none, that are summed over all ranks as one vector."""
+    """The running sum of a list of tensors, perhaps empty, over all ranks as one vector."""
 
     def __init__(self, tensors: list[torch.Tensor], group: Any) -> None:
         self._shapes = [tensor.shape for tensor in tensors]
@@ -189,11 +192,11 @@ class _Joined:
             self._work = dist.all_reduce(self._sum, group=group, async_op=True)
 
     def is_there(self) -> bool:
-        """Returns True if the sums are known."""
+        """Returns True if the sum over all ranks has arrived."""
         return self._work is None or bool(self._work.is_completed())
 
     def wait(self) -> list[torch.Tensor]:
-        """Returns the sums."""
+        """Waits for the sum over all ranks, and returns it as tensors."""
         if self._work is None:
             return []
         self._work.wait()
@@ -202,12 +205,12 @@ class _Joined:
 
 
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
-    """Returns an orthonormal basis of the span of columns; not finite if these are not."""
+    """Returns an orthonormal basis of a matrix's columns; not finite if the columns are not."""
     return torch.linalg.qr(columns).Q + 0.0 * columns
 
 
 def _round(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns rows in half precision. A float16 row starts with its float32 scale."""
+    """Rounds rows to half precision, for sending. A float16 row starts with its float32 scale."""
     if dtype == torch.bfloat16:
         return rows.to(dtype)
     largest = torch.linalg.vector_norm(rows, math.inf).reshape(1)
@@ -219,7 +222,7 @@ def _round(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _widen(rows: torch.Tensor) -> torch.Tensor:
-    """Returns the float32 rows of what `_round` returned."""
+    """Restores float32 rows from what `_round` returned."""
     if rows.dtype == torch.bfloat16:
         return rows.float()
     heads = rows[:, :2].clone(memory_format=torch.contiguous_format).view(torch.float32)

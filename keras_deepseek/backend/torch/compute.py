@@ -117,13 +117,13 @@ class TorchCompute(Compute):
 
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Returns the operations of attention from the shapes of query, key and value."""
+    """Returns the floating-point operations of attention, from query, key and value shapes."""
     batch_size, heads, length, dim = query
     return 2 * int(batch_size * heads * length * key[2] * (dim + value[3]))
 
 
 class _GivenGradient(torch.autograd.Function):
-    """A function of tensors and constants, with a gradient that the caller computes."""
+    """An autograd function of tensors and constants, with a gradient from the caller."""
 
     @staticmethod
     def forward(
@@ -148,7 +148,7 @@ class _GivenGradient(torch.autograd.Function):
 
 def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
     # With `torch.topk` alone, the choice among equal numbers depends on how many others there are.
-    """Returns the indices of the `k` largest values; of equal values, those of the first."""
+    """Returns the indices of the `k` largest values, among equal values the first ones."""
     if values.dtype != torch.float32:
         return torch.sort(values, dim=-1, descending=True, stable=True)[1][..., :k]
     if not current().compute.can_read_shapes(values):
@@ -162,7 +162,7 @@ def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _make_keys(values: torch.Tensor) -> torch.Tensor:
-    """Returns distinct int64 keys in the order of `values`, the larger the earlier among equals."""
+    """Returns int64 keys that sort as `values` do, and put the first of equal values first."""
     bits = (values + 0.0).view(torch.int32)  # The sum turns negative zero into zero.
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     places = torch.arange(values.shape[-1], device=values.device)

@@ -101,7 +101,7 @@ class TorchDevices(Devices):
 
 
 def _bring(structure: Any, device: torch.device) -> Any:
-    """Returns a structure whose tensors are on a device, with the masks that Keras put on them."""
+    """Moves the tensors of a nested structure to a device, with their Keras masks."""
 
     def bring(leaf: Any) -> Any:
         is_there = not isinstance(leaf, torch.Tensor) or _lies_on(leaf, device)
@@ -111,18 +111,18 @@ def _bring(structure: Any, device: torch.device) -> Any:
 
 
 def _lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
-    """Returns True if a tensor is on a device, which may have no index."""
+    """Returns True if a tensor is on a device, whose name may lack an index."""
     here = tensor.device
     return here.type == device.type and (here.index or 0) == _index(device)
 
 
 def _index(device: torch.device) -> int:
-    """Returns the index of a device, that of the current GPU if it has none."""
+    """Returns a device's index, or the current GPU's if it has none."""
     if device.index is None and device.type == "cuda":
         return int(torch.cuda.current_device())
     return device.index or 0
 
 
 def torch_device(name: str) -> torch.device:
-    """Returns the PyTorch device of a Keras device name."""
+    """Converts a Keras device name to a PyTorch device."""
     return torch.device(name.replace("gpu", "cuda"))

@@ -72,7 +72,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 def _moments(
     x: Any, axes: Sequence[int], keepdims: bool = False, synchronized: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the result of Keras's `moments`, with the variance as `mean((x - mean)^2)`.
+    """Computes Keras's `moments`, with the variance as `mean((x - mean)^2)`.
 
     Keras subtracts the squared mean from the mean of squares, which loses small variances.
     """
@@ -96,7 +96,7 @@ def _moments(
 
 @contextlib.contextmanager
 def _unrolled(model: keras.Model) -> Iterator[None]:
-    """Unrolls recurrent layers until the block ends.
+    """Context manager in which recurrent layers run unrolled.
 
     Keras's loop over time splits the batch by its shape, which can't be traced. Neither way works
     for a free length.
@@ -113,7 +113,7 @@ def _unrolled(model: keras.Model) -> Iterator[None]:
 
 
 class _Positional(torch.nn.Module):
-    """A model that takes its inputs by position, as the exporter needs it."""
+    """A PyTorch module that takes the model's inputs by position, as the exporter needs."""
 
     def __init__(self, model: NamedModel) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Positional(torch.nn.Module):
 
 
 def _examples(signature: Signature, shapes: Shapes) -> Iterator[torch.Tensor]:
-    """Yields one example input for each name; the size of a free axis depends on its name."""
+    """Yields an example array for each input; the size of a free axis depends on its name."""
     names = dict.fromkeys(size for shape in shapes.values() for size in shape)
     lengths = [name for name in names if isinstance(name, str) and name != BATCH]
     sizes = {name: _SHORTEST + 3 * index for index, name in enumerate(lengths)}
@@ -140,13 +140,13 @@ def _examples(signature: Signature, shapes: Shapes) -> Iterator[torch.Tensor]:
 
 
 def _free_axes(spec: TensorSpec) -> dict[int, Any]:
-    """Returns the free axes of an input for `torch.export`."""
+    """Returns the free axes of an input in the form of `torch.export`."""
     return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if size is None}
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppresses what the exporter prints, logs and warns of."""
+    """Context manager that suppresses the exporter's prints, logs and warnings."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     nowhere = io.StringIO()

@@ -1,4 +1,4 @@
-"""Sums of gradients over processes, exact or compressed, while others are still computed."""
+"""Sums gradients over processes, exact or compressed, during the backward pass."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ threads more time. Of larger buckets, fewer are under way while gradients are co
 
 
 class GradientSums:
-    """The sums of gradients over all ranks, which start while others are still computed.
+    """The sums of all gradients over all ranks, which start during the backward pass.
 
     Gradients are ordered from the last to the first, as the backward pass finds most of them, and
     cut into buckets. All ranks start the buckets in the same order. With `low_rank`, buckets hold
@@ -50,14 +50,17 @@ class GradientSums:
         self._is_early = self._total.device.type == "cpu"
 
     def is_for(self, variables: Sequence[keras.Variable], low_rank: LowRank | None) -> bool:
-        """Returns True if it can sum gradients of such variables in this way."""
+        """Returns True if this object can sum the gradients of the given variables."""
         shapes = [tuple(variable.shape) for variable in variables]
         device = variables[0].value.device if variables else self._total.device
         same = shapes == self.shapes and device == self._total.device
         return same and low_rank == self._low_rank
 
     def start(self, compression: Compression | None) -> None:
-        """Starts a step, exact without `compression`. Its sums overwrite those of the last step."""
+        """Starts the sums of a step, exact without `compression`.
+
+        Its sums overwrite those of the last step.
+        """
         self._compression = compression
         if compression is not None:
             self._residual = compression.residual.value.detach()
@@ -74,7 +77,10 @@ class GradientSums:
         )
 
     def receive(self, index: int, gradient: torch.Tensor) -> None:
-        """Takes a gradient, and starts the sums of complete buckets. Repeated calls are ignored."""
+        """Takes one computed gradient, and starts the sums of buckets that it completes.
+
+        Repeated calls are ignored.
+        """
         if index in self._vectors:
             return
         self._vectors[index] = gradient.detach().reshape(-1)
@@ -88,7 +94,7 @@ class GradientSums:
                 self._share_next()
 
     def finish(self) -> list[torch.Tensor]:
-        """Returns the sums, after all gradients were received."""
+        """Returns the summed gradients, after all gradients were received."""
         with torch.no_grad(), LostPeers("sum the gradients"):
             while self._num_shared < len(self._begun):
                 self._share_next()
@@ -99,13 +105,13 @@ class GradientSums:
         return [vector.view(shape) for vector, shape in zip(vectors, self.shapes, strict=True)]
 
     def keep(self) -> None:
-        """Makes what compression lost in this step the residual of the next."""
+        """Makes this step's compression loss the residual that is added in the next step."""
         if self._compression is not None:
             # A copy would take as long as an update.
             self._compression.residual.value.data, self._spare = self._spare, self._residual
 
     def _begin_bucket(self, number: int) -> None:
-        """Starts the sum of a bucket."""
+        """Starts the sum of a gradient bucket."""
         bucket = self._buckets[number]
         vectors = [self._vectors[index][part] for index, part in bucket]
         place = slice(self._place, self._place + sum(map(len, vectors)))
@@ -114,7 +120,7 @@ class GradientSums:
             self._begun.append(self._begin_sum(bucket, vectors, place))
 
     def _begin_sum(self, bucket: Bucket, vectors: list[torch.Tensor], place: slice) -> BucketSum:
-        """Returns the started sum of a bucket, of the kind that the compression asks for."""
+        """Starts the sum of a bucket, exact or by the compression's method, and returns it."""
         total, compression = self._total[place], self._compression
         if compression is None:
             return ExactSum(vectors, total)
@@ -129,7 +135,7 @@ class GradientSums:
     def _split_low_rank(
         self, low_rank: LowRank, shapes: Sequence[Any], lost: torch.Tensor, total: torch.Tensor
     ) -> tuple[list[SumOfMatrix], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Returns the matrices of a bucket, and its whole vectors with the places of their sums."""
+        """Returns a bucket's matrices to compress, and its other vectors, each with its sum."""
         sizes = [math.prod(shape) for shape in shapes]
         matrices: list[SumOfMatrix] = []
         whole: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -147,7 +153,7 @@ class GradientSums:
         return matrices, whole
 
     def _share_next(self) -> None:
-        """Starts the second round of the oldest bucket that has not had it."""
+        """Starts the second round of the oldest bucket that is still in its first round."""
         with torch.no_grad():
             self._begun[self._num_shared].share()
         self._num_shared += 1
@@ -156,7 +162,7 @@ class GradientSums:
 def _add_residual(
     vectors: list[torch.Tensor], residual: torch.Tensor, scale: Any, out: torch.Tensor
 ) -> None:
-    """Writes `vectors / scale + residual` into one vector."""
+    """Writes `vectors / scale + residual` into the vector `out`."""
     sizes = [len(vector) for vector in vectors]
     for vector, before, exact in zip(vectors, residual.split(sizes), out.split(sizes), strict=True):
         if isinstance(scale, torch.Tensor):
@@ -166,7 +172,7 @@ def _add_residual(
 
 
 def _cut(sizes: Sequence[int]) -> Iterator[Bucket]:
-    """Yields parts of vectors in buckets of a fixed number of bytes for each rank."""
+    """Yields buckets of parts of vectors, with a fixed number of bytes for each rank."""
     bucket: Bucket = []
     left = most = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
     for index in reversed(range(len(sizes))):
@@ -183,7 +189,7 @@ def _cut(sizes: Sequence[int]) -> Iterator[Bucket]:
 
 
 def _group(sizes: Sequence[int]) -> Iterator[Bucket]:
-    """Yields whole vectors in buckets of at least `_PART_BYTES`."""
+    """Yields buckets of whole vectors, each of at least `_PART_BYTES`."""
     bucket: Bucket = []
     num_weights = 0
     for index in reversed(range(len(sizes))):
@@ -203,5 +209,5 @@ class LostPeers(LostPeersBase):
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns True if an error may be about another process."""
+        """Returns True if another process may have caused an error."""
         return isinstance(error, RuntimeError)  # gloo and NCCL raise nothing else.

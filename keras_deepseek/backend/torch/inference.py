@@ -89,7 +89,7 @@ class TorchInference(Inference):
 
 
 def _describe(state: Any, inputs: Any) -> Any:
-    """Returns the shapes, dtypes and types of a state and inputs, as a key of recordings."""
+    """Returns a key for recordings: shapes, dtypes and types of a state and inputs."""
     return tuple(
         (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else type(leaf)
         for leaf in keras.tree.flatten((state, inputs))
@@ -102,7 +102,7 @@ def _record(
     state: Any,
     inputs: Any,
 ) -> Callable[[Any, Any], tuple[Any, Any]] | None:
-    """Returns a recorded function of state and inputs, or `None` if it depends on numbers."""
+    """Records a function of state and inputs, or returns `None` if it depends on values."""
     structure: list[Any] = []
 
     def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
@@ -137,7 +137,7 @@ def _record(
 
 
 def _flatten_to_tensors(state: Any, inputs: Any, device: Any) -> list[Any]:
-    """Returns the leaves of state and inputs, with integers as int32 tensors."""
+    """Returns the tensors of a state and inputs as a list, with integers as int32 tensors."""
     return [
         torch.tensor(leaf, dtype=torch.int32, device=device) if isinstance(leaf, int) else leaf
         for leaf in keras.tree.flatten((state, inputs))
@@ -145,5 +145,5 @@ def _flatten_to_tensors(state: Any, inputs: Any, device: Any) -> list[Any]:
 
 
 def _make_tensor(value: Any) -> Any:
-    """Returns an array as a tensor, anything else as it is."""
+    """Converts an array to a tensor; returns anything else unchanged."""
     return ops.convert_to_tensor(value) if isinstance(value, np.ndarray) else value

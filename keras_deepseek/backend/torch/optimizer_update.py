@@ -1,4 +1,4 @@
-"""The update of variables on PyTorch: by the fused kernel of Adam where it fits."""
+"""Updates variables on PyTorch, by the fused Adam kernel if it fits the optimizer."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def apply_update(
     variables: Sequence[keras.Variable],
     factor: Any = None,
 ) -> None:
-    """Does the same as `optimizer.apply`, by PyTorch's fused Adam if it fits the optimizer."""
+    """Applies gradients as `optimizer.apply` does, by PyTorch's fused Adam if it fits."""
     with torch.no_grad():
         values = [variable.value for variable in variables]  # Read once: each access is slow.
         if len({value.device for value in values}) > 1:
@@ -56,7 +56,7 @@ def _apply_by_device(
     variables: Sequence[keras.Variable],
     values: Sequence[torch.Tensor],
 ) -> None:
-    """Does the same as `optimizer.apply`, for the weights of one device after another.
+    """Applies gradients as `optimizer.apply` does, device by device.
 
     Neither Keras's optimizers nor PyTorch's kernels take weights of several devices at once.
     """
@@ -74,7 +74,7 @@ def _apply_by_device(
 
 
 def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., None]:
-    """Returns an update step of lists of gradients and variables that runs once for each device.
+    """Wraps an update of lists of gradients and variables, to run it once for each device.
 
     Variables that the optimizer has once for all weights, such as the product of its rates, begin
     each run with the same value.
@@ -109,13 +109,13 @@ def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., N
 
 
 def _put(variables: Sequence[keras.Variable], values: Sequence[torch.Tensor]) -> None:
-    """Sets the tensors of variables."""
+    """Replaces the tensors inside variables."""
     for variable, value in zip(variables, values, strict=True):
         set_raw_value(variable, value)
 
 
 def _beside_variable(step: Callable[..., Any]) -> Callable[..., None]:
-    """Returns an update step of one gradient that runs on the device of its variable."""
+    """Wraps an update of one variable, so that it runs on the variable's device."""
 
     def run(gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         with keras.device(str(variable.value.device)):
@@ -126,7 +126,7 @@ def _beside_variable(step: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _can_be_fused(optimizer: keras.optimizers.Optimizer, values: Sequence[torch.Tensor]) -> bool:
-    """Returns True for Keras's Adam or AdamW, if PyTorch has a kernel for these tensors."""
+    """Returns True for Keras's Adam or AdamW if PyTorch's fused kernel takes these tensors."""
     return (
         has_fused_adam_step(optimizer)
         and not torch.compiler.is_compiling()
@@ -141,7 +141,7 @@ def _can_be_fused(optimizer: keras.optimizers.Optimizer, values: Sequence[torch.
 def _is_plain(
     optimizer: Any, gradients: Sequence[Any], variables: Sequence[keras.Variable]
 ) -> bool:
-    """Returns True if `optimizer.apply` does nothing but the update: its other checks cost time."""
+    """Returns True if `optimizer.apply` does no more than the update, so checks can be skipped."""
     return not (
         optimizer.gradient_accumulation_steps
         or optimizer.use_ema
@@ -162,7 +162,7 @@ def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def _make_update(optimizer: Any, factor: Any) -> Callable[..., None]:
-    """Returns an update that goes through the numbers of each variable once, on Keras's state.
+    """Returns an update that reads each weight once, and uses Keras's optimizer variables.
 
     Keras makes one pass for each product and sum, which takes ten times as long.
     """
@@ -182,7 +182,7 @@ def _update(
     learning_rate: Any,
     factor: Any,
 ) -> None:
-    """Updates the variables with weight decay, and then those that the decay leaves out."""
+    """Updates the variables with weight decay, then the variables without it."""
     decay = optimizer.weight_decay or 0.0
     rows = list(zip(variables, _own_gradients(gradients, factor), strict=True))
     kept = [row for row in rows if decay and not uses_decay(optimizer, row[0])]
@@ -194,7 +194,7 @@ def _update(
 
 
 def _own_gradients(gradients: Sequence[torch.Tensor], factor: Any) -> list[torch.Tensor]:
-    """Returns gradients for the kernel, which writes into them if there is a factor."""
+    """Returns gradients that the kernel may overwrite, which it does if there is a factor."""
     own: list[torch.Tensor] = []
     seen: set[int] = set()
     for gradient in gradients:
@@ -209,7 +209,7 @@ def _own_gradients(gradients: Sequence[torch.Tensor], factor: Any) -> list[torch
 def _update_group(
     optimizer: Any, rows: Sequence[Row], learning_rate: float, weight_decay: float, factor: Any
 ) -> None:
-    """Updates variables that have the same weight decay."""
+    """Updates the variables that share one weight decay value."""
     steps = int(optimizer.iterations)
     slots = adam_slots(optimizer, [variable for variable, _ in rows])
     momentums, velocities, maximal_velocities = ([each.value for each in group] for group in slots)

@@ -32,7 +32,7 @@ _SEEDS = 2**62
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Waits for all processes and returns them: see `Distribution.join_processes`."""
+    """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
     if dist.is_initialized():
         found = dist.get_world_size(), dist.get_rank()
         check_rank("torch.distributed", found, (world_size, rank))
@@ -54,13 +54,13 @@ def join_processes(
 
 
 def _leave() -> None:
-    """Ends the threads of the process groups while the interpreter can still wait for them."""
+    """Ends the process groups' threads while the interpreter can still wait for them."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 class TorchProcesses(SingleReplica):
-    """The default process group of `torch.distributed`, with a timeout in seconds."""
+    """The processes of the default `torch.distributed` group, with a timeout in seconds."""
 
     def __init__(self, timeout: float) -> None:
         # The second round has its own process group, since it is out of order with the first.
@@ -80,7 +80,7 @@ class TorchProcesses(SingleReplica):
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of what all ranks compute."""
+        """Sums what all ranks compute: scalars and gradients."""
         found, counts, sums = self._sum(compute, batch, variables, None)
         return found, counts, sums.finish()
 
@@ -91,7 +91,7 @@ class TorchProcesses(SingleReplica):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, with compressed gradients."""
+        """Sums what all ranks compute, with compressed gradients."""
         found, counts, sums = self._sum(compute, batch, variables, compression)
         return found, counts, sums.finish(), sums.keep
 
@@ -102,7 +102,7 @@ class TorchProcesses(SingleReplica):
         variables: Sequence[keras.Variable],
         compression: Compression | None,
     ) -> tuple[list[Any], list[Any], GradientSums]:
-        """Returns the sums of scalars, and the started sums of gradients."""
+        """Sums scalars over all ranks; returns them and the running sums of gradients."""
         scalars, finish = compute(self.rank, batch)
         found = self._sum_scalars(scalars)
         kind = compression.kind if compression else None
@@ -121,7 +121,7 @@ class TorchProcesses(SingleReplica):
         return found, counts, sums
 
     def _sum_scalars(self, scalars: Sequence[Any]) -> list[Any]:
-        """Returns the sums of small tensors over all ranks, added in float64."""
+        """Sums small tensors over all ranks, in float64."""
         with torch.no_grad(), LostPeers("sum the gradients"):
             self._check_shapes([tensor.shape for tensor in scalars])
             exact = torch.cat([tensor.detach().reshape(-1).double() for tensor in scalars])
@@ -130,7 +130,7 @@ class TorchProcesses(SingleReplica):
 
     @contextlib.contextmanager
     def own_random_numbers(self) -> Iterator[None]:
-        """Makes PyTorch's global generator differ by rank until the block ends.
+        """Context manager in which PyTorch's global generator differs by rank.
 
         Dropout draws from it, one number for each value, and the ranks may have unequal rows.
         """
@@ -164,11 +164,11 @@ class TorchProcesses(SingleReplica):
         return found
 
     def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: each rank predicts its own rows."""
+        """Does nothing, because each rank predicts its own rows."""
         return contextlib.nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank had at the previous call of this method."""
+        """Returns, for each wish such as to stop, True if any rank had it at the previous call."""
         before = self._wait(len(wishes))
         found = torch.tensor(wishes, dtype=torch.uint8)
         with LostPeers("agree on whether to stop"):
@@ -176,12 +176,12 @@ class TorchProcesses(SingleReplica):
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the wishes that any rank has now or had at the previous call."""
+        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _wait(self, count: int) -> list[bool]:
-        """Returns the answer to the previous call of `agree`."""
+        """Waits for the answer to the previous call of `agree`, and returns it."""
         if self._waiting is None:
             return [False] * count
         (work, found), self._waiting = self._waiting, None
@@ -190,7 +190,7 @@ class TorchProcesses(SingleReplica):
         return [bool(each) for each in found]
 
     def _check_shapes(self, shapes: Sequence[Any]) -> None:
-        """Raises an error if ranks are about to sum different tensors, which would hang."""
+        """Raises an error if ranks would sum different tensors, which would hang."""
         key = tuple(tuple(shape) for shape in shapes)
         if key in self._known:
             return
@@ -201,14 +201,14 @@ class TorchProcesses(SingleReplica):
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Returns the parts of a vector in the shapes of other tensors."""
+    """Splits a vector into tensors of the given tensors' shapes."""
     parts = flat.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 @contextlib.contextmanager
 def _listening_towards(coordinator: str) -> Iterator[None]:
-    """Makes gloo listen on the network interface that leads to the coordinator.
+    """Context manager in which gloo listens on the network interface towards the coordinator.
 
     By default it takes the interface of the host name, which is loopback on many machines.
     """

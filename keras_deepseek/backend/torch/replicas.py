@@ -1,4 +1,4 @@
-"""Steps on several devices of PyTorch, each with its share of a batch's rows."""
+"""Training steps on several PyTorch devices, each of which has a share of a batch's rows."""
 
 import functools
 import time
@@ -17,7 +17,7 @@ from keras_deepseek.backend.torch.devices import torch_device
 
 
 class DeviceReplicas(LocalReplicas):
-    """Replicas of a step on devices of this process, each with its share of a batch's rows.
+    """Step replicas on devices of this process, each with its share of a batch's rows.
 
     The variables stay on the first device, which makes the update. Keras's operations copy them to
     the device that computes, and the backward pass returns the gradients. How far accelerators
@@ -33,7 +33,7 @@ class DeviceReplicas(LocalReplicas):
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of what all devices compute."""
+        """Sums what all devices compute: scalars and gradients."""
         # Read now: an accelerator had not finished when the last step returned.
         if self._last is not None:
             num_rows, watches = self._last
@@ -58,7 +58,7 @@ class DeviceReplicas(LocalReplicas):
         return scalars, counts, gradients
 
     def _add(self, parts: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-        """Returns the sums of tensors, on the first device."""
+        """Sums lists of tensors on the first device."""
         home = torch_device(self.devices[0])
         with torch.no_grad():
             return [
@@ -68,7 +68,7 @@ class DeviceReplicas(LocalReplicas):
 
 
 class _Watch:
-    """Measures the seconds that a device computes."""
+    """Measures for how many seconds a device computes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -76,7 +76,7 @@ class _Watch:
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Measures what is started until the block ends."""
+        """Context manager that measures the work which the block starts on the device."""
         if self._device.type != "cuda":
             begin = time.perf_counter()
             yield
@@ -90,7 +90,7 @@ class _Watch:
         self._spans.append(events)
 
     def seconds(self) -> float:
-        """Returns the seconds, after waiting for the device."""
+        """Waits for the device, and returns the measured seconds."""
         total = 0.0
         for span in self._spans:
             if isinstance(span, float):
@@ -102,7 +102,7 @@ class _Watch:
 
 
 def _move(batch: Any, rows: slice, device: torch.device) -> Any:
-    """Returns rows of a batch on a device."""
+    """Copies some rows of a batch to a device."""
     return keras.tree.map_structure(
         lambda array: None if array is None else array[rows].to(device), batch
     )

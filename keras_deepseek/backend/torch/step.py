@@ -178,14 +178,14 @@ class TorchStep(Step):
 
 
 class _Kept:
-    """A tensor that autograd keeps for the backward pass."""
+    """A holder of a tensor that autograd keeps for the backward pass."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
 def _to_tensor(array: Any) -> Any:
-    """Returns an array as a tensor, which shares its memory if it can."""
+    """Converts an array to a tensor, which shares its memory if possible."""
     if type(array) is np.ndarray and array.dtype in _DTYPES and array.flags.writeable:
         array = torch.from_numpy(array)
     return keras.ops.convert_to_tensor(array)

@@ -19,7 +19,7 @@ _GRACE = 5.0
 
 
 def open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
-    """Returns the store of rank 0 once all ranks have come, at most `timeout` seconds later.
+    """Returns the `TCPStore` of rank 0 once all ranks have come, within `timeout` seconds.
 
     `coordinator` is `HOST:PORT` of rank 0, which listens on loopback only if that is loopback. If a
     rank did not come, each that came raises `PeerLostError` with the names of all that are missing.
@@ -68,7 +68,7 @@ def _wait_for_listener(host: str, port: int, deadline: float) -> bool:
 
 
 def _wait_for_ranks(store: dist.Store, world_size: int, deadline: float) -> list[int]:
-    """Returns the missing ranks, and tells them to those that have come."""
+    """Waits for all ranks on rank 0; returns the missing ones, and tells them to the others."""
     others = range(1, world_size)
     _wait_for(store, [f"came/{each}" for each in others], deadline)
     missing = [each for each in others if not store.check([f"came/{each}"])]
@@ -80,7 +80,7 @@ def _wait_for_ranks(store: dist.Store, world_size: int, deadline: float) -> list
 
 
 def _report(store: dist.Store, rank: int, deadline: float) -> list[int]:
-    """Tells rank 0 that this rank has come; returns the missing ranks."""
+    """Tells rank 0 that this rank has come; returns the ranks that are missing."""
     store.set(f"came/{rank}", "")
     if not _wait_for(store, ["missing"], deadline):
         return [0]
@@ -90,7 +90,7 @@ def _report(store: dist.Store, rank: int, deadline: float) -> list[int]:
 
 
 def _wait_for(store: dist.Store, keys: list[str], deadline: float) -> bool:
-    """Returns True once the store has all keys; False after the deadline."""
+    """Returns True once the `TCPStore` has all keys, and False after the deadline."""
     while keys and not store.check(keys):
         if time.monotonic() > deadline:
             return False

@@ -122,7 +122,7 @@ class Request:
     def withdraw(self) -> bool:
         """Withdraws the request, so that it gets no answer.
 
-        Returns false if there was one already.
+        Returns false if it has one already.
         """
         if not next(self._open, False):
             return False

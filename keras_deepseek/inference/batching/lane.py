@@ -144,7 +144,7 @@ class Lane:
     def _moment_for(self, arrived: float, allowed: float) -> float:
         """Returns the latest time at which rows must leave to be answered in `allowed` seconds.
 
-        Before a batch was measured it is half of the limit.
+        Until a batch was measured, it is `allowed / 2` after the arrival.
         """
         if not self._time.is_known:
             return arrived + allowed / 2

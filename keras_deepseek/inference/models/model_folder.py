@@ -150,7 +150,7 @@ class ModelFolder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the polling thread. Returns when a running look has ended."""
+        """Ends the polling thread. Returns when a running poll has ended."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

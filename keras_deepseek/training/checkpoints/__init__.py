@@ -1,1 +1,1 @@
-"""Checkpoints: what they hold, when they are written, and how a training resumes from one."""
+"""The checkpoints of a training: their content, the times of writing, and resuming."""

@@ -1,4 +1,4 @@
-"""The state of callbacks: how long `EarlyStopping` has waited, the logs that `History` holds."""
+"""Saving of callbacks' state, such as the waiting count of `EarlyStopping`."""
 
 import hashlib
 import json
@@ -40,14 +40,14 @@ class CallbackStates:
         self._missing: list[str] = []
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns the states, as copies."""
+        """Returns copies of the states of all callbacks."""
         return [
             {"class": type(callback).__qualname__, "state": _read(callback, at_start)}
             for callback, at_start in zip(self._callbacks, self._at_start, strict=True)
         ]
 
     def write(self, states: list[dict[str, Any]]) -> None:
-        """Restores what `read` returned, perhaps in another process.
+        """Restores the callback states that `read` returned, perhaps in another process.
 
         Callbacks are matched by their class and, within a class, by their order.
         """

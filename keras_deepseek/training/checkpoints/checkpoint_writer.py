@@ -7,7 +7,7 @@ from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time, in a thread."""
+    """Writes checkpoints one at a time in a background thread."""
 
     def __init__(self, folder: CheckpointFolder) -> None:
         self.folder = folder
@@ -15,7 +15,7 @@ class CheckpointWriter:
         self._error: Exception | None = None
 
     def submit(self, checkpoint: Checkpoint) -> None:
-        """Starts to write a checkpoint, after the previous one is written.
+        """Starts writing a checkpoint in the background, after the previous one is written.
 
         Args:
             checkpoint: `Checkpoint`. Its arrays must not change any more.

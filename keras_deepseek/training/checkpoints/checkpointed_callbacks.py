@@ -1,4 +1,4 @@
-"""The list of callbacks that takes checkpoints, and restores the state of a resumed training.
+"""The callback list that takes checkpoints, and restores a resumed training's state.
 
 Keras's training loop calls it in place of its own `CallbackList`.
 """
@@ -74,7 +74,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._is_loop_left = False  # The user left the loop over `steps` before its end.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Calls the callbacks with the restored model, and restores their state after that."""
+        """Calls the callbacks with the restored model, and then restores the callbacks' state."""
         super().on_train_begin(logs)
         self._restore()
 
@@ -100,7 +100,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes a checkpoint if one is due, after the validation."""
+        """Takes a checkpoint after the validation of an epoch, if one is due."""
         super().on_epoch_end(epoch, logs)
         self._epoch = epoch + 1
         score = self._score(logs or {})
@@ -137,7 +137,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         return None if self._every is None else self._every - self._step % self._every
 
     def on_loop_left(self) -> None:
-        """Takes a last checkpoint when the user leaves the loop over `steps`.
+        """Takes a last checkpoint when the user leaves a `Trainer.steps` loop.
 
         If the last step ended an epoch or the training, `on_epoch_end` is called first.
         """

@@ -1,4 +1,4 @@
-"""The checkpoints of a trainer: the folder, the interval, and resuming.
+"""The checkpoints of a trainer: their folder, when they are taken, and resuming from one.
 
 Where several processes train, only rank 0 reads and writes the folder.
 """
@@ -98,7 +98,7 @@ class Checkpoints:
         seed: int | None,
         policy: keras.DTypePolicy | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Sets up a training with checkpoints, and yields the arguments for `model.fit`.
+        """Context manager that sets up a training with checkpoints, and yields arguments of `fit`.
 
         Args:
             model: `keras.Model`, compiled.
@@ -149,7 +149,7 @@ class Checkpoints:
                 raise SystemExit(0)
 
     def _choose_seed(self, seed: int | None, resumed: Checkpoint | None) -> int:
-        """Returns the seed for the order of the data: the checkpoint's, the given or a new one."""
+        """Returns the data order's seed: the checkpoint's, the user's, or a new one."""
         if resumed is not None:
             return int(resumed.state["seed"])
         if seed is not None:
@@ -209,6 +209,6 @@ class Checkpoints:
 
 
 def _read_constant_rate(model: keras.Model) -> float | None:
-    """Returns the learning rate, or `None` if a schedule computes it."""
+    """Returns the constant learning rate of an optimizer, or `None` if it has a schedule."""
     is_constant = isinstance(model.optimizer.learning_rate, keras.Variable)
     return read_learning_rate(model) if is_constant else None

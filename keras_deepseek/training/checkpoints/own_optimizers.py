@@ -17,7 +17,7 @@ _NOT_IN_MODEL = -1
 
 
 def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
-    """Returns the optimizers in attributes of a model and its layers, by attribute.
+    """Finds the optimizers in attributes of a model and its layers, by attribute.
 
     The optimizer that the model was compiled with is left out.
     """
@@ -36,7 +36,7 @@ def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimi
 
 
 def trained_positions(model: keras.Model) -> dict[str, list[int] | None]:
-    """Returns the positions in `model.variables` that each of these optimizers was built for.
+    """Returns, for each optimizer, the positions in `model.variables` of its variables.
 
     The result is by attribute, and `None` for an optimizer that is not built yet.
     """
@@ -51,7 +51,7 @@ def trained_positions(model: keras.Model) -> dict[str, list[int] | None]:
 
 
 def build_own_optimizers(model: keras.Model, trained: Mapping[str, list[int] | None]) -> None:
-    """Builds these optimizers for the same variables as when the checkpoint was taken.
+    """Builds a model's own optimizers for the variables that they had in the checkpoint.
 
     Args:
         model: `keras.Model`, built and compiled.
@@ -80,7 +80,7 @@ def build_own_optimizers(model: keras.Model, trained: Mapping[str, list[int] | N
 
 
 def _optimizers_in(value: Any, place: str = "") -> Iterator[tuple[str, keras.optimizers.Optimizer]]:
-    """Yields the optimizers in a value, with their places in nested lists and dicts."""
+    """Yields the optimizers in a nested value, with their places in its lists and dicts."""
     if isinstance(value, keras.optimizers.Optimizer):
         yield place, value
     elif isinstance(value, list | tuple):

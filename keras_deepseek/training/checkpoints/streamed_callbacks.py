@@ -1,4 +1,4 @@
-"""The list of callbacks of a training on a stream of batches.
+"""The callback list of a training on a stream of batches.
 
 It stands between `model.fit` and the callbacks. Keras does not know the number of batches: this
 list begins and ends the epochs of the stream, and Keras's epochs with them.
@@ -77,7 +77,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         super().on_test_begin(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Continues with the next epoch, or stops the training if the data have ended."""
+        """Starts the next epoch, or stops the training if the data have ended."""
         self.clear_epoch_stop()
         super().on_epoch_end(epoch, logs)
         self._apply_requests(self._processes.agree_now(self._stop_requests()))
@@ -99,7 +99,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
 
     @property
     def num_until_pause(self) -> int | None:
-        """The number of steps until all of them must be finished; `None` for no limit."""
+        """The number of steps after which all started steps must be finished; `None`: no limit."""
         return None
 
     def clear_epoch_stop(self) -> None:
@@ -108,18 +108,18 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
             self._ends_epoch = self._trained.stop_training = False
 
     def _stop_requests(self) -> list[bool]:
-        """Returns the requests of this process to all processes: first, True to stop training."""
+        """Returns what this process asks of all processes, first True to stop training."""
         return [bool(self._trained.stop_training)]
 
     def _apply_requests(self, agreed: list[bool]) -> None:
-        """Follows the requests of all processes; each does so after the same step."""
+        """Carries out the requests of all processes, after the same step on each of them."""
         self._trained.stop_training = agreed[0]
 
     def on_loop_left(self) -> None:
-        """Handles that the user left the loop over `steps` before its end. Does nothing here."""
+        """Reacts to the user leaving a `Trainer.steps` loop early; does nothing in this class."""
 
     def _set_model_and_params(self) -> None:
-        """Gives the callbacks the model, and the number of epochs and steps."""
+        """Gives the callbacks their model, and the numbers of epochs and steps."""
         self.set_model(self._trained)
         steps = self._data.stream.steps
         self.set_params({"verbose": self._verbose, "epochs": self._epochs, "steps": steps})

@@ -1,4 +1,4 @@
-"""The training on our own stream of batches, in place of Keras's own way to read data."""
+"""Training on a stream of batches that knows its position, in place of Keras's data reading."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -50,7 +50,7 @@ def feed(
 
 
 def row_share(processes: Processes) -> tuple[int, int]:
-    """Returns `(first, step)`: a process trains on the rows `first::step` of each batch.
+    """Returns `(first, step)`, with which a process trains on rows `first::step` of each batch.
 
     Where one program runs over the devices of all processes, each of them gives all rows.
     """
@@ -66,7 +66,7 @@ def streamed_training(
     position: dict[str, Any] | None = None,
     make_callbacks: Callable[..., StreamedCallbacks] = StreamedCallbacks,
 ) -> Iterator[dict[str, Any]]:
-    """Opens the data, builds the model, and yields the arguments for `model.fit`.
+    """Context manager that opens the data, builds the model, and yields arguments of `fit`.
 
     Args:
         model: `keras.Model`, compiled.

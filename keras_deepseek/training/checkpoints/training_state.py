@@ -1,4 +1,4 @@
-"""The values of all variables that a training step changes: model, optimizer and metrics."""
+"""Reading and writing of all variables that a training changes: model, optimizer, metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,7 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
 
 
 def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
-    """Restores all values that `read_variables` returned.
+    """Restores the variables' values that `read_variables` returned.
 
     Args:
         model: `keras.Model`, built and compiled as the one that was read.
@@ -146,7 +146,7 @@ def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -
 
 
 def _describe_others(owner: str, names: list[str], others: list[str]) -> str:
-    """Returns a text with the names that are not among others, or an empty one."""
+    """Returns a text with the names that are not among other names, or an empty text."""
     alone = sorted(set(names) - set(others))
     if not alone:
         return ""

@@ -1,4 +1,4 @@
-"""The processes and devices of a training.
+"""The processes and devices among which a training is divided.
 
 - `sources/` reads the environments of launchers, and `cluster_resolver` combines them with the
   arguments into a `ClusterSpec`: the strategy, the world size and the rank.

@@ -15,7 +15,7 @@ from keras_deepseek.training.cluster.parameter_server import (
 
 @dataclass(frozen=True)
 class ResolvedCluster:
-    """The processes of a training, as arguments and environment agree on them.
+    """The processes of a training, found from arguments and environment.
 
     The strategy is a name, an object of Keras or of the framework, or `None`. `servers` is `None`
     unless it is a parameter server.

@@ -1,4 +1,4 @@
-"""Combination of arguments and environment into one `ClusterSpec`.
+"""Combines arguments and environment variables into one `ClusterSpec`.
 
 Sources that contradict each other are an error. So is an incomplete place: a process would wait for
 others that never come.
@@ -68,7 +68,7 @@ def resolve_cluster(
 def choose_strategy(
     strategy: Any, *place: int | str | None, environ: Mapping[str, str] = os.environ
 ) -> Any:
-    """Returns the strategy, or that of `keras-deepseek launch` if the user gives none.
+    """Returns the user's strategy, or else the one of `keras-deepseek launch`.
 
     If one of `place`, the arguments `world_size`, `rank` and `coordinator`, is given, the
     launcher's strategy is not used.
@@ -88,7 +88,7 @@ def choose_strategy(
 def resolve_strategy(
     strategy: Any, world_size: int | None, rank: int | None, coordinator: str | None
 ) -> tuple[Any, ClusterSpec]:
-    """Returns the strategy, by its name if it has one, and the place of this process.
+    """Returns the strategy object, and the place of this process in the training.
 
     The user's strategy is a name, an object of Keras or of the framework, or `None`.
     """
@@ -143,7 +143,7 @@ def _is_whole(claims: Claims) -> bool:
 
 
 def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
-    """Returns world size and rank, or raises an error that names the missing one."""
+    """Returns world size and rank, or raises an error that names the missing one of them."""
     world_size = _agree("world_size", [claims.world_size for claims in all_claims])
     rank = _agree("rank", [claims.rank for claims in all_claims])
     if world_size is None:
@@ -170,7 +170,7 @@ def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
 
 
 def _agree(field: str, said: Sequence[Claim[Value] | None]) -> Claim[Value] | None:
-    """Returns the value that all stated claims agree on; without any, the first derived one."""
+    """Returns the value on which all stated claims agree, or else the first derived value."""
     stated = [claim for claim in said if claim is not None and not claim.is_derived]
     for other in stated[1:]:
         if other.value != stated[0].value:

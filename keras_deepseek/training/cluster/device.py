@@ -59,7 +59,7 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
 def choose_layer_devices(
     device_map: DeviceMap, count_devices: Callable[[str], int]
 ) -> dict[str, str] | None:
-    """Returns the devices of layers by patterns of their names; `None` for a map of device kinds.
+    """Returns the device for each pattern of layer names; `None` for a map of device kinds.
 
     The map has the device for each pattern, as in `{"encoder*": "gpu:0"}`.
     """
@@ -101,12 +101,12 @@ def _list_devices(count_devices: Callable[[str], int]) -> list[str]:
 
 
 def default_kind(count_devices: Callable[[str], int]) -> str:
-    """Returns the kind of device that Keras uses by default, such as `"gpu"`."""
+    """Returns the kind of device that Keras computes on by default, such as `"gpu"`."""
     return next((kind for kind in ("tpu", "gpu") if count_devices(kind)), "cpu")
 
 
 def device_of_rank(local_rank: int, count_devices: Callable[[str], int]) -> str | None:
-    """Returns the GPU of one of several processes of a machine, such as `"gpu:1"`.
+    """Returns the GPU, such as `"gpu:1"`, that a rank uses among those of its machine.
 
     It is `None` if the process sees at most one GPU, because its launcher has assigned it.
     """

@@ -59,7 +59,7 @@ def evaluate_together(
 
 @contextmanager
 def validating_together(model: keras.Model, processes: Processes) -> Iterator[None]:
-    """Makes all processes share the validation of `fit` inside the block.
+    """Context manager in which all processes share the validation of `fit`.
 
     Callbacks are told of its begin and end. If a callback watches test batches, each process
     evaluates all of them. The model must be the same on each process.
@@ -94,7 +94,7 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
 
 
 def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Processes) -> bool:
-    """Returns True if each process evaluates a part of the batches."""
+    """Returns True if an evaluation can be divided among the processes."""
     return (
         processes.world_size > 1
         and not processes.is_one_program  # Its arrays span all processes.
@@ -105,7 +105,7 @@ def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Proc
 
 
 def without_none(**arguments: Any) -> dict[str, Any]:
-    """Returns the arguments that are not `None`: an overridden method may not take the others."""
+    """Returns the arguments that are not `None`, since an overridden method may lack the others."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -122,7 +122,7 @@ def _watches_batches(callback: keras.callbacks.Callback) -> bool:
 
 
 def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> None:
-    """Sets the metrics to the sum of what all processes have added to them.
+    """Sums the metrics' variables over all processes, in each of them.
 
     `counts` is False if this process has evaluated only a row that does not count.
     """

@@ -1,4 +1,4 @@
-"""The device of each layer, by patterns of layer names."""
+"""Assigns devices to layers by patterns of layer names."""
 
 import difflib
 import fnmatch
@@ -17,7 +17,7 @@ _NEAREST = 10
 
 @dataclass(frozen=True)
 class LayerDevice:
-    """The device of a layer.
+    """The device that computes a layer, and its relation to that of the layers around.
 
     Args:
         device: Such as `"gpu:1"`.

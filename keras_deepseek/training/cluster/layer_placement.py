@@ -1,4 +1,4 @@
-"""A model whose layers are on several devices, because it does not fit on one."""
+"""Places the layers of a model on several devices, if it does not fit on one."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -34,13 +34,13 @@ class LayerPlacement:
         self._compiled_for: object = None
 
     def check(self, model: keras.Model) -> None:
-        """Raises an error if a pattern matches no layer of a built model."""
+        """Raises an error if a pattern matches none of the built model's layers."""
         if model.built:
             find_layer_devices(model, self._devices)
 
     @contextmanager
     def in_use(self, model: keras.Model) -> Iterator[None]:
-        """Makes the layers of a model compute on their devices inside the block.
+        """Context manager in which the layers of a model compute on their devices.
 
         If the model is not built yet, it does so from the call of `begin` on.
         """
@@ -56,7 +56,7 @@ class LayerPlacement:
             yield
 
     def begin(self, model: keras.Model, *, is_in_step: bool = False) -> None:
-        """Moves variables to their devices, and makes the layers compute there.
+        """Moves the model's variables to their devices, and makes the layers compute there.
 
         It does nothing if the model is not built or the placement is not in use. Call it again when
         there are more variables. `is_in_step` is true during the first step.
@@ -85,7 +85,7 @@ class LayerPlacement:
         self._stack, self._found, self._placed = None, [], {}
 
     def _list_variables(self, model: keras.Model) -> list[tuple[keras.Variable, str]]:
-        """Returns all variables of a compiled model, each with its device."""
+        """Lists all variables of a compiled model, each with the device of its layer."""
         devices = dict(self._placed)
         optimizer = _inner(model.optimizer)
         if optimizer.built:
@@ -119,7 +119,7 @@ class LayerPlacement:
 
     @contextmanager
     def _own_functions(self, model: keras.Model) -> Iterator[None]:
-        """Makes a model evaluate and predict by functions that are compiled without XLA.
+        """Context manager in which a model evaluates and predicts without XLA.
 
         XLA would compile them for a single device.
         """
@@ -156,7 +156,7 @@ class LayerPlacement:
 
 @contextmanager
 def _computing(found: list[LayerDevice]) -> Iterator[None]:
-    """Makes layers compute on their devices inside the block."""
+    """Context manager in which layers compute on their devices."""
     chosen = [each for each in found if each.meets_others]
     own_calls = [vars(each.layer).get("call") for each in chosen]
     for each in chosen:
@@ -178,5 +178,5 @@ def _computing(found: list[LayerDevice]) -> Iterator[None]:
 
 
 def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Returns the optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
+    """Returns the optimizer inside a `LossScaleOptimizer`, or the given one otherwise."""
     return getattr(optimizer, "inner_optimizer", optimizer)

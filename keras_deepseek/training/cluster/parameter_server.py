@@ -74,7 +74,7 @@ class ParameterServer:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The settings of a `ParameterServer`, with all defaults filled in."""
+    """The complete settings of a `ParameterServer`, with all defaults filled in."""
 
     num_workers: int
     num_servers: int
@@ -84,7 +84,7 @@ class ServerSettings:
 
 
 def take_servers(strategy: Any) -> Any:
-    """Returns a `ParameterServer` for a `tf.distribute.ParameterServerStrategy`, else the strategy.
+    """Converts a `tf.distribute.ParameterServerStrategy` to a `ParameterServer`; keeps others.
 
     The workers and servers that such an object has connected to are used.
     """
@@ -95,7 +95,7 @@ def take_servers(strategy: Any) -> Any:
 def resolve_settings(
     strategy: Any, environ: Mapping[str, str] = os.environ
 ) -> ServerSettings | None:
-    """Returns the settings of a parameter server; `None` for another strategy."""
+    """Returns the settings of a parameter server strategy; `None` for another strategy."""
     if strategy == "parameter_server":
         strategy = ParameterServer()
     if not isinstance(strategy, ParameterServer):
@@ -126,7 +126,7 @@ def resolve_settings(
 
 
 def _with_tf_config(strategy: ParameterServer, environ: Mapping[str, str]) -> ParameterServer:
-    """Returns the strategy with the numbers of workers and servers that `TF_CONFIG` names."""
+    """Returns a `ParameterServer` with the worker and server counts of `TF_CONFIG`."""
     if strategy.address is not None:
         raise InvalidInputError(
             f"`address` is for Ray, on JAX and PyTorch; received {strategy.address!r}, and Keras "

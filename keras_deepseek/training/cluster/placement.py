@@ -1,4 +1,4 @@
-"""The devices of a training: one, or several that divide the batches or the layers of the model."""
+"""The devices of a training: one, or several that divide the batches or the layers."""
 
 import contextlib
 from typing import Any, TypeAlias
@@ -76,7 +76,7 @@ class Placement:
             backend.current().distribution.distributed(self.distribution)
 
     def _divide_batches(self, devices: list[str], strategy: DistributedStrategy | None) -> None:
-        """Divides the rows of each batch among devices. The first device holds the model."""
+        """Sets up devices that divide the rows of each batch. The first device holds the model."""
         if strategy is not None:
             raise InvalidInputError(
                 f"device_map has several devices, {devices}, and divides each batch among them; "
@@ -90,7 +90,10 @@ class Placement:
     def _place_layers(
         self, by_layer: dict[str, str], strategy: DistributedStrategy | None, local_rank: int | None
     ) -> None:
-        """Divides the layers among devices. The first device is that of all other layers."""
+        """Sets up devices that divide the layers of the model.
+
+        The first device is that of all other layers.
+        """
         if strategy is not None or local_rank is not None:
             raise InvalidInputError(
                 f"device_map has devices for layers, {by_layer}, which divides one model; a "
@@ -101,11 +104,11 @@ class Placement:
         self.kind = self.device.split(":")[0]
 
     def while_building(self) -> contextlib.AbstractContextManager[object]:
-        """Returns a context to build a model in: host memory if layers go to several devices."""
+        """Returns a context manager for building a model, in host memory if devices divide it."""
         return backend.current().devices.on_device("cpu:0") if self.layers else self.in_use()
 
     def in_use(self, model: keras.Model | None = None) -> contextlib.AbstractContextManager[object]:
-        """Returns a context in which Keras creates variables and computes on the devices.
+        """Returns a context manager in which Keras creates variables and computes on the devices.
 
         `model` is the compiled model that is used inside.
         """

@@ -1,4 +1,4 @@
-"""The check that all processes are about to make the same steps."""
+"""A check that all processes are about to run the same training steps."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _LONGEST = 200
 
 
 def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> None:
-    """Raises an error on all ranks if they have different arguments.
+    """Raises an error on all ranks if their arguments differ.
 
     Their weights would drift apart, or they would wait for each other forever. All processes must
     call it. Numbers, strings and structures of them are compared; for other objects, only the
@@ -38,7 +38,7 @@ def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> 
 
 
 def data_shapes(*data: Any) -> list[Any]:
-    """Returns the shapes of arrays, or of structures of them; for other data, the kind."""
+    """Returns the shapes of arrays, or of nested arrays; for other data, their kind."""
     found: list[Any] = []
     for each in data:
         leaves = keras.tree.flatten(each) if isinstance(each, dict | tuple) else [each]
@@ -49,7 +49,7 @@ def data_shapes(*data: Any) -> list[Any]:
 
 
 def plain_attributes(value: Any) -> dict[str, Any]:
-    """Returns the class of an object, and those of its attributes that are numbers or strings.
+    """Returns an object's class name, and its public attributes that are plain values.
 
     It serves objects whose config may be unknown, such as optimizers.
     """
@@ -70,7 +70,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _shorten(text: str, other: str) -> str:
-    """Returns a text, or the part of it around the first difference from another text."""
+    """Shortens a text to the part around its first difference from another text."""
     if len(text) <= _LONGEST:
         return text
     pairs = zip(text, other, strict=False)

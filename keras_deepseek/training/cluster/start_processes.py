@@ -1,4 +1,4 @@
-"""Joining of the processes of a cluster, with the same random state on all."""
+"""Joins the processes of a cluster, and gives all of them the same random state."""
 
 from keras_deepseek import backend
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
@@ -10,7 +10,7 @@ from keras_deepseek.training.cluster.timeouts import read_join_timeout, read_pee
 
 
 def start_processes(cluster: ClusterSpec) -> Processes:
-    """Joins the processes of a cluster; returns them when all have come."""
+    """Joins the processes of a cluster, and returns their connection when all have come."""
     if cluster.world_size == 1 or cluster.coordinator is None:
         _refuse_others(cluster)
         return OneProcess()
@@ -25,7 +25,7 @@ def start_processes(cluster: ClusterSpec) -> Processes:
 
 
 def share_random_state(processes: Processes) -> None:
-    """Sets the shared random generators of all processes to their state on rank 0.
+    """Sets the global random generators of each process to the state of rank 0.
 
     So all build the same model, and read the data in the same order.
     """
@@ -36,7 +36,7 @@ def share_random_state(processes: Processes) -> None:
 
 
 def _refuse_others(cluster: ClusterSpec) -> None:
-    """Raises an error if the framework runs in processes that the strategy does not include."""
+    """Raises an error if the framework has joined processes that the strategy does not include."""
     running = backend.current().distribution.count_processes()
     if cluster.strategy is not None and running > 1:
         raise InvalidInputError(

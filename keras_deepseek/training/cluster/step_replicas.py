@@ -1,4 +1,4 @@
-"""The replicas of a step in other processes."""
+"""Finds the replicas of a training step that run in other processes."""
 
 import keras
 
@@ -11,7 +11,7 @@ from keras_deepseek.training.cluster.placement import Placement
 def find_replicas(
     model: keras.Model, processes: Processes, placement: Placement, *, is_compressed: bool
 ) -> RemoteReplicas | None:
-    """Returns the replicas of a step in other processes, or `None` if there are none.
+    """Returns a step's replicas in other processes, or `None` if there are none.
 
     If one program runs over the devices of all processes, its compiler may divide a step itself:
     then there are none. Compressed gradients need replicas.

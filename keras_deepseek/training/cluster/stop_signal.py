@@ -1,4 +1,4 @@
-"""SIGTERM as a request that a training asks for, in place of the end of the process."""
+"""Handles SIGTERM as a request to end the training in order."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class StopSignal:
-    """A context manager that notes SIGTERM inside its block.
+    """Context manager that records SIGTERM instead of ending the process.
 
     Python delivers signals to the main thread only: in another thread, nothing is changed. If the
     block ends because a generator around it is closed, a noted signal is raised again for the
@@ -49,13 +49,13 @@ class StopSignal:
 
     @property
     def previous(self) -> Any:
-        """The handler before the block; `None` outside the block."""
+        """The SIGTERM handler from before the block; `None` outside the block."""
         return self._previous
 
 
 @contextlib.contextmanager
 def keeping_stop_signal() -> Iterator[None]:
-    """Restores the handler of SIGTERM at the end of the block.
+    """Context manager that restores the SIGTERM handler at its end.
 
     JAX and TensorFlow replace it when processes join; without this, SIGTERM would not end the
     process.
@@ -70,7 +70,7 @@ def keeping_stop_signal() -> Iterator[None]:
 
 @functools.cache
 def _let_children_end() -> None:
-    """Gives processes that are forked from now on, such as data loaders, the previous handler.
+    """Restores the previous SIGTERM handler in forked processes, such as data loaders.
 
     A pool ends its workers by SIGTERM and waits for them. One that only notes it would never end.
     """

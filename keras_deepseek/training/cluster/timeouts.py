@@ -1,4 +1,4 @@
-"""The timeouts for other processes, from the environment."""
+"""Reads the timeouts for other processes from the environment."""
 
 import math
 import os
@@ -13,12 +13,12 @@ _PEER_TIMEOUT = "KERAS_DEEPSEEK_PEER_TIMEOUT", 600.0
 
 
 def read_join_timeout() -> float:
-    """Returns the seconds to wait for other processes to come."""
+    """Returns the number of seconds to wait for other processes to join."""
     return _read_seconds(*_JOIN_TIMEOUT)
 
 
 def read_peer_timeout() -> float:
-    """Returns the seconds after which a process that does not answer counts as lost."""
+    """Returns the number of seconds after which a silent process counts as lost."""
     return _read_seconds(*_PEER_TIMEOUT)
 
 

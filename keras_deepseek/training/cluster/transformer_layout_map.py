@@ -107,7 +107,7 @@ def transformer_layout_map(
 
 
 def _find_splits(layer: keras.Layer, model_axis: str, expert_axis: str) -> Iterator[Split]:
-    """Yields the splits of a layer's own weights, and of inner weights that only it knows."""
+    """Yields the layout of a layer's weights, and of inner weights that only it knows."""
     if isinstance(layer, SwiGLU):
         for dense in (layer.gate, layer.up):
             yield dense.kernel, (1,), model_axis
@@ -127,7 +127,7 @@ def _find_splits(layer: keras.Layer, model_axis: str, expert_axis: str) -> Itera
 
 
 def _split_projection(layer: keras.layers.EinsumDense, axis: str) -> Iterator[Split]:
-    """Yields the splits of an einsum projection to heads, from heads, or of groups.
+    """Yields the layout of an einsum projection's weights, divided by heads or groups.
 
     In the kernel, the letter for heads is next to another letter of the outputs (`dhk` in
     `btd,dhk->bthk`) or of the inputs (`hkd` in `bthk,hkd->btd`). A letter for groups is in inputs,

@@ -1,1 +1,1 @@
-"""Batches of sequences (packing, length buckets, masked tokens), and the data of a `fit`."""
+"""Batches of token sequences (packing, length buckets, masking), and the data of `fit`."""

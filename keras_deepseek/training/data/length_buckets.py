@@ -116,7 +116,7 @@ class LengthBuckets(keras.utils.PyDataset):
             self._batches = self._draw()
 
     def _draw(self) -> list[tuple[int, list[int]]]:
-        """Returns the batches of an epoch: the length of each, and the indices of its sequences."""
+        """Draws the batches of an epoch: the length of each, and its sequences' indices."""
         rng = np.random.default_rng((self.seed, self._epoch))
         order = np.arange(len(self._lengths))
         if self.shuffle:
@@ -139,7 +139,10 @@ class LengthBuckets(keras.utils.PyDataset):
         return self.boundaries[bisect_left(self.boundaries, self._lengths[sequence])]
 
     def _fill(self, buckets: dict[int, list[int]]) -> list[list[int]]:
-        """Returns the sequences of each batch. Those that fill none join the next bucket."""
+        """Divides the sequences of each bucket into batches.
+
+        Those that fill none join the next bucket.
+        """
         batches: list[list[int]] = []
         rest: list[int] = []
         for length, longer in zip(self.boundaries, [*self.boundaries[1:], None], strict=True):
@@ -179,7 +182,7 @@ def _check_boundaries(boundaries: Sequence[int] | None, longest: int) -> list[in
 def _count_sequences(
     boundaries: list[int], batch_size: int | None, tokens_per_batch: int | None
 ) -> dict[int, int]:
-    """Returns the number of sequences in a batch of each bucket."""
+    """Returns, for each bucket, the number of sequences in a batch."""
     if (batch_size is None) == (tokens_per_batch is None):
         raise InvalidInputError(
             "Pass either `batch_size` or `tokens_per_batch`; received "
@@ -196,7 +199,7 @@ def _count_sequences(
 
 
 def _pad(sequences: list[Array], length: int, padding: Any) -> Array:
-    """Returns the sequences in one array, padded to a length."""
+    """Pads sequences to one length, and returns them in one array."""
     batch = np.full(
         (len(sequences), length, *sequences[0].shape[1:]), padding, np.result_type(*sequences)
     )

@@ -112,7 +112,7 @@ class MaskedTokens(keras.utils.PyDataset):
 
 
 def _complete(inputs: Mapping[str, Any], padding_token_id: int) -> dict[str, Array]:
-    """Returns the arrays, with a padding mask and segment IDs."""
+    """Returns the input arrays, completed by a padding mask and segment IDs."""
     if not isinstance(inputs, Mapping) or "token_ids" not in inputs:
         names = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
         raise InvalidInputError(f'`inputs` must be a dict with "token_ids", received {names}.')

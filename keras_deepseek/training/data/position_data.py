@@ -1,4 +1,4 @@
-"""The data in the arguments of `fit`: their checks, and their wrapper that knows the position."""
+"""Checks the data arguments of `fit`, and wraps the data so that their position is known."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,12 +16,12 @@ _OF_THE_DATA = ("x", "y", "sample_weight", "batch_size", "steps_per_epoch", "cla
 
 
 def no_data_error(what: str = "training data") -> InvalidInputError:
-    """Returns the error for data without a batch."""
+    """Returns the error for data that yield no batch."""
     return InvalidInputError(f"The {what} hold no batch. Pass data with at least one row.")
 
 
 def check_data(x: Any, batch_size: int | None, what: str = "training data") -> None:
-    """Raises an error if there are no data, or if data in batches are given a `batch_size`.
+    """Raises an error if data are missing, or if batched data are given a `batch_size`.
 
     `what` names the data in the error.
     """
@@ -45,7 +45,7 @@ def check_data(x: Any, batch_size: int | None, what: str = "training data") -> N
 
 
 def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
-    """Raises an error if a number in the arguments of `fit` is out of range."""
+    """Raises an error if a numeric argument of `fit` is out of range."""
     epochs = check_integer("epochs", options["epochs"], least=0)
     for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
         check_integer(name, options.get(name), default=1)
@@ -76,7 +76,7 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
 
 
 def check_targets(x: Any, y: Any) -> None:
-    """Raises an error if the data are arrays and the loss has no targets."""
+    """Raises an error if the data are arrays and the loss would get no targets."""
     if y is None and _is_in_arrays(x):
         hint = ""
         if isinstance(x, tuple):

@@ -115,7 +115,7 @@ def pack_sequences(
 
 
 def _cut(lengths: Sequence[int], length: int, when_longer: str) -> Iterator[Piece]:
-    """Yields the pieces to pack: documents with tokens, cut or split if they are too long."""
+    """Yields the pieces of documents to pack, with too long documents cut or split."""
     if when_longer not in ("refuse", "split", "truncate"):
         raise InvalidInputError(
             f"`when_longer` must be 'refuse', 'split' or 'truncate', received {when_longer!r}."
@@ -132,7 +132,10 @@ def _cut(lengths: Sequence[int], length: int, when_longer: str) -> Iterator[Piec
 
 
 def _fit(pieces: list[Piece], length: int) -> list[list[Piece]]:
-    """Returns the pieces by row. From the longest down, each goes to the fullest row with room."""
+    """Assigns pieces to rows, and returns the pieces of each row.
+
+    From the longest down, each goes to the fullest row with room.
+    """
     pieces.sort(key=lambda piece: piece[1] - piece[2])
     rows: list[list[Piece]] = []
     by_room: dict[int, list[int]] = {}  # The rows with room for a number of tokens.

@@ -1,4 +1,4 @@
-"""Reader of the features that `pack_sequences` and `LengthBuckets` take."""
+"""Reads the token features that `pack_sequences` and `LengthBuckets` take."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Features = Mapping[str, Sequence[Any]]
 
 
 def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]]:
-    """Returns the sequences as arrays, by feature, and their lengths in tokens.
+    """Returns the sequences of each feature as arrays, and their lengths in tokens.
 
     Each name has one array `(num_tokens, ...)` for each sequence.
     """
@@ -54,7 +54,7 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
 
 
 def check_padding(padding: Mapping[str, Any] | None, names: Collection[str]) -> dict[str, Any]:
-    """Returns the padding values of features, by name."""
+    """Checks and returns the padding value of each feature."""
     unknown = sorted(set(padding or ()) - set(names))
     if unknown:
         raise InvalidInputError(

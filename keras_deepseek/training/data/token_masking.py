@@ -1,4 +1,4 @@
-"""Masking of tokens as for BERT."""
+"""Random masking of tokens, as for BERT."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -90,13 +90,13 @@ def mask_tokens(
 
 
 def count_masked(num_tokens: Any, share: float = 0.15) -> Any:
-    """Returns the number of tokens that are chosen out of `num_tokens`."""
+    """Returns how many of `num_tokens` tokens are chosen for masking."""
     counts = np.maximum(1, np.round(np.multiply(num_tokens, share)))
     return np.minimum(counts, num_tokens).astype(int)
 
 
 def _choose(may_be: Array, share: float, rng: np.random.Generator) -> Array:
-    """Returns True where a token is chosen: in each row, the right number of those that may be."""
+    """Chooses tokens for masking at random; returns a boolean array, true for chosen ones."""
     # A random order of each row, with the tokens that may not be chosen at its end.
     order = np.argsort(np.where(may_be, rng.random(may_be.shape), 2), axis=1)
     ranks = np.argsort(order, axis=1)

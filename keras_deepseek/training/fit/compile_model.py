@@ -13,7 +13,7 @@ from keras_deepseek.training.step.precision import with_loss_scaling
 
 
 def set_seed(seed: int | None) -> int | None:
-    """Seeds Python, NumPy, Keras and the framework, unless the seed is `None`, and returns it.
+    """Seeds Python, NumPy, Keras and the framework unless the seed is `None`; returns the seed.
 
     Raises:
         InvalidInputError: The seed is not an integer from 0 to 2**32 - 1.
@@ -32,7 +32,7 @@ _CHOSEN_BY_OUTPUTS = ("accuracy", "acc")
 
 
 def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
-    """Returns the given model, or the result of the given function.
+    """Returns the given model, or the model that the given function builds.
 
     Raises:
         InvalidInputError: It is not a `keras.Model`, or the function needs arguments.
@@ -70,7 +70,9 @@ def compile_model(
     metrics: Any,
     policy: keras.DTypePolicy | None,
 ) -> None:
-    """Compiles a model. An argument that is `None` keeps the model's own setting.
+    """Compiles a model with a trainer's optimizer, loss and metrics.
+
+    An argument that is `None` keeps the model's own setting.
 
     Args:
         model: `keras.Model`.
@@ -158,7 +160,7 @@ def _check_outputs(model: keras.Model, loss: Any) -> None:
 
 
 def _leaves(structure: Any) -> list[Any]:
-    """Returns the losses or metrics in a structure, without `None` and Keras's configs."""
+    """Returns the losses or metrics in a nested structure, without `None` and configs."""
     if isinstance(structure, dict) and "class_name" in structure:
         return []
     if isinstance(structure, dict | list | tuple):
@@ -168,7 +170,7 @@ def _leaves(structure: Any) -> list[Any]:
 
 
 def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> None:
-    """Raises an error if a value can't be an optimizer, a loss or a metric."""
+    """Raises an error if a value has the wrong type for an optimizer, a loss or a metric."""
     if isinstance(value, type) and kind != "metric":  # Keras creates an object of a metric class.
         raise InvalidInputError(
             f"`{kind}` is the class {value.__name__}: pass an object of it, as in "
@@ -186,7 +188,7 @@ def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Non
 
 
 def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
-    """Returns the object for a name or a config, or raises an error if it is unknown."""
+    """Returns the optimizer, loss or metric for a name or a config; raises an error if unknown."""
     if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
         _check_kind(kind, value)
         return value

@@ -1,4 +1,4 @@
-"""Notes on the errors of a training that name the batch and the epoch."""
+"""Adds notes to errors of a training, which name the epoch and the batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 
 
 class PositionTracker(keras.callbacks.Callback):
-    """Keeps track of the epoch, the batch and the validation of a training."""
+    """Keeps track of a training's position: epoch, batch, or validation."""
 
     def __init__(self, plan: StepPlan) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class PositionTracker(keras.callbacks.Callback):
         self._is_validating = False
 
     def describe(self) -> str | None:
-        """Returns the position as a text, or `None` before the first batch."""
+        """Describes the position in the training as a text, or `None` before the first batch."""
         done = self._plan.num_steps - self._num_before_epoch
         epoch = f"of epoch {self._epoch + 1}"
         if self._is_validating:
@@ -54,7 +54,7 @@ class PositionTracker(keras.callbacks.Callback):
 
 @contextmanager
 def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -> Iterator[None]:
-    """Adds a note with the batch to each error of the block, or replaces it by a clearer one.
+    """Context manager that adds the batch to errors of a training, or makes them clearer.
 
     Args:
         model: `keras.Model` that is trained.

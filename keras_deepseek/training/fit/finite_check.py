@@ -1,4 +1,4 @@
-"""The check that ends a training whose loss or weights are not finite, if it has no guard."""
+"""Ends a training whose loss or weights are not finite, if it has no guard."""
 
 import logging
 import math
@@ -34,7 +34,7 @@ class FiniteCheck(keras.callbacks.Callback):
         self._is_checked = False  # The weights were checked after the last step.
 
     def set_model(self, model: keras.Model) -> None:
-        """Keeps the model: on JAX, `self.model` reads all variables back, which is slow."""
+        """Keeps the model, since on JAX `self.model` copies all variables back, which is slow."""
         super().set_model(model)
         self._trained = model
 
@@ -73,13 +73,13 @@ class FiniteCheck(keras.callbacks.Callback):
         self._check_weights()
 
     def get_state(self) -> dict[str, Any]:
-        """Raises an error before a checkpoint of weights that are not finite; has no state."""
+        """Raises an error before a checkpoint if weights are not finite; returns no state."""
         self._check()
         self._check_weights()
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Does nothing: there is no state."""
+        """Does nothing, because this callback has no state."""
 
     def _check(self) -> None:
         if self._found is None:

@@ -38,7 +38,7 @@ _STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
 
 
 def list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
-    """Returns the argument `callbacks`, which may be one callback, several or `None`, as a list.
+    """Returns the argument `callbacks` (one callback, several or `None`) as a list.
 
     Raises:
         InvalidInputError: An element is not a Keras callback.
@@ -50,7 +50,7 @@ def list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
 
 
 def check_callback(callback: Any) -> keras.callbacks.Callback:
-    """Returns a Keras callback, or raises an error if it is something else.
+    """Returns a value that is a Keras callback, and raises an error for any other value.
 
     Raises:
         InvalidInputError: It is not a Keras callback.
@@ -64,7 +64,7 @@ def check_callback(callback: Any) -> keras.callbacks.Callback:
 
 
 def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks of ranks above 0: those that neither display nor write a file."""
+    """Returns the callbacks of ranks above 0, without those that display or write files."""
     return [callback for callback in callbacks if not isinstance(callback, _WRITERS)]
 
 
@@ -72,7 +72,7 @@ def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.cal
 def prepared_callbacks(
     callbacks: list[keras.callbacks.Callback], verbose: str | int, *, resume: bool
 ) -> Iterator[str | int]:
-    """Adds the trainer's callbacks to a list, and yields the `verbose` for Keras.
+    """Context manager that adds the trainer's callbacks to a list, and yields `verbose`.
 
     Afterwards it closes displays and loggers, also after an error.
 

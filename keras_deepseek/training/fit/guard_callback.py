@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 class GuardCallback(keras.callbacks.Callback):
-    """Carries out the action of a guard after a bad step.
+    """Reacts to bad steps, as a guard says, by an error, a warning or a rollback.
 
     It reads the logs of the step before the last one, which are already computed. Reading those of
     the last step would make every step wait.
@@ -53,20 +53,20 @@ class GuardCallback(keras.callbacks.Callback):
             self._read(self._unread[0])
 
     def get_state(self) -> dict[str, Any]:
-        """Handles the last step before a checkpoint is taken; has no state."""
+        """Handles the last step before a checkpoint is taken, and returns no state."""
         if self._unread is not None:
             self._read(self._unread[0])
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Does nothing: the state is in the variables of the `GuardMetric`."""
+        """Does nothing, because the state is in the variables of the `GuardMetric`."""
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._unread = None
         self._num_bad = self._steps.num_bad
 
     def _read(self, newest: int) -> None:
-        """Handles the bad steps up to the last batch whose logs were not read yet.
+        """Handles the bad steps among the batches whose logs have not been read yet.
 
         Args:
             newest: integer. The last batch that was trained.

@@ -1,4 +1,4 @@
-"""The settings of glibc's `malloc` that keep freed memory in the process during a training.
+"""Settings of glibc's `malloc` that keep freed memory in the process during a training.
 
 A training step frees its large temporary tensors, and the next step allocates the same ones again.
 glibc returns such blocks to the system at once, which must then clear each of their pages for the
@@ -29,7 +29,7 @@ _users = 0
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Keeps freed memory in the process until the last block of this context manager ends.
+    """Context manager that keeps freed memory in the process until its last block ends.
 
     It does nothing if the C library is not glibc, or if the environment sets options of its
     `malloc`. The process keeps at most the memory of a step's peak, and returns it at the end.
@@ -46,7 +46,7 @@ def kept_memory() -> Iterator[None]:
 
 
 def _count(change: int, act: Callable[[], None]) -> None:
-    """Changes the number of open blocks, and calls `act` for the first and the last one."""
+    """Changes the count of open blocks, and calls `act` when it leaves or reaches zero."""
     global _users  # noqa: PLW0603 - the process has one heap.
     with _lock:
         if 0 in (_users, _users + change):

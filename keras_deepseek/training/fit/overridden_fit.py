@@ -1,4 +1,4 @@
-"""Training of models whose class overrides `fit`, as KerasHub's tasks do for preprocessing.
+"""Training of models whose class overrides `fit`, such as KerasHub's tasks.
 
 The override runs. Only the `keras.Model.fit` that it calls is replaced, by the trainer's training.
 """
@@ -37,7 +37,7 @@ def call_fit(
 
 
 def keras_fit_arguments(model: keras.Model, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with which `model.fit` calls `keras.Model.fit`, without a training.
+    """Returns the arguments with which an overridden `fit` calls `keras.Model.fit`.
 
     Args:
         model: `keras.Model`.
@@ -54,7 +54,7 @@ def keras_fit_arguments(model: keras.Model, arguments: dict[str, Any]) -> dict[s
 
 
 class _OverriddenFit:
-    """One call of an overridden `fit`, in which a function replaces `keras.Model.fit`."""
+    """A call of an overridden `fit`, during which a function replaces `keras.Model.fit`."""
 
     def __init__(self, model: keras.Model, train: Callable[[dict[str, Any]], Any]) -> None:
         self._model = model
@@ -92,7 +92,7 @@ class _OverriddenFit:
         return type(own.__name__, (own, last), {"__module__": own.__module__})
 
     def _replace_fit(self, *given: Any, **options: Any) -> Any:
-        """Trains with the arguments that an override passes to `super().fit`."""
+        """Trains with the arguments that an overridden `fit` passes to `super().fit`."""
         self._is_keras_fit_reached = True
         arguments = dict(_KERAS_FIT.bind(self._model, *given, **options).arguments)
         del arguments["self"]
@@ -101,7 +101,7 @@ class _OverriddenFit:
 
 
 class _FitReached(BaseException):
-    """Leaves an override of `fit` when it reaches `keras.Model.fit`."""
+    """The exception that leaves an overridden `fit` when it reaches `keras.Model.fit`."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The setup of a training around `model.fit`, and its cleanup."""
+"""The setup of a training before `model.fit`, and its cleanup afterwards."""
 
 import contextlib
 import logging
@@ -85,7 +85,7 @@ class Session:
         """The checkpoint that the next training continues from."""
 
     def check_peers(self, gradient_compression: Any) -> None:
-        """Raises an error if the processes were given different models or options.
+        """Raises an error if the processes have different models or options.
 
         Args:
             gradient_compression: The argument of `Trainer`.
@@ -109,7 +109,7 @@ class Session:
         )
 
     def print_once(self, notice: str) -> None:
-        """Prints a text when the next training that shows its progress begins."""
+        """Prints a text at the start of the next training that shows its progress."""
         self._notices.append(notice)
 
     def resume(self) -> int | None:
@@ -141,7 +141,7 @@ class Session:
         resume: bool,
         needs_stream: bool = False,
     ) -> Iterator[dict[str, Any]]:
-        """Sets up a training, and yields the arguments for `keras.Model.fit`.
+        """Context manager that sets up a training, and yields the arguments for `keras.Model.fit`.
 
         Args:
             arguments: dict. The arguments that the user gave to `fit`.
@@ -177,7 +177,7 @@ class Session:
 
     @contextlib.contextmanager
     def in_training(self) -> Iterator[None]:
-        """Makes `model.fit` use the plan's steps and the training's devices, in the block."""
+        """Context manager in which `model.fit` uses the plan's steps and the training's devices."""
         with (
             self._placement.in_use(self._model),
             backend.current().step.restoring_variables(self._model),
@@ -186,7 +186,7 @@ class Session:
             yield
 
     def _check(self, arguments: dict[str, Any], resume: bool) -> None:
-        """Raises an error if an argument of `fit` is invalid, before any work is done."""
+        """Raises an error if an argument of `fit` is invalid, before the training starts."""
         self._plan.check_model()
         check_data(arguments["x"], arguments["batch_size"])
         if self._plan.needs_targets:

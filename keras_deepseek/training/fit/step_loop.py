@@ -1,4 +1,4 @@
-"""The iterator over the steps of a training, for `Trainer.steps`."""
+"""The iterator of `Trainer.steps`, which yields after each training step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def make_steps(
     epochs: int,
     initial_epoch: int = 0,
 ) -> Iterator[Step]:
-    """Trains a model, and yields after each step.
+    """Trains a model, and yields a `Step` after each training step.
 
     Args:
         model: `keras.Model`, built and compiled.

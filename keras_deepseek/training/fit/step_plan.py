@@ -1,4 +1,4 @@
-"""The training step that a trainer's options ask for, assembled from its parts."""
+"""The assembly of a training step from the options of a trainer."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +120,7 @@ class StepPlan:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Makes the model train by this step until the block ends."""
+        """Context manager in which the model trains by this plan's step."""
         self.check_model()
         with contextlib.ExitStack() as stack:
             if self.options.keep_memory:
@@ -133,7 +133,7 @@ class StepPlan:
     def _make_guard_metric(
         self, guard: StepGuard | None, checkpoints: Checkpoints | None
     ) -> GuardMetric | None:
-        """Adds the callback for bad steps, and returns the metric that a guard needs."""
+        """Adds the callback for bad steps, and returns the guard's metric if there is one."""
         if guard is None:
             self.callbacks.append(FiniteCheck())
             return None
@@ -166,7 +166,7 @@ class StepPlan:
 
     @property
     def steps_per_execution(self) -> int:
-        """The number of steps that one call runs."""
+        """The number of steps that one call of the compiled function runs."""
         return int(self._model.steps_per_execution)
 
     @property
@@ -175,7 +175,7 @@ class StepPlan:
         return self._step.is_running
 
     def check_model(self) -> None:
-        """Raises an error if the model can't be trained by this plan, or not any more.
+        """Raises an error if this plan can't train the model, or can't do so any more.
 
         Raises:
             InvalidInputError: The model is being trained, was compiled again, or has other
@@ -204,7 +204,7 @@ class StepPlan:
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
     def _make_step(self, *, is_compilable: bool) -> StepReplacement:
-        """Returns the replacement of the model's own training step."""
+        """Makes the training step that replaces the model's own."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = self._place_layers
         extra_variables: Callable[[], Sequence[keras.Variable]] = list
@@ -242,7 +242,7 @@ class StepPlan:
 
 
 def _check_trainable(model: keras.Model) -> None:
-    """Raises an error if weights were frozen or unfrozen and the optimizer can't handle it."""
+    """Raises an error if weights were frozen or unfrozen in a way the optimizer can't handle."""
     known, trainable = optimized_variables(model.optimizer), model.trainable_variables
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if known is None:

@@ -1,4 +1,4 @@
-"""The detection of a StopIteration from a callback, which Keras takes for the end of the data."""
+"""Detects a StopIteration from a callback, which Keras takes for the end of the data."""
 
 import threading
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _OWN = "keras_deepseek."
 
 
 class StopIterationCheck:
-    """Two callbacks, the first and the last of a training, that count the calls of batch hooks.
+    """A pair of callbacks, first and last in the list, that count calls of batch hooks.
 
     If a callback between them raises StopIteration, Keras ends the epoch, and the last callback
     misses a call. At the end of the data, neither is called.
@@ -36,7 +36,7 @@ class StopIterationCheck:
 
 
 class _CallCounter(keras.callbacks.Callback):
-    """Counts the calls of its batch hooks."""
+    """A callback that counts the calls of its batch hooks."""
 
     async_safe = True
 
@@ -46,11 +46,11 @@ class _CallCounter(keras.callbacks.Callback):
         self.number = 0
 
     def get_state(self) -> dict[str, Any]:
-        """Returns nothing: the count starts with each training."""
+        """Returns nothing, because the count starts with each training."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Does nothing, because the count starts with each training."""
 
     def _count(self) -> None:
         with self._lock:
@@ -70,7 +70,7 @@ class _CallCounter(keras.callbacks.Callback):
 
 
 class _CallComparer(_CallCounter):
-    """Raises an error at the end of an epoch if the last callback missed a call."""
+    """The callback that compares its call count with that of the last callback."""
 
     def __init__(self, last: _CallCounter, names: Sequence[str]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _CallComparer(_CallCounter):
         self.compare()
 
     def compare(self) -> None:
-        """Raises an error if the last callback missed a call."""
+        """Raises an error if the last callback got fewer calls than this first one."""
         if self.number != self._last.number:
             raise RuntimeError(
                 f"One of the callbacks {', '.join(self._names)} raised StopIteration in a batch "

@@ -1,4 +1,4 @@
-"""A wrapper that makes a program die with its parent: `PARENT_PID PROGRAM ARGUMENTS...`.
+"""A wrapper program that ends another program when its parent process ends.
 
 It runs between the launcher and each process, and becomes the program by `exec`, which keeps the
 setting.
@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Asks the kernel for SIGKILL at the parent's death, on Linux, and becomes the program.
+    """Becomes the program, after asking Linux to kill it when its parent ends.
 
     The arguments are the parent's process ID, and the program with its arguments.
     """

@@ -1,4 +1,4 @@
-"""The failure of a process of a job."""
+"""The record of a process of a job that failed."""
 
 import signal
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Failure:
-    """The first process of a job that did not end with exit code 0.
+    """The first process of a job that ended with an exit code other than 0.
 
     `status` is the exit code, or the negative number of a signal; `last_errors` are its last lines
     on stderr.
@@ -19,11 +19,11 @@ class Failure:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the launcher: as in shells, 128 plus the number of a signal."""
+        """The exit code of the launcher, which is 128 plus the number for a signal."""
         return self.status if self.status >= 0 else 128 - self.status
 
     def describe(self) -> str:
-        """Returns a text with the rank, its exit status, and its last errors."""
+        """Describes the failure: the rank, how it ended, and its last errors."""
         if self.status >= 0:
             how = f"with exit code {self.status}"
         else:

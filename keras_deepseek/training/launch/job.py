@@ -22,7 +22,7 @@ from keras_deepseek.training.launch.watchdog import Watchdog
 
 
 class Job:
-    """The processes of one attempt, with their output; all are ended if one fails.
+    """Starts the processes of one attempt, forwards their output, and ends all if one fails.
 
     `restart` is the number of attempts before this one.
     """
@@ -39,7 +39,7 @@ class Job:
         self.was_cut_short = False
 
     def run(self, relay: SignalRelay) -> Failure | None:
-        """Runs until the last process has ended; returns the first failure, if any.
+        """Runs the job until its last process has ended; returns the first failure, or `None`.
 
         The signals of `relay` go to this job. If one came before all were started, `was_cut_short`
         is true.
@@ -58,7 +58,7 @@ class Job:
         return self._failure
 
     def end(self, number: int) -> None:
-        """Sends each process a signal, and kills those that still run after the grace period."""
+        """Sends each process a signal, and kills those that outlive the grace period."""
         self._sent = number
         if self._deadline is None:
             self._deadline = time.monotonic() + self._plan.grace_period
@@ -92,7 +92,7 @@ class Job:
                 selector.register(descriptor, selectors.EVENT_READ, process)
 
     def _make_command(self) -> list[str]:
-        """Returns the command for each rank on this machine."""
+        """Returns the command line for each rank on this machine."""
         plan = self._plan
         if not plan.is_on_ray:
             joined = [str(Path(__file__).with_name("joined_script.py"))] if plan.is_joined else []

@@ -1,4 +1,4 @@
-"""A program that runs a script and joins the other processes at its import of Keras.
+"""A program that runs a script, and joins the other processes when it imports Keras.
 
 It runs as `SCRIPT ARGUMENTS...` in place of `python SCRIPT ARGUMENTS...`, if the framework must
 know of the other processes before it computes anything. What the script sets before its imports,
@@ -53,7 +53,7 @@ class JoinAfterImport(MetaPathFinder, Loader):
         self._loaders: dict[str, Any] = {}
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Returns the spec of Keras that the other finders find, with this object as loader."""
+        """Returns Keras's import spec, with this object as its loader."""
         if name not in _IMPORTED or os.getpid() != self._process:
             return None
         others = [finder for finder in sys.meta_path if finder is not self]
@@ -64,12 +64,12 @@ class JoinAfterImport(MetaPathFinder, Loader):
         return spec
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
-        """Creates the module by Keras's own loader."""
+        """Creates the module of Keras by its own loader."""
         made: types.ModuleType | None = self._loaders[spec.name].create_module(spec)
         return made
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Runs Keras's own loader, and joins the other processes."""
+        """Runs Keras's own loader, and then joins the other processes."""
         loader = module.__loader__ = self._loaders[module.__name__]
         if module.__spec__ is not None:
             module.__spec__.loader = loader
@@ -109,7 +109,7 @@ def run_script(path: str) -> None:
 
 
 def _end_in_time(exit_code: int) -> None:
-    """Ends this process if it hangs at its exit: JAX waits minutes for the others to end."""
+    """Ends this process if its exit hangs, since JAX waits minutes for the other processes."""
 
     def end() -> None:
         _leaves.wait()

@@ -18,7 +18,7 @@ class Launcher:
         self._job: Job | None = None
 
     def run(self) -> int:
-        """Runs the plan to its end; returns 0, or the exit code of the first failure."""
+        """Runs the job with restarts to its end; returns 0 or the first failure's exit code."""
         with Watchdog() as watchdog, SignalRelay(self._act) as relay:
             for restart in range(self._plan.max_restarts + 1):
                 if restart:
@@ -34,7 +34,7 @@ class Launcher:
         return 128 + relay.received[0] if job.was_cut_short else 0
 
     def _act(self, number: int, is_first: bool) -> None:
-        """Handles a signal: forwards the first one, and kills the processes at any further one.
+        """Forwards the first signal to the processes, and kills them at any further signal.
 
         SIGHUP never kills: when a terminal is closed, it comes twice, from the shell and from the
         system.

@@ -1,4 +1,4 @@
-"""Lines of a process's output, each with its rank before it."""
+"""Prefixes each line of a process's output with its rank."""
 
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class LinePrefixer:
         return [line[:_LONGEST_LAST_LINE].decode(errors="replace") for line in self._last]
 
     def feed(self, data: bytes) -> None:
-        """Takes bytes of a process, and writes the lines that are complete."""
+        """Takes output bytes of a process, and writes the lines that they complete."""
         *lines, self._pending = (self._pending + data).split(b"\n")
         while len(self._pending) > _LONGEST_LINE:
             lines.append(self._pending[:_LONGEST_LINE])
@@ -33,7 +33,7 @@ class LinePrefixer:
         self._write_lines(lines)
 
     def close(self) -> None:
-        """Writes the last line, if it did not end with a newline."""
+        """Writes the last line if it lacks a newline."""
         lines = [self._pending] if self._pending else []
         self._pending = b""
         self._write_lines(lines)

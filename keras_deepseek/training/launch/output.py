@@ -1,4 +1,4 @@
-"""The launcher's own stdout and stderr."""
+"""The launcher's own standard output and standard error."""
 
 import os
 import sys
@@ -8,18 +8,18 @@ PROGRAM = "keras-deepseek launch"
 
 
 class Output:
-    """The writer of the lines of the processes and of the launcher.
+    """Writes lines of the processes and of the launcher to stdout and stderr.
 
     If a log can't be written, because its reader has ended or the disk is full, the training goes
     on and the output is dropped.
     """
 
     def write_out(self, data: bytes) -> None:
-        """Writes to stdout."""
+        """Writes bytes to stdout."""
         self._write(sys.stdout.buffer, data)
 
     def write_error(self, data: bytes) -> None:
-        """Writes to stderr."""
+        """Writes bytes to stderr."""
         self._write(sys.stderr.buffer, data)
 
     def say(self, message: str) -> None:

@@ -22,7 +22,7 @@ Strategy = Literal["allreduce", "parameter_server"]
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """The processes of one node, and the script that they run.
+    """The processes that the launcher starts on one node, and the script that they run.
 
     Args:
         nproc: The number of processes on this node.
@@ -75,7 +75,7 @@ class LaunchPlan:
 
     @property
     def is_served(self) -> bool:
-        """True if one process runs the script, as chief, and starts the others itself."""
+        """True if one process runs the script as chief, and starts workers and servers itself."""
         return self.strategy == "parameter_server"
 
     @property

@@ -1,4 +1,4 @@
-"""Ports for the rendezvous of a job."""
+"""Finds and checks network ports for the rendezvous of a job."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
 
 def find_free_ports(count: int) -> list[int]:
-    """Returns different free ports of loopback."""
+    """Returns different free ports of the loopback interface."""
     with contextlib.ExitStack() as stack:
         # All are open at the same time, so that none is found twice.
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -29,7 +29,7 @@ _GPUS_OF_JAX = "JAX_LOCAL_DEVICE_IDS"
 
 
 def make_addresses(plan: LaunchPlan) -> list[tuple[str, int]]:
-    """Returns the address of rank 0; for TensorFlow on one node, the addresses of all ranks."""
+    """Returns the address of rank 0, or the addresses of all ranks for TensorFlow on one node."""
     first = [parse_address("--coordinator", plan.coordinator)] if plan.coordinator else []
     num_all = plan.nproc if _needs_tf_config(plan) else 1
     free = find_free_ports(num_all - len(first))
@@ -43,7 +43,7 @@ def make_environment(
     restart: int,
     environ: Mapping[str, str],
 ) -> dict[str, str]:
-    """Returns the environment of one process.
+    """Returns the environment variables of one rank's process.
 
     `addresses` come from `make_addresses`. `restart` counts the restarts of the job. `environ` is
     that of the launcher.
@@ -82,7 +82,7 @@ def make_environment(
 
 
 def make_secret(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variable with the secret of a job, random unless the environment has one.
+    """Returns the environment variable with the job's secret, random unless already set.
 
     Launchers on several nodes can't agree on a random one: there the user sets it, or nobody.
     """

@@ -1,4 +1,4 @@
-"""One process of a job, with its process group and its output."""
+"""A process of a job, with its process group and its output pipes."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _MOST_LEFT = 1 << 20
 
 
 class RankProcess:
-    """A process in a session of its own, so that it and its children are one process group.
+    """A process in its own session, so that it and its children are one process group.
 
     `prefix` is written before each of its lines.
     """
@@ -56,11 +56,11 @@ class RankProcess:
 
     @property
     def last_errors(self) -> list[str]:
-        """The newest lines on stderr."""
+        """The newest lines that the process wrote to stderr."""
         return self._errors.last_lines
 
     def read(self, descriptor: int) -> int | None:
-        """Forwards the bytes that are in one of the pipes, a descriptor of `outputs`.
+        """Forwards the bytes that wait in one of the process's output pipes.
 
         Returns their number: 0 if the pipe is closed, `None` if it is empty.
         """
@@ -90,7 +90,7 @@ class RankProcess:
         return os.waitid(os.P_PID, self._process.pid, options) is not None
 
     def collect(self) -> int:
-        """Kills the rest of the group, forwards the last output, and waits for the process.
+        """Kills the rest of the process group, forwards the last output, and waits for the process.
 
         Returns the exit code, or the negative number of a signal.
         """

@@ -1,4 +1,4 @@
-"""A program that runs a rank on a Ray cluster: `ADDRESS JOB OPTIONS... SCRIPT...`.
+"""A program that runs one rank on a Ray cluster: `ADDRESS JOB OPTIONS... SCRIPT...`.
 
 Ray chooses the node and carries the messages. On that node, an actor launches the rank as the only
 one of a node, so environment, signals and exit are those of every launch. This process represents
@@ -37,7 +37,7 @@ _TOKEN_HINT = (
 
 
 class RemoteRank:
-    """The actor of one rank, on the node that Ray has chosen."""
+    """The Ray actor that runs one rank, on the node that Ray has chosen."""
 
     def __init__(self) -> None:
         import ray
@@ -53,11 +53,11 @@ class RemoteRank:
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self) -> str:
-        """Returns `HOST:PORT` of this node, with a free port, for rank 0 to listen at."""
+        """Returns `HOST:PORT` of this node with a free port, at which rank 0 can listen."""
         return self._address
 
     def start(self, launch: list[str], environ: dict[str, str], folder: str) -> None:
-        """Launches the rank by the arguments of `keras-deepseek launch`.
+        """Starts the rank by the arguments of `keras-deepseek launch`.
 
         `environ` is added to the node's environment. `folder` becomes the working directory, if the
         node has it.
@@ -82,7 +82,7 @@ class RemoteRank:
             self._readers.append(reader)
 
     def read(self) -> tuple[list[tuple[int, bytes]], int | None]:
-        """Returns the output since the last call, by stream, and the exit code.
+        """Returns the rank's new output by stream, and its exit code.
 
         The exit code is `None` while the rank runs, and until all of its output was returned.
         """
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _may_lack_token() -> bool:
-    """Returns True if this process has no token for a cluster that may ask for one.
+    """Returns True if this process has no token for a Ray cluster that may require one.
 
     Newer versions of Ray do so by default.
     """
@@ -161,7 +161,7 @@ class _NotPlacedError(Exception):
 
 
 def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
-    """Returns the handle of a new actor."""
+    """Creates a Ray actor for the rank, and returns its handle."""
     there = ray.cluster_resources()
     if there.get("CPU", 0) < world_size:
         raise _NotPlacedError(
@@ -175,7 +175,7 @@ def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
 
 
 def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float) -> str:
-    """Returns the address that rank 0 has found on its node."""
+    """Returns the coordinator's address, which rank 0 has published."""
     until = time.monotonic() + timeout
     first = placed if rank == 0 else None
     while first is None:

@@ -1,4 +1,4 @@
-"""The names that a script uses, read from its source."""
+"""Reads the names that a script uses from its source code."""
 
 import ast
 from pathlib import Path
@@ -20,7 +20,7 @@ _ENGINES = {"distributed", "distribution"}
 
 
 def joins_itself(script: str) -> bool:
-    """Returns True if a script sets up its processes or devices itself.
+    """Returns True if a script joins processes or sets up devices itself.
 
     It does so by `join_cluster`, by `initialize` of JAX or Keras, or by an object of
     `keras.distribution` or `tf.distribute`. Some of these fail or crash if the processes have

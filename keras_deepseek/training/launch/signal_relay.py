@@ -1,4 +1,4 @@
-"""The signals that the launcher receives."""
+"""Receives the signals that are sent to the launcher."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ _TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class SignalRelay:
-    """A signal handler that calls a function for each signal and wakes a selector.
+    """Records signals, calls a function for each of them, and wakes a selector.
 
     The function is called in the signal handler: the launcher may hang in a write to a log that
     nobody reads. A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. `act` takes

@@ -1,4 +1,4 @@
-"""A process that outlives the launcher and kills the process groups that it left.
+"""The watchdog process, which kills the process groups that a killed launcher left.
 
 `die_with_parent` ends the processes themselves, on Linux only. The watchdog also ends their
 children, such as the workers of a data loader, and works on every POSIX system: its stdin is closed
@@ -15,7 +15,7 @@ from types import TracebackType
 
 
 class Watchdog:
-    """The watchdog process, inside the block. It is told of each process group."""
+    """Context manager that runs the watchdog process. It is told of each process group."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -41,11 +41,11 @@ class Watchdog:
         self._process.wait()
 
     def add(self, group: int) -> None:
-        """Adds a process group, to be killed if the launcher ends."""
+        """Adds a process group that the watchdog kills if the launcher ends."""
         self._tell(f"+{group}\n")
 
     def remove(self, group: int) -> None:
-        """Removes a process group: its number may soon be another's."""
+        """Removes a process group, because its number may soon be another group's."""
         self._tell(f"-{group}\n")
 
     def _tell(self, line: str) -> None:
@@ -56,7 +56,7 @@ class Watchdog:
 
 
 def watch(lines: Iterable[str]) -> set[int]:
-    """Reads lines to their end; returns the process groups that are left.
+    """Reads lines until the pipe closes; returns the process groups that are left.
 
     A line is `+GROUP` for a group that was added, or `-GROUP` for one that was removed.
     """
@@ -69,7 +69,7 @@ def watch(lines: Iterable[str]) -> set[int]:
 
 
 def main() -> None:
-    """Reads stdin to its end, and kills the process groups that are left."""
+    """Reads stdin until it closes, and kills the process groups that are left."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # The launcher handles them.
     for group in watch(sys.stdin):

@@ -1,4 +1,4 @@
-"""The seeds of each batch, which are the same on every worker."""
+"""The seeds of a batch's random generators, equal on every worker."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ _STRIDE = 15_485_863
 
 
 class BatchSeeds:
-    """The states of a model's seed generators for each batch, derived from the current ones."""
+    """Computes the seeds of each batch from the states of a model's seed generators."""
 
     def __init__(self, model: keras.Model) -> None:
         self.variables: list[Any] = seed_states(model)
         self._first = read_values(self.variables)
 
     def of(self, number: int) -> list[Array]:
-        """Returns the states of the generators for a batch."""
+        """Returns the states that the seed generators have for a batch."""
         moved = [np.array(each) for each in self._first]
         for state in moved:
             state[0] = (int(state[0]) + number * _STRIDE) % 2**31

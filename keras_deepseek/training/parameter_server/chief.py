@@ -1,4 +1,4 @@
-"""The chief: the process that runs the script and trains by workers and servers."""
+"""The chief process, which runs the script and has its steps computed by workers."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,14 +20,14 @@ from keras_deepseek.training.step.step_options import StepOptions
 
 
 def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
-    """Returns the engine for the backend that Keras runs on."""
+    """Returns the worker and server engine for the backend that Keras runs on."""
     if keras.backend.backend() == "tensorflow":
         return CoordinatorEngine(settings, cluster)
     return RayEngine(settings, cluster)
 
 
 class Chief(OneProcess):
-    """The one process of a training whose steps are made by workers and servers."""
+    """The chief process of a training, whose steps are computed by workers and servers."""
 
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
         self.engine = make_engine(settings, cluster)
@@ -43,7 +43,7 @@ class Chief(OneProcess):
         options: StepOptions,
         policy: keras.DTypePolicy | None,
     ) -> ServedStep:
-        """Returns the callable that makes the trainer's steps by the workers.
+        """Returns a callable training step that the workers compute.
 
         `make_model` built the trainer's model. `device_kind` is that of the workers: `"cpu"`,
         `"gpu"` or `"tpu"`. Options that need the result of one step before the next one starts are
@@ -67,7 +67,7 @@ class Chief(OneProcess):
         return self._step.training(arguments["x"].stream, arguments["callbacks"])
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the requests, such as to stop, once no batch is unfinished.
+        """Returns the requests of this process, such as to stop, once no batch is unfinished.
 
         Until then it returns False for each, and hands out no further batch.
         """
@@ -79,7 +79,7 @@ class Chief(OneProcess):
         return [False] * len(wishes)
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the requests at once, with those that `agree` still holds back."""
+        """Returns the requests at once, including those that `agree` holds back."""
         before, self._wishes = self._wishes or [False] * len(wishes), []
         if self._step is not None:
             self._step.pause(is_paused=False)

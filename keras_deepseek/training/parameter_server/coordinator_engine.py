@@ -1,4 +1,4 @@
-"""The engine on TensorFlow: its coordinator, workers and servers."""
+"""The parameter server engine for TensorFlow, on its coordinator, workers and servers."""
 
 import copy
 import time
@@ -51,7 +51,10 @@ class CoordinatorEngine(Engine):
         device_kind: str,
         step: Mapping[str, Any],
     ) -> None:
-        """Stores the trainer. Workers build no model, and use their first GPU if they have one."""
+        """Stores the trainer for the start of a training.
+
+        Workers build no model, and use their first GPU if they have one.
+        """
         self._make_step = lambda: _make_step(trainer, step)
 
     def start(self, shards: ModelShards, batch: Any) -> Dispatcher:
@@ -83,7 +86,7 @@ class CoordinatorEngine(Engine):
 
 
 class CoordinatorWorkers(Workers):
-    """The transport through TensorFlow's coordinator, which picks the process for each batch.
+    """Transport of batches through TensorFlow's coordinator, which picks a process for each.
 
     So a "worker" is here one of the slots in which the servers hold the gradients of a batch until
     the chief makes its update. If a process ends, the coordinator itself has another one compute
@@ -106,16 +109,16 @@ class CoordinatorWorkers(Workers):
         self._tasks = tasks
 
     def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Future[Any]:
-        """Returns a done future: workers hold no model."""
+        """Returns a finished future, because workers hold no model."""
         return _done(None)
 
     def compute(self, worker: int, task: Task) -> Future[Any]:
-        """Schedules a batch on the next free process; its gradients go into the slot `worker`."""
+        """Schedules a batch on the next free process, with gradients for the slot `worker`."""
         arguments = [task.batch, self._step.seeds.of(task.number), np.int32(worker)]
         return self._cluster.schedule(self._compiled, arguments)
 
     def finish(self, worker: int, task: Task, future: Future[Any]) -> Result:
-        """Returns the result of a computed batch, after making its update."""
+        """Applies the update of a computed batch, and returns its result."""
         try:
             logs, metrics = future.result()
         except ResultLostError as error:
@@ -127,20 +130,23 @@ class CoordinatorWorkers(Workers):
         return Result(numbers, [_to_array(each) for each in metrics], pushes=[])
 
     def restart_workers(self, workers: Sequence[int]) -> None:
-        """Kills all worker processes, since any of them may have the batches; starts them again."""
+        """Kills and restarts all worker processes, since any of them may have the batches."""
         self._tasks.look_after(ends_workers=True)
 
     def set_up_server(self, server: int, values: ShardValues) -> Future[Any]:
-        """Writes a server's values; returns a done future. The server has one life only."""
+        """Sets a server's variables to values, and returns a finished future.
+
+        The server has one run only.
+        """
         self._remote.write(server, values)
         return _done("")
 
     def read_server(self, server: int) -> Future[Any]:
-        """Returns a done future of the server's `ShardValues`."""
+        """Returns a finished future of the server's `ShardValues`."""
         return _done(self._remote.read(server))
 
     def wait(self, futures: Sequence[Future[Any]], timeout: float) -> list[Future[Any]]:
-        """Returns the futures that are done, failed ones first; checks the processes meanwhile.
+        """Returns the finished futures, failed ones first, and checks the processes meanwhile.
 
         When one batch fails, the coordinator cancels all others. A cancelled future is left out, so
         that the error of the batch that failed is raised.
@@ -163,7 +169,7 @@ class CoordinatorWorkers(Workers):
                 self._tasks.look_after()
 
     def result(self, future: Future[Any]) -> Any:
-        """Returns the value of a done future."""
+        """Returns the value of a finished future."""
         return future.result()
 
 
@@ -188,7 +194,7 @@ def _make_step(trainer: Any, arguments: Mapping[str, Any]) -> CoordinatorStep:
 
 
 def _own_variables(trainer: Any) -> list[keras.Variable]:
-    """Returns the variables of layers that are attributes of the trainer, such as a teacher."""
+    """Returns the variables of layers in the trainer's attributes, such as a teacher."""
     held = keras.tree.flatten([value for value in vars(trainer).values() if value is not None])
     return [
         variable for each in held if isinstance(each, keras.Layer) for variable in each.variables

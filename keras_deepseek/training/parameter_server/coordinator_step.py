@@ -15,7 +15,7 @@ from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 
 
 class CoordinatorStep:
-    """A step that computes the gradients of a batch and writes them into a slot of the servers.
+    """A step that computes a batch's gradients, and writes them into a slot of the servers.
 
     It is traced on the chief's model, with the values on the servers in place of the model's own.
     No variable of the chief's model is read or changed. `others` are variables that a step reads
@@ -55,7 +55,7 @@ class CoordinatorStep:
     def __call__(
         self, batch: Any, seeds: Sequence[Any], slot: Any
     ) -> tuple[dict[str, Any], list[Any]]:
-        """Returns the logs without metrics, and the differences that the batch makes to metrics.
+        """Computes a batch; returns its logs, and its changes to the metrics' variables.
 
         The gradients go to `slot`, an int32 scalar. `seeds` are the states of seed generators for
         this batch.
@@ -97,7 +97,7 @@ class CoordinatorStep:
 
 
 def _first_values(model: keras.Model) -> list[Array]:
-    """Returns the values that the metrics' variables have after `reset_metrics`."""
+    """Returns the values of the metrics' variables after `reset_metrics`."""
     variables = list(model.metrics_variables)
     now = read_values(variables)
     model.reset_metrics()
@@ -109,7 +109,7 @@ def _first_values(model: keras.Model) -> list[Array]:
 
 @contextmanager
 def _unscaled(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Disables the optimizer's loss scale inside the block: the servers don't divide by it."""
+    """Context manager that disables the loss scale, since servers don't divide by it."""
     scale = optimizer.loss_scale_factor
     optimizer.loss_scale_factor = None
     try:

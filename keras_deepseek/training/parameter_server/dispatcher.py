@@ -1,4 +1,4 @@
-"""The chief's bookkeeping of batches and updates, for each engine.
+"""The chief's dispatcher, which keeps track of batches and updates for each engine.
 
 The number of a batch is its step in the training. The dispatcher gives a batch to a free worker,
 and counts it once every server has made its update. If the worker ends, another one computes the
@@ -32,7 +32,7 @@ class _Batch:
 
 
 class Dispatcher:
-    """The dispatcher of batches to workers within the staleness bound. Each update is made once.
+    """Gives batches to workers within the staleness bound, and makes each batch's update once.
 
     `snapshot_every` is the number of updates between two snapshots of the servers; `None` if
     servers can't restart, and nothing is kept for them. Workers or servers are restarted after
@@ -76,7 +76,7 @@ class Dispatcher:
         return len(self._done) + sum(not batch.is_repair for batch in batches)
 
     def begin(self, number: int, values: Sequence[ShardValues], variables: Sequence[Array]) -> None:
-        """Gives servers and workers their first values, and waits until all are ready.
+        """Sends the first values to servers and workers, and waits until all of them are ready.
 
         `number` is that of the first batch. `values` are those of each server, `variables` those of
         the model.
@@ -93,18 +93,18 @@ class Dispatcher:
             self._pump()
 
     def go_on(self, values: Sequence[ShardValues]) -> None:
-        """Takes what `collect` returned as the snapshot that servers restart from."""
+        """Takes values that `collect` returned as the snapshot from which servers restart."""
         self._snapshots = list(values)
         self._kept.clear()
         self._snapshotting.clear()
         self._num_since_snapshot = 0
 
     def may_hand(self) -> bool:
-        """Returns True if a worker would start on a further batch at once."""
+        """Returns True if a worker would start at once on another batch."""
         return bool(self._free) and not self._queue and self._staleness.may_begin()
 
     def hand(self, batch: Any, rate: float | None) -> None:
-        """Adds the next batch, of NumPy arrays, to the queue.
+        """Adds the next batch, a structure of NumPy arrays, to the queue.
 
         A learning rate of `None` means that the optimizer has a schedule.
         """
@@ -113,7 +113,7 @@ class Dispatcher:
         self._assign()
 
     def wait(self) -> Result:
-        """Waits for the next update to be made; returns the result of its batch."""
+        """Waits until the next update is made; returns the result of its batch."""
         while not self._done:
             self._pump()
         return self._done.popleft()
@@ -130,7 +130,7 @@ class Dispatcher:
             self._recover_servers()
 
     def _assign(self) -> None:
-        """Gives waiting batches to free workers, as far as the staleness bound allows."""
+        """Assigns queued batches to free workers, as far as the staleness bound allows."""
         while self._queue and self._free and self._staleness.may_begin():
             batch, worker = self._queue.popleft(), self._free.popleft()
             unfinished = [batch, *self._queue, *(each for _, each in self._computing.values())]
@@ -144,7 +144,7 @@ class Dispatcher:
             self._computing[self._workers.compute(worker, task)] = (worker, batch)
 
     def _pump(self) -> None:
-        """Waits for the next answers, and handles them."""
+        """Waits for the next answers of workers and servers, and handles them."""
         self._assign()
         futures = [*self._computing, *self._pushing, *self._setting_up, *self._snapshotting]
         if not futures:
@@ -228,7 +228,10 @@ class Dispatcher:
                 self._snapshotting[self._workers.read_server(server)] = server
 
     def _queue_again(self, batch: _Batch) -> None:
-        """Puts a batch at the head of the queue. A push that still arrives counts once."""
+        """Puts a batch back at the head of the queue, to be computed again.
+
+        A push that still arrives counts once.
+        """
         self._staleness.end(batch.task.number)
         for push in batch.pushes:
             self._pushing.pop(push)
@@ -259,11 +262,11 @@ class Dispatcher:
         self._setting_up[self._workers.set_up_worker(worker, self._variables)] = worker
 
     def _pushed_batches(self) -> list[_Batch]:
-        """Returns each batch that waits for answers of servers, once."""
+        """Returns the batches whose gradients were sent to servers that have not answered yet."""
         return list({id(batch): batch for batch in self._pushing.values()}.values())
 
     def _recover_servers(self) -> None:
-        """Gives restarted servers their snapshots, and queues the batches that these lack."""
+        """Restores restarted servers from snapshots, and queues batches that these lack."""
         servers = range(self._workers.num_servers)
         lives = self._finish([self._workers.read_life(server) for server in servers])
         lost = [server for server in servers if lives[server] is None]
@@ -285,7 +288,7 @@ class Dispatcher:
                 self._queue.append(_Batch(task, is_repair=True))
 
     def _finish(self, futures: Sequence[Any]) -> list[Any]:
-        """Waits for futures of servers; returns their values."""
+        """Waits for futures of server calls; returns their values."""
         left = list(futures)
         while left:
             ready = self._workers.wait(left, self._timeout)
@@ -304,7 +307,7 @@ class Dispatcher:
             ) from error
 
     def _restart_silent_processes(self) -> None:
-        """Restarts what has not answered in time; raises if that has not helped before."""
+        """Restarts silent workers and servers; raises an error if a restart has not helped."""
         self._num_timeouts += 1
         if self._num_timeouts > 1:
             raise PeerLostError(

@@ -1,4 +1,4 @@
-"""The interface between the chief's bookkeeping and what workers and servers run on."""
+"""The interface between the dispatcher and the engine that runs workers and servers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class ProcessEndedError(Exception):
-    """The process of a worker or a server ended before it answered."""
+    """The error for a worker or server process that ended before it answered."""
 
 
 class Workers(ABC):
-    """Transport of batches to workers, and of values to and from servers.
+    """The interface to workers and servers, which sends batches and values.
 
     The `Dispatcher` decides which worker computes which batch, and when. A future is whatever
     the engine uses for one. Methods that return a future return at once.
@@ -32,18 +32,18 @@ class Workers(ABC):
 
     @abstractmethod
     def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Any:
-        """Returns a future that is done when a worker is ready, at first or after a restart.
+        """Sets up a worker, at first or after a restart; returns a future of its readiness.
 
         `variables` are the values of all variables of the chief's model.
         """
 
     @abstractmethod
     def compute(self, worker: int, task: Task) -> Any:
-        """Sends a batch to a worker; returns the future that `finish` reads."""
+        """Sends a batch to a worker; returns a future for `finish`."""
 
     @abstractmethod
     def finish(self, worker: int, task: Task, future: Any) -> Result | None:
-        """Returns the result of a computed batch and starts its update on the servers.
+        """Returns the result of a computed batch, and starts its update on the servers.
 
         `Result.pushes` holds the futures of the servers' answers. It is empty if the update is
         already made, and `None` if a server has lost its values. Returns `None` if the worker has
@@ -52,11 +52,11 @@ class Workers(ABC):
 
     @abstractmethod
     def restart_workers(self, workers: Sequence[int]) -> None:
-        """Kills workers that do not answer; the engine starts them again."""
+        """Kills workers that do not answer, which the engine then starts again."""
 
     @abstractmethod
     def set_up_server(self, server: int, values: ShardValues) -> Any:
-        """Gives a server its values; returns the future of the ID of its life.
+        """Sends a server its values; returns the future of an ID of the server's present run.
 
         A server that restarts has a new ID.
         """
@@ -66,7 +66,7 @@ class Workers(ABC):
         """Returns the future of the server's `ShardValues`; `None` if it has lost them."""
 
     def read_life(self, server: int) -> Any:
-        """Returns the future of the ID of the server's life; `None` if it has lost its values."""
+        """Returns the future of a server's run ID; `None` if the server has lost its values."""
         raise NotImplementedError("The servers of this engine do not restart.")
 
     def restart_server(self, server: int) -> None:
@@ -75,21 +75,21 @@ class Workers(ABC):
 
     @abstractmethod
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
-        """Returns the futures that are done, at least one.
+        """Waits for at least one future, and returns the finished ones.
 
         An empty list after `timeout` seconds.
         """
 
     @abstractmethod
     def result(self, future: Any) -> Any:
-        """Returns the value of a future that is done, except one of `compute`.
+        """Returns the value of a finished future, except of one that `compute` returned.
 
         Raises a `ProcessEndedError` if the process that was to answer ended.
         """
 
 
 class Engine(ABC):
-    """A way to run workers and servers: Ray, or TensorFlow's coordinator."""
+    """The interface to a system that runs workers and servers: Ray, or TensorFlow's coordinator."""
 
     @abstractmethod
     def prepare(
@@ -107,7 +107,7 @@ class Engine(ABC):
 
     @abstractmethod
     def start(self, shards: "ModelShards", batch: Any) -> "Dispatcher":
-        """Starts the workers and servers of one training; returns their dispatcher.
+        """Starts the workers and servers of a training; returns their dispatcher.
 
         Workers compile their step for `batch`, a structure of NumPy arrays.
         """

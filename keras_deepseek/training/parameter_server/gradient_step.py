@@ -1,4 +1,4 @@
-"""The step of a worker: `TrainingStep` that returns the gradients in place of an update."""
+"""The training step of a worker, which returns gradients in place of an update."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ GRADIENTS = "keras_deepseek gradients"
 def take_gradient_step(
     trainer: Any, arguments: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
-    """Makes a trainer's step return gradients and update only metrics and layer state.
+    """Changes a trainer's step so that it returns gradients and updates only other state.
 
     The trainer makes no other steps, or is a shallow copy of one that does. The arguments are its
     `StepOptions` as `options`, its `policy`, and the `global_clipnorm` of its optimizer. Returns
@@ -67,7 +67,7 @@ class GradientsAsLogs:
         variables: Sequence[keras.Variable],
         keep_residual: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Returns `None`, since nothing is checked, and the gradients by trainable variable."""
+        """Returns `None` for the unchecked step, and the gradients by trainable variable."""
         logs: dict[str, Any] = {}
         if self._clip is not None:
             norm = backend.current().step.global_norm(gradients)

@@ -1,4 +1,4 @@
-"""Connection of a process to TensorFlow's workers and servers."""
+"""Connects a process to TensorFlow's workers and servers."""
 
 import socket
 import sys
@@ -22,27 +22,27 @@ _PAUSE = 0.2
 
 
 class Tasks(Protocol):
-    """The processes of workers and servers."""
+    """The interface to the processes of TensorFlow's workers and servers."""
 
     def look_after(self, ends_workers: bool = False) -> None:
-        """Starts workers again that have ended.
+        """Restarts worker processes that have ended.
 
         With `ends_workers`, all workers are killed first, because none answers. Raises a
         `PeerLostError` if a server has ended, or workers can't be started.
         """
 
     def note_update(self) -> None:
-        """Notes that the workers make progress."""
+        """Notes that an update was made, so that the workers make progress."""
 
 
 class _TasksElsewhere:
-    """Processes that somebody else has started and restarts, such as Kubernetes."""
+    """Worker and server processes that others started and restart, such as Kubernetes."""
 
     def look_after(self, ends_workers: bool = False) -> None:
-        """Does nothing: TensorFlow reconnects to a worker that listens again."""
+        """Does nothing, because TensorFlow reconnects to a restarted worker."""
 
     def note_update(self) -> None:
-        """Does nothing."""
+        """Does nothing, because others restart these processes."""
 
 
 _joined: list[Tasks] = []
@@ -93,7 +93,7 @@ def join_servers(
 
 
 def refuse_other_chiefs(settings: ServerSettings, cluster: ClusterSpec) -> None:
-    """Raises an error if several processes run the script as chief.
+    """Raises an error if several processes run the script as the chief.
 
     That is so if `world_size` is above 1 and no process is named a worker or a server.
     """

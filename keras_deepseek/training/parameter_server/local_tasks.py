@@ -22,7 +22,7 @@ _PROGRAM = ["-m", "keras_deepseek.training.parameter_server.task_process"]
 
 
 class LocalTasks:
-    """TensorFlow's processes on this machine; a worker that has ended is started again.
+    """Starts worker and server processes on this machine, and restarts workers that end.
 
     The processes end with this one, even if it is killed. All of them have `timeout` seconds to
     start.
@@ -49,7 +49,7 @@ class LocalTasks:
             stack.pop_all()
 
     def look_after(self, ends_workers: bool = False) -> None:
-        """Starts workers again that have ended.
+        """Restarts worker processes that have ended.
 
         With `ends_workers`, all workers are killed first, because none answers. Raises a
         `PeerLostError` if a server has ended, or workers end again and again.
@@ -76,15 +76,15 @@ class LocalTasks:
             os.close(self._start(place))
 
     def note_update(self) -> None:
-        """Resets the count of ended workers: an update was made."""
+        """Resets the count of ended workers, because an update was made."""
         self._num_deaths = 0
 
     def process_ids(self, kind: str) -> list[int]:
-        """Returns the process IDs of all `"worker"` or all `"ps"` processes."""
+        """Returns the process IDs of all tasks of one type, `"worker"` or `"ps"`."""
         return [each.pid for (its, _), each in sorted(self._processes.items()) if its == kind]
 
     def end(self) -> None:
-        """Kills all processes."""
+        """Kills all worker and server processes."""
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
@@ -92,7 +92,7 @@ class LocalTasks:
         self._processes.clear()
 
     def _start(self, place: tuple[str, int]) -> int:
-        """Starts a process; returns the descriptor to which it writes a byte when it listens."""
+        """Starts a process; returns the descriptor that gets a byte once the process listens."""
         kind, index = place
         reading, writing = os.pipe()
         command = [

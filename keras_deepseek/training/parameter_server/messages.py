@@ -25,7 +25,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class VariablePlan:
-    """The description of a trainable variable, from which a server makes its own.
+    """The description from which a server creates one trainable variable.
 
     `path` is that of the model's variable. `decays` is true if the optimizer applies weight decay
     to it.
@@ -49,7 +49,7 @@ class ShardPlan:
 
 @dataclass
 class ShardValues:
-    """All values of one server.
+    """The values of all variables of one server.
 
     Args:
         states: The states that batches change in layers, such as moving averages.
@@ -66,13 +66,13 @@ class ShardValues:
     settled_below: int = 0
 
     def has(self, number: int) -> bool:
-        """Returns True if the update of a batch is made."""
+        """Returns True if the update of a given batch is in these values."""
         return number < self.settled_below or number in self.applied
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """The answer of a server to a pull: its weights and states.
+    """A server's answer to a worker that asked for values: weights and states.
 
     Both are `None` if the worker already has this version.
     """
@@ -84,7 +84,7 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Push:
-    """The gradients of a batch for one server.
+    """A message with the gradients of a batch for one server.
 
     Args:
         number: The batch. A server makes its update once, however often it comes.
@@ -105,7 +105,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Task:
-    """A batch for a worker.
+    """A message with a batch for a worker.
 
     Args:
         number: The step of the training that the batch is.
@@ -141,7 +141,7 @@ class Result:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """The description from which a Ray worker builds its model and its step.
+    """A message from which a Ray worker builds its model and its step.
 
     Args:
         trainer: The bytes of `packed_trainer`.

@@ -1,4 +1,4 @@
-"""The split of the chief's model over the servers."""
+"""The division of the chief's model among the servers."""
 
 from collections.abc import Hashable, Sequence
 
@@ -18,7 +18,7 @@ from keras_deepseek.training.parameter_server.optimizer_slots import find_places
 
 
 class ModelShards:
-    """The parts of a model that servers hold: weights, layer states and the optimizer's variables.
+    """The parts of a model that servers hold: weights, layer states and optimizer variables.
 
     There may not be more servers than variables.
     """
@@ -45,11 +45,11 @@ class ModelShards:
         )
 
     def describe(self) -> list[tuple[tuple[int, ...], str, bool]]:
-        """Returns shape, dtype and `trainable` of each variable of the model."""
+        """Returns the shape, dtype and `trainable` of each variable of the model."""
         return [(tuple(each.shape), each.dtype, each.trainable) for each in self._all]
 
     def plans(self) -> list[ShardPlan]:
-        """Returns the description of each server."""
+        """Returns each server's description of its variables."""
         rows = [
             VariablePlan(
                 variable.path,
@@ -66,7 +66,7 @@ class ModelShards:
         ]
 
     def read(self, number: int) -> list[ShardValues]:
-        """Returns the values for each server, from the chief's model.
+        """Reads each server's values from the chief's model.
 
         `number` is the first batch whose update is not in them.
         """
@@ -84,7 +84,7 @@ class ModelShards:
         ]
 
     def write(self, values: Sequence[ShardValues]) -> None:
-        """Sets the chief's model to the values of the servers, except for the learning rate."""
+        """Sets the chief's model to the servers' values, except for the learning rate."""
         optimizer, rate = self._optimizer.variables, self._optimizer.learning_rate
         for shard, places, held in zip(self.shards, self._places, values, strict=True):
             for place, value in zip(shard.variables, held.weights, strict=True):
@@ -99,7 +99,7 @@ class ModelShards:
 def split_by_size(
     paths: Sequence[str], variable_sizes: Sequence[int], state_sizes: Sequence[int], num_shards: int
 ) -> list[Shard]:
-    """Splits variables into shards of about the same size.
+    """Divides variables into shards of about the same size.
 
     The largest goes first, each into the smallest shard. A variable is not cut. Variables of the
     same path go together: the optimizer of a part then tells their slots apart as that of all
@@ -135,7 +135,7 @@ def split_by_size(
 
 
 def kept_states(model: keras.Model) -> list[keras.Variable]:
-    """Returns the variables that a batch changes in layers, such as moving averages, each once."""
+    """Returns the layer variables that a batch changes, such as moving averages, each once."""
     numbers = [each for each in batch_states(model) if each.dtype not in ("bool", "string")]
     return list({id(each): each for each in numbers}.values())
 

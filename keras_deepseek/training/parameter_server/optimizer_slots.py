@@ -1,4 +1,4 @@
-"""The assignment of an optimizer's variables to the variables of the model.
+"""Finds the optimizer variables that belong to each variable of the model.
 
 The order of an optimizer's variables is known to its class only. So it is found by a trial: the
 optimizer is built for small variables with unique names.
@@ -26,7 +26,7 @@ def find_places(
     variables: Sequence[keras.Variable],
     shards: Sequence[Sequence[int]],
 ) -> list[list[int]]:
-    """Returns where the variables of each shard's optimizer are in that of the whole model.
+    """Returns the positions of each shard's optimizer variables in the whole model's optimizer.
 
     `shards` has for each shard the indices of its variables among the trainable variables of the
     model. Raises an `InvalidInputError` if the optimizer has other variables for a shard than for
@@ -50,7 +50,7 @@ def _find_slots(
     variables: Sequence[keras.Variable],
     places: Sequence[int],
 ) -> list[Slot]:
-    """Returns the slots of an optimizer that is built for some of the variables."""
+    """Returns the slots of an optimizer built for a subset of the variables."""
     optimizer = optimizer_class.from_config(config)
     optimizer.build([_make_small(variables[place], place) for place in places])
     seen: Counter[int] = Counter()
@@ -70,7 +70,7 @@ def _make_small(variable: keras.Variable, place: int) -> keras.Variable:
 
 
 def make_variable(path: str, shape: tuple[int, ...], dtype: str) -> keras.Variable:
-    """Returns a trainable variable of zeros with a path, which an optimizer may depend on."""
+    """Creates a trainable variable of zeros with a path, which an optimizer may depend on."""
     *scopes, name = path.split("/")
     with ExitStack() as stack:
         for scope in scopes:

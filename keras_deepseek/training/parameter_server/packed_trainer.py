@@ -53,7 +53,7 @@ def pack_trainer(
 
 
 def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
-    """Returns a trainer with its compiled model, and the arguments of `take_gradient_step`."""
+    """Restores a trainer with its compiled model, and the arguments of `take_gradient_step`."""
     seed, made, rest = pickle.loads(packed)
     if seed is not None:  # The function that builds the model may draw random numbers.
         seed_generators(seed)
@@ -67,7 +67,7 @@ def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
 
 
 def _describe(model: keras.Layer) -> dict[str, Any]:
-    """Returns the config, the classes and the weights of a layer or model."""
+    """Returns a dict with a layer's or model's config, custom classes and weights."""
     with warnings.catch_warnings():
         # Keras's warning about lambdas is about files from strangers; these bytes are our own.
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`")
@@ -81,7 +81,7 @@ def _describe(model: keras.Layer) -> dict[str, Any]:
 
 
 def _own_classes(layer: keras.Layer) -> dict[str, Any]:
-    """Returns the classes that Keras needs to restore a layer, by their names in configs."""
+    """Returns the custom classes that Keras needs to restore a layer, by their config names."""
     registered = {
         name: each
         for name, each in keras.saving.get_custom_objects().items()
@@ -97,7 +97,7 @@ def _own_classes(layer: keras.Layer) -> dict[str, Any]:
 
 
 def _is_known(each: Any) -> bool:
-    """Returns True if the class or function comes with a package that the worker has too."""
+    """Returns True if a class or function is from Keras or this package, so workers have it."""
     return getattr(each, "__module__", "").split(".")[0] in ("keras", "keras_deepseek")
 
 
@@ -116,7 +116,7 @@ def _from_config(cls: type, config: dict[str, Any]) -> Any:
 
 
 def _dump(what: str, value: Any, layers: Mapping[int, int]) -> bytes:
-    """Returns a pickled value, with layers of the model replaced by their indices."""
+    """Pickles a value, with the model's layers replaced by their indices."""
     from ray.cloudpickle import CloudPickler
 
     class Pickler(CloudPickler):

@@ -1,4 +1,4 @@
-"""The transport through actors of Ray, which places and restarts them."""
+"""Transport of batches and values by Ray actors, which Ray places and restarts."""
 
 import contextlib
 import os
@@ -89,13 +89,13 @@ def _start(ray: Any, address: str | None, num_actors: int) -> None:
 
 
 class RayServers:
-    """The `ShardServer` actors, for a worker: calls return futures at once."""
+    """A worker's connection to the `ShardServer` actors, whose calls return futures at once."""
 
     def __init__(self, handles: list[Any]) -> None:
         self._handles = handles
 
     def pull(self, index: int, known: tuple[str | None, int]) -> Any:
-        """Asks a server for its weights; returns the future of a `Pulled`."""
+        """Asks a server for its weights and states; returns the future of a `Pulled`."""
         return self._handles[index].pull.remote(*known)
 
     def push(self, index: int, push: Push) -> Any:
@@ -103,13 +103,13 @@ class RayServers:
         return self._handles[index].push.remote(push)
 
     def wait(self, futures: list[Any]) -> list[Any]:
-        """Returns the values of futures, when all are done."""
+        """Waits for all of the given futures, and returns their values."""
         found: list[Any] = import_ray().get(futures)
         return found
 
 
 class RayActors(Workers):
-    """The worker and server actors of one training.
+    """The Ray actors of one training, which are its workers and servers.
 
     The seed is for the random generators of the workers' frameworks. `num_gpus` are the GPUs of
     each worker.
@@ -136,7 +136,7 @@ class RayActors(Workers):
         self._variables: Any = None
 
     def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Any:
-        """Has a worker build its model; returns the future that is done when it is ready."""
+        """Makes a worker build its model; returns a future of its readiness."""
         if self._variables is None:
             self._variables = self._ray.put(list(variables))
         seed = (self._seed + worker) % 2**32
@@ -145,22 +145,22 @@ class RayActors(Workers):
         )
 
     def compute(self, worker: int, task: Task) -> Any:
-        """Sends a batch to a worker, which pushes its gradients to the servers itself."""
+        """Sends a batch to a worker, which sends its gradients to the servers itself."""
         # Ray does not send it again if the worker ends: the dispatcher gives it to another one.
         return self.workers[worker].compute.options(max_task_retries=0).remote(task)
 
     def finish(self, worker: int, task: Task, future: Any) -> Result | None:
-        """Returns the result of a computed batch, whose pushes are on their way."""
+        """Returns the result of a computed batch, whose gradients are on their way to servers."""
         result: Result | None = self.result(future)
         return result
 
     def restart_workers(self, workers: Sequence[int]) -> None:
-        """Kills workers that do not answer; Ray starts them again."""
+        """Kills workers that do not answer, which Ray then starts again."""
         for worker in workers:
             self._ray.kill(self.workers[worker], no_restart=False)
 
     def set_up_server(self, server: int, values: ShardValues) -> Any:
-        """Gives a server its values; returns the future of the ID of its life."""
+        """Sends a server its values; returns the future of an ID of the server's present run."""
         return self.servers[server].set_up.remote(self._shard_plans[server], values)
 
     def read_server(self, server: int) -> Any:
@@ -168,25 +168,25 @@ class RayActors(Workers):
         return self.servers[server].read.remote()
 
     def read_life(self, server: int) -> Any:
-        """Returns the future of the ID of the server's life; `None` if it has lost its values."""
+        """Returns the future of a server's run ID; `None` if the server has lost its values."""
         return self.servers[server].life.remote()
 
     def restart_server(self, server: int) -> None:
-        """Kills a server that does not answer; Ray starts it again without values."""
+        """Kills a server that does not answer, which Ray then starts again without values."""
         self._ray.kill(self.servers[server], no_restart=False)
 
     def most_missed(self) -> int:
-        """Returns the largest number of updates that the weights of an update had missed."""
+        """Returns the largest staleness: the most updates that an update's weights had missed."""
         missed = self._ray.get([each.most_missed.remote() for each in self.servers])
         return int(max(missed))
 
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
-        """Returns a future that is done, in a list; an empty list after the timeout."""
+        """Waits for a future, and returns it in a list; an empty list after the timeout."""
         ready, _ = self._ray.wait(list(futures), num_returns=1, timeout=timeout)
         return list(ready)
 
     def result(self, future: Any) -> Any:
-        """Returns the value of a done future, or raises the error of the worker's code.
+        """Returns the value of a finished future, or raises the error of the worker's code.
 
         Raises a `ProcessEndedError` if the process that was to answer ended.
         """
@@ -228,7 +228,7 @@ def _key(kind: type, num_gpus: int) -> tuple[Any, ...]:
 
 
 def _take(kind: type, number: int, num_gpus: int) -> list[Any]:
-    """Returns actors, idle ones first; kills further idle ones, to free their CPUs."""
+    """Returns actors for a training, idle ones first, and kills surplus idle ones."""
     ray = import_ray()
     key = _key(kind, num_gpus)
     idle = _idle.pop(key, [])

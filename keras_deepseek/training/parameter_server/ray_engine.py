@@ -1,4 +1,4 @@
-"""The engine on JAX and PyTorch: workers and servers are actors of Ray."""
+"""The parameter server engine for JAX and PyTorch, with workers and servers as Ray actors."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from keras_deepseek.training.parameter_server.staleness import StalenessBound
 
 
 class RayEngine(Engine):
-    """The engine of Ray: workers and servers are actors, and each worker builds its own model."""
+    """Starts workers and servers as Ray actors. Each worker builds its own model."""
 
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
         refuse_other_chiefs(settings, cluster)
@@ -43,13 +43,13 @@ class RayEngine(Engine):
         device_kind: str,
         step: Mapping[str, Any],
     ) -> None:
-        """Stores the trainer, and joins or starts a Ray cluster."""
+        """Stores the trainer for the start of a training, and joins or starts a Ray cluster."""
         self._pack = functools.partial(pack_trainer, trainer, make_model, step)
         self._num_gpus = 1 if device_kind == "gpu" else 0
         start_ray(self._settings, self._num_gpus * self._settings.num_workers)
 
     def start(self, shards: ModelShards, batch: Any) -> Dispatcher:
-        """Starts the actors of a training; returns its dispatcher."""
+        """Starts the Ray actors of a training; returns its dispatcher."""
         if self._pack is None:
             raise RuntimeError("There is no trainer.")
         settings = self._settings
@@ -75,7 +75,7 @@ class RayEngine(Engine):
         )
 
     def stop(self, *, is_clean: bool) -> None:
-        """Keeps the actors for another training; ends them if this one failed."""
+        """Keeps the Ray actors for another training; ends them if this training failed."""
         actors, self.actors = self.actors, None
         if actors is not None:
             actors.close(is_clean=is_clean)

@@ -1,4 +1,4 @@
-"""The model's variables on servers of TensorFlow's, and the functions that use them there."""
+"""The model's variables on TensorFlow servers, and the functions that use them there."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from keras_deepseek.training.parameter_server.shard_variables import ShardVariab
 
 
 class RemoteModel:
-    """Variables on servers: workers read them and write gradients; the chief updates them.
+    """The model's variables on servers, where workers read them and write gradients.
 
     The gradients of a batch wait in one slot of each server until the chief makes the update. If a
     worker ends, its batch is computed again and overwrites the slot. So each update is made once,
@@ -47,7 +47,7 @@ class RemoteModel:
         self._compiled = cluster.compile(self._update)
 
     def pull(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns weights, layer states and frozen values as tensors, inside a worker's step."""
+        """Reads weights, layer states and frozen values from the servers, in a worker's step."""
         weights: dict[int, Any] = {}
         states: dict[int, Any] = {}
         for shard, server in zip(self._shards, self._servers, strict=True):
@@ -56,7 +56,7 @@ class RemoteModel:
         return _in_order(weights), _in_order(states), [_read(each) for each in self._frozen]
 
     def push(self, slot: Any, gradients: Sequence[Any], changes: Sequence[Any]) -> None:
-        """Writes gradients and changes of layer states into a slot, inside a worker's step.
+        """Writes gradients and layer state changes into a slot on the servers, in a worker's step.
 
         The slot is an int32 scalar. A gradient is `None` if the loss does not depend on the weight.
         `changes` are the differences that the batch made to layer states.
@@ -70,7 +70,7 @@ class RemoteModel:
                 self._cluster.store(stage, slot, changes[place])
 
     def update(self, slot: int, rate: float | None) -> None:
-        """Makes the update of the batch in a slot, on all servers.
+        """Applies the gradients in a slot to the variables of all servers.
 
         A learning rate of `None` means that the optimizer has a schedule.
         """
@@ -78,7 +78,7 @@ class RemoteModel:
         self._num_updates += 1
 
     def write(self, server: int, values: ShardValues) -> None:
-        """Sets the variables of a server."""
+        """Sets the variables of a server to the given values."""
         self._servers[server].write(values)
         self._num_updates = values.num_updates
 
@@ -103,7 +103,7 @@ class RemoteModel:
 
 
 class _Server:
-    """The variables of one server; made inside `TaskCluster.on_server`."""
+    """The variables of one server, created inside of `TaskCluster.on_server`."""
 
     def __init__(self, plan: ShardPlan, states: Sequence[Array], num_slots: int) -> None:
         self.shard = ShardVariables(plan)

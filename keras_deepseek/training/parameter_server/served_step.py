@@ -18,14 +18,14 @@ from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
 
 
 class Pauses(Protocol):
-    """The callbacks of a training, which know when all started steps must be made."""
+    """Callbacks that know the steps after which all started steps must be finished."""
 
     num_until_pause: int | None
     """The number of steps that may start before all must be made; `None` for no limit."""
 
 
 class ServedStep:
-    """A training step that hands out batches, and returns when the update of any batch is made.
+    """A training step that hands out batches to workers, and returns after any batch's update.
 
     It hands out as many batches as the workers and the staleness bound allow, and takes them from
     the stream before Keras's loop comes to them. Keras counts one step for each update. When no
@@ -59,12 +59,12 @@ class ServedStep:
         return 0 if self._dispatcher is None else self._dispatcher.num_open
 
     def pause(self, *, is_paused: bool) -> None:
-        """Stops handing out batches, or allows it again."""
+        """Stops handing out batches to workers, or continues."""
         self._is_paused = is_paused
 
     @contextmanager
     def training(self, stream: BatchStream, pauses: Pauses) -> Iterator[None]:
-        """Makes the steps of a training inside the block, and releases the workers at its end.
+        """Context manager in which workers make a training's steps; it releases them at the end.
 
         Keras's loop reads the stream.
         """
@@ -83,7 +83,7 @@ class ServedStep:
             self._reset()
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """Returns the logs of the next update.
+        """Waits for the next update, and returns the logs of its batch.
 
         `data`, the batch that Keras's loop has come to, is ignored: `_note_taken` has it from the
         stream.
@@ -153,7 +153,7 @@ class ServedStep:
         self._num_handed += 1
 
     def _note_made(self, result: Result) -> dict[str, Any]:
-        """Counts a step in the metrics and the optimizer; returns its logs."""
+        """Counts an updated step in the metrics and the optimizer; returns its logs."""
         self._num_made += 1
         model = self._model
         for variable, change in zip(model.metrics_variables, result.metrics, strict=True):

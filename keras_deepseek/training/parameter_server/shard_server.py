@@ -1,4 +1,4 @@
-"""The server of one shard, as an actor of Ray."""
+"""The server of one model shard, as a Ray actor."""
 
 import uuid
 from typing import Any
@@ -27,7 +27,7 @@ class ShardServer:
         self.reset()
 
     def reset(self) -> None:
-        """Drops all values, for another training."""
+        """Drops all values, so that another training can start."""
         self._life = uuid.uuid4().hex  # The counts of an earlier life don't hold any more.
         self._shard: Any = None
         self._states: list[Any] = []
@@ -38,11 +38,11 @@ class ShardServer:
         self._is_set_up = False
 
     def life(self) -> str | None:
-        """Returns the ID of this life of the server; `None` until it has values."""
+        """Returns the ID of the server's present run; `None` until it has values."""
         return self._life if self._is_set_up else None
 
     def set_up(self, plan: ShardPlan, values: ShardValues) -> str:
-        """Replaces all values; returns the ID of this life."""
+        """Replaces all values of the server; returns a new ID of its run."""
         if self._shard is None:
             self._make(plan)
         self._write(values)
@@ -65,7 +65,7 @@ class ShardServer:
         )
 
     def push(self, push: Push) -> str | None:
-        """Makes the update of a batch, unless it is made; returns the ID of this life."""
+        """Applies the update of a batch, unless it was applied already; returns the run's ID."""
         if not self._is_set_up:
             return None
         self._settled_below = max(self._settled_below, push.settled_below)
@@ -87,7 +87,7 @@ class ShardServer:
         return self._life
 
     def read(self) -> ShardValues | None:
-        """Returns all values, or `None` if there are none."""
+        """Returns all values of the server, or `None` if it has none."""
         if not self._is_set_up:
             return None
         return ShardValues(
@@ -100,7 +100,7 @@ class ShardServer:
         )
 
     def most_missed(self) -> int:
-        """Returns the most updates that the weights of any update in this life had missed."""
+        """Returns the most updates that the weights of any update in this run had missed."""
         return self._most_missed
 
     def _make(self, plan: ShardPlan) -> None:

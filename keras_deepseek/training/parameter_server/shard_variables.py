@@ -1,4 +1,4 @@
-"""The variables of a server and their optimizer."""
+"""The variables of one server, with their optimizer."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from keras_deepseek.training.parameter_server.optimizer_slots import make_variab
 
 
 class ShardVariables:
-    """Variables and their optimizer, made from a plan on the current device."""
+    """Trainable variables and their optimizer, created from a plan on the current device."""
 
     def __init__(self, plan: ShardPlan) -> None:
         self.weights = [make_variable(each.path, each.shape, each.dtype) for each in plan.variables]

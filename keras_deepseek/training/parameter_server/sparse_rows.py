@@ -12,7 +12,7 @@ _LEAST_ROWS = 256
 
 @dataclass(frozen=True)
 class SparseRows:
-    """An array of `num_rows` rows; those without an index are zero."""
+    """A sparse array of `num_rows` rows, of which those without an index are zero."""
 
     indices: Array
     rows: Array
@@ -20,7 +20,7 @@ class SparseRows:
 
 
 def pack_rows(gradient: Array) -> Array | SparseRows:
-    """Returns only the rows that are not zero, if these are at most half; else the array."""
+    """Returns only the rows that are not zero if they are at most half, else the whole array."""
     if gradient.ndim < 2 or len(gradient) < _LEAST_ROWS:  # noqa: PLR2004 - a table has two axes.
         return gradient
     indices = np.flatnonzero(gradient.any(axis=tuple(range(1, gradient.ndim))))
@@ -30,7 +30,7 @@ def pack_rows(gradient: Array) -> Array | SparseRows:
 
 
 def unpack_rows(packed: Array | SparseRows) -> Array:
-    """Returns the whole array that `pack_rows` was given, with the same bits."""
+    """Restores the whole array from the result of `pack_rows`, bit by bit."""
     if not isinstance(packed, SparseRows):
         return packed
     whole = np.zeros((packed.num_rows, *packed.rows.shape[1:]), packed.rows.dtype)

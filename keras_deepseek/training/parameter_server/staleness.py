@@ -1,8 +1,8 @@
-"""The limit on how many updates the weights of a batch may have missed."""
+"""The bound on how many updates the weights of a batch may have missed (staleness)."""
 
 
 class StalenessBound:
-    """A rule for when a batch may start, so that no update misses more updates than the bound.
+    """Decides when a batch may start, so that no weights miss more updates than the bound.
 
     For each unfinished batch it counts the most that its weights can miss: the updates that may not
     have been in them when the batch started, and every batch that started later. `num_workers`
@@ -20,18 +20,18 @@ class StalenessBound:
         self._misses: dict[int, int] = {}
 
     def may_begin(self) -> bool:
-        """Returns True if a further batch may start now."""
+        """Returns True if another batch may start now."""
         if not self._misses:
             return True
         own = len(self._misses) + self.most_before
         return max(own, *(misses + 1 for misses in self._misses.values())) <= self.bound
 
     def begin(self, number: int) -> None:
-        """Counts a batch that starts."""
+        """Counts a batch that starts on a worker."""
         own = len(self._misses) + self.most_before
         self._misses = {other: misses + 1 for other, misses in self._misses.items()}
         self._misses[number] = own
 
     def end(self, number: int) -> None:
-        """Forgets a batch whose update is made, or that must be computed again."""
+        """Forgets a batch whose update was made, or that must be computed again."""
         self._misses.pop(number, None)

@@ -1,4 +1,4 @@
-"""The worker, as an actor of Ray: it has the model, and computes gradients."""
+"""The worker as a Ray actor, which holds the model and computes gradients."""
 
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -28,20 +28,20 @@ from keras_deepseek.training.step.step_replacement import StepReplacement
 
 
 class Servers(Protocol):
-    """The servers, for a worker. Calls return futures at once."""
+    """The interface by which a worker calls the servers. Calls return futures at once."""
 
     def pull(self, index: int, known: tuple[str | None, int]) -> Any:
-        """Returns the future of a `Pulled`."""
+        """Asks a server for its weights and states; returns the future of a `Pulled`."""
 
     def push(self, index: int, push: Push) -> Any:
-        """Returns the future of the answer of `ShardServer.push`."""
+        """Sends gradients to a server; returns the future of the answer of `ShardServer.push`."""
 
     def wait(self, futures: list[Any]) -> list[Any]:
-        """Returns the values of futures, when all are done."""
+        """Waits for all of the given futures, and returns their values."""
 
 
 class Worker:
-    """A worker that computes the gradients of batches, one after the other.
+    """The worker, which computes the gradients of batches, one after the other.
 
     It starts without a model. After a restart by Ray it has none either.
     """
@@ -51,7 +51,7 @@ class Worker:
         self.reset()
 
     def reset(self) -> None:
-        """Drops the model, for another training."""
+        """Drops the model, so that another training can start."""
         self._in_training.close()
         self._servers: Any = None
         self._model: Any = None
@@ -77,7 +77,7 @@ class Worker:
         self._known = [(None, 0) for _ in self._shards]
 
     def compute(self, task: Task) -> Result | None:
-        """Returns the result of a batch, after starting the pushes of its gradients to the servers.
+        """Computes a batch, starts sending its gradients to the servers, and returns the result.
 
         It returns `None` if the worker has restarted and has no model.
         """
@@ -141,7 +141,7 @@ class Worker:
         return [self._servers.pull(index, known) for index, known in enumerate(self._known)]
 
     def _take_weights(self, least_updates: int) -> list[tuple[str, int]] | None:
-        """Sets the newest weights; returns their versions, or `None` if a server has no values."""
+        """Sets the model to the servers' newest weights; returns their versions or `None`."""
         pulling, self._pulling = self._pulling, None
         pulled = self._servers.wait(pulling or self._pull())
         known = [(None, 0) if each is None else each.version for each in pulled]
@@ -167,7 +167,7 @@ class Worker:
 
 
 def _check_variables(model: keras.Model, plan: WorkerPlan) -> None:
-    """Freezes the variables that the chief has frozen; raises if the worker's variables differ."""
+    """Freezes the variables that the chief has frozen; raises an error for other variables."""
     for variable, (_, _, is_trainable) in zip(model.variables, plan.variables, strict=False):
         variable.trainable = is_trainable
     found = [(tuple(each.shape), each.dtype, each.trainable) for each in model.variables]

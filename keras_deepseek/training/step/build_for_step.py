@@ -1,4 +1,4 @@
-"""The creation of a model's variables for the batches that it will be trained on."""
+"""Creates a model's variables for the batches that it will be trained on."""
 
 from typing import Any
 

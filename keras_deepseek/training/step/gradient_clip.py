@@ -17,7 +17,7 @@ _MIN_NORM = 1e-3  # Of weights in the adaptive clip: weights of zero can then st
 
 
 def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
-    """Raises an error if the argument `gradient_clip` is not a pair of a kind and a bound.
+    """Raises an error if `gradient_clip` is not a pair of a known kind and a bound.
 
     Raises:
         InvalidInputError: It is something else, or the kind is unknown.
@@ -103,14 +103,14 @@ def _weight_norms(variable: Any) -> Any:
 
 
 def _unit_norms(tensor: Any) -> Any:
-    """Returns the norms over all axes but the last, one for each unit; of a vector, its norm."""
+    """Returns the L2 norm for each unit (all axes but the last); of a vector, its norm."""
     axes = tuple(range(max(1, len(tensor.shape) - 1))) if len(tensor.shape) else None
     squares = ops.square(ops.cast(tensor, "float32"))
     return ops.sqrt(ops.sum(squares, axis=axes, keepdims=True))
 
 
 def _shrink(gradient: Any, norm: Any, most: Any) -> Any:
-    """Returns a gradient scaled down to a norm of at most `most`."""
+    """Scales a gradient down to a norm of at most `most`."""
     return gradient * ops.cast(_factor(norm, most), gradient.dtype)
 
 

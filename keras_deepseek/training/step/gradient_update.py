@@ -1,4 +1,4 @@
-"""The update of the weights by the gradients of a step, in the same order on every backend."""
+"""The update of weights from gradients, in the same order of operations on every backend."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

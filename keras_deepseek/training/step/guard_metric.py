@@ -1,4 +1,4 @@
-"""The metric that finds bad steps, inside the compiled step, and records them in variables."""
+"""A metric that detects bad steps inside the compiled step, and records them in variables."""
 
 from contextlib import AbstractContextManager
 from enum import IntEnum
@@ -13,7 +13,7 @@ from keras_deepseek.training.step.step_guard import StepGuard
 
 
 class Verdict(IntEnum):
-    """The result of the check of a step."""
+    """The verdict on a step that a guard has checked: good, or why it is bad."""
 
     GOOD = 0
     LOSS_NOT_FINITE = 1
@@ -22,7 +22,7 @@ class Verdict(IntEnum):
 
 
 class StepRecord(NamedTuple):
-    """The record of a step."""
+    """The record of a checked step: its verdict, its loss and the bad steps in a row."""
 
     verdict: Verdict
     loss: float
@@ -57,11 +57,11 @@ class GuardMetric(keras.metrics.Metric):
         self._num_in_means = self.add_weight(name="num_in_means", initializer="zeros")
 
     def attach(self, model: keras.Model) -> AbstractContextManager[None]:
-        """Returns a context manager in which the metric is one of the model's."""
+        """Returns a context manager in which the model has this metric."""
         return add_metric(model, self)
 
     def copy_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
-        """Returns pairs of a variable and a copy of its value, to undo what a bad batch changes.
+        """Returns pairs of a variable and a copy of its value, to undo a bad batch.
 
         They are the variables of layers and metrics that a forward pass assigns.
         """
@@ -70,7 +70,7 @@ class GuardMetric(keras.metrics.Metric):
         return [(state, ops.copy(state.value)) for state in states if id(state) not in own]
 
     def judge(self, loss: Any, is_finite: Any) -> Any:
-        """Checks and records a step; returns a boolean scalar, true for a good step.
+        """Checks and records a step; returns a boolean scalar tensor, true for a good step.
 
         Args:
             loss: Scalar tensor.
@@ -123,28 +123,28 @@ class GuardMetric(keras.metrics.Metric):
         return {name: ops.where(is_any_good, mean, float("nan")) for name, mean in means.items()}
 
     def logs(self) -> dict[str, Any]:
-        """Returns the log `skipped_steps`."""
+        """Returns the number of skipped steps, as the log `skipped_steps`."""
         return {"skipped_steps": ops.convert_to_tensor(self._num_bad)}
 
     @property
     def num_bad(self) -> int:
-        """The number of bad steps so far."""
+        """The number of bad steps since the training began."""
         return int(ops.convert_to_numpy(self._num_bad.value))
 
     def read(self) -> list[StepRecord]:
-        """Returns the records of the last two executions, the newest last."""
+        """Returns the step records of the last two executions, the newest last."""
         return [
             StepRecord(Verdict(int(verdict)), float(loss), int(in_a_row))
             for verdict, loss, in_a_row in ops.convert_to_numpy(self._latest.value)
         ]
 
     def update_state(self, *arguments: Any, **options: Any) -> None:
-        """Does nothing: the training step calls `judge`."""
+        """Does nothing, because the training step calls `judge` instead."""
 
     def result(self) -> dict[str, Any]:
-        """Returns no logs: the training step logs `logs()`."""
+        """Returns no logs, because the training step logs `logs()` instead."""
         return {}
 
     def reset_state(self) -> None:
-        """Begins an epoch: resets only the count of good steps for `hide_empty_means`."""
+        """Begins an epoch, which resets only the count of good steps for `hide_empty_means`."""
         self._num_in_means.assign(0.0)

@@ -1,4 +1,4 @@
-"""The search for layers by patterns of their names, as in `["block_*"]`."""
+"""Finds layers by patterns of their names, as in `["block_*"]`."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from keras_deepseek.errors import InvalidInputError
 def find_named_layers(
     model: keras.Model, argument: str, patterns: Sequence[str]
 ) -> list[keras.Layer]:
-    """Returns the layers at any depth whose names match one of some patterns.
+    """Returns the layers, at any depth, whose names match one of the patterns.
 
     Args:
         model: `keras.Model`, built.

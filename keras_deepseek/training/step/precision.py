@@ -1,4 +1,4 @@
-"""Half precision inside the training step, and nowhere else.
+"""Half precision inside the training step only.
 
 The layers have another dtype policy only while a training step runs (on TensorFlow and JAX: while
 it is traced). Their variables do not change: they are the float32 master weights. Validation,
@@ -94,7 +94,7 @@ _SLOW_ON_JAX_CPU = (
 
 
 def is_slower_in_half(model: keras.Model, device_kind: str) -> bool:
-    """Returns True if half precision would slow a model down: convolutions on JAX's CPU.
+    """Returns True if half precision would slow a model down, as for convolutions on JAX's CPU.
 
     Args:
         model: `keras.Model`.
@@ -121,7 +121,7 @@ def step_in_precision(
     train_step: Callable[..., Any],
     float32_layers: Sequence[str] = (),
 ) -> Callable[..., Any]:
-    """Returns a training step in which the layers compute by another dtype policy.
+    """Wraps a training step, so that the model's layers compute by another dtype policy.
 
     Args:
         model: `keras.Model`.
@@ -160,7 +160,7 @@ def step_in_precision(
 def _layers_to_switch(
     model: keras.Model, policy: keras.DTypePolicy, float32_layers: Sequence[str]
 ) -> list[keras.Layer]:
-    """Returns the layers that compute by `policy`."""
+    """Returns the layers that should compute by a dtype policy; raises an error if any can't."""
     for layer in flatten_layers(model):
         if layer.quantization_mode == "int8" and policy.compute_dtype == "float16":
             raise NotSupportedError(

@@ -1,4 +1,4 @@
-"""Rematerialization (gradient checkpointing): blocks that keep only their inputs."""
+"""Rematerialization (gradient checkpointing) of layers, which keep only their inputs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def check_remat(remat: Remat) -> None:
 
 
 def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
-    """Returns the layers to rematerialize, without those that are inside another of them.
+    """Returns the layers to rematerialize, without layers inside of another such layer.
 
     Args:
         model: `keras.Model`, built.
@@ -59,7 +59,7 @@ def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
 
 
 def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> list[keras.Layer]:
-    """Returns the normalization layers that should be rematerialized in half precision.
+    """Returns the normalization layers to rematerialize in half precision.
 
     A normalization computes in float32, so that it would keep as much memory as three activations
     in half precision. Recomputing it costs little.
@@ -80,7 +80,7 @@ def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> li
 
 @contextmanager
 def rematerialized(blocks: Sequence[keras.Layer]) -> Iterator[None]:
-    """Makes layers keep only their inputs, and recompute the rest in the backward pass.
+    """Context manager in which layers keep only their inputs for the backward pass.
 
     Args:
         blocks: Layers, built.

@@ -1,4 +1,4 @@
-"""The options for steps whose loss or gradients are not finite, or whose loss is a spike."""
+"""Options that say what to do with bad steps: gradients not finite, or a loss spike."""
 
 from typing import Literal, get_args
 

@@ -61,7 +61,7 @@ class StepOptions:
     def choose_policy(
         self, model: keras.Model, device_kind: str
     ) -> tuple[keras.DTypePolicy | None, str]:
-        """Returns the dtype policy of the step, or `None` for the model's own, and a notice.
+        """Returns the dtype policy of the step, or `None` for the model's own, and a notice text.
 
         The notice is a text for the user about `fp16_enabled`, or `""`.
 
@@ -81,21 +81,20 @@ class StepOptions:
         )
 
     def make_guard(self) -> StepGuard | None:
-        """Returns the option `guard` as a `StepGuard`, also if it is only an action."""
+        """Returns the option `guard` as a `StepGuard`, also if the user gave only an action."""
         if self.guard is None or isinstance(self.guard, StepGuard):
             return self.guard
         return StepGuard(self.guard)
 
     def changes_to_updates(self) -> dict[str, bool]:
-        """Returns the options that a model's own `train_step` would ignore, each True if set."""
+        """Returns the options that a model's own `train_step` would ignore, as True if set."""
         return {
             f"`{each.name}`": getattr(self, each.name) != each.default
             for each in fields(self)
             if each.metadata == _CHANGES_UPDATE
         }
 
-    def shared_options(self) -> dict[str, Any]:
-        """Returns the options that must be equal in all processes of a training, by name."""
-        own = (_COMPARED_AS_POLICY, _MAY_DIFFER)
-        names = [each.name for each in fields(self) if each.metadata not in own]
+    def worker_options(self) -> dict[str, Any]:
+        """Returns the step options for the workers of a parameter server."""
+        names = ("micro_batches", "gradient_clip", "remat", "float32_layers")
         return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""The temporary replacement of a model's training step."""
+"""Temporarily replaces a model's training step."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ class StepReplacement:
         """True during a step, and after an error that came from a step."""
 
     def check_not_training(self) -> None:
-        """Raises an error if the model is being trained, by this trainer or another one.
+        """Raises an error if a trainer is training the model at the moment.
 
         Raises:
             InvalidInputError: It is being trained.
@@ -72,7 +72,7 @@ class StepReplacement:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Makes the model train by this step until the block ends.
+        """Context manager in which the model trains by this step.
 
         Raises:
             InvalidInputError: The model is being trained already.
@@ -125,7 +125,7 @@ class StepReplacement:
         return model.train_function
 
     def _now(self) -> tuple[object, list[int]]:
-        """Returns a key that changes when the step must be compiled again."""
+        """Returns a key that differs if the step must be compiled again."""
         model = self._model
         return compilation(model), [id(variable) for variable in model.trainable_variables]
 

@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Update(Protocol):
-    """Updates the variables by the gradients of a step."""
+    """The interface of objects that update variables by the gradients of a step."""
 
     def __call__(
         self,
@@ -94,7 +94,7 @@ class TrainingStep:
         self._has_warned = False
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """Runs a step on a batch and returns its logs."""
+        """Runs the training step on a batch, and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
         num_rows = count_rows(batch)
         if isinstance(num_rows, int) and num_rows == 0 and not self._takes_empty:
@@ -126,7 +126,7 @@ class TrainingStep:
             return self._gradients.count_kept_bytes(batch, self._model.trainable_variables)
 
     def prepare(self) -> None:
-        """Finds the blocks and creates the residual of a built model, before its first step.
+        """Finds the layers to rematerialize and creates the residual, before the first step.
 
         Raises:
             InvalidInputError: `remat` names no layer.
@@ -136,11 +136,11 @@ class TrainingStep:
             self._residual.prepare(self._model.trainable_variables)
 
     def extra_variables(self) -> list[keras.Variable]:
-        """Returns the variables that a step assigns and Keras does not pass to it."""
+        """Returns the variables that a step assigns, but that Keras does not pass to it."""
         return [] if self._residual is None else self._residual.variables
 
     def find_blocks(self) -> list[keras.Layer]:
-        """Returns the layers of a built model that are rematerialized.
+        """Returns the layers of a built model that are rematerialized in the step.
 
         Raises:
             InvalidInputError: `remat` names no layer.
@@ -151,7 +151,7 @@ class TrainingStep:
         return self._blocks
 
     def _build(self, data: Any) -> None:
-        """Builds the model and its optimizer in the first step, unless they are built."""
+        """Builds the model and its optimizer before the first step, unless they are built."""
         if not (self._model.built and self._model.optimizer.built):
             build_for_training(self._model, data)
             self._on_built()
@@ -159,7 +159,7 @@ class TrainingStep:
     def _apply(
         self, loss: Any, result: BatchResult, variables: Sequence[keras.Variable]
     ) -> tuple[Any, dict[str, Any]]:
-        """Updates the variables that the loss depends on."""
+        """Applies the gradients to the variables that the loss depends on."""
         found = [
             (gradient, variable)
             for gradient, variable in zip(result.gradients, variables, strict=True)
@@ -178,14 +178,14 @@ class TrainingStep:
         )
 
     def _read_logs(self) -> dict[str, Any]:
-        """Returns the means of loss and metrics since the epoch began."""
+        """Returns the means of the loss and metrics since the epoch began, as logs."""
         means = self._model.get_metrics_result()
         if not self._gradients.updates_metrics:
             means = self._without_metrics(means)
         return means if self._guard is None else self._guard.hide_empty_means(means)
 
     def _without_metrics(self, means: dict[str, Any]) -> dict[str, Any]:
-        """Returns means without the compiled metrics, which are 0 if `train_step` skips them."""
+        """Removes the compiled metrics from logs, since they are 0 if `train_step` skips them."""
         skipped = compiled_metric_names(self._model)
         if not self._has_warned:
             self._has_warned = True

@@ -1,4 +1,4 @@
-"""The learning rate schedule with warm-up, constant phase and decay."""
+"""A learning rate schedule with a warm-up, a constant phase and a decay."""
 
 import math
 from typing import Any, Literal

@@ -1,1 +1,1 @@
-"""The searches for a learning rate and a batch size, and the report of a step's memory."""
+"""Searches for a learning rate and a batch size, and reports a step's memory."""

@@ -97,7 +97,7 @@ def search_batch_size(
 def choose_size(
     measure: Callable[[int], float | None], start: int, most: int | None
 ) -> BatchSizeSearch:
-    """Doubles the size while the throughput grows, and bisects to the largest size that fits.
+    """Doubles a batch size while throughput grows, then bisects to the largest that fits.
 
     Args:
         measure: Function of a size that returns the seconds of a step, or `None` if the step does
@@ -139,7 +139,7 @@ def choose_size(
 
 
 class _StepClock(keras.callbacks.Callback):
-    """Measures the seconds of each step but the first, which may include compilation."""
+    """Measures the seconds of each step except the first, which may include compilation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class _StepClock(keras.callbacks.Callback):
         self._is_first = True
 
     def fastest(self, size: int) -> float:
-        """Returns the seconds of the fastest step."""
+        """Returns the seconds of the fastest measured step."""
         if not self._seconds:
             raise InvalidInputError(
                 f"The data for batch size {size} hold fewer than two batches, and the first is not "
@@ -179,7 +179,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 def _read_data(
     x: Any, y: Any, sample_weight: Any
 ) -> tuple[Callable[[int], dict[str, Any]], int | None]:
-    """Returns a function from a batch size to arguments of `fit`, and the number of rows."""
+    """Returns a function from a batch size to `fit` arguments, and the number of data rows."""
     refusal = InvalidInputError(
         f"A {type(x).__name__} has a fixed batch size. Give arrays, or a function from a batch "
         "size to data of that size: lambda batch_size: MyPyDataset(batch_size)."
@@ -201,7 +201,7 @@ def _read_data(
 
 
 def _is_text(x: Any) -> bool:
-    """Returns True if data are strings, which the model's own `fit` preprocesses."""
+    """Returns True if data are strings, which an overridden `fit` preprocesses."""
     if isinstance(x, list | tuple):
         return bool(x) and isinstance(x[0], str)
     return isinstance(x, np.ndarray) and x.dtype.kind in "OSU"

@@ -134,7 +134,7 @@ def search_learning_rate(
 
 
 def _result(all_rates: list[float], raw_losses: list[float]) -> LearningRateSearch:
-    """Returns the result of a test that may have ended before the last rate."""
+    """Returns the search result, from losses that may have ended before the last rate."""
     rates = all_rates[: len(raw_losses)]
     # Without the clipping, an explosion would hide the fall before it in the means.
     start = float(np.median(raw_losses[: max(len(raw_losses) // 10, 1)]))
@@ -148,7 +148,7 @@ def _smoothing(num_steps: int) -> float:
 
 
 class _Sweep(keras.callbacks.Callback):
-    """Sets the learning rate of each step, and stops the training when the loss explodes."""
+    """A callback that sets each step's learning rate, and stops when the loss explodes."""
 
     def __init__(self, rates: Any) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class _Sweep(keras.callbacks.Callback):
 
 
 def _smooth(losses: Array, smoothing: float) -> list[float]:
-    """Returns exponentially decaying means over the losses on both sides of each loss."""
+    """Smooths losses by means over both sides that decay exponentially."""
 
     def decaying_sums(values: Array) -> Array:
         total, sums = 0.0, []

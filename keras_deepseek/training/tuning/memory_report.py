@@ -1,4 +1,4 @@
-"""The report of the memory that a training step needs, by its use."""
+"""A report of the memory that a training step needs, by use, such as weights."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Short trainings that are undone, in which the searches try learning rates and batch sizes."""
+"""Short trainings whose effects are undone, for the learning rate and batch size searches."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -39,7 +39,7 @@ class ShortTraining:
 
     @contextmanager
     def restored_state(self) -> Iterator[None]:
-        """Restores everything that the trainings in the block have changed, when it ends."""
+        """Context manager that restores everything that trainings in the block have changed."""
         random = read_random_state()
         try:
             yield
@@ -50,7 +50,7 @@ class ShortTraining:
             write_random_state(random)
 
     def restore(self) -> None:
-        """Restores the values that the variables had before the first training."""
+        """Restores the variables' values from before the first training."""
         if self._state is not None:
             write_variables(self._model, self._state)
 
@@ -128,7 +128,7 @@ class ShortTraining:
 
 
 class _StepLimit(keras.callbacks.Callback):
-    """Ends a training after a number of steps, and its epochs where the data end."""
+    """A callback that ends a training after a number of steps, and epochs at the data's end."""
 
     def __init__(self, steps: int, stream: BatchStream) -> None:
         super().__init__()

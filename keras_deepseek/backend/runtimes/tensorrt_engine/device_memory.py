@@ -1,4 +1,4 @@
-"""Memory of a GPU and the stream that fills it, by `cuda-python`."""
+"""GPU buffers and the CUDA stream that copies to and from them, by `cuda-python`."""
 
 import importlib
 import weakref
@@ -12,7 +12,7 @@ from keras_deepseek.errors import ExportError, NotSupportedError
 
 
 class DeviceMemory:
-    """A stream on the current GPU, and a buffer for each name that is kept from batch to batch.
+    """A CUDA stream on the current GPU, with buffers by name that are reused in each batch.
 
     A buffer grows on demand and never shrinks. `close`, the end of the block, or garbage collection
     frees all. Raises `ExportError` if a CUDA call fails.
@@ -43,11 +43,13 @@ class DeviceMemory:
         self.close()
 
     def close(self) -> None:
-        """Waits for the stream, and frees it and the memory."""
+        """Waits for the CUDA stream, and frees it and all buffers."""
         self._release()
 
     def reserve(self, name: str, num_bytes: int) -> int:
-        """Returns the address of a buffer. The contents of a smaller one of that name are lost.
+        """Returns the address of a GPU buffer of a given size, allocated or enlarged if needed.
+
+        The contents of a smaller one of that name are lost.
 
         An empty tensor has an address, too.
         """
@@ -61,35 +63,35 @@ class DeviceMemory:
         return address
 
     def free(self) -> None:
-        """Frees all buffers, and keeps the stream."""
+        """Frees all GPU buffers, and keeps the CUDA stream."""
         while self._buffers:
             _, (address, _) = self._buffers.popitem()
             self._call("cudaFree", address)
 
     def put(self, name: str, array: Array) -> int:
-        """Returns the address of a buffer that the stream copies a contiguous array to."""
+        """Starts copying a contiguous array to a GPU buffer, and returns the buffer's address."""
         address = self.reserve(name, array.nbytes)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._copy(address, array.ctypes.data, array.nbytes, kind)
         return address
 
     def fetch(self, name: str, array: Array) -> None:
-        """Copies a buffer to a contiguous array, which is filled when `synchronize` returns."""
+        """Starts copying a GPU buffer to an array, which is filled after `synchronize`."""
         address, _ = self._buffers[name]
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(array.ctypes.data, address, array.nbytes, kind)
 
     def synchronize(self) -> None:
-        """Waits until the stream has finished its work."""
+        """Waits until the CUDA stream has finished its work."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
-        """Starts a copy on the stream."""
+        """Starts a copy on the CUDA stream."""
         if num_bytes:
             self._call("cudaMemcpyAsync", target, source, num_bytes, kind, self.stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Calls a function of CUDA, and raises `ExportError` if it fails."""
+        """Calls a CUDA function, and raises `ExportError` if it fails."""
         error, *values = getattr(self._cuda, name)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
             raise ExportError(f"CUDA's {name} failed: {error.name}.")
@@ -97,7 +99,7 @@ class DeviceMemory:
 
 
 def _release(cuda: Any, buffers: dict[str, tuple[int, int]], stream: int) -> None:
-    """Waits for a stream, and frees it and its buffers."""
+    """Waits for a CUDA stream, and frees it and its buffers."""
     cuda.cudaStreamSynchronize(stream)
     while buffers:
         _, (address, _) = buffers.popitem()
@@ -106,7 +108,7 @@ def _release(cuda: Any, buffers: dict[str, tuple[int, int]], stream: int) -> Non
 
 
 def empty_array(shape: tuple[int, ...], dtype: str) -> Array:
-    """Returns an empty array to fetch into, of a NumPy dtype or `"bfloat16"`."""
+    """Returns an empty array of a NumPy dtype or `"bfloat16"`, as the target of a copy."""
     if dtype == "bfloat16":
         dtype = importlib.import_module("ml_dtypes").bfloat16  # Keras depends on it.
     return np.empty(shape, dtype)

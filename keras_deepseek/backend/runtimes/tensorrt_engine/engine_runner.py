@@ -1,4 +1,4 @@
-"""A runner of engines, by the calls that plain TensorRT and TensorRT-RTX share."""
+"""Runs TensorRT and TensorRT-RTX engines, by the calls that both libraries share."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class EngineRunner:
-    """An engine on the current GPU, with its own context, stream and memory.
+    """A TensorRT engine on the current GPU, with its own context, stream and memory.
 
     It reserves memory for the largest batch of its profiles. One thread at a time may call it;
     several runners, each with its own thread, do not wait for each other. `tensorrt` is the module
@@ -62,7 +62,7 @@ class EngineRunner:
             raise
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        """Returns the outputs of a batch by name.
+        """Runs the engine on a batch; returns arrays by output name.
 
         Raises `NotSupportedError` if the engine has no profile for the batch.
         """
@@ -85,12 +85,12 @@ class EngineRunner:
         return outputs
 
     def close(self) -> None:
-        """Frees its memory on the GPU."""
+        """Frees the engine's memory on the GPU."""
         self._memory.close()
         self._context = self._engine = self._runtime = None
 
     def _reserve_largest(self) -> None:
-        """Reserves memory for the largest batch of each profile."""
+        """Reserves GPU memory for the largest batch of each optimization profile."""
         for index, profile in enumerate(self._profiles):
             self._choose_profile(index)
             for name, (_, _, largest) in profile.items():
@@ -100,12 +100,12 @@ class EngineRunner:
                 self._reserve(name, self._shape_of(name))
 
     def _reserve(self, name: str, shape: Shape) -> None:
-        """Reserves memory for a tensor."""
+        """Reserves GPU memory for a tensor of the engine."""
         itemsize = empty_array((), self._dtypes[name]).itemsize
         self._memory.reserve(name, math.prod(shape) * itemsize)
 
     def _check(self, name: str, value: Array) -> Array:
-        """Returns an input as a contiguous array of the engine's dtype."""
+        """Checks an input, and returns it as a contiguous array of the engine's dtype."""
         array = np.ascontiguousarray(value)
         if str(array.dtype) != self._dtypes[name]:
             raise NotSupportedError(
@@ -115,7 +115,7 @@ class EngineRunner:
         return array
 
     def _find_profile(self, arrays: dict[str, Array]) -> int:
-        """Returns the index of the first profile that a batch fits."""
+        """Returns the index of the first optimization profile that a batch fits."""
         for index, ranges in enumerate(self._profiles):
             if all(
                 lower <= size <= upper
@@ -130,7 +130,7 @@ class EngineRunner:
         )
 
     def _describe_profiles(self) -> str:
-        """Returns the ranges of the profiles, for an error."""
+        """Describes the shape ranges of the optimization profiles, for an error message."""
         return " and ".join(
             ", ".join(
                 f"{name} from {tuple(smallest)} to {tuple(largest)}"
@@ -140,7 +140,7 @@ class EngineRunner:
         )
 
     def _choose_profile(self, index: int) -> None:
-        """Activates a profile."""
+        """Activates an optimization profile of the engine."""
         if index == self._profile:
             return
         self._profile = None
@@ -150,27 +150,27 @@ class EngineRunner:
         self._profile = index
 
     def _set_shape(self, name: str, shape: Shape) -> None:
-        """Sets the shape of an input."""
+        """Sets the shape of an input of the engine."""
         if not self._context.set_input_shape(name, shape):
             raise ExportError(
                 f"TensorRT refused shape {shape} of input {name!r}: {self._reasons()}."
             )
 
     def _shape_of(self, name: str) -> Shape:
-        """Returns the shape of a tensor for the inputs that were set."""
+        """Returns the shape of an engine's tensor for the input shapes that were set."""
         shape = tuple(self._context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
             raise NotSupportedError(f"the size of output {name!r} depends on the data: {shape}")
         return shape
 
     def _dtype_of(self, name: str) -> str:
-        """Returns NumPy's name of a tensor's dtype."""
+        """Returns the NumPy dtype name of an engine's tensor."""
         dtype = self._engine.get_tensor_dtype(name).name
         if dtype not in DTYPES:
             raise NotSupportedError(f"tensor {name!r} has dtype {dtype}, which NumPy lacks")
         return DTYPES[dtype]
 
     def _reasons(self) -> str:
-        """Returns the errors that were logged since the last call."""
+        """Returns, as one text, the TensorRT errors that were logged since the last call."""
         errors, self._log.errors[:] = list(self._log.errors), []
         return "; ".join(errors) or "it gives no reason"

@@ -1,4 +1,4 @@
-"""A log of TensorRT's errors, which it does not return from calls."""
+"""Collects the errors that TensorRT logs instead of returning them from calls."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ _EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 
 
 def import_library(flavor: str, purpose: str) -> Any:
-    """Returns the module of the library `"tensorrt"` or `"rtx"`."""
+    """Imports the module of TensorRT (`"tensorrt"`) or TensorRT-RTX (`"rtx"`)."""
     try:
         return importlib.import_module(MODULES[flavor])
     except ImportError as error:
@@ -23,12 +23,12 @@ def import_library(flavor: str, purpose: str) -> Any:
 
 
 def mark_flavor(flavor: str) -> str:
-    """Returns the part of an engine's route that names the library which built it."""
+    """Returns the text in a bundle's route that names the library which built its engine."""
     return f"(flavor {flavor})"
 
 
 def read_flavor(route: str) -> str:
-    """Returns the library that built an engine, from its manifest's route with `mark_flavor`."""
+    """Reads from a manifest's route which library built the engine; see `mark_flavor`."""
     found = re.search(r"\(flavor (\w+)\)", route)
     if found is None or found[1] not in MODULES:
         raise InvalidInputError(

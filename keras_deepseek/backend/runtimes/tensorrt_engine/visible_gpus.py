@@ -1,4 +1,4 @@
-"""The number of NVIDIA GPUs, read from the driver without any framework."""
+"""Counts NVIDIA GPUs by their driver, without any framework."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 def count_gpus() -> int:
-    """Returns the number of GPUs that CUDA's driver offers, 0 without a driver.
+    """Returns the number of GPUs that CUDA's driver reports, 0 without a driver.
 
     It respects `CUDA_VISIBLE_DEVICES`, as the driver does.
     """

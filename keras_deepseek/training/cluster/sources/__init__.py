@@ -1,4 +1,4 @@
-"""The sources that may tell a process its place among the processes of a training, one file each.
+"""Readers of environments that may tell a process its rank, one file for each launcher.
 
 Each reads its own environment variables into `Claims`. `cluster_resolver` compares and combines the
 claims.

@@ -1,4 +1,4 @@
-"""The statements of one source about a process's place in a training."""
+"""The claims of one source, such as SLURM, about a process's place in a training."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Claim(Generic[Value]):
-    """A value and its origin, the variable or argument with its content, for error messages.
+    """A claimed value, with its origin (the variable or argument and its text) for errors.
 
     A derived value was computed from something else; a stated value of another source wins over it.
     """
@@ -25,7 +25,7 @@ class Claim(Generic[Value]):
 
 @dataclass(frozen=True)
 class Claims:
-    """All statements of one source; `None` for what it does not say.
+    """All claims of one source about this process; `None` for what it does not say.
 
     Args:
         local_rank: The rank among the processes of this machine.
@@ -45,12 +45,12 @@ class Claims:
 
 
 def read_text(environ: Mapping[str, str], name: str) -> str | None:
-    """Returns the content of a variable, or `None` if it is empty, as if it were unset."""
+    """Returns the text of an environment variable, or `None` if it is unset or empty."""
     return environ.get(name, "").strip() or None
 
 
 def read_integer(environ: Mapping[str, str], name: str, *, least: int = 0) -> Claim[int] | None:
-    """Returns the integer, of at least `least`, in a variable; `None` if it is not set."""
+    """Returns the integer of at least `least` in an environment variable; `None` if unset."""
     text = read_text(environ, name)
     if text is None:
         return None
@@ -63,7 +63,7 @@ def read_integer(environ: Mapping[str, str], name: str, *, least: int = 0) -> Cl
 
 
 def check_addresses(source: str, addresses: Sequence[str]) -> None:
-    """Raises an error if addresses are malformed or not unique.
+    """Raises an error if addresses of processes are malformed or not unique.
 
     `source` is the variable that holds them, for the error message.
     """
@@ -76,7 +76,7 @@ def check_addresses(source: str, addresses: Sequence[str]) -> None:
 
 
 def local_rank_among(addresses: Sequence[str], rank: int) -> int:
-    """Returns the number of processes with a lower rank on the same host.
+    """Returns a process's rank on its host: the number of lower ranks there.
 
     `addresses` are those of all processes, by rank.
     """

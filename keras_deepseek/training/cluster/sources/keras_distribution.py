@@ -1,4 +1,4 @@
-"""Reader of `KERAS_DISTRIBUTION_*`, the variables of `keras.distribution.initialize`."""
+"""Reads the environment variables `KERAS_DISTRIBUTION_*` of `keras.distribution.initialize`."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,10 @@ _RANK = "KERAS_DISTRIBUTION_PROCESS_ID"
 
 
 def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
-    """Reads Keras's variables. One address is the coordinator's; several are those of all ranks."""
+    """Reads the claims in the environment variables of Keras's distribution.
+
+    One address is the coordinator's; several are those of all ranks.
+    """
     world_size = read_integer(environ, _COUNT, least=1)
     rank = read_integer(environ, _RANK)
     text = read_text(environ, _ADDRESSES)

@@ -1,4 +1,4 @@
-"""Reader of the variable that Kubernetes sets in each pod of an indexed Job."""
+"""Reads the environment variable that Kubernetes sets in each pod of an indexed Job."""
 
 from collections.abc import Mapping
 

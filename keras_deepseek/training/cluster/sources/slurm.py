@@ -1,4 +1,4 @@
-"""Reader of the variables that SLURM sets for each task of an `srun`."""
+"""Reads the environment variables that SLURM sets for each task of an `srun`."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ _FIRST_PORT, _NUM_PORTS = 12_000, 20_000
 
 
 def read_slurm(environ: Mapping[str, str]) -> Claims:
-    """Reads the number of this task, the number of tasks, and the first node as coordinator.
+    """Reads this task's number, the number of tasks, and the first node as coordinator.
 
     If there are several tasks, this process must be one of them.
     """
@@ -43,7 +43,7 @@ def read_slurm(environ: Mapping[str, str]) -> Claims:
 
 
 def is_slurm_task(environ: Mapping[str, str]) -> bool:
-    """Returns True if `srun` started this process, and not a batch script."""
+    """Returns True if `srun` started this process, and False in a batch script."""
     is_later = read_text(environ, "SLURM_PROCID") not in (None, "0")
     return is_later or any(read_text(environ, name) for name in _STEP)
 

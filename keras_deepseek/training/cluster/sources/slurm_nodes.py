@@ -1,4 +1,4 @@
-"""Reader of SLURM's lists of nodes, such as `node[01-03,7],login`."""
+"""Expands SLURM's node lists, such as `node[01-03,7],login`."""
 
 import itertools
 import re
@@ -44,7 +44,7 @@ def _count(ranges: list[tuple[int, int, int]]) -> Iterator[str]:
 
 
 def _read_ranges(source: str, text: str, inside: str) -> list[tuple[int, int, int]]:
-    """Returns the first number, the last number and the digits of each range."""
+    """Returns the first number, the last number and the digit count of each range."""
     ranges = []
     for item in inside.split(","):
         found = _NUMBERS.fullmatch(item)

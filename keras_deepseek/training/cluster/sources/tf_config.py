@@ -1,4 +1,4 @@
-"""Reader of `TF_CONFIG`: the addresses of all processes, and the one of this process."""
+"""Reads `TF_CONFIG`: the addresses of all processes, and the task of this one."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,10 @@ _TASK_TYPES = ("chief", "worker", "ps")
 
 
 def read_tf_config(environ: Mapping[str, str]) -> Claims:
-    """Reads `TF_CONFIG`. The chief has rank 0, then come workers, then parameter servers."""
+    """Reads the claims of `TF_CONFIG`.
+
+    The chief has rank 0, then come workers, then parameter servers.
+    """
     text = read_text(environ, "TF_CONFIG")
     if text is None:
         return Claims()

@@ -1,4 +1,4 @@
-"""Reader of the variables that torchrun and `keras-deepseek launch` set."""
+"""Reads the environment variables that torchrun and `keras-deepseek launch` set."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def read_torchrun(environ: Mapping[str, str]) -> Claims:
 
 
 def starts_each_process(environ: Mapping[str, str]) -> bool:
-    """Returns True if a launcher that starts one process for each rank started this one.
+    """Returns True if the launcher of this process starts one process for each rank.
 
     Then SLURM or Kubernetes may have started the launchers, and their counts are not those of
     processes.

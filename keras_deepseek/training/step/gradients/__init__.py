@@ -1,1 +1,1 @@
-"""The gradients of a batch: in one pass, by gradient accumulation, or over replicas."""
+"""The computation of a batch's gradients: directly, by accumulation, or over replicas."""

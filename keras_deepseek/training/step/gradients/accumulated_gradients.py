@@ -1,4 +1,4 @@
-"""The gradients of a batch by gradient accumulation over micro-batches."""
+"""Gradient accumulation: the gradients of a batch as the sum over its micro-batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

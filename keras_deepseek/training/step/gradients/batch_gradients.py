@@ -1,4 +1,4 @@
-"""The interface of classes that compute a batch's gradients, at once, in parts or replicated."""
+"""The interface of the classes that compute the gradients of a batch."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -39,12 +39,12 @@ class BatchResult:
 
 
 class BatchGradients(abc.ABC):
-    """Computes the gradients of a batch."""
+    """The base class of objects that compute the gradients of a whole batch."""
 
     @property
     @abc.abstractmethod
     def updates_metrics(self) -> bool:
-        """True if the computation updated the compiled metrics when it was last traced."""
+        """True if the compiled metrics were updated when the computation was last traced."""
 
     @abc.abstractmethod
     def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
@@ -56,20 +56,20 @@ class BatchGradients(abc.ABC):
 
 
 class PartGradients(BatchGradients):
-    """Computes the gradients of a batch, or of a part of one."""
+    """The base class of objects that compute the gradients of a batch or a part of one."""
 
     @abc.abstractmethod
     def begin(
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[WeightedSums, Backward]:
-        """Returns the sums of a part of a batch without gradients, and its backward pass.
+        """Runs the forward pass on a part of a batch; returns its sums and its backward pass.
 
         The backward pass is run later, so that gradients are sent while others are computed.
         """
 
     @abc.abstractmethod
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
-        """Returns the sums of a part of a batch, and a factor to multiply its gradients with."""
+        """Computes a part of a batch; returns its sums, and a factor for its gradients."""
 
 
 class SummedGradients(PartGradients):

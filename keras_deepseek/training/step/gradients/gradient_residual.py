@@ -47,7 +47,7 @@ class GradientResidual:
         """One variable for the residual of all gradients, once the model is built."""
 
     def prepare(self, trained: Sequence[keras.Variable]) -> None:
-        """Creates the variable; creates a new one if other weights are trained than before."""
+        """Creates the residual variable, anew if other weights are trained than before."""
         ids = [id(variable) for variable in trained]
         if ids == self._trained:
             return
@@ -55,16 +55,16 @@ class GradientResidual:
         self.variables = [self._replicas.own_variable(self._begin(trained), "gradient_residual")]
 
     def compression(self, scale: Any) -> Compression:
-        """Returns the compression for a step whose gradients are multiplied by the loss scale."""
+        """Returns the compression for a step with the given loss scale."""
         return Compression(self._kind, self.variables[0], scale)
 
     def read(self) -> dict[str, Any]:
-        """Returns the residuals of all ranks. All ranks must call it."""
+        """Returns the compression residuals of all ranks. All ranks must call it."""
         own_values = [self._replicas.read_own(own) for own in self.variables]
         return {"values": [self._processes.gather(value) for value in own_values]}
 
     def write(self, trained: Sequence[keras.Variable], state: dict[str, Any] | None) -> None:
-        """Restores this rank's residual from what `read` returned.
+        """Restores this rank's compression residual from what `read` returned.
 
         The residual starts at zero, with a warning, if the checkpoint's does not fit, for example
         because it has another number of processes.
@@ -95,7 +95,7 @@ class GradientResidual:
 
 
 def make_residual(compression: Any, processes: Processes) -> GradientResidual | None:
-    """Returns the residual for the argument `gradient_compression`; `None` without compression.
+    """Creates the residual for the argument `gradient_compression`; `None` without compression.
 
     Raises:
         InvalidInputError: The compression is unknown, or only one process trains.

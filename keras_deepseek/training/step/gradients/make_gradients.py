@@ -1,4 +1,4 @@
-"""The choice of the classes that compute the gradients of a trainer's steps."""
+"""Chooses the classes that compute the gradients of a trainer's steps."""
 
 from collections.abc import Callable
 from typing import Any

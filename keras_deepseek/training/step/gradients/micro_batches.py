@@ -1,4 +1,4 @@
-"""The division of a batch into micro-batches."""
+"""Divides a batch into micro-batches for gradient accumulation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ class MicroBatches:
         self._rest = num_rows - self.number * self._size
 
     def take(self, index: Any) -> Batch:
-        """Returns one of the equally large micro-batches."""
+        """Returns micro-batch number `index` of those of full size."""
 
         def take(array: Any) -> Any:
             whole = array[: self._size * self.number]
@@ -47,7 +47,7 @@ class MicroBatches:
     def add_rest(
         self, add: Callable[[Batch, Sequence[Any]], Sequence[Any]], sums: Sequence[Any]
     ) -> Sequence[Any]:
-        """Returns `add(last, sums)` for the smaller last micro-batch; without one, `sums`."""
+        """Adds the smaller last micro-batch to `sums` by `add`; without one, returns `sums`."""
 
         def add_last() -> Sequence[Any]:
             start = self._size * self.number
@@ -80,7 +80,7 @@ def pad_empty_batch(batch: Batch) -> Batch:
 
 
 def check_same_rows(batch: Batch, num_rows: Any) -> None:
-    """Raises an error if `y` or `sample_weight` have another number of rows than `x`.
+    """Raises an error if `y` or `sample_weight` has another number of rows than `x`.
 
     Args:
         batch: tuple of `x`, `y` and `sample_weight`.
@@ -101,7 +101,7 @@ def check_same_rows(batch: Batch, num_rows: Any) -> None:
 
 
 def count_rows(batch: Batch) -> Any:
-    """Returns the rows of a batch: an integer, or a scalar tensor if they are known in the step.
+    """Returns the number of rows of a batch, as an integer or a scalar tensor.
 
     Raises:
         InvalidInputError: The batch has no inputs.

@@ -84,7 +84,7 @@ class PlainGradients(PartGradients):
         )
 
     def assigned(self) -> list[keras.Variable]:
-        """Returns all variables that the forward pass may assign."""
+        """Returns all variables that the forward pass may assign to."""
         model = self._model
         return [
             *model.non_trainable_variables,
@@ -98,7 +98,7 @@ class PlainGradients(PartGradients):
         return backend.current().step.differentiate(self._bind(batch), variables, self.assigned())
 
     def _bind(self, batch: Batch) -> Callable[[], tuple[Any, Any]]:
-        """Returns a function that returns the scaled loss, and `(loss, weight, logs)`."""
+        """Returns a function that computes a batch's scaled loss, and `(loss, weight, logs)`."""
 
         def compute() -> tuple[Any, Any]:
             with watch_metric_updates(self._model) as updates, label_checks(self._model):
@@ -116,7 +116,7 @@ class PlainGradients(PartGradients):
 def _prepared_receiver(
     prepare: Callable[[int, Any], Any], receive: Receive | None
 ) -> Receive | None:
-    """Returns a function that prepares a gradient and passes it to `receive`."""
+    """Wraps `receive`, so that it gets each gradient after `prepare` has changed it."""
     if receive is None:
         return None
     return lambda index, gradient: receive(index, prepare(index, gradient))

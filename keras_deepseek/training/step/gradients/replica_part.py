@@ -1,4 +1,4 @@
-"""The computation of one replica's part of a batch, which `Replicas.sum` calls."""
+"""The gradients of one replica's rows, as `Replicas.sum` computes them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class ReplicaPart:
         self._has_gradient = [False for _ in variables]
 
     def __call__(self, rank: int, batch: Batch) -> tuple[list[Any], FinishPart]:
-        """Computes the forward pass of a replica.
+        """Runs a replica's forward pass.
 
         Returns:
             The scalars to sum over the replicas, and the replica's backward pass. The scalars are
@@ -97,7 +97,7 @@ class ReplicaPart:
     def merge(
         self, scalars: Sequence[Any], counts: Any, gradients: Sequence[Any]
     ) -> tuple[WeightedSums, Any]:
-        """Merges the states; returns the sums over all replicas and their number of rows.
+        """Merges the replicas' states; returns the sums over all replicas and the number of rows.
 
         Args:
             scalars: The summed scalars.
@@ -110,7 +110,7 @@ class ReplicaPart:
         return sums.with_parts(sums.scalars(), found), num_rows
 
     def _read(self, scalars: Sequence[Any]) -> tuple[Any, WeightedSums, Sequence[Any]]:
-        """Splits the summed scalars into rows, weighted sums and changes of states."""
+        """Splits summed scalars into the number of rows, weighted sums and state changes."""
         if self._form is None:
             raise RuntimeError("No replica was computed.")
         num_rows, *others = scalars

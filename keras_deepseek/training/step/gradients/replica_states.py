@@ -18,7 +18,7 @@ It is more than a training draws, and thousands of them fit into an int32.
 
 
 class ReplicaStates:
-    """The variables that the rows of each replica change, until all replicas agree on them.
+    """The variables that each replica's rows change, until the replicas' values are merged.
 
     Metrics are summed. The state of layers, such as moving statistics, is the mean over all rows;
     with `aggregation="sum"`, as for the tokens of each expert, it is the sum. Random number
@@ -59,12 +59,12 @@ class ReplicaStates:
             seed.assign(move(seed.value, ops.stack([distance, ops.zeros_like(distance)])))
 
     def restore(self) -> None:
-        """Undoes the changes by another replica of this process."""
+        """Undoes the state changes by another replica of this process."""
         for merge in self._merges:
             merge.variable.assign(merge.before)
 
     def changes(self, num_rows: Any) -> list[Any]:
-        """Returns the changes by this replica's rows, to be summed over all replicas.
+        """Returns this replica's state changes, to be summed over all replicas.
 
         Args:
             num_rows: float32 scalar. The replica's own rows; with `0.0`, all changes are zero.
@@ -85,7 +85,7 @@ class ReplicaStates:
 
 
 class _Merge(abc.ABC):
-    """The way in which one variable is merged."""
+    """The base class of rules for merging one variable of all replicas."""
 
     num_changes = 1
 
@@ -98,15 +98,15 @@ class _Merge(abc.ABC):
 
     @abc.abstractmethod
     def changes(self, num_rows: Any) -> list[Any]:
-        """Returns `num_changes` float32 tensors, to be summed over the replicas."""
+        """Returns `num_changes` float32 tensors, which are summed over all replicas."""
 
     @abc.abstractmethod
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
-        """Assigns the merged value."""
+        """Assigns the merged value to the variable."""
 
 
 class _Added(_Merge):
-    """Adds what each replica added."""
+    """A merge that adds the changes of all replicas."""
 
     def changes(self, num_rows: Any) -> list[Any]:
         return [self._change()]
@@ -116,7 +116,7 @@ class _Added(_Merge):
 
 
 class _Averaged(_Merge):
-    """Averages the changes over the rows of all replicas."""
+    """A merge that averages the changes over the rows of all replicas."""
 
     def changes(self, num_rows: Any) -> list[Any]:
         return [self._change() * num_rows]
@@ -127,7 +127,7 @@ class _Averaged(_Merge):
 
 
 class _Summed(_Merge):
-    """Sums the values that replicas assigned; a variable that none assigned stays as it is."""
+    """A merge that sums the assigned values, and keeps a variable that no replica assigned."""
 
     num_changes = 2
 

@@ -23,7 +23,7 @@ from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 
 
 class DeviceGradients(SummedGradients):
-    """Divides the rows among devices of this process.
+    """Computes gradients with the batch's rows divided among devices of this process.
 
     Args:
         model: `keras.Model`, compiled.
@@ -98,7 +98,7 @@ class ReplicatedGradients(BatchGradients):
     def _reduce(
         self, part: ReplicaPart, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any], Any]:
-        """Returns the sums over all processes, and the function that keeps the residual."""
+        """Sums over all processes; returns the sums, and a function that keeps the residual."""
         optimizer = self._model.optimizer
         scale = optimizer.dynamic_scale if is_scaled(optimizer) else None
         if self._residual is None:

@@ -1,4 +1,4 @@
-"""Weighted sums of loss, logs and gradients over the parts of a batch."""
+"""Weighted sums of loss, logs and gradients, from which parts of a batch are combined."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ MIN_WEIGHT = 1e-30
 
 
 def make_zero_if_empty(count: Any) -> Callable[[Any], Any]:
-    """Returns a function that returns its tensor, or zeros if `count` is 0.
+    """Returns a function that replaces its tensor by zeros if `count` is 0.
 
     A mean over nothing may be NaN.
 
@@ -53,7 +53,7 @@ class WeightedSums:
 
     @classmethod
     def of(cls, loss: Any, weight: Any, logs: dict[str, Any]) -> "WeightedSums":
-        """Returns the sums of a part from its means, without gradients."""
+        """Returns a part's weighted sums from its means, without gradients."""
         where_weighty = make_zero_if_empty(weight)
 
         def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN.
@@ -62,31 +62,31 @@ class WeightedSums:
         return cls(weight, weigh(loss), {name: weigh(log) for name, log in logs.items()}, [])
 
     def scalars(self) -> list[Any]:
-        """Returns the weight, the loss and the logs."""
+        """Returns the scalars in a list: weight, loss, logs."""
         return [self.weight, self.loss, *self.logs.values()]
 
     def tensors(self) -> list[Any]:
-        """Returns all tensors in one list: weight, loss, logs, gradients."""
+        """Returns all tensors in a list: weight, loss, logs, gradients."""
         return [*self.scalars(), *(each for each in self.gradients if each is not None)]
 
     def with_tensors(self, tensors: Sequence[Any]) -> "WeightedSums":
-        """Returns sums of the same structure with other tensors, in the order of `tensors`."""
+        """Returns sums of the same structure with the given tensors, in the order of `tensors`."""
         num_scalars = 2 + len(self.logs)
         left = iter(tensors[num_scalars:])
         gradients = [None if gradient is None else next(left) for gradient in self.gradients]
         return self.with_parts(tensors[:num_scalars], gradients)
 
     def with_parts(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> "WeightedSums":
-        """Returns sums of the same structure with other scalars and gradients."""
+        """Returns sums of the same structure with the given scalars and gradients."""
         weight, loss, *logs = scalars
         return WeightedSums(weight, loss, dict(zip(self.logs, logs, strict=True)), list(gradients))
 
     def scale_gradients(self, factor: Any) -> "WeightedSums":
-        """Returns the same sums with the gradients times `factor`, in memory of their own."""
+        """Returns the same sums with the gradients multiplied by `factor`, in new memory."""
         return replace(self, gradients=multiply_gradients(self.gradients, factor))
 
     def plus(self, others: "WeightedSums", factor: Any) -> "WeightedSums":
-        """Returns the sums plus others. It may overwrite the gradients of `self`.
+        """Returns the total of these sums and other sums. It may overwrite the gradients of `self`.
 
         Args:
             others: Sums of the same structure.
@@ -100,7 +100,7 @@ class WeightedSums:
         return self.with_tensors([*scalars, *added])
 
     def means(self, *, is_sum: bool) -> tuple[Any, dict[str, Any], list[Any]]:
-        """Returns loss, logs and gradients of the whole batch.
+        """Returns the mean loss, logs and gradients of the whole batch.
 
         Args:
             is_sum: boolean. The loss is a sum over rows: then nothing is divided.

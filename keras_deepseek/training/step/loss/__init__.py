@@ -1,1 +1,1 @@
-"""The loss of a batch, and the checks around it."""
+"""The loss of a batch, and checks of its labels, reduction and result."""

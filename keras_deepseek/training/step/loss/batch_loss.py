@@ -36,7 +36,7 @@ class BatchLoss:
 
     @contextmanager
     def of_batch(self, num_rows: Any) -> Iterator[None]:
-        """Sets the number of rows of the whole batch until the block ends."""
+        """Context manager that sets the number of rows of the whole batch."""
         before, self._num_rows = self._num_rows, num_rows
         try:
             yield
@@ -44,7 +44,7 @@ class BatchLoss:
             self._num_rows = before  # The tensor belongs to the graph of this step only.
 
     def __call__(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Returns the loss; for a part of a batch, a dict with the loss and its weight."""
+        """Computes the loss; for a part of a batch, returns a dict with the loss and its weight."""
         model = self._model
         with collect_loss_means() as means:
             y_pred = call_for_training(model, x)

@@ -1,4 +1,4 @@
-"""The losses that a model was compiled with, as a list and by output."""
+"""Lists the losses that a model was compiled with, flat or by output."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import keras
 
 
 def list_losses(loss: Any) -> list[Any]:
-    """Returns the losses of a structure as a flat list, with names and configs as objects.
+    """Flattens a structure of losses, and converts names and configs to loss objects.
 
     Args:
         loss: Keras loss, its name, a function, or a structure of them. `None` is left out.
@@ -17,7 +17,7 @@ def list_losses(loss: Any) -> list[Any]:
 def losses_by_output(
     model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
 ) -> list[tuple[Any, Any, Any, Any]]:
-    """Returns the loss, labels, predictions and weights of each output.
+    """Returns each output's loss, labels, predictions and sample weights.
 
     The result is empty if the losses can't be assigned to outputs. As in Keras, a dict of losses is
     by the names of outputs.

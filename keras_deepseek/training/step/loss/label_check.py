@@ -1,4 +1,4 @@
-"""The rejection of labels outside the range of classes."""
+"""Rejects labels that are outside the range of classes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _MIN_BINARY, _MAX_BINARY = -0.5, 1.5
 
 
 def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """Returns the loss of a batch, or NaN if a label of a cross entropy is outside the classes.
+    """Returns the loss of a batch, replaced by NaN if a cross entropy label is not a class.
 
     For the sparse cross entropy, TensorFlow and PyTorch raise an error on a CPU, and JAX ignores
     the sample. For the binary one, only PyTorch checks labels.
@@ -40,7 +40,7 @@ def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weig
 
 @contextmanager
 def label_checks(model: keras.Model) -> Iterator[None]:
-    """Makes `model.compute_loss` call `check_labels`, for every caller, until the block ends."""
+    """Context manager in which `model.compute_loss` calls `check_labels`, for every caller."""
     own = vars(model).get("compute_loss")
     compute = model.compute_loss
 
@@ -61,7 +61,7 @@ def label_checks(model: keras.Model) -> Iterator[None]:
 
 
 def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
-    """Returns a boolean tensor, true for wrong labels; `None` for losses that are not checked."""
+    """Returns a boolean tensor, true for labels outside the classes; `None` if not checked."""
     classes = ops.convert_to_tensor(labels)
     if loss is keras.losses.binary_crossentropy or isinstance(
         loss, keras.losses.BinaryCrossentropy
@@ -83,7 +83,7 @@ def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
 
 
 def _and_counted(is_wrong: Any, weights: Any) -> Any:
-    """Returns a boolean tensor, true for wrong labels whose weight is not 0.
+    """Restricts a boolean tensor of wrong labels to those whose weight is not 0.
 
     Weights may be by row, or by row and further axes of the labels.
     """

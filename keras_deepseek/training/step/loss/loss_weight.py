@@ -1,4 +1,4 @@
-"""The weight of a mean loss in a part of a batch, such as its number of rows or tokens."""
+"""The weight of a mean loss, such as a number of rows, to combine parts of a batch."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from keras_deepseek.training.step.loss.compiled_losses import list_losses
 
 
 def check_reduction(loss: Any) -> None:
-    """Raises an error if a loss has no reduction: it would be one number for each sample.
+    """Raises an error if a loss has no reduction, and so returns one number for each sample.
 
     Args:
         loss: Keras loss, its name, a function, or a structure of them; or `None`.
@@ -48,7 +48,7 @@ def find_reduction(loss: Any) -> str:
 
 
 def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """Returns the number that a mean loss was divided by, as a float32 scalar.
+    """Returns the number by which a mean loss was divided, as a float32 scalar.
 
     It is the number of rows; with a mask or `ignore_class`, of unmasked tokens; with
     `reduction="mean_with_sample_weight"`, the sum of the weights.

@@ -1,4 +1,4 @@
-"""The errors for a training or a validation of a model without a loss."""
+"""Errors for the training or the validation of a model without a loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def missing_loss_error(model: keras.Model) -> InvalidInputError:
-    """Returns the error for the training of a model without a loss."""
+    """Returns the error for training a model without a loss."""
     return InvalidInputError(
         f"Model {model.name!r} has no loss: pass Trainer(..., loss=...), as in "
         "loss='sparse_categorical_crossentropy'."
@@ -44,7 +44,7 @@ def check_test_loss(model: keras.Model) -> None:
 
 @contextmanager
 def missing_loss_errors(model: keras.Model) -> Iterator[None]:
-    """Replaces Keras's error for a model without a loss by one that says what to pass."""
+    """Context manager that replaces Keras's error for a missing loss by a clearer one."""
     try:
         yield
     except ValueError as error:

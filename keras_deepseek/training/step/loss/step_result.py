@@ -1,4 +1,4 @@
-"""The result of `Trainer.train_step`: the loss, or a dict with the loss, its weight and logs."""
+"""Reads the result of `Trainer.train_step`: a loss, or a dict with loss, weight and logs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -43,7 +43,7 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def check_log_names(logs: Iterable[str], others: Iterable[str]) -> None:
-    """Raises an error if a log that a step returned has the name of another log.
+    """Raises an error if `train_step` returned a log with the name of another log.
 
     Args:
         logs: The names that the step returned.
