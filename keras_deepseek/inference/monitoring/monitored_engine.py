@@ -1,12 +1,10 @@
 """The members of a `ServingEngine` that monitoring reads. It can't import the class itself."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Unpack
+from typing import Protocol
 
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
-from keras_deepseek.inference.batching.future_delivery import Answer
 from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
-from keras_deepseek.inference.request_options import RequestOptions
 
 
 class CountedCache(Protocol):
@@ -65,13 +63,3 @@ class MonitoredEngine(Protocol):
     @property
     def models(self) -> Mapping[str, MonitoredModel]:
         """The engine's models by name."""
-
-
-class AnsweringEngine(Protocol):
-    """An engine to which logged requests are sent again."""
-
-    def start(self) -> None:
-        """Starts the engine, once."""
-
-    def submit(self, x: Any, **options: Unpack[RequestOptions]) -> Answer:
-        """Queues a request, and returns the future of its outputs."""

@@ -94,7 +94,8 @@ class StepOptions:
             if each.metadata == _CHANGES_UPDATE
         }
 
-    def worker_options(self) -> dict[str, Any]:
-        """Returns the step options for the workers of a parameter server."""
-        names = ("micro_batches", "gradient_clip", "remat", "float32_layers")
+    def shared_options(self) -> dict[str, Any]:
+        """Returns the options that must be equal in all processes of a training, by name."""
+        own = (_COMPARED_AS_POLICY, _MAY_DIFFER)
+        names = [each.name for each in fields(self) if each.metadata not in own]
         return {name: getattr(self, name) for name in names}

@@ -1,6 +1,5 @@
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.monitoring.monitored_engine import (
-    AnsweringEngine,
     MonitoredEngine,
     MonitoredModel,
     MonitoredVersion,
@@ -13,7 +12,6 @@ def test_an_engine_has_what_monitoring_reads(doubler):
         model = engine.models["model"]
         for protocol, value in (
             (MonitoredEngine, engine),
-            (AnsweringEngine, engine),
             (MonitoredModel, model),
             (MonitoredVersion, model.versions[1]),
         ):
