@@ -25,10 +25,10 @@ Handler = Callable[["HttpServer", HttpRequest, Parameters], HttpResponse | Pendi
 It returns `dispatch.dispatch(...)` if a model computes the answer, and `work.answer_later(...)` for
 other slow work. It may raise any error: `answers.answer_error` answers it in the route's form.
 
-`dispatch` answers 503 while the server starts or stops, and sets the model in the metrics. A handler
-without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model` once it
-has found the model. A handler that parses the body before `dispatch` calls `check_ready` first, so
-that a server that is not ready answers 503 and parses nothing.
+`dispatch` answers 503 while the server starts or stops, and sets the model in the metrics. A
+handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`
+once it has found the model. A handler that parses the body before `dispatch` calls `check_ready`
+first, so that a server that is not ready answers 503 and parses nothing.
 """
 
 _PARAMETER = re.compile(r"{(\w+)}")
