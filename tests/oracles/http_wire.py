@@ -53,7 +53,7 @@ class Application:
 
         return Pending(start, lambda finished: HttpResponse(body=outcome(finished)))
 
-    def answer_error(self, error):
+    def answer_error(self, error, path):
         if isinstance(error, HttpError):
             return HttpResponse(error.status, str(error).encode())
         return HttpResponse(500, type(error).__name__.encode())

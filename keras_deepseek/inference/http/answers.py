@@ -6,8 +6,9 @@ from typing import Any
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.errors import OF_WAITING, STATUSES, OverloadedError
-from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
-from keras_deepseek.inference.http.routing import Parameters, malformed
+from keras_deepseek.inference.http.message import HttpError, HttpResponse
+from keras_deepseek.inference.http.operation import ERROR, ErrorForm
+from keras_deepseek.inference.http.routing import Parameters
 from keras_deepseek.inference.models.states import version_number
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.protocols.json_text import to_json
@@ -22,21 +23,20 @@ def answer_json(content: Any, status: int = 200, headers: Headers = ()) -> HttpR
     return HttpResponse(status, to_json(content), headers=headers)
 
 
-def answer_error(error: Exception) -> HttpResponse:
-    """Returns the HTTP response for an error.
-
-    A fault of the server is logged and hidden from clients.
-    """
+def answer_error(error: Exception, form: ErrorForm = ERROR) -> HttpResponse:
+    """Returns the answer for an error. A fault of the server is logged and hidden from clients."""
+    message = str(error)
+    headers: Headers = ()
     if isinstance(error, HttpError):
-        return answer_json({"error": str(error)}, error.status, error.headers)
-    for kind, status, _ in STATUSES:
-        if isinstance(error, kind):
-            headers: Headers = ()
-            if isinstance(error, OverloadedError):
-                headers = (("retry-after", str(error.retry_after)),)
-            return answer_json({"error": str(error)}, status, headers)
-    _logger.error("The server failed.", exc_info=error)
-    return answer_json({"error": "The server failed; see its log."}, 500)
+        status, headers = error.status, error.headers
+    else:
+        status = next((status for kind, status, _ in STATUSES if isinstance(error, kind)), 0)
+        if isinstance(error, OverloadedError):
+            headers = (("retry-after", str(error.retry_after)),)
+    if not status:
+        _logger.error("The server failed.", exc_info=error)
+        status, message = 500, "The server failed; see its log."
+    return answer_json(form.make(message, status), status, headers)
 
 
 def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[str, Array]:
@@ -54,15 +54,12 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
     raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")
 
 
-def read_version(request: HttpRequest, parameters: Parameters) -> int | None:
-    """Returns the version number in a URL path, or `None` if it has none.
-
-    Raises 404 if it is no number.
-    """
+def read_version(parameters: Parameters) -> int | None:
+    """Returns the version that a path names, or `None`. Raises 404 if it is no number."""
     version = parameters.get("version")
     if version is None:
         return None
     number = version_number(version)
     if number is None:
-        raise malformed(request)
+        raise HttpError(404, f"The path has the version {version!r}. Expected a number.")
     return number

@@ -84,9 +84,9 @@ class HttpApplication:
         request.trace.protocol, request.trace.call = route.protocol, route.call
         return route.handler(self._server, request, parameters)
 
-    def answer_error(self, error: Exception) -> HttpResponse:
-        """Returns the HTTP response for an error."""
-        return answer_error(error)
+    def answer_error(self, error: Exception, path: str) -> HttpResponse:
+        """Returns the answer for an error, in the form of the path's route."""
+        return answer_error(error, self.router.error_form(path))
 
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Adds an answered request to the metrics, the traces and the access log.

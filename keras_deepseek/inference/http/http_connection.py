@@ -138,7 +138,8 @@ class HttpConnection(asyncio.Protocol):
         try:
             exchange.response = exchange.make_response(finished)
         except Exception as error:  # noqa: BLE001 - The application tells the client and the log.
-            exchange.response = self._application.answer_error(error)
+            path = "" if exchange.request is None else exchange.request.path
+            exchange.response = self._application.answer_error(error, path)
         self._write_answers()
         if self._waiting or self._is_reading_paused:
             self._start_waiting()
@@ -176,8 +177,9 @@ class HttpConnection(asyncio.Protocol):
         elif self._is_reading_paused:
             self._since = now
         elif self._is_reading_slow(waited):
+            path = self._reader.path
             self._reader.stop()
-            self._start(HttpError(408, "The request took too long to come."))
+            self._start(HttpError(408, "The request took too long to come.", path=path))
         elif self._is_unused(waited):
             transport.close()
 
@@ -208,7 +210,7 @@ class HttpConnection(asyncio.Protocol):
                 exchange.cancel = answer.start(exchange.finish)
                 return
         except Exception as error:  # noqa: BLE001 - The application tells the client and the log.
-            answer = self._application.answer_error(error)
+            answer = self._application.answer_error(error, received.path)
         exchange.response = answer
         self._write_answers()
 

@@ -47,6 +47,11 @@ class HttpReader:
         self._quiet_bytes = 0
         self._parser = httptools.HttpRequestParser(self)
 
+    @property
+    def path(self) -> str:
+        """The path of the request whose body is being read, or an empty string."""
+        return self._split_target()[0] if self.phase == BODY else ""
+
     def feed(self, data: bytes) -> list[HttpRequest | HttpError]:
         """Returns the requests that `data` completes. An `HttpError` is always the last item."""
         if self.is_done:
@@ -198,5 +203,6 @@ class HttpReader:
     def _end_with(self, refusal: HttpError) -> None:
         # Bytes after the last request of a connection are ignored.
         if not self.is_done:
+            refusal.path = self.path
             self._complete.append(refusal)
         self.stop()

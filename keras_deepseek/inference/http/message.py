@@ -66,14 +66,23 @@ class Pending:
 
 
 class HttpError(Exception):
-    """A refused request, with a status from 400 up and a message for the client."""
+    """A refused request, with a status from 400 up and a message for the client.
+
+    `path` is set only if the request was refused before it was complete. Empty: it is unknown.
+    """
 
     def __init__(
-        self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
+        self,
+        status: int,
+        message: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        *,
+        path: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
+        self.path = path
 
 
 class Application(Protocol):
@@ -85,8 +94,11 @@ class Application(Protocol):
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
         """Returns the answer to a request, or a `Pending`. Raises any exception."""
 
-    def answer_error(self, error: Exception) -> HttpResponse:
-        """Returns the answer for an error of a handler or the connection. It must not raise."""
+    def answer_error(self, error: Exception, path: str) -> HttpResponse:
+        """Returns the answer for an error of a handler or the connection. It must not raise.
+
+        `path` is that of the request, or empty if it is unknown.
+        """
 
     def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Notes that an answer is about to be written, and may add headers. It must not raise.

@@ -1,14 +1,12 @@
 """Open Inference's (KServe's V2) REST calls: `/v2/...`."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras_deepseek
-from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.loop_delivery import Settle
+from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.http import openapi_schemas
-from keras_deepseek.inference.http.answers import answer_json, outputs_of, read_version
+from keras_deepseek.inference.http.answers import answer_json, read_version
+from keras_deepseek.inference.http.dispatch import Inputs, dispatch
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
@@ -20,8 +18,6 @@ from keras_deepseek.inference.protocols.open_inference_urgency import read_urgen
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
-
-_Inputs = dict[str, Array]
 
 PROTOCOL = "open_inference"
 """The label of the metrics."""
@@ -48,7 +44,7 @@ def ready(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) 
 
 def model_ready(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers 200 if the model is ready, else 503."""
-    version = server.engine.find(parameters["name"], read_version(request, parameters))
+    version = server.engine.find(parameters["name"], read_version(parameters))
     request.trace.model = version.name
     is_ready = server.ready and version.state == "AVAILABLE"
     content = open_inference_models.model_ready(version.name, is_ready)
@@ -59,7 +55,7 @@ def model_metadata(
     server: "HttpServer", request: HttpRequest, parameters: Parameters
 ) -> HttpResponse:
     """Answers with the inputs and outputs of a model."""
-    version = server.engine.find(parameters["name"], read_version(request, parameters))
+    version = server.engine.find(parameters["name"], read_version(parameters))
     request.trace.model = version.name
     numbers = [str(number) for number in server.engine.models[version.name].versions]
     return answer_json(
@@ -70,38 +66,34 @@ def model_metadata(
 def infer(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
     name = parameters["name"]
-    server.check_ready(name)
+    server.check_ready(name)  # Before a body is read in vain.
     length = request.headers.get(open_inference.HEADER.lower())
     call = open_inference.parse_infer(request.body, length)
     urgency = read_urgency(call.parameters)
 
-    def bind(signature: Signature) -> _Inputs:
+    def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
         return signature.bind(call.inputs)
 
-    version = read_version(request, parameters)
-
-    def start(settle: Settle) -> Callable[[], None]:
-        return server.engine.dispatch(
-            bind,
-            settle,
-            request.trace,
-            model=name,
-            version=version,
-            timeout=urgency.timeout,
-            priority=urgency.priority,
-        )[0]
-
-    def respond(finished: Request) -> HttpResponse:
+    def encode(outputs: Inputs) -> HttpResponse:
         body, header_length = open_inference.encode_infer(
-            call, outputs_of(name, finished, request.trace), name, request.trace.version
+            call, outputs, name, request.trace.version
         )
         if header_length is None:
             return HttpResponse(body=body)
         headers = ((open_inference.HEADER, str(header_length)),)
         return HttpResponse(200, body, "application/octet-stream", headers)
 
-    return Pending(start, respond)
+    return dispatch(
+        server,
+        request,
+        name,
+        bind,
+        encode,
+        version=read_version(parameters),
+        timeout=urgency.timeout,
+        priority=urgency.priority,
+    )
 
 
 def repository_index(

@@ -7,7 +7,14 @@ function is one path for each model that can answer it.
 from collections.abc import Iterable, Mapping
 
 from keras_deepseek import __version__
-from keras_deepseek.inference.http.operation import TEXT, DescribeModel, Operation, Schema
+from keras_deepseek.inference.http.operation import (
+    ERROR,
+    TEXT,
+    DescribeModel,
+    ErrorForm,
+    Operation,
+    Schema,
+)
 from keras_deepseek.inference.http.routing import Route
 from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.server.engine import Engine
@@ -23,17 +30,17 @@ _ERRORS = {
     503: "The server, or the model, starts or stops.",
     504: "The deadline passed.",
 }
-_ERROR_REFERENCE: Schema = {"$ref": "#/components/schemas/Error"}
 
 
 def describe_server(
     engine: Engine, routes: Iterable[Route], *, asks_for_tokens: bool = False
 ) -> Schema:
-    """Returns the OpenAPI document for the routes of a server and its present models."""
+    """Returns the document of a server that has these routes, with the models as they are now."""
+    routes = tuple(routes)
+    protocols = dict.fromkeys(route.protocol for route in routes if route.protocol != "http")
+    forms = {route.error_form.name: route.error_form for route in routes}
     paths: dict[str, Schema] = {}
-    schemas: Schema = {
-        "Error": {"type": "object", "properties": {"error": TEXT}, "required": ["error"]}
-    }
+    schemas: Schema = {name: form.schema for name, form in forms.items()}
     for route in routes:
         if route.operation is not None:
             parameters = _parameters(route.path, {})
@@ -47,13 +54,15 @@ def describe_server(
         "info": {
             "title": f"Models served by keras_deepseek: {', '.join(engine.models)}",
             "version": __version__,
-            "description": "TensorFlow Serving's REST calls and Open Inference's (KServe V2).",
+            "description": f"Protocols: {', '.join(protocols)}.",
         },
         "paths": paths,
         "components": {
             "schemas": schemas,
             "responses": {
-                str(status): _content(text, _ERROR_REFERENCE) for status, text in _ERRORS.items()
+                _response_key(form, status): _content(text, _reference(form.name))
+                for form in forms.values()
+                for status, text in _ERRORS.items()
             },
         },
     }
@@ -81,7 +90,7 @@ def _add_model(
     def refer(part: str, schema: Schema) -> Schema:
         key = f"{name}.{route.call}.{part}"
         schemas[key] = schema
-        return {"$ref": f"#/components/schemas/{key}"}
+        return _reference(key)
 
     operation = operation._replace(
         answer=refer("answer", operation.answer),
@@ -119,10 +128,14 @@ def _describe(route: Route, operation: Operation) -> Schema:
     answer["content"] |= {
         kind: {"schema": schema} for kind, schema in operation.other_answers.items()
     }
-    refused = {str(status): {"$ref": f"#/components/responses/{status}"} for status in _ERRORS}
+    form = route.error_form
+    refused = {
+        str(status): {"$ref": f"#/components/responses/{_response_key(form, status)}"}
+        for status in _ERRORS
+    }
     described: Schema = {"summary": operation.summary, "responses": {"200": answer, **refused}}
     if operation.answer_503 is not None:
-        schema = {"anyOf": [operation.answer_503, _ERROR_REFERENCE]}
+        schema = {"anyOf": [operation.answer_503, _reference(form.name)]}
         described["responses"]["503"] = _content("Not ready.", schema)
     if operation.body is not None:
         described["requestBody"] = {"content": {"application/json": {"schema": operation.body}}}
@@ -131,6 +144,14 @@ def _describe(route: Route, operation: Operation) -> Schema:
     if route.is_open:
         described["security"] = []
     return described
+
+
+def _reference(schema: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def _response_key(form: ErrorForm, status: int) -> str:
+    return str(status) if form is ERROR else f"{form.name}.{status}"
 
 
 def _content(description: str, schema: Schema, kind: str = "application/json") -> Schema:

@@ -1,6 +1,7 @@
 """The JSON schemas of a model's inputs and outputs, in the forms of each protocol."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,39 @@ def array_schema(value: Schema, shape: tuple[int | None, ...]) -> Schema:
     return schema
 
 
+def tensor_schema(spec: TensorSpec, first_axis: int = 1) -> Schema:
+    """Returns the schema of an input: of one row, or of all rows if `first_axis` is 0."""
+    value = value_schema(spec.dtype)
+    if kind_of(spec.dtype) == "string":
+        text = {"type": "string", "contentEncoding": "base64", "pattern": _BASE64}
+        encoded = _object({"b64": text}, ["b64"])
+        value = {"anyOf": [value, encoded | {"additionalProperties": False}]}
+    return array_schema(value, spec.shape[first_axis:])
+
+
+def object_schema(specs: Sequence[TensorSpec], first_axis: int = 1) -> Schema:
+    """Returns the schema of an object with each input by name, as in `tensor_schema`."""
+    fields = {spec.name: tensor_schema(spec, first_axis) for spec in specs}
+    return _object(fields, list(fields))
+
+
+def rows_schema(signature: Signature) -> Schema:
+    """Returns the schema of the rows that `protocols.rows.inputs_from_rows` reads."""
+    row = object_schema(signature.inputs) | {"additionalProperties": False}
+    rows: Schema = {"type": "array", "items": row}
+    if len(signature.inputs) > 1:
+        return rows
+    values = {"type": "array", "items": tensor_schema(signature.inputs[0])}
+    return {"anyOf": [values, rows]}
+
+
+def answered_rows_schema(signature: Signature) -> Schema:
+    """Returns the schema of the rows that `protocols.rows.rows_from_outputs` makes."""
+    outputs = signature.outputs
+    row = _answer_object(outputs, 1) if len(outputs) > 1 else _answer(outputs[0], 1)
+    return {"type": "array", "items": row}
+
+
 def example_of(spec: TensorSpec, *, rows: int | None = None) -> Any:
     """Returns nested lists that fit an input, or `None` if they would be too long.
 
@@ -74,17 +108,21 @@ def example_of(spec: TensorSpec, *, rows: int | None = None) -> Any:
     return value
 
 
+def example_of_rows(signature: Signature) -> list[Any] | None:
+    """Returns a list of one row, or `None` if it would be too long."""
+    examples = {spec.name: example_of(spec) for spec in signature.inputs}
+    if None in examples.values():
+        return None
+    return [examples if len(examples) > 1 else next(iter(examples.values()))]
+
+
 def predict_request(signature: Signature) -> Schema:
     """Returns the JSON schema of a `:predict` request, in row or column form."""
     inputs = signature.inputs
-    rows: Schema = {
-        "type": "array",
-        "items": _object_of(inputs, 1) | {"additionalProperties": False},
-    }
-    columns = _object_of(inputs, 0)  # Unknown names are ignored.
+    rows = rows_schema(signature)
+    columns = object_schema(inputs, 0)  # Unknown names are ignored.
     if len(inputs) == 1:
-        rows = {"anyOf": [{"type": "array", "items": _tensor(inputs[0], 1)}, rows]}
-        columns = {"anyOf": [_tensor(inputs[0], 0), columns]}
+        columns = {"anyOf": [tensor_schema(inputs[0], 0), columns]}
     name: Schema = {"signature_name": {"enum": ["", "serving_default"]}}
     schema: Schema = {
         "oneOf": [
@@ -92,22 +130,19 @@ def predict_request(signature: Signature) -> Schema:
             _object({"inputs": columns, "instances": False, **name}, ["inputs"]),
         ],
     }
-    examples = {spec.name: example_of(spec) for spec in inputs}
-    if None not in examples.values():
-        one = examples if len(inputs) > 1 else next(iter(examples.values()))
-        schema["examples"] = [{"instances": [one]}]
+    rows_example = example_of_rows(signature)
+    if rows_example is not None:
+        schema["examples"] = [{"instances": rows_example}]
     return schema
 
 
 def predict_answer(signature: Signature) -> Schema:
     """Returns the JSON schema of a `:predict` response."""
     outputs = signature.outputs
-    several = len(outputs) > 1
-    row = _answer_object(outputs, 1) if several else _answer(outputs[0], 1)
-    column = _answer_object(outputs, 0) if several else _answer(outputs[0], 0)
+    column = _answer_object(outputs, 0) if len(outputs) > 1 else _answer(outputs[0], 0)
     return {
         "oneOf": [
-            _object({"predictions": {"type": "array", "items": row}}, ["predictions"]),
+            _object({"predictions": answered_rows_schema(signature)}, ["predictions"]),
             _object({"outputs": column}, ["outputs"]),
         ]
     }
@@ -197,25 +232,11 @@ def _infer_tensor(spec: TensorSpec) -> Schema:
     return _object(fields, ["name", "shape", "datatype", "data"])
 
 
-def _tensor(spec: TensorSpec, first_axis: int) -> Schema:
-    value = value_schema(spec.dtype)
-    if kind_of(spec.dtype) == "string":
-        text = {"type": "string", "contentEncoding": "base64", "pattern": _BASE64}
-        encoded = _object({"b64": text}, ["b64"])
-        value = {"anyOf": [value, encoded | {"additionalProperties": False}]}
-    return array_schema(value, spec.shape[first_axis:])
-
-
 def _answer(spec: TensorSpec, first_axis: int) -> Schema:
     """Returns the JSON schema of an output, whose sizes are not checked."""
     kind = kind_of(spec.dtype)
     value: Schema = {"type": ["string", "object"] if kind == "string" else kind}
     return array_schema(value, tuple(None for _ in spec.shape[first_axis:]))
-
-
-def _object_of(specs: tuple[TensorSpec, ...], first_axis: int) -> Schema:
-    fields = {spec.name: _tensor(spec, first_axis) for spec in specs}
-    return _object(fields, list(fields))
 
 
 def _answer_object(specs: tuple[TensorSpec, ...], first_axis: int) -> Schema:

@@ -35,6 +35,20 @@ class Operation(NamedTuple):
     is_body_optional: bool = False
 
 
+class ErrorForm(NamedTuple):
+    """The JSON in which a protocol answers errors.
+
+    Args:
+        name: The name of the schema in the OpenAPI document.
+        schema: The JSON schema of what `make` returns.
+        make: Returns the content of the answer, from the message and the HTTP status.
+    """
+
+    name: str
+    schema: Schema
+    make: Callable[[str, int], Any]
+
+
 DescribeModel = Callable[[str, Signature], Operation | None]
 """Returns the operation of the model with a name and a signature. `None`: it can't answer it."""
 
@@ -46,3 +60,7 @@ def fields(required: Mapping[str, Schema], **optional: Schema) -> Schema:
         "properties": {**required, **optional},
         "required": list(required),
     }
+
+
+ERROR = ErrorForm("Error", fields({"error": TEXT}), lambda message, _status: {"error": message})
+"""The form of errors for routes that set no other."""

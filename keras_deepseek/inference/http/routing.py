@@ -6,7 +6,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
-from keras_deepseek.inference.http.operation import DescribeModel, Operation
+from keras_deepseek.inference.http.operation import (
+    ERROR,
+    DescribeModel,
+    ErrorForm,
+    Operation,
+)
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
@@ -15,6 +20,16 @@ Parameters = Mapping[str, str]
 """The parts of a path that stand in braces in its template, by their names."""
 
 Handler = Callable[["HttpServer", HttpRequest, Parameters], HttpResponse | Pending]
+"""A function that answers a route's requests. It runs on the event loop, so it must not wait.
+
+It returns `dispatch.dispatch(...)` if a model computes the answer, and `work.answer_later(...)` for
+other slow work. It may raise any error: `answers.answer_error` answers it in the route's form.
+
+`dispatch` answers 503 while the server starts or stops, and sets the model in the metrics. A
+handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`
+once it has found the model. A handler that parses the body before `dispatch` calls `check_ready`
+first, so that a server that is not ready answers 503 and parses nothing.
+"""
 
 _PARAMETER = re.compile(r"{(\w+)}")
 _NO_PARAMETERS: Parameters = {}
@@ -35,6 +50,8 @@ class Route(NamedTuple):
         describe_model: Returns the `Operation` of one model. The document has the route once for
             each model then, with the model's name in the place of `{name}`.
         is_open: True if the route needs no token.
+        error_form: The form of all errors, also those raised before the handler is called, as for a
+            wrong method. It must be the same for all routes of a path.
     """
 
     method: str
@@ -45,6 +62,7 @@ class Route(NamedTuple):
     operation: Operation | None = None
     describe_model: DescribeModel | None = None
     is_open: bool = False
+    error_form: ErrorForm = ERROR
 
 
 class _Target(NamedTuple):
@@ -95,12 +113,16 @@ class Router:
         if route is not None:
             return route, parameters
         if not methods:
-            raise malformed(request)
+            raise HttpError(404, f"There is no path {request.path!r} on this server.")
         raise HttpError(405, "Method Not Allowed", (("allow", ", ".join(methods)),))
 
     def is_open(self, path: str) -> bool:
         """Returns true if a path has a route that needs no access token."""
         return any(route.is_open for route in self._match(path)[0].values())
+
+    def error_form(self, path: str) -> ErrorForm:
+        """Returns the form of errors of a path. A path without a route has the default."""
+        return next((route.error_form for route in self._match(path)[0].values()), ERROR)
 
     def _match(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
         static = self._static.get(path)
@@ -118,11 +140,6 @@ class Router:
                     routes, groups = targets[found.lastindex]
                     return routes, {name: found[group] for name, group in groups}
         return {}, _NO_PARAMETERS
-
-
-def malformed(request: HttpRequest) -> HttpError:
-    """Returns the error for a path without a route, in TF Serving's words."""
-    return HttpError(404, f"Malformed request: {request.method} {request.path}")
 
 
 def _compile(prefix: str, templates: Mapping[str, dict[str, Route]]) -> _Branch:

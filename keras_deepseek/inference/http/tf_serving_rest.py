@@ -1,15 +1,14 @@
 """TF Serving's REST calls: `/v1/models/NAME[/versions/V|/labels/L][:predict|...]`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.loop_delivery import Settle
+from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http import openapi_schemas
-from keras_deepseek.inference.http.answers import answer_json, outputs_of, read_version
+from keras_deepseek.inference.http.answers import answer_json, read_version
+from keras_deepseek.inference.http.dispatch import Inputs, dispatch
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
@@ -21,8 +20,6 @@ from keras_deepseek.inference.server.engine import Engine
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
-
-_Inputs = dict[str, Array]
 
 PROTOCOL = "tf_serving"
 """The label of the metrics."""
@@ -55,18 +52,20 @@ def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters)
 def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
     """Answers with a model's outputs in the form of the request, rows or columns."""
     name, version, label = _read(request, parameters)
-    server.check_ready(name)
     forms: list[bool] = []
 
-    def bind(signature: Signature) -> _Inputs:
+    def bind(signature: Signature) -> Inputs:
         call = tf_serving.parse_predict(request.body, signature)
         forms.append(call.is_row_form)
         return signature.bind(call.inputs)
 
-    def encode(outputs: _Inputs) -> bytes:
-        return tf_serving.encode_outputs(outputs, forms[-1])
+    def encode(outputs: Inputs) -> HttpResponse:
+        return HttpResponse(body=tf_serving.encode_outputs(outputs, forms[-1]))
 
-    return _dispatch(server.engine, request, bind, encode, (name, version, label))
+    not_found = partial(_not_found, name, version, label)
+    return dispatch(
+        server, request, name, bind, encode, not_found=not_found, version=version, label=label
+    )
 
 
 def answer_examples(
@@ -74,19 +73,21 @@ def answer_examples(
 ) -> Pending:
     """Answers with the predicted classes, or the predicted number, of each example."""
     name, version, label = _read(request, parameters)
-    server.check_ready(name)
     rows: list[int] = []
 
-    def bind(signature: Signature) -> _Inputs:
+    def bind(signature: Signature) -> Inputs:
         inputs = tf_serving_examples.parse_examples(request.body, signature).inputs
         rows.append(len(next(iter(inputs.values()))))
         return inputs
 
-    def encode(outputs: _Inputs) -> bytes:
+    def encode(outputs: Inputs) -> HttpResponse:
         results = tf_serving_examples.read_results(method, outputs, rows[-1])
-        return tf_serving_examples.encode_results(results)
+        return HttpResponse(body=tf_serving_examples.encode_results(results))
 
-    return _dispatch(server.engine, request, bind, encode, (name, version, label))
+    not_found = partial(_not_found, name, version, label)
+    return dispatch(
+        server, request, name, bind, encode, not_found=not_found, version=version, label=label
+    )
 
 
 def _describe_predict(name: str, signature: Signature) -> Operation:
@@ -154,32 +155,13 @@ ROUTES = tuple(
 )
 
 
-def _dispatch(
-    engine: Engine,
-    request: HttpRequest,
-    bind: Callable[[Signature], _Inputs],
-    encode: Callable[[_Inputs], bytes],
-    asked: tuple[str, int | None, str],
-) -> Pending:
-    name, version, label = asked
-
-    def start(settle: Settle) -> Callable[[], None]:
-        try:
-            return engine.dispatch(
-                bind, settle, request.trace, model=name, version=version, label=label
-            )[0]
-        except ModelNotFoundError as error:
-            raise _not_found(name, version, label) from error
-
-    def respond(finished: Request) -> HttpResponse:
-        return HttpResponse(body=encode(outputs_of(name, finished, request.trace)))
-
-    return Pending(start, respond)
-
-
 def _read(request: HttpRequest, parameters: Parameters) -> tuple[str, int | None, str]:
-    """Returns the model name, the version and the label in a URL path."""
-    return parameters["name"], read_version(request, parameters), parameters.get("label", "")
+    """Returns the model, the version and the label in the path."""
+    try:
+        version = read_version(parameters)
+    except HttpError as error:
+        raise HttpError(404, f"Malformed request: {request.method} {request.path}") from error
+    return parameters["name"], version, parameters.get("label", "")
 
 
 def _find(engine: Engine, name: str, version: int | None, label: str) -> ModelVersion:

@@ -29,6 +29,15 @@ def load_json(text: bytes | memoryview) -> Any:
         raise InvalidInputError(f"The body is not JSON: {error}.") from error
 
 
+def load_object(text: bytes | memoryview, expected: str) -> dict[str, Any]:
+    """Returns the JSON object in a text. `expected` describes it in the error: "with 'rows'"."""
+    content = load_json(text)
+    if not isinstance(content, dict):
+        received = type(content).__name__
+        raise InvalidInputError(f"Expected a JSON object {expected}; received {received}.")
+    return content
+
+
 def to_json(content: Any) -> bytes:
     """Encodes values as JSON, with bare `NaN`, `Infinity` and `-Infinity` as in TF Serving.
 

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.protocols.base64_objects import (
-    decode_strings,
-    encode_strings,
-    is_base64_object,
-)
+from keras_deepseek.inference.protocols.base64_objects import is_base64_object
 from keras_deepseek.inference.protocols.dtypes import DTYPES
-from keras_deepseek.inference.protocols.json_text import load_json, to_json
+from keras_deepseek.inference.protocols.json_text import load_object, to_json
+from keras_deepseek.inference.protocols.rows import (
+    decode_inputs,
+    encode_columns,
+    inputs_from_rows,
+    rows_from_outputs,
+)
 
 SIGNATURE_NAME = "serving_default"
 """The signature of a request that names none."""
@@ -72,31 +72,15 @@ def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
     >>> parse_predict(b'{"inputs": {"x": [[1, 2]]}}', signature).is_row_form
     False
     """
-    content = load_object(body)
+    content = load_object(body, "with either 'instances' or 'inputs'")
     if ("instances" in content) == ("inputs" in content):
         raise InvalidInputError("Expected a JSON object with either 'instances' or 'inputs'.")
     name, called = find_signature(content.get("signature_name", ""), signature)
     if "instances" in content:
-        inputs = _from_rows(content["instances"], called)
+        inputs = inputs_from_rows(content["instances"], called, "instances")
     else:
-        inputs = _from_columns(content["inputs"], called)
-    specs = {spec.name: spec for spec in called.inputs}
-    return PredictCall(
-        {key: _to_value(value, specs.get(key)) for key, value in inputs.items()},
-        is_row_form="instances" in content,
-        signature_name=name,
-    )
-
-
-def load_object(body: bytes) -> dict[str, Any]:
-    """Parses a request body that must be a JSON object."""
-    content = load_json(body)
-    if not isinstance(content, dict):
-        raise InvalidInputError(
-            "Expected a JSON object with either 'instances' or 'inputs', or with 'examples'; "
-            f"received {type(content).__name__}."
-        )
-    return content
+        inputs = decode_inputs(_from_columns(content["inputs"], called), called)
+    return PredictCall(inputs, is_row_form="instances" in content, signature_name=name)
 
 
 def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
@@ -113,11 +97,10 @@ def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
 
 def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
     """Returns the response to `:predict` as JSON, in the form of the request."""
-    columns = {
-        name: encode_strings(name, array) if array.dtype.kind in "OUS" else array
-        for name, array in outputs.items()
-    }
-    return to_json(_arrange(columns, is_row_form))
+    if is_row_form:
+        return to_json({"predictions": rows_from_outputs(outputs)})
+    columns = encode_columns(outputs)
+    return to_json({"outputs": next(iter(columns.values())) if len(columns) == 1 else columns})
 
 
 def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
@@ -171,29 +154,6 @@ def unknown_label_message(label: str) -> str:
     return f"Unrecognized servable version label: {label}"
 
 
-def _from_rows(rows: Any, signature: Signature) -> dict[str, Any]:
-    if not isinstance(rows, list):
-        raise InvalidInputError("'instances' must be a list, with one value for each row.")
-    names = [spec.name for spec in signature.inputs]
-    if not rows:
-        return {name: [] for name in names}
-    named = [isinstance(row, dict) and not is_base64_object(row) for row in rows]
-    if all(named):
-        if any(row.keys() != rows[0].keys() for row in rows):
-            raise InvalidInputError(f"All of 'instances' must have the same names: {names}.")
-        return {name: [row[name] for row in rows] for name in rows[0]}
-    if any(named):
-        raise InvalidInputError(
-            f"Either all of 'instances' are objects with {names}, or none is; number "
-            f"{named.index(not named[0])} differs from number 0."
-        )
-    if len(names) > 1:
-        raise InvalidInputError(
-            f"The model has several inputs: each of 'instances' must be an object with {names}."
-        )
-    return {names[0]: rows}
-
-
 def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
     names = [spec.name for spec in signature.inputs]
     if isinstance(columns, dict) and not is_base64_object(columns):
@@ -208,26 +168,6 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
             f"The model has several inputs: 'inputs' must be an object with {names}."
         )
     return {names[0]: columns}
-
-
-def _to_value(value: Any, spec: TensorSpec | None) -> Any:
-    """Converts an input value to an array if it is empty or holds strings."""
-    if spec is None:
-        return value
-    if value == []:  # It does not show the shape of a row.
-        return np.zeros((0, *(1 if size is None else size for size in spec.shape[1:])), spec.dtype)
-    return decode_strings(value, f"Input {spec.name!r}") if spec.dtype == "object" else value
-
-
-def _arrange(columns: Mapping[str, Any], is_row_form: bool) -> dict[str, Any]:
-    """Returns the response's JSON object, in the row or column form of the request."""
-    only = next(iter(columns.values())) if len(columns) == 1 else None
-    if not is_row_form:
-        return {"outputs": columns if only is None else only}
-    if only is not None:
-        return {"predictions": only}
-    rows = zip(*columns.values(), strict=True)
-    return {"predictions": [dict(zip(columns, row, strict=True)) for row in rows]}
 
 
 def _tensor_info(spec: TensorSpec) -> dict[str, Any]:

@@ -15,13 +15,12 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.base64_objects import decode_string, is_base64_object
-from keras_deepseek.inference.protocols.json_text import to_json
+from keras_deepseek.inference.protocols.json_text import load_object, to_json
 from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.tensor_bytes import string_array, strings_of
 from keras_deepseek.inference.protocols.tf_serving import (
     Signatures,
     find_signature,
-    load_object,
 )
 
 Example = Mapping[str, Sequence[Any]]
@@ -55,7 +54,7 @@ def parse_examples(body: bytes, signature: Signatures) -> ExamplesCall:
     >>> parse_examples(b'{"examples": [{"age": 3}, {"age": [4.5]}]}', signature).inputs
     {'age': array([3. , 4.5], dtype=float32)}
     """
-    content = load_object(body)
+    content = load_object(body, "with a list of 'examples'")
     rows = content.get("examples")
     if not isinstance(rows, list) or not rows:
         raise InvalidInputError("Expected a JSON object with 'examples', a list of at least one.")

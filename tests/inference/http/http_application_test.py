@@ -85,14 +85,13 @@ def test_status_metadata_and_health_are_told(ask):
             "Servable not found for request: Specific(double, 2)",
         ),
         ("GET", "/v1/models/double/versions/x", 404, "Malformed request: GET"),
-        ("GET", "/nowhere", 404, "Malformed request: GET /nowhere"),
+        ("GET", "/v2/models/double/versions/x", 404, "the version 'x'"),
+        ("GET", "/nowhere", 404, "There is no path '/nowhere'"),
         ("GET", PREDICT, 405, "Method Not Allowed"),
         ("POST", "/v1/models/double", 405, "Method Not Allowed"),
     ],
 )
-def test_another_path_or_method_is_refused_in_tf_serving_s_words(
-    ask, method, path, status, message
-):
+def test_another_path_or_method_is_refused(ask, method, path, status, message):
     received, content, _ = ask(method, path, "{}" if method == "POST" else None)
     assert received == status
     assert content.keys() == {"error"}

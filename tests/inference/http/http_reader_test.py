@@ -77,6 +77,15 @@ def test_the_phases_are_told_and_counted():
     assert reader.body_bytes == 5
 
 
+def test_a_refused_body_names_the_path_of_its_request_and_a_refused_head_does_not():
+    head = b"POST /a%20b?c HTTP/1.1\r\nHost: x\r\n"
+    assert refuse(head + b"Content-Length: 101\r\n\r\n").path == "/a b"
+    assert refuse(head + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n").path == "/a b"
+    assert refuse(head + b"no header\r\n\r\n").path == ""
+    reader = make_reader()
+    assert reader.feed(POST + b"nonsense\r\n\r\n")[1].path == ""
+
+
 @pytest.mark.parametrize(
     ("target", "path", "query"),
     [

@@ -126,7 +126,7 @@ def test_the_repository_s_index_has_every_version(client, engine):
         ("double/infer", request_of([[1, 2]], outputs=[{"name": "z"}]), 400, "'z'"),
         ("other/infer", request_of([[1, 2]]), 404, "no model 'other'"),
         ("double/versions/9/infer", request_of([[1, 2]]), 404, "no version 9"),
-        ("double/versions/x/infer", request_of([[1, 2]]), 404, "Malformed"),
+        ("double/versions/x/infer", request_of([[1, 2]]), 404, "version 'x'"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_not_run(client, engine, path, body, status, message):

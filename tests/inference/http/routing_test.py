@@ -1,14 +1,7 @@
-import json
-import urllib.error
-import urllib.request
-
 import pytest
 
-from keras_deepseek.inference import HttpServer, ServingEngine
-from keras_deepseek.inference.http import http_application
-from keras_deepseek.inference.http.answers import answer_json
 from keras_deepseek.inference.http.message import HttpError, HttpRequest
-from keras_deepseek.inference.http.operation import FLAG, Operation, fields
+from keras_deepseek.inference.http.operation import ERROR, OBJECT, ErrorForm
 from keras_deepseek.inference.http.routing import Route, Router
 
 
@@ -60,8 +53,8 @@ def test_a_route_is_found_with_the_parameters_of_its_path(method, path, call, pa
     "path",
     ["/", "/v1", "/v1/", "/v1/a/b", "/v1/a:b:do", "/v1/digits/a-b", "/fixed/", "/v1//v/1:do"],
 )
-def test_a_path_without_a_route_is_malformed(path):
-    with pytest.raises(HttpError, match="Malformed request: GET /") as caught:
+def test_a_path_without_a_route_is_refused(path):
+    with pytest.raises(HttpError, match="There is no path '/") as caught:
         find("GET", path)
     assert caught.value.status == 404
 
@@ -80,41 +73,15 @@ def test_another_method_is_refused_with_those_that_are_allowed(method, path, all
     assert (caught.value.status, caught.value.headers) == (405, (("allow", allowed),))
 
 
+def test_a_path_has_the_form_of_errors_of_its_routes():
+    form = ErrorForm("Mine", OBJECT, lambda message, status: [status, message])
+    router = Router([route("POST", "/mine/{name}", error_form=form), route("GET", "/other")])
+    assert router.error_form("/mine/x") is form
+    for path in ("/other", "/mine", "/nowhere", ""):
+        assert router.error_form(path) is ERROR
+
+
 def test_a_path_is_open_if_one_of_its_routes_is():
     assert ROUTER.is_open("/fixed")
     assert not ROUTER.is_open("/v1/digits")
     assert not ROUTER.is_open("/nowhere")
-
-
-def test_a_protocol_is_added_by_its_routes_alone(doubler, monkeypatch):
-    """One table gives the answers, the errors, the OpenAPI document and the metrics."""
-    pytest.importorskip("httptools")
-
-    def ready(server, request, parameters):
-        server.engine.find(parameters["name"])
-        return answer_json({"ok": True})
-
-    def describe(name, signature):
-        return Operation(f"Ask {name!r}", fields({"ok": FLAG}))
-
-    route = Route("GET", "/mine/{name}/ok", ready, "mine", "ok", describe_model=describe)
-    monkeypatch.setattr(http_application, "ROUTES", (*http_application.ROUTES, route))
-    with ServingEngine(doubler, name="double") as engine:
-        server = HttpServer(engine, port=0)
-        server.start()
-
-        def ask(path, data=None):
-            try:
-                with urllib.request.urlopen(f"{server.url}{path}", data, timeout=60) as response:
-                    return response.status, response.read().decode()
-            except urllib.error.HTTPError as error:
-                with error:
-                    return error.code, error.read().decode()
-
-        assert ask("/mine/double/ok") == (200, '{"ok":true}')
-        assert ask("/mine/other/ok")[0] == 404
-        assert ask("/mine/double/ok", b"")[0] == 405
-        paths = json.loads(ask("/openapi.json")[1])["paths"]
-        assert paths["/mine/double/ok"]["get"]["summary"] == "Ask 'double'"
-        assert 'method="ok",model="",protocol="mine"' in ask("/metrics")[1]
-        server.stop()

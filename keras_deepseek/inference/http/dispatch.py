@@ -1,0 +1,50 @@
+"""Requests that a model computes, for the handlers of all protocols."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Unpack
+
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.batching.batch import Request
+from keras_deepseek.inference.batching.loop_delivery import Settle
+from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.http.answers import outputs_of
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.request_options import RequestOptions
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.http.http_server import HttpServer
+
+Inputs = dict[str, Array]
+
+
+def dispatch(
+    server: "HttpServer",
+    request: HttpRequest,
+    name: str,
+    bind: Callable[[Signature], Inputs],
+    encode: Callable[[Inputs], HttpResponse],
+    *,
+    not_found: Callable[[], HttpError] | None = None,
+    **options: Unpack[RequestOptions],
+) -> Pending:
+    """Queues a request for the model `name`, and answers it when the model has run.
+
+    Both functions are called on the event loop: `bind` with the signature of the version that
+    answers, for its inputs, and `encode` with the outputs. `not_found` makes an error in place of
+    `ModelNotFoundError`.
+    """
+    server.check_ready(name)
+    options["model"] = name
+
+    def start(settle: Settle) -> Callable[[], None]:
+        try:
+            return server.engine.dispatch(bind, settle, request.trace, **options)[0]
+        except ModelNotFoundError as error:
+            if not_found is None:
+                raise
+            raise not_found() from error
+
+    def respond(finished: Request) -> HttpResponse:
+        return encode(outputs_of(name, finished, request.trace))
+
+    return Pending(start, respond)
