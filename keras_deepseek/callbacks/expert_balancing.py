@@ -83,7 +83,7 @@ class ExpertBalancing(keras.callbacks.Callback):
         self._of_epoch: list[dict[str, float]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Finds the routers."""
+        """Collects the model's expert routers, which the callback balances."""
         layers = flatten_layers(self.model)
         self._routers = [layer for layer in layers if isinstance(layer, ExpertRouter)]
         if not self._routers:

@@ -87,7 +87,7 @@ class ProgressDisplay(keras.callbacks.Callback):
         self._validation_seconds = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the line of the epoch."""
+        """Starts the display line that shows the progress of the epoch."""
         self._epoch = epoch
         # If Keras does not know the length in advance, that of the last epoch is used.
         self._steps = (self.params or {}).get("steps") or self._pace.done or self._steps

@@ -78,7 +78,7 @@ class RunRecorder(StepLogger):
         self._pace.begin_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads values that are only available before a step."""
+        """Reads the learning rate and the pace before a step, while they are free to read."""
         super().on_train_batch_begin(batch, logs)
         self._pace.before_step(trained_model(self), batch)
 

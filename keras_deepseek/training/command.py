@@ -1,4 +1,4 @@
-"""The command `keras-deepseek launch`."""
+"""The command `keras-deepseek launch`, which starts a training script in several processes."""
 
 import argparse
 import importlib.util

@@ -45,7 +45,7 @@ class FixedRule:
         self._wait = wait
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Does nothing, since a fixed rule does not learn."""
+        """Does nothing: a fixed batch size learns nothing from the batches that begin."""
 
     def arrive(self, rows: int, now: float) -> None:
         """Does nothing, since a fixed rule does not learn."""

@@ -1,4 +1,4 @@
-"""ONNX files, in a bundle or without one. They need ONNX Runtime alone, no framework."""
+"""Runs ONNX files, in a bundle or without one. They need ONNX Runtime alone, no framework."""
 
 import re
 from collections.abc import Sequence

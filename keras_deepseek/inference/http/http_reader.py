@@ -73,7 +73,7 @@ class HttpReader:
         return complete
 
     def stop(self) -> None:
-        """Ignores all further bytes."""
+        """Makes the reader ignore all bytes that the connection still receives."""
         self.is_done = True
         self.wants_continue = False
         self.phase = IDLE

@@ -76,7 +76,7 @@ class LocalTasks:
             os.close(self._start(place))
 
     def note_update(self) -> None:
-        """Resets the count of ended workers, because an update was made."""
+        """Resets the count of workers that died, since an update of the weights was made."""
         self._num_deaths = 0
 
     def process_ids(self, kind: str) -> list[int]:

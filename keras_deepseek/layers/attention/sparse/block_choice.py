@@ -115,7 +115,7 @@ def attend_to_chosen(
 
 
 def _choose_tile(num_choices: int, num_blocks: int) -> int:
-    """Returns the number of queries in a tile, small enough that most tiles are full.
+    """Returns how many queries of one block are multiplied together, so that little is padding.
 
     A single new token gets a tile for each of its blocks.
     """

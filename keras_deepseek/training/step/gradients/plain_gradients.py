@@ -1,4 +1,4 @@
-"""The gradients of a batch by one forward and one backward pass."""
+"""Computes a batch's loss and gradients by one forward and one backward pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
