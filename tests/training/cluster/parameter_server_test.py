@@ -84,11 +84,11 @@ def tf_config(num_workers, num_servers):
 def test_tf_config_says_how_many():
     found = resolve_settings("parameter_server", tf_config(3, 2))
     assert (found.num_workers, found.num_servers) == (3, 2)
-    with pytest.raises(InvalidInputError, match=r"num_workers=2\), and TF_CONFIG names 3"):
+    with pytest.raises(InvalidInputError, match=r"num_workers=2\), but TF_CONFIG names 3"):
         resolve_settings(ParameterServer(num_workers=2), tf_config(3, 2))
 
 
 @on_tensorflow
 def test_tensorflow_has_no_ray_cluster():
-    with pytest.raises(InvalidInputError, match="for JAX and PyTorch; received '10"):
+    with pytest.raises(InvalidInputError, match="for Ray, on JAX and PyTorch; received '10"):
         resolve_settings(ParameterServer(num_workers=2, address="10.0.0.1:6379"), {})
