@@ -229,7 +229,7 @@ def _first_sentence(name: str) -> str:
 def _short(name: str) -> str:
     parts = name.split(".")
     start = next((index for index, part in enumerate(parts) if part[0].isupper()), -1)
-    return ".".join(parts[start:]).replace(".__call__", "()")
+    return ".".join(parts[start:])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -9,6 +9,10 @@ import keras
 from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
 from keras_deepseek.training.data.position_data import no_data_error
 from keras_deepseek.training.fit.step_plan import StepPlan
+from keras_deepseek.training.fit.stop_iteration_check import (
+    callback_stop_error,
+    find_callback_hook,
+)
 from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 
 
@@ -67,7 +71,15 @@ def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -
     try:
         with missing_loss_errors(model):
             yield
-    except StopIteration as error:
+    except (StopIteration, RuntimeError) as error:
+        if not isinstance(error, StopIteration) and not isinstance(error.__cause__, StopIteration):
+            _add_position(error, position)
+            raise
+        if hook := find_callback_hook(error):
+            # A RuntimeError from a StopIteration would become that StopIteration again (PEP 479).
+            raise callback_stop_error(hook)  # noqa: B904
+        if not isinstance(error, StopIteration):
+            raise
         if plan.num_steps:
             raise InvalidInputError(
                 f"The training data raised StopIteration {position.describe()}, before the end of "
@@ -77,7 +89,11 @@ def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -
     except TrainingDivergedError:  # It names its batch, which is an earlier one.
         raise
     except Exception as error:
-        where = position.describe()
-        if where is not None:
-            error.add_note(f"The error came {where}, both counted from 1.")
+        _add_position(error, position)
         raise
+
+
+def _add_position(error: Exception, position: PositionTracker) -> None:
+    where = position.describe()
+    if where is not None:
+        error.add_note(f"The error came {where}, both counted from 1.")

@@ -105,9 +105,6 @@ def prepared_callbacks(
     callbacks.append(watch.last)
     try:
         yield for_keras
-    except StopIteration:  # Keras on PyTorch does not catch it.
-        watch.check()
-        raise
     finally:  # After an error, Keras does not call `on_train_end`.
         with contextlib.ExitStack() as stack:  # Closes each, even if closing another fails.
             for callback in callbacks:

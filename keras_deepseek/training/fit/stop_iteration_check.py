@@ -1,6 +1,7 @@
 """Detects a StopIteration from a callback, which Keras takes for the end of the data."""
 
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,13 +27,25 @@ class StopIterationCheck:
             self.last, [each.__name__ for each in kinds if not each.__module__.startswith(_OWN)]
         )
 
-    def check(self) -> None:
-        """Raises an error if a callback raised StopIteration since the training began.
 
-        Raises:
-            RuntimeError: A callback raised StopIteration.
-        """
-        self.first.compare()
+def find_callback_hook(error: BaseException | None) -> str | None:
+    """Returns the user's callback and hook that raised an error, as in `"Stop.on_epoch_end"`."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            callback = frame.f_locals.get("self")
+            is_own = type(callback).__module__.startswith((_OWN, "keras."))
+            if isinstance(callback, keras.callbacks.Callback) and not is_own:
+                return f"{type(callback).__name__}.{frame.f_code.co_name}"
+        error = error.__cause__
+    return None
+
+
+def callback_stop_error(what: str) -> RuntimeError:
+    """Returns the error for a callback that raised StopIteration."""
+    return RuntimeError(
+        f"{what} raised StopIteration. Keras takes it for the end of the data. To end a training, "
+        "set self.model.stop_training = True."
+    )
 
 
 class _CallCounter(keras.callbacks.Callback):
@@ -89,8 +102,6 @@ class _CallComparer(_CallCounter):
     def compare(self) -> None:
         """Raises an error if the last callback got fewer calls than this first one."""
         if self.number != self._last.number:
-            raise RuntimeError(
-                f"One of the callbacks {', '.join(self._names)} raised StopIteration in a batch "
-                "hook. Keras takes it for the end of the data. To end a training, set "
-                "self.model.stop_training = True."
-            )
+            names = ", ".join(self._names)
+            what = names if len(self._names) == 1 else f"One of the callbacks {names}"
+            raise callback_stop_error(f"{what}, in a batch hook,")

@@ -19,6 +19,10 @@ def stopping(hook):
     return Stopping()
 
 
+def raise_stop_iteration(self, *arguments, **options):
+    raise StopIteration
+
+
 class StoppingTrainer(Trainer):
     def train_step(self, x, y=None, sample_weight=None):
         return next(iter(()))
@@ -33,8 +37,25 @@ def make(trainer_class=Trainer, **arguments):
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
 def test_a_stop_iteration_of_a_callback_is_an_error(tmp_path, folder, hook):
     trainer = make(checkpoint_dir=folder and tmp_path / folder)
-    with pytest.raises(RuntimeError, match="One of the callbacks Stopping raised StopIteration"):
+    with pytest.raises(RuntimeError, match=r"Stopping.* raised StopIteration"):
         trainer.fit(X, Y, batch_size=2, verbose=0, callbacks=stopping(hook))
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_train_begin", "on_epoch_begin", "on_epoch_end", "on_train_end", "on_test_begin"]
+)
+def test_a_stop_iteration_outside_of_a_batch_names_the_hook(hook):
+    class Stopping(keras.callbacks.Callback):
+        pass
+
+    setattr(Stopping, hook, raise_stop_iteration)
+    with pytest.raises(RuntimeError, match="Stopping.raise_stop_iteration raised StopIteration"):
+        make().fit(X, Y, verbose=0, callbacks=Stopping(), validation_data=(X, Y))
+
+
+def test_a_stop_iteration_in_a_loop_over_steps_is_an_error():
+    with pytest.raises(RuntimeError, match="Stopping.run raised StopIteration"):
+        list(make().steps(X, Y, batch_size=2, callbacks=stopping("on_train_batch_end")))
 
 
 def test_a_stop_iteration_in_a_validation_is_an_error():
