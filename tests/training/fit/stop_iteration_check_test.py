@@ -49,12 +49,12 @@ def test_a_stop_iteration_outside_of_a_batch_names_the_hook(hook):
         pass
 
     setattr(Stopping, hook, raise_stop_iteration)
-    with pytest.raises(RuntimeError, match="Stopping.raise_stop_iteration raised StopIteration"):
+    with pytest.raises(RuntimeError, match=r"Stopping.raise_stop_iteration raised StopIteration"):
         make().fit(X, Y, verbose=0, callbacks=Stopping(), validation_data=(X, Y))
 
 
 def test_a_stop_iteration_in_a_loop_over_steps_is_an_error():
-    with pytest.raises(RuntimeError, match="Stopping.run raised StopIteration"):
+    with pytest.raises(RuntimeError, match=r"Stopping.run raised StopIteration"):
         list(make().steps(X, Y, batch_size=2, callbacks=stopping("on_train_batch_end")))
 
 
