@@ -120,8 +120,9 @@ class Trainer:
             feedback). Defaults to `None`: gradients are sent in float32.
         keep_memory: boolean. Keeps the memory that a step frees for the next step. On a CPU,
             small batches of a large model may train a quarter faster. It changes the settings of
-            glibc's `malloc` for the whole process while it trains. It does nothing with another C
-            library, or if the environment sets them. Defaults to `False`.
+            glibc's `malloc` for the whole process; after the training they have glibc's usual
+            values, but are fixed. It does nothing with another C library or where the environment
+            sets them. Defaults to `False`.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file that records the run, see `artifacts.RunRecord`. Defaults
             to `None`: no record.
