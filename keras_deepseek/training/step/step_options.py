@@ -88,10 +88,15 @@ class StepOptions:
 
     def changes_to_updates(self) -> dict[str, bool]:
         """Returns the options that a model's own `train_step` would ignore, as True if set."""
-        return {
-            f"`{each.name}`": getattr(self, each.name) != each.default
+        values = {
+            each.name: (getattr(self, each.name), each.default)
             for each in fields(self)
             if each.metadata == _CHANGES_UPDATE
+        }
+        # Without names, `remat=[]` asks for nothing, as `False` does.
+        return {
+            f"`{name}`": bool(value) and value != default
+            for name, (value, default) in values.items()
         }
 
     def shared_options(self) -> dict[str, Any]:

@@ -43,6 +43,10 @@ def test_options_that_change_updates_are_found():
     assert [name for name, is_used in found.items() if is_used] == ["`micro_batches`", "`remat`"]
 
 
+def test_an_empty_list_of_blocks_changes_no_update():
+    assert not any(StepOptions(remat=[]).changes_to_updates().values())
+
+
 def test_processes_compare_all_options_but_those_that_may_differ():
     names = {each.name for each in dataclasses.fields(StepOptions)}
     assert names - set(StepOptions().shared_options()) == {
