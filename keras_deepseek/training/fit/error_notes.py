@@ -31,9 +31,8 @@ class PositionTracker(keras.callbacks.Callback):
         self._num_before_epoch = self._plan.num_steps
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._num_before_epoch = (
-            self._plan.num_steps - batch
-        )  # A resumed epoch does not begin at batch 0.
+        # A resumed epoch does not begin at batch 0.
+        self._num_before_epoch = self._plan.num_steps - batch
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._is_validating = True
@@ -71,29 +70,22 @@ def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -
     try:
         with missing_loss_errors(model):
             yield
-    except (StopIteration, RuntimeError) as error:
-        if not isinstance(error, StopIteration) and not isinstance(error.__cause__, StopIteration):
-            _add_position(error, position)
-            raise
-        if hook := find_callback_hook(error):
-            # A RuntimeError from a StopIteration would become that StopIteration again (PEP 479).
-            raise callback_stop_error(hook)  # noqa: B904
-        if not isinstance(error, StopIteration):
-            raise
-        if plan.num_steps:
-            raise InvalidInputError(
-                f"The training data raised StopIteration {position.describe()}, before the end of "
-                "the epoch. Yield as many batches as the data's length says."
-            ) from error
-        raise no_data_error() from error  # Keras on JAX raises it if there is no batch.
     except TrainingDivergedError:  # It names its batch, which is an earlier one.
         raise
     except Exception as error:
-        _add_position(error, position)
+        # In the generator of `Trainer.steps`, Python makes a StopIteration a RuntimeError.
+        is_stop = isinstance(error, StopIteration) or isinstance(error.__cause__, StopIteration)
+        if is_stop and (hook := find_callback_hook(error)):
+            # A RuntimeError from a StopIteration would become that StopIteration again (PEP 479).
+            raise callback_stop_error(hook)  # noqa: B904
+        where = position.describe()
+        if isinstance(error, StopIteration):
+            if not plan.num_steps:
+                raise no_data_error() from error  # Keras on JAX raises it if there is no batch.
+            raise InvalidInputError(
+                f"The training data raised StopIteration {where}, before the end of the epoch. "
+                "Yield as many batches as the data's length says."
+            ) from error
+        if where is not None:
+            error.add_note(f"The error came {where}, both counted from 1.")
         raise
-
-
-def _add_position(error: Exception, position: PositionTracker) -> None:
-    where = position.describe()
-    if where is not None:
-        error.add_note(f"The error came {where}, both counted from 1.")
