@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 NAMES = ("tensorflow", "jax", "torch")
 """The frameworks that Keras may run on, in the order in which `choose_installed` tries them."""
 
-_DISPLAY_NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+DISPLAY_NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+"""The display names of the frameworks, by backend."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def framework_name() -> str:
     """Returns the display name of the framework that Keras runs on, for example `"PyTorch"`."""
     import keras
 
-    return _DISPLAY_NAMES[keras.backend.backend()]
+    return DISPLAY_NAMES[keras.backend.backend()]
 
 
 def _settings_file() -> Path:

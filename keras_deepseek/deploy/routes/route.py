@@ -15,6 +15,7 @@ from zipfile import ZipFile
 import keras
 
 from keras_deepseek.artifacts.staging_folder import temporary_folder
+from keras_deepseek.backend import DISPLAY_NAMES
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
@@ -28,9 +29,6 @@ from keras_deepseek.errors import (
     MissingExtraError,
     NotSupportedError,
 )
-
-FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-"""The display names of the frameworks, by backend."""
 
 
 class Route(Protocol):
@@ -94,7 +92,7 @@ class InChild:
     @property
     def name(self) -> str:
         """The name of the route in reports."""
-        return f"a {FRAMEWORKS[self.backend]} process"
+        return f"a {DISPLAY_NAMES[self.backend]} process"
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
         """Writes the artifact, runs it on the job's batches, and returns a `RouteResult`.
