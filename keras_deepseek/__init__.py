@@ -12,6 +12,7 @@ _SUBPACKAGES = (
     "artifacts",
     "callbacks",
     "deploy",
+    "graph",
     "inference",
     "layers",
     "models",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -62,6 +63,25 @@ class JaxCompute(Compute):
 
         run.defvjp(run_forward, run_backward)
         return run(tuple(tensors), tuple(constants))
+
+    def outside_compilation(self) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = jax.ensure_compile_time_eval()
+        return context
+
+    def compile_function(
+        self,
+        function: Callable[..., Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        *,
+        uses_xla: bool,
+        has_gradients: bool,
+    ) -> Callable[..., Sequence[Any]]:
+        @jax.jit
+        def run(values: list[jax.Array], *tensors: jax.Array) -> Sequence[Any]:
+            with NestedScope(zip(variables, values, strict=True)):
+                return function(*tensors)
+
+        return lambda *tensors: run([variable.value for variable in variables], *tensors)
 
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
         # JAX sorts negative zero below zero.

@@ -13,16 +13,21 @@ def set_mask(tensor: Any, mask: Any) -> Any:
     return tensor
 
 
+def read_mask(tensor: Any) -> Any:
+    """Returns the mask that Keras attached to a tensor, or `None`."""
+    return keras.src.backend.get_keras_mask(tensor)
+
+
 def output_masks(y_pred: Any) -> list[Any]:
     """Returns the mask of each output of a model, or `None` for each without one."""
-    return [keras.src.backend.get_keras_mask(output) for output in keras.tree.flatten(y_pred)]
+    return [read_mask(output) for output in keras.tree.flatten(y_pred)]
 
 
 def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
     """Maps a function over the tensors of a structure, and over their masks."""
 
     def run(leaf: Any) -> Any:
-        made, mask = function(leaf), keras.src.backend.get_keras_mask(leaf)
+        made, mask = function(leaf), read_mask(leaf)
         if mask is not None and made is not leaf:
             keras.src.backend.set_keras_mask(made, function(mask))
         return made

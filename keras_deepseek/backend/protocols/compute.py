@@ -1,7 +1,9 @@
 """Operations on tensors that Keras has not, or that a framework does faster than Keras."""
 
 import abc
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -54,6 +56,38 @@ class Compute(abc.ABC):
 
         The steps are scores, softmax and weighted sums. By default it is not: XLA has no fused
         kernel on a CPU, and on TensorFlow Keras calls the same steps.
+        """
+        return False
+
+    @abc.abstractmethod
+    def compile_function(
+        self,
+        function: Callable[..., Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        *,
+        uses_xla: bool,
+        has_gradients: bool,
+    ) -> Callable[..., Sequence[Any]]:
+        """Compiles a function of tensors, as Keras's `predict` or `fit` would compile it.
+
+        Args:
+            function: The function. It may assign variables; on JAX they then keep their values.
+            variables: The variables that it uses.
+            uses_xla: Keras's `jit_compile`: XLA on TensorFlow, `torch.compile` on PyTorch.
+            has_gradients: True if the function computes gradients.
+        """
+
+    def outside_compilation(self) -> AbstractContextManager[object]:
+        """Returns a context manager in which tensors are made outside of a function being compiled.
+
+        A tensor that is made inside can't be used after the function was compiled.
+        """
+        return contextlib.nullcontext()
+
+    def has_attention_kernel(self) -> bool:
+        """Returns True if `ops.dot_product_attention` does not keep the scores in memory.
+
+        It is then faster than its separate operations on long sequences, on a CPU too.
         """
         return False
 

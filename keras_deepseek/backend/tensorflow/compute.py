@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -56,6 +57,23 @@ class TensorFlowCompute(Compute):
             return function(*(tf.stop_gradient(argument) for argument in arguments)), differentiate
 
         return run(*tensors, *constants)
+
+    def outside_compilation(self) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = tf.init_scope()
+        return context
+
+    def compile_function(
+        self,
+        function: Callable[..., Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        *,
+        uses_xla: bool,
+        has_gradients: bool,
+    ) -> Callable[..., Sequence[Any]]:
+        compiled: Callable[..., Sequence[Any]] = tf.function(
+            function, jit_compile=uses_xla, autograph=False
+        )
+        return compiled
 
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
         largest, indices = keras.ops.top_k(values, k)

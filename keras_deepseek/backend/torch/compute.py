@@ -55,6 +55,22 @@ class TorchCompute(Compute):
     ) -> Any:
         return _GivenGradient.apply(function, gradient, len(constants), *tensors, *constants)
 
+    def compile_function(
+        self,
+        function: Callable[..., Sequence[Any]],
+        variables: Sequence[keras.Variable],
+        *,
+        uses_xla: bool,
+        has_gradients: bool,
+    ) -> Callable[..., Sequence[Any]]:
+        compiled = torch.compile(function) if uses_xla else function
+
+        def run(*tensors: torch.Tensor) -> Sequence[Any]:
+            with torch.set_grad_enabled(has_gradients):
+                return compiled(*tensors)
+
+        return run
+
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
         indices = _choose(values.detach(), k)
         return torch.gather(values, -1, indices), indices.to(torch.int32)
@@ -62,6 +78,9 @@ class TorchCompute(Compute):
     def fuses_attention(self, query: Any) -> bool:
         # It takes keys and values of one size only. On a CPU the padding costs more than it gains.
         return bool(query.device.type != "cpu" or query.dtype != torch.float32)
+
+    def has_attention_kernel(self) -> bool:
+        return True
 
     def query_block_size(self, query: Any) -> int:
         return 128 if query.device.type == "cpu" else 256

@@ -1,0 +1,214 @@
+"""The graph of a model: nodes of Keras operations, whole layers, inputs, weights and constants."""
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+from keras import tree
+
+Shape = tuple[int, ...]
+
+INPUT, WEIGHT, CONSTANT = "input", "weight", "constant"
+"""The kinds of nodes that compute nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The shape and dtype of a value. The shape holds the sizes at which the model was traced."""
+
+    shape: Shape
+    dtype: str
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Node:
+    """One step of a graph. Its args and kwargs may hold `Value`s, at any depth.
+
+    Args:
+        kind: `"input"`, `"weight"` or `"constant"`, else the class name of the operation or layer.
+        operation: The Keras operation; a layer is one that was kept whole.
+        layer: The path of the layer that made the node, for reports.
+        content: The variable of a weight, or the tensor of a constant.
+    """
+
+    kind: str
+    outputs: list[Spec]
+    operation: keras.Operation | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    layer: str = ""
+    content: Any = None
+
+    @property
+    def is_layer(self) -> bool:
+        """True if the node is a whole layer."""
+        return isinstance(self.operation, keras.Layer)
+
+    @property
+    def is_operation(self) -> bool:
+        """True if the node is a Keras operation that is not a layer."""
+        return self.operation is not None and not self.is_layer
+
+    @property
+    def spec(self) -> Spec:
+        """The shape and dtype of the only, or first, output."""
+        return self.outputs[0]
+
+    def values(self) -> list["Value"]:
+        """Returns the values that the node reads, in order, with repetitions."""
+        return [each for each in tree.flatten((self.args, self.kwargs)) if isinstance(each, Value)]
+
+    def map_values(self, function: Callable[["Value"], Any]) -> tuple[Any, dict[str, Any]]:
+        """Returns the args and kwargs with `function(value)` in place of each value."""
+
+        def apply(leaf: Any) -> Any:
+            return function(leaf) if isinstance(leaf, Value) else leaf
+
+        return tree.map_structure(apply, self.args), tree.map_structure(apply, self.kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """One output of a node. Two `Value`s are equal if they are the same output."""
+
+    node: Node
+    index: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        """The shape at which the model was traced."""
+        return self.node.outputs[self.index].shape
+
+    @property
+    def dtype(self) -> str:
+        """The dtype."""
+        return self.node.outputs[self.index].dtype
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A traced model.
+
+    Args:
+        inputs: The input nodes, in the order of the model's flattened inputs.
+        outputs: The model's flattened outputs.
+        masks: The Keras mask of each output, or `None`. Losses and metrics read it.
+        structure: The nested structure of the outputs.
+        leaves: The layers that were kept whole, by path.
+        free_sizes: The sizes in shapes that differ between batches, such as the batch size. No
+            other dimension of the graph has one of these sizes.
+    """
+
+    inputs: list[Node]
+    outputs: list[Value]
+    masks: list[Value | None]
+    structure: Any
+    leaves: dict[str, "Leaf"]
+    free_sizes: frozenset[int] = frozenset()
+
+    def roots(self) -> list[Value]:
+        """Returns the outputs and their masks."""
+        return [*self.outputs, *(mask for mask in self.masks if mask is not None)]
+
+    def nodes(self) -> list[Node]:
+        """Returns the nodes that the outputs need; each comes after those whose values it reads."""
+        finished: dict[int, Node] = {}
+        stack = [(value.node, False) for value in reversed(self.roots())]
+        entered: set[int] = set()
+        while stack:
+            node, has_inputs = stack.pop()
+            if has_inputs:
+                finished[id(node)] = node
+            elif id(node) not in entered:
+                entered.add(id(node))
+                stack.append((node, True))
+                stack += [(value.node, False) for value in reversed(node.values())]
+        return list(finished.values())
+
+    def users(self) -> dict[Value, list[Node | None]]:
+        """Returns the readers of each value, with repetitions; `None` stands for the caller."""
+        users: dict[Value, list[Node | None]] = {}
+        for node in self.nodes():
+            for value in node.values():
+                users.setdefault(value, []).append(node)
+        for value in self.roots():
+            users.setdefault(value, []).append(None)
+        return users
+
+    def replace(self, replacements: Mapping[Value, Value]) -> None:
+        """Replaces values by others everywhere, all at the same time."""
+        if not replacements:
+            return
+
+        def resolve(value: Value) -> Value:
+            while value in replacements:
+                value = replacements[value]
+            return value
+
+        self.outputs = [resolve(value) for value in self.outputs]
+        self.masks = [None if mask is None else resolve(mask) for mask in self.masks]
+        seen: set[int] = set()
+        waiting = [value.node for value in self.roots()]
+        while waiting:
+            node = waiting.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                node.args, node.kwargs = node.map_values(resolve)
+                waiting += [value.node for value in node.values()]
+
+    def rewrite(self, find: Callable[[Node], "list[Value] | None"]) -> None:
+        """Replaces all outputs of nodes, from the inputs to the outputs.
+
+        Args:
+            find: A function that gets each node, after earlier replacements were made in it, and
+                returns the values to put in place of its outputs, or `None`.
+        """
+        replacements: dict[Value, Value] = {}
+        for node in self.nodes():
+            node.args, node.kwargs = node.map_values(lambda value: replacements.get(value, value))
+            for index, value in enumerate(find(node) or ()):
+                replacements[Value(node, index)] = value
+        self.replace(replacements)
+
+    def is_free(self, size: int) -> bool:
+        """Returns True if a dimension of this size differs between batches."""
+        return size in self.free_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A layer that was kept whole, and the reason."""
+
+    layer_class: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """One change that a pass made: the layers that it touched, and a sentence about it."""
+
+    layers: tuple[str, ...]
+    text: str
+
+
+Pass = Callable[[Graph, bool], list[Rewrite]]
+"""A function that changes a graph, given `training`, and returns what it changed."""
+
+
+def count_operations(graph: Graph) -> int:
+    """Returns the number of operations and whole layers."""
+    return sum(node.operation is not None for node in graph.nodes())
+
+
+def attributes(operation: keras.Operation) -> dict[str, Any]:
+    """Returns the attributes of an operation that may change its result."""
+    hidden = {"name", "_inbound_nodes", "_outbound_nodes", "_remat_mode", "_auto_config", "_lock"}
+    hidden |= {"_parent_path", "_tracker"}
+    return {name: value for name, value in vars(operation).items() if name not in hidden}
+
+
+def holds_function(values: Iterable[Any]) -> bool:
+    """Returns True if a value is a Python function or method."""
+    return any(isinstance(each, types.FunctionType | types.MethodType) for each in values)

@@ -1,0 +1,227 @@
+"""`optimize`: trace, rewrite, verify and time a model."""
+
+import logging
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
+from keras_deepseek.graph.optimized_model import OptimizedModel, as_symbols
+from keras_deepseek.graph.passes import PASSES
+from keras_deepseek.graph.plans import Plan
+from keras_deepseek.graph.report import OptimizationReport
+from keras_deepseek.graph.trace import CannotOpenError
+from keras_deepseek.graph.verify import Verifier, compile_call, time_together
+
+_LEAST_PASS_GAIN = 1.01
+_LEAST_GAIN = 1.02
+
+_log = logging.getLogger(__name__)
+
+
+def optimize(
+    model: keras.Model,
+    example_inputs: Any,
+    *,
+    mode: str = "inference",
+    measure: bool = True,
+    passes: Collection[str] | None = None,
+) -> OptimizedModel:
+    """Returns a model that computes the same with fewer operations.
+
+    The model is traced to a flat program of Keras operations, which passes rewrite. What they make
+    is compared with the original, and what does not make it faster is dropped. The new model shares
+    the variables of the original and can be trained, saved, exported and served like it.
+
+    Choose it for models that read few of the rows that they compute (classifiers by the first
+    token, recommenders by the last one), for LoRA, low-rank and linear attention products, and for
+    small models on PyTorch without `torch.compile`. A plain transformer block gains nothing.
+
+    Args:
+        model: A built model. Nothing in it is changed.
+        example_inputs: Inputs as the model takes them, of the sizes that are most common.
+        mode: `"inference"` optimizes calls with `training=False`; `"train"` also the training step,
+            with its gradients. Defaults to `"inference"`.
+        measure: Whether to time each pass, compiled as Keras would compile the model, and to keep
+            those that pay. Without it, costs alone decide. Defaults to `True`.
+        passes: The names of the passes to try: `"identities"`, `"equal_operations"`,
+            `"batch_norm"`, `"attention"`, `"unread_rows"`, `"split_sums"`, `"product_order"`.
+            Defaults to `None`, for all.
+
+    Returns:
+        An `OptimizedModel`; its `report` says what was done. It runs the original if nothing pays
+        or if the comparison fails.
+
+    Raises:
+        InvalidInputError: If the model is not built, the inputs do not fit it, or a mode or pass is
+            unknown.
+
+    Example:
+
+    >>> inputs = keras.Input((6, 8))
+    >>> x = keras.layers.MultiHeadAttention(2, 4)(inputs, inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(3)(x[:, 0]))
+    >>> fast = graph.optimize(model, np.zeros((2, 6, 8), "float32"), measure=False)
+    >>> fast.predict(np.zeros((2, 6, 8), "float32"), verbose=0).shape
+    (2, 3)
+    """
+    if isinstance(model, OptimizedModel):
+        model = model.original
+    _check(model, mode, passes)
+    inputs = tree.map_structure(ops.convert_to_tensor, example_inputs)
+    _check_inputs(model, inputs)
+    return _Optimization(model, inputs, mode, measure).run(passes)
+
+
+class _Optimization:
+    """One call of `optimize`."""
+
+    def __init__(self, model: keras.Model, inputs: Any, mode: str, measure: bool) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._mode = mode
+        self._measure = measure
+        self._training = mode == "train"
+        self._example = as_symbols(inputs)
+
+    def run(self, passes: Collection[str] | None) -> OptimizedModel:
+        """Returns the optimized model."""
+        names = [name for name in PASSES if passes is None or name in passes]
+        try:
+            plan = self._with(names).plan(self._training)
+        except CannotOpenError as error:
+            return self._finish(None, failure=f"the model can't be traced: it {error}")
+        tried = [name for name, rewrites in plan.rewrites.items() if rewrites]
+        _log.info("%s: rewritten by %s", self._model.name, ", ".join(tried) or "no pass")
+        difference, failure = self._verify(tried)
+        if failure is not None:
+            warnings.warn(f"graph.optimize returns the original: {failure}", stacklevel=3)
+            return self._finish(None, plan, failure=failure)
+        if not self._measure:
+            gains = plan.size[1] < plan.size_before[1] or plan.size[0] < plan.size_before[0]
+            return self._finish(tried if gains else None, difference=difference)
+        kept, speed_ups, speed_up = self._time(tried)
+        return self._finish(
+            kept, difference=difference, pass_speed_ups=speed_ups, speed_up=speed_up
+        )
+
+    def _with(self, passes: Sequence[str] | None) -> OptimizedModel:
+        return OptimizedModel(self._model, self._example, self._mode, passes)
+
+    def _verify(self, tried: Sequence[str]) -> tuple[float | None, str | None]:
+        """Returns the largest difference, and the reason if the comparison fails."""
+        verifiers = [
+            Verifier(self._model, self._inputs, training=training)
+            for training in dict.fromkeys([False, self._training])
+        ]
+
+        def compare(passes: Sequence[str]) -> float:
+            model = self._with(passes)
+            return max(verifier.compare(model) for verifier in verifiers)
+
+        try:
+            return compare(tried), None
+        except ExportError:
+            pass
+        for number in range(len(tried) + 1):
+            try:
+                compare(tried[:number])
+            except ExportError as error:
+                return None, self._describe_failure(tried[:number], error)
+        return None, "the passes together change the outputs, though none of them alone does."
+
+    def _describe_failure(self, passes: Sequence[str], error: ExportError) -> str:
+        if not passes:
+            return f"the traced program differs from the model: {error}"
+        rewrites = self._with(passes).plan(self._training).rewrites[passes[-1]]
+        layers = dict.fromkeys(layer for rewrite in rewrites for layer in rewrite.layers if layer)
+        return f"pass {passes[-1]!r} changes the outputs, at {', '.join(layers)}: {error}"
+
+    def _time(
+        self, tried: Sequence[str]
+    ) -> tuple[list[str] | None, dict[str, float], float | None]:
+        """Returns the passes that pay, the speed-up of each, and that of all together."""
+        kept = list(tried)
+        function = self._compiled(kept)
+        speed_ups = {}
+        for name in tried:
+            others = [each for each in kept if each != name]
+            without = self._compiled(others)
+            seconds = time_together([function, without])
+            speed_ups[name] = seconds[1] / seconds[0]
+            _log.info("%s: %s is worth %.2f", self._model.name, name, speed_ups[name])
+            if speed_ups[name] < _LEAST_PASS_GAIN:
+                kept, function = others, without
+        seconds = time_together([self._compiled(None), function])
+        speed_up = seconds[0] / seconds[1]
+        if speed_up < _LEAST_GAIN:
+            return None, speed_ups, 1.0
+        return kept, speed_ups, speed_up
+
+    def _compiled(self, passes: Sequence[str] | None) -> Any:
+        """Returns a call of the model with some passes; `None` stands for the original."""
+        model = self._model if passes is None else self._with(passes)
+        variables = self._model.trainable_variables if self._training else []
+        uses_xla = bool(self._model.jit_compile)
+        function = compile_call(model, self._inputs, self._training, variables, uses_xla=uses_xla)
+        tensors = tree.flatten(self._inputs)
+        return lambda: function(*tensors)
+
+    def _finish(
+        self, passes: Sequence[str] | None, plan: Plan | None = None, **found: Any
+    ) -> OptimizedModel:
+        model = self._with(passes)
+        if passes is not None:
+            plan = model.plan(self._training)
+        difference = found.pop("difference", None)
+        model.report = OptimizationReport(
+            mode=self._mode,
+            passes=None if passes is None else tuple(passes),
+            operations=_both(plan, 0, passes),
+            multiply_adds=_both(plan, 1, passes),
+            rewrites={name: each for name, each in plan.rewrites.items() if each} if plan else {},
+            leaves=plan.leaves if plan else {},
+            free_axes=tuple(map(str, plan.axes)) if plan else (),
+            largest_difference=difference,
+            **found,
+        )
+        return model
+
+
+def _both(plan: Plan | None, index: int, passes: Sequence[str] | None) -> tuple[int, int]:
+    """Returns a size of the graph before and after."""
+    if plan is None:
+        return 0, 0
+    return plan.size_before[index], (plan.size if passes is not None else plan.size_before)[index]
+
+
+def _check(model: Any, mode: str, passes: Collection[str] | None) -> None:
+    if not isinstance(model, keras.Model):
+        raise InvalidInputError(f"Expected a keras.Model, received {type(model).__name__}.")
+    if not model.built:
+        raise InvalidInputError(
+            f"Model {model.name!r} is not built. Call it once on a batch before optimizing it."
+        )
+    if mode not in ("inference", "train"):
+        raise InvalidInputError(unknown_name_message("mode", mode, ("inference", "train")))
+    if isinstance(passes, str):
+        raise InvalidInputError(f"Expected a list of passes, received {passes!r}.")
+    for name in passes or ():
+        if name not in PASSES:
+            raise InvalidInputError(unknown_name_message("passes", name, tuple(PASSES)))
+
+
+def _check_inputs(model: keras.Model, inputs: Any) -> None:
+    for tensor in tree.flatten(inputs):
+        if not tuple(tensor.shape):
+            raise InvalidInputError("Each example input needs a batch axis; one is a scalar.")
+    try:
+        model(inputs)
+    except Exception as error:
+        shapes = tree.map_structure(lambda tensor: tuple(tensor.shape), inputs)
+        raise InvalidInputError(
+            f"Model {model.name!r} can't be called on the example inputs of shape {shapes}: {error}"
+        ) from error

@@ -1,0 +1,159 @@
+"""The optimized model: the original's variables, run by programs."""
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import tree
+
+from keras_deepseek.backend.keras_private.layers import first_call_shapes, functional_graph
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.graph.plans import Plan, Plans
+
+if TYPE_CHECKING:
+    from keras_deepseek.graph.report import OptimizationReport
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class OptimizedModel(keras.Model):
+    """A model that computes what another computes, by programs with fewer operations.
+
+    `graph.optimize` makes it. It shares the original's variables, and nothing is computed from
+    them ahead: `fit`, `assign` and `load_weights` need no refresh. After a change of the layers
+    themselves, such as `enable_lora` or another `rate`, optimize the original again.
+
+    A program is made when inputs of a new kind come: another length, dtype, dtype policy or
+    nesting. The batch size is free. Inputs without a program run the original, as do inputs with a
+    Keras mask.
+
+    Args:
+        original: The model. It must be built.
+        example: Its example inputs, as a structure of `KerasTensor`s of known shapes.
+        mode: `"inference"` has a program for `training=False` alone, `"train"` for both values.
+        passes: The names of the passes that rewrite the programs. With `None`, the default, the
+            original is run.
+
+    Call arguments:
+        inputs: The inputs of the original.
+        training: True for the original's computation in training. Defaults to `None`.
+
+    Returns:
+        The outputs of the original, of the same shapes, dtypes and names.
+    """
+
+    def __init__(
+        self,
+        original: keras.Model,
+        example: Any,
+        mode: str = "inference",
+        passes: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("name", original.name)
+        # The original casts its inputs itself.
+        super().__init__(dtype=original.dtype_policy, autocast=False, **kwargs)
+        self.original = original
+        self.mode = mode
+        self.passes = None if passes is None else tuple(passes)
+        self.report: OptimizationReport | None = None
+        """What was rewritten and measured, or `None` after loading."""
+        self._example = example
+        self._plans = Plans(original, self.passes or (), example)
+        self._takes_training = "training" in inspect.signature(original.call).parameters
+        self.supports_masking = True  # The original's outputs carry its masks.
+        self._build_shapes_dict = first_call_shapes(original)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the outputs of the original."""
+
+        def run_original() -> Any:
+            kwargs = {"training": training} if self._takes_training else {}
+            return self.original(inputs, **kwargs)
+
+        if self.passes is None or (training and self.mode == "inference"):
+            return run_original()
+        return self._plans.run(inputs, bool(training), run_original)
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the outputs of the original as `KerasTensor`s."""
+        return self.original.compute_output_spec(inputs)
+
+    def source(self, training: bool = False) -> str:
+        """Returns the program for the example inputs as Python code.
+
+        Args:
+            training: True for the program that is run in training. Defaults to `False`.
+
+        Raises:
+            InvalidInputError: If there is no such program.
+        """
+        return self.plan(training).program.source
+
+    def plan(self, training: bool = False) -> Plan:
+        """Returns the plan for the example inputs."""
+        if self.passes is None or (training and self.mode == "inference"):
+            raise InvalidInputError(
+                f"{self.name!r} runs the original with training={training}, not a program. "
+                "`report` says why nothing was rewritten; mode='train' has programs for training."
+            )
+        return self._plans.make(self._example, training)
+
+    @property
+    def input(self) -> Any:
+        """The symbolic inputs of the original."""
+        return self.original.input
+
+    @property
+    def output(self) -> Any:
+        """The symbolic outputs of the original."""
+        return self.original.output
+
+    @property
+    def inputs(self) -> Any:
+        """The flat symbolic inputs of the original."""
+        return self.original.inputs
+
+    @property
+    def outputs(self) -> Any:
+        """The flat symbolic outputs of the original."""
+        return self.original.outputs
+
+    @property
+    def output_names(self) -> Any:
+        """The names of the original's outputs."""
+        return self.original.output_names
+
+    @property
+    def _functional(self) -> Any:  # Keras's name for the graph inside a `Sequential`.
+        return functional_graph(self.original)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the original and the decisions. Programs are made again after loading."""
+        return {
+            "name": self.name,
+            "original": keras.saving.serialize_keras_object(self.original),
+            "example": keras.saving.serialize_keras_object(self._example),
+            "mode": self.mode,
+            "passes": None if self.passes is None else list(self.passes),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "OptimizedModel":
+        """Returns the model of a config."""
+        made = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            for name in ("original", "example")
+        }
+        return cls(**{**config, **made})
+
+
+def as_symbols(inputs: Any) -> Any:
+    """Returns `KerasTensor`s of the shapes and dtypes of tensors."""
+    return tree.map_structure(
+        lambda tensor: keras.KerasTensor(
+            tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
+        ),
+        inputs,
+    )

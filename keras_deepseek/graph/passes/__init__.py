@@ -1,0 +1,32 @@
+"""The rewrites of a graph, one a file."""
+
+from collections.abc import Collection
+
+from keras_deepseek.graph.ir import Graph, Pass, Rewrite
+from keras_deepseek.graph.passes.attention import fuse_attention
+from keras_deepseek.graph.passes.batch_norm import fold_batch_norms
+from keras_deepseek.graph.passes.equal_operations import merge_equal_operations
+from keras_deepseek.graph.passes.identities import remove_identities
+from keras_deepseek.graph.passes.product_order import reorder_products
+from keras_deepseek.graph.passes.split_sums import split_sums
+from keras_deepseek.graph.passes.unread_rows import cut_unread_rows
+
+PASSES: dict[str, Pass] = {
+    "identities": remove_identities,
+    "equal_operations": merge_equal_operations,
+    "batch_norm": fold_batch_norms,
+    "attention": fuse_attention,
+    "unread_rows": cut_unread_rows,
+    "split_sums": split_sums,
+    "product_order": reorder_products,
+}
+"""The passes by name, in the order in which they run."""
+
+
+def run_passes(graph: Graph, names: Collection[str], training: bool) -> dict[str, list[Rewrite]]:
+    """Rewrites a graph by the named passes, and returns what each of them changed."""
+    rewrites: dict[str, list[Rewrite]] = {name: [] for name in PASSES if name in names}
+    for name in (*PASSES, "equal_operations"):  # Later passes make equal operations too.
+        if name in rewrites:
+            rewrites[name] += PASSES[name](graph, training)
+    return rewrites

@@ -1,0 +1,83 @@
+"""Makes `dot_product_attention` of separate scores, softmax and weighted sums."""
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.graph.ir import Graph, Node, Rewrite, Spec, Value
+from keras_deepseek.graph.passes.contraction import as_product, is_contraction
+from keras_deepseek.graph.passes.normalized_axes import normalized_axes
+from keras_deepseek.graph.trace import record
+
+
+def fuse_attention(graph: Graph, training: bool) -> list[Rewrite]:
+    """Replaces `softmax(Q K) V` by one operation, if the framework is faster with it.
+
+    That is so on PyTorch, where scores are not kept either. Works in inference and training.
+    """
+    if not backend.current().compute.has_attention_kernel():
+        return []
+    rewrites = []
+    replacements = {}
+    users = graph.users()
+    for node in graph.nodes():
+        fused = _fuse(node, users) if is_contraction(node) else None
+        if fused is not None:
+            replacements[Value(node)] = fused
+            text = "computes scores, softmax and weighted sum in one operation"
+            rewrites.append(Rewrite((node.layer,), text))
+    graph.replace(replacements)
+    return rewrites
+
+
+def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
+    weighted = as_product(node)
+    if weighted is None or len(weighted.operands) != 2:
+        return None
+    weights, value = weighted.operands
+    softmax = weights.node
+    if softmax.kind != "Softmax" or len(weights.shape) != 4 or normalized_axes(softmax) != [3]:
+        return None
+    scores = softmax.args[0]
+    product = as_product(scores.node)
+    if product is None or len(product.operands) != 2 or product.factors:
+        return None
+    if len(users[weights]) != 1 or len(users[scores]) != 1:
+        return None
+
+    # b: batch, h: heads, t: queries, s: keys, by the labels of the scores.
+    b, h, t, s = product.out
+    pairs = list(zip(product.operands, product.labels, strict=True))
+    pairs.sort(key=lambda pair: s in pair[1])
+    (query, query_labels), (key, key_labels) = pairs
+    inner = [label for label in query_labels if label not in product.out]
+    if len(inner) != 1 or set(query_labels) != {b, h, t, *inner}:
+        return None
+    if set(key_labels) != {b, h, s, *inner}:
+        return None
+    names = dict(zip(weighted.labels[0], product.out, strict=True))
+    value_labels = [names.get(label, "value") for label in weighted.labels[1]]
+    out = [names.get(label, "value") for label in weighted.out]
+    if sorted(value_labels) != sorted([b, h, s, "value"]):
+        return None
+    if sorted(out) != sorted([b, h, t, "value"]):
+        return None
+
+    def arrange(tensor: Value, labels: list[str], wanted: list[str]) -> Value:
+        if labels == wanted:
+            return tensor
+        axes = [labels.index(label) for label in wanted]
+        return record(keras.ops.transpose, tensor, axes, layer=node.layer)
+
+    query = arrange(query, list(query_labels), [b, t, h, *inner])
+    heads = record(
+        keras.ops.dot_product_attention,
+        query,
+        arrange(key, list(key_labels), [b, s, h, *inner]),
+        arrange(value, value_labels, [b, s, h, "value"]),
+        mask=softmax.kwargs.get("mask", softmax.args[1] if len(softmax.args) > 1 else None),
+        scale=1.0,
+        layer=node.layer,
+    )
+    # Keras gives the output the last size of the query.
+    heads.node.outputs[0] = Spec((*query.shape[:3], value.shape[value_labels.index("value")]), node.spec.dtype)
+    return arrange(heads, [b, t, h, "value"], out)

@@ -1,0 +1,58 @@
+"""Computes equal operations once."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Node, Rewrite, Value, attributes
+
+
+def merge_equal_operations(graph: Graph, training: bool) -> list[Rewrite]:
+    """Keeps one of several operations with equal arguments. Works in inference and training.
+
+    Whole layers stay: they may be random or have state.
+    """
+    first: dict[Any, Node] = {}
+    rewrites = []
+
+    def find(node: Node) -> list[Value] | None:
+        if node.kind == INPUT or node.is_layer:
+            return None
+        kept = first.setdefault(_key(node), node)
+        if kept is node:
+            return None
+        if node.is_operation:
+            layers = tuple(dict.fromkeys((kept.layer, node.layer)))
+            rewrites.append(Rewrite(layers, f"computes {node.kind} once"))
+        return [Value(kept, index) for index in range(len(node.outputs))]
+
+    graph.rewrite(find)
+    return rewrites
+
+
+def _key(node: Node) -> Any:
+    """Returns a key that is the same for nodes with the same result."""
+    if node.kind == WEIGHT:
+        return WEIGHT, id(node.content), node.spec.dtype
+    if node.kind == CONSTANT:
+        return CONSTANT, _value_key(node.content)
+    parts = (attributes(node.operation), node.args, node.kwargs)
+    return node.kind, *(_value_key(each) for each in parts)
+
+
+def _value_key(value: Any) -> Any:
+    if isinstance(value, Value):
+        return "value", value
+    if isinstance(value, list | tuple):
+        return type(value).__name__, *map(_value_key, value)
+    if isinstance(value, dict):
+        return "dict", *((name, _value_key(value[name])) for name in sorted(value))
+    if isinstance(value, slice):
+        return "slice", value.start, value.stop, value.step
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value).__name__, value  # 1, 1.0 and True are equal in Python.
+    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        return "array", str(value.dtype), array.shape, array.tobytes()
+    return "object", id(value)

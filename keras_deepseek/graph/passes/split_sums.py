@@ -1,0 +1,113 @@
+"""Splits products by a sum of weights: `x (W + s A B)`, a LoRA, becomes `x W + s (x A) B`.
+
+The sum of the weights is not computed, and a frozen `W` has no gradient.
+"""
+
+import dataclasses
+import itertools
+
+import keras
+
+from keras_deepseek.graph.ir import WEIGHT, Graph, Node, Rewrite, Value
+from keras_deepseek.graph.passes.contraction import (
+    Contraction,
+    OrderSearch,
+    Product,
+    as_product,
+    elements,
+    gather,
+    is_contraction,
+    product_cost,
+    trained,
+)
+from keras_deepseek.graph.trace import record
+
+_LEAST_GAIN = 0.05
+
+
+def split_sums(graph: Graph, training: bool) -> list[Rewrite]:
+    """Splits a product by `W + s A B` if that costs less.
+
+    Works in inference and training. Products in float16 stay, since a part may overflow.
+    """
+    rewrites = []
+    replacements = {}
+    users, with_gradient = graph.users(), trained(graph, training)
+    for node in graph.nodes():
+        sum_ = _find_sum(node, users)
+        if sum_ is None:
+            continue
+        search = OrderSearch(sum_.whole, [each.node in with_gradient for each in sum_.whole.operands])
+        before, after = sum_.costs(search.cost, with_gradient)
+        if after > (1 - _LEAST_GAIN) * before:
+            continue
+        args, kwargs = node.map_values(
+            lambda value, s=sum_: s.weight if value == s.kernel else value  # type: ignore[misc]
+        )
+        plain = Value(dataclasses.replace(node, args=args, kwargs=kwargs))
+        low_rank = search.record(node.layer)
+        replacements[Value(node)] = record(keras.ops.add, plain, low_rank, layer=node.layer)
+        text = f"split x(W + AB): {before:.3g} to {after:.3g} multiply-adds"
+        rewrites.append(Rewrite((node.layer,), text))
+    graph.replace(replacements)
+    return rewrites
+
+
+@dataclasses.dataclass
+class _Sum:
+    """A product of `x` by a kernel, which is the sum of a weight and a low-rank product."""
+
+    product: Product
+    kernel: Value
+    weight: Value
+    low_rank: Contraction
+    whole: Contraction  # Of x and the factors of the low-rank product.
+
+    def costs(self, low_rank_cost: float, with_gradient: set[Node]) -> tuple[float, float]:
+        """Returns the costs of the product before and after, in multiply-adds."""
+        sizes = self.whole.sizes()
+        labels = (self.whole.labels[0], self.low_rank.out, self.whole.out)
+        x = self.product.operands[0]
+
+        def by(value: Value) -> float:
+            gradients = (x.node in with_gradient) + (value.node in with_gradient)
+            return product_cost(*labels, sizes, gradients)
+
+        factors = sum(value.node in with_gradient for value in self.low_rank.operands)
+        one, other = self.low_rank.labels
+        made = product_cost(one, other, self.low_rank.out, sizes, factors)
+        out = tuple(sizes[label] for label in self.whole.out)
+        before = by(self.kernel) + made + 6 * elements(self.kernel.shape)
+        return before, low_rank_cost + by(self.weight) + 3 * elements(out)
+
+
+def _find_sum(node: Node, users: dict[Value, list[Node | None]]) -> _Sum | None:
+    product = as_product(node) if is_contraction(node) else None
+    if product is None or len(product.operands) != 2 or node.spec.dtype == "float16":
+        return None
+    x, kernel = product.operands
+    terms = kernel.node.args[:2]
+    if kernel.node.kind != "Add" or len(users[kernel]) != 1:
+        return None
+    if not all(isinstance(each, Value) for each in terms):
+        return None
+    weight, other = sorted(terms, key=lambda value: value.node.kind != WEIGHT)
+    if weight.node.kind != WEIGHT or not weight.shape == other.shape == kernel.shape:
+        return None
+    low_rank = gather(other.node, users)
+    if low_rank is None or len(low_rank.operands) != 2 or len(users[other]) != 1:
+        return None
+    numbers = dict(zip(product.labels[1], low_rank.out, strict=True))
+    unused = itertools.count(1 + max(low_rank.sizes()))
+    for label in product.labels[0]:
+        if label not in numbers:
+            numbers[label] = next(unused)
+    labels = [numbers[label] for label in product.labels[0]]
+    whole = Contraction(
+        [x, *low_rank.operands],
+        [labels, *low_rank.labels],
+        [numbers[label] for label in product.out],
+        low_rank.factors,
+        [],
+    )
+    return _Sum(product, kernel, weight, low_rank, whole)

@@ -1,0 +1,65 @@
+"""The report of an optimization."""
+
+import dataclasses
+from typing import Any
+
+from keras_deepseek.graph.ir import Leaf, Rewrite
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationReport:
+    """What `graph.optimize` found, kept and measured.
+
+    Args:
+        mode: `"inference"` or `"train"`.
+        passes: The passes that were kept. `None` if the original is run.
+        operations: The number of operations and whole layers, before and after.
+        multiply_adds: The multiply-adds of products and convolutions outside of whole layers,
+            before and after, at the sizes of the example inputs.
+        rewrites: The changes that each kept pass made.
+        leaves: The layers that were kept whole, by path, and the reasons.
+        free_axes: The axes of the inputs whose size may change without a new program.
+        largest_difference: The largest absolute difference between the outputs, or `None` if
+            nothing was compared.
+        speed_up: The original's time over the optimized model's, or `None` if not measured.
+        pass_speed_ups: The time without a pass over the time with it, for each pass measured.
+        failure: The pass, the layer and the difference of a verification that failed, else `None`.
+    """
+
+    mode: str
+    passes: tuple[str, ...] | None
+    operations: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    rewrites: dict[str, list[Rewrite]]
+    leaves: dict[str, Leaf]
+    free_axes: tuple[str, ...] = ()
+    largest_difference: float | None = None
+    speed_up: float | None = None
+    pass_speed_ups: dict[str, float] = dataclasses.field(default_factory=dict)
+    failure: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as dicts, lists, texts and numbers, for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        (before, after), (work_before, work_after) = self.operations, self.multiply_adds
+        lines = [
+            f"{self.mode}: {before:,} operations, now {after:,}; "
+            f"{work_before:,} multiply-adds, now {work_after:,}"
+        ]
+        if self.failure:
+            lines.append(f"The original is used: {self.failure}")
+        elif self.passes is None:
+            lines.append("The original is used: nothing that pays was found.")
+        if self.speed_up is not None:
+            lines.append(f"{self.speed_up:.2f} times as fast as the original")
+        for name, rewrites in self.rewrites.items():
+            speed = self.pass_speed_ups.get(name)
+            lines.append(name + (f" ({speed:.2f} times)" if speed else ""))
+            lines += [f"  {', '.join(filter(None, each.layers))}: {each.text}" for each in rewrites]
+        if self.leaves:
+            lines.append("kept whole")
+        for path, leaf in self.leaves.items():
+            lines.append(f"  {path} ({leaf.layer_class}): {leaf.reason}")
+        return "\n".join(lines)

@@ -1,0 +1,239 @@
+"""Comparison of an optimized model with the original, and timing of both."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.compare_outputs import compare_outputs
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.layer_precision import temporary_policy
+from keras_deepseek.backend.keras_private.layers import block_states, flatten_layers
+from keras_deepseek.errors import ExportError
+
+_HALF = ("bfloat16", "float16")
+_SECONDS = 0.4
+_ROUNDS = (5, 200)
+"""The fewest and most rounds of a timing; between them it ends after `_SECONDS` a function."""
+
+
+class Verifier:
+    """Compares models with the original at several batch sizes.
+
+    Args:
+        original: The model.
+        inputs: Example inputs, as a structure of tensors.
+        training: True to compare the computation in training, and its gradients.
+    """
+
+    def __init__(self, original: keras.Model, inputs: Any, *, training: bool) -> None:
+        self._original = original
+        self._training = training
+        self._batches = list(_resized(inputs))
+        layers = flatten_layers(original)
+        self._is_half = any(layer.compute_dtype in _HALF for layer in layers)
+        self._expected = [self._evaluate(original, batch) for batch in self._batches]
+        self._exact: list[dict[str, Array]] = []
+        if self._is_half:
+            with temporary_policy(layers, keras.DTypePolicy("float32")):
+                self._exact = [self._evaluate(original, batch) for batch in self._batches]
+
+    def compare(self, model: keras.Model) -> float:
+        """Returns the largest absolute difference of the outputs.
+
+        Raises an `ExportError` if outputs or gradients differ too much. In half precision, a model
+        may be off from float32 by twice as much as the original is.
+        """
+        received = [self._evaluate(model, batch) for batch in self._batches]
+        if self._is_half:
+            for exact, expected, other in zip(self._exact, self._expected, received, strict=True):
+                _compare_in_half(exact, expected, other)
+        else:
+            _compare_in_float32(self._expected, received)
+        return max(
+            float(np.abs(_finite(one[name]) - _finite(other[name])).max(initial=0.0))
+            for one, other in zip(self._expected, received, strict=True)
+            for name in one
+            if name.startswith("output")
+        )
+
+    def _evaluate(self, model: keras.Model, batch: Any) -> dict[str, Array]:
+        """Returns outputs, and in training gradients, by name. The model's state stays."""
+        variables = self._original.trainable_variables if self._training else []
+        function = compile_call(model, batch, self._training, variables, uses_xla=False)
+        with _kept_state(self._original), _without_dropout(self._original):
+            results = [
+                np.asarray(ops.convert_to_numpy(each)) for each in function(*tree.flatten(batch))
+            ]
+        number = len(results) - len(variables)
+        names = [f"output {index}" for index in range(number)]
+        names += [f"gradient of {variable.path}" for variable in variables]
+        return dict(zip(names, results, strict=True))
+
+
+def compile_call(
+    model: keras.Model,
+    inputs: Any,
+    training: bool,
+    variables: Sequence[keras.Variable],
+    *,
+    uses_xla: bool,
+) -> Callable[..., Sequence[Any]]:
+    """Compiles a function from flat inputs to a model's flat outputs and gradients.
+
+    The gradients by `variables` are those of a fixed weighted sum of the outputs.
+    """
+    states = block_states(model)
+
+    def call(tensors: Sequence[Any]) -> list[Any]:
+        return tree.flatten(model(tree.pack_sequence_as(inputs, tensors), training=training))
+
+    def run(*tensors: Any) -> list[Any]:
+        if not variables:
+            return call(tensors)
+
+        def compute() -> tuple[Any, list[Any]]:
+            outputs = call(tensors)
+            return sum(_weighted_mean(each) for each in outputs if _is_float(each)), outputs
+
+        outputs, backward = backend.current().step.differentiate(compute, variables, states)
+        gradients = [
+            ops.zeros(variable.shape) if gradient is None else _dense(gradient)
+            for variable, gradient in zip(variables, backward(), strict=True)
+        ]
+        return [*outputs, *gradients]
+
+    return backend.current().compute.compile_function(
+        run, model.variables, uses_xla=uses_xla, has_gradients=bool(variables)
+    )
+
+
+def time_together(functions: Sequence[Callable[[], Sequence[Any]]]) -> list[float]:
+    """Returns the least seconds of each function, called by turns.
+
+    The least time is the one that other work on the machine disturbed least.
+    """
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:  # The first call compiles.
+        _wait(function())
+    while len(times[0]) < _ROUNDS[0] or (
+        len(times[0]) < _ROUNDS[1] and min(map(sum, times)) < _SECONDS
+    ):
+        for function, found in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            _wait(function())
+            found.append(time.perf_counter() - start)
+    return [min(found) for found in times]
+
+
+def _wait(outputs: Sequence[Any]) -> None:
+    ops.convert_to_numpy(outputs[-1])
+
+
+def _resized(inputs: Any) -> Iterator[Any]:
+    """Yields the inputs, and batches of one row and of more rows made from them."""
+    rows = max(tuple(each.shape)[0] for each in tree.flatten(inputs))
+    for number in dict.fromkeys([rows, 1, 2 * rows + 1]):
+
+        def resize(tensor: Any, number: int = number) -> Any:
+            indices = np.arange(number)[::-1] % tensor.shape[0]
+            return ops.take(tensor, ops.convert_to_tensor(indices.copy()), axis=0)
+
+        yield inputs if number == rows else tree.map_structure(resize, inputs)
+
+
+@contextlib.contextmanager
+def _kept_state(model: keras.Model) -> Iterator[None]:
+    """Restores the variables that a call in training assigns, after a `with` block."""
+    states = block_states(model)
+    kept = [ops.copy(state.value) for state in states]
+    try:
+        yield
+    finally:
+        for state, value in zip(states, kept, strict=True):
+            state.assign(value)
+
+
+@contextlib.contextmanager
+def _without_dropout(model: keras.Model) -> Iterator[None]:
+    """Sets the rates of `Dropout` layers to 0 in a `with` block.
+
+    Rows that nobody reads are cut through dropout, which then draws other numbers.
+    """
+    layers = [each for each in flatten_layers(model) if type(each) is keras.layers.Dropout]
+    rates = [layer.rate for layer in layers]
+    try:
+        for layer in layers:
+            layer.rate = 0.0
+        yield
+    finally:
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.rate = rate
+
+
+def _weighted_mean(output: Any) -> Any:
+    shape = tuple(output.shape)
+    weights = np.cos(np.arange(math.prod(shape), dtype="float32")).reshape(shape)
+    return ops.mean(ops.multiply(ops.cast(output, "float32"), ops.convert_to_tensor(weights)))
+
+
+def _is_float(tensor: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))
+
+
+def _dense(gradient: Any) -> Any:
+    return backend.current().step.densify(gradient)
+
+
+def _finite(array: Array) -> Array:
+    return np.nan_to_num(array.astype("float64"), posinf=0.0, neginf=0.0)
+
+
+def _compare_in_float32(
+    expected: list[dict[str, Array]], received: list[dict[str, Array]]
+) -> None:
+    outputs = [_named(batches, "output") for batches in (expected, received)]
+    compare_outputs(*outputs)
+    gradients = [_named(batches, "gradient") for batches in (expected, received)]
+    # Gradients are small. Those that are zero in exact arithmetic consist of rounding errors.
+    largest = max(
+        (float(np.abs(array).max(initial=0.0)) for each in gradients[0] for array in each.values()),
+        default=0.0,
+    )
+    scaled = [
+        [{name: array / (largest or 1.0) for name, array in batch.items()} for batch in batches]
+        for batches in gradients
+    ]
+    compare_outputs(*scaled, by_column=False)
+
+
+def _named(batches: list[dict[str, Array]], prefix: str) -> list[dict[str, Array]]:
+    return [
+        {name: array for name, array in batch.items() if name.startswith(prefix)}
+        for batch in batches
+    ]
+
+
+def _compare_in_half(
+    exact: dict[str, Array], expected: dict[str, Array], received: dict[str, Array]
+) -> None:
+    for name, reference in exact.items():
+        if not np.array_equal(np.isfinite(expected[name]), np.isfinite(received[name])):
+            raise ExportError(f"{name!r}: NaN or infinity in different places.")
+        target = _finite(reference)
+        own, other = (
+            float(np.sqrt(np.square(_finite(each[name]) - target).mean()))
+            for each in (expected, received)
+        )
+        rounding = 2.0**-8 * float(np.sqrt(np.square(target).mean()))
+        if other > 2 * own + rounding:
+            raise ExportError(
+                f"{name!r} is off from float32 by {other:.3g} (root mean square), the original by "
+                f"{own:.3g}."
+            )
