@@ -7,8 +7,6 @@ backend, or where no framework is installed.
 import importlib.util
 import os
 import signal
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -58,10 +56,6 @@ PLACES = {
 """The tier of a file is that of the longest path here that it lies under.
 
 A test that belongs elsewhere says so by one marker, named after its tier."""
-
-# tf2onnx installs a package `tests`, which other folders of tests would import in place of ours.
-_tests = sys.modules.setdefault("tests", types.ModuleType("tests"))
-_tests.__path__ = [str(Path(__file__).parent / "tests")]
 
 HAS_FRAMEWORK = any(map(importlib.util.find_spec, ("jax", "tensorflow", "torch")))
 
