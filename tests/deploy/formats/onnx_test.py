@@ -4,13 +4,13 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.artifacts.compare_outputs import compare_outputs
 from keras_deepseek.backend.export import one_file
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter, import_extra
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.onnx_passes import save
 from keras_deepseek.deploy.samples.random_batches import make_samples
-from keras_deepseek.deploy.verification.comparison import compare
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
@@ -94,7 +94,7 @@ def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precisio
     assert (tmp_path / "model.onnx.data").stat().st_size > 1_000
     sample = make_samples(encoder, named.signature)
     infer = backend.current().inference.plain_inference(NamedModel(encoder))
-    compare([infer(each) for each in sample], OnnxFormat().run(tmp_path, sample), precision)
+    compare_outputs([infer(each) for each in sample], OnnxFormat().run(tmp_path, sample), precision)
 
 
 @pytest.mark.parametrize("opset", [0, -1, 7, 99, "18", True, None])

@@ -1,4 +1,4 @@
-"""Comparison of the outputs of an artifact with those of its model."""
+"""Comparison of the outputs of a model with those of an artifact or a rewritten model."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -44,19 +44,20 @@ class Comparison:
     constant_outputs: tuple[str, ...] = ()
 
 
-def compare(
+def compare_outputs(
     expected: list[dict[str, Array]],
     received: list[dict[str, Array]],
     precision: str | Mapping[str, str | None] | None = None,
     *,
     by_column: bool = True,
 ) -> Comparison:
-    """Compares the outputs of a model and its artifact, by batch and output name.
+    """Compares a model's outputs with those of an artifact or a rewritten model, batch by batch.
 
     Raises an `ExportError` if a name, a shape, a dtype, the place of a NaN, or a value differs.
-    `precision` is that which the artifact computes in, if it is not the dtype of the output. With
-    `by_column`, each column along the last axis is also compared by its own measure, as large
-    values hide differences of small ones.
+    `expected` and `received` hold a dict of arrays by output name for each batch. `precision` is
+    that in which `received` was computed, for all outputs or by name, if it is not the dtype of the
+    output. With `by_column`, each column along the last axis is also compared by its own measure,
+    as large values hide differences of small ones.
     """
     if len(expected) != len(received):
         raise ExportError(f"Received outputs of {len(received)} batches, expected {len(expected)}.")
