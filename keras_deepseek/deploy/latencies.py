@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.registry import known_formats
 from keras_deepseek.deploy.samples.random_batches import batch_shapes, draw_batch
+from keras_deepseek.deploy.stage_display import StageDisplay
 from keras_deepseek.errors import (
     InvalidInputError,
     KerasDeepSeekError,
@@ -108,7 +109,7 @@ def compare_latencies(
         calibration: inputs as `Exporter` takes them: ONNX in int8 is compared as well. Defaults to
             `None`.
         custom_objects_from: as in `Exporter`. Defaults to `()`.
-        verbose: boolean. Shows the stages of each export. Defaults to `True`.
+        verbose: boolean. Shows each format as its export begins. Defaults to `True`.
 
     Returns:
         A `LatencyTable`. A format that can't be exported or run is left out, with the reason.
@@ -134,11 +135,12 @@ def compare_latencies(
     ]
     if calibration is not None:
         wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
-    shared = {"custom_objects_from": custom_objects_from, "verbose": verbose}
+    shared = {"custom_objects_from": custom_objects_from}
     with temporary_folder("keras_deepseek_latencies") as work:
-        exported, left_out = _export_all(
-            model, [(name, shared | own) for name, own in wanted], work
-        )
+        with StageDisplay(is_shown=verbose) as say:
+            exported, left_out = _export_all(
+                model, [(name, shared | own) for name, own in wanted], work, say
+            )
         batches = _batches(named, batch_sizes, length)
         rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
     return LatencyTable(tuple(rows), left_out)
@@ -158,15 +160,19 @@ def _check(
 
 
 def _export_all(
-    model: keras.Model, wanted: Iterable[tuple[str, dict[str, Any]]], work: Path
+    model: keras.Model,
+    wanted: Iterable[tuple[str, dict[str, Any]]],
+    work: Path,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
     """Exports the model to each format; returns loaded functions, and reasons of those left out."""
     infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
     for name, arguments in wanted:
         label = f"{name} {arguments.get('precision', '')}".rstrip()
-        try:
-            exporter = Exporter(model, name, **arguments)
+        say(f"exporting and verifying {label}")
+        try:  # The exporter's own report would name the temporary folder.
+            exporter = Exporter(model, name, verbose=False, **arguments)
             exporter.export(work / label)
             infer[label] = exporter.load(work / label)
         except KerasDeepSeekError as error:

@@ -229,7 +229,8 @@ def test_a_custom_path_without_a_suffix_is_refused(dense, tmp_path, monkeypatch)
 def test_formats_are_compared_and_nothing_is_kept(digits, tmp_path, capsys, tensorflow_installed):
     digits.save(tmp_path / "digits.keras")
     run(tmp_path / "digits.keras", "--benchmark", "--backend", "savedmodel")
-    *_, head, of_keras, of_format = capsys.readouterr().out.strip().splitlines()
+    stage, head, of_keras, of_format = capsys.readouterr().out.strip().splitlines()
+    assert stage == "exporting and verifying savedmodel"
     assert head.startswith("ms (CPU ms)")
     assert (of_keras.split()[0], of_format.split()[0]) == ("keras", "savedmodel")
     assert [path.name for path in tmp_path.iterdir()] == ["digits.keras"]

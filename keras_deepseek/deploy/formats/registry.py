@@ -123,10 +123,16 @@ def register_exporter(export_format: ExportFormat) -> None:
     ...         raise NotSupportedError("A number can't be run.")
     >>> register_exporter(WeightCount())
     """
-    missing = [member for member in _REQUIRED if not hasattr(export_format, member)]
-    if missing or isinstance(export_format, type):
+    if isinstance(export_format, type):
+        name = export_format.__name__
         raise InvalidInputError(
-            f"{export_format!r} is no ExportFormat: it lacks {', '.join(missing) or 'an instance'}."
+            f"`register_exporter` expects an instance, and received the class {name}. Pass an "
+            f"object of it, as in register_exporter({name}())."
+        )
+    if missing := [member for member in _REQUIRED if not hasattr(export_format, member)]:
+        raise InvalidInputError(
+            f"`register_exporter` expects an ExportFormat, or an object with {', '.join(_REQUIRED)}"
+            f"; received {export_format!r}, which has no {', no '.join(missing)}."
         )
     name = export_format.name
     # An instance of the package's own class for the name may stand for it, made with other options.
