@@ -36,6 +36,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
+from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.format_list import INT8_FORMATS
 from keras_deepseek.deploy.formats.registry import (
@@ -53,6 +54,7 @@ from keras_deepseek.deploy.stage_display import StageDisplay
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
+    KerasDeepSeekError,
     unknown_name_message,
 )
 
@@ -263,12 +265,21 @@ class Exporter:
 
         Raises:
             BundleError: The bundle is missing or damaged.
+            ExportError: The runtime does not load it.
             NotSupportedError: It can't be run on this machine, or the format has no `load`.
         """
         target = check_artifact_path(path)
         export_format = self._chosen_for(target).export_format
         with open_artifact(target, export_format, self.signature) as (folder, _):
-            return export_format.load(folder)
+            try:
+                return export_format.load(folder)
+            except KerasDeepSeekError:
+                raise
+            except Exception as error:  # Of any runtime.
+                raise ExportError(
+                    f"{str(target)!r} can't be loaded as {export_format.name}: "
+                    f"{failure_reason(error)}. Export the model again."
+                ) from error
 
     def _chosen_for(self, target: Path) -> ChosenFormat:
         """Returns the export format; for `backend="custom"`, found by the target's suffix."""

@@ -14,16 +14,13 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.registry import known_formats
 from keras_deepseek.deploy.samples.random_batches import batch_shapes, draw_batch
 from keras_deepseek.deploy.stage_display import StageDisplay
-from keras_deepseek.errors import (
-    InvalidInputError,
-    KerasDeepSeekError,
-    unknown_name_message,
-)
+from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, unknown_name_message
 
 _NUM_WARM_UPS = 3
 
@@ -149,11 +146,15 @@ def compare_latencies(
 def _check(
     backends: Sequence[str] | None, batch_sizes: Sequence[int], length: int, seconds: float
 ) -> None:
-    if min((*batch_sizes, length, seconds), default=0) <= 0 or not batch_sizes:
-        raise InvalidInputError(
-            "`batch_sizes`, `length` and `seconds` must be positive; received "
-            f"{tuple(batch_sizes)}, {length} and {seconds}."
-        )
+    for argument, value in (("backends", backends or []), ("batch_sizes", batch_sizes)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise InvalidInputError(f"`{argument}` must be a list; received {value!r}.")
+    if not batch_sizes:
+        raise InvalidInputError("`batch_sizes` is empty; expected at least one, as in [1, 8].")
+    for size in batch_sizes:
+        check_integer("batch_sizes", size)
+    check_integer("length", length)
+    check_number("seconds", seconds, above=0)
     for name in backends or ():
         if name not in known_formats():
             raise InvalidInputError(unknown_name_message("format", name, known_formats()))

@@ -73,7 +73,7 @@ def test_what_is_wrong_in_itself_is_refused_before_keras_is_loaded(tmp_path):
         "--backend onnx has no --classify": [*onnx, "--regress", "--classify", "a", "b"],
         "names a class twice: ['a', 'b', 'a']": [*saved_model, "--classify", "a", "b", "a"],
         "`name` must be a text without slashes": [*onnx, "--name", "a/b"],
-        "precision='int8' and calibration= go": [*onnx, "--precision", "int8"],
+        "precision='int8' needs calibration=": [*onnx, "--precision", "int8"],
         "Only onnx and tensorrt can be written in int8": [
             *saved_model,
             "--precision",

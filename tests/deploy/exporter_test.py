@@ -92,8 +92,8 @@ def test_progress_names_the_route_and_the_result(digits, tmp_path, capsys, tenso
     ("arguments", "match"),
     [
         ({"precision": "float15"}, "did you mean 'float16'"),
-        ({"precision": "int8"}, "go together"),
-        ({"calibration": np.zeros((2, 8, 8, 1))}, "go together"),
+        ({"precision": "int8"}, "needs calibration="),
+        ({"calibration": np.zeros((2, 8, 8, 1))}, "received precision=None"),
         (
             {"precision": "int8", "calibration": np.zeros((2, 7, 8, 1))},
             r"calibration.*7, 8, 1\)",
