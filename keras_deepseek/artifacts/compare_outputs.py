@@ -225,7 +225,7 @@ def _is_masked(values: Array) -> Array:
     is_masked = np.asarray(finite < least / 4)
     largest_other = np.abs(finite[~is_masked]).max(initial=0.0)
     is_mask = least <= -_LEAST_MASK and 0 < largest_other * _LEAST_MASK_RATIO <= -least
-    return is_masked & is_mask
+    return np.asarray(is_masked & is_mask)
 
 
 def _unit(array: Array) -> float:

@@ -40,25 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for their ranges",
     )
     parser.add_argument(
-        "--samples",
-        action="append",
-        metavar="DATA.npz",
-        help="rows of real input data to verify on, an array for each input by name; give it again "
-        "for each other sequence length (default: random rows)",
-    )
-    parser.add_argument(
-        "--verify",
-        choices=["raise", "warn"],
-        default="raise",
-        help="if the outputs differ from the model's, raise: write nothing; warn: write it all the "
-        "same, marked as failed (default: raise)",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing, and verify the existing artifact at OUT against the model",
-    )
-    parser.add_argument(
         "--benchmark",
         action="store_true",
         help="write nothing, and show how long the model and each format take for a batch (with "
@@ -72,11 +53,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a module or a .py file that defines custom layers of the model, or registers a "
         "format; give it again for each other one",
     )
+    _add_verification(parser)
     of_formats = parser.add_argument_group("options that only some formats have")
     for flag in FLAGS:
         names = ", ".join(entry.name for entry in FORMATS.values() if flag in entry.flags)
         settings = {**flag.settings, "help": f"{names}: {flag.settings['help']}"}
         of_formats.add_argument(flag.flag, dest=flag.option, **settings)
+
+
+def _add_verification(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("verification")
+    group.add_argument(
+        "--samples",
+        action="append",
+        metavar="DATA.npz",
+        help="rows of real input data to verify on, an array for each input by name; give it again "
+        "for each other sequence length (default: random rows)",
+    )
+    group.add_argument(
+        "--verify",
+        choices=["raise", "warn"],
+        default="raise",
+        help="if the outputs differ from the model's, raise: write nothing; warn: write it all the "
+        "same, marked as failed (default: raise)",
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing, and verify the existing artifact at OUT against the model",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -127,17 +127,13 @@ def compare_latencies(
     _check(backends, batch_sizes, length, seconds)
     named = NamedModel(model)
     of_model = backend.current().inference.compile_inference(named)
-    wanted: list[tuple[str, dict[str, Any]]] = [
-        (name, {}) for name in (known_formats() if backends is None else backends)
-    ]
+    shared: dict[str, Any] = {"custom_objects_from": custom_objects_from}
+    wanted = [(name, shared) for name in (known_formats() if backends is None else backends)]
     if calibration is not None:
-        wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
-    shared = {"custom_objects_from": custom_objects_from}
+        wanted.append(("onnx", {**shared, "precision": "int8", "calibration": calibration}))
     with temporary_folder("keras_deepseek_latencies") as work:
         with StageDisplay(is_shown=verbose) as say:
-            exported, left_out = _export_all(
-                model, [(name, shared | own) for name, own in wanted], work, say
-            )
+            exported, left_out = _export_all(model, wanted, work, say)
         batches = _batches(named, batch_sizes, length)
         rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
     return LatencyTable(tuple(rows), left_out)

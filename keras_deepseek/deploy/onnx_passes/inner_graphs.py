@@ -12,6 +12,14 @@ def inner_graphs(node: Any) -> Iterator[Any]:
             yield attribute.g
 
 
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """Yields the nodes of a graph and of its subgraphs."""
+    for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from all_nodes(inner)
+
+
 def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
     """Renames node inputs in a graph and its subgraphs by the function `source`, in place.
 

@@ -4,30 +4,18 @@ onnxruntime computes these three in float64: it cuts values beyond the type off 
 loses digits beyond 2**53. Its `Add`, `Mul` and `Cast` wrap around.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from keras_deepseek.backend.export.onnx_types import (
-    BOOL,
-    INT8,
-    INT16,
-    INT32,
-    INT64,
-    UINT8,
-    UINT16,
-    UINT32,
-)
+from keras_deepseek.backend.export.onnx_types import BOOL, INT32, INT64, SHORT_INTEGERS
 from keras_deepseek.deploy.onnx_passes.graph_view import attribute, infer_graph
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.deploy.onnx_passes.inner_graphs import all_nodes, inner_graphs
 
 _OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
 _SIZE_SOURCES = ("Shape", "Size", "Constant")
 _SIZE_OPERATORS = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
-_NARROW = (UINT8, INT8, UINT16, INT16, INT32, BOOL, UINT32)
-"""Integer types of 32 bits or fewer."""
 _NUMPY = {INT32: "int32", INT64: "int64"}
 _HIGHEST_POWER = 64
 
@@ -40,17 +28,10 @@ def wrap_integers(model: Any) -> int:
     constant becomes its multiplications. These stay: computations on sizes, which do not overflow;
     counts of booleans; and powers whose exponent is computed.
     """
-    if not any(node.op_type in _OPERATORS for node in _all_nodes(model.graph)):
+    if not any(node.op_type in _OPERATORS for node in all_nodes(model.graph)):
         return 0
     onnx = import_package("onnx")
     return _Scope(onnx, model.graph, infer_graph(onnx, model), None).rewrite()
-
-
-def _all_nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for inner in inner_graphs(node):
-            yield from _all_nodes(inner)
 
 
 class _Scope:
@@ -107,7 +88,7 @@ class _Scope:
         producer = self.producer_of(x)
         is_cast = producer is not None and producer.op_type == "Cast"
         given = self.type_of(producer.input[0]) if is_cast else dtype
-        if given == BOOL or (dtype == INT64 and given in _NARROW):
+        if given == BOOL or (dtype == INT64 and given in SHORT_INTEGERS):
             return None
         if dtype == INT32:
             wide = self._add("Cast", x, to=INT64)
