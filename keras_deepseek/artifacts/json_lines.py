@@ -45,7 +45,7 @@ class JsonLines:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Appends rows to the file, all of them or none."""
-        _append_whole(self._file, _encode(rows))
+        append_whole(self._file, _encode(rows))
 
     def read(self) -> list[dict[str, Any]]:
         """Returns all rows of the file as dicts."""
@@ -96,7 +96,7 @@ class JsonLines:
             os.truncate(self.path, len(whole))
 
 
-def _append_whole(file: io.FileIO, data: bytes) -> None:
+def append_whole(file: io.FileIO, data: bytes) -> None:
     """Appends data to a file opened with `buffering=0`; restores its size if not all fits."""
     start = os.fstat(file.fileno()).st_size
     rest = memoryview(data)

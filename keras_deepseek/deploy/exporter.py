@@ -231,7 +231,7 @@ class Exporter:
             precision = self._precision
             if manifest is not None:
                 precision = manifest.precision if manifest.precision in PRECISIONS else None
-            if precision == INT8 and self._data.are_random:
+            if precision == INT8 and self._data.has_random_samples:
                 raise InvalidInputError(
                     "An int8 artifact is right only for data like its calibration data, and not "
                     "for random batches: pass precision='int8' and calibration=, or samples=."
@@ -292,16 +292,11 @@ class Exporter:
             self._model,
             chosen.export_format,
             chosen.options,
-            self._data.samples,
-            self._custom_objects_from,
-            self._data.optional_samples,
-            self._data.extreme_samples,
-            self._data.alternative_samples,
+            custom_objects_from=self._custom_objects_from,
             allows_difference=self._allows_difference,
             precision=self._precision,
-            calibration=self._data.calibration,
-            has_random_samples=self._data.are_random,
             source=chosen.source,
+            **vars(self._data),
         )
 
     def _manifest(self, export_format: ExportFormat, made: MadeArtifact) -> Manifest:

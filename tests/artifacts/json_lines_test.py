@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts import json_lines
-from keras_deepseek.artifacts.json_lines import JsonLines
+from keras_deepseek.artifacts.json_lines import JsonLines, append_whole
 from keras_deepseek.errors import InvalidInputError
 
 
@@ -86,14 +85,14 @@ class Full(io.FileIO):
 
 def test_what_is_taken_in_parts_is_written_wholly(tmp_path):
     with Full(tmp_path / "file", "ab") as file:
-        json_lines._append_whole(file, b"1234567890")
-        json_lines._append_whole(file, b"")
+        append_whole(file, b"1234567890")
+        append_whole(file, b"")
     assert (tmp_path / "file").read_bytes() == b"1234567890"
 
 
 def test_a_full_disk_leaves_the_file_as_it_was_and_is_named(tmp_path):
     with Full(tmp_path / "file", "ab") as file:
-        json_lines._append_whole(file, b"1234")
+        append_whole(file, b"1234")
         with pytest.raises(OSError, match=r"No space left on device, so that the logs end.*file'"):
-            json_lines._append_whole(file, b"567890abc")
+            append_whole(file, b"567890abc")
     assert (tmp_path / "file").read_bytes() == b"1234"

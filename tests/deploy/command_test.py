@@ -163,12 +163,6 @@ def test_classes_may_go_by_their_numbers():
     assert command._options(parsed) == {"classify": True}
 
 
-def test_an_unknown_backend_is_refused(digits, tmp_path):
-    digits.save(tmp_path / "digits.keras")
-    with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
-        run(tmp_path / "digits.keras", "--backend", "onxx", "-o", tmp_path / "out")
-
-
 def test_rows_of_a_file_calibrate_int8_and_an_artifact_is_checked(
     digits, tmp_path, capsys, tensorflow_installed
 ):

@@ -11,7 +11,7 @@ import numpy as np
 from keras_deepseek.backend.export.onnx_types import BOOL, INT32, INT64, SHORT_INTEGERS
 from keras_deepseek.deploy.onnx_passes.graph_view import attribute, infer_graph
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import all_nodes, inner_graphs
+from keras_deepseek.deploy.onnx_passes.inner_graphs import all_nodes, inner_graphs, make_loop_body
 
 _OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
 _SIZE_SOURCES = ("Shape", "Size", "Constant")
@@ -124,28 +124,13 @@ class _Scope:
 
         Onnxruntime crashes on a `Scan` over an axis of size 0.
         """
-        make, boolean = self._onnx.helper, self._onnx.TensorProto.BOOL
-        names = ("index", "goes_on", "kept_on", "before", "factor", "product")
-        index, goes_on, kept_on, before, factor, product = (
-            f"{self._name}__{len(self._made)}_{each}" for each in names
-        )
-        return make.make_graph(
-            [
-                make.make_node("Identity", [goes_on], [kept_on]),
-                make.make_node("Gather", [x, index], [factor], axis=axis),
-                make.make_node("Mul", [before, factor], [product]),
-            ],
-            f"{product}_body",
-            [
-                make.make_tensor_value_info(index, INT64, []),
-                make.make_tensor_value_info(goes_on, boolean, []),
-                make.make_tensor_value_info(before, dtype, None),
-            ],
-            [
-                make.make_tensor_value_info(kept_on, boolean, []),
-                make.make_tensor_value_info(product, dtype, None),
-            ],
-        )
+        make, name = self._onnx.helper.make_node, f"{self._name}__{len(self._made)}"
+        before, factor, product = f"{name}_before", f"{name}_factor", f"{name}_product"
+        nodes = [
+            make("Gather", [x, f"{name}_index"], [factor], axis=axis),
+            make("Mul", [before, factor], [product]),
+        ]
+        return make_loop_body(self._onnx, name, nodes, before, product, dtype)
 
     def _write_power(self, node: Any) -> str | None:
         x, exponent = node.input

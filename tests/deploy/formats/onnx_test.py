@@ -104,12 +104,6 @@ def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precisio
     compare_outputs([infer(each) for each in sample], OnnxFormat().run(tmp_path, sample), precision)
 
 
-@pytest.mark.parametrize("opset", [0, -1, 7, 99, "18", True, None])
-def test_an_opset_that_can_not_be_written_is_refused(opset):
-    with pytest.raises(InvalidInputError, match="from 13 to 25"):
-        OnnxFormat(opset)
-
-
 def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
