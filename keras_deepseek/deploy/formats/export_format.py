@@ -221,12 +221,12 @@ def run_format(
     received = type(outputs).__name__
     if isinstance(outputs, list):
         wrong = [batch for batch in outputs if not _is_array_dict(batch)]
-        if not wrong:
+        if not wrong and len(outputs) == len(samples):
             return outputs
-        received = f"a list with {wrong[0]!r:.100}"
+        received = f"a list with {wrong[0]!r:.100}" if wrong else f"{len(outputs)} batches"
     raise ExportError(
         f"`run` of the format {export_format.name!r} returned {received}; expected a list with a "
-        "dict of NumPy arrays by output name for each batch"
+        f"dict of NumPy arrays by output name for each of the {len(samples)} batches"
     )
 
 

@@ -41,12 +41,11 @@ def choose_format(
     The options may be those of either. A registered format takes none. The int8 calibration goes to
     the format that a backend writes.
     """
+    check_backend(name, known_formats())
     is_plain = not options and calibration is None
     if name in _registered and (is_plain or name not in FORMATS):
         check_no_options(name, options)
         return _with_source(_registered[name], None, {}, calibration)
-    if name not in FORMATS:
-        check_backend(name, known_formats())
     made_by = FORMATS[name].load()
     known = _options_of(name)
     for option in options:

@@ -38,6 +38,7 @@ def test_everything_else_has_a_default(weights_format, tmp_path, dense):
     [
         (None, "returned NoneType; expected a list"),
         ([np.ones(1)], r"returned a list with array\(\[1\.\]\); expected .*dict of NumPy arrays"),
+        ([], r"returned 0 batches; .* for each of the 2 batches"),
         ([{"y": [[1.0]]}], r"returned a list with {'y': \[\[1\.0\]\]}; expected"),
     ],
 )
@@ -47,4 +48,4 @@ def test_a_run_that_returns_something_else_is_an_error(tmp_path, weights_format,
             return outputs
 
     with pytest.raises(ExportError, match=match):
-        run_format(Wrong(), tmp_path, [])
+        run_format(Wrong(), tmp_path, [{}, {}])

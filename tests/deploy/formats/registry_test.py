@@ -50,8 +50,9 @@ def test_an_unknown_suffix_says_how_to_register_one():
 
 
 def test_an_unknown_name_gets_the_nearest_one():
-    with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
-        registry.choose_format("onxx", {})
+    for name in ("onxx", ["onnx"]):
+        with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
+            registry.choose_format(name, {})
 
 
 def test_a_path_without_a_suffix_names_no_format():
