@@ -217,15 +217,17 @@ def _largest_magnitude(array: Array) -> float:
 def _is_masked(values: Array) -> Array:
     """Marks the values of an output that a mask has set to a large negative number.
 
-    Adding a mask twice, or to logits, gives values that differ, but by less than a factor of four.
-    An output that consists of such a number and zeros is a mask itself, and not masked.
+    The number is added to logits, for some of them twice, as by a causal and a padding mask. An
+    output that consists of such a number and zeros is a mask itself, and not masked.
     """
     finite = np.where(np.isfinite(values), values, 0.0)
     least = finite.min(initial=0.0)
-    is_masked = np.asarray(finite < least / 4)
+    if least > -_LEAST_MASK:
+        return np.zeros(values.shape, bool)
+    share, near = finite / least, 2 / _LEAST_MASK_RATIO
+    is_masked = np.asarray((np.abs(share - 1) < near) | (np.abs(share - 0.5) < near))
     largest_other = np.abs(finite[~is_masked]).max(initial=0.0)
-    is_mask = least <= -_LEAST_MASK and 0 < largest_other * _LEAST_MASK_RATIO <= -least
-    return np.asarray(is_masked & is_mask)
+    return is_masked & bool(0 < largest_other * _LEAST_MASK_RATIO <= -least)
 
 
 def _unit(array: Array) -> float:

@@ -172,6 +172,13 @@ def test_values_masked_elsewhere_differ():
         compare_outputs(outputs(left), outputs(right))
 
 
+def test_large_negative_numbers_that_differ_are_no_mask():
+    values = np.random.default_rng(0).uniform([-2.2e6, 0.0], [-2e6, 1.0], (8, 2))
+    other = np.stack([np.full(8, -2.1e6), values[:, 1]], axis=1)
+    found = compare_outputs(outputs(values), outputs(other), "int8")
+    assert found.constant_outputs == ("y",)
+
+
 def test_an_output_that_is_a_mask_is_compared_whole():
     mask = np.where(np.tri(4), 0.0, -1e9)
     assert constant_outputs(outputs(mask)) == ()
