@@ -9,12 +9,12 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.compare_outputs import agreements, compare_outputs
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
-from keras_deepseek.deploy.verification.comparison import agreements, compare
 from keras_deepseek.deploy.verification.ties import redraw_tie
 from keras_deepseek.errors import ExportError, InvalidInputError
 
@@ -93,8 +93,8 @@ def verify(expected: Expected, result: RouteResult, job: ExportJob) -> Verificat
     num_usual = len(expected.usual)
     usual, of_extreme = result.outputs[:num_usual], result.outputs[num_usual:]
     try:
-        comparison = compare(expected.usual, usual, precisions)
-        extreme = compare(
+        comparison = compare_outputs(expected.usual, usual, precisions)
+        extreme = compare_outputs(
             expected.extreme,
             of_extreme,
             {name: precision or _EXTREME_PRECISION for name, precision in precisions.items()},
