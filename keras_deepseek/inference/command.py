@@ -315,9 +315,10 @@ def _wait(
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:
-    http, *others = engine.servers
-    place = http.url if len(engine.models) > 1 else f"{http.url}/v1/models/{engine.name}"
-    text = f"Serving {', '.join(map(repr, engine.models))} at {place}"
-    if others:
-        return f"{text} and {others[0].url}"
-    return text if no_grpc else f"{text}; to serve gRPC: pip install 'keras_deepseek[grpc]'"
+    """Returns the line with the URLs, and the missing extra if gRPC was not turned off."""
+    from keras_deepseek.inference.engine_servers import describe_servers
+
+    line = describe_servers(engine, engine.servers)
+    if no_grpc or len(engine.servers) > 1:
+        return line
+    return f"{line}; to serve gRPC: pip install 'keras_deepseek[grpc]'"

@@ -10,13 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.export_arguments import check_custom_sources
-from keras_deepseek.errors import (
-    InvalidInputError,
-    MissingExtraError,
-    unknown_name_message,
-)
-from keras_deepseek.inference.arguments import check_address, check_count
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError, MissingExtraError, unknown_name_message
+from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.models.config import read_model_config
@@ -82,7 +78,7 @@ def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         "padding": _read_padding(arguments),
         "warm_up": not arguments.no_warm_up,
         "cache_entries": arguments.cache_entries,
-        "custom_objects_from": check_custom_sources(arguments.custom_objects_from),
+        "custom_objects_from": tuple(arguments.custom_objects_from),
         "max_concurrent_batches": arguments.max_concurrent_batches,
         "log_requests": arguments.log_requests,
         **{name: value for name, value in with_defaults.items() if value is not None},
@@ -121,7 +117,7 @@ def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
     for port in (arguments.http_port, grpc_port):
         if port is not None:
             check_address(arguments.host, port)
-    check_count("max_body_bytes", arguments.max_body_bytes)
+    check_integer("--max-body-bytes", arguments.max_body_bytes)
     tokens = None if arguments.token_file is None else Path(arguments.token_file)
     if tokens is not None:
         TokenCheck(tokens)

@@ -243,8 +243,8 @@ def test_a_terminal_shows_a_line_of_numbers(bundle_of):
     ("arguments", "message"),
     [
         (("missing.keras",), "it does not exist"),
-        (("missing.keras", "--batch-size", "dynamc"), "did you mean 'dynamic'"),
-        (("missing.keras", "--batch-size", "0"), "batch_size=0"),
+        (("missing.keras", "--batch-size", "dynamc"), 'must be "dynamic" or an integer'),
+        (("missing.keras", "--batch-size", "0"), "`batch_size` must be"),
         (("missing.keras", "--name", "a/b"), "part of the URL"),
         (("missing.keras", "--tls-key", "a.pem"), "without a TLS certificate"),
         (("missing.keras", "--no-grpc", "--grpc-port", "1"), "both --grpc-port and --no-grpc"),

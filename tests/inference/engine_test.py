@@ -3,9 +3,11 @@ import inspect
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -117,13 +119,16 @@ def test_closing_with_a_server_does_not_wait_for_ever(doubler, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": "dynamc"}, "did you mean 'dynamic'"),
+        ({"batch_size": "dynamc"}, 'must be "dynamic" or an integer'),
         ({"batch_size": 64}, "above max_batch_size=32"),
-        ({"max_batch_size": 0}, "max_batch_size=0"),
-        ({"max_queue_rows": 0}, "max_queue_rows=0"),
-        ({"name": "a/b"}, "name='a/b'"),
-        ({"replicas": 0}, "replicas=0"),
-        ({"target_latency": 0}, "target_latency=0"),
+        ({"max_batch_size": 0}, "`max_batch_size` must be a positive integer"),
+        ({"max_queue_rows": 0}, "`max_queue_rows` must be a positive integer"),
+        ({"name": "a/b"}, "received 'a/b'"),
+        ({"replicas": 0}, "`replicas` must be a positive integer"),
+        ({"target_latency": 0}, "`target_latency` must be a number of seconds, above 0"),
+        ({"warm_up": "no"}, "`warm_up` must be True or False"),
+        ({"log_requests": 3}, "`log_requests` must be a path, received 3"),
+        ({"sample": 0.5}, "sample=0.5 without `log_requests`"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):
@@ -179,7 +184,7 @@ def test_both_ports_are_taken_or_none_and_closing_frees_both(doubler):
     assert not any(server.ready for server in again.servers)
 
 
-def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
+def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, capsys):
     pytest.importorskip("httptools")
     waits, wait = threading.Event(), Interruption.wait
     monkeypatch.setattr(Interruption, "wait", lambda self, event: (waits.set(), wait(self, event)))
@@ -187,6 +192,8 @@ def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         served = pool.submit(engine.serve, 0, block=True)
         assert waits.wait(60)
+        url = f"{engine.servers[0].url}/v1/models/model"
+        assert capsys.readouterr().out == f"Serving 'model' at {url}\n"
         assert not served.done()
         engine.close()
         assert not served.result(timeout=60).ready
@@ -207,7 +214,6 @@ def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
 SERVES = """
 import sys
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.server.termination import Interruption
 from tests.inference.conftest import Doubler
 
 class Told(Doubler):
@@ -216,9 +222,7 @@ class Told(Doubler):
         sys.stdin.readline()
         return super().run(inputs)
 
-engine, wait = ServingEngine(Told(), warm_up=False), Interruption.wait
-Interruption.wait = lambda *here: (print(engine.servers[0].port, flush=True), wait(*here))
-engine.serve(0, block=True)
+ServingEngine(Told(), warm_up=False).serve(0, block=True)
 print("over")
 """
 
@@ -239,8 +243,9 @@ def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
     folder = Path(__file__).parents[2]
     with subprocess.Popen(call, cwd=folder, stdin=pipe, stdout=pipe, text=True) as child:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", int(child.stdout.readline()))
-            connection.request("POST", "/v1/models/model:predict", '{"instances": [[1, 2]]}')
+            url = urllib.parse.urlsplit(child.stdout.readline().split(" at ")[1].strip())
+            connection = http.client.HTTPConnection(url.hostname, url.port)
+            connection.request("POST", f"{url.path}:predict", '{"instances": [[1, 2]]}')
             assert child.stdout.readline() == "runs\n"
             child.send_signal(number)
             while is_open(connection.host, connection.port):
@@ -255,14 +260,23 @@ def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
     assert child.returncode == 0
 
 
-def test_grpc_is_not_left_open_beside_tls(doubler):
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with ServingEngine(doubler) as engine:
-        with pytest.raises(InvalidInputError, match="for one port only"):
-            engine.serve(0, 0, ssl_context=context)
-        assert not engine.servers
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"grpc_port": 0, "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+            "for one port only",
+        ),
+        ({"grpc_credentials": object()}, "without `grpc_port`"),
+        ({"http_port": 8500, "grpc_port": 8500}, "port 8500 for both"),
+        ({"block": "yes"}, "`block` must be True or False"),
+    ],
+)
+def test_options_of_servers_that_do_not_fit_are_refused(doubler, options, message):
+    engine = ServingEngine(doubler)
+    with pytest.raises(InvalidInputError, match=message):
+        engine.serve(**options)
+    assert not engine.servers
 
 
 def test_limits_are_those_of_both_servers(doubler):

@@ -37,7 +37,8 @@ class Padding:
             an empty one: the only padded input gives the length.
 
     Raises:
-        InvalidInputError: `lengths` are no rising integers of at least 1.
+        InvalidInputError: `lengths` are no rising integers of at least 1, or another argument has
+            the wrong type.
 
     Example:
 
@@ -51,14 +52,28 @@ class Padding:
     outputs: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = list(self.lengths)
-        whole = all(isinstance(one, int) and not isinstance(one, bool) for one in numbers)
-        if not (numbers and whole and numbers[0] >= 1 and numbers == sorted(set(numbers))):
+        lengths = list(self.lengths) if isinstance(self.lengths, Sequence) else []
+        are_whole = all(isinstance(one, int) and not isinstance(one, bool) for one in lengths)
+        if not (lengths and are_whole and lengths[0] >= 1 and lengths == sorted(set(lengths))):
             raise InvalidInputError(
-                f"Received lengths={self.lengths!r}. Expected rising integers of at least 1."
+                "`lengths` must be a list of rising integers of at least 1, as in (16, 32, 64); "
+                f"received {self.lengths!r}."
             )
-        if isinstance(self.masks, str) and self.masks != BY_VALUE:
-            raise InvalidInputError(unknown_name_message("masks", self.masks, [BY_VALUE]))
+        if not isinstance(self.values, Mapping):
+            raise InvalidInputError(
+                "`values` must map each input with a free axis to the number that pads it, as in "
+                f"{{'tokens': 0}}; received {self.values!r}."
+            )
+        if self.masks != BY_VALUE and not isinstance(self.masks, Mapping):
+            raise InvalidInputError(
+                "`masks` must be 'by_value', or map each input that is a mask to the input that it "
+                f"masks, as in {{'mask': 'tokens'}}; received {self.masks!r}."
+            )
+        if not isinstance(self.outputs, Mapping):
+            raise InvalidInputError(
+                "`outputs` must map an output to the input whose length it has, as in "
+                f"{{'tags': 'tokens'}}; received {self.outputs!r}."
+            )
 
     @property
     def mask_inputs(self) -> Mapping[str, str]:

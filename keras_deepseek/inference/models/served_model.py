@@ -196,6 +196,13 @@ class ServedModel:
             )
 
 
+class ServedModels(dict[str, ServedModel]):
+    """The served models by name. A name that is not among them raises `ModelNotFoundError`."""
+
+    def __missing__(self, name: str) -> ServedModel:
+        raise ModelNotFoundError(f"There is no model {name!r}; those served are {[*self]}.")
+
+
 def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:
     return {key: value for key, value in by_number.items() if key != number}
 

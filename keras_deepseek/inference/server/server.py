@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.errors import ClosedError
@@ -44,6 +45,7 @@ class Server(ABC):
         traces: Any,
     ) -> None:
         check_address(host, port)
+        check_boolean("access_log", access_log)
         self.engine = engine
         self.host = host
         self.port = port

@@ -25,9 +25,19 @@ def test_lengths_that_do_not_rise_are_refused(lengths):
         padding_of(lengths=lengths)
 
 
-def test_another_word_for_masks_is_refused():
-    with pytest.raises(InvalidInputError, match="by_value"):
-        padding_of(masks="byvalue")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": 16}, "`lengths` must be a list of rising integers"),
+        ({"masks": "byvalue"}, "`masks` must be 'by_value', or map"),
+        ({"masks": None}, "`masks` must be 'by_value', or map"),
+        ({"values": 0}, "`values` must map each input"),
+        ({"outputs": ["y"]}, "`outputs` must map an output"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        padding_of(**options)
 
 
 @pytest.mark.parametrize(("length", "filled"), [(1, 4), (4, 4), (5, 8), (8, 8), (0, 4)])

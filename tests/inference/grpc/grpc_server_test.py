@@ -332,12 +332,18 @@ def test_an_address_that_grpc_itself_can_t_take_is_refused(doubler, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"port": 70000}, "Received port 70000. Expected an integer from 0"),
-        ({"port": -1}, "Received port -1"),
+        ({"port": 70000}, "an integer from 0 to 65535, received 70000"),
+        ({"port": -1}, "received -1"),
         ({"port": 0, "host": "no.such.host.invalid"}, "Can't listen at 'no.such.host.invalid'"),
-        ({"port": 0, "max_message_bytes": 0}, "Received max_message_bytes=0"),
-        ({"port": 0, "grace_seconds": -1}, "Received grace_seconds=-1"),
-        ({"port": 0, "credentials": "server.pem"}, r"Received credentials='server\.pem'"),
+        ({"port": 0, "max_message_bytes": 0}, "`max_message_bytes` must be a positive integer"),
+        (
+            {"port": 0, "grace_seconds": -1},
+            "`grace_seconds` must be a number of seconds, above 0; received -1",
+        ),
+        (
+            {"port": 0, "credentials": "server.pem"},
+            r"`credentials` must be .* received 'server\.pem'",
+        ),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):

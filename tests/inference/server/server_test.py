@@ -90,7 +90,7 @@ def test_one_that_never_started_can_be_stopped(engine):
 
 
 def test_a_port_that_is_none_is_refused(engine):
-    with pytest.raises(InvalidInputError, match="port 70000"):
+    with pytest.raises(InvalidInputError, match="received 70000"):
         Silent(engine, port=70000)
 
 
