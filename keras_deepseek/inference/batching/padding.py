@@ -102,7 +102,9 @@ class Padder:
         }
         fixed = [of for of in masks.values() if of not in self._free]
         if fixed:
-            raise InvalidInputError(f"masks: the inputs {fixed} have no free axis to pad.")
+            raise InvalidInputError(
+                f"masks: the inputs {fixed} have no free axis to pad. Remove their masks."
+            )
         missing = [name for name in self._free if name not in padding.values]
         if missing:
             raise InvalidInputError(
@@ -166,8 +168,8 @@ class Padder:
             of = next(iter(self._free))
         if of not in self._free:
             raise InvalidInputError(
-                f"Which input gives output {spec} its length is unknown. Give it in `outputs`: one "
-                f"of {list(self._free)}."
+                f"The length of output {spec} may be that of several inputs. Name one in "
+                f"`outputs`: map {spec.name!r} to one of {list(self._free)}."
             )
         return _free_axes(spec)[0], of, self._free[of][0]
 

@@ -126,7 +126,7 @@ def _find(server: "GrpcServer", name: str, version: str) -> ModelVersion:
 def _read_version(name: str, version: str) -> int | None:
     """Returns the version that a request names, or `None` for the newest."""
     if not name:
-        raise InvalidInputError("The request names no model.")
+        raise InvalidInputError("The request names no model. Send the model's name.")
     if not version:
         return None
     number = version_number(version)

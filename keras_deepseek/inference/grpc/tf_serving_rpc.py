@@ -90,7 +90,7 @@ def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
     try:
         return server.engine.find(model.name, version_of(model), model.label)
     except ModelNotFoundError as error:
-        raise _not_found(model) from error
+        raise _not_found(model, error) from error
 
 
 def version_of(model: ModelSpec) -> int | None:
@@ -141,7 +141,7 @@ async def _ask(
             server, bind, model.name, version_of(model), model.label, timeout
         )
     except ModelNotFoundError as error:
-        raise _not_found(model) from error
+        raise _not_found(model, error) from error
     return await outputs_of(model.name, future, current_trace.get()), version.number
 
 
@@ -156,10 +156,11 @@ def _check_outputs(names: Sequence[str], signature: Signature) -> None:
             raise InvalidInputError(unknown_name_message("output", name, known))
 
 
-def _not_found(model: ModelSpec) -> StatusError:
+def _not_found(model: ModelSpec, error: ModelNotFoundError) -> StatusError:
+    """Returns TF Serving's error, followed by the models, versions or labels that there are."""
     if model.label:
         text = tf_serving.unknown_label_message(model.label)
-        return StatusError("INVALID_ARGUMENT", text)
+        return StatusError("INVALID_ARGUMENT", f"{text}. {error}")
     version = version_of(model)
     number = None if version is None else str(version)
-    return StatusError("NOT_FOUND", tf_serving.not_found_message(model.name, number))
+    return StatusError("NOT_FOUND", f"{tf_serving.not_found_message(model.name, number)}. {error}")

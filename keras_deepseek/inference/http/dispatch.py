@@ -24,13 +24,13 @@ def dispatch(
     bind: Callable[[Signature], Inputs],
     encode: Callable[[Inputs], HttpResponse],
     *,
-    not_found: Callable[[], HttpError] | None = None,
+    not_found: Callable[[ModelNotFoundError], HttpError] | None = None,
     **options: Unpack[RequestOptions],
 ) -> Pending:
     """Queues a request for the model `name`, and answers it when the model has run.
 
     Both functions are called on the event loop: `bind` with the signature of the version that
-    answers, for its inputs, and `encode` with the outputs. `not_found` makes an error in place of
+    answers, for its inputs, and `encode` with the outputs. `not_found` makes another error from a
     `ModelNotFoundError`.
     """
     server.check_ready(name)
@@ -42,7 +42,7 @@ def dispatch(
         except ModelNotFoundError as error:
             if not_found is None:
                 raise
-            raise not_found() from error
+            raise not_found(error) from error
 
     def respond(finished: Request) -> HttpResponse:
         return encode(outputs_of(name, finished, request.trace))

@@ -1,5 +1,6 @@
 """The table of routes: each path is written once, as a template, and compiled once."""
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -31,8 +32,12 @@ once it has found the model. A handler that parses the body before `dispatch` ca
 first, so that a server that is not ready answers 503 and parses nothing.
 """
 
+DESCRIPTION_PATH = "/openapi.json"
+"""The route that lists all routes."""
+
 _PARAMETER = re.compile(r"{(\w+)}")
 _NO_PARAMETERS: Parameters = {}
+_MAX_COMPARED_CHARACTERS = 100
 _MAX_KEPT = 1024
 _MAX_KEPT_CHARACTERS = 256
 """Clients choose the paths, so this bounds the memory that kept ones take."""
@@ -113,8 +118,12 @@ class Router:
         if route is not None:
             return route, parameters
         if not methods:
-            raise HttpError(404, f"There is no path {request.path!r} on this server.")
-        raise HttpError(405, "Method Not Allowed", (("allow", ", ".join(methods)),))
+            raise HttpError(404, self._unknown_path_message(request.path))
+        message = (
+            f"{request.method!r:.20} is not allowed for {request.path!r:.200}. Use "
+            f"{' or '.join(methods)}."
+        )
+        raise HttpError(405, message, (("allow", ", ".join(methods)),))
 
     def is_open(self, path: str) -> bool:
         """Returns true if a path has a route that needs no access token."""
@@ -123,6 +132,16 @@ class Router:
     def error_form(self, path: str) -> ErrorForm:
         """Returns the form of errors of a path. A path without a route has the default."""
         return next((route.error_form for route in self._match(path)[0].values()), ERROR)
+
+    def _unknown_path_message(self, path: str) -> str:
+        methods = {route.path: route.method for route in self.routes}
+        # A long path would make the search slow.
+        nearest = difflib.get_close_matches(path[:_MAX_COMPARED_CHARACTERS], methods, n=1)
+        hint = "".join(f" Did you mean {methods[template]} {template}?" for template in nearest)
+        return (
+            f"There is no path {path!r:.200} on this server.{hint} GET {DESCRIPTION_PATH} lists "
+            "all paths."
+        )
 
     def _match(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
         static = self._static.get(path)

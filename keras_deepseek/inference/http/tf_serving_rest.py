@@ -27,7 +27,7 @@ PROTOCOL = "tf_serving"
 
 def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the state of one version, or of all, as GetModelStatus does."""
-    name, version, label = _read(request, parameters)
+    name, version, label = _read(parameters)
     if label:
         found: Sequence[ModelVersion | FailedVersion] = [_find(server.engine, name, version, label)]
     else:
@@ -42,7 +42,7 @@ def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -
 
 def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the signature of a version, as GetModelMetadata does."""
-    version = _find(server.engine, *_read(request, parameters))
+    version = _find(server.engine, *_read(parameters))
     request.trace.model = version.name
     return answer_json(
         tf_serving.format_metadata(version.name, version.signature, str(version.number))
@@ -51,7 +51,7 @@ def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters)
 
 def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
     """Answers with a model's outputs in the form of the request, rows or columns."""
-    name, version, label = _read(request, parameters)
+    name, version, label = _read(parameters)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -72,7 +72,7 @@ def answer_examples(
     server: "HttpServer", request: HttpRequest, parameters: Parameters, *, method: str
 ) -> Pending:
     """Answers with the predicted classes, or the predicted number, of each example."""
-    name, version, label = _read(request, parameters)
+    name, version, label = _read(parameters)
     rows: list[int] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -155,24 +155,21 @@ ROUTES = tuple(
 )
 
 
-def _read(request: HttpRequest, parameters: Parameters) -> tuple[str, int | None, str]:
+def _read(parameters: Parameters) -> tuple[str, int | None, str]:
     """Returns the model, the version and the label in the path."""
-    try:
-        version = read_version(parameters)
-    except HttpError as error:
-        raise HttpError(404, f"Malformed request: {request.method} {request.path}") from error
-    return parameters["name"], version, parameters.get("label", "")
+    return parameters["name"], read_version(parameters), parameters.get("label", "")
 
 
 def _find(engine: Engine, name: str, version: int | None, label: str) -> ModelVersion:
     try:
         return engine.find(name, version, label)
     except ModelNotFoundError as error:
-        raise _not_found(name, version, label) from error
+        raise _not_found(name, version, label, error) from error
 
 
-def _not_found(name: str, version: int | None, label: str) -> HttpError:
+def _not_found(name: str, version: int | None, label: str, error: ModelNotFoundError) -> HttpError:
+    """Returns TF Serving's error, followed by the models, versions or labels that there are."""
     if label:
-        return HttpError(400, tf_serving.unknown_label_message(label))
+        return HttpError(400, f"{tf_serving.unknown_label_message(label)}. {error}")
     text = None if version is None else str(version)
-    return HttpError(404, tf_serving.not_found_message(name, text))
+    return HttpError(404, f"{tf_serving.not_found_message(name, text)}. {error}")

@@ -104,7 +104,7 @@ class ModelFolder:
         """Raises an `InvalidInputError` if the folder holds none of the wanted versions."""
         if not self.wanted():
             raise InvalidInputError(
-                f"The folder {str(self.folder)!r} holds no version that is wanted. Expected "
+                f"The folder {str(self.folder)!r} holds none of the versions to serve. Expected "
                 f"bundles or SavedModels named by numbers, as {str(self.folder / '1')!r}."
             )
 

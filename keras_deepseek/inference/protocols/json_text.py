@@ -7,6 +7,7 @@ thirtieth. It has no `NaN` and `Infinity`, which TF Serving allows; JSON with th
 
 import json
 import math
+import reprlib
 from functools import cache
 from typing import Any
 
@@ -33,8 +34,9 @@ def load_object(text: bytes | memoryview, expected: str) -> dict[str, Any]:
     """Returns the JSON object in a text. `expected` describes it in the error: "with 'rows'"."""
     content = load_json(text)
     if not isinstance(content, dict):
-        received = type(content).__name__
-        raise InvalidInputError(f"Expected a JSON object {expected}; received {received}.")
+        raise InvalidInputError(
+            f"Expected a JSON object {expected}; received {reprlib.repr(content)}."
+        )
     return content
 
 

@@ -1,5 +1,6 @@
 """Open Inference's metadata of servers and models, for REST and gRPC."""
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,10 @@ def parse_repository_index(body: bytes) -> bool:
     content = load_json(body) if body.strip() else {}
     ready = content.get("ready", False) if isinstance(content, dict) else None
     if not isinstance(ready, bool):
-        raise InvalidInputError("Expected a JSON object, in which 'ready' may be true or false.")
+        raise InvalidInputError(
+            "Expected a JSON object, in which 'ready' may be true or false; received "
+            f"{reprlib.repr(content)}."
+        )
     return ready
 
 

@@ -6,6 +6,7 @@ tensor. `tf_serving_examples` has `:classify` and `:regress`.
 """
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,10 @@ def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
     """
     content = load_object(body, "with either 'instances' or 'inputs'")
     if ("instances" in content) == ("inputs" in content):
-        raise InvalidInputError("Expected a JSON object with either 'instances' or 'inputs'.")
+        raise InvalidInputError(
+            "Expected a JSON object with either 'instances' or 'inputs'; received one with "
+            f"{reprlib.repr([*content])}."
+        )
     name, called = find_signature(content.get("signature_name", ""), signature)
     if "instances" in content:
         inputs = inputs_from_rows(content["instances"], called, "instances")
@@ -165,7 +169,8 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
         return {name: columns[name] for name in names}
     if len(names) > 1:
         raise InvalidInputError(
-            f"The model has several inputs: 'inputs' must be an object with {names}."
+            f"The model has several inputs: 'inputs' must be an object with {names}; received "
+            f"{reprlib.repr(columns)}."
         )
     return {names[0]: columns}
 

@@ -6,6 +6,7 @@ example as a serialized `tf.train.Example`.
 """
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,10 @@ def parse_examples(body: bytes, signature: Signatures) -> ExamplesCall:
     content = load_object(body, "with a list of 'examples'")
     rows = content.get("examples")
     if not isinstance(rows, list) or not rows:
-        raise InvalidInputError("Expected a JSON object with 'examples', a list of at least one.")
+        raise InvalidInputError(
+            "Expected a JSON object with 'examples', a list of at least one; received "
+            f"{reprlib.repr(content)}."
+        )
     name, called = find_signature(content.get("signature_name", ""), signature)
     context = _read_example(content.get("context", {}))
     examples = [{**context, **_read_example(row)} for row in rows]
@@ -147,7 +151,7 @@ def _read_feature(name: str, feature: Any) -> list[Any]:
     if kinds - {int, float} or len(kinds) > 1:
         raise InvalidInputError(
             f"{where}: expected strings, or integers, or numbers with a point, of one kind; "
-            f"received {values!r:.100}."
+            f"received {reprlib.repr(values)}."
         )
     return values
 

@@ -94,12 +94,12 @@ def is_loopback(host: str) -> bool:
 def _digests_of(tokens: Sequence[str]) -> tuple[bytes, ...]:
     if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
         raise InvalidInputError(
-            "Received tokens that are no sequence of strings. Expected a list, as in "
-            "tokens=[token], or a `pathlib.Path` of a file with one token in each line."
+            "`tokens` must be a list of strings, as in tokens=[token], or a `pathlib.Path` of a "
+            f"file with one token in each line; received a {type(tokens).__name__}."
         )
     if not tokens:
         raise InvalidInputError(
-            "Received no token, so that all requests would be refused. Give one."
+            "`tokens` is empty, so that all requests would be refused. Give at least one token."
         )
     for number, token in enumerate(tokens, 1):
         if not (token.isascii() and token.isprintable() and token and " " not in token):

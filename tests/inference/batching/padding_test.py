@@ -77,7 +77,7 @@ def test_outputs_of_each_place_are_cut_and_others_are_whole():
 def test_of_two_inputs_it_is_said_whose_length_an_output_has():
     signature = Signature((TOKENS, OTHER), (STATES,))
     values = {"tokens": 0, "other": 0.0}
-    with pytest.raises(InvalidInputError, match="is unknown"):
+    with pytest.raises(InvalidInputError, match="map 'states' to one of"):
         Padder(padding_of(values=values), signature)
     padder = Padder(padding_of(values=values, outputs={"states": "other"}), signature)
     inputs = {**tokens_of(1, 3), "other": np.ones((1, 6), "float32")}

@@ -104,7 +104,7 @@ def test_rows_are_answered(connect):
         ("POST", "two", {"rows": [{"a": 1}]}, {}, 400, "missing ['b']"),
         ("POST", "double", {"rows": [[1, 2]] * 9}, {}, 400, "too large"),
         ("POST", "none", {"rows": [[1, 2]]}, {}, 404, "none"),
-        ("GET", "double", None, {}, 405, "Method Not Allowed"),
+        ("GET", "double", None, {}, 405, "Use POST."),
         ("POST", "double", " " * 1001, {}, 413, "larger than 1000 bytes"),
         ("POST", "double", "{}", {"Content-Encoding": "br"}, 415, "gzip"),
         ("POST", "double", "{}", {"Expect": "more"}, 417, "100-continue"),

@@ -186,7 +186,7 @@ def test_bytes_are_refused_where_numbers_are_taken(content):
 
 @pytest.mark.parametrize("rows", [[[1, 2], {"x": [1, 2]}], [{"x": [1, 2]}, [1, 2], [1, 2]]])
 def test_rows_are_all_named_or_none_is(rows):
-    with pytest.raises(InvalidInputError, match="number 1 differs from number 0"):
+    with pytest.raises(InvalidInputError, match="Number 0 and number 1 differ"):
         parse({"instances": rows})
 
 
