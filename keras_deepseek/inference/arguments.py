@@ -74,6 +74,17 @@ def check_address(host: str, port: int) -> None:
         raise InvalidInputError(f"A port must be an integer from 0 to 65535, received {port!r}.")
 
 
+def check_addresses(host: str, http_port: int, grpc_port: int | None) -> None:
+    """Raises an error if a host or a port is wrong, or both servers have the same port."""
+    check_address(host, http_port)
+    if grpc_port is not None:
+        check_address(host, grpc_port)
+    if http_port == grpc_port != 0:
+        raise InvalidInputError(
+            f"Received port {http_port} for both HTTP and gRPC. Give them different ports."
+        )
+
+
 def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
     """Raises an error unless a batch size is `"dynamic"` or from 1 to `max_batch_size`."""
     if batch_size == "dynamic":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.arguments import check_addresses
 from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
@@ -38,10 +39,7 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
             "Received TLS for one port only. Give both `ssl_context` and `grpc_credentials`, made "
             "from the same files by `make_server_context` and `make_grpc_credentials`."
         )
-    if http_port == grpc_port != 0:
-        raise InvalidInputError(
-            f"Received port {http_port} for both HTTP and gRPC. Give them different ports."
-        )
+    check_addresses(host, http_port, grpc_port)
     http = HttpServer(
         engine,
         host,

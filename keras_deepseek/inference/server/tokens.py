@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from keras_deepseek.errors import InvalidInputError
@@ -92,7 +92,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _digests_of(tokens: Sequence[str]) -> tuple[bytes, ...]:
-    if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
+    is_list = isinstance(tokens, Collection) and not isinstance(tokens, str)
+    if not is_list or not all(isinstance(token, str) for token in tokens):
         raise InvalidInputError(
             "`tokens` must be a list of strings, as in tokens=[token], or a `pathlib.Path` of a "
             f"file with one token in each line; received a {type(tokens).__name__}."
