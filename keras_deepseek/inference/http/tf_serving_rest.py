@@ -76,7 +76,7 @@ def answer_examples(
     rows: list[int] = []
 
     def bind(signature: Signature) -> Inputs:
-        inputs = tf_serving_examples.parse_examples(request.body, signature).inputs
+        inputs = tf_serving_examples.parse_examples(request.body, signature)
         rows.append(len(next(iter(inputs.values()))))
         return inputs
 

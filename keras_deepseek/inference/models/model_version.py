@@ -166,7 +166,7 @@ class ModelVersion:
         self.state = "UNLOADING"
         for executor in self._executors:
             executor.prepare_to_close()
-        has_ended = self._batcher.close(drain=True, seconds=seconds)
+        has_ended = self._batcher.close(seconds)
         if not has_ended:
             _logger.error(
                 "Version %d of the model %r did not end in time; its running batch is abandoned.",

@@ -24,12 +24,9 @@ from keras_deepseek.inference.protocols.rows import (
 )
 
 SIGNATURE_NAME = "serving_default"
-"""The signature of a request that names none."""
+"""The only signature of a model. A request may name it or none."""
 
 PREDICT_METHOD = "tensorflow/serving/predict"
-
-Signatures = Signature | Mapping[str, Signature]
-"""A model's signatures by name. A single `Signature` stands for `serving_default`."""
 
 _TF_NAMES = {dtype.name: dtype.tf_name for dtype in DTYPES}
 
@@ -45,7 +42,6 @@ class PredictCall:
 
     inputs: dict[str, Any]
     is_row_form: bool
-    signature_name: str = SIGNATURE_NAME
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class VersionStatus:
     error_message: str = ""
 
 
-def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
+def parse_predict(body: bytes, signature: Signature) -> PredictCall:
     """Parses the body of a `:predict` request, in row form or in column form.
 
     Example:
@@ -79,24 +75,21 @@ def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
             "Expected a JSON object with either 'instances' or 'inputs'; received one with "
             f"{reprlib.repr([*content])}."
         )
-    name, called = find_signature(content.get("signature_name", ""), signature)
+    check_signature_name(content.get("signature_name", ""))
     if "instances" in content:
-        inputs = inputs_from_rows(content["instances"], called, "instances")
+        inputs = inputs_from_rows(content["instances"], signature, "instances")
     else:
-        inputs = decode_inputs(_from_columns(content["inputs"], called), called)
-    return PredictCall(inputs, is_row_form="instances" in content, signature_name=name)
+        inputs = decode_inputs(_from_columns(content["inputs"], signature), signature)
+    return PredictCall(inputs, is_row_form="instances" in content)
 
 
-def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
-    """Returns the signature with a requested name, and that name; `""` means `serving_default`."""
-    known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
-    wanted = SIGNATURE_NAME if name == "" else name
-    if not isinstance(wanted, str) or wanted not in known:
+def check_signature_name(name: Any) -> None:
+    """Raises an error for the name of a signature that models don't have."""
+    if name not in ("", SIGNATURE_NAME):
         raise InvalidInputError(
-            f"Serving signature name: {json.dumps(wanted, default=str)} not found in signature "
-            f"def. Expected {' or '.join(map(repr, sorted(known)))}."
+            f"Serving signature name: {json.dumps(name, default=str)} not found in signature def. "
+            f"Expected {SIGNATURE_NAME!r}."
         )
-    return wanted, known[wanted]
 
 
 def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
@@ -124,20 +117,16 @@ def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
     }
 
 
-def format_metadata(name: str, signature: Signatures, version: str) -> dict[str, Any]:
+def format_metadata(name: str, signature: Signature, version: str) -> dict[str, Any]:
     """Returns the response to `GET /v1/models/NAME/metadata`."""
-    known = {SIGNATURE_NAME: signature} if isinstance(signature, Signature) else signature
-    definitions = {
-        key: {
-            "inputs": {spec.name: _tensor_info(spec) for spec in each.inputs},
-            "outputs": {spec.name: _tensor_info(spec) for spec in each.outputs},
-            "method_name": PREDICT_METHOD,
-        }
-        for key, each in known.items()
+    definition = {
+        "inputs": {spec.name: _tensor_info(spec) for spec in signature.inputs},
+        "outputs": {spec.name: _tensor_info(spec) for spec in signature.outputs},
+        "method_name": PREDICT_METHOD,
     }
     return {
         "model_spec": {"name": name, "signature_name": "", "version": version},
-        "metadata": {"signature_def": {"signature_def": definitions}},
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE_NAME: definition}}},
     }
 
 
