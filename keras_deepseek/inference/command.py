@@ -322,7 +322,7 @@ def _wait(
     """Prints the server's address, and waits for a signal that ends it."""
     import threading
 
-    from keras_deepseek.inference.monitoring.live_line import LiveLine
+    from keras_deepseek.inference.server.live_line import LiveLine
 
     # Log lines and a live line would mix on the terminal.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)

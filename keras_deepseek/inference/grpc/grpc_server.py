@@ -11,7 +11,6 @@ from typing import Any
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_seconds
-from keras_deepseek.inference.grpc.calls_in_flight import CallsInFlight
 from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.server import Serve, Server
 
@@ -22,6 +21,29 @@ _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
 _CLIENT_PROBE_MILLISECONDS = 10_000
+
+
+class CallsInFlight:
+    """Context manager that counts calls in flight. Use it on the server's event loop only."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+
+    async def wait_for_none(self, seconds: float) -> None:
+        """Waits until no call is in flight, or until the time is over."""
+        self._none.clear()
+        if self._count:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._none.wait(), seconds)
 
 
 class GrpcServer(Server):

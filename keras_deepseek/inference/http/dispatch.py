@@ -1,7 +1,8 @@
-"""Requests that a model computes, for the handlers of all protocols."""
+"""Responses that a model or other slow work computes, for the handlers of all protocols."""
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batching.batch import Request
@@ -48,3 +49,25 @@ def dispatch(
         return encode(outputs_of(name, finished, request.trace))
 
     return Pending(start, respond)
+
+
+def answer_later(work: Callable[[], None], respond: Callable[[], HttpResponse]) -> Pending:
+    """Returns a response that is ready when `work` has returned on a thread.
+
+    `work` goes on if the client hangs up. `respond` makes the answer on the event loop.
+    """
+
+    def start(settle: Callable[[Any], None]) -> Callable[[], None]:
+        def finish(done: "asyncio.Future[None]") -> None:
+            if not done.cancelled():
+                done.exception()  # Without this, asyncio logs it if the client has hung up.
+            settle(done)
+
+        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(finish)
+        return lambda: None
+
+    def make_response(done: "asyncio.Future[None]") -> HttpResponse:
+        done.result()
+        return respond()
+
+    return Pending(start, make_response)

@@ -6,11 +6,10 @@ import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.http import openapi_schemas
 from keras_deepseek.inference.http.answers import answer_json, read_version
-from keras_deepseek.inference.http.dispatch import Inputs, dispatch
+from keras_deepseek.inference.http.dispatch import Inputs, answer_later, dispatch
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
-from keras_deepseek.inference.http.work import answer_later
 from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models

@@ -23,8 +23,8 @@ Parameters = Mapping[str, str]
 Handler = Callable[["HttpServer", HttpRequest, Parameters], HttpResponse | Pending]
 """A function that answers a route's requests. It runs on the event loop, so it must not wait.
 
-It returns `dispatch.dispatch(...)` if a model computes the answer, and `work.answer_later(...)` for
-other slow work. It may raise any error: `answers.answer_error` answers it in the route's form.
+It returns `dispatch.dispatch(...)` if a model computes the answer, and `dispatch.answer_later(...)`
+for other slow work. It may raise any error: `answers.answer_error` answers it in the route's form.
 
 `dispatch` answers 503 while the server starts or stops, and sets the model in the metrics. A
 handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`

@@ -4,8 +4,8 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from keras_deepseek.inference.monitoring.live_statistics import LiveStatistics, LiveStatisticsReader
-from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
+from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.live_statistics import LiveStatistics, LiveStatisticsReader
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,7 @@ class LiveLine:
     """
 
     def __init__(
-        self, engine: MonitoredEngine, console: "Console | None" = None, seconds: float = 1.0
+        self, engine: Engine, console: "Console | None" = None, seconds: float = 1.0
     ) -> None:
         from rich.console import Console
 
