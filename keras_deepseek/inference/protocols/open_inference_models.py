@@ -53,21 +53,6 @@ def model_metadata(
     }
 
 
-def server_live() -> dict[str, Any]:
-    """Returns the response to `GET /v2/health/live`."""
-    return {"live": True}
-
-
-def server_ready(is_ready: bool) -> dict[str, Any]:
-    """Returns the response to `GET /v2/health/ready`. Its HTTP status is 503 if not ready."""
-    return {"ready": is_ready}
-
-
-def model_ready(name: str, is_ready: bool) -> dict[str, Any]:
-    """Returns the response to `GET /v2/models/NAME/ready`. Its HTTP status is 503 if not ready."""
-    return {"name": name, "ready": is_ready}
-
-
 def parse_repository_index(body: bytes) -> bool:
     """Returns true if a `POST /v2/repository/index` asks only for models that are ready."""
     content = load_json(body) if body.strip() else {}
@@ -100,13 +85,3 @@ def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
         "datatype": dtype_of(spec.dtype).open_inference,
         "shape": [-1 if size is None else size for size in spec.shape],
     }
-
-
-def repository_load(name: str) -> dict[str, Any]:
-    """Returns the response to `POST /v2/repository/models/NAME/load`, in KServe's form."""
-    return {"name": name, "load": True}
-
-
-def repository_unload(name: str) -> dict[str, Any]:
-    """Returns the response to `POST /v2/repository/models/NAME/unload`, in KServe's form."""
-    return {"name": name, "unload": True}

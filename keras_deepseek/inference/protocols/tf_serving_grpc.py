@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.messages import Message, new_message, parse_message
+from keras_deepseek.inference.protocols.messages import (
+    Message,
+    new_message,
+    parse_message,
+    write_message,
+)
 from keras_deepseek.inference.protocols.tensor_proto import (
     from_tensor_protos,
     write_tensor_proto,
@@ -86,7 +91,7 @@ def format_predict(call: PredictMessage, outputs: Mapping[str, Array], version: 
         if name not in outputs:
             raise InvalidInputError(unknown_name_message("output", name, outputs))
         write_tensor_proto(message.outputs[name], outputs[name])
-    return _serialize(message)
+    return bytes(message.SerializeToString())
 
 
 def parse_examples(data: bytes, method: str) -> ExamplesMessage:
@@ -104,9 +109,7 @@ def format_examples(
     """Returns the `ClassificationResponse` or `RegressionResponse` of the version that answered."""
     kind, _, write = _RESULTS[call.method]
     model = write_model_spec(replace(call.model, version=version))
-    return _serialize(
-        new_message(f"{_SERVING}{kind}Response", result=write(results), model_spec=model)
-    )
+    return write_message(f"{_SERVING}{kind}Response", result=write(results), model_spec=model)
 
 
 def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example, ...]]:
@@ -143,7 +146,7 @@ def format_multi_inference(
         _, field, write = _RESULTS[task.method]
         model = write_model_spec(replace(task.model, version=version))
         message.results.add(model_spec=model, **{field: write(results)})
-    return _serialize(message)
+    return bytes(message.SerializeToString())
 
 
 def read_model_spec(message: Message) -> ModelSpec:
@@ -214,8 +217,3 @@ _RESULTS = {
     CLASSIFY_METHOD: _Results("Classification", "classification_result", _classification),
     REGRESS_METHOD: _Results("Regression", "regression_result", _regression),
 }
-
-
-def _serialize(message: Message) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
