@@ -19,6 +19,7 @@ HELP = "serve a bundle or a model file to clients of TF Serving and of Open Infe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `serve` to its parser."""
+    # The engine has the defaults of its options: an argument that is not given is `None`.
     # A usage with all options would fill the screen above a one-line error.
     parser.usage = "%(prog)s (PATH | --model-config FILE) [options]"
     _add_model_arguments(parser)
@@ -52,7 +53,6 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--replicas",
         type=int,
-        default=1,
         metavar="N",
         help="threads or processes that run the model, each with a copy (default: 1)",
     )
@@ -85,14 +85,12 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batching")
     group.add_argument(
         "--batch-size",
-        default="dynamic",
         metavar="N",
         help="rows of every batch; or dynamic: batches grow with the load (default: dynamic)",
     )
     group.add_argument(
         "--max-batch-size",
         type=int,
-        default=32,
         metavar="N",
         help="rows of the largest batch (default: 32)",
     )
@@ -112,7 +110,6 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-queue-rows",
         type=int,
-        default=1024,
         metavar="N",
         help="rows that may wait before requests are refused (default: 1024)",
     )
@@ -238,7 +235,6 @@ def _add_operation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache-entries",
         type=int,
-        default=0,
         metavar="N",
         help="answers to cache for inputs that come again (default: 0)",
     )

@@ -71,33 +71,31 @@ def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if arguments.batch_timeout is not None and not arguments.isolated:
         raise InvalidInputError("Received --batch-timeout without --isolated. Add --isolated.")
-    if arguments.max_wait is not None and arguments.batch_size == "dynamic":
+    if arguments.max_wait is not None and arguments.batch_size in (None, "dynamic"):
         raise InvalidInputError(
             "Received --max-wait without a fixed batch size. Add --batch-size N, or remove "
             "--max-wait: dynamic batches choose how long to wait."
         )
-    with_defaults = {
+    given = {
         "name": arguments.name,
         "version": arguments.model_version,
-        "max_wait": arguments.max_wait,
-        "batch_timeout": arguments.batch_timeout,
-        "sample": arguments.sample,
-    }
-    return {
-        "batch_size": _number_or_word(arguments.batch_size),
+        "batch_size": arguments.batch_size and _number_or_word(arguments.batch_size),
         "max_batch_size": arguments.max_batch_size,
+        "max_wait": arguments.max_wait,
         "max_queue_rows": arguments.max_queue_rows,
         "target_latency": arguments.target_latency,
         "replicas": arguments.replicas,
         "isolated": arguments.isolated,
+        "batch_timeout": arguments.batch_timeout,
         "padding": _read_padding(arguments),
         "warm_up": not arguments.no_warm_up,
         "cache_entries": arguments.cache_entries,
         "custom_objects_from": tuple(arguments.custom_objects_from),
         "max_concurrent_batches": arguments.max_concurrent_batches,
         "log_requests": arguments.log_requests,
-        **{name: value for name, value in with_defaults.items() if value is not None},
+        "sample": arguments.sample,
     }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _read_padding(arguments: argparse.Namespace) -> Padding | None:

@@ -1,9 +1,11 @@
 import argparse
 import contextlib
 import http.client
+import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -34,44 +36,22 @@ def parse(*arguments):
     return parser.parse_args(arguments)
 
 
-def test_the_defaults_are_those_of_the_engine():
-    arguments = vars(parse("model.keras"))
-    assert arguments == {
-        "path": "model.keras",
-        "model_config": None,
-        "name": None,
-        "model_version": None,
-        "isolated": False,
-        "batch_timeout": None,
-        "no_warm_up": False,
-        "max_wait": None,
-        "max_queue_rows": 1024,
-        "max_concurrent_batches": None,
-        "pad_lengths": None,
-        "pad_value": [],
-        "pad_mask": [],
-        "pad_output": [],
-        "max_body_bytes": 67108864,
-        "limit": [],
-        "http_port": 8501,
-        "grpc_port": None,
-        "no_grpc": False,
-        "host": "127.0.0.1",
-        "batch_size": "dynamic",
-        "max_batch_size": 32,
-        "target_latency": None,
-        "replicas": 1,
-        "cache_entries": 0,
-        "log_requests": None,
-        "sample": None,
-        "token_file": None,
-        "tls_certificate": None,
-        "tls_key": None,
-        "client_ca": None,
-        "access_log": False,
-        "traces": False,
-        "custom_objects_from": [],
+def test_the_defaults_in_the_help_are_those_of_the_engine():
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    defaults = {
+        name: parameter.default
+        for call in (ServingEngine, ServingEngine.serve)
+        for name, parameter in inspect.signature(call).parameters.items()
     }
+    shown = {
+        action.dest: match[1]
+        for action in parser._actions
+        if (match := re.search(r"\(default: ([\w.]+)[),]", action.help))
+        and defaults.get(action.dest) is not None
+    }
+    assert {name: str(defaults[name]).removesuffix(".0") for name in shown} == shown
+    assert len(shown) == 11
 
 
 @pytest.mark.parametrize(
