@@ -7,15 +7,13 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
-from keras_deepseek.inference.batching.future_delivery import Answer
-from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter
+from keras_deepseek.inference.batching.delivery import Answer, Settle, Waiter
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.engine_servers import make_servers, wait_until_stopped
@@ -501,12 +499,7 @@ class ServingEngine:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _start_servers(self, servers: Sequence[Server]) -> None:

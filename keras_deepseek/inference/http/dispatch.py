@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.loop_delivery import Settle
+from keras_deepseek.inference.batching.delivery import Settle
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http.answers import outputs_of
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending

@@ -12,8 +12,7 @@ from keras_deepseek.inference.http.dispatch import Inputs, dispatch
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
-from keras_deepseek.inference.models.failed_version import FailedVersion
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 from keras_deepseek.inference.models.states import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
 from keras_deepseek.inference.server.engine import Engine

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeGuard
 from keras_deepseek.checks import check_integer, check_path
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_name, check_version
-from keras_deepseek.inference.batching.loop_delivery import LoopDelivery
+from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.batching.turns import Turns
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.models.config import make_folders

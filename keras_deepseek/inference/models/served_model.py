@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.errors import ModelNotFoundError
-from keras_deepseek.inference.models.failed_version import FailedVersion
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 
 _Value = TypeVar("_Value")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter
+from keras_deepseek.inference.batching.delivery import Settle, Waiter
 from keras_deepseek.inference.models.model_repository import ModelRepository
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel

@@ -1,7 +1,6 @@
 """The status line that `keras-deepseek serve` keeps up to date on a terminal."""
 
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from keras_deepseek.inference.server.engine import Engine
@@ -34,12 +33,7 @@ class LiveLine:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
