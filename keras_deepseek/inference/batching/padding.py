@@ -103,13 +103,13 @@ class Padder:
         fixed = [of for of in masks.values() if of not in self._free]
         if fixed:
             raise InvalidInputError(
-                f"masks: the inputs {fixed} have no free axis to pad. Remove their masks."
+                f"`padding.masks`: the inputs {fixed} have no free axis to pad. Remove their masks."
             )
         missing = [name for name in self._free if name not in padding.values]
         if missing:
             raise InvalidInputError(
-                f"values: the inputs {missing} are missing. Give each a number that the model "
-                "recognizes as padding."
+                f"`padding.values`: the inputs {missing} are missing. Give each a number that the "
+                "model recognizes as padding."
             )
         self._sources = {
             name: self._source_of(spec) for name, spec in outputs.items() if _free_axes(spec)
@@ -169,7 +169,7 @@ class Padder:
         if of not in self._free:
             raise InvalidInputError(
                 f"The length of output {spec} may be that of several inputs. Name one in "
-                f"`outputs`: map {spec.name!r} to one of {list(self._free)}."
+                f"`padding.outputs`: map {spec.name!r} to one of {list(self._free)}."
             )
         return _free_axes(spec)[0], of, self._free[of][0]
 
@@ -181,4 +181,6 @@ def _free_axes(spec: TensorSpec) -> list[int]:
 def _check_names(argument: str, names: Iterable[str], known: Mapping[str, TensorSpec]) -> None:
     for name in names:
         if name not in known:
-            raise InvalidInputError(f"{argument}: {unknown_name_message('tensor', name, known)}")
+            raise InvalidInputError(
+                f"`padding.{argument}`: {unknown_name_message('tensor', name, known)}"
+            )

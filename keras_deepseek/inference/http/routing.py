@@ -37,7 +37,8 @@ DESCRIPTION_PATH = "/openapi.json"
 
 _PARAMETER = re.compile(r"{(\w+)}")
 _NO_PARAMETERS: Parameters = {}
-_MAX_COMPARED_CHARACTERS = 100
+_MAX_COMPARED = 100
+"""Characters of an unknown path that are compared with routes: more would be slow."""
 _MAX_KEPT = 1024
 _MAX_KEPT_CHARACTERS = 256
 """Clients choose the paths, so this bounds the memory that kept ones take."""
@@ -135,8 +136,11 @@ class Router:
 
     def _unknown_path_message(self, path: str) -> str:
         methods = {route.path: route.method for route in self.routes}
-        # A long path would make the search slow.
-        nearest = difflib.get_close_matches(path[:_MAX_COMPARED_CHARACTERS], methods, n=1)
+        word = _last_word(path)
+        same_word = [one for one in methods if word and _last_word(one) == word]
+        nearest = difflib.get_close_matches(
+            path[:_MAX_COMPARED], same_word or methods, n=1, cutoff=0.0 if same_word else 0.6
+        )
         hint = "".join(f" Did you mean {methods[template]} {template}?" for template in nearest)
         return (
             f"There is no path {path!r:.200} on this server.{hint} GET {DESCRIPTION_PATH} lists "
@@ -159,6 +163,11 @@ class Router:
                     routes, groups = targets[found.lastindex]
                     return routes, {name: found[group] for name, group in groups}
         return {}, _NO_PARAMETERS
+
+
+def _last_word(path: str) -> str:
+    """Returns the end of a path, as `predict` of `/v1/models/digits:predict`."""
+    return path.rpartition("/")[2].rpartition(":")[2]
 
 
 def _compile(prefix: str, templates: Mapping[str, dict[str, Route]]) -> _Branch:

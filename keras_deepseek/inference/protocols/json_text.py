@@ -18,6 +18,8 @@ from keras_deepseek.errors import InvalidInputError
 
 def load_json(text: bytes | memoryview) -> Any:
     """Parses JSON. `NaN`, `Infinity` and `-Infinity` are allowed as numbers."""
+    if not len(text):
+        raise InvalidInputError("The body is not JSON: it is empty.")
     fast = _orjson()
     if fast is not None:
         try:

@@ -72,7 +72,7 @@ def parse_predict(body: bytes, signature: Signature) -> PredictCall:
     content = load_object(body, "with either 'instances' or 'inputs'")
     if ("instances" in content) == ("inputs" in content):
         raise InvalidInputError(
-            "Expected a JSON object with either 'instances' or 'inputs'; received one with "
+            "Expected a JSON object with either 'instances' or 'inputs'; received the keys "
             f"{reprlib.repr([*content])}."
         )
     check_signature_name(content.get("signature_name", ""))

@@ -130,7 +130,10 @@ def _read_file(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"Can't read the tokens in {str(path)!r}: {error}.") from error
+        raise InvalidInputError(
+            f"Can't read the tokens in {str(path)!r}: {error}. Expected a text file with one token "
+            "in each line."
+        ) from error
     stripped = [line.strip() for line in lines]
     found = [line for line in stripped if line and not line.startswith("#")]
     if not found:
