@@ -161,7 +161,7 @@ class ServingEngine:
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
-        """The served models by name."""
+        """The served models by name. An unknown name raises a `ModelNotFoundError`."""
         return self.repository.models
 
     @property
