@@ -29,7 +29,7 @@ from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.protocols import tf_serving_grpc
 from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
-from keras_deepseek.inference.server.event_loop import loop_factory
+from keras_deepseek.inference.server.server import loop_factory
 
 ROUNDS, SECONDS, CLIENTS, CHANNELS = 5, 3.0, 64, 4
 SERVICE, METHOD = "tensorflow.serving.PredictionService", "Predict"

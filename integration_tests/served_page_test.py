@@ -92,7 +92,7 @@ def test_the_numbers_live(page):
 def test_a_token_opens_what_is_closed(page):
     with serve(tokens=["secret"]) as server:
         page.goto(f"{server.url}/")
-        assert "token is asked for" in wait_for(
+        assert "A token is required" in wait_for(
             page, "document.getElementById('problem').textContent"
         )
         page.fill("#token", "secret")

@@ -22,7 +22,7 @@ from behaviour.clients import Client, request_of
 from behaviour.grpc_client import has_grpc, message_of, open_channel, start_calls, status_of
 from behaviour.reload import OTHER
 from behaviour.stress_connection import StressConnection
-from keras_deepseek.inference.server.event_loop import loop_factory
+from keras_deepseek.inference.server.server import loop_factory
 
 TITLE = "A day at 20 requests a second, without the rests between them"
 DAY, QUICK_DAY = 20 * 24 * 3600, 50_000

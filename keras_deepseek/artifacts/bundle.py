@@ -11,10 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keras_deepseek.artifacts.exchange import flush_to_disk, replace_folder
-from keras_deepseek.artifacts.manifest import Manifest
+from keras_deepseek.artifacts.lfs_pointer import check_not_pointer
+from keras_deepseek.artifacts.manifest import EXPORT_AGAIN, Manifest
+from keras_deepseek.checks import check_path
 from keras_deepseek.errors import BundleError
 
 MANIFEST_NAME = "bundle.json"
+_LONGEST_POINTER = 1024
+"""Bytes of a file that are read to find out whether it is a pointer of Git LFS."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,21 @@ class Bundle:
             BundleError: There is no bundle, or a file of it is missing or was changed or added. The
                 message names the file.
         """
-        folder = Path(path)
+        folder = Path(check_path("path", path))
         try:
             text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            reason = f"it has no {MANIFEST_NAME} that can be read"
+            if not folder.is_dir():
+                reason = "that is a file" if folder.exists() else "nothing is there"
             raise BundleError(
-                f"No bundle at {str(folder)!r}: its {MANIFEST_NAME} can't be read. "
-                "Expected the folder that an export wrote."
+                f"No bundle at {str(folder)!r}: {reason}. Expected the folder that an export wrote."
             ) from error
         try:
             manifest = Manifest.from_json(text)
             _check_files(folder, manifest)
         except BundleError as error:
-            raise BundleError(
-                f"The bundle at {str(folder)!r} is refused. {error} Export it again."
-            ) from error
+            raise BundleError(f"The bundle at {str(folder)!r} is refused. {error}") from error
         return cls(folder, manifest)
 
     @property
@@ -164,17 +168,23 @@ def _describe(path: Path) -> dict[str, str | int]:
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     if not (folder / manifest.entry).resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"Its entry {manifest.entry!r} is outside of it.")
+        raise BundleError(f"Its entry {manifest.entry!r} is outside of it. {EXPORT_AGAIN}")
     present = set(_files(folder))
     missing = sorted(set(manifest.files) - present)
     added = sorted(present - set(manifest.files))
-    if missing or added:
-        raise BundleError(f"Files missing: {missing}; not in its manifest: {added}.")
+    if missing:
+        others = f", and there are others: {added}" if added else ""
+        raise BundleError(f"Files are missing: {missing}{others}. {EXPORT_AGAIN}")
+    if added:
+        raise BundleError(f"It holds files that are not in its manifest: {added}. Remove them.")
     for name, expected in manifest.files.items():
         received = _describe(folder / name)
         if received["bytes"] != expected["bytes"]:
+            with (folder / name).open("rb") as file:
+                check_not_pointer(folder / name, file.read(_LONGEST_POINTER), BundleError)
             raise BundleError(
-                f"{name!r} has {received['bytes']} bytes where {expected['bytes']} were written."
+                f"{name!r} has {received['bytes']} bytes where {expected['bytes']} were written. "
+                f"{EXPORT_AGAIN}"
             )
         if received != dict(expected):
-            raise BundleError(f"{name!r} was altered after it was written.")
+            raise BundleError(f"{name!r} was altered after it was written. {EXPORT_AGAIN}")

@@ -26,6 +26,10 @@ _LARGEST_CHANGE_ERROR = 0.25
 _ROUNDING = 1
 """Units in the last place of the output's largest value. A column that changes by no more may
 consist of rounding errors."""
+_LEAST_MASK = 1e4
+"""The least magnitude of a number that masks logits, as `-1e4`, `-65504`, `-1e9` and `-1e38` do."""
+_LEAST_MASK_RATIO = 100
+"""The least ratio between the magnitude of masked values and that of all others."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def compare_outputs(
     `expected` and `received` hold a dict of arrays by output name for each batch. `precision` is
     that in which `received` was computed, for all outputs or by name, if it is not the dtype of the
     output. With `by_column`, each column along the last axis is also compared by its own measure,
-    as large values hide differences of small ones.
+    as large values hide differences of small ones. Masked logits, large negative numbers such as
+    `-1e38`, hide none: the tolerance is a share of the largest other value.
     """
     if len(expected) != len(received):
         raise ExportError(f"Received outputs of {len(received)} batches, expected {len(expected)}.")
@@ -118,9 +123,7 @@ def differing_places(
             found[name] = np.asarray(array != other)
             continue
         left, right = array.astype("float64"), other.astype("float64")
-        allowed = _tolerance(array, precisions.get(name)) * max(
-            _LEAST_SCALE, _largest_magnitude(array)
-        )
+        allowed = _allowed(left, _tolerance(array, precisions.get(name)))
         with np.errstate(invalid="ignore"):
             is_near = np.abs(left - right) <= allowed
         is_same = (left == right) | (np.isnan(left) & np.isnan(right))
@@ -138,8 +141,8 @@ def _rows_by_shape(
         by_shape.setdefault(left.shape[1:], []).append((left, right))
     for pairs in by_shape.values():
         left, right = (np.concatenate(side).astype("float64") for side in zip(*pairs, strict=True))
-        finite = np.isfinite(left)
-        yield np.where(finite, left, 0.0), np.where(finite, right, 0.0)
+        counts = np.isfinite(left) & ~_is_masked(left)
+        yield np.where(counts, left, 0.0), np.where(counts, right, 0.0)
 
 
 def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> None:
@@ -191,17 +194,40 @@ def _largest_difference(
     left, right = left[finite], right[finite]
     if not np.isfinite(right).all():
         raise ExportError("NaN or infinity where the model gives finite values.")
-    difference = float(np.abs(left - right).max(initial=0.0))
-    scale = max(_LEAST_SCALE, least_scale, _largest_magnitude(left))
-    allowed = _tolerance(expected, precision) * scale
-    if difference > allowed:
-        raise ExportError(f"differs by {difference:.3g}; {allowed:.3g} is allowed.")
-    return difference
+    difference = np.abs(left - right)
+    allowed = _allowed(left, _tolerance(expected, precision), least_scale)
+    if (difference > allowed).any():
+        worst = int((difference / allowed).argmax())
+        raise ExportError(f"differs by {difference[worst]:.3g}; {allowed[worst]:.3g} is allowed.")
+    return float(difference[~_is_masked(left)].max(initial=0.0))
+
+
+def _allowed(values: Array, tolerance: float, least_scale: float = 0.0) -> Array:
+    """Returns the largest difference that each value of an output may have."""
+    scale = max(_LEAST_SCALE, least_scale, _largest_magnitude(values))
+    return tolerance * np.where(_is_masked(values), np.abs(values), scale)
 
 
 def _largest_magnitude(array: Array) -> float:
-    values = np.abs(array.astype("float64"))
-    return float(values[np.isfinite(values)].max(initial=0.0))
+    """Returns the largest magnitude of an output's finite values, masked ones aside."""
+    values = array.astype("float64")
+    return float(np.abs(values[np.isfinite(values) & ~_is_masked(values)]).max(initial=0.0))
+
+
+def _is_masked(values: Array) -> Array:
+    """Marks the values of an output that a mask has set to a large negative number.
+
+    The number is added to logits, for some of them twice, as by a causal and a padding mask. An
+    output that consists of such a number and zeros is a mask itself, and not masked.
+    """
+    finite = np.where(np.isfinite(values), values, 0.0)
+    least = finite.min(initial=0.0)
+    if least > -_LEAST_MASK:
+        return np.zeros(values.shape, bool)
+    share, near = finite / least, 2 / _LEAST_MASK_RATIO
+    is_masked = np.asarray((np.abs(share - 1) < near) | (np.abs(share - 0.5) < near))
+    largest_other = np.abs(finite[~is_masked]).max(initial=0.0)
+    return is_masked & bool(0 < largest_other * _LEAST_MASK_RATIO <= -least)
 
 
 def _unit(array: Array) -> float:
@@ -221,8 +247,8 @@ def agreements(
     """Returns two measures of how close an artifact's outputs are to the model's, by output.
 
     `"relative_error"` is the root mean square of the differences, as a share of that of the model's
-    values. `"same_largest"` is the share of rows, along the last axis, whose largest value is at
-    the same index: for classifiers, the same answer.
+    values; masked logits don't count. `"same_largest"` is the share of rows, along the last axis,
+    whose largest value is at the same index: for classifiers, the same answer.
     """
     return {name: _agreement(name, expected, received) for name in expected[0]}
 
@@ -234,8 +260,8 @@ def _agreement(
         (left[name].astype("float64"), right[name].astype("float64"))
         for left, right in zip(expected, received, strict=True)
     ]
-    error = sum(float(np.square(right - left).sum()) for left, right in pairs)
-    size = sum(float(np.square(left).sum()) for left, _ in pairs)
+    error = sum(float(np.square((right - left)[~_is_masked(left)]).sum()) for left, right in pairs)
+    size = sum(float(np.square(left[~_is_masked(left)]).sum()) for left, _ in pairs)
     found = {"relative_error": float(np.sqrt(error / size)) if size else float(error > 0)}
     if all(left.ndim > 1 and left.shape[-1] > 1 for left, _ in pairs):
         same = np.concatenate(

@@ -28,7 +28,8 @@ OPSETS = range(13, 26)
 
 def check_backend(name: Any, known: Iterable[str]) -> None:
     """Rejects the name of an unknown format; the message has the nearest known one."""
-    if name not in (names := [*known, "custom"]):
+    names = [*known, "custom"]
+    if not isinstance(name, str) or name not in names:
         raise InvalidInputError(unknown_name_message("export backend", name, names))
 
 
@@ -67,8 +68,8 @@ def check_model_name(name: Any) -> str:
         or any(sign in name for sign in "/\\")
     ):
         raise InvalidInputError(
-            f"`name` must be a text without slashes, since it is a part of the URL of the model; "
-            f"received {name!r}."
+            "`name` must be a text without slashes and line ends that is not empty, since it is a "
+            f"part of the URL of the model; received {name!r}."
         )
     return name
 
@@ -90,7 +91,10 @@ def check_artifact_path(path: Any) -> Path:
 def check_target_file(target: Path) -> None:
     """Rejects a folder as the path of an artifact that is one file."""
     if target.is_dir():
-        raise ExportError(f"{str(target)!r} is a folder; expected a path for a file.")
+        raise ExportError(
+            f"{str(target)!r} is a folder; expected a path for a file, by its suffix. Name another "
+            "path, or remove the folder."
+        )
 
 
 def check_samples(samples: Any) -> Sequence[Any]:
@@ -149,11 +153,15 @@ def check_precision(
             f"Only {' and '.join(int8_formats)} can be written in int8; received "
             f"backend={backend!r}."
         )
-    if (precision == INT8) != has_calibration:
+    if precision == INT8 and not has_calibration:
         raise InvalidInputError(
-            "precision='int8' and calibration= go together: int8 is made for the ranges of these "
-            "data. Pass calibration=x_train[:256], on the command line --calibrate FILE, or "
-            "another precision."
+            "precision='int8' needs calibration=, rows of real use, for whose ranges it is made. "
+            "Pass calibration=x_train[:256], on the command line --calibrate FILE."
+        )
+    if has_calibration and precision != INT8:
+        raise InvalidInputError(
+            f"calibration= is for precision='int8' alone; received precision={precision!r}. Pass "
+            "precision='int8', or leave calibration= out."
         )
 
 

@@ -1,5 +1,6 @@
 """A file of JSON objects, one a line, that grows while a process runs."""
 
+import io
 import json
 import math
 import os
@@ -7,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.appending import append_whole
 from keras_deepseek.checks import check_file_path
 from keras_deepseek.errors import InvalidInputError
 
@@ -94,6 +94,21 @@ class JsonLines:
             )
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
+
+
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Appends data to a file opened with `buffering=0`; restores its size if not all fits."""
+    start = os.fstat(file.fileno()).st_size
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError as error:
+        file.truncate(start)
+        reason = (
+            f"{error.strerror}, so that the logs end here. Free some space, or name another file"
+        )
+        raise OSError(error.errno, reason, os.fspath(file.name)) from error
 
 
 def _encode(rows: Iterable[Row]) -> bytes:

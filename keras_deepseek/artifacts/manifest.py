@@ -9,6 +9,7 @@ from typing import Any, Literal
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import BundleError
 
+EXPORT_AGAIN = "Export it again, or copy the whole folder again."
 FORM = 3
 """The version of the manifest that this release writes. A higher version is refused."""
 
@@ -105,19 +106,23 @@ class Manifest:
         """
         try:
             content = json.loads(text)
-            seal = content.pop("sha256")
-            form = int(content.pop("form"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise BundleError(
-                f"The manifest is incomplete or not one of keras_deepseek: {error}."
+                f"The manifest is incomplete, or not JSON: {error}. {EXPORT_AGAIN}"
             ) from error
-        if form > FORM:
+        if not isinstance(content, dict) or not {"sha256", "form"} <= content.keys():
+            raise BundleError(
+                "The manifest is not one of keras_deepseek, which have the fields `form` and "
+                f"`sha256`. {EXPORT_AGAIN}"
+            )
+        seal, form = content.pop("sha256"), content.pop("form")
+        if not isinstance(form, int) or form > FORM:
             raise BundleError(
                 f"The manifest has version {form}; this release reads versions up to {FORM}. "
                 "Upgrade keras_deepseek."
             )
         if seal != _seal({"form": form, **content}):
-            raise BundleError("The manifest was altered after it was written.")
+            raise BundleError(f"The manifest was altered after it was written. {EXPORT_AGAIN}")
         try:
             return cls(
                 **{
@@ -127,7 +132,9 @@ class Manifest:
                 }
             )
         except (TypeError, KeyError) as error:
-            raise BundleError(f"A field of the manifest is missing or wrong: {error}.") from error
+            raise BundleError(
+                f"A field of the manifest is missing or wrong: {error}. {EXPORT_AGAIN}"
+            ) from error
 
 
 def _seal(content: Mapping[str, Any]) -> str:

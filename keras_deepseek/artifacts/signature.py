@@ -80,9 +80,8 @@ class TensorSpec:
 
     def _check_shape(self, array: Array) -> Array:
         if not _fits(array.shape, self.shape):
-            raise InvalidInputError(
-                f"Input {self.name!r}: received shape {array.shape}; expected {self}."
-            )
+            shape = f"shape {array.shape}" if array.ndim else f"one {type(array.item()).__name__}"
+            raise InvalidInputError(f"Input {self.name!r}: received {shape}; expected {self}.")
         return array
 
     def _cast(self, array: Array) -> Array:

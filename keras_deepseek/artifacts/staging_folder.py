@@ -36,8 +36,10 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             folder = _make_folder(stack, target)
         except OSError as error:
+            file = next(filter(os.path.isfile, target.parents), None)
+            reason = f"{str(file)!r} is a file" if file else error.strerror
             raise BundleError(
-                f"Nothing can be written at {str(target)!r}: {error.strerror}. Name another place."
+                f"Nothing can be written at {str(target)!r}: {reason}. Name another place."
             ) from error
         folder.chmod(0o755)
         try:

@@ -6,57 +6,81 @@ from typing import Any
 from keras_deepseek.deploy.formats.format_list import FLAGS, FORMATS, INT8_FORMATS
 
 NAME = "export"
-HELP = f"export a Keras model as {', '.join(FORMATS)}, and verify it"
+HELP = f"export a Keras model to {', '.join(FORMATS)}, and verify that it computes the same"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `export` to its command-line parser."""
-    parser.add_argument("model", metavar="MODEL.keras", help="a model that `model.save` wrote")
-    parser.add_argument("--backend", help=f"{', '.join(FORMATS)}, or custom")
+    parser.add_argument("model", metavar="MODEL.keras", help="the file that `model.save` wrote")
+    parser.add_argument(
+        "--backend",
+        metavar="FORMAT",
+        help=f"the format to write: {', '.join(FORMATS)}; the name of a format that a module of "
+        "--custom-objects-from registers; or custom: the registered format whose suffix OUT has",
+    )
     parser.add_argument(
         "-o",
         "--output",
         metavar="OUT",
-        help="the folder of the bundle, or a file with the format's suffix (model.onnx)",
+        help="the folder to write; or a file with the suffix of the format, as model.onnx",
     )
-    parser.add_argument("--name", help="the model's name in the bundle (default: its own)")
     parser.add_argument(
-        "--precision", choices=["float16", "bfloat16", "int8"], help="(default: the model's own)"
+        "--name", help="the name of the model, by which it is served (default: that in the file)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float16", "bfloat16", "int8"],
+        help=f"the precision to compute in; int8 is for {' and '.join(INT8_FORMATS)} and needs "
+        "--calibrate (default: the precision of the model)",
     )
     parser.add_argument(
         "--calibrate",
         metavar="DATA.npz",
-        help="rows of real use for int8, by input name",
-    )
-    parser.add_argument(
-        "--samples",
-        action="append",
-        metavar="FILE.npz",
-        help="rows of real use to verify on instead of random ones, by input name; may be given "
-        "several times, as for several lengths",
-    )
-    parser.add_argument(
-        "--verify",
-        choices=["raise", "warn"],
-        default="raise",
-        help="warn: write an artifact even if it computes something else (default: raise)",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing: verify the artifact at OUT"
+        help="some hundred rows of real input data, an array for each input by name; int8 is made "
+        "for their ranges",
     )
     parser.add_argument(
         "--benchmark",
         action="store_true",
-        help="write nothing: show the time of a batch in each format, or in that of --backend",
+        help="write nothing, and show how long the model and each format take for a batch (with "
+        "--backend: the model and this format)",
     )
-    for flag in FLAGS:
-        parser.add_argument(flag.flag, dest=flag.option, **flag.settings)
     parser.add_argument(
         "--custom-objects-from",
         action="append",
         default=[],
         metavar="MODULE_OR_FILE",
-        help="a module or a .py file that defines custom layers; may be given several times",
+        help="a module or a .py file that defines custom layers of the model, or registers a "
+        "format; give it again for each other one",
+    )
+    _add_verification(parser)
+    of_formats = parser.add_argument_group("options that only some formats have")
+    for flag in FLAGS:
+        names = ", ".join(entry.name for entry in FORMATS.values() if flag in entry.flags)
+        settings = {**flag.settings, "help": f"{names}: {flag.settings['help']}"}
+        of_formats.add_argument(flag.flag, dest=flag.option, **settings)
+
+
+def _add_verification(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("verification")
+    group.add_argument(
+        "--samples",
+        action="append",
+        metavar="DATA.npz",
+        help="rows of real input data to verify on, an array for each input by name; give it again "
+        "for each other sequence length (default: random rows)",
+    )
+    group.add_argument(
+        "--verify",
+        choices=["raise", "warn"],
+        default="raise",
+        help="if the outputs differ from the model's, raise: write nothing; warn: write it all the "
+        "same, marked as failed (default: raise)",
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing, and verify the existing artifact at OUT against the model",
     )
 
 

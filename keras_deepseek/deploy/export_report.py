@@ -55,6 +55,6 @@ class ExportReport:
             f"verified on {self.verification.num_samples} batches{by}, largest difference "
             f"{self.verification.largest_difference:.2g}{agreement}"
             if self.verified
-            else f"{self.verification.state}: {self.verification.reason}"
+            else f"{self.verification.state}: {self.verification.reason.rstrip('.')}"
         )
         return f"{self.path}: {self.format}, {found} ({self.route}, {self.seconds:.1f} s)"

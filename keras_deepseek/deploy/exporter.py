@@ -36,6 +36,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
+from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.format_list import INT8_FORMATS
 from keras_deepseek.deploy.formats.registry import (
@@ -53,6 +54,7 @@ from keras_deepseek.deploy.stage_display import StageDisplay
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
+    KerasDeepSeekError,
     unknown_name_message,
 )
 
@@ -229,7 +231,7 @@ class Exporter:
             precision = self._precision
             if manifest is not None:
                 precision = manifest.precision if manifest.precision in PRECISIONS else None
-            if precision == INT8 and self._data.are_random:
+            if precision == INT8 and self._data.has_random_samples:
                 raise InvalidInputError(
                     "An int8 artifact is right only for data like its calibration data, and not "
                     "for random batches: pass precision='int8' and calibration=, or samples=."
@@ -263,12 +265,21 @@ class Exporter:
 
         Raises:
             BundleError: The bundle is missing or damaged.
+            ExportError: The runtime does not load it.
             NotSupportedError: It can't be run on this machine, or the format has no `load`.
         """
         target = check_artifact_path(path)
         export_format = self._chosen_for(target).export_format
         with open_artifact(target, export_format, self.signature) as (folder, _):
-            return export_format.load(folder)
+            try:
+                return export_format.load(folder)
+            except KerasDeepSeekError:
+                raise
+            except Exception as error:  # Of any runtime.
+                raise ExportError(
+                    f"{str(target)!r} can't be loaded as {export_format.name}: "
+                    f"{failure_reason(error)}. Export the model again."
+                ) from error
 
     def _chosen_for(self, target: Path) -> ChosenFormat:
         """Returns the export format; for `backend="custom"`, found by the target's suffix."""
@@ -281,16 +292,11 @@ class Exporter:
             self._model,
             chosen.export_format,
             chosen.options,
-            self._data.samples,
-            self._custom_objects_from,
-            self._data.optional_samples,
-            self._data.extreme_samples,
-            self._data.alternative_samples,
+            custom_objects_from=self._custom_objects_from,
             allows_difference=self._allows_difference,
             precision=self._precision,
-            calibration=self._data.calibration,
-            has_random_samples=self._data.are_random,
             source=chosen.source,
+            **vars(self._data),
         )
 
     def _manifest(self, export_format: ExportFormat, made: MadeArtifact) -> Manifest:

@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,13 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.registry import known_formats
 from keras_deepseek.deploy.samples.random_batches import batch_shapes, draw_batch
-from keras_deepseek.errors import (
-    InvalidInputError,
-    KerasDeepSeekError,
-    unknown_name_message,
-)
+from keras_deepseek.deploy.stage_display import StageDisplay
+from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, unknown_name_message
 
 _NUM_WARM_UPS = 3
 
@@ -108,7 +106,7 @@ def compare_latencies(
         calibration: inputs as `Exporter` takes them: ONNX in int8 is compared as well. Defaults to
             `None`.
         custom_objects_from: as in `Exporter`. Defaults to `()`.
-        verbose: boolean. Shows the stages of each export. Defaults to `True`.
+        verbose: boolean. Shows each format as its export begins. Defaults to `True`.
 
     Returns:
         A `LatencyTable`. A format that can't be exported or run is left out, with the reason.
@@ -129,16 +127,13 @@ def compare_latencies(
     _check(backends, batch_sizes, length, seconds)
     named = NamedModel(model)
     of_model = backend.current().inference.compile_inference(named)
-    wanted: list[tuple[str, dict[str, Any]]] = [
-        (name, {}) for name in (known_formats() if backends is None else backends)
-    ]
+    shared: dict[str, Any] = {"custom_objects_from": custom_objects_from}
+    wanted = [(name, shared) for name in (known_formats() if backends is None else backends)]
     if calibration is not None:
-        wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
-    shared = {"custom_objects_from": custom_objects_from, "verbose": verbose}
+        wanted.append(("onnx", {**shared, "precision": "int8", "calibration": calibration}))
     with temporary_folder("keras_deepseek_latencies") as work:
-        exported, left_out = _export_all(
-            model, [(name, shared | own) for name, own in wanted], work
-        )
+        with StageDisplay(is_shown=verbose) as say:
+            exported, left_out = _export_all(model, wanted, work, say)
         batches = _batches(named, batch_sizes, length)
         rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
     return LatencyTable(tuple(rows), left_out)
@@ -147,26 +142,34 @@ def compare_latencies(
 def _check(
     backends: Sequence[str] | None, batch_sizes: Sequence[int], length: int, seconds: float
 ) -> None:
-    if min((*batch_sizes, length, seconds), default=0) <= 0 or not batch_sizes:
-        raise InvalidInputError(
-            "`batch_sizes`, `length` and `seconds` must be positive; received "
-            f"{tuple(batch_sizes)}, {length} and {seconds}."
-        )
+    for argument, value in (("backends", backends or []), ("batch_sizes", batch_sizes)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise InvalidInputError(f"`{argument}` must be a list; received {value!r}.")
+    if not batch_sizes:
+        raise InvalidInputError("`batch_sizes` is empty; expected at least one, as in [1, 8].")
+    for size in batch_sizes:
+        check_integer("batch_sizes", size)
+    check_integer("length", length)
+    check_number("seconds", seconds, above=0)
     for name in backends or ():
         if name not in known_formats():
             raise InvalidInputError(unknown_name_message("format", name, known_formats()))
 
 
 def _export_all(
-    model: keras.Model, wanted: Iterable[tuple[str, dict[str, Any]]], work: Path
+    model: keras.Model,
+    wanted: Iterable[tuple[str, dict[str, Any]]],
+    work: Path,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
     """Exports the model to each format; returns loaded functions, and reasons of those left out."""
     infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
     for name, arguments in wanted:
         label = f"{name} {arguments.get('precision', '')}".rstrip()
-        try:
-            exporter = Exporter(model, name, **arguments)
+        say(f"exporting and verifying {label}")
+        try:  # The exporter's own report would name the temporary folder.
+            exporter = Exporter(model, name, verbose=False, **arguments)
             exporter.export(work / label)
             infer[label] = exporter.load(work / label)
         except KerasDeepSeekError as error:

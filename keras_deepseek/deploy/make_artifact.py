@@ -27,6 +27,7 @@ from keras_deepseek.deploy.routes.route import (
 )
 from keras_deepseek.deploy.samples.random_batches import draw_batch
 from keras_deepseek.deploy.verification.verify_artifact import (
+    Expected,
     compute_expected,
     verify,
     verify_with_redraw,
@@ -34,6 +35,7 @@ from keras_deepseek.deploy.verification.verify_artifact import (
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
+    KerasDeepSeekError,
     MissingExtraError,
     NotSupportedError,
 )
@@ -108,53 +110,56 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
     say(f"{format_name}: computing what the model gives")
     job, expected = compute_expected(job)
     passed_over: list[str] = []
-    missing: list[MissingExtraError] = []
+    errors: list[Exception] = []
     differing: MadeArtifact | None = None
     kept = folder.with_name(f"{folder.name}.differs")
     for route in find_routes(job.export_format):
         try:
-            job.export_format.check_backend(job.model, route.backend)
-            check_packages(job.export_format, route)
-            _check_products(job, route)
-            result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
-            _check_entry(job.export_format, folder)
-            verification, note = verify_with_redraw(
-                expected, result, job, _runner(job, route, folder)
-            )
-            if verification.state != "failed":
-                return MadeArtifact(
-                    f"{result.how}{left_out}{note}", verification, tuple(passed_over)
-                )
-            passed_over.append(f"through {route.name}: {verification.reason}")
-            say(f"{format_name}: {verification.reason}")
-            if job.allows_difference and differing is None:
-                differing = MadeArtifact(result.how, verification, tuple(passed_over[:-1]))
-                folder.rename(kept)
+            made = _try_route(job, route, expected, folder, say)
         except InvalidInputError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.
             reason = failure_reason(error)
             _check_free_space(folder, reason)
-            passed_over.append(f"through {route.name}: {reason}")
-            if isinstance(error, MissingExtraError):
-                missing.append(error)
-            elif not isinstance(error, NotSupportedError):
+            errors.append(error)
+            if not isinstance(error, MissingExtraError | NotSupportedError):
                 say(f"{format_name}: {reason}")
+        else:
+            reason = made.verification.reason
+            made = replace(made, route=f"{made.route}{left_out}", passed_over=tuple(passed_over))
+            if made.verification.state != "failed":
+                return made
+            say(f"{format_name}: {reason}")
+            if job.allows_difference and differing is None:
+                differing = made
+                folder.rename(kept)
+        passed_over.append(f"through {route.name}: {reason}")
         _empty(folder)
     if differing is not None:
         folder.rmdir()
         kept.rename(folder)
         return differing
-    raise ExportError(_failure(job, passed_over, missing))
+    # The traceback of an error from outside this package shows the line in the user's own code.
+    cause = next((error for error in errors if not isinstance(error, KerasDeepSeekError)), None)
+    raise ExportError(_failure(job, passed_over, errors)) from cause
 
 
-def _runner(
-    job: ExportJob, route: Route, folder: Path
-) -> Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None]:
-    """Returns a function that runs a folder's artifact on any batches and returns its outputs."""
-    return lambda samples: (
-        route.run(replace(job, samples=samples, extreme_samples=()), folder).outputs
-    )
+def _try_route(
+    job: ExportJob, route: Route, expected: Expected, folder: Path, say: Callable[[str], None]
+) -> MadeArtifact:
+    """Makes an artifact by one route, and compares its outputs with the model's."""
+    export_format = job.export_format
+    export_format.check_backend(job.model, route.backend)
+    check_packages(export_format, route)
+    _check_products(job, route)
+    result = route.export(job, folder, lambda stage: say(f"{export_format.name}: {stage}"))
+    _check_entry(export_format, folder)
+
+    def run(samples: list[dict[str, Array]]) -> list[dict[str, Array]] | None:
+        return route.run(replace(job, samples=samples, extreme_samples=()), folder).outputs
+
+    verification, note = verify_with_redraw(expected, result, job, run)
+    return MadeArtifact(f"{result.how}{note}", verification)
 
 
 def _make_from_source(
@@ -200,8 +205,9 @@ def _verify_built(
     )
 
 
-def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraError]) -> str:
+def _failure(job: ExportJob, passed_over: list[str], errors: list[Exception]) -> str:
     """Returns the error message for an export whose routes all failed, with their reasons."""
+    missing = [error for error in errors if isinstance(error, MissingExtraError)]
     name = f"{job.model.model.name!r} can't be exported as {job.export_format.name}"
     if len(missing) == len(passed_over):
         own = f"for the {keras.backend.backend()} backend"

@@ -31,7 +31,7 @@ def open_artifact(
     if manifest.format != export_format.name:
         raise ExportError(
             f"The bundle at {str(target)!r} holds {manifest.format!r}; "
-            f"expected {export_format.name!r}."
+            f"expected {export_format.name!r}. Pass backend={manifest.format!r}."
         )
     if manifest.signature != signature:
         raise ExportError(

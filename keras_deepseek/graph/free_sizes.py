@@ -42,9 +42,7 @@ class ReadSizes(keras.Operation):
             of the corresponding tensor in `sources`.
     """
 
-    def __init__(
-        self, operation: keras.Operation, places: Sequence[tuple[str, int, int]]
-    ) -> None:
+    def __init__(self, operation: keras.Operation, places: Sequence[tuple[str, int, int]]) -> None:
         super().__init__(name=operation.name)
         self.operation = operation
         self.places = tuple(places)
@@ -100,9 +98,7 @@ def trace_free(
 class _Comparison:
     """The differences between a graph and further traces at other sizes."""
 
-    def __init__(
-        self, trace: Callable[[Any], Graph], example: Any, shapes: list[Shape]
-    ) -> None:
+    def __init__(self, trace: Callable[[Any], Graph], example: Any, shapes: list[Shape]) -> None:
         self._trace = trace
         self._example = example
         self._shapes = shapes

@@ -276,9 +276,7 @@ class _Trace:
     def _graph(self, inputs: Any, outputs: Any) -> Graph:
         symbols = tree.flatten(inputs)
         for symbol in symbols:
-            self._table.set_value(
-                symbol, Value(Node(INPUT, [Spec(symbol.shape, symbol.dtype)]))
-            )
+            self._table.set_value(symbol, Value(Node(INPUT, [Spec(symbol.shape, symbol.dtype)])))
         flat = tree.flatten(outputs)
         masks = [read_mask(each) for each in flat]
         return Graph(
@@ -342,7 +340,9 @@ class _Trace:
             node = None if self._table.is_known(symbol) else _history_node(symbol)
             if node is None or id(node) in self._layers_of_nodes:
                 continue
-            self._layers_of_nodes[id(node)] = self._current_layers[-1] if self._current_layers else ""
+            self._layers_of_nodes[id(node)] = (
+                self._current_layers[-1] if self._current_layers else ""
+            )
             self._nodes.append(node)
             name = type(node.operation).__name__
             arguments = tree.flatten((node.arguments.args, node.arguments.kwargs))
@@ -371,7 +371,9 @@ class _Trace:
             if isinstance(value, Variable):
                 return self._weight_symbol(inner, value)
             if isinstance(value, list | tuple) and any(isinstance(v, Variable) for v in value):
-                return [self._weight_symbol(inner, v) if isinstance(v, Variable) else v for v in value]
+                return [
+                    self._weight_symbol(inner, v) if isinstance(v, Variable) else v for v in value
+                ]
             return value
 
         return _replaced_attributes(layer, symbols)
@@ -387,7 +389,9 @@ class _Trace:
                 return [v.variable if isinstance(v, WeightSymbol) else v for v in value]
             return value
 
-        calls = [(vars(each), vars(each).pop("symbolic_call", None)) for each in flatten_layers(layer)]
+        calls = [
+            (vars(each), vars(each).pop("symbolic_call", None)) for each in flatten_layers(layer)
+        ]
         try:
             with _replaced_attributes(layer, variables):
                 yield

@@ -195,9 +195,7 @@ def _finite(array: Array) -> Array:
     return np.nan_to_num(array.astype("float64"), posinf=0.0, neginf=0.0)
 
 
-def _compare_in_float32(
-    expected: list[dict[str, Array]], received: list[dict[str, Array]]
-) -> None:
+def _compare_in_float32(expected: list[dict[str, Array]], received: list[dict[str, Array]]) -> None:
     outputs = [_named(batches, "output") for batches in (expected, received)]
     compare_outputs(*outputs)
     gradients = [_named(batches, "gradient") for batches in (expected, received)]

@@ -1,16 +1,14 @@
 """Checks of the engine's arguments, before anything is loaded or started."""
 
 import math
+import numbers
 import os
 import re
 from collections.abc import Iterable
 
 from keras_deepseek.artifacts.signature import Signature
-from keras_deepseek.errors import (
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError, NotSupportedError, unknown_name_message
 from keras_deepseek.inference.request_options import RequestOptions
 
 _REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)
@@ -20,52 +18,35 @@ def check_name(name: str) -> None:
     """Raises an error for a model name that can't be a part of a URL."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, flags=re.ASCII):
         raise InvalidInputError(
-            f"Received name={name!r}. It becomes a part of the URL: expected letters, digits, `_`, "
-            "`-` and `.` only."
+            "`name` becomes a part of the URL. It must have only letters, digits, `_`, `-` and "
+            f"`.`; received {name!r}."
         )
 
 
-def check_count(argument: str, value: int) -> None:
-    """Raises an error if a value is not an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidInputError(
-            f"Received {argument}={value!r}. Expected an integer of at least 1."
-        )
-
-
-def check_version(version: int, model: object) -> None:
-    """Raises an error if a model version is not an integer of at least 1.
+def check_version(version: int, model: object) -> int:
+    """Returns a model version, or raises an error if it is not an integer of at least 1.
 
     `model` is the model or its path.
     """
     if version == 0 and isinstance(model, str | os.PathLike):
         raise InvalidInputError(
-            f"Received version 0, of {os.fspath(model)!r}. Versions start at 1: clients use 0 for "
-            "the newest. Rename the folder, or give another version."
+            f"Received version 0 for {os.fspath(model)!r}. Versions start at 1, because clients "
+            "use 0 for the newest. Rename the folder, or give another version."
         )
-    check_count("version", version)
+    return check_integer("version", version)
 
 
-def check_cache_entries(value: int) -> None:
-    """Raises an error if a number of cache entries is not an integer of at least 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+def check_seconds(name: str, value: float, *, or_zero: bool = False) -> None:
+    """Raises an error if a time is not a finite number of seconds above 0.
+
+    `or_zero` allows 0, too.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf or (value == 0 and not or_zero):
+        expected = "0 or more" if or_zero else "above 0"
         raise InvalidInputError(
-            f"Received cache_entries={value!r}. Expected an integer of at least 0."
+            f"`{name}` must be a number of seconds, {expected}; received {value!r}."
         )
-
-
-def check_seconds(argument: str, value: float | None) -> None:
-    """Raises an error if a time in seconds is neither `None` nor a number above 0."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < value < math.inf):
-        raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, above 0.")
-
-
-def check_wait(argument: str, value: float) -> None:
-    """Raises an error if a waiting time is not a number of at least 0."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 <= value < math.inf):
-        raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, 0 or above.")
 
 
 def check_option_names(names: Iterable[str]) -> None:
@@ -79,31 +60,44 @@ def check_option_names(names: Iterable[str]) -> None:
 
 def check_request_options(timeout: float | None, priority: int) -> None:
     """Raises an error if a timeout is not a time, or a priority is not an integer."""
-    check_seconds("timeout", timeout)
-    if not isinstance(priority, int) or isinstance(priority, bool):
-        raise InvalidInputError(f"Received priority={priority!r}. Expected an integer.")
+    if timeout is not None:
+        check_seconds("timeout", timeout)
+    if not isinstance(priority, numbers.Integral) or isinstance(priority, bool):
+        raise InvalidInputError(f"`priority` must be an integer, received {priority!r}.")
 
 
 def check_address(host: str, port: int) -> None:
     """Raises an error if a host is not a name or address, or a port is out of range."""
     if not isinstance(host, str) or not host:
-        raise InvalidInputError(f"Received host={host!r}. Expected a name or an address.")
-    if not isinstance(port, int) or isinstance(port, bool) or port not in range(2**16):
-        raise InvalidInputError(f"Received port {port!r}. Expected an integer from 0 to 65535.")
+        raise InvalidInputError(f"`host` must be a host name or an IP address, received {host!r}.")
+    if not isinstance(port, numbers.Integral) or isinstance(port, bool) or not 0 <= port < 2**16:
+        raise InvalidInputError(f"A port must be an integer from 0 to 65535, received {port!r}.")
+
+
+def check_addresses(host: str, http_port: int, grpc_port: int | None) -> None:
+    """Raises an error if a host or a port is wrong, or both servers have the same port."""
+    check_address(host, http_port)
+    if grpc_port is not None:
+        check_address(host, grpc_port)
+    if http_port == grpc_port != 0:
+        raise InvalidInputError(
+            f"Received port {http_port} for both HTTP and gRPC. Give them different ports."
+        )
 
 
 def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
     """Raises an error unless a batch size is `"dynamic"` or from 1 to `max_batch_size`."""
     if batch_size == "dynamic":
         return
-    if isinstance(batch_size, str):
-        message = unknown_name_message("batch_size", batch_size, ["dynamic"])
-        raise InvalidInputError(f"{message} An integer makes it fixed.")
-    check_count("batch_size", batch_size)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral):
+        raise InvalidInputError(
+            f'`batch_size` must be "dynamic" or an integer, received {batch_size!r}.'
+        )
+    check_integer("batch_size", batch_size)
     if batch_size > max_batch_size:
         raise InvalidInputError(
             f"Received batch_size={batch_size}, which is above max_batch_size={max_batch_size}. "
-            "Lower the one or raise the other."
+            "Lower `batch_size` or raise `max_batch_size`."
         )
 
 
@@ -112,6 +106,6 @@ def check_batch_axis(signature: Signature) -> None:
     for spec in signature.inputs:
         if not spec.shape or spec.shape[0] is not None:
             raise NotSupportedError(
-                f"The first axis of input {spec} is no free batch axis, so requests can't share a "
-                "batch. Serve a model whose inputs leave the batch size open."
+                f"The first axis of input {spec} is not a free batch axis, so requests can't share "
+                "a batch. Serve a model whose inputs leave the batch size open."
             )

@@ -19,12 +19,14 @@ HELP = "serve a bundle or a model file to clients of TF Serving and of Open Infe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `serve` to its parser."""
+    # The engine has the defaults of its options: an argument that is not given is `None`.
     # A usage with all options would fill the screen above a one-line error.
     parser.usage = "%(prog)s (PATH | --model-config FILE) [options]"
     _add_model_arguments(parser)
     _add_batching_arguments(parser)
     _add_padding_arguments(parser)
     _add_listening_arguments(parser)
+    _add_access_arguments(parser)
     _add_operation_arguments(parser)
 
 
@@ -49,7 +51,10 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-version", type=int, metavar="N", help="the model's version in URLs (default: 1)"
     )
     group.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="copies of the model (default: 1)"
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="threads or processes that run the model, each with a copy (default: 1)",
     )
     group.add_argument(
         "--isolated",
@@ -59,14 +64,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-timeout",
         type=float,
-        default=60.0,
         metavar="SECONDS",
         help="with --isolated: a batch that takes longer counts as hung (default: 60)",
     )
     group.add_argument(
         "--no-warm-up",
         action="store_true",
-        help="do not run each batch size before the first request",
+        help="do not run every batch size at the start; first requests may wait for compilation",
     )
     group.add_argument(
         "--custom-objects-from",
@@ -81,23 +85,21 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batching")
     group.add_argument(
         "--batch-size",
-        default="dynamic",
         metavar="N",
-        help="dynamic, or a fixed number of rows (default: dynamic)",
+        help="rows of every batch; or dynamic: batches grow with the load (default: dynamic)",
     )
     group.add_argument(
         "--max-batch-size",
         type=int,
-        default=32,
         metavar="N",
         help="rows of the largest batch (default: 32)",
     )
     group.add_argument(
         "--max-wait",
         type=float,
-        default=0.005,
         metavar="SECONDS",
-        help="how long a batch of a fixed size waits to be full (default: 0.005)",
+        help="with a number as --batch-size: a batch that is not full runs after this time "
+        "(default: 0.005)",
     )
     group.add_argument(
         "--target-latency",
@@ -108,7 +110,6 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-queue-rows",
         type=int,
-        default=1024,
         metavar="N",
         help="rows that may wait before requests are refused (default: 1024)",
     )
@@ -156,19 +157,23 @@ def _add_padding_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_listening_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("listening")
     group.add_argument(
-        "--host", default="127.0.0.1", metavar="H", help="address to listen at (default: 127.0.0.1)"
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen at; 0.0.0.0: all of this machine (default: 127.0.0.1, which only "
+        "this machine reaches)",
     )
     group.add_argument(
         "--http-port",
         type=int,
         default=8501,
-        metavar="P",
+        metavar="PORT",
         help="port for HTTP; 0 takes a free one (default: 8501)",
     )
     group.add_argument(
         "--grpc-port",
         type=int,
-        metavar="P",
+        metavar="PORT",
         help="port for gRPC; 0 takes a free one (default: 8500, if the extra `grpc` is installed)",
     )
     group.add_argument("--no-grpc", action="store_true", help="serve over HTTP only")
@@ -187,23 +192,33 @@ def _add_listening_arguments(parser: argparse.ArgumentParser) -> None:
         help="a limit for connections, a field of HttpLimits, as in idle_seconds=10 or "
         "grace_seconds=60; can be repeated",
     )
-    group.add_argument(
-        "--tls-certificate", metavar="PEM", help="use TLS with this certificate, for HTTP and gRPC"
-    )
-    group.add_argument(
-        "--tls-key",
-        metavar="PEM",
-        help="the private key of the certificate (default: in the same file)",
-    )
-    group.add_argument(
-        "--client-ca",
-        metavar="PEM",
-        help="refuse clients without a certificate of one of these authorities",
-    )
+
+
+def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("access", "These hold for HTTP and gRPC.")
     group.add_argument(
         "--token-file",
         metavar="FILE",
-        help="a file with a token in each line; clients must send one: Authorization: Bearer TOKEN",
+        help="refuse requests without a token of this file, which has one in each line; clients "
+        "send the header Authorization: Bearer TOKEN",
+    )
+    group.add_argument(
+        "--tls-certificate",
+        metavar="FILE",
+        help="turn on TLS with this PEM file: the server's certificate, and those that lead from "
+        "it to an authority",
+    )
+    group.add_argument(
+        "--tls-key",
+        metavar="FILE",
+        help="with --tls-certificate: a PEM file with its private key, without a password "
+        "(default: the key is in the file of the certificate)",
+    )
+    group.add_argument(
+        "--client-ca",
+        metavar="FILE",
+        help="with --tls-certificate: refuse clients without a certificate of an authority in this "
+        "PEM file",
     )
 
 
@@ -220,7 +235,6 @@ def _add_operation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache-entries",
         type=int,
-        default=0,
         metavar="N",
         help="answers to cache for inputs that come again (default: 0)",
     )
@@ -230,8 +244,8 @@ def _add_operation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sample",
         type=float,
-        metavar="PART",
-        help="the fraction of requests to write (default: 0.01)",
+        metavar="FRACTION",
+        help="with --log-requests: the fraction of requests to write (default: 0.01)",
     )
 
 
@@ -304,7 +318,7 @@ def _wait(
     """Prints the server's address, and waits for a signal that ends it."""
     import threading
 
-    from keras_deepseek.inference.monitoring.live_line import LiveLine
+    from keras_deepseek.inference.server.live_line import LiveLine
 
     # Log lines and a live line would mix on the terminal.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
@@ -315,9 +329,10 @@ def _wait(
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:
-    http, *others = engine.servers
-    place = http.url if len(engine.models) > 1 else f"{http.url}/v1/models/{engine.name}"
-    text = f"Serving {', '.join(map(repr, engine.models))} at {place}"
-    if others:
-        return f"{text} and {others[0].url}"
-    return text if no_grpc else f"{text}; to serve gRPC: pip install 'keras_deepseek[grpc]'"
+    """Returns the line with the URLs, and the missing extra if gRPC was not turned off."""
+    from keras_deepseek.inference.engine_servers import describe_servers
+
+    line = describe_servers(engine, engine.servers)
+    if no_grpc or len(engine.servers) > 1:
+        return line
+    return f"{line}; to serve gRPC: pip install 'keras_deepseek[grpc]'"

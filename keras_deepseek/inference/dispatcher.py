@@ -8,8 +8,13 @@ from typing import Any, Unpack
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_option_names
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.future_delivery import Answer, open_future
-from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter, open_waiter
+from keras_deepseek.inference.batching.delivery import (
+    Answer,
+    Settle,
+    Waiter,
+    open_future,
+    open_waiter,
+)
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.models.model_repository import ModelRepository
 from keras_deepseek.inference.models.model_version import ModelVersion

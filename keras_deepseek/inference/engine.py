@@ -7,17 +7,16 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
-from keras_deepseek.inference.batching.future_delivery import Answer
-from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter
+from keras_deepseek.inference.batching.delivery import Answer, Settle, Waiter
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.dispatcher import Dispatcher
-from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+from keras_deepseek.inference.engine_servers import make_servers, wait_until_stopped
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import MAX_BODY_BYTES, HttpServer
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
@@ -25,11 +24,10 @@ from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_repository import ModelRepository
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel
-from keras_deepseek.inference.monitoring.request_log import RequestLog
+from keras_deepseek.inference.monitoring.request_log import DEFAULT_SAMPLE, RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.server import Server, stop_servers
-from keras_deepseek.inference.server.termination import Interruption
 
 
 class ServingEngine:
@@ -141,6 +139,11 @@ class ServingEngine:
             cache_entries=cache_entries,
             custom_objects_from=custom_objects_from,
         )
+        if log_requests is None and sample != DEFAULT_SAMPLE:
+            raise InvalidInputError(
+                f"Received sample={sample!r} without `log_requests`. Add the path of the file to "
+                "write the sample to, as in log_requests='requests.jsonl'."
+            )
         # The log first: a wrong path is reported before a model is loaded.
         log = None if log_requests is None else RequestLog(log_requests, sample)
         try:
@@ -158,7 +161,7 @@ class ServingEngine:
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
-        """The served models by name."""
+        """The served models by name. An unknown name raises a `ModelNotFoundError`."""
         return self.repository.models
 
     @property
@@ -456,61 +459,47 @@ class ServingEngine:
                 Defaults to `None`: the defaults of `HttpLimits`.
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.
-            block: boolean. If `True`, `serve` returns when the servers were stopped: by `close`, or
-                by Ctrl-C, SIGTERM or SIGHUP, after the accepted requests are answered. Defaults to
-                `False`.
+            block: boolean. If `True`, `serve` prints the URLs, and returns when the servers were
+                stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after the accepted requests
+                are answered. Defaults to `False`.
 
         Returns:
             The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
             them.
 
         Raises:
-            InvalidInputError: A port is taken, or the address does not belong to this machine.
+            InvalidInputError: A port is taken, the address does not belong to this machine, or an
+                argument is wrong.
             MissingExtraError: The packages of the extra `serving`, of `grpc`, or of `telemetry`,
                 are not installed.
         """
         self.repository.check_open()
-        _check_tls_of_both(grpc_port, ssl_context, grpc_credentials)
-        limits = limits or HttpLimits()
-        shared = {"tokens": tokens, "access_log": access_log, "traces": traces}
-        http = HttpServer(
+        check_boolean("block", block)
+        limits = HttpLimits() if limits is None else limits
+        servers = make_servers(
             self,
-            host,
             http_port,
-            max_body_bytes=max_body_bytes,
+            grpc_port,
+            host=host,
+            tokens=tokens,
             ssl_context=ssl_context,
+            grpc_credentials=grpc_credentials,
+            max_body_bytes=max_body_bytes,
             limits=limits,
-            **shared,
+            access_log=access_log,
+            traces=traces,
         )
-        servers: list[Server] = [http]
-        if grpc_port is not None:
-            grpc = GrpcServer(
-                self,
-                host,
-                grpc_port,
-                max_message_bytes=max_body_bytes,
-                credentials=grpc_credentials,
-                settle_seconds=limits.settle_seconds,
-                grace_seconds=limits.grace_seconds,
-                **shared,
-            )
-            servers.append(grpc)
         self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
         self._start_servers(servers)
         if block:
-            _wait_until_stopped(http, servers)
-        return http
+            wait_until_stopped(self, servers)
+        return servers[0]
 
     def __enter__(self) -> "ServingEngine":
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _start_servers(self, servers: Sequence[Server]) -> None:
@@ -524,21 +513,3 @@ class ServingEngine:
             stop_servers(servers)
             self._servers = [server for server in self._servers if server not in servers]
             raise
-
-
-def _check_tls_of_both(
-    grpc_port: int | None, ssl_context: ssl.SSLContext | None, grpc_credentials: Any
-) -> None:
-    if grpc_port is not None and (ssl_context is None) != (grpc_credentials is None):
-        raise InvalidInputError(
-            "Received TLS for one port only. Give both `ssl_context` and `grpc_credentials`, made "
-            "from the same files by `make_server_context` and `make_grpc_credentials`."
-        )
-
-
-def _wait_until_stopped(http: HttpServer, servers: Sequence[Server]) -> None:
-    """Returns when the HTTP server has ended, or stops all servers after a signal."""
-    with Interruption() as interruption:
-        interruption.wait(http.ended)
-    if interruption.has_come:
-        stop_servers(servers)

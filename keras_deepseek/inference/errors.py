@@ -30,8 +30,10 @@ class ClosedError(KerasDeepSeekError):
     """A request to an engine that is not started, is closing or is closed."""
 
 
-class ModelNotFoundError(KerasDeepSeekError):
+class ModelNotFoundError(KerasDeepSeekError, KeyError):
     """A request for a model, a version or a label that is not served here."""
+
+    __str__ = Exception.__str__  # `KeyError` would put the message in quotes.
 
 
 class ReplicaError(KerasDeepSeekError):

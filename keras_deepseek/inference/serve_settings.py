@@ -10,16 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.export_arguments import check_custom_sources
-from keras_deepseek.errors import (
-    InvalidInputError,
-    MissingExtraError,
-    unknown_name_message,
-)
-from keras_deepseek.inference.arguments import check_address, check_count
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError, MissingExtraError, unknown_name_message
+from keras_deepseek.inference.arguments import check_addresses
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.models.config import read_model_config
+from keras_deepseek.inference.models.model_folder import find_versions
 from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
@@ -51,6 +48,11 @@ def read_settings(arguments: argparse.Namespace) -> ServeSettings:
 
 def _read_model(arguments: argparse.Namespace) -> Any:
     if arguments.path is not None:
+        if arguments.model_version is not None and find_versions(Path(arguments.path)):
+            raise InvalidInputError(
+                f"Received --model-version with {arguments.path!r}, a folder of versions. Remove "
+                "it: the names of the folders in it are the versions."
+            )
         return arguments.path
     for flag in ("name", "model_version"):
         if getattr(arguments, flag) is not None:
@@ -64,14 +66,20 @@ def _read_model(arguments: argparse.Namespace) -> Any:
 def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the engine's arguments from the command line. The engine itself checks them."""
     if arguments.sample is not None and arguments.log_requests is None:
-        raise InvalidInputError("Received --sample without --log-requests. Give both, or none.")
-    with_defaults = {
+        raise InvalidInputError(
+            "Received --sample without --log-requests. Add --log-requests FILE."
+        )
+    if arguments.batch_timeout is not None and not arguments.isolated:
+        raise InvalidInputError("Received --batch-timeout without --isolated. Add --isolated.")
+    if arguments.max_wait is not None and arguments.batch_size in (None, "dynamic"):
+        raise InvalidInputError(
+            "Received --max-wait without a fixed batch size. Add --batch-size N, or remove "
+            "--max-wait: dynamic batches choose how long to wait."
+        )
+    given = {
         "name": arguments.name,
         "version": arguments.model_version,
-        "sample": arguments.sample,
-    }
-    return {
-        "batch_size": _number_or_word(arguments.batch_size),
+        "batch_size": arguments.batch_size and _number_or_word(arguments.batch_size),
         "max_batch_size": arguments.max_batch_size,
         "max_wait": arguments.max_wait,
         "max_queue_rows": arguments.max_queue_rows,
@@ -82,11 +90,12 @@ def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         "padding": _read_padding(arguments),
         "warm_up": not arguments.no_warm_up,
         "cache_entries": arguments.cache_entries,
-        "custom_objects_from": check_custom_sources(arguments.custom_objects_from),
+        "custom_objects_from": tuple(arguments.custom_objects_from),
         "max_concurrent_batches": arguments.max_concurrent_batches,
         "log_requests": arguments.log_requests,
-        **{name: value for name, value in with_defaults.items() if value is not None},
+        "sample": arguments.sample,
     }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _read_padding(arguments: argparse.Namespace) -> Padding | None:
@@ -94,14 +103,14 @@ def _read_padding(arguments: argparse.Namespace) -> Padding | None:
     if arguments.pad_lengths is None:
         if values or masks or arguments.pad_output:
             raise InvalidInputError(
-                "Received --pad-value, --pad-mask or --pad-output without --pad-lengths. Give "
-                "--pad-lengths, as in 16,32,64."
+                "Received --pad-value, --pad-mask or --pad-output without --pad-lengths. Add "
+                "--pad-lengths, as in --pad-lengths 16,32,64."
             )
         return None
     if not masks:
         raise InvalidInputError(
-            "Received --pad-lengths without --pad-mask. Give MASK=INPUT for an input that is a "
-            "mask, or by_value if the model recognizes padding by its value."
+            "Received --pad-lengths without --pad-mask. Add --pad-mask MASK=INPUT for an input "
+            "that is a mask, or --pad-mask by_value if the model recognizes padding by its value."
         )
     return Padding(
         masks="by_value" if masks == ["by_value"] else _read_pairs("--pad-mask", masks),
@@ -118,13 +127,16 @@ def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
     if find_spec("httptools") is None:
         raise MissingExtraError("httptools", "serving", "to serve over HTTP")
     grpc_port = _grpc_port(arguments)
-    for port in (arguments.http_port, grpc_port):
-        if port is not None:
-            check_address(arguments.host, port)
-    check_count("max_body_bytes", arguments.max_body_bytes)
+    check_addresses(arguments.host, arguments.http_port, grpc_port)
+    check_integer("--max-body-bytes", arguments.max_body_bytes)
     tokens = None if arguments.token_file is None else Path(arguments.token_file)
     if tokens is not None:
         TokenCheck(tokens)
+    for flag, file in (("--tls-key", arguments.tls_key), ("--client-ca", arguments.client_ca)):
+        if file is not None and arguments.tls_certificate is None:
+            raise InvalidInputError(
+                f"Received {flag} without --tls-certificate. Add --tls-certificate FILE."
+            )
     of_tls = (arguments.tls_certificate, arguments.tls_key, arguments.client_ca)
     return {
         "host": arguments.host,
@@ -145,7 +157,7 @@ def _grpc_port(arguments: argparse.Namespace) -> int | None:
     port: int | None = arguments.grpc_port
     if arguments.no_grpc:
         if port is not None:
-            raise InvalidInputError("Received both --grpc-port and --no-grpc. Give one of them.")
+            raise InvalidInputError("Received both --grpc-port and --no-grpc. Remove one of them.")
         return None
     # `find_spec` of a name with a dot needs the parent package.
     if all(find_spec(name) for name in ("grpc", "google", "google.protobuf")):

@@ -17,7 +17,7 @@ from keras_deepseek.artifacts.exchange import exchange
 from keras_deepseek.artifacts.manifest import Manifest, Verification
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.artifacts.staging_folder import staging_folder
-from keras_deepseek.errors import BundleError
+from keras_deepseek.errors import BundleError, InvalidInputError
 
 MANIFEST = Manifest(
     name="digits",
@@ -161,6 +161,10 @@ def test_a_missing_file_and_an_added_one_are_named(tmp_path):
     (tmp_path / "digits" / "model.bin").rename(tmp_path / "digits" / "other.bin")
     with pytest.raises(BundleError, match=r"missing: \['model.bin'\].*\['other.bin'\]"):
         Bundle.open(tmp_path / "digits")
+    (tmp_path / "digits" / "other.bin").rename(tmp_path / "digits" / "model.bin")
+    (tmp_path / "digits" / "notes.txt").touch()
+    with pytest.raises(BundleError, match=r"not in its manifest: \['notes.txt'\]. Remove them"):
+        Bundle.open(tmp_path / "digits")
 
 
 def test_an_entry_outside_of_the_bundle_is_refused(tmp_path):
@@ -169,15 +173,23 @@ def test_an_entry_outside_of_the_bundle_is_refused(tmp_path):
         Bundle.open(tmp_path / "digits")
 
 
-@pytest.mark.parametrize("make", ["nothing", "file", "empty folder"])
-def test_what_is_no_bundle_says_so(tmp_path, make):
-    path = tmp_path / "digits"
-    if make == "file":
-        path.write_text("x")
-    elif make == "empty folder":
-        path.mkdir()
-    with pytest.raises(BundleError, match="No bundle at"):
-        Bundle.open(path)
+def test_what_is_no_bundle_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    reasons = {"none": "nothing is there", "file": "that is a file", "folder": "has no bundle.json"}
+    for name, reason in reasons.items():
+        with pytest.raises(BundleError, match=f"No bundle at .*{name}': .*{reason}"):
+            Bundle.open(tmp_path / name)
+    with pytest.raises(InvalidInputError, match="`path` must be a path, received None"):
+        Bundle.open(None)
+
+
+def test_a_pointer_of_git_lfs_says_so(tmp_path):
+    write_bundle(tmp_path / "digits")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7\n"
+    (tmp_path / "digits" / "model.bin").write_text(pointer)
+    with pytest.raises(BundleError, match=r"'model\.bin' is a pointer of Git LFS.*git lfs pull"):
+        Bundle.open(tmp_path / "digits")
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):

@@ -14,6 +14,10 @@ def outputs(value, dtype="float32"):
     return [{"y": np.asarray(value, dtype)}]
 
 
+def constant_outputs(expected, received=None):
+    return compare_outputs(expected, received or expected).constant_outputs
+
+
 def test_the_largest_difference_is_told():
     comparison = compare_outputs(outputs([1.0, 2.0]), outputs([1.0, 2.00001]))
     assert comparison.num_samples == 1
@@ -142,14 +146,50 @@ def test_a_rare_class_is_off_by_as_much_as_its_logit():
         compare_outputs(outputs(rare), outputs(other), "float16")
 
 
+@pytest.mark.parametrize("mask", [-1e4, -65504.0, -1e9, -1e38])
+@pytest.mark.parametrize("masked_rows", [1, 4, 8])
+def test_masked_logits_hide_no_difference(mask, masked_rows):
+    logits = np.random.default_rng(0).normal(size=(8, 10))
+    logits[:masked_rows, 3] = mask
+    logits[0, 4] = 2 * mask  # A causal and a padding mask, added up.
+    other = np.where(logits <= mask, logits, logits + 0.01)
+    shown = [array.astype("float32") for array in (logits, other)]
+    rounded = outputs(np.where(logits <= mask, logits * (1 + 1e-6), logits))
+    comparison = compare_outputs(outputs(shown[0]), rounded)
+    assert (comparison.largest_difference, comparison.constant_outputs) == (0.0, ())
+    assert agreements(outputs(shown[0]), rounded)["y"]["relative_error"] == 0.0
+    with pytest.raises(ExportError, match=r"differs by 0.01; 0.000\d+ is allowed"):
+        compare_outputs(outputs(shown[0]), outputs(shown[1]))
+    places = differing_places({"y": shown[0]}, {"y": shown[1]}, {})["y"]
+    assert np.array_equal(places, logits > mask)
+    assert agreements(outputs(shown[0]), outputs(shown[1]))["y"]["relative_error"] > 1e-3
+
+
+def test_values_masked_elsewhere_differ():
+    left, right = np.random.default_rng(0).normal(size=(2, 4, 5))
+    left[0, 0] = right[1, 1] = -1e9
+    with pytest.raises(ExportError, match="differs by 1e"):
+        compare_outputs(outputs(left), outputs(right))
+
+
+def test_large_negative_numbers_that_differ_are_no_mask():
+    values = np.random.default_rng(0).uniform([-2.2e6, 0.0], [-2e6, 1.0], (8, 2))
+    other = np.stack([np.full(8, -2.1e6), values[:, 1]], axis=1)
+    found = compare_outputs(outputs(values), outputs(other), "int8")
+    assert found.constant_outputs == ("y",)
+
+
+def test_an_output_that_is_a_mask_is_compared_whole():
+    mask = np.where(np.tri(4), 0.0, -1e9)
+    assert constant_outputs(outputs(mask)) == ()
+    with pytest.raises(ExportError, match="differs by 1e"):
+        compare_outputs(outputs(mask), outputs(mask.T))
+
+
 def test_what_rounding_leaves_in_a_column_is_no_difference():
     generator = np.random.default_rng(0)
     values = generator.normal(size=(8, 2)) * [1.0, 1e-7]
     compare_outputs(outputs(values), outputs(values[:, :] * [1.0, -1.0]))
-
-
-def constant_outputs(expected, received=None):
-    return compare_outputs(expected, received or expected).constant_outputs
 
 
 def test_an_output_that_hardly_moves_is_told_from_a_constant_if_both_move_alike():

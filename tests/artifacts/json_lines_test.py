@@ -1,10 +1,12 @@
+import errno
+import io
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts.json_lines import JsonLines
+from keras_deepseek.artifacts.json_lines import JsonLines, append_whole
 from keras_deepseek.errors import InvalidInputError
 
 
@@ -66,3 +68,31 @@ def test_another_ending_and_a_place_where_no_file_can_be(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InvalidInputError, match="can't be written"):
         JsonLines(tmp_path / "file" / "log.jsonl")
+
+
+class Full(io.FileIO):
+    """A disk that takes a few bytes at a time, and no more than so many."""
+
+    room = 10
+
+    def write(self, data):
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = min(3, self.room, len(data))
+        self.room -= taken
+        return super().write(data[:taken])
+
+
+def test_what_is_taken_in_parts_is_written_wholly(tmp_path):
+    with Full(tmp_path / "file", "ab") as file:
+        append_whole(file, b"1234567890")
+        append_whole(file, b"")
+    assert (tmp_path / "file").read_bytes() == b"1234567890"
+
+
+def test_a_full_disk_leaves_the_file_as_it_was_and_is_named(tmp_path):
+    with Full(tmp_path / "file", "ab") as file:
+        append_whole(file, b"1234")
+        with pytest.raises(OSError, match=r"No space left on device, so that the logs end.*file'"):
+            append_whole(file, b"567890abc")
+    assert (tmp_path / "file").read_bytes() == b"1234"

@@ -25,7 +25,8 @@ def test_an_array_of_the_right_dtype_is_not_copied():
 
 @pytest.mark.parametrize("shape", [(2,), (1, 3), (1, 2, 1), ()])
 def test_a_shape_that_does_not_fit_is_named_with_the_expected_one(shape):
-    with pytest.raises(InvalidInputError, match=r"image.*received shape.*float32 \(any, 2\)"):
+    received = r"received (shape \(|one float)"
+    with pytest.raises(InvalidInputError, match=rf"image.*{received}.*float32 \(any, 2\)"):
         ONE_INPUT.bind(np.zeros(shape, "float32"))
 
 

@@ -49,11 +49,19 @@ def test_a_table_has_a_line_for_each_format():
 
 
 @pytest.mark.parametrize(
-    "given", [{"batch_sizes": []}, {"batch_sizes": [0]}, {"length": -1}, {"seconds": 0.0}]
+    ("given", "match"),
+    [
+        ({"backends": "onnx"}, "`backends` must be a list; received 'onnx'"),
+        ({"batch_sizes": 3}, "`batch_sizes` must be a list; received 3"),
+        ({"batch_sizes": []}, "`batch_sizes` is empty"),
+        ({"batch_sizes": [1.5]}, "`batch_sizes` must be a positive integer, received 1.5"),
+        ({"length": -1}, "`length` must be a positive integer, received -1"),
+        ({"seconds": 0.0}, "`seconds` must be a finite number above 0, received 0.0"),
+    ],
 )
-def test_sizes_that_are_none_are_refused(dense, given):
-    with pytest.raises(InvalidInputError, match="must be positive"):
-        compare_latencies(dense, [], **given)
+def test_wrong_arguments_are_named(dense, given, match):
+    with pytest.raises(InvalidInputError, match=match):
+        compare_latencies(dense, **given)
 
 
 def test_an_unknown_format_is_refused(dense):

@@ -2,6 +2,7 @@ import errno
 import importlib.util
 import os
 import sys
+import traceback
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -50,6 +51,17 @@ def test_an_artifact_that_breaks_fails_with_its_reason(tmp_path, weights_format,
     with pytest.raises(ExportError, match="segment missing"):
         make_artifact(job_of(weights_format(fail=OSError("segment missing"))), tmp_path, print)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_error_of_a_users_format_is_the_cause(tmp_path, weights_format, job_of):
+    class Broken(weights_format):
+        def write(self, model, folder):
+            raise KeyError("mine")
+
+    with pytest.raises(ExportError, match="KeyError: 'mine'") as caught:
+        make_artifact(job_of(Broken()), tmp_path, print)
+    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
+    assert (frames[-1].filename, frames[-1].name) == (__file__, "write")
 
 
 def test_a_format_whose_run_returns_nothing_fails(tmp_path, weights_format, job_of):

@@ -20,10 +20,13 @@ def test_an_artifact_is_checked_against_its_model(digits, tmp_path, capsys, tens
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(ExportError, match="belongs to another model: it has inputs image"):
         Exporter(other, "onnx", verbose=False).check(tmp_path / "digits")
-    with pytest.raises(ExportError, match="holds 'onnx'; expected 'savedmodel'"):
+    with pytest.raises(ExportError, match=r"holds 'onnx'.* Pass backend='onnx'"):
         Exporter(digits, "savedmodel", verbose=False).check(tmp_path / "digits")
     with pytest.raises(BundleError, match="No bundle"):
         Exporter(digits, "onnx", verbose=False).check(tmp_path / "nothing")
+    (tmp_path / "damaged.onnx").write_text("no protobuf")
+    with pytest.raises(ExportError, match=r"damaged.onnx' can't be loaded as onnx: .*Export the m"):
+        Exporter(digits, "onnx", verbose=False).load(tmp_path / "damaged.onnx")
 
 
 def test_a_saved_model_is_checked_on_every_backend(digits, tmp_path, tensorflow_installed):

@@ -39,7 +39,7 @@ VIOLATIONS = [
     ("serving", "inference/models/states.py", "import keras_deepseek.inference.engine"),
     (
         "serving",
-        "inference/monitoring/metrics.py",
+        "inference/monitoring/request_log.py",
         "import typing\nif typing.TYPE_CHECKING:\n    import keras_deepseek.inference.engine",
     ),
 ]

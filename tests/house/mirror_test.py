@@ -52,6 +52,6 @@ def test_every_test_file_has_a_module_or_a_room(root):
 
 def test_every_file_in_tests_is_collected(root):
     files = {path.name for path in (root / "tests").rglob("*.py")}
-    allowed = {"conftest.py"}
+    allowed = {"__init__.py", "conftest.py"}
     helpers = {path.name for path in (root / "tests/oracles").rglob("*.py")}
     assert {name for name in files - allowed - helpers if not name.endswith("_test.py")} == set()

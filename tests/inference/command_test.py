@@ -1,9 +1,11 @@
 import argparse
 import contextlib
 import http.client
+import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -34,44 +36,22 @@ def parse(*arguments):
     return parser.parse_args(arguments)
 
 
-def test_the_defaults_are_those_of_the_engine():
-    arguments = vars(parse("model.keras"))
-    assert arguments == {
-        "path": "model.keras",
-        "model_config": None,
-        "name": None,
-        "model_version": None,
-        "isolated": False,
-        "batch_timeout": 60.0,
-        "no_warm_up": False,
-        "max_wait": 0.005,
-        "max_queue_rows": 1024,
-        "max_concurrent_batches": None,
-        "pad_lengths": None,
-        "pad_value": [],
-        "pad_mask": [],
-        "pad_output": [],
-        "max_body_bytes": 67108864,
-        "limit": [],
-        "http_port": 8501,
-        "grpc_port": None,
-        "no_grpc": False,
-        "host": "127.0.0.1",
-        "batch_size": "dynamic",
-        "max_batch_size": 32,
-        "target_latency": None,
-        "replicas": 1,
-        "cache_entries": 0,
-        "log_requests": None,
-        "sample": None,
-        "token_file": None,
-        "tls_certificate": None,
-        "tls_key": None,
-        "client_ca": None,
-        "access_log": False,
-        "traces": False,
-        "custom_objects_from": [],
+def test_the_defaults_in_the_help_are_those_of_the_engine():
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    defaults = {
+        name: parameter.default
+        for call in (ServingEngine, ServingEngine.serve)
+        for name, parameter in inspect.signature(call).parameters.items()
     }
+    shown = {
+        action.dest: match[1]
+        for action in parser._actions
+        if (match := re.search(r"\(default: ([\w.]+)[),]", action.help))
+        and defaults.get(action.dest) is not None
+    }
+    assert {name: str(defaults[name]).removesuffix(".0") for name in shown} == shown
+    assert len(shown) == 11
 
 
 @pytest.mark.parametrize(
@@ -243,10 +223,10 @@ def test_a_terminal_shows_a_line_of_numbers(bundle_of):
     ("arguments", "message"),
     [
         (("missing.keras",), "it does not exist"),
-        (("missing.keras", "--batch-size", "dynamc"), "did you mean 'dynamic'"),
-        (("missing.keras", "--batch-size", "0"), "batch_size=0"),
+        (("missing.keras", "--batch-size", "dynamc"), 'must be "dynamic" or an integer'),
+        (("missing.keras", "--batch-size", "0"), "`batch_size` must be"),
         (("missing.keras", "--name", "a/b"), "part of the URL"),
-        (("missing.keras", "--tls-key", "a.pem"), "without a TLS certificate"),
+        (("missing.keras", "--tls-key", "a.pem"), "without --tls-certificate"),
         (("missing.keras", "--no-grpc", "--grpc-port", "1"), "both --grpc-port and --no-grpc"),
     ],
 )

@@ -1,13 +1,6 @@
-import http.client
 import inspect
-import json
-import signal
 import socket
-import subprocess
-import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,7 +14,6 @@ from keras_deepseek.inference import (
 )
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.models import model_repository
-from keras_deepseek.inference.server.termination import Interruption
 
 
 def make_model():
@@ -117,13 +109,16 @@ def test_closing_with_a_server_does_not_wait_for_ever(doubler, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": "dynamc"}, "did you mean 'dynamic'"),
+        ({"batch_size": "dynamc"}, 'must be "dynamic" or an integer'),
         ({"batch_size": 64}, "above max_batch_size=32"),
-        ({"max_batch_size": 0}, "max_batch_size=0"),
-        ({"max_queue_rows": 0}, "max_queue_rows=0"),
-        ({"name": "a/b"}, "name='a/b'"),
-        ({"replicas": 0}, "replicas=0"),
-        ({"target_latency": 0}, "target_latency=0"),
+        ({"max_batch_size": 0}, "`max_batch_size` must be a positive integer"),
+        ({"max_queue_rows": 0}, "`max_queue_rows` must be a positive integer"),
+        ({"name": "a/b"}, "received 'a/b'"),
+        ({"replicas": 0}, "`replicas` must be a positive integer"),
+        ({"target_latency": 0}, "`target_latency` must be a number of seconds, above 0"),
+        ({"warm_up": "no"}, "`warm_up` must be True or False"),
+        ({"log_requests": 3}, "`log_requests` must be a path, received 3"),
+        ({"sample": 0.5}, "sample=0.5 without `log_requests`"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):
@@ -177,102 +172,6 @@ def test_both_ports_are_taken_or_none_and_closing_frees_both(doubler):
     assert all(server.ready for server in again.servers)
     again.close()
     assert not any(server.ready for server in again.servers)
-
-
-def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
-    pytest.importorskip("httptools")
-    waits, wait = threading.Event(), Interruption.wait
-    monkeypatch.setattr(Interruption, "wait", lambda self, event: (waits.set(), wait(self, event)))
-    engine = ServingEngine(doubler)
-    with ThreadPoolExecutor(1) as pool:
-        served = pool.submit(engine.serve, 0, block=True)
-        assert waits.wait(60)
-        assert not served.done()
-        engine.close()
-        assert not served.result(timeout=60).ready
-
-
-def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
-    pytest.importorskip("httptools")
-
-    def interrupted_wait(_self, _event):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Interruption, "wait", interrupted_wait)
-    with ServingEngine(doubler) as engine:
-        assert not engine.serve(0, block=True).ready
-        assert engine.ready
-
-
-SERVES = """
-import sys
-from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.server.termination import Interruption
-from tests.inference.conftest import Doubler
-
-class Told(Doubler):
-    def run(self, inputs):
-        print("runs", flush=True)
-        sys.stdin.readline()
-        return super().run(inputs)
-
-engine, wait = ServingEngine(Told(), warm_up=False), Interruption.wait
-Interruption.wait = lambda *here: (print(engine.servers[0].port, flush=True), wait(*here))
-engine.serve(0, block=True)
-print("over")
-"""
-
-
-def is_open(host, port):
-    try:
-        socket.create_connection((host, port)).close()
-    except ConnectionError:  # It may have been let in by the kernel alone, and is reset.
-        return False
-    return True
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
-    pytest.importorskip("httptools")
-    pipe = subprocess.PIPE
-    call = [sys.executable, "-c", SERVES]
-    folder = Path(__file__).parents[2]
-    with subprocess.Popen(call, cwd=folder, stdin=pipe, stdout=pipe, text=True) as child:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", int(child.stdout.readline()))
-            connection.request("POST", "/v1/models/model:predict", '{"instances": [[1, 2]]}')
-            assert child.stdout.readline() == "runs\n"
-            child.send_signal(number)
-            while is_open(connection.host, connection.port):
-                pass
-            print(file=child.stdin, flush=True)
-            assert json.load(connection.getresponse()) == {"predictions": [[2.0, 4.0]]}
-            connection.close()
-            rest, _ = child.communicate(timeout=60)
-        finally:
-            child.kill()
-    assert rest.splitlines()[-1] == "over"
-    assert child.returncode == 0
-
-
-def test_grpc_is_not_left_open_beside_tls(doubler):
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with ServingEngine(doubler) as engine:
-        with pytest.raises(InvalidInputError, match="for one port only"):
-            engine.serve(0, 0, ssl_context=context)
-        assert not engine.servers
-
-
-def test_limits_are_those_of_both_servers(doubler):
-    pytest.importorskip("grpc")
-    limits = HttpLimits(settle_seconds=0.01, grace_seconds=5)
-    with ServingEngine(doubler, warm_up=False) as engine:
-        engine.serve(0, 0, max_body_bytes=1000, limits=limits)
-        http, grpc = engine.servers
-    assert (http.limits, http.max_body_bytes) == (limits, 1000)
-    assert (grpc.settle_seconds, grpc.grace_seconds, grpc.max_message_bytes) == (0.01, 5, 1000)
 
 
 def test_a_file_that_can_t_be_written_is_refused_before_a_model_is_loaded(tmp_path):

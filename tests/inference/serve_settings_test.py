@@ -37,7 +37,7 @@ def test_the_defaults_are_those_of_the_engine():
     settings = read("--no-grpc")
     options = vars(ModelOptions())
     assert settings.model == "model.keras"
-    assert {name: settings.of_engine[name] for name in options} == options
+    assert {name: settings.of_engine.get(name, options[name]) for name in options} == options
     assert settings.of_servers == {
         "host": "127.0.0.1",
         "http_port": 8501,
@@ -143,7 +143,9 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
     ("words", "message"),
     [
         ("--no-grpc --grpc-port 1", "both --grpc-port and --no-grpc"),
-        ("--sample 0.5", "--sample without --log-requests"),
+        ("--sample 0.5", "Add --log-requests FILE"),
+        ("--batch-timeout 5", "Add --isolated"),
+        ("--max-wait 0.01", "Add --batch-size N"),
         ("--pad-value x=0", "without --pad-lengths"),
         ("--pad-lengths 8 --pad-value x=0", "without --pad-mask"),
         ("--pad-lengths 8,4 --pad-mask by_value", "rising integers"),
@@ -152,15 +154,16 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
         ("--pad-lengths 8 --pad-mask m=x --pad-value x", "--pad-value 'x'. Expected NAME=VALUE"),
         ("--pad-lengths 8 --pad-mask m=x --pad-value x=a", "'a' in --pad-value"),
         ("--limit idle_second=3", "did you mean 'idle_seconds'"),
-        ("--limit idle_seconds=0", "idle_seconds=0"),
+        ("--limit idle_seconds=0", "`idle_seconds` must be a finite number above 0, received 0"),
         ("--limit idle_seconds=1 --limit idle_seconds=2", "each name once"),
-        ("--http-port 70000", "port 70000"),
-        ("--grpc-port -1", "port -1"),
-        ("--max-body-bytes 0", "max_body_bytes=0"),
+        ("--http-port 70000", "from 0 to 65535, received 70000"),
+        ("--http-port 8500", "port 8500 for both"),
+        ("--grpc-port -1", "from 0 to 65535, received -1"),
+        ("--max-body-bytes 0", "`--max-body-bytes` must be a positive integer"),
         ("--token-file nothing", "Can't read the tokens in 'nothing'"),
-        ("--tls-key key.pem", "without a TLS certificate"),
+        ("--tls-key key.pem", "--tls-key without --tls-certificate. Add"),
+        ("--client-ca ca.pem", "--client-ca without --tls-certificate. Add"),
         ("--tls-certificate nothing", "Can't use the certificate 'nothing'"),
-        ("--custom-objects-from nothing.py", "there is no such file"),
     ],
 )
 def test_what_is_wrong_in_itself_is_refused(words, message):
@@ -172,6 +175,13 @@ def test_what_is_wrong_in_itself_is_refused(words, message):
 def test_models_of_a_file_have_their_own_names_and_versions(flag):
     with pytest.raises(InvalidInputError, match=f"Received {flag} with --model-config"):
         read_settings(parse("--model-config", "models", flag, "1"))
+
+
+def test_a_folder_of_versions_names_them(tmp_path):
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "model.onnx").touch()
+    with pytest.raises(InvalidInputError, match=r"folder of versions\. Remove it"):
+        read_settings(parse(str(tmp_path), "--model-version", "1"))
 
 
 def test_reading_loads_no_framework():

@@ -17,6 +17,7 @@ from keras_deepseek.backend.export.onnx_types import (
     INT16,
     INT32,
     INT64,
+    SHORT_INTEGERS,
     UINT8,
     UINT16,
     UINT32,
@@ -196,7 +197,7 @@ def convert_reduction(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
     dtype = graph.get_dtype(node.input[0])
     is_sum = node.type in ("Sum", "Cumsum")
-    wide = INT64 if is_sum and dtype in _SUMMED else _WIDER.get(dtype, dtype)
+    wide = INT64 if is_sum and dtype in SHORT_INTEGERS else _WIDER.get(dtype, dtype)
     node.type = _REDUCTIONS[node.type]
     if wide != dtype:
         graph.replace_input(node, node.input[0], _cast(graph, node.input[0], wide), 0)
@@ -253,7 +254,6 @@ _WIDER = {
 
 _UNORDERED = (BOOL, UINT16, INT16, UINT32)
 _SIGNED = (INT8, INT16, INT32, INT64)
-_SUMMED = (INT8, UINT8, INT16, UINT16, INT32, UINT32)
 _FLOATS = (FLOAT, FLOAT16, DOUBLE)
 _NUMPY_FLOATS = {FLOAT: "float32", FLOAT16: "float16", DOUBLE: "float64"}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.errors import ExportError, NotSupportedError
@@ -134,7 +136,7 @@ class ExportFormat(ABC):
         Raises:
             ExportError: The artifact can't be built from this file.
         """
-        raise NotSupportedError(f"The format {self.name!r} is not built from another format.")
+        raise NotSupportedError(f"The format {self.name!r} has no `build`, which `source` needs.")
 
     def check_signature(self, signature: Signature) -> None:
         """Checks the model's inputs and outputs, before any work is done; all pass by default.
@@ -214,11 +216,21 @@ class ExportFormat(ABC):
 def run_format(
     export_format: ExportFormat, folder: Path, samples: list[dict[str, Array]]
 ) -> list[dict[str, Array]]:
-    """Runs an artifact; raises an `ExportError` if a user's `run` does not return a list."""
+    """Runs an artifact; raises an `ExportError` if a user's `run` returns something else."""
     outputs = export_format.run(folder, samples)
-    if not isinstance(outputs, list):
-        raise ExportError(
-            f"`run` of the format {export_format.name!r} returned {type(outputs).__name__}; "
-            "expected a list of outputs by name, one for each batch"
-        )
-    return outputs
+    received = type(outputs).__name__
+    if isinstance(outputs, list):
+        wrong = [batch for batch in outputs if not _is_array_dict(batch)]
+        if not wrong and len(outputs) == len(samples):
+            return outputs
+        received = f"a list with {wrong[0]!r:.100}" if wrong else f"{len(outputs)} batches"
+    raise ExportError(
+        f"`run` of the format {export_format.name!r} returned {received}; expected a list with a "
+        f"dict of NumPy arrays by output name for each of the {len(samples)} batches"
+    )
+
+
+def _is_array_dict(outputs: Any) -> bool:
+    return isinstance(outputs, dict) and all(
+        isinstance(value, np.ndarray | np.generic) for value in outputs.values()
+    )

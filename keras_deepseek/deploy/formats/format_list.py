@@ -23,7 +23,8 @@ class Flag:
 
     Args:
         option: The argument of the format's class.
-        settings: Further arguments of `ArgumentParser.add_argument`.
+        settings: Further arguments of `ArgumentParser.add_argument`. The command writes the formats
+            that have the flag before its `help`.
         read: Turns the parsed value into that of `option`, or raises an `InvalidInputError`.
     """
 
@@ -85,7 +86,10 @@ def _read_profile(words: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 _OPSET = Flag(
-    "opset", "--opset", {"type": int, "help": "ONNX operator set (default: 18)"}, _read_opset
+    "opset",
+    "--opset",
+    {"type": int, "help": "the version of the ONNX operator set, from 13 to 25 (default: 18)"},
+    _read_opset,
 )
 _CLASSIFY = Flag(
     "classify",
@@ -93,8 +97,9 @@ _CLASSIFY = Flag(
     {
         "nargs": "*",
         "metavar": "LABEL",
-        "help": "add the signature serving_classify to a SavedModel: the class names in the order "
-        "of the output, after MODEL; without names, the classes are numbered",
+        "help": "add a signature for the call Classify of TF Serving, with the names of the "
+        "classes in the order of the output; without names they are numbered. Put it behind "
+        "MODEL.keras",
     },
     _read_classes,
 )
@@ -104,8 +109,8 @@ _REGRESS = Flag(
     {
         "action": "store_true",
         "default": None,
-        "help": "add the signature serving_regress to a SavedModel whose output has one value a "
-        "row",
+        "help": "add a signature for the call Regress of TF Serving, if the output has one value "
+        "for each row",
     },
 )
 _FLAVOR = Flag(
@@ -113,7 +118,8 @@ _FLAVOR = Flag(
     "--flavor",
     {
         "choices": ["auto", "tensorrt", "rtx"],
-        "help": "the library that builds the engine (default: plain TensorRT on a GPU, else RTX)",
+        "help": "the library that builds the engine: plain TensorRT or TensorRT-RTX (default: "
+        "auto, plain TensorRT if it is installed and a GPU is visible, else TensorRT-RTX)",
     },
 )
 _CAPABILITIES = Flag(
@@ -122,7 +128,8 @@ _CAPABILITIES = Flag(
     {
         "action": "append",
         "metavar": "CAPABILITY",
-        "help": "a GPU that a TensorRT-RTX engine is for, as in 89; may be given several times",
+        "help": "the compute capability of a GPU that a TensorRT-RTX engine is for, as 89; give it "
+        "again for each other GPU (default: all from 80)",
     },
 )
 _PROFILES = Flag(
@@ -131,7 +138,8 @@ _PROFILES = Flag(
     {
         "action": "append",
         "metavar": "AXIS=SMALLEST,USUAL,LARGEST",
-        "help": "sizes of a free axis of an engine, as in batch=1,4,32; may be given several times",
+        "help": "the sizes of a free axis, as batch=1,4,32; give it again for each other axis "
+        "(default: 1,4,32 for the batch, 1,16,64 for other axes)",
     },
     _read_profile,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from keras_deepseek import backend
+from keras_deepseek import __version__, backend
 from keras_deepseek.artifacts.export_arguments import OPSETS, check_opset
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.export.named_model import NamedModel
@@ -17,7 +17,6 @@ from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
-from keras_deepseek.deploy.onnx_passes.describe import describe
 from keras_deepseek.deploy.onnx_passes.fusions.fuse import fuse
 from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
@@ -140,7 +139,7 @@ class OnnxFormat(ExportFormat):
         if self.rolled:
             roll_normalizations(GraphView(proto))
         make_canonical(proto)
-        describe(proto, self._properties(model))
+        self._describe(proto, model)
         save(proto, path)
         onnx.checker.check_model(path)
         beside = ", its weights beside it" if is_large else ""
@@ -166,14 +165,21 @@ class OnnxFormat(ExportFormat):
         names = [output.name for output in session.get_outputs()]
         return lambda sample: dict(zip(names, session.run(None, sample), strict=True))
 
-    def _properties(self, model: NamedModel) -> dict[str, Any]:
+    def _describe(self, proto: Any, model: NamedModel) -> None:
+        """Writes the file's metadata, without times, so that equal exports have equal bytes."""
         precision = "int8" if self.calibration is not None else model.precision
-        return {
-            "name": model.model.name,
-            "precision": precision or model.model.compute_dtype,
+        properties = {
             "inputs": "; ".join(map(str, model.signature.inputs)),
+            "name": model.model.name,
             "outputs": "; ".join(map(str, model.signature.outputs)),
+            "precision": precision or model.model.compute_dtype,
         }
+        proto.producer_name, proto.producer_version = "keras_deepseek", __version__
+        proto.graph.name = model.model.name
+        proto.doc_string = ""
+        del proto.metadata_props[:]
+        for key, value in properties.items():
+            proto.metadata_props.add(key=key, value=value)
 
 
 def _describe_rows(batches: Sequence[dict[str, Array]]) -> str:

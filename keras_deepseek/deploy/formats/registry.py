@@ -8,10 +8,11 @@ from typing import Any
 
 from keras_deepseek.artifacts.export_arguments import check_backend
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend import DISPLAY_NAMES
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.format_list import FORMATS
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 _REQUIRED = ("name", "suffix", "entry", "write", "run")
 _registered: dict[str, ExportFormat] = {}
@@ -40,16 +41,16 @@ def choose_format(
     The options may be those of either. A registered format takes none. The int8 calibration goes to
     the format that a backend writes.
     """
+    check_backend(name, known_formats())
     is_plain = not options and calibration is None
     if name in _registered and (is_plain or name not in FORMATS):
         check_no_options(name, options)
         return _with_source(_registered[name], None, {}, calibration)
-    if name not in FORMATS:
-        check_backend(name, known_formats())
     made_by = FORMATS[name].load()
     known = _options_of(name)
-    if unknown := [option for option in options if option not in known]:
-        raise InvalidInputError(f"{name!r} has no option {unknown}; it has {known}.")
+    for option in options:
+        if option not in known:
+            raise InvalidInputError(unknown_name_message(f"option of {name}", option, known))
     names = _parameters(made_by)
     own = {option: value for option, value in options.items() if option in names}
     remaining = {option: value for option, value in options.items() if option not in names}
@@ -81,7 +82,8 @@ def check_no_options(name: str, options: Mapping[str, Any]) -> None:
     """Rejects options for a registered format, since the user has constructed it already."""
     if options:
         raise InvalidInputError(
-            f"{name!r} takes no options: a registered format is made with them, as in "
+            f"backend={name!r} takes no options; received {', '.join(options)}. Pass them to a "
+            "registered format when you make it, as in "
             f"register_exporter(MyFormat({', '.join(f'{key}=...' for key in options)}))."
         )
 
@@ -107,8 +109,8 @@ def register_exporter(export_format: ExportFormat) -> None:
             `suffix`, `entry`, `write` and `run`. A registered format of the same name is replaced.
 
     Raises:
-        InvalidInputError: A required member is missing, or the name is that of a format of this
-            package.
+        InvalidInputError: A required member is missing or has a wrong type, or the name is that of
+            a format of this package.
 
     Example:
 
@@ -123,11 +125,18 @@ def register_exporter(export_format: ExportFormat) -> None:
     ...         raise NotSupportedError("A number can't be run.")
     >>> register_exporter(WeightCount())
     """
-    missing = [member for member in _REQUIRED if not hasattr(export_format, member)]
-    if missing or isinstance(export_format, type):
+    if isinstance(export_format, type):
+        name = export_format.__name__
         raise InvalidInputError(
-            f"{export_format!r} is no ExportFormat: it lacks {', '.join(missing) or 'an instance'}."
+            f"`register_exporter` expects an instance, and received the class {name}. Pass an "
+            f"object of it, as in register_exporter({name}())."
         )
+    if missing := [member for member in _REQUIRED if not hasattr(export_format, member)]:
+        raise InvalidInputError(
+            f"`register_exporter` expects an ExportFormat, or an object with {', '.join(_REQUIRED)}"
+            f"; received {export_format!r}, which has no {', no '.join(missing)}."
+        )
+    _check_members(export_format)
     name = export_format.name
     # An instance of the package's own class for the name may stand for it, made with other options.
     is_own = name in FORMATS and isinstance(export_format, FORMATS[name].load())
@@ -137,6 +146,23 @@ def register_exporter(export_format: ExportFormat) -> None:
         )
     is_complete = isinstance(export_format, ExportFormat)
     _registered[name] = export_format if is_complete else DuckTypedFormat(export_format)
+
+
+def _check_members(export_format: ExportFormat) -> None:
+    """Rejects an export format whose names are no strings, or that names an unknown backend."""
+    for member in ("name", "suffix", "entry"):
+        value = getattr(export_format, member)
+        if not isinstance(value, str) or not (value or member == "suffix"):
+            raise InvalidInputError(
+                f"`{member}` of an export format must be a string"
+                f"{'' if member == 'suffix' else ' that is not empty'}; received {value!r}."
+            )
+    backends = getattr(export_format, "backends", ())
+    if isinstance(backends, str) or not set(backends) <= DISPLAY_NAMES.keys():
+        raise InvalidInputError(
+            f"`backends` of an export format must be a tuple of {', '.join(DISPLAY_NAMES)}; "
+            f"received {backends!r}."
+        )
 
 
 class DuckTypedFormat(ExportFormat):

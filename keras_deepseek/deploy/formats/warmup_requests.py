@@ -7,11 +7,12 @@ numbers, since the package that has the classes requires one release of TensorFl
 from collections.abc import Iterable
 from pathlib import Path
 
-from keras_deepseek.artifacts.protobuf_fields import field
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.runtimes.saved_model import import_tensorflow
 
 _PLACE = ("assets.extra", "tf_serving_warmup_requests")
+_BYTES = 2
+"""The wire type of strings, bytes and messages."""
 _PREDICT_LOG = 6  # In PredictionLog.
 _REQUEST = 1  # In PredictLog.
 _MODEL_SPEC, _INPUTS = 1, 2  # In PredictRequest.
@@ -26,12 +27,26 @@ def write_warmup_requests(
     tf = import_tensorflow("to write warm-up requests")
     path = folder.joinpath(*_PLACE)
     path.parent.mkdir()
-    spec = field(_NAME, model_name.encode()) + field(_SIGNATURE_NAME, b"serving_default")
+    spec = _field(_NAME, model_name.encode()) + _field(_SIGNATURE_NAME, b"serving_default")
     with tf.io.TFRecordWriter(str(path)) as writer:
         for sample in samples:
-            request = field(_MODEL_SPEC, spec)
+            request = _field(_MODEL_SPEC, spec)
             for name in sorted(sample):
                 tensor = tf.make_tensor_proto(sample[name]).SerializeToString()
-                entry = field(_KEY, name.encode()) + field(_VALUE, tensor)
-                request += field(_INPUTS, entry)
-            writer.write(field(_PREDICT_LOG, field(_REQUEST, request)))
+                entry = _field(_KEY, name.encode()) + _field(_VALUE, tensor)
+                request += _field(_INPUTS, entry)
+            writer.write(_field(_PREDICT_LOG, _field(_REQUEST, request)))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Encodes a protocol buffer field that holds a string, bytes or a message."""
+    return _varint(number << 3 | _BYTES) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Encodes an integer: seven bits a byte, the lowest first; a high bit means more."""
+    encoded = bytearray()
+    while value >> 7:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])

@@ -1,10 +1,9 @@
 """A check for operators in a graph that ONNX does not define."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.deploy.onnx_passes.inner_graphs import all_nodes
 from keras_deepseek.errors import ExportError
 
 
@@ -17,7 +16,7 @@ def check_operators(model: Any) -> None:
     onnx = import_package("onnx")
     version = next(each.version for each in model.opset_import if not each.domain)
     lacking: dict[str, str] = {}
-    for node in _all_nodes(model.graph):
+    for node in all_nodes(model.graph):
         if not node.domain and not onnx.defs.has(node.op_type, version, ""):
             lacking.setdefault(node.op_type, node.name.rpartition("/")[0])
     if lacking:
@@ -26,10 +25,3 @@ def check_operators(model: Any) -> None:
             f"its exporter can't write {', '.join(named)} as ONNX (opset {version} has no such "
             "operator)"
         )
-
-
-def _all_nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for inner in inner_graphs(node):
-            yield from _all_nodes(inner)

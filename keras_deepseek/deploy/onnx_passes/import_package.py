@@ -1,10 +1,15 @@
 """Import of ONNX packages, with an error that names the pip extra."""
 
+import importlib
 from typing import Any
 
-from keras_deepseek.deploy.import_extra import import_extra
+from keras_deepseek.errors import MissingExtraError
 
 
 def import_package(name: str) -> Any:
     """Imports a module of the pip extra `onnx`, or raises a `MissingExtraError`."""
-    return import_extra(name, "onnx", "to export and verify ONNX")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package, _, _ = name.partition(".")
+        raise MissingExtraError(package, "onnx", "to export and verify ONNX") from error

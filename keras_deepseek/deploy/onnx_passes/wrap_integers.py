@@ -4,30 +4,18 @@ onnxruntime computes these three in float64: it cuts values beyond the type off 
 loses digits beyond 2**53. Its `Add`, `Mul` and `Cast` wrap around.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from keras_deepseek.backend.export.onnx_types import (
-    BOOL,
-    INT8,
-    INT16,
-    INT32,
-    INT64,
-    UINT8,
-    UINT16,
-    UINT32,
-)
+from keras_deepseek.backend.export.onnx_types import BOOL, INT32, INT64, SHORT_INTEGERS
 from keras_deepseek.deploy.onnx_passes.graph_view import attribute, infer_graph
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.deploy.onnx_passes.inner_graphs import all_nodes, inner_graphs, make_loop_body
 
 _OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
 _SIZE_SOURCES = ("Shape", "Size", "Constant")
 _SIZE_OPERATORS = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
-_NARROW = (UINT8, INT8, UINT16, INT16, INT32, BOOL, UINT32)
-"""Integer types of 32 bits or fewer."""
 _NUMPY = {INT32: "int32", INT64: "int64"}
 _HIGHEST_POWER = 64
 
@@ -40,17 +28,10 @@ def wrap_integers(model: Any) -> int:
     constant becomes its multiplications. These stay: computations on sizes, which do not overflow;
     counts of booleans; and powers whose exponent is computed.
     """
-    if not any(node.op_type in _OPERATORS for node in _all_nodes(model.graph)):
+    if not any(node.op_type in _OPERATORS for node in all_nodes(model.graph)):
         return 0
     onnx = import_package("onnx")
     return _Scope(onnx, model.graph, infer_graph(onnx, model), None).rewrite()
-
-
-def _all_nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for inner in inner_graphs(node):
-            yield from _all_nodes(inner)
 
 
 class _Scope:
@@ -107,7 +88,7 @@ class _Scope:
         producer = self.producer_of(x)
         is_cast = producer is not None and producer.op_type == "Cast"
         given = self.type_of(producer.input[0]) if is_cast else dtype
-        if given == BOOL or (dtype == INT64 and given in _NARROW):
+        if given == BOOL or (dtype == INT64 and given in SHORT_INTEGERS):
             return None
         if dtype == INT32:
             wide = self._add("Cast", x, to=INT64)
@@ -143,28 +124,13 @@ class _Scope:
 
         Onnxruntime crashes on a `Scan` over an axis of size 0.
         """
-        make, boolean = self._onnx.helper, self._onnx.TensorProto.BOOL
-        names = ("index", "goes_on", "kept_on", "before", "factor", "product")
-        index, goes_on, kept_on, before, factor, product = (
-            f"{self._name}__{len(self._made)}_{each}" for each in names
-        )
-        return make.make_graph(
-            [
-                make.make_node("Identity", [goes_on], [kept_on]),
-                make.make_node("Gather", [x, index], [factor], axis=axis),
-                make.make_node("Mul", [before, factor], [product]),
-            ],
-            f"{product}_body",
-            [
-                make.make_tensor_value_info(index, INT64, []),
-                make.make_tensor_value_info(goes_on, boolean, []),
-                make.make_tensor_value_info(before, dtype, None),
-            ],
-            [
-                make.make_tensor_value_info(kept_on, boolean, []),
-                make.make_tensor_value_info(product, dtype, None),
-            ],
-        )
+        make, name = self._onnx.helper.make_node, f"{self._name}__{len(self._made)}"
+        before, factor, product = f"{name}_before", f"{name}_factor", f"{name}_product"
+        nodes = [
+            make("Gather", [x, f"{name}_index"], [factor], axis=axis),
+            make("Mul", [before, factor], [product]),
+        ]
+        return make_loop_body(self._onnx, name, nodes, before, product, dtype)
 
     def _write_power(self, node: Any) -> str | None:
         x, exponent = node.input

@@ -64,10 +64,7 @@ class InProcess:
         return f"the {self.backend} backend"
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact, runs it on the job's batches, and returns a `RouteResult`.
-
-        It reports each stage to `say`.
-        """
+        """Writes the artifact and runs it, in this process."""
         say(f"writing through {self.name}")
         with whole_tracebacks():
             how = job.export_format.write(job.model, folder)
@@ -75,7 +72,7 @@ class InProcess:
         return replace(self.run(job, folder), how=how)
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs an existing artifact on the job's batches, and returns a `RouteResult`."""
+        """Runs an existing artifact in this process."""
         try:
             outputs = run_format(job.export_format, folder, list(job.batches))
         except NotSupportedError as error:
@@ -95,16 +92,13 @@ class InChild:
         return f"a {DISPLAY_NAMES[self.backend]} process"
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact, runs it on the job's batches, and returns a `RouteResult`.
-
-        It reports each stage to `say`.
-        """
+        """Writes the artifact and runs it, in the child process."""
         say(f"starting {self.name}")
         result = self._send(job, folder, say, is_written=False)
         return replace(result, how=f"{result.how}, {self.name}")
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs an existing artifact on the job's batches, and returns a `RouteResult`."""
+        """Runs an existing artifact in the child process."""
         return self._send(job, folder, lambda _: None, is_written=True)
 
     def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:

@@ -28,7 +28,7 @@ class VerificationData:
     optional_samples: Batches = field(default_factory=list)
     extreme_samples: Batches = field(default_factory=list)
     calibration: Batches | None = None
-    are_random: bool = False
+    has_random_samples: bool = False
 
 
 def choose_data(
@@ -59,5 +59,5 @@ def choose_data(
         alternative_samples=[make_samples(model, signature, ROUND_LENGTHS)],
         optional_samples=make_optional_samples(model, signature),
         extreme_samples=make_extreme_samples(model, signature),
-        are_random=True,
+        has_random_samples=True,
     )

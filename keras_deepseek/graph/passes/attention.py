@@ -79,5 +79,7 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
         layer=node.layer,
     )
     # Keras gives the output the last size of the query.
-    heads.node.outputs[0] = Spec((*query.shape[:3], value.shape[value_labels.index("value")]), node.spec.dtype)
+    heads.node.outputs[0] = Spec(
+        (*query.shape[:3], value.shape[value_labels.index("value")]), node.spec.dtype
+    )
     return arrange(heads, [b, t, h, "value"], out)

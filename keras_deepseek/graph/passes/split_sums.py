@@ -37,7 +37,9 @@ def split_sums(graph: Graph, training: bool) -> list[Rewrite]:
         sum_ = _find_sum(node, users)
         if sum_ is None:
             continue
-        search = OrderSearch(sum_.whole, [each.node in with_gradient for each in sum_.whole.operands])
+        search = OrderSearch(
+            sum_.whole, [each.node in with_gradient for each in sum_.whole.operands]
+        )
         before, after = sum_.costs(search.cost, with_gradient)
         if after > (1 - _LEAST_GAIN) * before:
             continue

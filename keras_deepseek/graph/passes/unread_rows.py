@@ -18,10 +18,52 @@ _MOST_KEPT = 0.75
 """The largest share of rows for which a cut is worth it."""
 
 _ELEMENTWISE = set(
-    "Abs Add Cast ConvertToTensor Divide Elu Equal Erf Exp Gelu Greater GreaterEqual HardSigmoid "
-    "HardSilu Identity LeakyRelu Less LessEqual Log LogSigmoid LogicalAnd LogicalNot LogicalOr "
-    "Maximum Minimum Multiply Negative NotEqual Power Relu Relu6 Rsqrt Selu Sigmoid Silu Softplus "
-    "Softsign Sqrt Square StopGradient Subtract Tanh TrueDivide Where".split()
+    [
+        "Abs",
+        "Add",
+        "Cast",
+        "ConvertToTensor",
+        "Divide",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "Greater",
+        "GreaterEqual",
+        "HardSigmoid",
+        "HardSilu",
+        "Identity",
+        "LeakyRelu",
+        "Less",
+        "LessEqual",
+        "Log",
+        "LogSigmoid",
+        "LogicalAnd",
+        "LogicalNot",
+        "LogicalOr",
+        "Maximum",
+        "Minimum",
+        "Multiply",
+        "Negative",
+        "NotEqual",
+        "Power",
+        "Relu",
+        "Relu6",
+        "Rsqrt",
+        "Selu",
+        "Sigmoid",
+        "Silu",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Square",
+        "StopGradient",
+        "Subtract",
+        "Tanh",
+        "TrueDivide",
+        "Where",
+    ]
 )
 
 
@@ -250,7 +292,5 @@ def _query_axes(node: Node, axis: int) -> dict[Value, int | None] | None:
     query, key, value, *others = node.values()
     if axis != 1 or node.operation.is_causal or query in (key, value):
         return None
-    masks = {
-        each: 2 if len(each.shape) == 4 and each.shape[2] != 1 else None for each in others
-    }
+    masks = {each: 2 if len(each.shape) == 4 and each.shape[2] != 1 else None for each in others}
     return {key: None, value: None, **masks, query: 1}

@@ -137,18 +137,15 @@ class Batcher:
             self._queue.forget(request)
             return True
 
-    def close(self, drain: bool = True, seconds: float | None = None) -> bool:
+    def close(self, seconds: float | None = None) -> bool:
         """Refuses new requests, and returns when the accepted ones are answered.
 
-        Without `drain`, waiting requests get a `ClosedError` at once. After `seconds`, all others
-        get one. Returns False if a call of the model hangs, which keeps its thread.
+        After `seconds`, requests without an answer get a `ClosedError`. Returns False if a call of
+        the model hangs, which keeps its thread.
         """
         with self._condition:
             self._queue.is_closing = True
-            abandoned = [] if drain else self._queue.clear()
             self._condition.notify_all()
-        for request in abandoned:
-            request.fail(ClosedError("The batcher was closed before the request's turn came."))
         self._after_batch()
         if not self._threads:
             self._work(self._replicas[0])

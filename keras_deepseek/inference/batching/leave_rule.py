@@ -3,7 +3,8 @@
 `lane` holds the rows and asks its rule. `wait_rule` is the rule that learns.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
 
 Occasion = Literal["idle", "freed"]
 """Why the model is free while rows wait: it was idle when the first of them came, or it finished a
@@ -18,18 +19,22 @@ class Plan(NamedTuple):
     rows: int
 
 
-class LeaveRule(Protocol):
-    """A rule that says how long the rows of one lane wait while the model is free."""
+class LeaveRule(ABC):
+    """A rule that says how long the rows of one lane wait while the model is free.
 
-    def begin(self, occasion: Occasion, rows: int, now: float) -> None:
+    A rule that learns overrides `begin`, `arrive` and `end`, which do nothing here.
+    """
+
+    def begin(self, occasion: Occasion, rows: int, now: float) -> None:  # noqa: B027
         """Notes that the model is free and rows wait."""
 
-    def arrive(self, rows: int, now: float) -> None:
+    def arrive(self, rows: int, now: float) -> None:  # noqa: B027
         """Notes that more rows have arrived."""
 
-    def end(self, now: float) -> None:
+    def end(self, now: float) -> None:  # noqa: B027
         """Notes that the model is free and no rows wait."""
 
+    @abstractmethod
     def plan(self, oldest: float) -> Plan:
         """Returns the time, and the number of rows, at which waiting rows leave.
 
@@ -37,21 +42,12 @@ class LeaveRule(Protocol):
         """
 
 
-class FixedRule:
+class FixedRule(LeaveRule):
     """A rule by which a batch leaves at a fixed row count, or a fixed time after its oldest row."""
 
     def __init__(self, rows: int, wait: float) -> None:
         self._rows = rows
         self._wait = wait
-
-    def begin(self, occasion: Occasion, rows: int, now: float) -> None:
-        """Does nothing: a fixed batch size learns nothing from the batches that begin."""
-
-    def arrive(self, rows: int, now: float) -> None:
-        """Does nothing, since a fixed rule does not learn."""
-
-    def end(self, now: float) -> None:
-        """Does nothing, since a fixed rule does not learn."""
 
     def plan(self, oldest: float) -> Plan:
         """Returns the fixed time and row count at which a batch leaves."""

@@ -37,7 +37,8 @@ class Padding:
             an empty one: the only padded input gives the length.
 
     Raises:
-        InvalidInputError: `lengths` are no rising integers of at least 1.
+        InvalidInputError: `lengths` are no rising integers of at least 1, or another argument has
+            the wrong type.
 
     Example:
 
@@ -51,14 +52,28 @@ class Padding:
     outputs: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = list(self.lengths)
-        whole = all(isinstance(one, int) and not isinstance(one, bool) for one in numbers)
-        if not (numbers and whole and numbers[0] >= 1 and numbers == sorted(set(numbers))):
+        lengths = list(self.lengths) if isinstance(self.lengths, Sequence) else []
+        are_whole = all(isinstance(one, int) and not isinstance(one, bool) for one in lengths)
+        if not (lengths and are_whole and lengths[0] >= 1 and lengths == sorted(set(lengths))):
             raise InvalidInputError(
-                f"Received lengths={self.lengths!r}. Expected rising integers of at least 1."
+                "`lengths` must be a list of rising integers of at least 1, as in (16, 32, 64); "
+                f"received {self.lengths!r}."
             )
-        if isinstance(self.masks, str) and self.masks != BY_VALUE:
-            raise InvalidInputError(unknown_name_message("masks", self.masks, [BY_VALUE]))
+        if not isinstance(self.values, Mapping):
+            raise InvalidInputError(
+                "`values` must map each input with a free axis to the number that pads it, as in "
+                f"{{'tokens': 0}}; received {self.values!r}."
+            )
+        if self.masks != BY_VALUE and not isinstance(self.masks, Mapping):
+            raise InvalidInputError(
+                "`masks` must be 'by_value', or map each input that is a mask to the input that it "
+                f"masks, as in {{'mask': 'tokens'}}; received {self.masks!r}."
+            )
+        if not isinstance(self.outputs, Mapping):
+            raise InvalidInputError(
+                "`outputs` must map an output to the input whose length it has, as in "
+                f"{{'tags': 'tokens'}}; received {self.outputs!r}."
+            )
 
     @property
     def mask_inputs(self) -> Mapping[str, str]:
@@ -87,12 +102,14 @@ class Padder:
         }
         fixed = [of for of in masks.values() if of not in self._free]
         if fixed:
-            raise InvalidInputError(f"masks: the inputs {fixed} have no free axis to pad.")
+            raise InvalidInputError(
+                f"`padding.masks`: the inputs {fixed} have no free axis to pad. Remove their masks."
+            )
         missing = [name for name in self._free if name not in padding.values]
         if missing:
             raise InvalidInputError(
-                f"values: the inputs {missing} are missing. Give each a number that the model "
-                "recognizes as padding."
+                f"`padding.values`: the inputs {missing} are missing. Give each a number that the "
+                "model recognizes as padding."
             )
         self._sources = {
             name: self._source_of(spec) for name, spec in outputs.items() if _free_axes(spec)
@@ -151,8 +168,8 @@ class Padder:
             of = next(iter(self._free))
         if of not in self._free:
             raise InvalidInputError(
-                f"Which input gives output {spec} its length is unknown. Give it in `outputs`: one "
-                f"of {list(self._free)}."
+                f"The length of output {spec} may be that of several inputs. Name one in "
+                f"`padding.outputs`: map {spec.name!r} to one of {list(self._free)}."
             )
         return _free_axes(spec)[0], of, self._free[of][0]
 
@@ -164,4 +181,6 @@ def _free_axes(spec: TensorSpec) -> list[int]:
 def _check_names(argument: str, names: Iterable[str], known: Mapping[str, TensorSpec]) -> None:
     for name in names:
         if name not in known:
-            raise InvalidInputError(f"{argument}: {unknown_name_message('tensor', name, known)}")
+            raise InvalidInputError(
+                f"`padding.{argument}`: {unknown_name_message('tensor', name, known)}"
+            )

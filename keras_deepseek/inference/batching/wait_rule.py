@@ -19,7 +19,7 @@ from collections import deque
 from typing import NamedTuple
 
 from keras_deepseek.inference.batching.batch_time import BatchTime
-from keras_deepseek.inference.batching.leave_rule import Occasion, Plan
+from keras_deepseek.inference.batching.leave_rule import LeaveRule, Occasion, Plan
 
 NUM_MOMENTS = 16
 """The number of last moments of each kind that are kept."""
@@ -53,7 +53,7 @@ class _Wait(NamedTuple):
     rows: int
 
 
-class WaitRule:
+class WaitRule(LeaveRule):
     """Waits for rows that are likely to come, as long as that makes answers come sooner.
 
     It distinguishes two kinds of moments: the model is idle and a first row comes, or the model

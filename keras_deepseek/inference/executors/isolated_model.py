@@ -12,7 +12,6 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ReplicaError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
@@ -45,8 +44,6 @@ class IsolatedModel(Executor):
                 "Expected the path of a bundle, a SavedModel, an `.onnx` or a `.keras` file, or "
                 "'package.module:function'."
             )
-        check_seconds("batch_timeout", batch_timeout)
-        check_seconds("start_timeout", start_timeout)
         self._arguments = [str(source), *map(str, custom_objects_from)]
         self._batch_timeout = batch_timeout
         self._start_timeout = start_timeout

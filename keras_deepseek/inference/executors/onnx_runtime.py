@@ -6,8 +6,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
@@ -18,6 +16,7 @@ from keras_deepseek.inference.executors.found_signature import (
     make_signature,
 )
 from keras_deepseek.inference.executors.model_path import onnx_file
+from keras_deepseek.inference.protocols.tensor_bytes import string_array
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 """In the order of preference. Those that the installed ONNX Runtime lacks are left out."""
@@ -113,14 +112,8 @@ def _dtype(kind: str) -> str:
 def _decode(array: Array) -> Array:
     """Decodes `bytes` into an array of `str`, since ONNX Runtime would read their `repr`."""
     values = [value.decode() if isinstance(value, bytes) else value for value in array.flat]
-    return _objects(values, array.shape)
+    return string_array(values).reshape(array.shape)
 
 
 def _encode(array: Array) -> Array:
-    return _objects([value.encode() for value in array.flat], array.shape)
-
-
-def _objects(values: Sequence[Any], shape: tuple[int, ...]) -> Array:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array.reshape(shape)
+    return string_array([value.encode() for value in array.flat]).reshape(array.shape)

@@ -15,9 +15,9 @@ from keras_deepseek.inference.executors.executor import Executor, as_executor
 from keras_deepseek.inference.executors.model_path import kind_of_model
 from keras_deepseek.inference.executors.registry import find_executor_class
 
-_EXPECTED = (
-    "Expected a built keras.Model, the path of a bundle (the folder that an export wrote), of a "
-    "SavedModel, of an `.onnx` or of a `.keras` file, or an object with `signature` and `run`."
+_PATH = (
+    "the path of a bundle (the folder that an export wrote), of a SavedModel, of an `.onnx` or of "
+    "a `.keras` file"
 )
 
 
@@ -39,7 +39,10 @@ def open_executor(
         return KerasModel(model)
     executor = as_executor(model)
     if executor is None:
-        raise InvalidInputError(f"Can't serve {type(model).__name__} {model!r:.100}. {_EXPECTED}")
+        raise InvalidInputError(
+            f"Can't serve {type(model).__name__} {model!r:.100}. Expected a built keras.Model, "
+            f"{_PATH}, or an object with `signature` and `run`."
+        )
     return executor
 
 
@@ -52,7 +55,7 @@ def _open_path(path: Path, custom_objects_from: Sequence[str | os.PathLike[str]]
     kind = kind_of_model(path)
     if kind is None:
         state = "no model was found there" if path.exists() else "it does not exist"
-        raise InvalidInputError(f"Can't serve {str(path)!r}: {state}. {_EXPECTED}")
+        raise InvalidInputError(f"Can't serve {str(path)!r}: {state}. Expected {_PATH}.")
     if kind == "bundle":
         return _open_bundle(Bundle.open(path), custom_objects_from)
     return find_executor_class(kind).from_path(path, custom_objects_from)

@@ -69,23 +69,11 @@ def dispatch(
     timeout: float | None,
     priority: int = 0,
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
-    """Puts a request into a model's queue.
+    """Puts a request into a model's queue. Returns a future for `outputs_of`, and the version.
 
-    Args:
-        server: `GrpcServer`.
-        bind: Function that takes the `Signature` of the version that answers, and returns inputs.
-        name: string. The model.
-        version: integer, or `None` for the newest.
-        label: string. A version's label; empty for none.
-        timeout: float. Seconds until the client's deadline, or `None`.
-        priority: integer. Higher ones are run first. Defaults to `0`.
-
-    Returns:
-        A future for `outputs_of`, and the version. To cancel the future takes the request out of
-        the queue.
-
-    Raises:
-        KerasDeepSeekError: The request is refused.
+    `bind` returns the inputs for the signature of the version that answers. `version=None` is the
+    newest, an empty `label` none, and `timeout` the seconds until the client's deadline. Cancelling
+    the future takes the request out of the queue.
     """
     server.check_ready(name)
     if timeout is not None and timeout <= 0:

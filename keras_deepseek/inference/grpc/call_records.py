@@ -3,14 +3,19 @@
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from keras_deepseek.inference.grpc.span_names import name_grpc
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.monitoring.request_traces import Attributes, SpanNames
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 
 _REQUEST_ID = "x-request-id"
+
+_FAULTS = frozenset(
+    ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+)
+"""The gRPC statuses that are errors of the server."""
 
 
 def begin_call(server: "GrpcServer", context: Any, trace: RequestTrace) -> None:
@@ -59,3 +64,20 @@ def address_of(peer: str) -> str:
     if kind not in ("ipv4", "ipv6"):
         return rest or kind
     return rest.rpartition(":")[0].strip("[]")
+
+
+def name_grpc(server: "GrpcServer", path: str, status: str, client: str) -> SpanNames:
+    """Returns the span name and attributes of a gRPC request."""
+    method = path.removeprefix("/")
+    attributes: Attributes = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "rpc.response.status_code": status,
+        "server.address": server.host,
+        "server.port": server.port,
+        "client.address": client,
+    }
+    has_failed = status in _FAULTS
+    if has_failed:
+        attributes["error.type"] = status
+    return SpanNames(method, attributes, has_failed)

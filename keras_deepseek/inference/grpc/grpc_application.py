@@ -138,7 +138,9 @@ def _check_token(server: "GrpcServer", context: Any) -> None:
     received = [value for key, value in context.invocation_metadata() if key == "authorization"]
     if len(received) != 1 or not server.tokens.allows(str(received[0])):
         raise StatusError(
-            "UNAUTHENTICATED", "A token is required: send the metadata authorization: Bearer TOKEN"
+            "UNAUTHENTICATED",
+            f"{'The token is not valid' if received else 'A token is required'}. Send the metadata "
+            "authorization: Bearer TOKEN.",
         )
 
 

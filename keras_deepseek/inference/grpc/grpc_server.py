@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
-from keras_deepseek.inference.arguments import check_count, check_seconds
-from keras_deepseek.inference.grpc.calls_in_flight import CallsInFlight
+from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.server import Serve, Server
 
@@ -21,6 +21,29 @@ _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
 _CLIENT_PROBE_MILLISECONDS = 10_000
+
+
+class CallsInFlight:
+    """Context manager that counts calls in flight. Use it on the server's event loop only."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+
+    async def wait_for_none(self, seconds: float) -> None:
+        """Waits until no call is in flight, or until the time is over."""
+        self._none.clear()
+        if self._count:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._none.wait(), seconds)
 
 
 class GrpcServer(Server):
@@ -75,7 +98,7 @@ class GrpcServer(Server):
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
-        check_count("max_message_bytes", max_message_bytes)
+        check_integer("max_message_bytes", max_message_bytes)
         check_seconds("settle_seconds", settle_seconds)
         check_seconds("grace_seconds", grace_seconds)
         super().__init__(
@@ -121,8 +144,8 @@ class GrpcServer(Server):
 
         if not isinstance(self._credentials, grpc.ServerCredentials | None):
             raise InvalidInputError(
-                f"Received credentials={self._credentials!r}. Expected what "
-                "`grpc.ssl_server_credentials` returns, or `None`."
+                "`credentials` must be a `grpc.ServerCredentials`, as `make_grpc_credentials` "
+                f"returns it, or None; received {self._credentials!r}."
             )
         # Fails with the system's message if the address is taken. gRPC only logs that message.
         self._bind().close()

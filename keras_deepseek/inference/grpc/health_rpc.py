@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from keras_deepseek.inference.grpc.answers import StatusError
 from keras_deepseek.inference.protocols.messages import (
     message_pool,
-    new_message,
     parse_message,
+    write_message,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,4 @@ def _status(server: "GrpcServer") -> str:
 
 
 def _write_status(status: str) -> bytes:
-    data: bytes = new_message(
-        "grpc.health.v1.HealthCheckResponse", status=status
-    ).SerializeToString()
-    return data
+    return write_message("grpc.health.v1.HealthCheckResponse", status=status)

@@ -12,7 +12,7 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.states import PLATFORM, repository_states, version_number
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
-from keras_deepseek.inference.protocols.messages import parse_message
+from keras_deepseek.inference.protocols.messages import parse_message, write_message
 from keras_deepseek.inference.protocols.open_inference import InferCall
 from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
 
@@ -23,37 +23,39 @@ if TYPE_CHECKING:
 async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers that the server is alive."""
     parse_message("inference.ServerLiveRequest", data)
-    return open_inference_grpc.format_live()
+    return write_message("inference.ServerLiveResponse", live=True)
 
 
 async def server_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers whether the server accepts requests."""
     parse_message("inference.ServerReadyRequest", data)
-    return open_inference_grpc.format_ready(server.ready)
+    return write_message("inference.ServerReadyResponse", ready=server.ready)
 
 
 async def model_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers whether a model accepts requests."""
-    version = _find(server, *open_inference_grpc.parse_model(data, "ModelReady"))
+    message = parse_message("inference.ModelReadyRequest", data)
+    version = server.engine.find(message.name, _read_version(message.name, message.version))
     is_ready = server.ready and version.state == "AVAILABLE"
-    return open_inference_grpc.format_ready(is_ready, "ModelReady")
+    return write_message("inference.ModelReadyResponse", ready=is_ready)
 
 
 async def server_metadata(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers with the server's name, version and extensions."""
     parse_message("inference.ServerMetadataRequest", data)
     content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
-    return open_inference_grpc.format_metadata(content, "ServerMetadata")
+    return write_message("inference.ServerMetadataResponse", **content)
 
 
 async def model_metadata(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers with a model's inputs and outputs."""
-    version = _find(server, *open_inference_grpc.parse_model(data, "ModelMetadata"))
+    message = parse_message("inference.ModelMetadataRequest", data)
+    version = server.engine.find(message.name, _read_version(message.name, message.version))
     numbers = [str(number) for number in server.engine.models[version.name].versions]
     content = open_inference_models.model_metadata(
         version.name, version.signature, numbers, PLATFORM
     )
-    return open_inference_grpc.format_metadata(content, "ModelMetadata")
+    return write_message("inference.ModelMetadataResponse", **content)
 
 
 async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
@@ -85,25 +87,25 @@ def start_infer(
 
 async def repository_index(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers with the state of every version of every model."""
-    only_ready = open_inference_grpc.parse_repository_index(data)
+    only_ready = parse_message("inference.RepositoryIndexRequest", data).ready
     states = repository_states(server.engine.models)
-    return open_inference_grpc.format_repository_index(states, only_ready)
+    index = open_inference_models.repository_index(states, only_ready)
+    return write_message("inference.RepositoryIndexResponse", models=index)
 
 
 async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Loads the newest versions in a model's folder; answers when they are served."""
-    call = "RepositoryModelLoad"
-    name = open_inference_grpc.parse_repository_model(data, call)
+    name = open_inference_grpc.parse_repository_model(data, "RepositoryModelLoad")
     await asyncio.to_thread(control.load, server.engine.repository, name)
-    return open_inference_grpc.format_repository_model(name, call)
+    return write_message("inference.RepositoryModelLoadResponse", model_name=name, isLoaded=True)
 
 
 async def repository_unload(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Unloads a model; answers when its accepted requests are answered."""
     call = "RepositoryModelUnload"
     name = open_inference_grpc.parse_repository_model(data, call)
-    await asyncio.to_thread(control.unload, server.engine.repository, name)
-    return open_inference_grpc.format_repository_model(name, call)
+    await asyncio.to_thread(server.engine.repository.unload, name)
+    return write_message(f"inference.{call}Response", model_name=name, isUnloaded=True)
 
 
 UNARY_CALLS = {
@@ -119,14 +121,10 @@ UNARY_CALLS = {
 }
 
 
-def _find(server: "GrpcServer", name: str, version: str) -> ModelVersion:
-    return server.engine.find(name, _read_version(name, version))
-
-
 def _read_version(name: str, version: str) -> int | None:
     """Returns the version that a request names, or `None` for the newest."""
     if not name:
-        raise InvalidInputError("The request names no model.")
+        raise InvalidInputError("The request names no model. Send the model's name.")
     if not version:
         return None
     number = version_number(version)

@@ -1,6 +1,6 @@
 """TF Serving's PredictionService: predict, classify, regress, and the model's signature."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,10 +35,9 @@ async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> b
     call = tf_serving_grpc.parse_predict(data)
 
     def bind(signature: Signature) -> Inputs:
-        called = _called(call.model, signature)
         if call.output_names:
-            _check_outputs(call.output_names, called)
-        return called.bind(call.inputs)
+            _check_outputs(call.output_names, signature)
+        return signature.bind(call.inputs)
 
     outputs, version = await _ask(server, call.model, bind, timeout)
     return tf_serving_grpc.format_predict(call, outputs, version)
@@ -57,12 +56,9 @@ async def answer_examples(
 async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
     """Answers a `MultiInferenceRequest`. The model runs once for all tasks."""
     tasks, examples = tf_serving_grpc.parse_multi_inference(data)
-
-    def check(signature: Signature) -> None:
-        for task in tasks:
-            _called(task.model, signature)
-
-    outputs, version = await _ask_examples(server, tasks[0].model, examples, timeout, check)
+    for task in tasks:
+        tf_serving.check_signature_name(task.model.signature_name)
+    outputs, version = await _ask_examples(server, tasks[0].model, examples, timeout)
     answers = [
         (task, tf_serving_examples.read_results(task.method, outputs, len(examples)))
         for task in tasks
@@ -90,7 +86,7 @@ def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
     try:
         return server.engine.find(model.name, version_of(model), model.label)
     except ModelNotFoundError as error:
-        raise _not_found(model) from error
+        raise _not_found(model, error) from error
 
 
 def version_of(model: ModelSpec) -> int | None:
@@ -121,13 +117,8 @@ async def _ask_examples(
     model: ModelSpec,
     examples: Sequence[tf_serving_examples.Example],
     timeout: float | None,
-    check: Callable[[Signature], None] | None = None,
 ) -> tuple[Inputs, int]:
-    def bind(signature: Signature) -> Inputs:
-        if check is not None:
-            check(signature)
-        return tf_serving_examples.bind_examples(examples, _called(model, signature))
-
+    bind = partial(tf_serving_examples.bind_examples, examples)
     return await _ask(server, model, bind, timeout)
 
 
@@ -136,17 +127,14 @@ async def _ask(
 ) -> tuple[Inputs, int]:
     """Runs the model that a request names; returns the outputs and the version's number."""
     check_named(model)
+    tf_serving.check_signature_name(model.signature_name)
     try:
         future, version = dispatch(
             server, bind, model.name, version_of(model), model.label, timeout
         )
     except ModelNotFoundError as error:
-        raise _not_found(model) from error
+        raise _not_found(model, error) from error
     return await outputs_of(model.name, future, current_trace.get()), version.number
-
-
-def _called(model: ModelSpec, signature: Signature) -> Signature:
-    return tf_serving.find_signature(model.signature_name, signature)[1]
 
 
 def _check_outputs(names: Sequence[str], signature: Signature) -> None:
@@ -156,10 +144,11 @@ def _check_outputs(names: Sequence[str], signature: Signature) -> None:
             raise InvalidInputError(unknown_name_message("output", name, known))
 
 
-def _not_found(model: ModelSpec) -> StatusError:
+def _not_found(model: ModelSpec, error: ModelNotFoundError) -> StatusError:
+    """Returns TF Serving's error, followed by the models, versions or labels that there are."""
     if model.label:
         text = tf_serving.unknown_label_message(model.label)
-        return StatusError("INVALID_ARGUMENT", text)
+        return StatusError("INVALID_ARGUMENT", f"{text}. {error}")
     version = version_of(model)
     number = None if version is None else str(version)
-    return StatusError("NOT_FOUND", tf_serving.not_found_message(model.name, number))
+    return StatusError("NOT_FOUND", f"{tf_serving.not_found_message(model.name, number)}. {error}")

@@ -17,7 +17,7 @@ from keras_deepseek.inference.http.message import (
 )
 from keras_deepseek.inference.http.openapi import describe_server
 from keras_deepseek.inference.http.operation import OBJECT, Operation
-from keras_deepseek.inference.http.routing import Parameters, Route, Router
+from keras_deepseek.inference.http.routing import DESCRIPTION_PATH, Parameters, Route, Router
 from keras_deepseek.inference.http.span_names import name_http
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def health(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
     if not server.ready:
-        raise HttpError(503, "Not ready.")
+        raise HttpError(503, "The server is not ready: it is starting or stopping.")
     return answer_json({"status": "ready"})
 
 
@@ -55,7 +55,7 @@ class HttpApplication:
         self._server = server
         operation = Operation("This description", OBJECT)
         describe = Route(
-            "GET", "/openapi.json", self._describe, call="openapi", operation=operation
+            "GET", DESCRIPTION_PATH, self._describe, call="openapi", operation=operation
         )
         self.router = Router([*ROUTES, describe])
 
@@ -67,10 +67,11 @@ class HttpApplication:
         if self.router.is_open(request.path):
             return
         if "authorization" not in request.headers:
-            message = "A token is asked for: send the header Authorization: Bearer TOKEN."
+            message = "A token is required. Send the header Authorization: Bearer TOKEN."
             raise HttpError(401, message, (("www-authenticate", _CHALLENGE),))
         challenge = f'{_CHALLENGE}, error="invalid_token"'
-        raise HttpError(401, "The token is not valid.", (("www-authenticate", challenge),))
+        message = "The token is not valid. Send a valid one as Authorization: Bearer TOKEN."
+        raise HttpError(401, message, (("www-authenticate", challenge),))
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
         """Returns the response of the route that matches a request.

@@ -1,8 +1,9 @@
 """The limits on the size and the time of HTTP requests."""
 
+import math
 from dataclasses import dataclass, fields
 
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.checks import check_integer, check_number
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class HttpLimits:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise InvalidInputError(
-                    f"Received {item.name}={value!r}. Expected a positive number."
-                )
+            if item.type is int:
+                check_integer(item.name, value)
+            elif value != math.inf:
+                check_number(item.name, value, above=0)
 
     @property
     def tick_seconds(self) -> float:

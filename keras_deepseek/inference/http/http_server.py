@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
-from keras_deepseek.inference.arguments import check_count
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.listener import Listener
 from keras_deepseek.inference.http.open_connections import OpenConnections
@@ -74,10 +74,16 @@ class HttpServer(Server):
         access_log: bool = False,
         traces: Any = False,
     ) -> None:
-        check_count("max_body_bytes", max_body_bytes)
+        check_integer("max_body_bytes", max_body_bytes)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise InvalidInputError(
-                f"Received ssl_context={ssl_context!r}. Expected an `ssl.SSLContext` or `None`."
+                "`ssl_context` must be an `ssl.SSLContext`, as `make_server_context` returns it, "
+                f"or None; received {ssl_context!r}."
+            )
+        if not isinstance(limits, HttpLimits | None):
+            raise InvalidInputError(
+                "`limits` must be an `HttpLimits`, as in HttpLimits(idle_seconds=10), or None; "
+                f"received {limits!r}."
             )
         super().__init__(
             engine,

@@ -18,7 +18,7 @@ def metrics(server: "HttpServer", request: HttpRequest, _parameters: Parameters)
     Answers 501 if `prometheus_client` is not installed. Other paths don't need it.
     """
     try:
-        from keras_deepseek.inference.monitoring.metrics import write_metrics
+        from keras_deepseek.inference.server.metrics import write_metrics
     except ImportError as error:
         missing = MissingExtraError("prometheus-client", "serving", "to answer scrapes")
         raise HttpError(501, str(missing)) from error

@@ -6,11 +6,10 @@ import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.http import openapi_schemas
 from keras_deepseek.inference.http.answers import answer_json, read_version
-from keras_deepseek.inference.http.dispatch import Inputs, dispatch
+from keras_deepseek.inference.http.dispatch import Inputs, answer_later, dispatch
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
-from keras_deepseek.inference.http.work import answer_later
 from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
@@ -33,13 +32,12 @@ def server_metadata(
 
 def live(_server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers 200, because the server is alive."""
-    return answer_json(open_inference_models.server_live())
+    return answer_json({"live": True})
 
 
 def ready(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
-    content = open_inference_models.server_ready(server.ready)
-    return answer_json(content, 200 if server.ready else 503)
+    return answer_json({"ready": server.ready}, 200 if server.ready else 503)
 
 
 def model_ready(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
@@ -47,8 +45,7 @@ def model_ready(server: "HttpServer", request: HttpRequest, parameters: Paramete
     version = server.engine.find(parameters["name"], read_version(parameters))
     request.trace.model = version.name
     is_ready = server.ready and version.state == "AVAILABLE"
-    content = open_inference_models.model_ready(version.name, is_ready)
-    return answer_json(content, 200 if is_ready else 503)
+    return answer_json({"name": version.name, "ready": is_ready}, 200 if is_ready else 503)
 
 
 def model_metadata(
@@ -111,7 +108,7 @@ def repository_load(server: "HttpServer", request: HttpRequest, parameters: Para
 
     def respond() -> HttpResponse:
         request.trace.model = name
-        return answer_json(open_inference_models.repository_load(name))
+        return answer_json({"name": name, "load": True})
 
     return answer_later(lambda: control.load(server.engine.repository, name), respond)
 
@@ -124,9 +121,9 @@ def repository_unload(
 
     def respond() -> HttpResponse:
         request.trace.model = name
-        return answer_json(open_inference_models.repository_unload(name))
+        return answer_json({"name": name, "unload": True})
 
-    return answer_later(lambda: control.unload(server.engine.repository, name), respond)
+    return answer_later(lambda: server.engine.repository.unload(name), respond)
 
 
 def _describe_infer(name: str, signature: Signature) -> Operation:

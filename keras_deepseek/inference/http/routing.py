@@ -1,5 +1,6 @@
 """The table of routes: each path is written once, as a template, and compiled once."""
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -22,8 +23,8 @@ Parameters = Mapping[str, str]
 Handler = Callable[["HttpServer", HttpRequest, Parameters], HttpResponse | Pending]
 """A function that answers a route's requests. It runs on the event loop, so it must not wait.
 
-It returns `dispatch.dispatch(...)` if a model computes the answer, and `work.answer_later(...)` for
-other slow work. It may raise any error: `answers.answer_error` answers it in the route's form.
+It returns `dispatch.dispatch(...)` if a model computes the answer, and `dispatch.answer_later(...)`
+for other slow work. It may raise any error: `answers.answer_error` answers it in the route's form.
 
 `dispatch` answers 503 while the server starts or stops, and sets the model in the metrics. A
 handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`
@@ -31,8 +32,13 @@ once it has found the model. A handler that parses the body before `dispatch` ca
 first, so that a server that is not ready answers 503 and parses nothing.
 """
 
+DESCRIPTION_PATH = "/openapi.json"
+"""The route that lists all routes."""
+
 _PARAMETER = re.compile(r"{(\w+)}")
 _NO_PARAMETERS: Parameters = {}
+_MAX_COMPARED = 100
+"""Characters of an unknown path that are compared with routes: more would be slow."""
 _MAX_KEPT = 1024
 _MAX_KEPT_CHARACTERS = 256
 """Clients choose the paths, so this bounds the memory that kept ones take."""
@@ -113,8 +119,12 @@ class Router:
         if route is not None:
             return route, parameters
         if not methods:
-            raise HttpError(404, f"There is no path {request.path!r} on this server.")
-        raise HttpError(405, "Method Not Allowed", (("allow", ", ".join(methods)),))
+            raise HttpError(404, self._unknown_path_message(request.path))
+        message = (
+            f"{request.method!r:.20} is not allowed for {request.path!r:.200}. Use "
+            f"{' or '.join(methods)}."
+        )
+        raise HttpError(405, message, (("allow", ", ".join(methods)),))
 
     def is_open(self, path: str) -> bool:
         """Returns true if a path has a route that needs no access token."""
@@ -123,6 +133,19 @@ class Router:
     def error_form(self, path: str) -> ErrorForm:
         """Returns the form of errors of a path. A path without a route has the default."""
         return next((route.error_form for route in self._match(path)[0].values()), ERROR)
+
+    def _unknown_path_message(self, path: str) -> str:
+        methods = {route.path: route.method for route in self.routes}
+        word = _last_word(path)
+        same_word = [one for one in methods if word and _last_word(one) == word]
+        nearest = difflib.get_close_matches(
+            path[:_MAX_COMPARED], same_word or methods, n=1, cutoff=0.0 if same_word else 0.6
+        )
+        hint = "".join(f" Did you mean {methods[template]} {template}?" for template in nearest)
+        return (
+            f"There is no path {path!r:.200} on this server.{hint} GET {DESCRIPTION_PATH} lists "
+            "all paths."
+        )
 
     def _match(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
         static = self._static.get(path)
@@ -140,6 +163,11 @@ class Router:
                     routes, groups = targets[found.lastindex]
                     return routes, {name: found[group] for name, group in groups}
         return {}, _NO_PARAMETERS
+
+
+def _last_word(path: str) -> str:
+    """Returns the end of a path, as `predict` of `/v1/models/digits:predict`."""
+    return path.rpartition("/")[2].rpartition(":")[2]
 
 
 def _compile(prefix: str, templates: Mapping[str, dict[str, Route]]) -> _Branch:

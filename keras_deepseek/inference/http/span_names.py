@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from keras_deepseek.inference.http.message import HUNG_UP, HttpRequest
-from keras_deepseek.inference.monitoring.span_names import Attributes, SpanNames
+from keras_deepseek.inference.monitoring.request_traces import Attributes, SpanNames
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer

@@ -12,8 +12,7 @@ from keras_deepseek.inference.http.dispatch import Inputs, dispatch
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
-from keras_deepseek.inference.models.failed_version import FailedVersion
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 from keras_deepseek.inference.models.states import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
 from keras_deepseek.inference.server.engine import Engine
@@ -27,7 +26,7 @@ PROTOCOL = "tf_serving"
 
 def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the state of one version, or of all, as GetModelStatus does."""
-    name, version, label = _read(request, parameters)
+    name, version, label = _read(parameters)
     if label:
         found: Sequence[ModelVersion | FailedVersion] = [_find(server.engine, name, version, label)]
     else:
@@ -42,7 +41,7 @@ def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -
 
 def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the signature of a version, as GetModelMetadata does."""
-    version = _find(server.engine, *_read(request, parameters))
+    version = _find(server.engine, *_read(parameters))
     request.trace.model = version.name
     return answer_json(
         tf_serving.format_metadata(version.name, version.signature, str(version.number))
@@ -51,7 +50,7 @@ def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters)
 
 def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
     """Answers with a model's outputs in the form of the request, rows or columns."""
-    name, version, label = _read(request, parameters)
+    name, version, label = _read(parameters)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -72,11 +71,11 @@ def answer_examples(
     server: "HttpServer", request: HttpRequest, parameters: Parameters, *, method: str
 ) -> Pending:
     """Answers with the predicted classes, or the predicted number, of each example."""
-    name, version, label = _read(request, parameters)
+    name, version, label = _read(parameters)
     rows: list[int] = []
 
     def bind(signature: Signature) -> Inputs:
-        inputs = tf_serving_examples.parse_examples(request.body, signature).inputs
+        inputs = tf_serving_examples.parse_examples(request.body, signature)
         rows.append(len(next(iter(inputs.values()))))
         return inputs
 
@@ -155,24 +154,21 @@ ROUTES = tuple(
 )
 
 
-def _read(request: HttpRequest, parameters: Parameters) -> tuple[str, int | None, str]:
+def _read(parameters: Parameters) -> tuple[str, int | None, str]:
     """Returns the model, the version and the label in the path."""
-    try:
-        version = read_version(parameters)
-    except HttpError as error:
-        raise HttpError(404, f"Malformed request: {request.method} {request.path}") from error
-    return parameters["name"], version, parameters.get("label", "")
+    return parameters["name"], read_version(parameters), parameters.get("label", "")
 
 
 def _find(engine: Engine, name: str, version: int | None, label: str) -> ModelVersion:
     try:
         return engine.find(name, version, label)
     except ModelNotFoundError as error:
-        raise _not_found(name, version, label) from error
+        raise _not_found(name, version, label, error) from error
 
 
-def _not_found(name: str, version: int | None, label: str) -> HttpError:
+def _not_found(name: str, version: int | None, label: str, error: ModelNotFoundError) -> HttpError:
+    """Returns TF Serving's error, followed by the models, versions or labels that there are."""
     if label:
-        return HttpError(400, tf_serving.unknown_label_message(label))
+        return HttpError(400, f"{tf_serving.unknown_label_message(label)}. {error}")
     text = None if version is None else str(version)
-    return HttpError(404, tf_serving.not_found_message(name, text))
+    return HttpError(404, f"{tf_serving.not_found_message(name, text)}. {error}")

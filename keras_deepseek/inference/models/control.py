@@ -1,4 +1,4 @@
-"""The calls by which clients load, unload and replace models.
+"""The calls by which clients load and replace models.
 
 They wait for models to load, so the servers make them on threads.
 """
@@ -26,15 +26,6 @@ def load(repository: ModelRepository, name: str) -> None:
         raise ModelNotFoundError(f"There is no model {name!r}, and no folder is followed for it.")
     if not _is_available(repository, name):
         raise LoadFailedError(name)
-
-
-def unload(repository: ModelRepository, name: str) -> None:
-    """Closes a model, and ignores its folder until it is loaded again.
-
-    Raises:
-        ModelNotFoundError: There is no such model.
-    """
-    repository.unload(name)
 
 
 def replace_models(repository: ModelRepository, models: Sequence[ModelConfig]) -> None:

@@ -11,7 +11,7 @@ from keras_deepseek.inference.errors import LoadFailedError
 from keras_deepseek.inference.models.model_folder import ModelFolder
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion
-from keras_deepseek.inference.models.served_model import ServedModel
+from keras_deepseek.inference.models.served_model import ServedModel, ServedModels
 
 _logger = logging.getLogger(__name__)
 
@@ -42,11 +42,13 @@ class FolderExchange:
         self.changed = [folder for folder in wanted if like[folder.name] is None]
         self.folders = [like[folder.name] or folder for folder in wanted]
         self.dropped = [folder for folder in folders if folder not in self.folders]
-        self.models = {
-            folder.name: models[folder.name]
-            for folder in self.folders
-            if folder not in self.changed
-        }
+        self.models = ServedModels(
+            {
+                folder.name: models[folder.name]
+                for folder in self.folders
+                if folder not in self.changed
+            }
+        )
 
     def load(self, open_version: Open) -> None:
         """Loads and warms up the versions in folders that are new, or followed in another way.

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from keras_deepseek.artifacts.bundle import is_bundle
+from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.arguments import check_count, check_seconds
+from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_of
 from keras_deepseek.inference.models.model_options import ModelOptions
@@ -103,7 +104,7 @@ class ModelFolder:
         """Raises an `InvalidInputError` if the folder holds none of the wanted versions."""
         if not self.wanted():
             raise InvalidInputError(
-                f"The folder {str(self.folder)!r} holds no version that is wanted. Expected "
+                f"The folder {str(self.folder)!r} holds none of the versions to serve. Expected "
                 f"bundles or SavedModels named by numbers, as {str(self.folder / '1')!r}."
             )
 
@@ -228,10 +229,10 @@ def _check_policy(versions: Policy) -> None:
         return
     if isinstance(versions, Sequence) and not isinstance(versions, str) and versions:
         for number in versions:
-            check_count("versions", number)
+            check_integer("versions", number)
         return
     if isinstance(versions, int):
-        check_count("versions", versions)
+        check_integer("versions", versions)
         return
     raise InvalidInputError(
         f"Received versions={versions!r}. Expected the number of newest versions, 'all', or a list "

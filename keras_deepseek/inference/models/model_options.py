@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from keras_deepseek.inference.arguments import (
-    check_batch_size,
-    check_cache_entries,
-    check_count,
-    check_seconds,
-    check_wait,
-)
+from keras_deepseek.artifacts.export_arguments import check_custom_sources
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.arguments import check_batch_size, check_seconds
 from keras_deepseek.inference.batching.padding import Padding
 
 
@@ -60,11 +57,21 @@ class ModelOptions:
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
-        check_count("max_batch_size", self.max_batch_size)
-        check_count("max_queue_rows", self.max_queue_rows)
+        check_integer("max_batch_size", self.max_batch_size)
+        check_integer("max_queue_rows", self.max_queue_rows)
         check_batch_size(self.batch_size, self.max_batch_size)
-        check_wait("max_wait", self.max_wait)
-        check_count("replicas", self.replicas)
-        check_cache_entries(self.cache_entries)
-        check_seconds("target_latency", self.target_latency)
+        check_seconds("max_wait", self.max_wait, or_zero=True)
+        check_integer("replicas", self.replicas)
+        check_integer("cache_entries", self.cache_entries, least=0)
+        if self.target_latency is not None:
+            check_seconds("target_latency", self.target_latency)
+        check_boolean("isolated", self.isolated)
         check_seconds("batch_timeout", self.batch_timeout)
+        if not isinstance(self.padding, Padding | None):
+            raise InvalidInputError(
+                "`padding` must be a `Padding`, as in Padding(lengths=(16, 32), values="
+                f"{{'tokens': 0}}, masks='by_value'), or None; received {self.padding!r}."
+            )
+        check_boolean("warm_up", self.warm_up)
+        sources = check_custom_sources(self.custom_objects_from)
+        object.__setattr__(self, "custom_objects_from", sources)

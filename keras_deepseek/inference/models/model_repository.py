@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from keras_deepseek.inference.arguments import check_count, check_name, check_version
-from keras_deepseek.inference.batching.loop_delivery import LoopDelivery
+from keras_deepseek.checks import check_integer, check_path
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.arguments import check_name, check_version
+from keras_deepseek.inference.batching.delivery import LoopDelivery
 from keras_deepseek.inference.batching.turns import Turns
-from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.models.config import make_folders
 from keras_deepseek.inference.models.folder_exchange import FolderExchange
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion
-from keras_deepseek.inference.models.served_model import ServedModel
+from keras_deepseek.inference.models.served_model import ServedModel, ServedModels
 from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
 from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 
@@ -42,13 +44,13 @@ class ModelRepository:
         max_concurrent_batches: int | None,
     ) -> None:
         if max_concurrent_batches is not None:
-            check_count("max_concurrent_batches", max_concurrent_batches)
+            check_integer("max_concurrent_batches", max_concurrent_batches)
         self._turns = None if max_concurrent_batches is None else Turns(max_concurrent_batches)
         self.name = model[0].name if _is_config(model) else name
         self.options = options
         self.monitor = EngineMonitor(self._is_served)
         self.delivery = LoopDelivery()
-        self.models: Mapping[str, ServedModel] = {}
+        self.models = ServedModels()
         """The served models by name. It is replaced, not changed: reading it needs no lock."""
         self.folders: Sequence[ModelFolder] = []
         """The folders that are followed."""
@@ -91,20 +93,21 @@ class ModelRepository:
     ) -> ModelVersion:
         """Loads and warms up a version, then serves it and closes surplus versions."""
         if keep is not None:
-            check_count("keep", keep)
+            check_integer("keep", keep)
+        options = self._check_options(options)
         self.start()
         name = self.name if name is None else name
         check_name(name)
         with self._loading, self.monitor.loading(name):
             served = self.models.get(name) or ServedModel(name)
             number = max(served.states, default=0) + 1 if version is None else version
-            check_version(number, model)
+            number = check_version(number, model)
             if share is not None:
                 served.check_share(number, share)
             if name not in self.models:
-                self.models = {**self.models, name: served}
+                self.models = ServedModels({**self.models, name: served})
             replaced = served.versions.get(number)
-            loaded = self._load(served, number, model, options or self.options, share)
+            loaded = self._load(served, number, model, options, share)
             if replaced is not None:
                 replaced.close()
             for surplus in [] if keep is None else served.surplus(loaded, keep):
@@ -125,9 +128,9 @@ class ModelRepository:
         check_name(name)
         follower = ModelFolder(
             self,
-            Path(folder),
+            Path(check_path("folder", folder)),
             name,
-            options or self.options,
+            self._check_options(options),
             versions=versions,
             poll_seconds=poll_seconds,
         )
@@ -171,7 +174,9 @@ class ModelRepository:
         with self._loading:
             served = self.find_model(name)
             if version is None:
-                self.models = {key: one for key, one in self.models.items() if one is not served}
+                self.models = ServedModels(
+                    {key: one for key, one in self.models.items() if one is not served}
+                )
             elif version in served.failed and version not in served.versions:
                 served.forget_failure(version)
                 return
@@ -194,17 +199,12 @@ class ModelRepository:
 
     def find_model(self, name: str | None) -> ServedModel:
         """Returns the model of a name, or the engine's own model for `None`."""
-        served = self.models.get(self.name if name is None else name)
-        if served is None:
-            raise ModelNotFoundError(
-                f"There is no model {name or self.name!r}; those served are {list(self.models)}."
-            )
-        return served
+        return self.models[self.name if name is None else name]
 
     def check_open(self) -> None:
         """Raises a `ClosedError` if the engine was closed."""
         if self.state == "closed":
-            raise ClosedError(f"The engine of the model {self.name!r} is closed: make a new one.")
+            raise ClosedError(f"The engine of the model {self.name!r} is closed. Make a new one.")
 
     def begin_to_close(self) -> bool:
         """Refuses further requests. Returns false if that had happened before."""
@@ -227,6 +227,14 @@ class ModelRepository:
                     version.close(
                         None if until is None else max(until - time.monotonic(), LEAST_SECONDS)
                     )
+
+    def _check_options(self, options: ModelOptions | None) -> ModelOptions:
+        if not isinstance(options, ModelOptions | None):
+            raise InvalidInputError(
+                "`options` must be a `ModelOptions`, as in ModelOptions(max_batch_size=8), or "
+                f"None; received {options!r}."
+            )
+        return self.options if options is None else options
 
     def _is_served(self, model: str, version: str) -> bool:
         """Returns true if a version of a model is served, or any if `version` is empty."""
@@ -281,12 +289,12 @@ class ModelRepository:
 
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)
-        check_version(number, model)
+        number = check_version(number, model)
         return ModelVersion(name, number, model, options, self.delivery.flush, self._turns)
 
     def _add_model(self, name: str) -> ServedModel:
         served = ServedModel(name)
-        self.models = {**self.models, name: served}
+        self.models = ServedModels({**self.models, name: served})
         return served
 
 

@@ -1,4 +1,4 @@
-"""One version of a model: its executors, its batcher and its cache.
+"""One version of a model: its executors, its batcher and its cache; or why it failed.
 
 `served_model` holds the versions of a model. `dispatcher` sends requests to them.
 """
@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -33,6 +34,9 @@ _logger = logging.getLogger(__name__)
 
 _LENGTH = 16
 """The length of free axes in the check for row dependence, if `padding` gives none."""
+
+MOST_CHARACTERS = 1000
+"""The limit for an error's text: a runtime may print a whole graph."""
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
 """TF Serving's words for the state of a version."""
@@ -166,7 +170,7 @@ class ModelVersion:
         self.state = "UNLOADING"
         for executor in self._executors:
             executor.prepare_to_close()
-        has_ended = self._batcher.close(drain=True, seconds=seconds)
+        has_ended = self._batcher.close(seconds)
         if not has_ended:
             _logger.error(
                 "Version %d of the model %r did not end in time; its running batch is abandoned.",
@@ -234,6 +238,30 @@ class ModelVersion:
             deliver(request)
 
         return padder.fill(inputs), cut
+
+
+@dataclass(frozen=True)
+class FailedVersion:
+    """A version that could not be loaded or warmed up.
+
+    The exception itself is not kept: its traceback would keep the model in memory. `kind` is its
+    class.
+    """
+
+    number: int
+    kind: str
+    error: str
+
+    @property
+    def state(self) -> Literal["END"]:
+        """The version's state in TF Serving's words."""
+        return "END"
+
+    @classmethod
+    def of(cls, number: int, error: BaseException) -> "FailedVersion":
+        """Returns the record of a version that failed with an error."""
+        kind = type(error).__name__
+        return cls(number, kind, f"{kind}: {error}"[:MOST_CHARACTERS])
 
 
 def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:

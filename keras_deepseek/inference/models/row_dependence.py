@@ -6,8 +6,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, TensorSpec, find_dtype
 from keras_deepseek.inference.executors.executor import Executor
-from keras_deepseek.inference.models.array_difference import relative_difference
-from keras_deepseek.inference.models.warm_up import shape_of_batch
+from keras_deepseek.inference.models.warm_up import relative_difference, shape_of_batch
 
 _TOLERANCE = 1e-4
 """The accepted difference between batches of one size, relative to the largest value."""

@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.errors import ModelNotFoundError
-from keras_deepseek.inference.models.failed_version import FailedVersion
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 
 _Value = TypeVar("_Value")
 
@@ -194,6 +193,13 @@ class ServedModel:
                 f"The model {self.name!r} has no available version {number}; it has "
                 f"{ {key: one.state for key, one in self._versions.items()} }."
             )
+
+
+class ServedModels(dict[str, ServedModel]):
+    """The served models by name. A name that is not among them raises `ModelNotFoundError`."""
+
+    def __missing__(self, name: str) -> ServedModel:
+        raise ModelNotFoundError(f"There is no model {name!r}; those served are {[*self]}.")
 
 
 def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:

@@ -11,11 +11,14 @@ from keras_deepseek.inference.batching.batch import check_rows
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.executors.executor import Executor
-from keras_deepseek.inference.models.array_difference import relative_difference
 
 TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2, "float32": 1e-3, "float64": 1e-6}
 """The difference between a padded and an unpadded row that is accepted, relative to the largest
 value of the output. Other dtypes must be equal."""
+
+
+_LEAST_SCALE = 1e-2
+"""Values below it count as differences from zero, not relative to themselves."""
 
 
 def run_every_size(
@@ -70,6 +73,27 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
                 f"by {difference:.2g} of its largest value if they are padded. Give `values` and "
                 "`masks` by which the model recognizes padding, or serve it without `padding`."
             )
+
+
+def relative_difference(expected: Array, received: Array) -> float:
+    """Returns the largest difference of two arrays, divided by the largest finite expected value.
+
+    NaN equals NaN. The result is infinite if the shapes differ, if strings differ, or if a value is
+    finite in one array alone.
+    """
+    if expected.shape != received.shape:
+        return float("inf")
+    if expected.dtype.kind in "OSU":
+        return 0.0 if np.array_equal(expected, received) else float("inf")
+    left, right = expected.astype("float64"), received.astype("float64")
+    is_same = (left == right) | (np.isnan(left) & np.isnan(right))
+    if is_same.all():
+        return 0.0
+    is_finite = np.isfinite(left) & np.isfinite(right)
+    if not (is_same | is_finite).all():
+        return float("inf")
+    largest = np.abs(left[np.isfinite(left)]).max()
+    return float(np.abs(left - right)[~is_same].max() / max(largest, _LEAST_SCALE))
 
 
 def shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:

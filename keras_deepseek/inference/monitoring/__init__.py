@@ -1,1 +1,1 @@
-"""Monitoring of requests and of the engine: logs, traces and metrics."""
+"""The records of requests and of the engine: counters, logs and traces."""

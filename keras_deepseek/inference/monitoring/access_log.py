@@ -13,7 +13,7 @@ import select
 import sys
 import time
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 from keras_deepseek.inference.monitoring.background_writer import BackgroundWriter
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
@@ -30,22 +30,7 @@ _ATOMIC_BYTES = 4096
 """The largest write to a pipe that the lines of other processes can't break apart."""
 
 
-class _Line(NamedTuple):
-    time: float
-    protocol: str
-    method: str
-    path: str
-    status: int | str
-    size: int
-    seconds: float
-    queue_seconds: float | None
-    model_seconds: float | None
-    batch_rows: int | None
-    is_cached: bool
-    model: str
-    version: str
-    client: str
-    request_id: str
+_Line = dict[str, Any]
 
 
 class AccessLog:
@@ -82,23 +67,23 @@ class AccessLog:
         if not self._logger.isEnabledFor(logging.INFO):
             return
         self._writer.put(
-            _Line(
-                time.time(),
-                trace.protocol,
-                method,
-                path[:_MAX_PATH],
-                status,
-                size,
-                seconds,
-                trace.queue_seconds,
-                trace.model_seconds,
-                trace.batch_rows,
-                trace.is_cached,
-                trace.model,
-                trace.version,
-                client,
-                trace.request_id,
-            )
+            {
+                "time": time.time(),
+                "protocol": trace.protocol,
+                "method": method,
+                "path": path[:_MAX_PATH],
+                "status": status,
+                "bytes": size,
+                "milliseconds": seconds,
+                "queue_milliseconds": trace.queue_seconds,
+                "model_milliseconds": trace.model_seconds,
+                "batch_rows": trace.batch_rows,
+                "cached": trace.is_cached,
+                "model": trace.model,
+                "version": trace.version,
+                "client": client,
+                "request_id": trace.request_id,
+            }
         )
 
     def flush(self) -> None:
@@ -138,27 +123,14 @@ def choose_request_id(offered: str | None) -> str:
 
 
 def _format_line(line: _Line) -> str:
-    content = {
-        "time": _format_time(line.time),
-        "protocol": line.protocol,
-        "method": line.method,
-        "path": line.path,
-        "status": line.status,
-        "bytes": line.size,
-        "milliseconds": _milliseconds(line.seconds),
-        "queue_milliseconds": _milliseconds(line.queue_seconds),
-        "model_milliseconds": _milliseconds(line.model_seconds),
-        "batch_rows": line.batch_rows,
-        "cached": line.is_cached,
-        "model": line.model,
-        "version": line.version,
-        "client": line.client,
-        "request_id": line.request_id,
-    }
+    line["time"] = _format_time(line["time"])
+    for key in ("milliseconds", "queue_milliseconds", "model_milliseconds"):
+        if line[key] is not None:  # It is in seconds until now.
+            line[key] = round(1000 * line[key], 3)
     # JSON escapes line breaks, and Python's `json` also all that is not ASCII. So a path can't
     # forge a line or send control codes to a terminal.
-    text = to_json(content)
-    return text.decode() if text.isascii() else json.dumps(content, separators=(",", ":"))
+    text = to_json(line)
+    return text.decode() if text.isascii() else json.dumps(line, separators=(",", ":"))
 
 
 def _format_time(seconds: float) -> str:
@@ -169,10 +141,6 @@ def _format_time(seconds: float) -> str:
 @lru_cache(2)
 def _format_second(whole: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(1000 * seconds, 3)
 
 
 def _join_lines(lines: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Counters of the requests and the loads of an engine, for all protocols.
 
-`metrics` reads them. `BatchTotals` has the counters of a model's batches.
+`server.metrics` reads them. `BatchTotals` has the counters of a model's batches.
 """
 
 import threading

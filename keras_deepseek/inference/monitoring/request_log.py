@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_path
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.monitoring.background_writer import BackgroundWriter
 
+DEFAULT_SAMPLE = 0.01
 MAX_BYTES = 64 * 2**20
 NUM_FILES = 5
 _MAX_WAITING = 256
@@ -41,7 +43,7 @@ class RequestLog:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        sample: float = 0.01,
+        sample: float = DEFAULT_SAMPLE,
         *,
         max_bytes: int = MAX_BYTES,
         num_files: int = NUM_FILES,
@@ -49,9 +51,9 @@ class RequestLog:
     ) -> None:
         if isinstance(sample, bool) or not isinstance(sample, int | float) or not 0 < sample <= 1:
             raise InvalidInputError(
-                f"Received sample={sample!r}. Expected a number above 0, up to 1."
+                f"`sample` must be a number above 0, up to 1; received {sample!r}."
             )
-        self._path = Path(path)
+        self._path = Path(check_path("log_requests", path))
         self._sample = sample
         self._max_bytes = max_bytes
         self._num_files = num_files
@@ -62,7 +64,8 @@ class RequestLog:
             self._file = self._open()
         except OSError as error:
             raise InvalidInputError(
-                f"Can't write requests to {str(self._path)!r}: {error}."
+                f"Can't write requests to {str(self._path)!r}: {error}. `log_requests` must be the "
+                "path of a file in an existing folder that this process may write to."
             ) from error
         self._writer = BackgroundWriter(
             self._write_entries, name="request-log", max_waiting=_MAX_WAITING

@@ -12,8 +12,13 @@ from typing import Any, NamedTuple
 from keras_deepseek import __version__
 from keras_deepseek.inference.monitoring.background_writer import BackgroundWriter
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.monitoring.span_names import SCHEMA, Attributes, SpanNames
 from keras_deepseek.inference.monitoring.trace_provider import find_provider
+
+SCHEMA = "https://opentelemetry.io/schemas/1.45.0"
+"""The names of spans and attributes are those of OpenTelemetry's semantic conventions 1.45.
+
+`http.span_names` and `grpc.call_records` make them. https://opentelemetry.io/docs/specs/semconv/
+"""
 
 MAX_WAITING = 2048
 """The number of requests that may wait, as in OpenTelemetry's own processor. More are dropped."""
@@ -24,6 +29,19 @@ _MAX_FIELD = 8192
 _PREFIX = "keras_deepseek."
 
 _logger = logging.getLogger(__name__)
+
+Attributes = dict[str, str | int | float | bool]
+
+
+class SpanNames(NamedTuple):
+    """The name and the attributes of a span that depend on the protocol.
+
+    `has_failed` is true if the request failed because of the server.
+    """
+
+    name: str
+    attributes: Attributes
+    has_failed: bool
 
 
 class _Batch(NamedTuple):

@@ -1,6 +1,7 @@
 """Byte strings in TF Serving's JSON: text, or `{"b64": ...}` for bytes that are not text."""
 
 import binascii
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def decode_string(value: Any, where: str) -> bytes:
         return value.encode(errors="surrogatepass")
     if not is_base64_object(value):
         raise InvalidInputError(
-            f'{where}: expected a string or {{"b64": ...}}; received {value!r:.100}.'
+            f'{where}: expected a string or {{"b64": ...}}; received {reprlib.repr(value)}.'
         )
     text = value[_KEY].rstrip("=")
     try:
@@ -66,11 +67,11 @@ def encode_strings(name: str, array: Array) -> Any:
 def _leaves(value: Any, shape: list[int], where: str) -> Iterator[Any]:
     if not shape:
         if isinstance(value, list):
-            raise InvalidInputError(f"{where}: rows of unequal length.")
+            raise InvalidInputError(f"{where}: received rows of unequal length.")
         yield value
         return
     if not isinstance(value, list) or len(value) != shape[0]:
-        raise InvalidInputError(f"{where}: rows of unequal length.")
+        raise InvalidInputError(f"{where}: received rows of unequal length.")
     for part in value:
         yield from _leaves(part, shape[1:], where)
 

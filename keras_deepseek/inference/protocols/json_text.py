@@ -7,6 +7,7 @@ thirtieth. It has no `NaN` and `Infinity`, which TF Serving allows; JSON with th
 
 import json
 import math
+import reprlib
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,8 @@ from keras_deepseek.errors import InvalidInputError
 
 def load_json(text: bytes | memoryview) -> Any:
     """Parses JSON. `NaN`, `Infinity` and `-Infinity` are allowed as numbers."""
+    if not len(text):
+        raise InvalidInputError("The body is not JSON: it is empty.")
     fast = _orjson()
     if fast is not None:
         try:
@@ -33,8 +36,9 @@ def load_object(text: bytes | memoryview, expected: str) -> dict[str, Any]:
     """Returns the JSON object in a text. `expected` describes it in the error: "with 'rows'"."""
     content = load_json(text)
     if not isinstance(content, dict):
-        received = type(content).__name__
-        raise InvalidInputError(f"Expected a JSON object {expected}; received {received}.")
+        raise InvalidInputError(
+            f"Expected a JSON object {expected}; received {reprlib.repr(content)}."
+        )
     return content
 
 

@@ -40,6 +40,11 @@ def new_message(name: str, /, **fields: Any) -> Message:
     return _message_class(name)(**fields)
 
 
+def write_message(name: str, /, **fields: Any) -> bytes:
+    """Returns the bytes of a protobuf message with fields, by its name."""
+    return bytes(new_message(name, **fields).SerializeToString())
+
+
 def parse_message(name: str, data: bytes) -> Message:
     """Parses the bytes of a protobuf message from a client."""
     kind = _message_class(name)

@@ -4,6 +4,7 @@ The values of a tensor are in the JSON, flat or nested, or follow it as raw byte
 extension. For raw bytes the header `Inference-Header-Content-Length` has the length of the JSON.
 """
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,7 +100,9 @@ def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
     text, rest = _split(body, header_length)
     content = load_json(text)
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
-        raise InvalidInputError("Expected a JSON object with a list of 'inputs'.")
+        raise InvalidInputError(
+            f"Expected a JSON object with a list of 'inputs'; received {reprlib.repr(content)}."
+        )
     inputs: dict[str, Array] = {}
     position = 0
     for tensor in content["inputs"]:
@@ -110,8 +113,8 @@ def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
         position += taken
     if position != len(rest):
         raise InvalidInputError(
-            f"Received {len(rest)} bytes after the JSON, of which the inputs' 'binary_data_size' "
-            f"name {position}."
+            f"Received {len(rest)} bytes after the JSON. Expected {position}, the sum of the "
+            "'binary_data_size' of the inputs."
         )
     return _with_outputs(content, inputs)
 
@@ -176,7 +179,10 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes | memoryview, 
 def _name_of(tensor: Any, where: str) -> str:
     name = tensor.get("name") if isinstance(tensor, dict) else None
     if not isinstance(name, str):
-        raise InvalidInputError(f"Each of {where!r} must be an object with a 'name'.")
+        raise InvalidInputError(
+            f"Each of {where!r} must be an object with a 'name', a string; received "
+            f"{reprlib.repr(tensor)}."
+        )
     return name
 
 
@@ -185,18 +191,22 @@ def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[
     dtype = dtype_of_open_inference(tensor.get("datatype"), where)
     sizes = tensor.get("shape")
     if not isinstance(sizes, list):
-        raise InvalidInputError(f"{where}: expected 'shape', a list of integers.")
+        raise InvalidInputError(
+            f"{where}: expected 'shape', a list of integers; received {reprlib.repr(sizes)}."
+        )
     shape = check_shape(sizes, where)
     size = read_parameters(tensor.get("parameters"), where).get("binary_data_size")
     if ("data" in tensor) == (size is not None):
         raise InvalidInputError(
-            f"{where}: expected either 'data' or the parameter 'binary_data_size'."
+            f"{where}: expected either 'data' or the parameter 'binary_data_size', received "
+            f"{'neither' if size is None else 'both'}."
         )
     if size is None:
         return _from_data(tensor["name"], tensor["data"], dtype, shape), 0
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
         raise InvalidInputError(
-            f"{where}: received binary_data_size {size!r:.30}; {len(rest)} bytes are left."
+            f"{where}: received binary_data_size {size!r:.30}. Expected the number of its bytes, "
+            f"at most the {len(rest)} that are left of the body."
         )
     return from_bytes(rest[:size], dtype, shape, where), size
 
@@ -241,10 +251,12 @@ def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> Infer
     outputs = content.get("outputs")
     outputs = [] if outputs is None else outputs
     if not isinstance(outputs, list):
-        raise InvalidInputError("'outputs' must be a list of objects with a 'name'.")
+        raise InvalidInputError(
+            f"'outputs' must be a list of objects with a 'name'; received {reprlib.repr(outputs)}."
+        )
     identity = content.get("id", "")
     if not isinstance(identity, str):
-        raise InvalidInputError("'id' must be a string.")
+        raise InvalidInputError(f"'id' must be a string; received {reprlib.repr(identity)}.")
     return InferCall(
         inputs=inputs,
         outputs=tuple(_read_wanted(output, is_binary) for output in outputs),
@@ -267,5 +279,7 @@ def _read_wanted(output: Any, is_binary: bool) -> WantedOutput:
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise InvalidInputError(f"The parameter {name!r} must be true or false.")
+        raise InvalidInputError(
+            f"The parameter {name!r} must be true or false; received {reprlib.repr(value)}."
+        )
     return value

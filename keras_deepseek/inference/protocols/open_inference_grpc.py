@@ -4,7 +4,7 @@ The values of an input are raw bytes in `raw_input_contents`, or a list in its `
 response has the same form as its request.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,18 @@ from keras_deepseek.inference.protocols.dtypes import (
     dtype_of_numpy,
     dtype_of_open_inference,
 )
-from keras_deepseek.inference.protocols.messages import Message, new_message, parse_message
+from keras_deepseek.inference.protocols.messages import (
+    Message,
+    new_message,
+    parse_message,
+    write_message,
+)
 from keras_deepseek.inference.protocols.open_inference import (
     InferCall,
     WantedOutput,
     read_parameters,
 )
 from keras_deepseek.inference.protocols.open_inference_classes import PARAMETER, read_count
-from keras_deepseek.inference.protocols.open_inference_models import ModelState, repository_index
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
     from_bytes,
@@ -73,8 +77,8 @@ def format_infer(
     """Returns the `ModelInferResponse` to a call; `in_stream` wraps it for a stream."""
     response = _infer_response(call, outputs, model_name, model_version)
     if in_stream:
-        return _write("ModelStreamInferResponse", infer_response=response)
-    return _serialize(response)
+        return write_message(_PACKAGE + "ModelStreamInferResponse", infer_response=response)
+    return bytes(response.SerializeToString())
 
 
 def format_stream_error(error_message: str, call: InferCall | None = None) -> bytes:
@@ -83,41 +87,9 @@ def format_stream_error(error_message: str, call: InferCall | None = None) -> by
     The `id` of the call is returned; `call` is `None` if the request was malformed.
     """
     response = new_message(_PACKAGE + "ModelInferResponse", id="" if call is None else call.id)
-    return _write("ModelStreamInferResponse", error_message=error_message, infer_response=response)
-
-
-def parse_model(data: bytes, call: str) -> tuple[str, str]:
-    """Returns the name and the version of the model that a request names; empty if it names none.
-
-    `call` is `"ModelReady"` or `"ModelMetadata"`.
-    """
-    message = parse_message(f"{_PACKAGE}{call}Request", data)
-    return message.name, message.version
-
-
-def format_live() -> bytes:
-    """Returns the `ServerLiveResponse`."""
-    return _write("ServerLiveResponse", live=True)
-
-
-def format_ready(is_ready: bool, call: str = "ServerReady") -> bytes:
-    """Returns the `ServerReadyResponse` or the `ModelReadyResponse`."""
-    return _write(f"{call}Response", ready=is_ready)
-
-
-def format_metadata(content: Mapping[str, Any], call: str) -> bytes:
-    """Returns the `ServerMetadataResponse` or the `ModelMetadataResponse`."""
-    return _write(f"{call}Response", **content)
-
-
-def parse_repository_index(data: bytes) -> bool:
-    """Returns true if a `RepositoryIndexRequest` asks only for models that are ready."""
-    return bool(parse_message(_PACKAGE + "RepositoryIndexRequest", data).ready)
-
-
-def format_repository_index(states: Iterable[ModelState], ready: bool = False) -> bytes:
-    """Returns the `RepositoryIndexResponse`; `ready` leaves out versions that are not ready."""
-    return _write("RepositoryIndexResponse", models=repository_index(states, ready))
+    return write_message(
+        _PACKAGE + "ModelStreamInferResponse", error_message=error_message, infer_response=response
+    )
 
 
 def parse_repository_model(data: bytes, call: str) -> str:
@@ -131,24 +103,6 @@ def parse_repository_model(data: bytes, call: str) -> str:
     if not name:
         raise InvalidInputError(f"{call}: expected the name of a model.")
     return name
-
-
-def format_repository_model(name: str, call: str) -> bytes:
-    """Returns the response to the load or the unload of a model.
-
-    `call` is `"RepositoryModelLoad"` or `"RepositoryModelUnload"`.
-    """
-    flag = "isLoaded" if call == "RepositoryModelLoad" else "isUnloaded"
-    return _write(f"{call}Response", model_name=name, **{flag: True})
-
-
-def _write(message: str, /, **fields: Any) -> bytes:
-    return _serialize(new_message(_PACKAGE + message, **fields))
-
-
-def _serialize(message: Message) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
 
 
 def _read_tensor(tensor: Message, raw: bytes | None) -> Array:

@@ -1,5 +1,6 @@
 """Open Inference's metadata of servers and models, for REST and gRPC."""
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,27 +53,15 @@ def model_metadata(
     }
 
 
-def server_live() -> dict[str, Any]:
-    """Returns the response to `GET /v2/health/live`."""
-    return {"live": True}
-
-
-def server_ready(is_ready: bool) -> dict[str, Any]:
-    """Returns the response to `GET /v2/health/ready`. Its HTTP status is 503 if not ready."""
-    return {"ready": is_ready}
-
-
-def model_ready(name: str, is_ready: bool) -> dict[str, Any]:
-    """Returns the response to `GET /v2/models/NAME/ready`. Its HTTP status is 503 if not ready."""
-    return {"name": name, "ready": is_ready}
-
-
 def parse_repository_index(body: bytes) -> bool:
     """Returns true if a `POST /v2/repository/index` asks only for models that are ready."""
     content = load_json(body) if body.strip() else {}
     ready = content.get("ready", False) if isinstance(content, dict) else None
     if not isinstance(ready, bool):
-        raise InvalidInputError("Expected a JSON object, in which 'ready' may be true or false.")
+        raise InvalidInputError(
+            "Expected a JSON object, in which 'ready' may be true or false; received "
+            f"{reprlib.repr(content)}."
+        )
     return ready
 
 
@@ -96,13 +85,3 @@ def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
         "datatype": dtype_of(spec.dtype).open_inference,
         "shape": [-1 if size is None else size for size in spec.shape],
     }
-
-
-def repository_load(name: str) -> dict[str, Any]:
-    """Returns the response to `POST /v2/repository/models/NAME/load`, in KServe's form."""
-    return {"name": name, "load": True}
-
-
-def repository_unload(name: str) -> dict[str, Any]:
-    """Returns the response to `POST /v2/repository/models/NAME/unload`, in KServe's form."""
-    return {"name": name, "unload": True}

@@ -4,6 +4,7 @@ A row is the value of the only input, or an object with a value for each input b
 be objects `{"b64": "..."}`, for bytes that are not UTF-8.
 """
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,23 +64,30 @@ def encode_columns(outputs: Mapping[str, Array]) -> dict[str, Any]:
 
 def _split_rows(rows: Any, signature: Signature, field: str) -> dict[str, Any]:
     if not isinstance(rows, list):
-        raise InvalidInputError(f"'{field}' must be a list, with one value for each row.")
+        raise InvalidInputError(
+            f"'{field}' must be a list, with one value for each row; received {reprlib.repr(rows)}."
+        )
     names = [spec.name for spec in signature.inputs]
     if not rows:
         return {name: [] for name in names}
     named = [isinstance(row, dict) and not is_base64_object(row) for row in rows]
     if all(named):
-        if any(row.keys() != rows[0].keys() for row in rows):
-            raise InvalidInputError(f"All of '{field}' must have the same names: {names}.")
+        other = next((row for row in rows if row.keys() != rows[0].keys()), None)
+        if other is not None:
+            raise InvalidInputError(
+                f"All of '{field}' must have the same names: {names}; received "
+                f"{reprlib.repr([*rows[0]])} and {reprlib.repr([*other])}."
+            )
         return {name: [row[name] for row in rows] for name in rows[0]}
     if any(named):
         raise InvalidInputError(
-            f"Either all of '{field}' are objects with {names}, or none is; number "
-            f"{named.index(not named[0])} differs from number 0."
+            f"Either all or none of '{field}' must be objects with {names}. Number 0 and number "
+            f"{named.index(not named[0])} differ."
         )
     if len(names) > 1:
         raise InvalidInputError(
-            f"The model has several inputs: each of '{field}' must be an object with {names}."
+            f"The model has several inputs: each of '{field}' must be an object with {names}; "
+            f"received {reprlib.repr(rows[0])}."
         )
     return {names[0]: rows}
 

@@ -81,8 +81,8 @@ def strings_of(array: Array) -> list[bytes]:
     return [_encode(value) for value in array.ravel().tolist()]
 
 
-def string_array(values: Sequence[bytes]) -> Array:
-    """Converts byte strings to an array with one axis."""
+def string_array(values: Sequence[bytes | str]) -> Array:
+    """Returns an array of objects with one axis, with a string each."""
     array = np.empty(len(values), object)
     array[:] = values
     return array

@@ -36,7 +36,7 @@ def from_tensor_proto(
     """
     dtype = dtype_of_tf_number(message.dtype, where)
     if message.tensor_shape.unknown_rank:
-        raise InvalidInputError(f"{where}: received a tensor without a shape.")
+        raise InvalidInputError(f"{where}: received a tensor without a shape. Set tensor_shape.")
     shape = check_shape((size.size for size in message.tensor_shape.dim), where)
     content = message.tensor_content
     if content and dtype.is_bytes:

@@ -6,6 +6,7 @@ tensor. `tf_serving_examples` has `:classify` and `:regress`.
 """
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,9 @@ from keras_deepseek.inference.protocols.rows import (
 )
 
 SIGNATURE_NAME = "serving_default"
-"""The signature of a request that names none."""
+"""The only signature of a model. A request may name it or none."""
 
 PREDICT_METHOD = "tensorflow/serving/predict"
-
-Signatures = Signature | Mapping[str, Signature]
-"""A model's signatures by name. A single `Signature` stands for `serving_default`."""
 
 _TF_NAMES = {dtype.name: dtype.tf_name for dtype in DTYPES}
 
@@ -44,7 +42,6 @@ class PredictCall:
 
     inputs: dict[str, Any]
     is_row_form: bool
-    signature_name: str = SIGNATURE_NAME
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class VersionStatus:
     error_message: str = ""
 
 
-def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
+def parse_predict(body: bytes, signature: Signature) -> PredictCall:
     """Parses the body of a `:predict` request, in row form or in column form.
 
     Example:
@@ -74,25 +71,25 @@ def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
     """
     content = load_object(body, "with either 'instances' or 'inputs'")
     if ("instances" in content) == ("inputs" in content):
-        raise InvalidInputError("Expected a JSON object with either 'instances' or 'inputs'.")
-    name, called = find_signature(content.get("signature_name", ""), signature)
-    if "instances" in content:
-        inputs = inputs_from_rows(content["instances"], called, "instances")
-    else:
-        inputs = decode_inputs(_from_columns(content["inputs"], called), called)
-    return PredictCall(inputs, is_row_form="instances" in content, signature_name=name)
-
-
-def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
-    """Returns the signature with a requested name, and that name; `""` means `serving_default`."""
-    known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
-    wanted = SIGNATURE_NAME if name == "" else name
-    if not isinstance(wanted, str) or wanted not in known:
         raise InvalidInputError(
-            f"Serving signature name: {json.dumps(wanted, default=str)} not found in signature "
-            f"def. Expected {' or '.join(map(repr, sorted(known)))}."
+            "Expected a JSON object with either 'instances' or 'inputs'; received the keys "
+            f"{reprlib.repr([*content])}."
         )
-    return wanted, known[wanted]
+    check_signature_name(content.get("signature_name", ""))
+    if "instances" in content:
+        inputs = inputs_from_rows(content["instances"], signature, "instances")
+    else:
+        inputs = decode_inputs(_from_columns(content["inputs"], signature), signature)
+    return PredictCall(inputs, is_row_form="instances" in content)
+
+
+def check_signature_name(name: Any) -> None:
+    """Raises an error for the name of a signature that models don't have."""
+    if name not in ("", SIGNATURE_NAME):
+        raise InvalidInputError(
+            f"Serving signature name: {json.dumps(name, default=str)} not found in signature def. "
+            f"Expected {SIGNATURE_NAME!r}."
+        )
 
 
 def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
@@ -120,20 +117,16 @@ def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
     }
 
 
-def format_metadata(name: str, signature: Signatures, version: str) -> dict[str, Any]:
+def format_metadata(name: str, signature: Signature, version: str) -> dict[str, Any]:
     """Returns the response to `GET /v1/models/NAME/metadata`."""
-    known = {SIGNATURE_NAME: signature} if isinstance(signature, Signature) else signature
-    definitions = {
-        key: {
-            "inputs": {spec.name: _tensor_info(spec) for spec in each.inputs},
-            "outputs": {spec.name: _tensor_info(spec) for spec in each.outputs},
-            "method_name": PREDICT_METHOD,
-        }
-        for key, each in known.items()
+    definition = {
+        "inputs": {spec.name: _tensor_info(spec) for spec in signature.inputs},
+        "outputs": {spec.name: _tensor_info(spec) for spec in signature.outputs},
+        "method_name": PREDICT_METHOD,
     }
     return {
         "model_spec": {"name": name, "signature_name": "", "version": version},
-        "metadata": {"signature_def": {"signature_def": definitions}},
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE_NAME: definition}}},
     }
 
 
@@ -165,7 +158,8 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
         return {name: columns[name] for name in names}
     if len(names) > 1:
         raise InvalidInputError(
-            f"The model has several inputs: 'inputs' must be an object with {names}."
+            f"The model has several inputs: 'inputs' must be an object with {names}; received "
+            f"{reprlib.repr(columns)}."
         )
     return {names[0]: columns}
 

@@ -6,8 +6,8 @@ example as a serialized `tf.train.Example`.
 """
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,7 @@ from keras_deepseek.inference.protocols.base64_objects import decode_string, is_
 from keras_deepseek.inference.protocols.json_text import load_object, to_json
 from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.tensor_bytes import string_array, strings_of
-from keras_deepseek.inference.protocols.tf_serving import (
-    Signatures,
-    find_signature,
-)
+from keras_deepseek.inference.protocols.tf_serving import check_signature_name
 
 Example = Mapping[str, Sequence[Any]]
 """Features by name. All values of a feature have one type: `bytes`, integers or floats."""
@@ -35,33 +32,28 @@ REGRESS_METHOD = "tensorflow/serving/regress"
 _LARGEST_FLOAT = float(np.finfo("float32").max)
 
 
-@dataclass(frozen=True)
-class ExamplesCall:
-    """A request to `:classify` or `:regress`, with arrays by input name, rows first."""
-
-    inputs: dict[str, Array]
-    signature_name: str
-
-
-def parse_examples(body: bytes, signature: Signatures) -> ExamplesCall:
-    """Parses the body of a `:classify` or a `:regress` request.
+def parse_examples(body: bytes, signature: Signature) -> dict[str, Array]:
+    """Returns the inputs in the body of a `:classify` or a `:regress` request.
 
     `"context"` holds features that all examples share.
 
     Example:
 
     >>> signature = Signature((TensorSpec("age", (None,), "float32"),), ())
-    >>> parse_examples(b'{"examples": [{"age": 3}, {"age": [4.5]}]}', signature).inputs
+    >>> parse_examples(b'{"examples": [{"age": 3}, {"age": [4.5]}]}', signature)
     {'age': array([3. , 4.5], dtype=float32)}
     """
     content = load_object(body, "with a list of 'examples'")
     rows = content.get("examples")
     if not isinstance(rows, list) or not rows:
-        raise InvalidInputError("Expected a JSON object with 'examples', a list of at least one.")
-    name, called = find_signature(content.get("signature_name", ""), signature)
+        raise InvalidInputError(
+            "Expected a JSON object with 'examples', a list of at least one; received "
+            f"{reprlib.repr(content)}."
+        )
+    check_signature_name(content.get("signature_name", ""))
     context = _read_example(content.get("context", {}))
     examples = [{**context, **_read_example(row)} for row in rows]
-    return ExamplesCall(bind_examples(examples, called), name)
+    return bind_examples(examples, signature)
 
 
 def bind_examples(examples: Sequence[Example], signature: Signature) -> dict[str, Array]:
@@ -74,13 +66,11 @@ def bind_examples(examples: Sequence[Example], signature: Signature) -> dict[str
     return signature.bind({spec.name: _stack(spec, examples) for spec in signature.inputs})
 
 
-def classify(
-    outputs: Mapping[str, Array], rows: int, labels: Sequence[str] | None = None
-) -> list[Classes]:
+def classify(outputs: Mapping[str, Array], rows: int) -> list[Classes]:
     """Returns the classes of each example.
 
     `outputs` have the shape `(batch, classes)`: one of floats with the scores, and optionally one
-    of strings with the labels. `labels` has one for each class, for a model without labels.
+    of strings with the labels.
     """
     scores = _one_of(outputs, "scores", "f")
     names = _one_of(outputs, "classes", "OUS")
@@ -91,14 +81,11 @@ def classify(
             "The model can't classify: expected one output of floats, of shape (batch, classes), "
             f"and optionally one of strings; it has {_describe(outputs)}. Use :predict."
         )
+    labels = [""] * (rows * count)
     if names is not None:
-        text = [value.decode(errors="replace") for value in strings_of(names)]
-    elif labels is not None and len(labels) != count:
-        raise InvalidInputError(f"The model has {count} classes and {len(labels)} labels.")
-    else:
-        text = list(labels or [""] * count) * rows
-    values = [0.0] * len(text) if scores is None else scores.ravel().tolist()
-    pairs = list(zip(text, values, strict=True))
+        labels = [value.decode(errors="replace") for value in strings_of(names)]
+    values = [0.0] * len(labels) if scores is None else scores.ravel().tolist()
+    pairs = list(zip(labels, values, strict=True))
     return [pairs[row * count : (row + 1) * count] for row in range(rows)]
 
 
@@ -147,7 +134,7 @@ def _read_feature(name: str, feature: Any) -> list[Any]:
     if kinds - {int, float} or len(kinds) > 1:
         raise InvalidInputError(
             f"{where}: expected strings, or integers, or numbers with a point, of one kind; "
-            f"received {values!r:.100}."
+            f"received {reprlib.repr(values)}."
         )
     return values
 

@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.messages import Message, new_message, parse_message
+from keras_deepseek.inference.protocols.messages import (
+    Message,
+    new_message,
+    parse_message,
+    write_message,
+)
 from keras_deepseek.inference.protocols.tensor_proto import (
     from_tensor_protos,
     write_tensor_proto,
@@ -74,23 +79,19 @@ def parse_predict(data: bytes) -> PredictMessage:
     )
 
 
-def format_predict(
-    call: PredictMessage, outputs: Mapping[str, Array], version: int | None = None
-) -> bytes:
-    """Returns the `PredictResponse` to a call; `version=None` stands for that of the call."""
+def format_predict(call: PredictMessage, outputs: Mapping[str, Array], version: int) -> bytes:
+    """Returns the `PredictResponse` of the version that answered."""
     message = new_message(_SERVING + "PredictResponse")
     answered_by = message.model_spec
     answered_by.name = call.model.name
     # TF Serving names the signature in the response even if the request names none.
     answered_by.signature_name = call.model.signature_name or SIGNATURE_NAME
-    number = call.model.version if version is None else version
-    if number is not None:
-        answered_by.version.value = number
+    answered_by.version.value = version
     for name in call.output_names or outputs:
         if name not in outputs:
             raise InvalidInputError(unknown_name_message("output", name, outputs))
         write_tensor_proto(message.outputs[name], outputs[name])
-    return _serialize(message)
+    return bytes(message.SerializeToString())
 
 
 def parse_examples(data: bytes, method: str) -> ExamplesMessage:
@@ -103,20 +104,12 @@ def parse_examples(data: bytes, method: str) -> ExamplesMessage:
 def format_examples(
     call: ExamplesMessage,
     results: Sequence[Classes] | Sequence[float],
-    version: int | None = None,
+    version: int,
 ) -> bytes:
-    """Returns the `ClassificationResponse` or the `RegressionResponse` to a call.
-
-    `version` is the one that answered; `None` stands for that of the call.
-    """
+    """Returns the `ClassificationResponse` or `RegressionResponse` of the version that answered."""
     kind, _, write = _RESULTS[call.method]
-    return _serialize(
-        new_message(
-            f"{_SERVING}{kind}Response",
-            result=write(results),
-            model_spec=_answered_by(call, version),
-        )
-    )
+    model = write_model_spec(replace(call.model, version=version))
+    return write_message(f"{_SERVING}{kind}Response", result=write(results), model_spec=model)
 
 
 def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example, ...]]:
@@ -142,17 +135,18 @@ def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example,
 
 
 def format_multi_inference(
-    answers: Sequence[tuple[Task, Sequence[Classes] | Sequence[float]]], version: int | None = None
+    answers: Sequence[tuple[Task, Sequence[Classes] | Sequence[float]]], version: int
 ) -> bytes:
     """Returns the `MultiInferenceResponse` to tasks, each with its `read_results`.
 
-    `version` is the one that answered; `None` stands for that of each task.
+    `version` is the one that answered.
     """
     message = new_message(_SERVING + "MultiInferenceResponse")
     for task, results in answers:
         _, field, write = _RESULTS[task.method]
-        message.results.add(model_spec=_answered_by(task, version), **{field: write(results)})
-    return _serialize(message)
+        model = write_model_spec(replace(task.model, version=version))
+        message.results.add(model_spec=model, **{field: write(results)})
+    return bytes(message.SerializeToString())
 
 
 def read_model_spec(message: Message) -> ModelSpec:
@@ -173,12 +167,6 @@ def write_model_spec(model: ModelSpec) -> Message:
     if model.version is not None:
         message.version.value = model.version
     return message
-
-
-def _answered_by(call: PredictMessage | ExamplesMessage | Task, version: int | None) -> Message:
-    return write_model_spec(
-        replace(call.model, version=call.model.version if version is None else version)
-    )
 
 
 def _examples_of(message: Message) -> tuple[Example, ...]:
@@ -229,8 +217,3 @@ _RESULTS = {
     CLASSIFY_METHOD: _Results("Classification", "classification_result", _classification),
     REGRESS_METHOD: _Results("Regression", "regression_result", _regression),
 }
-
-
-def _serialize(message: Message) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data

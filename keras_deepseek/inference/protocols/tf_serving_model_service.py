@@ -15,7 +15,6 @@ from keras_deepseek.inference.protocols.messages import (
 from keras_deepseek.inference.protocols.tf_serving import (
     PREDICT_METHOD,
     SIGNATURE_NAME,
-    Signatures,
     VersionStatus,
 )
 from keras_deepseek.inference.protocols.tf_serving_grpc import (
@@ -64,17 +63,15 @@ def parse_metadata(data: bytes) -> ModelSpec:
     return read_model_spec(message.model_spec)
 
 
-def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
+def format_metadata(model: ModelSpec, signature: Signature) -> bytes:
     """Returns the `GetModelMetadataResponse` of a model."""
-    known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
     definitions = new_message(_SERVING + "SignatureDefMap")
-    for name, signature in known.items():
-        definition = definitions.signature_def[name]
-        definition.method_name = PREDICT_METHOD
-        for spec in signature.inputs:
-            _describe(definition.inputs[spec.name], spec)
-        for spec in signature.outputs:
-            _describe(definition.outputs[spec.name], spec)
+    definition = definitions.signature_def[SIGNATURE_NAME]
+    definition.method_name = PREDICT_METHOD
+    for spec in signature.inputs:
+        _describe(definition.inputs[spec.name], spec)
+    for spec in signature.outputs:
+        _describe(definition.outputs[spec.name], spec)
     message = new_message(_SERVING + "GetModelMetadataResponse", model_spec=write_model_spec(model))
     packed = message.metadata[_SIGNATURE_DEF]
     packed.type_url = f"type.googleapis.com/{_SERVING}SignatureDefMap"
@@ -106,10 +103,10 @@ def parse_config_text(text: str) -> tuple[ModelConfig, ...]:
     return _read_models(parse_message_text(_SERVING + "ModelServerConfig", text))
 
 
-def format_reload(error_code: str = "OK", error_message: str = "") -> bytes:
-    """Returns the `ReloadConfigResponse`; `error_code` is a gRPC status."""
+def format_reload() -> bytes:
+    """Returns the `ReloadConfigResponse` of a change that succeeded."""
     message = new_message(_SERVING + "ReloadConfigResponse")
-    _set_status(message.status, error_code, error_message)
+    _set_status(message.status, "OK", "")
     return bytes(message.SerializeToString())
 
 

@@ -1,1 +1,1 @@
-"""The common parts of the servers of HTTP and gRPC: their threads, TLS, tokens and signals."""
+"""The common parts of the servers: their threads, TLS, tokens, signals, metrics and live line."""

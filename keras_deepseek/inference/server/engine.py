@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter
+from keras_deepseek.inference.batching.delivery import Settle, Waiter
 from keras_deepseek.inference.models.model_repository import ModelRepository
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel
-from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
+from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.request_options import RequestOptions
 
 
-class Engine(MonitoredEngine, Protocol):
+class Engine(Protocol):
     """The parts of a `ServingEngine` that its servers use.
 
     `ServingEngine` documents its methods.
@@ -22,6 +22,14 @@ class Engine(MonitoredEngine, Protocol):
     @property
     def name(self) -> str:
         """The name of the engine's own model."""
+
+    @property
+    def ready(self) -> bool:
+        """True if the engine answers requests."""
+
+    @property
+    def monitor(self) -> EngineMonitor:
+        """The engine's counters of requests and of loads."""
 
     @property
     def models(self) -> Mapping[str, ServedModel]:

@@ -1,6 +1,7 @@
 """The base class of the HTTP server and the gRPC server."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -10,13 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.monitoring.access_log import AccessLog
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces
 from keras_deepseek.inference.server.engine import Engine
-from keras_deepseek.inference.server.event_loop import call_in, loop_factory
 from keras_deepseek.inference.server.termination import wait_heeding_signals
 from keras_deepseek.inference.server.tokens import TokenCheck, warn_of_strangers
 
@@ -44,6 +45,7 @@ class Server(ABC):
         traces: Any,
     ) -> None:
         check_address(host, port)
+        check_boolean("access_log", access_log)
         self.engine = engine
         self.host = host
         self.port = port
@@ -163,6 +165,22 @@ class Server(ABC):
             listens.set_exception(error)
         finally:
             self.ended.set()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Returns the factory of uvloop's event loop, or `None` for Python's if uvloop is missing."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Calls a function in an event loop of another thread. Does nothing if the loop is closed."""
+    with contextlib.suppress(RuntimeError):  # The loop is closed: all that ran in it has stopped.
+        loop.call_soon_threadsafe(function)
 
 
 def stop_servers(servers: Sequence[Server]) -> None:

@@ -29,8 +29,8 @@ def make_server_context(
     if certificate is None:
         if key is not None or client_authority is not None:
             raise InvalidInputError(
-                "Received a key or an authority for clients without a TLS certificate. Give a "
-                "certificate, too."
+                "Received `key` or `client_authority` without `certificate`. Give the path of the "
+                "server's certificate, too."
             )
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

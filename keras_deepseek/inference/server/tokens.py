@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from keras_deepseek.errors import InvalidInputError
@@ -92,14 +92,15 @@ def is_loopback(host: str) -> bool:
 
 
 def _digests_of(tokens: Sequence[str]) -> tuple[bytes, ...]:
-    if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
+    is_list = isinstance(tokens, Collection) and not isinstance(tokens, str)
+    if not is_list or not all(isinstance(token, str) for token in tokens):
         raise InvalidInputError(
-            "Received tokens that are no sequence of strings. Expected a list, as in "
-            "tokens=[token], or a `pathlib.Path` of a file with one token in each line."
+            "`tokens` must be a list of strings, as in tokens=[token], or a `pathlib.Path` of a "
+            f"file with one token in each line; received a {type(tokens).__name__}."
         )
     if not tokens:
         raise InvalidInputError(
-            "Received no token, so that all requests would be refused. Give one."
+            "`tokens` is empty, so that all requests would be refused. Give at least one token."
         )
     for number, token in enumerate(tokens, 1):
         if not (token.isascii() and token.isprintable() and token and " " not in token):
@@ -129,7 +130,10 @@ def _read_file(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"Can't read the tokens in {str(path)!r}: {error}.") from error
+        raise InvalidInputError(
+            f"Can't read the tokens in {str(path)!r}: {error}. Expected a text file with one token "
+            "in each line."
+        ) from error
     stripped = [line.strip() for line in lines]
     found = [line for line in stripped if line and not line.startswith("#")]
     if not found:

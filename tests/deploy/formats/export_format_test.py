@@ -1,5 +1,6 @@
 import inspect
 
+import numpy as np
 import pytest
 
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
@@ -28,14 +29,23 @@ def test_everything_else_has_a_default(weights_format, tmp_path, dense):
     assert export_format.takes(None, {})
     with pytest.raises(NotSupportedError, match="'weights' has no `load`"):
         export_format.load(tmp_path)
-    with pytest.raises(NotSupportedError, match="'weights' is not built from another format"):
+    with pytest.raises(NotSupportedError, match="'weights' has no `build`"):
         export_format.build(tmp_path, tmp_path, None)
 
 
-def test_a_run_that_returns_nothing_is_an_error(tmp_path, weights_format):
-    class Forgetful(weights_format):
+@pytest.mark.parametrize(
+    ("outputs", "match"),
+    [
+        (None, "returned NoneType; expected a list"),
+        ([np.ones(1)], r"returned a list with array\(\[1\.\]\); expected .*dict of NumPy arrays"),
+        ([], r"returned 0 batches; .* for each of the 2 batches"),
+        ([{"y": [[1.0]]}], r"returned a list with {'y': \[\[1\.0\]\]}; expected"),
+    ],
+)
+def test_a_run_that_returns_something_else_is_an_error(tmp_path, weights_format, outputs, match):
+    class Wrong(weights_format):
         def run(self, folder, samples):
-            pass
+            return outputs
 
-    with pytest.raises(ExportError, match="returned NoneType; expected a list"):
-        run_format(Forgetful(), tmp_path, [])
+    with pytest.raises(ExportError, match=match):
+        run_format(Wrong(), tmp_path, [{}, {}])

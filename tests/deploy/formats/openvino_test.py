@@ -11,7 +11,7 @@ from keras_deepseek.backend.runtimes.openvino_model import import_openvino, shar
 from keras_deepseek.deploy import Exporter, register_exporter
 from keras_deepseek.deploy.formats import registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
-from keras_deepseek.errors import ExportError, InvalidInputError, MissingExtraError
+from keras_deepseek.errors import ExportError, MissingExtraError
 
 
 @pytest.fixture(autouse=True)
@@ -116,13 +116,3 @@ def test_without_openvino_the_extra_is_named(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"to export.*keras_deepseek\[openvino\]"):
         OpenVINOFormat().write(NamedModel(digits), tmp_path)
-
-
-def test_an_opset_that_can_not_be_written_is_refused():
-    with pytest.raises(InvalidInputError, match="from 13 to 25"):
-        OpenVINOFormat(opset=7)
-
-
-def test_it_is_a_format_as_any_other():
-    assert registry.choose_format("openvino", {"opset": 20}).options == {"opset": 20}
-    assert keras.backend.backend() in OpenVINOFormat.backends

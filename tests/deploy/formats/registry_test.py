@@ -50,8 +50,9 @@ def test_an_unknown_suffix_says_how_to_register_one():
 
 
 def test_an_unknown_name_gets_the_nearest_one():
-    with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
-        registry.choose_format("onxx", {})
+    for name in ("onxx", ["onnx"]):
+        with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
+            registry.choose_format(name, {})
 
 
 def test_a_path_without_a_suffix_names_no_format():
@@ -68,7 +69,7 @@ def test_a_path_without_a_suffix_names_no_format():
 
 
 def test_an_unknown_option_is_named_with_those_that_there_are():
-    with pytest.raises(InvalidInputError, match=r"no option \['opsett'\]; it has \['opset', "):
+    with pytest.raises(InvalidInputError, match="option of onnx 'opsett': did you mean 'opset'"):
         registry.choose_format("onnx", {"opsett": 1})
 
 
@@ -81,7 +82,9 @@ def test_options_of_an_engine_and_of_its_onnx_are_told_apart(plain_tensorrt):
 
 
 def test_an_unknown_option_of_an_engine_is_named_with_those_of_both(plain_tensorrt):
-    with pytest.raises(InvalidInputError, match=r"\['opsett'\]; it has \['flavor', .*'opset', "):
+    with pytest.raises(
+        InvalidInputError, match=r"of tensorrt 'opsett': .*Known: .*flavor, .*opset"
+    ):
         registry.choose_format("tensorrt", {"opsett": 1})
 
 
@@ -94,12 +97,32 @@ def test_a_built_in_name_is_not_taken(name):
 
 
 def test_a_class_in_place_of_an_instance_is_refused():
-    with pytest.raises(InvalidInputError, match="lacks an instance"):
+    with pytest.raises(
+        InvalidInputError,
+        match=r"received the class TextFormat.*register_exporter\(TextFormat\(\)\)",
+    ):
         register_exporter(TextFormat)
 
 
+@pytest.mark.parametrize(
+    ("member", "value", "match"),
+    [
+        ("name", "", "`name` of an export format must be a string that is not empty; received ''"),
+        ("suffix", None, "`suffix` of an export format must be a string; received None"),
+        ("entry", 5, "`entry` of an export format .*received 5"),
+        ("backends", "jax", "`backends` .*must be a tuple of .*torch.*; received 'jax'"),
+        ("backends", ("mxnet",), r"`backends` .*; received \('mxnet',\)"),
+    ],
+)
+def test_a_wrong_member_is_named(member, value, match):
+    text = TextFormat()
+    setattr(text, member, value)
+    with pytest.raises(InvalidInputError, match=match):
+        register_exporter(text)
+
+
 def test_what_is_no_format_says_what_it_lacks():
-    with pytest.raises(InvalidInputError, match="lacks name, suffix, entry, write, run"):
+    with pytest.raises(InvalidInputError, match="has no name, no suffix, no entry, no write, no r"):
         register_exporter(object())
 
 

@@ -249,7 +249,7 @@ def test_what_can_not_be_parsed_is_named(tmp_path, num_gpus):
         ({"compute_capabilities": ("75", "86"), "precision": "float16"}, "received 75, 86"),
         ({"profiles": {"batch_size": (1, 2, 3)}}, "did you mean 'batch'"),
         ({"opset": 7}, "from 13 to 25"),
-        ({"flavour": "rtx"}, r"\['flavour'\]; it has \['flavor', 'compute_cap.*'opset'"),
+        ({"flavour": "rtx"}, "option of tensorrt 'flavour': did you mean 'flavor'"),
     ],
 )
 def test_what_can_not_be_built_is_refused_before_anything_is_exported(digits, options, match):

@@ -71,12 +71,12 @@ def test_a_fifth_of_the_rows_is_verified_on_where_there_are_no_samples(dense):
     assert (count_rows(found.calibration), count_rows(found.samples)) == (32, 8)
     found = choose_data(named, [rows[:3]], rows)
     assert (count_rows(found.calibration), count_rows(found.samples)) == (40, 3)
-    assert not found.are_random
+    assert not found.has_random_samples
 
 
 def test_without_data_all_is_drawn(dense):
     found = choose_data(NamedModel(dense), None, None)
-    assert found.are_random
+    assert found.has_random_samples
     assert found.calibration is None
     assert all(
         (found.samples, found.alternative_samples, found.optional_samples, found.extreme_samples)

@@ -176,16 +176,6 @@ def test_closing_finishes_what_was_accepted_and_refuses_the_rest(doubler, rows):
         submit(batcher, rows(1))
 
 
-def test_closing_without_draining_says_so_to_those_who_wait(doubler, rows):
-    batcher = Batcher([doubler.run], batch_size=4, max_wait=3600.0)
-    batcher.start()
-    future = submit(batcher, rows(1))
-    batcher.close(drain=False)
-    with pytest.raises(ClosedError, match="before the request's turn"):
-        future.result()
-    assert doubler.sizes == []
-
-
 def test_closing_gives_up_what_does_not_end_in_its_seconds(doubler, rows):
     batcher = Batcher([doubler.run], max_batch_size=2)
     doubler.hold()

@@ -25,9 +25,19 @@ def test_lengths_that_do_not_rise_are_refused(lengths):
         padding_of(lengths=lengths)
 
 
-def test_another_word_for_masks_is_refused():
-    with pytest.raises(InvalidInputError, match="by_value"):
-        padding_of(masks="byvalue")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": 16}, "`lengths` must be a list of rising integers"),
+        ({"masks": "byvalue"}, "`masks` must be 'by_value', or map"),
+        ({"masks": None}, "`masks` must be 'by_value', or map"),
+        ({"values": 0}, "`values` must map each input"),
+        ({"outputs": ["y"]}, "`outputs` must map an output"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        padding_of(**options)
 
 
 @pytest.mark.parametrize(("length", "filled"), [(1, 4), (4, 4), (5, 8), (8, 8), (0, 4)])
@@ -67,7 +77,7 @@ def test_outputs_of_each_place_are_cut_and_others_are_whole():
 def test_of_two_inputs_it_is_said_whose_length_an_output_has():
     signature = Signature((TOKENS, OTHER), (STATES,))
     values = {"tokens": 0, "other": 0.0}
-    with pytest.raises(InvalidInputError, match="is unknown"):
+    with pytest.raises(InvalidInputError, match="map 'states' to one of"):
         Padder(padding_of(values=values), signature)
     padder = Padder(padding_of(values=values, outputs={"states": "other"}), signature)
     inputs = {**tokens_of(1, 3), "other": np.ones((1, 6), "float32")}

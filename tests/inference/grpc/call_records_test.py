@@ -5,7 +5,12 @@ import types
 
 import pytest
 
-from keras_deepseek.inference.grpc.call_records import address_of, begin_call, end_request
+from keras_deepseek.inference.grpc.call_records import (
+    address_of,
+    begin_call,
+    end_request,
+    name_grpc,
+)
 from keras_deepseek.inference.monitoring.access_log import AccessLog
 from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
@@ -79,3 +84,19 @@ def test_a_call_is_logged_with_its_id_and_its_peer(monkeypatch):
     }
     assert {key: first[key] for key in expected} == expected
     assert second["request_id"] == trace.request_id != "two words"
+
+
+SERVER = types.SimpleNamespace(url="https://[::1]:8501", host="::1", port=8501)
+
+
+@pytest.mark.parametrize(
+    ("status", "has_failed"),
+    [
+        ("OK", False), ("NOT_FOUND", False), ("CANCELLED", False), ("RESOURCE_EXHAUSTED", False),
+        ("INTERNAL", True), ("UNAVAILABLE", True), ("DEADLINE_EXCEEDED", True),
+    ],
+)  # fmt: skip
+def test_a_status_of_grpc_is_an_error_where_it_is_the_server_s(status, has_failed):
+    names = name_grpc(SERVER, "/grpc.health.v1.Health/Check", status, "10.0.0.7")
+    assert (names.name, names.has_failed) == ("grpc.health.v1.Health/Check", has_failed)
+    assert names.attributes.get("error.type") == (status if has_failed else None)

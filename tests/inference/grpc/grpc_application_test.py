@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.grpc import open_inference_rpc
 from keras_deepseek.inference.monitoring.access_log import LOGGER
-from keras_deepseek.inference.protocols import open_inference_grpc
 from keras_deepseek.inference.protocols.messages import message_pool, new_message, parse_message
 from tests.oracles.protocols import import_client, read_descriptors, skip_without
 
@@ -82,7 +82,7 @@ def test_bytes_that_are_no_message_are_a_bad_input_of_every_method(client, path,
 def test_a_fault_of_the_server_itself_is_internal_and_not_shown(
     client, status_of, monkeypatch, caplog
 ):
-    monkeypatch.setattr(open_inference_grpc, "format_live", lambda: 1 / 0)
+    monkeypatch.setattr(open_inference_rpc, "write_message", lambda _name, live: live / 0)
     found = status_of(client.ask, "inference.GRPCInferenceService/ServerLive")
     assert found == ("INTERNAL", "The server failed; see its log.")
     assert "ZeroDivisionError" in caplog.text

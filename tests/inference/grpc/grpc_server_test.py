@@ -14,6 +14,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import GrpcServer, ServingEngine
+from keras_deepseek.inference.grpc.grpc_server import CallsInFlight
 from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
 
@@ -332,12 +333,18 @@ def test_an_address_that_grpc_itself_can_t_take_is_refused(doubler, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"port": 70000}, "Received port 70000. Expected an integer from 0"),
-        ({"port": -1}, "Received port -1"),
+        ({"port": 70000}, "an integer from 0 to 65535, received 70000"),
+        ({"port": -1}, "received -1"),
         ({"port": 0, "host": "no.such.host.invalid"}, "Can't listen at 'no.such.host.invalid'"),
-        ({"port": 0, "max_message_bytes": 0}, "Received max_message_bytes=0"),
-        ({"port": 0, "grace_seconds": -1}, "Received grace_seconds=-1"),
-        ({"port": 0, "credentials": "server.pem"}, r"Received credentials='server\.pem'"),
+        ({"port": 0, "max_message_bytes": 0}, "`max_message_bytes` must be a positive integer"),
+        (
+            {"port": 0, "grace_seconds": -1},
+            "`grace_seconds` must be a number of seconds, above 0; received -1",
+        ),
+        (
+            {"port": 0, "credentials": "server.pem"},
+            r"`credentials` must be .* received 'server\.pem'",
+        ),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):
@@ -359,3 +366,51 @@ def test_the_error_names_the_extra_where_a_package_is_missing(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"`{package}` .*keras_deepseek\[grpc\]"):
         GrpcServer(ServingEngine(doubler)).start()
+
+
+def test_the_end_comes_when_the_last_call_is_answered():
+    async def run():
+        calls, order = CallsInFlight(), []
+
+        async def answer(name, gate):
+            with calls:
+                await gate.wait()
+                order.append(name)
+
+        gates = [asyncio.Event(), asyncio.Event()]
+        tasks = [asyncio.create_task(answer(n, gate)) for n, gate in enumerate(gates)]
+        await asyncio.sleep(0)
+        ending = asyncio.create_task(calls.wait_for_none(60))
+        for gate in gates:
+            await asyncio.sleep(0)
+            assert not ending.done()
+            gate.set()
+        await ending
+        assert order == [0, 1]
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+
+
+def test_with_no_call_the_end_is_there_also_after_earlier_ones():
+    async def run():
+        calls = CallsInFlight()
+        await calls.wait_for_none(60)
+        with calls:
+            pass
+        with calls:
+            ending = asyncio.create_task(calls.wait_for_none(60))
+            await asyncio.sleep(0)
+            assert not ending.done()
+        await ending
+
+    asyncio.run(run())
+
+
+def test_a_call_that_never_ends_is_waited_for_no_longer_than_that():
+    async def run():
+        calls = CallsInFlight()
+        with calls:
+            await calls.wait_for_none(0.01)
+
+    asyncio.run(run())

@@ -84,11 +84,11 @@ def test_status_metadata_and_health_are_told(ask):
             404,
             "Servable not found for request: Specific(double, 2)",
         ),
-        ("GET", "/v1/models/double/versions/x", 404, "Malformed request: GET"),
+        ("GET", "/v1/models/double/versions/x", 404, "the version 'x'"),
         ("GET", "/v2/models/double/versions/x", 404, "the version 'x'"),
         ("GET", "/nowhere", 404, "There is no path '/nowhere'"),
-        ("GET", PREDICT, 405, "Method Not Allowed"),
-        ("POST", "/v1/models/double", 405, "Method Not Allowed"),
+        ("GET", PREDICT, 405, "Use POST."),
+        ("POST", "/v1/models/double", 405, "Use GET or HEAD."),
     ],
 )
 def test_another_path_or_method_is_refused(ask, method, path, status, message):

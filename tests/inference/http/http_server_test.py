@@ -354,9 +354,17 @@ def test_the_loop_is_uvloop_s_where_it_is_installed(serve_http, monkeypatch, is_
     assert len(made) == int(is_installed)
 
 
-def test_a_context_that_is_none_is_refused(doubler):
-    with pytest.raises(InvalidInputError, match=r"Received ssl_context='server\.pem'"):
-        HttpServer(ServingEngine(doubler), ssl_context="server.pem")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ssl_context": "server.pem"}, r"`ssl_context` must be .* received 'server\.pem'"),
+        ({"limits": {"idle_seconds": 3}}, r"`limits` must be an `HttpLimits`"),
+        ({"access_log": "no"}, r"`access_log` must be True or False"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(doubler, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        HttpServer(ServingEngine(doubler), **options)
 
 
 def test_a_server_that_never_started_can_be_stopped(doubler):
@@ -373,8 +381,8 @@ def test_a_taken_port_is_refused_at_once(doubler):
 @pytest.mark.parametrize(
     ("host", "port", "message"),
     [
-        ("127.0.0.1", 70000, "Received port 70000. Expected an integer from 0"),
-        ("127.0.0.1", -1, "Received port -1"),
+        ("127.0.0.1", 70000, "an integer from 0 to 65535, received 70000"),
+        ("127.0.0.1", -1, "received -1"),
         ("no.such.host.invalid", 0, "at 'no.such.host.invalid' on port 0.* Choose an address of"),
         ("192.0.2.1", 0, r"Can't listen at '192\.0\.2\.1' on port 0.* Choose an address of this"),
     ],

@@ -56,7 +56,7 @@ def test_names_that_clients_make_up_become_no_labels(server):
 
 
 def test_without_prometheus_client_a_scrape_alone_fails_and_names_the_extra(server, monkeypatch):
-    monkeypatch.delitem(sys.modules, "keras_deepseek.inference.monitoring.metrics", raising=False)
+    monkeypatch.delitem(sys.modules, "keras_deepseek.inference.server.metrics", raising=False)
     monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
     with pytest.raises(urllib.error.HTTPError) as caught:
         fetch(f"{server.url}/metrics")

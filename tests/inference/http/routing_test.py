@@ -54,9 +54,25 @@ def test_a_route_is_found_with_the_parameters_of_its_path(method, path, call, pa
     ["/", "/v1", "/v1/", "/v1/a/b", "/v1/a:b:do", "/v1/digits/a-b", "/fixed/", "/v1//v/1:do"],
 )
 def test_a_path_without_a_route_is_refused(path):
-    with pytest.raises(HttpError, match="There is no path '/") as caught:
+    with pytest.raises(HttpError, match=r"There is no path '/.* /openapi\.json lists") as caught:
         find("GET", path)
     assert caught.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/v1/name/do", "Did you mean POST /v1/{name}:do?"),
+        ("/fixd", "Did you mean POST /fixed?"),
+        ("/:do", "Did you mean POST /v1/{name}:do?"),
+        ("/" + "x" * 10_000, "xxx"),
+    ],
+)
+def test_the_nearest_route_is_named_for_a_wrong_path(path, hint):
+    with pytest.raises(HttpError) as caught:
+        find("POST", path)
+    assert hint in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -68,7 +84,8 @@ def test_a_path_without_a_route_is_refused(path):
     ],
 )
 def test_another_method_is_refused_with_those_that_are_allowed(method, path, allowed):
-    with pytest.raises(HttpError) as caught:
+    words = allowed.replace(", ", " or ")
+    with pytest.raises(HttpError, match=f"'{method}' is not allowed for .* Use {words}") as caught:
         find(method, path)
     assert (caught.value.status, caught.value.headers) == (405, (("allow", allowed),))
 

@@ -74,7 +74,7 @@ def test_a_model_that_can_t_be_loaded_ends_those_before_it(config_of, monkeypatc
             ("value: 1", "value: 2"),
             r"label 'stable' of the model 'first' .* version 2\. .*\[1, 3\]",
         ),
-        (("%(folder)s/second", "%(folder)s/third"), "third' holds no version that is wanted"),
+        (("%(folder)s/second", "%(folder)s/third"), "third' holds none of the versions to serve"),
     ],
 )
 def test_what_can_t_be_served_is_refused(config_of, change, message):

@@ -117,7 +117,7 @@ def test_a_label_of_a_version_that_has_only_come_is_served(engine, folder_of):
 def test_a_model_is_unloaded_until_it_is_loaded_again(engine, folder_of):
     folder = folder_of("one", 1)
     engine.follow(folder, name="one")
-    control.unload(engine.repository, "one")
+    engine.unload("one")
     folder_of("one", 2)
     engine.folders[0].look()
     assert "one" not in engine.models
@@ -133,10 +133,10 @@ def test_what_can_t_be_loaded_or_unloaded_is_refused(engine, folder_of, caplog):
     with pytest.raises(ModelNotFoundError, match="no model 'one', and no folder"):
         control.load(engine.repository, "one")
     with pytest.raises(ModelNotFoundError, match="no model 'one'"):
-        control.unload(engine.repository, "one")
+        engine.unload("one")
     folder = folder_of("one", 1)
     engine.follow(folder, name="one")
-    control.unload(engine.repository, "one")
+    engine.unload("one")
     break_bundle(folder / "1")
     with pytest.raises(LoadFailedError, match="'one' could not be loaded"):
         control.load(engine.repository, "one")

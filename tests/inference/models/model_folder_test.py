@@ -197,7 +197,7 @@ def test_a_policy_that_is_none_is_refused(engine, folder, policy):
 
 def test_a_version_0_is_refused_by_its_folder_s_name(tmp_path, bundle, engine, folder, caplog):
     shutil.copytree(bundle, tmp_path / "zero/0")
-    with pytest.raises(InvalidInputError, match=r"version 0, of '.*zero/0'.*Rename the folder"):
+    with pytest.raises(InvalidInputError, match=r"version 0 for '.*zero/0'.*Rename the folder"):
         ServingEngine(tmp_path / "zero", name="digits", warm_up=False)
     shutil.copytree(bundle, folder / "0")
     follower(engine, folder, versions="all")
@@ -297,5 +297,5 @@ def test_another_model_is_followed_beside_the_first(engine, tmp_path, bundle):
     shutil.copytree(bundle, tmp_path / "cats" / "5")
     engine.follow(tmp_path / "cats", name="cats")
     assert engine.predict([[1, 2]], model="cats", version=5).tolist() == [[2, 4]]
-    with pytest.raises(InvalidInputError, match="holds no version that is wanted"):
+    with pytest.raises(InvalidInputError, match="holds none of the versions to serve"):
         engine.follow(tmp_path / "dogs", name="dogs")

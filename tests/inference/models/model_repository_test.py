@@ -31,6 +31,23 @@ def states(engine, name="model"):
     return {number: one.state for number, one in engine.models[name].states.items()}
 
 
+def test_an_unknown_name_is_answered_with_those_that_are_served(doubler):
+    engine = ServingEngine(doubler, name="digits")
+    with pytest.raises(ModelNotFoundError, match=r"no model 'cats'.* served are \['digits'\]\.$"):
+        engine.models["cats"]
+    with pytest.raises(KeyError):
+        engine.models["cats"]
+    assert engine.models.get("cats") is None
+
+
+def test_options_of_another_type_are_refused(doubler, tmp_path):
+    engine, options = ServingEngine(doubler), {"max_batch_size": 8}
+    with pytest.raises(InvalidInputError, match="`options` must be a `ModelOptions`"):
+        engine.load(doubler, options=options)
+    with pytest.raises(InvalidInputError, match="`options` must be a `ModelOptions`"):
+        engine.follow(tmp_path, name="digits", options=options)
+
+
 def test_a_new_version_takes_the_place_of_the_old_when_it_is_warm():
     with ServingEngine(Times(2)) as engine:
         old = engine.find()

@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +11,11 @@ from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.models import model_version
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.model_version import (
+    MOST_CHARACTERS,
+    FailedVersion,
+    ModelVersion,
+)
 from tests.inference.conftest import DOUBLE, Doubler
 
 
@@ -164,3 +170,29 @@ def test_every_replica_is_warmed_up():
     version.start()
     version.close()
     assert [doubler.sizes for doubler in doublers] == [[1, 1], [1]]
+
+
+class Model:
+    pass
+
+
+def test_why_stays_and_nothing_that_was_there():
+    model = Model()
+    held = weakref.ref(model)
+
+    def run(model):
+        raise ValueError("no", model)
+
+    try:
+        run(model)
+    except ValueError as error:
+        failed = FailedVersion.of(3, error)
+    del model
+    gc.collect()
+    assert (failed.number, failed.state, failed.kind) == (3, "END", "ValueError")
+    assert failed.error.startswith("ValueError: ('no', ")
+    assert held() is None
+
+
+def test_of_a_long_error_the_beginning_is_kept():
+    assert len(FailedVersion.of(3, ValueError("no" * MOST_CHARACTERS)).error) == MOST_CHARACTERS

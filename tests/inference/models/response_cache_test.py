@@ -14,7 +14,7 @@ def outputs(value, rows=1):
 
 def counts(engine, name):
     pytest.importorskip("prometheus_client")
-    from keras_deepseek.inference.monitoring.metrics import EngineCollector
+    from keras_deepseek.inference.server.metrics import EngineCollector
 
     families = {family.name: family for family in EngineCollector(engine).collect()}
     samples = families[f"keras_deepseek_{name}"].samples

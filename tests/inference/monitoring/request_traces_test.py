@@ -1,20 +1,24 @@
 import contextlib
 import http.client
 import http.server
+import importlib
 import logging
 import os
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
 
 from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference.grpc.call_records import name_grpc
+from keras_deepseek.inference.http.message import HttpRequest
+from keras_deepseek.inference.http.span_names import name_http
 from keras_deepseek.inference.monitoring import request_traces
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.monitoring.request_traces import RequestTraces
-from keras_deepseek.inference.monitoring.span_names import SpanNames
+from keras_deepseek.inference.monitoring.request_traces import RequestTraces, SpanNames
 from keras_deepseek.inference.protocols.messages import new_message
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
@@ -416,3 +420,30 @@ def test_a_collector_that_the_environment_names_gets_the_spans(collector):
         ["POST /v1/models/{name}:predict", INFER[1:], *["queue", "model"] * 2]
     )
     assert {span.trace_id.hex() for span in scope.spans} == {f"{TRACE_ID:032x}"}
+
+
+SERVER = types.SimpleNamespace(url="https://[::1]:8501", host="::1", port=8501)
+
+
+def conventions():
+    """Returns the names of attributes in OpenTelemetry's own package of them."""
+    names = ("client", "error", "http", "network", "server", "url", "user_agent")
+    modules = [f"attributes.{name}_attributes" for name in names]
+    return {
+        value
+        for module in (*modules, "_incubating.attributes.rpc_attributes")
+        for value in vars(importlib.import_module(f"opentelemetry.semconv.{module}")).values()
+        if isinstance(value, str)
+    }
+
+
+def test_the_names_are_those_of_the_conventions():
+    pytest.importorskip("opentelemetry.semconv", reason="opentelemetry-sdk is not installed")
+    request = HttpRequest("PURGE", "/made-up", headers={"user-agent": "me"})
+    used = {
+        *name_http(SERVER, request, 500, "/a").attributes,
+        *name_http(SERVER, request, 499, "").attributes,
+        *name_grpc(SERVER, "/a/b", "INTERNAL", "::1").attributes,
+    }
+    assert len(used) == 15
+    assert used - conventions() == set()

@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
-from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
+from keras_deepseek.inference.protocols import open_inference_grpc
 from keras_deepseek.inference.protocols.dtypes import DTYPES, dtype_of
 from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.open_inference import InferCall, WantedOutput
-from keras_deepseek.inference.protocols.open_inference_models import ModelState
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same
 
@@ -174,15 +173,10 @@ def test_a_model_is_loaded_by_triton_s_message_and_by_kserve_s(call):
     assert parse_model(b"\x0a\x01m", call) == "m"  # Number 1 is KServe's `model_name`.
     with pytest.raises(InvalidInputError, match="the name of a model"):
         parse_model(b"", call)
-    answer = open_inference_grpc.format_repository_model("m", call)
-    assert parse_message(f"inference.{call}Response", answer).model_name == "m"
 
 
 PARSERS = [
     open_inference_grpc.parse_infer,
-    open_inference_grpc.parse_repository_index,
-    lambda data: open_inference_grpc.parse_model(data, "ModelReady"),
-    lambda data: open_inference_grpc.parse_model(data, "ModelMetadata"),
     lambda data: open_inference_grpc.parse_repository_model(data, "RepositoryModelLoad"),
 ]
 
@@ -226,50 +220,3 @@ def test_tritonclient_s_own_client_is_answered(serve_grpc, name):
         answer = server.infer("m", [given_input], outputs=wanted, request_id="7", client_timeout=60)
     assert answer.get_response().id == "7"
     assert same(answer.as_numpy("y"), array)
-
-
-def test_tritonclient_s_own_client_is_told_of_server_and_models(serve_grpc):
-    client = import_client("tritonclient.grpc")
-    models = open_inference_models
-    asked = []
-
-    def load(data):
-        asked.append(open_inference_grpc.parse_repository_model(data, "RepositoryModelLoad"))
-        return open_inference_grpc.format_repository_model(asked[-1], "RepositoryModelLoad")
-
-    def describe_model(data):
-        name, version = open_inference_grpc.parse_model(data, "ModelMetadata")
-        content = models.model_metadata(name, SIGNATURE, [version], "keras")
-        return open_inference_grpc.format_metadata(content, "ModelMetadata")
-
-    address = serve_grpc(
-        "inference.GRPCInferenceService",
-        ServerLive=lambda data: open_inference_grpc.format_live(),
-        ServerReady=lambda data: open_inference_grpc.format_ready(is_ready=True),
-        ModelReady=lambda data: open_inference_grpc.format_ready(
-            open_inference_grpc.parse_model(data, "ModelReady") == ("m", "2"), "ModelReady"
-        ),
-        ServerMetadata=lambda data: open_inference_grpc.format_metadata(
-            models.server_metadata("keras_deepseek", "1"), "ServerMetadata"
-        ),
-        ModelMetadata=describe_model,
-        RepositoryIndex=lambda data: open_inference_grpc.format_repository_index(
-            [ModelState("m", "2", False, "loading")],
-            open_inference_grpc.parse_repository_index(data),
-        ),
-        RepositoryModelLoad=load,
-    )
-    with client.InferenceServerClient(address) as server:
-        assert server.is_server_live(client_timeout=60)
-        assert server.is_server_ready(client_timeout=60)
-        assert server.is_model_ready("m", "2", client_timeout=60)
-        assert not server.is_model_ready("n", client_timeout=60)
-        extensions = server.get_server_metadata(client_timeout=60).extensions
-        assert list(extensions) == list(models.EXTENSIONS)
-        metadata = server.get_model_metadata("m", "2", client_timeout=60)
-        assert (metadata.name, list(metadata.versions)) == ("m", ["2"])
-        assert (metadata.inputs[0].datatype, list(metadata.inputs[0].shape)) == ("FP32", [-1, 2])
-        index = server.get_model_repository_index(client_timeout=60)
-        assert [(each.name, each.state) for each in index.models] == [("m", "UNAVAILABLE")]
-        server.load_model("m", client_timeout=60)
-        assert asked == ["m"]

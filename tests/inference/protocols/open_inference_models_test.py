@@ -32,12 +32,6 @@ def test_a_server_says_which_extensions_it_has():
     }
 
 
-def test_health_is_told():
-    assert open_inference_models.server_live() == {"live": True}
-    assert open_inference_models.server_ready(is_ready=False) == {"ready": False}
-    assert open_inference_models.model_ready("m", is_ready=True) == {"name": "m", "ready": True}
-
-
 def test_the_index_has_each_model_or_those_that_are_ready():
     states = [ModelState("a", "1", True), ModelState("b", "2", False, "loading")]
     index = open_inference_models.repository_index(states)
@@ -59,8 +53,3 @@ def test_the_index_is_asked_for_with_or_without_a_body(body, ready):
 def test_a_bad_body_is_refused(body):
     with pytest.raises(InvalidInputError):
         open_inference_models.parse_repository_index(body)
-
-
-def test_a_load_and_an_unload_are_told_as_kserve_does():
-    assert open_inference_models.repository_load("m") == {"name": "m", "load": True}
-    assert open_inference_models.repository_unload("m") == {"name": "m", "unload": True}

@@ -157,14 +157,14 @@ def test_raw_bytes_follow_json_in_the_order_of_the_inputs():
     ("data", "size", "message"),
     [
         (bytes(24), 23, "received 23 bytes"),
-        (bytes(24), 28, "24 bytes are left"),
-        (bytes(23), 24, "23 bytes are left"),
-        (bytes(24), -24, "24 bytes are left"),
-        (bytes(24), 2**70, "24 bytes are left"),
-        (bytes(24), "24", "24 bytes are left"),
-        (bytes(24), True, "24 bytes are left"),
-        (bytes(24), 24.0, "24 bytes are left"),
-        (bytes(25), 24, "25 bytes after the JSON, of which .* name 24"),
+        (bytes(24), 28, "the 24 that are left"),
+        (bytes(23), 24, "the 23 that are left"),
+        (bytes(24), -24, "the 24 that are left"),
+        (bytes(24), 2**70, "the 24 that are left"),
+        (bytes(24), "24", "the 24 that are left"),
+        (bytes(24), True, "the 24 that are left"),
+        (bytes(24), 24.0, "the 24 that are left"),
+        (bytes(25), 24, "25 bytes after the JSON. Expected 24, the sum"),
     ],
 )
 def test_a_size_is_compared_with_the_bytes_that_are_there(data, size, message):

@@ -38,5 +38,5 @@ def test_outputs_become_rows(outputs, rows):
 
 def test_a_body_that_is_no_object_is_refused_in_the_words_of_the_protocol():
     assert load_object(b'{"rows": []}', "with 'rows'") == {"rows": []}
-    with pytest.raises(InvalidInputError, match="Expected a JSON object with 'rows'; received li"):
+    with pytest.raises(InvalidInputError, match="Expected a JSON object with 'rows'; received "):
         load_object(b"[]", "with 'rows'")

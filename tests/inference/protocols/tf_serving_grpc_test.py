@@ -47,7 +47,7 @@ def test_predict_reads_and_writes_every_tensor(tensors):
     request.model_spec.name = "digits"
     request.model_spec.version.value = 0
     answer = tf_serving_grpc.format_predict(
-        tf_serving_grpc.PredictMessage(ModelSpec("digits"), {}, ()), tensors
+        tf_serving_grpc.PredictMessage(ModelSpec("digits"), {}, ()), tensors, 1
     )
     for name, tensor in parse_message("tensorflow.serving.PredictResponse", answer).outputs.items():
         request.inputs[name].CopyFrom(tensor)
@@ -69,7 +69,7 @@ def test_the_outputs_that_are_wanted_are_answered_by_the_version_that_ran():
     assert (spec.name, spec.version.value, spec.signature_name) == ("m", 7, "s")
     wrong = tf_serving_grpc.PredictMessage(ModelSpec("m"), {}, ("aa",))
     with pytest.raises(InvalidInputError, match="Unknown output 'aa': did you mean 'a'"):
-        tf_serving_grpc.format_predict(wrong, outputs)
+        tf_serving_grpc.format_predict(wrong, outputs, 7)
 
 
 def test_a_label_and_no_version_are_told_apart():
@@ -201,15 +201,16 @@ def test_tensorflow_serving_api_s_own_client_classifies_and_regresses(serve_grpc
     def classify(data):
         call = tf_serving_grpc.parse_examples(data, CLASSIFY_METHOD)
         age = tf_serving_examples.bind_examples(call.examples, SIGNATURE)["age"]
-        outputs = {"y": np.concatenate([age, -age], 1)}
-        classes = tf_serving_examples.classify(outputs, len(call.examples), ["up", "down"])
-        return tf_serving_grpc.format_examples(call, classes)
+        labels = np.array([[b"up", b"down"]] * len(age), object)
+        outputs = {"y": np.concatenate([age, -age], 1), "labels": labels}
+        classes = tf_serving_examples.classify(outputs, len(call.examples))
+        return tf_serving_grpc.format_examples(call, classes, 1)
 
     def regress(data):
         call = tf_serving_grpc.parse_examples(data, REGRESS_METHOD)
         outputs = tf_serving_examples.bind_examples(call.examples, SIGNATURE)
         results = tf_serving_examples.regress(outputs, len(call.examples))
-        return tf_serving_grpc.format_examples(call, results)
+        return tf_serving_grpc.format_examples(call, results, 1)
 
     address = serve_grpc("tensorflow.serving.PredictionService", Classify=classify, Regress=regress)
     with grpc.insecure_channel(address) as channel:

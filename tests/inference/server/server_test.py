@@ -1,11 +1,13 @@
 import asyncio
+import sys
 import threading
+import types
 
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ClosedError, ServingEngine
-from keras_deepseek.inference.server.server import Server, stop_servers
+from keras_deepseek.inference.server.server import Server, call_in, loop_factory, stop_servers
 
 
 class Silent(Server):
@@ -90,7 +92,7 @@ def test_one_that_never_started_can_be_stopped(engine):
 
 
 def test_a_port_that_is_none_is_refused(engine):
-    with pytest.raises(InvalidInputError, match="port 70000"):
+    with pytest.raises(InvalidInputError, match="received 70000"):
         Silent(engine, port=70000)
 
 
@@ -103,3 +105,21 @@ def test_strangers_are_warned_of_and_a_warning_that_is_an_error_ends_it(engine):
     server.wait()
     (secure := Silent(engine, "0.0.0.0", is_secure=True)).start()
     secure.stop()
+
+
+def test_the_loop_is_uvloop_s_where_it_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert loop_factory() is None
+    uvloop = types.SimpleNamespace(new_event_loop=object())
+    monkeypatch.setitem(sys.modules, "uvloop", uvloop)
+    assert loop_factory() is uvloop.new_event_loop
+
+
+def test_a_function_is_called_in_the_loop_and_in_none_that_is_closed():
+    called = []
+    loop = asyncio.new_event_loop()
+    call_in(loop, lambda: (called.append(1), loop.stop()))
+    loop.run_forever()
+    loop.close()
+    call_in(loop, lambda: called.append(2))
+    assert called == [1]

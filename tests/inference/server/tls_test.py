@@ -19,9 +19,9 @@ from tests.oracles.http_client import connect, read_all
 
 def test_there_is_no_context_without_a_certificate():
     assert make_server_context(None) is None
-    with pytest.raises(InvalidInputError, match="without a TLS certificate"):
+    with pytest.raises(InvalidInputError, match="without `certificate`"):
         make_server_context(None, "server.key")
-    with pytest.raises(InvalidInputError, match="without a TLS certificate"):
+    with pytest.raises(InvalidInputError, match="without `certificate`"):
         make_server_context(None, client_authority="ca.pem")
 
 

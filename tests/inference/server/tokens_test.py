@@ -35,7 +35,7 @@ def test_another_value_is_not_allowed(value):
     assert not TokenCheck(["first"]).allows(value)
 
 
-@pytest.mark.parametrize("given", [[], [""], ["a b"], ["é"], ["a\n"], "secret", [b"secret"]])
+@pytest.mark.parametrize("given", [[], [""], ["a b"], ["é"], ["a\n"], "secret", [b"secret"], 3])
 def test_tokens_that_nobody_could_send_are_refused_and_not_shown(given):
     with pytest.raises(InvalidInputError) as refusal:
         TokenCheck(given)

@@ -142,7 +142,7 @@ def test_a_rank_whose_node_is_lost_ends_the_job(launch, cluster):
     os.kill(read_parent(launcher), signal.SIGKILL)  # Ray's process, as if its node were gone.
     code, _, error = launched.finish()
     assert code != 0
-    assert "Ray does not run this rank: The actor died unexpectedly" in error
+    assert "Ray could not run this rank: The actor died unexpectedly" in error
     assert launched.all_have_ended()
 
 

@@ -13,7 +13,6 @@ from keras_deepseek.training.step.step_options import StepOptions
 
 pytest.importorskip("ray", reason="tox -e ray has it.")
 
-STEP = {"options": StepOptions(), "policy": None, "global_clipnorm": None}
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 8)
 
@@ -55,15 +54,16 @@ def make_trainer(rate=0.0, **arguments):
     return trainer
 
 
-def start(trainer, *, looks_ahead=False, number=2, **step):
+def start(trainer, *, looks_ahead=False, number=2, **options):
     variables = ModelShards(trainer.model, number)
+    step = {"options": StepOptions(**options), "policy": None, "global_clipnorm": None}
     servers = [ShardServer() for _ in range(number)]
     for server, plan, values in zip(servers, variables.plans(), variables.read(0), strict=True):
         server.set_up(plan, values)
     links = DirectServers(servers)
     worker = Worker()
     plan = WorkerPlan(
-        pack_trainer(trainer, None, {**STEP, **step}),
+        pack_trainer(trainer, None, step),
         variables.describe(),
         variables.shards,
         (X, Y),

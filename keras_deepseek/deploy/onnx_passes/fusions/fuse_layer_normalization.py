@@ -11,7 +11,7 @@ from keras_deepseek.deploy.onnx_passes.fusions.normalization_parts import (
     find_inverse_root,
     find_mean,
     find_mean_square,
-    with_factor,
+    with_constant,
     write_normalization,
 )
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, in_both_orders
@@ -32,23 +32,13 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
         product = view.producer(scaled, "Mul")
         if product is None:
             continue
-        for shift_product, bias, bias_nodes in _with_bias(view, shift):
+        for shift_product, bias, bias_nodes in with_constant(view, shift, "Add"):
             moved = view.producer(shift_product, "Mul")
             for x, factor in in_both_orders(product) if moved is not None else ():
                 fused = _fuse_parts(view, last, x, factor, moved, bias, [product, *bias_nodes])
                 if fused is not None:
                     return fused
     return None
-
-
-def _with_bias(view: GraphView, name: str) -> Any:
-    """Yields a tensor without a bias, and then, if it is a sum with a constant, split into both."""
-    yield name, None, []
-    node = view.producer(name, "Add")
-    for tensor, bias in in_both_orders(node) if node is not None else ():
-        constant = view.constant(bias)
-        if constant is not None:
-            yield tensor, constant, [node]
 
 
 def _fuse_parts(
@@ -72,7 +62,7 @@ def _fuse_parts(
         if mean is None or mean.source != x:
             continue
         nodes = [*nodes, moved, negative, *mean.nodes]
-        for inverse, scale, scale_nodes in with_factor(view, factor):
+        for inverse, scale, scale_nodes in with_constant(view, factor, "Mul"):
             deviation = _find_deviation(view, inverse, x, mean.num_axes)
             if deviation is not None:
                 epsilon, more = deviation

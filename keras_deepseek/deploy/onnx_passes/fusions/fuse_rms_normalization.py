@@ -7,7 +7,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.fusions.normalization_parts import (
     find_inverse_root,
     find_mean_square,
-    with_factor,
+    with_constant,
     write_normalization,
 )
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, in_both_orders
@@ -43,7 +43,7 @@ def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | No
         product = view.producer(first, "Mul") if scale is not None else None
         for x, inverse in in_both_orders(product) if product is not None else ():
             yield x, inverse, scale, [product]
-        for inverse, factor, nodes in with_factor(view, second):
+        for inverse, factor, nodes in with_constant(view, second, "Mul"):
             yield first, inverse, factor, nodes
 
 

@@ -32,25 +32,17 @@ def find_mean(view: GraphView, name: str) -> Mean | None:
     node = view.producer(name, "ReduceMean", "Div")
     if node is None:
         return None
-    if node.op_type == "ReduceMean":
-        num_axes = _count_last_axes(view, node)
-        return Mean(node.input[0], num_axes, [node]) if num_axes else None
-    total = view.producer(node.input[0], "ReduceSum")
-    num_axes = _count_last_axes(view, total) if total is not None else 0
-    if not num_axes or view.scalar(node.input[1]) != _count(view, total.input[0], num_axes):
-        return None
-    return Mean(total.input[0], num_axes, [node, total])
+    if node.op_type == "Div":
+        return _find_divided(view, node, "ReduceSum")
+    num_axes = _count_last_axes(view, node)
+    return Mean(node.input[0], num_axes, [node]) if num_axes else None
 
 
 def find_mean_square(view: GraphView, name: str) -> Mean | None:
     """Matches the mean of squares that computes a tensor; `None` if it is computed otherwise."""
     node = view.producer(name, "Div")
-    total = node and view.producer(node.input[0], "ReduceSumSquare")
-    if total:
-        num_axes = _count_last_axes(view, total)
-        if num_axes and view.scalar(node.input[1]) == _count(view, total.input[0], num_axes):
-            return Mean(total.input[0], num_axes, [node, total])
-        return None
+    if node is not None and view.producer(node.input[0], "ReduceSumSquare") is not None:
+        return _find_divided(view, node, "ReduceSumSquare")
     mean = find_mean(view, name)
     square = mean and view.producer(mean.source, "Mul", "Pow")
     if mean is None or not square:
@@ -58,6 +50,15 @@ def find_mean_square(view: GraphView, name: str) -> Mean | None:
     first, second = square.input
     is_square = first == second if square.op_type == "Mul" else view.scalar(second) == _SQUARE
     return Mean(first, mean.num_axes, [*mean.nodes, square]) if is_square else None
+
+
+def _find_divided(view: GraphView, division: Any, op_type: str) -> Mean | None:
+    """Matches a sum over the last axes that is divided by the number of its terms."""
+    total = view.producer(division.input[0], op_type)
+    num_axes = _count_last_axes(view, total) if total is not None else 0
+    if not num_axes or view.scalar(division.input[1]) != _count(view, total.input[0], num_axes):
+        return None
+    return Mean(total.input[0], num_axes, [division, total])
 
 
 def find_inverse_root(view: GraphView, name: str) -> Root | None:
@@ -76,12 +77,17 @@ def find_inverse_root(view: GraphView, name: str) -> Root | None:
     return None
 
 
-def with_factor(view: GraphView, name: str) -> Iterator[tuple[str, Array | None, list[Any]]]:
-    """Yields a tensor without a factor, and then, if it is a product with a constant, split."""
+def with_constant(
+    view: GraphView, name: str, op_type: str
+) -> Iterator[tuple[str, Array | None, list[Any]]]:
+    """Yields a tensor with `None`, and then, if an `Add` or `Mul` with a constant makes it, both.
+
+    The third value has the node that joins the two.
+    """
     yield name, None, []
-    node = view.producer(name, "Mul")
-    for tensor, factor in in_both_orders(node) if node is not None else ():
-        constant = view.constant(factor)
+    node = view.producer(name, op_type)
+    for tensor, other in in_both_orders(node) if node is not None else ():
+        constant = view.constant(other)
         if constant is not None:
             yield tensor, constant, [node]
 

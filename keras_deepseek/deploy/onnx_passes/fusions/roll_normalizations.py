@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
+from keras_deepseek.deploy.onnx_passes.inner_graphs import make_loop_body
 
 _COMBINING = ("Div", "Mul", "Sub", "Add")
 _LONGEST_STEP = 6
@@ -136,31 +137,17 @@ def _keeps_shape(view: GraphView, steps: list[_Step]) -> bool:
 
 
 def _make_loop(view: GraphView, last: Any, steps: list[_Step], num_rounds: int) -> Any:
-    make = view.onnx.helper
     name = f"{last.output[0]}__rounds"
-    boolean, whole = view.onnx.TensorProto.BOOL, view.onnx.TensorProto.INT64
-    dtype, shape = view.dtype(steps[0].start), view.shape(steps[0].start)
-    carried, goes_on, kept_on = f"{name}_x", f"{name}_goes_on", f"{name}_kept_on"
+    start, carried = steps[0].start, f"{name}_x"
     nodes = [type(node).FromString(node.SerializeToString()) for s in steps for node in s.nodes]
     for node in nodes:
-        node.input[:] = [carried if each == steps[0].start else each for each in node.input]
+        node.input[:] = [carried if each == start else each for each in node.input]
         node.output[0] = f"{name}_{node.output[0]}"
     own = {node.output[0] for node in nodes}
     for node in nodes:
         node.input[:] = [f"{name}_{x}" if f"{name}_{x}" in own else x for x in node.input]
-    body = make.make_graph(
-        [make.make_node("Identity", [goes_on], [kept_on]), *nodes],
-        f"{name}_body",
-        [
-            make.make_tensor_value_info(f"{name}_index", whole, []),
-            make.make_tensor_value_info(goes_on, boolean, []),
-            make.make_tensor_value_info(carried, dtype, shape),
-        ],
-        [
-            make.make_tensor_value_info(kept_on, boolean, []),
-            make.make_tensor_value_info(nodes[-1].output[0], dtype, shape),
-        ],
-    )
+    result, dtype, shape = nodes[-1].output[0], view.dtype(start), view.shape(start)
+    body = make_loop_body(view.onnx, name, nodes, carried, result, dtype, shape)
     times = view.add_weight(np.array(num_rounds, "int64"), f"{name}_times")
     always = view.add_weight(np.array(np.True_), f"{name}_always")
-    return view.node("Loop", [times, always, steps[0].start], last.output[0], body=body)
+    return view.node("Loop", [times, always, start], last.output[0], body=body)

@@ -1,15 +1,13 @@
 """A check for operators that ONNX does not define for bfloat16."""
 
-import math
 from typing import Any
 
+from keras_deepseek.deploy.onnx_passes.graph_view import infer_graph
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 from keras_deepseek.errors import InvalidInputError
 
 _BFLOAT16 = "tensor(bfloat16)"
-_MAX_SIZE_ELEMENTS = 64
-"""The largest number of elements of a tensor that may hold sizes."""
 
 
 def check_bfloat16(model: Any, latest: int) -> None:
@@ -18,9 +16,7 @@ def check_bfloat16(model: Any, latest: int) -> None:
     The message names them and the first opset, up to `latest`, that has them all.
     """
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    inference = import_package("onnx.shape_inference")
-    typed = inference.infer_shapes(_without_weights(model))
-    found = _inputs_in_bfloat16(typed.graph, frozenset())
+    found = _inputs_in_bfloat16(infer_graph(import_package("onnx"), model), frozenset())
     lacking = sorted({name for name, place in found if not _has_bfloat16(name, place, opset)})
     if not lacking:
         return
@@ -31,32 +27,6 @@ def check_bfloat16(model: Any, latest: int) -> None:
         f"ONNX has no {', '.join(lacking)} in bfloat16 at opset {opset}. Pass "
         f"{advice}precision='float16'."
     )
-
-
-def _without_weights(model: Any) -> Any:
-    """Returns a copy of a model in which large weights are graph inputs, to save memory.
-
-    Small ones stay, since ranks are inferred from stored sizes.
-    """
-    onnx = import_package("onnx")
-    graph = model.graph
-    light = onnx.ModelProto(
-        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
-    )
-    light.graph.name = graph.name
-    light.graph.node.extend(graph.node)
-    light.graph.input.extend(graph.input)
-    light.graph.output.extend(graph.output)
-    light.graph.value_info.extend(graph.value_info)
-    given = {value.name for value in graph.input}
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= _MAX_SIZE_ELEMENTS:
-            light.graph.initializer.append(tensor)
-        elif tensor.name not in given:
-            light.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    return light
 
 
 def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:

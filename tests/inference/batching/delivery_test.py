@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.loop_delivery import LoopDelivery, open_waiter
+from keras_deepseek.inference.batching.delivery import LoopDelivery, open_future, open_waiter
 
 
 def open_request(delivery):
@@ -85,3 +85,20 @@ def test_what_fails_to_take_its_answer_keeps_nobody_from_theirs(caplog):
 
     assert asyncio.run(main()) == {"y": 2}
     assert "could not be handed over" in caplog.text
+
+
+def test_outputs_and_errors_reach_the_future():
+    answer, deliver = open_future()
+    Request({"x": np.zeros((1, 1))}, deliver).answer(0, {"y": 1}, 1)
+    assert answer.result(timeout=0) == {"y": 1}
+    answer, deliver = open_future()
+    Request({"x": np.zeros((1, 1))}, deliver).fail(ArithmeticError("no"))
+    with pytest.raises(ArithmeticError, match="no"):
+        answer.result(timeout=0)
+
+
+def test_what_comes_after_the_cancellation_is_let_go():
+    answer, deliver = open_future()
+    answer.cancel()
+    Request({"x": np.zeros((1, 1))}, deliver).answer(0, {"y": 1}, 1)
+    assert answer.cancelled()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
 from keras_deepseek.inference.monitoring.engine_monitor import Called
-from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
+from keras_deepseek.inference.server.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class _Sums:
 class LiveStatisticsReader:
     """Computes an engine's statistics from the growth of its counters between two calls."""
 
-    def __init__(
-        self, engine: MonitoredEngine, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
         self._last, _, _ = self._read()

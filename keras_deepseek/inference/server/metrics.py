@@ -19,14 +19,14 @@ from prometheus_client.registry import Collector
 
 from keras_deepseek import __version__
 from keras_deepseek.inference.histogram import HistogramValues
-from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
+from keras_deepseek.inference.server.engine import Engine
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _CALL = ("model", "version", "protocol", "method")
 _VERSION = ("model", "version")
 
 
-def write_metrics(engine: MonitoredEngine, *, open_metrics: bool = False) -> tuple[bytes, str]:
+def write_metrics(engine: Engine, *, open_metrics: bool = False) -> tuple[bytes, str]:
     """Returns the metrics of an engine and its process as text, with the text's content type.
 
     It is Prometheus's text format 0.0.4, or OpenMetrics 1.0.0.
@@ -41,7 +41,7 @@ def write_metrics(engine: MonitoredEngine, *, open_metrics: bool = False) -> tup
 class EngineCollector(Collector):
     """Reads the metric families of an engine, for `prometheus_client`."""
 
-    def __init__(self, engine: MonitoredEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:

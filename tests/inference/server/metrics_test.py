@@ -48,7 +48,7 @@ def busy_engine(doubler, rows):
 
 
 def parse(engine, open_metrics=False):
-    from keras_deepseek.inference.monitoring.metrics import write_metrics
+    from keras_deepseek.inference.server.metrics import write_metrics
 
     body, _ = write_metrics(engine, open_metrics=open_metrics)
     parser = open_metrics_parser if open_metrics else prometheus_parser

@@ -1,18 +1,38 @@
-"""Delivers answers from the model's threads to event loops, with one wake-up for a whole batch."""
+"""Delivers answers from the model's threads: to a thread that waits, or to an event loop.
+
+An event loop gets one wake-up for all answers of a batch.
+"""
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.batching.batch import Request
 
+Answer = Future[dict[str, Array]]
 Waiter = asyncio.Future[dict[str, Array]]
 Settle = Callable[[Request], None]
 """A function that takes a finished request, on its event loop."""
 
 _logger = logging.getLogger(__name__)
+
+
+def open_future() -> tuple[Answer, Callable[[Request], None]]:
+    """Returns a future, and the function that sets its result from a finished request."""
+    answer: Answer = Future()
+
+    def deliver(request: Request) -> None:
+        if not answer.set_running_or_notify_cancel():
+            return
+        if request.error is not None:
+            answer.set_exception(request.error)
+        else:
+            answer.set_result(request.outputs or {})
+
+    return answer, deliver
 
 
 class LoopDelivery:

@@ -1,11 +1,10 @@
 """The status line that `keras-deepseek serve` keeps up to date on a terminal."""
 
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from keras_deepseek.inference.monitoring.live_statistics import LiveStatistics, LiveStatisticsReader
-from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
+from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.live_statistics import LiveStatistics, LiveStatisticsReader
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +17,7 @@ class LiveLine:
     """
 
     def __init__(
-        self, engine: MonitoredEngine, console: "Console | None" = None, seconds: float = 1.0
+        self, engine: Engine, console: "Console | None" = None, seconds: float = 1.0
     ) -> None:
         from rich.console import Console
 
@@ -34,12 +33,7 @@ class LiveLine:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

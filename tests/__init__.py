@@ -1,0 +1,1 @@
+"""A package, since tf2onnx installs one of this name, which would be imported in its place."""

@@ -1,0 +1,122 @@
+import http.client
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import HttpLimits, ServingEngine
+from keras_deepseek.inference.server.termination import Interruption
+
+
+def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, capsys):
+    pytest.importorskip("httptools")
+    waits, wait = threading.Event(), Interruption.wait
+    monkeypatch.setattr(Interruption, "wait", lambda self, event: (waits.set(), wait(self, event)))
+    engine = ServingEngine(doubler)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(engine.serve, 0, block=True)
+        assert waits.wait(60)
+        url = f"{engine.servers[0].url}/v1/models/model"
+        assert capsys.readouterr().out == f"Serving 'model' at {url}\n"
+        assert not served.done()
+        engine.close()
+        assert not served.result(timeout=60).ready
+
+
+def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
+    pytest.importorskip("httptools")
+
+    def interrupted_wait(_self, _event):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Interruption, "wait", interrupted_wait)
+    with ServingEngine(doubler) as engine:
+        assert not engine.serve(0, block=True).ready
+        assert engine.ready
+
+
+SERVES = """
+import sys
+from keras_deepseek.inference import ServingEngine
+from tests.inference.conftest import Doubler
+
+class Told(Doubler):
+    def run(self, inputs):
+        print("runs", flush=True)
+        sys.stdin.readline()
+        return super().run(inputs)
+
+ServingEngine(Told(), warm_up=False).serve(0, block=True)
+print("over")
+"""
+
+
+def is_open(host, port):
+    try:
+        socket.create_connection((host, port)).close()
+    except ConnectionError:  # It may have been let in by the kernel alone, and is reset.
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
+    pytest.importorskip("httptools")
+    pipe = subprocess.PIPE
+    call = [sys.executable, "-c", SERVES]
+    folder = Path(__file__).parents[2]
+    with subprocess.Popen(call, cwd=folder, stdin=pipe, stdout=pipe, text=True) as child:
+        try:
+            url = urllib.parse.urlsplit(child.stdout.readline().split(" at ")[1].strip())
+            connection = http.client.HTTPConnection(url.hostname, url.port)
+            connection.request("POST", f"{url.path}:predict", '{"instances": [[1, 2]]}')
+            assert child.stdout.readline() == "runs\n"
+            child.send_signal(number)
+            while is_open(connection.host, connection.port):
+                pass
+            print(file=child.stdin, flush=True)
+            assert json.load(connection.getresponse()) == {"predictions": [[2.0, 4.0]]}
+            connection.close()
+            rest, _ = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert rest.splitlines()[-1] == "over"
+    assert child.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"grpc_port": 0, "ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+            "for one port only",
+        ),
+        ({"grpc_credentials": object()}, "without `grpc_port`"),
+        ({"http_port": 8500, "grpc_port": 8500}, "port 8500 for both"),
+        ({"block": "yes"}, "`block` must be True or False"),
+    ],
+)
+def test_options_of_servers_that_do_not_fit_are_refused(doubler, options, message):
+    engine = ServingEngine(doubler)
+    with pytest.raises(InvalidInputError, match=message):
+        engine.serve(**options)
+    assert not engine.servers
+
+
+def test_limits_are_those_of_both_servers(doubler):
+    pytest.importorskip("grpc")
+    limits = HttpLimits(settle_seconds=0.01, grace_seconds=5)
+    with ServingEngine(doubler, warm_up=False) as engine:
+        engine.serve(0, 0, max_body_bytes=1000, limits=limits)
+        http, grpc = engine.servers
+    assert (http.limits, http.max_body_bytes) == (limits, 1000)
+    assert (grpc.settle_seconds, grpc.grace_seconds, grpc.max_message_bytes) == (0.01, 5, 1000)
