@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import tree
 
-from keras_deepseek.graph.ir import CONSTANT, Graph, Node, Shape, Value, attributes
+from keras_deepseek.graph.ir import CONSTANT, Graph, Node, Shape, Value, attributes, value_key
 
 _LONG = 4099
 """A length that code with a special case for long sequences treats as long."""
@@ -249,18 +248,4 @@ def _unused_sizes(shapes: list[Shape], axes: Sequence[FreeAxis], taken: set[int]
 
 
 def _are_equal(one: Any, other: Any) -> bool:
-    """Returns True for equal numbers, texts, tensors, and structures of them."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_are_equal, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
-    if isinstance(one, slice):
-        return (one.start, one.stop, one.step) == (other.start, other.stop, other.step)
-    if isinstance(one, np.ndarray) or keras.ops.is_tensor(one):
-        one, other = (np.asarray(keras.ops.convert_to_numpy(each)) for each in (one, other))
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    return isinstance(one, bool | int | float | str | np.generic) and bool(one == other)
+    return bool(value_key(one) == value_key(other))

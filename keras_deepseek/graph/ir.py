@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
 Shape = tuple[int, ...]
@@ -35,7 +36,7 @@ class Node:
 
     kind: str
     outputs: list[Spec]
-    operation: keras.Operation | None = None
+    operation: Any = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     layer: str = ""
@@ -212,3 +213,21 @@ def attributes(operation: keras.Operation) -> dict[str, Any]:
 def holds_function(values: Iterable[Any]) -> bool:
     """Returns True if a value is a Python function or method."""
     return any(isinstance(each, types.FunctionType | types.MethodType) for each in values)
+
+
+def value_key(value: Any) -> Any:  # noqa: PLR0911 - one line a type
+    """Returns a hashable key, equal for equal numbers, texts, tensors and structures of them."""
+    if isinstance(value, Value):
+        return "value", value
+    if isinstance(value, list | tuple):
+        return type(value).__name__, *map(value_key, value)
+    if isinstance(value, dict):
+        return "dict", *((name, value_key(value[name])) for name in sorted(value))
+    if isinstance(value, slice):
+        return "slice", value.start, value.stop, value.step
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value).__name__, value  # 1, 1.0 and True are equal in Python.
+    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        return "array", str(value.dtype), array.shape, array.tobytes()
+    return "object", id(value)

@@ -6,9 +6,10 @@ from typing import Any
 
 import keras
 from keras import tree
-from keras.src.backend import AutocastScope
 
+from keras_deepseek.backend.keras_private.layer_precision import without_autocast
 from keras_deepseek.backend.keras_private.masks import set_mask
+from keras_deepseek.backend.keras_private.variables import stored_dtype
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Node, Value
 
 _FILE = "<program of keras_deepseek.graph>"
@@ -27,7 +28,7 @@ class Program:
 
     def __call__(self, inputs: Any) -> Any:
         """Returns the model's outputs for a structure of tensors."""
-        with AutocastScope(None):  # The dtype of each weight stands in the program.
+        with without_autocast():  # The dtype of each weight stands in the program.
             outputs, masks = self._run(*tree.flatten(inputs))
         for output, mask in zip(outputs, masks, strict=True):
             set_mask(output, mask)
@@ -78,13 +79,14 @@ class _Writer:
     def function(self) -> Callable[..., Any]:
         """Returns the function that the source code defines."""
         exec(compile(self.source, _FILE, "exec"), self._scope)
-        return self._scope["program"]
+        function: Callable[..., Any] = self._scope["program"]
+        return function
 
     def _statement(self, node: Node, variable: str) -> str:
         if node.kind == WEIGHT:
             self._texts[Value(node)] = variable
             text = f"{self._name(node.content.name, node.content)}.value"
-            if node.spec.dtype != keras.backend.standardize_dtype(node.content._dtype):
+            if node.spec.dtype != stored_dtype(node.content):
                 text = f"cast({text}, {node.spec.dtype!r})"
             return f"{variable} = {text}  # {node.content.path}"
         operation = node.operation if node.is_layer else node.operation.call
@@ -100,7 +102,7 @@ class _Writer:
                 self._texts[Value(node, index)] = f"{variable}[{index}]"
         return f"{variable} = {text}" + (f"  # {node.layer}" if node.layer else "")
 
-    def _text(self, argument: Any) -> str:
+    def _text(self, argument: Any) -> str:  # noqa: PLR0911 - one line a type
         if isinstance(argument, Value):
             return self._texts[argument]
         if isinstance(argument, list):

@@ -45,8 +45,8 @@ class OptimizationReport:
     def __str__(self) -> str:
         (before, after), (work_before, work_after) = self.operations, self.multiply_adds
         lines = [
-            f"{self.mode}: {before:,} operations, now {after:,}; "
-            f"{work_before:,} multiply-adds, now {work_after:,}"
+            f"{self.mode}: {before:,} operations, now {after:,}",
+            f"{work_before:,} multiply-adds, now {work_after:,}",
         ]
         if self.failure:
             lines.append(f"The original is used: {self.failure}")

@@ -11,7 +11,7 @@ This file alone reads Keras's history of symbols.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -94,7 +94,7 @@ class SealedScope(keras.StatelessScope):
 
 
 def trace_model(
-    model: keras.Model, inputs: Any, *, training: bool = False, whole: Sequence[str] = ()
+    model: keras.Model, inputs: Any, *, training: bool = False, whole: Collection[str] = ()
 ) -> Graph:
     """Traces a built model. Other threads must not call the model at the same time.
 
@@ -113,7 +113,7 @@ def trace_model(
     return _Trace(model, frozenset(whole)).run(symbols, training)
 
 
-def record(function: Any, *args: Any, layer: str = "", **kwargs: Any) -> Value:
+def record(function: Callable[..., Any], *args: Any, layer: str = "", **kwargs: Any) -> Value:
     """Calls a function of `keras.ops` on values, and returns the new value.
 
     Args:
@@ -122,7 +122,7 @@ def record(function: Any, *args: Any, layer: str = "", **kwargs: Any) -> Value:
         layer: The path of the layer to which the new nodes belong.
         kwargs: Its keyword arguments.
     """
-    table = _SymbolTable(lambda node: layer)
+    table = _SymbolTable(lambda _: layer)
     symbols = tree.map_structure(table.symbol, (args, kwargs))
     with _restored_names():
         return table.value(function(*symbols[0], **symbols[1]))
@@ -261,7 +261,7 @@ class _Trace:
         self._whole = whole
         self._leaves: dict[str, Leaf] = {}
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
-        self._current_layers: list[str] = []
+        self._current_layers = [""]
         self._layers_of_nodes: dict[int, str] = {}
         self._nodes: list[Any] = []  # Keeps ids unique.
         self._table = _SymbolTable(lambda node: self._layers_of_nodes.get(id(node), ""))
@@ -315,7 +315,7 @@ class _Trace:
                         return self._returned(layer.call(*args, **kwargs))
                 except CannotOpenError as error:
                     reason = str(error)
-                except Exception as error:  # A layer's own code may raise anything on symbols.
+                except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
                     reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:100]
             return self._keep_whole(layer, args, kwargs, reason)
         finally:
@@ -382,7 +382,7 @@ class _Trace:
     def _own_attributes(self, layer: keras.Layer) -> Iterator[None]:
         """Restores a whole layer's variables and calls, and those inside it, in a `with` block."""
 
-        def variables(inner: keras.Layer, value: Any) -> Any:
+        def variables(_: keras.Layer, value: Any) -> Any:
             if isinstance(value, WeightSymbol):
                 return value.variable
             if type(value) is list and any(isinstance(v, WeightSymbol) for v in value):

@@ -92,7 +92,8 @@ def compile_call(
     states = block_states(model)
 
     def call(tensors: Sequence[Any]) -> list[Any]:
-        return tree.flatten(model(tree.pack_sequence_as(inputs, tensors), training=training))
+        outputs = model(tree.pack_sequence_as(inputs, tensors), training=training)
+        return list(tree.flatten(outputs))
 
     def run(*tensors: Any) -> list[Any]:
         if not variables:
@@ -138,7 +139,7 @@ def _wait(outputs: Sequence[Any]) -> None:
 
 def _resized(inputs: Any) -> Iterator[Any]:
     """Yields the inputs, and batches of one row and of more rows made from them."""
-    rows = max(tuple(each.shape)[0] for each in tree.flatten(inputs))
+    rows = max(each.shape[0] for each in tree.flatten(inputs))
     for number in dict.fromkeys([rows, 1, 2 * rows + 1]):
 
         def resize(tensor: Any, number: int = number) -> Any:
@@ -192,23 +193,23 @@ def _dense(gradient: Any) -> Any:
 
 
 def _finite(array: Array) -> Array:
-    return np.nan_to_num(array.astype("float64"), posinf=0.0, neginf=0.0)
+    finite: Array = np.nan_to_num(array.astype("float64"), posinf=0.0, neginf=0.0)
+    return finite
 
 
 def _compare_in_float32(expected: list[dict[str, Array]], received: list[dict[str, Array]]) -> None:
-    outputs = [_named(batches, "output") for batches in (expected, received)]
-    compare_outputs(*outputs)
+    compare_outputs(_named(expected, "output"), _named(received, "output"))
     gradients = [_named(batches, "gradient") for batches in (expected, received)]
     # Gradients are small. Those that are zero in exact arithmetic consist of rounding errors.
     largest = max(
         (float(np.abs(array).max(initial=0.0)) for each in gradients[0] for array in each.values()),
         default=0.0,
     )
-    scaled = [
+    one, other = (
         [{name: array / (largest or 1.0) for name, array in batch.items()} for batch in batches]
         for batches in gradients
-    ]
-    compare_outputs(*scaled, by_column=False)
+    )
+    compare_outputs(one, other, by_column=False)
 
 
 def _named(batches: list[dict[str, Array]], prefix: str) -> list[dict[str, Array]]:

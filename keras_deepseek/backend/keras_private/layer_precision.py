@@ -6,7 +6,7 @@ Setting `layer.dtype_policy` would work too, but it is slow at each step, and wr
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -48,7 +48,7 @@ def temporary_policy(
             _ExactInputs(switched.name) if id(layer) in kept else switched
         )
     for layer in tables:
-        vars(layer)["call"] = _without_autocast(layer.call)
+        vars(layer)["call"] = _call_without_autocast(layer.call)
     try:
         yield
     finally:
@@ -166,14 +166,20 @@ def _looks_rows_up(layer: keras.Layer) -> bool:
     return getattr(call, "__func__", None) is keras.layers.Embedding.call
 
 
-def _without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
+def _call_without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the `call` of an embedding that casts the rows that it looks up, not its table.
 
     The rows are the same, and their gradients are added in the precision of the table.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with keras.src.backend.AutocastScope(None):
+        with without_autocast():
             return call(*args, **kwargs)
 
     return run
+
+
+def without_autocast() -> AbstractContextManager[object]:
+    """Returns a context manager in which variables have the dtype that they are stored in."""
+    scope: AbstractContextManager[object] = keras.src.backend.AutocastScope(None)
+    return scope

@@ -13,6 +13,11 @@ def raw_value(variable: keras.Variable) -> Any:
     return variable._value
 
 
+def stored_dtype(variable: keras.Variable) -> str:
+    """Returns the dtype in which a variable is stored, whatever it is cast to when it is read."""
+    return str(keras.backend.standardize_dtype(variable._dtype))
+
+
 def set_raw_value(variable: keras.Variable, value: Any) -> None:
     """Replaces the tensor inside a variable, which an assignment would copy."""
     variable._value = value

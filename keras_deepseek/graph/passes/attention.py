@@ -45,7 +45,7 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
         return None
 
     # b: batch, h: heads, t: queries, s: keys, by the labels of the scores.
-    b, h, t, s = product.out
+    b, h, t, s = list(product.out)
     pairs = list(zip(product.operands, product.labels, strict=True))
     pairs.sort(key=lambda pair: s in pair[1])
     (query, query_labels), (key, key_labels) = pairs

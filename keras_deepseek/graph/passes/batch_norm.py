@@ -1,5 +1,8 @@
 """Folds batch normalization into the convolution or product before it, in inference."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from keras_deepseek.graph.ir import WEIGHT, Graph, Node, Rewrite, Value
@@ -55,7 +58,7 @@ def _fold(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
     if kernel.node.kind != WEIGHT:
         return None
 
-    def make(function: object, *args: object) -> Value:
+    def make(function: Callable[..., Any], *args: Any) -> Value:
         return record(function, *args, layer=node.layer)
 
     ops = keras.ops

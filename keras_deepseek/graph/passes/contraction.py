@@ -211,7 +211,7 @@ def elements(shape: Shape) -> float:
     return ELEMENT_COST * math.prod(shape)
 
 
-Order = int | tuple["Order", "Order"]  # type: ignore[misc]
+Order = int | tuple["Order", "Order"]
 """The number of an operand, or the product of two orders."""
 
 
@@ -248,8 +248,8 @@ class OrderSearch:
     def _join(self, left: frozenset[int], right: frozenset[int]) -> tuple[float, Order]:
         (left_cost, left_order), (right_cost, right_order) = self._solve(left), self._solve(right)
         gradients = sum(any(self._gradients[each] for each in side) for side in (left, right))
-        labels = [self.labels_of(each) for each in (left, right, left | right)]
-        cost = product_cost(*labels, self._sizes, gradients)
+        one, other, out = (self.labels_of(each) for each in (left, right, left | right))
+        cost = product_cost(one, other, out, self._sizes, gradients)
         return left_cost + right_cost + cost, (left_order, right_order)
 
     def record(self, layer: str) -> Value:

@@ -2,10 +2,17 @@
 
 from typing import Any
 
-import keras
-import numpy as np
-
-from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Node, Rewrite, Value, attributes
+from keras_deepseek.graph.ir import (
+    CONSTANT,
+    INPUT,
+    WEIGHT,
+    Graph,
+    Node,
+    Rewrite,
+    Value,
+    attributes,
+    value_key,
+)
 
 
 def merge_equal_operations(graph: Graph, training: bool) -> list[Rewrite]:
@@ -36,23 +43,6 @@ def _key(node: Node) -> Any:
     if node.kind == WEIGHT:
         return WEIGHT, id(node.content), node.spec.dtype
     if node.kind == CONSTANT:
-        return CONSTANT, _value_key(node.content)
+        return CONSTANT, value_key(node.content)
     parts = (attributes(node.operation), node.args, node.kwargs)
-    return node.kind, *(_value_key(each) for each in parts)
-
-
-def _value_key(value: Any) -> Any:
-    if isinstance(value, Value):
-        return "value", value
-    if isinstance(value, list | tuple):
-        return type(value).__name__, *map(_value_key, value)
-    if isinstance(value, dict):
-        return "dict", *((name, _value_key(value[name])) for name in sorted(value))
-    if isinstance(value, slice):
-        return "slice", value.start, value.stop, value.step
-    if value is None or isinstance(value, bool | int | float | str):
-        return type(value).__name__, value  # 1, 1.0 and True are equal in Python.
-    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
-        array = np.asarray(keras.ops.convert_to_numpy(value))
-        return "array", str(value.dtype), array.shape, array.tobytes()
-    return "object", id(value)
+    return node.kind, *(value_key(each) for each in parts)

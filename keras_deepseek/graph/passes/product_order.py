@@ -59,7 +59,8 @@ def _cost(node: Node, with_gradient: set[Node]) -> float:
     assert product is not None
     if len(product.operands) == 2:
         gradients = sum(value.node in with_gradient for value in product.operands)
-        return product_cost(*product.labels, product.out, product.sizes(), gradients)
+        one, other = product.labels
+        return product_cost(one, other, product.out, product.sizes(), gradients)
     if node.kind == "Transpose":  # Most often a view.
         return 0.0
     return 2 * elements((math.prod(product.sizes().values()),))

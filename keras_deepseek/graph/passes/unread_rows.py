@@ -17,54 +17,16 @@ from keras_deepseek.graph.trace import record
 _MOST_KEPT = 0.75
 """The largest share of rows for which a cut is worth it."""
 
-_ELEMENTWISE = set(
-    [
-        "Abs",
-        "Add",
-        "Cast",
-        "ConvertToTensor",
-        "Divide",
-        "Elu",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "Greater",
-        "GreaterEqual",
-        "HardSigmoid",
-        "HardSilu",
-        "Identity",
-        "LeakyRelu",
-        "Less",
-        "LessEqual",
-        "Log",
-        "LogSigmoid",
-        "LogicalAnd",
-        "LogicalNot",
-        "LogicalOr",
-        "Maximum",
-        "Minimum",
-        "Multiply",
-        "Negative",
-        "NotEqual",
-        "Power",
-        "Relu",
-        "Relu6",
-        "Rsqrt",
-        "Selu",
-        "Sigmoid",
-        "Silu",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Square",
-        "StopGradient",
-        "Subtract",
-        "Tanh",
-        "TrueDivide",
-        "Where",
-    ]
-)
+# fmt: off
+_ELEMENTWISE = {
+    "Abs", "Add", "Cast", "ConvertToTensor", "Divide", "Elu", "Equal", "Erf", "Exp", "Gelu",
+    "Greater", "GreaterEqual", "HardSigmoid", "HardSilu", "Identity", "LeakyRelu", "Less",
+    "LessEqual", "Log", "LogSigmoid", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum",
+    "Minimum", "Multiply", "Negative", "NotEqual", "Power", "Relu", "Relu6", "Rsqrt", "Selu",
+    "Sigmoid", "Silu", "Softplus", "Softsign", "Sqrt", "Square", "StopGradient", "Subtract",
+    "Tanh", "TrueDivide", "Where",
+}
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
