@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import tree
 
+from keras_deepseek.backend.export.model_wrapper import ModelWrapper
 from keras_deepseek.backend.keras_private.layers import first_call_shapes, functional_graph
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.graph.plans import Plan, Plans
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class OptimizedModel(keras.Model):
+class OptimizedModel(ModelWrapper):
     """A model that computes what another computes, by programs with fewer operations.
 
     `graph.optimize` makes it. It shares the original's variables, and nothing is computed from

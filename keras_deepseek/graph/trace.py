@@ -54,6 +54,10 @@ class CannotOpenError(Exception):
     """The reason why a layer is kept whole."""
 
 
+class TemporaryCall:
+    """The base class of a `call` that a model has for a time. A trace runs the model's own."""
+
+
 class WeightSymbol(keras.KerasTensor):
     """A symbol in place of a variable, in the dtype that its layer reads (autocast)."""
 
@@ -312,7 +316,7 @@ class _Trace:
             if reason is None:
                 try:
                     with self._weight_symbols(layer):
-                        return self._returned(layer.call(*args, **kwargs))
+                        return self._returned(type(layer).call(layer, *args, **kwargs))
                 except CannotOpenError as error:
                     reason = str(error)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
@@ -322,6 +326,8 @@ class _Trace:
             self._current_layers.pop()
 
     def _keep_whole(self, layer: keras.Layer, args: Any, kwargs: Any, reason: str) -> Any:
+        if layer is self._model:
+            raise CannotOpenError(reason)
         self._leaves[path_of(layer)] = Leaf(type(layer).__name__, reason)
         with self._own_attributes(layer), keras.StatelessScope(initialize_variables=False):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
@@ -423,7 +429,8 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
         return "is quantized"  # Keras runs its `quantized_call`.
     if layer.activity_regularizer is not None:
         return "has an activity regularizer"
-    if layer._remat_mode is not None or "call" in vars(layer):
+    is_replaced = not isinstance(vars(layer).get("call"), TemporaryCall | None)
+    if layer._remat_mode is not None or is_replaced:
         return "recomputes its activations, or its `call` was replaced"
     return None
 

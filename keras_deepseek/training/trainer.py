@@ -24,6 +24,7 @@ from keras_deepseek.training.cluster.step_replicas import find_replicas
 from keras_deepseek.training.data.position_data import check_data, no_data_error
 from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
+from keras_deepseek.training.fit.optimizable import check_optimizable
 from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
@@ -118,6 +119,13 @@ class Trainer:
             `"allreduce"`. `"bfloat16"` or `"float16"` send half of the bytes; `"low_rank"` or a
             `LowRank` send a few hundredths. The rest of a gradient is added to the next one (error
             feedback). Defaults to `None`: gradients are sent in float32.
+        optimize_graph: boolean. Runs the model in the training step by a flat program of Keras
+            operations that `graph.optimize` has rewritten to do less work; its outputs are equal
+            except for rounding, but dropout may draw other numbers. Costs alone decide, and nothing
+            is timed: to see what it brings, use `graph.optimize(model, batch, mode="train")` and
+            train that. Choose it for models that read few of their rows (classifiers by the first
+            token), for LoRA, and for small models on PyTorch. Normalizations then keep more memory
+            in half precision. Defaults to `False`.
         keep_memory: boolean. Keeps the memory that a step frees for the next step. On a CPU,
             small batches of a large model may train a quarter faster. It changes the settings of
             glibc's `malloc` for the whole process; after the training they have glibc's usual
@@ -170,6 +178,7 @@ class Trainer:
         gradient_clip: GradientClip | None = None,
         guard: StepGuard | Action | None = None,
         remat: Remat = False,
+        optimize_graph: bool = False,
         device_map: DeviceMap | None = None,
         distributed_strategy: DistributedStrategy | None = None,
         world_size: int | None = None,
@@ -193,6 +202,7 @@ class Trainer:
             gradient_clip=gradient_clip,
             guard=guard,
             remat=remat,
+            optimize_graph=optimize_graph,
             keep_memory=keep_memory,
         )
         checkpoint_options = CheckpointOptions(
@@ -250,6 +260,8 @@ class Trainer:
         self, options: StepOptions, checkpoints: Checkpoints | None, given: Any
     ) -> StepPlan:
         """Creates the step plan; starts the workers of a parameter server."""
+        if options.optimize_graph:
+            check_optimizable(self.model, self._placement, is_served=self._chief is not None)
         served = None
         if self._chief is not None:
             served = self._chief.serve(

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.export.model_wrapper import ModelWrapper
 from keras_deepseek.backend.keras_private.free_size_resize import fixed_resize
 from keras_deepseek.backend.keras_private.layer_precision import (
     find_exact_inputs,
@@ -46,14 +47,15 @@ class NamedModel:
             )
         self.model = model
         self.precision = precision
-        inputs = _symbolic_inputs(model)
-        outputs = _symbolic_outputs(model, inputs)
+        described = model.original if isinstance(model, ModelWrapper) else model
+        inputs = _symbolic_inputs(described)
+        outputs = _symbolic_outputs(described, inputs)
         makers = map(producing_operation, keras.tree.flatten(outputs))
         # An inverted lookup returns strings, although its outputs are declared as integers.
         lookups = (maker for maker in makers if isinstance(maker, keras.layers.StringLookup))
         _refuse_strings(lookup.name for lookup in lookups if lookup.invert)
         self._input_names = _name_structure(inputs, "input", _given_input_name)
-        namer = _output_namer(model, outputs, taken=set(keras.tree.flatten(self._input_names)))
+        namer = _output_namer(described, outputs, taken=set(keras.tree.flatten(self._input_names)))
         self._output_names = _name_structure(outputs, "output", namer)
         self.signature = Signature(
             inputs=_specs(self._input_names, inputs),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_deepseek.backend.export.model_wrapper import ModelWrapper
 from keras_deepseek.backend.keras_private.layers import functional_graph
 from keras_deepseek.errors import ExportError
 
@@ -25,7 +26,9 @@ def check_configs(model: keras.Model) -> None:
 
 def _find_problems(layer: keras.Layer) -> Iterator[str]:
     graph = functional_graph(layer)
-    if graph is not None:
+    if isinstance(layer, ModelWrapper):
+        yield from _find_problems(layer.original)
+    elif graph is not None:
         for operation in graph.operations:
             if isinstance(operation, keras.Layer) and operation is not layer:
                 yield from _find_problems(operation)

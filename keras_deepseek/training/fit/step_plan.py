@@ -11,6 +11,7 @@ from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
 from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.graph.program_call import ProgramCall
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
 from keras_deepseek.training.fit.finite_check import FiniteCheck
@@ -91,6 +92,7 @@ class StepPlan:
         self._policy = policy
         self._served = served
         self._layers = layers
+        self._program_call = ProgramCall(model) if options.optimize_graph else None
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self._training_step = TrainingStep(
             model,
@@ -236,6 +238,8 @@ class StepPlan:
             self._layers.begin(self._model, is_in_step=is_in_step)
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        if self._program_call is not None:
+            step = self._program_call.in_use()(step)
         if self._policy is None:
             return step
         return step_in_precision(self._model, self._policy, step, self.options.float32_layers)

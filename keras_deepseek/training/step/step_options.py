@@ -34,6 +34,7 @@ class StepOptions:
         gradient_clip: tuple of the kind of clipping and its bound, or `None`.
         guard: `StepGuard`, its action alone, or `None`.
         remat: boolean or names of layers: the blocks that are rematerialized.
+        optimize_graph: boolean. Runs the model by rewritten programs in the step.
         keep_memory: boolean. Keeps freed memory in the process while it trains.
 
     Raises:
@@ -47,6 +48,7 @@ class StepOptions:
     gradient_clip: GradientClip | None = field(default=None, metadata=_CHANGES_UPDATE)
     guard: StepGuard | Action | None = field(default=None, metadata=_CHANGES_UPDATE)
     remat: Remat = field(default=False, metadata=_CHANGES_UPDATE)
+    optimize_graph: bool = False
     keep_memory: bool = field(default=False, metadata=_MAY_DIFFER)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,7 @@ class StepOptions:
         check_integer("micro_batches", self.micro_batches)
         check_gradient_clip(self.gradient_clip)
         check_remat(self.remat)
+        check_boolean("optimize_graph", self.optimize_graph)
         check_boolean("keep_memory", self.keep_memory)
         self.make_guard()
 

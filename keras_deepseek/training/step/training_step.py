@@ -146,8 +146,9 @@ class TrainingStep:
             InvalidInputError: `remat` names no layer.
         """
         if self._blocks is None:
-            blocks = find_blocks(self._model, self._options.remat)
-            self._blocks = [*blocks, *find_normalizations(self._model, blocks)]
+            self._blocks = find_blocks(self._model, self._options.remat)
+            if not self._options.optimize_graph:  # Programs can't be rewritten through them.
+                self._blocks += find_normalizations(self._model, self._blocks)
         return self._blocks
 
     def _build(self, data: Any) -> None:

@@ -1,0 +1,88 @@
+"""A `call` by programs, which a model has for the time of a `with` block."""
+
+import contextlib
+import functools
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
+from keras_deepseek.backend.keras_private.layers import infers_shapes, without_new_nodes
+from keras_deepseek.graph.passes import PASSES
+from keras_deepseek.graph.plans import Plans
+from keras_deepseek.graph.trace import TemporaryCall
+
+_BATCH_SIZE, _LONGEST = 32, 128
+"""The sizes that stand for unknown ones, where costs are compared."""
+
+
+class ProgramCall(TemporaryCall):
+    """The `call` of a model by programs that all passes have rewritten.
+
+    Costs alone decide; nothing is compared or timed. The model's own call is run before the model
+    is built, for inputs without a program, and while Keras infers shapes.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._plans: Plans | None = None
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Replaces the model's `call` in a `with` block."""
+        attributes = vars(self._model)  # Keras and the frameworks react to `setattr`.
+        own = attributes.get("call")
+        attributes["call"] = self
+        try:
+            yield
+        finally:
+            if own is None:
+                del attributes["call"]
+            else:
+                attributes["call"] = own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the outputs of the model for the arguments of its `call`."""
+        own_call = functools.partial(type(self._model).call, self._model, *args, **kwargs)
+        training = kwargs.pop("training", None)
+        has_others = len(args) != 1 or any(each is not None for each in kwargs.values())
+        if has_others or not self._model.built or infers_shapes():
+            return own_call()
+        with self._lock:
+            if self._plans is None:
+                self._plans = Plans(self._model, tuple(PASSES), _example(self._model, args[0]))
+        return self._plans.run(args[0], bool(training), own_call)
+
+
+def _example(model: keras.Model, inputs: Any) -> Any:
+    """Returns symbols like the inputs, with sizes in place of those that a framework leaves open.
+
+    Axes of one size count as one axis. They are one only if the model can't take different sizes.
+    """
+    longest = min(longest_sequence(model) or _LONGEST, _LONGEST)
+    different = _with_sizes(inputs, itertools.count(longest, -1))
+    try:
+        with without_new_nodes(model):
+            type(model).symbolic_call(model, different)
+    except Exception:  # noqa: BLE001 - a layer may raise anything
+        return _with_sizes(inputs, itertools.repeat(longest))
+    return different
+
+
+def _with_sizes(inputs: Any, lengths: Iterator[int]) -> Any:
+    def symbol(tensor: Any) -> keras.KerasTensor:
+        shape = [
+            size or (next(lengths) if axis else _BATCH_SIZE)
+            for axis, size in enumerate(tensor.shape)
+        ]
+        return keras.KerasTensor(tuple(shape), keras.backend.standardize_dtype(tensor.dtype))
+
+    return tree.map_structure(symbol, inputs)
