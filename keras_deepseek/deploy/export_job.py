@@ -29,6 +29,7 @@ class ExportJob:
         calibration: The batches that the format was made with for int8.
         has_random_samples: Whether the samples are random, so that others may replace them.
         source: The format that this one is built from.
+        reference: The model that the artifact is compared with; `None` for `model` itself.
     """
 
     model: NamedModel
@@ -44,6 +45,12 @@ class ExportJob:
     calibration: Sequence[dict[str, Array]] | None = None
     has_random_samples: bool = False
     source: ChosenFormat | None = None
+    reference: NamedModel | None = None
+
+    @property
+    def expected_model(self) -> NamedModel:
+        """The model that gives the expected outputs, in its own precision."""
+        return (self.reference or self.model).in_precision(None)
 
     @property
     def batches(self) -> list[dict[str, Array]]:

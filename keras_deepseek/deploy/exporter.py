@@ -34,6 +34,7 @@ from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.failure_reason import failure_reason
@@ -49,6 +50,7 @@ from keras_deepseek.deploy.input_signature import with_input_signature
 from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.deploy.make_artifact import check_artifact, fit_samples, make_artifact
 from keras_deepseek.deploy.open_artifact import open_artifact
+from keras_deepseek.deploy.optimize_job import optimize_job
 from keras_deepseek.deploy.samples.verification_data import choose_data
 from keras_deepseek.deploy.stage_display import StageDisplay
 from keras_deepseek.errors import (
@@ -90,6 +92,8 @@ class Exporter:
             layers, for an export through another process; a single one needs no sequence. Imported
             modules are found without it; so are classes of a notebook if `cloudpickle` is
             installed. Defaults to `()`.
+        optimize: boolean. Writes the model as `graph.optimize` rewrites it to compute less, by cost
+            alone, and compares the artifact with the model itself. Defaults to `False`.
         verify: string. `"raise"`, or `"warn"`: if no route gives a right artifact, the first wrong
             one is written with the state `failed`, and a warning is issued. Defaults to `"raise"`.
         verbose: boolean. Shows each stage, on a terminal with its time. Defaults to `True`.
@@ -117,7 +121,7 @@ class Exporter:
     'features'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all options of an export.
         self,
         model: keras.Model,
         backend: str,
@@ -128,6 +132,7 @@ class Exporter:
         calibration: Any = None,
         samples: Sequence[Any] | None = None,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+        optimize: bool = False,
         verify: Literal["raise", "warn"] = "raise",
         verbose: bool = True,
         **options: Any,
@@ -141,6 +146,7 @@ class Exporter:
                 unknown_name_message("value of verify", verify, ("raise", "warn"))
             )
         self._allows_difference = verify == "warn"
+        self._optimize = check_boolean("optimize", optimize)
         check_precision(
             backend, precision, has_calibration=calibration is not None, int8_formats=INT8_FORMATS
         )
@@ -188,7 +194,8 @@ class Exporter:
             folder = work / "artifact"
             folder.mkdir()
             with unchanged_state(self._model.model):
-                made = make_artifact(self._job(chosen), folder, say)
+                job = self._job(chosen)
+                made = make_artifact(optimize_job(job, say) if self._optimize else job, folder, say)
             if as_file:
                 _check_alone(folder, export_format.entry, target)
                 publish_file(folder / export_format.entry, target)

@@ -78,7 +78,7 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
     export_format, signature = job.export_format, job.model.signature
     shapes = export_format.sample_shapes(signature)
     if job.has_random_samples and shapes:
-        drawn = [draw_batch(job.model.model, signature, each) for each in shapes]
+        drawn = [draw_batch(job.expected_model.model, signature, each) for each in shapes]
         # Optional, since the model may not take every size.
         job = replace(
             job, samples=[], optional_samples=drawn, extreme_samples=(), alternative_samples=()

@@ -36,7 +36,7 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
 
     Raises an `InvalidInputError` if the model fails on the samples and on all alternatives to them.
     """
-    infer = backend.current().inference.plain_inference(job.model.in_precision(None))
+    infer = backend.current().inference.plain_inference(job.expected_model)
     samples, usual = _infer_first(infer, [job.samples, *job.alternative_samples])
     optional, of_optional = _infer_accepted(infer, job.optional_samples)
     extreme, of_extreme = _infer_accepted(infer, job.extreme_samples)
@@ -143,7 +143,7 @@ def verify_with_redraw(
     if found.state != "failed" or not job.has_random_samples or job.precision is not None:
         return found, ""
     infer, extend = (
-        backend.current().inference.plain_inference(job.model.in_precision(None)),
+        backend.current().inference.plain_inference(job.expected_model),
         _extend(job),
     )
 
@@ -153,7 +153,7 @@ def verify_with_redraw(
     precisions = _precisions(job, expected)
     with contextlib.suppress(Exception):  # An error of any backend: the artifact stays failed.
         redrawn = redraw_tie(
-            job.model,
+            job.expected_model,
             job.samples,
             infer_all,
             run,
@@ -179,7 +179,7 @@ def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
     names = (expected.usual or expected.extreme)[0].keys()
     if job.precision is not None:
         return dict.fromkeys(names, job.precision)
-    layers = layers_by_output(job.model)
+    layers = layers_by_output(job.expected_model)
     known = {name: _least_precision(each) for name, each in layers.items()}
     # A format's further outputs count as computed in the least precision of all outputs.
     least = next((one for one in _HALF_PRECISIONS if one in known.values()), None)
