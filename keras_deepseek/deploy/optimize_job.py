@@ -19,9 +19,11 @@ def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
     named = job.model
     say(f"{job.export_format.name}: optimizing the graph")
     passes = [name for name in PASSES if name != _OF_THE_BACKEND]
-    for samples in [job.samples, *job.alternative_samples]:
+    alternatives = [samples[0] for samples in job.alternative_samples]
+    # Free axes differ in the last optional batch. Axes of one size would count as the same axis.
+    for sample in [*job.optional_samples[::-1], job.samples[0], *alternatives]:
         with contextlib.suppress(InvalidInputError):  # The model does not take these sizes.
-            inputs = named.pack_inputs(samples[0])
+            inputs = named.pack_inputs(sample)
             optimized = optimize(named.model, inputs, measure=False, passes=passes)
             break
     else:

@@ -22,7 +22,7 @@ from keras_deepseek.errors import InvalidInputError
 
 _NOT_CUSTOM = ("builtins", "keras")
 _EXPECTED = "Expected a file that `model.save` wrote."
-_OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
+_OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:graph|layers|models)[\w.]*)"')
 
 
 def load_keras_file(

@@ -1,0 +1,190 @@
+"""`keras-deepseek optimize`: rewrites the model of a `.keras` file to compute less."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+NAME = "optimize"
+HELP = "rewrite a Keras model so that it computes the same with less work, and show what was done"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `optimize` to its command-line parser."""
+    parser.add_argument("model", metavar="MODEL.keras", help="the file that `model.save` wrote")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT.keras", help="the file to write"
+    )
+    parser.add_argument(
+        "--report", metavar="REPORT.json", help="a file for the report, which is also printed"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=["inference", "train"],
+        default="inference",
+        help="train also optimizes the training step (default: inference)",
+    )
+    parser.add_argument(
+        "--no-measure",
+        action="store_true",
+        help="time nothing, and decide by the number of operations and multiply-adds alone",
+    )
+    parser.add_argument(
+        "--passes",
+        metavar="NAME,NAME",
+        help="the passes to try, as in unread_rows,split_sums (default: all)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="rows of the random inputs for which the model is optimized (default: 32)",
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        metavar="N",
+        help="size of the axes of these inputs that the model leaves open (default: 128, or the "
+        "most positions that the model has)",
+    )
+    parser.add_argument(
+        "--custom-objects-from",
+        action="append",
+        default=[],
+        metavar="MODULE_OR_FILE",
+        help="a module or a .py file that defines custom layers of the model; give it again for "
+        "each other one",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Optimizes the model of a file, as the parsed arguments of `optimize` ask."""
+    _check(arguments)
+    from keras_deepseek import graph
+    from keras_deepseek.backend.export.named_model import NamedModel
+    from keras_deepseek.backend.keras_private.keras_file import load_keras_file
+    from keras_deepseek.errors import InvalidInputError
+
+    model = load_keras_file(arguments.model, arguments.custom_objects_from)
+    if isinstance(model, graph.OptimizedModel):
+        model = model.original
+    named = NamedModel(model)
+    error = InvalidInputError("")
+    for inputs in _random_inputs(named, arguments.batch_size, arguments.length):
+        try:
+            with _shown_progress():
+                optimized = graph.optimize(
+                    model,
+                    inputs,
+                    mode=arguments.mode,
+                    measure=not arguments.no_measure,
+                    passes=arguments.passes and arguments.passes.split(","),
+                )
+            break
+        except InvalidInputError as raised:  # The model does not take these sizes.
+            error = raised
+    else:
+        raise InvalidInputError(f"{error} Choose other sizes: --length, --batch-size.")
+    print(optimized.report)
+    _write(optimized, arguments)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Rejects invalid command-line arguments before Keras is loaded, which takes seconds."""
+    from keras_deepseek.checks import (
+        KERAS_FILE,
+        check_file_exists,
+        check_file_path,
+        check_integer,
+        check_sources,
+    )
+    from keras_deepseek.errors import InvalidInputError
+
+    check_sources("--custom-objects-from", arguments.custom_objects_from)
+    check_file_path("--output", arguments.output)
+    if not arguments.output.endswith(".keras"):
+        raise InvalidInputError(
+            f"--output must end in .keras, since Keras loads such files; got {arguments.output!r}."
+        )
+    if arguments.report is not None:
+        check_file_path("--report", arguments.report)
+    check_integer("--batch-size", arguments.batch_size)
+    if arguments.length is not None:
+        check_integer("--length", arguments.length)
+    check_file_exists(arguments.model, KERAS_FILE)
+
+
+def _random_inputs(named: Any, batch_size: int, length: int | None) -> Iterator[Any]:
+    """Yields random inputs for a `NamedModel`: with open axes of different sizes, then of one.
+
+    Axes of one size would count as the same axis.
+    """
+    import itertools
+
+    from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
+
+    length = length or min(longest_sequence(named.model) or 128, 128)
+    if sum(None in spec.shape[1:] for spec in named.signature.inputs):
+        yield _draw(named, batch_size, itertools.count(length, -1))
+    yield _draw(named, batch_size, itertools.repeat(length))
+
+
+def _draw(named: Any, batch_size: int, lengths: Iterable[int]) -> Any:
+    """Draws random inputs: integers below the vocabulary of the layers that they reach."""
+    import numpy as np
+
+    from keras_deepseek.backend.keras_private.input_kinds import input_kinds
+
+    generator, sizes = np.random.default_rng(0), iter(lengths)
+    specs = named.signature.inputs
+    arrays = {}
+    for spec, kind in zip(specs, input_kinds(named.model, len(specs)), strict=True):
+        shape = [size or next(sizes) for size in spec.shape[1:]]
+        shape.insert(0, spec.shape[0] or batch_size)
+        dtype = np.dtype(spec.dtype)
+        if kind.known is not None:
+            values = generator.choice(kind.known.of_dtype(dtype, kind.vocabulary), shape)
+        elif dtype.kind in "iub":
+            values = generator.integers(0, kind.vocabulary or 2, shape)
+        else:
+            values = generator.normal(size=shape)
+        arrays[spec.name] = values.astype(dtype)
+    return named.pack_inputs(arrays)
+
+
+def _shown_progress() -> Any:
+    """Returns a context manager in which the log of `graph.optimize` is printed."""
+    import contextlib
+    import logging
+    import sys
+
+    @contextlib.contextmanager
+    def shown() -> Iterator[None]:
+        log = logging.getLogger("keras_deepseek.graph")
+        handler, level = logging.StreamHandler(sys.stdout), log.level
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+
+    return shown()
+
+
+def _write(optimized: Any, arguments: argparse.Namespace) -> None:
+    """Writes the report and the model: the original, if nothing was found that pays."""
+    import json
+    from pathlib import Path
+
+    from keras_deepseek.artifacts.bundle import publish_file
+    from keras_deepseek.artifacts.staging_folder import staging_folder
+
+    if arguments.report is not None:
+        text = json.dumps(optimized.report.to_dict(), indent=2)
+        Path(arguments.report).write_text(f"{text}\n", encoding="utf-8")
+    with staging_folder(arguments.output) as folder:
+        (optimized.original if optimized.passes is None else optimized).save(folder / "model.keras")
+        publish_file(folder / "model.keras", arguments.output)
+    print(f"{arguments.output} was written.")
