@@ -6,6 +6,7 @@ position-wise operations are cut to the row that is read. Keys and values stay.
 
 import dataclasses
 import math
+import operator
 
 import keras
 
@@ -185,7 +186,9 @@ class _Cutter:
         value = self._rows(node.args[0], rows, rows.axis, node.layer)
         if len(node.spec.shape) == len(value.shape):
             return value
-        return record(keras.ops.squeeze, value, axis=rows.axis, layer=node.layer)
+        # TensorFlow's `squeeze` fails, since a slice of an unknown length may have no row.
+        index = (*[slice(None)] * rows.axis, 0)
+        return record(operator.getitem, value, index, layer=node.layer)
 
     def _rows(self, value: Value, rows: _Rows, axis: int, layer: str) -> Value:
         rows = dataclasses.replace(rows, axis=axis)

@@ -1,0 +1,60 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_deepseek import graph
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference import ServingEngine
+
+
+@pytest.fixture
+def classifier():
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    x = layers.Embedding(30, 16)(tokens)
+    x = x + layers.MultiHeadAttention(2, 8)(x, x)
+    x = x + layers.Dense(16)(layers.Dense(64, activation="relu")(x))
+    return keras.Model(tokens, layers.Dense(3)(x[:, 0]), name="classifier")
+
+
+def test_the_artifact_of_a_model_computes_less(classifier, tmp_path, capsys):
+    exporter = Exporter(classifier, "savedmodel", optimize=True)
+    assert exporter.export(tmp_path / "optimized").verified
+    assert "multiply-adds, now" in capsys.readouterr().out
+    assert exporter.check(tmp_path / "optimized").verified
+    tokens = np.arange(12).reshape(2, 6).astype("int32")
+    received = exporter.load(tmp_path / "optimized")({"tokens": tokens})
+    expected = classifier.predict(tokens, verbose=0)
+    np.testing.assert_allclose(received["output_0"], expected, atol=1e-5)
+
+
+def test_a_model_without_slack_is_exported_as_it_is(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    assert Exporter(model, "savedmodel", optimize=True).export(tmp_path / "out").verified
+    assert "there is nothing to optimize" in capsys.readouterr().out
+
+
+def test_a_wrong_value_is_refused(classifier):
+    with pytest.raises(InvalidInputError, match="`optimize` must be True or False"):
+        Exporter(classifier, "savedmodel", optimize="all")
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention, self.dense = layers.MultiHeadAttention(2, 8), layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(self.attention(inputs, inputs)[:, 0])
+
+
+def test_an_optimized_subclassed_model_is_exported_and_served(tmp_path):
+    model, x = Subclassed(), np.random.default_rng(0).normal(size=(5, 6, 8)).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(x))
+    optimized = graph.optimize(model, x, measure=False)
+    assert optimized.passes
+    assert Exporter(optimized, "savedmodel", verbose=False).export(tmp_path / "out").verified
+    with ServingEngine(optimized, replicas=2) as engine:
+        for answer in [engine.submit(x) for _ in range(4)]:
+            np.testing.assert_allclose(answer.result(), expected, atol=1e-5)
