@@ -113,7 +113,7 @@ def test_the_rooms_bring_their_commands(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    for name in ("export", "serve", "generate", "launch"):
+    for name in ("export", "optimize", "serve", "generate", "launch"):
         assert f"    {name} " in shown
 
 

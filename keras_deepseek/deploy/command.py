@@ -7,6 +7,7 @@ from keras_deepseek.deploy.formats.format_list import FLAGS, FORMATS, INT8_FORMA
 
 NAME = "export"
 HELP = f"export a Keras model to {', '.join(FORMATS)}, and verify that it computes the same"
+_NOT_OF_BENCHMARK = ("output", "name", "precision", "optimize", "samples", "check")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA.npz",
         help="some hundred rows of real input data, an array for each input by name; int8 is made "
         "for their ranges",
+    )
+    parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="write the model as graph optimization rewrites it, to compute less",
     )
     parser.add_argument(
         "--benchmark",
@@ -103,6 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         calibration=calibration,
         samples=samples,
         custom_objects_from=arguments.custom_objects_from,
+        optimize=arguments.optimize,
         verify=arguments.verify,
         **_options(arguments),
     )
@@ -197,7 +204,7 @@ def _check_benchmark(arguments: argparse.Namespace) -> None:
     """Rejects command-line flags that a comparison of formats would ignore."""
     from keras_deepseek.errors import InvalidInputError
 
-    ignored = {name: f"--{name}" for name in ("output", "name", "precision", "samples", "check")}
+    ignored = {name: f"--{name}" for name in _NOT_OF_BENCHMARK}
     ignored |= {flag.option: flag.flag for flag in FLAGS}
     given = [
         flag for name, flag in ignored.items() if getattr(arguments, name) not in (None, False)

@@ -48,9 +48,9 @@ class Whole(keras.Model):
 def test_a_model_that_can_t_be_traced_runs_its_own_call():
     model = Whole()
     x = np.ones((2, 4), "float32")
-    expected = model(x)
+    expected = keras.ops.convert_to_numpy(model(x))
     with ProgramCall(model).in_use():
-        assert (model(x) == expected).all()
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(x)), expected)
     assert float(model.count) == 2
 
 

@@ -5,7 +5,7 @@ import importlib
 import inspect
 from typing import Any
 
-ROOMS_WITH_EXAMPLES = ("callbacks", "deploy", "inference", "layers", "models", "training")
+ROOMS_WITH_EXAMPLES = ("callbacks", "deploy", "graph", "inference", "layers", "models", "training")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

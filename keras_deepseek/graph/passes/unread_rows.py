@@ -79,7 +79,7 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
     if node.kind != "GetItem" or not isinstance(node.args[0], Value):
         return None
     value, key = node.args
-    key = key if isinstance(key, tuple) else (key,)
+    key = tuple(key) if isinstance(key, list | tuple) else (key,)  # Saved models have lists.
     if not all(isinstance(each, int | slice) for each in key):
         return None
     cuts = [(axis, each) for axis, each in enumerate(key) if each != slice(None)]
