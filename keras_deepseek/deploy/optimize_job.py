@@ -29,7 +29,7 @@ def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
     else:
         return job  # The export says what is wrong with the samples.
     report = optimized.report
-    if report is None or report.passes is None:
+    if report is None or not {*(report.passes or ())} - {"identities"}:
         say(f"{job.export_format.name}: there is nothing to optimize")
         return job
     before, after = report.multiply_adds

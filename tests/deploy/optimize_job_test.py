@@ -57,4 +57,4 @@ def test_an_optimized_subclassed_model_is_exported_and_served(tmp_path):
     assert Exporter(optimized, "savedmodel", verbose=False).export(tmp_path / "out").verified
     with ServingEngine(optimized, replicas=2) as engine:
         for answer in [engine.submit(x) for _ in range(4)]:
-            np.testing.assert_allclose(answer.result(), expected, atol=1e-5)
+            np.testing.assert_allclose(answer.result()["output_0"], expected, atol=1e-5)
