@@ -41,6 +41,6 @@ for training too; `Trainer(model, optimize_graph=True)` does the same within its
 """
 
 model.get_layer("hidden").enable_lora(4)
-fast = graph.optimize(model, tokens[:8], mode="train", passes=["split_sums"], measure=False)
+fast = graph.optimize(model, tokens[:8], mode="train")
 print(fast.report)
 Trainer(fast, optimizer="adam", loss="mse").fit(tokens, labels, epochs=2)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--passes",
         metavar="NAME,NAME",
-        help="the passes to try, as in unread_rows,split_sums (default: all)",
+        help="the passes to try, as in identities,split_sums (default: all)",
     )
     parser.add_argument(
         "--batch-size",

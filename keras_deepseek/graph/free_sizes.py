@@ -32,6 +32,7 @@ class FreeAxis:
         return self.places[0][1] == 0
 
 
+@keras.saving.register_keras_serializable("keras_deepseek")
 class ReadSizes(keras.Operation):
     """An operation with sizes in its attributes, which it reads from the inputs when it runs.
 
@@ -45,6 +46,17 @@ class ReadSizes(keras.Operation):
         super().__init__(name=operation.name)
         self.operation = operation
         self.places = tuple(places)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        operation = keras.saving.serialize_keras_object(self.operation)
+        return {"operation": operation, "places": [list(each) for each in self.places]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ReadSizes":
+        """Returns the operation of a config."""
+        operation = keras.saving.deserialize_keras_object(config["operation"])
+        return cls(operation, [tuple(each) for each in config["places"]])
 
     def call(self, sources: Sequence[Any], args: Any, kwargs: Any) -> Any:
         """Runs the operation with the sizes of the `sources`."""
@@ -187,11 +199,18 @@ class _Comparison:
             axes = self._changes.setdefault((number, name, place), [])
             if axis not in axes:
                 axes.append(axis)
-            # A reshape finds one size by itself, whatever it depends on.
-            is_found = node.kind == "Reshape" and -1 not in mine and changed == [place]
-            if not is_found and (len(axes) > 1 or mine[place] != _size(self._shapes, axis)):
-                return False
-        return True
+        places = {
+            place: axes
+            for (other_number, other_name, place), axes in self._changes.items()
+            if (other_number, other_name) == (number, name)
+        }
+        # A reshape finds one size by itself, whatever it depends on.
+        if node.kind == "Reshape" and -1 not in mine and len(places) == 1:
+            return True
+        return all(
+            len(axes) == 1 and mine[place] == _size(self._shapes, axes[0])
+            for place, axes in places.items()
+        )
 
 
 def _read_sizes(

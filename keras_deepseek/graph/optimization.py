@@ -9,6 +9,7 @@ import keras
 from keras import ops, tree
 
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
+from keras_deepseek.graph.ir import Rewrite
 from keras_deepseek.graph.optimized_model import OptimizedModel, as_symbols
 from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plan
@@ -64,7 +65,7 @@ def optimize(
     >>> inputs = keras.Input((6, 8))
     >>> x = keras.layers.MultiHeadAttention(2, 4)(inputs, inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(3)(x[:, 0]))
-    >>> fast = graph.optimize(model, np.zeros((2, 6, 8), "float32"), measure=False)
+    >>> fast = optimize(model, np.zeros((2, 6, 8), "float32"), measure=False)
     >>> fast.predict(np.zeros((2, 6, 8), "float32"), verbose=0).shape
     (2, 3)
     """
@@ -102,10 +103,10 @@ class _Optimization:
             return self._finish(None, plan, failure=failure)
         if not self._measure:
             gains = plan.size[1] < plan.size_before[1] or plan.size[0] < plan.size_before[0]
-            return self._finish(tried if gains else None, difference=difference)
+            return self._finish(tried if gains else None, plan, difference=difference)
         kept, speed_ups, speed_up = self._time(tried)
         return self._finish(
-            kept, difference=difference, pass_speed_ups=speed_ups, speed_up=speed_up
+            kept, plan, difference=difference, pass_speed_ups=speed_ups, speed_up=speed_up
         )
 
     def _with(self, passes: Sequence[str] | None) -> OptimizedModel:
@@ -182,13 +183,17 @@ class _Optimization:
             passes=None if passes is None else tuple(passes),
             operations=_both(plan, 0, passes),
             multiply_adds=_both(plan, 1, passes),
-            rewrites={name: each for name, each in plan.rewrites.items() if each} if plan else {},
+            rewrites={} if passes is None or plan is None else _found(plan),
             leaves=plan.leaves if plan else {},
             free_axes=tuple(map(str, plan.axes)) if plan else (),
             largest_difference=difference,
             **found,
         )
         return model
+
+
+def _found(plan: Plan) -> dict[str, list[Rewrite]]:
+    return {name: rewrites for name, rewrites in plan.rewrites.items() if rewrites}
 
 
 def _both(plan: Plan | None, index: int, passes: Sequence[str] | None) -> tuple[int, int]:

@@ -41,6 +41,14 @@ class OptimizedModel(ModelWrapper):
 
     Returns:
         The outputs of the original, of the same shapes, dtypes and names.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> optimized = OptimizedModel(model, keras.KerasTensor((8, 4)), passes=["identities"])
+    >>> optimized.variables == model.variables
+    True
     """
 
     def __init__(

@@ -24,6 +24,14 @@ class OptimizationReport:
         speed_up: The original's time over the optimized model's, or `None` if not measured.
         pass_speed_ups: The time without a pass over the time with it, for each pass measured.
         failure: The pass, the layer and the difference of a verification that failed, else `None`.
+
+    Example:
+
+    >>> report = OptimizationReport("train", None, (9, 9), (640, 640), {}, {})
+    >>> print(report)
+    train: 9 operations, now 9
+    640 multiply-adds, now 640
+    The original is used: nothing that pays was found.
     """
 
     mode: str

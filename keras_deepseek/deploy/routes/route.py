@@ -16,6 +16,7 @@ import keras
 
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend import DISPLAY_NAMES
+from keras_deepseek.backend.keras_private.layers import without_new_nodes
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
@@ -29,6 +30,7 @@ from keras_deepseek.errors import (
     MissingExtraError,
     NotSupportedError,
 )
+from keras_deepseek.graph.portable_model import make_portable
 
 
 class Route(Protocol):
@@ -129,7 +131,10 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
     sources: tuple[str, ...] = ()
     if not is_written:
         model = job.model.model
-        check_configs(model)
+        try:
+            check_configs(model)
+        except ExportError as error:
+            model = _without_own_classes(job, error)
         model.save(work / "model.keras")
         with ZipFile(work / "model.keras") as archive:
             config = archive.read("config.json").decode("utf-8")
@@ -151,6 +156,25 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
         "is_written": is_written,
     }
     (work / "job.json").write_text(json.dumps(description), encoding="utf-8")
+
+
+def _without_own_classes(job: ExportJob, error: ExportError) -> keras.Model:
+    """Returns the traced operations of a job's model, whose classes can't be recreated.
+
+    Raises the given error if these operations can't replace the model.
+    """
+    named = job.model
+    if named.precision is not None:  # It is that of layers, and operations have their own.
+        raise error
+    try:
+        with without_new_nodes(named.model):
+            inputs = named.pack_inputs(job.samples[0])
+            model = make_portable(named.model, named.signature, inputs)
+        check_configs(model)
+    except Exception as reason:  # A layer may raise anything on symbols.
+        error.add_note(f"Nor can it be replaced by its operations: {reason}")
+        raise error from reason
+    return model
 
 
 def find_routes(export_format: ExportFormat) -> list[Route]:

@@ -1,0 +1,113 @@
+"""A traced model as a Functional model, which another process loads without the model's classes."""
+
+import copy
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.errors import ExportError
+from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Node, Value
+from keras_deepseek.graph.plans import Plan
+from keras_deepseek.graph.trace import CannotOpenError
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class HeldWeight(keras.Layer):
+    """A layer that returns its one weight, for any input.
+
+    Args:
+        weight_shape: The shape of the weight.
+        weight_dtype: Its dtype.
+        read_dtype: The dtype of the output.
+    """
+
+    def __init__(
+        self, weight_shape: tuple[int, ...], weight_dtype: str, read_dtype: str, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.weight_shape, self.weight_dtype = tuple(weight_shape), weight_dtype
+        self.read_dtype = read_dtype
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weight."""
+        self.weight = self.add_weight(
+            shape=self.weight_shape, dtype=self.weight_dtype, initializer="zeros", autocast=False
+        )
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the weight."""
+        return ops.cast(self.weight, self.read_dtype)
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        """Returns the shape and dtype of the weight."""
+        return keras.KerasTensor(self.weight_shape, self.read_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        own = ("weight_shape", "weight_dtype", "read_dtype")
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+
+
+def make_portable(model: keras.Model, signature: Signature, example: Any) -> keras.Model:
+    """Returns a Functional model of the operations of a model in inference, with its weights.
+
+    Its inputs and outputs are dicts by the names of the signature. Layers that can't be traced
+    stay in it.
+
+    Args:
+        model: The model.
+        signature: Its names, shapes and dtypes. An axis of unknown size must be free in the trace.
+        example: Inputs of known shapes, as the model takes them.
+
+    Raises:
+        ExportError: The model, or a size in it, can't be traced.
+    """
+    try:
+        plan = Plan(model, example, training=False, passes=())
+    except CannotOpenError as error:
+        raise ExportError(f"it can't be traced: it {error}") from error
+    shapes: list[Any] = [spec.shape for spec in signature.inputs]
+    if not plan.fits(shapes):
+        raise ExportError("its layers fix a size that its inputs leave open")
+    graph = plan.program.graph
+    inputs = {
+        spec.name: keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=spec.name)
+        for spec in signature.inputs
+    }
+    values = dict(zip(map(Value, graph.inputs), inputs.values(), strict=True))
+    any_input = next(iter(inputs.values()))
+    for node in graph.nodes():
+        if node.kind == INPUT:
+            continue
+        if node.kind == CONSTANT:
+            values[Value(node)] = node.content
+            continue
+        outputs = _weight(node, any_input) if node.kind == WEIGHT else _apply(node, values)
+        for index, output in enumerate(tree.flatten(outputs)):
+            values[Value(node, index)] = output
+    names = [spec.name for spec in signature.outputs]
+    outputs = {name: values[each] for name, each in zip(names, graph.outputs, strict=True)}
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def _weight(node: Node, any_input: Any) -> Any:
+    variable = node.content
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    layer = HeldWeight(tuple(variable.shape), dtype, node.spec.dtype)
+    symbol = layer(any_input)
+    layer.weight.assign(variable.value)
+    return symbol
+
+
+def _apply(node: Node, values: dict[Value, Any]) -> Any:
+    """Calls the operation of a node on symbols. The user's operations get no new nodes."""
+    args, kwargs = node.map_values(values.__getitem__)
+    if node.is_layer:
+        return node.operation(*args, **kwargs)
+    if node.kind == "Reshape":  # Its config does not have the size that was freed.
+        return ops.reshape(args[0], node.operation.newshape)
+    config = copy.deepcopy(node.operation.get_config())
+    config.pop("name", None)
+    return type(node.operation).from_config(config)(*args, **kwargs)
