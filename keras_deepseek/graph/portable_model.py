@@ -53,7 +53,7 @@ class HeldWeight(keras.Layer):
 def make_portable(model: keras.Model, signature: Signature, example: Any) -> keras.Model:
     """Returns a Functional model of the operations of a model in inference, with its weights.
 
-    Its inputs and outputs are dicts by the names of the signature. Layers that can't be traced
+    Its inputs and outputs are lists with the names of the signature. Layers that can't be traced
     stay in it.
 
     Args:
@@ -72,24 +72,28 @@ def make_portable(model: keras.Model, signature: Signature, example: Any) -> ker
     if not plan.fits(shapes):
         raise ExportError("its layers fix a size that its inputs leave open")
     graph = plan.program.graph
-    inputs = {
-        spec.name: keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=spec.name)
+    inputs = [
+        keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=spec.name)
         for spec in signature.inputs
-    }
-    values = dict(zip(map(Value, graph.inputs), inputs.values(), strict=True))
-    any_input = next(iter(inputs.values()))
+    ]
+    values = dict(zip(map(Value, graph.inputs), inputs, strict=True))
     for node in graph.nodes():
         if node.kind == INPUT:
             continue
         if node.kind == CONSTANT:
             values[Value(node)] = node.content
             continue
-        outputs = _weight(node, any_input) if node.kind == WEIGHT else _apply(node, values)
+        outputs = _weight(node, inputs[0]) if node.kind == WEIGHT else _apply(node, values)
         for index, output in enumerate(tree.flatten(outputs)):
             values[Value(node, index)] = output
-    names = [spec.name for spec in signature.outputs]
-    outputs = {name: values[each] for name, each in zip(names, graph.outputs, strict=True)}
-    return keras.Model(inputs, outputs, name=model.name)
+    outputs = [
+        # The layer would cast another float.
+        keras.layers.Identity(name=spec.name, dtype=spec.dtype if "float" in spec.dtype else None)(
+            values[value]
+        )
+        for spec, value in zip(signature.outputs, graph.outputs, strict=True)
+    ]
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=model.name)
 
 
 def _weight(node: Node, any_input: Any) -> Any:
