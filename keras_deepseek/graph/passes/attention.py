@@ -1,5 +1,7 @@
 """Makes `dot_product_attention` of separate scores, softmax and weighted sums."""
 
+from typing import Any
+
 import keras
 
 from keras_deepseek import backend
@@ -40,7 +42,8 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
     scores = softmax.args[0]
     if len(users[weights]) != 1 or len(users[scores]) != 1:
         return None
-    product, factors = as_product(scores.node), ()
+    product = as_product(scores.node)
+    factors: tuple[Any, ...] = ()
     if product is not None and product.factors:
         (scores,), factors = product.operands, product.factors
         product = as_product(scores.node) if len(users[scores]) == 1 else None
