@@ -258,8 +258,14 @@ class OrderSearch:
         self._all = frozenset(range(len(contraction.operands)))
         self._best: dict[frozenset[int], tuple[float, Order]] = {}
         cost, self.order = self._solve(self._all)
-        out = math.prod(self._sizes[label] for label in contraction.out)
-        self.cost = cost + 2 * len(contraction.factors) * elements((out,))
+        # The scalar factors multiply the smallest tensor.
+        self._scaled = min(_groups(self.order), key=self._count)
+        scaled = elements((self._count(self._scaled),))
+        self.cost = cost + 2 * len(contraction.factors) * scaled
+
+    def _count(self, group: frozenset[int]) -> int:
+        """Returns the number of elements of the product of some operands."""
+        return math.prod(self._sizes[label] for label in self.labels_of(group))
 
     def labels_of(self, group: frozenset[int]) -> set[int]:
         """Returns the labels that the product of some operands keeps."""
@@ -290,21 +296,22 @@ class OrderSearch:
 
     def record(self, layer: str) -> Value:
         """Records the contraction in the cheapest order, and returns its value."""
-        value, _ = self._record(self.order, layer)
-        for factor in self._contraction.factors:
-            value = record(keras.ops.multiply, value, factor, layer=layer)
-        return value
+        return self._record(self.order, layer)[0]
 
     def _record(self, order: Order, layer: str) -> tuple[Value, list[int]]:
+        group = _groups(order)[0]
         if isinstance(order, int):
-            return self._contraction.operands[order], self._contraction.labels[order]
-        (one, one_labels), (other, other_labels) = (self._record(each, layer) for each in order)
-        group = _members(order)
-        kept = self.labels_of(group)
-        out = [label for label in dict.fromkeys([*one_labels, *other_labels]) if label in kept]
-        if group == self._all:
+            value, out = self._contraction.operands[order], self._contraction.labels[order]
+        else:
+            (one, one_labels), (other, other_labels) = (self._record(each, layer) for each in order)
             out = self._contraction.out
-        return _record_product(one, one_labels, other, other_labels, out, layer), out
+            if group != self._all:
+                kept = self.labels_of(group)
+                out = [each for each in dict.fromkeys([*one_labels, *other_labels]) if each in kept]
+            value = _record_product(one, one_labels, other, other_labels, out, layer)
+        for factor in self._contraction.factors if group == self._scaled else ():
+            value = record(keras.ops.multiply, value, factor, layer=layer)
+        return value, out
 
 
 def _record_product(
@@ -332,7 +339,9 @@ def _record_product(
     return record(keras.ops.einsum, subscripts, one, other, layer=layer)
 
 
-def _members(order: Order) -> frozenset[int]:
+def _groups(order: Order) -> list[frozenset[int]]:
+    """Returns the operands of an order, and those of each product and operand inside it."""
     if isinstance(order, int):
-        return frozenset([order])
-    return _members(order[0]) | _members(order[1])
+        return [frozenset([order])]
+    one, other = map(_groups, order)
+    return [one[0] | other[0], *one, *other]

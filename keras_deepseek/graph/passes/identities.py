@@ -15,9 +15,12 @@ def remove_identities(graph: Graph, training: bool) -> list[Rewrite]:
 
     def find(node: Node) -> list[Value] | None:
         axes = permutation(node)
-        if axes is None and node.kind not in _MAY_DO_NOTHING:
+        value = node.args[0] if node.args else None
+        if node.kind in ("Multiply", "Divide", "TrueDivide"):  # A LoRA's scale is often 1.
+            if not (isinstance(node.args[1], int | float) and node.args[1] == 1):
+                return None
+        elif axes is None and node.kind not in _MAY_DO_NOTHING:
             return None
-        value = node.args[0]
         if not isinstance(value, Value):
             return None
         is_same = (value.shape, value.dtype) == (node.spec.shape, node.spec.dtype)

@@ -10,6 +10,7 @@ from tests.graph.passes.rewriting import check_equal, draw, kinds, rewrite
     [
         pytest.param(lambda x: ops.cast(x, "float32") * 2, ["Multiply"], id="cast"),
         pytest.param(lambda x: ops.reshape(x, (-1, 4, 4)) * 2, ["Multiply"], id="reshape"),
+        pytest.param(lambda x: ops.exp(x * 1.0 / 1), ["Exp"], id="factor of one"),
         pytest.param(
             lambda x: ops.transpose(ops.transpose(x, (0, 2, 1)), (0, 2, 1)) * 2,
             ["Multiply"],

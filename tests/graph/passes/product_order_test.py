@@ -35,6 +35,7 @@ def test_linear_attention_makes_no_scores():
     model = linear_attention(32)
     optimized = rewrite(model, sequences(3, 32), "product_order", mode="train")
     assert shapes_of(optimized, "Einsum", "Matmul") == [(None, 4, 4), (None, 32, 4)]
+    assert shapes_of(optimized, "Multiply") == [(None, 4, 4)]  # The factor, on the smallest.
     check_equal(model, optimized, *(sequences(n, 32) for n in (3, 1, 5)))
     check_equal(model, optimized, sequences(5, 32), gradients=True)
 
