@@ -24,8 +24,15 @@ PASSES: dict[str, Pass] = {
 
 
 def run_passes(graph: Graph, names: Collection[str], training: bool) -> dict[str, list[Rewrite]]:
-    """Rewrites a graph by the named passes, and returns what each of them changed."""
+    """Rewrites a graph by the named passes, and returns what each of them changed.
+
+    Before any other pass, identities are removed: casts without effect stand between operations.
+    """
     rewrites: dict[str, list[Rewrite]] = {name: [] for name in PASSES if name in names}
+    if rewrites:
+        removed = remove_identities(graph, training)
+        if "identities" in rewrites:
+            rewrites["identities"] += removed
     for name in (*PASSES, "equal_operations"):  # Later passes make equal operations too.
         if name in rewrites:
             rewrites[name] += PASSES[name](graph, training)

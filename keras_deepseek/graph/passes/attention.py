@@ -1,11 +1,13 @@
 """Makes `dot_product_attention` of separate scores, softmax and weighted sums."""
 
+from typing import Any
+
 import keras
 
 from keras_deepseek import backend
 from keras_deepseek.graph.ir import Graph, Node, Rewrite, Spec, Value
+from keras_deepseek.graph.passes.axes import own_axes
 from keras_deepseek.graph.passes.contraction import as_product, is_contraction
-from keras_deepseek.graph.passes.normalized_axes import normalized_axes
 from keras_deepseek.graph.trace import record
 
 
@@ -35,13 +37,17 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
         return None
     weights, value = weighted.operands
     softmax = weights.node
-    if softmax.kind != "Softmax" or len(weights.shape) != 4 or normalized_axes(softmax) != [3]:
+    if softmax.kind != "Softmax" or len(weights.shape) != 4 or own_axes(softmax) != [3]:
         return None
     scores = softmax.args[0]
-    product = as_product(scores.node)
-    if product is None or len(product.operands) != 2 or product.factors:
-        return None
     if len(users[weights]) != 1 or len(users[scores]) != 1:
+        return None
+    product = as_product(scores.node)
+    factors: tuple[Any, ...] = ()
+    if product is not None and product.factors:
+        (scores,), factors = product.operands, product.factors
+        product = as_product(scores.node) if len(users[scores]) == 1 else None
+    if product is None or len(product.operands) != 2 or product.factors:
         return None
 
     # b: batch, h: heads, t: queries, s: keys, by the labels of the scores.
@@ -69,6 +75,8 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
         return record(keras.ops.transpose, tensor, axes, layer=node.layer)
 
     query = arrange(query, list(query_labels), [b, t, h, *inner])
+    for factor in factors:
+        query = record(keras.ops.multiply, query, factor, layer=node.layer)
     heads = record(
         keras.ops.dot_product_attention,
         query,

@@ -15,6 +15,8 @@ from keras_deepseek.graph.trace import record
 ELEMENT_COST = 4.0
 """The cost of moving one number, in multiply-adds."""
 
+_MOST_OPERANDS = 7  # `OrderSearch` tries all orders.
+_MOST_NODES = 50
 _LETTERS = string.ascii_letters
 
 
@@ -33,14 +35,13 @@ class Product:
 
 
 def as_product(node: Node) -> Product | None:
-    """Returns a matmul, einsum, transpose or multiplication by a scalar as a `Product`."""
+    """Returns a matmul, einsum, transpose, or a tensor times a scalar, as a `Product`."""
     if node.kind == "Einsum":
         return _einsum(node)
     if node.kind == "Matmul":
         return _matmul(node)
-    if node.kind == "Transpose" and isinstance(node.args[0], Value):
-        labels = _LETTERS[: len(node.args[0].shape)]
-        axes = node.operation.axes or range(len(labels))[::-1]
+    if (axes := permutation(node)) is not None:
+        labels = _LETTERS[: len(axes)]
         return Product((node.args[0],), (labels,), "".join(labels[axis] for axis in axes))
     if node.kind == "Multiply":
         for value, factor in (node.args[:2], node.args[1::-1]):
@@ -48,7 +49,33 @@ def as_product(node: Node) -> Product | None:
             if is_tensor and _is_scalar(factor) and not _is_scalar(value):
                 labels = _LETTERS[: len(value.shape)]
                 return Product((value,), (labels,), labels, (factor,))
+    if node.kind in ("Divide", "TrueDivide") and isinstance(node.args[1], int | float):
+        value, divisor = node.args
+        if isinstance(value, Value) and value.dtype == node.spec.dtype and divisor != 0:
+            labels = _LETTERS[: len(value.shape)]
+            return Product((value,), (labels,), labels, (1 / divisor,))
     return None
+
+
+def permutation(node: Node) -> list[int] | None:
+    """Returns the axes of a transpose, `moveaxis` or `swapaxes`, or `None` for another node."""
+    if node.kind not in ("Transpose", "Moveaxis", "Swapaxes"):
+        return None
+    if not isinstance(node.args[0], Value):
+        return None
+    operation, axes = node.operation, list(range(len(node.spec.shape)))
+    if node.kind == "Transpose":
+        return list(operation.axes or reversed(axes))
+    if node.kind == "Swapaxes":
+        one, other = axes[operation.axis1], axes[operation.axis2]
+        axes[one], axes[other] = other, one
+        return axes
+    sources = [axes[source] for source in operation.source]
+    destinations = [axes[destination] for destination in operation.destination]
+    moved = [axis for axis in axes if axis not in sources]
+    for destination, source in sorted(zip(destinations, sources, strict=True)):
+        moved.insert(destination, source)
+    return moved
 
 
 def is_contraction(node: Node) -> bool:
@@ -144,13 +171,19 @@ class Contraction:
 
 
 def gather(root: Node, users: dict[Value, list[Node | None]]) -> Contraction | None:
-    """Returns the contraction of a node and of the products before it that only it reads."""
+    """Returns the contraction of a node and of the products before it that only it reads.
+
+    It has at most `_MOST_OPERANDS` operands and `_MOST_NODES` nodes, so that each takes bounded
+    time.
+    """
     numbers = itertools.count()
+    room = [_MOST_OPERANDS - 1, _MOST_NODES]
 
     def expand(node: Node) -> Contraction | None:
         product = as_product(node)
-        if product is None:
+        if product is None or len(product.operands) - 1 > room[0] or room[1] == 0:
             return None
+        room[:] = room[0] - len(product.operands) + 1, room[1] - 1
         names: dict[str, int] = {}
         for label in itertools.chain(*product.labels, product.out):
             if label not in names:
@@ -224,7 +257,15 @@ class OrderSearch:
         self._sizes = contraction.sizes()
         self._all = frozenset(range(len(contraction.operands)))
         self._best: dict[frozenset[int], tuple[float, Order]] = {}
-        self.cost, self.order = self._solve(self._all)
+        cost, self.order = self._solve(self._all)
+        # The scalar factors multiply the smallest tensor.
+        self._scaled = min(_groups(self.order), key=self._count)
+        scaled = elements((self._count(self._scaled),))
+        self.cost = cost + 2 * len(contraction.factors) * scaled
+
+    def _count(self, group: frozenset[int]) -> int:
+        """Returns the number of elements of the product of some operands."""
+        return math.prod(self._sizes[label] for label in self.labels_of(group))
 
     def labels_of(self, group: frozenset[int]) -> set[int]:
         """Returns the labels that the product of some operands keeps."""
@@ -246,6 +287,7 @@ class OrderSearch:
         return self._best[group]
 
     def _join(self, left: frozenset[int], right: frozenset[int]) -> tuple[float, Order]:
+        left, right = sorted((left, right), key=min)  # As they stand, for a matmul.
         (left_cost, left_order), (right_cost, right_order) = self._solve(left), self._solve(right)
         gradients = sum(any(self._gradients[each] for each in side) for side in (left, right))
         one, other, out = (self.labels_of(each) for each in (left, right, left | right))
@@ -254,30 +296,52 @@ class OrderSearch:
 
     def record(self, layer: str) -> Value:
         """Records the contraction in the cheapest order, and returns its value."""
-        value, _ = self._record(self.order, layer)
-        for factor in self._contraction.factors:
-            value = record(keras.ops.multiply, value, factor, layer=layer)
-        return value
+        return self._record(self.order, layer)[0]
 
     def _record(self, order: Order, layer: str) -> tuple[Value, list[int]]:
+        group = _groups(order)[0]
         if isinstance(order, int):
-            return self._contraction.operands[order], self._contraction.labels[order]
-        (one, one_labels), (other, other_labels) = (self._record(each, layer) for each in order)
-        group = _members(order)
-        kept = self.labels_of(group)
-        out = [label for label in dict.fromkeys([*one_labels, *other_labels]) if label in kept]
-        if group == self._all:
+            value, out = self._contraction.operands[order], self._contraction.labels[order]
+        else:
+            (one, one_labels), (other, other_labels) = (self._record(each, layer) for each in order)
             out = self._contraction.out
-        letters: dict[int, str] = {}
-        texts = [
-            "".join(letters.setdefault(label, _LETTERS[len(letters)]) for label in labels)
-            for labels in (one_labels, other_labels, out)
-        ]
-        subscripts = f"{texts[0]},{texts[1]}->{texts[2]}"
-        return record(keras.ops.einsum, subscripts, one, other, layer=layer), out
+            if group != self._all:
+                kept = self.labels_of(group)
+                out = [each for each in dict.fromkeys([*one_labels, *other_labels]) if each in kept]
+            value = _record_product(one, one_labels, other, other_labels, out, layer)
+        for factor in self._contraction.factors if group == self._scaled else ():
+            value = record(keras.ops.multiply, value, factor, layer=layer)
+        return value, out
 
 
-def _members(order: Order) -> frozenset[int]:
+def _record_product(
+    one: Value,
+    one_labels: list[int],
+    other: Value,
+    other_labels: list[int],
+    out: list[int],
+    layer: str,
+) -> Value:
+    """Records a matmul if the axes stand as it needs them, else an einsum."""
+    batch = other_labels[:-2]
+    if (
+        [*batch, *one_labels[-1:]] == other_labels[:-1]
+        and batch == (one_labels[:-2] if batch else [])
+        and out == [*one_labels[:-1], other_labels[-1]]
+    ):
+        return record(keras.ops.matmul, one, other, layer=layer)
+    letters: dict[int, str] = {}
+    texts = [
+        "".join(letters.setdefault(label, _LETTERS[len(letters)]) for label in labels)
+        for labels in (one_labels, other_labels, out)
+    ]
+    subscripts = f"{texts[0]},{texts[1]}->{texts[2]}"
+    return record(keras.ops.einsum, subscripts, one, other, layer=layer)
+
+
+def _groups(order: Order) -> list[frozenset[int]]:
+    """Returns the operands of an order, and those of each product and operand inside it."""
     if isinstance(order, int):
-        return frozenset([order])
-    return _members(order[0]) | _members(order[1])
+        return [frozenset([order])]
+    one, other = map(_groups, order)
+    return [one[0] | other[0], *one, *other]

@@ -3,9 +3,10 @@
 import keras
 
 from keras_deepseek.graph.ir import Graph, Node, Rewrite, Value
+from keras_deepseek.graph.passes.contraction import permutation
 from keras_deepseek.graph.trace import record
 
-_MAY_DO_NOTHING = {"BroadcastTo", "Cast", "ConvertToTensor", "Identity", "Reshape", "Transpose"}
+_MAY_DO_NOTHING = {"BroadcastTo", "Cast", "ConvertToTensor", "Identity", "Reshape"}
 
 
 def remove_identities(graph: Graph, training: bool) -> list[Rewrite]:
@@ -13,16 +14,20 @@ def remove_identities(graph: Graph, training: bool) -> list[Rewrite]:
     rewrites = []
 
     def find(node: Node) -> list[Value] | None:
-        if node.kind not in _MAY_DO_NOTHING or not isinstance(node.args[0], Value):
+        axes = permutation(node)
+        value = node.args[0] if node.args else None
+        if node.kind in ("Multiply", "Divide", "TrueDivide"):  # A LoRA's scale is often 1.
+            if not (isinstance(node.args[1], int | float) and node.args[1] == 1):
+                return None
+        elif axes is None and node.kind not in _MAY_DO_NOTHING:
             return None
-        value = node.args[0]
-        axes = _axes(node)
-        if (value.shape, value.dtype) == (node.spec.shape, node.spec.dtype) and (
-            axes is None or list(axes) == sorted(axes)
-        ):
+        if not isinstance(value, Value):
+            return None
+        is_same = (value.shape, value.dtype) == (node.spec.shape, node.spec.dtype)
+        if is_same and (axes is None or axes == sorted(axes)):
             rewrites.append(Rewrite((node.layer,), f"removed {node.kind}"))
             return [value]
-        inner = _axes(value.node)
+        inner = permutation(value.node)
         if axes is None or inner is None:
             return None
         rewrites.append(Rewrite((node.layer,), "joined two transposes"))
@@ -34,10 +39,3 @@ def remove_identities(graph: Graph, training: bool) -> list[Rewrite]:
 
     graph.rewrite(find)
     return rewrites
-
-
-def _axes(node: Node) -> list[int] | None:
-    """Returns the axes of a transpose, or `None` for another node."""
-    if node.kind != "Transpose":
-        return None
-    return list(node.operation.axes or reversed(range(len(node.spec.shape))))

@@ -19,7 +19,6 @@ from keras_deepseek.graph.passes.contraction import (
 )
 
 _LEAST_GAIN = 0.1
-_MOST_OPERANDS = 7  # The search goes over all orders.
 
 
 def reorder_products(graph: Graph, training: bool) -> list[Rewrite]:
@@ -35,7 +34,7 @@ def reorder_products(graph: Graph, training: bool) -> list[Rewrite]:
         if node in gathered or node.spec.dtype == "float16":
             continue
         contraction = gather(node, users)
-        if contraction is None or not 3 <= len(contraction.operands) <= _MOST_OPERANDS:
+        if contraction is None or len(contraction.operands) < 3:
             continue
         gathered.update(contraction.nodes)
         before = sum(_cost(each, with_gradient) for each in contraction.nodes)
@@ -61,6 +60,6 @@ def _cost(node: Node, with_gradient: set[Node]) -> float:
         gradients = sum(value.node in with_gradient for value in product.operands)
         one, other = product.labels
         return product_cost(one, other, product.out, product.sizes(), gradients)
-    if node.kind == "Transpose":  # Most often a view.
+    if not product.factors:  # A transpose is most often a view.
         return 0.0
     return 2 * elements((math.prod(product.sizes().values()),))

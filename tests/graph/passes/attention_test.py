@@ -1,0 +1,54 @@
+import keras
+import pytest
+from keras import layers, ops
+
+from keras_deepseek import backend
+from tests.graph.passes.rewriting import check_equal, draw, kinds, randomize, rewrite
+
+pytestmark = pytest.mark.torch_alone
+
+
+def fused_kinds(model, batch, mode="inference"):
+    return kinds(rewrite(model, batch, "attention", mode=mode), training=mode == "train")
+
+
+def attention(query, key, value):
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * 0.3
+    return ops.einsum("bhqk,bkhe->bqhe", ops.softmax(scores), value)
+
+
+def attention_by_matmul(query, key, value):
+    query, key, value = (ops.transpose(each, (0, 2, 1, 3)) for each in (query, key, value))
+    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / 3
+    return ops.transpose(ops.matmul(ops.softmax(scores), value), (0, 2, 1, 3))
+
+
+@pytest.mark.parametrize("function", [attention, attention_by_matmul])
+def test_makes_one_operation_of_scores_softmax_and_sum(function):
+    inputs = [keras.Input((length, 2, 8)) for length in (5, 6)] + [keras.Input((6, 2, 4))]
+    model = keras.Model(inputs, function(*inputs))
+    batches = [[draw(n, 5, 2, 8), draw(n, 6, 2, 8), draw(n, 6, 2, 4)] for n in (3, 1, 4)]
+    optimized = rewrite(model, batches[0], "attention", mode="train")
+    is_fused = backend.current().compute.has_attention_kernel()
+    assert ("DotProductAttention" in kinds(optimized)) == is_fused
+    assert ("Softmax" in kinds(optimized)) != is_fused
+    check_equal(model, optimized, *batches)
+    check_equal(model, optimized, batches[2], gradients=True)
+
+
+def test_stays_where_weights_are_read():
+    inputs = keras.Input((5, 8))
+    layer = layers.MultiHeadAttention(2, 4, dropout=0.1)
+    weights = keras.Model(inputs, layer(inputs, inputs, return_attention_scores=True))
+    assert "DotProductAttention" not in fused_kinds(weights, draw(2, 5, 8))
+    plain = randomize(keras.Model(inputs, layer(inputs, inputs)))
+    assert "DotProductAttention" not in fused_kinds(plain, draw(2, 5, 8), "train")
+    assert "DotProductAttention" in fused_kinds(plain, draw(2, 5, 8))
+
+
+def test_stays_where_the_softmax_is_over_queries():
+    inputs = [keras.Input((5, 2, 8)) for _ in range(3)]
+    scores = ops.einsum("bqhd,bkhd->bhqk", *inputs[:2])
+    outputs = ops.einsum("bhqk,bkhe->bqhe", ops.softmax(scores, axis=2), inputs[2])
+    model = keras.Model(inputs, outputs)
+    assert "DotProductAttention" not in fused_kinds(model, [draw(2, 5, 2, 8) for _ in range(3)])
