@@ -116,7 +116,7 @@ class Plans:
         """Returns the plan for example inputs, given as `KerasTensor`s of known shapes."""
         key = self._key(example, tree.flatten(example), training)
         with self._lock.exclusive():
-            plan = self._plans.get(key)
+            plan = self._fitting(key)
             if plan is None:
                 plan = Plan(self._model, example, training=training, passes=self._passes)
                 self._keep(key, plan)
@@ -163,11 +163,9 @@ class Plans:
         tensors = tree.flatten(inputs)
         if not all(map(_is_dense, tensors)):
             return None
+        if not whole and (known := self._fitting(key)) is not None:
+            return known
         shapes = key[3]
-        if not whole:
-            for other, plan in self._plans.items():
-                if plan is not None and other[:3] == key[:3] and plan.fits(shapes):
-                    return plan
         example = [
             keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))
             for shape, tensor in zip(self._known_shapes(shapes), tensors, strict=True)
@@ -185,6 +183,13 @@ class Plans:
         except CannotOpenError:
             return None
         return plan if plan.fits(shapes) else None
+
+    def _fitting(self, key: Any) -> Plan | None:
+        """Returns a plan made before for inputs of this kind."""
+        for other, plan in self._plans.items():
+            if plan is not None and other[:3] == key[:3] and plan.fits(key[3]):
+                return plan
+        return None
 
     def _known_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""

@@ -13,8 +13,12 @@ from keras import ops, tree
 from keras_deepseek import backend
 from keras_deepseek.artifacts.compare_outputs import compare_outputs
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.layer_precision import temporary_policy
-from keras_deepseek.backend.keras_private.layers import block_states, flatten_layers
+from keras_deepseek.backend.keras_private.layer_precision import autocast_to, temporary_policy
+from keras_deepseek.backend.keras_private.layers import (
+    block_states,
+    flatten_layers,
+    functional_graph,
+)
 from keras_deepseek.errors import ExportError
 
 _HALF = ("bfloat16", "float16")
@@ -37,13 +41,14 @@ class Verifier:
     def __init__(self, original: keras.Model, inputs: Any, *, training: bool) -> None:
         self._original = original
         self._training = training
-        self._batches = list(_resized(inputs))
+        self._batches = list(_resized(original, inputs))
         layers = flatten_layers(original)
         self._is_half = any(layer.compute_dtype in _HALF for layer in layers)
         self._expected = [self._evaluate(original, batch) for batch in self._batches]
         self._exact: list[dict[str, Array]] = []
         if self._is_half:
-            with temporary_policy(layers, keras.DTypePolicy("float32")):
+            exact = keras.DTypePolicy("float32")
+            with temporary_policy(layers, exact), autocast_to("float32"):
                 self._exact = [self._evaluate(original, batch) for batch in self._batches]
 
     def compare(self, model: keras.Model) -> float:
@@ -132,16 +137,19 @@ def _wait(outputs: Sequence[Any]) -> None:
     ops.convert_to_numpy(outputs[-1])
 
 
-def _resized(inputs: Any) -> Iterator[Any]:
-    """Yields the inputs, and a batch of another size made from them."""
-    rows = max(each.shape[0] for each in tree.flatten(inputs))
-    for number in (rows, 3 if rows == 1 else 1):
+def _resized(model: keras.Model, inputs: Any) -> Iterator[Any]:
+    """Yields the inputs, and a batch of another size made from them if the model takes it."""
+    yield inputs
+    graph = functional_graph(model)
+    if graph is None or all(each.shape[0] is None for each in graph.inputs):
+        rows = max(each.shape[0] for each in tree.flatten(inputs))
+        number = 3 if rows == 1 else 1
 
-        def resize(tensor: Any, number: int = number) -> Any:
+        def resize(tensor: Any) -> Any:
             indices = np.arange(number)[::-1] % tensor.shape[0]
             return ops.take(tensor, ops.convert_to_tensor(indices.copy()), axis=0)
 
-        yield inputs if number == rows else tree.map_structure(resize, inputs)
+        yield tree.map_structure(resize, inputs)
 
 
 @contextlib.contextmanager

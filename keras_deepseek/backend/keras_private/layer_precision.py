@@ -186,6 +186,12 @@ def _call_without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def autocast_to(dtype: str) -> AbstractContextManager[object]:
+    """Returns a context manager in which layers read all float variables in a dtype."""
+    scope: AbstractContextManager[object] = keras.src.backend.AutocastScope(dtype)
+    return scope
+
+
 def without_autocast() -> AbstractContextManager[object]:
     """Returns a context manager in which variables have the dtype that they are stored in."""
     scope: AbstractContextManager[object] = keras.src.backend.AutocastScope(None)
