@@ -29,6 +29,7 @@ PLACES = {
     "tests/cli_test.py": "no_framework",
     "tests/deploy": "tensorflow_alone",
     "tests/errors_test.py": "no_framework",
+    "tests/graph": "torch_alone",
     "tests/graph/program_call_test.py": "each_backend",
     "tests/house": "no_framework",
     "tests/house/docstring_examples_test.py": "torch_alone",

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
 Shape = tuple[int, ...]
 
@@ -59,15 +58,25 @@ class Node:
 
     def values(self) -> list["Value"]:
         """Returns the values that the node reads, in order, with repetitions."""
-        return [each for each in tree.flatten((self.args, self.kwargs)) if isinstance(each, Value)]
+        found: list[Value] = []
+        self.map_values(found.append)
+        return found
 
     def map_values(self, function: Callable[["Value"], Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the args and kwargs with `function(value)` in place of each value."""
 
-        def apply(leaf: Any) -> Any:
-            return function(leaf) if isinstance(leaf, Value) else leaf
+        def apply(structure: Any) -> Any:  # `keras.tree` is many times slower on PyTorch.
+            if isinstance(structure, Value):
+                return function(structure)
+            if isinstance(structure, dict):
+                return {name: apply(each) for name, each in structure.items()}
+            if type(structure) in (list, tuple):
+                return type(structure)(map(apply, structure))
+            if isinstance(structure, tuple):  # A named one.
+                return type(structure)(*map(apply, structure))
+            return structure
 
-        return tree.map_structure(apply, self.args), tree.map_structure(apply, self.kwargs)
+        return apply(self.args), apply(self.kwargs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_deepseek import backend
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
 from keras_deepseek.graph.ir import Rewrite
 from keras_deepseek.graph.optimized_model import OptimizedModel, as_symbols
@@ -15,7 +16,7 @@ from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plan
 from keras_deepseek.graph.report import OptimizationReport
 from keras_deepseek.graph.trace import CannotOpenError
-from keras_deepseek.graph.verify import Verifier, compile_call, time_together
+from keras_deepseek.graph.verify import Verifier, flat_call, time_together
 
 _LEAST_PASS_GAIN = 1.01
 _LEAST_GAIN = 1.02
@@ -87,6 +88,7 @@ class _Optimization:
         self._measure = measure
         self._training = mode == "train"
         self._example = as_symbols(inputs)
+        self._models: dict[tuple[str, ...] | None, OptimizedModel] = {}
 
     def run(self, passes: Collection[str] | None) -> OptimizedModel:
         """Returns the optimized model."""
@@ -109,7 +111,10 @@ class _Optimization:
         )
 
     def _with(self, passes: Sequence[str] | None) -> OptimizedModel:
-        return OptimizedModel(self._model, self._example, self._mode, passes)
+        key = None if passes is None else tuple(passes)
+        if key not in self._models:  # Each has programs, which take time to make.
+            self._models[key] = OptimizedModel(self._model, self._example, self._mode, key)
+        return self._models[key]
 
     def _verify(self, tried: Sequence[str]) -> tuple[float | None, str | None]:
         """Returns the largest difference, and the reason if the comparison fails."""
@@ -120,7 +125,10 @@ class _Optimization:
 
         def compare(passes: Sequence[str]) -> float:
             model = self._with(passes)
-            return max(verifier.compare(model) for verifier in verifiers)
+            difference = max(verifier.compare(model) for verifier in verifiers)
+            if not model.has_program(self._inputs, self._training):
+                raise ExportError("the program can't be run on the example inputs.")
+            return difference
 
         try:
             return compare(tried), None
@@ -165,8 +173,12 @@ class _Optimization:
         """Returns a call of the model with some passes; `None` stands for the original."""
         model = self._model if passes is None else self._with(passes)
         variables = self._model.trainable_variables if self._training else []
-        uses_xla = bool(self._model.jit_compile)
-        function = compile_call(model, self._inputs, self._training, variables, uses_xla=uses_xla)
+        function = backend.current().compute.compile_function(
+            flat_call(model, self._inputs, self._training, variables),
+            model.variables,
+            uses_xla=bool(self._model.jit_compile),
+            has_gradients=self._training,
+        )
         tensors = tree.flatten(self._inputs)
         return lambda: function(*tensors)
 

@@ -81,8 +81,10 @@ class OptimizedModel(ModelWrapper):
             kwargs = {"training": training} if self._takes_training else {}
             return self.original(inputs, **kwargs)
 
-        if self.passes is None or (training and self.mode == "inference"):
+        if self.passes is None:
             return run_original()
+        if training and self.mode == "inference":
+            return self._plans.run_original(run_original)
         return self._plans.run(inputs, bool(training), run_original)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
@@ -108,6 +110,10 @@ class OptimizedModel(ModelWrapper):
                 "`report` says why nothing was rewritten; mode='train' has programs for training."
             )
         return self._plans.make(self._example, training)
+
+    def has_program(self, inputs: Any, training: bool = False) -> bool:
+        """Returns True if a program was run for these inputs, and False if it was the original."""
+        return self.passes is not None and self._plans.has_program(inputs, training)
 
     @property
     def input(self) -> Any:

@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import functools
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -10,6 +12,7 @@ import keras
 from keras import tree
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.layer_precision import read_policies
 from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.masks import read_mask
 from keras_deepseek.graph.free_sizes import FreeAxis, find_free_axes, trace_free
@@ -18,6 +21,8 @@ from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
 from keras_deepseek.graph.program import Program
 from keras_deepseek.graph.trace import CannotOpenError, trace_model
+
+_log = logging.getLogger(__name__)
 
 _MOST_PLANS = 64
 """The most kinds and shapes of inputs that a model remembers. The oldest is dropped."""
@@ -82,61 +87,85 @@ class Plans:
         self._example = example
         self._layers = [each for each in flatten_layers(model) if each.variables]
         self._plans: collections.OrderedDict[Any, Plan | None] = collections.OrderedDict()
+        self._policies: list[tuple[keras.DTypePolicy, ...]] = []
         self._lock = _SharedLock()
 
     def run(self, inputs: Any, training: bool, otherwise: Callable[[], Any]) -> Any:
         """Runs the program for these inputs, or calls `otherwise` if there is none."""
-        tensors = tree.flatten(inputs)
+        tensors = [inputs] if hasattr(inputs, "shape") else tree.flatten(inputs)
         if any(read_mask(tensor) is not None for tensor in tensors):
-            return otherwise()
+            return self.run_original(otherwise)
         key = self._key(inputs, tensors, training)
         if key not in self._plans:
             with self._lock.exclusive():
                 return self._run_first(key, inputs, training, otherwise)
-        with self._lock.shared():
+        with self._lock:
             plan = self._plans.get(key)
             return otherwise() if plan is None else plan.program(inputs)
 
+    def run_original(self, original: Callable[[], Any]) -> Any:
+        """Calls the original model, at a time when no other thread traces it."""
+        with self._lock:
+            return original()
+
+    def has_program(self, inputs: Any, training: bool) -> bool:
+        """Returns True if these inputs have run a program before."""
+        return self._plans.get(self._key(inputs, tree.flatten(inputs), training)) is not None
+
     def make(self, example: Any, training: bool) -> Plan:
-        """Returns a new plan for example inputs, given as `KerasTensor`s of known shapes."""
+        """Returns the plan for example inputs, given as `KerasTensor`s of known shapes."""
+        key = self._key(example, tree.flatten(example), training)
         with self._lock.exclusive():
-            return Plan(self._model, example, training=training, passes=self._passes)
+            plan = self._fitting(key)
+            if plan is None:
+                plan = Plan(self._model, example, training=training, passes=self._passes)
+                self._keep(key, plan)
+            return plan
 
     def _key(self, inputs: Any, tensors: list[Any], training: bool) -> Any:
-        policies = tuple([layer.dtype_policy.name for layer in self._layers])
+        policies = read_policies(self._layers)
+        try:
+            number = self._policies.index(policies)
+        except ValueError:
+            number = len(self._policies)
+            self._policies.append(policies)
         shapes = tuple([tuple(tensor.shape) for tensor in tensors])
-        return (training, policies, _structure(inputs)), shapes
+        return training, number, _structure(inputs), shapes, tuple(map(type, tensors))
+
+    def _keep(self, key: Any, plan: Plan | None) -> None:
+        self._plans[key] = plan
+        if len(self._plans) > _MOST_PLANS:
+            self._plans.popitem(last=False)
 
     def _run_first(
         self, key: Any, inputs: Any, training: bool, otherwise: Callable[[], Any]
     ) -> Any:
         """Makes a plan for a kind of inputs and runs it. A layer that fails is kept whole."""
         whole: set[str] = set()
-        while True:
-            plan = self._find(key, inputs, training, whole)
+        while (plan := self._find(key, inputs, training, whole)) is not None:
             try:
-                outputs = otherwise() if plan is None else plan.program(inputs)
-            except Exception as error:
-                layer = plan.program.failed_layer(error) if plan else None
+                outputs = plan.program(inputs)
+            except Exception as error:  # noqa: BLE001 - the original raises it too, or is right
+                layer = plan.program.failed_layer(error)
+                _log.info("%s: the program failed at %s: %s", self._model.name, layer, error)
                 if layer is None or layer in whole:
-                    raise
+                    break
                 whole.add(layer)
-                continue
-            self._plans[key] = plan
-            if len(self._plans) > _MOST_PLANS:
-                self._plans.popitem(last=False)
-            return outputs
+            else:
+                self._keep(key, plan)
+                return outputs
+        outputs = otherwise()
+        self._keep(key, None)
+        return outputs
 
     def _find(self, key: Any, inputs: Any, training: bool, whole: Collection[str]) -> Plan | None:
         """Returns a plan that fits, or a new one, or `None` if none can be made."""
-        kind, shapes = key
-        if not whole:
-            for (other, _), plan in self._plans.items():
-                if plan is not None and other == kind and plan.fits(shapes):
-                    return plan
         tensors = tree.flatten(inputs)
         if not all(map(_is_dense, tensors)):
             return None
+        if not whole and (known := self._fitting(key)) is not None:
+            return known
+        shapes = key[3]
         example = [
             keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))
             for shape, tensor in zip(self._known_shapes(shapes), tensors, strict=True)
@@ -155,6 +184,13 @@ class Plans:
             return None
         return plan if plan.fits(shapes) else None
 
+    def _fitting(self, key: Any) -> Plan | None:
+        """Returns a plan made before for inputs of this kind."""
+        for other, plan in self._plans.items():
+            if plan is not None and other[:3] == key[:3] and plan.fits(key[3]):
+                return plan
+        return None
+
     def _known_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
         known = [tuple(each.shape) for each in tree.flatten(self._example)]
@@ -167,23 +203,20 @@ class Plans:
 
 
 class _SharedLock:
-    """A lock that many threads hold together, or one alone."""
+    """A lock that many threads hold together in a `with` block, or one alone."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._holders = 0
 
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Holds the lock together with others."""
+    def __enter__(self) -> None:
         with self._condition:
             self._holders += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._holders -= 1
-                self._condition.notify_all()
+
+    def __exit__(self, *_: object) -> None:
+        with self._condition:
+            self._holders -= 1
+            self._condition.notify_all()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -193,13 +226,16 @@ class _SharedLock:
             yield
 
 
+_dtype_name = functools.cache(keras.backend.standardize_dtype)
+
+
 def _structure(inputs: Any) -> Any:
-    """Returns the nesting, types and dtypes of inputs, as something hashable."""
+    """Returns the nesting and the dtypes of inputs, as something hashable."""
     if isinstance(inputs, dict):
         return tuple((name, _structure(inputs[name])) for name in sorted(inputs))
     if isinstance(inputs, list | tuple):
         return type(inputs), *map(_structure, inputs)
-    return type(inputs), inputs.dtype
+    return _dtype_name(inputs.dtype)
 
 
 def _is_dense(tensor: Any) -> bool:

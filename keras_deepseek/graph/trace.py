@@ -75,6 +75,12 @@ class WeightSymbol(keras.KerasTensor):
         """True if the variable is trainable."""
         return bool(self.variable.trainable)
 
+    def assign(self, value: Any) -> None:
+        """Raises: an assignment is no operation."""
+        raise CannotOpenError(f"assigns {self.variable.path}")
+
+    assign_add = assign_sub = assign
+
 
 class SealedScope(keras.StatelessScope):
     """A scope that raises `CannotOpenError` if a variable is read or assigned, or a loss added."""
@@ -331,6 +337,13 @@ class _Trace:
         self._leaves[path_of(layer)] = Leaf(type(layer).__name__, reason)
         with self._own_attributes(layer), keras.StatelessScope(initialize_variables=False):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
+        given = {id(each) for each in tree.flatten((args, kwargs))}
+
+        def without_inputs(symbol: Any) -> Any:  # `compute_output_spec` may return an input.
+            is_input = id(symbol) in given and symbol is not None
+            return keras.KerasTensor(symbol.shape, symbol.dtype) if is_input else symbol
+
+        outputs = tree.map_structure(without_inputs, outputs)
         self._table.add_leaf(layer, args, kwargs, outputs)
         return self._returned(outputs)
 

@@ -13,8 +13,12 @@ from keras import ops, tree
 from keras_deepseek import backend
 from keras_deepseek.artifacts.compare_outputs import compare_outputs
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.layer_precision import temporary_policy
-from keras_deepseek.backend.keras_private.layers import block_states, flatten_layers
+from keras_deepseek.backend.keras_private.layer_precision import autocast_to, temporary_policy
+from keras_deepseek.backend.keras_private.layers import (
+    block_states,
+    flatten_layers,
+    functional_graph,
+)
 from keras_deepseek.errors import ExportError
 
 _HALF = ("bfloat16", "float16")
@@ -24,7 +28,9 @@ _ROUNDS = (5, 200)
 
 
 class Verifier:
-    """Compares models with the original at several batch sizes.
+    """Compares models with the original at two batch sizes.
+
+    Nothing is compiled: that would take longer than the calls.
 
     Args:
         original: The model.
@@ -35,13 +41,14 @@ class Verifier:
     def __init__(self, original: keras.Model, inputs: Any, *, training: bool) -> None:
         self._original = original
         self._training = training
-        self._batches = list(_resized(inputs))
+        self._batches = list(_resized(original, inputs))
         layers = flatten_layers(original)
         self._is_half = any(layer.compute_dtype in _HALF for layer in layers)
         self._expected = [self._evaluate(original, batch) for batch in self._batches]
         self._exact: list[dict[str, Array]] = []
         if self._is_half:
-            with temporary_policy(layers, keras.DTypePolicy("float32")):
+            exact = keras.DTypePolicy("float32")
+            with temporary_policy(layers, exact), autocast_to("float32"):
                 self._exact = [self._evaluate(original, batch) for batch in self._batches]
 
     def compare(self, model: keras.Model) -> float:
@@ -66,7 +73,7 @@ class Verifier:
     def _evaluate(self, model: keras.Model, batch: Any) -> dict[str, Array]:
         """Returns outputs, and in training gradients, by name. The model's state stays."""
         variables = self._original.trainable_variables if self._training else []
-        function = compile_call(model, batch, self._training, variables, uses_xla=False)
+        function = flat_call(model, batch, self._training, variables)
         with _kept_state(self._original), _without_dropout(self._original):
             results = [
                 np.asarray(ops.convert_to_numpy(each)) for each in function(*tree.flatten(batch))
@@ -77,15 +84,10 @@ class Verifier:
         return dict(zip(names, results, strict=True))
 
 
-def compile_call(
-    model: keras.Model,
-    inputs: Any,
-    training: bool,
-    variables: Sequence[keras.Variable],
-    *,
-    uses_xla: bool,
+def flat_call(
+    model: keras.Model, inputs: Any, training: bool, variables: Sequence[keras.Variable]
 ) -> Callable[..., Sequence[Any]]:
-    """Compiles a function from flat inputs to a model's flat outputs and gradients.
+    """Returns a function from flat inputs to a model's flat outputs and gradients.
 
     The gradients by `variables` are those of a fixed weighted sum of the outputs.
     """
@@ -110,9 +112,7 @@ def compile_call(
         ]
         return [*outputs, *gradients]
 
-    return backend.current().compute.compile_function(
-        run, model.variables, uses_xla=uses_xla, has_gradients=bool(variables)
-    )
+    return run
 
 
 def time_together(functions: Sequence[Callable[[], Sequence[Any]]]) -> list[float]:
@@ -137,16 +137,19 @@ def _wait(outputs: Sequence[Any]) -> None:
     ops.convert_to_numpy(outputs[-1])
 
 
-def _resized(inputs: Any) -> Iterator[Any]:
-    """Yields the inputs, and batches of one row and of more rows made from them."""
-    rows = max(each.shape[0] for each in tree.flatten(inputs))
-    for number in dict.fromkeys([rows, 1, 2 * rows + 1]):
+def _resized(model: keras.Model, inputs: Any) -> Iterator[Any]:
+    """Yields the inputs, and a batch of another size made from them if the model takes it."""
+    yield inputs
+    graph = functional_graph(model)
+    if graph is None or all(each.shape[0] is None for each in graph.inputs):
+        rows = max(each.shape[0] for each in tree.flatten(inputs))
+        number = 3 if rows == 1 else 1
 
-        def resize(tensor: Any, number: int = number) -> Any:
+        def resize(tensor: Any) -> Any:
             indices = np.arange(number)[::-1] % tensor.shape[0]
             return ops.take(tensor, ops.convert_to_tensor(indices.copy()), axis=0)
 
-        yield inputs if number == rows else tree.map_structure(resize, inputs)
+        yield tree.map_structure(resize, inputs)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ Setting `layer.dtype_policy` would work too, but it is slow at each step, and wr
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ from keras_deepseek.backend.keras_private.layers import (
 )
 
 _EXACT = (keras.layers.Normalization, *RENUMBERING)
+_read_policy = operator.attrgetter("_dtype_policy")
 _TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
 """Layers to which a rounded number is another one; those of the first compute in float32."""
 
@@ -59,6 +61,11 @@ def temporary_policy(
                 vars(layer)["call"] = own_call
         for layer, own_policy in zip(layers, own_policies, strict=True):
             vars(layer)["_dtype_policy"] = own_policy
+
+
+def read_policies(layers: Iterable[keras.Layer]) -> tuple[keras.DTypePolicy, ...]:
+    """Returns the dtype policies of layers, faster than by their properties."""
+    return tuple(map(_read_policy, layers))
 
 
 def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:
@@ -177,6 +184,12 @@ def _call_without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
             return call(*args, **kwargs)
 
     return run
+
+
+def autocast_to(dtype: str) -> AbstractContextManager[object]:
+    """Returns a context manager in which layers read all float variables in a dtype."""
+    scope: AbstractContextManager[object] = keras.src.backend.AutocastScope(dtype)
+    return scope
 
 
 def without_autocast() -> AbstractContextManager[object]:

@@ -1,0 +1,249 @@
+"""The trace of layers: flat and equal, or whole with a reason. Nothing of the model is changed."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_deepseek.backend.keras_private.layers import seed_states
+from keras_deepseek.backend.keras_private.masks import read_mask
+from keras_deepseek.graph.optimized_model import OptimizedModel, as_symbols
+from keras_deepseek.graph.plans import Plan
+from tests.oracles.graph_layers import layer_names, make_inputs, make_layer
+
+FEW = ["Dense", "BatchNormalization", "Dropout", "MultiHeadAttention", "Conv2DTranspose", "LSTM"]
+
+
+class Use(keras.Model):
+    """A model that calls one layer with positional arguments."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.has_mode = "training" in layer._call_signature.parameters
+
+    def call(self, inputs, training=False):
+        return self.layer(*inputs, **({"training": training} if self.has_mode else {}))
+
+
+def compare_layer(name, training):
+    """Returns a row of the table: the layer, and "equal" or the reason why it is whole."""
+
+    def draw():  # Anew for each call: on PyTorch a layer of Keras changes its inputs.
+        inputs = make_inputs(name, np.random.default_rng(0))
+        return [keras.tree.map_structure(ops.convert_to_tensor, each) for each in inputs]
+
+    layer = make_layer(name)
+    layer(*draw())  # Keras would build some of its layers wrongly while it infers shapes.
+    model = Use(layer)
+    model(draw())
+    plan = Plan(model, as_symbols(draw()), training=training, passes=())
+    states = [*model.variables, *seed_states(model)]
+    before = [ops.copy(state.value) for state in states]
+    keras.utils.set_random_seed(1)  # Dropout on PyTorch draws from its own generator.
+    expected = model(draw(), training=training)
+    for state, value in zip(states, before, strict=True):
+        state.assign(value)
+    keras.utils.set_random_seed(1)
+    received = plan.program(draw())
+    for one, other in zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), err_msg=name
+        )
+    reasons = "; ".join(f"{each.layer_class} {each.reason}" for each in plan.leaves.values())
+    return f"{name:30} training={training!s:5} {'whole: ' + reasons if reasons else 'equal'}"
+
+
+@pytest.mark.each_backend
+@pytest.mark.parametrize("names", [FEW])
+def test_flat_programs_of_a_few_layers_are_bit_equal_or_whole(names):
+    rows = [compare_layer(name, training) for name in names for training in (False, True)]
+    whole = [row.split()[0] for row in rows if "whole" in row]
+    assert {"Conv2DTranspose", "BatchNormalization"} <= set(whole)
+    assert set(whole) <= {"Conv2DTranspose", "BatchNormalization", "Dropout", "LSTM"}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", layer_names())
+def test_the_flat_program_of_each_layer_is_bit_equal_or_whole(name, training):
+    print(compare_layer(name, training))
+
+
+def small_model(**kwargs):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(3, **kwargs)(inputs))
+
+
+def example(rows=2):
+    return np.random.default_rng(0).normal(size=(rows, 4)).astype("float32")
+
+
+def make_plan(model, inputs, training=False, passes=()):
+    return Plan(model, as_symbols(ops.convert_to_tensor(inputs)), training=training, passes=passes)
+
+
+@pytest.mark.each_backend
+def test_weights_that_are_computed_of_weights_stay_live():
+    model = small_model(use_bias=False)
+    model.layers[-1].enable_lora(2)
+    plan = make_plan(model, example())
+    x = ops.convert_to_tensor(example())
+    before = ops.convert_to_numpy(plan.program(x))
+    model.layers[-1].lora_kernel_a.assign(np.ones((4, 2), "float32"))
+    model.layers[-1].lora_kernel_b.assign(np.ones((2, 3), "float32"))
+    after = ops.convert_to_numpy(plan.program(x))
+    assert plan.leaves == {}
+    assert np.abs(after - before).max() > 0.1
+    np.testing.assert_array_equal(after, ops.convert_to_numpy(model(x)))
+
+
+class Stateful(layers.Layer):
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.count.assign(self.count + 1.0)
+        return inputs * 1.0
+
+
+class Adding(layers.Layer):
+    def call(self, inputs):
+        self.add_loss(ops.mean(inputs))
+        return inputs
+
+
+class Looking(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, inputs):
+        return inputs * float(ops.convert_to_numpy(self.scale.value))
+
+
+class Conditional(layers.Layer):
+    def call(self, inputs):
+        return ops.cond(ops.sum(inputs) > 0, lambda: inputs * 2, lambda: inputs)
+
+
+def quantized():
+    model = small_model()
+    model.layers[-1].quantize("int8")
+    return model
+
+
+def recomputed():
+    with keras.RematScope(mode="full"):
+        return small_model()
+
+
+def of_layer(layer):
+    return keras.Sequential([keras.Input((4,)), layer])
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (quantized, "is quantized"),
+        (lambda: small_model(activity_regularizer="l2"), "activity regularizer"),
+        (recomputed, "recomputes"),
+        (lambda: of_layer(Stateful()), "assigns"),
+        (lambda: of_layer(Adding()), "add_loss"),
+        (lambda: of_layer(Looking()), ""),
+        (lambda: of_layer(Conditional()), "Cond, which holds a function"),
+    ],
+)
+def test_a_layer_that_is_no_graph_of_operations_stays_whole(make, reason):
+    model = make()
+    plan = make_plan(model, example())
+    (leaf,) = plan.leaves.values()
+    assert reason in leaf.reason
+    x = ops.convert_to_tensor(example())
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(plan.program(x)), ops.convert_to_numpy(model(x))
+    )
+
+
+def test_a_whole_layer_is_run_though_its_output_spec_is_its_input():
+    class Doubling(layers.Layer):
+        def call(self, inputs):
+            return inputs * int(ops.convert_to_numpy(inputs).size > 0) * 2.0
+
+        def compute_output_spec(self, inputs):
+            return inputs
+
+    inputs = [ops.convert_to_tensor(example())]
+    model = Use(Doubling())
+    model(inputs)
+    plan = Plan(model, as_symbols(inputs), training=False, passes=())
+    assert [leaf.layer_class for leaf in plan.leaves.values()] == ["Doubling"]
+    received = ops.convert_to_numpy(plan.program(inputs))
+    np.testing.assert_array_equal(received, 2 * example())
+
+
+def test_masks_reach_whole_layers_and_the_outputs():
+    tokens = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(9, 3, mask_zero=True)(tokens)
+    model = keras.Model(tokens, layers.LSTM(3, return_sequences=True)(x))
+    ids = ops.convert_to_tensor(np.array([[1, 2, 0, 0], [3, 0, 0, 0]], "int32"))
+    plan = make_plan(model, ids)
+    expected, received = model(ids), plan.program(ids)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(received), ops.convert_to_numpy(expected), atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(read_mask(received)), ops.convert_to_numpy(read_mask(expected))
+    )
+
+
+def test_a_trace_leaves_no_nodes_and_no_names_behind():
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(3)(inputs) + 1.0
+    model = keras.Model(inputs, outputs)
+    name = layers.Dense(1).name
+    operations = [len(each._inbound_nodes) for each in model.operations]
+    make_plan(model, example())
+    assert [len(each._inbound_nodes) for each in model.operations] == operations
+    number = int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdigit() else 0
+    assert layers.Dense(1).name == f"dense_{number + 1}"
+    assert "symbolic_call" not in {name for layer in model.layers for name in vars(layer)}
+
+
+def test_a_layer_whose_operation_fails_in_the_first_run_becomes_whole():
+    class Wrong(keras.Operation):
+        def call(self, x):
+            raise ValueError("This runs in no program.")
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    class Branching(layers.Layer):
+        def call(self, inputs):
+            if isinstance(inputs, keras.KerasTensor):
+                return Wrong()(inputs)
+            return inputs * 3.0
+
+    model = of_layer(Branching())
+    optimized = OptimizedModel(model, as_symbols(ops.convert_to_tensor(example())), passes=())
+    x = ops.convert_to_tensor(example())
+    np.testing.assert_allclose(ops.convert_to_numpy(optimized(x)), 3 * example(), rtol=1e-6)
+    assert optimized.has_program(x)
+
+
+def test_names_of_keras_that_the_trace_reads_are_there():
+    """A canary: it fails when a Keras release moves a private name."""
+    layer = layers.Dense(2)
+    layer.build((None, 3))
+    assert {"_trainable_variables", "_non_trainable_variables", "_layers"} <= set(vars(layer))
+    assert layer._remat_mode is None
+    assert layer.kernel._autocast is True
+    assert keras.backend.standardize_dtype(layer.kernel._dtype) == "float32"
+    symbol = layer(keras.KerasTensor((2, 3)))
+    operation, index = symbol._keras_history.operation, symbol._keras_history.node_index
+    node = operation._inbound_nodes[index]
+    assert node.arguments.keras_tensors[0].shape == (2, 3)
+    assert node.outputs[0] is symbol
+    assert isinstance(operation._outbound_nodes, list)
+    model = small_model()
+    assert model._call_has_training_arg is True
+    assert type(layer).symbolic_call is keras.Layer.symbolic_call
