@@ -160,8 +160,15 @@ class Checkpoints:
         self, resumed: Checkpoint, model: keras.Model, options: dict[str, Any], precision: str
     ) -> None:
         """Sets the first epoch, and warns where the training differs from the checkpoint's."""
-        if resumed.state["is_stopped"]:
-            options["initial_epoch"] = options["epochs"]
+        epochs, num_done = options["epochs"], resumed.state["epoch"]
+        options["initial_epoch"] = epochs if has_ended(resumed, epochs) else num_done
+        if num_done >= epochs:
+            _logger.warning(
+                "Nothing is left to train: the checkpoint of step %d was made at the end of epoch "
+                "%d, and epochs=%d. To train further, pass a larger `epochs`.",
+                *(resumed.step, num_done, epochs),
+            )
+        elif resumed.state["is_stopped"]:
             _logger.warning(
                 "The training ended after step %d, before its last epoch: a callback such as "
                 "EarlyStopping stopped it, or its data ended. No step is added. To train further, "
@@ -169,7 +176,6 @@ class Checkpoints:
                 resumed.step,
             )
         else:
-            options["initial_epoch"] = resumed.state["epoch"]
             _logger.info("The training continues after step %d.", resumed.step)
         self._compare_rates(model, resumed.state)
         before = resumed.state.get("precision", precision)
@@ -206,6 +212,11 @@ class Checkpoints:
                 f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "
                 f"{steps[-1]}. Continue it with fit(..., resume=True), or name another folder."
             )
+
+
+def has_ended(resumed: Checkpoint, epochs: int) -> bool:
+    """Returns True if a training of `epochs` epochs has no step left after a checkpoint."""
+    return resumed.state["is_stopped"] or resumed.state["epoch"] >= epochs
 
 
 def _read_constant_rate(model: keras.Model) -> float | None:

@@ -13,7 +13,7 @@ from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
+from keras_deepseek.training.checkpoints.checkpoints import Checkpoints, has_ended
 from keras_deepseek.training.checkpoints.streamed_training import feed
 from keras_deepseek.training.checkpoints.training_state import write_weights
 from keras_deepseek.training.cluster.evaluate_together import validating_together
@@ -161,7 +161,7 @@ class Session:
             self.resume()
         refuse_two_schedules(self._model.optimizer, chosen)
         if verbose:
-            self._print_notices()
+            self._print_notices(arguments["epochs"])
         with (
             error_notes(self._model, self._plan, position),
             prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
@@ -205,10 +205,10 @@ class Session:
             },
         )
 
-    def _print_notices(self) -> None:
+    def _print_notices(self, epochs: int) -> None:
         while self._notices:
             print(self._notices.pop(0))
-        if self.resumed is not None:
+        if self.resumed is not None and not has_ended(self.resumed, epochs):
             print(f"The training continues after step {self.resumed.step}.")
 
     def _feed(
