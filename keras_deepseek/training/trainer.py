@@ -21,7 +21,7 @@ from keras_deepseek.training.cluster.placement import DistributedStrategy, Place
 from keras_deepseek.training.cluster.predict_together import predict_together
 from keras_deepseek.training.cluster.start_processes import share_random_state, start_processes
 from keras_deepseek.training.cluster.step_replicas import find_replicas
-from keras_deepseek.training.data.position_data import check_data, no_data_error
+from keras_deepseek.training.data.position_data import check_data, check_targets, no_data_error
 from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
 from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
@@ -343,7 +343,7 @@ class Trainer:
         known = inspect.signature(self.model.fit).parameters
         unknown = set(options) - set(known)
         if unknown and all(each.kind != inspect.Parameter.VAR_KEYWORD for each in known.values()):
-            raise InvalidInputError(unknown_name_message("argument of fit()", min(unknown), known))
+            raise InvalidInputError(unknown_name_message("fit() argument", min(unknown), known))
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         arguments |= {"callbacks": callbacks, "verbose": verbose}
 
@@ -405,7 +405,7 @@ class Trainer:
         """
         if unknown := set(options) - _OPTIONS_OF_STEPS:
             raise InvalidInputError(
-                unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
+                unknown_name_message("steps() argument", min(unknown), _OPTIONS_OF_STEPS)
             )
         if self._chief is not None:
             raise NotSupportedError(
@@ -496,6 +496,8 @@ class Trainer:
         """
         check_data(x, None, "test data")
         check_test_loss(self.model)
+        if self._plan.needs_targets and type(self.model).test_step is keras.Model.test_step:
+            check_targets(x, y, "evaluate")
         with (
             self._placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
@@ -634,4 +636,6 @@ class Trainer:
                 f"This search needs a process that trains alone; {self.cluster.world_size} "
                 "processes train together here."
             )
-        return ShortTraining(self.model, self._session.in_training)
+        return ShortTraining(
+            self.model, self._session.in_training, needs_targets=self._plan.needs_targets
+        )

@@ -26,7 +26,7 @@ def check_data(x: Any, batch_size: int | None, what: str = "training data") -> N
     `what` names the data in the error.
     """
     if x is None:
-        raise no_data_error(what)
+        raise InvalidInputError(f"There are no {what}: `x` is None. Pass `x`.")
     if not _is_in_arrays(x):
         if _count_batches(x) == 0:
             raise no_data_error(what)
@@ -75,13 +75,16 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
         )
 
 
-def check_targets(x: Any, y: Any) -> None:
-    """Raises an error if the data are arrays and the loss would get no targets."""
+def check_targets(x: Any, y: Any, call: str = "fit") -> None:
+    """Raises an error if the data are arrays and the loss would get no targets.
+
+    `call` is the method that got the data.
+    """
     if y is None and _is_in_arrays(x):
         hint = ""
         if isinstance(x, tuple):
-            hint = " A tuple as `x` means several inputs: use fit(x, y), not fit((x, y))."
-        raise InvalidInputError(f"The loss needs targets: use fit(x, y); `y` is None.{hint}")
+            hint = f" A tuple as `x` means several inputs: use {call}(x, y), not {call}((x, y))."
+        raise InvalidInputError(f"The loss needs targets: use {call}(x, y); `y` is None.{hint}")
 
 
 def check_validation_targets(validation_data: Any) -> None:

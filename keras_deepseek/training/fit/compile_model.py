@@ -169,6 +169,13 @@ def _leaves(structure: Any) -> list[Any]:
     return [] if structure is None else [structure]
 
 
+_EXPECTED = {
+    "optimizer": "a Keras optimizer, or its name, as in 'adam'",
+    "loss": "a Keras loss, a function, or its name, as in 'mse'",
+    "metric": "a Keras metric, a function, or its name, as in 'accuracy'",
+}
+
+
 def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> None:
     """Raises an error if a value has the wrong type for an optimizer, a loss or a metric."""
     if isinstance(value, type) and kind != "metric":  # Keras creates an object of a metric class.
@@ -176,14 +183,11 @@ def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Non
             f"`{kind}` is the class {value.__name__}: pass an object of it, as in "
             f"{value.__name__}()."
         )
-    if kind == "optimizer":
-        fits, expected = isinstance(value, keras.optimizers.Optimizer), "Keras object"
-    else:
-        fits, expected = callable(value), "Keras object, a function"
-    if not fits:
+    is_optimizer = isinstance(value, keras.optimizers.Optimizer)
+    if not (is_optimizer if kind == "optimizer" else callable(value)):
         raise InvalidInputError(
-            f"`{kind}` must be a {expected}, or its name; received {type(value).__name__}: "
-            f"{value!r}."
+            f"`{'metrics' if kind == 'metric' else kind}` must be {_EXPECTED[kind]}; received "
+            f"{type(value).__name__}: {value!r}."
         )
 
 
@@ -200,6 +204,4 @@ def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
     try:
         return find(value)
     except (ValueError, TypeError) as error:
-        raise InvalidInputError(
-            f"Unknown {kind} {value!r}: expected a Keras object, or its name."
-        ) from error
+        raise InvalidInputError(f"Unknown {kind} {value!r}: expected {_EXPECTED[kind]}.") from error

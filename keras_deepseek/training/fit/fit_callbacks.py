@@ -56,9 +56,10 @@ def check_callback(callback: Any) -> keras.callbacks.Callback:
         InvalidInputError: It is not a Keras callback.
     """
     if not isinstance(callback, keras.callbacks.Callback):
+        hint = f" Pass an object: {callback.__name__}()." if isinstance(callback, type) else ""
         raise InvalidInputError(
             f"Expected a keras.callbacks.Callback; received {type(callback).__name__}: "
-            f"{callback!r}."
+            f"{callback!r}.{hint}"
         )
     return callback
 

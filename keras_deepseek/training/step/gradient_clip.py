@@ -1,5 +1,7 @@
 """Clipping of gradients, after unscaling and before the update."""
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -7,8 +9,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.checks import check_number
-from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError
 
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
 
@@ -17,22 +18,16 @@ _MIN_NORM = 1e-3  # Of weights in the adaptive clip: weights of zero can then st
 
 
 def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
-    """Raises an error if `gradient_clip` is not a pair of a known kind and a bound.
-
-    Raises:
-        InvalidInputError: It is something else, or the kind is unknown.
-    """
-    if gradient_clip is None:
-        return
-    if not isinstance(gradient_clip, tuple | list) or len(gradient_clip) != 2:  # noqa: PLR2004
-        raise InvalidInputError(
-            "`gradient_clip` must be a kind and a bound, as in ('global_norm', 1.0); received "
-            f"{gradient_clip!r}."
-        )
-    kind, bound = gradient_clip
-    if kind not in _KINDS:
-        raise InvalidInputError(unknown_name_message("gradient clip", kind, _KINDS))
-    check_number("gradient_clip", bound, above=0)
+    """Raises an error if `gradient_clip` is not a pair of a known kind and a bound."""
+    match gradient_clip:
+        case None:
+            return
+        case (str(kind), numbers.Real() as bound) if kind in _KINDS and 0 < bound < math.inf:
+            return
+    raise InvalidInputError(
+        "`gradient_clip` must be a kind ('value', 'norm', 'global_norm' or 'adaptive') and a "
+        f"finite bound above 0, as in ('global_norm', 1.0); received {gradient_clip!r}."
+    )
 
 
 def check_single_clip(

@@ -147,7 +147,10 @@ class StepReplacement:
         try:
             return self._train_step(*arguments)
         except StopIteration as error:  # Keras would take it for the end of the data.
-            self._error = RuntimeError("The train_step raised StopIteration.")
+            self._error = RuntimeError(
+                "train_step raised StopIteration, which Keras takes for the end of the data. Raise "
+                "another error."
+            )
             raise self._error from error
         except Exception as error:
             self._error = error

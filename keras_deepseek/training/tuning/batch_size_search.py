@@ -14,6 +14,7 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.datasets import array_slices, find_data_adapter
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.data.position_data import check_data
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def search_batch_size(
         InvalidInputError: The data have a fixed batch size, or a number is out of range.
     """
     check_integer("start", start)
+    check_data(x, None)
     make_data, num_rows = _read_data(x, y, sample_weight)
     if most is None:
         most = max(num_rows, start) if num_rows else None

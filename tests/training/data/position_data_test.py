@@ -44,7 +44,8 @@ def test_a_share_is_set_aside_for_validation():
 
 @pytest.mark.parametrize("x", [X[:0], {"a": X[:0]}, [X[:0], X[:0]], [], None])
 def test_arrays_without_rows_are_refused(x):
-    with pytest.raises(InvalidInputError, match="The training data hold no batch"):
+    match = "`x` is None" if x is None else "The training data hold no batch"
+    with pytest.raises(InvalidInputError, match=match):
         check_data(x, None)
 
 
