@@ -17,25 +17,19 @@ from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.cluster.cluster_options import ClusterOptions
 from keras_deepseek.training.cluster.device import DeviceMap
 from keras_deepseek.training.cluster.evaluate_together import evaluate_together, without_none
-from keras_deepseek.training.cluster.placement import DistributedStrategy, Placement
+from keras_deepseek.training.cluster.placement import DistributedStrategy
 from keras_deepseek.training.cluster.predict_together import predict_together
-from keras_deepseek.training.cluster.start_processes import share_random_state, start_processes
-from keras_deepseek.training.cluster.step_replicas import find_replicas
-from keras_deepseek.training.data.position_data import check_data, check_targets, no_data_error
+from keras_deepseek.training.cluster.start_processes import share_random_state
+from keras_deepseek.training.data.position_data import check_data, no_data_error
 from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
 from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.parameter_server.chief import Chief
+from keras_deepseek.training.joined_cluster import JoinedCluster
 from keras_deepseek.training.step.gradient_clip import GradientClip
-from keras_deepseek.training.step.gradients.gradient_residual import (
-    GradientCompression,
-    make_residual,
-)
-from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.missing_loss import check_test_loss
+from keras_deepseek.training.step.gradients.gradient_residual import GradientCompression
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
@@ -204,84 +198,47 @@ class Trainer:
         self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
             self.add_callback(RunRecorder(check_file_path("run_record", run_record)))
-        self._join(cluster_options)
+        self._cluster = JoinedCluster(cluster_options)
+        self.cluster = self._cluster.spec
+        processes, placement = self._cluster.processes, self._cluster.placement
         checkpoints = None
         if checkpoint_dir is not None:
-            checkpoints = Checkpoints(checkpoint_options, self._processes, self._residual)
+            checkpoints = Checkpoints(checkpoint_options, processes, self._cluster.residual)
         self._seed = set_seed(seed)
-        share_random_state(self._processes)
-        with self._placement.while_building():
+        share_random_state(processes)
+        with placement.while_building():
             self.model = build_model(model)
-        self.policy, notice = options.choose_policy(self.model, self._placement.kind)
-        with self._placement.in_use():
+        self.policy, notice = options.choose_policy(self.model, placement.kind)
+        with placement.in_use():
             compile_model(self.model, optimizer, loss, metrics, self.policy)
-            self._plan = self._make_plan(options, checkpoints, model)
+            make_model = None if isinstance(model, keras.Model) else model
+            self._plan = StepPlan(
+                self.model,
+                self.train_step,
+                options,
+                self.policy,
+                is_own_compute=type(self).train_step is not Trainer.train_step,
+                checkpoints=checkpoints,
+                parallelism=self._cluster.start_workers(self, make_model, options, self.policy),
+            )
+            self._loss = self._plan.loss
+        chief = self._cluster.chief
         self._session = Session(
             self.model,
             self._plan,
-            self._processes,
-            self._placement,
+            processes,
+            placement,
             checkpoints,
             seed=self._seed,
             policy=self.policy,
-            serve=None if self._chief is None else self._chief.training,
+            run_workers=None if chief is None else chief.training,
         )
         self._session.check_peers(gradient_compression)
-        self._processes.broadcast_variables(self.model.variables)
-        self._placement.place(self.model)
+        processes.broadcast_variables(self.model.variables)
+        placement.place(self.model)
         if notice:
             _logger.info(notice)
             self._session.print_once(notice)
-
-    def _join(self, options: ClusterOptions) -> None:
-        """Finds the processes and devices of the training, and connects the processes."""
-        resolved = options.resolve()
-        self.cluster = resolved.spec
-        self._chief = None
-        if resolved.servers is not None:
-            self._chief = Chief(resolved.servers, self.cluster)
-        self._processes = self._chief or start_processes(self.cluster)
-        self._residual = make_residual(options.gradient_compression, self._processes)
-        has_own_device = self._processes.world_size > 1 and not self._processes.is_one_program
-        local_rank = self.cluster.local_rank if has_own_device else None
-        self._placement = Placement(options.device_map, resolved.strategy, local_rank)
-
-    def _make_plan(
-        self, options: StepOptions, checkpoints: Checkpoints | None, given: Any
-    ) -> StepPlan:
-        """Creates the step plan; starts the workers of a parameter server."""
-        served = None
-        if self._chief is not None:
-            served = self._chief.serve(
-                self,
-                None if isinstance(given, keras.Model) else given,
-                self._placement.kind,
-                options,
-                self.policy,
-            )
-        replicas = find_replicas(
-            self.model,
-            self._processes,
-            self._placement,
-            is_compressed=self._residual is not None,
-        )
-        devices = self._placement.devices
-        is_in_parts = options.micro_batches > 1 or replicas is not None or devices is not None
-        self._loss = BatchLoss(self.model, is_in_parts=is_in_parts)
-        return StepPlan(
-            self.model,
-            self.train_step,
-            self._loss,
-            options,
-            self.policy,
-            is_own_compute=type(self).train_step is not Trainer.train_step,
-            checkpoints=checkpoints,
-            replicas=replicas,
-            devices=devices,
-            layers=self._placement.layers,
-            residual=self._residual,
-            served=served,
-        )
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every later `fit`.
@@ -407,7 +364,7 @@ class Trainer:
             raise InvalidInputError(
                 unknown_name_message("steps() argument", min(unknown), _OPTIONS_OF_STEPS)
             )
-        if self._chief is not None:
+        if self._plan.uses_workers:
             raise NotSupportedError(
                 "A parameter server runs several steps at a time, so that a loop over steps() has "
                 "no model between two steps. Use fit, with callbacks."
@@ -494,15 +451,14 @@ class Trainer:
             batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
             **options: Further arguments of `keras.Model.evaluate`.
         """
-        check_data(x, None, "test data")
-        check_test_loss(self.model)
-        if self._plan.needs_targets and type(self.model).test_step is keras.Model.test_step:
-            check_targets(x, y, "evaluate")
+        self._plan.check_test_data(x, y)
         with (
-            self._placement.in_use(self.model),
+            self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
         ):
-            return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
+            return evaluate_together(
+                self.model, x, y, batch_size, self._cluster.processes, **options
+            )
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
         """Returns the model's outputs as NumPy arrays, computed in the model's own dtype policy.
@@ -515,10 +471,10 @@ class Trainer:
         check_data(x, None, "data to predict")
         options |= without_none(batch_size=batch_size)
         with (
-            self._placement.in_use(self.model),
+            self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
         ):
-            return predict_together(self.model, x, self._processes, **options)
+            return predict_together(self.model, x, self._cluster.processes, **options)
 
     def find_learning_rate(
         self,
@@ -626,7 +582,7 @@ class Trainer:
         return measure_memory(self.model, self._plan, self._short_training(), data)
 
     def _short_training(self) -> ShortTraining:
-        if self._plan.is_served:
+        if self._plan.uses_workers:
             raise NotSupportedError(
                 "With a parameter server, this search can't restore the model. Use a Trainer "
                 "without a distributed_strategy for it."

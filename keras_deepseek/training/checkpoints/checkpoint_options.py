@@ -1,6 +1,5 @@
 """The arguments of `Trainer` for checkpoints: where, when, and how many."""
 
-import numbers
 import os
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -63,8 +62,8 @@ class CheckpointOptions:
                 return None, "min", 0
             case (str(monitor), "min" | "max" as best_is):
                 return monitor, best_is, 1
-            case (str(monitor), "min" | "max" as best_is, numbers.Integral() as most) if most > 0:
-                return monitor, best_is, int(most)
+            case (str(monitor), "min" | "max" as best_is, int(most)) if most > 0:
+                return monitor, best_is, most
         raise InvalidInputError(
             "`keep_best` must be the name of a log, 'min' or 'max', and how many checkpoints to "
             f"keep, 1 or more, as in ('val_loss', 'min', 1); received {self.keep_best!r}."

@@ -216,7 +216,7 @@ class Checkpoints:
 
 def has_ended(resumed: Checkpoint, epochs: int) -> bool:
     """Returns True if a training of `epochs` epochs has no step left after a checkpoint."""
-    return resumed.state["is_stopped"] or resumed.state["epoch"] >= epochs
+    return bool(resumed.state["is_stopped"] or resumed.state["epoch"] >= epochs)
 
 
 def _read_constant_rate(model: keras.Model) -> float | None:

@@ -41,7 +41,7 @@ from keras_deepseek.training.step.step_guard import StepGuard
 
 _logger = logging.getLogger(__name__)
 
-Serve = Callable[[dict[str, Any]], contextlib.AbstractContextManager[None]]
+RunWorkers = Callable[[dict[str, Any]], contextlib.AbstractContextManager[None]]
 
 
 class Session:
@@ -56,8 +56,8 @@ class Session:
         seed: integer. The seed for the order of the data in a training with checkpoints, or `None`
             for a random one.
         policy: `keras.DTypePolicy` of the step, or `None` for the model's own.
-        serve: Function of the arguments of `model.fit` that returns a context manager in which the
-            workers of a parameter server compute the steps. Defaults to `None`.
+        run_workers: Function of the arguments of `model.fit` that returns a context manager in
+            which the workers of a parameter server compute the steps. Defaults to `None`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Session:
         *,
         seed: int | None,
         policy: keras.DTypePolicy | None,
-        serve: Serve | None = None,
+        run_workers: RunWorkers | None = None,
     ) -> None:
         self._model = model
         self._plan = plan
@@ -79,7 +79,7 @@ class Session:
         self._checkpoints = checkpoints
         self._seed = seed
         self._policy = policy
-        self._serve = serve
+        self._run_workers = run_workers
         self._notices: list[str] = []
         self.resumed: Checkpoint | None = None
         """The checkpoint that the next training continues from."""
@@ -169,9 +169,9 @@ class Session:
             validating_together(self._model, self._processes),
             self._feed(
                 {**arguments, "callbacks": chosen, "verbose": shown},
-                needs_stream=needs_stream or self._serve is not None,
+                needs_stream=needs_stream or self._run_workers is not None,
             ) as given,
-            contextlib.nullcontext() if self._serve is None else self._serve(given),
+            contextlib.nullcontext() if self._run_workers is None else self._run_workers(given),
         ):
             yield given
 

@@ -17,12 +17,12 @@ _KINDS = ("value", "norm", "global_norm", "adaptive")
 _MIN_NORM = 1e-3  # Of weights in the adaptive clip: weights of zero can then still change.
 
 
-def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
+def check_gradient_clip(gradient_clip: Any) -> None:
     """Raises an error if `gradient_clip` is not a pair of a known kind and a bound."""
     match gradient_clip:
         case None:
             return
-        case (str(kind), numbers.Real() as bound) if kind in _KINDS and 0 < bound < math.inf:
+        case (str(kind), numbers.Real() as bound) if kind in _KINDS and 0 < float(bound) < math.inf:
             return
     raise InvalidInputError(
         "`gradient_clip` must be a kind ('value', 'norm', 'global_norm' or 'adaptive') and a "

@@ -15,15 +15,13 @@ from keras_deepseek.backend.keras_private.losses import track_loss
 from keras_deepseek.backend.keras_private.metrics import compiled_metric_names
 from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.gradients.batch_gradients import (
-    BatchGradients,
-    BatchResult,
-)
-from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.batch_gradients import BatchResult
+from keras_deepseek.training.step.gradients.make_gradients import make_gradients
 from keras_deepseek.training.step.gradients.micro_batches import count_rows
 from keras_deepseek.training.step.guard_metric import GuardMetric
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.step_result import check_log_names
+from keras_deepseek.training.step.parallelism import ONE_DEVICE, Parallelism
 from keras_deepseek.training.step.rematerialization import (
     find_blocks,
     find_normalizations,
@@ -56,14 +54,12 @@ class TrainingStep:
 
     Args:
         model: `keras.Model`, compiled.
-        loss: `BatchLoss` of the model.
-        gradients: `BatchGradients` of the model.
+        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` that returns the
+            loss, or a dict of the loss and further logs.
         update: `Update` by the gradients.
         options: `StepOptions`.
         guard: `GuardMetric` that judges each step. Defaults to `None`.
-        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
-        takes_empty: True if a batch without rows is allowed: other processes may have rows.
-            Defaults to `False`.
+        parallelism: `Parallelism` of the step. Defaults to one device.
         on_built: Function that is called after the first step has built the model or the
             optimizer. Defaults to a function that does nothing.
     """
@@ -71,24 +67,26 @@ class TrainingStep:
     def __init__(
         self,
         model: keras.Model,
-        loss: BatchLoss,
-        gradients: BatchGradients,
+        compute: Callable[..., Any],
         update: Update,
         options: StepOptions,
         *,
         guard: GuardMetric | None = None,
-        residual: GradientResidual | None = None,
-        takes_empty: bool = False,
+        parallelism: Parallelism = ONE_DEVICE,
         on_built: Callable[[], None] = lambda: None,
     ) -> None:
+        is_in_parts = options.micro_batches > 1 or parallelism.divides_batches
+        self.loss = BatchLoss(model, is_in_parts=is_in_parts)
+        """The compiled loss, which `compute` may call."""
         self._model = model
-        self._loss = loss
-        self._gradients = gradients
+        self._gradients = make_gradients(
+            model, compute, self.loss, options.micro_batches, parallelism
+        )
         self._update = update
         self._options = options
         self._guard = guard
-        self._residual = residual
-        self._takes_empty = takes_empty
+        self._residual = parallelism.residual
+        self._takes_empty = parallelism.replicas is not None  # Other processes may have rows.
         self._on_built = on_built
         self._blocks: list[keras.Layer] | None = None
         self._has_warned = False
@@ -102,7 +100,7 @@ class TrainingStep:
         self._build(data)
         variables = self._model.trainable_variables
         states = self._guard.copy_states(self._model) if self._guard else []
-        with rematerialized(self.find_blocks()), self._loss.of_batch(num_rows):
+        with rematerialized(self.find_blocks()), self.loss.of_batch(num_rows):
             result = self._gradients.compute(batch, variables)
         loss = result.loss
         if not isinstance(result.num_rows, int):
@@ -122,7 +120,7 @@ class TrainingStep:
             data: Tensors of a batch, as Keras passes them to a step.
         """
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        with rematerialized(self.find_blocks()), self._loss.of_batch(count_rows(batch)):
+        with rematerialized(self.find_blocks()), self.loss.of_batch(count_rows(batch)):
             return self._gradients.count_kept_bytes(batch, self._model.trainable_variables)
 
     def prepare(self) -> None:
