@@ -53,4 +53,5 @@ class JoinedCluster:
             devices=self.placement.devices,
             place_layers=None if layers is None else layers.begin,
             worker_step=worker_step,
+            run_workers=None if self.chief is None else self.chief.training,
         )

@@ -1,7 +1,6 @@
 """The trainer: everything around `model.fit` that a training needs."""
 
 import inspect
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -42,8 +41,6 @@ from keras_deepseek.training.tuning.memory_report import MemoryReport, measure_m
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
-
-_logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -201,11 +198,12 @@ class Trainer:
         self._cluster = JoinedCluster(cluster_options)
         self.cluster = self._cluster.spec
         processes, placement = self._cluster.processes, self._cluster.placement
-        checkpoints = None
-        if checkpoint_dir is not None:
-            checkpoints = Checkpoints(checkpoint_options, processes, self._cluster.residual)
         self._seed = set_seed(seed)
         share_random_state(processes)
+        checkpoints = None
+        if checkpoint_dir is not None:
+            residual = self._cluster.residual
+            checkpoints = Checkpoints(checkpoint_options, processes, residual, self._seed)
         with placement.while_building():
             self.model = build_model(model)
         self.policy, notice = options.choose_policy(self.model, placement.kind)
@@ -222,22 +220,11 @@ class Trainer:
                 parallelism=self._cluster.start_workers(self, make_model, options, self.policy),
             )
             self._loss = self._plan.loss
-        chief = self._cluster.chief
-        self._session = Session(
-            self.model,
-            self._plan,
-            processes,
-            placement,
-            checkpoints,
-            seed=self._seed,
-            policy=self.policy,
-            run_workers=None if chief is None else chief.training,
-        )
+        self._session = Session(self.model, self._plan, processes, placement, checkpoints)
         self._session.check_peers(gradient_compression)
         processes.broadcast_variables(self.model.variables)
         placement.place(self.model)
         if notice:
-            _logger.info(notice)
             self._session.print_once(notice)
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
@@ -364,7 +351,7 @@ class Trainer:
             raise InvalidInputError(
                 unknown_name_message("steps() argument", min(unknown), _OPTIONS_OF_STEPS)
             )
-        if self._plan.uses_workers:
+        if self._plan.parallelism.uses_workers:
             raise NotSupportedError(
                 "A parameter server runs several steps at a time, so that a loop over steps() has "
                 "no model between two steps. Use fit, with callbacks."
@@ -582,7 +569,7 @@ class Trainer:
         return measure_memory(self.model, self._plan, self._short_training(), data)
 
     def _short_training(self) -> ShortTraining:
-        if self._plan.uses_workers:
+        if self._plan.parallelism.uses_workers:
             raise NotSupportedError(
                 "With a parameter server, this search can't restore the model. Use a Trainer "
                 "without a distributed_strategy for it."

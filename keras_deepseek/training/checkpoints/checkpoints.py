@@ -36,18 +36,21 @@ class Checkpoints:
     Args:
         options: `CheckpointOptions` with a folder.
         processes: `Processes` that train together.
-        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
+        residual: `GradientResidual` of compressed gradients, or `None`.
+        seed: integer. The seed for the order of the data, or `None` for a random one.
     """
 
     def __init__(
         self,
         options: CheckpointOptions,
         processes: Processes,
-        residual: GradientResidual | None = None,
+        residual: GradientResidual | None,
+        seed: int | None,
     ) -> None:
         monitor, best_is, num_best = options.best()
         self._processes = processes
         self._residual = residual
+        self._seed = seed
         self._every = options.checkpoint_every
         self._monitor = monitor
         self._folder = CheckpointFolder(
@@ -95,8 +98,7 @@ class Checkpoints:
         model: keras.Model,
         arguments: Mapping[str, Any],
         resumed: Checkpoint | None,
-        seed: int | None,
-        policy: keras.DTypePolicy | None = None,
+        policy: keras.DTypePolicy | None,
     ) -> Iterator[dict[str, Any]]:
         """Context manager that sets up a training with checkpoints, and yields arguments of `fit`.
 
@@ -104,8 +106,7 @@ class Checkpoints:
             model: `keras.Model`, compiled.
             arguments: The arguments that the user gave to `fit`.
             resumed: `Checkpoint` to continue from, or `None`.
-            seed: integer. The seed for the order of the data, or `None` for a random one.
-            policy: `keras.DTypePolicy` of the steps. Defaults to `None`, the model's own.
+            policy: `keras.DTypePolicy` of the steps, or `None` for the model's own.
 
         Raises:
             CheckpointError: A checkpoint can't be written.
@@ -118,7 +119,7 @@ class Checkpoints:
         # Creates all random generators now: one that is created on first use would be created at
         # another step in a training that was interrupted.
         read_random_state()
-        seed = self._choose_seed(seed, resumed)
+        seed = self._choose_seed(resumed)
         precision = (policy or model.dtype_policy).name
         options, data = position_data(arguments, seed, row_share(self._processes))
         if resumed is not None:
@@ -148,12 +149,12 @@ class Checkpoints:
             if stop_signal.received:  # It came after the last step, and everything is saved.
                 raise SystemExit(0)
 
-    def _choose_seed(self, seed: int | None, resumed: Checkpoint | None) -> int:
+    def _choose_seed(self, resumed: Checkpoint | None) -> int:
         """Returns the data order's seed: the checkpoint's, the user's, or a new one."""
         if resumed is not None:
             return int(resumed.state["seed"])
-        if seed is not None:
-            return seed
+        if self._seed is not None:
+            return self._seed
         return int(self._processes.broadcast(backend.current().step.draw_seed()))
 
     def _continue_from(

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -41,8 +41,6 @@ from keras_deepseek.training.step.step_guard import StepGuard
 
 _logger = logging.getLogger(__name__)
 
-RunWorkers = Callable[[dict[str, Any]], contextlib.AbstractContextManager[None]]
-
 
 class Session:
     """Sets up and cleans up the trainings of one trainer.
@@ -53,11 +51,6 @@ class Session:
         processes: `Processes` that train together.
         placement: `Placement` of the training.
         checkpoints: `Checkpoints`, or `None`.
-        seed: integer. The seed for the order of the data in a training with checkpoints, or `None`
-            for a random one.
-        policy: `keras.DTypePolicy` of the step, or `None` for the model's own.
-        run_workers: Function of the arguments of `model.fit` that returns a context manager in
-            which the workers of a parameter server compute the steps. Defaults to `None`.
     """
 
     def __init__(
@@ -67,19 +60,12 @@ class Session:
         processes: Processes,
         placement: Placement,
         checkpoints: Checkpoints | None,
-        *,
-        seed: int | None,
-        policy: keras.DTypePolicy | None,
-        run_workers: RunWorkers | None = None,
     ) -> None:
         self._model = model
         self._plan = plan
         self._processes = processes
         self._placement = placement
         self._checkpoints = checkpoints
-        self._seed = seed
-        self._policy = policy
-        self._run_workers = run_workers
         self._notices: list[str] = []
         self.resumed: Checkpoint | None = None
         """The checkpoint that the next training continues from."""
@@ -93,13 +79,14 @@ class Session:
         Raises:
             InvalidInputError: They differ.
         """
+        policy = self._plan.policy
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         check_same_arguments(
             self._processes,
             {
                 "the model": [(each.shape, each.dtype) for each in self._model.variables],
                 "the optimizer": plain_attributes(optimizer),
-                "the precision": self._policy and self._policy.name,
+                "the precision": policy and policy.name,
                 **{
                     name: plain_attributes(value) if isinstance(value, StepGuard) else value
                     for name, value in self._plan.options.shared_options().items()
@@ -109,7 +96,8 @@ class Session:
         )
 
     def print_once(self, notice: str) -> None:
-        """Prints a text at the start of the next training that shows its progress."""
+        """Prints a text at the start of the next training that shows its progress, and logs it."""
+        _logger.info(notice)
         self._notices.append(notice)
 
     def resume(self) -> int | None:
@@ -160,6 +148,7 @@ class Session:
         if resume and self.resumed is None:
             self.resume()
         refuse_two_schedules(self._model.optimizer, chosen)
+        run_workers = self._plan.parallelism.run_workers
         if verbose:
             self._print_notices(arguments["epochs"])
         with (
@@ -169,9 +158,9 @@ class Session:
             validating_together(self._model, self._processes),
             self._feed(
                 {**arguments, "callbacks": chosen, "verbose": shown},
-                needs_stream=needs_stream or self._run_workers is not None,
+                needs_stream=needs_stream or run_workers is not None,
             ) as given,
-            contextlib.nullcontext() if self._run_workers is None else self._run_workers(given),
+            contextlib.nullcontext() if run_workers is None else run_workers(given),
         ):
             yield given
 
@@ -217,4 +206,4 @@ class Session:
         if self._checkpoints is None:
             return feed(self._model, arguments, self._processes, needs_stream=needs_stream)
         resumed, self.resumed = self.resumed, None
-        return self._checkpoints.training(self._model, arguments, resumed, self._seed, self._policy)
+        return self._checkpoints.training(self._model, arguments, resumed, self._plan.policy)

@@ -64,8 +64,8 @@ class StepPlan:
         self._model = model
         self._is_own_compute = is_own_compute
         self._compilation = compilation(model)
-        self._policy = policy
-        self._parallelism = parallelism
+        self.policy = policy
+        self.parallelism = parallelism
         self._check_options()
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self._training_step = TrainingStep(
@@ -90,9 +90,9 @@ class StepPlan:
             ignored = {
                 **self.options.changes_to_updates(),
                 "the trainer's own `train_step`": self._is_own_compute,
-                "other processes": self._parallelism.replicas is not None,
-                "`gradient_compression`": self._parallelism.residual is not None,
-                "several devices": self._parallelism.devices is not None,
+                "other processes": self.parallelism.replicas is not None,
+                "`gradient_compression`": self.parallelism.residual is not None,
+                "several devices": self.parallelism.devices is not None,
             }
             _refuse_own_step(self._model, [name for name, is_asked in ignored.items() if is_asked])
 
@@ -136,11 +136,6 @@ class StepPlan:
         is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
         is_ours = not (self._is_own_compute or overrides_train_step(self._model))
         return is_ours and is_kerass and self._model.loss is not None
-
-    @property
-    def uses_workers(self) -> bool:
-        """True if the workers of a parameter server compute the steps."""
-        return self._parallelism.worker_step is not None
 
     @property
     def num_steps(self) -> int:
@@ -198,7 +193,7 @@ class StepPlan:
     def _make_step(self) -> StepReplacement:
         """Makes the training step that replaces the model's own."""
         model, train_step = self._model, self._model.train_step
-        worker_step = self._parallelism.worker_step
+        worker_step = self.parallelism.worker_step
         prepare: Callable[[], Any] = self._place_layers
         extra_variables: Callable[[], Sequence[keras.Variable]] = list
         if worker_step is not None:  # The workers apply the precision, and hold the layers.
@@ -214,7 +209,7 @@ class StepPlan:
             self._in_precision(train_step),
             self._in_precision(prepare),
             extra_variables,
-            is_compilable=self._parallelism.is_compilable,
+            is_compilable=self.parallelism.is_compilable,
         )
 
     def _prepare(self) -> None:
@@ -222,13 +217,13 @@ class StepPlan:
         self._training_step.prepare()
 
     def _place_layers(self, *, is_in_step: bool = False) -> None:
-        if self._parallelism.place_layers is not None:
-            self._parallelism.place_layers(self._model, is_in_step=is_in_step)
+        if self.parallelism.place_layers is not None:
+            self.parallelism.place_layers(self._model, is_in_step=is_in_step)
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        if self._policy is None:
+        if self.policy is None:
             return step
-        return step_in_precision(self._model, self._policy, step, self.options.float32_layers)
+        return step_in_precision(self._model, self.policy, step, self.options.float32_layers)
 
 
 def _check_trainable(model: keras.Model) -> None:

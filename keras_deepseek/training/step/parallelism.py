@@ -1,6 +1,7 @@
 """The processes, devices and workers that compute each training step together."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ class Parallelism:
             the model. It takes `is_in_step`, true within the first step.
         worker_step: Function of a batch that has it computed by a worker of a parameter server, and
             returns logs.
+        run_workers: Function of the arguments of `model.fit` that returns a context manager in
+            which these workers run.
     """
 
     replicas: RemoteReplicas | None = None
@@ -27,11 +30,17 @@ class Parallelism:
     devices: Replicas | None = None
     place_layers: Callable[..., None] | None = None
     worker_step: Callable[[Any], dict[str, Any]] | None = None
+    run_workers: Callable[[dict[str, Any]], AbstractContextManager[None]] | None = None
 
     @property
     def divides_batches(self) -> bool:
         """True if processes or devices divide the rows of each batch."""
         return self.replicas is not None or self.devices is not None
+
+    @property
+    def uses_workers(self) -> bool:
+        """True if the workers of a parameter server compute the steps."""
+        return self.worker_step is not None
 
     @property
     def is_compilable(self) -> bool:
