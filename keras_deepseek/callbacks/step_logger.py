@@ -42,16 +42,6 @@ class StepLogger(keras.callbacks.Callback):
     model loaded with its optimizer, and a training resumed from a checkpoint continue the count.
     Waiting logs are written before a checkpoint is taken, at the end of an epoch, and before Python
     ends.
-
-    Args:
-        every: integer. The number of steps between two writes; 0 writes epochs only. Defaults to
-            `1`.
-        resume: boolean. If true, the training continues the earlier output, and replaces the steps
-            that it repeats. Defaults to `False`.
-
-    Raises:
-        InvalidInputError: `every` is negative; or there is an earlier run, the training starts at
-            step 0 and `resume` is `False`.
     """
 
     async_safe = True  # Lets Keras read the logs without delaying the next step.

@@ -23,9 +23,6 @@ class TrainingPace:
 
     Call `before_step` in `on_train_batch_begin`, in the training thread, and `after_step` in
     `on_train_batch_end`, in any thread, one call at a time.
-
-    Args:
-        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -12,17 +12,7 @@ Best = tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """The options of a trainer's checkpoints, checked. `Trainer` documents them for users.
-
-    Args:
-        checkpoint_dir: string or path. The folder, or `None` for no checkpoints.
-        checkpoint_every: integer. The steps between two, or `None` for one an epoch.
-        keep_last: integer. The number of newest checkpoints that are kept.
-        keep_best: tuple of a log's name, `"min"` or `"max"`, and how many are kept; or `None`.
-
-    Raises:
-        InvalidInputError: An option has a wrong type or value, or there is no folder for it.
-    """
+    """The options of a trainer's checkpoints, checked. `Trainer` documents them for users."""
 
     checkpoint_dir: str | os.PathLike[str] | None = None
     checkpoint_every: int | None = None

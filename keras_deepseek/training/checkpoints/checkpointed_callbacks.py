@@ -30,17 +30,11 @@ class CheckpointedCallbacks(StreamedCallbacks):
     """The callbacks of a training with checkpoints. A checkpoint is taken after they have run.
 
     Args:
-        callbacks: iterable of Keras callbacks.
-        writer: `CheckpointWriter`.
-        stop_signal: `StopSignal`.
         every: integer, the steps between two checkpoints, or `None` for one at each epoch's end.
         monitor: string, the log that scores an epoch, or `None`.
-        resumed: `Checkpoint` to continue from, or `None`.
         extra_state: dict. Further entries of each checkpoint, such as the `"seed"` for the order of
             the data.
         validates: boolean. Some epochs end with a validation.
-        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
-        **options: Arguments of `StreamedCallbacks`.
     """
 
     def __init__(

@@ -34,9 +34,6 @@ class Checkpoints:
     """Writes the checkpoints of a trainer, and resumes or rolls back to them.
 
     Args:
-        options: `CheckpointOptions` with a folder.
-        processes: `Processes` that train together.
-        residual: `GradientResidual` of compressed gradients, or `None`.
         seed: integer. The seed for the order of the data, or `None` for a random one.
     """
 
@@ -101,12 +98,6 @@ class Checkpoints:
         policy: keras.DTypePolicy | None,
     ) -> Iterator[dict[str, Any]]:
         """Context manager that sets up a training with checkpoints, and yields arguments of `fit`.
-
-        Args:
-            model: `keras.Model`, compiled.
-            arguments: The arguments that the user gave to `fit`.
-            resumed: `Checkpoint` to continue from, or `None`.
-            policy: `keras.DTypePolicy` of the steps, or `None` for the model's own.
 
         Raises:
             CheckpointError: A checkpoint can't be written.

@@ -43,15 +43,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Session:
-    """Sets up and cleans up the trainings of one trainer.
-
-    Args:
-        model: `keras.Model`, compiled.
-        plan: `StepPlan` of its steps.
-        processes: `Processes` that train together.
-        placement: `Placement` of the training.
-        checkpoints: `Checkpoints`, or `None`.
-    """
+    """Sets up and cleans up the trainings of one trainer."""
 
     def __init__(
         self,
@@ -71,14 +63,7 @@ class Session:
         """The checkpoint that the next training continues from."""
 
     def check_peers(self, gradient_compression: Any) -> None:
-        """Raises an error if the processes have different models or options.
-
-        Args:
-            gradient_compression: The argument of `Trainer`.
-
-        Raises:
-            InvalidInputError: They differ.
-        """
+        """Raises an error if the processes have different models or options."""
         policy = self._plan.policy
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         check_same_arguments(
@@ -131,11 +116,8 @@ class Session:
     ) -> Iterator[dict[str, Any]]:
         """Context manager that sets up a training, and yields the arguments for `keras.Model.fit`.
 
-        Args:
-            arguments: dict. The arguments that the user gave to `fit`.
-            callbacks: sequence of the trainer's Keras callbacks, which run before those of `fit`.
-            resume: boolean. Continues from the newest checkpoint.
-            needs_stream: boolean. Batches must come from our own stream. Defaults to `False`.
+        `callbacks` are the trainer's own, which run before those of `fit`. With `needs_stream`,
+        batches must come from our own stream.
         """
         arguments = dict(arguments)
         own_callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")

@@ -35,17 +35,9 @@ class StepPlan:
     """Assembles the training step of a trainer, and installs it in the model during a training.
 
     Args:
-        model: `keras.Model`, compiled.
         compute: The trainer's `train_step`.
-        options: `StepOptions`.
         policy: The dtype policy of the step, or `None` for the model's own.
         is_own_compute: boolean. `compute` is an override of `Trainer.train_step`.
-        checkpoints: `Checkpoints` to roll back to. Defaults to `None`.
-        parallelism: `Parallelism` of the step. Defaults to one device.
-
-    Raises:
-        InvalidInputError: An option does not fit the model, or the model has its own `train_step`,
-            which would ignore an option.
     """
 
     def __init__(
@@ -153,11 +145,10 @@ class StepPlan:
         return self._step.is_running
 
     def check_model(self) -> None:
-        """Raises an error if this plan can't train the model, or can't do so any more.
+        """Raises an error if this plan can't train the model at the moment.
 
-        Raises:
-            InvalidInputError: The model is being trained, was compiled again, or has other
-                trainable weights than its optimizer was built for.
+        The model is being trained, was compiled again, or has other trainable weights than its
+        optimizer was built for.
         """
         self._step.check_not_training()
         if compilation(self._model) is not self._compilation:
@@ -178,14 +169,7 @@ class StepPlan:
             check_targets(x, y, "evaluate")
 
     def count_kept_bytes(self, data: Any) -> int:
-        """Returns the bytes that a step on a batch keeps for its backward pass.
-
-        Args:
-            data: Tensors of a batch, as Keras passes them to a step.
-
-        Raises:
-            InvalidInputError: The model has its own `train_step`, which can't be measured.
-        """
+        """Returns the bytes that a step on a batch keeps for its backward pass."""
         if overrides_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))

@@ -33,11 +33,7 @@ def check_gradient_clip(gradient_clip: Any) -> None:
 def check_single_clip(
     gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
 ) -> None:
-    """Raises an error if both the trainer and the optimizer clip gradients.
-
-    Raises:
-        InvalidInputError: Both clip gradients.
-    """
+    """Raises an error if both the trainer and the optimizer clip gradients."""
     if gradient_clip is None:
         return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -57,11 +53,7 @@ def clip_gradients(
     The factor is `None` except for the clip by the global norm. There the update applies it, since
     it reads all gradients anyway.
 
-    Args:
-        gradient_clip: tuple of the kind and its bound.
-        gradients: Tensors.
-        variables: The variables of the gradients.
-        norm: Scalar tensor, the global norm of the gradients.
+    `norm` is the global norm of the gradients.
     """
     kind, bound = gradient_clip
     if kind == "global_norm":

@@ -15,14 +15,7 @@ from keras_deepseek.training.step.step_options import StepOptions
 
 
 class GradientUpdate:
-    """Unscales, checks, clips and applies the gradients of a step.
-
-    Args:
-        model: `keras.Model`, compiled.
-        options: `StepOptions`.
-        guard: `GuardMetric` that judges steps, or `None`.
-        residual: `GradientResidual` if gradients are compressed between processes, or `None`.
-    """
+    """Unscales, checks, clips and applies the gradients of a step."""
 
     def __init__(
         self,
@@ -124,10 +117,7 @@ def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:
 
     Keras does the same, with different code on each backend.
 
-    Args:
-        optimizer: `LossScaleOptimizer`.
-        is_finite: Boolean scalar. The gradients are finite.
-        counts: Boolean scalar. False leaves the scale unchanged.
+    `counts` is a boolean scalar: false leaves the scale unchanged.
     """
     count, scale = optimizer.step_counter, optimizer.dynamic_scale
     is_full = ops.equal(count, optimizer.dynamic_growth_steps - 1)

@@ -35,12 +35,7 @@ _SETTLED = 20  # Good steps before the running mean is used.
 
 
 class GuardMetric(keras.metrics.Metric):
-    """Finds and records bad steps in variables, which Keras passes to the step as a metric's.
-
-    Args:
-        guard: `StepGuard`.
-        steps_per_execution: integer. Steps in one call. Defaults to `1`.
-    """
+    """Finds and records bad steps in variables, which Keras passes to the step as a metric's."""
 
     def __init__(self, guard: StepGuard, steps_per_execution: int = 1) -> None:
         super().__init__(name="guarded_steps")
@@ -72,9 +67,7 @@ class GuardMetric(keras.metrics.Metric):
     def judge(self, loss: Any, is_finite: Any) -> Any:
         """Checks and records a step; returns a boolean scalar tensor, true for a good step.
 
-        Args:
-            loss: Scalar tensor.
-            is_finite: Boolean scalar tensor. The gradients are finite.
+        `is_finite` is true if the gradients are finite.
         """
         loss = ops.cast(loss, "float32")
         verdict: Any = ops.where(

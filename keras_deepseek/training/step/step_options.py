@@ -29,21 +29,7 @@ class _Role(Enum):
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The options of a training step, checked. `Trainer` documents them for users.
-
-    Args:
-        fp16_enabled: boolean. Half precision of the kind that suits the device.
-        precision: string. A Keras dtype policy in place of `fp16_enabled`, or `None`.
-        float32_layers: The names of layers that half precision leaves out.
-        micro_batches: integer. The parts of a batch for gradient accumulation.
-        gradient_clip: tuple of the kind of clipping and its bound, or `None`.
-        guard: `StepGuard`, its action alone, or `None`.
-        remat: boolean or names of layers: the blocks that are rematerialized.
-        keep_memory: boolean. Keeps freed memory in the process while it trains.
-
-    Raises:
-        InvalidInputError: An option has a wrong type or value, or contradicts another.
-    """
+    """The options of a training step, checked. `Trainer` documents them for users."""
 
     fp16_enabled: bool = field(default=False, metadata={"role": _Role.SETS_POLICY})
     precision: str | None = field(default=None, metadata={"role": _Role.SETS_POLICY})
@@ -71,9 +57,6 @@ class StepOptions:
         """Returns the dtype policy of the step, or `None` for the model's own, and a notice text.
 
         The notice is a text for the user about `fp16_enabled`, or `""`.
-
-        Raises:
-            InvalidInputError: `float32_layers` names no layer of a model that stays in float32.
         """
         policy = training_policy(self.precision, self.fp16_enabled, device_kind)
         if policy is None or not self.fp16_enabled:

@@ -64,11 +64,7 @@ def search_batch_size(
     start: int,
     most: int | None,
 ) -> BatchSizeSearch:
-    """Times steps of growing batch sizes, and restores the model; see `Trainer.find_batch_size`.
-
-    Raises:
-        InvalidInputError: The data have a fixed batch size, or a number is out of range.
-    """
+    """Times steps of growing batch sizes, and restores the model; see `Trainer.find_batch_size`."""
     check_integer("start", start)
     check_data(x, None)
     make_data, num_rows = _read_data(x, y, sample_weight)
@@ -101,11 +97,7 @@ def choose_size(
 ) -> BatchSizeSearch:
     """Doubles a batch size while throughput grows, then bisects to the largest that fits.
 
-    Args:
-        measure: Function of a size that returns the seconds of a step, or `None` if the step does
-            not fit into memory.
-        start: integer. The first size.
-        most: integer, or `None` for no limit. The largest size.
+    `measure` returns the seconds of a step of a size, or `None` if it does not fit into memory.
     """
     seconds: dict[int, float] = {}
     failed: list[int] = []

@@ -30,7 +30,6 @@ class ShortTraining:
     generators are restored to the bit. A model that was not built stays built.
 
     Args:
-        model: `keras.Model`, compiled.
         in_training: Function without arguments. It returns a context manager in which the model
             trains by the trainer's steps.
         needs_targets: True if the loss is one between outputs and targets. Defaults to `False`.
@@ -104,14 +103,7 @@ class ShortTraining:
             keras.Model.fit(self._model, positioned, epochs=steps, verbose=0, callbacks=chosen)
 
     def first_batch(self, **data: Any) -> Any:
-        """Builds the model, and returns the first batch of the data as tensors.
-
-        Args:
-            **data: The data, as for `fit`.
-
-        Raises:
-            InvalidInputError: There is no batch.
-        """
+        """Builds the model, and returns the first batch of the data as tensors."""
         positioned = self._open(**data)
         with missing_loss_errors(self._model), self._in_training():
             self._build(positioned)

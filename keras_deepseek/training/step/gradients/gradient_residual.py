@@ -29,13 +29,7 @@ GradientCompression = Literal["bfloat16", "float16", "low_rank"] | LowRank
 
 
 class GradientResidual:
-    """The residual of the compressed gradients of one rank (Seide et al., 2014).
-
-    Args:
-        kind: `Kind` of compression.
-        processes: `Processes` that train together.
-        replicas: `RemoteReplicas` of these processes.
-    """
+    """The residual of the compressed gradients of one rank (Seide et al., 2014)."""
 
     def __init__(self, kind: Kind, processes: Processes, replicas: RemoteReplicas) -> None:
         self._kind = kind
@@ -95,11 +89,7 @@ class GradientResidual:
 
 
 def make_residual(compression: Any, processes: Processes) -> GradientResidual | None:
-    """Creates the residual for the argument `gradient_compression`; `None` without compression.
-
-    Raises:
-        InvalidInputError: The compression is unknown, or only one process trains.
-    """
+    """Creates the residual for the argument `gradient_compression`; `None` without compression."""
     if compression is None:
         return None
     kind = LowRank() if compression == _LOW_RANK else compression
