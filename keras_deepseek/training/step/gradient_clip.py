@@ -74,19 +74,12 @@ def _on_own_device(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> 
 
 
 def _clip_by_norm(gradient: Any, bound: float) -> Any:
-    return _shrink(gradient, _norm(gradient), bound)
+    return _shrink(gradient, backend.current().step.global_norm([gradient]), bound)
 
 
 def _clip_by_weights(gradient: Any, variable: Any, bound: float) -> Any:
-    return _shrink(gradient, _unit_norms(gradient), bound * _weight_norms(variable))
-
-
-def _norm(gradient: Any) -> Any:
-    return backend.current().step.global_norm([gradient])
-
-
-def _weight_norms(variable: Any) -> Any:
-    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _MIN_NORM)
+    norms = ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _MIN_NORM)
+    return _shrink(gradient, _unit_norms(gradient), bound * norms)
 
 
 def _unit_norms(tensor: Any) -> Any:
