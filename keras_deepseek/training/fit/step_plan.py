@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
 from keras_deepseek.errors import InvalidInputError
@@ -97,7 +98,7 @@ class StepPlan:
                 stack.enter_context(kept_memory())
             stack.enter_context(self._step.use())
             if self._guard_metric is not None:
-                stack.enter_context(self._guard_metric.attach(self._model))
+                stack.enter_context(add_metric(self._model, self._guard_metric))
             yield
 
     def _make_guard_metric(

@@ -1,6 +1,5 @@
 """A metric that detects bad steps inside the compiled step, and records them in variables."""
 
-from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -8,7 +7,6 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend.keras_private.layers import batch_states
-from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.training.step.step_guard import StepGuard
 
 
@@ -50,10 +48,6 @@ class GuardMetric(keras.metrics.Metric):
             (2 * steps_per_execution, len(StepRecord._fields)), initializer="zeros", name="latest"
         )
         self._num_in_means = self.add_weight(name="num_in_means", initializer="zeros")
-
-    def attach(self, model: keras.Model) -> AbstractContextManager[None]:
-        """Returns a context manager in which the model has this metric."""
-        return add_metric(model, self)
 
     def copy_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
         """Returns pairs of a variable and a copy of its value, to undo a bad batch.
