@@ -39,7 +39,7 @@ def test_searches_use_the_steps_of_the_trainer(try_out):
         (lambda trainer: trainer.measure_memory(X), "The loss needs targets"),
         (lambda trainer: trainer.find_batch_size(X), "The loss needs targets"),
         (lambda trainer: trainer.find_learning_rate(X, X, class_weight=[1.0]), "`class_weight`"),
-        (lambda trainer: trainer.evaluate(X), r"use evaluate\(x, y\)"),
+        (lambda trainer: trainer.evaluate(X), "The loss needs targets"),
     ],
 )
 def test_missing_data_are_named(search, match):

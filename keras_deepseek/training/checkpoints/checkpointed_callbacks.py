@@ -183,8 +183,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
         problem = f"`keep_best` must name a log of the training: {known}; received {monitor!r}."
         advice = "name another log, and"
         if monitor.startswith(_VALIDATION_PREFIX) and not self._validates:
-            problem = f"`keep_best` names {monitor!r}, and fit got no validation data."
-            advice = f"pass validation_data=(x, y), or name a log of the training ({known}), and"
+            problem = f"`keep_best` names {monitor!r}, and there are no validation data."
+            advice = f"pass validation_data to fit, or name a log of the training ({known}), and"
         return InvalidInputError(
             f"{problem} The training is saved: {advice} continue with fit(..., resume=True)."
         )

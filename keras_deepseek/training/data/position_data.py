@@ -75,16 +75,13 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
         )
 
 
-def check_targets(x: Any, y: Any, call: str = "fit") -> None:
-    """Raises an error if the data are arrays and the loss would get no targets.
-
-    `call` is the method that got the data.
-    """
+def check_targets(x: Any, y: Any) -> None:
+    """Raises an error if the data are arrays and the loss would get no targets."""
     if y is None and _is_in_arrays(x):
         hint = ""
         if isinstance(x, tuple):
-            hint = f" A tuple as `x` means several inputs: use {call}(x, y), not {call}((x, y))."
-        raise InvalidInputError(f"The loss needs targets: use {call}(x, y); `y` is None.{hint}")
+            hint = " A tuple as `x` means several inputs, not inputs and targets."
+        raise InvalidInputError(f"The loss needs targets, and `y` is None: pass x and y.{hint}")
 
 
 def check_validation_targets(validation_data: Any) -> None:

@@ -167,7 +167,7 @@ class StepPlan:
         own = type(self._model)
         is_kerass = own.evaluate is keras.Model.evaluate and own.test_step is keras.Model.test_step
         if is_kerass and self.needs_targets:
-            check_targets(x, y, "evaluate")
+            check_targets(x, y)
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass."""

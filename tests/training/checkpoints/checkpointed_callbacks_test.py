@@ -284,7 +284,7 @@ def test_the_best_epoch_is_kept(tmp_path, small):
     ("name", "options", "match"),
     [
         ("val_los", {"validation_data": (X, Y)}, "name a log .*, val_loss; received 'val_los'"),
-        ("val_loss", {}, "'val_loss', and fit got no validation data"),
+        ("val_loss", {}, "'val_loss', and there are no validation data"),
         (
             "acuracy",
             {"validation_data": (X, Y), "validation_freq": 2},
