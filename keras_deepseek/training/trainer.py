@@ -219,7 +219,7 @@ class Trainer:
                 checkpoints=checkpoints,
                 parallelism=self._cluster.start_workers(self, make_model, options, self.policy),
             )
-            self._loss = self._plan.loss
+            self._batch_loss = self._plan.loss
         self._session = Session(self.model, self._plan, processes, placement, checkpoints)
         self._session.check_peers(gradient_compression)
         processes.broadcast_variables(self.model.variables)
@@ -423,7 +423,7 @@ class Trainer:
         >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
         ['loss', 'penalty']
         """
-        return self._loss(x, y, sample_weight)
+        return self._batch_loss(x, y, sample_weight)
 
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **options: Any

@@ -27,7 +27,7 @@ def take_gradient_step(
     model, options, policy = trainer.model, arguments["options"], arguments["policy"]
     update = GradientsAsLogs(model, options.gradient_clip, arguments["global_clipnorm"])
     gradient_step = TrainingStep(model, trainer.train_step, update, options)
-    vars(trainer)["_loss"] = gradient_step.loss  # `Trainer.train_step` returns it.
+    vars(trainer)["_batch_loss"] = gradient_step.loss  # `Trainer.train_step` returns it.
     run = backend.current().step.make_train_step(model, gradient_step)
     prepare: Callable[[], Any] = gradient_step.prepare
     if policy is not None:
