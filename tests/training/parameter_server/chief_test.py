@@ -66,7 +66,7 @@ class Kill(keras.callbacks.Callback):
         import ray
 
         if batch == self.at and self.number is None:
-            actor = getattr(self.trainer._chief.engine.actors, self.kind)[0]
+            actor = getattr(self.trainer._cluster.chief.engine.actors, self.kind)[0]
             self.number = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
             os.kill(self.number, signal.SIGKILL)
 
