@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -23,8 +25,11 @@ from keras_deepseek.backend.processes.processes import (
     check_rank,
     check_same_shapes,
 )
+from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, read_join_secret
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, LostPeers
 from keras_deepseek.backend.torch.store import open_store
+
+_logger = logging.getLogger(__name__)
 
 _SEEDS = 2**62
 
@@ -33,6 +38,8 @@ def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
+    if read_join_secret() is not None:
+        _warn_of_unused_secret()
     if dist.is_initialized():
         found = dist.get_world_size(), dist.get_rank()
         check_rank("torch.distributed", found, (world_size, rank))
@@ -51,6 +58,15 @@ def join_processes(
         )
         atexit.register(_leave)
         return TorchProcesses(timeout)
+
+
+@functools.cache
+def _warn_of_unused_secret() -> None:
+    _logger.warning(
+        "%s is set, but PyTorch does not use it: any process that reaches the coordinator's port "
+        "can join. Keep strangers away by a firewall, or train on JAX or TensorFlow.",
+        SECRET_VARIABLE,
+    )
 
 
 def _leave() -> None:
