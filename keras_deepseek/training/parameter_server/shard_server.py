@@ -44,7 +44,7 @@ class ShardServer:
     def set_up(self, plan: ShardPlan, values: ShardValues) -> str:
         """Replaces all values of the server; returns a new ID of its run."""
         if self._shard is None:
-            self._shard = ShardVariables(plan)
+            self._make(plan)
         self._write(values)
         self._is_set_up = True
         return self._life
@@ -102,6 +102,9 @@ class ShardServer:
     def most_missed(self) -> int:
         """Returns the most updates that the weights of any update in this run had missed."""
         return self._most_missed
+
+    def _make(self, plan: ShardPlan) -> None:
+        self._shard = ShardVariables(plan)
 
     def _write(self, values: ShardValues) -> None:
         for variable, value in zip(self._shard.weights, values.weights, strict=True):
