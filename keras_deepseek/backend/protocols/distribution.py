@@ -98,7 +98,8 @@ class Distribution(abc.ABC):
 
         `coordinator` is the `HOST:PORT` at which rank 0 listens. `join_timeout` is in seconds,
         after which the `PeerLostError` names a process that did not come; `timeout` is in seconds
-        to wait later for one that does not answer.
+        to wait later for one that does not answer. Raises `InvalidInputError` if rank 0 refuses
+        this process.
         """
 
     # Workers and parameter servers.
