@@ -82,14 +82,14 @@ class Trainer:
             in `["block_*"]`. `True` means the model's own layers that hold layers. Defaults to
             `False`.
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`, or a
-            list of indices, as in `{"gpu": [0, 1]}`. Kinds that this machine lacks are ignored; if
-            it lacks all of them, the CPU is used. Several devices divide the rows of each batch, on
-            TensorFlow and PyTorch in proportion to their speed. For a model that does not fit on
-            one device, TensorFlow and PyTorch also take the devices of layers, by patterns of their
-            names, as in `{"encoder*": "gpu:0", "decoder.*": "gpu:1"}`: patterns as in `remat`, or
-            regular expressions for the whole name. The first match counts, also for the layers
-            inside; other layers use the first device. Defaults to `None`: the device that Keras
-            chooses.
+            list of indices, as in `{"gpu": [0, 1]}`. A single kind that this machine lacks is an
+            error. Of several kinds, those that it lacks are ignored; if it lacks all of them, the
+            CPU is used. Several devices divide the rows of each batch, on TensorFlow and PyTorch in
+            proportion to their speed. For a model that does not fit on one device, TensorFlow and
+            PyTorch also take the devices of layers, by patterns of their names, as in
+            `{"encoder*": "gpu:0", "decoder.*": "gpu:1"}`: patterns as in `remat`, or regular
+            expressions for the whole name. The first match counts, also for the layers inside;
+            other layers use the first device. Defaults to `None`: the device that Keras chooses.
         distributed_strategy: `"allreduce"` trains in all processes of `world_size` or of the
             environment, each with the same data, and on JAX and TensorFlow on all devices of one
             process. `"parameter_server"` or a `ParameterServer` makes asynchronous updates by

@@ -93,9 +93,6 @@ class TorchCompute(Compute):
             state = body(index, *state)
         return tuple(state)
 
-    def loops_over_blocks(self) -> bool:
-        return False
-
     def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
         made = [function(index) for index in range(int(count))]
         return torch.stack(made + [torch.zeros_like(made[0])] * (number - len(made)))
@@ -111,9 +108,6 @@ class TorchCompute(Compute):
         with torch.no_grad():
             for index in cut_pieces(tuple(target.shape), target.element_size()):
                 target[index].copy_(_to_tensor(np.asarray(source[index])))
-
-    def unset_initializer(self) -> Any:
-        return "zeros"
 
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -139,16 +133,15 @@ class _GivenGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
-        with current().devices.on_device_of(
-            upstream
-        ):  # PyTorch has a thread for each GPU, and Keras a device for each thread.
+        # PyTorch has a thread for each GPU, and Keras a device for each thread.
+        with current().devices.on_device_of(upstream):
             gradients = ctx.gradient(upstream, *ctx.saved_tensors)
         return None, None, None, *gradients, *(None for _ in range(ctx.num_constants))
 
 
 def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
-    # With `torch.topk` alone, the choice among equal numbers depends on how many others there are.
     """Returns the indices of the `k` largest values, among equal values the first ones."""
+    # With `torch.topk` alone, the choice among equal numbers depends on how many others there are.
     if values.dtype != torch.float32:
         return torch.sort(values, dim=-1, descending=True, stable=True)[1][..., :k]
     if not current().compute.can_read_shapes(values):
