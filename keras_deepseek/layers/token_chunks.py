@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.layers.opaque_operation import call_opaque
+
 
 class TokenChunks:
     """The split of a token axis into chunks of equal size, the last one padded with zeros.
@@ -73,7 +75,7 @@ def map_chunks(
     """
     chunks = TokenChunks(ops.shape(rows[0])[axis], chunk_size, axis)
 
-    def compute(chunk: Sequence[Any]) -> Any:
+    def compute(chunk: Sequence[Any], shared: Sequence[Any]) -> Any:
         kept = chunk[len(rows) :]
 
         def run(*floats: Any) -> Any:
@@ -84,6 +86,12 @@ def map_chunks(
         return run(*chunk[: len(rows)], *shared)
 
     if isinstance(chunks.number, int) and chunks.number == 1:
-        return compute([*rows, *fixed])
-    results = ops.map(compute, tuple(chunks.split(tensor) for tensor in (*rows, *fixed)))
-    return keras.tree.map_structure(chunks.join, results)
+        return compute([*rows, *fixed], shared)
+
+    def compute_all(*tensors: Any) -> Any:
+        num_split = len(rows) + len(fixed)
+        split = tuple(chunks.split(tensor) for tensor in tensors[:num_split])
+        results = ops.map(lambda chunk: compute(chunk, tensors[num_split:]), split)
+        return keras.tree.map_structure(chunks.join, results)
+
+    return call_opaque(compute_all, *rows, *fixed, *shared)

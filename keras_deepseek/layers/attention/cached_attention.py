@@ -16,6 +16,7 @@ from keras_deepseek.layers.attention.call_check import (
     check_room,
     compute_call_spec,
 )
+from keras_deepseek.layers.attention.head_projection import project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -154,7 +155,9 @@ class CachedAttention(keras.Layer):
             return ops.cast(outputs, self.compute_dtype)
         start = 0 if cache is None else cache_index
         parts = attention_projections(self.attention)
-        query, key, value = (parts[name](inputs) for name in ("query", "key", "value"))
+        query, key, value = (
+            project_tokens(parts[name], inputs) for name in ("query", "key", "value")
+        )
         if self.rotary is not None:
             query, key = (self._rotate(x, positions, start) for x in (query, key))
         keys = {"key": key, "value": value}
@@ -172,8 +175,8 @@ class CachedAttention(keras.Layer):
         key, value = (ops.repeat(keys[name], self._repeats, axis=2) for name in ("key", "value"))
         heads = attend(self.attention, query, key, value, visible, training)
         if "gate" in parts:
-            heads = heads * parts["gate"](inputs)
-        outputs = ops.cast(parts["output"](heads), self.compute_dtype)
+            heads = heads * project_tokens(parts["gate"], inputs)
+        outputs = ops.cast(project_tokens(parts["output"], heads), self.compute_dtype)
         return outputs if cache is None else (outputs, cache)
 
     def _rotate(self, x: Any, positions: Any, start: Any) -> Any:

@@ -26,6 +26,7 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.layers.attention.head_projection import project_tokens
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import (
     multiply_matrices,
@@ -118,7 +119,7 @@ def _expand(
 ) -> tuple[Any, Any, Any]:
     """Returns complete queries (BTNH), and keys (BSNH) and values (BSNV) expanded for each head."""
     latent_BSC, rotary_key_BSR = keys
-    key_BSNP, value_BSNV = (up(latent_BSC) for up in ups)
+    key_BSNP, value_BSNV = (project_tokens(up, latent_BSC) for up in ups)
     rotary_key_BSNR = ops.broadcast_to(
         ops.expand_dims(rotary_key_BSR, 2), (*ops.shape(key_BSNP)[:3], rotary_key_BSR.shape[-1])
     )

@@ -15,7 +15,7 @@ from keras_deepseek.layers.attention.call_check import (
     check_room,
     compute_call_spec,
 )
-from keras_deepseek.layers.attention.head_projection import make_projection
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -218,9 +218,9 @@ class LinearAttention(keras.Layer):
         if cache is not None:
             check_states(cache, inputs.shape[0], lambda _: self._state_shapes())
             cache = continue_cache(cache, cache_index, ("key_value", "key"))
-        query_BTNF = self._map_features(self.query_dense(inputs))
-        key_BTNF = self._map_features(self.key_dense(inputs))
-        value_BTNV = ops.cast(self.value_dense(inputs), self._state_dtype)
+        query_BTNF = self._map_features(project_tokens(self.query_dense, inputs))
+        key_BTNF = self._map_features(project_tokens(self.key_dense, inputs))
+        value_BTNV = ops.cast(project_tokens(self.value_dense, inputs), self._state_dtype)
         if mask is not None:
             mask_BT11 = ops.expand_dims(ops.expand_dims(mask, -1), -1)
             key_BTNF = ops.where(mask_BT11, key_BTNF, 0.0)
@@ -237,7 +237,7 @@ class LinearAttention(keras.Layer):
             )
         else:
             heads_BTNV = self._attend_to_all(query_BTNF, key_BTNF, value_BTNV, rotated)
-        outputs = self.output_dense(ops.cast(heads_BTNV, self.compute_dtype))
+        outputs = project_tokens(self.output_dense, ops.cast(heads_BTNV, self.compute_dtype))
         if cache is None:
             return outputs
         mask = complete_mask(mask, inputs)

@@ -13,7 +13,7 @@ from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
-from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -291,7 +291,7 @@ class MultiHeadLatentAttention(keras.Layer):
             "attention_mask": take_last(attention_mask, num_outputs),
         }
         heads_BTNV = self._attend(queries, keys, visibility, training)
-        outputs = self.output_projection(heads_BTNV)
+        outputs = project_tokens(self.output_projection, heads_BTNV)
         if num_outputs is not None:
             set_mask(outputs, mask_of_outputs)
         return outputs if cache is None else (outputs, cache)
@@ -308,7 +308,8 @@ class MultiHeadLatentAttention(keras.Layer):
         Queries are `nope` (BTNP) and `rope` (BTNR), scaled; keys are `latent` (BSC) and
         `rotary_key` (BSR). The cache keeps the keys that `_cache_entries` names.
         """
-        query_BTNH = self.query_up(take_last(query_input_BTQ, num_outputs)) * self._scale
+        query_input_BTQ = take_last(query_input_BTQ, num_outputs)
+        query_BTNH = project_tokens(self.query_up, query_input_BTQ) * self._scale
         query_positions = {
             "positions": take_last(position_arguments["positions"], num_outputs),
             "start_index": start_of_last(inputs, position_arguments["start_index"], num_outputs),

@@ -22,7 +22,7 @@ from keras_deepseek.layers.attention.compressed.token_packing import (
     pack_tokens,
 )
 from keras_deepseek.layers.attention.compressed.token_places import count_tokens
-from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -290,10 +290,11 @@ class SlidingWindowAttention(keras.Layer):
     ) -> tuple[Any, Cache]:
         """Computes attention over packed tokens; returns outputs, and the cache without mask."""
         updates = {}
-        low_rank_BTQ = self.query_norm(self.query_down(tokens.inputs))
-        query_BTNH = ops.rms_normalization(self.query_up(low_rank_BTQ), epsilon=self.epsilon)
+        low_rank_BTQ = self.query_norm(project_tokens(self.query_down, tokens.inputs))
+        query_BTNH = project_tokens(self.query_up, low_rank_BTQ)
+        query_BTNH = ops.rms_normalization(query_BTNH, epsilon=self.epsilon)
         query_BTNH = query_BTNH * self.head_dim**-0.5
-        keys_BSH = self.key_value_norm(self.key_value(tokens.inputs))
+        keys_BSH = self.key_value_norm(project_tokens(self.key_value, tokens.inputs))
         query_BTNH, keys_BSH = (self._rotate(x, tokens.positions) for x in (query_BTNH, keys_BSH))
         if cache is not None:
             keys_BSH, updates["recent_key"] = join_recent(cache["recent_key"], keys_BSH, tokens)
@@ -311,7 +312,9 @@ class SlidingWindowAttention(keras.Layer):
         grouped_BTGx = ops.reshape(
             heads_BTNH, (batch_size, length, groups, self.num_heads * self.head_dim // groups)
         )
-        return self.output_projection(self.output_down(grouped_BTGx)), {**updates, **far_updates}
+        low_rank_BTGR = project_tokens(self.output_down, grouped_BTGx)
+        outputs_BTD = project_tokens(self.output_projection, low_rank_BTGR)
+        return outputs_BTD, {**updates, **far_updates}
 
     def _find_far(
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None

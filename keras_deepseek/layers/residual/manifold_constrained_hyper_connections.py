@@ -158,7 +158,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         logits = project_streams(inputs, kernel, self.norm_epsilon)
         parts = [num_streams, 2 * num_streams]
         pre, post, comb = (
-            scale[index] * part + part_bias
+            part * scale[index] + part_bias
             for index, (part, part_bias) in enumerate(
                 zip(ops.split(logits, parts, axis=-1), ops.split(bias, parts), strict=True)
             )

@@ -25,7 +25,7 @@ from keras_deepseek.layers.attention.compressed.token_places import (
     take_places,
     take_tokens,
 )
-from keras_deepseek.layers.attention.head_projection import make_projection
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -332,19 +332,21 @@ class NativeSparseAttention(keras.Layer):
             heads = self._branches.attend_to_tokens(query, keys | self._compress(keys, blocks))
         else:
             heads = self._branches.attend_to_cache(query, cache, numbers)
-        gates = ops.sigmoid(self.gate_dense(tokens))
+        gates = ops.sigmoid(project_tokens(self.gate_dense, tokens))
         gated = [gates[..., i : i + 1] * head_BLNH for i, head_BLNH in enumerate(heads)]
-        outputs = self.output_dense(gated[0] + gated[1] + gated[2])
+        outputs = project_tokens(self.output_dense, gated[0] + gated[1] + gated[2])
         if order is not None:
             outputs = take_tokens(outputs, order)
         return outputs if cache is None else (outputs, cache)
 
     def _project(self, tokens: Any, numbers: Any) -> tuple[Any, dict[str, Any]]:
         """Returns queries (BLNH), and keys and values (BGLH) of each branch."""
-        keys = {name: dense(tokens) for name, dense in self.key_value_denses.items()}
+        keys = {
+            name: project_tokens(dense, tokens) for name, dense in self.key_value_denses.items()
+        }
         for branch in ("selection", "window"):
             keys[f"{branch}_key"] = self.rotary(keys[f"{branch}_key"], positions=numbers)
-        query = self.rotary(self.query_dense(tokens), positions=numbers)
+        query = self.rotary(project_tokens(self.query_dense, tokens), positions=numbers)
         query = query * compute_score_factor(self.rotary.scaling)
         return query, {name: swap_heads(x) for name, x in keys.items()}
 

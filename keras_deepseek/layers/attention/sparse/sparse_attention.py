@@ -14,7 +14,7 @@ from keras_deepseek.layers.attention.call_check import (
     compute_call_spec,
     read_length,
 )
-from keras_deepseek.layers.attention.head_projection import make_projection
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -258,7 +258,8 @@ class SparseAttention(keras.Layer):
             return self.dropout_layer(weights, training=training)
 
         query, key, value = (
-            dense(inputs) for dense in (self.query_dense, self.key_dense, self.value_dense)
+            project_tokens(dense, inputs)
+            for dense in (self.query_dense, self.key_dense, self.value_dense)
         )
         dropout = drop if self.dropout else None
         if cache is not None:
@@ -269,7 +270,7 @@ class SparseAttention(keras.Layer):
             heads = block_sparse_attention(query, key, value, plan, mask, dropout)
         else:
             heads = block_sparse_decoding(query, cache, cache_index, self._layout, dropout)
-        outputs = self.output_dense(heads)
+        outputs = project_tokens(self.output_dense, heads)
         return outputs if cache is None else (outputs, cache)
 
     def _check_global_blocks(self) -> None:
