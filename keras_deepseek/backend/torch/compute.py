@@ -151,7 +151,7 @@ class _GivenGradient(torch.autograd.Function):
 def _device_type(tensor: Any) -> str:
     """Returns the type of a tensor's device; of a `keras.KerasTensor`, of Keras's own device."""
     is_symbol = isinstance(tensor, keras.KerasTensor)
-    return torch.device(keras_torch_device() if is_symbol else tensor.device).type
+    return str(torch.device(keras_torch_device() if is_symbol else tensor.device).type)
 
 
 def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
