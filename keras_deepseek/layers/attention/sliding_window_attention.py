@@ -18,10 +18,10 @@ from keras_deepseek.layers.attention.call_check import (
 )
 from keras_deepseek.layers.attention.compressed.token_packing import (
     PackedTokens,
+    count_tokens,
     join_recent,
     pack_tokens,
 )
-from keras_deepseek.layers.attention.compressed.token_places import count_tokens
 from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,

@@ -18,13 +18,7 @@ from keras_deepseek.layers.attention.call_check import (
     compute_call_spec,
     read_length,
 )
-from keras_deepseek.layers.attention.compressed.token_places import (
-    count_tokens,
-    number_tokens,
-    put_places,
-    take_places,
-    take_tokens,
-)
+from keras_deepseek.layers.attention.compressed.token_packing import count_tokens, pack_tokens
 from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
@@ -39,6 +33,7 @@ from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
     NativeSparseBranches,
     swap_heads,
 )
+from keras_deepseek.layers.attention.sparse.token_places import put_places, take_places
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.mask_check import complete_mask
 from keras_deepseek.layers.position.inner_rotary import make_rotary
@@ -314,16 +309,16 @@ class NativeSparseAttention(keras.Layer):
         if 0 in inputs.shape[:2]:  # A softmax over no tokens would fail.
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
-        order = None if mask is None else number_tokens(mask)
-        tokens = inputs if order is None else take_tokens(inputs, ops.argsort(order, axis=1))
+        num_before = None
+        if cache is not None:
+            cache, num_before = self._open_cache(cache, cache_index, inputs, mask)
+        tokens = pack_tokens(inputs, mask, num_before=num_before)
+        numbers = tokens.positions
 
         # At the beginning of a sequence there are no earlier tokens in the cache.
         is_first = cache is None or backend.current().compute.read_integer(cache_index) == 0
-        numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
-        if cache is not None:
-            cache, count = self._open_cache(cache, cache_index, inputs, mask)
-            numbers = numbers + ops.expand_dims(count, 1)
-        query, keys = self._project(tokens, numbers if mask is not None or not is_first else None)
+        is_counted = mask is None and is_first
+        query, keys = self._project(tokens.inputs, None if is_counted else numbers)
         if cache is not None:
             cache = self._write(cache, keys, numbers)
         if cache is None or is_first:
@@ -332,11 +327,10 @@ class NativeSparseAttention(keras.Layer):
             heads = self._branches.attend_to_tokens(query, keys | self._compress(keys, blocks))
         else:
             heads = self._branches.attend_to_cache(query, cache, numbers)
-        gates = ops.sigmoid(project_tokens(self.gate_dense, tokens))
+        gates = ops.sigmoid(project_tokens(self.gate_dense, tokens.inputs))
         gated = [gates[..., i : i + 1] * head_BLNH for i, head_BLNH in enumerate(heads)]
         outputs = project_tokens(self.output_dense, gated[0] + gated[1] + gated[2])
-        if order is not None:
-            outputs = take_tokens(outputs, order)
+        outputs = tokens.unpack(outputs)
         return outputs if cache is None else (outputs, cache)
 
     def _project(self, tokens: Any, numbers: Any) -> tuple[Any, dict[str, Any]]:
@@ -365,11 +359,11 @@ class NativeSparseAttention(keras.Layer):
         return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
-        """Returns the cache with new tokens in its mask, and the number of earlier tokens (B)."""
+        """Returns the cache with new tokens in its mask, and the number of earlier tokens (B1)."""
         mask = complete_mask(mask, inputs)
         states = {name: cache[name] for name in self._state_shapes(cache["mask"].shape[1])}
         cache = append_to_cache(cache, index, {}, mask, states=states)
-        return cache, count_tokens(cache["mask"], index)
+        return cache, ops.expand_dims(count_tokens(cache["mask"], index), 1)
 
     def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any) -> Cache:
         """Returns the cache with new tokens and the compressed blocks that they complete."""

@@ -16,7 +16,6 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.compressed.token_places import take_places
 from keras_deepseek.layers.attention.sparse.block_choice import (
     attend_to_chosen,
     choose_blocks,
@@ -31,6 +30,7 @@ from keras_deepseek.layers.attention.sparse.block_sparse_attention import (
     split_rows,
     weigh_keys,
 )
+from keras_deepseek.layers.attention.sparse.token_places import take_places
 from keras_deepseek.layers.double_precision import multiply_matrices
 
 BRANCHES = ("compression", "selection", "window")
