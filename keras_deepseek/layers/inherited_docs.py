@@ -22,7 +22,7 @@ def complete_docstring(base: type) -> Callable[[Class], Class]:
     def complete(cls: Class) -> Class:
         if cls.__doc__ and base.__doc__:  # `python -OO` has no docstrings.
             (summary, own), (_, shared) = _split(cls.__doc__), _split(base.__doc__)
-            taken = inspect.signature(cls.__init__).parameters
+            taken = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
             args = _split_entries(own.get("Args", ""))
             for name, text in _split_entries(shared.get("Args", "")).items():
                 if name.strip("*") in taken:

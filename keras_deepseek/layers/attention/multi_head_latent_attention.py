@@ -12,13 +12,12 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
+from keras_deepseek.layers.attention.call_check import check_call, check_room
 from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     make_attention_mask,
-    make_cache,
 )
 from keras_deepseek.layers.attention.latent_attention import (
     attend_absorbed,
@@ -26,6 +25,7 @@ from keras_deepseek.layers.attention.latent_attention import (
     attend_naive,
     is_absorbed_cheaper,
 )
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.last_tokens import start_of_last, take_last
 from keras_deepseek.layers.mask_check import check_attention_mask
@@ -37,7 +37,7 @@ from keras_deepseek.layers.token_norm import make_token_norm
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class MultiHeadLatentAttention(keras.Layer):
+class MultiHeadLatentAttention(SelfAttentionLayer):
     """Self-attention that makes the keys and values of all heads from one small vector a token.
 
     Choose it for a language model that decodes: the cache holds only that vector and one rotary
@@ -235,22 +235,6 @@ class MultiHeadLatentAttention(keras.Layer):
         dense.build((None, None, dim))
         return dense
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-                non-negative integer.
-        """
-        return make_cache(batch_size, max_length, self._cache_entries, self.compute_dtype)
-
     @property
     def _cache_entries(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.key_value_lora_rank,), "rotary_key": (self.rope_head_dim,)}
@@ -358,12 +342,6 @@ class MultiHeadLatentAttention(keras.Layer):
             is_only_causal = all(given is None for given in masks)
             return attend_fused(*parts, None if is_only_causal else mask_BTS, ups)
         return attend_naive(*parts, mask_BTS, ups, drop, is_causal=is_causal)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return compute_call_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {

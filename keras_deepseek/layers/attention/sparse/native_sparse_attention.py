@@ -12,20 +12,11 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import (
-    check_call,
-    check_room,
-    compute_call_spec,
-    read_length,
-)
+from keras_deepseek.layers.attention.call_check import check_call, check_room, read_length
 from keras_deepseek.layers.attention.compressed.token_packing import count_tokens, pack_tokens
 from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
-from keras_deepseek.layers.attention.key_value_cache import (
-    Cache,
-    append_to_cache,
-    check_states,
-    make_cache,
-)
+from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache, check_states
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.attention.sparse.block_compression import BlockCompression
 from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
     BRANCHES,
@@ -43,7 +34,7 @@ from keras_deepseek.layers.token_dim import read_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class NativeSparseAttention(keras.Layer):
+class NativeSparseAttention(SelfAttentionLayer):
     """Causal self-attention in three branches: to compressed blocks, chosen blocks, and a window.
 
     Choose it for a model that trains on long sequences from the beginning, so that it learns what
@@ -264,23 +255,6 @@ class NativeSparseAttention(keras.Layer):
         self.output_dense.build((*input_shape[:2], heads, self.value_head_dim))
         self.rotary.build((None, None, None, self.head_dim))
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-                non-negative integer.
-        """
-        shapes = self._state_shapes(check_integer("max_length", max_length))
-        return make_cache(batch_size, max_length, {}, self.compute_dtype, states=shapes)
-
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         block_size = self.selection_block_size
         places = dict.fromkeys(BRANCHES, -(-max_length // block_size) * block_size)
@@ -374,12 +348,6 @@ class NativeSparseAttention(keras.Layer):
         blocks = ops.minimum(blocks, cache["compressed_key"].shape[2] - 1)
         compressed = self._compress(cache, blocks)
         return cache | {name: put_places(cache[name], blocks, x) for name, x in compressed.items()}
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return compute_call_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {
