@@ -20,6 +20,8 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_attention_mask,
 )
 from keras_deepseek.layers.attention.latent_attention import (
+    LatentKeys,
+    LatentQueries,
     attend_absorbed,
     attend_fused,
     attend_naive,
@@ -318,8 +320,11 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
         def drop(weights: Any) -> Any:
             return self.drop(weights, training=training)
 
-        parts = (queries["nope"], queries["rope"]), (keys["latent"], keys["rotary_key"])
-        query_length, key_length = (part[0].shape[1] for part in parts)
+        parts = (
+            LatentQueries(queries["nope"], queries["rope"]),
+            LatentKeys(keys["latent"], keys["rotary_key"]),
+        )
+        query_length, key_length = queries["nope"].shape[1], keys["latent"].shape[1]
         mask_BTS = make_attention_mask(
             ops.shape(queries["nope"])[1], ops.shape(keys["latent"])[1], **visibility
         )

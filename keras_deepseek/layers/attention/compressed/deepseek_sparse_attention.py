@@ -15,7 +15,11 @@ from keras_deepseek.layers.attention.compressed.lightning_indexer import (
     check_index_head_dim,
 )
 from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
-from keras_deepseek.layers.attention.latent_attention import attend_chosen
+from keras_deepseek.layers.attention.latent_attention import (
+    LatentKeys,
+    LatentQueries,
+    attend_chosen,
+)
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.heads.token_losses import average_losses
 from keras_deepseek.layers.inherited_docs import complete_docstring
@@ -194,10 +198,8 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         shared = {name: keys[name] for name in ("latent", "rotary_key", "index_key")}
         for name, up in (("key_kernel", self.key_up), ("value_kernel", self.value_up)):
             shared[name] = self._read_kernel(up)
-        names = [*rows, *fixed, *shared]
 
-        def compute(*tensors: Any) -> Any:
-            chunk = dict(zip(names, tensors, strict=True))
+        def compute(chunk: dict[str, Any]) -> Any:
             mask = make_attention_mask(
                 None,
                 ops.shape(keys["latent"])[1],
@@ -208,13 +210,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             return self._attend_chunk(chunk, mask, num_keys, adds_loss)
 
         outputs, losses = map_chunks(
-            compute,
-            list(rows.values()),
-            list(fixed.values()),
-            list(shared.values()),
-            self.chunk_size,
-            axis=1,
-            recomputes=bool(training),
+            compute, rows, fixed, shared, self.chunk_size, axis=1, recomputes=bool(training)
         )
         if adds_loss:
             mask = take_last(visibility["key_mask"], losses.shape[1])
@@ -238,8 +234,8 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             scores_BTS, mask, num_keys
         )
         outputs_BTNV, weights_BTNK = attend_chosen(
-            (chunk["nope"], chunk["rope"]),
-            (chunk["latent"], chunk["rotary_key"]),
+            LatentQueries(chunk["nope"], chunk["rope"]),
+            LatentKeys(chunk["latent"], chunk["rotary_key"]),
             indices_BTK,
             is_chosen_BTK,
             (chunk["key_kernel"], chunk["value_kernel"]),
