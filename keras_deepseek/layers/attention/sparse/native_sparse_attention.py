@@ -4,6 +4,7 @@ Shape suffixes: B batch, L tokens of a call, N heads, G heads of keys and values
 M compressed blocks.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -178,28 +179,21 @@ class NativeSparseAttention(SelfAttentionLayer):
             "num_key_value_heads", num_key_value_heads, default=self.num_heads
         )
         self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=self.head_dim)
-        self.compression_block_size = check_integer(
-            "compression_block_size", compression_block_size
-        )
-        self.compression_stride = check_integer("compression_stride", compression_stride)
         self.compression_hidden_dim = check_integer(
             "compression_hidden_dim", compression_hidden_dim, default=self.head_dim
         )
-        self.selection_block_size = check_integer("selection_block_size", selection_block_size)
-        self.num_selected_blocks = check_integer("num_selected_blocks", num_selected_blocks)
-        self.num_initial_blocks = check_integer("num_initial_blocks", num_initial_blocks)
-        self.num_local_blocks = check_integer("num_local_blocks", num_local_blocks)
-        self.sliding_window = check_integer("sliding_window", sliding_window)
-        if self.num_heads % self.num_key_value_heads:
-            raise InvalidInputError(
-                f"`num_key_value_heads` must divide `num_heads`, received "
-                f"{self.num_key_value_heads} and {self.num_heads}."
-            )
-        if self.head_dim % 2:
-            raise InvalidInputError(
-                f"`head_dim` must be even, because entries are rotated in pairs; received "
-                f"{self.head_dim}."
-            )
+        self._check_heads()
+        self._branches = NativeSparseBranches(
+            compression_block_size,
+            compression_stride,
+            selection_block_size,
+            num_selected_blocks,
+            num_initial_blocks,
+            num_local_blocks,
+            sliding_window,
+        )
+        for name, size in asdict(self._branches).items():
+            setattr(self, name, size)
         self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
@@ -211,16 +205,19 @@ class NativeSparseAttention(SelfAttentionLayer):
             use_interleaved_pairs=use_interleaved_pairs,
             max_length=max_length,
         )
-        self._branches = NativeSparseBranches(
-            self.compression_block_size,
-            self.compression_stride,
-            self.selection_block_size,
-            self.num_selected_blocks,
-            self.num_initial_blocks,
-            self.num_local_blocks,
-            self.sliding_window,
-        )
         self.supports_masking = True
+
+    def _check_heads(self) -> None:
+        if self.num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{self.num_key_value_heads} and {self.num_heads}."
+            )
+        if self.head_dim % 2:
+            raise InvalidInputError(
+                f"`head_dim` must be even, because entries are rotated in pairs; received "
+                f"{self.head_dim}."
+            )
 
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
@@ -356,14 +353,8 @@ class NativeSparseAttention(SelfAttentionLayer):
             "head_dim": self.head_dim,
             "num_key_value_heads": self.num_key_value_heads,
             "value_head_dim": self.value_head_dim,
-            "compression_block_size": self.compression_block_size,
-            "compression_stride": self.compression_stride,
             "compression_hidden_dim": self.compression_hidden_dim,
-            "selection_block_size": self.selection_block_size,
-            "num_selected_blocks": self.num_selected_blocks,
-            "num_initial_blocks": self.num_initial_blocks,
-            "num_local_blocks": self.num_local_blocks,
-            "sliding_window": self.sliding_window,
+            **asdict(self._branches),
             "rope_max_wavelength": self.rotary.max_wavelength,
             "rope_scaling": self.rotary.scaling,
             "use_interleaved_pairs": self.rotary.use_interleaved_pairs,
