@@ -55,40 +55,43 @@ def map_chunks(
     shared: Mapping[str, Any],
     chunk_size: int,
     *,
+    constants: Mapping[str, Any] | None = None,
     axis: int = 0,
     recomputes: bool = True,
 ) -> Any:
-    """Computes `function(rows | fixed | shared)` and its gradient chunk by chunk.
+    """Computes `function(rows | fixed | shared | constants)` and its gradient chunk by chunk.
 
     The number of tokens may be unknown until the graph runs.
 
     Args:
-        function: Function of a dict: chunks of `rows` and of `fixed`, and `shared`. It returns a
-            tensor or a tuple of tensors with the tokens of the chunk along `axis`, and must treat
-            each token by itself.
+        function: Function of a dict: chunks of `rows` and of `fixed`, `shared` and `constants`. It
+            returns a tensor or a tuple of tensors with the tokens of the chunk along `axis`, and
+            must treat each token by itself.
         rows: Floating-point tensors with the tokens along `axis`.
         fixed: Tensors with the tokens along `axis` that have no gradient, such as integers.
         shared: Floating-point tensors that all chunks need, such as kernels.
         chunk_size: The most tokens of a chunk.
+        constants: Tensors or integers without a gradient that all chunks need, such as masks.
         axis: The axis of the tokens, counted from the first.
         recomputes: If true, the backward pass recomputes each chunk and keeps no intermediates.
     """
     chunks = TokenChunks(ops.shape(next(iter(rows.values())))[axis], chunk_size, axis)
-    tensors = {**rows, **fixed, **shared}
+    constants = constants or {}
+    tensors = {**rows, **fixed, **shared, **constants}
 
     def compute(chunk: Mapping[str, Any]) -> Any:
         floats = {name: chunk[name] for name in (*rows, *shared)}
         # These are closed over, because TensorFlow warns about gradients by integers.
-        constants = {name: chunk[name] for name in fixed}
+        others = {name: chunk[name] for name in (*fixed, *constants)}
 
         def run(*values: Any) -> Any:
-            return function(constants | dict(zip(floats, values, strict=True)))
+            return function(others | dict(zip(floats, values, strict=True)))
 
         return (keras.remat(run) if recomputes else run)(*floats.values())
 
     def compute_all(*values: Any) -> Any:
         given = dict(zip(tensors, values, strict=True))
-        kept = {name: given[name] for name in shared}
+        kept = {name: given[name] for name in (*shared, *constants)}
         split = {name: chunks.split(given[name]) for name in (*rows, *fixed)}
         results = ops.map(lambda chunk: compute(chunk | kept), split)
         return keras.tree.map_structure(chunks.join, results)
