@@ -14,22 +14,6 @@ class DeepSeekBackbone(DecoderBackbone):
     """A `DecoderBackbone` of DeepSeek-V2, V3 or V3.2, built from a `DeepSeekConfig`.
 
     A family sets its `config_class` and its `attention_class`.
-
-    Args:
-        config: The family's config.
-        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
-            the global one. Defaults to `None`.
-        **kwargs: Arguments of `keras.Model`, such as `name`.
-
-    Call arguments:
-        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 for padding.
-
-    Returns:
-        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states after the last norm.
-
-    Raises:
-        InvalidInputError: Sequences are longer than the config's `max_length`.
     """
 
     attention_class: ClassVar[type[keras.Layer]]

@@ -22,24 +22,6 @@ class DeepSeekCausalLM(CausalLM):
     """A `CausalLM` of a DeepSeek family, built from its config.
 
     A family sets its `architectures`, its `config_class` and its `backbone_class`.
-
-    Args:
-        config: The family's config.
-        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
-            the global one. Defaults to `None`.
-        **kwargs: Arguments of `keras.Model`, such as `name`.
-
-    Call arguments:
-        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
-            `"padding_mask"` of the same shape, 0 for padding.
-
-    Returns:
-        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: at each
-        position, the logits of the next token. It carries the mask, so that Keras losses leave
-        padding out.
-
-    Raises:
-        InvalidInputError: Sequences are longer than the config's `max_length`.
     """
 
     backbone_class: ClassVar[type[Any]]

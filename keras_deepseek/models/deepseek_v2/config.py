@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keras_deepseek.layers.inherited_docs import complete_docstring
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.deepseek_v2.family import DEEPSEEK_V2
 from keras_deepseek.models.family import Family
 
 
-@complete_docstring(DeepSeekConfig)
 @dataclass(frozen=True, kw_only=True)
 class DeepSeekV2Config(DeepSeekConfig):
-    """The sizes of a `DeepSeekV2CausalLM`: the fields of `DeepSeekConfig`, and those below.
+    """The sizes of a `DeepSeekV2CausalLM`.
 
     If weights are normalized, they are not multiplied with `routed_scale`, as in DeepSeek's own
     code. Transformers ignores `norm_topk_prob`. No published checkpoint sets it.
@@ -21,9 +19,57 @@ class DeepSeekV2Config(DeepSeekConfig):
     `from_preset` has `"tiny"`, `"deepseek_v2_lite"` and `"deepseek_v2"`.
 
     Args:
+        vocabulary_size: integer. Number of tokens.
+        hidden_dim: integer. Size of the hidden states.
+        intermediate_dim: integer. Hidden size of a feed-forward layer without experts.
+        num_layers: integer. Number of decoder blocks.
+        num_heads: integer. Number of attention heads.
+        nope_head_dim: integer. Size of the part of a query and key without position information.
+        rope_head_dim: integer. Size of the part that is rotated by position; an even number.
+        value_head_dim: integer. Size of a value.
+        key_value_lora_rank: integer. Size of the compressed keys and values.
+        query_lora_rank: integer or `None`. Size of the compressed queries; `None` projects queries
+            directly. Defaults to `None`.
+        num_experts: integer or `None`. Number of routed experts; `None` for a model without
+            experts. Defaults to `None`.
+        num_experts_per_token: integer or `None`. Number of routed experts for each token. Defaults
+            to `None`.
+        moe_intermediate_dim: integer or `None`. Hidden size of one expert. Defaults to `None`.
+        num_shared_experts: integer. Number of experts that every token uses. Defaults to `1`.
+        num_dense_layers: integer. Number of first blocks that have no experts. Defaults to `0`.
+        moe_layer_frequency: integer. Among the other blocks, those whose index it divides have
+            experts. Defaults to `1`.
+        num_groups: integer. Number of groups of experts. Defaults to `1`.
+        num_groups_per_token: integer. Number of groups that a token may choose from. Defaults to
+            `1`.
         scoring: string. The `scoring` of `ExpertRouter`. Defaults to `"softmax"`.
         normalize_weights: boolean. Whether to divide the weights of a token's experts by their sum.
             Defaults to `False`.
+        routed_scale: float. Factor of these weights. Defaults to `1.0`.
+        balance_loss: float. Weight of a loss in training that makes each sequence use its experts
+            evenly. A checkpoint's `aux_loss_alpha` is not read. Defaults to `0.0`.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
+        use_attention_bias: boolean. Whether the attention projections from and to the hidden states
+            have a bias. Defaults to `False`.
+        attention_dropout: float. Dropout rate of attention weights. Defaults to `0.0`.
+        epsilon: float. Added to the mean squares in the norms of the blocks and the last norm. The
+            norms inside attention use 1e-6. Defaults to `1e-6`.
+        max_length: integer or `None`. Largest number of positions, in tokens; a longer call raises
+            an error. Defaults to `None`.
+        tie_word_embeddings: boolean. Whether the logits use the token embedding instead of a kernel
+            of the head. Defaults to `False`.
+        initializer_range: float. Standard deviation of the initial weights. Defaults to `0.02`.
+        num_prediction_layers: integer. Number of modules that each predict one further token, whose
+            loss is added in training. Defaults to `0`.
+        prediction_loss_weight: float. Factor of that loss. Defaults to `0.3`.
+        start_token_id: integer or `None`. The token that starts a text. Defaults to `None`.
+        end_token_id: integer, tuple of integers, or `None`. The tokens that end a text. Defaults to
+            `None`.
+        pad_token_id: integer or `None`. The padding token. Defaults to `None`.
+
+    Raises:
+        InvalidInputError: A value is out of its range. The message names it.
 
     Example:
 

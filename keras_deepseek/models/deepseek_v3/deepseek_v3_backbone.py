@@ -5,12 +5,10 @@ from typing import ClassVar
 import keras
 
 from keras_deepseek.layers import MultiHeadLatentAttention
-from keras_deepseek.layers.inherited_docs import complete_docstring
 from keras_deepseek.models.decoder.deepseek_backbone import DeepSeekBackbone
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 
 
-@complete_docstring(DeepSeekBackbone)
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV3Backbone(DeepSeekBackbone):
     """The blocks of DeepSeek-V3, with the token embedding before and a norm after them.
@@ -20,6 +18,19 @@ class DeepSeekV3Backbone(DeepSeekBackbone):
 
     Args:
         config: `DeepSeekV3Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 for padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states after the last norm.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
 
     Example:
 

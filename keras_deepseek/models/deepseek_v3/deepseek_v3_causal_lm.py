@@ -4,14 +4,12 @@ from typing import ClassVar
 
 import keras
 
-from keras_deepseek.layers.inherited_docs import complete_docstring
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 from keras_deepseek.models.deepseek_v3.deepseek_v3_backbone import DeepSeekV3Backbone
 from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
 
 
-@complete_docstring(DeepSeekCausalLM)
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV3CausalLM(DeepSeekCausalLM):
     """DeepSeek-V3 as a language model: logits of the next token at each position.
@@ -25,6 +23,20 @@ class DeepSeekV3CausalLM(DeepSeekCausalLM):
 
     Args:
         config: `DeepSeekV3Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 for padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
+        mask, so that Keras losses leave padding out.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
 
     Example:
 

@@ -17,15 +17,12 @@ from keras_deepseek.layers import (
     RMSNormalization,
     SlidingWindowAttention,
 )
-from keras_deepseek.layers.inherited_docs import complete_docstring
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
-from keras_deepseek.models.decoder.deepseek_backbone import DeepSeekBackbone
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.deepseek_v4_decoder_layer import DeepSeekV4DecoderLayer
 from keras_deepseek.models.layers_policy import read_policy
 
 
-@complete_docstring(DeepSeekBackbone)
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV4Backbone(DecoderBackbone):
     """The layers of DeepSeek-V4, from token ids to hidden states.
@@ -42,6 +39,19 @@ class DeepSeekV4Backbone(DecoderBackbone):
 
     Args:
         config: `DeepSeekV4Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 for padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, hidden_dim)`.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
 
     Example:
 

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_deepseek.layers.inherited_docs import complete_docstring
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
@@ -28,7 +27,6 @@ from keras_deepseek.models.deepseek_v4.deepseek_v4_token_prediction import (
 from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
 
 
-@complete_docstring(DeepSeekCausalLM)
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekV4CausalLM(DeepSeekCausalLM):
     """DeepSeek-V4 as a language model: logits of the next token at each position.
@@ -45,6 +43,20 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
 
     Args:
         config: `DeepSeekV4Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The dtype policy of all layers; `None` takes
+            the global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 for padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. At each
+        position, the logits of the next token.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
 
     Example:
 

@@ -13,11 +13,9 @@ from keras_deepseek.layers.attention.compressed.token_packing import PackedToken
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.sink_attention import FarKeys
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
-from keras_deepseek.layers.inherited_docs import complete_docstring
 from keras_deepseek.layers.input_check import Shape
 
 
-@complete_docstring(SlidingWindowAttention)
 @keras.saving.register_keras_serializable("keras_deepseek")
 class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
     """`SlidingWindowAttention` that also attends to chosen entries, each made of a few tokens.
@@ -66,6 +64,24 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
         **kwargs: Arguments of `SlidingWindowAttention`. `head_dim`, `rope_head_dim`,
             `query_lora_rank`, `num_output_groups` and `output_lora_rank` are required.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
+            tokens, continuing from the cache.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
+
+    Returns:
+        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is out of range, shapes do not match, or the cache is full.
 
     Example:
 
