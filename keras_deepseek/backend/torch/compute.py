@@ -12,6 +12,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
 from keras_deepseek.backend.data.array_pieces import cut_pieces
 from keras_deepseek.backend.keras_private.layers import infers_shapes
+from keras_deepseek.backend.keras_private.variables import keras_torch_device
 from keras_deepseek.backend.protocols.compute import Compute
 from keras_deepseek.backend.torch.unrecorded import IS_RECORDED
 
@@ -61,10 +62,11 @@ class TorchCompute(Compute):
 
     def fuses_attention(self, query: Any) -> bool:
         # It takes keys and values of one size only. On a CPU the padding costs more than it gains.
-        return bool(query.device.type != "cpu" or query.dtype != torch.float32)
+        dtype = keras.backend.standardize_dtype(query.dtype)
+        return _device_type(query) != "cpu" or dtype != "float32"
 
     def query_block_size(self, query: Any) -> int:
-        return 128 if query.device.type == "cpu" else 256
+        return 128 if _device_type(query) == "cpu" else 256
 
     def read_integer(self, value: Any) -> int | None:
         if not isinstance(value, torch.Tensor):
@@ -137,6 +139,12 @@ class _GivenGradient(torch.autograd.Function):
         with current().devices.on_device_of(upstream):
             gradients = ctx.gradient(upstream, *ctx.saved_tensors)
         return None, None, None, *gradients, *(None for _ in range(ctx.num_constants))
+
+
+def _device_type(tensor: Any) -> str:
+    """Returns the type of a tensor's device; of a `keras.KerasTensor`, of Keras's own device."""
+    is_symbol = isinstance(tensor, keras.KerasTensor)
+    return str(torch.device(keras_torch_device() if is_symbol else tensor.device).type)
 
 
 def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
