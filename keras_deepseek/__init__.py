@@ -1,6 +1,6 @@
 """Keras 3 models from an idea to a service, on TensorFlow, JAX and PyTorch.
 
-Importing this package loads no framework: each sub-package is imported on first use.
+Importing this package loads no framework: each public module is imported on first use.
 """
 
 import importlib
@@ -8,10 +8,11 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = (
+_PUBLIC_MODULES = (
     "artifacts",
     "callbacks",
     "deploy",
+    "errors",
     "graph",
     "inference",
     "layers",
@@ -20,11 +21,11 @@ _SUBPACKAGES = (
     "training",
 )
 
-__all__ = ["__version__", *_SUBPACKAGES]  # noqa: PLE0604 - the tuple holds strings only
+__all__ = ["__version__", *_PUBLIC_MODULES]  # noqa: PLE0604 - the tuple holds strings only
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _SUBPACKAGES:
+    if name in _PUBLIC_MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

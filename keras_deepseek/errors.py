@@ -7,6 +7,18 @@ of this package and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "ExportError",
+    "InvalidInputError",
+    "KerasDeepSeekError",
+    "MissingExtraError",
+    "NotSupportedError",
+    "PeerLostError",
+    "TrainingDivergedError",
+]
+
 
 class KerasDeepSeekError(Exception):
     """The base class of errors that the user can correct; messages say what to do."""

@@ -109,6 +109,13 @@ def test_the_version_is_the_package_s(capsys):
     assert capsys.readouterr().out == f"keras-deepseek {__version__}\n"
 
 
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "keras_deepseek", "launch", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: keras-deepseek launch")
+    assert "number of this node among the nodes" in " ".join(done.stdout.split())
+
+
 def test_the_rooms_bring_their_commands(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])

@@ -82,7 +82,7 @@ def read_loopback() -> int:
 
 def find_worker(trainer: Trainer) -> int:
     """Returns the number of a worker's process."""
-    engine: Any = vars(trainer)["_chief"].engine
+    engine: Any = vars(trainer)["_cluster"].chief.engine
     if keras.backend.backend() == "tensorflow":
         return int(engine.tasks.process_ids("worker")[0])
     import ray
@@ -96,7 +96,7 @@ def time_calls(trainer: Trainer) -> float | None:
         return None
     import ray
 
-    server, seconds = vars(trainer)["_chief"].engine.actors.servers[0], []
+    server, seconds = vars(trainer)["_cluster"].chief.engine.actors.servers[0], []
     for _ in range(200):
         began = time.perf_counter()
         ray.get(server.life.remote())

@@ -36,3 +36,7 @@ __all__ = [
     "Verification",
     "is_bundle",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

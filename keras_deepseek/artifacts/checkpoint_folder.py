@@ -95,7 +95,8 @@ class CheckpointFolder:
             try:
                 return self.read(step)
             except CheckpointError as error:
-                _logger.warning("%s The one before it is used.", error)
+                is_last = step == steps[0]
+                _logger.warning("%s%s", error, "" if is_last else " The one before it is tried.")
         if steps:
             raise CheckpointError(
                 f"None of the checkpoints in {str(self.path)!r}, of the steps {steps}, can be "

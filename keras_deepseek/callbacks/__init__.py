@@ -25,3 +25,7 @@ __all__ = [
     "count_training_flops",
     "estimate_training_flops",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

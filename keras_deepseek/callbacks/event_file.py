@@ -105,11 +105,7 @@ class EventFile:
 
 
 def import_tensorboardx() -> tuple[Any, Any]:
-    """Returns tensorboardX's modules `event_file_writer` and `event_pb2`.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Returns tensorboardX's modules `event_file_writer` and `event_pb2`."""
     try:
         return (
             importlib.import_module("tensorboardX.event_file_writer"),

@@ -15,11 +15,6 @@ class ExperimentLogger(StepLogger):
     and so on, logs of epochs `epoch/loss` and `epoch/val_loss`; both are sent by step. A checkpoint
     holds the run's id: a resumed training continues that run, and does not report the steps again
     that an earlier process reported.
-
-    Args:
-        run_id: The run to continue, or `None` for a new one.
-        config: Settings to report in addition to the model's and the training's own.
-        every: The number of steps between two reports; 0 reports epochs only.
     """
 
     _longest_wait = 30.0  # A service may be far away.

@@ -76,7 +76,7 @@ class ExpertBalancing(keras.callbacks.Callback):
     def __init__(self, update_rate: float = 0.001, log_each: str | None = None) -> None:
         super().__init__()
         if log_each not in (None, *_LEVELS):
-            raise InvalidInputError(unknown_name_message("`log_each`", log_each, _LEVELS))
+            raise InvalidInputError(unknown_name_message("log_each", log_each, _LEVELS))
         self.log_each = log_each
         self.update_rate = check_number("update_rate", update_rate, least=0)
         self._routers: list[ExpertRouter] = []

@@ -148,15 +148,7 @@ class LRScheduler(keras.callbacks.Callback):
 def refuse_two_schedules(
     optimizer: keras.optimizers.Optimizer, callbacks: Iterable[keras.callbacks.Callback]
 ) -> None:
-    """Raises an error if more than one schedule would set the learning rate.
-
-    Args:
-        optimizer: The optimizer of the training, with or without a schedule.
-        callbacks: The callbacks of the training.
-
-    Raises:
-        InvalidInputError: There are two or more.
-    """
+    """Raises an error if more than one schedule would set the learning rate."""
     classes = (
         LRScheduler,
         keras.callbacks.LearningRateScheduler,

@@ -55,6 +55,7 @@ class MetricsLog(StepLogger):
         super().__init__(every=every, resume=resume)
         check_json_lines_path(path)
         self.path = path
+        self._output = os.fspath(path)
         self._file: JsonLines | None = None
 
     def _open(self) -> None:
@@ -87,9 +88,3 @@ class MetricsLog(StepLogger):
     def _discard_after(self, step: int) -> None:
         if self._file is not None:
             self._file.keep(lambda row: int(row["step"]) <= step)
-
-    def _earlier_run_message(self) -> str:
-        return (
-            f"{os.fspath(self.path)!r} holds an earlier run, but this training starts from the "
-            "beginning. Name another file, remove that one, or pass resume=True."
-        )

@@ -40,11 +40,7 @@ _PEAKS = {
 def find_peak_flops(device_name: str | None) -> float | None:
     """Returns an accelerator's peak in half precision, in operations a second.
 
-    Args:
-        device_name: The framework's name of the device, or `None` for a CPU.
-
-    Returns:
-        A float; `None` for a CPU or an unknown device.
+    It is found by the framework's name of the device, and `None` for a CPU or an unknown device.
     """
     for name, peak in _PEAKS.items():
         # Whole words only: an A10G is not an A10, and a laptop's RTX 4090 is not a desktop's.

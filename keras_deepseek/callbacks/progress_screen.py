@@ -124,11 +124,7 @@ class NotebookScreen:
 
 
 def choose_screen(style: str) -> Screen:
-    """Returns the screen that suits the current `sys.stdout`.
-
-    Args:
-        style: `"auto"`, or `"lines"` for plain lines everywhere.
-    """
+    """Returns the screen that suits `sys.stdout`; style `"lines"` means plain lines anywhere."""
     console = Console(file=sys.stdout)
     if style == "auto" and console.is_jupyter:
         return NotebookScreen()

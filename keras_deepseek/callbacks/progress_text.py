@@ -19,11 +19,8 @@ _RATES = ("tokens", "samples", "steps")
 def describe(pace: TrainingPace, logs: Mapping[str, float], *, of_epoch: bool = False) -> list[str]:
     """Returns the texts of the progress display for pace and metrics, the most important first.
 
-    Args:
-        pace: The pace of the training.
-        logs: Logs of the step or the epoch. Figures that a callback added to them, such as tokens a
-            second, replace those of the pace.
-        of_epoch: If true, the pace is that of the whole epoch.
+    Figures that a callback added to `logs`, such as tokens a second, replace those of the pace.
+    With `of_epoch`, the pace is that of the whole epoch.
     """
     figures = {**pace.figures(of_epoch=of_epoch), **logs}
     parts = []

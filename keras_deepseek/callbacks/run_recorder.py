@@ -52,6 +52,7 @@ class RunRecorder(StepLogger):
         super().__init__(every=every, resume=resume)
         check_file_path("path", path)
         self.path = path
+        self._output = os.fspath(path)
         self._pace = TrainingPace()
         self._record: RunRecord | None = None
         self._next_figures = 0.0
@@ -111,9 +112,3 @@ class RunRecorder(StepLogger):
     def _discard_after(self, step: int) -> None:
         if self._record is not None:
             self._record.discard_after(step)
-
-    def _earlier_run_message(self) -> str:
-        return (
-            f"{os.fspath(self.path)!r} holds an earlier run, but this training starts from the "
-            "beginning. Name another file, remove that one, or pass resume=True."
-        )

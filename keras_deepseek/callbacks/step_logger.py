@@ -42,20 +42,11 @@ class StepLogger(keras.callbacks.Callback):
     model loaded with its optimizer, and a training resumed from a checkpoint continue the count.
     Waiting logs are written before a checkpoint is taken, at the end of an epoch, and before Python
     ends.
-
-    Args:
-        every: integer. The number of steps between two writes; 0 writes epochs only. Defaults to
-            `1`.
-        resume: boolean. If true, the training continues the earlier output, and replaces the steps
-            that it repeats. Defaults to `False`.
-
-    Raises:
-        InvalidInputError: `every` is negative; or there is an earlier run, the training starts at
-            step 0 and `resume` is `False`.
     """
 
     async_safe = True  # Lets Keras read the logs without delaying the next step.
     _longest_wait = 1.0  # Seconds between two writes.
+    _output = ""  # The path of the output, for errors.
 
     def __init__(self, *, every: int = 1, resume: bool = False) -> None:
         super().__init__()
@@ -85,7 +76,10 @@ class StepLogger(keras.callbacks.Callback):
         last = self._last_step()
         if step == 0 and not self.resume and last is not None:
             self.close()
-            raise InvalidInputError(self._earlier_run_message())
+            raise InvalidInputError(
+                f"{self._output!r} holds an earlier run, but this training starts from the "
+                "beginning. Name another file or folder, remove that one, or pass resume=True."
+            )
         if last is not None and last > step:
             self._discard_after(step)
 
@@ -171,10 +165,6 @@ class StepLogger(keras.callbacks.Callback):
 
     def _discard_after(self, step: int) -> None:
         """Discards the logs of later steps."""
-
-    def _earlier_run_message(self) -> str:
-        """Returns the error message for an output that holds the logs of an earlier run."""
-        raise NotImplementedError
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
         before, self._step = self._step, self._before_epoch + batch + 1

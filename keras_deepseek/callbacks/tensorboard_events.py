@@ -69,6 +69,7 @@ class TensorBoardEvents(StepLogger):
         check_path("log_dir", log_dir)
         import_tensorboardx()  # Fails here, not after the first epoch.
         self.log_dir = log_dir
+        self._output = os.fspath(log_dir)
         self._files: dict[str, EventFile] = {}
         self._continues_run = False
         self._first: tuple[int, int] | None = None  # The first step and epoch of this training.
@@ -131,10 +132,3 @@ class TensorBoardEvents(StepLogger):
     def _last_step(self) -> int | None:
         # `_is_kept` drops the events after the first step of this training.
         return 0 if find_event_files(Path(self.log_dir) / "train") else None
-
-    def _earlier_run_message(self) -> str:
-        return (
-            f"{os.fspath(self.log_dir)!r} holds the event files of an earlier run, but this "
-            "training starts from the beginning. Name another folder, remove that one, or pass "
-            "resume=True."
-        )

@@ -4,15 +4,18 @@ Callbacks that show or log them hold one `TrainingPace` each. It reads values fr
 before a step and about once a second, because reading waits for the current step.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.trainers import count_samples, read_learning_rate
-from keras_deepseek.callbacks.memory import read_memory
 
+_STATUS = Path("/proc/self/statm")
 _SECONDS_BETWEEN_READINGS = 1.0
 _SECONDS_BETWEEN_MARKS = 0.1
 _MARKS = 50  # At one mark every 0.1 seconds, the pace is that of the last five seconds.
@@ -23,9 +26,6 @@ class TrainingPace:
 
     Call `before_step` in `on_train_batch_begin`, in the training thread, and `after_step` in
     `on_train_batch_end`, in any thread, one call at a time.
-
-    Args:
-        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -65,7 +65,7 @@ class TrainingPace:
             samples = count_samples(model)
             self.samples_per_step = None if samples is None else samples / batch
             self.learning_rate = read_learning_rate(model)
-            self.memory = read_memory()
+            self.memory = _read_memory()
 
     def after_step(self, batch: int) -> float:
         """Counts a step, and returns the time. A step that is reported late changes nothing."""
@@ -96,3 +96,32 @@ class TrainingPace:
         if self.learning_rate is not None:
             found["learning_rate"] = self.learning_rate
         return {**found, **self.memory}
+
+
+def _read_memory() -> dict[str, int]:
+    """Returns the number of bytes that the process and the accelerator use.
+
+    Returns:
+        A dict with `process_memory_bytes`, the resident memory (on macOS its peak; on Windows
+        missing), and `device_memory_bytes` if the framework's allocator counts them.
+    """
+    found = {}
+    process = _read_process()
+    if process is not None:
+        found["process_memory_bytes"] = process
+    device = backend.current().devices.read_device_memory()
+    if device is not None:
+        found["device_memory_bytes"] = device["in_use"]
+    return found
+
+
+def _read_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows has no such module.
+        return None
+    try:
+        return int(_STATUS.read_bytes().split()[1]) * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

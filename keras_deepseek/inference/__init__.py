@@ -59,3 +59,7 @@ __all__ = [
     "make_server_context",
     "read_model_config",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,10 +1,12 @@
 """Computation of a function in chunks of tokens, to save memory for intermediates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from keras import ops
+
+from keras_deepseek.layers.opaque_operation import call_opaque
 
 
 class TokenChunks:
@@ -47,43 +49,53 @@ class TokenChunks:
 
 
 def map_chunks(
-    function: Callable[..., Any],
-    rows: Sequence[Any],
-    fixed: Sequence[Any],
-    shared: Sequence[Any],
+    function: Callable[[dict[str, Any]], Any],
+    rows: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    shared: Mapping[str, Any],
     chunk_size: int,
     *,
+    constants: Mapping[str, Any] | None = None,
     axis: int = 0,
     recomputes: bool = True,
 ) -> Any:
-    """Computes `function(*rows, *fixed, *shared)` and its gradient chunk by chunk.
+    """Computes `function(rows | fixed | shared | constants)` and its gradient chunk by chunk.
 
     The number of tokens may be unknown until the graph runs.
 
     Args:
-        function: Function of a chunk of `rows` and of `fixed`, and of `shared`. It returns a tensor
-            or a tuple of tensors with the tokens of the chunk along `axis`, and must treat each
-            token by itself.
+        function: Function of a dict: chunks of `rows` and of `fixed`, `shared` and `constants`. It
+            returns a tensor or a tuple of tensors with the tokens of the chunk along `axis`, and
+            must treat each token by itself.
         rows: Floating-point tensors with the tokens along `axis`.
         fixed: Tensors with the tokens along `axis` that have no gradient, such as integers.
         shared: Floating-point tensors that all chunks need, such as kernels.
         chunk_size: The most tokens of a chunk.
+        constants: Tensors or integers without a gradient that all chunks need, such as masks.
         axis: The axis of the tokens, counted from the first.
         recomputes: If true, the backward pass recomputes each chunk and keeps no intermediates.
     """
-    chunks = TokenChunks(ops.shape(rows[0])[axis], chunk_size, axis)
+    chunks = TokenChunks(ops.shape(next(iter(rows.values())))[axis], chunk_size, axis)
+    constants = constants or {}
+    tensors = {**rows, **fixed, **shared, **constants}
 
-    def compute(chunk: Sequence[Any]) -> Any:
-        kept = chunk[len(rows) :]
+    def compute(chunk: Mapping[str, Any]) -> Any:
+        floats = {name: chunk[name] for name in (*rows, *shared)}
+        # These are closed over, because TensorFlow warns about gradients by integers.
+        others = {name: chunk[name] for name in (*fixed, *constants)}
 
-        def run(*floats: Any) -> Any:
-            return function(*floats[: len(rows)], *kept, *floats[len(rows) :])
+        def run(*values: Any) -> Any:
+            return function(others | dict(zip(floats, values, strict=True)))
 
-        # `fixed` is closed over, because TensorFlow warns about gradients by integers.
-        run = keras.remat(run) if recomputes else run
-        return run(*chunk[: len(rows)], *shared)
+        return (keras.remat(run) if recomputes else run)(*floats.values())
+
+    def compute_all(*values: Any) -> Any:
+        given = dict(zip(tensors, values, strict=True))
+        kept = {name: given[name] for name in (*shared, *constants)}
+        split = {name: chunks.split(given[name]) for name in (*rows, *fixed)}
+        results = ops.map(lambda chunk: compute(chunk | kept), split)
+        return keras.tree.map_structure(chunks.join, results)
 
     if isinstance(chunks.number, int) and chunks.number == 1:
-        return compute([*rows, *fixed])
-    results = ops.map(compute, tuple(chunks.split(tensor) for tensor in (*rows, *fixed)))
-    return keras.tree.map_structure(chunks.join, results)
+        return compute(tensors)
+    return call_opaque(compute_all, *tensors.values())

@@ -108,3 +108,7 @@ __all__ = [
     "save_lora_weights",
     "save_peft_adapter",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,3 +4,7 @@ from keras_deepseek.testing.layer_test_case import LayerTestCase
 from keras_deepseek.testing.tolerances import TOLERANCES, assert_close
 
 __all__ = ["TOLERANCES", "LayerTestCase", "assert_close"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

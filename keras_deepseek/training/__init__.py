@@ -38,3 +38,7 @@ __all__ = [
     "pack_sequences",
     "transformer_layout_map",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nnodes", type=int, default=1, metavar="M", help="number of nodes (default: 1)"
     )
     parser.add_argument(
-        "--rank", type=int, metavar="R", help="number of this node, from 0; needed with --nnodes"
+        "--rank",
+        type=int,
+        metavar="R",
+        help="number of this node among the nodes, from 0 (torchrun's --node-rank, not the RANK of "
+        "a process); needed with --nnodes",
     )
     parser.add_argument(
         "--coordinator",

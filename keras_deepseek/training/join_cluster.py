@@ -38,8 +38,9 @@ def join_cluster(
         The `ClusterSpec`, which has the rank of this process.
 
     Raises:
-        InvalidInputError: An argument contradicts another or the environment; or JAX or TensorFlow
-            has already computed something.
+        InvalidInputError: An argument contradicts another or the environment; JAX or TensorFlow
+            has already computed something; or rank 0 refuses this process, because it has another
+            secret, another world size, or the rank of another process.
         NotSupportedError: The backend does not support the strategy.
         PeerLostError: A process did not come in time.
 

@@ -1,7 +1,6 @@
 """The trainer: everything around `model.fit` that a training needs."""
 
 import inspect
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,10 +16,9 @@ from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.cluster.cluster_options import ClusterOptions
 from keras_deepseek.training.cluster.device import DeviceMap
 from keras_deepseek.training.cluster.evaluate_together import evaluate_together, without_none
-from keras_deepseek.training.cluster.placement import DistributedStrategy, Placement
+from keras_deepseek.training.cluster.placement import DistributedStrategy
 from keras_deepseek.training.cluster.predict_together import predict_together
-from keras_deepseek.training.cluster.start_processes import share_random_state, start_processes
-from keras_deepseek.training.cluster.step_replicas import find_replicas
+from keras_deepseek.training.cluster.start_processes import share_random_state
 from keras_deepseek.training.data.position_data import check_data, no_data_error
 from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
@@ -29,14 +27,9 @@ from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_argum
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.parameter_server.chief import Chief
+from keras_deepseek.training.joined_cluster import JoinedCluster
 from keras_deepseek.training.step.gradient_clip import GradientClip
-from keras_deepseek.training.step.gradients.gradient_residual import (
-    GradientCompression,
-    make_residual,
-)
-from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.missing_loss import check_test_loss
+from keras_deepseek.training.step.gradients.gradient_residual import GradientCompression
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
@@ -49,8 +42,6 @@ from keras_deepseek.training.tuning.memory_report import MemoryReport, measure_m
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
-
-_logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -92,14 +83,14 @@ class Trainer:
             in `["block_*"]`. `True` means the model's own layers that hold layers. Defaults to
             `False`.
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`, or a
-            list of indices, as in `{"gpu": [0, 1]}`. Kinds that this machine lacks are ignored; if
-            it lacks all of them, the CPU is used. Several devices divide the rows of each batch, on
-            TensorFlow and PyTorch in proportion to their speed. For a model that does not fit on
-            one device, TensorFlow and PyTorch also take the devices of layers, by patterns of their
-            names, as in `{"encoder*": "gpu:0", "decoder.*": "gpu:1"}`: patterns as in `remat`, or
-            regular expressions for the whole name. The first match counts, also for the layers
-            inside; other layers use the first device. Defaults to `None`: the device that Keras
-            chooses.
+            list of indices, as in `{"gpu": [0, 1]}`. A single kind that this machine lacks is an
+            error. Of several kinds, those that it lacks are ignored; if it lacks all of them, the
+            CPU is used. Several devices divide the rows of each batch, on TensorFlow and PyTorch in
+            proportion to their speed. For a model that does not fit on one device, TensorFlow and
+            PyTorch also take the devices of layers, by patterns of their names, as in
+            `{"encoder*": "gpu:0", "decoder.*": "gpu:1"}`: patterns as in `remat`, or regular
+            expressions for the whole name. The first match counts, also for the layers inside;
+            other layers use the first device. Defaults to `None`: the device that Keras chooses.
         distributed_strategy: `"allreduce"` trains in all processes of `world_size` or of the
             environment, each with the same data, and on JAX and TensorFlow on all devices of one
             process. `"parameter_server"` or a `ParameterServer` makes asynchronous updates by
@@ -214,86 +205,40 @@ class Trainer:
         self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
             self.add_callback(RunRecorder(check_file_path("run_record", run_record)))
-        self._join(cluster_options)
+        self._cluster = JoinedCluster(cluster_options)
+        self.cluster = self._cluster.spec
+        processes, placement = self._cluster.processes, self._cluster.placement
+        self._seed = set_seed(seed)
+        share_random_state(processes)
         checkpoints = None
         if checkpoint_dir is not None:
-            checkpoints = Checkpoints(checkpoint_options, self._processes, self._residual)
-        self._seed = set_seed(seed)
-        share_random_state(self._processes)
-        with self._placement.while_building():
+            residual = self._cluster.residual
+            checkpoints = Checkpoints(checkpoint_options, processes, residual, self._seed)
+        with placement.while_building():
             self.model = build_model(model)
-        self.policy, notice = options.choose_policy(self.model, self._placement.kind)
-        with self._placement.in_use():
+        self.policy, notice = options.choose_policy(self.model, placement.kind)
+        with placement.in_use():
             compile_model(self.model, optimizer, loss, metrics, self.policy)
-            self._plan = self._make_plan(options, checkpoints, model)
-        self._session = Session(
-            self.model,
-            self._plan,
-            self._processes,
-            self._placement,
-            checkpoints,
-            seed=self._seed,
-            policy=self.policy,
-            serve=None if self._chief is None else self._chief.training,
-        )
-        self._session.check_peers(gradient_compression)
-        self._processes.broadcast_variables(self.model.variables)
-        self._placement.place(self.model)
-        if notice:
-            _logger.info(notice)
-            self._session.print_once(notice)
-
-    def _join(self, options: ClusterOptions) -> None:
-        """Finds the processes and devices of the training, and connects the processes."""
-        resolved = options.resolve()
-        self.cluster = resolved.spec
-        self._chief = None
-        if resolved.servers is not None:
-            self._chief = Chief(resolved.servers, self.cluster)
-        self._processes = self._chief or start_processes(self.cluster)
-        self._residual = make_residual(options.gradient_compression, self._processes)
-        has_own_device = self._processes.world_size > 1 and not self._processes.is_one_program
-        local_rank = self.cluster.local_rank if has_own_device else None
-        self._placement = Placement(options.device_map, resolved.strategy, local_rank)
-
-    def _make_plan(
-        self, options: StepOptions, checkpoints: Checkpoints | None, given: Any
-    ) -> StepPlan:
-        """Creates the step plan; starts the workers of a parameter server."""
-        if options.optimize_graph:
-            check_optimizable(self.model, self._placement, is_served=self._chief is not None)
-        served = None
-        if self._chief is not None:
-            served = self._chief.serve(
-                self,
-                None if isinstance(given, keras.Model) else given,
-                self._placement.kind,
+            if options.optimize_graph:
+                uses_servers = self._cluster.chief is not None
+                check_optimizable(self.model, placement, uses_servers=uses_servers)
+            make_model = None if isinstance(model, keras.Model) else model
+            self._plan = StepPlan(
+                self.model,
+                self.train_step,
                 options,
                 self.policy,
+                is_own_compute=type(self).train_step is not Trainer.train_step,
+                checkpoints=checkpoints,
+                parallelism=self._cluster.start_workers(self, make_model, options, self.policy),
             )
-        replicas = find_replicas(
-            self.model,
-            self._processes,
-            self._placement,
-            is_compressed=self._residual is not None,
-        )
-        devices = self._placement.devices
-        is_in_parts = options.micro_batches > 1 or replicas is not None or devices is not None
-        self._loss = BatchLoss(self.model, is_in_parts=is_in_parts)
-        return StepPlan(
-            self.model,
-            self.train_step,
-            self._loss,
-            options,
-            self.policy,
-            is_own_compute=type(self).train_step is not Trainer.train_step,
-            checkpoints=checkpoints,
-            replicas=replicas,
-            devices=devices,
-            layers=self._placement.layers,
-            residual=self._residual,
-            served=served,
-        )
+            self._batch_loss = self._plan.loss
+        self._session = Session(self.model, self._plan, processes, placement, checkpoints)
+        self._session.check_peers(gradient_compression)
+        processes.broadcast_variables(self.model.variables)
+        placement.place(self.model)
+        if notice:
+            self._session.print_once(notice)
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every later `fit`.
@@ -355,7 +300,7 @@ class Trainer:
         known = inspect.signature(self.model.fit).parameters
         unknown = set(options) - set(known)
         if unknown and all(each.kind != inspect.Parameter.VAR_KEYWORD for each in known.values()):
-            raise InvalidInputError(unknown_name_message("argument of fit()", min(unknown), known))
+            raise InvalidInputError(unknown_name_message("fit() argument", min(unknown), known))
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         arguments |= {"callbacks": callbacks, "verbose": verbose}
 
@@ -417,9 +362,9 @@ class Trainer:
         """
         if unknown := set(options) - _OPTIONS_OF_STEPS:
             raise InvalidInputError(
-                unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
+                unknown_name_message("steps() argument", min(unknown), _OPTIONS_OF_STEPS)
             )
-        if self._chief is not None:
+        if self._plan.parallelism.uses_workers:
             raise NotSupportedError(
                 "A parameter server runs several steps at a time, so that a loop over steps() has "
                 "no model between two steps. Use fit, with callbacks."
@@ -491,7 +436,7 @@ class Trainer:
         >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
         ['loss', 'penalty']
         """
-        return self._loss(x, y, sample_weight)
+        return self._batch_loss(x, y, sample_weight)
 
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **options: Any
@@ -506,13 +451,14 @@ class Trainer:
             batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
             **options: Further arguments of `keras.Model.evaluate`.
         """
-        check_data(x, None, "test data")
-        check_test_loss(self.model)
+        self._plan.check_test_data(x, y)
         with (
-            self._placement.in_use(self.model),
+            self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
         ):
-            return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
+            return evaluate_together(
+                self.model, x, y, batch_size, self._cluster.processes, **options
+            )
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
         """Returns the model's outputs as NumPy arrays, computed in the model's own dtype policy.
@@ -525,10 +471,10 @@ class Trainer:
         check_data(x, None, "data to predict")
         options |= without_none(batch_size=batch_size)
         with (
-            self._placement.in_use(self.model),
+            self._cluster.placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),
         ):
-            return predict_together(self.model, x, self._processes, **options)
+            return predict_together(self.model, x, self._cluster.processes, **options)
 
     def find_learning_rate(
         self,
@@ -636,7 +582,7 @@ class Trainer:
         return measure_memory(self.model, self._plan, self._short_training(), data)
 
     def _short_training(self) -> ShortTraining:
-        if self._plan.is_served:
+        if self._plan.parallelism.uses_workers:
             raise NotSupportedError(
                 "With a parameter server, this search can't restore the model. Use a Trainer "
                 "without a distributed_strategy for it."
@@ -646,4 +592,6 @@ class Trainer:
                 f"This search needs a process that trains alone; {self.cluster.world_size} "
                 "processes train together here."
             )
-        return ShortTraining(self.model, self._session.in_training)
+        return ShortTraining(
+            self.model, self._session.in_training, needs_targets=self._plan.needs_targets
+        )

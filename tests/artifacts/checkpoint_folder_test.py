@@ -68,6 +68,11 @@ def test_a_torn_file_is_passed_over(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert folder.latest().step == 1
     assert "is damaged" in caplog.text
+    assert caplog.text.count("one before it is tried") == 1
+    tear(folder, 1)
+    with pytest.raises(CheckpointError, match="None of the checkpoints"):
+        folder.latest()
+    assert caplog.text.count("one before it is tried") == 2
 
 
 def test_a_torn_file_does_not_keep_the_folder_of_the_best_from_opening(tmp_path):

@@ -9,13 +9,6 @@ OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(0.01),
     "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
     "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, beta_1=0.8, epsilon=1e-3),
-    "decay": lambda: keras.optimizers.Adam(0.01, weight_decay=0.1),
-    "clip": lambda: keras.optimizers.AdamW(0.01, global_clipnorm=0.5),
-    "average": lambda: keras.optimizers.AdamW(0.01, use_ema=True, ema_overwrite_frequency=3),
-    "accumulate": lambda: keras.optimizers.AdamW(0.01, gradient_accumulation_steps=2),
-    "schedule": lambda: keras.optimizers.AdamW(
-        keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
-    ),
     "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
 }
 

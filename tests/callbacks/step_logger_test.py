@@ -39,9 +39,6 @@ class Written(StepLogger):
     def _discard_after(self, step):
         self.rows[:] = [row for row in self.rows if row.step <= step]
 
-    def _earlier_run_message(self):
-        return "holds an earlier run"
-
     @property
     def steps(self):
         return [row.step for row in self.rows if not row.ends_epoch]

@@ -67,7 +67,7 @@ def test_epochs_alone(tmp_path):
 
 def test_an_earlier_run_is_not_mixed_with(tmp_path):
     fit(build(), TensorBoardEvents(tmp_path))
-    with pytest.raises(InvalidInputError, match="holds the event files of an earlier run"):
+    with pytest.raises(InvalidInputError, match="holds an earlier run"):
         fit(build(), TensorBoardEvents(tmp_path))
     fit(build(), TensorBoardEvents(tmp_path, resume=True), epochs=1)
     assert steps(tmp_path / "train", "batch_loss") == [1, 2, 3]

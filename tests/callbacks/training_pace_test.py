@@ -1,7 +1,11 @@
+import sys
+
 import keras
 import numpy as np
 import pytest
 
+from keras_deepseek import backend
+from keras_deepseek.callbacks import training_pace
 from keras_deepseek.callbacks.training_pace import TrainingPace
 
 
@@ -150,3 +154,25 @@ def test_reading_brings_nothing_back_to_the_model(clock, monkeypatch):
     fit(watching, rows=16)
     assert watching.pace.samples_per_step == 4.0
     assert len(synced) == 2 * without
+
+
+def read_memory(clock):
+    pace = TrainingPace(clock)
+    pace.before_step(fit(), 1)
+    return pace.memory
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell it.")
+def test_memory_that_is_filled_shows(clock, monkeypatch, tmp_path):
+    before = read_memory(clock)["process_memory_bytes"]
+    held = np.ones(2**24)  # 128 MiB
+    # The system may take other pages of a large process away meanwhile: it took a tenth.
+    assert read_memory(clock)["process_memory_bytes"] - before > 0.5 * held.nbytes
+    monkeypatch.setattr(training_pace, "_STATUS", tmp_path / "nothing")  # As on macOS.
+    assert read_memory(clock)["process_memory_bytes"] > 2**20
+
+
+def test_an_accelerator_counts_where_there_is_one(clock, monkeypatch):
+    devices = backend.current().devices
+    monkeypatch.setattr(devices, "read_device_memory", lambda: {"in_use": 7, "peak": 9})
+    assert read_memory(clock)["device_memory_bytes"] == 7

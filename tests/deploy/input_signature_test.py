@@ -32,6 +32,7 @@ def make_text():
 TOKENS = keras.InputSpec(shape=(None, None), dtype="int32")
 
 
+@pytest.mark.usefixtures("tensorflow_installed")
 @pytest.mark.parametrize("backend", ["onnx", "savedmodel"])
 def test_a_subclassed_model_takes_any_length(tmp_path, backend):
     model = make_text()

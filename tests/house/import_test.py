@@ -1,5 +1,6 @@
 """What an import loads, asked in a fresh process."""
 
+import importlib
 import subprocess
 import sys
 
@@ -43,6 +44,18 @@ def test_only_the_framework_that_keras_runs_on_is_loaded():
 def test_a_room_is_an_attribute_of_the_package():
     assert loaded_by("import keras_deepseek; keras_deepseek.layers.Dense") >= {"keras"}
     assert set(keras_deepseek.__all__) <= set(dir(keras_deepseek))
+
+
+@pytest.mark.torch_alone
+@pytest.mark.parametrize("room", [name for name in keras_deepseek.__all__[1:] if name != "errors"])
+def test_dir_lists_the_public_names_of_a_room_alone(room):
+    module = importlib.import_module(f"keras_deepseek.{room}")
+    assert dir(module) == sorted(module.__all__)
+
+
+def test_the_errors_are_an_attribute_of_the_package():
+    statement = "import keras_deepseek; keras_deepseek.errors.PeerLostError"
+    assert loaded_by(statement) & FRAMEWORKS == set()
 
 
 def test_an_unknown_attribute_is_named():

@@ -12,7 +12,7 @@ def modules(root: Path) -> list[tuple[str, ...]]:
     found = []
     for path in (root / "keras_deepseek").rglob("*.py"):
         parts = path.relative_to(root / "keras_deepseek").with_suffix("").parts
-        if parts[-1] != "__init__":
+        if parts[-1] not in ("__init__", "__main__"):
             is_of_backend = parts[0] == "backend" and parts[1] in SHARING
             found.append((parts[0], *parts[2:]) if is_of_backend else parts)
     return found

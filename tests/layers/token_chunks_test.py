@@ -13,6 +13,16 @@ def weigh(rows, labels, kernel):
     return sums * keras.ops.cast(labels, rows.dtype)
 
 
+def weigh_chunks(tokens, labels, kernel, chunk_size):
+    return map_chunks(
+        lambda chunk: weigh(**chunk),
+        {"rows": tokens},
+        {"labels": labels},
+        {"kernel": kernel},
+        chunk_size,
+    )
+
+
 def draw(num_tokens):
     rng = np.random.default_rng(0)
     tokens, kernel = rng.normal(size=(num_tokens, 3)), rng.normal(size=(3, 4))
@@ -25,7 +35,7 @@ def draw(num_tokens):
 )
 def test_the_results_are_those_of_all_tokens_at_once(num_tokens, chunk_size):
     tokens, labels, kernel = map(keras.ops.convert_to_tensor, draw(num_tokens))
-    results = map_chunks(weigh, [tokens], [labels], (kernel,), chunk_size)
+    results = weigh_chunks(tokens, labels, kernel, chunk_size)
     expected = keras.ops.convert_to_numpy(weigh(tokens, labels, kernel))
     assert_close(keras.ops.convert_to_numpy(results), expected)
 
@@ -40,12 +50,12 @@ def test_tokens_may_stand_along_the_second_axis_and_results_be_several(
     )
     places = keras.ops.expand_dims(keras.ops.arange(num_tokens), 0)
 
-    def compute(rows, places, shared):
-        return rows * shared, keras.ops.sum(rows, -1) + keras.ops.cast(places, "float32")
+    def compute(chunk):
+        rows, places = chunk["rows"], keras.ops.cast(chunk["places"], "float32")
+        return rows * chunk["factor"], keras.ops.sum(rows, -1) + places
 
-    doubled, tripled = map_chunks(
-        compute, [rows], [places], [2.0], 3, axis=1, recomputes=recomputes
-    )
+    tensors = {"rows": rows}, {"places": places}, {"factor": 2.0}
+    doubled, tripled = map_chunks(compute, *tensors, 3, axis=1, recomputes=recomputes)
     expected = np.broadcast_to(np.arange(num_tokens), (batch_size, num_tokens))
     assert_close(keras.ops.convert_to_numpy(doubled), np.stack([2 * expected] * 2, axis=-1))
     assert_close(keras.ops.convert_to_numpy(tripled), 3 * expected)
@@ -60,7 +70,7 @@ def test_the_gradients_are_those_of_all_tokens_at_once():
         return keras.ops.sum(keras.ops.multiply(compute(tokens, labels_, kernel), direction))
 
     def in_chunks(tokens, labels, kernel):
-        return map_chunks(weigh, [tokens], [labels], (kernel,), 3)
+        return weigh_chunks(tokens, labels, kernel, 3)
 
     gradients, expected = (
         backend.current().compute.compute_gradients(
@@ -76,13 +86,14 @@ def test_no_call_sees_more_tokens_than_a_chunk_has():
     tokens, labels, kernel = draw(7)
     sizes = []
 
-    def record(rows, labels, kernel):
-        sizes.append(rows.shape[0])
-        return weigh(rows, labels, kernel)
+    def record(chunk):
+        sizes.append(chunk["rows"].shape[0])
+        return weigh(**chunk)
 
     def total(tokens, kernel):
         labels_ = keras.ops.convert_to_tensor(labels)
-        return keras.ops.sum(map_chunks(record, [tokens], [labels_], (kernel,), 3))
+        given = {"rows": tokens}, {"labels": labels_}, {"kernel": kernel}
+        return keras.ops.sum(map_chunks(record, *given, 3))
 
     backend.current().compute.compute_gradients(total, [tokens, kernel], [])
     assert set(sizes) == {3}
@@ -93,7 +104,7 @@ def test_a_number_of_tokens_that_is_not_known_ahead_works():
         def call(self, tokens, labels, kernel):
             # Flattening a batch of any size leaves a number that only the run knows.
             flat = keras.ops.reshape(tokens, (-1, 3)), keras.ops.reshape(labels, (-1,))
-            return keras.ops.sum(map_chunks(weigh, flat[:1], flat[1:], (kernel[0],), 3))[None]
+            return keras.ops.sum(weigh_chunks(*flat, kernel[0], 3))[None]
 
         def compute_output_spec(self, *args):
             return keras.KerasTensor((1,))

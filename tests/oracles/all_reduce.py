@@ -54,7 +54,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "checkpoints": {"optimizer": plain, "checkpoint_dir": tempfile.mkdtemp},
     "half precision": {"optimizer": plain, "precision": "mixed_float16"},
     "reduced in bfloat16": {"optimizer": descent, "gradient_compression": "bfloat16"},
-    "reduced in what is measured": {"optimizer": descent, "gradient_compression": "auto"},
     "reduced in float16": {
         "optimizer": lambda: keras.optimizers.LossScaleOptimizer(descent()),
         "gradient_compression": "float16",

@@ -64,7 +64,7 @@ class Kill(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch == self.at and not self.number:
-            self.number = self.trainer._chief.engine.tasks.process_ids(self.kind)[0]
+            self.number = self.trainer._cluster.chief.engine.tasks.process_ids(self.kind)[0]
             os.kill(self.number, signal.SIGKILL)
 
 

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
@@ -28,3 +29,20 @@ def test_searches_use_the_steps_of_the_trainer(try_out):
     trainer = Counting(model, optimizer="sgd", loss="mse")
     try_out(trainer)
     assert trainer.num_calls > 0
+
+
+@pytest.mark.parametrize(
+    ("search", "match"),
+    [
+        (lambda trainer: trainer.find_learning_rate(), "no training data: `x` is None"),
+        (lambda trainer: trainer.find_batch_size(None), "no training data: `x` is None"),
+        (lambda trainer: trainer.measure_memory(X), "The loss needs targets"),
+        (lambda trainer: trainer.find_batch_size(X), "The loss needs targets"),
+        (lambda trainer: trainer.find_learning_rate(X, X, class_weight=[1.0]), "`class_weight`"),
+        (lambda trainer: trainer.evaluate(X), "The loss needs targets"),
+    ],
+)
+def test_missing_data_are_named(search, match):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    with pytest.raises(InvalidInputError, match=match):
+        search(Trainer(model, optimizer="sgd", loss="mse"))

@@ -150,8 +150,8 @@ def _name_structure(structure: Any, kind: str, given_name: Callable[[Any], str |
 
 
 def _given_input_name(tensor: Any) -> str | None:
-    # A model that was loaded again has "input_layer" where the first had "keras_tensor".
     """Returns the name that the user gave an input, or `None`."""
+    # A model that was loaded again has "input_layer" where the first had "keras_tensor".
     counted_up = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)
     return None if counted_up else str(tensor.name)
 

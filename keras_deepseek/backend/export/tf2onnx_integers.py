@@ -23,7 +23,7 @@ from keras_deepseek.backend.export.onnx_types import (
     UINT32,
     UINT64,
 )
-from keras_deepseek.backend.export.tf2onnx_nodes import add_node, replace_node
+from keras_deepseek.backend.export.tf2onnx_nodes import add_constant, add_node, replace_node
 
 
 def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -35,7 +35,7 @@ def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         node.type = "TopK"
         return TopKV2.version_13(graph, node)
     x = _cast(graph, node.input[0], _WIDER[dtype])
-    one = graph.make_const(f"{name}/one", np.array([1], "int64")).output[0]
+    one = add_constant(graph, f"{name}/one", [1], "int64")
     count = add_node(graph, "Reshape", [_cast(graph, node.input[1], INT64), one])
     outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
     graph.remove_node(node.name)
@@ -88,7 +88,7 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     dtype = graph.get_dtype(node.input[0])
     wide = INT64 if dtype == INT64 else INT32
     x, y = (_cast(graph, each, wide) for each in node.input)
-    zero = _cast(graph, graph.make_const(f"{name}/zero", np.zeros((), "int32")).output[0], wide)
+    zero = _cast(graph, add_constant(graph, f"{name}/zero", 0, "int32"), wide)
     # It has the sign of `y`. If it is not zero and the signs of `x` and `y` differ, `Div` rounded
     # up.
     rest = add_node(graph, "Mod", [x, y])
@@ -114,8 +114,7 @@ def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     if dtype not in _FLOATS:
         return FloorMod.version_7(graph, node)
     x, y = node.input
-    to = _NUMPY_FLOATS[dtype]
-    zero = graph.make_const(f"{name}/zero", np.zeros((), to)).output[0]
+    zero = add_constant(graph, f"{name}/zero", 0, _NUMPY_FLOATS[dtype])
     rest = add_node(graph, "Mod", [x, y], fmod=1)
     signs = [add_node(graph, "Less", [each, zero]) for each in (rest, y)]
     is_some = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
@@ -143,8 +142,8 @@ def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
     if node.type == "LeftShift":
         return replace_node(graph, node, name, "Cast", [shift(x, "LEFT")], to=to)
-    ones = graph.make_const(f"{name}/ones", np.array(-1, "int64")).output[0]
-    zero = graph.make_const(f"{name}/zero", np.array(0, "int64")).output[0]
+    ones = add_constant(graph, f"{name}/ones", -1, "int64")
+    zero = add_constant(graph, f"{name}/zero", 0, "int64")
     is_below = add_node(graph, "Less", [x, zero])
     above = add_node(graph, "Where", [is_below, add_node(graph, "Sub", [ones, x]), x])
     moved = shift(above, "RIGHT")
@@ -170,7 +169,7 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
     reduction, least = ("max", limits.min) if node.type.endswith("Max") else ("min", limits.max)
 
     def constant(what: str, value: Any, of: Any = "int64") -> str:
-        return str(graph.make_const(f"{name}/{what}", np.asarray(value, of)).output[0])
+        return add_constant(graph, f"{name}/{what}", value, of)
 
     one = constant("one", [1])
     count = add_node(graph, "Reshape", [_cast(graph, num_segments, INT64), one])
@@ -217,7 +216,7 @@ def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     if dtype not in _WIDER or dtype == DOUBLE:
         return DirectOp.version_6(graph, node)
     wide = _cast(graph, node.input[0], INT64)
-    zero = graph.make_const(f"{name}/zero", np.array(0, "int64")).output[0]
+    zero = add_constant(graph, f"{name}/zero", 0, "int64")
     above = add_node(graph, "Max", [wide, zero])
     return replace_node(graph, node, name, "Cast", [above], to=dtype)
 

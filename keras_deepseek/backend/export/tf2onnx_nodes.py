@@ -2,6 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+
+
+def add_constant(graph: Any, name: str, value: Any, dtype: Any = None) -> str:
+    """Adds a constant to a tf2onnx graph, and returns its output's name."""
+    return str(graph.make_const(name, np.asarray(value, dtype)).output[0])
+
 
 def add_node(graph: Any, operator: str, inputs: list[str], **attributes: Any) -> str:
     """Adds a node with one output to a tf2onnx graph, and returns the output's name."""

@@ -7,27 +7,24 @@ of which there are none.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from keras_deepseek.backend.export.onnx_types import BOOL, FLOAT, INT32, INT64
 from keras_deepseek.backend.export.tf2onnx_integers import INTEGER_HANDLERS
-from keras_deepseek.backend.export.tf2onnx_nodes import replace_node
+from keras_deepseek.backend.export.tf2onnx_nodes import add_constant, add_node, replace_node
 
 
 def convert_erfc(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Writes `Erfc` as `1 - Erf(x)`."""
     one = _constant(graph, node, name, 1)
-    erf = graph.make_node("Erf", [node.input[0]])
-    return replace_node(graph, node, name, "Sub", [one, erf.output[0]])
+    erf = add_node(graph, "Erf", [node.input[0]])
+    return replace_node(graph, node, name, "Sub", [one, erf])
 
 
 def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Writes `Expm1` as `tanh(x / 2) (Exp(x) + 1)`, which is exact for small numbers."""
-    half = graph.make_node("Mul", [node.input[0], _constant(graph, node, name, 0.5)])
-    exponential = graph.make_node("Exp", [node.input[0]])
-    following = graph.make_node("Add", [exponential.output[0], _constant(graph, node, name, 1)])
-    tangent = graph.make_node("Tanh", [half.output[0]])
-    return replace_node(graph, node, name, "Mul", [tangent.output[0], following.output[0]])
+    half = add_node(graph, "Mul", [node.input[0], _constant(graph, node, name, 0.5)])
+    exponential = add_node(graph, "Exp", [node.input[0]])
+    following = add_node(graph, "Add", [exponential, _constant(graph, node, name, 1)])
+    return replace_node(graph, node, name, "Mul", [add_node(graph, "Tanh", [half]), following])
 
 
 def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -36,10 +33,7 @@ def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     `u` has lost part of `x`. It has lost it in both factors, so that the errors cancel.
     """
     (x,) = node.input
-
-    def add(operator: str, *inputs: str) -> str:
-        return str(graph.make_node(operator, list(inputs)).output[0])
-
+    add = _adder(graph)
     one, zero, half = (_constant(graph, node, name, value) for value in (1, 0, 0.5))
     following = add("Add", x, one)
     logarithm, kept = add("Log", following), add("Sub", following, one)
@@ -55,10 +49,10 @@ def convert_one_hot(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
     indices, depth = node.input[:2]
     dtype = graph.get_dtype(indices)
-    zero = graph.make_const(f"{node.name}/zero", np.zeros((), _NUMPY_INTEGERS[dtype])).output[0]
-    beyond = graph.make_node("Cast", [depth], attr={"to": dtype}).output[0]
-    is_below = graph.make_node("Less", [indices, zero]).output[0]
-    kept = graph.make_node("Where", [is_below, beyond, indices]).output[0]
+    zero = add_constant(graph, f"{node.name}/zero", 0, _NUMPY_INTEGERS[dtype])
+    beyond = add_node(graph, "Cast", [depth], to=dtype)
+    is_below = add_node(graph, "Less", [indices, zero])
+    kept = add_node(graph, "Where", [is_below, beyond, indices])
     graph.replace_input(node, indices, kept, 0)
     return OneHot.version_11(graph, node)
 
@@ -96,13 +90,10 @@ def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     numbers, segments, num_segments = node.input
     if graph.get_rank(numbers) != 1 or graph.get_rank(segments) != 1:
         return SegmentSum.version_11(graph, node)
-    dtype = graph.get_dtype(numbers)
-
-    def add(operator: str, *inputs: str, **attributes: Any) -> str:
-        return str(graph.make_node(operator, list(inputs), attr=attributes).output[0])
+    dtype, add = graph.get_dtype(numbers), _adder(graph)
 
     def constant(what: str, value: Any) -> str:
-        return str(graph.make_const(f"{name}/{what}", np.asarray(value, "int64")).output[0])
+        return add_constant(graph, f"{name}/{what}", value, "int64")
 
     places = add(
         "Range", constant("zero", 0), add("Cast", num_segments, to=INT64), constant("one", 1)
@@ -119,19 +110,15 @@ def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any])
     As in XLA, an update that begins too far out is moved inwards, so that it fits.
     """
     operand, update, starts = node.input
-    dtype = graph.get_dtype(operand)
-
-    def add(operator: str, *inputs: str, **attributes: Any) -> str:
-        return str(graph.make_node(operator, list(inputs), attr=attributes).output[0])
-
+    dtype, add = graph.get_dtype(operand), _adder(graph)
     sizes, update_sizes = add("Shape", operand), add("Shape", update)
     room = add("Sub", sizes, update_sizes)
-    zero = graph.make_const(f"{name}/zero", np.zeros((), "int64")).output[0]
+    zero = add_constant(graph, f"{name}/zero", 0, "int64")
     before = add("Min", add("Max", add("Cast", starts, to=INT64), zero), room)
     pads = add("Concat", before, add("Sub", room, before), axis=0)
     # Older versions of `Pad` and onnxruntime's `Where` take no booleans.
     padded = add("Pad", add("Cast", update, to=FLOAT) if dtype == BOOL else update, pads)
-    ones = graph.make_const(f"{name}/one", np.ones((), "float32")).output[0]
+    ones = add_constant(graph, f"{name}/one", 1, "float32")
     mask = add("Cast", add("Pad", add("Expand", ones, update_sizes), pads), to=BOOL)
     if dtype != BOOL:
         return replace_node(graph, node, name, "Where", [mask, padded, operand])
@@ -149,33 +136,25 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     if bits is None or masks != [_SIGN_BIT]:
         return replace_node(graph, node, name, "BitwiseAnd", list(node.input))
 
-    def constant(what: str, value: Any) -> str:
-        return str(graph.make_const(f"{name}/{what}", np.asarray(value)).output[0])
-
-    x = graph.make_node("Cast", [bits.input[0]], attr={"to": FLOAT}).output[0]
-    one, zero = constant("one", np.float32(1)), constant("zero", np.float32(0))
+    x = add_node(graph, "Cast", [bits.input[0]], to=FLOAT)
+    one, zero = (add_constant(graph, f"{name}/{value}", value, "float32") for value in (1, 0))
     # The inverse of negative zero is negative infinity.
-    inverse = graph.make_node("Div", [one, x]).output[0]
-    below, inverse_below = (
-        graph.make_node("Less", [each, zero]).output[0] for each in (x, inverse)
-    )
-    is_negative = graph.make_node("Or", [below, inverse_below]).output[0]
-    choices = [constant("bit", np.int32(_SIGN_BIT)), constant("none", np.int32(0))]
-    return replace_node(graph, node, name, "Where", [is_negative, *choices])
+    inverse = add_node(graph, "Div", [one, x])
+    is_below = [add_node(graph, "Less", [each, zero]) for each in (x, inverse)]
+    bit = add_constant(graph, f"{name}/bit", _SIGN_BIT, "int32")
+    none = add_constant(graph, f"{name}/none", 0, "int32")
+    return replace_node(graph, node, name, "Where", [add_node(graph, "Or", is_below), bit, none])
 
 
 def convert_bound(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Writes `LowerBound` and `UpperBound` as a count of the values before each value."""
     comparison = "LessOrEqual" if node.type == "UpperBound" else "Less"
     dtype = graph.get_dtype(node.output[0])
-    first, last = (
-        str(graph.make_const(f"{name}/axis_{axis}", np.array([axis], "int64")).output[0])
-        for axis in (1, 2)
-    )
-    ordered = graph.make_node("Unsqueeze", [node.input[0], first]).output[0]
-    values = graph.make_node("Unsqueeze", [node.input[1], last]).output[0]
-    stands_before = graph.make_node(comparison, [ordered, values]).output[0]
-    counted = graph.make_node("Cast", [stands_before], attr={"to": dtype}).output[0]
+    first, last = (add_constant(graph, f"{name}/axis_{axis}", [axis], "int64") for axis in (1, 2))
+    ordered = add_node(graph, "Unsqueeze", [node.input[0], first])
+    values = add_node(graph, "Unsqueeze", [node.input[1], last])
+    stands_before = add_node(graph, comparison, [ordered, values])
+    counted = add_node(graph, "Cast", [stands_before], to=dtype)
     return replace_node(graph, node, name, "ReduceSum", [counted, last], keepdims=0)
 
 
@@ -207,4 +186,11 @@ def _constant(graph: Any, node: Any, name: str, value: float) -> str:
     from tf2onnx.utils import make_name, map_onnx_to_numpy_type
 
     dtype = map_onnx_to_numpy_type(graph.get_dtype(node.input[0]))
-    return str(graph.make_const(make_name(f"{name}/constant"), np.full((), value, dtype)).output[0])
+    return add_constant(graph, make_name(f"{name}/constant"), value, dtype)
+
+
+def _adder(graph: Any) -> Callable[..., str]:
+    """Returns `add_node` for a graph, whose inputs are single arguments."""
+    return lambda operator, *inputs, **attributes: add_node(
+        graph, operator, list(inputs), **attributes
+    )

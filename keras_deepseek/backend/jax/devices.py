@@ -1,13 +1,8 @@
 """The devices of JAX."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
-
 import jax
-import keras
 
 from keras_deepseek.backend.protocols.devices import Devices
-from keras_deepseek.errors import NotSupportedError
 
 
 class JaxDevices(Devices):
@@ -37,31 +32,3 @@ class JaxDevices(Devices):
             isinstance(error, jax.errors.JaxRuntimeError)
             and ("RESOURCE_EXHAUSTED" in text or "Out of memory" in text)
         )
-
-    def move_variables(
-        self,
-        devices: Sequence[tuple[keras.Variable, str]],
-        optimizer: keras.optimizers.Optimizer | None,
-    ) -> bool:
-        _refuse()
-
-    def compute_on(
-        self,
-        layer: keras.Layer,
-        call: Callable[..., Any],
-        device: str,
-        *,
-        is_away: bool,
-        comes_back: bool,
-    ) -> Callable[..., Any]:
-        _refuse()
-
-
-def _refuse() -> NoReturn:
-    raise NotSupportedError(
-        "device_map assigns layers to devices, but one JAX program runs on all of its devices. "
-        "Divide the weights among them by distributed_strategy="
-        "keras.distribution.ModelParallel(...), with the layouts of "
-        "keras_deepseek.training.transformer_layout_map or your own; or train on TensorFlow or "
-        "PyTorch."
-    )

@@ -19,10 +19,10 @@ from keras_deepseek.backend.keras_private.jax_trainer import (
     distribute_array,
 )
 from keras_deepseek.backend.keras_private.variables import place_by_layout
-from keras_deepseek.backend.processes.processes import Processes, Replicas
+from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.backend.processes.shared_threads import share_threads
 from keras_deepseek.backend.protocols.distribution import Distribution, KerasDistribution
-from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.errors import NotSupportedError
 
 
 class JaxDistribution(Distribution):
@@ -39,14 +39,6 @@ class JaxDistribution(Distribution):
         if jax.device_count() == 1:
             return None
         return keras.distribution.DataParallel(auto_shard_dataset=False)
-
-    def replicate_over_devices(self, strategy: Any) -> Replicas | None:
-        if strategy == "allreduce":
-            return None
-        raise InvalidInputError(
-            "distributed_strategy must be 'allreduce', 'parameter_server', or one of Keras's "
-            f"distributions; received {strategy!r}."
-        )
 
     def distributed(self, distribution: KerasDistribution) -> AbstractContextManager[None]:
         return _in_scope(distribution)

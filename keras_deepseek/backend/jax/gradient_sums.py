@@ -1,7 +1,6 @@
 """Sums of gradients over devices, exact or compressed, inside one program for all devices."""
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from keras_deepseek.backend.processes.gradient_buckets import cut_into_buckets
-from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
+from keras_deepseek.backend.processes.gradient_compression import Compression
+from keras_deepseek.backend.processes.low_rank_sums import sum_low_rank
 
 
 class GradientSums:
@@ -48,7 +48,9 @@ class GradientSums:
                 total, rest = self._sum_rounded(exact, kind)
             else:
                 shapes = [tensor.shape for tensor in bucket]
-                total, rest, found = self._sum_low_rank(exact, shapes, kind, factors)
+                total, rest, found = sum_low_rank(
+                    exact, shapes, kind, factors, self._sum_as_one, self._sum_as_one
+                )
                 factors = factors[sum(each.size for each in found) :]
                 next_factors += found
             rests.append(rest)
@@ -76,56 +78,11 @@ class GradientSums:
         summed = _widen(gathered, gathered_scales, dtype)
         return summed.reshape(-1)[: exact.size], rest.reshape(-1)[: exact.size]
 
-    def _sum_low_rank(
-        self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any
-    ) -> tuple[Any, Any, list[Any]]:
-        """Sums a float32 vector over all devices, sent as low-rank matrices.
-
-        It also returns what was not sent from here, and the factors for the next step. `factors`
-        begins with the `Q^T` of the matrices.
-        """
-        layout = [low_rank.matrix_shape(shape) for shape in shapes]
-        ends = [sum(map(math.prod, shapes[: index + 1])) for index in range(len(shapes))]
-        parts = jnp.split(exact, ends[:-1])
-        matrices: list[Any] = []
-        whole: list[Any] = []
-        projected: list[Any] = []
-        for shape, part in zip(layout, parts, strict=True):
-            if shape is None:
-                whole.append(part)
-                continue
-            size = low_rank.rank * shape[1]
-            factor, factors = factors[:size].reshape(low_rank.rank, -1), factors[size:]
-            matrices.append(part.reshape(shape))
-            projected.append(matrices[-1] @ factor.T)
-        first = iter(self._sum_as_one([*projected, *whole]))
-        bases = [_orthonormal(next(first)) for _ in matrices]
-        own = [base.T @ matrix for matrix, base in zip(matrices, bases, strict=True)]
-        second = self._sum_as_one(own)
-        totals: list[Any] = []
-        rests: list[Any] = []
-        pairs = zip(matrices, bases, own, second, strict=True)
-        for shape in layout:
-            if shape is None:
-                totals.append(next(first))
-                rests.append(jnp.zeros_like(totals[-1]))
-            else:
-                matrix, base, answer, summed = next(pairs)
-                totals.append((base @ summed).reshape(-1))
-                rests.append((matrix - base @ answer).reshape(-1))
-        next_factors = [_orthonormal(each.T).T.reshape(-1) for each in second]
-        return jnp.concatenate(totals), jnp.concatenate(rests), next_factors
-
     def _sum_as_one(self, tensors: Sequence[Any]) -> list[Any]:
         """Sums each tensor of a list over all processes by one all-reduce."""
         if not tensors:
             return []
         return _split(jax.lax.psum(_flatten(tensors), self._axis), tensors)
-
-
-def _orthonormal(columns: Any) -> Any:
-    """Returns an orthonormal basis of a matrix's columns; not finite if the columns are not."""
-    return jnp.linalg.qr(columns)[0] + 0.0 * columns
 
 
 def _round(rows: Any, dtype: str) -> tuple[Any, Any]:

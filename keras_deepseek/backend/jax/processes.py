@@ -1,7 +1,7 @@
 """Processes that train together by `jax.distributed`: one program over the devices of all."""
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.replicas import JaxReplicas
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.backend.processes.processes import (
+    JoinedProcesses,
     LostPeersBase,
     Processes,
     RemoteReplicas,
@@ -59,16 +61,30 @@ def join_processes(
     return JaxProcesses()
 
 
-class JaxProcesses:
+class LostPeers(LostPeersBase):
+    """A context manager that turns JAX's errors about other processes into `PeerLostError`."""
+
+    engine = "JAX"
+
+    @staticmethod
+    def is_of_peer(error: BaseException) -> bool:
+        """Returns True if an error of JAX may be about another process."""
+        text = str(error).lower()
+        is_engines = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+        is_about_peers = is_engines and any(mark in text for mark in _OF_PEERS)
+        return is_about_peers and jax.process_count() > 1
+
+
+class JaxProcesses(JoinedProcesses):
     """The processes of `jax.distributed`, each of which runs the same program."""
 
     is_one_program = True
+    lost_peers = LostPeers
 
     def __init__(self) -> None:
         self.rank = jax.process_index()
         self.world_size = jax.process_count()
         self.replicas: RemoteReplicas | None = JaxReplicas()
-        self._waiting: jax.Array | None = None
         # One device of each process, so that each wish counts once.
         firsts = [
             next(device for device in jax.devices() if device.process_index == rank)
@@ -79,11 +95,9 @@ class JaxProcesses:
         self._any = jax.jit(lambda wishes: jax.numpy.max(wishes, axis=0), out_shardings=whole)
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which must be picklable."""
         return self._send(value, source=0)
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
-        """Gives variables the values that they have on rank 0."""
         # A variable on the devices of all processes has one value already.
         local = [each for each in variables if each.value.is_fully_addressable]
         values = self._send([np.asarray(variable.value) for variable in local], source=0)
@@ -96,7 +110,6 @@ class JaxProcesses:
             variable.assign(value)
 
     def gather(self, array: Array) -> list[Array]:
-        """Returns the arrays of all ranks, in their order."""
         return [self._send(array, source=rank) for rank in range(self.world_size)]
 
     def _send(self, value: Any, source: int) -> Any:
@@ -111,56 +124,20 @@ class JaxProcesses:
 
     @contextmanager
     def whole_outputs(self, model: keras.Model) -> Iterator[None]:
-        """Context manager in which a model's `predict` returns all rows on each rank."""
         whole = NamedSharding(Mesh(np.array(jax.devices()), ["device"]), PartitionSpec())
 
         def predict_step(state: Any, data: Any) -> Any:
             outputs, variables = type(model).predict_step(model, state, data)
             return jax.lax.with_sharding_constraint(outputs, whole), variables
 
-        own = vars(model).get("predict_function")
-        model.predict_step, model.predict_function = predict_step, None
-        try:
+        with own_attributes(model, predict_step=predict_step, predict_function=None):
             yield
-        finally:
-            del model.predict_step
-            model.predict_function = own
 
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish such as to stop, True if any rank had it at the previous call."""
-        before = self._wait(len(wishes))
+    def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
         own = np.array([wishes], "int32")
-        with LostPeers("agree on whether to stop"):
-            found = jax.make_array_from_process_local_data(
-                sharding, own, (self.world_size, len(wishes))
-            )
-            self._waiting = self._any(found)
-        return before
-
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
-        before = self.agree(wishes)
-        return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
-
-    def _wait(self, count: int) -> list[bool]:
-        """Waits for the answer to the previous call of `agree`, and returns it."""
-        if self._waiting is None:
-            return [False] * count
-        found, self._waiting = self._waiting, None
-        with LostPeers("agree on whether to stop"):
-            return [bool(each) for each in np.asarray(found)]
-
-
-class LostPeers(LostPeersBase):
-    """A context manager that turns JAX's errors about other processes into `PeerLostError`."""
-
-    engine = "JAX"
-
-    @staticmethod
-    def is_of_peer(error: BaseException) -> bool:
-        """Returns True if an error of JAX may be about another process."""
-        text = str(error).lower()
-        is_engines = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
-        is_about_peers = is_engines and any(mark in text for mark in _OF_PEERS)
-        return is_about_peers and jax.process_count() > 1
+        given = jax.make_array_from_process_local_data(
+            sharding, own, (self.world_size, len(wishes))
+        )
+        found = self._any(given)
+        return lambda: [bool(each) for each in np.asarray(found)]

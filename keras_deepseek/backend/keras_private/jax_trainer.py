@@ -1,10 +1,15 @@
 """The state of a training that Keras on JAX passes from step to step."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
+
+from keras_deepseek.backend.keras_private.temporary_attributes import (
+    own_attributes,
+    temporary_attributes,
+)
 
 _GROUPS = (
     "trainable_variables",
@@ -37,11 +42,8 @@ def with_further_shardings(
         *others, metrics = by_keras()
         return *others, [*metrics, *find_shardings()]
 
-    model._get_state_sharding_spec = find_all
-    try:
+    with own_attributes(model, _get_state_sharding_spec=find_all):
         yield
-    finally:
-        del model._get_state_sharding_spec
 
 
 def trace_train_step(model: keras.Model, batch: Any) -> None:
@@ -64,26 +66,20 @@ def changed_steps(change: Callable[[Any], Any]) -> Iterator[None]:
         step = by_keras(model, *arguments, **options)
         return lambda state, iterator: change(step(state, iterator))
 
-    JAXTrainer._make_function = make_function
-    try:
+    with temporary_attributes(JAXTrainer, _make_function=make_function):
         yield
-    finally:
-        JAXTrainer._make_function = by_keras
 
 
-@contextmanager
-def changed_data_distribution(distribute: Callable[[Any, Any, str], Any]) -> Iterator[None]:
-    """Context manager that replaces Keras's function for putting arrays on devices.
+def changed_data_distribution(
+    distribute: Callable[[Any, Any, str], Any],
+) -> AbstractContextManager[None]:
+    """Returns a context manager that replaces Keras's function for putting arrays on devices.
 
     `distribute` takes an array, its layout, and the name of the batch axis.
     """
-    library = keras.src.backend.distribution_lib
-    by_keras = library.distribute_data_input
-    library.distribute_data_input = distribute
-    try:
-        yield
-    finally:
-        library.distribute_data_input = by_keras
+    return temporary_attributes(
+        keras.src.backend.distribution_lib, distribute_data_input=distribute
+    )
 
 
 def distribute_array(array: Any, distribution: Any) -> Any:

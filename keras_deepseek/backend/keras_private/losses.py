@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
+
 
 def compute_training_loss(
     model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
@@ -29,19 +31,13 @@ def losses_in_float32(model: keras.Model) -> Iterator[None]:
         return call
 
     aggregate = model._aggregate_additional_loss
-    temporary = {
-        "_aggregate_additional_loss": lambda loss: aggregate(in_float32(loss)),
-        "compute_loss": with_float32_outputs(model.compute_loss),
-        "compute_metrics": with_float32_outputs(model.compute_metrics),
-    }
-    own = {name: vars(model)[name] for name in temporary if name in vars(model)}
-    vars(model).update(temporary)
-    try:
+    with own_attributes(
+        model,
+        _aggregate_additional_loss=lambda loss: aggregate(in_float32(loss)),
+        compute_loss=with_float32_outputs(model.compute_loss),
+        compute_metrics=with_float32_outputs(model.compute_metrics),
+    ):
         yield
-    finally:
-        for name in temporary:
-            del vars(model)[name]
-        vars(model).update(own)
 
 
 def in_float32(tensor: Any) -> Any:

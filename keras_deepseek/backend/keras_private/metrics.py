@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.losses import in_float32
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 
 
 def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
@@ -50,11 +51,8 @@ def watch_metric_updates(model: keras.Model) -> Iterator[list[None]]:
         updates.append(None)
         return type(metrics).update_state(metrics, *arguments, **options)
 
-    metrics.update_state = update_state
-    try:
+    with own_attributes(metrics, update_state=update_state):
         yield updates
-    finally:
-        del metrics.update_state
 
 
 def compiled_metric_names(model: keras.Model) -> list[str]:

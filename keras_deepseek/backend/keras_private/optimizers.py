@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
+
 
 def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable] | None:
     """Returns the variables that an optimizer was built for, or `None` if it is not built."""
@@ -92,7 +94,7 @@ def temporary_update(
     }
     if clip is not None:
         own["_clip_gradients"] = functools.partial(clip, optimizer._clip_gradients)
-    with _replaced(optimizer, own):
+    with own_attributes(optimizer, **own):
         yield
 
 
@@ -124,19 +126,8 @@ def temporary_update_parts(
         own["_parallel_update_step"] = change(optimizer._parallel_update_step)
     else:
         own["update_step"] = change_single(optimizer.update_step)
-    with _replaced(optimizer, own):
+    with own_attributes(optimizer, **own):
         yield
-
-
-@contextmanager
-def _replaced(optimizer: keras.optimizers.Optimizer, own: dict[str, Any]) -> Iterator[None]:
-    """Context manager that gives an optimizer own attributes."""
-    vars(optimizer).update(own)
-    try:
-        yield
-    finally:
-        for name in own:
-            del vars(optimizer)[name]
 
 
 def weight_slots(
@@ -180,9 +171,5 @@ def making_slots(
             reference_variable, lambda: method(optimizer, reference_variable, *args, **kwargs)
         )
 
-    # Setting an attribute would be slow: Keras and TensorFlow inspect each.
-    vars(optimizer)["add_variable_from_reference"] = add
-    try:
+    with own_attributes(optimizer, add_variable_from_reference=add):
         yield
-    finally:
-        del vars(optimizer)["add_variable_from_reference"]

@@ -1,4 +1,4 @@
-"""Context manager that temporarily replaces attributes of modules, classes or objects."""
+"""Context managers that temporarily replace attributes of modules, classes or objects."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,3 +16,21 @@ def temporary_attributes(owner: Any, **values: Any) -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def own_attributes(owner: Any, **values: Any) -> Iterator[None]:
+    """Context manager that gives an object its own attributes, such as methods.
+
+    They are written into its `__dict__`: Keras and TensorFlow inspect each attribute that is set,
+    which is slow.
+    """
+    attributes = vars(owner)
+    kept = {name: attributes[name] for name in values if name in attributes}
+    attributes.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            attributes.pop(name, None)
+        attributes.update(kept)

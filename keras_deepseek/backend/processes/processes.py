@@ -3,6 +3,7 @@
 A training holds `Processes` between steps and `Replicas` inside of a step. It knows no engine.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -88,7 +89,7 @@ class RemoteReplicas(Replicas, Protocol):
         """
 
 
-class Processes(Protocol):
+class Processes(abc.ABC):
     """The base class of the connection between processes that train together.
 
     Each calls these methods in the same order.
@@ -98,23 +99,28 @@ class Processes(Protocol):
 
     rank: int
     world_size: int
-    replicas: RemoteReplicas | None
+    replicas: RemoteReplicas | None = None
     """The replicas that sum inside of the step, or `None` if there is one."""
-    is_one_program: bool
+    is_one_program = False
     """True if one program runs over the devices of all processes, and has all their batches."""
 
+    @abc.abstractmethod
     def broadcast(self, value: Any) -> Any:
         """Returns the value of rank 0, which must be picklable."""
 
+    @abc.abstractmethod
     def broadcast_variables(self, variables: "Sequence[keras.Variable]") -> None:
         """Gives variables the values that they have on rank 0."""
 
+    @abc.abstractmethod
     def gather(self, array: "Array") -> "list[Array]":
         """Returns the arrays of all ranks, in rank order."""
 
-    def whole_outputs(self, model: "keras.Model") -> "AbstractContextManager[None]":
+    def whole_outputs(self, model: "keras.Model") -> AbstractContextManager[None]:
         """Context manager in which a model's `predict` returns all rows on each rank, if it can."""
+        return nullcontext()
 
+    @abc.abstractmethod
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns, for each wish such as to stop, True if any rank had it at the previous call.
 
@@ -122,46 +128,66 @@ class Processes(Protocol):
         own wishes at once.
         """
 
+    @abc.abstractmethod
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns, for each wish, True if any rank has it now or had it at the previous call."""
 
 
-class OneProcess:
+class OneProcess(Processes):
     """A process that trains alone."""
 
     rank = 0
     world_size = 1
-    replicas: RemoteReplicas | None = None
-    is_one_program = False
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the given value, since there is only one process."""
         return value
 
     def broadcast_variables(self, variables: "Sequence[keras.Variable]") -> None:
-        """Does nothing, since there is only one process."""
+        pass
 
     def gather(self, array: "Array") -> "list[Array]":
-        """Returns a list with the given array, since there is only one process."""
         return [array]
 
-    def whole_outputs(self, model: "keras.Model") -> AbstractContextManager[None]:
-        """Does nothing, since `predict` returns all rows anyway."""
-        return nullcontext()
-
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the given wishes, since there is only one process."""
         return list(wishes)
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the given wishes, since there is only one process."""
         return list(wishes)
+
+
+class JoinedProcesses(Processes):
+    """Processes that a framework has joined, which agree while a step runs."""
+
+    lost_peers: "type[LostPeersBase]"
+    """The context manager for errors of the framework."""
+
+    _wait_for_answer: Callable[[], list[bool]] | None = None
+
+    @abc.abstractmethod
+    def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
+        """Asks all ranks for their wishes; returns a function that waits for the answer."""
+
+    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+        before = self._answer(len(wishes))
+        with self.lost_peers("agree on whether to stop"):
+            self._wait_for_answer = self._ask(wishes)
+        return before
+
+    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
+        before = self.agree(wishes)
+        return [a or b for a, b in zip(before, self._answer(len(wishes)), strict=True)]
+
+    def _answer(self, count: int) -> list[bool]:
+        """Returns the answer to the last question of `agree`, which is asked once only."""
+        wait, self._wait_for_answer = self._wait_for_answer, None
+        if wait is None:
+            return [False] * count
+        with self.lost_peers("agree on whether to stop"):
+            return wait()
 
 
 class SingleReplica:
     """The methods of `RemoteReplicas` for a process with a single replica."""
-
-    is_one_program = False
 
     def own_variable(self, value: "Array", name: str) -> "keras.Variable":
         """Returns a float32 variable of this process."""

@@ -9,7 +9,11 @@ the rank, and TensorFlow needs the addresses of all ranks in advance. PyTorch ha
 rendezvous, `torch.distributed.TCPStore`.
 
 If `KERAS_DEEPSEEK_JOIN_SECRET` is set, both sides prove by HMAC that they know it: the other rank
-signs a nonce of rank 0, and rank 0 signs a nonce of the other rank together with the addresses.
+signs a nonce of rank 0, and rank 0 signs a nonce of the other rank together with its answer.
+
+A process with another secret, another world size or the rank of another process gets the reason as
+the answer, and raises it at once. Rank 0 goes on waiting. The secret is checked first, so that a
+stranger learns nothing else.
 """
 
 import contextlib
@@ -30,6 +34,12 @@ from keras_deepseek.errors import InvalidInputError, PeerLostError
 
 SECRET_VARIABLE = "KERAS_DEEPSEEK_JOIN_SECRET"
 """Holds a secret that all processes of a training know. `keras-deepseek launch` makes one."""
+
+_OTHER_SECRET = (
+    f"it did not prove the same {SECRET_VARIABLE} as rank 0. Set it to the same value for all "
+    "processes, or for none."
+)
+"""The only reason that is not signed, since the refused process could not check the signature."""
 
 _MAX_GREETING = 1024
 """Bytes of a message, except the one with the addresses."""
@@ -56,10 +66,11 @@ def meet(
 
     `coordinator` is `HOST:PORT` of rank 0, which listens on loopback only if that is loopback.
     `port` is the one that this rank will listen at afterwards, 0 for none. If a rank did not come,
-    each that came raises `PeerLostError` with the names of all that are missing.
+    each that came raises `PeerLostError` with the names of all that are missing. A rank that rank 0
+    refuses raises `InvalidInputError` with the reason.
     """
     host, coordinator_port = parse_address("`coordinator`", coordinator)
-    secret = environ.get(SECRET_VARIABLE) or None
+    secret = read_join_secret(environ)
     deadline = time.monotonic() + timeout
     if rank == 0:
         with listen_at(host, coordinator_port, world_size) as listener:
@@ -74,6 +85,35 @@ def meet(
     if missing:
         raise missing_ranks_error(coordinator, world_size, timeout, missing, note)
     return [found[each] for each in range(world_size)]
+
+
+def read_join_secret(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Returns the secret of the environment, or `None` without one; an empty one is an error."""
+    secret = environ.get(SECRET_VARIABLE)
+    if secret == "":
+        raise InvalidInputError(
+            f"{SECRET_VARIABLE} is empty, which protects nothing. Set it to the same secret for "
+            "all processes, or unset it to join without one."
+        )
+    return secret
+
+
+def other_size_reason(rank: int, world_size: int, size_of_rank_0: int) -> str:
+    """Returns the reason for refusing a process whose world size is not that of rank 0."""
+    return (
+        f"rank {rank} was started with world_size={world_size}, but rank 0 with "
+        f"world_size={size_of_rank_0}. Start all processes with the same number."
+    )
+
+
+def same_rank_reason(rank: int) -> str:
+    """Returns the reason for refusing one of two processes of the same rank."""
+    return f"two processes were started as rank {rank}. Give each process its own rank."
+
+
+def refused_error(reason: str) -> InvalidInputError:
+    """Returns the error of a process that rank 0 has refused."""
+    return InvalidInputError(f"This process can't join rank 0 because {reason}")
 
 
 def missing_ranks_error(
@@ -117,6 +157,7 @@ def _is_same(signature: str, expected: str) -> bool:
 class _Greeting:
     rank: int
     port: int
+    world_size: int
     nonce: str
     signature: str
 
@@ -143,8 +184,8 @@ class _Connection:
         if not self.received.endswith(b"\n"):
             return None
         match json.loads(self.received):
-            case [int(rank), int(port), str(nonce), str(signature)]:
-                return _Greeting(rank, port, nonce, signature)
+            case [int(rank), int(port), int(world_size), str(nonce), str(signature)]:
+                return _Greeting(rank, port, world_size, nonce, signature)
         raise ValueError
 
 
@@ -165,16 +206,14 @@ class _Server:
         self._pending: dict[socket.socket, _Connection] = {}
         self._greeted: dict[int, tuple[socket.socket, str, str]] = {}  # With both nonces.
         self._num_refused = 0
+        self._last_reason = ""
 
     @property
     def note(self) -> str:
-        """A sentence for an error message with the number of rejected connections."""
+        """A sentence for an error message with the number of refused processes and a reason."""
         if not self._num_refused:
             return ""
-        return (
-            f" {self._num_refused} connections were refused because they did not prove the same "
-            f"{SECRET_VARIABLE} as rank 0: set it to the same value for all processes, or for none."
-        )
+        return f" Refused processes: {self._num_refused}, the last because {self._last_reason}"
 
     def run(self, deadline: float) -> dict[int, str]:
         """Waits until all ranks have come or the time is over; returns the addresses by rank."""
@@ -217,21 +256,36 @@ class _Server:
             return
         if greeting is None:
             return
-        rank, port = greeting.rank, greeting.port
-        expected = _sign(self._secret, "rank", connection.nonce, greeting.nonce, rank, port)
-        is_known = _is_same(greeting.signature, expected)
-        self._num_refused += not is_known
-        if not (is_known and 0 < rank < self._world_size and 0 <= port < 2**16):
-            self._drop(selector, connection.socket)
+        rank, port, world_size = greeting.rank, greeting.port, greeting.world_size
+        nonces = connection.nonce, greeting.nonce
+        expected = _sign(self._secret, "rank", *nonces, rank, port, world_size)
+        if not _is_same(greeting.signature, expected):
+            self._refuse(connection.socket, _OTHER_SECRET)
+        elif world_size != self._world_size:
+            reason = other_size_reason(rank, world_size, self._world_size)
+            self._refuse(connection.socket, reason, *nonces)
+        elif 0 < rank < self._world_size and 0 <= port < 2**16:
+            selector.unregister(connection.socket)
+            del self._pending[connection.socket]
+            # A rank that connects by loopback runs on the machine of rank 0.
+            host = self._own_host if is_loopback(connection.host) else connection.host
+            self._found[rank] = join_address(host, port)
+            if rank in self._greeted:
+                # The newer one stays: the older may have ended, or lost its connection.
+                older, *older_nonces = self._greeted[rank]
+                self._refuse(older, same_rank_reason(rank), *older_nonces)
+                older.close()
+            self._greeted[rank] = connection.socket, *nonces
             return
-        selector.unregister(connection.socket)
-        del self._pending[connection.socket]
-        # A rank that connects by loopback runs on the machine of rank 0.
-        host = self._own_host if is_loopback(connection.host) else connection.host
-        self._found[rank] = join_address(host, port)
-        if rank in self._greeted:  # It has lost its first connection.
-            self._greeted[rank][0].close()
-        self._greeted[rank] = connection.socket, connection.nonce, greeting.nonce
+        self._drop(selector, connection.socket)
+
+    def _refuse(self, refused: socket.socket, reason: str, *nonces: str) -> None:
+        """Sends a process the reason why it can't take part, signed if it knows the secret."""
+        self._num_refused += 1
+        self._last_reason = reason
+        signature = _sign(self._secret, "refused", *nonces, reason) if nonces else ""
+        with contextlib.suppress(OSError):
+            refused.send(json.dumps([reason, signature]).encode() + b"\n")
 
     def _drop(self, selector: selectors.BaseSelector, refused: socket.socket) -> None:
         selector.unregister(refused)
@@ -266,33 +320,35 @@ class _Client:
         self._address = address
         self._rank = rank
         self._port = port
+        self._world_size = world_size
         self._max_answer = _MAX_GREETING + _MAX_ADDRESS * world_size
         self._secret = secret
         self._was_heard = False
 
     @property
     def note(self) -> str:
-        """A sentence for an error message about a listening process that sent nothing."""
+        """A sentence for an error message about a listening process that is not rank 0."""
         if not self._was_heard:
             return ""
         return (
-            " A process listened there and did not send the addresses. Rank 0 refuses a process "
-            f"whose {SECRET_VARIABLE} differs from its own."
+            " A process listened there, but did not answer as rank 0 of this training with the "
+            f"same {SECRET_VARIABLE}."
         )
 
     def run(self, deadline: float, answer_deadline: float) -> dict[int, str]:
         """Returns the addresses of all ranks by rank, or none if rank 0 did not come.
 
         It connects until `deadline` and waits for the addresses until `answer_deadline`, both by
-        `time.monotonic`.
+        `time.monotonic`. Raises `InvalidInputError` if rank 0 refuses this process.
         """
         while (seconds := deadline - time.monotonic()) > 0:
-            with (
-                contextlib.suppress(OSError, ValueError, TypeError, RecursionError),
-                socket.create_connection(self._address, min(1.0, seconds)) as peer,
-            ):
-                return self._exchange(peer, deadline, answer_deadline)
-            time.sleep(0.1)
+            try:
+                with socket.create_connection(self._address, min(1.0, seconds)) as peer:
+                    return self._exchange(peer, deadline, answer_deadline)
+            except InvalidInputError:
+                raise
+            except (OSError, ValueError, TypeError, RecursionError):
+                time.sleep(0.1)
         return {}
 
     def _exchange(
@@ -300,14 +356,19 @@ class _Client:
     ) -> dict[int, str]:
         (challenge,) = _read_line(peer, _MAX_GREETING, deadline)
         nonce = secrets.token_hex(16)
-        signature = _sign(self._secret, "rank", challenge, nonce, self._rank, self._port)
-        peer.sendall(json.dumps([self._rank, self._port, nonce, signature]).encode() + b"\n")
+        place = self._rank, self._port, self._world_size
+        signature = _sign(self._secret, "rank", challenge, nonce, *place)
+        peer.sendall(json.dumps([*place, nonce, signature]).encode() + b"\n")
         self._was_heard = True
-        addresses, signature = _read_line(peer, self._max_answer, answer_deadline)
-        expected = _sign(self._secret, "addresses", challenge, nonce, addresses)
-        if not _is_same(str(signature), expected):
+        answer, signature = _read_line(peer, self._max_answer, answer_deadline)
+        if answer == _OTHER_SECRET:
+            raise refused_error(_OTHER_SECRET)
+        kind = "refused" if isinstance(answer, str) else "addresses"
+        if not _is_same(str(signature), _sign(self._secret, kind, challenge, nonce, answer)):
             raise ValueError
-        return {int(rank): str(found) for rank, found in addresses}
+        if isinstance(answer, str):
+            raise refused_error(answer)
+        return {int(rank): str(found) for rank, found in answer}
 
 
 def _read_line(peer: socket.socket, max_bytes: int, deadline: float) -> list[Any]:

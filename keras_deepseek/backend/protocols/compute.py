@@ -127,7 +127,6 @@ class Compute(abc.ABC):
         `times` may be a scalar tensor. `variables` are those that `body` may assign.
         """
 
-    @abc.abstractmethod
     def loops_over_blocks(self) -> bool:
         """Returns True if `stack` may be used, and is faster than one operation on all blocks.
 
@@ -135,6 +134,7 @@ class Compute(abc.ABC):
         `compile_inference` alone. It is faster on a CPU, where it was measured; a GPU would wait
         for each block.
         """
+        return False
 
     @abc.abstractmethod
     def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
@@ -158,6 +158,6 @@ class Compute(abc.ABC):
         Where the framework allows it, a process reads only its own shards of a sharded variable.
         """
 
-    @abc.abstractmethod
     def unset_initializer(self) -> Any:
         """Returns the initializer for a variable that is assigned before it is read."""
+        return "zeros"

@@ -9,6 +9,9 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend import framework_name
+from keras_deepseek.errors import NotSupportedError
+
 
 class Devices(abc.ABC):
     """The interface to the devices that a framework computes on."""
@@ -45,7 +48,6 @@ class Devices(abc.ABC):
         """Frees the memory of unused tensors, and the framework's reserved memory if possible."""
         gc.collect()
 
-    @abc.abstractmethod
     def move_variables(
         self,
         devices: Sequence[tuple[keras.Variable, str]],
@@ -56,8 +58,8 @@ class Devices(abc.ABC):
         Raises `NotSupportedError` if the framework can't train one model on several devices by
         layers. `optimizer` is the one that updates the variables, or `None`.
         """
+        raise _no_layer_devices()
 
-    @abc.abstractmethod
     def compute_on(
         self,
         layer: keras.Layer,
@@ -72,3 +74,15 @@ class Devices(abc.ABC):
         `is_away` tells that the caller computes on another device. `comes_back` moves the outputs
         back to it.
         """
+        raise _no_layer_devices()
+
+
+def _no_layer_devices() -> NotSupportedError:
+    return NotSupportedError(
+        f"device_map assigns layers to devices, but one {framework_name()} program runs on all of "
+        "its devices. "
+        "Divide the weights among them by distributed_strategy="
+        "keras.distribution.ModelParallel(...), with the layouts of "
+        "keras_deepseek.training.transformer_layout_map or your own; or train on TensorFlow or "
+        "PyTorch."
+    )

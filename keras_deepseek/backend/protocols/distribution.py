@@ -11,7 +11,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import framework_name
 from keras_deepseek.backend.processes.processes import Processes, Replicas
 from keras_deepseek.backend.processes.task_cluster import TaskCluster
-from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 KerasDistribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
 """Keras's distributions. Their base class has no public name."""
@@ -30,7 +30,6 @@ class Distribution(abc.ABC):
         """
         return None
 
-    @abc.abstractmethod
     def replicate_over_devices(self, strategy: Any) -> Replicas | None:
         """Returns replicas of a step on devices of this process, or `None` for one device.
 
@@ -38,6 +37,12 @@ class Distribution(abc.ABC):
         is `"allreduce"` for all devices; a strategy of the framework; or a list of names such as
         `"gpu:0"`, whose devices get rows by their speed. Anything else raises `InvalidInputError`.
         """
+        if strategy == "allreduce":
+            return None
+        raise InvalidInputError(
+            "distributed_strategy must be 'allreduce', 'parameter_server', or one of Keras's "
+            f"distributions; received {strategy!r}."
+        )
 
     def distributed(self, distribution: KerasDistribution) -> AbstractContextManager[None]:
         """Returns a context manager in which a Keras distribution places variables and batches.
@@ -93,7 +98,8 @@ class Distribution(abc.ABC):
 
         `coordinator` is the `HOST:PORT` at which rank 0 listens. `join_timeout` is in seconds,
         after which the `PeerLostError` names a process that did not come; `timeout` is in seconds
-        to wait later for one that does not answer.
+        to wait later for one that does not answer. Raises `InvalidInputError` if rank 0 refuses
+        this process.
         """
 
     # Workers and parameter servers.

@@ -4,14 +4,14 @@ The graph's executor runs each operation as soon as its inputs are known. So it 
 it computes others.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from keras_deepseek.backend.processes.gradient_buckets import cut_into_buckets
-from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
+from keras_deepseek.backend.processes.gradient_compression import Compression
+from keras_deepseek.backend.processes.low_rank_sums import sum_low_rank
 
 _LEAST_BYTES = 256  # A reduction of 64 bytes or less never fails when a peer has ended.
 _IN_STEPS, _FIRST, _SECOND = range(20_001, 20_004)
@@ -82,7 +82,14 @@ class Collectives:
                 total, rest = self._sum_rounded(exact, kind, key + index)
             else:
                 shapes = [tensor.shape.as_list() for tensor in bucket]
-                total, rest, found = self._sum_low_rank(exact, shapes, kind, factors, key + index)
+                total, rest, found = sum_low_rank(
+                    exact,
+                    shapes,
+                    kind,
+                    factors,
+                    lambda tensors: self._reduce_all(tensors, _FIRST, key + index),
+                    lambda tensors: self._reduce_all(tensors, _SECOND, key + index),
+                )
                 factors = factors[sum(each.shape.num_elements() for each in found) :]
                 next_factors.extend(found)
             rests.append(rest)
@@ -116,50 +123,6 @@ class Collectives:
         summed = tf.reshape(_widen(gathered, dtype), [-1])[:size]
         return summed, tf.reshape(rest, [-1])[:size]
 
-    def _sum_low_rank(
-        self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any, key: int
-    ) -> tuple[Any, Any, list[Any]]:
-        """Sums a float32 vector over all ranks, sent as low-rank matrices.
-
-        It also returns what was not sent from here, and the factors for the next step. `factors`
-        begins with the `Q^T` of the matrices.
-        """
-        layout = [low_rank.matrix_shape(shape) for shape in shapes]
-        parts = tf.split(exact, [math.prod(shape) for shape in shapes])
-        matrices: list[Any] = []
-        whole: list[Any] = []
-        projected: list[Any] = []
-        for shape, part in zip(layout, parts, strict=True):
-            if shape is None:
-                whole.append(part)
-                continue
-            size = low_rank.rank * shape[1]
-            factor, factors = tf.reshape(factors[:size], [low_rank.rank, -1]), factors[size:]
-            matrices.append(tf.reshape(part, shape))
-            projected.append(tf.matmul(matrices[-1], factor, transpose_b=True))
-        first = iter(self._reduce_all([*projected, *whole], _FIRST, key))
-        bases = [_orthonormal(next(first)) for _ in matrices]
-        own = [
-            tf.matmul(base, matrix, transpose_a=True)
-            for matrix, base in zip(matrices, bases, strict=True)
-        ]
-        second = self._reduce_all(own, _SECOND, key)
-        totals: list[Any] = []
-        rests: list[Any] = []
-        pairs = zip(matrices, bases, own, second, strict=True)
-        for shape in layout:
-            if shape is None:
-                totals.append(next(first))
-                rests.append(tf.zeros_like(totals[-1]))
-            else:
-                matrix, base, answer, summed = next(pairs)
-                totals.append(tf.reshape(base @ summed, [-1]))
-                rests.append(tf.reshape(matrix - base @ answer, [-1]))
-        next_factors = [
-            tf.reshape(tf.transpose(_orthonormal(tf.transpose(each))), [-1]) for each in second
-        ]
-        return tf.concat(totals, 0), tf.concat(rests, 0), next_factors
-
     def _reduce_all(self, tensors: Sequence[Any], group: int, key: int) -> list[Any]:
         """Sums each tensor of a list over all ranks by one all-reduce."""
         if not tensors:
@@ -180,11 +143,6 @@ def _sum_buckets(
             flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
             sums += _split(reduce(flat, bucket, index), bucket)
     return sums
-
-
-def _orthonormal(columns: Any) -> Any:
-    """Returns an orthonormal basis of a matrix's columns; not finite if the columns are not."""
-    return tf.linalg.qr(columns).q + 0.0 * columns
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:

@@ -107,7 +107,6 @@ def _flatten(state: Any) -> list[Any]:
 
 
 def _make_tensor(value: Any) -> Any:
-    # A number of Python would be a constant, and each further one another graph.
     """Converts a value to a tensor, since each new Python number would cause a new trace."""
     return None if value is None else tf.convert_to_tensor(value)
 

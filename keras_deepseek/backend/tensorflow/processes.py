@@ -11,7 +11,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -23,6 +23,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.processes.gradient_compression import Compression
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
+    JoinedProcesses,
     LostPeersBase,
     Processes,
     RemoteReplicas,
@@ -67,8 +68,22 @@ def join_processes(
     return _joined[0]
 
 
-class TensorFlowProcesses(SingleReplica):
+class LostPeers(LostPeersBase):
+    """A context manager that turns errors of collective operations into `PeerLostError`."""
+
+    engine = "TensorFlow"
+
+    @staticmethod
+    def is_of_peer(error: BaseException) -> bool:
+        """Returns True if another rank may have caused an error, such as a lost connection."""
+        is_operation = bool(_joined) and isinstance(error, tf.errors.OpError)
+        return is_operation and "ollective" in str(error)
+
+
+class TensorFlowProcesses(SingleReplica, JoinedProcesses):
     """The processes of a cluster that TensorFlow has joined, with a timeout in seconds."""
+
+    lost_peers = LostPeers
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self.rank = rank
@@ -79,7 +94,7 @@ class TensorFlowProcesses(SingleReplica):
         self._known: dict[Any, int] = {}  # The shapes that all ranks have agreed on.
         self._number = itertools.count()
         self._thread = ThreadPoolExecutor(1, "agree")
-        self._waiting: tuple[int, Future[list[bool]] | None] = 0, None
+        self._question = itertools.count(1)
 
     @staticmethod
     def refuse_begun() -> None:
@@ -94,13 +109,11 @@ class TensorFlowProcesses(SingleReplica):
             )
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of rows of all ranks, a scalar."""
         return self._sum("count", [num_rows], [])[0][0]
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Sums what all ranks compute: scalars and gradients."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         return found, *self._sum("backward", *finish(found, None))
@@ -112,7 +125,6 @@ class TensorFlowProcesses(SingleReplica):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Sums what all ranks compute, with compressed gradients."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         more, gradients = finish(found, None)
@@ -139,12 +151,10 @@ class TensorFlowProcesses(SingleReplica):
         return contextlib.nullcontext()
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which must be picklable."""
         with LostPeers("send what rank 0 knows"):
             return pickle.loads(self._broadcast_bytes(b"" if self.rank else pickle.dumps(value)))
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
-        """Gives variables the values that they have on rank 0."""
         with LostPeers("send the variables of rank 0"):
             self._check_shapes([tuple(variable.shape) for variable in variables])
             for variable in variables:
@@ -153,7 +163,6 @@ class TensorFlowProcesses(SingleReplica):
                 variable.assign(np.frombuffer(sent, value.dtype).reshape(value.shape))
 
     def gather(self, array: Array) -> list[Array]:
-        """Returns the arrays of all ranks, in rank order."""
         written = io.BytesIO()
         np.save(written, array, allow_pickle=False)
         with LostPeers("gather the outputs"):
@@ -162,36 +171,13 @@ class TensorFlowProcesses(SingleReplica):
                 for each in self._gather_bytes(written.getvalue())
             ]
 
-    def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing, because each rank predicts its own rows."""
-        return contextlib.nullcontext()
+    def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
+        def reduce(key: int) -> list[bool]:
+            with tf.device("CPU:0"):
+                counts = self._collectives.reduce(tf.constant(list(wishes), tf.int32), _WISHES, key)
+            return [bool(count > 0) for count in counts]
 
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish such as to stop, True if any rank had it at the previous call."""
-        before = self._wait(len(wishes))
-        key = self._waiting[0] + 1
-        self._waiting = key, self._thread.submit(self._ask, list(wishes), key)
-        return before
-
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
-        before = self.agree(wishes)
-        return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
-
-    def _ask(self, wishes: list[bool], key: int) -> list[bool]:
-        """Returns, for each wish, True if any rank has it."""
-        with tf.device("CPU:0"):
-            counts = self._collectives.reduce(tf.constant(wishes, tf.int32), _WISHES, key)
-        return [bool(count > 0) for count in counts]
-
-    def _wait(self, count: int) -> list[bool]:
-        """Waits for the answer to the previous call of `agree`, and returns it."""
-        key, asked = self._waiting
-        self._waiting = key, None
-        if asked is None:
-            return [False] * count
-        with LostPeers("agree on whether to stop"):
-            return asked.result()
+        return self._thread.submit(reduce, next(self._question)).result
 
     def _sum_now(self, numbers: Array) -> Array:
         """Sums an array over all ranks at once, even while a step is traced."""
@@ -230,18 +216,6 @@ class TensorFlowProcesses(SingleReplica):
         first = sum(map(len, self._known))
         self._known[tuple(shapes)] = first
         return first
-
-
-class LostPeers(LostPeersBase):
-    """A context manager that turns errors of collective operations into `PeerLostError`."""
-
-    engine = "TensorFlow"
-
-    @staticmethod
-    def is_of_peer(error: BaseException) -> bool:
-        """Returns True if another rank may have caused an error, such as a lost connection."""
-        is_operation = bool(_joined) and isinstance(error, tf.errors.OpError)
-        return is_operation and "ollective" in str(error)
 
 
 def read_place() -> tuple[int, int, str] | None:

@@ -12,6 +12,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
 from keras_deepseek.backend.data.array_pieces import cut_pieces
 from keras_deepseek.backend.keras_private.layers import infers_shapes
+from keras_deepseek.backend.keras_private.variables import keras_torch_device
 from keras_deepseek.backend.protocols.compute import Compute
 from keras_deepseek.backend.torch.unrecorded import IS_RECORDED
 
@@ -77,13 +78,14 @@ class TorchCompute(Compute):
 
     def fuses_attention(self, query: Any) -> bool:
         # It takes keys and values of one size only. On a CPU the padding costs more than it gains.
-        return bool(query.device.type != "cpu" or query.dtype != torch.float32)
+        dtype = keras.backend.standardize_dtype(query.dtype)
+        return _device_type(query) != "cpu" or dtype != "float32"
 
     def has_attention_kernel(self) -> bool:
         return True
 
     def query_block_size(self, query: Any) -> int:
-        return 128 if query.device.type == "cpu" else 256
+        return 128 if _device_type(query) == "cpu" else 256
 
     def read_integer(self, value: Any) -> int | None:
         if not isinstance(value, torch.Tensor):
@@ -112,9 +114,6 @@ class TorchCompute(Compute):
             state = body(index, *state)
         return tuple(state)
 
-    def loops_over_blocks(self) -> bool:
-        return False
-
     def stack(self, function: Callable[[Any], Any], count: Any, number: Any) -> Any:
         made = [function(index) for index in range(int(count))]
         return torch.stack(made + [torch.zeros_like(made[0])] * (number - len(made)))
@@ -130,9 +129,6 @@ class TorchCompute(Compute):
         with torch.no_grad():
             for index in cut_pieces(tuple(target.shape), target.element_size()):
                 target[index].copy_(_to_tensor(np.asarray(source[index])))
-
-    def unset_initializer(self) -> Any:
-        return "zeros"
 
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -158,16 +154,21 @@ class _GivenGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
-        with current().devices.on_device_of(
-            upstream
-        ):  # PyTorch has a thread for each GPU, and Keras a device for each thread.
+        # PyTorch has a thread for each GPU, and Keras a device for each thread.
+        with current().devices.on_device_of(upstream):
             gradients = ctx.gradient(upstream, *ctx.saved_tensors)
         return None, None, None, *gradients, *(None for _ in range(ctx.num_constants))
 
 
+def _device_type(tensor: Any) -> str:
+    """Returns the type of a tensor's device; of a `keras.KerasTensor`, of Keras's own device."""
+    is_symbol = isinstance(tensor, keras.KerasTensor)
+    return str(torch.device(keras_torch_device() if is_symbol else tensor.device).type)
+
+
 def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
-    # With `torch.topk` alone, the choice among equal numbers depends on how many others there are.
     """Returns the indices of the `k` largest values, among equal values the first ones."""
+    # With `torch.topk` alone, the choice among equal numbers depends on how many others there are.
     if values.dtype != torch.float32:
         return torch.sort(values, dim=-1, descending=True, stable=True)[1][..., :k]
     if not current().compute.can_read_shapes(values):

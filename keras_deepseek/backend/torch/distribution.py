@@ -13,7 +13,6 @@ from keras_deepseek.backend.processes.processes import Processes, Replicas
 from keras_deepseek.backend.protocols.distribution import Distribution
 from keras_deepseek.backend.torch.processes import join_processes
 from keras_deepseek.backend.torch.replicas import DeviceReplicas
-from keras_deepseek.errors import InvalidInputError
 
 
 class TorchDistribution(Distribution):
@@ -22,12 +21,7 @@ class TorchDistribution(Distribution):
     def replicate_over_devices(self, strategy: Any) -> Replicas | None:
         if isinstance(strategy, list):
             return DeviceReplicas(strategy, DeviceShares(len(strategy)))
-        if strategy == "allreduce":
-            return None
-        raise InvalidInputError(
-            "distributed_strategy must be 'allreduce', 'parameter_server', or one of Keras's "
-            f"distributions; received {strategy!r}."
-        )
+        return super().replicate_over_devices(strategy)
 
     def count_processes(self) -> int:
         return int(dist.get_world_size()) if dist.is_initialized() else 1

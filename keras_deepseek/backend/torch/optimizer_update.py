@@ -39,14 +39,14 @@ def apply_update(
             optimizer.apply(multiply_gradients(gradients, factor), variables)
             return
         if _is_plain(optimizer, gradients, variables):
-            rate = current_learning_rate(optimizer)
-            _update(optimizer, gradients, variables, rate, factor)
+            update = _FusedAdam(optimizer, factor)
+            update(gradients, variables, current_learning_rate(optimizer))
             optimizer.iterations.value.add_(1)  # `assign_add` takes forty times as long.
             return
         # Accumulation and clipping come before the kernel, and see multiplied gradients.
         if optimizer.gradient_accumulation_steps or _clips(optimizer):
             gradients, factor = multiply_gradients(gradients, factor), None
-        with temporary_update(optimizer, _make_update(optimizer, factor)):
+        with temporary_update(optimizer, _FusedAdam(optimizer, factor)):
             optimizer.apply(gradients, variables)
 
 
@@ -66,7 +66,7 @@ def _apply_by_device(
 
     on_each = functools.partial(_on_each_device, optimizer)
     if _can_be_fused(optimizer, values):
-        changed = temporary_update(optimizer, on_each(_make_update(optimizer, None)), clip=clip)
+        changed = temporary_update(optimizer, on_each(_FusedAdam(optimizer, None)), clip=clip)
     else:
         changed = temporary_update_parts(optimizer, on_each, _beside_variable, clip=clip)
     with changed:
@@ -161,79 +161,78 @@ def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
     return any(bound is not None for bound in bounds)
 
 
-def _make_update(optimizer: Any, factor: Any) -> Callable[..., None]:
-    """Returns an update that reads each weight once, and uses Keras's optimizer variables.
+class _FusedAdam:
+    """An update by PyTorch's fused Adam, which uses the variables of Keras's optimizer.
 
-    Keras makes one pass for each product and sum, which takes ten times as long.
+    It reads each weight once. Keras makes one pass for each product and sum, which takes ten times
+    as long.
+
+    Args:
+        optimizer: Keras's Adam or AdamW.
+        factor: Scalar tensor that multiplies the gradients, or `None`.
     """
 
-    def update(
-        gradients: Sequence[torch.Tensor], variables: Sequence[keras.Variable], learning_rate: Any
+    def __init__(self, optimizer: Any, factor: Any) -> None:
+        self._optimizer = optimizer
+        self._factor = factor
+
+    def __call__(
+        self,
+        gradients: Sequence[torch.Tensor],
+        variables: Sequence[keras.Variable],
+        learning_rate: Any,
     ) -> None:
-        _update(optimizer, gradients, variables, learning_rate, factor)
+        """Updates the variables with weight decay, then the variables without it."""
+        decay = self._optimizer.weight_decay or 0.0
+        rows = list(zip(variables, self._own_gradients(gradients), strict=True))
+        kept = [row for row in rows if decay and not uses_decay(self._optimizer, row[0])]
+        kept_variables = {id(variable) for variable, _ in kept}
+        decayed = [row for row in rows if id(row[0]) not in kept_variables]
+        for group, weight_decay in ((decayed, decay), (kept, 0.0)):
+            if group:
+                self._update_group(group, float(learning_rate), weight_decay)
 
-    return update
+    def _own_gradients(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns gradients that the kernel may overwrite, which it does if there is a factor."""
+        own: list[torch.Tensor] = []
+        seen: set[int] = set()
+        for gradient in gradients:
+            whole = gradient.contiguous()
+            # The terms of a sum share one gradient tensor.
+            is_shared = self._factor is not None and whole.data_ptr() in seen
+            own.append(whole.clone() if is_shared else whole)
+            seen.add(whole.data_ptr())
+        return own
 
-
-def _update(
-    optimizer: Any,
-    gradients: Sequence[torch.Tensor],
-    variables: Sequence[keras.Variable],
-    learning_rate: Any,
-    factor: Any,
-) -> None:
-    """Updates the variables with weight decay, then the variables without it."""
-    decay = optimizer.weight_decay or 0.0
-    rows = list(zip(variables, _own_gradients(gradients, factor), strict=True))
-    kept = [row for row in rows if decay and not uses_decay(optimizer, row[0])]
-    kept_variables = {id(variable) for variable, _ in kept}
-    decayed = [row for row in rows if id(row[0]) not in kept_variables]
-    for group, weight_decay in ((decayed, decay), (kept, 0.0)):
-        if group:
-            _update_group(optimizer, group, float(learning_rate), weight_decay, factor)
-
-
-def _own_gradients(gradients: Sequence[torch.Tensor], factor: Any) -> list[torch.Tensor]:
-    """Returns gradients that the kernel may overwrite, which it does if there is a factor."""
-    own: list[torch.Tensor] = []
-    seen: set[int] = set()
-    for gradient in gradients:
-        whole = gradient.contiguous()
-        # The terms of a sum share one gradient tensor.
-        is_shared = factor is not None and whole.data_ptr() in seen
-        own.append(whole.clone() if is_shared else whole)
-        seen.add(whole.data_ptr())
-    return own
-
-
-def _update_group(
-    optimizer: Any, rows: Sequence[Row], learning_rate: float, weight_decay: float, factor: Any
-) -> None:
-    """Updates the variables that share one weight decay value."""
-    steps = int(optimizer.iterations)
-    slots = adam_slots(optimizer, [variable for variable, _ in rows])
-    momentums, velocities, maximal_velocities = ([each.value for each in group] for group in slots)
-    values = [variable.value for variable, _ in rows]
-    for value in values:
-        # The kernel reads all tensors in one memory order, and an orthogonal initializer returns a
-        # transposed matrix.
-        if not value.is_contiguous():
-            value.data = value.contiguous()
-    adamw(
-        values,
-        [gradient for _, gradient in rows],
-        momentums,
-        velocities,
-        maximal_velocities,
-        list(torch.full((len(rows),), float(steps), device=rows[0][1].device).unbind()),
-        fused=True,
-        grad_scale=None if factor is None else (1 / factor).to(torch.float32),
-        amsgrad=optimizer.amsgrad,
-        beta1=optimizer.beta_1,
-        beta2=optimizer.beta_2,
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        # Keras adds epsilon before the bias correction, PyTorch after.
-        eps=optimizer.epsilon / (1 - optimizer.beta_2 ** (steps + 1)) ** 0.5,
-        maximize=False,
-    )
+    def _update_group(self, rows: Sequence[Row], learning_rate: float, weight_decay: float) -> None:
+        """Updates the variables that share one weight decay value."""
+        optimizer = self._optimizer
+        steps = int(optimizer.iterations)
+        slots = adam_slots(optimizer, [variable for variable, _ in rows])
+        momentums, velocities, maximal_velocities = (
+            [each.value for each in group] for group in slots
+        )
+        values = [variable.value for variable, _ in rows]
+        for value in values:
+            # The kernel reads all tensors in one memory order, and an orthogonal initializer
+            # returns a transposed matrix.
+            if not value.is_contiguous():
+                value.data = value.contiguous()
+        adamw(
+            values,
+            [gradient for _, gradient in rows],
+            momentums,
+            velocities,
+            maximal_velocities,
+            list(torch.full((len(rows),), float(steps), device=rows[0][1].device).unbind()),
+            fused=True,
+            grad_scale=None if self._factor is None else (1 / self._factor).to(torch.float32),
+            amsgrad=optimizer.amsgrad,
+            beta1=optimizer.beta_1,
+            beta2=optimizer.beta_2,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            # Keras adds epsilon before the bias correction, PyTorch after.
+            eps=optimizer.epsilon / (1 - optimizer.beta_2 ** (steps + 1)) ** 0.5,
+            maximize=False,
+        )

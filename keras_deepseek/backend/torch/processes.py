@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -17,14 +19,18 @@ from keras_deepseek.backend.processes.gradient_compression import Compression, L
 from keras_deepseek.backend.processes.network_interface import find_interface
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
+    JoinedProcesses,
     Processes,
     RemoteReplicas,
     SingleReplica,
     check_rank,
     check_same_shapes,
 )
+from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, read_join_secret
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, LostPeers
 from keras_deepseek.backend.torch.store import open_store
+
+_logger = logging.getLogger(__name__)
 
 _SEEDS = 2**62
 
@@ -33,6 +39,8 @@ def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Connects all processes of a training and returns them; see `Distribution.join_processes`."""
+    if read_join_secret() is not None:
+        _warn_of_unused_secret()
     if dist.is_initialized():
         found = dist.get_world_size(), dist.get_rank()
         check_rank("torch.distributed", found, (world_size, rank))
@@ -53,14 +61,25 @@ def join_processes(
         return TorchProcesses(timeout)
 
 
+@functools.cache
+def _warn_of_unused_secret() -> None:
+    _logger.warning(
+        "%s is set, but PyTorch does not use it: any process that reaches the coordinator's port "
+        "can join. Keep strangers away by a firewall, or train on JAX or TensorFlow.",
+        SECRET_VARIABLE,
+    )
+
+
 def _leave() -> None:
     """Ends the process groups' threads while the interpreter can still wait for them."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-class TorchProcesses(SingleReplica):
+class TorchProcesses(SingleReplica, JoinedProcesses):
     """The processes of the default `torch.distributed` group, with a timeout in seconds."""
+
+    lost_peers = LostPeers
 
     def __init__(self, timeout: float) -> None:
         # The second round has its own process group, since it is out of order with the first.
@@ -71,16 +90,13 @@ class TorchProcesses(SingleReplica):
         self.is_compilable = True
         self._known: set[Any] = set()  # The shapes that all ranks have agreed on.
         self._sums: GradientSums | None = None  # Those of the last step, whose memory is reused.
-        self._waiting: tuple[Any, torch.Tensor] | None = None
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of rows of all ranks, a scalar."""
         return self._sum_scalars([num_rows])[0]
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Sums what all ranks compute: scalars and gradients."""
         found, counts, sums = self._sum(compute, batch, variables, None)
         return found, counts, sums.finish()
 
@@ -91,7 +107,6 @@ class TorchProcesses(SingleReplica):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Sums what all ranks compute, with compressed gradients."""
         found, counts, sums = self._sum(compute, batch, variables, compression)
         return found, counts, sums.finish(), sums.keep
 
@@ -141,14 +156,12 @@ class TorchProcesses(SingleReplica):
             yield
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which must be picklable."""
         values = [value]
         with LostPeers("send what rank 0 knows"):
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
-        """Gives variables the values that they have on rank 0."""
         with torch.no_grad(), LostPeers("send the variables of rank 0"):
             self._check_shapes([tuple(variable.shape) for variable in variables])
             for variable in variables:
@@ -157,37 +170,20 @@ class TorchProcesses(SingleReplica):
                 variable.assign(value)
 
     def gather(self, array: Array) -> list[Array]:
-        """Returns the arrays of all ranks, in rank order."""
         found: list[Any] = [None] * self.world_size
         with LostPeers("gather the outputs"):
             dist.all_gather_object(found, array)
         return found
 
-    def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing, because each rank predicts its own rows."""
-        return contextlib.nullcontext()
-
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish such as to stop, True if any rank had it at the previous call."""
-        before = self._wait(len(wishes))
+    def _ask(self, wishes: Sequence[bool]) -> Callable[[], list[bool]]:
         found = torch.tensor(wishes, dtype=torch.uint8)
-        with LostPeers("agree on whether to stop"):
-            self._waiting = dist.all_reduce(found, dist.ReduceOp.MAX, async_op=True), found
-        return before
+        work = dist.all_reduce(found, dist.ReduceOp.MAX, async_op=True)
 
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns, for each wish, True if any rank has it now or had it at the previous call."""
-        before = self.agree(wishes)
-        return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
-
-    def _wait(self, count: int) -> list[bool]:
-        """Waits for the answer to the previous call of `agree`, and returns it."""
-        if self._waiting is None:
-            return [False] * count
-        (work, found), self._waiting = self._waiting, None
-        with LostPeers("agree on whether to stop"):
+        def wait() -> list[bool]:
             work.wait()
-        return [bool(each) for each in found]
+            return [bool(each) for each in found]
+
+        return wait
 
     def _check_shapes(self, shapes: Sequence[Any]) -> None:
         """Raises an error if ranks would sum different tensors, which would hang."""

@@ -2,14 +2,22 @@
 
 import contextlib
 import json
+import secrets
 import socket
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from keras_deepseek.artifacts.network_address import parse_address
-from keras_deepseek.backend.processes.rendezvous import listen_at, missing_ranks_error
+from keras_deepseek.backend.processes.rendezvous import (
+    listen_at,
+    missing_ranks_error,
+    other_size_reason,
+    refused_error,
+    same_rank_reason,
+)
 
 _PAUSE = 0.05
 """Seconds between two looks at the store. PyTorch's own waiting logs a stack trace at its end."""
@@ -23,6 +31,7 @@ def open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> 
 
     `coordinator` is `HOST:PORT` of rank 0, which listens on loopback only if that is loopback. If a
     rank did not come, each that came raises `PeerLostError` with the names of all that are missing.
+    A rank with another world size, or that another process has too, raises `InvalidInputError`.
     """
     host, port = parse_address("`coordinator`", coordinator)
     deadline = time.monotonic() + timeout
@@ -30,12 +39,13 @@ def open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> 
     if rank == 0:
         descriptor = listen_at(host, port, world_size).detach()
         store = _make_store(host, port, world_size, timeout, descriptor)
+        store.set("world_size", str(world_size))
         missing = _wait_for_ranks(store, world_size, deadline)
     elif _wait_for_listener(host, port, deadline):
         with contextlib.suppress(RuntimeError):  # If rank 0 ends meanwhile, it is missing.
             store = _make_store(host, port, world_size, timeout, None)
             # Rank 0 may have started later than this rank, and decides at its own deadline.
-            missing = _report(store, rank, deadline + timeout + _GRACE)
+            missing = _report(store, rank, world_size, deadline + timeout + _GRACE)
     if missing:
         raise missing_ranks_error(coordinator, world_size, timeout, missing)
     return store
@@ -68,25 +78,43 @@ def _wait_for_listener(host: str, port: int, deadline: float) -> bool:
 
 
 def _wait_for_ranks(store: dist.Store, world_size: int, deadline: float) -> list[int]:
-    """Waits for all ranks on rank 0; returns the missing ones, and tells them to the others."""
-    others = range(1, world_size)
-    _wait_for(store, [f"came/{each}" for each in others], deadline)
-    missing = [each for each in others if not store.check([f"came/{each}"])]
-    store.set("missing", json.dumps(missing))
+    """Waits for all ranks on rank 0; returns the missing ones, and tells the others who came."""
+    keys = [f"came/{rank}" for rank in range(1, world_size)]
+    _wait_for(store, keys, deadline)
+    tokens = ["", *(store.get(key).decode() if store.check([key]) else None for key in keys)]
+    store.set("tokens", json.dumps(tokens))
+    missing = _find_missing(tokens)
     if missing:  # The store ends with this process.
-        present = [each for each in others if each not in missing]
-        _wait_for(store, [f"read/{each}" for each in present], time.monotonic() + _GRACE)
+        present = [f"read/{rank}" for rank in range(1, world_size) if rank not in missing]
+        _wait_for(store, present, time.monotonic() + _GRACE)
     return missing
 
 
-def _report(store: dist.Store, rank: int, deadline: float) -> list[int]:
+def _report(store: dist.Store, rank: int, world_size: int, deadline: float) -> list[int]:
     """Tells rank 0 that this rank has come; returns the ranks that are missing."""
-    store.set(f"came/{rank}", "")
-    if not _wait_for(store, ["missing"], deadline):
+    if not _wait_for(store, ["world_size"], deadline):
         return [0]
-    missing: list[int] = json.loads(store.get("missing"))
+    size_of_rank_0 = int(store.get("world_size"))
+    if world_size != size_of_rank_0:
+        raise refused_error(other_size_reason(rank, world_size, size_of_rank_0))
+    own = secrets.token_hex(8)
+    store.set(f"came/{rank}", own)
+    while not store.check(["tokens"]):
+        # Of two processes of one rank the newer one stays: the older one may have ended.
+        if store.get(f"came/{rank}").decode() != own:
+            raise refused_error(same_rank_reason(rank))
+        if time.monotonic() > deadline:
+            return [0]
+        time.sleep(_PAUSE)
+    tokens = json.loads(store.get("tokens"))
     store.set(f"read/{rank}", "")
-    return missing
+    if tokens[rank] not in (own, None):
+        raise refused_error(same_rank_reason(rank))
+    return _find_missing(tokens)
+
+
+def _find_missing(tokens: Sequence[str | None]) -> list[int]:
+    return [rank for rank, token in enumerate(tokens) if token is None]
 
 
 def _wait_for(store: dist.Store, keys: list[str], deadline: float) -> bool:

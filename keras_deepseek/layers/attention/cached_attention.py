@@ -11,17 +11,14 @@ from keras_deepseek.backend.keras_private.attention import (
     uses_flash_attention,
 )
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import (
-    check_call,
-    check_room,
-    compute_call_spec,
-)
+from keras_deepseek.layers.attention.call_check import check_call, check_room
+from keras_deepseek.layers.attention.head_projection import project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     make_attention_mask,
-    make_cache,
 )
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.position.inner_rotary import read_rotary
@@ -31,7 +28,7 @@ _WRAPPED = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class CachedAttention(keras.Layer):
+class CachedAttention(SelfAttentionLayer):
     """Causal self-attention by a layer of Keras, with a cache of its keys and values.
 
     Choose it to decode with a model that was built from `keras.layers.MultiHeadAttention` or
@@ -107,7 +104,10 @@ class CachedAttention(keras.Layer):
             self._repeats = 1
             sizes = (attention.key_dim, attention.value_dim)
         heads = config.get("num_key_value_heads", config.get("num_heads"))
-        self._entries = {"key": (heads, sizes[0]), "value": (heads, sizes[1])}
+        self._entries: dict[str, tuple[int, ...]] = {
+            "key": (heads, sizes[0]),
+            "value": (heads, sizes[1]),
+        }
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
@@ -120,21 +120,13 @@ class CachedAttention(keras.Layer):
         for projection in self._projections.values():
             projection.supports_masking = True  # Avoids Keras's warning; `call` applies the mask.
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
+    @property
+    def _cache_dtype(self) -> str:
+        return str(self.attention.compute_dtype)
 
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-                non-negative integer.
-        """
-        return make_cache(batch_size, max_length, self._entries, self.attention.compute_dtype)
+    @property
+    def _cache_entries(self) -> dict[str, tuple[int, ...]]:
+        return self._entries
 
     def call(
         self,
@@ -154,7 +146,9 @@ class CachedAttention(keras.Layer):
             return ops.cast(outputs, self.compute_dtype)
         start = 0 if cache is None else cache_index
         parts = attention_projections(self.attention)
-        query, key, value = (parts[name](inputs) for name in ("query", "key", "value"))
+        query, key, value = (
+            project_tokens(parts[name], inputs) for name in ("query", "key", "value")
+        )
         if self.rotary is not None:
             query, key = (self._rotate(x, positions, start) for x in (query, key))
         keys = {"key": key, "value": value}
@@ -172,8 +166,8 @@ class CachedAttention(keras.Layer):
         key, value = (ops.repeat(keys[name], self._repeats, axis=2) for name in ("key", "value"))
         heads = attend(self.attention, query, key, value, visible, training)
         if "gate" in parts:
-            heads = heads * parts["gate"](inputs)
-        outputs = ops.cast(parts["output"](heads), self.compute_dtype)
+            heads = heads * project_tokens(parts["gate"], inputs)
+        outputs = ops.cast(project_tokens(parts["output"], heads), self.compute_dtype)
         return outputs if cache is None else (outputs, cache)
 
     def _rotate(self, x: Any, positions: Any, start: Any) -> Any:
@@ -181,9 +175,6 @@ class CachedAttention(keras.Layer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(self.attention.compute_output_shape(input_shape, input_shape))
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return compute_call_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {

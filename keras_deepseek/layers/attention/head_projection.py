@@ -6,6 +6,7 @@ They are those of `keras.layers.MultiHeadAttention`: `EinsumDense` layers with f
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import Shape
@@ -45,3 +46,16 @@ def make_projection(
     )
     projection.supports_masking = True  # Avoids Keras's warning; `call` applies the mask.
     return projection
+
+
+def project_tokens(projection: keras.layers.EinsumDense, inputs: Any) -> Any:
+    """Returns `projection(inputs)` with the length of the inputs.
+
+    For a `keras.KerasTensor`, `EinsumDense` returns an unknown length even if that of the inputs is
+    known.
+    """
+    outputs, (batch_size, length) = projection(inputs), inputs.shape[:2]
+    if outputs.shape[1] is not None or length is None:
+        return outputs
+    batch_size = -1 if batch_size is None else batch_size
+    return ops.reshape(outputs, (batch_size, length, *outputs.shape[2:]))

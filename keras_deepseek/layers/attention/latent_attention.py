@@ -15,23 +15,36 @@ Shape suffixes:
     V: value of a head
     C: compressed keys and values ("latent")
 
-`queries` is always the pair `(nope_BTNP, rope_BTNR)`, already scaled; `keys` is the pair
-`(latent_BSC, rotary_key_BSR)`, which all heads share.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.layers.attention.head_projection import project_tokens
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import (
     multiply_matrices,
     multiply_transposed,
     promote_dtypes,
 )
+
+
+class LatentQueries(NamedTuple):
+    """The scaled queries, in two parts: without a position (BTNP), and rotary (BTNR)."""
+
+    nope: Any
+    rope: Any
+
+
+class LatentKeys(NamedTuple):
+    """The keys that all heads share: compressed keys and values (BSC), and rotary keys (BSR)."""
+
+    latent: Any
+    rotary_key: Any
 
 
 def is_absorbed_cheaper(
@@ -50,8 +63,8 @@ def is_absorbed_cheaper(
 
 
 def attend_naive(
-    queries: tuple[Any, Any],
-    keys: tuple[Any, Any],
+    queries: LatentQueries,
+    keys: LatentKeys,
     mask_BTS: Any,
     ups: Sequence[Callable[[Any], Any]],
     drop: Callable[[Any], Any],
@@ -88,8 +101,8 @@ def attend_naive(
 
 
 def attend_fused(
-    queries: tuple[Any, Any],
-    keys: tuple[Any, Any],
+    queries: LatentQueries,
+    keys: LatentKeys,
     mask_BTS: Any,
     ups: Sequence[Callable[[Any], Any]],
 ) -> Any:
@@ -114,11 +127,11 @@ def attend_fused(
 
 
 def _expand(
-    queries: tuple[Any, Any], keys: tuple[Any, Any], ups: Sequence[Callable[[Any], Any]]
+    queries: LatentQueries, keys: LatentKeys, ups: Sequence[Callable[[Any], Any]]
 ) -> tuple[Any, Any, Any]:
     """Returns complete queries (BTNH), and keys (BSNH) and values (BSNV) expanded for each head."""
-    latent_BSC, rotary_key_BSR = keys
-    key_BSNP, value_BSNV = (up(latent_BSC) for up in ups)
+    latent_BSC, rotary_key_BSR = keys.latent, keys.rotary_key
+    key_BSNP, value_BSNV = (project_tokens(up, latent_BSC) for up in ups)
     rotary_key_BSNR = ops.broadcast_to(
         ops.expand_dims(rotary_key_BSR, 2), (*ops.shape(key_BSNP)[:3], rotary_key_BSR.shape[-1])
     )
@@ -147,8 +160,8 @@ def _cut_mask(mask_BTS: Any, start: int, stop: int) -> Any:
 
 
 def attend_absorbed(
-    queries: tuple[Any, Any],
-    keys: tuple[Any, Any],
+    queries: LatentQueries,
+    keys: LatentKeys,
     mask_BTS: Any,
     kernels: Sequence[Any],
     drop: Callable[[Any], Any],
@@ -159,12 +172,12 @@ def attend_absorbed(
     `mask_BTS` broadcasts to (BTS), or is `None`.
     """
     weights_BNTS = drop(_weigh_absorbed(queries, keys, mask_BTS, kernels[0]))
-    return _sum_absorbed(weights_BNTS, keys[0], kernels[1])
+    return _sum_absorbed(weights_BNTS, keys.latent, kernels[1])
 
 
 def attend_chosen(
-    queries: tuple[Any, Any],
-    keys: tuple[Any, Any],
+    queries: LatentQueries,
+    keys: LatentKeys,
     indices_BTK: Any,
     is_chosen_BTK: Any,
     kernels: Sequence[Any],
@@ -178,15 +191,15 @@ def attend_chosen(
     """
     # Each query has its own keys, so it becomes a sequence of one query: D is B * T, and "1" stands
     # for its single query.
-    batch_size, length, num_heads, _ = ops.shape(queries[0])
-    keys_DKx = [_gather(x, indices_BTK) for x in keys]
-    queries_D1Nx = [_split_queries(x) for x in queries]
+    batch_size, length, num_heads, _ = ops.shape(queries.nope)
+    keys_DKx = LatentKeys(*(_gather(x, indices_BTK) for x in keys))
+    queries_D1Nx = LatentQueries(*map(_split_queries, queries))
     is_chosen_D1K = _split_queries(is_chosen_BTK)
     weights_DN1K = _weigh_absorbed(queries_D1Nx, keys_DKx, is_chosen_D1K, kernels[0])
     shape = (batch_size, length, num_heads, weights_DN1K.shape[-1])
     weights_BTNK = ops.reshape(weights_DN1K, shape)
     dropped_DN1K = ops.reshape(drop(weights_BTNK), (batch_size * length, num_heads, 1, shape[-1]))
-    outputs_D1NV = _sum_absorbed(dropped_DN1K, keys_DKx[0], kernels[1])
+    outputs_D1NV = _sum_absorbed(dropped_DN1K, keys_DKx.latent, kernels[1])
     return ops.reshape(outputs_D1NV, (*shape[:3], kernels[1].shape[-1])), weights_BTNK
 
 
@@ -207,12 +220,11 @@ def _split_queries(x: Any) -> Any:
 
 
 def _weigh_absorbed(
-    queries: Sequence[Any], keys: Sequence[Any], mask_BTS: Any, kernel_CNP: Any
+    queries: LatentQueries, keys: LatentKeys, mask_BTS: Any, kernel_CNP: Any
 ) -> Any:
     """Returns the attention weights of absorbed latent attention (BNTS)."""
-    nope_BTNP, rope_BTNR = queries
-    latent_query_BTNC = ops.einsum("btnp,cnp->btnc", nope_BTNP, kernel_CNP)
-    return _softmax(_score((latent_query_BTNC, rope_BTNR), keys), mask_BTS)
+    latent_query_BTNC = ops.einsum("btnp,cnp->btnc", queries.nope, kernel_CNP)
+    return _softmax(_score((latent_query_BTNC, queries.rope), keys), mask_BTS)
 
 
 def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:

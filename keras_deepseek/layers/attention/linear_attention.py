@@ -10,20 +10,16 @@ from keras import ops
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import (
-    check_call,
-    check_room,
-    compute_call_spec,
-)
-from keras_deepseek.layers.attention.head_projection import make_projection
+from keras_deepseek.layers.attention.call_check import check_call, check_room
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_states,
     continue_cache,
-    make_cache,
 )
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.inner_layers import serialize_layer
 from keras_deepseek.layers.input_check import Shape
@@ -35,7 +31,7 @@ _ELU_PLUS_ONE = "elu_plus_one"
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class LinearAttention(keras.Layer):
+class LinearAttention(SelfAttentionLayer):
     """Multi-head self-attention whose weights are products of features, without a softmax.
 
     Choose it for very long sequences, and to decode with a cache that does not grow. Its cost grows
@@ -175,32 +171,13 @@ class LinearAttention(keras.Layer):
 
     def _count_features(self) -> int:
         sizes = (1, 1, self.num_heads, self.key_dim)
-        return int(self._map_features(keras.KerasTensor(sizes, self._state_dtype)).shape[-1])
+        return int(self._map_features(keras.KerasTensor(sizes, self._cache_dtype)).shape[-1])
 
     @property
-    def _state_dtype(self) -> str:
+    def _cache_dtype(self) -> str:
         return promote_dtypes(self.compute_dtype, "float32")
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included. The size
-                of the states does not depend on it.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-                non-negative integer.
-        """
-        return make_cache(
-            batch_size, max_length, {}, self._state_dtype, states=self._state_shapes()
-        )
-
-    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self, max_length: int = 0) -> dict[str, tuple[int, ...]]:
         features = (self.num_heads, self._count_features())
         return {"key_value": (*features, self.value_dim), "key": features}
 
@@ -216,11 +193,11 @@ class LinearAttention(keras.Layer):
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
         check_room(self, inputs, positions, cache_index)
         if cache is not None:
-            check_states(cache, inputs.shape[0], lambda _: self._state_shapes())
+            check_states(cache, inputs.shape[0], self._state_shapes)
             cache = continue_cache(cache, cache_index, ("key_value", "key"))
-        query_BTNF = self._map_features(self.query_dense(inputs))
-        key_BTNF = self._map_features(self.key_dense(inputs))
-        value_BTNV = ops.cast(self.value_dense(inputs), self._state_dtype)
+        query_BTNF = self._map_features(project_tokens(self.query_dense, inputs))
+        key_BTNF = self._map_features(project_tokens(self.key_dense, inputs))
+        value_BTNV = ops.cast(project_tokens(self.value_dense, inputs), self._cache_dtype)
         if mask is not None:
             mask_BT11 = ops.expand_dims(ops.expand_dims(mask, -1), -1)
             key_BTNF = ops.where(mask_BT11, key_BTNF, 0.0)
@@ -237,7 +214,7 @@ class LinearAttention(keras.Layer):
             )
         else:
             heads_BTNV = self._attend_to_all(query_BTNF, key_BTNF, value_BTNV, rotated)
-        outputs = self.output_dense(ops.cast(heads_BTNV, self.compute_dtype))
+        outputs = project_tokens(self.output_dense, ops.cast(heads_BTNV, self.compute_dtype))
         if cache is None:
             return outputs
         mask = complete_mask(mask, inputs)
@@ -247,7 +224,7 @@ class LinearAttention(keras.Layer):
         return ops.cast(self.rotary(x, positions=positions, start_index=start), x.dtype)
 
     def _map_features(self, x: Any) -> Any:
-        x = ops.cast(x, self._state_dtype)
+        x = ops.cast(x, self._cache_dtype)
         if self.feature_map == _ELU_PLUS_ONE:
             return ops.elu(x) + 1.0
         return self.feature_map(x)
@@ -295,12 +272,6 @@ class LinearAttention(keras.Layer):
             )
         states = {"key_value": state_BNFV, "key": ops.squeeze(state_BNF1, -1)}
         return sums_BTNV / (total_BTN1 + self.epsilon), states
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return compute_call_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         feature_map = self.feature_map

@@ -12,20 +12,22 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
-from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.call_check import check_call, check_room
+from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     make_attention_mask,
-    make_cache,
 )
 from keras_deepseek.layers.attention.latent_attention import (
+    LatentKeys,
+    LatentQueries,
     attend_absorbed,
     attend_fused,
     attend_naive,
     is_absorbed_cheaper,
 )
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.last_tokens import start_of_last, take_last
 from keras_deepseek.layers.mask_check import check_attention_mask
@@ -37,7 +39,7 @@ from keras_deepseek.layers.token_norm import make_token_norm
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class MultiHeadLatentAttention(keras.Layer):
+class MultiHeadLatentAttention(SelfAttentionLayer):
     """Self-attention that makes the keys and values of all heads from one small vector a token.
 
     Choose it for a language model that decodes: the cache holds only that vector and one rotary
@@ -235,22 +237,6 @@ class MultiHeadLatentAttention(keras.Layer):
         dense.build((None, None, dim))
         return dense
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-                non-negative integer.
-        """
-        return make_cache(batch_size, max_length, self._cache_entries, self.compute_dtype)
-
     @property
     def _cache_entries(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.key_value_lora_rank,), "rotary_key": (self.rope_head_dim,)}
@@ -291,7 +277,7 @@ class MultiHeadLatentAttention(keras.Layer):
             "attention_mask": take_last(attention_mask, num_outputs),
         }
         heads_BTNV = self._attend(queries, keys, visibility, training)
-        outputs = self.output_projection(heads_BTNV)
+        outputs = project_tokens(self.output_projection, heads_BTNV)
         if num_outputs is not None:
             set_mask(outputs, mask_of_outputs)
         return outputs if cache is None else (outputs, cache)
@@ -308,7 +294,8 @@ class MultiHeadLatentAttention(keras.Layer):
         Queries are `nope` (BTNP) and `rope` (BTNR), scaled; keys are `latent` (BSC) and
         `rotary_key` (BSR). The cache keeps the keys that `_cache_entries` names.
         """
-        query_BTNH = self.query_up(take_last(query_input_BTQ, num_outputs)) * self._scale
+        query_input_BTQ = take_last(query_input_BTQ, num_outputs)
+        query_BTNH = project_tokens(self.query_up, query_input_BTQ) * self._scale
         query_positions = {
             "positions": take_last(position_arguments["positions"], num_outputs),
             "start_index": start_of_last(inputs, position_arguments["start_index"], num_outputs),
@@ -333,8 +320,11 @@ class MultiHeadLatentAttention(keras.Layer):
         def drop(weights: Any) -> Any:
             return self.drop(weights, training=training)
 
-        parts = (queries["nope"], queries["rope"]), (keys["latent"], keys["rotary_key"])
-        query_length, key_length = (part[0].shape[1] for part in parts)
+        parts = (
+            LatentQueries(queries["nope"], queries["rope"]),
+            LatentKeys(keys["latent"], keys["rotary_key"]),
+        )
+        query_length, key_length = queries["nope"].shape[1], keys["latent"].shape[1]
         mask_BTS = make_attention_mask(
             ops.shape(queries["nope"])[1], ops.shape(keys["latent"])[1], **visibility
         )
@@ -357,12 +347,6 @@ class MultiHeadLatentAttention(keras.Layer):
             is_only_causal = all(given is None for given in masks)
             return attend_fused(*parts, None if is_only_causal else mask_BTS, ups)
         return attend_naive(*parts, mask_BTS, ups, drop, is_causal=is_causal)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return compute_call_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {

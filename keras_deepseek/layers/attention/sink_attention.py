@@ -165,7 +165,7 @@ def _weigh(scores: Sequence[Any], is_visible: Sequence[Any], sinks_N: Any) -> li
         most = ops.max(ops.stop_gradient(score_BMQNK), axis=-1, keepdims=True, initial=HIDDEN)
         highest = ops.maximum(highest, most)
     exponents = [ops.exp(score_BMQNK - highest) for score_BMQNK in scores]
-    total_BMQN1 = ops.exp(sinks_N1 - highest)
+    total_BMQN1 = ops.exp(-(highest - sinks_N1))  # JAX's arrays subtract no `keras.KerasTensor`.
     for exponent in exponents:
         total_BMQN1 = total_BMQN1 + ops.sum(exponent, axis=-1, keepdims=True)
     return [exponent / total_BMQN1 for exponent in exponents]

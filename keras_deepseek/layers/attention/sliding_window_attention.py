@@ -11,25 +11,21 @@ from keras import ops
 
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import (
-    check_call,
-    check_room,
-    compute_call_spec,
-)
+from keras_deepseek.layers.attention.call_check import check_call, check_room
 from keras_deepseek.layers.attention.compressed.token_packing import (
     PackedTokens,
+    count_tokens,
     join_recent,
     pack_tokens,
 )
-from keras_deepseek.layers.attention.compressed.token_places import count_tokens
-from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_states,
     continue_cache,
-    make_cache,
 )
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.layers.initializers import stack_initializer
 from keras_deepseek.layers.input_check import Shape
@@ -44,7 +40,7 @@ _FIXED_SCALINGS = ("default", "linear", "llama3", "yarn")
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class SlidingWindowAttention(keras.Layer):
+class SlidingWindowAttention(SelfAttentionLayer):
     """Causal self-attention with sinks over the last few tokens; all heads share one key a token.
 
     Choose it for the layers of a DeepSeek-V4 with the type `sliding_attention`, which see only the
@@ -232,26 +228,7 @@ class SlidingWindowAttention(keras.Layer):
         dense.build((None, None, *input_sizes))
         return dense
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-                non-negative integer.
-        """
-        check_integer("max_length", max_length)
-        states = self._cache_shapes(max_length)
-        return make_cache(batch_size, max_length, {}, self.compute_dtype, states=states)
-
-    def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
-        """Returns the slots and the size per slot of each cache tensor except the mask, by name."""
+    def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         return {"recent_key": (self.sliding_window, self.head_dim)}
 
     def call(
@@ -270,7 +247,7 @@ class SlidingWindowAttention(keras.Layer):
             check_positions(ops.convert_to_tensor(positions), inputs)
         num_before = None
         if cache is not None:
-            check_states(cache, inputs.shape[0], self._cache_shapes)
+            check_states(cache, inputs.shape[0], self._state_shapes)
             cache = continue_cache(cache, cache_index)
             num_before = ops.expand_dims(count_tokens(cache["mask"], cache_index), 1)
         if inputs.shape[1] == 0:
@@ -290,10 +267,11 @@ class SlidingWindowAttention(keras.Layer):
     ) -> tuple[Any, Cache]:
         """Computes attention over packed tokens; returns outputs, and the cache without mask."""
         updates = {}
-        low_rank_BTQ = self.query_norm(self.query_down(tokens.inputs))
-        query_BTNH = ops.rms_normalization(self.query_up(low_rank_BTQ), epsilon=self.epsilon)
+        low_rank_BTQ = self.query_norm(project_tokens(self.query_down, tokens.inputs))
+        query_BTNH = project_tokens(self.query_up, low_rank_BTQ)
+        query_BTNH = ops.rms_normalization(query_BTNH, epsilon=self.epsilon)
         query_BTNH = query_BTNH * self.head_dim**-0.5
-        keys_BSH = self.key_value_norm(self.key_value(tokens.inputs))
+        keys_BSH = self.key_value_norm(project_tokens(self.key_value, tokens.inputs))
         query_BTNH, keys_BSH = (self._rotate(x, tokens.positions) for x in (query_BTNH, keys_BSH))
         if cache is not None:
             keys_BSH, updates["recent_key"] = join_recent(cache["recent_key"], keys_BSH, tokens)
@@ -311,7 +289,9 @@ class SlidingWindowAttention(keras.Layer):
         grouped_BTGx = ops.reshape(
             heads_BTNH, (batch_size, length, groups, self.num_heads * self.head_dim // groups)
         )
-        return self.output_projection(self.output_down(grouped_BTGx)), {**updates, **far_updates}
+        low_rank_BTGR = project_tokens(self.output_down, grouped_BTGx)
+        outputs_BTD = project_tokens(self.output_projection, low_rank_BTGR)
+        return outputs_BTD, {**updates, **far_updates}
 
     def _find_far(
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
@@ -326,12 +306,6 @@ class SlidingWindowAttention(keras.Layer):
         first = x.shape[-1] - self.rope_head_dim
         rotated = self.rotary(x[..., first:], positions=positions)
         return ops.concatenate([x[..., :first], rotated], axis=-1) if first else rotated
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return compute_call_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,12 +1,14 @@
 """Chunked computation of a function of many tokens, with a gradient given by the caller."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from keras import ops
 
 from keras_deepseek.backend import current
 from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.opaque_operation import call_opaque
 from keras_deepseek.layers.token_chunks import TokenChunks
 
 
@@ -36,18 +38,19 @@ def map_chunks_with_gradient(
         shared: Floating-point tensors that all chunks need, such as kernels.
         chunk_size: The most tokens of a chunk.
     """
-    chunks = TokenChunks(ops.shape(tokens)[0], chunk_size)
 
-    def compute(*arguments: Any) -> Any:
-        return _compute(chunks, function, *arguments)
+    def run(*arguments: Any) -> Any:
+        tokens, labels, *shared = arguments
+        chunks = TokenChunks(ops.shape(tokens)[0], chunk_size)
+        # Labels are an argument: if they were closed over, `keras.remat` of the layer fails on JAX.
+        return current().compute.apply_with_gradient(
+            partial(_compute, chunks, function),
+            partial(_differentiate, chunks, gradient),
+            [tokens, *shared],
+            [labels],
+        )
 
-    def differentiate(upstream: Any, *arguments: Any) -> tuple[Any, ...]:
-        return _differentiate(chunks, gradient, upstream, *arguments)
-
-    # Labels are an argument: if they were closed over, `keras.remat` of the layer fails on JAX.
-    return current().compute.apply_with_gradient(
-        compute, differentiate, [tokens, *shared], [labels]
-    )
+    return call_opaque(run, tokens, labels, *shared)
 
 
 def _read(tensor: Any, index: Any) -> Any:

@@ -134,7 +134,7 @@ def dispatch_to_blocks(indices_TK: Any, num_experts: int, block_size: Any) -> Ex
     expert_B = ops.cast(ops.searchsorted(ends_E, block_B, side="right"), "int32")
     # Blocks that no expert needs stand at the end, and go to the last expert.
     expert_B = ops.minimum(expert_B, num_experts - 1)
-    first_rank_B = (block_B - ops.take(starts_E, expert_B)) * block_size
+    first_rank_B = ops.subtract(block_B, ops.take(starts_E, expert_B)) * block_size
     return _make_dispatch(
         indices_TK,
         _fill(indices_TK, order, expert_B, first_rank_B, block_size),
@@ -241,9 +241,8 @@ def _sort(indices_TK: Any, num_experts: int) -> _Sorted:
     experts_N = ops.reshape(indices_TK, (-1,))
     choices_N = ops.argsort(experts_N)
     # A one-hot table of choices and experts would be large if there are many of both.
-    loads_E = ops.segment_sum(ops.ones_like(experts_N), experts_N, num_segments=num_experts + 1)[
-        :-1
-    ]
+    loads_E = ops.segment_sum(ops.ones_like(experts_N), experts_N, num_segments=num_experts + 1)
+    loads_E = loads_E[..., :-1]
     starts_E = ops.cast(ops.cumsum(loads_E), "int32") - loads_E
     last_or_expert_N = ops.minimum(experts_N, num_experts - 1)
     # `argsort` of a permutation is its inverse: the sorted place of each choice.
@@ -256,7 +255,7 @@ def _fill(
 ) -> Any:
     """Returns the token in each slot of the blocks (S)."""
     rank_BR = ops.expand_dims(first_rank_B, 1) + ops.expand_dims(_arange(block_size), 0)
-    is_filled_BR = rank_BR < ops.expand_dims(ops.take(order.loads, expert_B), 1)
+    is_filled_BR = ops.less(rank_BR, ops.expand_dims(ops.take(order.loads, expert_B), 1))
     place_BR = ops.expand_dims(ops.take(order.starts, expert_B), 1) + rank_BR
     place_S = ops.reshape(ops.where(is_filled_BR, place_BR, 0), (-1,))
     tokens_S = ops.take(order.choices, place_S) // indices_TK.shape[1]

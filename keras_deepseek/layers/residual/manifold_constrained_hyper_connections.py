@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.checks import check_integer, check_number
-from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
+from keras_deepseek.layers.double_precision import multiply_matrices
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import (
     build_layer,
@@ -18,9 +18,11 @@ from keras_deepseek.layers.inner_layers import (
 )
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.residual.stream_weights import (
+    add_stream_weights,
     check_streams,
     normalize_doubly,
     project_streams,
+    read_stream_weights,
     sum_streams,
 )
 
@@ -125,18 +127,8 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
 
     def build(self, input_shape: Shape) -> None:
         num_streams, dim = check_streams(self.name, input_shape)
-        self.input_spec = keras.InputSpec(min_ndim=3, axes={-2: num_streams, -1: dim})
         units = (2 + num_streams) * num_streams
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(num_streams * dim, units),
-            initializer=self.kernel_initializer,
-            autocast=False,
-        )
-        self.bias = self.add_weight(
-            name="bias", shape=(units,), initializer="zeros", autocast=False
-        )
-        self.scale = self.add_weight(name="scale", shape=(3,), initializer="ones", autocast=False)
+        add_stream_weights(self, input_shape, units, num_scales=3)
         build_layer(self.layer, (*input_shape[:-2], dim), self.compute_dtype)
 
     def collapse(self, inputs: Any) -> tuple[Any, Any, Any]:
@@ -151,14 +143,11 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
             num_streams)`.
         """
         num_streams = inputs.shape[-2]
-        dtype = promote_dtypes(self.variable_dtype, "float32")
-        kernel, bias, scale = (
-            ops.cast(weight, dtype) for weight in (self.kernel, self.bias, self.scale)
-        )
+        kernel, bias, scale = read_stream_weights(self)
         logits = project_streams(inputs, kernel, self.norm_epsilon)
         parts = [num_streams, 2 * num_streams]
         pre, post, comb = (
-            scale[index] * part + part_bias
+            part * scale[index] + part_bias
             for index, (part, part_bias) in enumerate(
                 zip(ops.split(logits, parts, axis=-1), ops.split(bias, parts), strict=True)
             )

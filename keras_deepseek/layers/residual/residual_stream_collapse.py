@@ -6,12 +6,13 @@ import keras
 from keras import ops
 
 from keras_deepseek.checks import check_number
-from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.residual.stream_weights import (
+    add_stream_weights,
     check_streams,
     project_streams,
+    read_stream_weights,
     sum_streams,
 )
 
@@ -79,24 +80,11 @@ class ResidualStreamCollapse(FloatingInputLayer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        num_streams, dim = check_streams(self.name, input_shape)
-        self.input_spec = keras.InputSpec(min_ndim=3, axes={-2: num_streams, -1: dim})
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(num_streams * dim, num_streams),
-            initializer=self.kernel_initializer,
-            autocast=False,
-        )
-        self.bias = self.add_weight(
-            name="bias", shape=(num_streams,), initializer="zeros", autocast=False
-        )
-        self.scale = self.add_weight(name="scale", shape=(1,), initializer="ones", autocast=False)
+        num_streams, _ = check_streams(self.name, input_shape)
+        add_stream_weights(self, input_shape, units=num_streams, num_scales=1)
 
     def call(self, inputs: Any) -> Any:
-        dtype = promote_dtypes(self.variable_dtype, "float32")
-        kernel, bias, scale = (
-            ops.cast(weight, dtype) for weight in (self.kernel, self.bias, self.scale)
-        )
+        kernel, bias, scale = read_stream_weights(self)
         logits = project_streams(inputs, kernel, self.norm_epsilon) * scale + bias
         return sum_streams(inputs, ops.sigmoid(logits) + self.epsilon)
 

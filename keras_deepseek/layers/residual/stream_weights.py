@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.double_precision import multiply_matrices
+from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.input_check import Shape
 
 MIN_STREAMS = 2
@@ -21,6 +22,34 @@ def check_streams(layer_name: str, input_shape: Shape) -> tuple[int, int]:
             "streams with `ResidualStreamExpansion`."
         )
     return num_streams, dim
+
+
+def add_stream_weights(layer: Any, input_shape: Shape, units: int, num_scales: int) -> None:
+    """Adds the kernel, the bias and the scale that compute `units` numbers from a token's streams.
+
+    Inputs are `(batch_size, ..., num_streams, dim)`.
+    """
+    num_streams, dim = check_streams(layer.name, input_shape)
+    layer.input_spec = keras.InputSpec(min_ndim=3, axes={-2: num_streams, -1: dim})
+    layer.kernel = layer.add_weight(
+        name="kernel",
+        shape=(num_streams * dim, units),
+        initializer=layer.kernel_initializer,
+        autocast=False,
+    )
+    layer.bias = layer.add_weight(name="bias", shape=(units,), initializer="zeros", autocast=False)
+    layer.scale = layer.add_weight(
+        name="scale", shape=(num_scales,), initializer="ones", autocast=False
+    )
+
+
+def read_stream_weights(layer: Any) -> tuple[Any, Any, Any]:
+    """Returns the kernel, the bias and the scale of a layer, in float32 or better."""
+    dtype = promote_dtypes(layer.variable_dtype, "float32")
+    kernel, bias, scale = (
+        ops.cast(weight, dtype) for weight in (layer.kernel, layer.bias, layer.scale)
+    )
+    return kernel, bias, scale
 
 
 def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:

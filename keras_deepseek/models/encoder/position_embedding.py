@@ -44,7 +44,7 @@ class PositionEmbedding(FloatingInputLayer):
 
     def call(self, inputs: Any) -> Any:
         self._check_length(inputs)
-        table = ops.cast(self.embeddings, inputs.dtype)[: ops.shape(inputs)[1]]
+        table = ops.cast(self.embeddings, inputs.dtype)[: ops.shape(inputs)[1], :]
         return inputs + (ops.flip(table, axis=0) if self.counts_from_end else table)
 
     def compute_output_spec(self, inputs: Any) -> Any:

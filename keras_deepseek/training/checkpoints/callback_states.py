@@ -24,9 +24,6 @@ class CallbackStates:
     The state of a callback is each attribute that has changed since the training began, if it
     consists of numbers, strings and arrays, and dicts, lists, tuples and sets of them. A callback
     that has `get_state()` and `set_state(state)` defines its state itself.
-
-    Args:
-        callbacks: sequence of Keras callbacks, before the training begins.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:

@@ -1,7 +1,7 @@
 """The arguments of `Trainer` for checkpoints: where, when, and how many."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from keras_deepseek.checks import check_integer
@@ -12,17 +12,7 @@ Best = tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """The options of a trainer's checkpoints, checked. `Trainer` documents them for users.
-
-    Args:
-        checkpoint_dir: string or path. The folder, or `None` for no checkpoints.
-        checkpoint_every: integer. The steps between two, or `None` for one an epoch.
-        keep_last: integer. The number of newest checkpoints that are kept.
-        keep_best: tuple of a log's name, `"min"` or `"max"`, and how many are kept; or `None`.
-
-    Raises:
-        InvalidInputError: An option has a wrong type or value, or there is no folder for it.
-    """
+    """The options of a trainer's checkpoints, checked. `Trainer` documents them for users."""
 
     checkpoint_dir: str | os.PathLike[str] | None = None
     checkpoint_every: int | None = None
@@ -31,11 +21,12 @@ class CheckpointOptions:
 
     def __post_init__(self) -> None:
         if self.checkpoint_dir is None:
-            if (self.checkpoint_every, self.keep_best, self.keep_last) != (None, None, 2):
-                raise InvalidInputError(
-                    "`checkpoint_every`, `keep_best` and `keep_last` need a folder for "
-                    "checkpoints: Trainer(..., checkpoint_dir=...)."
-                )
+            for each in fields(self):
+                if getattr(self, each.name) != each.default:
+                    raise InvalidInputError(
+                        f"`{each.name}` needs a folder for checkpoints: pass "
+                        "Trainer(..., checkpoint_dir=...)."
+                    )
             return
         is_path = isinstance(self.checkpoint_dir, str | os.PathLike)
         if not is_path or not os.fspath(self.checkpoint_dir):
@@ -56,12 +47,14 @@ class CheckpointOptions:
 
     def best(self) -> tuple[str | None, Literal["min", "max"], int]:
         """Returns `keep_best` as log, `"min"` or `"max"`, and number of checkpoints to keep."""
-        if self.keep_best is None:
-            return None, "min", 0
         match self.keep_best:
-            case (str(monitor), "min" | "max" as best_is, *rest) if len(rest) <= 1:
-                return monitor, best_is, check_integer("keep_best[2]", rest[0] if rest else 1)
+            case None:
+                return None, "min", 0
+            case (str(monitor), "min" | "max" as best_is):
+                return monitor, best_is, 1
+            case (str(monitor), "min" | "max" as best_is, int(most)) if most > 0:
+                return monitor, best_is, most
         raise InvalidInputError(
             "`keep_best` must be the name of a log, 'min' or 'max', and how many checkpoints to "
-            f"keep, as in ('val_loss', 'min', 1); received {self.keep_best!r}."
+            f"keep, 1 or more, as in ('val_loss', 'min', 1); received {self.keep_best!r}."
         )

@@ -17,11 +17,7 @@ class CheckpointWriter:
     def submit(self, checkpoint: Checkpoint) -> None:
         """Starts writing a checkpoint in the background, after the previous one is written.
 
-        Args:
-            checkpoint: `Checkpoint`. Its arrays must not change any more.
-
-        Raises:
-            CheckpointError: The previous checkpoint could not be written.
+        Its arrays must not change any more. Raises the error of the previous one, if it failed.
         """
         self.finish()
         self._thread = threading.Thread(
@@ -30,20 +26,12 @@ class CheckpointWriter:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises the error of a failed write, without waiting for one that is running.
-
-        Raises:
-            CheckpointError: A checkpoint could not be written.
-        """
+        """Raises the error of a failed write, without waiting for one that is running."""
         if self._thread is None or not self._thread.is_alive():
             self.finish()
 
     def finish(self) -> None:
-        """Waits until the last checkpoint is on the disk.
-
-        Raises:
-            CheckpointError: A checkpoint could not be written.
-        """
+        """Waits until the last checkpoint is on the disk, and raises its error if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

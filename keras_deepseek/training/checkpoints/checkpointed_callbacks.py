@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
 from keras_deepseek.backend.keras_private.callbacks import finish_callbacks
 from keras_deepseek.backend.keras_private.trainers import epoch_logs, read_learning_rate
-from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.callback_states import CallbackStates
 from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
@@ -30,17 +30,11 @@ class CheckpointedCallbacks(StreamedCallbacks):
     """The callbacks of a training with checkpoints. A checkpoint is taken after they have run.
 
     Args:
-        callbacks: iterable of Keras callbacks.
-        writer: `CheckpointWriter`.
-        stop_signal: `StopSignal`.
         every: integer, the steps between two checkpoints, or `None` for one at each epoch's end.
         monitor: string, the log that scores an epoch, or `None`.
-        resumed: `Checkpoint` to continue from, or `None`.
         extra_state: dict. Further entries of each checkpoint, such as the `"seed"` for the order of
             the data.
         validates: boolean. Some epochs end with a validation.
-        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
-        **options: Arguments of `StreamedCallbacks`.
     """
 
     def __init__(
@@ -118,11 +112,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
             self._save(score)
         if is_monitor_unknown:
             self._writer.finish()
-            raise InvalidInputError(
-                unknown_name_message("log in keep_best", self._monitor, logs or {})
-                + " The training is saved: name another log in keep_best, and continue with "
-                "fit(..., resume=True)."
-            )
+            raise self._unknown_monitor_error(logs or {})
 
     def _stop_requests(self) -> list[bool]:
         return [*super()._stop_requests(), self._stop_signal.received]
@@ -187,6 +177,17 @@ class CheckpointedCallbacks(StreamedCallbacks):
         is_validated = any(name.startswith(_VALIDATION_PREFIX) for name in logs)
         is_of_validation = self._monitor.startswith(_VALIDATION_PREFIX)
         return is_validated or not (self._validates and is_of_validation)
+
+    def _unknown_monitor_error(self, logs: dict[str, Any]) -> InvalidInputError:
+        known, monitor = ", ".join(sorted(logs)), str(self._monitor)
+        problem = f"`keep_best` must name a log of the training: {known}; received {monitor!r}."
+        advice = "name another log, and"
+        if monitor.startswith(_VALIDATION_PREFIX) and not self._validates:
+            problem = f"`keep_best` names {monitor!r}, and there are no validation data."
+            advice = f"pass validation_data to fit, or name a log of the training ({known}), and"
+        return InvalidInputError(
+            f"{problem} The training is saved: {advice} continue with fit(..., resume=True)."
+        )
 
     def _save_and_exit(self, score: float | None = None) -> None:
         self._save(score)

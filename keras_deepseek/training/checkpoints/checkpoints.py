@@ -34,20 +34,20 @@ class Checkpoints:
     """Writes the checkpoints of a trainer, and resumes or rolls back to them.
 
     Args:
-        options: `CheckpointOptions` with a folder.
-        processes: `Processes` that train together.
-        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
+        seed: integer. The seed for the order of the data, or `None` for a random one.
     """
 
     def __init__(
         self,
         options: CheckpointOptions,
         processes: Processes,
-        residual: GradientResidual | None = None,
+        residual: GradientResidual | None,
+        seed: int | None,
     ) -> None:
         monitor, best_is, num_best = options.best()
         self._processes = processes
         self._residual = residual
+        self._seed = seed
         self._every = options.checkpoint_every
         self._monitor = monitor
         self._folder = CheckpointFolder(
@@ -95,17 +95,9 @@ class Checkpoints:
         model: keras.Model,
         arguments: Mapping[str, Any],
         resumed: Checkpoint | None,
-        seed: int | None,
-        policy: keras.DTypePolicy | None = None,
+        policy: keras.DTypePolicy | None,
     ) -> Iterator[dict[str, Any]]:
         """Context manager that sets up a training with checkpoints, and yields arguments of `fit`.
-
-        Args:
-            model: `keras.Model`, compiled.
-            arguments: The arguments that the user gave to `fit`.
-            resumed: `Checkpoint` to continue from, or `None`.
-            seed: integer. The seed for the order of the data, or `None` for a random one.
-            policy: `keras.DTypePolicy` of the steps. Defaults to `None`, the model's own.
 
         Raises:
             CheckpointError: A checkpoint can't be written.
@@ -118,7 +110,7 @@ class Checkpoints:
         # Creates all random generators now: one that is created on first use would be created at
         # another step in a training that was interrupted.
         read_random_state()
-        seed = self._choose_seed(seed, resumed)
+        seed = self._choose_seed(resumed)
         precision = (policy or model.dtype_policy).name
         options, data = position_data(arguments, seed, row_share(self._processes))
         if resumed is not None:
@@ -148,20 +140,27 @@ class Checkpoints:
             if stop_signal.received:  # It came after the last step, and everything is saved.
                 raise SystemExit(0)
 
-    def _choose_seed(self, seed: int | None, resumed: Checkpoint | None) -> int:
+    def _choose_seed(self, resumed: Checkpoint | None) -> int:
         """Returns the data order's seed: the checkpoint's, the user's, or a new one."""
         if resumed is not None:
             return int(resumed.state["seed"])
-        if seed is not None:
-            return seed
+        if self._seed is not None:
+            return self._seed
         return int(self._processes.broadcast(backend.current().step.draw_seed()))
 
     def _continue_from(
         self, resumed: Checkpoint, model: keras.Model, options: dict[str, Any], precision: str
     ) -> None:
         """Sets the first epoch, and warns where the training differs from the checkpoint's."""
-        if resumed.state["is_stopped"]:
-            options["initial_epoch"] = options["epochs"]
+        epochs, num_done = options["epochs"], resumed.state["epoch"]
+        options["initial_epoch"] = epochs if has_ended(resumed, epochs) else num_done
+        if num_done >= epochs:
+            _logger.warning(
+                "Nothing is left to train: the checkpoint of step %d was made at the end of epoch "
+                "%d, and epochs=%d. To train further, pass a larger `epochs`.",
+                *(resumed.step, num_done, epochs),
+            )
+        elif resumed.state["is_stopped"]:
             _logger.warning(
                 "The training ended after step %d, before its last epoch: a callback such as "
                 "EarlyStopping stopped it, or its data ended. No step is added. To train further, "
@@ -169,7 +168,6 @@ class Checkpoints:
                 resumed.step,
             )
         else:
-            options["initial_epoch"] = resumed.state["epoch"]
             _logger.info("The training continues after step %d.", resumed.step)
         self._compare_rates(model, resumed.state)
         before = resumed.state.get("precision", precision)
@@ -206,6 +204,11 @@ class Checkpoints:
                 f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "
                 f"{steps[-1]}. Continue it with fit(..., resume=True), or name another folder."
             )
+
+
+def has_ended(resumed: Checkpoint, epochs: int) -> bool:
+    """Returns True if a training of `epochs` epochs has no step left after a checkpoint."""
+    return bool(resumed.state["is_stopped"] or resumed.state["epoch"] >= epochs)
 
 
 def _read_constant_rate(model: keras.Model) -> float | None:

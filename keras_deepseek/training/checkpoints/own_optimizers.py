@@ -53,13 +53,7 @@ def trained_positions(model: keras.Model) -> dict[str, list[int] | None]:
 def build_own_optimizers(model: keras.Model, trained: Mapping[str, list[int] | None]) -> None:
     """Builds a model's own optimizers for the variables that they had in the checkpoint.
 
-    Args:
-        model: `keras.Model`, built and compiled.
-        trained: dict. The result of `trained_positions` in the checkpoint.
-
-    Raises:
-        InvalidInputError: The model holds other optimizers, or one trains variables that are not
-            the model's, and is not built.
+    `trained` is the result of `trained_positions` in the checkpoint.
     """
     found = find_own_optimizers(model)
     if list(found) != list(trained):

@@ -18,11 +18,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
     """The callbacks of a training on `PositionedData`.
 
     Args:
-        callbacks: iterable of Keras callbacks.
-        model: `keras.Model`, built and compiled.
-        data: `PositionedData` that the model is trained on.
         epochs: integer. The last epoch, counted from 1.
-        verbose: integer or string, as `model.fit` takes it.
         processes: `Processes` that train together. If one stops, all stop after the same step.
     """
 

@@ -25,11 +25,7 @@ def feed(
     are a generator: Keras draws its first batches in advance, and when it ends goes on with those
     few for ever.
 
-    Args:
-        model: `keras.Model`, compiled.
-        arguments: dict. The arguments that the user gave to `fit`.
-        processes: `Processes` that train together. More than one requires a stream.
-        needs_stream: boolean. The data must be a stream.
+    More than one process requires a stream.
 
     Raises:
         NotSupportedError: The data must be a stream, and can't be one.
@@ -68,17 +64,8 @@ def streamed_training(
 ) -> Iterator[dict[str, Any]]:
     """Context manager that opens the data, builds the model, and yields arguments of `fit`.
 
-    Args:
-        model: `keras.Model`, compiled.
-        options: dict. The arguments, as `position_data` returns them.
-        data: `PositionedData` that `position_data` returned, not open yet.
-        processes: `Processes` that train together.
-        position: dict. The position in the data to continue from. Defaults to `None`, the
-            beginning.
-        make_callbacks: Function that returns the `StreamedCallbacks`. Defaults to the class.
-
-    Raises:
-        InvalidInputError: There is no batch, or the data do not match the position.
+    `options` and `data`, which is not open yet, are what `position_data` returned. `position` is
+    where to continue in the data.
     """
     if position is None:
         data.open()

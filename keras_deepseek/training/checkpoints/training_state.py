@@ -22,9 +22,6 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
     These are the weights, states and seeds of the layers; the optimizer's variables, with moving
     averages, accumulated gradients and the loss scale; the variables of further optimizers that
     the model holds; and the sums of the metrics.
-
-    Args:
-        model: `keras.Model`, built and compiled.
     """
     state: dict[str, Any] = {
         group: {
@@ -41,15 +38,7 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
 
 
 def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
-    """Restores the variables' values that `read_variables` returned.
-
-    Args:
-        model: `keras.Model`, built and compiled as the one that was read.
-        state: dict. The values.
-
-    Raises:
-        InvalidInputError: It is another model, or compiled with another optimizer or metrics.
-    """
+    """Restores the variables' values that `read_variables` returned."""
     _check_optimizer(model, state)
     build_own_optimizers(model, state["trained by own optimizers"])
     groups = _groups(model)
@@ -72,11 +61,7 @@ def write_model_and_optimizers(model: keras.Model, state: dict[str, Any]) -> Non
 
 
 def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
-    """Restores only the weights and states of a built model from `read_variables`.
-
-    Raises:
-        InvalidInputError: It is another model.
-    """
+    """Restores only the weights and states of a built model from `read_variables`."""
     _check("model", model.variables, state["model"])
     for variable, value in zip(model.variables, state["model"]["values"], strict=True):
         variable.assign(value)

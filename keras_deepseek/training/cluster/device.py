@@ -18,8 +18,8 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
     """Returns the devices to train on, such as `["gpu:0"]`.
 
     The map has, for each kind of device (`"gpu"`, `"tpu"`, `"cpu"`), the index of the one to use,
-    or a list of them. Kinds that this machine does not have are left out; if it has none of them,
-    the CPU is used.
+    or a list of them. If it has several kinds, those that this machine lacks are left out; if all
+    are missing, the CPU is used with a warning. A single kind that is missing is an error.
     """
     _check_dict(device_map)
     asked: dict[str, list[int]] = {}
@@ -45,11 +45,17 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
                 f"device_map has {kind}:{max(indices)}, but this machine has {', '.join(there)}."
             )
     missing = [kind for kind in asked if not counts[kind]]
+    if missing and len(asked) == 1:
+        raise InvalidInputError(
+            f"device_map is {dict(device_map)}, but this machine has {', '.join(there)}. Name one "
+            "of these, as in {'cpu': 0}, or leave device_map out."
+        )
     found = [
         f"{kind}:{index}" for kind, indices in asked.items() for index in indices if counts[kind]
     ]
     if missing:
-        _logger.info(
+        _logger.log(
+            logging.INFO if found else logging.WARNING,
             "device_map has %s, but this machine has %s: training on %s.",
             *(", ".join(each) for each in (missing, there, found or ["cpu:0"])),
         )

@@ -26,7 +26,7 @@ def check_data(x: Any, batch_size: int | None, what: str = "training data") -> N
     `what` names the data in the error.
     """
     if x is None:
-        raise no_data_error(what)
+        raise InvalidInputError(f"There are no {what}: `x` is None. Pass `x`.")
     if not _is_in_arrays(x):
         if _count_batches(x) == 0:
             raise no_data_error(what)
@@ -80,8 +80,8 @@ def check_targets(x: Any, y: Any) -> None:
     if y is None and _is_in_arrays(x):
         hint = ""
         if isinstance(x, tuple):
-            hint = " A tuple as `x` means several inputs: use fit(x, y), not fit((x, y))."
-        raise InvalidInputError(f"The loss needs targets: use fit(x, y); `y` is None.{hint}")
+            hint = " A tuple as `x` means several inputs, not inputs and targets."
+        raise InvalidInputError(f"The loss needs targets, and `y` is None: pass x and y.{hint}")
 
 
 def check_validation_targets(validation_data: Any) -> None:

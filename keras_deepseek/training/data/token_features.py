@@ -19,7 +19,7 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
     if not isinstance(features, Mapping) or not features:
         raise InvalidInputError(
             "`features` must be a dict of lists of arrays, as in {'token_ids': documents}; "
-            f"received {type(features).__name__}."
+            f"received {'an empty' if not features else 'a'} {type(features).__name__}."
         )
     arrays = {
         name: [np.asarray(sequence) for sequence in sequences]
@@ -40,8 +40,8 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
         shapes = [sequence.shape for sequence in of_one]
         if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
             raise InvalidInputError(
-                f"Sequence {index} must have as many tokens in every feature; received the shapes "
-                f"{dict(zip(arrays, shapes, strict=True))}."
+                f"Sequence {index} must be of shape (num_tokens, ...), with the same number of "
+                f"tokens in every feature; received {dict(zip(arrays, shapes, strict=True))}."
             )
         lengths.append(len(of_one[0]))
     for name, sequences in arrays.items():

@@ -13,11 +13,7 @@ from keras_deepseek.training.step.precision import with_loss_scaling
 
 
 def set_seed(seed: int | None) -> int | None:
-    """Seeds Python, NumPy, Keras and the framework unless the seed is `None`; returns the seed.
-
-    Raises:
-        InvalidInputError: The seed is not an integer from 0 to 2**32 - 1.
-    """
+    """Seeds Python, NumPy, Keras and the framework unless the seed is `None`; returns the seed."""
     if seed is not None:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise InvalidInputError(
@@ -32,11 +28,7 @@ _CHOSEN_BY_OUTPUTS = ("accuracy", "acc")
 
 
 def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
-    """Returns the given model, or the model that the given function builds.
-
-    Raises:
-        InvalidInputError: It is not a `keras.Model`, or the function needs arguments.
-    """
+    """Returns the given model, or the model that the given function builds."""
     made = model
     if not isinstance(model, keras.Layer) and callable(model):  # A model is callable too.
         _check_no_arguments(model)
@@ -73,17 +65,6 @@ def compile_model(
     """Compiles a model with a trainer's optimizer, loss and metrics.
 
     An argument that is `None` keeps the model's own setting.
-
-    Args:
-        model: `keras.Model`.
-        optimizer: `keras.optimizers.Optimizer`, its name or config, or `None`.
-        loss: Keras loss, its name, or a structure of them, or `None`.
-        metrics: list of Keras metrics or names, or `None`.
-        policy: The dtype policy of the training step, or `None` for the model's own.
-
-    Raises:
-        InvalidInputError: A name is unknown, there is no optimizer, or the loss names an output
-            that the model does not have.
     """
     if metrics is not None and not isinstance(metrics, list | tuple | dict):
         metrics = [metrics]  # A single metric needs no list.
@@ -115,10 +96,6 @@ def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[
     """Returns the arguments for `model.compile`, which the model's class may override.
 
     The override also gets its own arguments again, from the attributes of their names.
-
-    Raises:
-        InvalidInputError: The override does not take one of Keras's arguments, or one of its own
-            arguments is not an attribute of the model.
     """
     if type(model).compile is keras.Model.compile:
         return settings
@@ -169,6 +146,13 @@ def _leaves(structure: Any) -> list[Any]:
     return [] if structure is None else [structure]
 
 
+_EXPECTED = {
+    "optimizer": "a Keras optimizer, or its name, as in 'adam'",
+    "loss": "a Keras loss, a function, or its name, as in 'mse'",
+    "metric": "a Keras metric, a function, or its name, as in 'accuracy'",
+}
+
+
 def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> None:
     """Raises an error if a value has the wrong type for an optimizer, a loss or a metric."""
     if isinstance(value, type) and kind != "metric":  # Keras creates an object of a metric class.
@@ -176,14 +160,11 @@ def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Non
             f"`{kind}` is the class {value.__name__}: pass an object of it, as in "
             f"{value.__name__}()."
         )
-    if kind == "optimizer":
-        fits, expected = isinstance(value, keras.optimizers.Optimizer), "Keras object"
-    else:
-        fits, expected = callable(value), "Keras object, a function"
-    if not fits:
+    is_optimizer = isinstance(value, keras.optimizers.Optimizer)
+    if not (is_optimizer if kind == "optimizer" else callable(value)):
         raise InvalidInputError(
-            f"`{kind}` must be a {expected}, or its name; received {type(value).__name__}: "
-            f"{value!r}."
+            f"`{'metrics' if kind == 'metric' else kind}` must be {_EXPECTED[kind]}; received "
+            f"{type(value).__name__}: {value!r}."
         )
 
 
@@ -200,6 +181,4 @@ def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
     try:
         return find(value)
     except (ValueError, TypeError) as error:
-        raise InvalidInputError(
-            f"Unknown {kind} {value!r}: expected a Keras object, or its name."
-        ) from error
+        raise InvalidInputError(f"Unknown {kind} {value!r}: expected {_EXPECTED[kind]}.") from error

@@ -57,16 +57,7 @@ class PositionTracker(keras.callbacks.Callback):
 
 @contextmanager
 def error_notes(model: keras.Model, plan: StepPlan, position: PositionTracker) -> Iterator[None]:
-    """Context manager that adds the batch to errors of a training, or makes them clearer.
-
-    Args:
-        model: `keras.Model` that is trained.
-        plan: `StepPlan` of the training.
-        position: `PositionTracker` among its callbacks.
-
-    Raises:
-        InvalidInputError: The model has no loss, or there is no batch.
-    """
+    """Context manager that adds the batch to errors of a training, or makes them clearer."""
     try:
         with missing_loss_errors(model):
             yield

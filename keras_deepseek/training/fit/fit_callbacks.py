@@ -38,11 +38,7 @@ _STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
 
 
 def list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
-    """Returns the argument `callbacks` (one callback, several or `None`) as a list.
-
-    Raises:
-        InvalidInputError: An element is not a Keras callback.
-    """
+    """Returns the argument `callbacks` (one callback, several or `None`) as a list."""
     if callbacks is None:
         return []
     several = callbacks if isinstance(callbacks, Iterable) else [callbacks]
@@ -50,15 +46,12 @@ def list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
 
 
 def check_callback(callback: Any) -> keras.callbacks.Callback:
-    """Returns a value that is a Keras callback, and raises an error for any other value.
-
-    Raises:
-        InvalidInputError: It is not a Keras callback.
-    """
+    """Returns a value that is a Keras callback, and raises an error for any other value."""
     if not isinstance(callback, keras.callbacks.Callback):
+        hint = f" Pass an object: {callback.__name__}()." if isinstance(callback, type) else ""
         raise InvalidInputError(
             f"Expected a keras.callbacks.Callback; received {type(callback).__name__}: "
-            f"{callback!r}."
+            f"{callback!r}.{hint}"
         )
     return callback
 
@@ -76,14 +69,8 @@ def prepared_callbacks(
 
     Afterwards it closes displays and loggers, also after an error.
 
-    Args:
-        callbacks: list of Keras callbacks. A `ProgressDisplay` is added if the list has no display.
-            Its loggers continue their files if the training is resumed.
-        verbose: string or integer, as `Trainer.fit` takes it.
-        resume: boolean. The training is resumed.
-
-    Raises:
-        InvalidInputError: `verbose` has an unknown value.
+    A `ProgressDisplay` is added if the list has no display. If the training is resumed, its loggers
+    continue their files.
     """
     if verbose not in _STYLES:
         raise InvalidInputError(f'`verbose` must be "auto", 0, 1 or 2; received {verbose!r}.')

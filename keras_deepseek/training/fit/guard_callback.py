@@ -20,8 +20,6 @@ class GuardCallback(keras.callbacks.Callback):
     the last step would make every step wait.
 
     Args:
-        guard: `StepGuard`.
-        steps: `GuardMetric` of the same training.
         roll_back: Function that restores a model and its optimizer from the newest checkpoint, and
             returns its step, or `None` if there is no checkpoint. `None` without checkpoints.
     """
@@ -66,11 +64,7 @@ class GuardCallback(keras.callbacks.Callback):
         self._num_bad = self._steps.num_bad
 
     def _read(self, newest: int) -> None:
-        """Handles the bad steps among the batches whose logs have not been read yet.
-
-        Args:
-            newest: integer. The last batch that was trained.
-        """
+        """Handles the bad steps up to batch `newest` whose logs have not been read yet."""
         if self._unread is None:
             return
         (batch, number), self._unread = self._unread, None

@@ -7,7 +7,7 @@ from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.training.cluster.placement import Placement
 
 
-def check_optimizable(model: keras.Model, placement: Placement, *, is_served: bool) -> None:
+def check_optimizable(model: keras.Model, placement: Placement, *, uses_servers: bool) -> None:
     """Raises an error if `optimize_graph` does not fit the model or its devices.
 
     Raises:
@@ -20,7 +20,7 @@ def check_optimizable(model: keras.Model, placement: Placement, *, is_served: bo
             "programs if it was made by graph.optimize(..., mode='train')."
         )
     found = {
-        "a parameter server": is_served,
+        "a parameter server": uses_servers,
         "devices for layers (device_map)": placement.layers is not None,
         "ModelParallel": isinstance(placement.distribution, keras.distribution.ModelParallel),
     }

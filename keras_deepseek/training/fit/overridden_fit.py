@@ -23,13 +23,7 @@ def call_fit(
 ) -> Any:
     """Calls `model.fit`, with `train` in place of `keras.Model.fit`, and returns its result.
 
-    Args:
-        model: `keras.Model`.
-        arguments: dict. The arguments of `model.fit` by name.
-        train: Function of the arguments that reach `keras.Model.fit`.
-
-    Raises:
-        InvalidInputError: An override does not call `super().fit`.
+    `train` gets the arguments that reach `keras.Model.fit`.
     """
     if type(model).fit is keras.Model.fit:
         return train(arguments)
@@ -37,15 +31,7 @@ def call_fit(
 
 
 def keras_fit_arguments(model: keras.Model, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with which an overridden `fit` calls `keras.Model.fit`.
-
-    Args:
-        model: `keras.Model`.
-        arguments: dict. The arguments of `model.fit` by name.
-
-    Raises:
-        InvalidInputError: An override does not call `super().fit`.
-    """
+    """Returns the arguments with which an overridden `fit` calls `keras.Model.fit`."""
     try:
         call_fit(model, arguments, _leave)
     except _FitReached as reached:

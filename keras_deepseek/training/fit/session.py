@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
+from keras_deepseek.training.checkpoints.checkpoints import Checkpoints, has_ended
 from keras_deepseek.training.checkpoints.streamed_training import feed
 from keras_deepseek.training.checkpoints.training_state import write_weights
 from keras_deepseek.training.cluster.evaluate_together import validating_together
@@ -41,24 +41,9 @@ from keras_deepseek.training.step.step_guard import StepGuard
 
 _logger = logging.getLogger(__name__)
 
-Serve = Callable[[dict[str, Any]], contextlib.AbstractContextManager[None]]
-
 
 class Session:
-    """Sets up and cleans up the trainings of one trainer.
-
-    Args:
-        model: `keras.Model`, compiled.
-        plan: `StepPlan` of its steps.
-        processes: `Processes` that train together.
-        placement: `Placement` of the training.
-        checkpoints: `Checkpoints`, or `None`.
-        seed: integer. The seed for the order of the data in a training with checkpoints, or `None`
-            for a random one.
-        policy: `keras.DTypePolicy` of the step, or `None` for the model's own.
-        serve: Function of the arguments of `model.fit` that returns a context manager in which the
-            workers of a parameter server compute the steps. Defaults to `None`.
-    """
+    """Sets up and cleans up the trainings of one trainer."""
 
     def __init__(
         self,
@@ -67,39 +52,26 @@ class Session:
         processes: Processes,
         placement: Placement,
         checkpoints: Checkpoints | None,
-        *,
-        seed: int | None,
-        policy: keras.DTypePolicy | None,
-        serve: Serve | None = None,
     ) -> None:
         self._model = model
         self._plan = plan
         self._processes = processes
         self._placement = placement
         self._checkpoints = checkpoints
-        self._seed = seed
-        self._policy = policy
-        self._serve = serve
         self._notices: list[str] = []
         self.resumed: Checkpoint | None = None
         """The checkpoint that the next training continues from."""
 
     def check_peers(self, gradient_compression: Any) -> None:
-        """Raises an error if the processes have different models or options.
-
-        Args:
-            gradient_compression: The argument of `Trainer`.
-
-        Raises:
-            InvalidInputError: They differ.
-        """
+        """Raises an error if the processes have different models or options."""
+        policy = self._plan.policy
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         check_same_arguments(
             self._processes,
             {
                 "the model": [(each.shape, each.dtype) for each in self._model.variables],
                 "the optimizer": plain_attributes(optimizer),
-                "the precision": self._policy and self._policy.name,
+                "the precision": policy and policy.name,
                 **{
                     name: plain_attributes(value) if isinstance(value, StepGuard) else value
                     for name, value in self._plan.options.shared_options().items()
@@ -109,7 +81,8 @@ class Session:
         )
 
     def print_once(self, notice: str) -> None:
-        """Prints a text at the start of the next training that shows its progress."""
+        """Prints a text at the start of the next training that shows its progress, and logs it."""
+        _logger.info(notice)
         self._notices.append(notice)
 
     def resume(self) -> int | None:
@@ -143,11 +116,8 @@ class Session:
     ) -> Iterator[dict[str, Any]]:
         """Context manager that sets up a training, and yields the arguments for `keras.Model.fit`.
 
-        Args:
-            arguments: dict. The arguments that the user gave to `fit`.
-            callbacks: sequence of the trainer's Keras callbacks, which run before those of `fit`.
-            resume: boolean. Continues from the newest checkpoint.
-            needs_stream: boolean. Batches must come from our own stream. Defaults to `False`.
+        `callbacks` are the trainer's own, which run before those of `fit`. With `needs_stream`,
+        batches must come from our own stream.
         """
         arguments = dict(arguments)
         own_callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
@@ -160,8 +130,9 @@ class Session:
         if resume and self.resumed is None:
             self.resume()
         refuse_two_schedules(self._model.optimizer, chosen)
+        run_workers = self._plan.parallelism.run_workers
         if verbose:
-            self._print_notices()
+            self._print_notices(arguments["epochs"])
         with (
             error_notes(self._model, self._plan, position),
             prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
@@ -169,9 +140,9 @@ class Session:
             validating_together(self._model, self._processes),
             self._feed(
                 {**arguments, "callbacks": chosen, "verbose": shown},
-                needs_stream=needs_stream or self._serve is not None,
+                needs_stream=needs_stream or run_workers is not None,
             ) as given,
-            contextlib.nullcontext() if self._serve is None else self._serve(given),
+            contextlib.nullcontext() if run_workers is None else run_workers(given),
         ):
             yield given
 
@@ -205,10 +176,10 @@ class Session:
             },
         )
 
-    def _print_notices(self) -> None:
+    def _print_notices(self, epochs: int) -> None:
         while self._notices:
             print(self._notices.pop(0))
-        if self.resumed is not None:
+        if self.resumed is not None and not has_ended(self.resumed, epochs):
             print(f"The training continues after step {self.resumed.step}.")
 
     def _feed(
@@ -217,4 +188,4 @@ class Session:
         if self._checkpoints is None:
             return feed(self._model, arguments, self._processes, needs_stream=needs_stream)
         resumed, self.resumed = self.resumed, None
-        return self._checkpoints.training(self._model, arguments, resumed, self._seed, self._policy)
+        return self._checkpoints.training(self._model, arguments, resumed, self._plan.policy)

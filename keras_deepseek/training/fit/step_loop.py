@@ -44,12 +44,7 @@ def make_steps(
 ) -> Iterator[Step]:
     """Trains a model, and yields a `Step` after each training step.
 
-    Args:
-        model: `keras.Model`, built and compiled.
-        data: `PositionedData`, open.
-        callbacks: `StreamedCallbacks` on these data.
-        epochs: integer. The last epoch, counted from 1.
-        initial_epoch: integer. The first epoch, counted from 0. Defaults to `0`.
+    `epochs` is the last epoch, counted from 1; `initial_epoch` the first one, counted from 0.
     """
     model.make_train_function()
     model.stop_training = False

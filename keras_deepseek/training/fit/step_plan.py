@@ -1,29 +1,30 @@
 """The assembly of a training step from the options of a trainer."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
-from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.graph.program_call import ProgramCall
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
-from keras_deepseek.training.cluster.layer_placement import LayerPlacement
+from keras_deepseek.training.data.position_data import check_data, check_targets
 from keras_deepseek.training.fit.finite_check import FiniteCheck
 from keras_deepseek.training.fit.guard_callback import GuardCallback
 from keras_deepseek.training.fit.kept_memory import kept_memory
 from keras_deepseek.training.step.gradient_clip import check_single_clip
 from keras_deepseek.training.step.gradient_update import GradientUpdate
-from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
-from keras_deepseek.training.step.gradients.make_gradients import make_gradients
 from keras_deepseek.training.step.guard_metric import GuardMetric
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.loss_weight import check_reduction
+from keras_deepseek.training.step.loss.missing_loss import check_test_loss
+from keras_deepseek.training.step.parallelism import ONE_DEVICE, Parallelism
 from keras_deepseek.training.step.precision import step_in_precision
 from keras_deepseek.training.step.rematerialization import find_blocks
 from keras_deepseek.training.step.step_guard import StepGuard
@@ -36,89 +37,59 @@ class StepPlan:
     """Assembles the training step of a trainer, and installs it in the model during a training.
 
     Args:
-        model: `keras.Model`, compiled.
         compute: The trainer's `train_step`.
-        loss: `BatchLoss` of the model.
-        options: `StepOptions`.
         policy: The dtype policy of the step, or `None` for the model's own.
         is_own_compute: boolean. `compute` is an override of `Trainer.train_step`.
-        checkpoints: `Checkpoints` to roll back to. Defaults to `None`.
-        replicas: `RemoteReplicas` in other processes that compute each step together. Defaults to
-            `None`.
-        devices: `Replicas` in this process. Defaults to `None`.
-        layers: `LayerPlacement` of the model's layers on several devices. Defaults to `None`.
-        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
-        served: Function that computes a step by the workers of a parameter server. Defaults to
-            `None`.
-
-    Raises:
-        InvalidInputError: An option does not fit the model, or the model has its own `train_step`,
-            which would ignore an option.
     """
 
-    def __init__(  # noqa: PLR0913 - a step has these parts.
+    def __init__(
         self,
         model: keras.Model,
         compute: Callable[..., Any],
-        loss: BatchLoss,
         options: StepOptions,
         policy: keras.DTypePolicy | None = None,
         *,
         is_own_compute: bool,
         checkpoints: Checkpoints | None = None,
-        replicas: RemoteReplicas | None = None,
-        devices: Replicas | None = None,
-        layers: LayerPlacement | None = None,
-        residual: GradientResidual | None = None,
-        served: Callable[[Any], dict[str, Any]] | None = None,
+        parallelism: Parallelism = ONE_DEVICE,
     ) -> None:
-        check_single_clip(options.gradient_clip, model.optimizer)
-        if not is_own_compute:
-            check_reduction(model.loss)
-        if overrides_train_step(model):
-            ignored = {
-                **options.changes_to_updates(),
-                "the trainer's own `train_step`": is_own_compute,
-                "other processes": replicas is not None,
-                "`gradient_compression`": residual is not None,
-                "several devices": devices is not None,
-            }
-            _refuse_own_step(model, [name for name, is_asked in ignored.items() if is_asked])
         self.options = options
         self.callbacks: list[keras.callbacks.Callback] = []
         self._model = model
         self._is_own_compute = is_own_compute
         self._compilation = compilation(model)
-        self._policy = policy
-        self._served = served
-        self._layers = layers
+        self.policy = policy
+        self.parallelism = parallelism
         self._program_call = ProgramCall(model) if options.optimize_graph else None
+        self._check_options()
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self._training_step = TrainingStep(
             model,
-            loss,
-            make_gradients(
-                model,
-                compute,
-                loss,
-                micro_batches=options.micro_batches,
-                devices=devices,
-                replicas=replicas,
-                residual=residual,
-            ),
-            GradientUpdate(model, options, self._guard_metric, residual),
+            compute,
+            GradientUpdate(model, options, self._guard_metric, parallelism.residual),
             options,
             guard=self._guard_metric,
-            residual=residual,
-            takes_empty=replicas is not None,
-            on_built=lambda: self._place_layers(is_in_step=True),
+            parallelism=parallelism,
+            on_built=functools.partial(self._place_layers, is_in_step=True),
         )
         if model.built:  # Otherwise the first step finds the layers.
             self._in_precision(lambda: find_blocks(model, options.remat))()
-        self._step = self._make_step(
-            is_compilable=layers is None  # XLA would compile it for one device.
-            and all(each is None or each.is_compilable for each in (replicas, devices))
-        )
+        self._step = self._make_step()
+
+    def _check_options(self) -> None:
+        """Raises an error if an option does not fit the model, or would be ignored."""
+        check_single_clip(self.options.gradient_clip, self._model.optimizer)
+        if not self._is_own_compute:
+            check_reduction(self._model.loss)
+        if overrides_train_step(self._model):
+            ignored = {
+                **self.options.changes_to_updates(),
+                "the trainer's own `train_step`": self._is_own_compute,
+                "other processes": self.parallelism.replicas is not None,
+                "`gradient_compression`": self.parallelism.residual is not None,
+                "several devices": self.parallelism.devices is not None,
+            }
+            _refuse_own_step(self._model, [name for name, is_asked in ignored.items() if is_asked])
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -129,7 +100,7 @@ class StepPlan:
                 stack.enter_context(kept_memory())
             stack.enter_context(self._step.use())
             if self._guard_metric is not None:
-                stack.enter_context(self._guard_metric.attach(self._model))
+                stack.enter_context(add_metric(self._model, self._guard_metric))
             yield
 
     def _make_guard_metric(
@@ -150,16 +121,16 @@ class StepPlan:
         return guard_metric
 
     @property
+    def loss(self) -> BatchLoss:
+        """The compiled loss, which `Trainer.train_step` computes."""
+        return self._training_step.loss
+
+    @property
     def needs_targets(self) -> bool:
         """True if the only loss is a Keras loss between outputs and targets."""
         is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
         is_ours = not (self._is_own_compute or overrides_train_step(self._model))
         return is_ours and is_kerass and self._model.loss is not None
-
-    @property
-    def is_served(self) -> bool:
-        """True if the workers of a parameter server compute the steps."""
-        return self._served is not None
 
     @property
     def num_steps(self) -> int:
@@ -177,11 +148,10 @@ class StepPlan:
         return self._step.is_running
 
     def check_model(self) -> None:
-        """Raises an error if this plan can't train the model, or can't do so any more.
+        """Raises an error if this plan can't train the model at the moment.
 
-        Raises:
-            InvalidInputError: The model is being trained, was compiled again, or has other
-                trainable weights than its optimizer was built for.
+        The model is being trained, was compiled again, or has other trainable weights than its
+        optimizer was built for.
         """
         self._step.check_not_training()
         if compilation(self._model) is not self._compilation:
@@ -192,30 +162,30 @@ class StepPlan:
             )
         _check_trainable(self._model)
 
+    def check_test_data(self, x: Any, y: Any) -> None:
+        """Raises an error if an evaluation would have no data, no loss or no targets."""
+        check_data(x, None, "test data")
+        check_test_loss(self._model)
+        own = type(self._model)
+        is_kerass = own.evaluate is keras.Model.evaluate and own.test_step is keras.Model.test_step
+        if is_kerass and self.needs_targets:
+            check_targets(x, y)
+
     def count_kept_bytes(self, data: Any) -> int:
-        """Returns the bytes that a step on a batch keeps for its backward pass.
-
-        Args:
-            data: Tensors of a batch, as Keras passes them to a step.
-
-        Raises:
-            InvalidInputError: The model has its own `train_step`, which can't be measured.
-        """
+        """Returns the bytes that a step on a batch keeps for its backward pass."""
         if overrides_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
-    def _make_step(self, *, is_compilable: bool) -> StepReplacement:
+    def _make_step(self) -> StepReplacement:
         """Makes the training step that replaces the model's own."""
         model, train_step = self._model, self._model.train_step
+        worker_step = self.parallelism.worker_step
         prepare: Callable[[], Any] = self._place_layers
         extra_variables: Callable[[], Sequence[keras.Variable]] = list
-        if self._served is not None:  # The workers apply the precision, and hold the layers.
-            return StepReplacement(
-                model,
-                backend.current().step.make_train_step(model, self._served),
-                is_eager=True,
-            )
+        if worker_step is not None:  # The workers apply the precision, and hold the layers.
+            train_step = backend.current().step.make_train_step(model, worker_step)
+            return StepReplacement(model, train_step, is_eager=True)
         if not overrides_train_step(model):
             prepare, extra_variables = self._prepare, self._training_step.extra_variables
             train_step = backend.current().step.make_train_step(
@@ -226,7 +196,7 @@ class StepPlan:
             self._in_precision(train_step),
             self._in_precision(prepare),
             extra_variables,
-            is_compilable=is_compilable,
+            is_compilable=self.parallelism.is_compilable,
         )
 
     def _prepare(self) -> None:
@@ -234,15 +204,15 @@ class StepPlan:
         self._training_step.prepare()
 
     def _place_layers(self, *, is_in_step: bool = False) -> None:
-        if self._layers is not None:
-            self._layers.begin(self._model, is_in_step=is_in_step)
+        if self.parallelism.place_layers is not None:
+            self.parallelism.place_layers(self._model, is_in_step=is_in_step)
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
         if self._program_call is not None:
             step = self._program_call.in_use()(step)
-        if self._policy is None:
+        if self.policy is None:
             return step
-        return step_in_precision(self._model, self._policy, step, self.options.float32_layers)
+        return step_in_precision(self._model, self.policy, step, self.options.float32_layers)
 
 
 def _check_trainable(model: keras.Model) -> None:

@@ -15,9 +15,6 @@ class StopIterationCheck:
 
     If a callback between them raises StopIteration, Keras ends the epoch, and the last callback
     misses a call. At the end of the data, neither is called.
-
-    Args:
-        callbacks: sequence of the Keras callbacks between the two.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:

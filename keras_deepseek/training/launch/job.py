@@ -81,9 +81,8 @@ class Job:
                 return
             environ = make_environment(self._plan, local_rank, addresses, self._restart, common)
             rank = self._plan.first_rank + local_rank
-            prefix = (
-                "" if self._plan.is_on_ray else f"[{rank}] "
-            )  # The launcher on its node adds it.
+            # On Ray, the launcher on its node adds it.
+            prefix = "" if self._plan.is_on_ray else f"[{rank}] "
             process = RankProcess(rank, prefix, command, environ, self._output, self._watchdog)
             self._running.append(process)
             if self._sent is not None:  # The signal came during this start.
@@ -129,18 +128,9 @@ class Job:
                     selector.unregister(descriptor)
             self._running.remove(process)  # Before `collect`: its process ID may then be reused.
             status = process.collect()
-            if self._is_failure(status):
-                self._fail(Failure(process.rank, status, process.last_errors))
-
-    def _is_failure(self, status: int) -> bool:
-        return status != 0 and self._failure is None
-
-    def _fail(self, failure: Failure) -> None:
-        self._failure = failure
-        if not self._plan.is_on_ray:  # There, the launcher on its node has written it.
-            self._output.say(failure.describe())
-        self._end_others()
-
-    def _end_others(self) -> None:
-        if self._running and self._sent is None:
-            self.end(signal.SIGTERM)
+            if status != 0 and self._failure is None:
+                self._failure = Failure(process.rank, status, process.last_errors)
+                if not self._plan.is_on_ray:  # There, the launcher on its node has written it.
+                    self._output.say(self._failure.describe())
+                if self._running and self._sent is None:
+                    self.end(signal.SIGTERM)

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from keras_deepseek.artifacts.network_address import join_address, parse_address
-from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE
+from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE, read_join_secret
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 
@@ -85,8 +85,9 @@ def make_secret(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment variable with the job's secret, random unless already set.
 
     Launchers on several nodes can't agree on a random one: there the user sets it, or nobody.
+    PyTorch does not use it.
     """
-    if environ.get(SECRET_VARIABLE) or plan.nnodes > 1:
+    if read_join_secret(environ) or plan.nnodes > 1 or plan.backend == "torch":
         return {}
     return {SECRET_VARIABLE: secrets.token_hex(32)}
 

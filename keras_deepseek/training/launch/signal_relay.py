@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 _TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -35,12 +35,7 @@ class SignalRelay:
         self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _do_nothing)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(self._previous_descriptor)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from types import TracebackType
 
 
 class Watchdog:
@@ -30,12 +29,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()

@@ -109,8 +109,7 @@ class CoordinatorWorkers(Workers):
         self._tasks = tasks
 
     def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Future[Any]:
-        """Returns a finished future, because workers hold no model."""
-        return _done(None)
+        return _done(None)  # Workers hold no model.
 
     def compute(self, worker: int, task: Task) -> Future[Any]:
         """Schedules a batch on the next free process, with gradients for the slot `worker`."""
@@ -118,7 +117,6 @@ class CoordinatorWorkers(Workers):
         return self._cluster.schedule(self._compiled, arguments)
 
     def finish(self, worker: int, task: Task, future: Future[Any]) -> Result:
-        """Applies the update of a computed batch, and returns its result."""
         try:
             logs, metrics = future.result()
         except ResultLostError as error:
@@ -130,19 +128,14 @@ class CoordinatorWorkers(Workers):
         return Result(numbers, [_to_array(each) for each in metrics], pushes=[])
 
     def restart_workers(self, workers: Sequence[int]) -> None:
-        """Kills and restarts all worker processes, since any of them may have the batches."""
+        # All of them, since any may have the batches.
         self._tasks.look_after(ends_workers=True)
 
     def set_up_server(self, server: int, values: ShardValues) -> Future[Any]:
-        """Sets a server's variables to values, and returns a finished future.
-
-        The server has one run only.
-        """
         self._remote.write(server, values)
-        return _done("")
+        return _done("")  # The server has one run only.
 
     def read_server(self, server: int) -> Future[Any]:
-        """Returns a finished future of the server's `ShardValues`."""
         return _done(self._remote.read(server))
 
     def wait(self, futures: Sequence[Future[Any]], timeout: float) -> list[Future[Any]]:
@@ -169,7 +162,6 @@ class CoordinatorWorkers(Workers):
                 self._tasks.look_after()
 
     def result(self, future: Future[Any]) -> Any:
-        """Returns the value of a finished future."""
         return future.result()
 
 

@@ -84,7 +84,7 @@ class Workers(ABC):
     def result(self, future: Any) -> Any:
         """Returns the value of a finished future, except of one that `compute` returned.
 
-        Raises a `ProcessEndedError` if the process that was to answer ended.
+        Raises the error of the worker's code, or a `ProcessEndedError` if the process ended.
         """
 
 

@@ -8,8 +8,6 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
-from keras_deepseek.training.step.gradients.make_gradients import make_gradients
-from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.precision import step_in_precision
 from keras_deepseek.training.step.training_step import TrainingStep
 
@@ -27,15 +25,9 @@ def take_gradient_step(
     the step in the trainer's precision, and a function to call before the first one.
     """
     model, options, policy = trainer.model, arguments["options"], arguments["policy"]
-    loss = BatchLoss(model, is_in_parts=options.micro_batches > 1)
-    vars(trainer)["_loss"] = loss  # `Trainer.train_step` returns it.
-    gradient_step = TrainingStep(
-        model,
-        loss,
-        make_gradients(model, trainer.train_step, loss, micro_batches=options.micro_batches),
-        GradientsAsLogs(model, options.gradient_clip, arguments["global_clipnorm"]),
-        options,
-    )
+    update = GradientsAsLogs(model, options.gradient_clip, arguments["global_clipnorm"])
+    gradient_step = TrainingStep(model, trainer.train_step, update, options)
+    vars(trainer)["_batch_loss"] = gradient_step.loss  # `Trainer.train_step` returns it.
     run = backend.current().step.make_train_step(model, gradient_step)
     prepare: Callable[[], Any] = gradient_step.prepare
     if policy is not None:

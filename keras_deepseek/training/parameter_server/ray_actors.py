@@ -136,7 +136,6 @@ class RayActors(Workers):
         self._variables: Any = None
 
     def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Any:
-        """Makes a worker build its model; returns a future of its readiness."""
         if self._variables is None:
             self._variables = self._ray.put(list(variables))
         seed = (self._seed + worker) % 2**32
@@ -145,34 +144,27 @@ class RayActors(Workers):
         )
 
     def compute(self, worker: int, task: Task) -> Any:
-        """Sends a batch to a worker, which sends its gradients to the servers itself."""
         # Ray does not send it again if the worker ends: the dispatcher gives it to another one.
         return self.workers[worker].compute.options(max_task_retries=0).remote(task)
 
     def finish(self, worker: int, task: Task, future: Any) -> Result | None:
-        """Returns the result of a computed batch, whose gradients are on their way to servers."""
         result: Result | None = self.result(future)
         return result
 
     def restart_workers(self, workers: Sequence[int]) -> None:
-        """Kills workers that do not answer, which Ray then starts again."""
         for worker in workers:
             self._ray.kill(self.workers[worker], no_restart=False)
 
     def set_up_server(self, server: int, values: ShardValues) -> Any:
-        """Sends a server its values; returns the future of an ID of the server's present run."""
         return self.servers[server].set_up.remote(self._shard_plans[server], values)
 
     def read_server(self, server: int) -> Any:
-        """Returns the future of the server's `ShardValues`; `None` if it has lost them."""
         return self.servers[server].read.remote()
 
     def read_life(self, server: int) -> Any:
-        """Returns the future of a server's run ID; `None` if the server has lost its values."""
         return self.servers[server].life.remote()
 
     def restart_server(self, server: int) -> None:
-        """Kills a server that does not answer, which Ray then starts again without values."""
         self._ray.kill(self.servers[server], no_restart=False)
 
     def most_missed(self) -> int:
@@ -181,15 +173,10 @@ class RayActors(Workers):
         return int(max(missed))
 
     def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
-        """Waits for a future, and returns it in a list; an empty list after the timeout."""
         ready, _ = self._ray.wait(list(futures), num_returns=1, timeout=timeout)
         return list(ready)
 
     def result(self, future: Any) -> Any:
-        """Returns the value of a finished future, or raises the error of the worker's code.
-
-        Raises a `ProcessEndedError` if the process that was to answer ended.
-        """
         errors = self._ray.exceptions
         try:
             return self._ray.get(future)

@@ -19,9 +19,7 @@ def build_for_step(model: keras.Model, batch: Any) -> None:
     splits the batch first. Then the step itself is traced. PyTorch can't trace it, so that the
     layers of such a model must be built before.
 
-    Args:
-        model: `keras.Model`, compiled.
-        batch: Structure of `KerasTensor`s and `None`.
+    `batch` is a structure of `KerasTensor`s and `None`.
     """
     try:
         build_for_training(model, batch)

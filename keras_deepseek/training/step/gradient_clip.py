@@ -1,5 +1,7 @@
 """Clipping of gradients, after unscaling and before the update."""
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -7,8 +9,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.checks import check_number
-from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError
 
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
 
@@ -16,33 +17,23 @@ _KINDS = ("value", "norm", "global_norm", "adaptive")
 _MIN_NORM = 1e-3  # Of weights in the adaptive clip: weights of zero can then still change.
 
 
-def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
-    """Raises an error if `gradient_clip` is not a pair of a known kind and a bound.
-
-    Raises:
-        InvalidInputError: It is something else, or the kind is unknown.
-    """
-    if gradient_clip is None:
-        return
-    if not isinstance(gradient_clip, tuple | list) or len(gradient_clip) != 2:  # noqa: PLR2004
-        raise InvalidInputError(
-            "`gradient_clip` must be a kind and a bound, as in ('global_norm', 1.0); received "
-            f"{gradient_clip!r}."
-        )
-    kind, bound = gradient_clip
-    if kind not in _KINDS:
-        raise InvalidInputError(unknown_name_message("gradient clip", kind, _KINDS))
-    check_number("gradient_clip", bound, above=0)
+def check_gradient_clip(gradient_clip: Any) -> None:
+    """Raises an error if `gradient_clip` is not a pair of a known kind and a bound."""
+    match gradient_clip:
+        case None:
+            return
+        case (str(kind), numbers.Real() as bound) if kind in _KINDS and 0 < float(bound) < math.inf:
+            return
+    raise InvalidInputError(
+        "`gradient_clip` must be a kind ('value', 'norm', 'global_norm' or 'adaptive') and a "
+        f"finite bound above 0, as in ('global_norm', 1.0); received {gradient_clip!r}."
+    )
 
 
 def check_single_clip(
     gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
 ) -> None:
-    """Raises an error if both the trainer and the optimizer clip gradients.
-
-    Raises:
-        InvalidInputError: Both clip gradients.
-    """
+    """Raises an error if both the trainer and the optimizer clip gradients."""
     if gradient_clip is None:
         return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -62,11 +53,7 @@ def clip_gradients(
     The factor is `None` except for the clip by the global norm. There the update applies it, since
     it reads all gradients anyway.
 
-    Args:
-        gradient_clip: tuple of the kind and its bound.
-        gradients: Tensors.
-        variables: The variables of the gradients.
-        norm: Scalar tensor, the global norm of the gradients.
+    `norm` is the global norm of the gradients.
     """
     kind, bound = gradient_clip
     if kind == "global_norm":
@@ -87,19 +74,12 @@ def _on_own_device(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> 
 
 
 def _clip_by_norm(gradient: Any, bound: float) -> Any:
-    return _shrink(gradient, _norm(gradient), bound)
+    return _shrink(gradient, backend.current().step.global_norm([gradient]), bound)
 
 
 def _clip_by_weights(gradient: Any, variable: Any, bound: float) -> Any:
-    return _shrink(gradient, _unit_norms(gradient), bound * _weight_norms(variable))
-
-
-def _norm(gradient: Any) -> Any:
-    return backend.current().step.global_norm([gradient])
-
-
-def _weight_norms(variable: Any) -> Any:
-    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _MIN_NORM)
+    norms = ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _MIN_NORM)
+    return _shrink(gradient, _unit_norms(gradient), bound * norms)
 
 
 def _unit_norms(tensor: Any) -> Any:

@@ -1,5 +1,6 @@
 """The update of weights from gradients, in the same order of operations on every backend."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,14 +15,7 @@ from keras_deepseek.training.step.step_options import StepOptions
 
 
 class GradientUpdate:
-    """Unscales, checks, clips and applies the gradients of a step.
-
-    Args:
-        model: `keras.Model`, compiled.
-        options: `StepOptions`.
-        guard: `GuardMetric` that judges steps, or `None`.
-        residual: `GradientResidual` if gradients are compressed between processes, or `None`.
-    """
+    """Unscales, checks, clips and applies the gradients of a step."""
 
     def __init__(
         self,
@@ -47,46 +41,65 @@ class GradientUpdate:
         Returns:
             Boolean scalar, true for a good step, or `None` if steps are not checked; and the logs.
         """
-        optimizer, logs, densify = self._model.optimizer, {}, backend.current().step.densify
-        scaling = optimizer if is_scaled(optimizer) else None
-        inner = optimizer if scaling is None else optimizer.inner_optimizer
-        if scaling is not None:
-            scale = scaling.dynamic_scale
-            gradients = [_unscale(gradient, scale) for gradient in map(densify, gradients)]
-        is_checked = scaling is not None or self._guard is not None
-        if is_checked or self._gradient_clip is not None:
-            gradients = [densify(gradient) for gradient in gradients]
-            norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
-
-        def apply() -> None:
-            clipped, factor = gradients, None
-            if self._gradient_clip is not None:
-                clipped, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
-            backend.current().step.apply_update(inner, clipped, variables, factor)
-            if keep_residual is not None:
-                keep_residual()
-
-        if self._gradient_clip is not None:
-            logs["gradient_norm"] = norm
+        optimizer = self._model.optimizer
+        is_checked = is_scaled(optimizer) or self._guard is not None
+        if not is_checked and self._gradient_clip is None:
+            self._apply(gradients, variables, None, keep_residual)
+            return None, {}
+        gradients = self._unscale(gradients)
+        norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
+        logs = {} if self._gradient_clip is None else {"gradient_norm": norm}
         if not is_checked:
-            apply()
+            self._apply(gradients, variables, norm, keep_residual)
             return None, logs
-        # The norm is finite only if all gradients are.
-        is_good = is_finite = ops.isfinite(norm)
+        is_finite = ops.isfinite(norm)  # The norm is finite only if all gradients are.
+        is_good = is_finite
         if self._guard is not None:
             # Loss scaling handles overflows of float16: they are not bad steps.
-            is_good = self._guard.judge(loss, is_finite if scaling is None else True)
+            is_good = self._guard.judge(loss, True if is_scaled(optimizer) else is_finite)
             logs |= self._guard.logs()
-        residuals = self._residual.variables if self._residual else []
         backend.current().compute.run_if(
             ops.logical_and(is_good, is_finite),
-            apply,
-            [*variables, *inner.variables, *residuals],
+            functools.partial(self._apply, gradients, variables, norm, keep_residual),
+            self._assigned(variables),
         )
-        if scaling is not None:
+        if is_scaled(optimizer):
             # A bad loss is no reason to change the loss scale.
-            _adapt_scale(scaling, is_finite, True if self._guard is None else is_good)
+            _adapt_scale(optimizer, is_finite, True if self._guard is None else is_good)
         return is_good, logs
+
+    def _unscale(self, gradients: Sequence[Any]) -> list[Any]:
+        """Returns dense gradients, divided by the loss scale."""
+        dense = [backend.current().step.densify(gradient) for gradient in gradients]
+        if not is_scaled(self._model.optimizer):
+            return dense
+        scale = self._model.optimizer.dynamic_scale
+        return [_divide(gradient, scale) for gradient in dense]
+
+    def _apply(
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence[keras.Variable],
+        norm: Any,
+        keep_residual: Callable[[], None] | None,
+    ) -> None:
+        """Clips the gradients, updates the variables, and then calls `keep_residual`."""
+        factor = None
+        if self._gradient_clip is not None:
+            gradients, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
+        backend.current().step.apply_update(self._inner_optimizer(), gradients, variables, factor)
+        if keep_residual is not None:
+            keep_residual()
+
+    def _assigned(self, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+        """Returns the variables that `_apply` may assign."""
+        residuals = self._residual.variables if self._residual else []
+        return [*variables, *self._inner_optimizer().variables, *residuals]
+
+    def _inner_optimizer(self) -> keras.optimizers.Optimizer:
+        """Returns the optimizer that updates, without loss scaling."""
+        optimizer = self._model.optimizer
+        return optimizer.inner_optimizer if is_scaled(optimizer) else optimizer
 
 
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -94,7 +107,7 @@ def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
-def _unscale(gradient: Any, scale: keras.Variable) -> Any:
+def _divide(gradient: Any, scale: keras.Variable) -> Any:
     with backend.current().devices.on_device_of(gradient):
         return ops.divide(gradient, scale)
 
@@ -104,10 +117,7 @@ def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:
 
     Keras does the same, with different code on each backend.
 
-    Args:
-        optimizer: `LossScaleOptimizer`.
-        is_finite: Boolean scalar. The gradients are finite.
-        counts: Boolean scalar. False leaves the scale unchanged.
+    `counts` is a boolean scalar: false leaves the scale unchanged.
     """
     count, scale = optimizer.step_counter, optimizer.dynamic_scale
     is_full = ops.equal(count, optimizer.dynamic_growth_steps - 1)

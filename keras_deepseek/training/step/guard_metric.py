@@ -1,6 +1,5 @@
 """A metric that detects bad steps inside the compiled step, and records them in variables."""
 
-from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -8,7 +7,6 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend.keras_private.layers import batch_states
-from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.training.step.step_guard import StepGuard
 
 
@@ -35,12 +33,7 @@ _SETTLED = 20  # Good steps before the running mean is used.
 
 
 class GuardMetric(keras.metrics.Metric):
-    """Finds and records bad steps in variables, which Keras passes to the step as a metric's.
-
-    Args:
-        guard: `StepGuard`.
-        steps_per_execution: integer. Steps in one call. Defaults to `1`.
-    """
+    """Finds and records bad steps in variables, which Keras passes to the step as a metric's."""
 
     def __init__(self, guard: StepGuard, steps_per_execution: int = 1) -> None:
         super().__init__(name="guarded_steps")
@@ -56,10 +49,6 @@ class GuardMetric(keras.metrics.Metric):
         )
         self._num_in_means = self.add_weight(name="num_in_means", initializer="zeros")
 
-    def attach(self, model: keras.Model) -> AbstractContextManager[None]:
-        """Returns a context manager in which the model has this metric."""
-        return add_metric(model, self)
-
     def copy_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
         """Returns pairs of a variable and a copy of its value, to undo a bad batch.
 
@@ -72,9 +61,7 @@ class GuardMetric(keras.metrics.Metric):
     def judge(self, loss: Any, is_finite: Any) -> Any:
         """Checks and records a step; returns a boolean scalar tensor, true for a good step.
 
-        Args:
-            loss: Scalar tensor.
-            is_finite: Boolean scalar tensor. The gradients are finite.
+        `is_finite` is true if the gradients are finite.
         """
         loss = ops.cast(loss, "float32")
         verdict: Any = ops.where(

@@ -14,13 +14,8 @@ def find_named_layers(
 ) -> list[keras.Layer]:
     """Returns the layers, at any depth, whose names match one of the patterns.
 
-    Args:
-        model: `keras.Model`, built.
-        argument: string. The name of the argument with the patterns, for the error.
-        patterns: Sequence of names, which may contain `*` and `?`.
-
-    Raises:
-        InvalidInputError: A pattern matches no layer.
+    Patterns may contain `*` and `?`. Raises an error, which names the `argument`, if one matches no
+    layer.
     """
     layers = [layer for layer in flatten_layers(model) if layer is not model]
     for pattern in patterns:

@@ -24,11 +24,7 @@ from keras_deepseek.training.step.named_layers import are_names, find_named_laye
 def check_precision(
     precision: str | keras.DTypePolicy | None, fp16_enabled: bool, float32_layers: Sequence[str]
 ) -> None:
-    """Raises an error if the arguments for half precision contradict each other.
-
-    Raises:
-        InvalidInputError: They contradict each other, or the policy is unknown.
-    """
+    """Raises an error if the arguments for half precision contradict each other."""
     if not are_names(float32_layers):
         raise InvalidInputError(
             "`float32_layers` must be a list of layers' names, as in ['fourier_*']; received "
@@ -54,9 +50,6 @@ def training_policy(
 
     `fp16_enabled` means float16 on a GPU. On TPU and CPU it means bfloat16, which needs no loss
     scaling.
-
-    Raises:
-        InvalidInputError: The policy is unknown.
     """
     if precision is None and not fp16_enabled:
         return None
@@ -94,12 +87,7 @@ _SLOW_ON_JAX_CPU = (
 
 
 def is_slower_in_half(model: keras.Model, device_kind: str) -> bool:
-    """Returns True if half precision would slow a model down, as for convolutions on JAX's CPU.
-
-    Args:
-        model: `keras.Model`.
-        device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
-    """
+    """Returns True if half precision would slow a model down, as for convolutions on JAX's CPU."""
     if keras.backend.backend() != "jax" or device_kind != "cpu":
         return False
     return any(isinstance(layer, _SLOW_ON_JAX_CPU) for layer in flatten_layers(model))
@@ -123,12 +111,8 @@ def step_in_precision(
 ) -> Callable[..., Any]:
     """Wraps a training step, so that the model's layers compute by another dtype policy.
 
-    Args:
-        model: `keras.Model`.
-        policy: The policy of the step.
-        train_step: The step, as Keras takes it.
-        float32_layers: Patterns of the names of layers that keep their own policy, with the layers
-            inside them. Defaults to `()`.
+    Layers that match a pattern of `float32_layers`, and the layers inside them, keep their own
+    policy.
 
     Raises:
         InvalidInputError: When the step is called, if the model's weights do not have the policy's

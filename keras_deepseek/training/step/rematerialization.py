@@ -21,11 +21,7 @@ _HALF = ("bfloat16", "float16")
 
 
 def check_remat(remat: Remat) -> None:
-    """Raises an error if the argument `remat` is neither a boolean nor a list of names.
-
-    Raises:
-        InvalidInputError: It is neither.
-    """
+    """Raises an error if the argument `remat` is neither a boolean nor a list of names."""
     if not isinstance(remat, bool) and not are_names(remat):
         raise InvalidInputError(
             "`remat` must be True, False or a list of layers' names, as in ['block_*']; received "
@@ -36,12 +32,7 @@ def check_remat(remat: Remat) -> None:
 def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
     """Returns the layers to rematerialize, without layers inside of another such layer.
 
-    Args:
-        model: `keras.Model`, built.
-        remat: boolean, or patterns of names. `True` means the model's own layers that hold layers.
-
-    Raises:
-        InvalidInputError: A pattern, or `True`, matches no layer.
+    `True` means the model's own layers that hold layers. Raises an error if nothing matches.
     """
     if not remat:
         return []
@@ -80,11 +71,7 @@ def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> li
 
 @contextmanager
 def rematerialized(blocks: Sequence[keras.Layer]) -> Iterator[None]:
-    """Context manager in which layers keep only their inputs for the backward pass.
-
-    Args:
-        blocks: Layers, built.
-    """
+    """Context manager in which layers keep only their inputs for the backward pass."""
     own_calls = [vars(layer).get("call") for layer in blocks]
     for layer in blocks:
         layer.call = backend.current().step.rematerialize(layer, layer.call, block_states(layer))

@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 from keras_deepseek.checks import check_integer, check_number
-from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError
 
 Action = Literal["stop", "skip", "roll_back"]
 
@@ -44,7 +44,10 @@ class StepGuard:
         self, action: Action = "stop", *, spike: float | None = None, most_in_a_row: int = 10
     ) -> None:
         if action not in get_args(Action):
-            raise InvalidInputError(unknown_name_message("guard", action, get_args(Action)))
+            raise InvalidInputError(
+                "`guard` must be 'stop', 'skip' or 'roll_back', or a StepGuard with one of them as "
+                f"its `action`; received {action!r}."
+            )
         self.action = action
         self.spike = None if spike is None else check_number("spike", spike, above=0)
         self.most_in_a_row = check_integer("most_in_a_row", most_in_a_row)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 import keras
@@ -17,39 +18,30 @@ from keras_deepseek.training.step.precision import (
 from keras_deepseek.training.step.rematerialization import Remat, check_remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 
-_CHANGES_UPDATE = {"is": "a change of the update, which a model's own train_step would ignore"}
-_COMPARED_AS_POLICY = {"is": "compared between processes as the policy that it leads to"}
-_MAY_DIFFER = {"is": "free to differ between processes"}
+
+class _Role(Enum):
+    """The role of an option for models with an own `train_step`, and for other processes."""
+
+    CHANGES_UPDATE = "a model's own train_step would ignore it"
+    SETS_POLICY = "processes compare the policy that it leads to, and not the option"
+    MAY_DIFFER = "processes may have different values"
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The options of a training step, checked. `Trainer` documents them for users.
+    """The options of a training step, checked. `Trainer` documents them for users."""
 
-    Args:
-        fp16_enabled: boolean. Half precision of the kind that suits the device.
-        precision: string. A Keras dtype policy in place of `fp16_enabled`, or `None`.
-        float32_layers: The names of layers that half precision leaves out.
-        micro_batches: integer. The parts of a batch for gradient accumulation.
-        gradient_clip: tuple of the kind of clipping and its bound, or `None`.
-        guard: `StepGuard`, its action alone, or `None`.
-        remat: boolean or names of layers: the blocks that are rematerialized.
-        optimize_graph: boolean. Runs the model by rewritten programs in the step.
-        keep_memory: boolean. Keeps freed memory in the process while it trains.
-
-    Raises:
-        InvalidInputError: An option has a wrong type or value, or contradicts another.
-    """
-
-    fp16_enabled: bool = field(default=False, metadata=_COMPARED_AS_POLICY)
-    precision: str | None = field(default=None, metadata=_COMPARED_AS_POLICY)
+    fp16_enabled: bool = field(default=False, metadata={"role": _Role.SETS_POLICY})
+    precision: str | None = field(default=None, metadata={"role": _Role.SETS_POLICY})
     float32_layers: Sequence[str] = ()
-    micro_batches: int = field(default=1, metadata=_CHANGES_UPDATE)
-    gradient_clip: GradientClip | None = field(default=None, metadata=_CHANGES_UPDATE)
-    guard: StepGuard | Action | None = field(default=None, metadata=_CHANGES_UPDATE)
-    remat: Remat = field(default=False, metadata=_CHANGES_UPDATE)
+    micro_batches: int = field(default=1, metadata={"role": _Role.CHANGES_UPDATE})
+    gradient_clip: GradientClip | None = field(
+        default=None, metadata={"role": _Role.CHANGES_UPDATE}
+    )
+    guard: StepGuard | Action | None = field(default=None, metadata={"role": _Role.CHANGES_UPDATE})
+    remat: Remat = field(default=False, metadata={"role": _Role.CHANGES_UPDATE})
     optimize_graph: bool = False
-    keep_memory: bool = field(default=False, metadata=_MAY_DIFFER)
+    keep_memory: bool = field(default=False, metadata={"role": _Role.MAY_DIFFER})
 
     def __post_init__(self) -> None:
         check_boolean("fp16_enabled", self.fp16_enabled)
@@ -67,9 +59,6 @@ class StepOptions:
         """Returns the dtype policy of the step, or `None` for the model's own, and a notice text.
 
         The notice is a text for the user about `fp16_enabled`, or `""`.
-
-        Raises:
-            InvalidInputError: `float32_layers` names no layer of a model that stays in float32.
         """
         policy = training_policy(self.precision, self.fp16_enabled, device_kind)
         if policy is None or not self.fp16_enabled:
@@ -91,19 +80,17 @@ class StepOptions:
 
     def changes_to_updates(self) -> dict[str, bool]:
         """Returns the options that a model's own `train_step` would ignore, as True if set."""
-        values = {
-            each.name: (getattr(self, each.name), each.default)
-            for each in fields(self)
-            if each.metadata == _CHANGES_UPDATE
-        }
         # Without names, `remat=[]` asks for nothing, as `False` does.
         return {
-            f"`{name}`": bool(value) and value != default
-            for name, (value, default) in values.items()
+            f"`{each.name}`": bool(value := getattr(self, each.name)) and value != each.default
+            for each in fields(self)
+            if each.metadata.get("role") is _Role.CHANGES_UPDATE
         }
 
     def shared_options(self) -> dict[str, Any]:
         """Returns the options that must be equal in all processes of a training, by name."""
-        own = (_COMPARED_AS_POLICY, _MAY_DIFFER)
-        names = [each.name for each in fields(self) if each.metadata not in own]
-        return {name: getattr(self, name) for name in names}
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.metadata.get("role") not in (_Role.SETS_POLICY, _Role.MAY_DIFFER)
+        }

@@ -21,8 +21,6 @@ class StepReplacement:
     """Replaces the training step of a model while it trains. It is compiled once for all trainings.
 
     Args:
-        model: `keras.Model`, compiled.
-        train_step: The step, as Keras takes it.
         prepare: Function that is called before the first step of a built model. Its errors are not
             those of a batch. Defaults to a function that does nothing.
         extra_variables: Function that returns the variables that the step assigns beside those of
@@ -58,11 +56,7 @@ class StepReplacement:
         """True during a step, and after an error that came from a step."""
 
     def check_not_training(self) -> None:
-        """Raises an error if a trainer is training the model at the moment.
-
-        Raises:
-            InvalidInputError: It is being trained.
-        """
+        """Raises an error if a trainer is training the model at the moment."""
         current = vars(self._model).get("make_train_function")
         if isinstance(getattr(current, "__self__", None), StepReplacement):
             raise InvalidInputError(
@@ -72,11 +66,7 @@ class StepReplacement:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Context manager in which the model trains by this step.
-
-        Raises:
-            InvalidInputError: The model is being trained already.
-        """
+        """Context manager in which the model trains by this step."""
         self.check_not_training()
         model, compiled = self._model, compilation(self._model)
         own_function, self._error, self.num_calls = model.train_function, None, 0
@@ -147,7 +137,10 @@ class StepReplacement:
         try:
             return self._train_step(*arguments)
         except StopIteration as error:  # Keras would take it for the end of the data.
-            self._error = RuntimeError("The train_step raised StopIteration.")
+            self._error = RuntimeError(
+                "train_step raised StopIteration, which Keras takes for the end of the data. Raise "
+                "another error."
+            )
             raise self._error from error
         except Exception as error:
             self._error = error

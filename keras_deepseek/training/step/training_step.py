@@ -15,15 +15,22 @@ from keras_deepseek.backend.keras_private.losses import track_loss
 from keras_deepseek.backend.keras_private.metrics import compiled_metric_names
 from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.gradients.accumulated_gradients import AccumulatedGradients
 from keras_deepseek.training.step.gradients.batch_gradients import (
     BatchGradients,
     BatchResult,
+    PartGradients,
 )
-from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.gradients.micro_batches import count_rows
+from keras_deepseek.training.step.gradients.plain_gradients import PlainGradients
+from keras_deepseek.training.step.gradients.replicated_gradients import (
+    DeviceGradients,
+    ReplicatedGradients,
+)
 from keras_deepseek.training.step.guard_metric import GuardMetric
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.step_result import check_log_names
+from keras_deepseek.training.step.parallelism import ONE_DEVICE, Parallelism
 from keras_deepseek.training.step.rematerialization import (
     find_blocks,
     find_normalizations,
@@ -55,15 +62,8 @@ class TrainingStep:
     """Trains a model on one batch and returns the logs.
 
     Args:
-        model: `keras.Model`, compiled.
-        loss: `BatchLoss` of the model.
-        gradients: `BatchGradients` of the model.
-        update: `Update` by the gradients.
-        options: `StepOptions`.
-        guard: `GuardMetric` that judges each step. Defaults to `None`.
-        residual: `GradientResidual` of compressed gradients. Defaults to `None`.
-        takes_empty: True if a batch without rows is allowed: other processes may have rows.
-            Defaults to `False`.
+        compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` that returns the
+            loss, or a dict of the loss and further logs.
         on_built: Function that is called after the first step has built the model or the
             optimizer. Defaults to a function that does nothing.
     """
@@ -71,24 +71,26 @@ class TrainingStep:
     def __init__(
         self,
         model: keras.Model,
-        loss: BatchLoss,
-        gradients: BatchGradients,
+        compute: Callable[..., Any],
         update: Update,
         options: StepOptions,
         *,
         guard: GuardMetric | None = None,
-        residual: GradientResidual | None = None,
-        takes_empty: bool = False,
+        parallelism: Parallelism = ONE_DEVICE,
         on_built: Callable[[], None] = lambda: None,
     ) -> None:
+        is_in_parts = options.micro_batches > 1 or parallelism.divides_batches
+        self.loss = BatchLoss(model, is_in_parts=is_in_parts)
+        """The compiled loss, which `compute` may call."""
         self._model = model
-        self._loss = loss
-        self._gradients = gradients
+        self._gradients = _make_gradients(
+            model, compute, self.loss, options.micro_batches, parallelism
+        )
         self._update = update
         self._options = options
         self._guard = guard
-        self._residual = residual
-        self._takes_empty = takes_empty
+        self._residual = parallelism.residual
+        self._takes_empty = parallelism.replicas is not None  # Other processes may have rows.
         self._on_built = on_built
         self._blocks: list[keras.Layer] | None = None
         self._has_warned = False
@@ -102,7 +104,7 @@ class TrainingStep:
         self._build(data)
         variables = self._model.trainable_variables
         states = self._guard.copy_states(self._model) if self._guard else []
-        with rematerialized(self.find_blocks()), self._loss.of_batch(num_rows):
+        with rematerialized(self.find_blocks()), self.loss.of_batch(num_rows):
             result = self._gradients.compute(batch, variables)
         loss = result.loss
         if not isinstance(result.num_rows, int):
@@ -116,21 +118,13 @@ class TrainingStep:
         return {**means, **result.logs, **update_logs}
 
     def count_kept_bytes(self, data: Any) -> int:
-        """Returns the bytes that a step on a batch keeps for its backward pass.
-
-        Args:
-            data: Tensors of a batch, as Keras passes them to a step.
-        """
+        """Returns the bytes that a step on a batch keeps for its backward pass."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        with rematerialized(self.find_blocks()), self._loss.of_batch(count_rows(batch)):
+        with rematerialized(self.find_blocks()), self.loss.of_batch(count_rows(batch)):
             return self._gradients.count_kept_bytes(batch, self._model.trainable_variables)
 
     def prepare(self) -> None:
-        """Finds the layers to rematerialize and creates the residual, before the first step.
-
-        Raises:
-            InvalidInputError: `remat` names no layer.
-        """
+        """Finds the layers to rematerialize and creates the residual, before the first step."""
         self.find_blocks()
         if self._residual is not None:
             self._residual.prepare(self._model.trainable_variables)
@@ -140,11 +134,7 @@ class TrainingStep:
         return [] if self._residual is None else self._residual.variables
 
     def find_blocks(self) -> list[keras.Layer]:
-        """Returns the layers of a built model that are rematerialized in the step.
-
-        Raises:
-            InvalidInputError: `remat` names no layer.
-        """
+        """Returns the layers of a built model that are rematerialized in the step."""
         if self._blocks is None:
             self._blocks = find_blocks(self._model, self._options.remat)
             if not self._options.optimize_graph:  # Programs can't be rewritten through them.
@@ -197,3 +187,26 @@ class TrainingStep:
                 ", ".join(skipped),
             )
         return {name: value for name, value in means.items() if name not in skipped}
+
+
+def _make_gradients(
+    model: keras.Model,
+    compute: Callable[..., Any],
+    loss: BatchLoss,
+    micro_batches: int,
+    parallelism: Parallelism,
+) -> BatchGradients:
+    """Returns the object that computes the gradients of a batch.
+
+    A batch is divided among processes, each part into micro-batches, and each of these among the
+    devices of the process.
+    """
+    plain = PlainGradients(model, compute, loss)
+    part: PartGradients = plain
+    if parallelism.devices is not None:
+        part = DeviceGradients(model, part, parallelism.devices, is_sum=loss.is_sum)
+    if micro_batches > 1:
+        part = AccumulatedGradients(part, micro_batches, plain.assigned, is_sum=loss.is_sum)
+    if parallelism.replicas is None:
+        return part
+    return ReplicatedGradients(model, part, parallelism.replicas, loss, parallelism.residual)

@@ -14,6 +14,7 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.datasets import array_slices, find_data_adapter
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.data.position_data import check_data
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 _logger = logging.getLogger(__name__)
@@ -63,12 +64,9 @@ def search_batch_size(
     start: int,
     most: int | None,
 ) -> BatchSizeSearch:
-    """Times steps of growing batch sizes, and restores the model; see `Trainer.find_batch_size`.
-
-    Raises:
-        InvalidInputError: The data have a fixed batch size, or a number is out of range.
-    """
+    """Times steps of growing batch sizes, and restores the model; see `Trainer.find_batch_size`."""
     check_integer("start", start)
+    check_data(x, None)
     make_data, num_rows = _read_data(x, y, sample_weight)
     if most is None:
         most = max(num_rows, start) if num_rows else None
@@ -99,11 +97,7 @@ def choose_size(
 ) -> BatchSizeSearch:
     """Doubles a batch size while throughput grows, then bisects to the largest that fits.
 
-    Args:
-        measure: Function of a size that returns the seconds of a step, or `None` if the step does
-            not fit into memory.
-        start: integer. The first size.
-        most: integer, or `None` for no limit. The largest size.
+    `measure` returns the seconds of a step of a size, or `None` if it does not fit into memory.
     """
     seconds: dict[int, float] = {}
     failed: list[int] = []

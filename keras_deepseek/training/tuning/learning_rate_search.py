@@ -95,20 +95,7 @@ def search_learning_rate(
     num_steps: int,
     **data: Any,
 ) -> LearningRateSearch:
-    """Trains with a growing rate, and restores the model; see `Trainer.find_learning_rate`.
-
-    Args:
-        model: `keras.Model`, compiled.
-        training: `ShortTraining` of the model.
-        lowest: float. The rate of the first step.
-        highest: float. The rate of the last step.
-        num_steps: integer.
-        **data: The arguments of `ShortTraining.fit` for data.
-
-    Raises:
-        InvalidInputError: A number is out of range, the optimizer has a schedule, or the very
-            first loss is not finite.
-    """
+    """Trains with a growing rate, and restores the model; see `Trainer.find_learning_rate`."""
     check_number("lowest", lowest, above=0.0)
     check_number("highest", highest, above=0.0)
     if highest <= lowest:

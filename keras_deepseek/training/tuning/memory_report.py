@@ -72,14 +72,7 @@ def measure_memory(
     training: ShortTraining,
     data: dict[str, Any],
 ) -> MemoryReport:
-    """Counts the bytes that a step on the first batch needs, and restores the model.
-
-    Args:
-        model: `keras.Model`, compiled.
-        plan: `StepPlan` of its steps.
-        training: `ShortTraining` of the model.
-        data: dict. The arguments of `ShortTraining.first_batch`.
-    """
+    """Counts the bytes that a step on the first batch needs, and restores the model."""
     with training.restored_state():
         batch = training.first_batch(**data)
         with missing_loss_errors(model):

@@ -12,7 +12,12 @@ from keras_deepseek.backend.data.random_state import read_random_state, write_ra
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.own_optimizers import find_own_optimizers
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
-from keras_deepseek.training.data.position_data import position_data
+from keras_deepseek.training.data.position_data import (
+    check_data,
+    check_options,
+    check_targets,
+    position_data,
+)
 from keras_deepseek.training.fit.overridden_fit import keras_fit_arguments
 from keras_deepseek.training.step.build_for_step import build_for_step
 from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
@@ -25,16 +30,21 @@ class ShortTraining:
     generators are restored to the bit. A model that was not built stays built.
 
     Args:
-        model: `keras.Model`, compiled.
         in_training: Function without arguments. It returns a context manager in which the model
             trains by the trainer's steps.
+        needs_targets: True if the loss is one between outputs and targets. Defaults to `False`.
     """
 
     def __init__(
-        self, model: keras.Model, in_training: Callable[[], AbstractContextManager[Any]]
+        self,
+        model: keras.Model,
+        in_training: Callable[[], AbstractContextManager[Any]],
+        *,
+        needs_targets: bool = False,
     ) -> None:
         self._model = model
         self._in_training = in_training
+        self._needs_targets = needs_targets
         self._state: dict[str, Any] | None = None
 
     @contextmanager
@@ -93,14 +103,7 @@ class ShortTraining:
             keras.Model.fit(self._model, positioned, epochs=steps, verbose=0, callbacks=chosen)
 
     def first_batch(self, **data: Any) -> Any:
-        """Builds the model, and returns the first batch of the data as tensors.
-
-        Args:
-            **data: The data, as for `fit`.
-
-        Raises:
-            InvalidInputError: There is no batch.
-        """
+        """Builds the model, and returns the first batch of the data as tensors."""
         positioned = self._open(**data)
         with missing_loss_errors(self._model), self._in_training():
             self._build(positioned)
@@ -110,7 +113,12 @@ class ShortTraining:
         )
 
     def _open(self, **given: Any) -> PositionedData:
-        _, data = position_data(keras_fit_arguments(self._model, given), seed=0)
+        arguments = keras_fit_arguments(self._model, given)
+        check_data(arguments["x"], arguments["batch_size"])
+        if self._needs_targets:
+            check_targets(arguments["x"], arguments["y"])
+        check_options({"epochs": 1, **arguments}, resume=False)
+        _, data = position_data(arguments, seed=0)
         data.open()
         return data
 

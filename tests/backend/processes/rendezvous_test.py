@@ -1,3 +1,4 @@
+import contextlib
 import json
 import socket
 import threading
@@ -11,19 +12,26 @@ from keras_deepseek.errors import InvalidInputError, PeerLostError
 from keras_deepseek.training.launch.ports import find_free_ports
 
 
-def meet_all(ranks, world_size, timeout, secrets=None):
-    """Returns what each rank has found: the addresses of all, or an error's message."""
+def meet_all(starts, timeout, secrets=None):
+    """Returns what each process has found: the addresses of all ranks, or an error's message.
+
+    `starts` has the rank and the world size of each process, and `secrets` the secret, or `None`.
+    """
     address = f"127.0.0.1:{find_free_ports(1)[0]}"
 
-    def come(rank):
-        environ = {} if secrets is None else {SECRET_VARIABLE: secrets[rank]}
+    def come(start, secret):
+        (rank, world_size), environ = start, make_environ(secret)
         try:
             return meet(address, world_size, rank, timeout, 7000 + rank, environ)
-        except PeerLostError as error:
+        except (PeerLostError, InvalidInputError) as error:
             return str(error)
 
-    with ThreadPoolExecutor(len(ranks)) as threads:
-        return list(threads.map(come, ranks))
+    with ThreadPoolExecutor(len(starts)) as threads:
+        return list(threads.map(come, starts, secrets or [None] * len(starts)))
+
+
+def make_environ(secret):
+    return {} if secret is None else {SECRET_VARIABLE: secret}
 
 
 def connect(port):
@@ -43,34 +51,87 @@ def read_line(peer):
 @pytest.mark.parametrize("secrets", [None, ["known"] * 4])
 def test_processes_meet_in_any_order(secrets):
     addresses = [f"127.0.0.1:{7000 + rank}" for rank in range(4)]
-    assert meet_all([3, 1, 0, 2], 4, timeout=30, secrets=secrets) == [addresses] * 4
+    assert meet_all([(rank, 4) for rank in (3, 1, 0, 2)], 30, secrets) == [addresses] * 4
 
 
-def test_who_does_not_come_is_named_on_all_that_do():
-    for message in meet_all([0, 2], 4, timeout=0.5):
+def test_missing_ranks_are_named_on_all_that_come():
+    for message in meet_all([(0, 4), (2, 4)], timeout=0.5):
         assert "for 4 processes; rank 1, 3 did not come" in message
 
 
-def test_rank_0_is_named_too():
-    assert "rank 0 did not come" in meet_all([1], 2, timeout=0.1)[0]
+def test_a_missing_rank_0_is_named():
+    assert "rank 0 did not come" in meet_all([(1, 2)], timeout=0.1)[0]
 
 
-@pytest.mark.parametrize("secrets", [["one", "other"], ["one", ""], ["", "other"]])
-def test_processes_with_different_secrets_do_not_meet(secrets):
-    rank_0, rank_1 = meet_all([0, 1], 2, timeout=0.5, secrets=secrets)
-    assert "rank 1 did not come" in rank_0
-    assert "connections were refused" in rank_0
-    assert "rank 0 did not come" in rank_1
-    assert SECRET_VARIABLE in rank_1
+def test_an_empty_secret_is_an_error():
+    with pytest.raises(InvalidInputError, match=f"{SECRET_VARIABLE} is empty"):
+        meet("127.0.0.1:29500", 2, 0, 30, environ={SECRET_VARIABLE: ""})
 
 
 @pytest.fixture
 def rank_0():
     """A rank 0 of two that waits, its port, and the secret that it knows."""
+    with waiting_rank_0(timeout=30) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def waiting_rank_0(timeout, secret="known"):
     port = find_free_ports(1)[0]
-    environ = {SECRET_VARIABLE: "known"}
+    environ = make_environ(secret)
     with ThreadPoolExecutor(1) as thread:
-        yield thread.submit(meet, f"127.0.0.1:{port}", 2, 0, 30, 7000, environ), port, environ
+        yield thread.submit(meet, f"127.0.0.1:{port}", 2, 0, timeout, 7000, environ), port, environ
+
+
+def check_refusal(reason, world_size=2, secret="known", secret_of_rank_0="known"):
+    """Checks that a process is refused at once, and that rank 0 goes on waiting for another."""
+    with waiting_rank_0(timeout=30, secret=secret_of_rank_0) as (found, port, environ):
+        with pytest.raises(InvalidInputError, match=reason):
+            meet(f"127.0.0.1:{port}", world_size, 1, 30, 7001, make_environ(secret))
+        assert not found.done()
+        assert meet(f"127.0.0.1:{port}", 2, 1, 30, 7001, environ) == found.result()
+
+
+@pytest.mark.parametrize(
+    ("secret_of_rank_0", "secret"), [("one", "other"), ("one", None), (None, "other")]
+)
+def test_a_process_with_another_secret_is_told_so(secret_of_rank_0, secret):
+    reason = f"did not prove the same {SECRET_VARIABLE} as rank 0"
+    check_refusal(reason, secret=secret, secret_of_rank_0=secret_of_rank_0)
+
+
+@pytest.mark.parametrize("secret", [None, "known"])
+def test_a_process_with_another_world_size_is_told_so(secret):
+    reason = "rank 1 was started with world_size=3, but rank 0 with world_size=2"
+    check_refusal(reason, world_size=3, secret=secret, secret_of_rank_0=secret)
+
+
+@pytest.mark.parametrize("secret", [None, "known"])
+def test_one_of_two_processes_of_one_rank_is_told_so(secret):
+    secrets = None if secret is None else [secret] * 3
+    rank_0, *others = meet_all([(0, 3), (1, 3), (1, 3)], 0.5, secrets)
+    assert "Refused processes: 1, the last because two processes were started as rank 1" in rank_0
+    assert sum("two processes were started as rank 1" in other for other in others) == 1
+    assert sum("rank 2 did not come" in other for other in others) == 1
+
+
+def test_the_error_of_rank_0_says_why_it_has_refused_a_process():
+    with waiting_rank_0(timeout=0.5) as (found, port, _):
+        with pytest.raises(InvalidInputError):
+            meet(f"127.0.0.1:{port}", 2, 1, 30, 7001, {SECRET_VARIABLE: "other"})
+        with pytest.raises(PeerLostError, match="Refused processes: 1, the last because"):
+            found.result()
+
+
+def test_a_process_without_the_secret_does_not_learn_the_world_size(rank_0):
+    found, port, environ = rank_0
+    with connect(port) as peer:
+        read_line(peer)
+        peer.sendall(b'[1, 7009, 3, "nonce", "' + b"0" * 64 + b'"]\n')
+        reason, signature = read_line(peer)
+        assert SECRET_VARIABLE in reason
+        assert signature == ""
+    assert meet(f"127.0.0.1:{port}", 2, 1, 30, 7001, environ) == found.result()
 
 
 @pytest.mark.parametrize(
@@ -82,9 +143,9 @@ def rank_0():
         b"1\n",
         b"",
         b"[" * 1000 + b"\n",
-        b'[Infinity, 0, "", ""]\n',
-        b'[1, 7009, "nonce", "\\ud800"]\n',
-        b'[1, 7009, "nonce", "' + b"0" * 64 + b'"]\n',
+        b'[Infinity, 0, 2, "", ""]\n',
+        b'[1, 7009, 2, "nonce", "\\ud800"]\n',
+        b'[1, 7009, 2, "nonce", "' + b"0" * 64 + b'"]\n',
         b"x" * 100_000,
     ],
 )
@@ -96,16 +157,13 @@ def test_a_stranger_that_connects_changes_nothing(rank_0, said):
     assert found.result() == ["127.0.0.1:7000", "127.0.0.1:7001"]
 
 
-@pytest.mark.parametrize("secret", ["", "known"])
+@pytest.mark.parametrize("secret", [None, "known"])
 def test_no_peer_replaces_the_address_of_rank_0(secret):
-    port = find_free_ports(1)[0]
-    environ = {SECRET_VARIABLE: secret}
-    with ThreadPoolExecutor(1) as thread:
-        found = thread.submit(meet, f"127.0.0.1:{port}", 2, 0, 30, 7000, environ)
+    with waiting_rank_0(timeout=30, secret=secret) as (found, port, environ):
         with connect(port) as peer:
             (challenge,) = read_line(peer)
-            signature = rendezvous._sign(secret or None, "rank", challenge, "nonce", 0, 6666)
-            peer.sendall(json.dumps([0, 6666, "nonce", signature]).encode() + b"\n")
+            signature = rendezvous._sign(secret, "rank", challenge, "nonce", 0, 6666, 2)
+            peer.sendall(json.dumps([0, 6666, 2, "nonce", signature]).encode() + b"\n")
             assert peer.recv(1) == b""  # Closed.
         meet(f"127.0.0.1:{port}", 2, 1, 30, 7001, environ)
         assert found.result() == ["127.0.0.1:7000", "127.0.0.1:7001"]
@@ -113,11 +171,12 @@ def test_no_peer_replaces_the_address_of_rank_0(secret):
 
 def test_a_recorded_greeting_is_refused(rank_0):
     found, port, environ = rank_0
-    signature = rendezvous._sign("known", "rank", "an earlier nonce", "nonce", 1, 6666)
+    signature = rendezvous._sign("known", "rank", "an earlier nonce", "nonce", 1, 6666, 2)
     with connect(port) as peer:
-        peer.sendall(json.dumps([1, 6666, "nonce", signature]).encode() + b"\n")
-        read_line(peer)
-        assert peer.recv(1) == b""
+        peer.sendall(json.dumps([1, 6666, 2, "nonce", signature]).encode() + b"\n")
+        with peer.makefile("rb") as file:
+            _, refusal = file  # Then it is closed.
+        assert SECRET_VARIABLE in json.loads(refusal)[0]
     meet(f"127.0.0.1:{port}", 2, 1, 30, 7001, environ)
     assert found.result()[1] == "127.0.0.1:7001"
 

@@ -209,6 +209,7 @@ def test_no_batch_is_longer_than_a_table_of_positions(num_positions):
     assert len(set(lengths)) > 3
 
 
+@pytest.mark.usefixtures("tensorflow_installed")
 def test_a_batch_that_is_shorter_than_a_convolution_is_not_verified_on(tmp_path):
     from keras import Input, Model, layers
 

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from keras_deepseek import backend
 from keras_deepseek.layers.attention.latent_attention import (
+    LatentKeys,
+    LatentQueries,
     attend_absorbed,
     attend_chosen,
     attend_fused,
@@ -36,8 +38,8 @@ def attend_both_ways(queries, keys, mask, kernels, drop=lambda weights: weights)
 
 def draw_case(batch, queries, keys, heads, nope, rope, value, rank, dtype="float32"):
     tensors = [
-        (draw(batch, queries, heads, nope), draw(batch, queries, heads, rope)),
-        (draw(batch, keys, rank), draw(batch, keys, rope)),
+        LatentQueries(draw(batch, queries, heads, nope), draw(batch, queries, heads, rope)),
+        LatentKeys(draw(batch, keys, rank), draw(batch, keys, rope)),
         (draw(rank, heads, nope), draw(rank, heads, value)),
     ]
     return keras.tree.map_structure(
@@ -65,7 +67,7 @@ def test_the_two_ways_give_the_same_at_any_shape(sizes, masked, dtype):
 
 def test_equal_scores_give_the_mean_of_what_is_seen():
     _, keys, kernels = draw_case(1, 1, 4, 1, 2, 2, 3, 5)
-    queries = (keras.ops.zeros((1, 1, 1, 2)), keras.ops.zeros((1, 1, 1, 2)))
+    queries = LatentQueries(keras.ops.zeros((1, 1, 1, 2)), keras.ops.zeros((1, 1, 1, 2)))
     mask = np.array([[[True, False, True, False]]])
     values = np.einsum("bsc,chv->bshv", draw(1, 4, 5), draw(5, 1, 3))
     for outputs in attend_both_ways(queries, keys, mask, kernels):

@@ -34,3 +34,10 @@ def test_a_sequence_that_is_too_long_is_refused_also_while_a_model_is_made():
     for inputs in (np.zeros((1, 5, 2), "float32"), keras.Input((5, 2))):
         with pytest.raises(InvalidInputError, match=r"'positions' has 4 positions, .* of 5 tokens"):
             layer(inputs)
+
+
+def test_its_table_may_be_a_symbol():
+    layer = PositionEmbedding(9)
+    layer.build((2, 5, 8))
+    vars(layer)["embeddings"] = keras.KerasTensor((9, 8))  # As in a traced graph.
+    assert layer.call(keras.KerasTensor((2, 5, 8))).shape == (2, 5, 8)

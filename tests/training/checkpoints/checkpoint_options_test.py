@@ -7,7 +7,7 @@ from keras_deepseek.training.checkpoints.checkpoint_options import CheckpointOpt
 def test_options_without_a_folder_are_refused():
     assert CheckpointOptions().best() == (None, "min", 0)
     for options in ({"checkpoint_every": 5}, {"keep_last": 3}, {"keep_best": ("loss", "min")}):
-        with pytest.raises(InvalidInputError, match=r"Trainer\(\.\.\., checkpoint_dir=\.\.\.\)"):
+        with pytest.raises(InvalidInputError, match=f"`{min(options)}` needs .*checkpoint_dir="):
             CheckpointOptions(**options)
 
 
@@ -19,7 +19,7 @@ def test_options_without_a_folder_are_refused():
         ({"checkpoint_every": 0}, "`checkpoint_every`"),
         ({"keep_last": 0}, "`keep_last`"),
         ({"keep_best": ("loss", "less")}, "`keep_best` must be the name of a log"),
-        ({"keep_best": ("loss", "min", 0)}, "keep_best"),
+        ({"keep_best": ("loss", "min", 0)}, r"1 or more, .*; received \('loss', 'min', 0\)"),
     ],
 )
 def test_invalid_options_are_named(tmp_path, options, match):

@@ -1,4 +1,5 @@
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -353,3 +354,13 @@ def test_resuming_a_stopped_training_logs_a_warning(tmp_path, caplog):
     history = fit(Trainer(build, checkpoint_dir=tmp_path), resume=True, epochs=3).history
     assert len(history["loss"]) == 1
     assert "ended after step 6, before its last epoch" in caplog.text
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_training_that_is_over_says_so(tmp_path, caplog, capsys, epochs):
+    expected = fit(Trainer(build, checkpoint_dir=tmp_path), epochs=2).history
+    again = Trainer(build, checkpoint_dir=tmp_path)
+    assert fit(again, resume=True, epochs=epochs, verbose=2).history == expected
+    told = f"Nothing is left to train: .* of step 12 .* end of epoch 2, and epochs={epochs}"
+    assert re.search(told, caplog.text)
+    assert "continues" not in capsys.readouterr().out + caplog.text

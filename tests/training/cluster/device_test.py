@@ -27,8 +27,15 @@ def test_what_is_missing_is_named_beside_what_is_there(caplog):
     assert "has tpu, but this machine has cpu:0, gpu:0, gpu:1: training on gpu:0" in (caplog.text)
 
 
-def test_the_cpu_stands_in_for_what_is_not_there():
+def test_the_cpu_stands_in_for_several_kinds_that_are_missing_with_a_warning(caplog):
     assert choose({"gpu": 0, "tpu": 1}) == ["cpu:0"]
+    assert "has gpu, tpu, but this machine has cpu:0: training on cpu:0" in caplog.text
+
+
+@pytest.mark.parametrize("index", [0, [0, 1]])
+def test_a_single_kind_that_is_missing_is_an_error(index):
+    with pytest.raises(InvalidInputError, match="but this machine has cpu:0, tpu:0"):
+        choose({"gpu": index}, tpu=1)
 
 
 def test_an_index_beyond_the_last_device_is_refused():

@@ -138,7 +138,7 @@ def test_a_strategy_of_tpus_divides_the_rows_among_them():
         x = np.random.default_rng(0).normal(size=(13, 3))
         history = trainer.fit(x, x[:, :2], batch_size=4, epochs=2, verbose=0, shuffle=False)
         found.append([*history.history["loss"], *history.history["mae"]])
-        assert (trainer._placement.devices is None) == (each is None)
+        assert (trainer._cluster.placement.devices is None) == (each is None)
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 

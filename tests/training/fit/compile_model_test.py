@@ -55,8 +55,8 @@ def test_arguments_override_the_compiled_ones():
         ("adam", "msse", "Unknown loss 'msse'"),
         (None, "mse", "was not compiled with an optimizer"),
         (keras.optimizers.Adam, "mse", r"is the class Adam: pass an object of it, as in Adam\(\)"),
-        (3, "mse", "`optimizer` must be a Keras object, or its name; received int: 3"),
-        ("adam", 3, "`loss` must be a Keras object, a function, or its name; received int"),
+        (3, "mse", "`optimizer` must be a Keras optimizer, or its name, .*; received int: 3"),
+        ("adam", 3, "`loss` must be a Keras loss, a function, or its name, .*; received int"),
         ("adam", ["mse", keras.losses.MeanSquaredError], "is the class MeanSquaredError"),
     ],
 )
@@ -66,7 +66,7 @@ def test_unknown_or_missing_arguments_are_named(optimizer, loss, message):
 
 
 def test_an_invalid_metric_is_named():
-    with pytest.raises(InvalidInputError, match="`metric` must be a Keras object"):
+    with pytest.raises(InvalidInputError, match="`metrics` must be a Keras metric"):
         compile_model(build(), "sgd", "mse", ["mae", 0.5], None)
     for metric in ("mae", keras.metrics.MeanAbsoluteError(name="mae")):
         model = build()

@@ -184,5 +184,5 @@ def test_sigterm_in_the_loop_takes_effect_after_the_next_step(tmp_path):
 
 
 def test_unknown_arguments_are_named():
-    with pytest.raises(InvalidInputError, match="Unknown argument of steps"):
+    with pytest.raises(InvalidInputError, match=r"Unknown steps\(\) argument"):
         next(make().steps(X, Y, validation_data=(X, Y)))

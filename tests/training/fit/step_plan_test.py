@@ -4,7 +4,6 @@ import pytest
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.step_guard import StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
 
@@ -21,7 +20,6 @@ def plan(model, compute=None, policy=None, *, is_own_compute=False, **options):
     return StepPlan(
         model,
         compute or model.compute_loss,
-        BatchLoss(model, is_in_parts=False),
         StepOptions(**options),
         policy,
         is_own_compute=is_own_compute,

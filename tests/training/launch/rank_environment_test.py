@@ -3,6 +3,7 @@ import json
 import pytest
 
 from keras_deepseek.backend.processes.rendezvous import SECRET_VARIABLE
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.cluster.cluster_resolver import resolve_cluster
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.rank_environment import (
@@ -144,3 +145,12 @@ def test_a_secret_of_the_user_is_kept_and_none_is_made_for_one_of_several_nodes(
     assert make_secret(LaunchPlan(script, 2, "jax"), {SECRET_VARIABLE: "mine"}) == {}
     nodes = LaunchPlan(script, 2, "jax", nnodes=2, node_rank=1, coordinator="10.0.0.1:29500")
     assert make_secret(nodes, {}) == {}
+
+
+def test_pytorch_gets_no_secret_since_it_uses_none(script):
+    assert make_secret(LaunchPlan(script, 2, "torch"), {}) == {}
+
+
+def test_an_empty_secret_is_an_error(script):
+    with pytest.raises(InvalidInputError, match=f"{SECRET_VARIABLE} is empty"):
+        make_secret(LaunchPlan(script, 2, "jax"), {SECRET_VARIABLE: ""})

@@ -66,7 +66,7 @@ class Kill(keras.callbacks.Callback):
         import ray
 
         if batch == self.at and self.number is None:
-            actor = getattr(self.trainer._chief.engine.actors, self.kind)[0]
+            actor = getattr(self.trainer._cluster.chief.engine.actors, self.kind)[0]
             self.number = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
             os.kill(self.number, signal.SIGKILL)
 
@@ -104,7 +104,7 @@ def test_whoever_dies_each_update_counts_once_and_the_loss_is_that_of_one_proces
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            missed.append(served._chief.engine.actors.most_missed())
+            missed.append(served._cluster.chief.engine.actors.most_missed())
 
     killers = [Kill(served, "workers", at=5), Kill(served, "servers", at=20)]
     seen = []

@@ -6,7 +6,6 @@ from keras_deepseek.training.parameter_server.coordinator_step import Coordinato
 from keras_deepseek.training.parameter_server.gradient_step import GradientsAsLogs
 from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
-from keras_deepseek.training.step.gradients.make_gradients import make_gradients
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.step_options import StepOptions
 from keras_deepseek.training.step.training_step import TrainingStep
@@ -32,11 +31,9 @@ def make(optimizer=None, others=()):
     model.optimizer.build(model.trainable_variables)
     model.evaluate(X, Y, verbose=0)  # Makes its metrics, and leaves sums in them.
 
-    loss = BatchLoss(model, is_in_parts=False)
     gradient_step = TrainingStep(
         model,
-        loss,
-        make_gradients(model, loss, loss),
+        BatchLoss(model, is_in_parts=False),
         GradientsAsLogs(model, ("global_norm", 1.0), None),
         StepOptions(),
     )

@@ -80,11 +80,11 @@ def test_gradients_of_zero_stay():
 @pytest.mark.parametrize(
     ("gradient_clip", "message"),
     [
-        (1.0, r"a kind and a bound, as in \('global_norm', 1\.0\); received 1\.0"),
-        (("global_norm",), "a kind and a bound"),
-        (("globalnorm", 1.0), "Unknown gradient clip 'globalnorm': did you mean 'global_norm'"),
-        (("norm", 0.0), r"`gradient_clip` must be a finite number above 0, received 0\.0"),
-        (("norm", float("nan")), "`gradient_clip` must be a finite number above 0"),
+        (1.0, r"a kind .* and a finite bound .*, as in \('global_norm', 1\.0\); received 1\.0"),
+        (("global_norm",), "received"),
+        (("globalnorm", 1.0), r"'global_norm' or .*; received \('globalnorm', 1.0\)"),
+        (("norm", 0.0), r"bound above 0.*; received \('norm', 0\.0\)"),
+        (("norm", float("nan")), r"received \('norm', nan\)"),
     ],
 )
 def test_invalid_clips_are_refused(gradient_clip, message):

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.training.step.gradient_update import GradientUpdate, is_scaled
+from keras_deepseek.training.step.gradient_update import GradientUpdate
 from keras_deepseek.training.step.step_options import StepOptions
 
 
@@ -35,8 +35,3 @@ def test_the_residual_is_kept_only_with_an_update(is_finite):
     now = float(keras.ops.convert_to_numpy(model.optimizer.dynamic_scale))
     assert now == (scale if is_finite else scale / 2)
     assert np.isclose(float(logs["gradient_norm"]), 5.0) == is_finite
-
-
-def test_only_a_loss_scale_optimizer_scales():
-    assert is_scaled(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()))
-    assert not is_scaled(keras.optimizers.SGD())

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.training.step.guard_metric import GuardMetric, Verdict
 from keras_deepseek.training.step.step_guard import StepGuard
 
@@ -52,16 +53,6 @@ def test_reset_state_keeps_the_records():
     assert steps.num_bad == 1
 
 
-def test_attach_adds_and_removes_the_metric():
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    steps = GuardMetric(StepGuard())
-    before = len(model.metrics)
-    with steps.attach(model):
-        assert steps in model.metrics
-    assert len(model.metrics) == before
-
-
 def test_copy_states_has_layers_and_metrics():
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
@@ -71,7 +62,7 @@ def test_copy_states_has_layers_and_metrics():
     model.add(frozen)
     model.compile("sgd", "mse")
     steps = GuardMetric(StepGuard())
-    with steps.attach(model):
+    with add_metric(model, steps):
         names = [variable.path for variable, _ in steps.copy_states(model)]
     assert any("moving_mean" in name for name in names)
     assert any("total" in name for name in names)

@@ -12,7 +12,7 @@ def test_the_default_action_is_stop():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"action": "skp"}, "Unknown guard 'skp': did you mean 'skip'"),
+        ({"action": "skp"}, "must be 'stop', 'skip' or 'roll_back'.* received 'skp'"),
         ({"spike": 0}, "`spike` must be a finite number above 0, received 0"),
         ({"most_in_a_row": 0}, "`most_in_a_row` must be a positive integer, received 0"),
     ],

@@ -4,6 +4,7 @@ Shape suffixes: B batch, T tokens of a call, E entries, K chosen entries, N head
 size of a head, Q size of the low-rank queries.
 """
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,11 +13,12 @@ from keras import ops
 from keras_deepseek.backend import current
 from keras_deepseek.layers.attention.compressed.token_compressor import Rotate, TokenCompressor
 from keras_deepseek.layers.attention.compressed.token_packing import PackedTokens
-from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.opaque_operation import call_opaque
 
 
 class CompressedIndexer(keras.Layer):
@@ -81,7 +83,7 @@ class CompressedIndexer(keras.Layer):
         If a token may see fewer than K entries, the rest are entries that it must not see.
         """
         keys_BEH, updates = self.compressor.compress(tokens, cache, rotate, self.top_k)
-        queries_BTNH = rotate(self.query_up(low_rank_BTQ), tokens.positions)
+        queries_BTNH = rotate(project_tokens(self.query_up, low_rank_BTQ), tokens.positions)
         dtype = promote_dtypes(self.compute_dtype, "float32")
         weights_BTN = ops.cast(call_dense(self.head_weight, tokens.inputs), dtype)
         weights_BTN = weights_BTN * (self.head_dim * self.num_heads) ** -0.5
@@ -92,4 +94,5 @@ class CompressedIndexer(keras.Layer):
         numbers_E = ops.arange(ops.shape(keys_BEH)[1], dtype="int32")
         is_visible_BTE = numbers_E < self.compressor.count_visible(tokens)[..., None]
         scores_BTE = ops.where(is_visible_BTE, scores_BTE, HIDDEN)
-        return current().compute.top_k(scores_BTE, self.top_k)[1], updates
+        top_k = partial(current().compute.top_k, k=self.top_k)
+        return call_opaque(top_k, scores_BTE)[1], updates

@@ -141,8 +141,8 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
         self.compressor.build(input_shape)
         self.indexer.build(input_shape, self.query_lora_rank)
 
-    def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
-        shapes = {**super()._cache_shapes(max_length), **self.compressor.cache_shapes(max_length)}
+    def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
+        shapes = {**super()._state_shapes(max_length), **self.compressor.cache_shapes(max_length)}
         if self._has_choice(max_length):
             shapes.update(self.indexer.compressor.cache_shapes(max_length))
         return shapes

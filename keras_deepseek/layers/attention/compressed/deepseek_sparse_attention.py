@@ -3,6 +3,7 @@
 Shape suffixes are those of `latent_attention.py`, and I: size of a head of the indexer.
 """
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -15,7 +16,11 @@ from keras_deepseek.layers.attention.compressed.lightning_indexer import (
     check_index_head_dim,
 )
 from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
-from keras_deepseek.layers.attention.latent_attention import attend_chosen
+from keras_deepseek.layers.attention.latent_attention import (
+    LatentKeys,
+    LatentQueries,
+    attend_chosen,
+)
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.heads.token_losses import average_losses
 from keras_deepseek.layers.initializers import clone_initializer
@@ -208,33 +213,22 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             ones = ops.ones(shape, self.compute_dtype)
             rows["dropout_factor"] = self.drop(ones, training=training)
         fixed = {"slots": ops.expand_dims(ops.arange(length, dtype="int32"), 0)}
-        visibility = dict(visibility)
-        attention_mask = visibility.pop("attention_mask")
-        if attention_mask is not None:
-            whole = ops.logical_and(attention_mask, ops.ones((1, length, 1), "bool"))
-            fixed["attention_mask"] = whole
+        if visibility["attention_mask"] is not None:
+            ones = ops.ones((1, length, 1), "bool")
+            fixed["attention_mask"] = ops.logical_and(visibility["attention_mask"], ones)
+        constants = {"start_index": visibility["start_index"]}
+        if visibility["key_mask"] is not None:
+            constants["key_mask"] = visibility["key_mask"]
         shared = {name: keys[name] for name in ("latent", "rotary_key", "index_key")}
         for name, up in (("key_kernel", self.key_up), ("value_kernel", self.value_up)):
             shared[name] = self._read_kernel(up)
-        names = [*rows, *fixed, *shared]
-
-        def compute(*tensors: Any) -> Any:
-            chunk = dict(zip(names, tensors, strict=True))
-            mask = make_attention_mask(
-                None,
-                ops.shape(keys["latent"])[1],
-                query_slots=chunk["slots"][0],
-                attention_mask=chunk.get("attention_mask"),
-                **visibility,
-            )
-            return self._attend_chunk(chunk, mask, num_keys, adds_loss)
-
         outputs, losses = map_chunks(
-            compute,
-            list(rows.values()),
-            list(fixed.values()),
-            list(shared.values()),
+            partial(self._attend_chunk, num_keys=num_keys, adds_loss=adds_loss),
+            rows,
+            fixed,
+            shared,
             self.chunk_size,
+            constants=constants,
             axis=1,
             recomputes=bool(training),
         )
@@ -245,23 +239,32 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         return outputs
 
     def _attend_chunk(
-        self, chunk: dict[str, Any], mask: Any, num_keys: int, adds_loss: bool
+        self, chunk: dict[str, Any], *, num_keys: int, adds_loss: bool
     ) -> tuple[Any, Any]:
         """Returns the attention outputs (BTNV) and indexer losses (BT) of a chunk of queries."""
 
         def drop(weights: Any) -> Any:
             return weights * chunk["dropout_factor"] if "dropout_factor" in chunk else weights
 
+        mask_BTS = make_attention_mask(
+            None,
+            ops.shape(chunk["latent"])[1],
+            key_mask=chunk.get("key_mask"),
+            start_index=chunk["start_index"],
+            query_slots=chunk["slots"][0],
+            use_causal_mask=self.use_causal_mask,
+            attention_mask=chunk.get("attention_mask"),
+        )
         scores_BTS = self.indexer.score_keys(
             chunk["index_query"], chunk["index_weights"], chunk["index_key"]
         )
         scores_BTS = scores_BTS if adds_loss else ops.stop_gradient(scores_BTS)
         indices_BTK, scores_BTK, is_chosen_BTK = self.indexer.choose_keys(
-            scores_BTS, mask, num_keys
+            scores_BTS, mask_BTS, num_keys
         )
         outputs_BTNV, weights_BTNK = attend_chosen(
-            (chunk["nope"], chunk["rope"]),
-            (chunk["latent"], chunk["rotary_key"]),
+            LatentQueries(chunk["nope"], chunk["rope"]),
+            LatentKeys(chunk["latent"], chunk["rotary_key"]),
             indices_BTK,
             is_chosen_BTK,
             (chunk["key_kernel"], chunk["value_kernel"]),

@@ -106,8 +106,8 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
         super().build(input_shape)
         self.compressor.build(input_shape)
 
-    def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
-        return {**super()._cache_shapes(max_length), **self.compressor.cache_shapes(max_length)}
+    def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
+        return {**super()._state_shapes(max_length), **self.compressor.cache_shapes(max_length)}
 
     def _find_far(
         self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None

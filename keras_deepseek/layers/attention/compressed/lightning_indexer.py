@@ -3,6 +3,7 @@
 Shape suffixes: B batch, T queries, S keys, N heads, H size of a head.
 """
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,10 +12,11 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.head_projection import project_tokens, projection_arguments
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import Shape, check_floating, is_shape
+from keras_deepseek.layers.opaque_operation import call_opaque
 from keras_deepseek.layers.position.inner_rotary import make_rotary
 from keras_deepseek.layers.position.position_check import check_no_theta
 from keras_deepseek.layers.token_dim import check_shape
@@ -147,7 +149,8 @@ class LightningIndexer(keras.Layer):
     ) -> tuple[Any, Any, Any]:
         self._check_call(inputs, queries)
         turn = {"positions": positions, "start_index": start_index}
-        query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
+        query = project_tokens(self.query_up, inputs if queries is None else queries)
+        query = self.rotary(query, **turn)
         weights = call_dense(self.head_weight, inputs)
         weights = weights * (self.num_heads * self.head_dim) ** -0.5
         return query, weights, self.rotary(self.key_norm(self.key(inputs)), **turn)
@@ -200,7 +203,9 @@ class LightningIndexer(keras.Layer):
             missing = ops.maximum(num_keys - key_length, 0)
             filling = ops.zeros((*ops.shape(scores_BTS)[:2], missing), scores_BTS.dtype) + HIDDEN
             scores_BTS = ops.concatenate([scores_BTS, filling], axis=-1)
-        scores_BTK, indices_BTK = backend.current().compute.top_k(scores_BTS, num_keys)
+        scores_BTK, indices_BTK = call_opaque(
+            partial(backend.current().compute.top_k, k=num_keys), scores_BTS
+        )
         indices_BTK = ops.minimum(indices_BTK, ops.cast(key_length, "int32") - 1)
         return indices_BTK, scores_BTK, scores_BTK > HIDDEN / 2
 

@@ -1,14 +1,14 @@
 """Packing: moves real tokens in front of padding, so that windows contain no padding.
 
-`CompressedSparseAttention` and its siblings cut a sequence into windows. No window may contain
-padding, so the real tokens move to the front first, and the outputs move back at the end. In
-between row n is the n-th real token. Causality alone then hides the padding, which comes last.
+`CompressedSparseAttention` and others cut a sequence into windows. No window may contain padding,
+so the real tokens move to the front first, and the outputs move back at the end. In between row n
+is the n-th real token. Causality alone then hides the padding, which comes last.
 
 With a cache, earlier calls had tokens too, as many in each sequence as were real. The last few of
 them stand in front of the call's own tokens, the newest last.
 
-Shape suffixes: B batch, T tokens of a call, R recent tokens from a cache, D size. Numbers that are
-the same in all sequences have a batch of 1.
+Shape suffixes: B batch, T tokens of a call, R recent tokens from a cache, S slots of a cache, D
+size. Numbers that are the same in all sequences have a batch of 1.
 """
 
 from dataclasses import dataclass
@@ -75,6 +75,13 @@ def pack_tokens(
     if positions is None:
         positions = num_before + ops.arange(length, dtype="int32")
     return PackedTokens(inputs, ops.cast(positions, "int32"), num_before, num_real, places)
+
+
+def count_tokens(mask: Any, index: Any) -> Any:
+    """Returns the number of real tokens (B) before a cache slot, from the slots' mask (BS)."""
+    slots = ops.arange(mask.shape[1], dtype="int32")
+    is_before = ops.logical_and(mask, slots < ops.cast(index, "int32"))
+    return ops.sum(ops.cast(is_before, "int32"), axis=1)
 
 
 def take_rows(x: Any, indices: Any) -> Any:

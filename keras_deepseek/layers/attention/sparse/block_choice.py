@@ -11,6 +11,7 @@ of these, H size of a head, M blocks to choose from, K chosen blocks, T tokens i
 of all sequences and groups in a row, S places for queries in tiles, C places in a tile.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from keras_deepseek.backend import current
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
+from keras_deepseek.layers.opaque_operation import call_opaque
 
 _ALWAYS = 1e9
 """The importance of a block that is always chosen: more than any sum of attention weights."""
@@ -67,9 +69,8 @@ def choose_blocks(
     scores_BGLM = ops.where(is_fixed, ops.cast(_ALWAYS, dtype), importance_BGLM)
     is_later = ops.greater(blocks_M, own_B1L1)
     scores_BGLM = ops.where(is_later, ops.cast(-1.0, dtype), scores_BGLM)
-    _, chosen_BGLK = current().compute.top_k(
-        ops.stop_gradient(scores_BGLM), min(num_chosen, num_blocks)
-    )
+    top_k = partial(current().compute.top_k, k=min(num_chosen, num_blocks))
+    _, chosen_BGLK = call_opaque(top_k, ops.stop_gradient(scores_BGLM))
     return ops.cast(chosen_BGLK, "int32")
 
 

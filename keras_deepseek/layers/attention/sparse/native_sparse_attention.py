@@ -4,6 +4,7 @@ Shape suffixes: B batch, L tokens of a call, N heads, G heads of keys and values
 M compressed blocks.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -12,26 +13,11 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import (
-    check_call,
-    check_room,
-    compute_call_spec,
-    read_length,
-)
-from keras_deepseek.layers.attention.compressed.token_places import (
-    count_tokens,
-    number_tokens,
-    put_places,
-    take_places,
-    take_tokens,
-)
-from keras_deepseek.layers.attention.head_projection import make_projection
-from keras_deepseek.layers.attention.key_value_cache import (
-    Cache,
-    append_to_cache,
-    check_states,
-    make_cache,
-)
+from keras_deepseek.layers.attention.call_check import check_call, check_room, read_length
+from keras_deepseek.layers.attention.compressed.token_packing import count_tokens, pack_tokens
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
+from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache, check_states
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.attention.sparse.block_compression import BlockCompression
 from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
     BRANCHES,
@@ -39,6 +25,7 @@ from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
     NativeSparseBranches,
     swap_heads,
 )
+from keras_deepseek.layers.attention.sparse.token_places import put_places, take_places
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.mask_check import complete_mask
 from keras_deepseek.layers.position.inner_rotary import make_rotary
@@ -48,7 +35,7 @@ from keras_deepseek.layers.token_dim import read_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class NativeSparseAttention(keras.Layer):
+class NativeSparseAttention(SelfAttentionLayer):
     """Causal self-attention in three branches: to compressed blocks, chosen blocks, and a window.
 
     Choose it for a model that trains on long sequences from the beginning, so that it learns what
@@ -192,28 +179,21 @@ class NativeSparseAttention(keras.Layer):
             "num_key_value_heads", num_key_value_heads, default=self.num_heads
         )
         self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=self.head_dim)
-        self.compression_block_size = check_integer(
-            "compression_block_size", compression_block_size
-        )
-        self.compression_stride = check_integer("compression_stride", compression_stride)
         self.compression_hidden_dim = check_integer(
             "compression_hidden_dim", compression_hidden_dim, default=self.head_dim
         )
-        self.selection_block_size = check_integer("selection_block_size", selection_block_size)
-        self.num_selected_blocks = check_integer("num_selected_blocks", num_selected_blocks)
-        self.num_initial_blocks = check_integer("num_initial_blocks", num_initial_blocks)
-        self.num_local_blocks = check_integer("num_local_blocks", num_local_blocks)
-        self.sliding_window = check_integer("sliding_window", sliding_window)
-        if self.num_heads % self.num_key_value_heads:
-            raise InvalidInputError(
-                f"`num_key_value_heads` must divide `num_heads`, received "
-                f"{self.num_key_value_heads} and {self.num_heads}."
-            )
-        if self.head_dim % 2:
-            raise InvalidInputError(
-                f"`head_dim` must be even, because entries are rotated in pairs; received "
-                f"{self.head_dim}."
-            )
+        self._check_heads()
+        self._branches = NativeSparseBranches(
+            compression_block_size,
+            compression_stride,
+            selection_block_size,
+            num_selected_blocks,
+            num_initial_blocks,
+            num_local_blocks,
+            sliding_window,
+        )
+        for name, size in asdict(self._branches).items():
+            setattr(self, name, size)
         self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
@@ -225,16 +205,19 @@ class NativeSparseAttention(keras.Layer):
             use_interleaved_pairs=use_interleaved_pairs,
             max_length=max_length,
         )
-        self._branches = NativeSparseBranches(
-            self.compression_block_size,
-            self.compression_stride,
-            self.selection_block_size,
-            self.num_selected_blocks,
-            self.num_initial_blocks,
-            self.num_local_blocks,
-            self.sliding_window,
-        )
         self.supports_masking = True
+
+    def _check_heads(self) -> None:
+        if self.num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{self.num_key_value_heads} and {self.num_heads}."
+            )
+        if self.head_dim % 2:
+            raise InvalidInputError(
+                f"`head_dim` must be even, because entries are rotated in pairs; received "
+                f"{self.head_dim}."
+            )
 
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
@@ -269,23 +252,6 @@ class NativeSparseAttention(keras.Layer):
         self.output_dense.build((*input_shape[:2], heads, self.value_head_dim))
         self.rotary.build((None, None, None, self.head_dim))
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
-                non-negative integer.
-        """
-        shapes = self._state_shapes(check_integer("max_length", max_length))
-        return make_cache(batch_size, max_length, {}, self.compute_dtype, states=shapes)
-
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         block_size = self.selection_block_size
         places = dict.fromkeys(BRANCHES, -(-max_length // block_size) * block_size)
@@ -314,16 +280,16 @@ class NativeSparseAttention(keras.Layer):
         if 0 in inputs.shape[:2]:  # A softmax over no tokens would fail.
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
-        order = None if mask is None else number_tokens(mask)
-        tokens = inputs if order is None else take_tokens(inputs, ops.argsort(order, axis=1))
+        num_before = None
+        if cache is not None:
+            cache, num_before = self._open_cache(cache, cache_index, inputs, mask)
+        tokens = pack_tokens(inputs, mask, num_before=num_before)
+        numbers = tokens.positions
 
         # At the beginning of a sequence there are no earlier tokens in the cache.
         is_first = cache is None or backend.current().compute.read_integer(cache_index) == 0
-        numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
-        if cache is not None:
-            cache, count = self._open_cache(cache, cache_index, inputs, mask)
-            numbers = numbers + ops.expand_dims(count, 1)
-        query, keys = self._project(tokens, numbers if mask is not None or not is_first else None)
+        is_counted = mask is None and is_first
+        query, keys = self._project(tokens.inputs, None if is_counted else numbers)
         if cache is not None:
             cache = self._write(cache, keys, numbers)
         if cache is None or is_first:
@@ -332,19 +298,20 @@ class NativeSparseAttention(keras.Layer):
             heads = self._branches.attend_to_tokens(query, keys | self._compress(keys, blocks))
         else:
             heads = self._branches.attend_to_cache(query, cache, numbers)
-        gates = ops.sigmoid(self.gate_dense(tokens))
+        gates = ops.sigmoid(project_tokens(self.gate_dense, tokens.inputs))
         gated = [gates[..., i : i + 1] * head_BLNH for i, head_BLNH in enumerate(heads)]
-        outputs = self.output_dense(gated[0] + gated[1] + gated[2])
-        if order is not None:
-            outputs = take_tokens(outputs, order)
+        outputs = project_tokens(self.output_dense, gated[0] + gated[1] + gated[2])
+        outputs = tokens.unpack(outputs)
         return outputs if cache is None else (outputs, cache)
 
     def _project(self, tokens: Any, numbers: Any) -> tuple[Any, dict[str, Any]]:
         """Returns queries (BLNH), and keys and values (BGLH) of each branch."""
-        keys = {name: dense(tokens) for name, dense in self.key_value_denses.items()}
+        keys = {
+            name: project_tokens(dense, tokens) for name, dense in self.key_value_denses.items()
+        }
         for branch in ("selection", "window"):
             keys[f"{branch}_key"] = self.rotary(keys[f"{branch}_key"], positions=numbers)
-        query = self.rotary(self.query_dense(tokens), positions=numbers)
+        query = self.rotary(project_tokens(self.query_dense, tokens), positions=numbers)
         query = query * compute_score_factor(self.rotary.scaling)
         return query, {name: swap_heads(x) for name, x in keys.items()}
 
@@ -363,11 +330,11 @@ class NativeSparseAttention(keras.Layer):
         return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
-        """Returns the cache with new tokens in its mask, and the number of earlier tokens (B)."""
+        """Returns the cache with new tokens in its mask, and the number of earlier tokens (B1)."""
         mask = complete_mask(mask, inputs)
         states = {name: cache[name] for name in self._state_shapes(cache["mask"].shape[1])}
         cache = append_to_cache(cache, index, {}, mask, states=states)
-        return cache, count_tokens(cache["mask"], index)
+        return cache, ops.expand_dims(count_tokens(cache["mask"], index), 1)
 
     def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any) -> Cache:
         """Returns the cache with new tokens and the compressed blocks that they complete."""
@@ -379,12 +346,6 @@ class NativeSparseAttention(keras.Layer):
         compressed = self._compress(cache, blocks)
         return cache | {name: put_places(cache[name], blocks, x) for name, x in compressed.items()}
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return compute_call_spec(self, *args, **kwargs)
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -392,14 +353,8 @@ class NativeSparseAttention(keras.Layer):
             "head_dim": self.head_dim,
             "num_key_value_heads": self.num_key_value_heads,
             "value_head_dim": self.value_head_dim,
-            "compression_block_size": self.compression_block_size,
-            "compression_stride": self.compression_stride,
             "compression_hidden_dim": self.compression_hidden_dim,
-            "selection_block_size": self.selection_block_size,
-            "num_selected_blocks": self.num_selected_blocks,
-            "num_initial_blocks": self.num_initial_blocks,
-            "num_local_blocks": self.num_local_blocks,
-            "sliding_window": self.sliding_window,
+            **asdict(self._branches),
             "rope_max_wavelength": self.rotary.max_wavelength,
             "rope_scaling": self.rotary.scaling,
             "use_interleaved_pairs": self.rotary.use_interleaved_pairs,

@@ -8,15 +8,15 @@ of these, H size of a head, P places for keys, M compressed blocks, K chosen blo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.compressed.token_places import take_places
 from keras_deepseek.layers.attention.sparse.block_choice import (
     attend_to_chosen,
     choose_blocks,
@@ -31,6 +31,7 @@ from keras_deepseek.layers.attention.sparse.block_sparse_attention import (
     split_rows,
     weigh_keys,
 )
+from keras_deepseek.layers.attention.sparse.token_places import take_places
 from keras_deepseek.layers.double_precision import multiply_matrices
 
 BRANCHES = ("compression", "selection", "window")
@@ -63,6 +64,9 @@ class NativeSparseBranches:
     sliding_window: int
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            size = check_integer(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, size)
         for name in ("compression_block_size", "selection_block_size"):
             if getattr(self, name) % self.compression_stride:
                 raise InvalidInputError(

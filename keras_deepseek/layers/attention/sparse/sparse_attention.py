@@ -9,18 +9,11 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import (
-    check_call,
-    compute_call_spec,
-    read_length,
-)
-from keras_deepseek.layers.attention.head_projection import make_projection
-from keras_deepseek.layers.attention.key_value_cache import (
-    Cache,
-    append_to_cache,
-    make_cache,
-)
+from keras_deepseek.layers.attention.call_check import check_call, compute_call_spec, read_length
+from keras_deepseek.layers.attention.head_projection import make_projection, project_tokens
+from keras_deepseek.layers.attention.key_value_cache import Cache, append_to_cache
 from keras_deepseek.layers.attention.self_attention_call import read_self_attention
+from keras_deepseek.layers.attention.self_attention_layer import SelfAttentionLayer
 from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
 from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks, plan_rows
 from keras_deepseek.layers.attention.sparse.block_sparse_attention import block_sparse_attention
@@ -30,7 +23,7 @@ from keras_deepseek.layers.token_dim import read_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class SparseAttention(keras.Layer):
+class SparseAttention(SelfAttentionLayer):
     """Multi-head self-attention in which each position sees only some blocks of the sequence.
 
     Choose it for long sequences. From about a thousand positions it is faster than
@@ -216,23 +209,13 @@ class SparseAttention(keras.Layer):
             projection.build(input_shape)
         self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
 
-    def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache to pass as `cache` to a call.
-
-        Args:
-            batch_size: integer. Number of sequences.
-            max_length: integer. The most tokens that the cache can hold, padding included.
-
-        Returns:
-            A dict of tensors.
-
-        Raises:
-            InvalidInputError: `max_length` is not a positive integer, `batch_size` is not a
-                non-negative integer, or `block_layout` is too small for `max_length`.
-        """
+    @property
+    def _cache_entries(self) -> dict[str, tuple[int, ...]]:
         heads = self.num_key_value_heads
-        entries = {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
-        cache = make_cache(batch_size, max_length, entries, self.compute_dtype)
+        return {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
+
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        cache = super().make_cache(batch_size, max_length)
         plan_rows(self._layout, int(max_length))  # Raises an error if `block_layout` is too small.
         return cache
 
@@ -258,7 +241,8 @@ class SparseAttention(keras.Layer):
             return self.dropout_layer(weights, training=training)
 
         query, key, value = (
-            dense(inputs) for dense in (self.query_dense, self.key_dense, self.value_dense)
+            project_tokens(dense, inputs)
+            for dense in (self.query_dense, self.key_dense, self.value_dense)
         )
         dropout = drop if self.dropout else None
         if cache is not None:
@@ -269,7 +253,7 @@ class SparseAttention(keras.Layer):
             heads = block_sparse_attention(query, key, value, plan, mask, dropout)
         else:
             heads = block_sparse_decoding(query, cache, cache_index, self._layout, dropout)
-        outputs = self.output_dense(heads)
+        outputs = project_tokens(self.output_dense, heads)
         return outputs if cache is None else (outputs, cache)
 
     def _check_global_blocks(self) -> None:
@@ -279,9 +263,6 @@ class SparseAttention(keras.Layer):
                 f"{list(self._layout.global_blocks)} count from the end, which moves with every "
                 f"token. Use block numbers from the beginning instead."
             )
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         spec = compute_call_spec(self, inputs, *args, **kwargs)

@@ -20,8 +20,6 @@ class AccumulatedGradients(SummedGradients):
     """Sums the gradients of micro-batches, and divides them by the weight of the whole batch.
 
     Args:
-        part: `PartGradients` that computes one micro-batch.
-        num_micro_batches: integer.
         assigned: Function that returns the variables that a forward pass may assign.
         is_sum: True if the loss is a sum over the rows, and not a mean.
     """

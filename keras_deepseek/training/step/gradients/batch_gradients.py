@@ -76,7 +76,6 @@ class SummedGradients(PartGradients):
     """Sums the gradients of parts, and divides them by the weight of the whole batch.
 
     Args:
-        part: `PartGradients` of one of the parts.
         is_sum: True if the loss is a sum over the rows, and not a mean.
     """
 

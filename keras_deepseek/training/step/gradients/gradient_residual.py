@@ -18,7 +18,7 @@ from keras_deepseek.backend.processes.gradient_compression import (
     begin_residual,
 )
 from keras_deepseek.backend.processes.processes import Processes, RemoteReplicas
-from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError
 
 _logger = logging.getLogger(__name__)
 
@@ -29,13 +29,7 @@ GradientCompression = Literal["bfloat16", "float16", "low_rank"] | LowRank
 
 
 class GradientResidual:
-    """The residual of the compressed gradients of one rank (Seide et al., 2014).
-
-    Args:
-        kind: `Kind` of compression.
-        processes: `Processes` that train together.
-        replicas: `RemoteReplicas` of these processes.
-    """
+    """The residual of the compressed gradients of one rank (Seide et al., 2014)."""
 
     def __init__(self, kind: Kind, processes: Processes, replicas: RemoteReplicas) -> None:
         self._kind = kind
@@ -95,17 +89,15 @@ class GradientResidual:
 
 
 def make_residual(compression: Any, processes: Processes) -> GradientResidual | None:
-    """Creates the residual for the argument `gradient_compression`; `None` without compression.
-
-    Raises:
-        InvalidInputError: The compression is unknown, or only one process trains.
-    """
+    """Creates the residual for the argument `gradient_compression`; `None` without compression."""
     if compression is None:
         return None
     kind = LowRank() if compression == _LOW_RANK else compression
-    known = (*_DTYPES, _LOW_RANK)
-    if not isinstance(kind, LowRank) and kind not in known:
-        raise InvalidInputError(unknown_name_message("gradient_compression", compression, known))
+    if not isinstance(kind, LowRank) and kind not in _DTYPES:
+        raise InvalidInputError(
+            "`gradient_compression` must be 'bfloat16', 'float16', 'low_rank' or a LowRank; "
+            f"received {compression!r}."
+        )
     if processes.replicas is not None:
         return GradientResidual(kind, processes, processes.replicas)
     raise InvalidInputError(

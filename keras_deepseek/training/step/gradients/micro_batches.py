@@ -19,7 +19,6 @@ class MicroBatches:
     the batch is spread over devices, and no row moves to another device.
 
     Args:
-        batch: tuple of `x`, `y` and `sample_weight`.
         number: integer. The number of micro-batches, if there are enough rows.
     """
 
@@ -80,15 +79,7 @@ def pad_empty_batch(batch: Batch) -> Batch:
 
 
 def check_same_rows(batch: Batch, num_rows: Any) -> None:
-    """Raises an error if `y` or `sample_weight` has another number of rows than `x`.
-
-    Args:
-        batch: tuple of `x`, `y` and `sample_weight`.
-        num_rows: integer or integer scalar tensor. The rows of `x`.
-
-    Raises:
-        InvalidInputError: The numbers of rows differ.
-    """
+    """Raises an error if `y` or `sample_weight` has another number of rows than `x`."""
     if not isinstance(num_rows, int):  # On TensorFlow it may be unknown until the step runs.
         return
     for name, part in zip(("targets", "sample weights"), batch[1:], strict=True):
@@ -101,11 +92,7 @@ def check_same_rows(batch: Batch, num_rows: Any) -> None:
 
 
 def count_rows(batch: Batch) -> Any:
-    """Returns the number of rows of a batch, as an integer or a scalar tensor.
-
-    Raises:
-        InvalidInputError: The batch has no inputs.
-    """
+    """Returns the number of rows of a batch, as an integer or a scalar tensor."""
     inputs = [array for array in keras.tree.flatten(batch[0]) if array is not None]
     if not inputs:
         raise InvalidInputError("Received a batch without inputs, which can't be trained on.")

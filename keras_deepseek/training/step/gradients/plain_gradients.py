@@ -31,10 +31,8 @@ class PlainGradients(PartGradients):
     """Computes the gradients of a batch, or of a part of one, by one forward and backward pass.
 
     Args:
-        model: `keras.Model`, compiled.
         compute: `Trainer.train_step`: function of `x`, `y` and `sample_weight` that returns the
             loss, or a dict of the loss and further logs.
-        loss: `BatchLoss` of the model.
     """
 
     def __init__(self, model: keras.Model, compute: Callable[..., Any], loss: BatchLoss) -> None:

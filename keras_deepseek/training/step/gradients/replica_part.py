@@ -22,10 +22,6 @@ class ReplicaPart:
     A replica without rows computes one row of zeros, which has no weight.
 
     Args:
-        model: `keras.Model`, built and compiled.
-        gradients: `PartGradients` of one replica's rows.
-        replicas: `Replicas` that compute together.
-        variables: The trainable variables.
         find_divisor: Function of the summed `WeightedSums` that returns the divisor of the
             gradients. Defaults to `None`: gradients stay sums.
     """
@@ -99,10 +95,7 @@ class ReplicaPart:
     ) -> tuple[WeightedSums, Any]:
         """Merges the replicas' states; returns the sums over all replicas and the number of rows.
 
-        Args:
-            scalars: The summed scalars.
-            counts: Vector. The number of replicas that have a gradient, by variable.
-            gradients: The summed gradients.
+        `counts` has, for each variable, the number of replicas that have a gradient.
         """
         num_rows, sums, changes = self._read(scalars)
         self._states.write(changes, num_rows)

@@ -23,9 +23,6 @@ class ReplicaStates:
     Metrics are summed. The state of layers, such as moving statistics, is the mean over all rows;
     with `aggregation="sum"`, as for the tokens of each expert, it is the sum. Random number
     generators differ by replica while the step computes, and agree afterwards.
-
-    Args:
-        model: `keras.Model`, built and compiled.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -40,11 +37,7 @@ class ReplicaStates:
 
     @contextmanager
     def replica_seeds(self, rank: Any) -> Iterator[None]:
-        """Gives a replica its own random numbers.
-
-        Args:
-            rank: The replica's rank: an integer, or an integer tensor.
-        """
+        """Gives a replica its own random numbers."""
         distances = [
             ops.cast(rank, seed.dtype) * ops.cast(_STRIDE, seed.dtype) for seed in self._seeds
         ]

@@ -23,14 +23,7 @@ from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 
 
 class DeviceGradients(SummedGradients):
-    """Computes gradients with the batch's rows divided among devices of this process.
-
-    Args:
-        model: `keras.Model`, compiled.
-        part: `PartGradients` of one device's rows.
-        devices: `Replicas` on the devices.
-        is_sum: True if the loss is a sum over the rows, and not a mean.
-    """
+    """Computes gradients with the batch's rows divided among devices of this process."""
 
     def __init__(
         self, model: keras.Model, part: PartGradients, devices: Replicas, *, is_sum: bool
@@ -49,13 +42,6 @@ class ReplicatedGradients(BatchGradients):
     """Sums the gradients of this process's rows with those of all other processes.
 
     Gradients are sent while the backward pass computes others.
-
-    Args:
-        model: `keras.Model`, compiled.
-        part: `PartGradients` of this process's rows.
-        replicas: `RemoteReplicas` in the processes.
-        loss: `BatchLoss` of the model.
-        residual: `GradientResidual` where gradients are compressed, or `None`.
     """
 
     def __init__(

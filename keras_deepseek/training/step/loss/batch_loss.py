@@ -21,11 +21,7 @@ class BatchLoss:
     """Computes the compiled loss of a batch, and updates the compiled metrics.
 
     Args:
-        model: `keras.Model`, compiled.
         is_in_parts: True if each batch is computed in parts: micro-batches, or rows of replicas.
-
-    Raises:
-        InvalidInputError: Batches are computed in parts, and some losses are sums, others means.
     """
 
     def __init__(self, model: keras.Model, *, is_in_parts: bool) -> None:

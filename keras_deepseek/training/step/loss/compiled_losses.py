@@ -6,11 +6,7 @@ import keras
 
 
 def list_losses(loss: Any) -> list[Any]:
-    """Flattens a structure of losses, and converts names and configs to loss objects.
-
-    Args:
-        loss: Keras loss, its name, a function, or a structure of them. `None` is left out.
-    """
+    """Returns the losses in a structure as a list, without `None`; names become loss objects."""
     return [_get_loss(each) for each in keras.tree.flatten(loss) if each is not None]
 
 
@@ -21,12 +17,6 @@ def losses_by_output(
 
     The result is empty if the losses can't be assigned to outputs. As in Keras, a dict of losses is
     by the names of outputs.
-
-    Args:
-        model: `keras.Model`, compiled.
-        y: Labels, or a structure of them.
-        y_pred: Outputs, or a structure of them.
-        sample_weight: Weights for all outputs, a structure of weights, or `None`.
     """
     spec = model.loss
     if isinstance(spec, dict):

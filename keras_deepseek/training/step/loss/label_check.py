@@ -20,13 +20,8 @@ def check_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weig
     For the sparse cross entropy, TensorFlow and PyTorch raise an error on a CPU, and JAX ignores
     the sample. For the binary one, only PyTorch checks labels.
 
-    Args:
-        model: `keras.Model`, compiled.
-        loss: Scalar tensor. The loss of the batch.
-        y: Labels, or a structure of them.
-        y_pred: Outputs. For a sparse cross entropy, the last axis is that of the classes.
-        sample_weight: Weights, or a structure of them, or `None`. Labels with weight 0 or under a
-            mask are not checked.
+    The last axis of the outputs is that of the classes. Labels with weight 0 or under a mask are
+    not checked.
     """
     for each, labels, outputs, weights in losses_by_output(model, y, y_pred, sample_weight):
         is_wrong = None if labels is None else _find_wrong(each, labels, outputs)

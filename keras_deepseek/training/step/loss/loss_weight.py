@@ -11,14 +11,7 @@ from keras_deepseek.training.step.loss.compiled_losses import list_losses
 
 
 def check_reduction(loss: Any) -> None:
-    """Raises an error if a loss has no reduction, and so returns one number for each sample.
-
-    Args:
-        loss: Keras loss, its name, a function, or a structure of them; or `None`.
-
-    Raises:
-        InvalidInputError: A loss has no reduction.
-    """
+    """Raises an error if a loss has no reduction, and so returns one number for each sample."""
     for each in keras.tree.flatten(loss):
         if isinstance(each, keras.losses.Loss) and each.reduction in (None, "none"):
             raise InvalidInputError(
@@ -29,14 +22,7 @@ def check_reduction(loss: Any) -> None:
 
 
 def find_reduction(loss: Any) -> str:
-    """Returns the reduction that all losses of a model have.
-
-    Args:
-        loss: Keras loss, its name, a function, or a structure of them; or `None`.
-
-    Raises:
-        InvalidInputError: Some losses are sums and others means.
-    """
+    """Returns the reduction that all losses of a model have; raises an error if they differ."""
     reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in list_losses(loss)}
     reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
     if len(reductions) > 1:
@@ -52,12 +38,6 @@ def compute_loss_weight(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> A
 
     It is the number of rows; with a mask or `ignore_class`, of unmasked tokens; with
     `reduction="mean_with_sample_weight"`, the sum of the weights.
-
-    Args:
-        loss: The loss that the model was compiled with.
-        y: Targets.
-        y_pred: Outputs.
-        sample_weight: Weights of the samples, or `None`.
 
     Raises:
         InvalidInputError: There are several outputs with their own masks.

@@ -21,9 +21,6 @@ def check_test_loss(model: keras.Model) -> None:
     """Raises an error if a validation or evaluation would have no loss; JAX would return 0.
 
     Nothing is raised if the model has custom layers or regularizers, which may add a loss.
-
-    Raises:
-        InvalidInputError: There is no loss.
     """
     is_own = (
         type(model).compute_loss is not keras.Model.compute_loss

@@ -10,14 +10,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Returns the loss, its weight or `None`, and further logs from the result of a step.
-
-    Args:
-        result: Scalar tensor, or a dict of scalar tensors.
-
-    Raises:
-        InvalidInputError: There is no loss, or a value is not a scalar.
-    """
+    """Returns the loss, its weight or `None`, and further logs from the result of a step."""
     if result is None:
         raise InvalidInputError("`train_step` must return the loss; it returned nothing.")
     if not isinstance(result, dict):
@@ -43,15 +36,7 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def check_log_names(logs: Iterable[str], others: Iterable[str]) -> None:
-    """Raises an error if `train_step` returned a log with the name of another log.
-
-    Args:
-        logs: The names that the step returned.
-        others: The names of other logs, such as metrics.
-
-    Raises:
-        InvalidInputError: Two logs have the same name.
-    """
+    """Raises an error if `train_step` returned a log with the name of another log."""
     for name in logs:
         if name in set(others):
             raise InvalidInputError(

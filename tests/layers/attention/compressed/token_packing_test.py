@@ -2,6 +2,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.layers.attention.compressed.token_packing import (
+    count_tokens,
     join_recent,
     pack_tokens,
     take_rows,
@@ -65,3 +66,8 @@ def test_the_last_real_tokens_are_kept():
     np.testing.assert_array_equal(kept[0], new[0, 2:])
     np.testing.assert_array_equal(kept[1], new[1, [1, 3]])
     np.testing.assert_array_equal(kept[2], recent[2])
+
+
+def test_tokens_before_a_slot_are_counted_without_padding():
+    for index in (3, keras.ops.convert_to_tensor(3, "int32")):
+        assert to_numpy(count_tokens(MASK, index)).tolist() == [3, 1, 0]

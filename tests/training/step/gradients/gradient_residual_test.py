@@ -92,7 +92,7 @@ def test_compression_is_refused_with_one_process():
     make(None)
     with pytest.raises(InvalidInputError, match="only one process trains"):
         make("bfloat16")
-    with pytest.raises(InvalidInputError, match="did you mean 'bfloat16'"):
+    with pytest.raises(InvalidInputError, match="a LowRank; received 'bfloat'"):
         make("bfloat")
     with pytest.raises(InvalidInputError, match="`rank` must be a positive integer"):
         LowRank(0)

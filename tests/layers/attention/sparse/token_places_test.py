@@ -1,0 +1,23 @@
+import keras
+import numpy as np
+
+from keras_deepseek.layers.attention.sparse.token_places import put_places, take_places
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def test_places_are_taken_and_filled_for_each_sequence_apart():
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 4)).astype("float32")
+    places = np.array([[4, 0], [1, 1]], "int32")
+    taken = to_numpy(take_places(x, places))
+    for row in range(2):
+        np.testing.assert_array_equal(taken[row], x[row][:, places[row]])
+    shared = to_numpy(take_places(x, np.array([[2]], "int32")))
+    np.testing.assert_array_equal(shared, x[:, :, 2:3])
+    updates = np.ones((2, 3, 1, 4), "float32")
+    filled = to_numpy(put_places(x, np.array([[3], [0]], "int32"), updates))
+    expected = x.copy()
+    expected[0, :, 3] = expected[1, :, 0] = 1
+    np.testing.assert_array_equal(filled, expected)
