@@ -99,8 +99,8 @@ def test_an_optimized_model_is_trained_as_it_is():
 @pytest.mark.torch_alone
 def test_what_divides_the_model_is_refused():
     whole = types.SimpleNamespace(layers=None, distribution=None)
-    check_optimizable(build(), whole, is_served=False)
+    check_optimizable(build(), whole, uses_servers=False)
     with pytest.raises(NotSupportedError, match="a parameter server divides the model"):
-        check_optimizable(build(), whole, is_served=True)
+        check_optimizable(build(), whole, uses_servers=True)
     with pytest.raises(NotSupportedError, match="device_map"):
         train(build(), optimize_graph=True, device_map={"dense*": "cpu:0"})
