@@ -16,7 +16,7 @@ from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plan
 from keras_deepseek.graph.report import OptimizationReport
 from keras_deepseek.graph.trace import CannotOpenError
-from keras_deepseek.graph.verify import Verifier, flat_call, time_together
+from keras_deepseek.graph.verify import Verifier, flat_call, kept_state, time_together
 
 _LEAST_PASS_GAIN = 1.01
 _LEAST_GAIN = 1.02
@@ -235,7 +235,8 @@ def _check_inputs(model: keras.Model, inputs: Any) -> None:
         if not tuple(tensor.shape):
             raise InvalidInputError("Each example input needs a batch axis; one is a scalar.")
     try:
-        model(inputs)
+        with kept_state(model):
+            model(inputs)
     except Exception as error:
         shapes = tree.map_structure(lambda tensor: tuple(tensor.shape), inputs)
         raise InvalidInputError(

@@ -232,11 +232,14 @@ class _SymbolTable:
             and id(self._without_aliases(each)) not in self._values
         ]
         if not missing:
+            args = tree.map_structure(self._argument, args)
+            if type(operation).__name__ == "GetItem" and _was_tuple(args[1]):
+                args = (args[0], tuple(args[1]))
             node = Node(
                 type(operation).__name__,
                 [Spec(each.shape, each.dtype) for each in outputs],
                 operation,
-                tree.map_structure(self._argument, args),
+                args,
                 tree.map_structure(self._argument, kwargs),
                 layer,
             )
@@ -451,6 +454,13 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
 def _constant(tensor: Any) -> Value:
     spec = Spec(tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
     return Value(Node(CONSTANT, [spec], content=tensor))
+
+
+def _was_tuple(key: Any) -> bool:
+    """Returns True for an index that was a tuple until the model was saved and loaded."""
+    return isinstance(key, list) and any(
+        each is None or each is Ellipsis or isinstance(each, slice) for each in key
+    )
 
 
 def _history_node(symbol: keras.KerasTensor) -> Any:

@@ -74,7 +74,7 @@ class Verifier:
         """Returns outputs, and in training gradients, by name. The model's state stays."""
         variables = self._original.trainable_variables if self._training else []
         function = flat_call(model, batch, self._training, variables)
-        with _kept_state(self._original), _without_dropout(self._original):
+        with kept_state(self._original), _without_dropout(self._original):
             results = [
                 np.asarray(ops.convert_to_numpy(each)) for each in function(*tree.flatten(batch))
             ]
@@ -153,9 +153,12 @@ def _resized(model: keras.Model, inputs: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _kept_state(model: keras.Model) -> Iterator[None]:
+def kept_state(model: keras.Model) -> Iterator[None]:
     """Restores the variables that a call in training assigns, after a `with` block."""
     states = block_states(model)
+    for layer in flatten_layers(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:  # Keras lists them nowhere.
+            states += [each for each in tree.flatten(layer.states) if each is not None]
     kept = [ops.copy(state.value) for state in states]
     try:
         yield

@@ -90,7 +90,7 @@ def test_saved_and_loaded(tmp_path):
     check_equal(model, loaded, inputs)
     assert loaded.has_program(inputs)
     assert loaded.passes == optimized.passes
-    assert len(loaded.source().splitlines()) == len(optimized.source().splitlines())
+    assert loaded.plan().rewrites == optimized.report.rewrites
 
 
 def test_weights_that_are_assigned_or_loaded_need_no_refresh(tmp_path):
@@ -235,9 +235,11 @@ def test_a_sequential_model():
 def test_an_input_with_a_keras_mask_runs_the_original():
     model = classifier()
     optimized = optimize(model, draw(2, 5, 8))
-    inputs = layers.Masking()(ops.convert_to_tensor(draw(2, 6, 8)))
-    check_equal(model, optimized, inputs)
+    inputs = ops.convert_to_tensor(draw(2, 6, 8))
+    optimized(layers.Masking()(inputs))
     assert not optimized.has_program(inputs)
+    optimized(inputs)
+    assert optimized.has_program(inputs)
 
 
 def test_the_least_recent_plan_is_dropped(monkeypatch):

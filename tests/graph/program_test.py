@@ -1,0 +1,52 @@
+"""Programs: source code, several outputs, and the layer at which an error was raised."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_deepseek.graph.plans import Plan
+
+
+def test_the_source_can_be_read():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3, activation="relu", name="head")(inputs))
+    plan = Plan(model, keras.KerasTensor((2, 4)), training=False, passes=())
+    lines = plan.program.source.splitlines()
+    assert lines[0] == "def program(x0):"
+    assert any("kernel_1.value  # head/kernel" in line for line in lines)
+    assert any("relu_1(" in line and line.endswith("# head") for line in lines)
+    assert any(line.strip().startswith("del ") for line in lines)
+
+
+def test_operations_with_several_outputs_and_structures():
+    inputs = keras.Input((4,))
+    one, two = ops.split(inputs, 2, axis=-1)
+    model = keras.Model(inputs, {"b": [two * 2.0, one], "a": one + two})
+    x = ops.convert_to_tensor(np.arange(8, dtype="float32").reshape(2, 4))
+    plan = Plan(model, keras.KerasTensor((2, 4)), training=False, passes=())
+    expected, received = model(x), plan.program(x)
+    assert set(received) == {"a", "b"}
+    for left, right in zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(left), ops.convert_to_numpy(right))
+
+
+def test_an_error_names_its_layer():
+    class Failing(keras.Operation):
+        def call(self, x):
+            raise ValueError("It fails.")
+
+        def compute_output_spec(self, x):
+            return x * 1
+
+    class Calling(layers.Layer):
+        def call(self, x):
+            return Failing()(x)
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Calling(name="calling")(inputs))
+    plan = Plan(model, keras.KerasTensor((2, 4)), training=False, passes=())
+    try:
+        plan.program(ops.ones((2, 4)))
+    except ValueError as error:
+        assert plan.program.failed_layer(error) == "calling"
+    assert plan.program.failed_layer(ValueError()) is None

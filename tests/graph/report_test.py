@@ -1,0 +1,24 @@
+"""The report of an optimization."""
+
+import json
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_deepseek import graph
+
+
+def test_the_report_says_what_was_done_and_is_json():
+    inputs = keras.Input((5, 4))
+    x = layers.GRU(4, return_sequences=True, name="recurrent")(inputs)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x)[:, 0])
+    report = graph.optimize(model, np.zeros((2, 5, 4), "float32"), measure=False).report
+    text = str(report)
+    assert "operations, now" in text
+    assert "recurrent (GRU): " in text
+    assert "head: computes 1 of 5 rows" in text
+    read = json.loads(json.dumps(report.to_dict()))
+    assert read["operations"] == list(report.operations)
+    assert read["leaves"]["recurrent"]["layer_class"] == "GRU"
+    assert report.multiply_adds[0] > report.multiply_adds[1]

@@ -1,0 +1,68 @@
+"""Verification: which differences are found, and that nothing is left changed."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_deepseek.errors import ExportError
+from keras_deepseek.graph.verify import Verifier
+
+
+def pair(change, **kwargs):
+    """Returns two models that share their weights; the second changes its output."""
+    inputs = keras.Input((4,), **kwargs)
+    x = layers.Dense(3)(layers.BatchNormalization()(inputs))
+    return keras.Model(inputs, x), keras.Model(inputs, change(x))
+
+
+def inputs(rows=4):
+    return ops.convert_to_tensor(np.random.default_rng(0).normal(size=(rows, 4)), "float32")
+
+
+def test_equal_models_pass_and_keep_their_statistics():
+    model, other = pair(lambda x: x)
+    before = [ops.convert_to_numpy(each) for each in model.variables]
+    assert Verifier(model, inputs(), training=True).compare(other) == 0.0
+    for one, two in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(one, ops.convert_to_numpy(two))
+
+
+def test_a_difference_of_the_outputs_is_found():
+    model, other = pair(lambda x: x * 1.001)
+    with pytest.raises(ExportError, match="output 0"):
+        Verifier(model, inputs(), training=False).compare(other)
+
+
+def test_a_difference_of_the_gradients_alone_is_found():
+    model, other = pair(ops.stop_gradient)
+    with pytest.raises(ExportError, match="gradient of"):
+        Verifier(model, inputs(), training=True).compare(other)
+
+
+def test_a_difference_at_another_batch_size_is_found():
+    class OfFour(layers.Layer):
+        def call(self, x):
+            return x if x.shape[0] in (None, 4) else x * 2.0
+
+    model, other = pair(OfFour())
+    with pytest.raises(ExportError, match="batch 1"):
+        Verifier(model, inputs(), training=False).compare(other)
+
+
+def test_a_fixed_batch_size_is_kept():
+    tensors = keras.Input(batch_shape=(4, 4))
+    model = keras.Model(tensors, ops.reshape(tensors, (2, 2, 4)))
+    assert Verifier(model, inputs(), training=False).compare(model) == 0.0
+
+
+@pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.2, False)])
+def test_half_precision_is_compared_with_float32(factor, is_right):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model, other = pair(lambda x: x * factor)
+    verifier = Verifier(model, inputs(), training=False)
+    if is_right:
+        verifier.compare(other)
+    else:
+        with pytest.raises(ExportError, match="off from float32"):
+            verifier.compare(other)
