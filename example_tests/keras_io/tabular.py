@@ -52,8 +52,6 @@ COLLABORATIVE_FILTERING = Example(
     fresh_inputs=lambda: [ratings(num_rows)[0] for num_rows in (1, 3, 7)],
     mixes_rows=True,
     export_options=lambda: {"input_signature": [keras.InputSpec(shape=(None, 2), dtype="int32")]},
-    refusals={"savedmodel": {"torch": r"class RecommenderNet has no get_config\(\)"}},
-    reasons={"savedmodel": "The example's model has none."},
 )
 
 # ------------------------------------------------------------ wide_deep_cross_networks

@@ -103,8 +103,6 @@ WITH_TRANSFORMER = Example(
         "metrics": ["accuracy"],
     },
     fresh_inputs=lambda: fresh_ids((MAX_LENGTH,) * 3),
-    refusals={"savedmodel": {"torch": "__init__ of class TokenAndPositionEmbedding does not take"}},
-    reasons={"savedmodel": "The example's layers take no **kwargs."},
 )
 
 # --------------------------------------------------------------------- bidirectional_lstm_imdb

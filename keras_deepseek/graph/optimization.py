@@ -63,6 +63,7 @@ def optimize(
 
     Example:
 
+    >>> import keras, numpy as np
     >>> inputs = keras.Input((6, 8))
     >>> x = keras.layers.MultiHeadAttention(2, 4)(inputs, inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(3)(x[:, 0]))

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy.routes.route import InChild, InProcess, find_routes
-from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.errors import ExportError, NotSupportedError
 
 
 def other_backend():
@@ -116,6 +117,26 @@ def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_install
     assert "saved_model.pb" in os.listdir(folder)
     for sample, outputs in zip(job.samples, result.outputs, strict=True):
         np.testing.assert_allclose(outputs["output_0"], 2 * sample["input_0"])
+
+
+class WithoutConfig(keras.Model):
+    """A model that another process can't recreate."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.dense = keras.layers.Dense(units)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.mark.torch_alone
+def test_a_model_without_a_config_is_sent_as_its_operations(tmp_path, tensorflow_installed):
+    model = WithoutConfig(3)
+    model(np.ones((2, 4), "float32"))
+    assert Exporter(model, "savedmodel", verbose=False).export(tmp_path / "out").verified
+    with pytest.raises(ExportError, match=r"WithoutConfig has no get_config\(\)"):
+        Exporter(model, "savedmodel", precision="bfloat16", verbose=False).export(tmp_path / "half")
 
 
 @pytest.mark.each_backend
