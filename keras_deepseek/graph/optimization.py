@@ -50,7 +50,7 @@ def optimize(
         measure: Whether to time each pass, compiled as Keras would compile the model, and to keep
             those that pay. Without it, costs alone decide. Defaults to `True`.
         passes: The names of the passes to try: `"identities"`, `"equal_operations"`,
-            `"batch_norm"`, `"attention"`, `"unread_rows"`, `"split_sums"`, `"product_order"`.
+            `"batch_norm"`, `"unread_rows"`, `"split_sums"`, `"product_order"`, `"attention"`.
             Defaults to `None`, for all.
 
     Returns:

@@ -15,10 +15,10 @@ PASSES: dict[str, Pass] = {
     "identities": remove_identities,
     "equal_operations": merge_equal_operations,
     "batch_norm": fold_batch_norms,
-    "attention": fuse_attention,
     "unread_rows": cut_unread_rows,
     "split_sums": split_sums,
     "product_order": reorder_products,
+    "attention": fuse_attention,  # Last: products are not reordered through it.
 }
 """The passes by name, in the order in which they run."""
 
