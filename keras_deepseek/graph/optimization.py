@@ -102,12 +102,11 @@ class _Optimization:
         if failure is not None:
             warnings.warn(f"graph.optimize returns the original: {failure}", stacklevel=3)
             return self._finish(None, plan, failure=failure)
-        if not self._measure:
-            gains = plan.size[1] < plan.size_before[1] or plan.size[0] < plan.size_before[0]
-            return self._finish(tried if gains else None, difference=difference)
+        if not self._measure:  # Each pass rewrites only what then costs less.
+            return self._finish(tried or None, plan, difference=difference)
         kept, speed_ups, speed_up = self._time(tried)
         return self._finish(
-            kept, difference=difference, pass_speed_ups=speed_ups, speed_up=speed_up
+            kept, plan, difference=difference, pass_speed_ups=speed_ups, speed_up=speed_up
         )
 
     def _with(self, passes: Sequence[str] | None) -> OptimizedModel:
