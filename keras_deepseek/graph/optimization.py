@@ -104,7 +104,7 @@ class _Optimization:
         if failure is not None:
             warnings.warn(f"graph.optimize returns the original: {failure}", stacklevel=3)
             return self._finish(None, plan, failure=failure)
-        if not self._measure:
+        if not self._measure:  # Each pass rewrites only what then costs less.
             return self._finish(tried or None, plan, difference=difference)
         kept, speed_ups, speed_up = self._time(tried)
         return self._finish(

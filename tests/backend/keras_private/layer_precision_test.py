@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.backend.keras_private.layer_precision import temporary_policy
+from keras_deepseek.backend.keras_private.layer_precision import autocast_to, temporary_policy
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 
 HALF = keras.DTypePolicy("mixed_bfloat16")
@@ -120,3 +120,11 @@ def test_an_embedding_that_is_placed_on_a_device_is_one_still():
         assert name_dtype(layer(TOKENS)) == "bfloat16"
     assert seen == ["float32"]
     assert vars(layer)["call"] is placed
+
+
+def test_variables_in_half_precision_are_read_in_float32():
+    layer = keras.layers.Dense(2, dtype="bfloat16")
+    layer.build((None, 3))
+    with temporary_policy([layer], keras.DTypePolicy("float32")), autocast_to("float32"):
+        outputs = layer(np.ones((1, 3), "float32"))
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float32"
