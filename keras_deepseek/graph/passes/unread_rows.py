@@ -5,6 +5,7 @@ position-wise operations are cut to the row that is read. Keys and values stay.
 """
 
 import dataclasses
+import operator
 
 import keras
 
@@ -79,7 +80,7 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
         cuts = [(axis % len(value.shape), rows)] if type(rows) is int else []
     elif node.kind == "GetItem":
         value, key = node.args
-        key = key if isinstance(key, tuple) else (key,)
+        key = tuple(key) if isinstance(key, list | tuple) else (key,)  # Saved models have lists.
         if not all(isinstance(each, int | slice) for each in key):
             return None
         cuts = [(axis, each) for axis, each in enumerate(key) if each != slice(None)]
@@ -188,7 +189,9 @@ class _Cutter:
         value = self._rows(node.args[0], rows, rows.axis, node.layer)
         if len(node.spec.shape) == len(value.shape):
             return value
-        return record(keras.ops.squeeze, value, axis=rows.axis, layer=node.layer)
+        # TensorFlow's `squeeze` fails, since a slice of an unknown length may have no row.
+        index = (*[slice(None)] * rows.axis, 0)
+        return record(operator.getitem, value, index, layer=node.layer)
 
     def _rows(self, value: Value, rows: _Rows, axis: int, layer: str) -> Value:
         rows = dataclasses.replace(rows, axis=axis)
