@@ -15,6 +15,7 @@ import keras
 from keras import tree
 
 from keras_deepseek.graph.ir import CONSTANT, Graph, Node, Shape, Value, attributes, value_key
+from keras_deepseek.graph.trace import CannotOpenError
 
 _LONG = 4099
 """A length that code with a special case for long sequences treats as long."""
@@ -98,7 +99,11 @@ def trace_free(
     taken = {size for node in plain.nodes() for spec in node.outputs for size in spec.shape}
     left = list(candidates)
     while left:
-        comparison = _Comparison(trace, example, _unused_sizes(shapes, left, taken))
+        try:
+            comparison = _Comparison(trace, example, _unused_sizes(shapes, left, taken))
+        except CannotOpenError:  # The model takes no longer inputs than the example.
+            left = left[:-1]
+            continue
         pinned = [axis for axis in left if not comparison.add(axis)]
         if not pinned and not comparison.is_ambiguous():
             return comparison.graph_with_free_sizes(), left
@@ -146,7 +151,10 @@ class _Comparison:
         return self._graph
 
     def _compare(self, axis: FreeAxis, size: int) -> bool:
-        other = self._trace(_symbols(self._example, _with_size(self._shapes, axis, size)))
+        try:
+            other = self._trace(_symbols(self._example, _with_size(self._shapes, axis, size)))
+        except CannotOpenError:  # The model does not take this size.
+            return False
         theirs = other.nodes()
         if [node.kind for node in self._nodes] != [node.kind for node in theirs]:
             return False
