@@ -116,10 +116,12 @@ def make_inputs(name: str, random: np.random.Generator) -> list[Any]:  # noqa: P
         return [draw(2, 4)]
     if name.startswith("ConvLSTM"):
         return [draw(2, 3, *([5] * int(name[-2])), 4)]
-    is_image = name.startswith(("Random", "CenterCrop", "Resizing", "AutoContrast", "Equal"))
+    is_image = name.startswith(
+        ("Random", "CenterCrop", "Resizing", "AutoContrast", "Contrast", "Equal")
+    )
     if is_image or name in ("MixUp", "CutMix", "RandAugment", "AugMix"):
-        return [random.uniform(0, 255, (2, 6, 6, 3)).astype("float32")]
+        return [random.uniform(0, 255, (2, 16, 16, 3)).astype("float32")]
     if name == "Solarization":
-        return [random.uniform(0, 255, (2, 6, 6, 3)).astype("float32")]
+        return [random.uniform(0, 255, (2, 16, 16, 3)).astype("float32")]
     rank = next((rank for rank in (1, 2, 3) if f"{rank}D" in name), 1)
     return [draw(2, *([5] * rank), 6)]
