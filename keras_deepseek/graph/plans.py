@@ -61,6 +61,8 @@ class Plan:
         """The number of operations and of multiply-adds, at the sizes of the trace."""
         self.leaves = graph.leaves
         self.program = Program(graph)
+        self.has_run = False
+        """True after the program has run once without an error."""
         self._pattern = _fixed_sizes(shapes, self.axes)
 
     def fits(self, shapes: Sequence[Shape]) -> bool:
@@ -96,12 +98,33 @@ class Plans:
         if any(read_mask(tensor) is not None for tensor in tensors):
             return self.run_original(otherwise)
         key = self._key(inputs, tensors, training)
-        if key not in self._plans:
-            with self._lock.exclusive():
-                return self._run_first(key, inputs, training, otherwise)
-        with self._lock:
-            plan = self._plans.get(key)
-            return otherwise() if plan is None else plan.program(inputs)
+        whole: set[str] = set()
+        while True:
+            if key not in self._plans or whole:
+                with self._lock.exclusive():
+                    self._keep(key, self._find(key, inputs, training, whole))
+            with self._lock:
+                plan = self._plans.get(key)
+                if plan is None:
+                    return otherwise()
+                try:
+                    outputs = plan.program(inputs)
+                except Exception as error:
+                    if plan.has_run:
+                        raise
+                    failed = error
+                else:
+                    plan.has_run = True
+                    return outputs
+            # A layer whose operation fails in the first run is kept whole. Without one, the
+            # original raises the error too, or is right.
+            layer = plan.program.failed_layer(failed)
+            _log.info("%s: the program failed at %s: %s", self._model.name, layer, failed)
+            if layer is None or layer in whole:
+                with self._lock.exclusive():
+                    self._keep(key, None)
+                return self.run_original(otherwise)
+            whole.add(layer)
 
     def run_original(self, original: Callable[[], Any]) -> Any:
         """Calls the original model, at a time when no other thread traces it."""
@@ -130,33 +153,14 @@ class Plans:
             number = len(self._policies)
             self._policies.append(policies)
         shapes = tuple([tuple(tensor.shape) for tensor in tensors])
-        return training, number, _structure(inputs), shapes, tuple(map(type, tensors))
+        # In training, a frozen BatchNormalization computes something else.
+        trainable = training and tuple([layer.trainable for layer in self._layers])
+        return trainable, number, _structure(inputs), shapes, tuple(map(type, tensors))
 
     def _keep(self, key: Any, plan: Plan | None) -> None:
         self._plans[key] = plan
         if len(self._plans) > _MOST_PLANS:
             self._plans.popitem(last=False)
-
-    def _run_first(
-        self, key: Any, inputs: Any, training: bool, otherwise: Callable[[], Any]
-    ) -> Any:
-        """Makes a plan for a kind of inputs and runs it. A layer that fails is kept whole."""
-        whole: set[str] = set()
-        while (plan := self._find(key, inputs, training, whole)) is not None:
-            try:
-                outputs = plan.program(inputs)
-            except Exception as error:  # noqa: BLE001 - the original raises it too, or is right
-                layer = plan.program.failed_layer(error)
-                _log.info("%s: the program failed at %s: %s", self._model.name, layer, error)
-                if layer is None or layer in whole:
-                    break
-                whole.add(layer)
-            else:
-                self._keep(key, plan)
-                return outputs
-        outputs = otherwise()
-        self._keep(key, None)
-        return outputs
 
     def _find(self, key: Any, inputs: Any, training: bool, whole: Collection[str]) -> Plan | None:
         """Returns a plan that fits, or a new one, or `None` if none can be made."""

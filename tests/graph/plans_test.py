@@ -1,7 +1,11 @@
 """Plans: which inputs share one, and what a whole call costs beside its program."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
+import pytest
 from keras import layers, ops
 
 from keras_deepseek.backend.keras_private.layer_precision import read_policies
@@ -52,6 +56,43 @@ def test_a_plan_made_for_symbols_runs_tensors():
         ops.convert_to_numpy(received), ops.convert_to_numpy(model(inputs)), rtol=1e-6
     )
     assert plans.has_program(inputs, training=False)
+
+
+def test_a_layer_that_is_frozen_later_has_another_program():
+    inputs = keras.Input((4,))
+    norm = layers.BatchNormalization()
+    model = keras.Model(inputs, norm(inputs))
+    plans = Plans(model, (), keras.KerasTensor((8, 4)))
+    x = ops.convert_to_tensor(np.random.default_rng(0).normal(3, 2, (8, 4)).astype("float32"))
+    for is_trainable in (False, True, False):
+        norm.trainable = is_trainable
+        received = ops.convert_to_numpy(plans.run(x, training=True, otherwise=lambda: None))
+        assert (abs(received.mean()) < 1e-3) == is_trainable  # By the statistics of the batch.
+
+
+class Meeting(layers.Layer):
+    """Replicas of one step wait for each other inside a layer, as in synchronized statistics."""
+
+    barrier = threading.Barrier(2, timeout=60)
+
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError("This layer is kept whole.")
+        self.barrier.wait()
+        return inputs
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+@pytest.mark.torch_alone
+def test_threads_may_wait_for_each_other_in_a_first_run():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Meeting()(inputs))
+    plans = Plans(model, (), keras.KerasTensor((8, 4)))
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(plans.run, ops.ones((8, 4)), False, lambda: None) for _ in "ab"]
+        assert all(future.result() is not None for future in futures)
 
 
 def test_the_policies_of_layers_are_read():
