@@ -5,3 +5,7 @@ from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.report import OptimizationReport
 
 __all__ = ["OptimizationReport", "OptimizedModel", "optimize"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

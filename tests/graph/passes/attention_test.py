@@ -3,7 +3,7 @@ import pytest
 from keras import layers, ops
 
 from keras_deepseek import backend
-from tests.graph.passes.rewriting import check_equal, draw, kinds, randomize, rewrite
+from tests.oracles.graph_rewriting import check_equal, draw, kinds, randomize, rewrite
 
 pytestmark = pytest.mark.torch_alone
 

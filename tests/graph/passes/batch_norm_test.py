@@ -2,7 +2,7 @@ import keras
 import pytest
 from keras import layers
 
-from tests.graph.passes.rewriting import check_equal, draw, kinds, randomize, rewrite
+from tests.oracles.graph_rewriting import check_equal, draw, kinds, randomize, rewrite
 
 
 def norm(**arguments):

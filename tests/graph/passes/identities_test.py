@@ -2,7 +2,7 @@ import keras
 import pytest
 from keras import ops
 
-from tests.graph.passes.rewriting import check_equal, draw, kinds, rewrite
+from tests.oracles.graph_rewriting import check_equal, draw, kinds, rewrite
 
 
 @pytest.mark.parametrize(

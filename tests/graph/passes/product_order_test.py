@@ -3,7 +3,7 @@ import pytest
 from keras import layers, ops
 
 from keras_deepseek.graph.passes import PASSES
-from tests.graph.passes.rewriting import (
+from tests.oracles.graph_rewriting import (
     check_equal,
     draw,
     kinds,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from tests.graph.passes.rewriting import check_equal, draw, kinds, randomize, rewrite
+from tests.oracles.graph_rewriting import check_equal, draw, kinds, randomize, rewrite
 
 
 def with_lora(make_layer, shape, dtype="float32", trains_kernel=False):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from tests.graph.passes.rewriting import (
+from tests.oracles.graph_rewriting import (
     check_equal,
     draw,
     kinds,
