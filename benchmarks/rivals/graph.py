@@ -9,8 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops, tree
 
-from keras_deepseek import graph
-from keras_deepseek.graph.verify import compile_call
+from keras_deepseek import backend, graph
 from keras_deepseek.models import (
     SequentialRecommender,
     SequentialRecommenderConfig,
@@ -42,7 +41,12 @@ def make_rivals(case: str, modes: list[str], quick: bool) -> tuple[dict[str, Any
 
 
 def _forward(model: keras.Model, inputs: Any, uses_xla: bool) -> Callable[[], Any]:
-    function = compile_call(model, inputs, training=False, variables=[], uses_xla=uses_xla)
+    def call(*tensors: Any) -> list[Any]:
+        return tree.flatten(model(tree.pack_sequence_as(inputs, tensors), training=False))
+
+    function = backend.current().compute.compile_function(
+        call, model.variables, uses_xla=uses_xla, has_gradients=False
+    )
     tensors = tree.flatten(inputs)
     return lambda: ops.convert_to_numpy(function(*tensors)[0])
 
