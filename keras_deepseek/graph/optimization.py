@@ -9,14 +9,15 @@ import keras
 from keras import ops, tree
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
 from keras_deepseek.graph.ir import Rewrite
-from keras_deepseek.graph.optimized_model import OptimizedModel, as_symbols
+from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plan
 from keras_deepseek.graph.report import OptimizationReport
-from keras_deepseek.graph.trace import CannotOpenError
-from keras_deepseek.graph.verify import Verifier, flat_call, kept_state, time_together
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols
+from keras_deepseek.graph.verify import Verifier, flat_call, time_together
 
 _LEAST_PASS_GAIN = 1.01
 _LEAST_GAIN = 1.02
@@ -236,7 +237,7 @@ def _check_inputs(model: keras.Model, inputs: Any) -> None:
         if not tuple(tensor.shape):
             raise InvalidInputError("Each example input needs a batch axis; one is a scalar.")
     try:
-        with kept_state(model):
+        with unchanged_state(model):
             model(inputs)
     except Exception as error:
         shapes = tree.map_structure(lambda tensor: tuple(tensor.shape), inputs)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
-from keras import tree
 
 from keras_deepseek.backend.export.model_wrapper import ModelWrapper
 from keras_deepseek.backend.keras_private.layers import first_call_shapes, functional_graph
@@ -162,13 +161,3 @@ class OptimizedModel(ModelWrapper):
             for name in ("original", "example")
         }
         return cls(**{**config, **made})
-
-
-def as_symbols(inputs: Any) -> Any:
-    """Returns `KerasTensor`s of the shapes and dtypes of tensors."""
-    return tree.map_structure(
-        lambda tensor: keras.KerasTensor(
-            tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
-        ),
-        inputs,
-    )

@@ -12,6 +12,7 @@ from keras import tree
 
 from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
 from keras_deepseek.backend.keras_private.layers import infers_shapes, without_new_nodes
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plans
 from keras_deepseek.graph.trace import TemporaryCall
@@ -38,16 +39,8 @@ class ProgramCall(TemporaryCall):
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Replaces the model's `call` in a `with` block."""
-        attributes = vars(self._model)  # Keras and the frameworks react to `setattr`.
-        own = attributes.get("call")
-        attributes["call"] = self
-        try:
+        with own_attributes(self._model, call=self):
             yield
-        finally:
-            if own is None:
-                del attributes["call"]
-            else:
-                attributes["call"] = own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the outputs of the model for the arguments of its `call`."""

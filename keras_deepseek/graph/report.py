@@ -8,7 +8,7 @@ from keras_deepseek.graph.ir import Leaf, Rewrite
 
 @dataclasses.dataclass(frozen=True)
 class OptimizationReport:
-    """What `graph.optimize` found, kept and measured.
+    """The findings of `graph.optimize`: what it rewrote, kept and measured.
 
     Args:
         mode: `"inference"` or `"train"`.

@@ -19,8 +19,9 @@ from keras import tree
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
-from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
 from keras_deepseek.backend.keras_private.masks import read_mask, set_mask
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.graph.ir import (
     CONSTANT,
     INPUT,
@@ -114,13 +115,17 @@ def trace_model(
         training: The value of `training` that layers get.
         whole: Paths of layers to keep whole.
     """
+    return _Trace(model, frozenset(whole)).run(as_symbols(inputs), training)
 
-    def symbol(tensor: Any) -> keras.KerasTensor:
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
-        return keras.KerasTensor(tuple(tensor.shape), dtype)
 
-    symbols = tree.map_structure(symbol, inputs)
-    return _Trace(model, frozenset(whole)).run(symbols, training)
+def as_symbols(inputs: Any) -> Any:
+    """Returns `KerasTensor`s of the shapes and dtypes of tensors."""
+    return tree.map_structure(
+        lambda tensor: keras.KerasTensor(
+            tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
+        ),
+        inputs,
+    )
 
 
 def record(function: Callable[..., Any], *args: Any, layer: str = "", **kwargs: Any) -> Value:
@@ -282,7 +287,12 @@ class _Trace:
     def run(self, inputs: Any, training: bool) -> Graph:
         """Calls the model on symbols, and returns the graph."""
         kwargs = {"training": training} if self._model._call_has_training_arg else {}
-        with _restored_nodes(self._model), _restored_names(), self._symbolic_calls(), SealedScope():
+        with (
+            without_new_nodes(self._model),
+            _restored_names(),
+            self._symbolic_calls(),
+            SealedScope(),
+        ):
             outputs = self._model(inputs, **kwargs)
             return self._graph(inputs, outputs)
 
@@ -303,17 +313,11 @@ class _Trace:
     @contextlib.contextmanager
     def _symbolic_calls(self) -> Iterator[None]:
         """Replaces `symbolic_call` of each layer instance in a `with` block."""
-        layers = flatten_layers(self._model)
-        kept = [vars(layer).get("symbolic_call") for layer in layers]
-        try:
-            for layer in layers:
-                vars(layer)["symbolic_call"] = _SymbolicCall(self, layer)
+        with contextlib.ExitStack() as stack:
+            for layer in flatten_layers(self._model):
+                call = _SymbolicCall(self, layer)
+                stack.enter_context(own_attributes(layer, symbolic_call=call))
             yield
-        finally:
-            for layer, call in zip(layers, kept, strict=True):
-                vars(layer).pop("symbolic_call", None)
-                if call is not None:
-                    vars(layer)["symbolic_call"] = call
 
     def call_layer(self, layer: keras.Layer, args: Any, kwargs: Any) -> Any:
         """Runs a layer's `call` on symbols, or keeps the layer whole. Keras has filled in masks."""
@@ -362,9 +366,7 @@ class _Trace:
             node = None if self._table.is_known(symbol) else _history_node(symbol)
             if node is None or id(node) in self._layers_of_nodes:
                 continue
-            self._layers_of_nodes[id(node)] = (
-                self._current_layers[-1] if self._current_layers else ""
-            )
+            self._layers_of_nodes[id(node)] = self._current_layers[-1]
             self._nodes.append(node)
             name = type(node.operation).__name__
             arguments = tree.flatten((node.arguments.args, node.arguments.kwargs))
@@ -489,26 +491,6 @@ def _replaced_attributes(layer: keras.Layer, replacement: Any) -> Iterator[None]
     finally:
         for attributes, name, value in kept:
             attributes[name] = value
-
-
-@contextlib.contextmanager
-def _restored_nodes(model: keras.Model) -> Iterator[None]:
-    """Removes the nodes that a trace adds to the user's layers and operations."""
-    owners = {
-        id(each): each
-        for layer in flatten_layers(model)
-        for each in (layer, *getattr(layer, "operations", ()))
-    }
-    kept = [
-        (nodes, len(nodes))
-        for owner in owners.values()
-        for nodes in (owner._inbound_nodes, owner._outbound_nodes)
-    ]
-    try:
-        yield
-    finally:
-        for nodes, number in kept:
-            del nodes[number:]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ from keras_deepseek.backend.keras_private.layers import (
     flatten_layers,
     functional_graph,
 )
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
+from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.errors import ExportError
 
 _HALF = ("bfloat16", "float16")
@@ -74,7 +76,7 @@ class Verifier:
         """Returns outputs, and in training gradients, by name. The model's state stays."""
         variables = self._original.trainable_variables if self._training else []
         function = flat_call(model, batch, self._training, variables)
-        with kept_state(self._original), _without_dropout(self._original):
+        with unchanged_state(self._original), _without_dropout(self._original):
             results = [
                 np.asarray(ops.convert_to_numpy(each)) for each in function(*tree.flatten(batch))
             ]
@@ -153,35 +155,16 @@ def _resized(model: keras.Model, inputs: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def kept_state(model: keras.Model) -> Iterator[None]:
-    """Restores the variables that a call in training assigns, after a `with` block."""
-    states = block_states(model)
-    for layer in flatten_layers(model):
-        if isinstance(layer, keras.layers.RNN) and layer.stateful:  # Keras lists them nowhere.
-            states += [each for each in tree.flatten(layer.states) if each is not None]
-    kept = [ops.copy(state.value) for state in states]
-    try:
-        yield
-    finally:
-        for state, value in zip(states, kept, strict=True):
-            state.assign(value)
-
-
-@contextlib.contextmanager
 def _without_dropout(model: keras.Model) -> Iterator[None]:
     """Sets the rates of `Dropout` layers to 0 in a `with` block.
 
     Rows that nobody reads are cut through dropout, which then draws other numbers.
     """
-    layers = [each for each in flatten_layers(model) if type(each) is keras.layers.Dropout]
-    rates = [layer.rate for layer in layers]
-    try:
-        for layer in layers:
-            layer.rate = 0.0
+    with contextlib.ExitStack() as stack:
+        for layer in flatten_layers(model):
+            if type(layer) is keras.layers.Dropout:
+                stack.enter_context(temporary_attributes(layer, rate=0.0))
         yield
-    finally:
-        for layer, rate in zip(layers, rates, strict=True):
-            layer.rate = rate
 
 
 def _weighted_mean(output: Any) -> Any:

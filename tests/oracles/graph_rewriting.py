@@ -9,7 +9,7 @@ from keras import ops, tree
 
 from keras_deepseek import backend
 from keras_deepseek.graph import OptimizedModel
-from keras_deepseek.graph.optimized_model import as_symbols
+from keras_deepseek.graph.trace import as_symbols
 
 RNG = np.random.default_rng(0)
 

@@ -63,12 +63,18 @@ def producing_operation(tensor: Any) -> keras.Operation | None:
 def without_new_nodes(model: keras.Model) -> Iterator[None]:
     """Context manager that removes the graph nodes added by calls on symbolic tensors.
 
-    A graph that is made of the layers later would find those calls, and fail.
+    A graph that is made of the layers later would find those calls, and fail. Operations between
+    the layers of a graph get nodes too.
     """
+    owners = {
+        id(each): each
+        for layer in flatten_layers(model)
+        for each in (layer, *getattr(layer, "operations", ()))
+    }
     nodes = [
         (nodes, len(nodes))
-        for layer in flatten_layers(model)
-        for nodes in (layer._inbound_nodes, layer._outbound_nodes)
+        for owner in owners.values()
+        for nodes in (owner._inbound_nodes, owner._outbound_nodes)
     ]
     try:
         yield

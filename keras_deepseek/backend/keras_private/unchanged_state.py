@@ -6,13 +6,16 @@ from collections.abc import Iterator
 import keras
 
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.keras_private.layers import block_states
+from keras_deepseek.backend.keras_private.layers import block_states, flatten_layers
 
 
 @contextlib.contextmanager
 def unchanged_state(model: keras.Model) -> Iterator[None]:
     """Context manager that restores a model's counters, seeds and other states at the end."""
     variables = block_states(model)
+    for layer in flatten_layers(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:  # Keras lists them nowhere.
+            variables += [each for each in keras.tree.flatten(layer.states) if each is not None]
     before = read_values(variables)
     try:
         yield
