@@ -27,6 +27,7 @@ PLACES = {
     "tests/backend/gradient_sums_test.py": "torch_alone",
     "tests/checks_test.py": "no_framework",
     "tests/cli_test.py": "no_framework",
+    "tests/command_parser_test.py": "no_framework",
     "tests/deploy": "tensorflow_alone",
     "tests/errors_test.py": "no_framework",
     "tests/graph": "torch_alone",

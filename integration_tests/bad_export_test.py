@@ -41,7 +41,7 @@ def refuse(installation, models, tmp_path, assert_refused):
     def run(model, *words, backend="onnx", out=None):
         out = out or tmp_path / "out"
         done = installation.run(
-            "keras-deepseek", "export", models / model, "--backend", backend, "-o", out
+            "keras-deepseek", "export", models / model, "--format", backend, "-o", out
         )
         assert_refused(done, "export", *words)
         assert not out.exists()
@@ -61,7 +61,7 @@ def test_a_custom_layer_is_asked_for_by_its_module(installation, models, refuse,
     module = (models / "doubling.py").rename(models / "elsewhere" / "doubling_of_others.py")
     try:
         done = installation.run(
-            *("keras-deepseek", "export", models / "custom.keras", "--backend", "onnx"),
+            *("keras-deepseek", "export", models / "custom.keras", "--format", "onnx"),
             *("-o", tmp_path / "out", "--custom-objects-from", module),
         )
         assert done.returncode == 0, done.stderr

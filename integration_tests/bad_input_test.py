@@ -10,7 +10,7 @@ import pytest
 def refuse_export(installation, tmp_path, assert_refused):
     def run(model, *words, backend="onnx"):
         out = tmp_path / "out" / "bundle"
-        done = installation.run("keras-deepseek", "export", model, "--backend", backend, "-o", out)
+        done = installation.run("keras-deepseek", "export", model, "--format", backend, "-o", out)
         assert_refused(done, "export", *words)
         assert not out.exists()
 
@@ -50,7 +50,7 @@ def test_an_output_that_would_overwrite_something_else(
 ):
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     done = installation.run(
-        "keras-deepseek", "export", model_file, "--backend", "onnx", "-o", tmp_path
+        "keras-deepseek", "export", model_file, "--format", "onnx", "-o", tmp_path
     )
     assert_refused(done, "export", str(tmp_path), "not a bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -134,7 +134,7 @@ def export(installation: Installation, model_file: Path) -> Callable[[str], Path
         if not bundle.exists():
             _check(
                 installation.run(
-                    "keras-deepseek", "export", model_file, "--backend", backend, "-o", bundle
+                    "keras-deepseek", "export", model_file, "--format", backend, "-o", bundle
                 )
             )
         return bundle

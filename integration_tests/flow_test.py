@@ -59,7 +59,7 @@ def test_a_bundle_says_that_it_was_verified(export, backend):
 
 def test_an_export_to_a_suffix_is_the_one_file(installation, model_file):
     out = installation.folder / "digits.onnx"
-    done = installation.run("keras-deepseek", "export", model_file, "--backend", "onnx", "-o", out)
+    done = installation.run("keras-deepseek", "export", model_file, "--format", "onnx", "-o", out)
     assert done.returncode == 0, done.stderr
     assert out.is_file()
 

@@ -18,7 +18,7 @@ def test_an_export_that_is_killed_leaves_nothing_that_opens(
 ):
     """The folder is there whole or not at all, whenever the kill comes; then an export works."""
     out = tmp_path / "out"
-    command = ["keras-deepseek", "export", model_file, "--backend", backend, "-o", out]
+    command = ["keras-deepseek", "export", model_file, "--format", backend, "-o", out]
     check = [*command, "--check"]
     began = time.monotonic()
     assert installation.run(*command).returncode == 0

@@ -42,7 +42,7 @@ def test_the_version_is_that_of_the_wheel(installation, wheel):
     ("command", "words"),
     [
         ([], ["export", "serve"]),
-        (["export"], ["MODEL.keras", "--backend", "--output"]),
+        (["export"], ["MODEL.keras", "--format", "--output"]),
         (["serve"], ["PATH", "--name", "--http-port"]),
     ],
 )

@@ -5,15 +5,18 @@ It stands above all rooms and uses only the `command.py` of each. Such a file im
 """
 
 import argparse
+import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 from keras_deepseek import __version__
+from keras_deepseek.command_parser import CommandParser
 
 ROOMS = ("deploy", "graph", "inference", "models", "training")
 """The rooms with a command, in the order of `--help`."""
@@ -28,7 +31,7 @@ class Command(Protocol):
     HELP: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the command's arguments to its command-line parser."""
+        """Adds the command's arguments to its parser, and `--backend` by `add_backend_flag`."""
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Runs the command, or raises a `KerasDeepSeekError` for mistakes that the user can fix."""
@@ -55,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.append(str(Path.cwd()))  # Arguments may name modules in this folder.
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        backend.choose_installed()
-        parsed.run(parsed)
+        backend.choose(parsed.backend)
+        with _logging_to_stderr(parsed.log_level):
+            parsed.run(parsed)
     except KerasDeepSeekError as error:
         return _refuse(parsed.command, str(error))
     except ModuleNotFoundError as error:
@@ -83,6 +87,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _logging_to_stderr(level: str) -> Iterator[None]:
+    """Context manager that writes the package's log to the standard error, from a level on."""
+    log = logging.getLogger(__package__)
+    handler, before = _StderrHandler(), log.level
+    handler.set_name(PROGRAM)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the standard error of the moment: a live line of rich replaces it for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # Its reader may be gone.
+            self.handleError(record)
+
+
 class _Terminated(KeyboardInterrupt):
     """The exception for a SIGTERM, so that half-written files are removed on the way out."""
 
@@ -101,7 +131,9 @@ def _make_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Keras 3 models from an idea to a service."
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=CommandParser
+    )
     for room in ROOMS:
         command = _load_command(room)
         subparser = commands.add_parser(
@@ -111,6 +143,12 @@ def _make_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,  # Arguments after a script belong to the script.
         )
         command.add_arguments(subparser)
+        subparser.add_argument(
+            "--log-level",
+            choices=["debug", "info", "warning", "error"],
+            default="info",
+            help="the least level of the lines that are logged to stderr (default: info)",
+        )
         subparser.set_defaults(run=command.run)
     return parser
 

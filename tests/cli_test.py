@@ -1,5 +1,6 @@
 import argparse
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from keras_deepseek import __version__, backend, cli
 from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.command_parser import add_backend_flag
 from keras_deepseek.errors import InvalidInputError
 
 
@@ -19,6 +21,7 @@ def greet(monkeypatch):
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("name")
+        add_backend_flag(parser)
 
     command = SimpleNamespace(
         NAME="greet",
@@ -54,6 +57,40 @@ def test_a_fault_of_ours_keeps_its_traceback(greet):
     greet.run = run
     with pytest.raises(ZeroDivisionError):
         cli.main(["greet", "you"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"), [((), ["INFO", "WARNING"]), (("--log-level", "warning"), ["WARNING"])]
+)
+def test_the_log_goes_to_the_standard_error_from_a_level_on(greet, capsys, flags, shown):
+    def run(arguments):
+        log = logging.getLogger("keras_deepseek.hall")
+        log.debug("Draw a breath.")
+        log.info("Say it.")
+        log.warning("Nobody listens.")
+
+    greet.run = run
+    before = list(logging.getLogger("keras_deepseek").handlers)
+    assert cli.main(["greet", "you", *flags]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in lines] == shown
+    assert lines[-1].endswith("WARNING keras_deepseek.hall: Nobody listens.")
+    assert logging.getLogger("keras_deepseek").handlers == before
+
+
+def test_the_library_alone_shows_no_log():
+    code = "import logging, keras_deepseek; logging.getLogger('keras_deepseek.x').warning('Seen.')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_the_backend_is_chosen_before_a_command_runs(greet, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    greet.run = lambda arguments: print(os.environ["KERAS_BACKEND"])
+    assert cli.main(["greet", "you", "--backend", "jax"]) == 0
+    assert capsys.readouterr().out == "jax\n"
+    assert cli.main(["greet", "you", "--backend", "troch"]) == 2
+    assert "did you mean 'torch'" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_exit_code_130(greet):
@@ -130,7 +167,7 @@ def test_the_rooms_bring_their_commands(capsys):
         (["export", "--help"], ["jax", "keras", "numpy", "tensorflow", "torch"]),
         (["generate", "--help"], ["jax", "keras", "numpy", "tensorflow", "torch"]),
         (
-            ["export", "missing.keras", "--backend", "onnx", "-o", "out"],
+            ["export", "missing.keras", "--format", "onnx", "-o", "out"],
             ["jax", "keras", "tensorflow", "torch"],
         ),
     ],
@@ -177,7 +214,7 @@ def run_without(frameworks, *arguments, **environment):
 
 def test_without_any_framework_one_line_says_what_to_install(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"x")
-    arguments = ("export", str(tmp_path / "model.keras"), "--backend", "onnx", "-o", "out")
+    arguments = ("export", str(tmp_path / "model.keras"), "--format", "onnx", "-o", "out")
     finished = run_without(("tensorflow", "jax", "torch"), *arguments, KERAS_HOME=str(tmp_path))
     assert finished.returncode == 2
     (line,) = finished.stderr.strip().splitlines()
@@ -204,7 +241,7 @@ def test_the_framework_that_is_installed_is_taken(tmp_path):
     installed = os.environ["KERAS_BACKEND"]
     others = tuple({"tensorflow", "jax", "torch"} - {installed})
     (tmp_path / "model.keras").write_bytes(b"no model")
-    arguments = ("export", str(tmp_path / "model.keras"), "--backend", "onnx", "-o", "out")
+    arguments = ("export", str(tmp_path / "model.keras"), "--format", "onnx", "-o", "out")
     finished = run_without(others, *arguments, KERAS_HOME=str(tmp_path))
     assert finished.returncode == 2
     assert "Keras can't load" in finished.stderr.splitlines()[-1]

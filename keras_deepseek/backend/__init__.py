@@ -48,6 +48,19 @@ class Backend:
     export: "Export"
 
 
+def choose(name: str | None) -> None:
+    """Makes Keras run on a framework: without a name, on one that is installed.
+
+    Call this before Keras is imported. It changes `KERAS_BACKEND` of this process.
+    """
+    if name is None:
+        choose_installed()
+    elif name in NAMES:
+        os.environ["KERAS_BACKEND"] = name
+    else:
+        raise InvalidInputError(unknown_name_message("--backend", name, NAMES))
+
+
 def choose_installed() -> None:
     """Makes Keras run on a framework that is installed, where the user has not named one.
 

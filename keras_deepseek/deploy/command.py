@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from keras_deepseek.command_parser import add_backend_flag, add_custom_objects_flag
 from keras_deepseek.deploy.formats.format_list import FLAGS, FORMATS, INT8_FORMATS
 
 NAME = "export"
@@ -14,11 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `export` to its command-line parser."""
     parser.add_argument("model", metavar="MODEL.keras", help="the file that `model.save` wrote")
     parser.add_argument(
-        "--backend",
+        "--format",
         metavar="FORMAT",
         help=f"the format to write: {', '.join(FORMATS)}; the name of a format that a module of "
         "--custom-objects-from registers; or custom: the registered format whose suffix OUT has",
     )
+    add_backend_flag(parser, action=_BackendOrFormat)
+    parser.set_defaults(old_format=None)
     parser.add_argument(
         "-o",
         "--output",
@@ -49,22 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmark",
         action="store_true",
         help="write nothing, and show how long the model and each format take for a batch (with "
-        "--backend: the model and this format)",
+        "--format: the model and this format)",
     )
-    parser.add_argument(
-        "--custom-objects-from",
-        action="append",
-        default=[],
-        metavar="MODULE_OR_FILE",
-        help="a module or a .py file that defines custom layers of the model, or registers a "
-        "format; give it again for each other one",
-    )
+    add_custom_objects_flag(parser, "defines custom layers of the model, or registers a format")
     _add_verification(parser)
     of_formats = parser.add_argument_group("options that only some formats have")
     for flag in FLAGS:
         names = ", ".join(entry.name for entry in FORMATS.values() if flag in entry.flags)
         settings = {**flag.settings, "help": f"{names}: {flag.settings['help']}"}
         of_formats.add_argument(flag.flag, dest=flag.option, **settings)
+
+
+class _BackendOrFormat(argparse.Action):
+    """Takes Keras's backend. The name of a format, the old meaning of the flag, is kept apart."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        from keras_deepseek.backend import NAMES
+
+        setattr(namespace, "backend" if values in NAMES else "old_format", values)
 
 
 def _add_verification(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     exporter = Exporter(
         model,
-        backend=arguments.backend,
+        backend=arguments.format,
         name=arguments.name,
         precision=arguments.precision,
         calibration=calibration,
@@ -147,17 +152,38 @@ def _check(arguments: argparse.Namespace) -> None:
     from keras_deepseek.checks import KERAS_FILE, check_file_exists
     from keras_deepseek.errors import InvalidInputError
 
-    if not (arguments.benchmark or (arguments.backend and arguments.output)):
-        raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
+    _read_old_format(arguments)
+    if not (arguments.benchmark or (arguments.format and arguments.output)):
+        raise InvalidInputError("Pass --format and --output, or --benchmark to compare formats.")
     sources = check_custom_sources(arguments.custom_objects_from)
-    if arguments.backend and not sources:  # Such a module may register a format.
-        check_backend(arguments.backend, FORMATS)
+    if arguments.format and not sources:  # Such a module may register a format.
+        check_backend(arguments.format, FORMATS)
     if arguments.benchmark:
         _check_benchmark(arguments)
     else:
         _check_flags(arguments)
         _check_export(arguments)
     check_file_exists(arguments.model, KERAS_FILE)
+
+
+def _read_old_format(arguments: argparse.Namespace) -> None:
+    """Reads `--backend FORMAT`, the old spelling of `--format FORMAT`."""
+    import logging
+
+    from keras_deepseek.backend import NAMES
+    from keras_deepseek.errors import InvalidInputError, unknown_name_message
+
+    old = arguments.old_format
+    if old is None:
+        return
+    if arguments.format is not None:
+        raise InvalidInputError(unknown_name_message("--backend", old, NAMES))
+    logging.getLogger(__name__).warning(
+        "--backend %s is the old spelling of --format %s. --backend names the framework of Keras.",
+        old,
+        old,
+    )
+    arguments.format = old
 
 
 def _check_export(arguments: argparse.Namespace) -> None:
@@ -168,14 +194,14 @@ def _check_export(arguments: argparse.Namespace) -> None:
     if arguments.name is not None:
         rules.check_model_name(arguments.name)
     rules.check_precision(
-        arguments.backend,
+        arguments.format,
         arguments.precision,
         has_calibration=arguments.calibrate is not None,
         int8_formats=INT8_FORMATS,
     )
     _options(arguments)
     target = rules.check_artifact_path(arguments.output)
-    entry = FORMATS.get(arguments.backend)
+    entry = FORMATS.get(arguments.format)
     if arguments.check:
         if not target.exists():
             Bundle.open(target)  # It raises the error.
@@ -189,14 +215,14 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     """Rejects command-line flags that the chosen export format does not have."""
     from keras_deepseek.errors import InvalidInputError
 
-    entry = FORMATS.get(arguments.backend)
+    entry = FORMATS.get(arguments.format)
     for flag in FLAGS:
         is_given = getattr(arguments, flag.option) is not None
         if is_given and (entry is None or flag not in entry.flags):
             others = " or ".join(each.name for each in FORMATS.values() if flag in each.flags)
             raise InvalidInputError(
-                f"--backend {arguments.backend} has no {flag.flag}. Leave it out, or pass "
-                f"--backend {others}."
+                f"--format {arguments.format} has no {flag.flag}. Leave it out, or pass "
+                f"--format {others}."
             )
 
 
@@ -220,7 +246,7 @@ def _compare_latencies(model: Any, calibration: Any, arguments: argparse.Namespa
 
     table = compare_latencies(
         model,
-        arguments.backend and [arguments.backend],
+        arguments.format and [arguments.format],
         calibration=calibration,
         custom_objects_from=arguments.custom_objects_from,
     )

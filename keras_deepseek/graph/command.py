@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from keras_deepseek.command_parser import add_backend_flag, add_custom_objects_flag
+
 NAME = "optimize"
 HELP = "rewrite a Keras model so that it computes the same with less work, and show what was done"
 
@@ -47,14 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of the axes of these inputs that the model leaves open (default: 128, or the "
         "most positions that the model has)",
     )
-    parser.add_argument(
-        "--custom-objects-from",
-        action="append",
-        default=[],
-        metavar="MODULE_OR_FILE",
-        help="a module or a .py file that defines custom layers of the model; give it again for "
-        "each other one",
-    )
+    add_custom_objects_flag(parser)
+    add_backend_flag(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -72,14 +68,13 @@ def run(arguments: argparse.Namespace) -> None:
     error = InvalidInputError("")
     for inputs in _random_inputs(named, arguments.batch_size, arguments.length):
         try:
-            with _shown_progress():
-                optimized = graph.optimize(
-                    model,
-                    inputs,
-                    mode=arguments.mode,
-                    measure=not arguments.no_measure,
-                    passes=arguments.passes and arguments.passes.split(","),
-                )
+            optimized = graph.optimize(
+                model,
+                inputs,
+                mode=arguments.mode,
+                measure=not arguments.no_measure,
+                passes=arguments.passes and arguments.passes.split(","),
+            )
             break
         except InvalidInputError as raised:  # The model does not take these sizes.
             error = raised
@@ -150,27 +145,6 @@ def _draw(named: Any, batch_size: int, lengths: Iterable[int]) -> Any:
             values = generator.normal(size=shape)
         arrays[spec.name] = values.astype(dtype)
     return named.pack_inputs(arrays)
-
-
-def _shown_progress() -> Any:
-    """Returns a context manager in which the log of `graph.optimize` is printed."""
-    import contextlib
-    import logging
-    import sys
-
-    @contextlib.contextmanager
-    def shown() -> Iterator[None]:
-        log = logging.getLogger("keras_deepseek.graph")
-        handler, level = logging.StreamHandler(sys.stdout), log.level
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            log.removeHandler(handler)
-            log.setLevel(level)
-
-    return shown()
 
 
 def _write(optimized: Any, arguments: argparse.Namespace) -> None:

@@ -7,6 +7,12 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
+from keras_deepseek.command_parser import (
+    add_backend_flag,
+    add_config_flag,
+    add_custom_objects_flag,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,17 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # The engine has the defaults of its options: an argument that is not given is `None`.
     # A usage with all options would fill the screen above a one-line error.
     parser.usage = "%(prog)s (PATH | --model-config FILE) [options]"
+    add_backend_flag(parser)
     _add_model_arguments(parser)
     _add_batching_arguments(parser)
     _add_padding_arguments(parser)
     _add_listening_arguments(parser)
     _add_access_arguments(parser)
     _add_operation_arguments(parser)
+    add_config_flag(parser)
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    models = group.add_mutually_exclusive_group(required=True)
+    models = group.add_mutually_exclusive_group()
     models.add_argument(
         "path",
         nargs="?",
@@ -72,13 +80,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not run every batch size at the start; first requests may wait for compilation",
     )
-    group.add_argument(
-        "--custom-objects-from",
-        action="append",
-        default=[],
-        metavar="MODULE_OR_FILE",
-        help="a module or a .py file that defines custom layers; can be repeated",
-    )
+    add_custom_objects_flag(group)
 
 
 def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:

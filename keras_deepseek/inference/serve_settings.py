@@ -47,6 +47,9 @@ def read_settings(arguments: argparse.Namespace) -> ServeSettings:
 
 
 def _read_model(arguments: argparse.Namespace) -> Any:
+    if (arguments.path is None) == (arguments.model_config is None):
+        received = "both" if arguments.path else "neither"
+        raise InvalidInputError(f"Pass PATH or --model-config FILE; received {received} of them.")
     if arguments.path is not None:
         if arguments.model_version is not None and find_versions(Path(arguments.path)):
             raise InvalidInputError(

@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from keras_deepseek.command_parser import add_backend_flag
+
 NAME = "generate"
 HELP = "continue a prompt with a language model, and show the text as it is generated"
 _NO_READER = 141  # 128 plus the number of SIGPIPE.
@@ -43,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_sampling_arguments(parser.add_argument_group("sampling"))
     parser.add_argument("--dtype", help="the dtype policy, as in bfloat16 (default: Keras's)")
-    parser.add_argument(
-        "--backend", help="tensorflow, jax or torch (default: the backend of Keras)"
-    )
+    add_backend_flag(parser)
 
 
 def _add_sampling_arguments(group: Any) -> None:
@@ -80,7 +80,6 @@ def _add_sampling_arguments(group: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generates text and writes it to the standard output."""
-    _choose_backend(arguments.backend)
     sampler = _make_sampler(arguments)
     _check_before_loading(arguments)
     from keras_deepseek.models import CausalLM
@@ -112,17 +111,6 @@ def _end_without_reader() -> NoReturn:
     """Exits with the code of a program whose output pipe was closed, as by `head -1`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit.
     raise SystemExit(_NO_READER)
-
-
-def _choose_backend(name: str | None) -> None:
-    if name is None:
-        return
-    from keras_deepseek import backend
-    from keras_deepseek.errors import InvalidInputError, unknown_name_message
-
-    if name not in backend.NAMES:
-        raise InvalidInputError(unknown_name_message("backend", name, backend.NAMES))
-    os.environ["KERAS_BACKEND"] = name
 
 
 def _check_before_loading(arguments: argparse.Namespace) -> None:

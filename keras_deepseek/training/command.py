@@ -5,29 +5,50 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from keras_deepseek.command_parser import add_backend_flag
+
 NAME = "launch"
 HELP = "run a training script in several processes, one for each rank"
+
+
+_MASTER_PORT = 29500
+"""The default of torchrun."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `keras-deepseek launch` to its parser."""
     parser.add_argument(
-        "--nproc", type=int, required=True, metavar="N", help="number of processes on this node"
+        "--nproc",
+        "--nproc-per-node",
+        type=int,
+        required=True,
+        metavar="N",
+        help="number of processes on this node",
     )
     parser.add_argument(
         "--nnodes", type=int, default=1, metavar="M", help="number of nodes (default: 1)"
     )
     parser.add_argument(
         "--rank",
+        "--node-rank",
         type=int,
         metavar="R",
-        help="number of this node among the nodes, from 0 (torchrun's --node-rank, not the RANK of "
-        "a process); needed with --nnodes",
+        help="number of this node among the nodes, from 0 (not the RANK of a process); needed with "
+        "--nnodes",
     )
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="address of rank 0 (default on one node: a free port on loopback)",
+    )
+    parser.add_argument(
+        "--master-addr", metavar="HOST", help="the same as --coordinator HOST:PORT, in two flags"
+    )
+    parser.add_argument(
+        "--master-port",
+        type=int,
+        metavar="PORT",
+        help="with --master-addr: its port (default: 29500)",
     )
     parser.add_argument(
         "--strategy",
@@ -45,9 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="address of a Ray cluster that runs the processes (default: this node runs them)",
     )
-    parser.add_argument(
-        "--backend", help="tensorflow, jax or torch (default: the backend that Keras would use)"
-    )
+    add_backend_flag(parser)
     parser.add_argument(
         "--max-restarts",
         type=int,
@@ -90,16 +109,31 @@ def run(arguments: argparse.Namespace) -> None:
         nproc=arguments.nproc,
         nnodes=arguments.nnodes,
         node_rank=arguments.rank,
-        coordinator=arguments.coordinator,
+        coordinator=_coordinator(arguments),
         strategy=arguments.strategy,
         ps_count=arguments.ps_count,
         ray=arguments.ray,
-        backend=arguments.backend or backend.chosen(),
+        backend=backend.chosen(),
         max_restarts=arguments.max_restarts,
         grace_period=arguments.grace_period,
     )
     if exit_code := Launcher(plan).run():
         sys.exit(exit_code)
+
+
+def _coordinator(arguments: argparse.Namespace) -> str | None:
+    """Returns the address of rank 0, from either spelling."""
+    from keras_deepseek.errors import InvalidInputError
+
+    host, port = arguments.master_addr, arguments.master_port
+    if host is None and port is None:
+        coordinator: str | None = arguments.coordinator
+        return coordinator
+    if host is None or arguments.coordinator is not None:
+        raise InvalidInputError(
+            "Pass --coordinator HOST:PORT, or --master-addr HOST with or without --master-port."
+        )
+    return f"{host}:{_MASTER_PORT if port is None else port}"
 
 
 def _open_launch() -> None:

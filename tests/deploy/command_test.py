@@ -23,7 +23,7 @@ def test_a_file_becomes_a_bundle(digits, tmp_path, tensorflow_installed):
     digits.save(tmp_path / "digits.keras")
     run(
         tmp_path / "digits.keras",
-        *("--backend", "onnx", "--opset", "17", "--name", "numbers"),
+        *("--format", "onnx", "--opset", "17", "--name", "numbers"),
         *("-o", tmp_path / "out"),
     )
     manifest = Bundle.open(tmp_path / "out").manifest
@@ -31,9 +31,18 @@ def test_a_file_becomes_a_bundle(digits, tmp_path, tensorflow_installed):
     assert "opset 17" in manifest.route
 
 
+def test_the_old_spelling_of_the_format_is_read_with_a_warning(tmp_path, caplog):
+    words = ("--backend", "onnx", "-o", tmp_path / "out")
+    with pytest.raises(InvalidInputError, match=r"No file at .*nothing\.keras"):
+        run(tmp_path / "nothing.keras", *words)
+    assert "--backend onnx is the old spelling of --format onnx" in caplog.text
+    with pytest.raises(InvalidInputError, match="Unknown --backend 'onnx'"):
+        run(tmp_path / "nothing.keras", *words, "--format", "savedmodel")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InvalidInputError, match=r"No file at .*nothing\.keras"):
-        run(tmp_path / "nothing.keras", "--backend", "onnx", "-o", tmp_path / "out")
+        run(tmp_path / "nothing.keras", "--format", "onnx", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -56,21 +65,21 @@ def test_what_is_wrong_in_itself_is_refused_before_keras_is_loaded(tmp_path):
     (tmp_path / "model.onnx").mkdir()
     np.savez(tmp_path / "rows.npz", a=np.ones((3, 2)), b=np.ones((4, 2)))
     model, out = str(tmp_path / "model.keras"), ["-o", str(tmp_path / "out")]
-    onnx = [model, "--backend", "onnx", *out]
-    saved_model = [model, "--backend", "savedmodel", *out]
-    engine = [model, "--backend", "tensorrt", *out]
+    onnx = [model, "--format", "onnx", *out]
+    saved_model = [model, "--format", "savedmodel", *out]
+    engine = [model, "--format", "tensorrt", *out]
     rows = str(tmp_path / "rows.npz")
     cases = {
-        "Unknown export backend 'onxx': did you mean 'onnx'": [model, "--backend", "onxx", *out],
-        "backend 'saved_model': did you": [model, "--benchmark", "--backend", "saved_model"],
+        "Unknown export backend 'onxx': did you mean 'onnx'": [model, "--format", "onxx", *out],
+        "backend 'saved_model': did you": [model, "--benchmark", "--format", "saved_model"],
         "`opset` must be an integer from 13 to 25; received 12": [*onnx, "--opset", "12"],
         "from 13 to 25; received 26": [*engine, "--opset", "26"],
-        "--backend savedmodel has no --opset. Leave it out, or pass --backend onnx or ": [
+        "--format savedmodel has no --opset. Leave it out, or pass --format onnx or ": [
             *saved_model,
             "--opset",
             "20",
         ],
-        "--backend onnx has no --classify": [*onnx, "--regress", "--classify", "a", "b"],
+        "--format onnx has no --classify": [*onnx, "--regress", "--classify", "a", "b"],
         "names a class twice: ['a', 'b', 'a']": [*saved_model, "--classify", "a", "b", "a"],
         "`name` must be a text without slashes": [*onnx, "--name", "a/b"],
         "precision='int8' needs calibration=": [*onnx, "--precision", "int8"],
@@ -115,7 +124,7 @@ def test_a_model_is_verified_on_rows_of_files_and_classifies(
     images = np.random.default_rng(0).random((9, 8, 8, 1), "float32")
     np.savez(tmp_path / "named.npz", image=images)
     np.save(tmp_path / "plain.npy", images[:2])
-    made = [tmp_path / "digits.keras", "--backend", "savedmodel", "-o", tmp_path / "out"]
+    made = [tmp_path / "digits.keras", "--format", "savedmodel", "-o", tmp_path / "out"]
     data = ["--samples", tmp_path / "named.npz", "--samples", tmp_path / "plain.npy"]
     run(*made, *data, "--classify", *"abcdefghij")
     found = Bundle.open(tmp_path / "out").manifest.verification
@@ -135,7 +144,7 @@ def test_a_format_of_a_users_module_may_be_named(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
     dense.save(tmp_path / "dense.keras")
     (tmp_path / "counting_format.py").write_text(COUNTING)
-    made = [tmp_path / "dense.keras", "--backend", "counting", "-o", tmp_path / "out"]
+    made = [tmp_path / "dense.keras", "--format", "counting", "-o", tmp_path / "out"]
     run(*made, "--custom-objects-from", tmp_path / "counting_format.py")
     assert Bundle.open(tmp_path / "out").manifest.format == "counting"
 
@@ -159,7 +168,7 @@ register_exporter(Counting())
 def test_classes_may_go_by_their_numbers():
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    parsed = parser.parse_args(["model.keras", "--backend", "savedmodel", "--classify"])
+    parsed = parser.parse_args(["model.keras", "--format", "savedmodel", "--classify"])
     assert command._options(parsed) == {"classify": True}
 
 
@@ -168,7 +177,7 @@ def test_rows_of_a_file_calibrate_int8_and_an_artifact_is_checked(
 ):
     digits.save(tmp_path / "digits.keras")
     np.savez(tmp_path / "rows.npz", image=np.random.default_rng(0).random((9, 8, 8, 1)))
-    made = [tmp_path / "digits.keras", "--backend", "onnx", "-o", tmp_path / "out"]
+    made = [tmp_path / "digits.keras", "--format", "onnx", "-o", tmp_path / "out"]
     in_int8 = ["--precision", "int8", "--calibrate", tmp_path / "rows.npz"]
     run(*made, *in_int8)
     assert Bundle.open(tmp_path / "out").manifest.precision == "int8"
@@ -192,7 +201,7 @@ def test_an_engines_sizes_and_gpus_are_read(digits, tmp_path, monkeypatch):
     digits.save(tmp_path / "digits.keras")
     run(
         tmp_path / "digits.keras",
-        *("--backend", "tensorrt", "-o", "out", "--flavor", "rtx"),
+        *("--format", "tensorrt", "-o", "out", "--flavor", "rtx"),
         *("--compute-capability", "86", "--compute-capability", "89"),
         *("--profile", "batch=1,4,32", "--profile", "tokens_axis_1=1,16,64"),
     )
@@ -208,21 +217,21 @@ def test_an_engines_sizes_and_gpus_are_read(digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize("backend", ["onnx", "custom"])
 def test_options_of_an_engine_are_of_engines_alone(tmp_path, backend, given):
     with pytest.raises(
-        InvalidInputError, match=rf"--backend {backend} has no {given[0]}\. .*--backend tensorrt\."
+        InvalidInputError, match=rf"--format {backend} has no {given[0]}\. .*--format tensorrt\."
     ):
-        run("digits.keras", "--backend", backend, "-o", tmp_path / "out", *given)
+        run("digits.keras", "--format", backend, "-o", tmp_path / "out", *given)
 
 
 def test_a_custom_path_without_a_suffix_is_refused(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
     dense.save(tmp_path / "dense.keras")
     with pytest.raises(InvalidInputError, match="no registered format writes 'foo'"):
-        run(tmp_path / "dense.keras", "--backend", "custom", "-o", tmp_path / "foo")
+        run(tmp_path / "dense.keras", "--format", "custom", "-o", tmp_path / "foo")
 
 
 def test_formats_are_compared_and_nothing_is_kept(digits, tmp_path, capsys, tensorflow_installed):
     digits.save(tmp_path / "digits.keras")
-    run(tmp_path / "digits.keras", "--benchmark", "--backend", "savedmodel")
+    run(tmp_path / "digits.keras", "--benchmark", "--format", "savedmodel")
     stage, head, of_keras, of_format = capsys.readouterr().out.strip().splitlines()
     assert stage == "exporting and verifying savedmodel"
     assert head.startswith("ms (CPU ms)")
@@ -232,8 +241,8 @@ def test_formats_are_compared_and_nothing_is_kept(digits, tmp_path, capsys, tens
 
 def test_without_a_backend_or_an_output_both_are_asked_for(digits, tmp_path):
     digits.save(tmp_path / "digits.keras")
-    with pytest.raises(InvalidInputError, match="--backend and --output"):
-        run(tmp_path / "digits.keras", "--backend", "onnx")
+    with pytest.raises(InvalidInputError, match="--format and --output"):
+        run(tmp_path / "digits.keras", "--format", "onnx")
 
 
 def test_what_a_comparison_would_not_heed_is_refused(digits, tmp_path):

@@ -1,5 +1,6 @@
 import argparse
 import json
+import logging
 import os
 
 import keras
@@ -29,11 +30,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_file_becomes_an_optimized_one(folder, capsys):
+def test_a_file_becomes_an_optimized_one(folder, capsys, caplog):
     out, report = folder / "out.keras", folder / "report.json"
-    run(folder / "model.keras", "-o", out, "--report", report, "--no-measure")
+    with caplog.at_level(logging.INFO):
+        run(folder / "model.keras", "-o", out, "--report", report, "--no-measure")
     shown = capsys.readouterr().out
-    assert "rewritten by" in shown
+    assert "rewritten by" in caplog.text
     assert "unread_rows" in shown
     assert "unread_rows" in json.loads(report.read_text())["passes"]
     model, optimized = map(keras.saving.load_model, (folder / "model.keras", out))

@@ -57,7 +57,6 @@ def test_the_defaults_in_the_help_are_those_of_the_engine():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "PATH --model-config is required"),
         (("m.keras", "--model-config", "models"), "not allowed with argument"),
         (("m.keras", "--replicas", "two"), "--replicas: invalid int value: 'two'"),
     ],
@@ -222,6 +221,7 @@ def test_a_terminal_shows_a_line_of_numbers(bundle_of):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((), "Pass PATH or --model-config FILE; received neither"),
         (("missing.keras",), "it does not exist"),
         (("missing.keras", "--batch-size", "dynamc"), 'must be "dynamic" or an integer'),
         (("missing.keras", "--batch-size", "0"), "`batch_size` must be"),

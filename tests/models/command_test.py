@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from keras_deepseek import cli
-from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models import CausalLM, command
 from keras_deepseek.models.generation.sampler import GREEDY, Sampler
 from tests.oracles.small_language_model import WordTokenizer, make_small_model
@@ -141,13 +140,3 @@ def test_what_is_wrong_is_told_before_the_model_is_loaded(
 )
 def test_options_of_sampling_make_a_sampler(arguments, sampler):
     assert command._make_sampler(read(*arguments)) == sampler
-
-
-def test_a_backend_is_chosen_before_keras_is_loaded(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "torch")
-    command._choose_backend("jax")
-    assert command.os.environ["KERAS_BACKEND"] == "jax"
-    command._choose_backend(None)
-    assert command.os.environ["KERAS_BACKEND"] == "jax"
-    with pytest.raises(InvalidInputError, match="did you mean 'torch'"):
-        command._choose_backend("troch")

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from keras_deepseek import backend, cli
+from keras_deepseek.training.launch import launcher
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def test_what_stands_behind_the_script_is_its_own(capfd, script, separator):
         (["--nproc", "2", "--nnodes", "2"], "--nnodes 2 needs --rank"),
         (["--nproc", "2", "--coordinator", "here"], "--coordinator must be HOST:PORT"),
         (["--nproc", "2", "--backend", "pytorch"], "did you mean 'torch'"),
+        (["--nproc", "2", "--master-port", "1"], "or --master-addr HOST"),
+        (["--nproc", "2", "--coordinator", "a:1", "--master-addr", "a"], "or --master-addr HOST"),
         (["--nproc", "2", "--strategy", "parameter_server"], "needs --nproc 3 or more"),
         (
             ["--nproc", "2", "--ray", "auto", "--coordinator", "a:1"],
@@ -72,6 +75,17 @@ def test_what_can_not_be_launched_is_one_line_and_nothing_is_started(
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_the_words_of_torchrun_are_understood(monkeypatch, script):
+    plans = []
+    monkeypatch.setattr(launcher.Launcher, "__init__", lambda _self, plan: plans.append(plan))
+    monkeypatch.setattr(launcher.Launcher, "run", lambda _self: 0)
+    words = "--nproc-per-node 2 --nnodes 2 --node-rank 1 --master-addr 10.0.0.1"
+    for more in ([], ["--master-port", "4000"]):
+        assert cli.main(["launch", *words.split(), *more, script]) == 0
+    assert [(plan.nproc, plan.node_rank) for plan in plans] == [(2, 1)] * 2
+    assert [plan.coordinator for plan in plans] == ["10.0.0.1:29500", "10.0.0.1:4000"]
 
 
 def test_a_script_that_is_not_there_is_named(capfd):

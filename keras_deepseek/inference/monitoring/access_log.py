@@ -101,7 +101,7 @@ class AccessLog:
             self._lost = 0
             report = {"time": _format_time(time.time()), "dropped": dropped}
             texts.append(json.dumps(report, separators=(",", ":")))
-        if self._logger.hasHandlers():
+        if _has_handlers(self._logger):
             for text in texts:
                 self._logger.info(text)
             return
@@ -113,6 +113,21 @@ class AccessLog:
                 left = sum(piece.count("\n") for piece in pieces[number:])
                 self._lost = dropped + left - bool(dropped)  # The report is not a request.
                 return
+
+
+def _has_handlers(logger: logging.Logger | None) -> bool:
+    """Returns true if a user's handler takes the lines of a logger.
+
+    That of `keras-deepseek serve` does not count: its lines are for people.
+    """
+    while logger is not None:
+        if any(
+            handler.name != "keras-deepseek" and not isinstance(handler, logging.NullHandler)
+            for handler in logger.handlers
+        ):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 def choose_request_id(offered: str | None) -> str:
