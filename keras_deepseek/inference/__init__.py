@@ -37,6 +37,7 @@ from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.models.config import read_model_config
 from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.remote_model import fetch_model
 from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
@@ -55,6 +56,7 @@ __all__ = [
     "Padding",
     "ReplicaError",
     "ServingEngine",
+    "fetch_model",
     "make_grpc_credentials",
     "make_server_context",
     "read_model_config",

@@ -46,13 +46,19 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="PATH",
         help="a bundle (written by `export`), a SavedModel, an .onnx or a .keras file; or a folder "
-        "of these, named by numbers: the newest is served, also if it is added later",
+        "of these, named by numbers: the newest is served, also if it is added later; or a URI: "
+        "s3://, gs://, az://, https:// (extra `remote`), or hf://org/name@revision (extra `hub`)",
     )
     models.add_argument(
         "--model-config",
         metavar="FILE",
         help="a file that lists several models, each a folder of versions: TF Serving's "
         "--model_config_file, with its version policies and labels",
+    )
+    group.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="where models of URIs are kept (default: keras_deepseek in the user's cache)",
     )
     group.add_argument("--name", help="the model's name in URLs (default: model)")
     group.add_argument(
@@ -63,6 +69,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="threads or processes that run the model, each with a copy (default: 1)",
+    )
+    group.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads that compute a batch of one replica (default: the CPUs of this "
+        "container, divided among the replicas; without a limit, the runtime's choice)",
     )
     group.add_argument(
         "--isolated",
@@ -257,7 +270,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         KerasDeepSeekError: An argument is wrong, or the model can't be served.
     """
+    import logging
+
     from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.remote_model import fetch_model, is_uri
     from keras_deepseek.inference.serve_settings import read_settings
     from keras_deepseek.inference.server.termination import Interruption
 
@@ -266,7 +282,12 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         # A signal stops the loading and the warm-up, too: no request is accepted yet.
         with Interruption(takes_sigterm=True) as interruption:
-            engine = ServingEngine(settings.model, **settings.of_engine)
+            model = settings.model
+            if is_uri(model):
+                model = fetch_model(model, arguments.cache_dir)
+            threads = settings.of_engine.get("threads", "the runtime's number of")
+            logging.getLogger(__name__).info("Loads the model, with %s threads.", threads)
+            engine = ServingEngine(model, **settings.of_engine)
             interruption.check()
             with _failures_in_a_line(engine):
                 with _warnings_in_a_line():

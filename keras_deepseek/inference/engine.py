@@ -26,6 +26,7 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.monitoring.request_log import DEFAULT_SAMPLE, RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.remote_model import fetch_model, is_uri
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.server import Server, stop_servers
 
@@ -50,7 +51,8 @@ class ServingEngine:
             folder, of an `.onnx` file or a folder with `model.onnx`, or of a `.keras` file. Or the
             path of a folder of versions, as `"models/digits"` with the bundle or SavedModel
             `"models/digits/1"`: its newest version is served, also if it is added later. Or the
-            result of `read_model_config`: several models, each with a folder of versions.
+            result of `read_model_config`: several models, each with a folder of versions. Or the
+            URI of a model, which is downloaded (`fetch_model`).
         name: string. The name in URLs. The models of a model config have their own names, and the
             first is the engine's own model. Defaults to `"model"`.
         version: integer. The number of this version. Defaults to `1`.
@@ -80,6 +82,9 @@ class ServingEngine:
             that always give the same answer for the same inputs. Defaults to `0`: no cache.
         custom_objects_from: sequence of module names or `.py` files that define the custom classes
             of a `.keras` file. Defaults to `()`.
+        threads: integer. The number of CPU threads that compute a batch of one replica. The threads
+            of TensorFlow, PyTorch and JAX belong to the process: set them for its first model, or
+            use `isolated`. Defaults to `None`: as many as the runtime chooses.
         max_concurrent_batches: integer. The number of batches that run at the same time, for all
             models together. If several models wait, the one that has used least time is next. A
             batch that hangs keeps its place: for `batch_timeout` if it is isolated, else for ever.
@@ -121,6 +126,7 @@ class ServingEngine:
         warm_up: bool = True,
         cache_entries: int = 0,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+        threads: int | None = None,
         max_concurrent_batches: int | None = None,
         log_requests: str | os.PathLike[str] | None = None,
         sample: float = 0.01,
@@ -138,12 +144,14 @@ class ServingEngine:
             warm_up=warm_up,
             cache_entries=cache_entries,
             custom_objects_from=custom_objects_from,
+            threads=threads,
         )
         if log_requests is None and sample != DEFAULT_SAMPLE:
             raise InvalidInputError(
                 f"Received sample={sample!r} without `log_requests`. Add the path of the file to "
                 "write the sample to, as in log_requests='requests.jsonl'."
             )
+        model = fetch_model(model) if is_uri(model) else model
         # The log first: a wrong path is reported before a model is loaded.
         log = None if log_requests is None else RequestLog(log_requests, sample)
         try:
@@ -324,6 +332,7 @@ class ServingEngine:
             InvalidInputError: The model can't be served, or an argument is wrong.
             ClosedError: The engine was closed.
         """
+        model = fetch_model(model) if is_uri(model) else model
         return self.repository.load(
             model, name=name, version=version, share=share, keep=keep, options=options
         )

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, MissingExtraError, unknown_name_message
 from keras_deepseek.inference.arguments import check_addresses
 from keras_deepseek.inference.batching.padding import Padding
+from keras_deepseek.inference.cpu_limit import find_cpu_limit
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.models.config import read_model_config
 from keras_deepseek.inference.models.model_folder import find_versions
@@ -94,11 +96,20 @@ def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         "warm_up": not arguments.no_warm_up,
         "cache_entries": arguments.cache_entries,
         "custom_objects_from": tuple(arguments.custom_objects_from),
+        "threads": _count_threads(arguments),
         "max_concurrent_batches": arguments.max_concurrent_batches,
         "log_requests": arguments.log_requests,
         "sample": arguments.sample,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _count_threads(arguments: argparse.Namespace) -> int | None:
+    """Returns the threads of a replica; `None`, the runtime's choice, without a limit of CPUs."""
+    if arguments.threads is not None:
+        return check_integer("--threads", arguments.threads)
+    limit = find_cpu_limit()
+    return None if limit >= (os.cpu_count() or 1) else max(1, limit // (arguments.replicas or 1))
 
 
 def _read_padding(arguments: argparse.Namespace) -> Padding | None:

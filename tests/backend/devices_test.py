@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -156,3 +159,23 @@ def test_a_variable_that_is_there_is_not_moved():
 def test_beside_a_tensor_is_computed_as_ever():
     with current().devices.on_device_of(ops.ones(2)):
         np.testing.assert_array_equal(ops.convert_to_numpy(ops.ones(2) + 1), [2, 2])
+
+
+def test_the_threads_of_a_process_are_limited():
+    code = (
+        "import os, sys\n"
+        "from keras_deepseek.backend import current\n"
+        "current().devices.limit_threads(3)\n"
+        "from keras import ops\n"
+        "ops.matmul(ops.ones((2, 2)), ops.ones((2, 2)))\n"
+        "name = os.environ['KERAS_BACKEND']\n"
+        "framework = sys.modules[name]\n"
+        "threads = {\n"
+        "    'jax': lambda: int(os.environ['NPROC']),\n"
+        "    'tensorflow': lambda: framework.config.threading.get_intra_op_parallelism_threads(),\n"
+        "    'torch': lambda: framework.get_num_threads(),\n"
+        "}\n"
+        "print(threads[name]())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"

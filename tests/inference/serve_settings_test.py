@@ -196,3 +196,23 @@ def test_reading_loads_no_framework():
     subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2]
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "limit", "threads"),
+    [
+        ((), 64, None),
+        ((), 6, 6),
+        (("--replicas", "4"), 6, 1),
+        (("--threads", "3", "--replicas", "4"), 6, 3),
+    ],
+)
+def test_the_threads_are_those_of_the_flag_or_of_the_container(monkeypatch, words, limit, threads):
+    monkeypatch.setattr(serve_settings.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(serve_settings, "find_cpu_limit", lambda: limit)
+    assert read("--no-grpc", *words).of_engine.get("threads") == threads
+
+
+def test_a_number_of_threads_below_1_is_refused():
+    with pytest.raises(InvalidInputError, match="`--threads` must be a positive integer"):
+        read("--threads", "0")

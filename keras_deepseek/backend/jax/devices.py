@@ -1,5 +1,7 @@
 """The devices of JAX."""
 
+import os
+
 import jax
 
 from keras_deepseek.backend.protocols.devices import Devices
@@ -24,6 +26,9 @@ class JaxDevices(Devices):
     def read_device_name(self) -> str | None:
         device = jax.local_devices()[0]
         return None if device.platform == "cpu" else str(device.device_kind)
+
+    def limit_threads(self, threads: int) -> None:
+        os.environ["NPROC"] = str(threads)  # XLA reads it when its first client is made.
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         # A step that was already dispatched raises INTERNAL, with the cause in words.

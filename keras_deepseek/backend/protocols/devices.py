@@ -44,6 +44,14 @@ class Devices(abc.ABC):
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Returns True if an error means that a device or the host ran out of memory."""
 
+    @abc.abstractmethod
+    def limit_threads(self, threads: int) -> None:
+        """Limits the CPU threads that compute an operation, for this process.
+
+        Call it before the framework computes anything: TensorFlow raises `NotSupportedError` later,
+        and JAX ignores it.
+        """
+
     def release_memory(self) -> None:
         """Frees the memory of unused tensors, and the framework's reserved memory if possible."""
         gc.collect()

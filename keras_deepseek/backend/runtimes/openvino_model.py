@@ -14,12 +14,17 @@ class OpenVINOModel:
     """An OpenVINO model on the CPU, from an `.xml` file that stands beside its `.bin`.
 
     It computes in the precision of the model: OpenVINO itself might choose another one on a CPU.
-    One thread at a time may call it.
+    One thread at a time may call it. It computes with `threads` threads, or as many as OpenVINO
+    chooses.
     """
 
-    def __init__(self, path: Path, purpose: str) -> None:
+    def __init__(self, path: Path, purpose: str, threads: int | None = None) -> None:
         core = shared_core(import_openvino(purpose))
-        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "EXECUTION_MODE_HINT": "ACCURACY",
+            "INFERENCE_NUM_THREADS": threads or 0,
+        }
         try:
             model = core.read_model(path)
             # Read before compiling, which may add names of inner tensors to an output.

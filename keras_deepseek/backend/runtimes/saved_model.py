@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError, NotSupportedError
 
 SERVING_DEFAULT = "serving_default"
 
@@ -59,6 +59,19 @@ def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelF
         f"The SavedModel at {str(path)!r} has the signatures {sorted(names)}; expected one of the "
         f"name {SERVING_DEFAULT!r}. Save it with signatures={{{SERVING_DEFAULT!r}: ...}}."
     )
+
+
+def limit_threads(threads: int) -> None:
+    """Limits the CPU threads of TensorFlow in this process. Its first operation fixes them."""
+    threading = import_tensorflow("to run a SavedModel").config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(threads)
+        threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError as error:
+        raise NotSupportedError(
+            f"TensorFlow runs in this process already, with another number of threads than "
+            f"{threads}. Set `threads` for the first model, or leave it out."
+        ) from error
 
 
 def _describe(name: str, spec: Any) -> FoundTensor:

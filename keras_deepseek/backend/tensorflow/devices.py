@@ -19,6 +19,7 @@ from keras_deepseek.backend.keras_private.optimizers import find_variables_again
 from keras_deepseek.backend.keras_private.repeated_calls import take_losses
 from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
 from keras_deepseek.backend.protocols.devices import Devices
+from keras_deepseek.backend.runtimes.saved_model import limit_threads
 
 
 class TensorFlowDevices(Devices):
@@ -43,6 +44,9 @@ class TensorFlowDevices(Devices):
             return None
         name = tf.config.experimental.get_device_details(devices[0]).get("device_name")
         return None if name is None else str(name)
+
+    def limit_threads(self, threads: int) -> None:
+        limit_threads(threads)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError) or (

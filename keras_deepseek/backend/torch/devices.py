@@ -52,6 +52,9 @@ class TorchDevices(Devices):
     def read_device_name(self) -> str | None:
         return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
+    def limit_threads(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         # On a CPU it is a plain RuntimeError, whose words depend on the system.
         words = ("out of memory", "not enough memory", "can't allocate memory")

@@ -39,7 +39,10 @@ class Executor(ABC):
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        bundle: Bundle,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "Executor":
         """Opens a bundle. The default refuses: override it to serve a format by its name.
 
@@ -47,6 +50,8 @@ class Executor(ABC):
             bundle: `Bundle`. Its files are checked already.
             custom_objects_from: sequence of module names or `.py` files that define custom classes.
                 Defaults to `()`.
+            threads: integer. The number of CPU threads that compute a batch. Defaults to `None`: as
+                many as the runtime chooses.
 
         Returns:
             An `Executor`.
@@ -61,7 +66,10 @@ class Executor(ABC):
 
     @classmethod
     def from_path(
-        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        path: Path,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "Executor":
         """Opens a model that has no manifest. The default refuses.
 
@@ -69,6 +77,8 @@ class Executor(ABC):
             path: `pathlib.Path`. A file or a folder.
             custom_objects_from: sequence of module names or `.py` files that define custom classes.
                 Defaults to `()`.
+            threads: integer. The number of CPU threads that compute a batch. Defaults to `None`: as
+                many as the runtime chooses.
 
         Returns:
             An `Executor`.

@@ -27,7 +27,7 @@ class IsolatedModel(Executor):
 
     `source` is the path of a model, as for `open_executor`; or `"package.module:function"`, which
     returns an `Executor`. `batch_timeout` and `start_timeout` are the seconds after which a batch,
-    or loading, counts as hung.
+    or loading, counts as hung. The process computes with `threads` CPU threads.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class IsolatedModel(Executor):
         *,
         batch_timeout: float = 60.0,
         start_timeout: float = START_SECONDS,
+        threads: int | None = None,
     ) -> None:
         if not isinstance(source, str | os.PathLike):
             raise InvalidInputError(
@@ -44,7 +45,7 @@ class IsolatedModel(Executor):
                 "Expected the path of a bundle, a SavedModel, an `.onnx` or a `.keras` file, or "
                 "'package.module:function'."
             )
-        self._arguments = [str(source), *map(str, custom_objects_from)]
+        self._arguments = [str(source), str(threads or ""), *map(str, custom_objects_from)]
         self._batch_timeout = batch_timeout
         self._start_timeout = start_timeout
         self._is_last_start = False

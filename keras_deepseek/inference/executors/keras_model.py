@@ -16,22 +16,32 @@ from keras_deepseek.inference.executors.executor import Executor
 class KerasModel(Executor):
     """Runs a built Keras model in this process: compiled by TensorFlow or JAX, or in PyTorch."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, threads: int | None = None) -> None:
+        if threads is not None:
+            backend.current().devices.limit_threads(threads)
         named_model = NamedModel(model)
         self._signature = named_model.signature
         self._infer = backend.current().inference.compile_inference(named_model)
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        bundle: Bundle,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "KerasModel":
-        return cls.from_path(bundle.entry, custom_objects_from)
+        return cls.from_path(bundle.entry, custom_objects_from, threads)
 
     @classmethod
     def from_path(
-        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        path: Path,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "KerasModel":
         """Loads a `.keras` file."""
+        if threads is not None:  # TensorFlow's can't be changed once it has variables.
+            backend.current().devices.limit_threads(threads)
         return cls(load_keras_file(path, custom_objects_from))
 
     @property

@@ -1,4 +1,4 @@
-"""The process of an `IsolatedModel`: `python -m ... FD SOURCE [OBJECTS...]`."""
+"""The process of an `IsolatedModel`: `python -m ... FD SOURCE THREADS [OBJECTS...]`."""
 
 import importlib
 import os
@@ -13,7 +13,9 @@ from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
 
 
-def open_source(source: str, custom_objects_from: Sequence[str]) -> Executor:
+def open_source(
+    source: str, custom_objects_from: Sequence[str], threads: int | None = None
+) -> Executor:
     """Returns the executor of a path, or that which `"package.module:function"` returns."""
     module, _, function = source.partition(":")
     if function and not os.path.exists(source):  # noqa: PTH110 - it may be no valid path.
@@ -25,13 +27,18 @@ def open_source(source: str, custom_objects_from: Sequence[str]) -> Executor:
                 "object with a `signature` and a method `run`."
             )
         return executor
-    return open_executor(source, custom_objects_from)
+    return open_executor(source, custom_objects_from, threads)
 
 
-def work(connection: socket.socket, source: str, custom_objects_from: Sequence[str]) -> None:
+def work(
+    connection: socket.socket,
+    source: str,
+    custom_objects_from: Sequence[str],
+    threads: int | None = None,
+) -> None:
     """Opens a model, sends its signature, and runs batches until the server disconnects."""
     try:
-        executor = open_source(source, custom_objects_from)
+        executor = open_source(source, custom_objects_from, threads)
         signature = executor.signature.to_dict()
     except BaseException as error:  # noqa: BLE001 - the other process reports it.
         send_message(connection, {"error": str(error), "kind": type(error).__name__})
@@ -57,10 +64,10 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """Runs the process of an `IsolatedModel`."""
-    descriptor, source, *custom_objects_from = sys.argv[1:]
+    descriptor, source, threads, *custom_objects_from = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with socket.socket(fileno=int(descriptor)) as connection:
-        work(connection, source, custom_objects_from)
+        work(connection, source, custom_objects_from, int(threads) if threads else None)
     os._exit(0)  # A framework's thread must not keep the process alive.
 
 

@@ -33,7 +33,9 @@ _ADVICE = (
 class OnnxRuntime(Executor):
     """Runs an ONNX file. Without a signature of a manifest, it is read off the file."""
 
-    def __init__(self, path: Path, signature: Signature | None = None) -> None:
+    def __init__(
+        self, path: Path, signature: Signature | None = None, threads: int | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -41,8 +43,10 @@ class OnnxRuntime(Executor):
 
         available = onnxruntime.get_available_providers()
         providers = [name for name in _PROVIDERS if name in available]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
         try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=providers)
+            self._session = onnxruntime.InferenceSession(str(path), options, providers)
         except Exception as error:  # ONNX Runtime's errors have no common class.
             raise InvalidInputError(
                 f"ONNX Runtime can't load {str(path)!r}: {error} Export it again."
@@ -64,15 +68,21 @@ class OnnxRuntime(Executor):
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        bundle: Bundle,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "OnnxRuntime":
-        return cls(bundle.entry, bundle.manifest.signature)
+        return cls(bundle.entry, bundle.manifest.signature, threads)
 
     @classmethod
     def from_path(
-        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        path: Path,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "OnnxRuntime":
-        return cls(onnx_file(path))
+        return cls(onnx_file(path), threads=threads)
 
     @property
     def signature(self) -> Signature:

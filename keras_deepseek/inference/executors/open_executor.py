@@ -22,21 +22,23 @@ _PATH = (
 
 
 def open_executor(
-    model: Any, custom_objects_from: Sequence[str | os.PathLike[str]] = ()
+    model: Any,
+    custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+    threads: int | None = None,
 ) -> Executor:
     """Returns the executor of a model.
 
     The model is a built `keras.Model`; the path of a bundle, of a SavedModel's folder, of an
     `.onnx` file or a folder with `model.onnx`, or of a `.keras` file; or an object with `signature`
     and `run`. `custom_objects_from` are modules, by name or by `.py` file, that define the custom
-    classes of a `.keras` file.
+    classes of a `.keras` file. `threads` is the number of CPU threads that compute a batch.
     """
     if isinstance(model, str | os.PathLike):
-        return _open_path(Path(model), custom_objects_from)
+        return _open_path(Path(model), custom_objects_from, threads)
     if _is_of_keras(model):
         from keras_deepseek.inference.executors.keras_model import KerasModel
 
-        return KerasModel(model)
+        return KerasModel(model, threads)
     executor = as_executor(model)
     if executor is None:
         raise InvalidInputError(
@@ -51,17 +53,21 @@ def _is_of_keras(model: Any) -> bool:
     return any(parent.__module__.split(".")[0] == "keras" for parent in type(model).__mro__)
 
 
-def _open_path(path: Path, custom_objects_from: Sequence[str | os.PathLike[str]]) -> Executor:
+def _open_path(
+    path: Path, custom_objects_from: Sequence[str | os.PathLike[str]], threads: int | None
+) -> Executor:
     kind = kind_of_model(path)
     if kind is None:
         state = "no model was found there" if path.exists() else "it does not exist"
         raise InvalidInputError(f"Can't serve {str(path)!r}: {state}. Expected {_PATH}.")
     if kind == "bundle":
-        return _open_bundle(Bundle.open(path), custom_objects_from)
-    return find_executor_class(kind).from_path(path, custom_objects_from)
+        return _open_bundle(Bundle.open(path), custom_objects_from, threads)
+    return find_executor_class(kind).from_path(path, custom_objects_from, threads)
 
 
-def _open_bundle(bundle: Bundle, custom_objects_from: Sequence[str | os.PathLike[str]]) -> Executor:
+def _open_bundle(
+    bundle: Bundle, custom_objects_from: Sequence[str | os.PathLike[str]], threads: int | None
+) -> Executor:
     verification = bundle.manifest.verification
     if verification.state == "failed":
         warnings.warn(
@@ -69,4 +75,5 @@ def _open_bundle(bundle: Bundle, custom_objects_from: Sequence[str | os.PathLike
             f"{verification.reason}. Export it again without verify='warn'.",
             stacklevel=2,
         )
-    return find_executor_class(bundle.manifest.format).from_bundle(bundle, custom_objects_from)
+    executor_class = find_executor_class(bundle.manifest.format)
+    return executor_class.from_bundle(bundle, custom_objects_from, threads)

@@ -14,16 +14,19 @@ from keras_deepseek.inference.executors.found_signature import check_names
 class OpenVINOModel(Executor):
     """Runs a bundle's OpenVINO `.xml` file with the code that the export's verification uses."""
 
-    def __init__(self, path: Path, signature: Signature) -> None:
-        self._model = openvino_model.OpenVINOModel(path, "to serve OpenVINO")
+    def __init__(self, path: Path, signature: Signature, threads: int | None = None) -> None:
+        self._model = openvino_model.OpenVINOModel(path, "to serve OpenVINO", threads)
         check_names(path, self._model.input_names, self._model.output_names, signature)
         self._signature = signature
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        bundle: Bundle,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "OpenVINOModel":
-        return cls(bundle.entry, bundle.manifest.signature)
+        return cls(bundle.entry, bundle.manifest.signature, threads)
 
     @property
     def signature(self) -> Signature:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.backend.runtimes.saved_model import load_saved_model
+from keras_deepseek.backend.runtimes.saved_model import limit_threads, load_saved_model
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.found_signature import FoundTensor, make_signature
 
@@ -22,7 +22,11 @@ class SavedModel(Executor):
     Without a signature of a manifest, it is read off the SavedModel.
     """
 
-    def __init__(self, path: Path, signature: Signature | None = None) -> None:
+    def __init__(
+        self, path: Path, signature: Signature | None = None, threads: int | None = None
+    ) -> None:
+        if threads is not None:
+            limit_threads(threads)
         self._infer = load_saved_model(path, takes_only_one=signature is None)
         if signature is None:
             inputs, outputs = (
@@ -34,15 +38,21 @@ class SavedModel(Executor):
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        bundle: Bundle,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "SavedModel":
-        return cls(bundle.entry, bundle.manifest.signature)
+        return cls(bundle.entry, bundle.manifest.signature, threads)
 
     @classmethod
     def from_path(
-        cls, path: Path, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        path: Path,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "SavedModel":
-        return cls(path)
+        return cls(path, threads=threads)
 
     @property
     def signature(self) -> Signature:

@@ -37,7 +37,10 @@ class TensorRTEngine(Executor):
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, custom_objects_from: Sequence[str | PathLike[str]] = ()
+        cls,
+        bundle: Bundle,
+        custom_objects_from: Sequence[str | PathLike[str]] = (),
+        threads: int | None = None,
     ) -> "TensorRTEngine":
         return cls(bundle)
 

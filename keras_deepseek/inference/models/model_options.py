@@ -29,6 +29,7 @@ class ModelOptions:
         warm_up: boolean. Defaults to `True`.
         cache_entries: integer. Defaults to `0`.
         custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
+        threads: integer. Defaults to `None`: as many as the runtime chooses.
 
     Raises:
         InvalidInputError: An option has a wrong value.
@@ -55,6 +56,7 @@ class ModelOptions:
     warm_up: bool = True
     cache_entries: int = 0
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_batch_size", self.max_batch_size)
@@ -63,6 +65,8 @@ class ModelOptions:
         check_seconds("max_wait", self.max_wait, or_zero=True)
         check_integer("replicas", self.replicas)
         check_integer("cache_entries", self.cache_entries, least=0)
+        if self.threads is not None:
+            check_integer("threads", self.threads)
         if self.target_latency is not None:
             check_seconds("target_latency", self.target_latency)
         check_boolean("isolated", self.isolated)

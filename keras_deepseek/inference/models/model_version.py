@@ -278,5 +278,7 @@ def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> De
 def _open(model: Any, options: ModelOptions) -> Executor:
     if options.isolated:
         sources = options.custom_objects_from
-        return IsolatedModel(model, sources, batch_timeout=options.batch_timeout)
-    return open_executor(model, options.custom_objects_from)
+        return IsolatedModel(
+            model, sources, batch_timeout=options.batch_timeout, threads=options.threads
+        )
+    return open_executor(model, options.custom_objects_from, options.threads)

@@ -1,5 +1,6 @@
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from keras_deepseek.artifacts import (
     TensorSpec,
 )
 from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.executors import open_executor
 from keras_deepseek.inference.executors.onnx_runtime import OnnxRuntime
 
 
@@ -51,6 +53,16 @@ def test_a_bundle_is_run_with_the_signature_of_its_manifest(bundle_of, rows):
     executor = OnnxRuntime(bundle.entry, bundle.manifest.signature)
     assert executor.signature == bundle.manifest.signature
     assert executor.run(rows(1, 2, 3))["y"][:, 0].tolist() == [2, 4, 6]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the threads of a process")
+def test_a_session_has_the_threads_that_are_asked_for(bundle_of):
+    bundle, folder = bundle_of("onnx"), Path("/proc/self/task")
+    open_executor(bundle.path)  # Some threads start with the first session.
+    before = len(list(folder.iterdir()))
+    executor = open_executor(bundle.path, threads=6)
+    assert len(list(folder.iterdir())) == before + 5  # The caller computes as well.
+    assert executor.run({"x": np.ones((1, 2), "float32")})["y"].tolist() == [[2.0, 2.0]]
 
 
 def test_a_file_that_is_no_onnx_is_refused(bundle_of):

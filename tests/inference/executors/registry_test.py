@@ -16,7 +16,7 @@ class Tripler(Executor):
         self._signature = bundle.manifest.signature
 
     @classmethod
-    def from_bundle(cls, bundle, custom_objects_from=()):
+    def from_bundle(cls, bundle, custom_objects_from=(), threads=None):
         return cls(bundle)
 
     @property

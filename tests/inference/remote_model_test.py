@@ -1,0 +1,395 @@
+import errno
+import http.server
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from keras_deepseek.artifacts import (
+    BundleError,
+    InvalidInputError,
+    Manifest,
+    MissingExtraError,
+    NotSupportedError,
+    Signature,
+    TensorSpec,
+    Verification,
+)
+from keras_deepseek.artifacts.bundle import Bundle, publish_bundle
+from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.inference import ServingEngine, fetch_model, remote_model
+from keras_deepseek.inference.remote_model import is_uri
+
+SIZE = 3 * 2**20
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """A web server of a folder. It can cut a body off, and answers as the hub does under `/api`."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Page)
+        self.folder = folder
+        self.requests: list[tuple[str, str | None]] = []
+        self.sends_parts = True
+        self.cut_after = SIZE * 10
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Site
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path, _, _ = self.path.partition("?")
+        if path.startswith("/api/models/"):
+            files = [path for path in self.server.folder.rglob("*") if path.is_file()]
+            siblings = [
+                {
+                    "rfilename": str(file.relative_to(self.server.folder)),
+                    "size": file.stat().st_size,
+                }
+                for file in files
+            ]
+            content = {"id": "org/name", "sha": "c" * 40, "siblings": siblings}
+            return self.answer(200, json.dumps(content).encode())
+        _, sign, name = path.partition("/resolve/" + "c" * 40)
+        file = self.server.folder / (name if sign else path).lstrip("/")
+        if self.command == "GET":
+            self.server.requests.append((file.name, self.headers["Range"]))
+        if not file.is_file():
+            return self.answer(404, b"nothing here")
+        data = file.read_bytes()
+        start = 0
+        if self.headers["Range"] and self.server.sends_parts:
+            start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])
+        return self.answer(206 if start else 200, data[start:], start, len(data))
+
+    def answer(self, status, body, start=0, size=0):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", "c" * 40)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: self.server.cut_after])
+            self.close_connection = len(body) > self.server.cut_after
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A web server with a bundle at `/digits/1`, of which one file is 3 MiB."""
+    pytest.importorskip("obstore")
+    write_bundle(tmp_path / "site/digits/1")
+    with Site(tmp_path / "site") as site:
+        thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield site
+        site.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def few_retries(monkeypatch):
+    monkeypatch.setattr(remote_model, "_RETRIES", {"max_retries": 0})
+
+
+def write_bundle(path, size=SIZE):
+    tensor = TensorSpec("x", (None, 2), "float32")
+    with staging_folder(path) as folder:
+        (folder / "weights").mkdir()
+        (folder / "weights/data.bin").write_bytes(os.urandom(size))
+        (folder / "model.onnx").write_bytes(b"a graph")
+        manifest = Manifest(
+            name="digits",
+            format="onnx",
+            entry="model.onnx",
+            signature=Signature(inputs=(tensor,), outputs=(tensor,)),
+            precision="float32",
+            route="a test",
+            versions={},
+            created="2026-01-01T00:00:00Z",
+            verification=Verification("unverified", "a test"),
+        )
+        publish_bundle(folder, path, manifest)
+
+
+def test_a_bundle_is_downloaded_once_and_again_when_it_changes(site, tmp_path, caplog):
+    uri, cache = f"{site.url}/digits/1/", tmp_path / "cache"
+    with caplog.at_level(logging.INFO):
+        path = fetch_model(uri, cache)
+    shown = [record.getMessage() for record in caplog.records]
+    assert "2 files, 3,145,735 bytes" in shown[0]
+    assert shown[-1].endswith("digits/1: 100 %.")
+    original = site.folder / "digits/1/weights/data.bin"
+    assert (Bundle.open(path).path / "weights/data.bin").read_bytes() == original.read_bytes()
+    site.requests.clear()
+    assert fetch_model(uri, cache) == path
+    assert site.requests == [("bundle.json", None)]
+    shutil.rmtree(site.folder / "digits/1")
+    write_bundle(site.folder / "digits/1")
+    assert fetch_model(uri, cache) != path
+    assert Bundle.open(path)
+
+
+def test_a_bundle_that_was_altered_in_the_cache_is_downloaded_again(site, tmp_path):
+    path = fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
+    (path / "model.onnx").write_bytes(b"another")
+    assert fetch_model(f"{site.url}/digits/1", tmp_path / "cache") == path
+    assert (path / "model.onnx").read_bytes() == b"a graph"
+
+
+@pytest.mark.parametrize("sends_parts", [True, False])
+def test_an_interrupted_download_leaves_no_model_and_is_continued(
+    site, few_retries, tmp_path, sends_parts
+):
+    uri, cache = f"{site.url}/digits/1", tmp_path / "cache"
+    site.cut_after = SIZE // 2
+    with pytest.raises(InvalidInputError, match=r"digits/1 can't be read: \w+: .*\.$"):
+        fetch_model(uri, cache)
+    assert all(entry.name.startswith(".") for entry in cache.iterdir())
+    (part,) = cache.glob(".*.partial/weights/data.bin")
+    size = part.stat().st_size
+    assert 0 < size <= SIZE // 2
+    site.cut_after, site.sends_parts = SIZE * 10, sends_parts
+    site.requests.clear()
+    assert Bundle.open(fetch_model(uri, cache))
+    ranges = [found for name, found in site.requests if name == "data.bin"]
+    assert ranges == ([f"bytes={size}-"] if sends_parts else [f"bytes={size}-", None])
+    assert not list(cache.glob(".*.partial"))
+
+
+def test_a_wrong_digest_is_refused_and_nothing_of_it_stays(site, tmp_path):
+    data = site.folder / "digits/1/weights/data.bin"
+    data.write_bytes(bytes(SIZE))
+    with pytest.raises(BundleError, match=r"http://.*/digits/1 is refused\..*'weights/data.bin'"):
+        fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
+    assert [entry.suffix for entry in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_half_written_bundle_is_refused(site, tmp_path):
+    data = site.folder / "digits/1/weights/data.bin"
+    data.write_bytes(b"half")
+    with pytest.raises(BundleError, match=r"'weights/data.bin' has 4 bytes where 3145728 were"):
+        fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
+    data.unlink()
+    with pytest.raises(BundleError, match=r"is not complete: .*data\.bin"):
+        fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
+    manifest = site.folder / "digits/1/bundle.json"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    with pytest.raises(BundleError, match="The manifest is incomplete"):
+        fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
+
+
+def test_a_manifest_can_t_write_outside_of_the_cache(site, tmp_path):
+    path = site.folder / "digits/1/bundle.json"
+    manifest = Manifest.from_json(path.read_text())
+    files = {"../../evil": {"sha256": "", "bytes": 1}}
+    path.write_text(type(manifest)(**{**vars(manifest), "files": files}).to_json())
+    with pytest.raises(InvalidInputError, match=r"a file named '../../evil', which is refused"):
+        fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
+
+
+def test_processes_that_need_the_same_model_download_it_once(site, tmp_path):
+    call = (
+        "from keras_deepseek.inference import fetch_model; import sys; fetch_model(*sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", call, f"{site.url}/digits/1", str(tmp_path / "cache")]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    assert [child.wait(60) for child in children] == [0, 0]
+    assert [name for name, _ in site.requests].count("data.bin") == 1
+
+
+def test_a_single_file_is_a_model(site, tmp_path):
+    (site.folder / "one.keras").write_bytes(b"a model")
+    path = fetch_model(f"{site.url}/one.keras", tmp_path / "cache")
+    assert (path.name, path.read_bytes()) == ("one.keras", b"a model")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["saved_model.pb", "variables/data"], ["saved_model.pb", "variables/data"]),
+        (["model.onnx", "model.onnx.data", "x.md"], ["model.onnx", "model.onnx.data"]),
+        (["one.keras", "README.md", "old/two.keras"], ["one.keras"]),
+    ],
+)
+def test_a_folder_of_a_bucket_is_listed(monkeypatch, tmp_path, names, expected):
+    fill_bucket(monkeypatch, names)
+    path = fetch_model("s3://bucket/digits", tmp_path)
+    found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    assert found == (expected if path.is_dir() else [])
+    assert path.is_dir() or path.read_bytes() == b"one.keras"
+
+
+def test_a_folder_of_a_bucket_without_a_model_says_what_was_found(monkeypatch, tmp_path):
+    fill_bucket(monkeypatch, ["1/model.onnx", "2/model.onnx"])
+    message = r"No model at s3://bucket/digits\. Expected .*; found 1/model.onnx, 2/model.onnx\."
+    with pytest.raises(InvalidInputError, match=message):
+        fetch_model("s3://bucket/digits", tmp_path)
+
+
+def fill_bucket(monkeypatch, names):
+    """Makes obstore open a bucket in memory, whose files hold their names."""
+    obstore = pytest.importorskip("obstore")
+    pytest.importorskip("obstore.store")
+    bucket = obstore.store.MemoryStore()
+    for name in names:
+        obstore.put(bucket, name, name.encode())
+    monkeypatch.setattr(obstore.store, "from_url", lambda *_, **__: bucket)
+
+
+def test_an_engine_serves_a_uri(site, tmp_path, bundle_of, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    shutil.copytree(bundle_of("onnx").path, site.folder / "double")
+    with ServingEngine(f"{site.url}/double") as engine:
+        assert engine.predict([[1, 2]]).tolist() == [[2.0, 4.0]]
+        assert engine.load(f"{site.url}/double").number == 2
+    assert len(list((tmp_path / "home/keras_deepseek").glob("double-*"))) == 1
+
+
+@pytest.mark.parametrize("path", ["", "/sub"])
+def test_a_repository_of_the_hub_is_downloaded(site, tmp_path, path):
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "import sys, logging\n"
+        "from keras_deepseek.inference import fetch_model\n"
+        "for _ in range(2):\n"
+        "    print(fetch_model(*sys.argv[1:]))\n"
+    )
+    shutil.move(site.folder / "digits/1", site.folder / f"new{path}")
+    site.folder = site.folder / "new"
+    (site.folder / "README.md").write_text("A model.")
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"hf://org/name@main{path}", str(tmp_path / "cache")],
+        env={
+            **os.environ,
+            "HF_ENDPOINT": site.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()
+    assert first == second
+    assert Bundle.open(first)
+    assert [name for name, _ in site.requests].count("data.bin") == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s4://bucket/a", "Unknown scheme of a URI 's4'. Known: az, gs, hf"),
+        ("https://host/a.onnx?version=1", r"Expected a URI without \? and #"),
+        ("http://host.example/a", "Use https"),
+        ("hf://digits", "Expected hf://organization/name@revision"),
+        ("https://127.0.0.1:9/digits", "https://127.0.0.1:9/digits can't be read: "),
+    ],
+)
+def test_a_uri_that_is_wrong_or_unreachable_is_refused(few_retries, tmp_path, uri, message):
+    pytest.importorskip("obstore")
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        fetch_model(uri, tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_web_folder_without_a_bundle_is_refused(site, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"There is no .*/digits/bundle\.json\. Expected"):
+        fetch_model(f"{site.url}/digits", tmp_path / "cache")
+
+
+def test_a_full_disk_is_told_before_the_download_and_during_it(site, tmp_path, monkeypatch):
+    uri, cache = f"{site.url}/digits/1", tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        usage = namedtuple("usage", "free")(1000)
+        patch.setattr(remote_model.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(NotSupportedError, match="is full: 3,145,735 bytes are needed, 1,000"):
+            fetch_model(uri, cache)
+    with monkeypatch.context() as patch:
+
+        def fail(_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(remote_model, "flush_to_disk", fail)
+        with pytest.raises(NotSupportedError, match=r"is full: No space.*--cache-dir"):
+            fetch_model(uri, cache)
+    assert Bundle.open(fetch_model(uri, cache))
+
+
+def test_a_cache_that_can_t_be_written_is_named(site, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(NotSupportedError, match=r"cache' can't be written: File exists"):
+        fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
+
+
+def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
+    for package in ("obstore", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for uri, extra in (("s3://bucket/a", "remote"), ("hf://org/name", "hub")):
+        with pytest.raises(MissingExtraError, match=rf"keras_deepseek\[{extra}\]"):
+            fetch_model(uri, tmp_path)
+
+
+def test_paths_are_no_uris():
+    assert [
+        is_uri(each) for each in ("s3://a/b", "models/1", "package:function", Path("a"), 3)
+    ] == [*(True, False, False, False, False)]
+
+
+@pytest.mark.nightly
+def test_a_bucket_of_s3_is_read(monkeypatch, tmp_path):
+    server_module = pytest.importorskip("moto.server", reason="tox -e clients has it")
+    obstore = pytest.importorskip("obstore")
+    server = server_module.ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "key",
+        }.items():
+            monkeypatch.setenv(name, value)
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
+        ).close()
+        write_bundle(tmp_path / "bundle")
+        bucket = obstore.store.from_url("s3://bucket")
+        for file in (tmp_path / "bundle").rglob("*.*"):
+            obstore.put(bucket, f"digits/1/{file.relative_to(tmp_path / 'bundle')}", file)
+        obstore.put(bucket, "plain/model.onnx", b"a graph")
+        assert Bundle.open(fetch_model("s3://bucket/digits/1", tmp_path / "cache"))
+        path = fetch_model("s3://bucket/plain", tmp_path / "cache")
+        assert (path / "model.onnx").read_bytes() == b"a graph"
+        obstore.delete(bucket, "digits/1/model.onnx")
+        with pytest.raises(BundleError, match="is not complete"):
+            fetch_model("s3://bucket/digits/1", tmp_path / "other")
+        with pytest.raises(InvalidInputError, match=r"s3://none/digits can't be read: \w+: .*\.$"):
+            fetch_model("s3://none/digits", tmp_path / "cache")
+    finally:
+        server.stop()
