@@ -285,9 +285,9 @@ def run(arguments: argparse.Namespace) -> None:
             model = settings.model
             if is_uri(model):
                 model = fetch_model(model, arguments.cache_dir)
-            threads = settings.of_engine.get("threads", "the runtime's number of")
-            logging.getLogger(__name__).info("Loads the model, with %s threads.", threads)
             engine = ServingEngine(model, **settings.of_engine)
+            threads = settings.of_engine.get("threads", "the runtime's number of")
+            logging.getLogger(__name__).info("Loaded the model, with %s threads.", threads)
             interruption.check()
             with _failures_in_a_line(engine):
                 with _warnings_in_a_line():
