@@ -286,8 +286,8 @@ def run(arguments: argparse.Namespace) -> None:
             if is_uri(model):
                 model = fetch_model(model, arguments.cache_dir)
             engine = ServingEngine(model, **settings.of_engine)
-            threads = settings.of_engine.get("threads", "the runtime's number of")
-            logging.getLogger(__name__).info("Loaded the model, with %s threads.", threads)
+            threads = settings.of_engine.get("threads", "as the runtime chooses")
+            logging.getLogger(__name__).info("Loaded the model. CPU threads: %s.", threads)
             interruption.check()
             with _failures_in_a_line(engine):
                 with _warnings_in_a_line():

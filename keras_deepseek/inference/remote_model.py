@@ -14,8 +14,10 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -104,8 +106,22 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
         NotSupportedError: The cache can't be written, or has too little space.
         MissingExtraError: The package for this kind of URI is not installed.
     """
-    uri = uri.rstrip("/")
     cache = _default_cache() if cache_dir is None else Path(cache_dir)
+    fetched: Future[Path] = Future()
+    # In another thread, because obstore answers no signal while it waits for a server.
+    work = threading.Thread(target=_fetch, args=(uri.rstrip("/"), cache, fetched), daemon=True)
+    work.start()
+    return fetched.result()
+
+
+def _fetch(uri: str, cache: Path, fetched: "Future[Path]") -> None:
+    try:
+        fetched.set_result(_find_or_download(uri, cache))
+    except BaseException as error:  # noqa: BLE001 - the other thread raises it.
+        fetched.set_exception(error)
+
+
+def _find_or_download(uri: str, cache: Path) -> Path:
     with _errors_of(uri, cache):
         source = _open_source(uri)
         manifest = source.read_manifest()

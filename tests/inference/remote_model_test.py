@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -42,6 +43,9 @@ class Site(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         self.sends_parts = True
         self.cut_after = SIZE * 10
+        self.is_silent = False
+        self.has_stalled = threading.Event()
+        self.goes_on = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -86,6 +90,9 @@ class Page(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         self.end_headers()
         if self.command == "GET":
+            if self.server.is_silent and len(body) == SIZE:
+                self.server.has_stalled.set()
+                self.server.goes_on.wait(60)
             self.wfile.write(body[: self.server.cut_after])
             self.close_connection = len(body) > self.server.cut_after
 
@@ -215,6 +222,20 @@ def test_processes_that_need_the_same_model_download_it_once(site, tmp_path):
     children = [subprocess.Popen(command) for _ in range(2)]
     assert [child.wait(60) for child in children] == [0, 0]
     assert [name for name, _ in site.requests].count("data.bin") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_download_whose_server_is_silent(site, tmp_path, number):
+    site.is_silent = True
+    command = [sys.executable, "-m", "keras_deepseek", "serve", f"{site.url}/digits/1", "--no-grpc"]
+    with subprocess.Popen([*command, "--cache-dir", tmp_path / "cache"]) as child:
+        try:
+            assert site.has_stalled.wait(60)
+            child.send_signal(number)
+            assert child.wait(20) == 0
+        finally:
+            child.kill()
+            site.goes_on.set()
 
 
 def test_a_single_file_is_a_model(site, tmp_path):
@@ -385,7 +406,7 @@ def test_a_bucket_of_s3_is_read(monkeypatch, tmp_path):
         obstore.put(bucket, "plain/model.onnx", b"a graph")
         assert Bundle.open(fetch_model("s3://bucket/digits/1", tmp_path / "cache"))
         path = fetch_model("s3://bucket/plain", tmp_path / "cache")
-        assert (path / "model.onnx").read_bytes() == b"a graph"
+        assert path.read_bytes() == b"a graph"
         obstore.delete(bucket, "digits/1/model.onnx")
         with pytest.raises(BundleError, match="is not complete"):
             fetch_model("s3://bucket/digits/1", tmp_path / "other")
