@@ -30,6 +30,7 @@ from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.errors import (
     BundleError,
     InvalidInputError,
+    KerasDeepSeekError,
     MissingExtraError,
     NotSupportedError,
     unknown_name_message,
@@ -48,6 +49,7 @@ _FILE_SUFFIXES = (".keras", ".onnx")
 _NOTES = ".hub"
 """The folder of huggingface_hub in a model that is being downloaded."""
 
+_LARGEST_MANIFEST = 2**26
 _CHUNK_BYTES = 2**20
 _CLIENT_OPTIONS = {"timeout": "24h", "read_timeout": "60s"}
 _RETRIES = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
@@ -248,10 +250,12 @@ class _ObjectStore(_Source):
         if self._file:
             return None
         try:
-            data = self._obstore.get(self._store, MANIFEST_NAME).bytes()
+            result = self._obstore.get(self._store, MANIFEST_NAME)
         except FileNotFoundError:
             return None
-        return bytes(data).decode()
+        if result.meta["size"] > _LARGEST_MANIFEST:
+            raise BundleError(f"Its {MANIFEST_NAME} has {result.meta['size']} bytes.")
+        return bytes(result.bytes()).decode()
 
     def list_files(self) -> list[_RemoteFile]:
         if self._file:
@@ -394,8 +398,10 @@ def _errors_of(uri: str, cache: Path) -> Iterator[None]:
         yield
     except BundleError as error:
         raise BundleError(f"The model at {uri} is refused. {error}") from error
+    except KerasDeepSeekError:
+        raise
     except FileNotFoundError as error:
-        raise BundleError(f"The model at {uri} is not complete: {_first_line(error)}") from error
+        raise BundleError(f"The model at {uri} is incomplete: {_first_line(error)}") from error
     except OSError as error:
         if error.errno is None:  # Errors of the hub have no number.
             raise _unreachable(uri, error) from error
@@ -405,8 +411,8 @@ def _errors_of(uri: str, cache: Path) -> Iterator[None]:
             "another folder with --cache-dir."
         ) from error
     except Exception as error:
-        package = type(error).__module__.partition(".")[0]
-        if package in ("obstore", "httpx", "huggingface_hub"):
+        # Those of obstore, of huggingface_hub, and of the HTTP client that it has.
+        if type(error).__module__ != "builtins" or isinstance(error, ValueError):
             raise _unreachable(uri, error) from error
         raise
 

@@ -197,7 +197,7 @@ def test_a_half_written_bundle_is_refused(site, tmp_path):
     with pytest.raises(BundleError, match=r"'weights/data.bin' has 4 bytes where 3145728 were"):
         fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
     data.unlink()
-    with pytest.raises(BundleError, match=r"is not complete: .*data\.bin"):
+    with pytest.raises(BundleError, match=r"is incomplete: .*data\.bin"):
         fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
     manifest = site.folder / "digits/1/bundle.json"
     manifest.write_bytes(manifest.read_bytes()[:100])
@@ -327,10 +327,18 @@ def test_a_repository_of_the_hub_is_downloaded(site, tmp_path, path):
         ("http://host.example/a", "Use https"),
         ("hf://digits", "Expected hf://organization/name@revision"),
         ("https://127.0.0.1:9/digits", "https://127.0.0.1:9/digits can't be read: "),
+        ("https://127.0.0.1:9/one.onnx", "https://127.0.0.1:9/one.onnx can't be read: "),
+        ("hf://org/name", "hf://org/name can't be read: "),
+        ("s3://", "s3: can't be read: |s3://"),
     ],
 )
-def test_a_uri_that_is_wrong_or_unreachable_is_refused(few_retries, tmp_path, uri, message):
+def test_a_uri_that_is_wrong_or_unreachable_is_refused(
+    few_retries, monkeypatch, tmp_path, uri, message
+):
     pytest.importorskip("obstore")
+    if uri.startswith("hf"):
+        constants = pytest.importorskip("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InvalidInputError, match=message) as caught:
         fetch_model(uri, tmp_path / "cache")
     assert "\n" not in str(caught.value)
@@ -408,7 +416,7 @@ def test_a_bucket_of_s3_is_read(monkeypatch, tmp_path):
         path = fetch_model("s3://bucket/plain", tmp_path / "cache")
         assert path.read_bytes() == b"a graph"
         obstore.delete(bucket, "digits/1/model.onnx")
-        with pytest.raises(BundleError, match="is not complete"):
+        with pytest.raises(BundleError, match="is incomplete"):
             fetch_model("s3://bucket/digits/1", tmp_path / "other")
         with pytest.raises(InvalidInputError, match=r"s3://none/digits can't be read: \w+: .*\.$"):
             fetch_model("s3://none/digits", tmp_path / "cache")
