@@ -60,6 +60,10 @@ def test_serving_what_is_missing(refuse_serve, tmp_path):
     refuse_serve(tmp_path / "nothing", words=["nothing"])
 
 
+def test_serving_nothing(refuse_serve):
+    refuse_serve(words=["PATH", "--model-config"])
+
+
 def test_serving_a_folder_that_is_no_bundle(refuse_serve, tmp_path):
     refuse_serve(tmp_path, words=[str(tmp_path)])
 
@@ -98,7 +102,6 @@ def test_a_value_that_no_engine_can_have(refuse_serve, export, flag, value):
         ([], "COMMAND"),
         (["paint"], "'paint'"),
         (["export"], "MODEL.keras"),
-        (["serve"], "PATH"),
         (["serve", "x", "--http-port", "eighty"], "'eighty'"),
         (["serve", "x", "--colour", "red"], "--colour"),
     ],

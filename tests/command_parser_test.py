@@ -1,6 +1,15 @@
+import re
+from pathlib import Path
+
 import pytest
 
-from keras_deepseek.command_parser import CommandParser, add_config_flag, add_custom_objects_flag
+import keras_deepseek
+from keras_deepseek.command_parser import (
+    OTHER_VARIABLES,
+    CommandParser,
+    add_config_flag,
+    add_custom_objects_flag,
+)
 
 
 def make_parser():
@@ -101,3 +110,10 @@ def test_a_mistake_in_a_source_is_one_line_with_exit_code_2(
     assert caught.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "serve: error" in line]
     assert message in line
+
+
+def test_all_variables_of_training_are_known():
+    rooms = [Path(keras_deepseek.__file__).parent / room for room in ("backend", "training")]
+    texts = [file.read_text(encoding="utf-8") for room in rooms for file in room.rglob("*.py")]
+    found = {name for text in texts for name in re.findall(r"KERAS_DEEPSEEK_([A-Z_]+)", text)}
+    assert found == set(OTHER_VARIABLES)

@@ -286,12 +286,12 @@ def run(arguments: argparse.Namespace) -> None:
             if is_uri(model):
                 model = fetch_model(model, arguments.cache_dir)
             engine = ServingEngine(model, **settings.of_engine)
-            threads = settings.of_engine.get("threads", "as the runtime chooses")
-            logging.getLogger(__name__).info("Loaded the model. CPU threads: %s.", threads)
             interruption.check()
             with _failures_in_a_line(engine):
                 with _warnings_in_a_line():
                     engine.serve(**settings.of_servers)
+                threads = settings.of_engine.get("threads", "as the runtime chooses")
+                logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
                 _wait(engine, arguments, interruption)
     finally:
         # A second signal ends the process without waiting for requests in flight.

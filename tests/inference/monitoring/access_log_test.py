@@ -68,6 +68,25 @@ def test_a_logger_that_was_set_up_is_left_alone():
         assert (stream.getvalue(), logger.level, len(logger.handlers)) == ("", logging.ERROR, 1)
 
 
+def test_the_handler_of_the_command_does_not_get_the_lines(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    package, stream = logging.getLogger("keras_deepseek"), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.set_name("keras-deepseek")
+    package.addHandler(handler)
+    monkeypatch.setattr(package, "propagate", False)
+    try:
+        with untouched_logger() as logger:
+            logger.propagate = True
+            log = AccessLog()
+            write(log)
+            log.close()
+    finally:
+        package.removeHandler(handler)
+    assert json.loads(sys.stderr.getvalue())["status"] == 200
+    assert stream.getvalue() == ""
+
+
 def test_an_id_that_can_be_logged_is_taken_over():
     assert choose_request_id("a-b.1") == "a-b.1"
     for offered in (None, "", "a b", "a\nb", "é", "x" * 129):
