@@ -18,7 +18,8 @@ The way of a request, as a guide to the code:
 6. The second half of the route encodes the outputs, or `errors` gives the status. Then `monitoring`
    counts the request, and logs and traces it if that is turned on.
 
-`engine` puts all of this together, `command` is `keras-deepseek serve`. The contracts in
+`engine` puts all of this together, and `remote_model` downloads a model that is named by a URI.
+`command` is `keras-deepseek serve`, whose arguments `serve_settings` reads. The contracts in
 pyproject.toml say who may import whom.
 """
 
