@@ -17,6 +17,7 @@ _PUBLIC_MODULES = (
     "inference",
     "layers",
     "models",
+    "operator",
     "testing",
     "training",
 )

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from keras_deepseek import __version__
 
-ROOMS = ("deploy", "graph", "inference", "models", "training")
+ROOMS = ("deploy", "graph", "inference", "models", "operator", "training")
 """The rooms with a command, in the order of `--help`."""
 
 PROGRAM = "keras-deepseek"
