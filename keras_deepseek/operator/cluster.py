@@ -29,7 +29,9 @@ class ClusterError(Exception):
     @property
     def is_permanent(self) -> bool:
         """True if the same request will fail again until someone changes something."""
-        return self.status in (400, 403, 404, 413, 415, 422)
+        # An apply with an unknown field is answered by 500.
+        is_unknown_field = "typed patch object" in str(self)
+        return is_unknown_field or self.status in (400, 403, 404, 413, 415, 422)
 
 
 class Cluster:

@@ -60,6 +60,7 @@ class Reconciler:
         self._queued: set[Key] = set()
         self._busy: set[Key] = set()
         self._failures: dict[Key, int] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._applied: dict[tuple[Key, Kind, str, str], str] = {}
         self._kinds: Collection[Kind] = ()
 
@@ -135,7 +136,7 @@ class Reconciler:
             key = await self._queue.get()
             self._queued.discard(key)
             if key in self._busy:  # Another worker has it, and has perhaps read too early.
-                asyncio.get_running_loop().call_later(1.0, self.ask, *key)
+                self._ask_later(key, 1.0)
                 continue
             self._busy.add(key)
             try:
@@ -153,11 +154,17 @@ class Reconciler:
         _LOG.warning(
             "%s/%s: again in %d s: %s", *key, seconds, error, exc_info=None if known else error
         )
-        asyncio.get_running_loop().call_later(seconds, self.ask, *key)
+        self._ask_later(key, seconds)
+
+    def _ask_later(self, key: Key, seconds: float) -> None:
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        self._timers[key] = asyncio.get_running_loop().call_later(seconds, self.ask, *key)
 
     def _forget(self, key: Key) -> None:
         """Drops what is known of a deleted object. Kubernetes deletes its children."""
         self._failures.pop(key, None)
+        self._timers.pop(key, None)
         self._applied = {place: text for place, text in self._applied.items() if place[0] != key}
 
     async def _read_children(self, namespace: str, name: str) -> dict[tuple[Kind, str], Object]:
@@ -203,8 +210,7 @@ class Reconciler:
             if not plan.problem and wanted["selector"]:
                 selector = wanted["selector"]
                 wanted = status(await self._cluster.items(POD, namespace, labelSelector=selector))
-            loop = asyncio.get_running_loop()
-            loop.call_later(_LOOK_AGAIN_SECONDS, self.ask, namespace, name)
+            self._ask_later((namespace, name), _LOOK_AGAIN_SECONDS)
         if wanted != deployment.get("status"):
             await self._cluster.write_status(MODEL_DEPLOYMENT, namespace, name, wanted)
 

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.operator.kinds import CHILDREN
 from keras_deepseek.operator.plan import Settings
 from keras_deepseek.operator.render import render_objects
 
@@ -55,3 +56,25 @@ def test_bad_files(tmp_path, text, message):
 def test_missing_file(tmp_path):
     with pytest.raises(InvalidInputError, match="Can't read"):
         render_objects(str(tmp_path / "none.yaml"), SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["nlp-service", "canary", "keda"])
+def test_examples_of_the_repository(root, name):
+    file = root / f"kubernetes/examples/{name}.yaml"
+    assert list(yaml.safe_load_all(render_objects(str(file), SETTINGS)))
+
+
+def test_rights_cover_what_is_written(root):
+    """A ClusterRole without a right would show only on a cluster."""
+    roles = list(yaml.safe_load_all((root / "kubernetes/base/rbac.yaml").read_text()))
+    rules = next(one for one in roles if one["kind"] == "ClusterRole")["rules"]
+    granted = {
+        (group, resource): set(rule["verbs"])
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    for kind in CHILDREN:
+        group = kind.api_version.rpartition("/")[0]
+        assert granted[group, kind.plural] >= {"get", "list", "create", "patch", "delete"}
+    assert not any("*" in str(rule) or "secrets" in str(rule) for rule in rules)
