@@ -74,7 +74,7 @@ class Cluster:
 
     async def items(self, kind: Kind, namespace: str | None = None, **params: str) -> list[Object]:
         """Returns all objects of a kind."""
-        found: list[Object] = (await self._call("GET", kind.path(namespace), **params))["items"]
+        found: list[Object] = (await self._exchange("GET", kind.path(namespace), **params))["items"]
         return found
 
     async def run(self, step: Apply | Delete, namespace: str) -> Object | None:
@@ -82,9 +82,9 @@ class Cluster:
         path = step.kind.path(namespace, step.name)
         if isinstance(step, Apply):
             params = {"fieldManager": step.manager, "force": "true", "fieldValidation": "Strict"}
-            return await self._call("PATCH", path, step.body, _APPLY, **params)
+            return await self._exchange("PATCH", path, step.body, _APPLY, **params)
         try:
-            await self._call("DELETE", path)
+            await self._exchange("DELETE", path)
         except ClusterError as error:
             if error.status != 404:  # noqa: PLR2004 - it is gone already.
                 raise
@@ -94,17 +94,17 @@ class Cluster:
         """Writes the status of an object."""
         body = {"status": status}
         path = f"{kind.path(namespace, name)}/status"
-        await self._call("PATCH", path, body, "application/merge-patch+json")
+        await self._exchange("PATCH", path, body, "application/merge-patch+json")
 
     async def _find(self, path: str) -> Object | None:
         try:
-            return await self._call("GET", path)
+            return await self._exchange("GET", path)
         except ClusterError as error:
             if error.status == 404:  # noqa: PLR2004
                 return None
             raise
 
-    async def _call(
+    async def _exchange(
         self,
         method: str,
         path: str,

@@ -89,7 +89,7 @@ class Reconciler:
         failure = None
         try:
             for step in self._changes((namespace, name), plan, live):
-                await self._run(step, (namespace, name), live)
+                await self._run_step(step, (namespace, name), live)
         except ClusterError as error:
             if not error.is_permanent:
                 raise
@@ -186,7 +186,7 @@ class Reconciler:
             or not _covers(live.get((step.kind, step.name)), step.body)
         ]
 
-    async def _run(
+    async def _run_step(
         self, step: Apply | Delete, key: Key, live: dict[tuple[Kind, str], Object]
     ) -> None:
         after = await self._cluster.run(step, key[0])
