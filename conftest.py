@@ -49,6 +49,7 @@ PLACES = {
     "tests/layers": "each_backend",
     "tests/layers/attention/sparse/native_sparse_attention_test.py": "torch_alone",
     "tests/models": "torch_alone",
+    "tests/operator": "no_framework",
     "tests/models/decoder": "each_backend",
     "tests/models/generation": "each_backend",
     "tests/models/generation/draft_acceptance_test.py": "torch_alone",

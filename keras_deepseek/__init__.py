@@ -18,6 +18,7 @@ _PUBLIC_MODULES = (
     "inference",
     "layers",
     "models",
+    "operator",
     "testing",
     "training",
 )

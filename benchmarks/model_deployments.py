@@ -1,0 +1,128 @@
+"""Claim: the operator's requests do not grow with the objects when nothing changes.
+
+A number of `ModelDeployment`s with an autoscaler each, on a real API server without controllers:
+the time until all have their children, the requests by which that was reached, those of two idle
+minutes and of one change, and the operator's memory and processor time. Then the table of the
+simulation: the part of requests that are answered, by kind of traffic and target, counted by
+arrivals. Needs `KUBE_API_SERVER` (see `cluster_tests/conftest.py`), etcd and kubectl:
+
+    python benchmarks/model_deployments.py [OBJECTS]
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cluster_tests.cluster import CONFIG, ROOT, ApiServer, Operator
+from keras_deepseek.operator.simulation import Deployment, simulate
+from keras_deepseek.operator.traffic import TRAFFIC
+
+IDLE_SECONDS = 120
+METRIC = {"type": "RequestsPerSecond", "target": 1000}
+SPEC = {"autoscaling": {"minReplicas": 2, "maxReplicas": 10, "metrics": [METRIC]}}
+
+
+def count_requests(server: ApiServer) -> Counter[str]:
+    """Returns the requests that the API server has answered, by verb, without those of watches."""
+    text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    found: Counter[str] = Counter()
+    for labels, count in re.findall(r"^apiserver_request_total\{(.*)\} (\S+)$", text, re.MULTILINE):
+        verb = re.search(r'verb="(\w+)"', labels)
+        if verb and verb[1] != "WATCH" and '"/' not in labels:
+            found[verb[1]] += int(float(count))
+    return found
+
+
+def wait_until_quiet(server: ApiServer, verbs: tuple[str, ...], seconds: float = 5.0) -> None:
+    """Waits until the counts of some verbs stand still."""
+    before, since = count_requests(server), time.monotonic()
+    while time.monotonic() - since < seconds:
+        time.sleep(0.5)
+        now = count_requests(server)
+        if any(now[verb] != before[verb] for verb in verbs):
+            before, since = now, time.monotonic()
+
+
+def measure_process(operator: Operator) -> tuple[float, float]:
+    """Returns the memory in MiB and the processor seconds of an operator."""
+    folder = Path(f"/proc/{operator.process.pid}")
+    pages = int((folder / "statm").read_text().split()[1])
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, seconds
+
+
+def apply(names: list[str], spec: dict[str, object]) -> None:
+    """Applies objects by kubectl."""
+    kinds = {"apiVersion": "deepseek.io/v1", "kind": "ModelDeployment"}
+    items = [{**kinds, "metadata": {"name": name}, "spec": spec} for name in names]
+    body = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    command = ["kubectl", "apply", "--server-side", "-f", "-"]
+    subprocess.run(command, input=body, text=True, check=True, stdout=subprocess.DEVNULL)
+
+
+def measure_cluster(objects: int) -> None:
+    """Prints the figures of an operator on an API server."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = ApiServer(os.environ["KUBE_API_SERVER"], folder)
+        (folder / "config").write_text(CONFIG.format(url=server.url))
+        os.environ["KUBECONFIG"] = str(folder / "config")
+        try:
+            crd = ["kubectl", "apply", "-f", str(ROOT / "kubernetes/base/crd.yaml")]
+            subprocess.run(crd, check=True, stdout=subprocess.DEVNULL)
+            time.sleep(2)
+            apply([f"model-{number}" for number in range(objects)], SPEC)
+            before, start = count_requests(server), time.monotonic()
+            operator = Operator(folder / "operator.log", "--model-store", "s3://models")
+            wait_until_quiet(server, ("APPLY", "PATCH"))
+            converged = time.monotonic() - start - 5.0
+            print(f"{objects} objects: children after {converged:.1f} s;", end=" ")
+            print(dict(count_requests(server) - before))
+            memory, seconds = measure_process(operator)
+            print(f"memory {memory:.0f} MiB, processor {seconds:.1f} s")
+            before = count_requests(server)
+            time.sleep(IDLE_SECONDS)
+            print(f"{IDLE_SECONDS} s idle: {dict(count_requests(server) - before)}")
+            before = count_requests(server)
+            apply(["model-0"], {**SPEC, "args": ["--access-log"]})
+            wait_until_quiet(server, ("APPLY", "PATCH"), 3.0)
+            print(f"one change: {dict(count_requests(server) - before)}")
+            operator.stop()
+        finally:
+            server.stop()
+
+
+def print_table() -> None:
+    """Prints the part of requests that are answered, the worst of three seeds."""
+    print("target of capacity |", " | ".join(TRAFFIC))
+    days = {name: [make(20_000, seed) for seed in range(3)] for name, make in TRAFFIC.items()}
+    rows = {
+        "100 %": (Deployment(1000, 60), 1.0),
+        "71 %": (Deployment(1000, 60), 0.71),
+        "60 %": (Deployment(1000, 60), 0.6),
+        "60 %, 20 s start": (Deployment(1000, 20, window_seconds=15), 0.6),
+        "60 %, 30 s buffer": (Deployment(1000, 60, queue_seconds=30), 0.6),
+        "60 %, 120 s start": (Deployment(1000, 120), 0.6),
+        "50 %": (Deployment(1000, 60), 0.5),
+    }
+    for label, (deployment, share) in rows.items():
+        worst = [
+            min(simulate(deployment, day, 1000 * share).success for day in of_kind)
+            for of_kind in days.values()
+        ]
+        print(f"{label} |", " | ".join(f"{100 * success:.3f}" for success in worst))
+
+
+if __name__ == "__main__":
+    print_table()
+    if "KUBE_API_SERVER" in os.environ:
+        measure_cluster(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)

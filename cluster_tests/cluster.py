@@ -1,0 +1,126 @@
+"""A Kubernetes API server, kubectl and the operator, as processes."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+apiVersion: v1
+kind: Config
+clusters: [{{name: test, cluster: {{server: "{url}"}}}}]
+users: [{{name: test, user: {{}}}}]
+contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
+current-context: test
+"""
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_for(condition, what, seconds=30):
+    """Waits until a condition holds, and returns its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"{what}: not within {seconds} s.")
+    return None
+
+
+class ApiServer:
+    """An API server with its etcd, which can be killed and started again."""
+
+    def __init__(self, binary, folder):
+        self.binary = binary
+        self.folder = folder
+        self.ports = [free_port() for _ in range(4)]
+        self.url = f"http://127.0.0.1:{self.ports[3]}"
+        self.etcd = f"http://127.0.0.1:{self.ports[0]}"
+        peer = f"http://127.0.0.1:{self.ports[1]}"
+        urls = ["--listen-client-urls", self.etcd, "--advertise-client-urls", self.etcd]
+        urls += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+        urls += ["--initial-cluster", f"default={peer}", "--data-dir", folder / "etcd"]
+        self.processes = [self._run("etcd", *urls, "--unsafe-no-fsync")]
+        self.start()
+
+    def start(self):
+        ports = ["--secure-port", str(self.ports[2]), "--plain", f"127.0.0.1:{self.ports[3]}"]
+        certificates = ["--cert-dir", self.folder / "certificates"]
+        self.server = self._run(self.binary, "--etcd", self.etcd, *ports, *certificates)
+        wait_for(self._is_ready, "the API server is ready", 60)
+
+    def kill(self):
+        self.server.kill()
+        self.server.wait()
+
+    def stop(self):
+        for process in (self.server, *self.processes):
+            process.kill()
+            process.wait()
+
+    def _run(self, *command):
+        with (self.folder / f"{uuid.uuid4().hex}.log").open("wb") as log:
+            return subprocess.Popen([str(word) for word in command], stdout=log, stderr=log)
+
+    def _is_ready(self):
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{self.url}/readyz", timeout=1).status == 200
+        return False
+
+
+class Kubectl:
+    """kubectl in one namespace."""
+
+    def __init__(self, namespace):
+        self.namespace = namespace
+
+    def __call__(self, *words, text=None, check=True):
+        command = ["kubectl", "--namespace", self.namespace, *words]
+        streams = {"input": text, "capture_output": True, "text": True}
+        done = subprocess.run(command, check=False, timeout=60, **streams)
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)}: {done.stderr}")
+        return done.stdout if check else done.stdout + done.stderr
+
+    def get(self, kind, name):
+        """Returns an object, or `None`."""
+        text = self("get", kind, name, "--ignore-not-found", "-o", "json")
+        return json.loads(text) if text.strip() else None
+
+    def apply(self, name, *, check=True, **spec):
+        """Applies a `ModelDeployment`."""
+        body = {"apiVersion": "deepseek.io/v1", "kind": "ModelDeployment"}
+        body |= {"metadata": {"name": name}, "spec": spec}
+        return self("apply", "-f", "-", text=json.dumps(body), check=check)
+
+    def condition(self, name, kind="Ready"):
+        """Returns a condition of a `ModelDeployment`, or an empty one."""
+        found = (self.get("modeldeployments", name) or {}).get("status", {}).get("conditions", [])
+        return next((each for each in found if each["type"] == kind), {})
+
+
+class Operator:
+    """An operator process."""
+
+    def __init__(self, log, *flags):
+        self.log = log
+        command = [sys.executable, "-m", "keras_deepseek", "operator", "run", *flags]
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT)
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)

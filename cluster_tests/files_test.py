@@ -1,0 +1,82 @@
+"""What is shipped for Kubernetes, read by kustomize, Helm and the schemas of built-in kinds."""
+
+import subprocess
+
+import pytest
+import yaml
+
+from cluster_tests.cluster import ROOT
+from keras_deepseek.cli import main
+
+helm = pytest.importorskip("helm_python")
+validate = pytest.importorskip("kubernetes_validate")
+EXAMPLES = ("canary", "keda", "nlp-service")
+CUSTOM = {"HTTPRoute", "ScaledObject"}
+
+
+def read_base():
+    command = ["kubectl", "kustomize", str(ROOT / "kubernetes/base")]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {found["kind"]: found for found in yaml.safe_load_all(text)}
+
+
+def read_chart(**values):
+    chart = helm.Chart.load(str(ROOT / "kubernetes/chart"))
+    namespace = "keras-deepseek"
+    rendered = chart.render(values, name="operator", namespace=namespace)
+    texts = rendered.values() if isinstance(rendered, dict) else [rendered]
+    return {
+        found["kind"]: found
+        for text in texts
+        for found in yaml.safe_load_all(text)
+        if found is not None
+    }
+
+
+def without_namespace(found):
+    metadata = {key: value for key, value in found["metadata"].items() if key != "namespace"}
+    return {**found, "metadata": metadata}
+
+
+def test_chart_is_the_kustomize_base():
+    base, chart = read_base(), read_chart()
+    assert set(chart) == set(base) - {"Namespace", "CustomResourceDefinition"}
+    for kind, found in chart.items():
+        assert found == without_namespace(base[kind]), kind
+
+
+def test_chart_brings_the_crd_and_takes_arguments():
+    chart = helm.Chart.load(str(ROOT / "kubernetes/chart"))
+    assert len(chart.crds) == 1
+    (container,) = read_chart(args=["--region", "eu"])["Deployment"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert container["args"][-2:] == ["--region", "eu"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_built_in_kinds_fit_their_schemas(name, capsys):
+    file = str(ROOT / f"kubernetes/examples/{name}.yaml")
+    assert main(["operator", "render", "--model-store", "s3://models", "-f", file]) == 0
+    for found in yaml.safe_load_all(capsys.readouterr().out):
+        if found["kind"] not in CUSTOM:
+            validate.validate(found, "1.37", strict=True)
+
+
+def test_base_fits_the_schemas():
+    for found in read_base().values():
+        validate.validate(found, "1.37", strict=True)
+
+
+def test_arguments_of_pods_are_those_of_serve(capsys):
+    """`serve`'s own parser reads all arguments that a pod gets."""
+    from keras_deepseek.cli import _make_parser
+
+    for name in EXAMPLES:
+        file = str(ROOT / f"kubernetes/examples/{name}.yaml")
+        assert main(["operator", "render", "--model-store", "s3://models", "-f", file]) == 0
+        for found in yaml.safe_load_all(capsys.readouterr().out):
+            if found["kind"] == "Deployment":
+                (container,) = found["spec"]["template"]["spec"]["containers"]
+                parsed = _make_parser().parse_args(["serve", *container["args"]])
+                assert parsed.name

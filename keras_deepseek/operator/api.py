@@ -1,0 +1,408 @@
+"""The `ModelDeployment` object: its fields, their checks, and the rules between them.
+
+These models are the single source of the API. `crd.py` makes the CustomResourceDefinition from
+them. The API server checks `rules`, and the validators check the same in Python.
+"""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from keras_deepseek.operator.quantity import PATTERN, quantity_value
+
+GROUP = "deepseek.io"
+VERSION = "v1"
+KIND = "ModelDeployment"
+PLURAL = "modeldeployments"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# A Service takes 63 characters, and the canary's name has 7 more.
+_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+_NAME_RULE = f"self.metadata.name.matches('{_NAME}') && self.metadata.name.size() <= 56"
+_ZERO_RULE = (
+    "self.?minReplicas.orValue(1) > 0 || "
+    "(self.?engine.orValue('HPA') == 'KEDA' && self.?triggers.orValue([]).size() > 0)"
+)
+_SURGE_RULE = (
+    "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
+    "(has(self.maxUnavailable) && !(self.maxUnavailable == 0 || self.maxUnavailable == '0%'))"
+)
+
+# Parts of the schema of a field, in the words of the CustomResourceDefinition.
+_INT_OR_STRING = {
+    "x-kubernetes-int-or-string": True,
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+}
+_FREE = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+
+def _is_quantity(quantity: str | int) -> str | int:
+    quantity_value(quantity)
+    return quantity
+
+
+def _is_positive(quantity: str | int) -> str | int:
+    if quantity_value(quantity) <= 0:
+        raise ValueError(f"must be above zero, received {quantity!r}")
+    return quantity
+
+
+_POSITIVE = {
+    "rule": "type(self) == int ? self > 0 : self.matches('[1-9]')",
+    "message": "must be above zero",
+}
+
+Quantity = Annotated[
+    int | str,
+    AfterValidator(_is_quantity),
+    Field(json_schema_extra={**_INT_OR_STRING, "pattern": PATTERN, "maxLength": 32}),
+]
+Target = Annotated[
+    int | str,
+    AfterValidator(_is_positive),
+    Field(
+        json_schema_extra={
+            **_INT_OR_STRING,
+            "pattern": PATTERN,
+            "maxLength": 32,
+            "x-kubernetes-validations": [_POSITIVE],
+        }
+    ),
+]
+Part = Annotated[
+    int | Annotated[str, Field(pattern=r"^[0-9]+%$")],
+    Field(json_schema_extra={**_INT_OR_STRING, "pattern": r"^[0-9]+%$", "maxLength": 8}),
+]
+Count = Annotated[int, Field(ge=0, le=10_000)]
+Seconds = Annotated[int, Field(ge=0, le=86_400)]
+Text = Annotated[str, Field(min_length=1, max_length=1024)]
+Names = Annotated[list[Text], Field(max_length=16)]
+FreeObject = Annotated[dict[str, Any], Field(json_schema_extra=_FREE)]
+Texts = Annotated[dict[str, str], Field(max_length=32)]
+
+
+def _add_rules(schema: dict[str, Any], model: type[Any]) -> None:
+    if model.rules:
+        rules = [{"rule": rule, "message": message} for rule, message in model.rules]
+        schema["x-kubernetes-validations"] = rules
+
+
+class _Fields(BaseModel):
+    """The base class of the parts of the object. Fields are camelCase in YAML."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        json_schema_extra=_add_rules,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+    rules: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """The rules between fields, in CEL, each with its message."""
+
+
+class Model(_Fields):
+    """The model to serve."""
+
+    uri: Text
+    """pvc://CLAIM/PATH, a volume claim; oci://IMAGE@sha256:DIGEST, an image volume; else what
+    keras-deepseek serve reads, as s3://, gs://, az://, https:// or hf://."""
+    name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """The model's name in URLs. Default: the name of this object."""
+
+    rules = (
+        (
+            "!self.uri.startsWith('pvc://') || self.uri.matches('^pvc://[a-z0-9][-.a-z0-9]*/.+$')",
+            "pvc:// needs a claim and a path, as in pvc://models/digits",
+        ),
+        (
+            "!self.uri.startsWith('oci://') || self.uri.matches('^oci://.+@sha256:[0-9a-f]{64}$')",
+            "oci:// needs a digest, as in oci://registry/model@sha256:...",
+        ),
+        ("self.uri.contains('://')", "the uri needs a scheme, as in s3://bucket/model"),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        scheme, _, rest = self.uri.partition("://")
+        _check_rule(scheme != "pvc" or re.match(r"[a-z0-9][-.a-z0-9]*/.+$", rest), self.rules[0])
+        _check_rule(scheme != "oci" or re.match(r".+@sha256:[0-9a-f]{64}$", rest), self.rules[1])
+        _check_rule("://" in self.uri, self.rules[2])
+        return self
+
+
+class Resources(_Fields):
+    """The resources of each pod."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
+    """What the scheduler reserves, as {cpu: 2, memory: 4Gi}."""
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
+    """What a pod may use at most, as {memory: 4Gi, nvidia.com/gpu: 1}."""
+
+
+class Metric(_Fields):
+    """A number for each pod that autoscaling keeps at its target."""
+
+    type: Literal["RequestsPerSecond", "Concurrency", "QueueTime", "CPU"]
+    """RequestsPerSecond: requests that arrive; Concurrency: requests in flight; QueueTime: seconds
+    that the oldest row waits; CPU: percent of the requested CPU."""
+    target: Target
+    """The value for each pod, as 1000 requests per second or 50m (0.05 s)."""
+
+
+class Policy(_Fields):
+    """A limit on the pods that are added or removed within a period."""
+
+    type: Literal["Pods", "Percent"]
+    """The unit of the value."""
+    value: Annotated[int, Field(ge=1, le=10_000)]
+    """Pods, or percent of the present pods."""
+    period_seconds: Annotated[int, Field(ge=1, le=1800)]
+    """The period in seconds."""
+
+
+class ScalingRules(_Fields):
+    """How fast replicas are added or removed."""
+
+    stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
+    """Seconds of past recommendations that are considered."""
+    select_policy: Literal["Max", "Min", "Disabled"] | None = None
+    """The policy that counts, if there are several."""
+    policies: Annotated[list[Policy], Field(max_length=8)] | None = None
+    """The limits."""
+
+
+class Behavior(_Fields):
+    """The speed of scaling, in the words of the HorizontalPodAutoscaler."""
+
+    scale_up: ScalingRules | None = None
+    """Default: at once, by 100 percent or 10 pods in 15 seconds, whichever is more."""
+    scale_down: ScalingRules | None = None
+    """Default: after 300 seconds, by 10 percent a minute."""
+
+
+class Autoscaling(_Fields):
+    """Replicas that follow the load."""
+
+    enabled: bool = True
+    """False keeps the settings and stops the scaling."""
+    engine: Literal["HPA", "KEDA"] = "HPA"
+    """HPA: Kubernetes's own, with a metrics adapter for all types but CPU; KEDA: a ScaledObject."""
+    min_replicas: Count = 1
+    """The fewest replicas. Default: 1. Zero needs KEDA and a trigger of its own."""
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    """The most replicas."""
+    metrics: Annotated[list[Metric], Field(min_length=1, max_length=4)]
+    """The metrics. The one that asks for most replicas counts."""
+    behavior: Behavior | None = None
+    """The speed of scaling."""
+    triggers: Annotated[list[FreeObject], Field(max_length=8)] = []
+    """KEDA only: further triggers in KEDA's words, such as the gateway's requests in Prometheus."""
+
+    rules = (
+        ("self.?minReplicas.orValue(1) <= self.maxReplicas", "minReplicas is above maxReplicas"),
+        (
+            _ZERO_RULE,
+            "minReplicas 0 needs engine KEDA, and a trigger that counts requests while no pod runs",
+        ),
+        (
+            "self.?triggers.orValue([]).size() == 0 || self.?engine.orValue('HPA') == 'KEDA'",
+            "triggers need engine KEDA",
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_rule(self.min_replicas <= self.max_replicas, self.rules[0])
+        is_keda = self.engine == "KEDA"
+        _check_rule(self.min_replicas > 0 or (is_keda and bool(self.triggers)), self.rules[1])
+        _check_rule(not self.triggers or is_keda, self.rules[2])
+        return self
+
+
+class Batching(_Fields):
+    """The batching of requests in each pod."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """The most rows of a batch."""
+    target_latency: Target | None = None
+    """Seconds in which requests are answered, or else refused, as 200m."""
+    max_queue_rows: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Rows that may wait before requests are refused: the buffer for bursts."""
+
+
+class Rollout(_Fields):
+    """The replacement of pods by those of a new version."""
+
+    max_surge: Part = "25%"
+    """Pods above the replicas, as a number or a percentage. Default: 25%."""
+    max_unavailable: Part = 0
+    """Pods that may be missing. Default: 0. Without a spare GPU, set maxSurge 0 and this to 1."""
+    start_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    """Seconds that a pod may take to load its model. Default: 600."""
+
+    rules = (
+        (
+            _SURGE_RULE,
+            "maxSurge and maxUnavailable are both 0: no pod could be replaced",
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        none = (0, "0%")
+        _check_rule(self.max_surge not in none or self.max_unavailable not in none, self.rules[0])
+        return self
+
+
+class Canary(_Fields):
+    """A second version that gets a part of the requests."""
+
+    weight: Annotated[int, Field(ge=0, le=100)]
+    """The percentage of requests."""
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """The replicas of the canary, or the fewest with autoscaling. Default: 1."""
+    model: Model | None = None
+    """The model of the canary. Default: that of this object."""
+    image: Text | None = None
+    """The serving image of the canary. Default: that of this object."""
+    args: Annotated[list[Text], Field(max_length=64)] | None = None
+    """The arguments of the canary. Default: those of this object."""
+
+
+class Gateway(_Fields):
+    """The Gateway that a route belongs to."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Its name."""
+    namespace: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """Its namespace. Default: that of this object."""
+    section_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """The name of its listener. Default: all listeners."""
+
+
+class Route(_Fields):
+    """The way of requests from outside the cluster, by the Gateway API."""
+
+    gateway: Gateway
+    """The Gateway."""
+    hostnames: Names = []
+    """Host names of requests over HTTP. Default: those of the Gateway."""
+    grpc_hostnames: Names = []
+    """Host names of requests over gRPC, which must be others. Default: no gRPC."""
+    annotations: Texts = {}
+    """Annotations of the routes, for external-dns and others."""
+
+
+class Region(_Fields):
+    """The settings of one region, in place of those of the object."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    """The region, as the operator's --region names it."""
+    weight: Annotated[int, Field(ge=0, le=255)] | None = None
+    """The weight of this region's DNS records, for external-dns."""
+    replicas: Count | None = None
+    """The replicas."""
+    min_replicas: Count | None = None
+    """The fewest replicas with autoscaling."""
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """The most replicas with autoscaling."""
+    resources: Resources | None = None
+    """The resources."""
+    template: FreeObject | None = None
+    """A partial pod template, merged after that of the object."""
+
+
+class ModelDeploymentSpec(_Fields):
+    """The wanted state."""
+
+    model: Model | None = None
+    """The model. Default: the operator's model store, followed by the name of this object."""
+    image: Text | None = None
+    """The serving image. Without `model` it holds its own, at /models/model. Default: the
+    operator's serving image."""
+    args: Annotated[list[Text], Field(max_length=64)] = []
+    """Further arguments of keras-deepseek serve."""
+    resources: Resources | None = None
+    """The resources of each pod."""
+    replicas: Count | None = None
+    """The replicas; with autoscaling, those at the start. Default: those that run, or 1."""
+    autoscaling: Autoscaling | None = None
+    """Replicas that follow the load."""
+    batching: Batching | None = None
+    """The batching in each pod."""
+    rollout: Rollout | None = None
+    """The replacement of pods."""
+    canary: Canary | None = None
+    """A second version that gets a part of the requests."""
+    route: Route | None = None
+    """The way of requests from outside the cluster."""
+    regions: Annotated[
+        list[Region],
+        Field(
+            max_length=64,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = []
+    """Settings by region. If it isn't empty, regions that it doesn't name get nothing."""
+    template: FreeObject = {}
+    """A partial pod template for everything else. Lists are merged by name; the container is
+    named server."""
+
+    rules = (
+        ("!has(self.canary) || has(self.route)", "a canary needs a route, which splits requests"),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_rule(self.canary is None or self.route is not None, self.rules[0])
+        names = [region.name for region in self.regions]
+        _check_rule(len(set(names)) == len(names), ("", "a region is named twice"))
+        return self
+
+
+class ObjectMeta(BaseModel):
+    """The metadata of an object. The API server has the full form."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(pattern=_NAME, max_length=56)]
+    namespace: str = "default"
+
+
+class ModelDeployment(BaseModel):
+    """A model that is served by a number of pods, behind one Service.
+
+    Example:
+
+    >>> from keras_deepseek.operator import ModelDeployment
+    >>> deployment = ModelDeployment.model_validate(
+    ...     {"metadata": {"name": "digits"}, "spec": {"model": {"uri": "s3://models/digits"}}}
+    ... )
+    >>> deployment.spec.model.uri
+    's3://models/digits'
+    """
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_add_rules, populate_by_name=True)
+
+    rules: ClassVar[tuple[tuple[str, str], ...]] = (
+        (_NAME_RULE, "the name must be at most 56 of a-z, 0-9 and -, to fit a Service"),
+    )
+
+    api_version: Annotated[Literal["deepseek.io/v1"], Field(alias="apiVersion")] = "deepseek.io/v1"
+    kind: Literal["ModelDeployment"] = "ModelDeployment"
+    metadata: ObjectMeta
+    spec: ModelDeploymentSpec
+    status: dict[str, Any] = {}
+
+
+def _check_rule(holds: object, rule: tuple[str, str]) -> None:
+    if not holds:
+        raise ValueError(rule[1])

@@ -1,0 +1,128 @@
+"""The API server: reads, server-side applies and deletes over one `aiohttp` session."""
+
+import json
+from typing import Any
+
+import aiohttp
+
+from keras_deepseek.operator.kinds import CHILDREN, Kind, Object
+from keras_deepseek.operator.plan import Apply, Delete
+
+_APPLY = "application/apply-patch+yaml"  # JSON is YAML.
+_VERSIONS = sorted({kind.api_version for kind in CHILDREN})
+
+
+class ClusterError(Exception):
+    """The error for a request that the API server refused.
+
+    Args:
+        status: The HTTP status.
+        reason: The API server's reason, as `Invalid`.
+        message: Its message.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+    @property
+    def is_permanent(self) -> bool:
+        """True if the same request will fail again until someone changes something."""
+        # An apply with an unknown field is answered by 500.
+        is_unknown_field = "typed patch object" in str(self)
+        return is_unknown_field or self.status in (400, 403, 404, 413, 415, 422)
+
+
+class Cluster:
+    """The API server, as the operator uses it.
+
+    Args:
+        session: The session, with the credentials.
+        server: The URL of the API server.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, server: str) -> None:
+        self.use(session, server)
+
+    def use(self, session: aiohttp.ClientSession, server: str) -> None:
+        """Takes the session of a new login."""
+        self.session = session
+        self.server = server.rstrip("/")
+
+    async def close(self) -> None:
+        """Closes the session."""
+        await self.session.close()
+
+    async def kinds(self) -> set[Kind]:
+        """Returns the kinds of children that the API server has."""
+        resources = {version: await self._resources(version) for version in _VERSIONS}
+        return {kind for kind in CHILDREN if kind.plural in resources[kind.api_version]}
+
+    async def has(self, kind: Kind) -> bool:
+        """Returns True if the API server has a kind."""
+        return kind.plural in await self._resources(kind.api_version)
+
+    async def _resources(self, version: str) -> set[str]:
+        root = "api" if "/" not in version else "apis"
+        found = await self._find(f"/{root}/{version}") or {}
+        return {resource["name"] for resource in found.get("resources", [])}
+
+    async def read(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """Returns an object, or `None` if there is none."""
+        return await self._find(kind.path(namespace, name))
+
+    async def items(self, kind: Kind, namespace: str | None = None, **params: str) -> list[Object]:
+        """Returns all objects of a kind."""
+        found: list[Object] = (await self._exchange("GET", kind.path(namespace), **params))["items"]
+        return found
+
+    async def run(self, step: Apply | Delete, namespace: str) -> Object | None:
+        """Runs a step of a plan. Returns the object after an apply."""
+        path = step.kind.path(namespace, step.name)
+        if isinstance(step, Apply):
+            params = {"fieldManager": step.manager, "force": "true", "fieldValidation": "Strict"}
+            return await self._exchange("PATCH", path, step.body, _APPLY, **params)
+        try:
+            await self._exchange("DELETE", path)
+        except ClusterError as error:
+            if error.status != 404:  # noqa: PLR2004 - it is gone already.
+                raise
+        return None
+
+    async def write_status(self, kind: Kind, namespace: str, name: str, status: Object) -> None:
+        """Writes the status of an object."""
+        body = {"status": status}
+        path = f"{kind.path(namespace, name)}/status"
+        await self._exchange("PATCH", path, body, "application/merge-patch+json")
+
+    async def _find(self, path: str) -> Object | None:
+        try:
+            return await self._exchange("GET", path)
+        except ClusterError as error:
+            if error.status == 404:  # noqa: PLR2004
+                return None
+            raise
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        kind: str = "application/json",
+        **params: str,
+    ) -> Object:
+        headers = {"Content-Type": kind, "Accept": "application/json"}
+        data = None if body is None else json.dumps(body)
+        async with self.session.request(
+            method, self.server + path, params=params, headers=headers, data=data
+        ) as answer:
+            text = await answer.text()
+            try:
+                found: Object = json.loads(text)
+            except json.JSONDecodeError:
+                found = {"message": text[:200]}
+            if answer.status >= 300:  # noqa: PLR2004
+                message = found.get("message") or str(answer.reason)
+                raise ClusterError(answer.status, found.get("reason", "Unknown"), message)
+            return found

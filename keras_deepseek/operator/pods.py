@@ -1,0 +1,210 @@
+"""The pods of a `ModelDeployment`: the template, and the arguments of `keras-deepseek serve`."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from keras_deepseek.operator.api import Batching, Model, ModelDeploymentSpec, Resources
+from keras_deepseek.operator.kinds import PORTS, Object
+from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
+
+CONTAINER = "server"
+
+_MODEL_PATH = "/models/model"
+_CACHE_PATH = "/cache"
+_LIMITS = {"unready_seconds": "15", "connection_seconds": "300", "grace_seconds": "30"}
+"""Limits of `serve` in a pod: clients move to new pods, and a stopping pod loses no request."""
+
+_MERGE_KEYS = ("mountPath", "topologyKey", "name")
+"""The keys that tell apart the items of a list in a pod template."""
+
+
+def make_pod_template(
+    name: str,
+    labels: dict[str, str],
+    model: Model | None,
+    image: str,
+    args: Sequence[str],
+    spec: ModelDeploymentSpec,
+    templates: Sequence[Object],
+) -> Object:
+    """Returns the pod template of a Deployment.
+
+    Args:
+        name: The model's name in URLs, unless `model` has one.
+        labels: The labels that select the pods.
+        model: The model, or `None` if the image holds it.
+        image: The serving image.
+        args: Further arguments of `serve`.
+        spec: The object's other settings.
+        templates: Partial templates to merge, in this order.
+
+    Raises:
+        ValueError: A partial template does not fit.
+    """
+    volume, mount, source = _model_volume(model)
+    limits = {**_LIMITS, **_given_limits(args)}
+    rollout_seconds = spec.rollout.start_seconds if spec.rollout else 600
+    ready = {"httpGet": {"path": "/v2/health/ready", "port": "admin"}, "periodSeconds": 5}
+    container = {
+        "name": CONTAINER,
+        "image": image,
+        "args": [
+            source,
+            *("--name", (model.name if model else None) or name),
+            *("--host", "0.0.0.0"),
+            *(word for port, number in PORTS.items() for word in (f"--{port}-port", str(number))),
+            *_limit_arguments(args),
+            *_batching_arguments(spec.batching),
+            *(["--cache-dir", _CACHE_PATH] if volume is None and model else []),
+            *args,
+        ],
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "ports": [{"name": port, "containerPort": number} for port, number in PORTS.items()],
+        "startupProbe": {**ready, "failureThreshold": math.ceil(rollout_seconds / 5)},
+        "readinessProbe": {**ready, "failureThreshold": 1, "timeoutSeconds": 3},
+        "livenessProbe": {
+            "httpGet": {"path": "/v2/health/live", "port": "admin"},
+            "periodSeconds": 10,
+            "failureThreshold": 6,
+            "timeoutSeconds": 5,
+        },
+        "resources": _resources(spec.resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        # The one line of an error of `serve` becomes the message of the terminated container.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            *([mount] if mount else []),
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "cache", "mountPath": _CACHE_PATH},
+        ],
+    }
+    seconds = float(limits["unready_seconds"]) + float(limits["grace_seconds"])
+    template: Object = {
+        "metadata": {},
+        "spec": {
+            "containers": [container],
+            # The variables of other services would look like flags of `serve`.
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "terminationGracePeriodSeconds": math.ceil(seconds) + 10,
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "topology.kubernetes.io/zone",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": labels},
+                    "matchLabelKeys": ["pod-template-hash"],
+                }
+            ],
+            "volumes": [
+                *([volume] if volume else []),
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "cache", "emptyDir": {}},
+            ],
+        },
+    }
+    for partial in templates:
+        template = merge(template, partial)
+    for each in template["spec"]["containers"]:
+        if "resources" in each:
+            each["resources"] = _canonical(each["resources"])
+    merged: Object = merge(template, {"metadata": {"labels": labels}})
+    return merged
+
+
+def merge(base: Any, partial: Any, path: str = "template") -> Any:
+    """Returns an object with a partial one merged into it, as `kubectl` merges pod templates.
+
+    Items of a list are merged by name; `None` removes a field; anything else is replaced.
+
+    Raises:
+        ValueError: One is a list or an object where the other is not.
+    """
+    if partial is None or base is None:
+        return partial
+    if type(base) is not type(partial) and isinstance(base, dict | list):
+        kind = "an object" if isinstance(base, dict) else "a list"
+        raise ValueError(f"{path} must be {kind}, received {partial!r}.")
+    if isinstance(base, dict):
+        merged = dict(base)
+        for key, value in partial.items():
+            merged[key] = merge(base.get(key), value, f"{path}.{key}")
+        return {key: value for key, value in merged.items() if value is not None}
+    if isinstance(base, list) and (key := _merge_key(base)):
+        items = {item[key]: item for item in base}
+        for item in partial:
+            if not isinstance(item, dict) or key not in item:
+                raise ValueError(f"Each item of {path} needs a {key}, received {item!r}.")
+            items[item[key]] = merge(items.get(item[key]), item, f"{path}[{item[key]}]")
+        return list(items.values())
+    return partial
+
+
+def _merge_key(items: list[Any]) -> str | None:
+    """Returns the key by which the items of a list are merged, or `None` to replace the list."""
+    for key in _MERGE_KEYS:
+        if items and all(isinstance(item, dict) and key in item for item in items):
+            return key
+    return None
+
+
+def _model_volume(model: Model | None) -> tuple[Object | None, Object | None, str]:
+    """Returns the model's volume, its mount, and the argument of `serve` that names the model."""
+    scheme, _, rest = model.uri.partition("://") if model else ("", "", "")
+    mount: Object = {"name": "model", "mountPath": _MODEL_PATH, "readOnly": True}
+    if scheme == "pvc":
+        claim, _, path = rest.partition("/")
+        volume = {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        return volume, {**mount, "subPath": path.strip("/")}, _MODEL_PATH
+    if scheme == "oci":
+        image = {"reference": rest, "pullPolicy": "IfNotPresent"}
+        return {"name": "model", "image": image}, mount, _MODEL_PATH
+    return None, None, model.uri if model else _MODEL_PATH
+
+
+def _given_limits(args: Sequence[str]) -> dict[str, str]:
+    """Returns the limits that the arguments of `serve` set."""
+    words = [word.removeprefix("--limit=") for word in args if word.startswith("--limit=")]
+    words += [word for flag, word in itertools.pairwise(args) if flag == "--limit"]
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _limit_arguments(args: Sequence[str]) -> list[str]:
+    given = _given_limits(args)
+    limits = {name: value for name, value in _LIMITS.items() if name not in given}
+    return [word for limit in limits.items() for word in ("--limit", "=".join(limit))]
+
+
+def _batching_arguments(batching: Batching | None) -> list[str]:
+    if batching is None:
+        return []
+    latency = batching.target_latency
+    flags = {
+        "--max-batch-size": batching.max_batch_size,
+        "--target-latency": None if latency is None else float(quantity_value(latency)),
+        "--max-queue-rows": batching.max_queue_rows,
+    }
+    found = {flag: str(value) for flag, value in flags.items() if value is not None}
+    return list(itertools.chain.from_iterable(found.items()))
+
+
+def _resources(resources: Resources | None) -> Object:
+    return {} if resources is None else resources.model_dump(exclude_unset=True)
+
+
+def _canonical(resources: Object) -> Object:
+    return {
+        kind: {name: canonical_quantity(quantity) for name, quantity in quantities.items()}
+        if kind in ("requests", "limits")
+        else quantities
+        for kind, quantities in resources.items()
+    }

@@ -1,0 +1,176 @@
+"""A simulation of replicas under an HorizontalPodAutoscaler, in steps of one second.
+
+It follows the documented algorithm: each 15 seconds the wanted replicas are the metric's sum over
+the target, rounded up; a difference of less than a tenth changes nothing; then the stabilization
+windows and the policies of `behavior` hold. New pods answer after their cold start.
+
+Reference: https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from keras_deepseek.operator.kinds import Object
+from keras_deepseek.operator.scaling import BEHAVIOR
+
+_SYNC_SECONDS = 15
+_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment to simulate.
+
+    Args:
+        capacity: Requests per second that a replica answers at most.
+        cold_start_seconds: Seconds from the wish for a pod to its first answer.
+        min_replicas: The fewest replicas.
+        max_replicas: The most replicas.
+        queue_seconds: Seconds of work that may wait in a pod before requests are refused.
+        window_seconds: Seconds over which the metric is averaged.
+    """
+
+    capacity: float
+    cold_start_seconds: int = 60
+    min_replicas: int = 2
+    max_replicas: int = 1000
+    queue_seconds: float = 2.0
+    window_seconds: int = 30
+
+
+@dataclass
+class Outcome:
+    """What happened, second by second."""
+
+    target: float
+    requests: list[float] = field(default_factory=list)
+    replicas: list[int] = field(default_factory=list)
+    """Those that answer."""
+    lost: list[float] = field(default_factory=list)
+
+    @property
+    def success(self) -> float:
+        """The part of the requests that were answered."""
+        total = sum(self.requests)
+        return 1.0 - sum(self.lost) / total if total else 1.0
+
+
+def simulate(deployment: Deployment, traffic: Sequence[float], target: float) -> Outcome:
+    """Plays traffic to a deployment that scales at a target of requests per second and replica."""
+    outcome = Outcome(target)
+    scaler = _Scaler(deployment, target, traffic[0])
+    starting: deque[tuple[int, int]] = deque()
+    ready, queued, window_sum = scaler.replicas, 0.0, 0.0
+    for second, arrived in enumerate(traffic):
+        window_sum += arrived
+        if second >= deployment.window_seconds:
+            window_sum -= traffic[second - deployment.window_seconds]
+        while starting and starting[0][0] <= second:
+            ready += starting.popleft()[1]
+        if second % _SYNC_SECONDS == 0:
+            rate = window_sum / min(second + 1, deployment.window_seconds)
+            change = scaler.sync(second, rate)
+            if change > 0:
+                starting.append((second + deployment.cold_start_seconds, change))
+            while change < 0 and starting:  # Pods that have not started go first.
+                due, count = starting.pop()
+                change += count
+                if change > 0:
+                    starting.append((due, change))
+            ready += min(change, 0)
+        able = ready * deployment.capacity
+        queued += arrived
+        queued -= min(queued, able)
+        lost = max(0.0, queued - able * deployment.queue_seconds)
+        queued -= lost
+        outcome.requests.append(arrived)
+        outcome.replicas.append(ready)
+        outcome.lost.append(lost)
+    return outcome
+
+
+def highest_target(
+    deployment: Deployment, days: Sequence[Sequence[float]], least_success: float
+) -> Outcome | None:
+    """Returns the worst outcome at the highest target that keeps enough requests, or `None`.
+
+    Targets are tried in steps of 5 % of the capacity, from the capacity down. Each must hold for
+    all days.
+    """
+    for percent in range(100, 0, -5):
+        target = deployment.capacity * percent / 100
+        worst: Outcome | None = None
+        for day in days:
+            outcome = simulate(deployment, day, target)
+            if worst is None or outcome.success < worst.success:
+                worst = outcome
+            if worst.success < least_success:
+                break
+        if worst is not None and worst.success >= least_success:
+            return worst
+    return None
+
+
+class _Scaler:
+    """The autoscaler's memory: its recommendations, and the pods that it added and removed."""
+
+    def __init__(self, deployment: Deployment, target: float, first_rate: float) -> None:
+        self._deployment = deployment
+        self._target = target
+        self._rules = {way: _Rules(BEHAVIOR[way]) for way in ("scaleUp", "scaleDown")}
+        self.replicas = self._within_limits(math.ceil(first_rate / target))
+
+    def sync(self, second: int, rate: float) -> int:
+        """Returns the change of the replicas for a rate of requests per second."""
+        ratio = rate / (self._target * self.replicas) if self.replicas else math.inf
+        wanted = self.replicas
+        if abs(ratio - 1.0) > _TOLERANCE:
+            wanted = math.ceil(rate / self._target)
+        wanted = self._within_limits(wanted)
+        up, down = self._rules["scaleUp"], self._rules["scaleDown"]
+        low = up.stabilized(second, wanted, min)
+        high = down.stabilized(second, wanted, max)
+        if low > self.replicas:
+            change = min(low, up.limit(second, self.replicas, 1)) - self.replicas
+            up.changes.append((second, change))
+        elif high < self.replicas:
+            change = max(high, down.limit(second, self.replicas, -1)) - self.replicas
+            down.changes.append((second, -change))
+        else:
+            change = 0
+        self.replicas += change
+        return change
+
+    def _within_limits(self, wanted: int) -> int:
+        return max(self._deployment.min_replicas, min(self._deployment.max_replicas, wanted))
+
+
+class _Rules:
+    """The rules of one direction, with what happened in its windows."""
+
+    def __init__(self, rules: Object) -> None:
+        self._window = rules["stabilizationWindowSeconds"]
+        self._policies = rules["policies"]
+        self._past: deque[tuple[int, int]] = deque()
+        self.changes: deque[tuple[int, int]] = deque(maxlen=200)
+
+    def stabilized(self, second: int, wanted: int, choose: Callable[[Iterable[int]], int]) -> int:
+        """Returns the least or largest of the recommendations within the window."""
+        self._past.append((second, wanted))
+        while self._past[0][0] < second - self._window:
+            self._past.popleft()
+        return choose(count for _, count in self._past)
+
+    def limit(self, second: int, replicas: int, sign: int) -> int:
+        """Returns the farthest count that a policy allows now."""
+        limits: list[int] = []
+        for policy in self._policies:
+            since = second - policy["periodSeconds"]
+            start = replicas - sign * sum(count for at, count in self.changes if at > since)
+            if policy["type"] == "Pods":
+                limits.append(start + sign * policy["value"])
+            else:
+                limits.append(math.ceil(start * (1 + sign * policy["value"] / 100)))
+        return max(limits) if sign > 0 else min(limits)

@@ -1,0 +1,43 @@
+"""The checks of a `ModelDeployment` in Python. The nightly test compares the API server's."""
+
+import pytest
+from pydantic import ValidationError
+
+from keras_deepseek.operator import ModelDeployment
+
+CPU = [{"type": "CPU", "target": 50}]
+BAD = {
+    "minReplicas is above": {"autoscaling": {"minReplicas": 3, "maxReplicas": 2, "metrics": CPU}},
+    "minReplicas 0 needs": {"autoscaling": {"minReplicas": 0, "maxReplicas": 2, "metrics": CPU}},
+    "triggers need": {"autoscaling": {"maxReplicas": 2, "metrics": CPU, "triggers": [{}]}},
+    "must be above zero": {
+        "autoscaling": {"maxReplicas": 2, "metrics": [{"type": "CPU", "target": "0"}]}
+    },
+    "both 0": {"rollout": {"maxSurge": 0}},
+    "needs a route": {"canary": {"weight": 10}},
+    "needs a claim": {"model": {"uri": "pvc://models"}},
+    "needs a digest": {"model": {"uri": "oci://registry/model:latest"}},
+    "needs a scheme": {"model": {"uri": "models"}},
+    "not a quantity": {"resources": {"limits": {"cpu": "1x"}}},
+    "named twice": {"regions": [{"name": "eu"}, {"name": "eu"}]},
+    "Extra inputs": {"replica": 3},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_refuses(deployment, message):
+    with pytest.raises(ValidationError, match=message):
+        ModelDeployment.model_validate(deployment(**BAD[message]))
+
+
+@pytest.mark.parametrize("name", ["a.b", "A", "-a", "a" * 57])
+def test_refuses_names_that_fit_no_service(deployment, name):
+    with pytest.raises(ValidationError):
+        ModelDeployment.model_validate(deployment(name))
+
+
+def test_takes_snake_case_in_python():
+    spec = {"autoscaling": {"max_replicas": 3, "metrics": CPU}}
+    found = ModelDeployment.model_validate({"metadata": {"name": "digits"}, "spec": spec})
+    assert found.spec.autoscaling.max_replicas == 3
+    assert found.model_dump(by_alias=True)["spec"]["autoscaling"]["maxReplicas"] == 3

@@ -1,0 +1,73 @@
+"""Requests to the stand-in for the API server."""
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestServer
+
+from keras_deepseek.operator.cluster import Cluster, ClusterError
+from keras_deepseek.operator.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SCALED_OBJECT, SERVICE
+from keras_deepseek.operator.plan import Apply, Delete
+from tests.oracles.api_server import ApiServer
+
+BODY = {"metadata": {"name": "digits"}, "spec": {"a": 1}}
+
+
+@pytest.fixture
+def call(run_async):
+    """Returns a function that calls a function of a `Cluster` and a new stand-in."""
+
+    def call(function, **arguments):
+        async def run():
+            server = ApiServer(**arguments)
+            async with TestServer(server.application) as host, aiohttp.ClientSession() as session:
+                return await function(Cluster(session, str(host.make_url("/"))), server)
+
+        return run_async(run())
+
+    return call
+
+
+def test_finds_kinds(call):
+    async def kinds(cluster, _):
+        return await cluster.kinds(), await cluster.has(MODEL_DEPLOYMENT)
+
+    found, has = call(kinds, kinds=(DEPLOYMENT, SERVICE))
+    assert found == {DEPLOYMENT, SERVICE}
+    assert has
+    assert SCALED_OBJECT not in found
+
+
+def test_reads_applies_and_deletes(call):
+    async def steps(cluster, server):
+        assert await cluster.read(SERVICE, "default", "digits") is None
+        after = await cluster.run(Apply(SERVICE, "digits", BODY), "default")
+        assert after["spec"] == {"a": 1}
+        assert await cluster.read(SERVICE, "default", "digits") == after
+        assert await cluster.items(SERVICE, labelSelector="a=b") == []
+        assert await cluster.items(SERVICE) == [after]
+        await cluster.run(Delete(SERVICE, "digits"), "default")
+        assert server.objects == {}
+
+    call(steps)
+
+
+@pytest.mark.parametrize(
+    ("status", "permanent"), [(422, True), (403, True), (409, False), (503, False)]
+)
+def test_refusal_says_if_it_is_permanent(call, status, permanent):
+    async def refused(cluster, server):
+        server.refusals[SERVICE.path("default", "digits")] = (status, "Reason")
+        with pytest.raises(ClusterError, match="Reason") as caught:
+            await cluster.run(Apply(SERVICE, "digits", BODY), "default")
+        assert caught.value.is_permanent == permanent
+        assert caught.value.reason == "Refused"
+
+    call(refused)
+
+
+def test_object_that_is_gone_counts_as_deleted(call):
+    async def delete(cluster, server):
+        server.refusals[SERVICE.path("default", "digits")] = (404, "not found")
+        assert await cluster.run(Delete(SERVICE, "digits"), "default") is None
+
+    call(delete)

@@ -1,0 +1,31 @@
+"""The start of the operator where there is no cluster. The nightly tests run it on a real one."""
+
+import pytest
+
+from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.operator.handlers import run_operator
+from keras_deepseek.operator.plan import Settings
+
+CONFIG = """
+apiVersion: v1
+kind: Config
+clusters: [{name: a, cluster: {server: "http://127.0.0.1:9"}}]
+users: [{name: a, user: {}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+current-context: a
+"""
+
+
+def test_without_credentials(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(NotSupportedError, match="Set KUBECONFIG, or run in a cluster"):
+        run_operator(Settings("serving:1"))
+
+
+def test_api_server_that_is_not_there(monkeypatch, tmp_path):
+    file = tmp_path / "config"
+    file.write_text(CONFIG)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(NotSupportedError, match=r"http://127.0.0.1:9 does not answer"):
+        run_operator(Settings("serving:1"))

@@ -1,0 +1,240 @@
+"""The plan of an object. Hand-overs of replicas are also tested on a real API server, nightly."""
+
+import pytest
+
+from keras_deepseek.operator.kinds import (
+    AUTOSCALER,
+    CHILDREN,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    HTTP_ROUTE,
+    SCALED_OBJECT,
+    SERVICE,
+)
+from keras_deepseek.operator.plan import (
+    SCALE_MANAGER,
+    Apply,
+    Delete,
+    Settings,
+    make_plan,
+    owners_of_replicas,
+)
+
+SETTINGS = Settings("serving:1", model_store="s3://models")
+SCALING = {
+    "minReplicas": 2,
+    "maxReplicas": 10,
+    "metrics": [{"type": "RequestsPerSecond", "target": 1000}],
+}
+KEDA = {**SCALING, "engine": "KEDA"}
+ROUTE = {"gateway": {"name": "public"}, "hostnames": ["models.example.com"]}
+
+
+def plan(deployment, live=(), kinds=CHILDREN, settings=SETTINGS):
+    return make_plan(deployment, dict(live), kinds, settings)
+
+
+def child(kind, name="digits", *, uid="uid", **fields):
+    metadata = {"name": name, "ownerReferences": [{"uid": uid}]}
+    return (kind, name), {"metadata": metadata, **fields}
+
+
+def running(replicas, manager, name="digits", ready=None):
+    owner = {"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    place, found = child(DEPLOYMENT, name, spec={"replicas": replicas})
+    found["metadata"]["managedFields"] = [owner]
+    found["status"] = {"readyReplicas": replicas if ready is None else ready}
+    return place, found
+
+
+def scales(found):
+    """Returns the replicas that the second field manager applies, by Deployment."""
+    return {
+        step.name: step.body["spec"]["replicas"]
+        for step in found.steps
+        if isinstance(step, Apply) and step.manager == SCALE_MANAGER
+    }
+
+
+def places(found, kind_of_step):
+    return [(step.kind, step.name) for step in found.steps if isinstance(step, kind_of_step)]
+
+
+def body(found, kind, name="digits"):
+    """Returns the first body that is applied to an object."""
+    return next(
+        s.body for s in found.steps if isinstance(s, Apply) and (s.kind, s.name) == (kind, name)
+    )
+
+
+def test_replicas_never_stand_in_the_own_apply(deployment):
+    for spec in ({"replicas": 3}, {"replicas": 3, "autoscaling": SCALING}):
+        assert "replicas" not in body(plan(deployment(**spec)), DEPLOYMENT)["spec"]
+
+
+def test_new_deployment_under_an_autoscaler_starts_with_its_replicas(deployment):
+    found = plan(deployment(replicas=3, autoscaling=SCALING))
+    assert scales(found) == {"digits": 3}
+    kinds = [kind for kind, _ in places(found, Apply)]
+    assert kinds == [SERVICE, DEPLOYMENT, DEPLOYMENT, AUTOSCALER, DISRUPTION_BUDGET]
+
+
+@pytest.mark.parametrize(("replicas", "first"), [(None, 2), (1, 2), (50, 10)])
+def test_first_replicas_are_within_the_limits(deployment, replicas, first):
+    spec = {"autoscaling": SCALING} | ({} if replicas is None else {"replicas": replicas})
+    assert scales(plan(deployment(**spec))) == {"digits": first}
+
+
+def test_autoscaler_keeps_its_replicas(deployment):
+    live = [running(7, "kube-controller-manager")]
+    assert scales(plan(deployment(replicas=3, autoscaling=SCALING), live)) == {}
+
+
+def test_switching_autoscaling_on_takes_over_what_runs(deployment):
+    live = [running(5, SCALE_MANAGER)]
+    assert scales(plan(deployment(replicas=3, autoscaling=SCALING), live)) == {}
+
+
+def test_switching_autoscaling_off_holds_the_replicas_before_the_autoscaler_goes(deployment):
+    live = [running(7, "kube-controller-manager"), child(AUTOSCALER)]
+    found = plan(deployment(autoscaling={**SCALING, "enabled": False}), live)
+    assert scales(found) == {"digits": 7}
+    scale, delete = (
+        next(n for n, step in enumerate(found.steps) if isinstance(step, kind) and test(step))
+        for kind, test in (
+            (Apply, lambda step: step.manager == SCALE_MANAGER),
+            (Delete, lambda step: step.kind is AUTOSCALER),
+        )
+    )
+    assert scale < delete
+
+
+def test_unset_replicas_keep_what_runs(deployment):
+    assert scales(plan(deployment(), [running(4, "kubectl")])) == {"digits": 4}
+    assert scales(plan(deployment())) == {"digits": 1}
+
+
+def test_the_old_engine_goes_before_the_new_one_comes(deployment):
+    live = [running(3, "kube-controller-manager"), child(AUTOSCALER)]
+    found = plan(deployment(autoscaling=KEDA), live)
+    steps = [(type(step), step.kind) for step in found.steps]
+    assert steps.index((Delete, AUTOSCALER)) < steps.index((Apply, SCALED_OBJECT))
+
+
+def test_disruption_budget_goes_with_the_second_replica(deployment):
+    found = plan(deployment(replicas=1), [child(DISRUPTION_BUDGET), running(2, SCALE_MANAGER)])
+    assert places(found, Delete) == [(DISRUPTION_BUDGET, "digits")]
+
+
+def test_name_that_is_taken_is_not_touched(deployment):
+    found = plan(deployment(), [child(SERVICE, uid="other")])
+    assert found.problem[0] == "NameTaken"
+    assert found.steps == ()
+
+
+def test_objects_of_others_are_not_deleted(deployment):
+    assert places(plan(deployment(), [child(AUTOSCALER, uid="other")]), Delete) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"), [({"autoscaling": KEDA}, SCALED_OBJECT), ({"route": ROUTE}, HTTP_ROUTE)]
+)
+def test_missing_kind_is_named(deployment, spec, kind):
+    found = plan(deployment(**spec), kinds=set(CHILDREN) - {kind})
+    assert found.problem[0] == "KindMissing"
+    assert kind.name in found.problem[1]
+
+
+def test_model_comes_from_the_store_or_is_missing(deployment):
+    spec = {"replicas": 1}
+    args = body(plan(deployment(**spec)), DEPLOYMENT)["spec"]["template"]["spec"]["containers"][0][
+        "args"
+    ]
+    assert args[0] == "s3://models/digits"
+    found = plan(deployment(**spec), settings=Settings("serving:1"))
+    assert found.problem[0] == "ModelMissing"
+    assert "--model-store" in found.problem[1]
+
+
+def test_invalid_object_is_one_problem(deployment):
+    found = plan(deployment(replicas="many"))
+    assert found.problem[0] == "InvalidObject"
+    assert found.problem[1].startswith("spec.replicas: ")
+
+
+def test_broken_template_is_one_problem(deployment):
+    found = plan(deployment(template={"spec": {"containers": {"name": "server"}}}))
+    assert found.problem == (
+        "TemplateBroken",
+        "spec.template.spec.containers must be a list, received {'name': 'server'}.",
+    )
+
+
+CANARY = {"replicas": 3, "route": ROUTE, "canary": {"weight": 20, "image": "serving:2"}}
+REGIONS = {
+    "route": ROUTE,
+    "autoscaling": SCALING,
+    "regions": [{"name": "eu", "weight": 70, "minReplicas": 4}, {"name": "us"}],
+}
+
+
+class TestCanary:
+    def weights(self, found):
+        (rule,) = body(found, HTTP_ROUTE)["spec"]["rules"]
+        return {each["name"]: each["weight"] for each in rule["backendRefs"]}
+
+    def test_gets_its_weight_when_a_pod_is_ready(self, deployment):
+        new = plan(deployment(**CANARY))
+        assert self.weights(new) == {"digits": 100, "digits-canary": 0}
+        assert scales(new) == {"digits": 3, "digits-canary": 1}
+        live = [running(3, SCALE_MANAGER), running(1, SCALE_MANAGER, "digits-canary")]
+        assert self.weights(plan(deployment(**CANARY), live)) == {
+            "digits": 80,
+            "digits-canary": 20,
+        }
+        live[1] = running(1, SCALE_MANAGER, "digits-canary", ready=0)
+        assert self.weights(plan(deployment(**CANARY), live))["digits-canary"] == 0
+
+    def test_selects_other_pods(self, deployment):
+        found = plan(deployment(**CANARY))
+        stable, canary = (
+            body(found, SERVICE, name)["spec"]["selector"] for name in ("digits", "digits-canary")
+        )
+        assert stable != canary
+
+    def test_route_changes_before_the_canary_goes(self, deployment):
+        live = [running(1, SCALE_MANAGER, "digits-canary"), child(SERVICE, "digits-canary")]
+        found = plan(deployment(replicas=3, route=ROUTE), live)
+        assert self.weights(found) == {"digits": 100}
+        steps = [(type(step), step.kind) for step in found.steps]
+        assert steps.index((Apply, HTTP_ROUTE)) < steps.index((Delete, DEPLOYMENT))
+        assert steps.index((Delete, DEPLOYMENT)) < steps.index((Delete, SERVICE))
+
+
+class TestRegions:
+    def test_region_overrides(self, deployment):
+        found = plan(deployment(**REGIONS), settings=Settings("s", "s3://m", "eu"))
+        assert body(found, AUTOSCALER)["spec"]["minReplicas"] == 4
+        annotations = body(found, HTTP_ROUTE)["metadata"]["annotations"]
+        assert annotations["external-dns.alpha.kubernetes.io/set-identifier"] == "eu"
+        assert annotations["external-dns.alpha.kubernetes.io/aws-weight"] == "70"
+
+    def test_unlisted_region_makes_nothing_and_removes_what_it_made(self, deployment):
+        live = [running(3, SCALE_MANAGER)]
+        found = plan(deployment(**REGIONS), live, settings=Settings("s", "s3://m", "asia"))
+        assert places(found, Apply) == []
+        assert places(found, Delete) == [(DEPLOYMENT, "digits")]
+        assert "'asia' isn't listed" in found.notice
+
+    def test_operator_without_a_region_says_so(self, deployment):
+        assert plan(deployment(**REGIONS)).problem[0] == "RegionUnknown"
+
+    def test_override_that_does_not_fit(self, deployment):
+        spec = {**REGIONS, "regions": [{"name": "eu", "minReplicas": 11}]}
+        found = plan(deployment(**spec), settings=Settings("s", "s3://m", "eu"))
+        assert "minReplicas is above maxReplicas" in found.problem[1]
+
+
+def test_owners_of_replicas():
+    assert owners_of_replicas(running(1, "kubectl")[1]) == {"kubectl"}
+    assert owners_of_replicas(None) == set()

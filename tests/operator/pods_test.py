@@ -1,0 +1,97 @@
+"""The pod template: what `serve` is told, and partial templates merged into it."""
+
+import pytest
+
+from keras_deepseek.operator.api import Model, ModelDeploymentSpec
+from keras_deepseek.operator.pods import make_pod_template, merge
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def template(model=None, args=(), templates=(), **spec):
+    found = ModelDeploymentSpec.model_validate(spec)
+    model = None if model is None else Model(uri=model)
+    return make_pod_template("digits", {"a": "b"}, model, "serving:1", args, found, templates)
+
+
+def server(found):
+    return next(one for one in found["spec"]["containers"] if one["name"] == "server")
+
+
+@pytest.mark.parametrize(
+    ("uri", "argument", "volume"),
+    [
+        (None, "/models/model", None),
+        ("s3://models/digits", "s3://models/digits", None),
+        (
+            "pvc://claim/a/b",
+            "/models/model",
+            {"persistentVolumeClaim": {"claimName": "claim", "readOnly": True}},
+        ),
+        (
+            f"oci://registry/model@{DIGEST}",
+            "/models/model",
+            {"image": {"reference": f"registry/model@{DIGEST}", "pullPolicy": "IfNotPresent"}},
+        ),
+    ],
+)
+def test_model(uri, argument, volume):
+    found = template(uri)
+    assert server(found)["args"][0] == argument
+    volumes = {one.pop("name"): one for one in found["spec"]["volumes"]}
+    assert volumes.get("model") == volume
+    assert ("--cache-dir" in server(found)["args"]) == (argument == uri)
+
+
+def test_grace_period_is_above_the_limits_of_serve():
+    assert template()["spec"]["terminationGracePeriodSeconds"] > 15 + 30
+    args = ["--limit", "unready_seconds=40", "--limit=grace_seconds=60"]
+    found = template(args=args)
+    assert found["spec"]["terminationGracePeriodSeconds"] > 40 + 60
+    assert [word for word in server(found)["args"] if "unready" in word] == ["unready_seconds=40"]
+
+
+def test_batching_and_resources():
+    found = template(
+        batching={"maxBatchSize": 64, "targetLatency": "200m", "maxQueueRows": 4096},
+        resources={"limits": {"memory": "1024Mi", "cpu": "1000m"}},
+    )
+    words = " ".join(server(found)["args"])
+    assert "--max-batch-size 64 --target-latency 0.2 --max-queue-rows 4096" in words
+    assert server(found)["resources"] == {"limits": {"memory": "1Gi", "cpu": "1"}}
+
+
+def test_partial_template_is_merged_by_name():
+    partial = {
+        "metadata": {"labels": {"team": "vision", "a": "other"}},
+        "spec": {
+            "containers": [
+                {"name": "server", "env": [{"name": "TOKEN", "value": "x"}]},
+                {"name": "sidecar", "image": "proxy"},
+            ],
+            "tolerations": [{"operator": "Exists"}],
+            "topologySpreadConstraints": None,
+        },
+    }
+    found = template(templates=[partial])
+    assert [one["name"] for one in found["spec"]["containers"]] == ["server", "sidecar"]
+    assert [one["name"] for one in server(found)["env"]] == ["HOME", "TOKEN"]
+    assert found["spec"]["tolerations"] == [{"operator": "Exists"}]
+    assert "topologySpreadConstraints" not in found["spec"]
+    assert found["metadata"]["labels"] == {"team": "vision", "a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("partial", "message"),
+    [
+        ({"spec": []}, r"template.spec must be an object, received \[\]"),
+        ({"spec": {"containers": [{"image": "x"}]}}, "Each item of template.spec.containers needs"),
+    ],
+)
+def test_broken_partial_template(partial, message):
+    with pytest.raises(ValueError, match=message):
+        template(templates=[partial])
+
+
+def test_merge_replaces_lists_without_names():
+    assert merge({"a": [1, 2]}, {"a": [3]}) == {"a": [3]}

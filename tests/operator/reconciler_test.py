@@ -1,0 +1,193 @@
+"""The reconciler on the stand-in for the API server. The nightly tests use a real one."""
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestServer
+
+from keras_deepseek.operator.cluster import Cluster, ClusterError
+from keras_deepseek.operator.kinds import (
+    AUTOSCALER,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    MODEL_DEPLOYMENT,
+    SERVICE,
+)
+from keras_deepseek.operator.plan import Settings
+from keras_deepseek.operator.reconciler import Reconciler
+from tests.oracles.api_server import ApiServer
+
+SETTINGS = Settings("serving:1", model_store="s3://models")
+SCALING = {"minReplicas": 2, "maxReplicas": 9, "metrics": [{"type": "CPU", "target": 50}]}
+
+
+@pytest.fixture
+def call(run_async):
+    """Returns a function that calls a function of an `ApiServer` and a maker of reconcilers."""
+
+    def call(function):
+        async def run():
+            server = ApiServer()
+            async with TestServer(server.application) as host, aiohttp.ClientSession() as session:
+                cluster = Cluster(session, str(host.make_url("/")))
+
+                async def start():
+                    reconciler = Reconciler(cluster, SETTINGS)
+                    await reconciler.resync()
+                    return reconciler
+
+                return await function(server, start)
+
+        return run_async(run())
+
+    return call
+
+
+def children(server):
+    """Returns what a user sees of the children."""
+    return {
+        path: (found["spec"], found["metadata"].get("labels"))
+        for path, found in server.objects.items()
+        if MODEL_DEPLOYMENT.plural not in path
+    }
+
+
+def condition(server, kind):
+    status = server.get(MODEL_DEPLOYMENT, "digits")["status"]
+    return next(each for each in status["conditions"] if each["type"] == kind)
+
+
+def test_makes_the_objects_and_a_status(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=3, autoscaling=SCALING))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        for kind in (SERVICE, DEPLOYMENT, AUTOSCALER, DISRUPTION_BUDGET):
+            assert server.get(kind, "digits"), kind
+        assert server.get(DEPLOYMENT, "digits")["spec"]["replicas"] == 3
+        assert condition(server, "Reconciling")["status"] == "True"
+
+    call(check)
+
+
+def test_second_pass_and_resync_write_nothing(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=3, autoscaling=SCALING))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        server.writes.clear()
+        await reconciler.reconcile("default", "digits")
+        await reconciler.resync()
+        assert server.writes == []
+
+    call(check)
+
+
+def test_idle_reads_do_not_grow_with_the_objects(call, deployment):
+    async def check(server, start):
+        counts = []
+        for names in (range(1), range(20)):
+            for number in names:
+                server.add(MODEL_DEPLOYMENT, deployment(f"model-{number}"), uid=f"uid-{number}")
+            reconciler = await start()
+            for number in names:
+                await reconciler.reconcile("default", f"model-{number}")
+            server.reads = 0
+            await reconciler.resync()
+            counts.append(server.reads)
+        assert counts[0] == counts[1]
+
+    call(check)
+
+
+@pytest.mark.parametrize("autoscaling", [SCALING, {**SCALING, "enabled": False}])
+def test_killed_after_any_write_it_reaches_the_same_objects(call, deployment, autoscaling):
+    spec = {"replicas": 4, "autoscaling": autoscaling}
+
+    async def whole(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(**spec))
+        await (await start()).reconcile("default", "digits")
+        return children(server), len(server.writes)
+
+    expected, count = call(whole)
+
+    def killed_once(after):
+        async def run(server, start):
+            server.add(MODEL_DEPLOYMENT, deployment(**spec))
+            server.fails_after = after
+            with pytest.raises(ClusterError, match="killed"):
+                await (await start()).reconcile("default", "digits")
+            server.fails_after = None
+            await (await start()).reconcile("default", "digits")
+            return children(server)
+
+        return run
+
+    assert count > 4
+    for after in range(count):
+        assert call(killed_once(after)) == expected
+
+
+def test_hand_over_keeps_replicas(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=5))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        seen = []
+        for spec in (
+            {"replicas": 5, "autoscaling": SCALING},
+            {"autoscaling": SCALING},
+            {"autoscaling": {**SCALING, "enabled": False}},
+            {"model": {"uri": "s3://models/digits"}},
+        ):
+            server.add(MODEL_DEPLOYMENT, deployment(**spec))
+            await reconciler.reconcile("default", "digits")
+            seen.append(server.get(DEPLOYMENT, "digits")["spec"]["replicas"])
+        assert seen == [5, 5, 5, 5]
+        assert server.get(AUTOSCALER, "digits") is None
+
+    call(check)
+
+
+def test_drift_is_mended(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        del server.objects[SERVICE.path("default", "digits")]
+        await reconciler.reconcile("default", "digits")
+        assert server.get(SERVICE, "digits")
+
+    call(check)
+
+
+def test_refused_apply_is_one_condition(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        server.refusals[DEPLOYMENT.path("default", "digits")] = (422, "bad field x")
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        assert condition(server, "Stalled")["message"] == "Deployment 'digits': bad field x"
+        assert condition(server, "Stalled")["status"] == "True"
+
+    call(check)
+
+
+def test_taken_name_is_not_touched(call, deployment):
+    async def check(server, start):
+        server.add(SERVICE, {"metadata": {"name": "digits"}, "spec": {"mine": 1}}, uid="other")
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        assert server.get(SERVICE, "digits")["spec"] == {"mine": 1}
+        assert server.get(DEPLOYMENT, "digits") is None
+        assert condition(server, "Stalled")["reason"] == "NameTaken"
+
+    call(check)
+
+
+def test_deleted_object_is_left_alone(call, deployment):
+    async def check(server, start):
+        await (await start()).reconcile("default", "digits")
+        assert server.writes == []
+
+    call(check)

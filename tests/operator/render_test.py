@@ -1,0 +1,80 @@
+"""What `render` prints, read again as YAML."""
+
+import pytest
+import yaml
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.operator.kinds import CHILDREN
+from keras_deepseek.operator.plan import Settings
+from keras_deepseek.operator.render import render_objects
+
+SETTINGS = Settings("serving:1", model_store="s3://models")
+OBJECT = """
+apiVersion: deepseek.io/v1
+kind: ModelDeployment
+metadata: {name: nlp-service}
+spec:
+  replicas: 3
+  autoscaling:
+    {enabled: true, minReplicas: 2, maxReplicas: 10,
+     metrics: [{type: RequestsPerSecond, target: 1000}]}
+"""
+
+
+def test_renders_the_objects_of_an_empty_cluster(tmp_path):
+    file = tmp_path / "object.yaml"
+    file.write_text(OBJECT)
+    found = {one["kind"]: one for one in yaml.safe_load_all(render_objects(str(file), SETTINGS))}
+    assert set(found) == {
+        "Service",
+        "Deployment",
+        "HorizontalPodAutoscaler",
+        "PodDisruptionBudget",
+    }
+    assert found["Deployment"]["spec"]["replicas"] == 3
+    assert all("ownerReferences" not in one["metadata"] for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no objects"),
+        ("a: [", "is not YAML"),
+        ("kind: Pod", "has 'Pod'. Expected objects of kind ModelDeployment"),
+        ("kind: ModelDeployment", "has no metadata.name"),
+        ("- 1", "Expected objects"),
+        ("kind: ModelDeployment\nmetadata: {name: a}\nspec: {replica: 3}", "spec.replica: "),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    file = tmp_path / "object.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidInputError, match=message):
+        render_objects(str(file), SETTINGS)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InvalidInputError, match="Can't read"):
+        render_objects(str(tmp_path / "none.yaml"), SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["nlp-service", "canary", "keda"])
+def test_examples_of_the_repository(root, name):
+    file = root / f"kubernetes/examples/{name}.yaml"
+    assert list(yaml.safe_load_all(render_objects(str(file), SETTINGS)))
+
+
+def test_rights_cover_what_is_written(root):
+    """A ClusterRole without a right would show only on a cluster."""
+    roles = list(yaml.safe_load_all((root / "kubernetes/base/rbac.yaml").read_text()))
+    rules = next(one for one in roles if one["kind"] == "ClusterRole")["rules"]
+    granted = {
+        (group, resource): set(rule["verbs"])
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    for kind in CHILDREN:
+        group = kind.api_version.rpartition("/")[0]
+        assert granted[group, kind.plural] >= {"get", "list", "create", "patch", "delete"}
+    assert not any("*" in str(rule) or "secrets" in str(rule) for rule in rules)

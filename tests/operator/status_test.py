@@ -1,0 +1,122 @@
+"""The status, in kstatus's words."""
+
+from datetime import UTC, datetime
+
+from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT
+from keras_deepseek.operator.plan import Plan
+from keras_deepseek.operator.status import make_status
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LATER = datetime(2026, 1, 1, 13, tzinfo=UTC)
+
+
+def child(replicas=3, updated=3, available=3, conditions=()):
+    status = {"replicas": replicas, "updatedReplicas": updated, "readyReplicas": available}
+    status |= {"availableReplicas": available, "observedGeneration": 1}
+    return {
+        "metadata": {"generation": 1},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}},
+        "status": {**status, "conditions": list(conditions)},
+    }
+
+
+def conditions(status):
+    return {each["type"]: (each["status"], each["message"]) for each in status["conditions"]}
+
+
+def status(deployment, found=None, plan=None, **arguments):
+    plan = plan or Plan(fewest_replicas=2)
+    live = {} if found is None else {(DEPLOYMENT, "digits"): found}
+    return make_status(deployment, plan, live | arguments.pop("live", {}), now=NOON, **arguments)
+
+
+def test_ready(deployment):
+    found = status(deployment(), child(), region="eu")
+    assert conditions(found)["Ready"] == ("True", "3 replicas are ready.")
+    assert conditions(found)["Reconciling"][0] == "False"
+    assert (found["replicas"], found["readyReplicas"], found["selector"]) == (3, 3, "a=b")
+    assert found["region"] == "eu"
+    assert found["observedGeneration"] == 1
+
+
+def test_more_replicas_than_the_fewest_may_still_start(deployment):
+    found = status(deployment(), child(replicas=10, updated=10, available=2))
+    assert conditions(found)["Ready"][0] == "True"
+
+
+def test_rollout_is_reconciling(deployment):
+    found = conditions(status(deployment(), child(updated=1)))
+    assert found["Ready"] == ("False", "2 pods of the old version still run")
+    assert found["Reconciling"][0] == "True"
+    assert found["Stalled"][0] == "False"
+    found = conditions(status(deployment(), child(available=1)))
+    assert found["Ready"] == ("False", "1 of 2 pods are available")
+
+
+def test_line_of_serve_reaches_the_condition(deployment):
+    crashed = {
+        "status": {
+            "containerStatuses": [
+                {
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                    "lastState": {"terminated": {"message": "x\nserve: error: no such bundle\n"}},
+                }
+            ]
+        }
+    }
+    unscheduled = {
+        "status": {
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": "no GPU",
+                }
+            ]
+        }
+    }
+    found = status(deployment(), child(available=0), pods=[crashed, crashed, unscheduled])
+    message = conditions(found)["Ready"][1]
+    assert message.count("CrashLoopBackOff: serve: error: no such bundle") == 1
+    assert "Unschedulable: no GPU" in message
+
+
+def test_problem_and_failure_are_stalled(deployment):
+    for given in ({"plan": Plan(problem=("NameTaken", "no"))}, {"failure": ("Invalid", "no")}):
+        found = conditions(status(deployment(), child(), **given))
+        assert found["Stalled"] == ("True", "no")
+        assert found["Ready"][0] == "False"
+
+
+def test_rollout_that_takes_too_long_is_stalled(deployment):
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    found = status(deployment(), child(conditions=[{**late, "message": "timed out."}]))
+    assert conditions(found)["Stalled"] == ("True", "timed out.")
+
+
+def test_unlisted_region_is_ready(deployment):
+    found = conditions(status(deployment(), plan=Plan(notice="nothing runs here.")))
+    assert found["Ready"] == ("True", "nothing runs here.")
+
+
+def test_conditions_of_the_autoscaler_are_handed_on(deployment):
+    limited = {"type": "ScalingLimited", "status": "True", "reason": "TooMany", "message": "max"}
+    able = {**limited, "type": "AbleToScale"}
+    for name in ("digits", "keda-digits"):
+        live = {(AUTOSCALER, name): {"status": {"conditions": [limited, able]}}}
+        found = conditions(status(deployment(), child(), live=live))
+        assert found["ScalingLimited"] == ("True", "max")
+        assert "AbleToScale" not in found
+
+
+def test_time_of_a_transition_is_kept(deployment):
+    before = status(deployment(), child())
+    again = {**deployment(), "status": before}
+    live = {(DEPLOYMENT, "digits"): child()}
+    assert make_status(again, Plan(fewest_replicas=2), live, now=LATER) == before
+    live = {(DEPLOYMENT, "digits"): child(available=0)}
+    after = make_status(again, Plan(fewest_replicas=2), live, now=LATER)
+    times = {each["type"]: each["lastTransitionTime"] for each in after["conditions"]}
+    assert times["Ready"] == "2026-01-01T13:00:00Z"
+    assert times["Stalled"] == "2026-01-01T12:00:00Z"
