@@ -69,6 +69,22 @@ def apply(names: list[str], spec: dict[str, object]) -> None:
     subprocess.run(command, input=body, text=True, check=True, stdout=subprocess.DEVNULL)
 
 
+def simulate_deployments(server: ApiServer) -> None:
+    """Writes the status that the Deployment controller would write: all pods are ready."""
+    path = f"{server.url}/apis/apps/v1/namespaces/default/deployments"
+    for found in json.load(urllib.request.urlopen(path))["items"]:
+        metadata, count = found["metadata"], found["spec"]["replicas"]
+        status = {"replicas": count, "updatedReplicas": count, "readyReplicas": count}
+        status |= {"availableReplicas": count, "observedGeneration": metadata["generation"]}
+        request = urllib.request.Request(
+            f"{path}/{metadata['name']}/status",
+            json.dumps({"status": status}).encode(),
+            {"Content-Type": "application/merge-patch+json"},
+            method="PATCH",
+        )
+        urllib.request.urlopen(request).close()
+
+
 def measure_cluster(objects: int) -> None:
     """Prints the figures of an operator on an API server."""
     with tempfile.TemporaryDirectory() as name:
@@ -89,6 +105,8 @@ def measure_cluster(objects: int) -> None:
             print(dict(count_requests(server) - before))
             memory, seconds = measure_process(operator)
             print(f"memory {memory:.0f} MiB, processor {seconds:.1f} s")
+            simulate_deployments(server)
+            wait_until_quiet(server, ("APPLY", "PATCH", "GET"), 15.0)
             before = count_requests(server)
             time.sleep(IDLE_SECONDS)
             print(f"{IDLE_SECONDS} s idle: {dict(count_requests(server) - before)}")
