@@ -3,7 +3,7 @@ Title: Models on Kubernetes: render, size and plan
 Author: The keras_deepseek authors
 Date created: 2026/11/29
 Last modified: 2026/11/29
-Description: A ModelDeployment, the objects that it becomes, and a target that keeps 99.9 % of requests.
+Description: A ModelDeployment, what it becomes, and a target that keeps 99.9 % of requests.
 """
 
 import subprocess
@@ -19,8 +19,8 @@ OPERATOR = [sys.executable, "-m", "keras_deepseek", "operator"]
 """
 ## How many requests may a pod get?
 
-`size` plays days of traffic through the algorithm of Kubernetes's autoscaler. It takes what one pod
-answers, and how long one takes to start; with `--url` it measures a server that runs. The longer the
+`size` plays days of traffic through the algorithm of Kubernetes's autoscaler. It takes what a pod
+answers, and how long one takes to start; with `--url` it measures a running server. The longer the
 start, the more headroom is needed.
 """
 
