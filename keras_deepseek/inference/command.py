@@ -220,6 +220,19 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --tls-certificate: refuse clients without a certificate of an authority in this "
         "PEM file",
     )
+    group.add_argument(
+        "--model-control",
+        choices=("none", "explicit"),
+        default="none",
+        help="explicit: clients may load and unload models, with a token of "
+        "--management-token-file (default: none)",
+    )
+    group.add_argument(
+        "--management-token-file",
+        metavar="FILE",
+        help="with --model-control explicit: the tokens for loading and unloading models, one in "
+        "each line",
+    )
 
 
 def _add_operation_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.monitoring.request_log import DEFAULT_SAMPLE, RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.request_options import RequestOptions
+from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
 
 
@@ -438,6 +439,8 @@ class ServingEngine:
         limits: HttpLimits | None = None,
         access_log: bool = False,
         traces: Any = False,
+        model_control: ModelControlMode = "none",
+        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
         block: bool = False,
     ) -> HttpServer:
         """Starts servers for the calls of TF Serving and of Open Inference.
@@ -459,6 +462,8 @@ class ServingEngine:
                 Defaults to `None`: the defaults of `HttpLimits`.
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.
+            model_control: As in `HttpServer` and `GrpcServer`. Defaults to `"none"`.
+            management_tokens: As in `HttpServer`. Defaults to `None`.
             block: boolean. If `True`, `serve` prints the URLs, and returns when the servers were
                 stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after the accepted requests
                 are answered. Defaults to `False`.
@@ -488,6 +493,8 @@ class ServingEngine:
             limits=limits,
             access_log=access_log,
             traces=traces,
+            model_control=model_control,
+            management_tokens=management_tokens,
         )
         self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
         self._start_servers(servers)

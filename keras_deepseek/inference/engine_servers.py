@@ -11,6 +11,7 @@ from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
 
@@ -28,6 +29,8 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
     limits: HttpLimits,
     access_log: bool,
     traces: Any,
+    model_control: ModelControlMode,
+    management_tokens: Sequence[str] | os.PathLike[str] | None,
 ) -> tuple[HttpServer, *tuple[Server, ...]]:
     """Returns the HTTP server, and the gRPC server if it has a port. They are not started."""
     if grpc_port is None and grpc_credentials is not None:
@@ -50,6 +53,8 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
         tokens=tokens,
         access_log=access_log,
         traces=traces,
+        model_control=model_control,
+        management_tokens=management_tokens,
     )
     if grpc_port is None:
         return (http,)
@@ -62,6 +67,8 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
         tokens=tokens,
         access_log=access_log,
         traces=traces,
+        model_control=model_control,
+        management_tokens=management_tokens,
         settle_seconds=limits.settle_seconds,
         grace_seconds=limits.grace_seconds,
     )

@@ -49,6 +49,8 @@ def test_the_defaults_are_those_of_the_engine():
         "limits": HttpLimits(),
         "access_log": False,
         "traces": False,
+        "model_control": "none",
+        "management_tokens": None,
     }
 
 

@@ -28,13 +28,17 @@ SERVICES = (
         "tensorflow.serving.PredictionService", "tf_serving_grpc", tf_serving_rpc.UNARY_CALLS
     ),
     GrpcService(
-        "tensorflow.serving.ModelService", "tf_serving_grpc", model_service_rpc.UNARY_CALLS
+        "tensorflow.serving.ModelService",
+        "tf_serving_grpc",
+        model_service_rpc.UNARY_CALLS,
+        management_calls=frozenset({"HandleReloadConfigRequest"}),
     ),
     GrpcService(
         "inference.GRPCInferenceService",
         "open_inference_grpc",
         open_inference_rpc.UNARY_CALLS,
         stream_calls={"ModelStreamInfer": open_inference_stream.stream_infer},
+        management_calls=frozenset({"RepositoryModelLoad", "RepositoryModelUnload"}),
     ),
     GrpcService(
         "grpc.health.v1.Health",
@@ -84,7 +88,9 @@ def _answer_unary(
         begin_call(server, context, trace)
         try:
             with server.calls:
-                if not service.is_open:
+                if name in service.management_calls:
+                    server.model_control.check(_read_token(context))
+                elif not service.is_open:
                     _check_token(server, context)
                 result = await call(server, data, time_left(context))
             status, size = "OK", len(result)
@@ -135,13 +141,21 @@ def _check_token(server: "GrpcServer", context: Any) -> None:
     """Refuses a call without a valid token, if the server has tokens."""
     if server.tokens is None:
         return
-    received = [value for key, value in context.invocation_metadata() if key == "authorization"]
-    if len(received) != 1 or not server.tokens.allows(str(received[0])):
+    received = _read_token(context)
+    if not server.tokens.allows(received):
         raise StatusError(
             "UNAUTHENTICATED",
-            f"{'The token is not valid' if received else 'A token is required'}. Send the metadata "
-            "authorization: Bearer TOKEN.",
+            f"{'A token is required' if received is None else 'The token is not valid'}. Send the "
+            "metadata authorization: Bearer TOKEN.",
         )
+
+
+def _read_token(context: Any) -> str | None:
+    """Returns the metadata `authorization` of a call: `None` if missing, empty if sent twice."""
+    received = [value for key, value in context.invocation_metadata() if key == "authorization"]
+    if len(received) > 1:
+        return ""
+    return str(received[0]) if received else None
 
 
 async def _abort(context: Any, refusal: Refusal) -> None:

@@ -12,6 +12,7 @@ from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Serve, Server
 
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -66,6 +67,9 @@ class GrpcServer(Server):
             checks need none. Defaults to `None`: no token is required.
         access_log: As in `HttpServer`. Defaults to `False`.
         traces: As in `HttpServer`. Defaults to `False`.
+        model_control: As in `HttpServer`, also for TF Serving's `HandleReloadConfigRequest`.
+            Defaults to `"none"`.
+        management_tokens: As in `HttpServer`. Defaults to `None`.
         settle_seconds: float. Seconds that a stopping server still accepts calls and answers them
             with UNAVAILABLE, so that clients turn to another server. Defaults to `0.2`.
         grace_seconds: float. Seconds that a stopping server then waits for requests in flight.
@@ -84,7 +88,7 @@ class GrpcServer(Server):
     True
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all options of a server.
         self,
         engine: Engine,
         host: str = "127.0.0.1",
@@ -95,6 +99,8 @@ class GrpcServer(Server):
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
         traces: Any = False,
+        model_control: ModelControlMode = "none",
+        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
@@ -110,6 +116,8 @@ class GrpcServer(Server):
             tokens=tokens,
             access_log=access_log,
             traces=traces,
+            model_control=model_control,
+            management_tokens=management_tokens,
         )
         self.max_message_bytes = max_message_bytes
         self.settle_seconds = settle_seconds

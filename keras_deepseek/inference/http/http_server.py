@@ -16,6 +16,7 @@ from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.listener import Listener
 from keras_deepseek.inference.http.open_connections import OpenConnections
 from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Serve, Server
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -47,6 +48,10 @@ class HttpServer(Server):
         traces: boolean, or OpenTelemetry's `TracerProvider`. If not `False`, each request is a
             span. `True` takes the provider of the process, or else one that the environment
             variables `OTEL_*` describe. Defaults to `False`.
+        model_control: string. `"explicit"` lets clients load and unload models, with a token of
+            `management_tokens`. Defaults to `"none"`: these calls are refused.
+        management_tokens: As `tokens`, for the calls that load and unload models. They allow
+            nothing else. Defaults to `None`.
 
     Example:
 
@@ -61,7 +66,7 @@ class HttpServer(Server):
     True
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all options of a server.
         self,
         engine: Engine,
         host: str = "127.0.0.1",
@@ -73,6 +78,8 @@ class HttpServer(Server):
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
         traces: Any = False,
+        model_control: ModelControlMode = "none",
+        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
     ) -> None:
         check_integer("max_body_bytes", max_body_bytes)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
@@ -94,6 +101,8 @@ class HttpServer(Server):
             tokens=tokens,
             access_log=access_log,
             traces=traces,
+            model_control=model_control,
+            management_tokens=management_tokens,
         )
         self.max_body_bytes = max_body_bytes
         self.limits = limits or HttpLimits()
