@@ -1,4 +1,4 @@
-"""The limits on the size and the time of HTTP requests."""
+"""The limits on the size and the time of HTTP requests, and on connections."""
 
 import math
 from dataclasses import dataclass, fields
@@ -29,6 +29,12 @@ class HttpLimits:
             the client may have sent it already. Defaults to `0.2`.
         grace_seconds: float. That a stopping server waits for requests in flight, and a closing
             engine with servers for its models. Defaults to `30.0`.
+        unready_seconds: float, `0` or more. After a signal that ends the server, for so long only
+            readiness checks fail, and all else is answered, with `Connection: close`. Then the
+            server stops. Choose a time in which load balancers notice. Defaults to `0.0`.
+        connection_seconds: float. The age from which a connection is closed behind an answer, by
+            chance up to a tenth later, so that clients connect anew and reach new servers.
+            Defaults to `inf`: connections may stay open.
 
     Raises:
         InvalidInputError: A limit is not a positive number.
@@ -51,12 +57,16 @@ class HttpLimits:
     linger_seconds: float = 1.0
     settle_seconds: float = 0.2
     grace_seconds: float = 30.0
+    unready_seconds: float = 0.0
+    connection_seconds: float = math.inf
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.type is int:
                 check_integer(item.name, value)
+            elif item.name == "unready_seconds":
+                check_number(item.name, value, least=0)
             elif value != math.inf:
                 check_number(item.name, value, above=0)
 

@@ -16,6 +16,13 @@ def test_a_limit_that_limits_nothing_is_refused(value):
         HttpLimits(idle_seconds=value)
 
 
+@pytest.mark.parametrize("value", [-1, float("inf"), False])
+def test_the_time_of_an_unready_server_may_be_none_but_not_endless(value):
+    assert HttpLimits(unready_seconds=0).unready_seconds == 0
+    with pytest.raises(InvalidInputError, match=f"`unready_seconds` must be .* received {value!r}"):
+        HttpLimits(unready_seconds=value)
+
+
 def test_the_clock_is_looked_at_often_enough_for_the_shortest_limit():
     assert HttpLimits(write_seconds=0.1).tick_seconds == pytest.approx(0.025)
     assert HttpLimits().tick_seconds <= 1.0
