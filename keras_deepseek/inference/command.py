@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.http.http_limits import HttpLimits
     from keras_deepseek.inference.server.termination import Interruption
 
 NAME = "serve"
@@ -282,9 +283,9 @@ def run(arguments: argparse.Namespace) -> None:
             with _failures_in_a_line(engine):
                 with _warnings_in_a_line():
                     engine.serve(**settings.of_servers)
-                _wait(engine, arguments, interruption)
+                _wait(engine, arguments, settings.of_servers["limits"], interruption)
     finally:
-        # A second signal ends the process without waiting for requests in flight.
+        # Another signal ends the process without waiting for requests in flight.
         if engine is not None:
             engine.close()
 
@@ -326,19 +327,21 @@ def _warnings_in_a_line() -> "Iterator[None]":
 
 
 def _wait(
-    engine: "ServingEngine", arguments: argparse.Namespace, interruption: "Interruption"
+    engine: "ServingEngine",
+    arguments: argparse.Namespace,
+    limits: "HttpLimits",
+    interruption: "Interruption",
 ) -> None:
     """Prints the server's address, and waits for a signal that ends it."""
-    import threading
-
+    from keras_deepseek.inference.engine_servers import wait_for_signal
     from keras_deepseek.inference.server.live_line import LiveLine
 
     # Log lines and a live line would mix on the terminal.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
     print(_describe(engine, arguments.no_grpc), flush=True)
     with line:
-        # `wait` also raises for a signal that was lost during an import.
-        interruption.wait(threading.Event())
+        # It also raises for a signal that was lost during an import.
+        wait_for_signal(engine.servers, limits.unready_seconds, interruption)
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:

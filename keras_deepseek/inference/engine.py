@@ -413,15 +413,15 @@ class ServingEngine:
         return self.find(model, version).statistics()
 
     def close(self) -> None:
-        """Refuses new requests, answers the accepted ones, and stops the servers, for good.
+        """Stops the servers, refuses new requests, and answers the accepted ones, for good.
 
         If there are servers, requests that are not answered within their `grace_seconds` get a
         `ClosedError`, and a model that hangs is abandoned. Without servers, `close` waits for it.
         """
+        start = time.monotonic()
+        stop_servers(self._servers)  # They answer what comes on open connections meanwhile.
         if not self.repository.begin_to_close():
             return
-        start = time.monotonic()
-        stop_servers(self._servers)
         grace = self._grace_seconds
         self.repository.close_models(None if grace is None else start + grace - time.monotonic())
         self.dispatcher.close()
@@ -458,15 +458,16 @@ class ServingEngine:
                 Defaults to `None`: no TLS.
             max_body_bytes: As in `HttpServer`, and for the messages of gRPC. Defaults to 64 MiB
                 (`67108864`).
-            limits: As in `HttpServer`. Its `settle_seconds` and `grace_seconds` hold for gRPC, too.
-                Defaults to `None`: the defaults of `HttpLimits`.
+            limits: As in `HttpServer`. Its `unready_seconds` hold for all servers, and its
+                `connection_seconds`, `settle_seconds` and `grace_seconds` for gRPC, too. Defaults
+                to `None`: the defaults of `HttpLimits`.
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.
             model_control: As in `HttpServer` and `GrpcServer`. Defaults to `"none"`.
             management_tokens: As in `HttpServer`. Defaults to `None`.
             block: boolean. If `True`, `serve` prints the URLs, and returns when the servers were
-                stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after the accepted requests
-                are answered. Defaults to `False`.
+                stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after `unready_seconds` and
+                when the accepted requests are answered. Defaults to `False`.
 
         Returns:
             The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
@@ -499,7 +500,7 @@ class ServingEngine:
         self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
         self._start_servers(servers)
         if block:
-            wait_until_stopped(self, servers)
+            wait_until_stopped(self, servers, limits.unready_seconds)
         return servers[0]
 
     def __enter__(self) -> "ServingEngine":

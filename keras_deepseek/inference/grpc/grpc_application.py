@@ -87,20 +87,21 @@ def _answer_unary(
         status, size = "CANCELLED", 0
         begin_call(server, context, trace)
         try:
-            with server.calls:
-                if name in service.management_calls:
-                    server.model_control.check(_read_token(context))
-                elif not service.is_open:
-                    _check_token(server, context)
-                result = await call(server, data, time_left(context))
+            if name in service.management_calls:
+                server.model_control.check(_read_token(context))
+            elif not service.is_open:
+                _check_token(server, context)
+            result = await call(server, data, time_left(context))
             status, size = "OK", len(result)
         except Exception as error:
             refusal = refusal_of(error)
             status = refusal.status
+            await server.wait_to_answer()
             await _abort(context, refusal)
             raise  # Not reached: gRPC's `abort` raises.
         finally:
             end_request(server, context, trace, path, status, size)
+        await server.wait_to_answer()
         return result
 
     return answer
@@ -109,8 +110,7 @@ def _answer_unary(
 def _answer_watch(server: "GrpcServer", call: WatchCall) -> Callable[[bytes, Any], Awaitable[None]]:
     async def answer(data: bytes, context: Any) -> None:
         try:
-            with server.calls:
-                await call(server, data, context)
+            await call(server, data, context)
         except Exception as error:  # noqa: BLE001 - The client is told, and the log.
             await _abort(context, refusal_of(error))
 
@@ -129,8 +129,7 @@ def _answer_stream(
             end_request(server, context, trace, f"/{service.name}/{name}", error.status, 0)
             await _abort(context, refusal_of(error))
         try:
-            with server.calls:
-                await call(server, requests, context)
+            await call(server, requests, context)
         except Exception as error:  # noqa: BLE001 - As above.
             await _abort(context, refusal_of(error))
 

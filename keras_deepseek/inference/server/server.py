@@ -79,7 +79,10 @@ class Server(ABC):
 
     @property
     def ready(self) -> bool:
-        """True if health checks may say so: neither server nor engine is starting or stopping."""
+        """True if health checks may say so: neither server nor engine is starting or stopping.
+
+        Requests that come to a stopping server all the same are answered.
+        """
         return self.engine.ready and not self.is_unready and not self.is_stopping
 
     def start(self) -> None:
@@ -112,7 +115,7 @@ class Server(ABC):
             self._thread.join()
 
     def stop(self) -> None:
-        """Refuses new requests, answers those in flight, and returns when the port is free.
+        """Answers the requests on open connections, closes these, and frees the port.
 
         Requests that are not answered within the server's `grace_seconds` are dropped.
         """
@@ -125,8 +128,8 @@ class Server(ABC):
                 notes.close()
 
     def check_ready(self, model: str) -> None:
-        """Raises `ClosedError` if the server or its engine is starting or stopping."""
-        if not self.engine.ready or self.is_stopping:
+        """Raises `ClosedError` if the engine is starting or stopping."""
+        if not self.engine.ready:
             raise ClosedError(f"The model {model!r} is not ready: it is starting or stopping.")
 
     @abstractmethod

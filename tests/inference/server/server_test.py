@@ -54,6 +54,8 @@ def test_it_is_ready_from_the_start_to_the_stop(engine):
     stop_servers([server])
     server.wait()
     assert not server.ready
+    server.check_ready("model")
+    engine.close()
     with pytest.raises(ClosedError, match="'model' is not ready"):
         server.check_ready("model")
     server.stop()
