@@ -184,6 +184,7 @@ class HttpApplication:
         await receive()
         if not was_ready:
             await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(self._server.stop)  # It never ran. Its notes are written.
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _describe(
