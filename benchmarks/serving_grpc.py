@@ -28,7 +28,7 @@ from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.protocols import tf_serving_grpc
 from keras_deepseek.inference.protocols.messages import new_message
-from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
+from keras_deepseek.inference.protocols.tensor_proto import bind_tensor_protos, to_tensor_proto
 from keras_deepseek.inference.server.server import loop_factory
 
 ROUNDS, SECONDS, CLIENTS, CHANNELS = 5, 3.0, 64, 4
@@ -74,7 +74,8 @@ def serve_by_threads(engine: ServingEngine, with_model: bool) -> None:
         if not with_model:
             return data
         call = tf_serving_grpc.parse_predict(data)
-        future = engine.submit(call.inputs, model=call.model.name)
+        inputs = bind_tensor_protos(call.inputs, engine.signature)
+        future = engine.submit(inputs, model=call.model.name)
         context.add_callback(future.cancel)
         return tf_serving_grpc.format_predict(call, future.result(), 1)
 

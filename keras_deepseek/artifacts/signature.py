@@ -241,6 +241,24 @@ class Signature:
             raise InvalidInputError(f"Inputs differ in batch size: {sizes}. Expected one size.")
         return arrays
 
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Checks the inputs of a batch before there are arrays of them.
+
+        Args:
+            shapes: mapping from the names of all inputs to their shapes.
+
+        Raises:
+            InvalidInputError: A name, a shape or a batch size does not fit.
+        """
+        for spec, shape in self._pair(shapes):
+            if not _fits(shape, spec.shape):
+                raise InvalidInputError(
+                    f"Input {spec.name!r}: received shape {shape}; expected {spec}."
+                )
+        sizes = {name: shape[0] for name, shape in shapes.items() if shape}
+        if len(set(sizes.values())) > 1:
+            raise InvalidInputError(f"Inputs differ in batch size: {sizes}. Expected one size.")
+
     def _pair(self, values: Any) -> list[tuple[TensorSpec, Any]]:
         names = [spec.name for spec in self.inputs]
         if isinstance(values, Mapping):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.http.http_limits import HttpLimits
     from keras_deepseek.inference.server.termination import Interruption
 
 NAME = "serve"
@@ -235,6 +236,19 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --tls-certificate: refuse clients without a certificate of an authority in this "
         "PEM file",
     )
+    group.add_argument(
+        "--model-control",
+        choices=("none", "explicit"),
+        default="none",
+        help="explicit: clients may load and unload models, with a token of "
+        "--management-token-file (default: none)",
+    )
+    group.add_argument(
+        "--management-token-file",
+        metavar="FILE",
+        help="with --model-control explicit: the tokens for loading and unloading models, one in "
+        "each line",
+    )
 
 
 def _add_operation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -292,9 +306,9 @@ def run(arguments: argparse.Namespace) -> None:
                     engine.serve(**settings.of_servers)
                 threads = settings.of_engine.get("threads", "as the runtime chooses")
                 logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
-                _wait(engine, arguments, interruption)
+                _wait(engine, arguments, settings.of_servers["limits"], interruption)
     finally:
-        # A second signal ends the process without waiting for requests in flight.
+        # Another signal ends the process without waiting for requests in flight.
         if engine is not None:
             engine.close()
 
@@ -336,19 +350,21 @@ def _warnings_in_a_line() -> "Iterator[None]":
 
 
 def _wait(
-    engine: "ServingEngine", arguments: argparse.Namespace, interruption: "Interruption"
+    engine: "ServingEngine",
+    arguments: argparse.Namespace,
+    limits: "HttpLimits",
+    interruption: "Interruption",
 ) -> None:
     """Prints the server's address, and waits for a signal that ends it."""
-    import threading
-
+    from keras_deepseek.inference.engine_servers import wait_for_signal
     from keras_deepseek.inference.server.live_line import LiveLine
 
     # Log lines and a live line would mix on the terminal.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
     print(_describe(engine, arguments.no_grpc), flush=True)
     with line:
-        # `wait` also raises for a signal that was lost during an import.
-        interruption.wait(threading.Event())
+        # It also raises for a signal that was lost during an import.
+        wait_for_signal(engine.servers, limits.unready_seconds, interruption)
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:

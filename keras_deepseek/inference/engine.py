@@ -17,6 +17,7 @@ from keras_deepseek.inference.batching.delivery import Answer, Settle, Waiter
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.engine_servers import make_servers, wait_until_stopped
+from keras_deepseek.inference.http.http_application import HttpApplication
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import MAX_BODY_BYTES, HttpServer
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
@@ -28,6 +29,7 @@ from keras_deepseek.inference.monitoring.request_log import DEFAULT_SAMPLE, Requ
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.remote_model import fetch_model, is_uri
 from keras_deepseek.inference.request_options import RequestOptions
+from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
 
 
@@ -421,15 +423,15 @@ class ServingEngine:
         return self.find(model, version).statistics()
 
     def close(self) -> None:
-        """Refuses new requests, answers the accepted ones, and stops the servers, for good.
+        """Stops the servers, refuses new requests, and answers the accepted ones, for good.
 
         If there are servers, requests that are not answered within their `grace_seconds` get a
         `ClosedError`, and a model that hangs is abandoned. Without servers, `close` waits for it.
         """
+        start = time.monotonic()
+        stop_servers(self._servers)  # They answer what comes on open connections meanwhile.
         if not self.repository.begin_to_close():
             return
-        start = time.monotonic()
-        stop_servers(self._servers)
         grace = self._grace_seconds
         self.repository.close_models(None if grace is None else start + grace - time.monotonic())
         self.dispatcher.close()
@@ -447,6 +449,8 @@ class ServingEngine:
         limits: HttpLimits | None = None,
         access_log: bool = False,
         traces: Any = False,
+        model_control: ModelControlMode = "none",
+        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
         block: bool = False,
     ) -> HttpServer:
         """Starts servers for the calls of TF Serving and of Open Inference.
@@ -464,13 +468,16 @@ class ServingEngine:
                 Defaults to `None`: no TLS.
             max_body_bytes: As in `HttpServer`, and for the messages of gRPC. Defaults to 64 MiB
                 (`67108864`).
-            limits: As in `HttpServer`. Its `settle_seconds` and `grace_seconds` hold for gRPC, too.
-                Defaults to `None`: the defaults of `HttpLimits`.
+            limits: As in `HttpServer`. Its `unready_seconds` hold for all servers, and its
+                `connection_seconds`, `settle_seconds` and `grace_seconds` for gRPC, too. Defaults
+                to `None`: the defaults of `HttpLimits`.
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.
+            model_control: As in `HttpServer` and `GrpcServer`. Defaults to `"none"`.
+            management_tokens: As in `HttpServer`. Defaults to `None`.
             block: boolean. If `True`, `serve` prints the URLs, and returns when the servers were
-                stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after the accepted requests
-                are answered. Defaults to `False`.
+                stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after `unready_seconds` and
+                when the accepted requests are answered. Defaults to `False`.
 
         Returns:
             The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
@@ -497,12 +504,70 @@ class ServingEngine:
             limits=limits,
             access_log=access_log,
             traces=traces,
+            model_control=model_control,
+            management_tokens=management_tokens,
         )
         self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
         self._start_servers(servers)
         if block:
-            wait_until_stopped(self, servers)
+            wait_until_stopped(self, servers, limits.unready_seconds)
         return servers[0]
+
+    def asgi_app(
+        self,
+        *,
+        tokens: Sequence[str] | os.PathLike[str] | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        access_log: bool = False,
+        traces: Any = False,
+        model_control: ModelControlMode = "none",
+        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
+    ) -> HttpApplication:
+        """Returns the HTTP server's application, for any server of ASGI 3.
+
+        Choose it to mount the models in an application of FastAPI or Starlette, to put another
+        server before them, or to test a client without a port. `serve` has more to offer an open
+        port: it limits the times and the number of connections, stops without losing requests, and
+        notices at less cost that a client has hung up.
+
+        A server with ASGI's lifespan starts the engine, and closes it at the end if it was not
+        started before. An application in another one gets no lifespan: start the engine yourself.
+
+        Args:
+            tokens: As in `HttpServer`. Defaults to `None`: no token is needed.
+            max_body_bytes: As in `HttpServer`. Defaults to 64 MiB (`67108864`).
+            access_log: As in `HttpServer`. Defaults to `False`.
+            traces: As in `HttpServer`. Defaults to `False`.
+            model_control: As in `HttpServer`. Defaults to `"none"`.
+            management_tokens: As in `HttpServer`. Defaults to `None`.
+
+        Returns:
+            An ASGI 3 application.
+
+        Example:
+
+        >>> import asyncio
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> engine = ServingEngine(model, max_batch_size=1)
+        >>> app = engine.asgi_app()  # app.mount("/models", engine.asgi_app()) in FastAPI
+        >>> async def send(message):
+        ...     print(message.get("status", message.get("body")))
+        >>> live = {"type": "http", "method": "GET", "path": "/v2/health/live", "headers": []}
+        >>> asyncio.run(app({**live, "http_version": "1.1"}, None, send))
+        200
+        b'{"live":true}'
+        """
+        server = HttpServer(
+            self,
+            max_body_bytes=max_body_bytes,
+            tokens=tokens,
+            access_log=access_log,
+            traces=traces,
+            model_control=model_control,
+            management_tokens=management_tokens,
+        )
+        return server.application
 
     def __enter__(self) -> "ServingEngine":
         self.start()

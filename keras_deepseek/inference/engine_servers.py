@@ -11,6 +11,7 @@ from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
 
@@ -28,6 +29,8 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
     limits: HttpLimits,
     access_log: bool,
     traces: Any,
+    model_control: ModelControlMode,
+    management_tokens: Sequence[str] | os.PathLike[str] | None,
 ) -> tuple[HttpServer, *tuple[Server, ...]]:
     """Returns the HTTP server, and the gRPC server if it has a port. They are not started."""
     if grpc_port is None and grpc_credentials is not None:
@@ -50,6 +53,8 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
         tokens=tokens,
         access_log=access_log,
         traces=traces,
+        model_control=model_control,
+        management_tokens=management_tokens,
     )
     if grpc_port is None:
         return (http,)
@@ -62,6 +67,9 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
         tokens=tokens,
         access_log=access_log,
         traces=traces,
+        model_control=model_control,
+        management_tokens=management_tokens,
+        connection_seconds=limits.connection_seconds,
         settle_seconds=limits.settle_seconds,
         grace_seconds=limits.grace_seconds,
     )
@@ -76,10 +84,26 @@ def describe_servers(engine: Engine, servers: Sequence[Server]) -> str:
     return f"Serving {', '.join(map(repr, engine.models))} at {' and '.join(urls)}"
 
 
-def wait_until_stopped(engine: Engine, servers: Sequence[Server]) -> None:
+def wait_until_stopped(engine: Engine, servers: Sequence[Server], unready_seconds: float) -> None:
     """Prints the URLs. Returns when the servers have ended, or stops them after a signal."""
     with Interruption() as interruption:
         print(describe_servers(engine, servers), flush=True)
-        interruption.wait(servers[0].ended)
+        wait_for_signal(servers, unready_seconds, interruption)
     if interruption.has_come:
         stop_servers(servers)
+
+
+def wait_for_signal(
+    servers: Sequence[Server], unready_seconds: float, interruption: Interruption
+) -> None:
+    """Blocks until the servers have ended, or raises `KeyboardInterrupt` after a signal.
+
+    After the signal the servers are unready for `unready_seconds`, or until the next signal.
+    """
+    try:
+        interruption.wait(servers[0].ended)
+    except KeyboardInterrupt:
+        for server in servers:
+            server.announce_unready()
+        interruption.wait_for_another(servers[0].ended, unready_seconds)
+        raise

@@ -36,6 +36,10 @@ class ModelNotFoundError(KerasDeepSeekError, KeyError):
     __str__ = Exception.__str__  # `KeyError` would put the message in quotes.
 
 
+class NotPermittedError(KerasDeepSeekError):
+    """A call that this server does not allow, or not with the token that the client sent."""
+
+
 class ReplicaError(KerasDeepSeekError):
     """The error of a batch whose isolated model failed, crashed or hung."""
 
@@ -52,6 +56,7 @@ class LoadFailedError(KerasDeepSeekError):
 
 STATUSES: tuple[tuple[type[KerasDeepSeekError], int, str], ...] = (
     (InvalidInputError, 400, "INVALID_ARGUMENT"),
+    (NotPermittedError, 403, "PERMISSION_DENIED"),
     (ModelNotFoundError, 404, "NOT_FOUND"),
     (OverloadedError, 429, "RESOURCE_EXHAUSTED"),
     (LoadFailedError, 500, "INTERNAL"),

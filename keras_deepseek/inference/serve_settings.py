@@ -19,6 +19,7 @@ from keras_deepseek.inference.cpu_limit import find_cpu_limit
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.models.config import read_model_config
 from keras_deepseek.inference.models.model_folder import find_versions
+from keras_deepseek.inference.server.model_control import ModelControl
 from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
@@ -138,14 +139,17 @@ def _read_padding(arguments: argparse.Namespace) -> Padding | None:
 
 
 def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
-    if find_spec("httptools") is None:
-        raise MissingExtraError("httptools", "serving", "to serve over HTTP")
+    if find_spec("uvicorn") is None:
+        raise MissingExtraError("uvicorn", "serving", "to serve over HTTP")
     grpc_port = _grpc_port(arguments)
     check_addresses(arguments.host, arguments.http_port, grpc_port)
     check_integer("--max-body-bytes", arguments.max_body_bytes)
     tokens = None if arguments.token_file is None else Path(arguments.token_file)
     if tokens is not None:
         TokenCheck(tokens)
+    management_file = arguments.management_token_file
+    management_tokens = None if management_file is None else Path(management_file)
+    ModelControl(arguments.model_control, management_tokens)
     for flag, file in (("--tls-key", arguments.tls_key), ("--client-ca", arguments.client_ca)):
         if file is not None and arguments.tls_certificate is None:
             raise InvalidInputError(
@@ -163,6 +167,8 @@ def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
         "limits": _read_limits(arguments.limit),
         "access_log": arguments.access_log,
         "traces": arguments.traces,
+        "model_control": arguments.model_control,
+        "management_tokens": management_tokens,
     }
 
 

@@ -183,18 +183,27 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+MANAGED = {"model_control": "explicit", "management_tokens": ["manage"]}
+"""The arguments of a server that lets clients load and unload models."""
+
+MANAGER = (("authorization", "Bearer manage"),)
+"""The metadata of a call with the token for that."""
+
+
 class GrpcClient:
     """Asks a server over one channel; requests and answers are messages of this package."""
 
     def __init__(self, server: Any) -> None:
         grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
         self.server = server
+        self.metadata: tuple[tuple[str, str], ...] = ()
         self.channel = grpc.insecure_channel(server.target)
 
     def send(self, path: str, data: bytes, timeout: float | None = 60) -> Any:
         """Returns the call that sends bytes to a method, as in `"grpc.health.v1.Health/Check"`."""
         read = partial(parse_message, _method_of(path).output_type.full_name)
-        return self.channel.unary_unary(f"/{path}", None, read).future(data, timeout=timeout)
+        call = self.channel.unary_unary(f"/{path}", None, read)
+        return call.future(data, timeout=timeout, metadata=self.metadata)
 
     def ask(self, path: str, /, **fields: Any) -> Any:
         """Returns the answer to a request of these fields."""
@@ -243,7 +252,7 @@ def status_of() -> Callable[..., tuple[str, str]]:
 @pytest.fixture
 def serve_http(doubler: Doubler) -> Iterator[Callable[..., HttpServer]]:
     """Starts HTTP servers with limits of their own."""
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     with ServingEngine(doubler) as engine:
         servers: list[HttpServer] = []
 

@@ -18,7 +18,7 @@ from keras_deepseek.inference.server.termination import Interruption
 
 
 def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, capsys):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     waits, wait = threading.Event(), Interruption.wait
     monkeypatch.setattr(Interruption, "wait", lambda self, event: (waits.set(), wait(self, event)))
     engine = ServingEngine(doubler)
@@ -33,7 +33,7 @@ def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, 
 
 
 def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
 
     def interrupted_wait(_self, _event):
         raise KeyboardInterrupt
@@ -70,7 +70,7 @@ def is_open(host, port):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     pipe = subprocess.PIPE
     call = [sys.executable, "-c", SERVES]
     folder = Path(__file__).parents[2]
@@ -91,6 +91,48 @@ def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
             child.kill()
     assert rest.splitlines()[-1] == "over"
     assert child.returncode == 0
+
+
+UNREADY = """
+from keras_deepseek.inference import HttpLimits, ServingEngine
+from tests.inference.conftest import Doubler
+
+limits = HttpLimits(unready_seconds=600)
+ServingEngine(Doubler(), warm_up=False).serve(0, 0, block=True, limits=limits)
+"""
+
+
+def test_after_a_signal_only_readiness_fails_until_the_next_signal():
+    pytest.importorskip("httptools")
+    grpc = pytest.importorskip("grpc")
+    call = [sys.executable, "-c", UNREADY]
+    folder = Path(__file__).parents[2]
+    with subprocess.Popen(call, cwd=folder, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            urls = child.stdout.readline().split(" at ")[1].split(" and ")
+            url = urllib.parse.urlsplit(urls[0])
+
+            def ask(method, path, body=None):
+                connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
+                connection.request(method, path, body)
+                status = connection.getresponse().status
+                connection.close()
+                return status
+
+            with grpc.insecure_channel(urllib.parse.urlsplit(urls[1].strip()).netloc) as channel:
+                check = channel.unary_unary("/grpc.health.v1.Health/Check")
+                assert ask("GET", "/v2/health/ready") == 200
+                assert check(b"", timeout=60) == b"\x08\x01"
+                child.send_signal(signal.SIGTERM)
+                while ask("GET", "/v2/health/ready") == 200:
+                    pass
+                assert check(b"", timeout=60) == b"\x08\x02"
+            assert ask("GET", "/v2/health/live") == 200
+            assert ask("POST", f"{url.path}:predict", '{"instances": [[1, 2]]}') == 200
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(60) == 0
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize(
@@ -114,9 +156,10 @@ def test_options_of_servers_that_do_not_fit_are_refused(doubler, options, messag
 
 def test_limits_are_those_of_both_servers(doubler):
     pytest.importorskip("grpc")
-    limits = HttpLimits(settle_seconds=0.01, grace_seconds=5)
+    limits = HttpLimits(settle_seconds=0.01, grace_seconds=5, connection_seconds=60)
     with ServingEngine(doubler, warm_up=False) as engine:
         engine.serve(0, 0, max_body_bytes=1000, limits=limits)
         http, grpc = engine.servers
     assert (http.limits, http.max_body_bytes) == (limits, 1000)
     assert (grpc.settle_seconds, grpc.grace_seconds, grpc.max_message_bytes) == (0.01, 5, 1000)
+    assert grpc.connection_seconds == 60

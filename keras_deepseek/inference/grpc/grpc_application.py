@@ -28,13 +28,17 @@ SERVICES = (
         "tensorflow.serving.PredictionService", "tf_serving_grpc", tf_serving_rpc.UNARY_CALLS
     ),
     GrpcService(
-        "tensorflow.serving.ModelService", "tf_serving_grpc", model_service_rpc.UNARY_CALLS
+        "tensorflow.serving.ModelService",
+        "tf_serving_grpc",
+        model_service_rpc.UNARY_CALLS,
+        management_calls=frozenset({"HandleReloadConfigRequest"}),
     ),
     GrpcService(
         "inference.GRPCInferenceService",
         "open_inference_grpc",
         open_inference_rpc.UNARY_CALLS,
         stream_calls={"ModelStreamInfer": open_inference_stream.stream_infer},
+        management_calls=frozenset({"RepositoryModelLoad", "RepositoryModelUnload"}),
     ),
     GrpcService(
         "grpc.health.v1.Health",
@@ -83,18 +87,21 @@ def _answer_unary(
         status, size = "CANCELLED", 0
         begin_call(server, context, trace)
         try:
-            with server.calls:
-                if not service.is_open:
-                    _check_token(server, context)
-                result = await call(server, data, time_left(context))
+            if name in service.management_calls:
+                server.model_control.check(_read_token(context))
+            elif not service.is_open:
+                _check_token(server, context)
+            result = await call(server, data, time_left(context))
             status, size = "OK", len(result)
         except Exception as error:
             refusal = refusal_of(error)
             status = refusal.status
+            await server.wait_to_answer()
             await _abort(context, refusal)
             raise  # Not reached: gRPC's `abort` raises.
         finally:
             end_request(server, context, trace, path, status, size)
+        await server.wait_to_answer()
         return result
 
     return answer
@@ -103,8 +110,7 @@ def _answer_unary(
 def _answer_watch(server: "GrpcServer", call: WatchCall) -> Callable[[bytes, Any], Awaitable[None]]:
     async def answer(data: bytes, context: Any) -> None:
         try:
-            with server.calls:
-                await call(server, data, context)
+            await call(server, data, context)
         except Exception as error:  # noqa: BLE001 - The client is told, and the log.
             await _abort(context, refusal_of(error))
 
@@ -123,8 +129,7 @@ def _answer_stream(
             end_request(server, context, trace, f"/{service.name}/{name}", error.status, 0)
             await _abort(context, refusal_of(error))
         try:
-            with server.calls:
-                await call(server, requests, context)
+            await call(server, requests, context)
         except Exception as error:  # noqa: BLE001 - As above.
             await _abort(context, refusal_of(error))
 
@@ -135,13 +140,21 @@ def _check_token(server: "GrpcServer", context: Any) -> None:
     """Refuses a call without a valid token, if the server has tokens."""
     if server.tokens is None:
         return
-    received = [value for key, value in context.invocation_metadata() if key == "authorization"]
-    if len(received) != 1 or not server.tokens.allows(str(received[0])):
+    received = _read_token(context)
+    if not server.tokens.allows(received):
         raise StatusError(
             "UNAUTHENTICATED",
-            f"{'The token is not valid' if received else 'A token is required'}. Send the metadata "
-            "authorization: Bearer TOKEN.",
+            f"{'A token is required' if received is None else 'The token is not valid'}. Send the "
+            "metadata authorization: Bearer TOKEN.",
         )
+
+
+def _read_token(context: Any) -> str | None:
+    """Returns the metadata `authorization` of a call: `None` if missing, empty if sent twice."""
+    received = [value for key, value in context.invocation_metadata() if key == "authorization"]
+    if len(received) > 1:
+        return ""
+    return str(received[0]) if received else None
 
 
 async def _abort(context: Any, refusal: Refusal) -> None:

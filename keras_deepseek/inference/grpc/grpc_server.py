@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Serve, Server
 
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -21,29 +23,8 @@ _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
 _CLIENT_PROBE_MILLISECONDS = 10_000
-
-
-class CallsInFlight:
-    """Context manager that counts calls in flight. Use it on the server's event loop only."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._none = asyncio.Event()
-
-    def __enter__(self) -> None:
-        self._count += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if self._count == 0:
-            self._none.set()
-
-    async def wait_for_none(self, seconds: float) -> None:
-        """Waits until no call is in flight, or until the time is over."""
-        self._none.clear()
-        if self._count:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._none.wait(), seconds)
+_HOLD_SECONDS = 0.05
+_GOAWAY_SECONDS = 0.02
 
 
 class GrpcServer(Server):
@@ -66,8 +47,15 @@ class GrpcServer(Server):
             checks need none. Defaults to `None`: no token is required.
         access_log: As in `HttpServer`. Defaults to `False`.
         traces: As in `HttpServer`. Defaults to `False`.
-        settle_seconds: float. Seconds that a stopping server still accepts calls and answers them
-            with UNAVAILABLE, so that clients turn to another server. Defaults to `0.2`.
+        model_control: As in `HttpServer`, also for TF Serving's `HandleReloadConfigRequest`.
+            Defaults to `"none"`.
+        management_tokens: As in `HttpServer`. Defaults to `None`.
+        connection_seconds: float. The age from which a connection takes no further calls, by chance
+            up to a tenth earlier or later, so that clients connect anew and reach new servers. Its
+            calls are answered, and it stays open as long as a stream is. Defaults to `inf`:
+            connections may stay open.
+        settle_seconds: float. Seconds that a stopping server still accepts and answers calls, while
+            its health is NOT_SERVING, so that clients turn to another server. Defaults to `0.2`.
         grace_seconds: float. Seconds that a stopping server then waits for requests in flight.
             Defaults to `30.0`.
 
@@ -84,7 +72,7 @@ class GrpcServer(Server):
     True
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all options of a server.
         self,
         engine: Engine,
         host: str = "127.0.0.1",
@@ -95,10 +83,15 @@ class GrpcServer(Server):
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
         traces: Any = False,
+        model_control: ModelControlMode = "none",
+        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
+        connection_seconds: float = math.inf,
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
         check_integer("max_message_bytes", max_message_bytes)
+        if connection_seconds != math.inf:
+            check_seconds("connection_seconds", connection_seconds)
         check_seconds("settle_seconds", settle_seconds)
         check_seconds("grace_seconds", grace_seconds)
         super().__init__(
@@ -110,13 +103,21 @@ class GrpcServer(Server):
             tokens=tokens,
             access_log=access_log,
             traces=traces,
+            model_control=model_control,
+            management_tokens=management_tokens,
         )
         self.max_message_bytes = max_message_bytes
+        self.connection_seconds = connection_seconds
         self.settle_seconds = settle_seconds
         self.grace_seconds = grace_seconds
         self._credentials = credentials
-        self.calls = CallsInFlight()
+        self._held_back: asyncio.Event | None = None
         self._streams: set[asyncio.Task[None]] = set()
+
+    async def wait_to_answer(self) -> None:
+        """Waits, shortly before the connections close, until their clients have been told."""
+        if self._held_back is not None:
+            await self._held_back.wait()
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: asyncio.Task[None]) -> Iterator[None]:
@@ -149,7 +150,7 @@ class GrpcServer(Server):
             )
         # Fails with the system's message if the address is taken. gRPC only logs that message.
         self._bind().close()
-        options = (
+        options: tuple[tuple[str, int], ...] = (
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", -1),
@@ -162,6 +163,9 @@ class GrpcServer(Server):
             ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PROBE_MILLISECONDS),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),
         )
+        if self.connection_seconds != math.inf:
+            age = ("grpc.max_connection_age_ms", max(1, round(1000 * self.connection_seconds)))
+            options = (*options, age)
         return partial(
             self._serve,
             lambda: grpc.aio.server(handlers=[GrpcApplication(self)], options=options),
@@ -179,12 +183,15 @@ class GrpcServer(Server):
         await server.start()
         listens.set_result(port)
         await self.stopping.wait()
+        await asyncio.sleep(self.settle_seconds)
         for task in list(self._streams):
             task.cancel()
-        await asyncio.sleep(self.settle_seconds)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.grace_seconds
-        # If gRPC is stopped while calls are in flight, it closes the connections right after the
-        # last response, and a client that has not read it yet loses it.
-        await self.calls.wait_for_none(self.grace_seconds)
-        await server.stop(max(0.0, deadline - loop.time()))
+        # When gRPC stops, it cancels each call that it has not passed on yet: a client that sends
+        # the next call right after an answer loses it. So the answers are held back until all such
+        # clients wait for one, and gRPC has told them (GOAWAY) to send no more on this connection.
+        self._held_back = asyncio.Event()
+        await asyncio.sleep(_HOLD_SECONDS)
+        stopping = asyncio.create_task(server.stop(self.grace_seconds))
+        await asyncio.sleep(_GOAWAY_SECONDS)
+        self._held_back.set()
+        await stopping

@@ -28,6 +28,8 @@ class GrpcService:
         protocol: The label `protocol` of its calls in the metrics.
         watch_calls: They are not counted in the metrics.
         stream_calls: They count each message themselves.
+        management_calls: Names of the calls that load or unload models, which `ModelControl`
+            allows or not.
         is_open: True if its calls need no token.
     """
 
@@ -36,4 +38,5 @@ class GrpcService:
     unary_calls: Mapping[str, UnaryCall]
     watch_calls: Mapping[str, WatchCall] = field(default_factory=dict)
     stream_calls: Mapping[str, StreamCall] = field(default_factory=dict)
+    management_calls: frozenset[str] = frozenset()
     is_open: bool = False

@@ -77,7 +77,7 @@ def start_infer(
 
     def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
-        return signature.bind(call.inputs)
+        return open_inference_grpc.bind_tensors(call.inputs, signature)
 
     urgency = read_urgency(call.parameters).within(timeout)
     return dispatch(

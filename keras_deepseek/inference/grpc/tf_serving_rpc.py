@@ -24,6 +24,7 @@ from keras_deepseek.inference.protocols import (
     tf_serving_grpc,
     tf_serving_model_service,
 )
+from keras_deepseek.inference.protocols.tensor_proto import bind_tensor_protos
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> b
     def bind(signature: Signature) -> Inputs:
         if call.output_names:
             _check_outputs(call.output_names, signature)
-        return signature.bind(call.inputs)
+        return bind_tensor_protos(call.inputs, signature)
 
     outputs, version = await _ask(server, call.model, bind, timeout)
     return tf_serving_grpc.format_predict(call, outputs, version)

@@ -1,4 +1,4 @@
-"""The limits on the size and the time of HTTP requests."""
+"""The limits on the size and the time of HTTP requests, and on connections."""
 
 import math
 from dataclasses import dataclass, fields
@@ -8,14 +8,14 @@ from keras_deepseek.checks import check_integer, check_number
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """The limits of one connection, which stop slow clients from piling up connections.
+    """The limits of connections, which stop clients from piling up connections and bytes.
 
     Args:
         max_header_bytes: integer. Of the request line and all headers. Above it, the status is 431.
             Defaults to 64 KiB (`65536`).
         max_header_fields: integer. Above it, the status is 431. Defaults to `100`.
-        max_pipelined: integer. The requests of one connection that are computed at a time. Further
-            ones wait, and no more are read. Defaults to `16`.
+        max_connections: integer. Open connections. Above it, a new one gets the status 503 and is
+            closed. Defaults to `4096`.
         header_seconds: float. For the request line and all headers to arrive. Above it, the status
             is 408. Defaults to `10.0`.
         body_seconds: float. For a body to arrive, beyond the time that `min_body_rate` allows.
@@ -29,6 +29,12 @@ class HttpLimits:
             the client may have sent it already. Defaults to `0.2`.
         grace_seconds: float. That a stopping server waits for requests in flight, and a closing
             engine with servers for its models. Defaults to `30.0`.
+        unready_seconds: float, `0` or more. After a signal that ends the server, for so long only
+            readiness checks fail, and all else is answered, with `Connection: close`. Then the
+            server stops. Choose a time in which load balancers notice. Defaults to `0.0`.
+        connection_seconds: float. The age from which a connection is closed behind an answer, by
+            chance up to a tenth later, so that clients connect anew and reach new servers.
+            Defaults to `inf`: connections may stay open.
 
     Raises:
         InvalidInputError: A limit is not a positive number.
@@ -42,7 +48,7 @@ class HttpLimits:
 
     max_header_bytes: int = 2**16
     max_header_fields: int = 100
-    max_pipelined: int = 16
+    max_connections: int = 4096
     header_seconds: float = 10.0
     body_seconds: float = 30.0
     min_body_rate: float = 10_000.0
@@ -51,12 +57,16 @@ class HttpLimits:
     linger_seconds: float = 1.0
     settle_seconds: float = 0.2
     grace_seconds: float = 30.0
+    unready_seconds: float = 0.0
+    connection_seconds: float = math.inf
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.type is int:
                 check_integer(item.name, value)
+            elif item.name == "unready_seconds":
+                check_number(item.name, value, least=0)
             elif value != math.inf:
                 check_number(item.name, value, above=0)
 

@@ -55,7 +55,7 @@ class InferCall:
     """A request for inference, over REST or gRPC.
 
     Args:
-        inputs: Arrays by input name, not yet checked against a signature.
+        inputs: Arrays by input name, over gRPC `SentTensor`s, not yet checked against a signature.
         outputs: The outputs to return. Empty for all.
         is_binary: True to return outputs that are not in `outputs` as raw bytes.
         id: It is returned with the response.
@@ -63,7 +63,7 @@ class InferCall:
         model_version: Likewise.
     """
 
-    inputs: dict[str, Array]
+    inputs: Mapping[str, Any]
     outputs: tuple[WantedOutput, ...] = ()
     is_binary: bool = False
     id: str = ""

@@ -5,11 +5,11 @@ response has the same form as its request.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import (
     Dtype,
@@ -29,7 +29,9 @@ from keras_deepseek.inference.protocols.open_inference import (
 )
 from keras_deepseek.inference.protocols.open_inference_classes import PARAMETER, read_count
 from keras_deepseek.inference.protocols.tensor_bytes import (
+    check_count,
     check_shape,
+    check_tensors,
     from_bytes,
     shape_array,
     string_array,
@@ -41,19 +43,26 @@ from keras_deepseek.inference.protocols.tensor_proto import listed_values
 _PACKAGE = "inference."
 
 
+class SentTensor(NamedTuple):
+    """An input of a `ModelInferRequest`, with its raw bytes if the request has such."""
+
+    message: Message
+    raw: bytes | None
+
+
 def parse_infer(data: bytes) -> InferCall:
-    """Parses a `ModelInferRequest`. Raw bytes are not copied."""
+    """Parses a `ModelInferRequest`, whose inputs `bind_tensors` reads."""
     message = parse_message(_PACKAGE + "ModelInferRequest", data)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidInputError(
             f"Received {len(raw)} raw_input_contents for {len(message.inputs)} inputs."
         )
-    inputs: dict[str, Array] = {}
+    inputs: dict[str, SentTensor] = {}
     for number, tensor in enumerate(message.inputs):
         if tensor.name in inputs:
             raise InvalidInputError(f"Input {tensor.name!r} was sent twice.")
-        inputs[tensor.name] = _read_tensor(tensor, raw[number] if raw else None)
+        inputs[tensor.name] = SentTensor(tensor, raw[number] if raw else None)
     is_raw = bool(raw)
     return InferCall(
         inputs=inputs,
@@ -64,6 +73,31 @@ def parse_infer(data: bytes) -> InferCall:
         model_name=message.model_name,
         model_version=message.model_version,
     )
+
+
+def bind_tensors(tensors: Mapping[str, SentTensor], signature: Signature) -> dict[str, Array]:
+    """Converts the inputs of a `ModelInferRequest` to the arrays of a signature.
+
+    Names, dtypes and shapes are checked before an array is made.
+    """
+    kinds = {name: _kind_of(tensor.message) for name, tensor in tensors.items()}
+    check_tensors(kinds, signature)
+    return signature.bind({name: read_tensor(tensor) for name, tensor in tensors.items()})
+
+
+def read_tensor(sent: SentTensor) -> Array:
+    """Converts one input of a `ModelInferRequest` to an array. Raw bytes are not copied."""
+    tensor = sent.message
+    where = f"Input {tensor.name!r}"
+    dtype, shape = _kind_of(tensor)
+    _read_parameters(tensor.parameters, where)
+    if sent.raw is None:
+        return shape_array(_read_contents(tensor.contents, dtype, shape, where), shape, where)
+    if tensor.HasField("contents"):
+        raise InvalidInputError(
+            f"{where}: received 'contents' beside raw_input_contents; expected one of them."
+        )
+    return from_bytes(sent.raw, dtype, shape, where)
 
 
 def format_infer(
@@ -105,21 +139,12 @@ def parse_repository_model(data: bytes, call: str) -> str:
     return name
 
 
-def _read_tensor(tensor: Message, raw: bytes | None) -> Array:
+def _kind_of(tensor: Message) -> tuple[Dtype, tuple[int, ...]]:
     where = f"Input {tensor.name!r}"
-    dtype = dtype_of_open_inference(tensor.datatype, where)
-    shape = check_shape(tensor.shape, where)
-    _read_parameters(tensor.parameters, where)
-    if raw is None:
-        return shape_array(_read_contents(tensor.contents, dtype, where), shape, where)
-    if tensor.HasField("contents"):
-        raise InvalidInputError(
-            f"{where}: received 'contents' beside raw_input_contents; expected one of them."
-        )
-    return from_bytes(raw, dtype, shape, where)
+    return dtype_of_open_inference(tensor.datatype, where), check_shape(tensor.shape, where)
 
 
-def _read_contents(contents: Message, dtype: Dtype, where: str) -> Array:
+def _read_contents(contents: Message, dtype: Dtype, shape: tuple[int, ...], where: str) -> Array:
     filled = [field.name for field, _ in contents.ListFields()]
     if any(name != dtype.open_inference_values for name in filled):
         raise InvalidInputError(
@@ -129,6 +154,7 @@ def _read_contents(contents: Message, dtype: Dtype, where: str) -> Array:
     if not dtype.open_inference_values:
         return np.zeros(0, dtype.numpy)
     values = getattr(contents, dtype.open_inference_values)
+    check_count(len(values), shape, where)  # Before an array is made of them.
     if dtype.is_bytes:
         return string_array(list(values))
     return listed_values(values, dtype.numpy, where)

@@ -7,12 +7,12 @@ with the bytes that are there before they are used.
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import Dtype
 
@@ -31,15 +31,35 @@ def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
     return shape
 
 
+def check_tensors(kinds: Mapping[str, tuple[Dtype, tuple[int, ...]]], signature: Signature) -> None:
+    """Checks the names, dtypes and shapes of a request before arrays are made of its values.
+
+    `kinds` has the dtype and the shape of each input by its name.
+    """
+    signature.check_shapes({name: shape for name, (_, shape) in kinds.items()})
+    for spec in signature.inputs:
+        dtype, _ = kinds[spec.name]
+        if dtype.is_bytes != (spec.dtype == "object"):
+            raise InvalidInputError(
+                f"Input {spec.name!r}: received {'text' if dtype.is_bytes else dtype.name}; "
+                f"expected {spec}."
+            )
+
+
+def check_count(count: int, shape: tuple[int, ...], where: str) -> None:
+    """Raises an error if a shape has another number of values than a client sent."""
+    if count != math.prod(shape):
+        raise InvalidInputError(
+            f"{where}: received {count} values; shape {_shown(shape)} has {math.prod(shape)}."
+        )
+
+
 def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
     """Reshapes an array to the shape that a client sent.
 
     Raises `InvalidInputError` for another number of values, or more axes than NumPy allows.
     """
-    if array.size != math.prod(shape):
-        raise InvalidInputError(
-            f"{where}: received {array.size} values; shape {_shown(shape)} has {math.prod(shape)}."
-        )
+    check_count(array.size, shape, where)
     try:
         return array.reshape(shape)
     except ValueError as error:

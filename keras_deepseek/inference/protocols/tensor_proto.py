@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import Dtype, dtype_of_numpy, dtype_of_tf_number
 from keras_deepseek.inference.protocols.messages import Message, new_message
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
+    check_tensors,
     from_bytes,
     shape_array,
     string_array,
@@ -24,7 +25,25 @@ from keras_deepseek.inference.protocols.tensor_bytes import (
 )
 
 MAX_REPEATED_BYTES = 2**26
-"""The largest array that a short list may fill: a request of a few bytes can ask for any size."""
+"""The most that the short lists of a request may fill: a few bytes can ask for any size."""
+
+
+def bind_tensor_protos(messages: Mapping[str, Message], signature: Signature) -> dict[str, Array]:
+    """Converts a request's inputs, `TensorProto` by name, to the arrays of a signature.
+
+    Names, dtypes and shapes are checked before an array is made, and so is the sum of the arrays
+    for which short lists are filled up.
+    """
+    kinds = {name: _kind_of(messages[name], f"Input {name!r}") for name in messages}
+    check_tensors(kinds, signature)
+    filled = sum(
+        math.prod(shape) * dtype.numpy.itemsize
+        for name, (dtype, shape) in kinds.items()
+        if _is_short(messages[name], dtype, shape)
+    )
+    _check_filled(filled, MAX_REPEATED_BYTES, "All inputs")
+    arrays = {name: from_tensor_proto(messages[name], f"Input {name!r}") for name in messages}
+    return signature.bind(arrays)
 
 
 def from_tensor_proto(
@@ -34,10 +53,7 @@ def from_tensor_proto(
 
     `max_repeated_bytes` limits the array for which a short list is filled up.
     """
-    dtype = dtype_of_tf_number(message.dtype, where)
-    if message.tensor_shape.unknown_rank:
-        raise InvalidInputError(f"{where}: received a tensor without a shape. Set tensor_shape.")
-    shape = check_shape((size.size for size in message.tensor_shape.dim), where)
+    dtype, shape = _kind_of(message, where)
     content = message.tensor_content
     if content and dtype.is_bytes:
         raise InvalidInputError(f"{where}: received strings in tensor_content; use string_val.")
@@ -45,13 +61,10 @@ def from_tensor_proto(
         return from_bytes(content, dtype, shape, where)
     values = getattr(message, dtype.tf_values)
     count = math.prod(shape)
+    if _is_short(message, dtype, shape):
+        _check_filled(count * dtype.numpy.itemsize, max_repeated_bytes, where)
     if len(values) > count:
         raise InvalidInputError(f"{where}: received {len(values)} values; its shape has {count}.")
-    if len(values) < count and count * dtype.numpy.itemsize > max_repeated_bytes:
-        raise InvalidInputError(
-            f"{where}: received {len(values)} values for a shape that has {count}. At most "
-            f"{max_repeated_bytes} bytes are filled with the last value; send tensor_content."
-        )
     return shape_array(_fill(_to_array(values, dtype, where), count), shape, where)
 
 
@@ -74,11 +87,6 @@ def write_tensor_proto(message: Message, array: Array) -> None:
         message.tensor_content = to_bytes(array)
 
 
-def from_tensor_protos(messages: Mapping[str, Message]) -> dict[str, Array]:
-    """Converts a request's inputs, a mapping of `TensorProto` by name, to arrays."""
-    return {name: from_tensor_proto(messages[name], f"Input {name!r}") for name in messages}
-
-
 def listed_values(values: Any, dtype: np.dtype[Any], where: str) -> Array:
     """Returns the numbers or booleans of a repeated field as an array with one axis.
 
@@ -93,6 +101,29 @@ def listed_values(values: Any, dtype: np.dtype[Any], where: str) -> Array:
     return wide.astype(dtype)
 
 
+def _kind_of(message: Message, where: str) -> tuple[Dtype, tuple[int, ...]]:
+    """Returns the dtype and the shape that a `TensorProto` names."""
+    dtype = dtype_of_tf_number(message.dtype, where)
+    if message.tensor_shape.unknown_rank:
+        raise InvalidInputError(f"{where}: received a tensor without a shape. Set tensor_shape.")
+    return dtype, check_shape((size.size for size in message.tensor_shape.dim), where)
+
+
+def _is_short(message: Message, dtype: Dtype, shape: tuple[int, ...]) -> bool:
+    """Returns true if a `TensorProto` has a list that is shorter than its shape."""
+    if message.tensor_content:
+        return False
+    return len(getattr(message, dtype.tf_values)) < math.prod(shape)
+
+
+def _check_filled(size: int, max_repeated_bytes: int, where: str) -> None:
+    if size > max_repeated_bytes:
+        raise InvalidInputError(
+            f"{where}: received fewer values than the shape has, which takes {size} bytes. At most "
+            f"{max_repeated_bytes} bytes are filled with the last value; send tensor_content."
+        )
+
+
 def _to_array(values: Any, dtype: Dtype, where: str) -> Array:
     if dtype.is_bytes:
         return string_array(list(values))
@@ -103,9 +134,9 @@ def _to_array(values: Any, dtype: Dtype, where: str) -> Array:
 
 def _fill(array: Array, count: int) -> Array:
     """Extends an array to `count` values by its last value, or by zeros if it is empty."""
-    missing = count - len(array)
-    if not missing:
+    if len(array) == count:
         return array
-    if not len(array):
-        return np.full(count, b"" if array.dtype == object else 0, array.dtype)
-    return np.concatenate([array, np.repeat(array[-1:], missing)])
+    last = array[-1] if len(array) else b"" if array.dtype == object else 0
+    filled: Array = np.full(count, last, array.dtype)
+    filled[: len(array)] = array
+    return filled

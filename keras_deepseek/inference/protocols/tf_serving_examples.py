@@ -29,6 +29,12 @@ Classes = list[tuple[str, float]]
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
 
+MAX_EXAMPLES = 2**16
+"""Examples of a request. An empty one takes two bytes there, and a hundred times as many here."""
+
+MAX_VALUES = 2**23
+"""Numbers and bytes of all examples of a request, with the context in each of them."""
+
 _LARGEST_FLOAT = float(np.finfo("float32").max)
 
 
@@ -60,10 +66,29 @@ def bind_examples(examples: Sequence[Example], signature: Signature) -> dict[str
     """Converts examples, each with the features of the context, to the inputs of a model."""
     if not examples:
         raise InvalidInputError("Received no examples. Expected at least one.")
+    _check_size(examples)
     name = _whole_example_input(signature)
     if name is not None and not any(name in example for example in examples):
         return signature.bind({name: string_array([_serialize(each) for each in examples])})
     return signature.bind({spec.name: _stack(spec, examples) for spec in signature.inputs})
+
+
+def _check_size(examples: Sequence[Example]) -> None:
+    """Raises an error if examples hold too much: all of them may share a large context."""
+    sizes: dict[int, int] = {}  # By the identity of a list: the context's is in each example.
+    size = 0
+    for example in examples:
+        for values in example.values():
+            if id(values) not in sizes:
+                sizes[id(values)] = sum(
+                    len(value) if isinstance(value, bytes) else 1 for value in values
+                )
+            size += sizes[id(values)]
+    if size > MAX_VALUES:
+        raise InvalidInputError(
+            f"Received {len(examples)} examples with {size} values, counting the context for each "
+            f"and a string by its bytes. Expected at most {MAX_VALUES}; send fewer examples."
+        )
 
 
 def classify(outputs: Mapping[str, Array], rows: int) -> list[Classes]:

@@ -12,13 +12,11 @@ from keras_deepseek.inference.protocols.messages import (
     parse_message,
     write_message,
 )
-from keras_deepseek.inference.protocols.tensor_proto import (
-    from_tensor_protos,
-    write_tensor_proto,
-)
+from keras_deepseek.inference.protocols.tensor_proto import write_tensor_proto
 from keras_deepseek.inference.protocols.tf_serving import SIGNATURE_NAME
 from keras_deepseek.inference.protocols.tf_serving_examples import (
     CLASSIFY_METHOD,
+    MAX_EXAMPLES,
     REGRESS_METHOD,
     Classes,
     Example,
@@ -44,11 +42,11 @@ class ModelSpec:
 class PredictMessage:
     """A call of `Predict`.
 
-    `inputs` are not yet checked against a signature. Empty `output_names` stand for all.
+    `inputs` are `TensorProto` messages. Empty `output_names` stand for all.
     """
 
     model: ModelSpec
-    inputs: dict[str, Array]
+    inputs: Mapping[str, Message]
     output_names: tuple[str, ...]
 
 
@@ -74,7 +72,7 @@ def parse_predict(data: bytes) -> PredictMessage:
     message = parse_message(_SERVING + "PredictRequest", data)
     return PredictMessage(
         read_model_spec(message.model_spec),
-        from_tensor_protos(message.inputs),
+        message.inputs,
         tuple(message.output_filter),
     )
 
@@ -178,6 +176,10 @@ def _examples_of(message: Message) -> tuple[Example, ...]:
         context, examples = {}, message.example_list.examples
     if not examples:
         raise InvalidInputError("Input is empty. Expected at least one example.")
+    if len(examples) > MAX_EXAMPLES:
+        raise InvalidInputError(
+            f"Received {len(examples)} examples. Expected at most {MAX_EXAMPLES}."
+        )
     return tuple({**context, **_features_of(example)} for example in examples)
 
 

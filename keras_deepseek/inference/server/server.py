@@ -18,6 +18,7 @@ from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.monitoring.access_log import AccessLog
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces
 from keras_deepseek.inference.server.engine import Engine
+from keras_deepseek.inference.server.model_control import ModelControl, ModelControlMode
 from keras_deepseek.inference.server.termination import wait_heeding_signals
 from keras_deepseek.inference.server.tokens import TokenCheck, warn_of_strangers
 
@@ -29,7 +30,8 @@ class Server(ABC):
     """A server in front of an engine, with its own thread and event loop.
 
     Port `0` takes a free one. `scheme` is that of its `url`, without the `s` of TLS. `tokens` and
-    `traces` are the arguments of `TokenCheck` and `RequestTraces`, or `None` and `False` for none.
+    `traces` are the arguments of `TokenCheck` and `RequestTraces`, or `None` and `False` for none;
+    `model_control` and `management_tokens` those of `ModelControl`.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Server(ABC):
         tokens: Sequence[str] | os.PathLike[str] | None,
         access_log: bool,
         traces: Any,
+        model_control: ModelControlMode,
+        management_tokens: Sequence[str] | os.PathLike[str] | None,
     ) -> None:
         check_address(host, port)
         check_boolean("access_log", access_log)
@@ -52,6 +56,8 @@ class Server(ABC):
         self.tokens = None if tokens is None else TokenCheck(tokens)
         self.access_log = AccessLog() if access_log else None
         self.traces = RequestTraces(traces) if traces else None
+        self.model_control = ModelControl(model_control, management_tokens)
+        self.is_unready = False
         self.is_stopping = False
         self.stopping = asyncio.Event()
         self._scheme = scheme
@@ -73,8 +79,11 @@ class Server(ABC):
 
     @property
     def ready(self) -> bool:
-        """True if requests are answered: neither server nor engine is starting or stopping."""
-        return self.engine.ready and not self.is_stopping
+        """True if health checks may say so: neither server nor engine is starting or stopping.
+
+        Requests that come to a stopping server all the same are answered.
+        """
+        return self.engine.ready and not self.is_unready and not self.is_stopping
 
     def start(self) -> None:
         """Starts the server's thread. Returns when the server listens."""
@@ -94,6 +103,10 @@ class Server(ABC):
             self.stop()
             raise
 
+    def announce_unready(self) -> None:
+        """Lets health checks fail, so that clients turn to other servers. All else is answered."""
+        self.is_unready = True
+
     def wait(self) -> None:
         """Blocks until the server has stopped."""
         if self._thread is not None:
@@ -102,7 +115,7 @@ class Server(ABC):
             self._thread.join()
 
     def stop(self) -> None:
-        """Refuses new requests, answers those in flight, and returns when the port is free.
+        """Answers the requests on open connections, closes these, and frees the port.
 
         Requests that are not answered within the server's `grace_seconds` are dropped.
         """
@@ -115,8 +128,8 @@ class Server(ABC):
                 notes.close()
 
     def check_ready(self, model: str) -> None:
-        """Raises `ClosedError` if the server or its engine is starting or stopping."""
-        if not self.ready:
+        """Raises `ClosedError` if the engine is starting or stopping."""
+        if not self.engine.ready:
             raise ClosedError(f"The model {model!r} is not ready: it is starting or stopping.")
 
     @abstractmethod

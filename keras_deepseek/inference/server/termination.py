@@ -6,6 +6,7 @@
 
 import signal
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -82,6 +83,19 @@ class Interruption:
         self.check()
         while not event.wait(_POLL_SECONDS):
             self.check()
+
+    def wait_for_another(self, event: threading.Event, seconds: float) -> None:
+        """Blocks, after a signal, until the event is set, the time is over, or the next signal."""
+        self.has_come = False
+        end = time.monotonic() + seconds
+        try:
+            while not self.has_come and (left := end - time.monotonic()) > 0:
+                if event.wait(min(left, _POLL_SECONDS)):
+                    break
+        except KeyboardInterrupt:  # The next signal.
+            pass
+        finally:
+            self.has_come = True
 
     def _interrupt(self, number: int, _frame: object) -> None:
         if number == _HANG_UP:

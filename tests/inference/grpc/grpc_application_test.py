@@ -14,6 +14,7 @@ from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.grpc import open_inference_rpc
 from keras_deepseek.inference.monitoring.access_log import LOGGER
 from keras_deepseek.inference.protocols.messages import message_pool, new_message, parse_message
+from tests.inference.conftest import MANAGED, MANAGER
 from tests.oracles.protocols import import_client, read_descriptors, skip_without
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
@@ -30,7 +31,7 @@ METHODS = [
 @pytest.fixture
 def client(doubler, serve_grpc):
     with ServingEngine(doubler) as engine:
-        yield serve_grpc(engine)
+        yield serve_grpc(engine, **MANAGED)
 
 
 def send(client, path, data, method):
@@ -49,7 +50,7 @@ def _send(client, path, data, method):
         first = next(stream)
         stream.cancel()
         return first
-    return client.channel.unary_unary(f"/{path}")(data, timeout=60)
+    return client.channel.unary_unary(f"/{path}")(data, timeout=60, metadata=MANAGER)
 
 
 @pytest.mark.parametrize("path", METHODS)
@@ -91,7 +92,7 @@ def test_a_fault_of_the_server_itself_is_internal_and_not_shown(
 @pytest.fixture
 def target(doubler, serve_grpc):
     with ServingEngine(doubler, name="double") as engine:
-        yield serve_grpc(engine).server.target
+        yield serve_grpc(engine, **MANAGED).server.target
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_tensorflow_serving_api(target, quiet):
         request = model_management_pb2.ReloadConfigRequest()
         request.config.model_config_list.config.add(name="other", base_path="nowhere")
         with pytest.raises(grpc.RpcError) as caught:
-            models.HandleReloadConfigRequest(request, timeout=60)
+            models.HandleReloadConfigRequest(request, timeout=60, metadata=MANAGER)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -174,8 +175,8 @@ def test_tritonclient(target, quiet):
         with pytest.raises(client.InferenceServerException, match="no model 'other'") as caught:
             triton.infer("other", triton_inputs(client))
         assert caught.value.status() == "StatusCode.NOT_FOUND"
-        triton.load_model("double")
-        triton.unload_model("double")
+        triton.load_model("double", headers=dict(MANAGER))
+        triton.unload_model("double", headers=dict(MANAGER))
         assert not triton.get_model_repository_index().models
 
 
@@ -276,6 +277,24 @@ def test_calls_without_a_token_are_refused_but_those_for_health(doubler, serve_g
                 next(stream(iter([b""]), metadata=metadata, timeout=60))
             assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert live(b"", metadata=(("authorization", "Bearer secret"),), timeout=60)
+
+
+def test_models_are_loaded_and_unloaded_only_for_a_management_token(doubler, serve_grpc, status_of):
+    unload = "inference.GRPCInferenceService/RepositoryModelUnload"
+    with ServingEngine(doubler) as engine:
+        client = serve_grpc(engine, tokens=["secret"])
+        client.metadata = (("authorization", "Bearer secret"),)
+        found, text = status_of(client.ask, unload, model_name="model")
+        assert (found, "--model-control explicit" in text) == ("PERMISSION_DENIED", True)
+        client = serve_grpc(engine, tokens=["secret"], **MANAGED)
+        for metadata in ((), (("authorization", "Bearer secret"),), 2 * MANAGER):
+            client.metadata = metadata
+            found, text = status_of(client.ask, unload, model_name="model")
+            assert (found, "management token" in text) == ("PERMISSION_DENIED", True)
+        client.metadata = MANAGER
+        live = status_of(client.ask, "inference.GRPCInferenceService/ServerLive")
+        assert live[0] == "UNAUTHENTICATED"
+        assert client.ask(unload, model_name="model").isUnloaded
 
 
 def test_calls_are_counted_by_model_and_status(doubler, serve_grpc):

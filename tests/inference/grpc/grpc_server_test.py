@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import types
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import GrpcServer, ServingEngine
-from keras_deepseek.inference.grpc.grpc_server import CallsInFlight
 from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
 
@@ -137,9 +137,7 @@ def stopping_is_told(server):
     return waiting.result(60)
 
 
-def test_stopping_answers_what_is_in_flight_and_frees_the_port(
-    watch, doubler, serve_grpc, status_of
-):
+def test_stopping_answers_what_is_in_flight_and_frees_the_port(watch, doubler, serve_grpc):
     client = serve_grpc(watch.engine)
     calls = [hold_one(watch, doubler, client), *(start(client, value) for value in range(2, 41))]
     for _ in range(39):
@@ -148,7 +146,6 @@ def test_stopping_answers_what_is_in_flight_and_frees_the_port(
     stopping.start()
     assert stopping_is_told(client.server)
     assert not client.server.ready
-    assert status_of(start(client, 1).result)[0] == "UNAVAILABLE"
     doubler.release()
     assert [value_of(call.result()) for call in calls] == [2 * value for value in range(1, 41)]
     stopping.join(60)
@@ -159,28 +156,51 @@ def test_stopping_answers_what_is_in_flight_and_frees_the_port(
     again.stop()
 
 
-def test_no_request_is_lost_when_the_server_stops(doubler, serve_grpc):
+def ask_until(is_over, targets, done, data):
+    """Asks over one channel, one call after the other; returns the statuses by their number."""
+    statuses = Counter()
+    own = [("grpc.use_local_subchannel_pool", 1)]  # A connection of its own.
+    with grpc.insecure_channel(f"ipv4:{','.join(targets)}", own) as channel:
+        call = channel.unary_unary(f"/{PREDICT}")
+        while not is_over.is_set():
+            try:
+                call(data, timeout=60)
+                statuses["OK"] += 1
+            except grpc.RpcError as error:
+                statuses[error.code().name] += 1
+            done.release()
+    return statuses
+
+
+def test_clients_that_ask_on_lose_no_call_when_a_server_stops(doubler, serve_grpc):
     with ServingEngine(doubler) as engine:
-        client = serve_grpc(engine, settle_seconds=1.0)
-        busy = threading.Semaphore(0)
+        first, second = serve_grpc(engine), serve_grpc(engine)
+        is_over, done, data = threading.Event(), threading.Semaphore(0), request([1, 1])
+        targets = (first.server.target, second.server.target)
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask_until, is_over, targets, done, data) for _ in range(8)]
+            for _ in range(80):
+                assert done.acquire(timeout=60)
+            first.server.stop()
+            for _ in range(80):
+                assert done.acquire(timeout=60)
+            is_over.set()
+            statuses = sum((one.result() for one in asked), Counter())
+    assert set(statuses) == {"OK"}, statuses
 
-        def ask_until_refused(number):
-            found = []
-            while not found or found[-1] == "OK":
-                try:
-                    assert value_of(start(client, number).result()) == 2 * number
-                    found.append("OK")
-                    busy.release()
-                except grpc.RpcError as error:
-                    found.append(error.code().name)
-            return found
 
-        with ThreadPoolExecutor(16) as pool:
-            asked = [pool.submit(ask_until_refused, number) for number in range(16)]
-            for _ in range(160):
-                assert busy.acquire(timeout=60)
-            client.server.stop()
-            assert {one.result()[-1] for one in asked} == {"UNAVAILABLE"}
+def test_connections_that_are_renewed_lose_no_call(doubler, serve_grpc):
+    with ServingEngine(doubler) as engine:
+        client = serve_grpc(engine, connection_seconds=0.02)
+        is_over, done, data = threading.Event(), threading.Semaphore(0), request([1, 1])
+        with ThreadPoolExecutor(4) as pool:
+            targets = (client.server.target,)
+            asked = [pool.submit(ask_until, is_over, targets, done, data) for _ in range(4)]
+            for _ in range(400):
+                assert done.acquire(timeout=60)
+            is_over.set()
+            statuses = sum((one.result() for one in asked), Counter())
+    assert set(statuses) == {"OK"}, statuses
 
 
 def test_a_stopping_server_does_not_wait_for_ever(watch, doubler, serve_grpc, status_of):
@@ -366,51 +386,3 @@ def test_the_error_names_the_extra_where_a_package_is_missing(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"`{package}` .*keras_deepseek\[grpc\]"):
         GrpcServer(ServingEngine(doubler)).start()
-
-
-def test_the_end_comes_when_the_last_call_is_answered():
-    async def run():
-        calls, order = CallsInFlight(), []
-
-        async def answer(name, gate):
-            with calls:
-                await gate.wait()
-                order.append(name)
-
-        gates = [asyncio.Event(), asyncio.Event()]
-        tasks = [asyncio.create_task(answer(n, gate)) for n, gate in enumerate(gates)]
-        await asyncio.sleep(0)
-        ending = asyncio.create_task(calls.wait_for_none(60))
-        for gate in gates:
-            await asyncio.sleep(0)
-            assert not ending.done()
-            gate.set()
-        await ending
-        assert order == [0, 1]
-        await asyncio.gather(*tasks)
-
-    asyncio.run(run())
-
-
-def test_with_no_call_the_end_is_there_also_after_earlier_ones():
-    async def run():
-        calls = CallsInFlight()
-        await calls.wait_for_none(60)
-        with calls:
-            pass
-        with calls:
-            ending = asyncio.create_task(calls.wait_for_none(60))
-            await asyncio.sleep(0)
-            assert not ending.done()
-        await ending
-
-    asyncio.run(run())
-
-
-def test_a_call_that_never_ends_is_waited_for_no_longer_than_that():
-    async def run():
-        calls = CallsInFlight()
-        with calls:
-            await calls.wait_for_none(0.01)
-
-    asyncio.run(run())

@@ -4,6 +4,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ServingEngine
+from tests.inference.conftest import MANAGED, MANAGER
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -14,7 +15,9 @@ AVAILABLE, UNLOADING, END = 30, 40, 50
 @pytest.fixture
 def client(doubler, serve_grpc):
     with ServingEngine(doubler, name="double") as engine:
-        yield serve_grpc(engine)
+        client = serve_grpc(engine, **MANAGED)
+        client.metadata = MANAGER
+        yield client
 
 
 def status(client, **fields):
@@ -99,3 +102,12 @@ def test_an_engine_that_is_not_ready_takes_no_config(client, status_of):
     found = status_of(reload_config, client, {"name": "one", "base_path": "one"})
     client.server.engine.repository.state = "ready"
     assert found[0] == "UNAVAILABLE"
+
+
+def test_models_are_replaced_only_for_a_management_token(client, doubler, serve_grpc, status_of):
+    client.metadata = (("authorization", "Bearer other"),)
+    found, text = status_of(reload_config, client)
+    assert (found, "management token" in text) == ("PERMISSION_DENIED", True)
+    with ServingEngine(doubler) as engine:
+        found, text = status_of(reload_config, serve_grpc(engine))
+    assert (found, "--model-control explicit" in text) == ("PERMISSION_DENIED", True)

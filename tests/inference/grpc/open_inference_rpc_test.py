@@ -4,6 +4,7 @@ import pytest
 import keras_deepseek
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
+from tests.inference.conftest import MANAGED, MANAGER
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
 
@@ -13,7 +14,9 @@ SERVICE = "inference.GRPCInferenceService/"
 @pytest.fixture
 def client(doubler, serve_grpc):
     with ServingEngine(doubler, name="double") as engine:
-        yield serve_grpc(engine)
+        client = serve_grpc(engine, **MANAGED)
+        client.metadata = MANAGER
+        yield client
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_examples, tf_serving_grpc
 from keras_deepseek.inference.protocols.messages import new_message, parse_message
+from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto
 from keras_deepseek.inference.protocols.tf_serving_examples import CLASSIFY_METHOD, REGRESS_METHOD
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec, Task
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same
@@ -16,8 +17,15 @@ from tests.oracles.protocols import NUMBERS, arrays, import_client, same
 pytest.importorskip("google.protobuf", reason="protobuf is not installed")
 
 SIGNATURE = Signature((TensorSpec("age", (None, 1), "float32"),), ())
+
+
+def read_predict(data):
+    inputs = tf_serving_grpc.parse_predict(data).inputs
+    return {name: from_tensor_proto(inputs[name], name, 2**10) for name in inputs}
+
+
 PARSERS = [
-    tf_serving_grpc.parse_predict,
+    read_predict,
     partial(tf_serving_grpc.parse_examples, method=CLASSIFY_METHOD),
     partial(tf_serving_grpc.parse_examples, method=REGRESS_METHOD),
     tf_serving_grpc.parse_multi_inference,
@@ -55,7 +63,7 @@ def test_predict_reads_and_writes_every_tensor(tensors):
     assert call.model == ModelSpec("digits", 0)
     assert call.output_names == ("b", "a")
     assert call.inputs.keys() == tensors.keys()
-    assert all(same(call.inputs[name], tensors[name]) for name in tensors)
+    assert all(same(from_tensor_proto(call.inputs[name], ""), tensors[name]) for name in tensors)
 
 
 def test_the_outputs_that_are_wanted_are_answered_by_the_version_that_ran():
@@ -178,7 +186,9 @@ def test_tensorflow_serving_api_s_own_client_is_answered(serve_grpc):
 
     def predict(data):
         call = tf_serving_grpc.parse_predict(data)
-        return tf_serving_grpc.format_predict(call, {"y": 2 * call.inputs["x"]}, 4)
+        return tf_serving_grpc.format_predict(
+            call, {"y": 2 * from_tensor_proto(call.inputs["x"], "x")}, 4
+        )
 
     address = serve_grpc("tensorflow.serving.PredictionService", Predict=predict)
     with grpc.insecure_channel(address) as channel:
@@ -233,7 +243,9 @@ def test_ovmsclient_is_answered(serve_grpc):
 
     def predict(data):
         call = tf_serving_grpc.parse_predict(data)
-        return tf_serving_grpc.format_predict(call, {"y": 2 * call.inputs["x"]}, 1)
+        return tf_serving_grpc.format_predict(
+            call, {"y": 2 * from_tensor_proto(call.inputs["x"], "x")}, 1
+        )
 
     address = serve_grpc("tensorflow.serving.PredictionService", Predict=predict)
     x = np.array([[1.5, 2.5]], "float32")

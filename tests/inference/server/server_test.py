@@ -20,6 +20,8 @@ class Silent(Server):
             "tokens": None,
             "access_log": False,
             "traces": False,
+            "model_control": "none",
+            "management_tokens": None,
             **arguments,
         }
         super().__init__(engine, host, port, **given)
@@ -52,9 +54,18 @@ def test_it_is_ready_from_the_start_to_the_stop(engine):
     stop_servers([server])
     server.wait()
     assert not server.ready
+    server.check_ready("model")
+    engine.close()
     with pytest.raises(ClosedError, match="'model' is not ready"):
         server.check_ready("model")
     server.stop()
+
+
+def test_an_unready_server_answers_all_the_same(engine):
+    server = Silent(engine)
+    server.announce_unready()
+    server.check_ready("model")
+    assert not server.ready
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,43 @@ def test_a_wait_ends_with_its_event():
     assert not interruption.has_come
 
 
+class SignalledWait(threading.Event):
+    """Meets a signal in its second wait."""
+
+    def __init__(self, meet):
+        super().__init__()
+        self.meet = meet
+        self.waits = 0
+
+    def wait(self, timeout=None):
+        self.waits += 1
+        if self.waits > 1:
+            self.meet(signal.SIGTERM)
+        return False
+
+
+@pytest.mark.parametrize("meet", [signal.raise_signal, drop])
+def test_a_second_signal_ends_the_wait_after_the_first_and_a_third_is_the_system_s(meet):
+    before, event = handlers(), SignalledWait(meet)
+    with Interruption() as interruption:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            interruption.wait_for_another(event, 600)
+        assert event.waits == 2
+    assert interruption.has_come
+    assert handlers() == before
+
+
+def test_the_wait_after_a_signal_ends_with_its_event_or_its_time():
+    ended = threading.Event()
+    ended.set()
+    with Interruption() as interruption:
+        interruption.wait_for_another(ended, 600)
+        interruption.wait_for_another(threading.Event(), 0)
+        assert interruption.has_come
+
+
 def test_without_a_signal_errors_leave_the_block():
     def fail():
         with Interruption() as interruption:
