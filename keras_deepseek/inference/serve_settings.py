@@ -142,7 +142,7 @@ def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
     if find_spec("uvicorn") is None:
         raise MissingExtraError("uvicorn", "serving", "to serve over HTTP")
     grpc_port = _grpc_port(arguments)
-    check_addresses(arguments.host, arguments.http_port, grpc_port)
+    check_addresses(arguments.host, arguments.http_port, grpc_port, arguments.admin_port)
     check_integer("--max-body-bytes", arguments.max_body_bytes)
     tokens = None if arguments.token_file is None else Path(arguments.token_file)
     if tokens is not None:

@@ -14,7 +14,7 @@ from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.model_control import ModelControlMode
-from keras_deepseek.inference.server.server import Serve, Server
+from keras_deepseek.inference.server.server import Serve, Server, no_address
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 """The size of the largest request. HTTP has the same limit for bodies."""
@@ -179,7 +179,7 @@ class GrpcServer(Server):
             else:
                 port = server.add_secure_port(self.target, self._credentials)
         except RuntimeError as error:
-            raise self._no_address(error) from error
+            raise no_address(self.host, self.port, error) from error
         await server.start()
         listens.set_result(port)
         await self.stopping.wait()
