@@ -74,15 +74,22 @@ def check_address(host: str, port: int) -> None:
         raise InvalidInputError(f"A port must be an integer from 0 to 65535, received {port!r}.")
 
 
-def check_addresses(host: str, http_port: int, grpc_port: int | None) -> None:
-    """Raises an error if a host or a port is wrong, or both servers have the same port."""
-    check_address(host, http_port)
-    if grpc_port is not None:
-        check_address(host, grpc_port)
-    if http_port == grpc_port != 0:
-        raise InvalidInputError(
-            f"Received port {http_port} for both HTTP and gRPC. Give them different ports."
-        )
+def check_addresses(
+    host: str, http_port: int, grpc_port: int | None, admin_port: int | None = None
+) -> None:
+    """Raises an error if a host or a port is wrong, or two servers have the same port."""
+    ports = {"HTTP": http_port, "gRPC": grpc_port, "the admin port": admin_port}
+    names: dict[int, str] = {}
+    for name, port in ports.items():
+        if port is None:
+            continue
+        check_address(host, port)
+        if port in names and port != 0:
+            raise InvalidInputError(
+                f"Received port {port} for both {names[port]} and {name}. Give them different "
+                "ports."
+            )
+        names[port] = name
 
 
 def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:

@@ -177,6 +177,13 @@ def _add_listening_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="port for gRPC; 0 takes a free one (default: 8500, if the extra `grpc` is installed)",
     )
+    group.add_argument(
+        "--admin-port",
+        type=int,
+        metavar="PORT",
+        help="port for health checks and /metrics alone, without TLS and tokens; open before the "
+        "model is loaded; 0 takes a free one (default: none)",
+    )
     group.add_argument("--no-grpc", action="store_true", help="serve over HTTP only")
     group.add_argument(
         "--max-body-bytes",
@@ -271,14 +278,20 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.serve_settings import read_settings
+    from keras_deepseek.inference.server.admin_server import AdminServer
     from keras_deepseek.inference.server.termination import Interruption
 
     settings = read_settings(arguments)
-    engine = None
+    engine, admin = None, None
     try:
+        if arguments.admin_port is not None:
+            admin = AdminServer(arguments.host, arguments.admin_port)
+            admin.start()
         # A signal stops the loading and the warm-up, too: no request is accepted yet.
         with Interruption(takes_sigterm=True) as interruption:
             engine = ServingEngine(settings.model, **settings.of_engine)
+            if admin is not None:
+                admin.engine = engine
             interruption.check()
             with _failures_in_a_line(engine):
                 with _warnings_in_a_line():
@@ -288,6 +301,8 @@ def run(arguments: argparse.Namespace) -> None:
         # Another signal ends the process without waiting for requests in flight.
         if engine is not None:
             engine.close()
+        if admin is not None:
+            admin.stop()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.monitoring.request_log import DEFAULT_SAMPLE, RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.request_options import RequestOptions
+from keras_deepseek.inference.server.admin_server import AdminServer
 from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
 
@@ -159,6 +160,7 @@ class ServingEngine:
         self.options = options
         self.monitor = self.repository.monitor
         self._servers: Sequence[Server] = ()
+        self._admin_servers: list[AdminServer] = []
         self._grace_seconds: float | None = None
 
     @property
@@ -426,6 +428,8 @@ class ServingEngine:
         grace = self._grace_seconds
         self.repository.close_models(None if grace is None else start + grace - time.monotonic())
         self.dispatcher.close()
+        for admin in self._admin_servers:
+            admin.stop()
 
     def serve(  # noqa: PLR0913 - all options of the two ports.
         self,
@@ -442,6 +446,7 @@ class ServingEngine:
         traces: Any = False,
         model_control: ModelControlMode = "none",
         management_tokens: Sequence[str] | os.PathLike[str] | None = None,
+        admin_port: int | None = None,
         block: bool = False,
     ) -> HttpServer:
         """Starts servers for the calls of TF Serving and of Open Inference.
@@ -466,6 +471,9 @@ class ServingEngine:
             traces: As in `HttpServer`. Defaults to `False`.
             model_control: As in `HttpServer` and `GrpcServer`. Defaults to `"none"`.
             management_tokens: As in `HttpServer`. Defaults to `None`.
+            admin_port: integer. A port that answers health checks and `/metrics` alone, without TLS
+                and without a token, from before the models are loaded to after the servers have
+                stopped. `0` takes a free one. Defaults to `None`: there is none.
             block: boolean. If `True`, `serve` prints the URLs, and returns when the servers were
                 stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after `unready_seconds` and
                 when the accepted requests are answered. Defaults to `False`.
@@ -487,6 +495,7 @@ class ServingEngine:
             self,
             http_port,
             grpc_port,
+            admin_port,
             host=host,
             tokens=tokens,
             ssl_context=ssl_context,
@@ -499,6 +508,10 @@ class ServingEngine:
             management_tokens=management_tokens,
         )
         self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
+        if admin_port is not None:
+            admin = AdminServer(host, admin_port, self)
+            admin.start()
+            self._admin_servers.append(admin)
         self._start_servers(servers)
         if block:
             wait_until_stopped(self, servers, limits.unready_seconds)
@@ -576,5 +589,7 @@ class ServingEngine:
             self.start()
         except BaseException:
             stop_servers(servers)
+            for admin in self._admin_servers:
+                admin.stop()
             self._servers = [server for server in self._servers if server not in servers]
             raise

@@ -20,6 +20,7 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
     engine: Engine,
     http_port: int,
     grpc_port: int | None,
+    admin_port: int | None,
     *,
     host: str,
     tokens: Sequence[str] | os.PathLike[str] | None,
@@ -42,7 +43,7 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
             "Received TLS for one port only. Give both `ssl_context` and `grpc_credentials`, made "
             "from the same files by `make_server_context` and `make_grpc_credentials`."
         )
-    check_addresses(host, http_port, grpc_port)
+    check_addresses(host, http_port, grpc_port, admin_port)
     http = HttpServer(
         engine,
         host,

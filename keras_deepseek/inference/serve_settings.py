@@ -128,7 +128,7 @@ def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
     if find_spec("uvicorn") is None:
         raise MissingExtraError("uvicorn", "serving", "to serve over HTTP")
     grpc_port = _grpc_port(arguments)
-    check_addresses(arguments.host, arguments.http_port, grpc_port)
+    check_addresses(arguments.host, arguments.http_port, grpc_port, arguments.admin_port)
     check_integer("--max-body-bytes", arguments.max_body_bytes)
     tokens = None if arguments.token_file is None else Path(arguments.token_file)
     if tokens is not None:
@@ -166,7 +166,8 @@ def _grpc_port(arguments: argparse.Namespace) -> int | None:
             raise InvalidInputError("Received both --grpc-port and --no-grpc. Remove one of them.")
         return None
     # `find_spec` of a name with a dot needs the parent package.
-    if all(find_spec(name) for name in ("grpc", "google", "google.protobuf")):
+    needed = ("grpc", "grpc_health", "grpc_reflection", "google", "google.protobuf")
+    if all(find_spec(name) for name in needed):
         return DEFAULT_GRPC_PORT if port is None else port
     if port is not None:
         raise MissingExtraError("grpcio", "grpc", "to serve over gRPC")

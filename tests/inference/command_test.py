@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import warnings
 
 import pytest
 
+from keras_deepseek import inference
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ServingEngine, command
 from keras_deepseek.inference.executors import onnx_runtime
@@ -235,6 +237,26 @@ def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         command.run(parse(*arguments))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_admin_port_is_open_before_the_model_is_loaded(monkeypatch, bundle_of):
+    pytest.importorskip("uvicorn")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    seen = []
+
+    def load(*_arguments, **_options):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/live") as answer:
+            seen.append(answer.status)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference.engine, "ServingEngine", load)
+    command.run(parse(str(bundle_of("onnx").path), "--admin-port", str(port), "--no-grpc"))
+    assert seen == [200]
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/live")
 
 
 def test_a_signal_that_an_import_makes_an_error_of_is_no_missing_package(monkeypatch, bundle_of):

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -22,6 +23,25 @@ from keras_deepseek.errors import InvalidInputError
 
 _NOT_CUSTOM = ("builtins", "keras")
 _EXPECTED = "Expected a file that `model.save` wrote."
+_LOAD_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OSError,
+    ImportError,
+    RuntimeError,  # A member that is encrypted, and JSON that is nested too deeply.
+    EOFError,
+    BadZipFile,
+    zlib.error,
+)
+
+_MAX_JSON_BYTES = 2**26
+"""Of `config.json`, which Keras reads as a whole. That of a large model has a few megabytes."""
+
+_MAX_COMPRESSION = 200
+_SMALL_BYTES = 2**20
+"""Members of a file up to this size may be compressed as well as they can be."""
+
 _OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:graph|layers|models)[\w.]*)"')
 
 
@@ -41,10 +61,15 @@ def load_keras_file(
     for source in check_sources("custom_objects_from", custom_objects_from):
         import_source(source)
     try:
-        _import_own_classes(path)
+        with ZipFile(path) as archive:
+            if not is_own:
+                _check_sizes(path, archive)
+            _import_own_classes(archive)
         # Safe mode keeps code in the file from running.
         return keras.saving.load_model(path, compile=False, safe_mode=not is_own)
-    except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
+    except InvalidInputError:
+        raise
+    except _LOAD_ERRORS as error:
         # The path of a temporary file would not help.
         what = "the model that was saved for this process" if is_own else repr(os.fspath(path))
         explained = _explain(error) if is_own else f"{_explain(error)} {_EXPECTED}"
@@ -112,9 +137,24 @@ def _register_contents(module: ModuleType) -> None:
     keras.saving.get_custom_objects().update(found)
 
 
-def _import_own_classes(path: str | os.PathLike[str]) -> None:
+def _check_sizes(path: str | os.PathLike[str], archive: ZipFile) -> None:
+    """Raises an error if a small file would take much memory: a JSON file or a zip bomb."""
+    for member in archive.infolist():
+        what = f"{os.fspath(path)!r} can't be loaded: {member.filename!r} in it has "
+        if member.filename.endswith(".json") and member.file_size > _MAX_JSON_BYTES:
+            raise InvalidInputError(
+                f"{what}{member.file_size} bytes. Expected at most {_MAX_JSON_BYTES}."
+            )
+        is_large = member.file_size > _SMALL_BYTES
+        if is_large and member.file_size > _MAX_COMPRESSION * member.compress_size:
+            raise InvalidInputError(
+                f"{what}{member.file_size} bytes, packed into {member.compress_size}. Expected at "
+                f"most {_MAX_COMPRESSION} times as many. {_EXPECTED}"
+            )
+
+
+def _import_own_classes(archive: ZipFile) -> None:
     """Imports the modules of this package that a `.keras` file names."""
-    with ZipFile(path) as archive:
-        config = archive.read("config.json").decode("utf-8")
+    config = archive.read("config.json").decode("utf-8")
     for module in sorted(set(_OWN_MODULE.findall(config))):
         importlib.import_module(module)

@@ -1,7 +1,7 @@
 """The members of a `ServingEngine` that its servers use. They can't import the class itself."""
 
-from collections.abc import Callable, Mapping
-from typing import Protocol, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batching.delivery import Settle, Waiter
@@ -11,6 +11,9 @@ from keras_deepseek.inference.models.served_model import ServedModel
 from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.request_options import RequestOptions
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.server.server import Server
 
 
 class Engine(Protocol):
@@ -26,6 +29,10 @@ class Engine(Protocol):
     @property
     def ready(self) -> bool:
         """True if the engine answers requests."""
+
+    @property
+    def servers(self) -> Sequence["Server"]:
+        """The servers that `ServingEngine.serve` has started."""
 
     @property
     def monitor(self) -> EngineMonitor:

@@ -5,33 +5,35 @@ requests pay nothing for it; the counters and histograms of `prometheus_client` 
 and look up labels for each value.
 """
 
-import os
-import time
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as open_metrics_exposition
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from keras_deepseek import __version__
 from keras_deepseek.inference.histogram import HistogramValues
 from keras_deepseek.inference.server.engine import Engine
 
+_PROCESS = ProcessCollector(registry=None)
+"""Processor time, memory, open files and start of the process, on Linux alone."""
+
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _CALL = ("model", "version", "protocol", "method")
 _VERSION = ("model", "version")
 
 
-def write_metrics(engine: Engine, *, open_metrics: bool = False) -> tuple[bytes, str]:
+def write_metrics(engine: Engine | None, *, open_metrics: bool = False) -> tuple[bytes, str]:
     """Returns the metrics of an engine and its process as text, with the text's content type.
 
-    It is Prometheus's text format 0.0.4, or OpenMetrics 1.0.0.
+    Without an engine they are those of the process. It is Prometheus's text format 0.0.4, or
+    OpenMetrics 1.0.0.
     """
-    collector = EngineCollector(engine)
+    collector = _PROCESS if engine is None else EngineCollector(engine)
     if open_metrics:
         text = open_metrics_exposition.generate_latest(collector)
         return text, open_metrics_exposition.CONTENT_TYPE_LATEST
@@ -50,7 +52,7 @@ class EngineCollector(Collector):
         yield from self._collect_batches()
         yield from self._collect_versions()
         yield from self._collect_caches()
-        yield from _collect_process()
+        yield from _PROCESS.collect()
 
     def _collect_requests(self) -> list[Metric]:
         answered = _counter("requests", "Requests that were answered.", *_CALL, "status")
@@ -128,24 +130,6 @@ class EngineCollector(Collector):
                     for family, value in zip((hits, misses, entries), found, strict=True):
                         family.add_metric([name, str(number)], value)
         return [hits, misses, entries]
-
-
-def _collect_process() -> Iterator[Metric]:
-    """Yields two metrics under the names that dashboards for Prometheus's own clients read.
-
-    The `ProcessCollector` of `prometheus_client` has the processor time on Linux alone.
-    """
-    yield CounterMetricFamily(
-        "process_cpu_seconds", "CPU seconds of the process.", time.process_time()
-    )
-    statm = Path("/proc/self/statm")
-    if statm.exists():  # Only on Linux.
-        pages = int(statm.read_text(encoding="ascii").split()[1])
-        yield GaugeMetricFamily(
-            "process_resident_memory_bytes",
-            "Memory of the process.",
-            pages * os.sysconf("SC_PAGE_SIZE"),
-        )
 
 
 def _counter(name: str, documentation: str, *labels: str) -> CounterMetricFamily:

@@ -69,8 +69,7 @@ class Server(ABC):
     @property
     def target(self) -> str:
         """The address without the scheme, as in `"127.0.0.1:8500"`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return join_address(self.host, self.port)
 
     @property
     def url(self) -> str:
@@ -140,27 +139,8 @@ class Server(ABC):
         """
 
     def _bind(self, backlog: int | None = None) -> socket.socket:
-        """Binds and returns the listening socket.
-
-        Raises an error with the system's message and advice.
-        """
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        try:
-            return socket.create_server((self.host, self.port), family=family, backlog=backlog)
-        except OSError as error:
-            raise self._no_address(error) from error
-
-    def _no_address(self, error: Exception) -> InvalidInputError:
-        of_port = (errno.EADDRINUSE, errno.EACCES)
-        is_of_host = isinstance(error, OSError) and error.errno not in of_port
-        advice = (
-            "Choose an address of this machine, as 127.0.0.1, or 0.0.0.0 for all of them."
-            if is_of_host
-            else "Choose another port, or 0 for a free one."
-        )
-        return InvalidInputError(
-            f"Can't listen at {self.host!r} on port {self.port}: {error}. {advice}"
-        )
+        """Binds and returns the listening socket."""
+        return listen(self.host, self.port, backlog)
 
     def _run(self, serve: Serve, listens: "Future[int]") -> None:
         async def run() -> None:
@@ -178,6 +158,35 @@ class Server(ABC):
             listens.set_exception(error)
         finally:
             self.ended.set()
+
+
+def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
+    """Binds and returns a listening socket.
+
+    Raises an error with the system's message and advice.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        raise no_address(host, port, error) from error
+
+
+def no_address(host: str, port: int, error: Exception) -> InvalidInputError:
+    """Returns the error for an address at which nothing can listen, with advice."""
+    of_port = (errno.EADDRINUSE, errno.EACCES)
+    is_of_host = isinstance(error, OSError) and error.errno not in of_port
+    advice = (
+        "Choose an address of this machine, as 127.0.0.1, or 0.0.0.0 for all of them."
+        if is_of_host
+        else "Choose another port, or 0 for a free one."
+    )
+    return InvalidInputError(f"Can't listen at {host!r} on port {port}: {error}. {advice}")
+
+
+def join_address(host: str, port: int) -> str:
+    """Returns an address, as in `"127.0.0.1:8500"`, with brackets around one of IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -47,6 +47,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 LENGTH_BYTES = 8
 _LONGEST_POINTER = 1024  # Bytes, from the specification of Git LFS.
+_MOST_AXES = 32  # NumPy 1's limit.
 _LARGEST_HEADER = 10**8  # Bytes, as in the `safetensors` package.
 
 
@@ -119,6 +120,9 @@ def _read_place(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...]
         )
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise _damaged(path, f"the byte range of {name!r} does not match its shape")
+    # NumPy can't make an array of more axes or bytes, not even one without elements.
+    if len(shape) > _MOST_AXES or math.prod(size or 1 for size in shape) >= 2**59:
+        raise _damaged(path, f"the tensor {name!r} has {len(shape)} axes, or is too large")
     return dtype, shape, begin, end
 
 

@@ -1,5 +1,8 @@
+import resource
 import subprocess
 import sys
+import tracemalloc
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import keras
 import numpy as np
@@ -78,6 +81,52 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InvalidInputError, match=r"model\.keras"):
         load_keras_file(path)
+
+
+def write_keras_file(path, member="config.json", blanks=0):
+    """Writes a small file with many blanks in a member, packed as well as zip can."""
+    block = b" " * 2**20
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.json", b"{}")
+        with archive.open(member, "w") as file:
+            for _ in range(blanks):
+                file.write(block)
+
+
+@pytest.mark.torch_alone
+@pytest.mark.parametrize(
+    ("member", "blanks", "message"),
+    [
+        ("config.json", 65, r"'config\.json' in it has 68157440 bytes. Expected at most 67108864"),
+        ("config.json", 8, r"'config\.json' in it has 8388608 bytes, packed into \d+"),
+        ("model.weights.h5", 8, r"'model\.weights\.h5' in it has 8388608 bytes, packed"),
+    ],
+)
+def test_a_small_file_that_would_take_much_memory_is_refused(tmp_path, member, blanks, message):
+    path = tmp_path / "model.keras"
+    write_keras_file(path, member, blanks)
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        with pytest.raises(InvalidInputError, match=message):
+            load_keras_file(path)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.nightly
+def test_600_megabytes_of_blanks_are_refused_too(tmp_path):
+    path = tmp_path / "model.keras"
+    write_keras_file(path, blanks=600)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidInputError, match="has 629145600 bytes"):
+        load_keras_file(path)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{path.stat().st_size} bytes, peak {before // 1024} to {peak // 1024} MB")
+    assert peak < before + 20 * 1024
 
 
 @pytest.mark.parametrize("source", ["no_such_module", "no_such_file.py"])

@@ -103,6 +103,8 @@ def entry(**changes):
         (entry(data_offsets=[8, 0]), "does not match its shape"),
         (entry(data_offsets=[2**62, 2**62 + 8]), "leave a gap"),
         (entry(data_offsets=[4, 12]), "leave a gap"),
+        (entry(shape=[2] + [1] * 199), "'a' has 200 axes"),
+        (entry(shape=[0, 2**40, 2**40], data_offsets=[0, 0]), "or is too large"),
         (entry(dtype="F4"), r"dtype 'F4'\. Expected one of F64"),
         (entry(dtype=[]), r"dtype \[\]"),
         ({**entry(), "b": entry()["a"]}, "overlap"),

@@ -1,0 +1,90 @@
+import http.client
+import socket
+import sys
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.server.admin_server import AdminServer
+
+
+@pytest.fixture
+def admin():
+    admin = AdminServer("127.0.0.1", 0)
+    admin.start()
+    yield admin
+    admin.stop()
+
+
+def ask(admin, path, method="GET"):
+    connection = http.client.HTTPConnection(admin.host, admin.port, timeout=60)
+    connection.request(method, path)
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    return response.status, body
+
+
+def test_before_there_is_an_engine_it_lives_is_not_ready_and_has_the_process(admin):
+    assert ask(admin, "/v2/health/live") == (200, '{"live":true}')
+    for path in ("/v2/health/ready", "/healthz"):
+        assert ask(admin, path) == (503, '{"ready":false}')
+    pytest.importorskip("prometheus_client")
+    status, text = ask(admin, "/metrics")
+    assert (status, "keras_deepseek" in text) == (200, False)
+    if sys.platform == "linux":
+        names = {line.split(" ")[0] for line in text.splitlines()}
+        assert {"process_open_fds", "process_start_time_seconds"} <= names
+        assert {"process_cpu_seconds_total", "process_resident_memory_bytes"} <= names
+
+
+def test_it_is_ready_as_long_as_all_servers_are(admin, doubler):
+    pytest.importorskip("uvicorn")
+    with ServingEngine(doubler) as engine:
+        admin.engine = engine
+        assert ask(admin, "/healthz")[0] == 503
+        server = engine.serve(0)
+        assert ask(admin, "/healthz")[0] == 200
+        server.announce_unready()
+        assert ask(admin, "/healthz")[0] == 503
+
+
+def test_it_has_nothing_else(admin):
+    assert ask(admin, "/v1/models/model:predict")[0] == 404
+    assert ask(admin, "/healthz", "POST")[0] == 501
+    assert ask(admin, "/v2/health/live", "HEAD") == (200, "")
+    with socket.create_connection((admin.host, admin.port)) as connection:
+        connection.sendall(b"\x00" * 100 + b"\r\n\r\n")
+        assert b"400" in connection.makefile("rb").read()
+
+
+def test_clients_beyond_the_limit_are_hung_up_on(admin):
+    silent = [socket.create_connection((admin.host, admin.port)) for _ in range(64)]
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        ask(admin, "/v2/health/live")
+    for connection in silent:
+        connection.close()
+
+
+def test_a_taken_port_is_refused(admin):
+    with pytest.raises(InvalidInputError, match=f"on port {admin.port}: .*in use"):
+        AdminServer("127.0.0.1", admin.port).start()
+
+
+def test_an_engine_s_own_admin_port_is_open_while_its_model_warms_up(doubler):
+    pytest.importorskip("uvicorn")
+    engine, seen = ServingEngine(doubler), []
+    start = engine.start
+    engine.start = lambda: (seen.append(ask(engine._admin_servers[0], "/healthz")[0]), start())
+    engine.serve(0, admin_port=0)
+    (admin,) = engine._admin_servers
+    assert (seen, ask(admin, "/healthz")[0]) == ([503], 200)
+    engine.close()
+    with pytest.raises(ConnectionError):
+        ask(admin, "/healthz")
+
+
+def test_two_servers_on_one_port_are_refused(doubler):
+    with pytest.raises(InvalidInputError, match="port 8501 for both HTTP and the admin port"):
+        ServingEngine(doubler).serve(admin_port=8501)
