@@ -180,7 +180,8 @@ def _grpc_port(arguments: argparse.Namespace) -> int | None:
             raise InvalidInputError("Received both --grpc-port and --no-grpc. Remove one of them.")
         return None
     # `find_spec` of a name with a dot needs the parent package.
-    if all(find_spec(name) for name in ("grpc", "google", "google.protobuf")):
+    needed = ("grpc", "grpc_health", "grpc_reflection", "google", "google.protobuf")
+    if all(find_spec(name) for name in needed):
         return DEFAULT_GRPC_PORT if port is None else port
     if port is not None:
         raise MissingExtraError("grpcio", "grpc", "to serve over gRPC")

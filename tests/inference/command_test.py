@@ -240,7 +240,7 @@ def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
 
 
 def test_the_admin_port_is_open_before_the_model_is_loaded(monkeypatch, bundle_of):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     seen = []

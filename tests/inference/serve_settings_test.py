@@ -9,7 +9,8 @@ from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import HttpLimits, ModelOptions, Padding, command, serve_settings
 from keras_deepseek.inference.serve_settings import read_settings
 
-EVERYTHING = ("uvicorn", "grpc", "google", "google.protobuf")
+GRPC = ("grpc", "grpc_health", "grpc_reflection", "google", "google.protobuf")
+EVERYTHING = ("uvicorn", *GRPC)
 
 
 @pytest.fixture(autouse=True)

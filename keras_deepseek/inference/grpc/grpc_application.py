@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from keras_deepseek.inference.grpc import (
-    health_rpc,
     model_service_rpc,
     open_inference_rpc,
     open_inference_stream,
@@ -17,7 +16,7 @@ from keras_deepseek.inference.grpc import (
 )
 from keras_deepseek.inference.grpc.answers import Refusal, StatusError, refusal_of, time_left
 from keras_deepseek.inference.grpc.call_records import begin_call, end_request
-from keras_deepseek.inference.grpc.grpc_service import GrpcService, StreamCall, UnaryCall, WatchCall
+from keras_deepseek.inference.grpc.grpc_service import GrpcService, StreamCall, UnaryCall
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 
 if TYPE_CHECKING:
@@ -40,15 +39,11 @@ SERVICES = (
         stream_calls={"ModelStreamInfer": open_inference_stream.stream_infer},
         management_calls=frozenset({"RepositoryModelLoad", "RepositoryModelUnload"}),
     ),
-    GrpcService(
-        "grpc.health.v1.Health",
-        "grpc",
-        health_rpc.UNARY_CALLS,
-        watch_calls={"Watch": health_rpc.watch},
-        is_open=True,
-    ),
 )
-"""All services. A new protocol is named here; its messages are in `protocols/proto/`."""
+"""The services of all protocols. A new one is named here; its messages are in `protocols/proto/`.
+
+`standard_services` has gRPC's own.
+"""
 
 
 class GrpcApplication(grpc.GenericRpcHandler):
@@ -61,10 +56,6 @@ class GrpcApplication(grpc.GenericRpcHandler):
             for name, unary in service.unary_calls.items():
                 self._methods[f"/{service.name}/{name}"] = grpc.unary_unary_rpc_method_handler(
                     _answer_unary(server, service, name, unary)
-                )
-            for name, watch in service.watch_calls.items():
-                self._methods[f"/{service.name}/{name}"] = grpc.unary_stream_rpc_method_handler(
-                    _answer_watch(server, watch)
                 )
             for name, stream in service.stream_calls.items():
                 self._methods[f"/{service.name}/{name}"] = grpc.stream_stream_rpc_method_handler(
@@ -89,7 +80,7 @@ def _answer_unary(
         try:
             if name in service.management_calls:
                 server.model_control.check(_read_token(context))
-            elif not service.is_open:
+            else:
                 _check_token(server, context)
             result = await call(server, data, time_left(context))
             status, size = "OK", len(result)
@@ -103,16 +94,6 @@ def _answer_unary(
             end_request(server, context, trace, path, status, size)
         await server.wait_to_answer()
         return result
-
-    return answer
-
-
-def _answer_watch(server: "GrpcServer", call: WatchCall) -> Callable[[bytes, Any], Awaitable[None]]:
-    async def answer(data: bytes, context: Any) -> None:
-        try:
-            await call(server, data, context)
-        except Exception as error:  # noqa: BLE001 - The client is told, and the log.
-            await _abort(context, refusal_of(error))
 
     return answer
 

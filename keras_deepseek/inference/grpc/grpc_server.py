@@ -19,6 +19,15 @@ from keras_deepseek.inference.server.server import Serve, Server, no_address
 MAX_MESSAGE_BYTES = 64 * 2**20
 """The size of the largest request. HTTP has the same limit for bodies."""
 
+_PACKAGES = {
+    "google": "protobuf",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+}
+
+_MAX_STREAMS = 256
+"""Calls of one connection at a time. A client lets further ones wait."""
+
 _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
@@ -50,6 +59,8 @@ class GrpcServer(Server):
         model_control: As in `HttpServer`, also for TF Serving's `HandleReloadConfigRequest`.
             Defaults to `"none"`.
         management_tokens: As in `HttpServer`. Defaults to `None`.
+        max_connections: integer. Open connections. Above it, new ones are refused. Defaults to
+            `4096`.
         connection_seconds: float. The age from which a connection takes no further calls, by chance
             up to a tenth earlier or later, so that clients connect anew and reach new servers. Its
             calls are answered, and it stays open as long as a stream is. Defaults to `inf`:
@@ -85,11 +96,13 @@ class GrpcServer(Server):
         traces: Any = False,
         model_control: ModelControlMode = "none",
         management_tokens: Sequence[str] | os.PathLike[str] | None = None,
+        max_connections: int = 4096,
         connection_seconds: float = math.inf,
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
         check_integer("max_message_bytes", max_message_bytes)
+        check_integer("max_connections", max_connections)
         if connection_seconds != math.inf:
             check_seconds("connection_seconds", connection_seconds)
         check_seconds("settle_seconds", settle_seconds)
@@ -107,6 +120,7 @@ class GrpcServer(Server):
             management_tokens=management_tokens,
         )
         self.max_message_bytes = max_message_bytes
+        self.max_connections = max_connections
         self.connection_seconds = connection_seconds
         self.settle_seconds = settle_seconds
         self.grace_seconds = grace_seconds
@@ -138,8 +152,10 @@ class GrpcServer(Server):
         try:
             import google.protobuf.message  # noqa: F401 - Its absence is an error now, not later.
             import grpc.aio
+            import grpc_health.v1  # noqa: F401
+            import grpc_reflection.v1alpha  # noqa: F401
         except ImportError as error:
-            package = "protobuf" if (error.name or "").startswith("google") else "grpcio"
+            package = _PACKAGES.get((error.name or "").partition(".")[0], "grpcio")
             raise MissingExtraError(package, "grpc", "to serve over gRPC") from error
         from keras_deepseek.inference.grpc.grpc_application import GrpcApplication
 
@@ -154,6 +170,8 @@ class GrpcServer(Server):
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", _MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
             # Finds clients whose machine is gone: they do not close their connections.
             ("grpc.keepalive_time_ms", _PROBE_MILLISECONDS),
             ("grpc.keepalive_timeout_ms", _PROBE_TIMEOUT_MILLISECONDS),
@@ -172,6 +190,9 @@ class GrpcServer(Server):
         )
 
     async def _serve(self, make_server: Callable[[], Any], listens: "Future[int]") -> None:
+        from keras_deepseek.inference.grpc.grpc_application import SERVICES
+        from keras_deepseek.inference.grpc.standard_services import add_standard_services
+
         server = make_server()
         try:
             if self._credentials is None:
@@ -180,7 +201,10 @@ class GrpcServer(Server):
                 port = server.add_secure_port(self.target, self._credentials)
         except RuntimeError as error:
             raise no_address(self.host, self.port, error) from error
+        names = [service.name for service in SERVICES]
+        health = add_standard_services(server, self, names)
         await server.start()
+        following = asyncio.create_task(health.follow())
         listens.set_result(port)
         await self.stopping.wait()
         await asyncio.sleep(self.settle_seconds)
@@ -195,3 +219,4 @@ class GrpcServer(Server):
         await asyncio.sleep(_GOAWAY_SECONDS)
         self._held_back.set()
         await stopping
+        following.cancel()

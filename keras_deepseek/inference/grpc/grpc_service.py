@@ -10,9 +10,6 @@ if TYPE_CHECKING:
 UnaryCall = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
 """Answers a message. The number is the seconds until the client's deadline, or `None`."""
 
-WatchCall = Callable[["GrpcServer", bytes, Any], Awaitable[None]]
-"""Answers a message with a stream, which it writes to the `grpc.aio.ServicerContext`."""
-
 StreamCall = Callable[["GrpcServer", AsyncIterator[bytes], Any], Awaitable[None]]
 """Answers a stream of messages with a stream."""
 
@@ -26,17 +23,13 @@ class GrpcService:
     Args:
         name: With its package, as in `"tensorflow.serving.PredictionService"`.
         protocol: The label `protocol` of its calls in the metrics.
-        watch_calls: They are not counted in the metrics.
         stream_calls: They count each message themselves.
         management_calls: Names of the calls that load or unload models, which `ModelControl`
             allows or not.
-        is_open: True if its calls need no token.
     """
 
     name: str
     protocol: str
     unary_calls: Mapping[str, UnaryCall]
-    watch_calls: Mapping[str, WatchCall] = field(default_factory=dict)
     stream_calls: Mapping[str, StreamCall] = field(default_factory=dict)
     management_calls: frozenset[str] = frozenset()
-    is_open: bool = False

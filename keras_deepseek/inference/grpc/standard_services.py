@@ -1,0 +1,89 @@
+"""gRPC's own services: health, for load balancers and probes, and reflection, for `grpcurl`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from keras_deepseek.inference.protocols.messages import message_pool
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+_POLL_SECONDS = 0.25
+"""Seconds between two looks at the server's readiness, for the clients that watch."""
+
+
+class HealthService(health.aio.HealthServicer):
+    """Answers that all services serve while the server is ready. The empty name means all."""
+
+    def __init__(self, server: "GrpcServer", names: Sequence[str]) -> None:
+        super().__init__()
+        self._server = server
+        self._names = ("", *names)
+
+    async def follow(self) -> None:
+        """Tells the clients that watch of each change, until it is cancelled."""
+        while True:
+            await self._update()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name.
+        """Answers with the status of a service."""
+        await self._update()
+        return await super().Check(request, context)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - gRPC's name.
+        """Streams the status of a service now and at each change, until the server stops."""
+        await self._update()
+        task: Any = asyncio.current_task()
+        try:
+            with self._server.ends_when_stopping(task):
+                await super().Watch(request, context)
+        except asyncio.CancelledError:
+            if not self._server.is_stopping:
+                raise
+
+    async def _update(self) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if self._server.ready else statuses.NOT_SERVING
+        if self._server_status.get(self._names[-1]) != status:
+            for name in self._names:
+                await self.set(name, status)
+
+
+class ReflectionService(reflection.aio.ReflectionServicer):
+    """Describes the services and their messages, until the server stops."""
+
+    def __init__(self, server: "GrpcServer", names: Sequence[str]) -> None:
+        super().__init__(names, message_pool())
+        self._server = server
+
+    async def ServerReflectionInfo(  # noqa: N802 - gRPC's name.
+        self, requests: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[Any]:
+        """Answers each question of a stream."""
+        task: Any = asyncio.current_task()
+        try:
+            with self._server.ends_when_stopping(task):
+                async for answer in super().ServerReflectionInfo(requests, context):
+                    yield answer
+        except asyncio.CancelledError:
+            if not self._server.is_stopping:
+                raise
+
+
+def add_standard_services(grpc_server: Any, server: "GrpcServer", names: Sequence[str]) -> Any:
+    """Adds both services to a `grpc.aio.Server`, whose own services have these names.
+
+    Returns the `HealthService`, whose `follow` is to run.
+    """
+    health_service = HealthService(server, [*names, health.SERVICE_NAME])
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, grpc_server)
+    all_names = [*names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+        ReflectionService(server, all_names), grpc_server
+    )
+    return health_service
