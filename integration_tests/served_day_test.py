@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 pytest.importorskip("grpc")
 
 ROOT = Path(__file__).parents[1]

@@ -2,8 +2,8 @@
 
 The way of a request, as a guide to the code:
 
-1. `http` and `grpc` listen: `http_connection` reads a request from its socket, `grpc_application`
-   gets it from grpcio. `server` has the code of both: threads and event loops, TLS, tokens,
+1. `http` and `grpc` listen: uvicorn reads a request by `http_protocol`, `grpc_application` gets it
+   from grpcio. `server` has the code of both: threads and event loops, TLS, tokens,
    signals.
 2. `http_application` finds the route in the table of routes, for example in `tf_serving_rest`. The
    gRPC methods are in `tf_serving_rpc` and others. `protocols`, pure functions, decode the bytes.

@@ -17,6 +17,7 @@ from keras_deepseek.inference.batching.delivery import Answer, Settle, Waiter
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.engine_servers import make_servers, wait_until_stopped
+from keras_deepseek.inference.http.http_application import HttpApplication
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import MAX_BODY_BYTES, HttpServer
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
@@ -463,8 +464,8 @@ class ServingEngine:
                 Defaults to `None`: no TLS.
             max_body_bytes: As in `HttpServer`, and for the messages of gRPC. Defaults to 64 MiB
                 (`67108864`).
-            limits: As in `HttpServer`. Its `unready_seconds` hold for all servers, and its
-                `connection_seconds`, `settle_seconds` and `grace_seconds` for gRPC, too. Defaults
+            limits: As in `HttpServer`. Its `max_connections`, `connection_seconds`,
+                `unready_seconds`, `settle_seconds` and `grace_seconds` hold for gRPC, too. Defaults
                 to `None`: the defaults of `HttpLimits`.
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.
@@ -515,6 +516,62 @@ class ServingEngine:
         if block:
             wait_until_stopped(self, servers, limits.unready_seconds)
         return servers[0]
+
+    def asgi_app(
+        self,
+        *,
+        tokens: Sequence[str] | os.PathLike[str] | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        access_log: bool = False,
+        traces: Any = False,
+        model_control: ModelControlMode = "none",
+        management_tokens: Sequence[str] | os.PathLike[str] | None = None,
+    ) -> HttpApplication:
+        """Returns the HTTP server's application, for any server of ASGI 3.
+
+        Choose it to mount the models in an application of FastAPI or Starlette, to put another
+        server before them, or to test a client without a port. `serve` has more to offer an open
+        port: it limits the times and the number of connections, stops without losing requests, and
+        notices at less cost that a client has hung up.
+
+        A server with ASGI's lifespan starts the engine, and closes it at the end if it was not
+        started before. An application in another one gets no lifespan: start the engine yourself.
+
+        Args:
+            tokens: As in `HttpServer`. Defaults to `None`: no token is needed.
+            max_body_bytes: As in `HttpServer`. Defaults to 64 MiB (`67108864`).
+            access_log: As in `HttpServer`. Defaults to `False`.
+            traces: As in `HttpServer`. Defaults to `False`.
+            model_control: As in `HttpServer`. Defaults to `"none"`.
+            management_tokens: As in `HttpServer`. Defaults to `None`.
+
+        Returns:
+            An ASGI 3 application.
+
+        Example:
+
+        >>> import asyncio
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> engine = ServingEngine(model, max_batch_size=1)
+        >>> app = engine.asgi_app()  # app.mount("/models", engine.asgi_app()) in FastAPI
+        >>> async def send(message):
+        ...     print(message.get("status", message.get("body")))
+        >>> live = {"type": "http", "method": "GET", "path": "/v2/health/live", "headers": []}
+        >>> asyncio.run(app({**live, "http_version": "1.1"}, None, send))
+        200
+        b'{"live":true}'
+        """
+        server = HttpServer(
+            self,
+            max_body_bytes=max_body_bytes,
+            tokens=tokens,
+            access_log=access_log,
+            traces=traces,
+            model_control=model_control,
+            management_tokens=management_tokens,
+        )
+        return server.application
 
     def __enter__(self) -> "ServingEngine":
         self.start()

@@ -125,8 +125,8 @@ def _read_padding(arguments: argparse.Namespace) -> Padding | None:
 
 
 def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
-    if find_spec("httptools") is None:
-        raise MissingExtraError("httptools", "serving", "to serve over HTTP")
+    if find_spec("uvicorn") is None:
+        raise MissingExtraError("uvicorn", "serving", "to serve over HTTP")
     grpc_port = _grpc_port(arguments)
     check_addresses(arguments.host, arguments.http_port, grpc_port, arguments.admin_port)
     check_integer("--max-body-bytes", arguments.max_body_bytes)

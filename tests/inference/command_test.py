@@ -86,7 +86,7 @@ def test_help_fits_80_columns(capsys, monkeypatch):
 def serving(*arguments):
     """Runs the command; gives the child and the address of the model when it is served."""
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     call = [sys.executable, "-c", MAIN, *arguments, "--http-port", "0"]
     call += [] if "--model-config" in arguments else ["--name", "double"]
     call += [] if "--grpc-port" in arguments else ["--no-grpc"]
@@ -194,7 +194,7 @@ def test_the_models_of_a_file_of_tf_serving_s_are_served(bundle_of, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
 def test_a_terminal_shows_a_line_of_numbers(bundle_of):
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     call = [
         sys.executable,
         "-c",
@@ -282,7 +282,7 @@ def test_a_signal_that_an_import_makes_an_error_of_is_no_missing_package(monkeyp
 def test_a_warm_up_that_fails_is_told_in_a_line_and_its_traceback_in_the_log(
     bundle_of, monkeypatch, caplog
 ):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     pytest.importorskip("onnxruntime")
 
     def run(_runtime, inputs):
@@ -329,7 +329,7 @@ def test_requests_are_written(bundle_of, tmp_path):
 
 
 def test_the_line_says_what_grpc_needs_where_it_is_not_installed(doubler):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     with ServingEngine(doubler) as engine:
         server = engine.serve(0)
         line = f"Serving 'model' at {server.url}/v1/models/model"

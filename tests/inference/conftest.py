@@ -252,7 +252,7 @@ def status_of() -> Callable[..., tuple[str, str]]:
 @pytest.fixture
 def serve_http(doubler: Doubler) -> Iterator[Callable[..., HttpServer]]:
     """Starts HTTP servers with limits of their own."""
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     with ServingEngine(doubler) as engine:
         servers: list[HttpServer] = []
 

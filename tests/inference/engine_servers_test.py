@@ -18,7 +18,7 @@ from keras_deepseek.inference.server.termination import Interruption
 
 
 def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, capsys):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     waits, wait = threading.Event(), Interruption.wait
     monkeypatch.setattr(Interruption, "wait", lambda self, event: (waits.set(), wait(self, event)))
     engine = ServingEngine(doubler)
@@ -33,7 +33,7 @@ def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, 
 
 
 def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
 
     def interrupted_wait(_self, _event):
         raise KeyboardInterrupt
@@ -70,7 +70,7 @@ def is_open(host, port):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     pipe = subprocess.PIPE
     call = [sys.executable, "-c", SERVES]
     folder = Path(__file__).parents[2]

@@ -139,7 +139,7 @@ def test_a_model_of_one_batch_size_is_refused():
 
 
 def test_serving_stops_with_the_engine_and_a_failed_start_frees_the_port(doubler):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     with ServingEngine(doubler) as engine:
         server = engine.serve(0)
         assert engine.serve(0).port != server.port
@@ -154,7 +154,7 @@ def test_serving_stops_with_the_engine_and_a_failed_start_frees_the_port(doubler
 
 
 def test_both_ports_are_taken_or_none_and_closing_frees_both(doubler):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     pytest.importorskip("grpc")
     with ServingEngine(doubler) as engine:
         http = engine.serve(0, 0)

@@ -10,7 +10,7 @@ from keras_deepseek.inference import HttpLimits, ModelOptions, Padding, command,
 from keras_deepseek.inference.serve_settings import read_settings
 
 GRPC = ("grpc", "grpc_health", "grpc_reflection", "google", "google.protobuf")
-EVERYTHING = ("httptools", *GRPC)
+EVERYTHING = ("uvicorn", *GRPC)
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +93,9 @@ def test_padding_is_read_from_pairs(words, padding):
 
 
 def test_limits_are_those_of_a_connection():
-    words = ("--limit", "idle_seconds=10", "--limit", "max_pipelined=2", "--max-body-bytes", "5")
+    words = ("--limit", "idle_seconds=10", "--limit", "max_connections=2", "--max-body-bytes", "5")
     found = read(*words).of_servers
-    assert found["limits"] == HttpLimits(idle_seconds=10, max_pipelined=2)
+    assert found["limits"] == HttpLimits(idle_seconds=10, max_connections=2)
     assert found["max_body_bytes"] == 5
 
 
@@ -114,8 +114,8 @@ def test_one_certificate_serves_both_ports(certificates, tmp_path):
     ("arguments", "names", "port"),
     [
         ((), EVERYTHING, 8500),
-        ((), ("httptools", "grpc", "google"), None),
-        ((), ("httptools", "google", "google.protobuf"), None),
+        ((), ("uvicorn", "grpc", "google"), None),
+        ((), ("uvicorn", "google", "google.protobuf"), None),
         (("--no-grpc",), EVERYTHING, None),
         (("--grpc-port", "0"), EVERYTHING, 0),
     ],
@@ -130,7 +130,7 @@ def test_the_port_of_grpc_is_tf_serving_s_where_grpc_is_installed(
 @pytest.mark.parametrize(
     ("arguments", "names", "extra"),
     [
-        (("--grpc-port", "9000"), ("httptools",), "grpc"),
+        (("--grpc-port", "9000"), ("uvicorn",), "grpc"),
         ((), ("grpc", "google", "google.protobuf"), "serving"),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_folder_of_versions_names_them(tmp_path):
 
 
 def test_reading_loads_no_framework():
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     code = "import argparse, sys\n"
     code += "from keras_deepseek.inference import command, serve_settings\n"
     code += "parser = argparse.ArgumentParser()\ncommand.add_arguments(parser)\n"

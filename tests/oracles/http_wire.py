@@ -1,20 +1,21 @@
 """A connection over a transport that only notes what is done to it, and a clock that is set."""
 
 import asyncio
+import types
 
-import numpy as np
 import pytest
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 
-from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.http.http_connection import HttpConnection
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
 from keras_deepseek.inference.http.http_limits import HttpLimits
-from keras_deepseek.inference.http.message import HttpError, HttpResponse, Pending
-from keras_deepseek.inference.http.open_connections import OpenConnections
+from keras_deepseek.inference.http.http_protocol import HttpProtocol
+from keras_deepseek.inference.http.message import EXTENSION
 
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
-LIMITS = HttpLimits(max_pipelined=3)
+LIMITS = HttpLimits()
 
 
 def post(body, *headers):
@@ -23,68 +24,60 @@ def post(body, *headers):
 
 
 class Application:
-    """Answers `/now` at once, `/fault` by raising, and other paths when `answer` is called."""
+    """An ASGI application that answers `/now` with the body, and other paths by `Wire.answer`."""
 
     def __init__(self):
-        self.requests = []
+        self.scopes = []
         self.waiting = {}
-        self.cancelled = []
         self.ended = []
 
-    def admit(self, request):
-        if request.path == "/secret":
-            raise HttpError(401, "no token")
+    async def __call__(self, scope, receive, send):
+        exchange = scope["extensions"][EXTENSION]
+        body, is_last = b"", exchange.refusal is not None
+        while not is_last:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.ended.append("hung up")
+                return
+            body += message.get("body", b"")
+            is_last = not message.get("more_body") or exchange.refusal is not None
+        if exchange.refusal is not None:
+            await self._send(send, exchange.refusal.status, str(exchange.refusal).encode())
+            return
+        self.scopes.append(scope)
+        if scope["path"] != "/now":
+            body = await self._wait(exchange, scope["path"][1:])
+            if body is None:
+                self.ended.append(f"{scope['path'][1:]} hung up")
+                return
+        await self._send(send, 200, body or b"now")
 
-    def end(self, request, response):
-        path = None if request is None else request.path
-        self.ended.append((path, None if response is None else response.status))
+    async def _wait(self, exchange, name):
+        answer = self.waiting[name] = asyncio.get_running_loop().create_future()
+        exchange.call_on_hang_up(lambda: answer.done() or answer.set_result(None))
+        return await answer
 
-    def handle(self, request):
-        self.requests.append(request)
-        if request.path == "/now":
-            return HttpResponse(body=request.body or b"now")
-        if request.path == "/fault":
-            raise ArithmeticError("a secret")
-        name = request.path[1:]
-
-        def start(settle):
-            self.waiting[name] = settle
-            return lambda: self.cancelled.append(name)
-
-        return Pending(start, lambda finished: HttpResponse(body=outcome(finished)))
-
-    def answer_error(self, error, path):
-        if isinstance(error, HttpError):
-            return HttpResponse(error.status, str(error).encode())
-        return HttpResponse(500, type(error).__name__.encode())
-
-
-def outcome(finished):
-    if finished.error is not None:
-        raise finished.error
-    return finished.outputs["y"]
-
-
-def finished_request(value):
-    request = Request({"x": np.zeros((1, 1))})
-    if isinstance(value, BaseException):
-        request.fail(value)
-    else:
-        request.answer(0, {"y": value}, 1)
-    return request
+    async def _send(self, send, status, body):
+        self.ended.append(status)
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 class Transport(asyncio.Transport):
     """Notes what is written and done."""
 
-    def __init__(self, **information):
-        super().__init__(information)
+    def __init__(self):
+        super().__init__()
         self.written = b""
         self.done = []
         self.unsent = 0
 
     def write(self, data):
         self.written += data
+
+    def writelines(self, pieces):
+        self.written += b"".join(pieces)
 
     def get_write_buffer_size(self):
         return self.unsent
@@ -112,27 +105,40 @@ class Transport(asyncio.Transport):
 
 
 class Wire:
-    """A connection with all that is around it."""
+    """A connection with all that is around it, on a loop that runs only inside of its methods."""
 
-    def __init__(self, loop, limits=LIMITS, **information):
+    def __init__(self, loop, limits=LIMITS, others=0):
         self.now = 1000.0
         self.loop = loop
         self.application = Application()
-        self.connections = OpenConnections(limits)
-        self.transport = Transport(**information)
-        self.connection = HttpConnection(
-            self.application, self.connections, 1000, limits, lambda: self.now
-        )
+        self.transport = Transport()
+        self.owner = types.SimpleNamespace(limits=limits, is_unready=False, is_stopping=False)
+        self.state = ServerState()
+        self.state.connections.update(range(others))
+        config = Config(self.application, lifespan="off", log_config=None, proxy_headers=False)
+        self.run(lambda: self._connect(config))
+
+    def _connect(self, config):
+        self.connection = HttpProtocol(self.owner, config, self.state, lambda: self.now)
         self.connection.connection_made(self.transport)
+
+    def run(self, function):
+        """Calls a function on the loop, and lets the loop do all that follows."""
+
+        async def call():
+            function()
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(call())
 
     def send(self, *pieces):
         for piece in pieces:
-            self.connection.data_received(piece)
+            self.run(lambda piece=piece: self.connection.data_received(piece))
 
-    def answer(self, name, value=None):
-        """Answers the request for the path `name` with its name, or with `value`."""
-        settle = self.application.waiting[name]
-        settle(finished_request(name.encode() if value is None else value))
+    def answer(self, name):
+        """Answers the request for the path `name` with its name."""
+        self.run(lambda: self.application.waiting[name].set_result(name.encode()))
 
     def take(self):
         """Returns the status, the headers and the body of each answer since the last call."""
@@ -155,4 +161,4 @@ class Wire:
 
     def wait(self, seconds):
         self.now += seconds
-        self.connection.check_time()
+        self.run(self.connection.check_time)

@@ -18,13 +18,14 @@ class Answer:
 
 
 class RestClient:
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, **headers: str) -> None:
+        self._headers = headers
         self._connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None, headers: Any = None) -> Answer:
         if isinstance(body, dict | list):
             body = json.dumps(body)
-        self._connection.request(method, path, body, headers or {})
+        self._connection.request(method, path, body, headers or self._headers)
         response = self._connection.getresponse()
         return Answer(response.status, response.read(), response.headers)
 

@@ -1,18 +1,98 @@
-"""Decompresses the bodies of requests, up to a limit."""
+"""Reads and decompresses the bodies of requests, up to limits."""
 
+import asyncio
 import zlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
 
-from keras_deepseek.inference.http.message import HttpError
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HungUpError
+
+THREAD_BYTES = 2**16
+"""Larger bodies are decompressed and parsed on a thread, so that other requests don't wait."""
+
+MAX_INFLATED_BYTES = 16 * 2**20
+"""The most bytes of a decompressed body, if `max_body_bytes` allows so many."""
+
+MAX_RATIO = 100
+"""The most bytes that one compressed byte may stand for. Numbers as JSON have less than 20."""
 
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _MAX_MEMBERS = 16
 """A gzip file may consist of several members. Each costs a copy of the bytes after it."""
+_THREADS = 2
+
+_T = TypeVar("_T")
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, "parse-bodies")
+
+
+async def compute(size: int, function: Callable[..., _T], *arguments: object) -> _T:
+    """Calls a function, on a thread if there are more than `THREAD_BYTES` to work on."""
+    if size <= THREAD_BYTES:
+        return function(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(_threads(), function, *arguments)
+
+
+async def stream_body(request: HttpRequest, max_bytes: int) -> AsyncIterator[bytes]:
+    """Yields the pieces of a body as they come, without decompressing them.
+
+    Raises `HttpError` 413 above the limit, and `HungUpError` if the client hangs up.
+    """
+    length = request.headers.get("content-length", "")
+    size = int(length[:20]) if length.isdecimal() else 0
+    is_last = False
+    if size > max_bytes:
+        raise _too_large(max_bytes)
+    size = 0
+    while not is_last:
+        message = await request.receive()
+        if request.exchange is not None and request.exchange.refusal is not None:
+            raise request.exchange.refusal
+        if message["type"] == "http.disconnect":
+            raise HungUpError
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        yield piece
+        is_last = not message.get("more_body", False)
+
+
+def _too_large(max_bytes: int) -> HttpError:
+    message = f"The body is larger than {max_bytes} bytes. Send fewer rows in one request."
+    return HttpError(413, message, (("connection", "close"),))
+
+
+async def read_body(request: HttpRequest, max_bytes: int) -> bytes:
+    """Returns the whole body, decompressed. Raises the errors of `stream_body`."""
+    body = b""
+    collected: bytearray | None = None
+    async for piece in stream_body(request, max_bytes):
+        if not body:
+            body = piece
+        else:
+            # A list of small pieces would take many times their size.
+            collected = bytearray(body) if collected is None else collected
+            collected += piece
+    if collected is not None:
+        body = bytes(collected)
+    encoding = request.headers.get("content-encoding")
+    if encoding is None:
+        return body
+    limit = min(max_bytes, MAX_INFLATED_BYTES)
+    return await compute(len(body) * MAX_RATIO, inflate_body, body, encoding, limit)
 
 
 def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:
     """Returns the decompressed body of a request.
 
-    It never decompresses more than `limit` bytes and one.
+    It never decompresses more than `limit` bytes and one, nor more than `MAX_RATIO` times the body
+    beyond the first `THREAD_BYTES`.
 
     `encoding` is the header `Content-Encoding`. Raises `HttpError` 415 for an unknown one, 400 for
     damaged bytes, and 413 above the limit.
@@ -26,6 +106,7 @@ def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:
             f"Content-Encoding {encoding!r} is not supported. Send gzip, deflate, or neither.",
             (("Accept-Encoding", "gzip, deflate"),),
         )
+    limit = min(limit, max(THREAD_BYTES, MAX_RATIO * len(body)))
     bits = _WINDOW_BITS[name]
     if name == "deflate" and not _has_zlib_header(body):
         bits = -15  # Some clients send the stream without its header.

@@ -1,15 +1,17 @@
-"""Responses that a model or other slow work computes, for the handlers of all protocols."""
+"""The calls of models, for the handlers of all protocols."""
 
 import asyncio
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.delivery import Settle
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http.answers import outputs_of
-from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http.body import THREAD_BYTES, compute
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HungUpError
+from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.request_options import RequestOptions
 
 if TYPE_CHECKING:
@@ -17,57 +19,86 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, Array]
 
+_SLICE = 2**18
+_SPARE, _SLACK = 4, 2**16
+"""The values that a request may have beyond the model's: in names, parameters, unused features."""
 
-def dispatch(
+
+async def dispatch(
     server: "HttpServer",
     request: HttpRequest,
     name: str,
     bind: Callable[[Signature], Inputs],
-    encode: Callable[[Inputs], HttpResponse],
     *,
+    text: bytes = b"",
     not_found: Callable[[ModelNotFoundError], HttpError] | None = None,
     **options: Unpack[RequestOptions],
-) -> Pending:
-    """Queues a request for the model `name`, and answers it when the model has run.
+) -> Inputs:
+    """Queues a request for the model `name`, and returns the outputs when the model has run.
 
-    Both functions are called on the event loop: `bind` with the signature of the version that
-    answers, for its inputs, and `encode` with the outputs. `not_found` makes another error from a
-    `ModelNotFoundError`.
+    The request leaves the queue if the client hangs up. `bind` is called with the signature of the
+    version that answers, for its inputs: on a thread if it parses a large `text` of JSON.
+    `not_found` makes another error from a `ModelNotFoundError`.
     """
     server.check_ready(name)
     options["model"] = name
+    # Lets the loop notice that clients have hung up already, for all that come at one time.
+    await asyncio.sleep(0)
+    if request.exchange is not None and request.exchange.has_hung_up:
+        raise HungUpError
+    answered: asyncio.Future[Request] = asyncio.get_running_loop().create_future()
 
-    def start(settle: Settle) -> Callable[[], None]:
-        try:
-            return server.engine.dispatch(bind, settle, request.trace, **options)[0]
-        except ModelNotFoundError as error:
-            if not_found is None:
-                raise
-            raise not_found(error) from error
+    def settle(finished: Request) -> None:
+        if not answered.done():
+            answered.set_result(finished)
 
-    def respond(finished: Request) -> HttpResponse:
-        return encode(outputs_of(name, finished, request.trace))
+    try:
+        if len(text) > THREAD_BYTES:
+            found = server.engine.find(name, options.get("version"), options.get("label", ""))
+            await compute(len(text), check_values, text, found)
+            bind = _bound(found.signature, await compute(len(text), bind, found.signature), bind)
+        cancel, _ = server.engine.dispatch(bind, settle, request.trace, **options)
+    except ModelNotFoundError as error:
+        if not_found is None:
+            raise
+        raise not_found(error) from error
 
-    return Pending(start, respond)
+    def give_up() -> None:
+        cancel()
+        if not answered.done():
+            answered.set_exception(HungUpError())
+
+    request.call_on_hang_up(give_up)
+    try:
+        finished = await answered
+    except asyncio.CancelledError:
+        cancel()
+        raise
+    return outputs_of(name, finished, request.trace)
 
 
-def answer_later(work: Callable[[], None], respond: Callable[[], HttpResponse]) -> Pending:
-    """Returns a response that is ready when `work` has returned on a thread.
+def check_values(text: bytes | memoryview, version: ModelVersion) -> None:
+    """Refuses JSON with far more values than the largest request of a model, before it is parsed.
 
-    `work` goes on if the client hangs up. `respond` makes the answer on the event loop.
+    A model with strings, or with a free axis beside the first, has no largest request.
     """
+    shapes = [spec.shape[1:] for spec in version.signature.inputs if spec.dtype != "object"]
+    if len(shapes) < len(version.signature.inputs) or any(None in shape for shape in shapes):
+        return
+    row = sum(math.prod(cast("tuple[int, ...]", shape)) for shape in shapes)
+    most = _SLACK + _SPARE * row * version.max_rows
+    for start in range(0, len(text), _SLICE):  # In slices, between which others may run.
+        most -= bytes(text[start : start + _SLICE]).count(b",")
+        if most < 0:
+            raise HttpError(
+                413,
+                f"The body has more values than {version.max_rows} rows, the most of one request "
+                f"to {version.name!r}. Send fewer rows in one request.",
+            )
 
-    def start(settle: Callable[[Any], None]) -> Callable[[], None]:
-        def finish(done: "asyncio.Future[None]") -> None:
-            if not done.cancelled():
-                done.exception()  # Without this, asyncio logs it if the client has hung up.
-            settle(done)
 
-        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(finish)
-        return lambda: None
-
-    def make_response(done: "asyncio.Future[None]") -> HttpResponse:
-        done.result()
-        return respond()
-
-    return Pending(start, make_response)
+def _bound(
+    signature: Signature, inputs: Inputs, bind: Callable[[Signature], Inputs]
+) -> Callable[[Signature], Inputs]:
+    """Returns a function like `bind` that knows the inputs for one signature."""
+    return lambda wanted: inputs if wanted == signature else bind(wanted)

@@ -1,19 +1,26 @@
-"""The application behind an HTTP server: the routes of all protocols, and the notes of requests.
+"""The ASGI application behind an HTTP server: the routes of all protocols, and notes of requests.
 
-All of it runs on the server's event loop, and nothing there waits for the model: a route that needs
-the model returns a `Pending`.
+All of it runs on an event loop, and nothing there waits for the model in a blocking way.
 """
 
-from typing import TYPE_CHECKING
+import asyncio
+import re
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.inference.http import metrics, open_inference_rest, pages, tf_serving_rest
 from keras_deepseek.inference.http.answers import answer_error, answer_json
 from keras_deepseek.inference.http.message import (
+    EXTENSION,
     HUNG_UP,
+    Exchange,
     HttpError,
     HttpRequest,
     HttpResponse,
-    Pending,
+    HungUpError,
+    Message,
+    Receive,
+    Send,
 )
 from keras_deepseek.inference.http.openapi import describe_server
 from keras_deepseek.inference.http.operation import OBJECT, Operation
@@ -26,7 +33,9 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
 
 
-def health(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def health(
+    server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
     if not server.ready:
         raise HttpError(503, "The server is not ready: it is starting or stopping.")
@@ -45,6 +54,7 @@ ROUTES = (
 """The routes of a server. A new protocol adds its own here."""
 
 
+_ADDRESS = re.compile(r"(localhost|[\d.]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
 _CHALLENGE = 'Bearer realm="keras_deepseek"'
 
 
@@ -59,8 +69,46 @@ class HttpApplication:
         )
         self.router = Router([*ROUTES, describe])
 
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answers a request, or starts and stops the engine, as ASGI 3 says."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if scope["type"] != "http":
+            raise ValueError(f"Expected an HTTP request, received ASGI's {scope['type']!r}.")
+        exchange: Exchange | None = scope.get("extensions", {}).get(EXTENSION)
+        request = _read_request(scope, receive, exchange)
+        is_request = exchange is None or exchange.is_request
+        noted = request if is_request else None
+        try:
+            response = await self._respond(request, request.path if is_request else "")
+            if self._server.access_log is not None:
+                self._name(request, response)
+            if response.stream is None:
+                self.end(noted, response, len(response.body))
+                await _send(request, response, send)
+            else:
+                self.end(noted, response, await _stream(request, response, send))
+        except HungUpError:
+            self.end(noted, None)
+        finally:
+            if request.watcher is not None:
+                request.watcher.cancel()
+
+    async def _respond(self, request: HttpRequest, path: str) -> HttpResponse:
+        """Returns the answer to a request. Errors have the form of those of `path`."""
+        try:
+            self.admit(request)
+            return await self.handle(request)
+        except HungUpError:
+            raise
+        except Exception as error:  # noqa: BLE001 - The client and the log are told.
+            return answer_error(error, self.router.error_form(path))
+
     def admit(self, request: HttpRequest) -> None:
-        """Refuses a request without a valid token by 401, if the server asks for tokens."""
+        """Refuses what is malformed, and without a valid token by 401 if the server has tokens."""
+        if request.exchange is not None and request.exchange.refusal is not None:
+            raise request.exchange.refusal
         tokens = self._server.tokens
         if tokens is None or tokens.allows(request.headers.get("authorization")):
             return
@@ -73,7 +121,7 @@ class HttpApplication:
         message = "The token is not valid. Send a valid one as Authorization: Bearer TOKEN."
         raise HttpError(401, message, (("www-authenticate", challenge),))
 
-    def handle(self, request: HttpRequest) -> HttpResponse | Pending:
+    async def handle(self, request: HttpRequest) -> HttpResponse:
         """Returns the response of the route that matches a request.
 
         Raises `HttpError` 404 for an unknown path, and 405 for a wrong method.
@@ -83,43 +131,63 @@ class HttpApplication:
         route, parameters = self.router.find(request)
         request.route = route.path
         request.trace.protocol, request.trace.call = route.protocol, route.call
-        return route.handler(self._server, request, parameters)
+        if route.is_management:
+            _refuse_other_sites(request)
+            self._server.model_control.check(request.headers.get("authorization"))
+        return await route.handler(self._server, request, parameters)
 
-    def answer_error(self, error: Exception, path: str) -> HttpResponse:
-        """Returns the answer for an error, in the form of the path's route."""
-        return answer_error(error, self.router.error_form(path))
+    def _name(self, request: HttpRequest, response: HttpResponse) -> None:
+        """Adds the id by which the log names a request to its answer."""
+        if not request.trace.request_id:  # It was refused before it was handled.
+            request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
+        response.headers = (*response.headers, ("x-request-id", request.trace.request_id))
 
-    def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
+    def end(
+        self, request: HttpRequest | None, response: HttpResponse | None, size: int = 0
+    ) -> None:
         """Adds an answered request to the metrics, the traces and the access log.
 
         `request` is `None` if the bytes were no HTTP request, `response` if the client hung up
-        before.
+        before. `size` is the bytes of the body.
         """
+        server = self._server
         trace = RequestTrace("http") if request is None else request.trace
         status = HUNG_UP if response is None else response.status
-        seconds = self._server.engine.monitor.end(trace, status)
-        if self._server.traces is not None:
-            names = name_http(self._server, request, status, request.route if request else "")
-            self._server.traces.add(trace, seconds, names, request.headers if request else {})
-        access_log = self._server.access_log
-        if access_log is None:
-            return
-        headers = {} if request is None else request.headers
-        if not trace.request_id:  # It was refused before it was handled.
-            trace.request_id = choose_request_id(headers.get("x-request-id"))
-        if response is not None:
-            response.headers = (*response.headers, ("x-request-id", trace.request_id))
-        access_log.write(
-            trace,
-            method="" if request is None else request.method,
-            path="" if request is None else request.path,
-            status=status,
-            size=0 if response is None else len(response.body),
-            seconds=seconds,
-            client="" if request is None else request.client,
-        )
+        seconds = server.engine.monitor.end(trace, status)
+        if server.traces is not None:
+            headers = {} if request is None else request.headers
+            server.traces.add(trace, seconds, name_http(request, status), headers)
+        if server.access_log is not None:
+            if response is not None:
+                trace.request_id = dict(response.headers)["x-request-id"]
+            server.access_log.write(
+                trace,
+                method="" if request is None else request.method,
+                path="" if request is None else request.path,
+                status=status,
+                size=size,
+                seconds=seconds,
+                client="" if request is None else request.client,
+            )
 
-    def _describe(
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Starts the engine and, if that was done here, closes it at the end."""
+        engine = self._server.engine
+        was_ready = engine.ready
+        await receive()
+        try:
+            await asyncio.to_thread(engine.start)
+        except Exception as error:  # noqa: BLE001 - The server that runs this logs and ends.
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if not was_ready:
+            await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(self._server.stop)  # It never ran. Its notes are written.
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _describe(
         self, server: "HttpServer", _request: HttpRequest, _parameters: Parameters
     ) -> HttpResponse:
         """Answers with the OpenAPI document of the routes, and of the models as they are now."""
@@ -128,3 +196,82 @@ class HttpApplication:
             server.engine, self.router.routes, asks_for_tokens=asks_for_tokens
         )
         return answer_json(document)
+
+
+def _read_request(scope: Any, receive: Receive, exchange: Exchange | None) -> HttpRequest:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    client = scope.get("client")
+    return HttpRequest(
+        scope["method"],
+        # The path within this application, if it is mounted in another.
+        scope["path"].removeprefix(scope.get("root_path", "")) or "/",
+        headers,
+        client[0] if client else "",
+        scope["http_version"],
+        scope.get("scheme", "http"),
+        scope.get("server"),
+        receive,
+        exchange,
+    )
+
+
+def _start(response: HttpResponse, *more: tuple[bytes, bytes]) -> Message:
+    headers = [(b"content-type", response.content_type.encode("latin-1")), *more]
+    for name, value in response.headers:
+        headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+    return {"type": "http.response.start", "status": response.status, "headers": headers}
+
+
+async def _send(request: HttpRequest, response: HttpResponse, send: Send) -> None:
+    body = response.body
+    await send(_start(response, (b"content-length", b"%d" % len(body))))
+    body = b"" if request.method == "HEAD" else body
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _stream(request: HttpRequest, response: HttpResponse, send: Send) -> int:
+    """Sends the pieces of a response as they come, and returns their bytes."""
+    assert response.stream is not None
+    task = asyncio.current_task()
+    assert task is not None
+    size, has_hung_up = 0, False
+
+    def stop() -> None:
+        nonlocal has_hung_up
+        has_hung_up = True
+        task.cancel()
+
+    request.call_on_hang_up(stop)
+    try:
+        async with aclosing(response.stream) as pieces:
+            await send(_start(response))
+            # The client sees the head now, also if the first piece comes late.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+            async for piece in pieces:
+                size += len(piece)
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except asyncio.CancelledError:
+        if not has_hung_up:
+            raise
+        task.uncancel()
+        raise HungUpError from None
+    return size
+
+
+def _refuse_other_sites(request: HttpRequest) -> None:
+    """Refuses a call that the page of another site makes a browser send.
+
+    A name in `Host` may be that site's, with an address of this server.
+    """
+    headers = request.headers
+    origin, host = headers.get("origin"), headers.get("host", "")
+    is_of_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    if is_of_site and origin is None:
+        return
+    is_same = origin is None or origin.partition("://")[2].lower() == host.lower()
+    if not (is_of_site and is_same and _ADDRESS.fullmatch(host)):
+        raise HttpError(403, f"Pages of other sites may not do this; received Origin: {origin!r}.")

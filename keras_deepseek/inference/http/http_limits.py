@@ -8,14 +8,14 @@ from keras_deepseek.checks import check_integer, check_number
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """The limits of one connection, which stop slow clients from piling up connections.
+    """The limits of connections, which stop clients from piling up connections and bytes.
 
     Args:
         max_header_bytes: integer. Of the request line and all headers. Above it, the status is 431.
             Defaults to 64 KiB (`65536`).
         max_header_fields: integer. Above it, the status is 431. Defaults to `100`.
-        max_pipelined: integer. The requests of one connection that are computed at a time. Further
-            ones wait, and no more are read. Defaults to `16`.
+        max_connections: integer. Open connections. Above it, a new one gets the status 503 and is
+            closed. Defaults to `4096`.
         header_seconds: float. For the request line and all headers to arrive. Above it, the status
             is 408. Defaults to `10.0`.
         body_seconds: float. For a body to arrive, beyond the time that `min_body_rate` allows.
@@ -48,7 +48,7 @@ class HttpLimits:
 
     max_header_bytes: int = 2**16
     max_header_fields: int = 100
-    max_pipelined: int = 16
+    max_connections: int = 4096
     header_seconds: float = 10.0
     body_seconds: float = 30.0
     min_body_rate: float = 10_000.0

@@ -1,28 +1,37 @@
-"""The HTTP server. `http_connection` reads the requests, `http_application` answers them."""
+"""The HTTP server. `http_protocol` reads the requests, `http_application` answers them."""
 
 import asyncio
 import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
+from email.utils import formatdate
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.inference.http.http_application import HttpApplication
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.listener import Listener
-from keras_deepseek.inference.http.open_connections import OpenConnections
 from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Serve, Server
+
+if TYPE_CHECKING:
+    import uvicorn
+    from uvicorn.server import ServerState
+
+    from keras_deepseek.inference.http.http_protocol import HttpProtocol
 
 MAX_BODY_BYTES = 64 * 2**20
 """Larger requests are refused: 64 MiB of JSON should be sent in another form."""
 
 _BACKLOG = 2048
+_LOOK_SECONDS = 0.01
 
 
 class HttpServer(Server):
@@ -106,47 +115,86 @@ class HttpServer(Server):
         )
         self.max_body_bytes = max_body_bytes
         self.limits = limits or HttpLimits()
+        self.application = HttpApplication(self)
         self._ssl_context = ssl_context
 
     def _prepare(self) -> Serve:
         try:
-            import httptools  # noqa: F401 - The next import needs it.
+            import httptools  # noqa: F401 - uvicorn can do without, but slowly.
+            import uvicorn
         except ImportError as error:
-            raise MissingExtraError("httptools", "serving", "to serve over HTTP") from error
+            name = error.name or "uvicorn"
+            raise MissingExtraError(name, "serving", "to serve over HTTP") from error
         # Otherwise the first scrape imports it, and blocks the event loop for 60 ms.
         with contextlib.suppress(ImportError):
             import prometheus_client  # noqa: F401
-        from keras_deepseek.inference.http.http_application import HttpApplication
-        from keras_deepseek.inference.http.http_connection import HttpConnection
-
-        application = HttpApplication(self)
-        return partial(
-            self._serve,
-            self._bind(_BACKLOG),
-            lambda connections: HttpConnection(
-                application, connections, self.max_body_bytes, self.limits
-            ),
+        config = uvicorn.Config(
+            self.application,
+            interface="asgi3",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            proxy_headers=False,
+            timeout_keep_alive=cast(int, self.limits.idle_seconds),
         )
+        config.load()
+        return partial(self._serve, self._bind(_BACKLOG), config)
 
     async def _serve(
-        self,
-        listener: socket.socket,
-        make_protocol: Callable[[OpenConnections], asyncio.Protocol],
-        listens: "Future[int]",
+        self, listener: socket.socket, config: "uvicorn.Config", listens: "Future[int]"
     ) -> None:
-        connections = OpenConnections(self.limits)
+        from uvicorn.server import ServerState
+
+        from keras_deepseek.inference.http.http_protocol import HttpProtocol
+
+        state, limits = ServerState(), self.limits
+        connections = cast(set[HttpProtocol], state.connections)
         with listener:
-            connections.watch()
+            watching = asyncio.create_task(_watch(state, limits.tick_seconds))
             server = Listener(
                 listener,
-                lambda: make_protocol(connections),
+                lambda: HttpProtocol(self, config, state),
                 self._ssl_context,
-                self.limits.header_seconds,
-                self.limits.linger_seconds,
+                limits.header_seconds,
+                limits.linger_seconds,
             )
             server.start()
             listens.set_result(listener.getsockname()[1])
             await self.stopping.wait()
-            connections.start_draining()
+            for connection in connections:
+                connection.shutdown(is_settled=False)
             await server.stop()
-            await connections.drain()
+            await _drain(connections, limits)
+            watching.cancel()
+
+
+async def _watch(state: "ServerState", seconds: float) -> None:
+    """Checks the times of all connections regularly, and sets the date of answers.
+
+    A timer for each request would cost too much.
+    """
+    while True:
+        state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+        for connection in list(state.connections):
+            cast("HttpProtocol", connection).check_time()
+        await asyncio.sleep(seconds)
+
+
+async def _drain(connections: "set[HttpProtocol]", limits: HttpLimits) -> None:
+    """Closes all connections. Those in use get time to finish first."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limits.grace_seconds
+    await _wait_until_closed(connections, min(end, loop.time() + limits.settle_seconds))
+    for connection in list(connections):
+        connection.shutdown()
+    await _wait_until_closed(connections, end)
+    for connection in list(connections):
+        connection.abort()
+    await _wait_until_closed(connections, loop.time() + limits.linger_seconds)
+
+
+async def _wait_until_closed(connections: "set[HttpProtocol]", end: float) -> None:
+    """Returns when all connections are closed, or at the loop's time `end`."""
+    loop = asyncio.get_running_loop()
+    while connections and loop.time() < end:
+        await asyncio.sleep(min(_LOOK_SECONDS, end - loop.time()))

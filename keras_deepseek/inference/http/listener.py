@@ -19,6 +19,9 @@ _AT_A_TIME = 100
 _REST_SECONDS = 1.0
 """The pause after an error such as too many open files, where a retry at once would fail."""
 
+_PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+"""They find a client whose machine is gone after a minute and a half, also during a request."""
+
 
 class Listener:
     """A listening socket on the running event loop, with limits in seconds for TLS."""
@@ -79,6 +82,7 @@ class Listener:
 
     async def _connect(self, connection: socket.socket) -> None:
         connection.settimeout(0)
+        probe_dead_peers(connection)
         handshake_seconds, farewell_seconds = self._seconds
         # A client without TLS, or without a valid certificate, needs no traceback in the log.
         with contextlib.suppress(OSError):
@@ -89,3 +93,12 @@ class Listener:
                 ssl_handshake_timeout=handshake_seconds,
                 ssl_shutdown_timeout=farewell_seconds,
             )
+
+
+def probe_dead_peers(connection: socket.socket) -> None:
+    """Turns on TCP keep-alive, so that the kernel notices when a client's machine is gone."""
+    if connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _PROBES:
+            if hasattr(socket, name):  # Not all systems have these options.
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

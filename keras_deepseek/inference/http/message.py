@@ -1,108 +1,131 @@
-"""The messages between the HTTP server's connections and the application that answers them."""
+"""Requests, answers and errors, as the routes see them."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.protocols.json_text import to_json
 
 HUNG_UP = 499
 """The status in logs for a client that hung up before its answer. It is never sent."""
 
+Message = MutableMapping[str, Any]
+"""An event of ASGI."""
+
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+EXTENSION = "keras_deepseek.exchange"
+"""The key of an `Exchange` among the extensions in the scope of ASGI."""
+
+
+class HttpError(Exception):
+    """A refused request, with a status from 400 up and a message for the client."""
+
+    def __init__(
+        self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+class HungUpError(Exception):
+    """The client hung up, so that nobody waits for the answer."""
+
+
+class Exchange(Protocol):
+    """The things that this package's server tells of a request beyond ASGI."""
+
+    refusal: HttpError | None
+    """Set if the request, or the rest of its body, is malformed, too slow or too large."""
+
+    is_request: bool
+    """False if not even the head of a request could be read."""
+
+    @property
+    def has_hung_up(self) -> bool:
+        """True if the client has closed the connection."""
+
+    def call_on_hang_up(self, callback: Callable[[], object]) -> None:
+        """Calls `callback` if the client hangs up, or at once if it has hung up."""
+
+
+async def _receive_nothing() -> Message:
+    return {"type": "http.request"}
+
 
 @dataclass(slots=True)
 class HttpRequest:
-    """A complete request.
+    """A request, whose body `read_body` and `stream_body` read.
 
     Args:
         path: Without the query, and with its percent escapes decoded.
-        query: The text after the first `?`, not decoded.
         headers: Values by lower-case name. Values of a repeated name are joined by commas.
-        body: Decompressed.
         client: The client's address.
-        peer_subject: The subject of the client's certificate, as in `(("commonName", "client"),)`.
-            Empty if it has none.
-        is_old: True for HTTP/1.0.
+        version: That of HTTP.
+        scheme: `"http"` or `"https"`.
+        server: The address and the port that the client has asked.
+        receive: ASGI's function, for the body.
+        exchange: What this package's own server adds; `None` behind another server.
         trace: Its notes for metrics and logs.
         route: The path template of its route. Empty until the route is found.
+        watcher: The task that waits for the client to hang up.
     """
 
     method: str
     path: str
-    query: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
     client: str = ""
-    peer_subject: tuple[tuple[str, str], ...] = ()
-    keep_alive: bool = True
-    is_old: bool = False
+    version: str = "1.1"
+    scheme: str = "http"
+    server: tuple[str, int | None] | None = None
+    receive: Receive = field(default=_receive_nothing, compare=False)
+    exchange: Exchange | None = field(default=None, compare=False)
     trace: RequestTrace = field(default_factory=lambda: RequestTrace("http"), compare=False)
     route: str = ""
+    watcher: "asyncio.Task[None] | None" = field(default=None, compare=False)
+
+    def call_on_hang_up(self, callback: Callable[[], object]) -> None:
+        """Calls `callback` if the client hangs up before its answer. The body must be read."""
+        if self.exchange is not None:
+            self.exchange.call_on_hang_up(callback)
+        else:
+            self.watcher = asyncio.create_task(self._watch(callback))
+
+    async def _watch(self, callback: Callable[[], object]) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        callback()
 
 
 @dataclass(slots=True)
 class HttpResponse:
-    """An answer, with a status from 200 up and further headers."""
+    """An answer, with a status from 200 up and further headers.
+
+    `stream` takes the place of `body`: each of its pieces is sent at once. It is closed when the
+    client hangs up.
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
+    stream: AsyncGenerator[bytes, None] | None = None
 
 
-@dataclass(slots=True)
-class Pending:
-    """An answer that is not computed yet. The application's `answer_error` answers its errors.
+def stream_events(events: AsyncGenerator[Any, None]) -> HttpResponse:
+    """Returns a response of server-sent events, one with the JSON of each item."""
 
-    Args:
-        start: Starts the computation. Its argument is a function that the event loop must call with
-            the result, a `Request` of the model or a future. It returns a function that cancels the
-            computation when the client has hung up.
-        make_response: Makes the answer from the result.
-    """
+    async def encode() -> AsyncGenerator[bytes, None]:
+        async with aclosing(events):
+            async for event in events:
+                yield b"data: %b\n\n" % to_json(event)
 
-    start: Callable[[Callable[[Any], None]], Callable[[], None]]
-    make_response: Callable[[Any], HttpResponse]
-
-
-class HttpError(Exception):
-    """A refused request, with a status from 400 up and a message for the client.
-
-    `path` is set only if the request was refused before it was complete. Empty: it is unknown.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        headers: tuple[tuple[str, str], ...] = (),
-        *,
-        path: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers
-        self.path = path
-
-
-class Application(Protocol):
-    """The interface between a connection and the routes. All calls are made on the event loop."""
-
-    def admit(self, request: HttpRequest) -> None:
-        """Raises an `HttpError` if the client has no access. Its body is not decompressed then."""
-
-    def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer to a request, or a `Pending`. Raises any exception."""
-
-    def answer_error(self, error: Exception, path: str) -> HttpResponse:
-        """Returns the answer for an error of a handler or the connection. It must not raise.
-
-        `path` is that of the request, or empty if it is unknown.
-        """
-
-    def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
-        """Notes that an answer is about to be written, and may add headers. It must not raise.
-
-        `request` is `None` if the bytes were no HTTP request, `response` if the client hung up
-        before.
-        """
+    return HttpResponse(
+        content_type="text/event-stream", headers=(("cache-control", "no-cache"),), stream=encode()
+    )

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
 
 
-def metrics(server: "HttpServer", request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def metrics(
+    server: "HttpServer", request: HttpRequest, _parameters: Parameters
+) -> HttpResponse:
     """Answers with all metrics: as OpenMetrics if the client accepts it, else as Prometheus's text.
 
     Answers 501 if `prometheus_client` is not installed. Other paths don't need it.

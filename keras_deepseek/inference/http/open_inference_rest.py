@@ -1,13 +1,15 @@
 """Open Inference's (KServe's V2) REST calls: `/v2/...`."""
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.http import openapi_schemas
 from keras_deepseek.inference.http.answers import answer_json, read_version
-from keras_deepseek.inference.http.dispatch import Inputs, answer_later, dispatch
-from keras_deepseek.inference.http.message import HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http.body import THREAD_BYTES, compute, read_body
+from keras_deepseek.inference.http.dispatch import Inputs, check_values, dispatch
+from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
 from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.models import control
@@ -22,7 +24,7 @@ PROTOCOL = "open_inference"
 """The label of the metrics."""
 
 
-def server_metadata(
+async def server_metadata(
     _server: "HttpServer", _request: HttpRequest, _parameters: Parameters
 ) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
@@ -30,17 +32,23 @@ def server_metadata(
     return answer_json(content)
 
 
-def live(_server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def live(
+    _server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+) -> HttpResponse:
     """Answers 200, because the server is alive."""
     return answer_json({"live": True})
 
 
-def ready(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def ready(
+    server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
     return answer_json({"ready": server.ready}, 200 if server.ready else 503)
 
 
-def model_ready(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def model_ready(
+    server: "HttpServer", request: HttpRequest, parameters: Parameters
+) -> HttpResponse:
     """Answers 200 if the model is ready, else 503."""
     version = server.engine.find(parameters["name"], read_version(parameters))
     request.trace.model = version.name
@@ -48,7 +56,7 @@ def model_ready(server: "HttpServer", request: HttpRequest, parameters: Paramete
     return answer_json({"name": version.name, "ready": is_ready}, 200 if is_ready else 503)
 
 
-def model_metadata(
+async def model_metadata(
     server: "HttpServer", request: HttpRequest, parameters: Parameters
 ) -> HttpResponse:
     """Answers with the inputs and outputs of a model."""
@@ -60,70 +68,67 @@ def model_metadata(
     )
 
 
-def infer(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
+async def infer(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
-    name = parameters["name"]
+    name, version = parameters["name"], read_version(parameters)
     server.check_ready(name)  # Before a body is read in vain.
+    body = await read_body(request, server.max_body_bytes)
     length = request.headers.get(open_inference.HEADER.lower())
-    call = open_inference.parse_infer(request.body, length)
+    if len(body) > THREAD_BYTES:
+        is_number = length is not None and length.isdecimal()
+        text = memoryview(body)[: int(length[:10])] if length and is_number else body
+        await compute(len(body), check_values, text, server.engine.find(name, version))
+    call = await compute(len(body), open_inference.parse_infer, body, length)
     urgency = read_urgency(call.parameters)
 
     def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
         return signature.bind(call.inputs)
 
-    def encode(outputs: Inputs) -> HttpResponse:
-        body, header_length = open_inference.encode_infer(
-            call, outputs, name, request.trace.version
-        )
-        if header_length is None:
-            return HttpResponse(body=body)
-        headers = ((open_inference.HEADER, str(header_length)),)
-        return HttpResponse(200, body, "application/octet-stream", headers)
-
-    return dispatch(
+    outputs = await dispatch(
         server,
         request,
         name,
         bind,
-        encode,
-        version=read_version(parameters),
+        version=version,
         timeout=urgency.timeout,
         priority=urgency.priority,
     )
+    answer, header_length = open_inference.encode_infer(call, outputs, name, request.trace.version)
+    if header_length is None:
+        return HttpResponse(body=answer)
+    headers = ((open_inference.HEADER, str(header_length)),)
+    return HttpResponse(200, answer, "application/octet-stream", headers)
 
 
-def repository_index(
+async def repository_index(
     server: "HttpServer", request: HttpRequest, _parameters: Parameters
 ) -> HttpResponse:
     """Answers with the state of every version of every model."""
-    only_ready = open_inference_models.parse_repository_index(request.body)
+    body = await read_body(request, server.max_body_bytes)
+    only_ready = open_inference_models.parse_repository_index(body)
     states = repository_states(server.engine.models)
     return answer_json(open_inference_models.repository_index(states, only_ready))
 
 
-def repository_load(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
+async def repository_load(
+    server: "HttpServer", request: HttpRequest, parameters: Parameters
+) -> HttpResponse:
     """Loads the versions in a model's folder. Answers when they are served."""
     name = parameters["name"]
-
-    def respond() -> HttpResponse:
-        request.trace.model = name
-        return answer_json({"name": name, "load": True})
-
-    return answer_later(lambda: control.load(server.engine.repository, name), respond)
+    await asyncio.to_thread(control.load, server.engine.repository, name)
+    request.trace.model = name
+    return answer_json({"name": name, "load": True})
 
 
-def repository_unload(
+async def repository_unload(
     server: "HttpServer", request: HttpRequest, parameters: Parameters
-) -> Pending:
+) -> HttpResponse:
     """Closes a model. Answers when its accepted requests are answered."""
     name = parameters["name"]
-
-    def respond() -> HttpResponse:
-        request.trace.model = name
-        return answer_json({"name": name, "unload": True})
-
-    return answer_later(lambda: server.engine.repository.unload(name), respond)
+    await asyncio.to_thread(server.engine.repository.unload, name)
+    request.trace.model = name
+    return answer_json({"name": name, "unload": True})
 
 
 def _describe_infer(name: str, signature: Signature) -> Operation:
@@ -185,8 +190,13 @@ ROUTES = (
     _route("GET", "/v2/health/live", live, operation=_LIVE, is_open=True),
     _route("GET", "/v2/health/ready", ready, operation=_READY, is_open=True),
     _route("POST", "/v2/repository/index", repository_index, operation=_INDEX),
-    _route("POST", f"{_IN_REPOSITORY}/load", repository_load, operation=_LOAD),
-    _route("POST", f"{_IN_REPOSITORY}/unload", repository_unload, operation=_UNLOAD),
+    *(
+        _route("POST", _IN_REPOSITORY + suffix, handler, operation=operation, is_management=True)
+        for suffix, handler, operation in (
+            ("/load", repository_load, _LOAD),
+            ("/unload", repository_unload, _UNLOAD),
+        )
+    ),
     _route("GET", "/v2", server_metadata, operation=_SERVER),
     _route("GET", "/v2/", server_metadata),
 )

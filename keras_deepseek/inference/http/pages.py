@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
 
 
-def page(_server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
+async def page(
+    _server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+) -> HttpResponse:
     """Answers with the HTML page."""
     body, headers = _read_page()
     return HttpResponse(200, body, "text/html; charset=utf-8", headers)

@@ -2,11 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
 from keras_deepseek.inference.http.operation import (
     ERROR,
     DescribeModel,
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, str]
 """The parts of a path that stand in braces in its template, by their names."""
 
-Handler = Callable[["HttpServer", HttpRequest, Parameters], HttpResponse | Pending]
-"""A function that answers a route's requests. It runs on the event loop, so it must not wait.
+Handler = Callable[["HttpServer", HttpRequest, Parameters], Awaitable[HttpResponse]]
+"""A coroutine function that answers a route's requests. It must not block the event loop.
 
-It returns `dispatch.dispatch(...)` if a model computes the answer, and `dispatch.answer_later(...)`
-for other slow work. It may raise any error: `answers.answer_error` answers it in the route's form.
+It reads the body by `body.read_body`, awaits `dispatch.dispatch(...)` if a model computes the
+answer, and calls slow functions on a thread. It may raise any error: `answers.answer_error` answers
+it in the route's form. A response may be a stream (`HttpResponse.stream`, `stream_events`).
 
-`dispatch` answers 503 while the server starts or stops, and sets the model in the metrics. A
+`dispatch` answers 503 while the engine starts or stops, and sets the model in the metrics. A
 handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`
 once it has found the model. A handler that parses the body before `dispatch` calls `check_ready`
-first, so that a server that is not ready answers 503 and parses nothing.
+first, so that an engine that is not ready answers 503 and nothing is parsed.
 """
 
 DESCRIPTION_PATH = "/openapi.json"
@@ -56,6 +57,7 @@ class Route(NamedTuple):
         describe_model: Returns the `Operation` of one model. The document has the route once for
             each model then, with the model's name in the place of `{name}`.
         is_open: True if the route needs no token.
+        is_management: True if the route needs a management token instead (`ModelControl`).
         error_form: The form of all errors, also those raised before the handler is called, as for a
             wrong method. It must be the same for all routes of a path.
     """
@@ -68,6 +70,7 @@ class Route(NamedTuple):
     operation: Operation | None = None
     describe_model: DescribeModel | None = None
     is_open: bool = False
+    is_management: bool = False
     error_form: ErrorForm = ERROR
 
 
@@ -127,8 +130,9 @@ class Router:
         raise HttpError(405, message, (("allow", ", ".join(methods)),))
 
     def is_open(self, path: str) -> bool:
-        """Returns true if a path has a route that needs no access token."""
-        return any(route.is_open for route in self._match(path)[0].values())
+        """Returns true if a path has a route that needs none of the server's `tokens`."""
+        routes = self._match(path)[0].values()
+        return any(route.is_open or route.is_management for route in routes)
 
     def error_form(self, path: str) -> ErrorForm:
         """Returns the form of errors of a path. A path without a route has the default."""

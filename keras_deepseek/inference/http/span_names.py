@@ -1,12 +1,7 @@
 """The names and attributes of HTTP requests in traces."""
 
-from typing import TYPE_CHECKING
-
 from keras_deepseek.inference.http.message import HUNG_UP, HttpRequest
 from keras_deepseek.inference.monitoring.request_traces import Attributes, SpanNames
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.http.http_server import HttpServer
 
 _METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
@@ -19,18 +14,13 @@ _MAX_TEXT = 1024
 """The characters that are kept of a text from a client, to bound the size of spans."""
 
 
-def name_http(
-    server: "HttpServer", request: HttpRequest | None, status: int, route: str
-) -> SpanNames:
+def name_http(request: HttpRequest | None, status: int) -> SpanNames:
     """Returns the name and the attributes of a request's span.
 
     The query is left out: it may hold a secret. Status 499: the client hung up.
     """
-    attributes: Attributes = {
-        "url.scheme": server.url.partition(":")[0],
-        "server.address": server.host,
-        "server.port": server.port,
-    }
+    attributes: Attributes = {}
+    route = "" if request is None else request.route
     method = "HTTP"
     if request is not None:
         method = request.method if request.method in _METHODS else "HTTP"
@@ -39,7 +29,11 @@ def name_http(
             attributes["http.request.method_original"] = request.method[:_MAX_TEXT]
         attributes["url.path"] = request.path[:_MAX_TEXT]
         attributes["client.address"] = request.client
-        attributes["network.protocol.version"] = "1.0" if request.is_old else "1.1"
+        attributes["network.protocol.version"] = request.version
+        attributes["url.scheme"] = request.scheme
+        if request.server is not None:
+            attributes["server.address"] = request.server[0]
+            attributes["server.port"] = request.server[1] or 0
         agent = request.headers.get("user-agent")
         if agent:
             attributes["user_agent.original"] = agent[:_MAX_TEXT]

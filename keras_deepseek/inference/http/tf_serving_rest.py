@@ -1,6 +1,6 @@
 """TF Serving's REST calls: `/v1/models/NAME[/versions/V|/labels/L][:predict|...]`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -8,13 +8,15 @@ from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http import openapi_schemas
 from keras_deepseek.inference.http.answers import answer_json, read_version
+from keras_deepseek.inference.http.body import read_body
 from keras_deepseek.inference.http.dispatch import Inputs, dispatch
-from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
 from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.models.model_version import FailedVersion, ModelVersion
 from keras_deepseek.inference.models.states import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
+from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.engine import Engine
 
 if TYPE_CHECKING:
@@ -24,7 +26,9 @@ PROTOCOL = "tf_serving"
 """The label of the metrics."""
 
 
-def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def status(
+    server: "HttpServer", request: HttpRequest, parameters: Parameters
+) -> HttpResponse:
     """Answers with the state of one version, or of all, as GetModelStatus does."""
     name, version, label = _read(parameters)
     if label:
@@ -39,7 +43,9 @@ def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -
     )
 
 
-def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
+async def metadata(
+    server: "HttpServer", request: HttpRequest, parameters: Parameters
+) -> HttpResponse:
     """Answers with the signature of a version, as GetModelMetadata does."""
     version = _find(server.engine, *_read(parameters))
     request.trace.model = version.name
@@ -48,45 +54,52 @@ def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters)
     )
 
 
-def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
+async def predict(
+    server: "HttpServer", request: HttpRequest, parameters: Parameters
+) -> HttpResponse:
     """Answers with a model's outputs in the form of the request, rows or columns."""
-    name, version, label = _read(parameters)
+    server.check_ready(parameters["name"])
+    body = await read_body(request, server.max_body_bytes)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> Inputs:
-        call = tf_serving.parse_predict(request.body, signature)
+        call = tf_serving.parse_predict(body, signature)
         forms.append(call.is_row_form)
         return signature.bind(call.inputs)
 
-    def encode(outputs: Inputs) -> HttpResponse:
-        return HttpResponse(body=tf_serving.encode_outputs(outputs, forms[-1]))
-
-    not_found = partial(_not_found, name, version, label)
-    return dispatch(
-        server, request, name, bind, encode, not_found=not_found, version=version, label=label
-    )
+    outputs = await _dispatch(server, request, parameters, bind, body)
+    return HttpResponse(body=tf_serving.encode_outputs(outputs, forms[-1]))
 
 
-def answer_examples(
+async def answer_examples(
     server: "HttpServer", request: HttpRequest, parameters: Parameters, *, method: str
-) -> Pending:
+) -> HttpResponse:
     """Answers with the predicted classes, or the predicted number, of each example."""
-    name, version, label = _read(parameters)
+    server.check_ready(parameters["name"])
+    body = await read_body(request, server.max_body_bytes)
     rows: list[int] = []
 
     def bind(signature: Signature) -> Inputs:
-        inputs = tf_serving_examples.parse_examples(request.body, signature)
+        inputs = tf_serving_examples.parse_examples(body, signature)
         rows.append(len(next(iter(inputs.values()))))
         return inputs
 
-    def encode(outputs: Inputs) -> HttpResponse:
-        results = tf_serving_examples.read_results(method, outputs, rows[-1])
-        return HttpResponse(body=tf_serving_examples.encode_results(results))
+    outputs = await _dispatch(server, request, parameters, bind, body)
+    results = tf_serving_examples.read_results(method, outputs, rows[-1])
+    return HttpResponse(body=tf_serving_examples.encode_results(results))
 
+
+async def _dispatch(
+    server: "HttpServer",
+    request: HttpRequest,
+    parameters: Parameters,
+    bind: Callable[[Signature], Inputs],
+    body: bytes,
+) -> Inputs:
+    name, version, label = _read(parameters)
     not_found = partial(_not_found, name, version, label)
-    return dispatch(
-        server, request, name, bind, encode, not_found=not_found, version=version, label=label
-    )
+    options: RequestOptions = {"version": version, "label": label}
+    return await dispatch(server, request, name, bind, text=body, not_found=not_found, **options)
 
 
 def _describe_predict(name: str, signature: Signature) -> Operation:

@@ -96,6 +96,11 @@ class ModelVersion:
         """The names, shapes and dtypes of the inputs and outputs, as clients see them."""
         return self._executors[0].signature if self._padder is None else self._padder.signature
 
+    @property
+    def max_rows(self) -> int:
+        """The most rows of one request."""
+        return self._options.max_queue_rows
+
     def start(self) -> None:
         """Warms up the version, and accepts requests from then on.
 

@@ -46,6 +46,12 @@ class Engine(Protocol):
     def repository(self) -> ModelRepository:
         """The engine's model repository, which loads and unloads models."""
 
+    def start(self) -> None:
+        """Warms the models up and starts their threads."""
+
+    def close(self) -> None:
+        """Answers the accepted requests, and stops for good."""
+
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
     ) -> ModelVersion:

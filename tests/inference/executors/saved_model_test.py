@@ -340,7 +340,7 @@ def test_a_bundle_that_holds_no_saved_model_is_refused(bundle_of):
 
 @needs_tensorflow
 def test_strings_go_to_a_process_of_their_own_and_over_http(tmp_path):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     path = save_mixed(tmp_path / "model")
     with ServingEngine(path, isolated=True, max_batch_size=2) as engine:
         server = engine.serve(http_port=0)

@@ -1,8 +1,6 @@
 """A protocol as CONTRIBUTING.md says to add one: `POST /simple/NAME`, of rows and answers."""
 
-import asyncio
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -11,26 +9,26 @@ from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.http import http_application, openapi_schemas
 from keras_deepseek.inference.http.answers import answer_json
-from keras_deepseek.inference.http.dispatch import answer_later, dispatch
-from keras_deepseek.inference.http.message import HttpResponse
+from keras_deepseek.inference.http.body import read_body
+from keras_deepseek.inference.http.dispatch import dispatch
 from keras_deepseek.inference.http.operation import TEXT, ErrorForm, Operation, fields
 from keras_deepseek.inference.http.routing import Route
 from keras_deepseek.inference.protocols.json_text import load_object
 from keras_deepseek.inference.protocols.rows import inputs_from_rows, rows_from_outputs
 from tests.oracles.rest_client import RestClient
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 
 
-def answer(server, request, parameters):
+async def answer(server, request, parameters):
+    body = await read_body(request, server.max_body_bytes)
+
     def bind(signature):
-        rows = load_object(request.body, "with a list of 'rows'").get("rows")
+        rows = load_object(body, "with a list of 'rows'").get("rows")
         return signature.bind(inputs_from_rows(rows, signature, "rows"))
 
-    def encode(outputs):
-        return answer_json({"answers": rows_from_outputs(outputs)})
-
-    return dispatch(server, request, parameters["name"], bind, encode)
+    outputs = await dispatch(server, request, parameters["name"], bind, text=body)
+    return answer_json({"answers": rows_from_outputs(outputs)})
 
 
 def describe(name, signature):
@@ -159,54 +157,3 @@ def test_the_protocol_is_described_and_counted(connect):
     text = client.ask("GET", "/metrics").body.decode()
     called = 'method="answer",model="double",protocol="simple"'
     assert f'keras_deepseek_requests_total{{{called},status="200",version="1"}} 1.0' in text
-
-
-def run(work, respond=lambda: HttpResponse(204)):
-    """Returns the answer, and whether the work was done on the loop's own thread."""
-    threads = []
-
-    def noted():
-        threads.append(threading.current_thread())
-        work()
-
-    async def ask():
-        pending = answer_later(noted, respond)
-        settled = asyncio.get_running_loop().create_future()
-        pending.start(settled.set_result)
-        return pending.make_response(await settled)
-
-    return asyncio.run(ask()), threads[0] is threading.current_thread()
-
-
-def test_the_work_is_done_on_another_thread_and_then_answered():
-    answer, is_on_loop = run(lambda: None)
-    assert (answer.status, is_on_loop) == (204, False)
-
-
-def test_what_the_work_raises_is_raised_in_place_of_the_answer():
-    def fail():
-        raise LookupError("no such model")
-
-    def respond():
-        raise AssertionError("It is not asked for.")
-
-    with pytest.raises(LookupError, match="no such model"):
-        run(fail, respond)
-
-
-def test_a_client_that_hangs_up_does_not_stop_it():
-    may_end, ended = threading.Event(), threading.Event()
-
-    def work():
-        assert may_end.wait(60)
-        ended.set()
-        raise LookupError("Nobody is left to be told.")
-
-    async def ask():
-        settled = asyncio.get_running_loop().create_future()
-        answer_later(work, HttpResponse).start(settled.set_result)()
-        may_end.set()
-        await settled
-
-    asyncio.run(ask())
-    assert ended.is_set()

@@ -8,7 +8,7 @@ from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.monitoring.access_log import LOGGER
 from keras_deepseek.inference.protocols import tf_serving
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 
 PREDICT = "/v1/models/double:predict"
 

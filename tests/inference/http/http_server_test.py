@@ -19,7 +19,7 @@ from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import HttpLimits, HttpServer, ServingEngine
 from tests.oracles.http_client import ask, connect, predict_request, read_all
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 
 
 def watch_requests(engine):
@@ -297,8 +297,7 @@ def test_clients_that_keep_their_connection_lose_no_request_when_the_server_stop
             assert busy.acquire(timeout=60)
         server.stop()
         assert all(client.result(timeout=60) for client in clients)
-    assert set(statuses) <= {200, 503}
-    assert statuses.count(200) >= 288
+    assert set(statuses) == {200}
 
 
 def test_every_request_in_flight_is_answered_when_the_server_stops(doubler):
@@ -397,9 +396,10 @@ def test_the_url_of_an_ip_6_address_has_brackets(doubler):
 
 
 def test_the_error_names_the_extra_where_the_server_is_missing(doubler, monkeypatch):
-    monkeypatch.setitem(sys.modules, "httptools", None)
-    with pytest.raises(MissingExtraError, match=r"`httptools` .*keras_deepseek\[serving\]"):
-        HttpServer(ServingEngine(doubler)).start()
+    for name in ("uvicorn", "httptools"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(MissingExtraError, match=rf"`{name}` .*keras_deepseek\[serving\]"):
+            HttpServer(ServingEngine(doubler)).start()
 
 
 def test_a_server_that_others_reach_is_warned_of_unless_it_asks_who_they_are(

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from keras_deepseek.inference.http import listener as listener_module
-from keras_deepseek.inference.http.listener import Listener
+from keras_deepseek.inference.http.listener import Listener, probe_dead_peers
 
 
 class Greeter(asyncio.Protocol):
@@ -95,3 +95,11 @@ def test_it_can_be_stopped_while_it_waits(listening):
             return await asyncio.to_thread(client.recv, 100)
 
     assert asyncio.run(stop_early()) == b"hello"
+
+
+def test_the_kernel_is_asked_to_probe_a_silent_client():
+    with socket.socket() as client:
+        probe_dead_peers(client)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60

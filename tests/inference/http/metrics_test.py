@@ -7,7 +7,7 @@ import pytest
 
 from keras_deepseek.inference import ServingEngine
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 SAMPLE = re.compile(r'[a-z_]+(\{([a-z_]+="[^"]*",?)*\})? [0-9.e+-]+')

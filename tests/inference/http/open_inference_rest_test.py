@@ -10,10 +10,10 @@ import keras_deepseek
 from keras_deepseek.inference import ModelOptions, ServingEngine
 from keras_deepseek.inference.errors import LoadFailedError
 from keras_deepseek.inference.models import control
-from tests.inference.conftest import Doubler
+from tests.inference.conftest import MANAGED, MANAGER, Doubler
 from tests.oracles.rest_client import RestClient
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def engine():
 
 @pytest.fixture
 def client(engine):
-    client = RestClient(engine.serve(0))
+    client = RestClient(engine.serve(0, **MANAGED), **dict(MANAGER))
     yield client
     client.close()
 
@@ -159,7 +159,7 @@ def test_others_are_answered_while_a_model_is_loaded(client, engine, monkeypatch
 
     monkeypatch.setattr(control, "load", load)
     with ThreadPoolExecutor(1) as pool:
-        other = RestClient(engine.servers[0])
+        other = RestClient(engine.servers[0], **dict(MANAGER))
         answer = pool.submit(other.ask, "POST", "/v2/repository/models/double/load")
         assert loads.wait(60)
         assert client.ask("GET", "/v2/health/live").status == 200
@@ -182,3 +182,41 @@ def test_a_model_that_can_t_be_loaded_is_told_so(client, monkeypatch):
     monkeypatch.setattr(control, "load", load)
     answer = client.ask("POST", "/v2/repository/models/double/load")
     assert (answer.status, "could not be loaded" in answer.content["error"]) == (500, True)
+
+
+UNLOAD = ("POST", "/v2/repository/models/double/unload", {})
+
+
+def test_nothing_is_unloaded_unless_that_is_asked_for(engine):
+    client = RestClient(engine.serve(0))
+    answer = client.ask(*UNLOAD, dict(MANAGER))
+    assert (answer.status, "--model-control explicit" in answer.content["error"]) == (403, True)
+    assert client.ask("POST", "/v2/repository/index").status == 200
+    client.close()
+
+
+def test_a_management_token_is_wanted_and_is_good_for_nothing_else(engine):
+    client = RestClient(engine.serve(0, tokens=["secret"], **MANAGED))
+    for token in ("secret", "other"):
+        assert client.ask(*UNLOAD, {"Authorization": f"Bearer {token}"}).status == 403
+    assert client.ask("POST", "/v2/repository/index", {}, dict(MANAGER)).status == 401
+    assert client.ask(*UNLOAD, dict(MANAGER)).status == 200
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "status"),
+    [
+        ("127.0.0.1:8501", {"Origin": "http://evil.example"}, 403),
+        ("127.0.0.1:8501", {"Origin": "null"}, 403),
+        ("127.0.0.1:8501", {"Origin": "http://127.0.0.1:80"}, 403),
+        ("127.0.0.1:8501", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("evil.example", {"Origin": "http://evil.example"}, 403),  # Its name has our address.
+        ("127.0.0.1:8501", {"Origin": "http://127.0.0.1:8501"}, 200),
+        ("localhost", {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}, 200),
+        ("model.default.svc", {}, 200),
+    ],
+)
+def test_the_page_of_another_site_can_t_unload_a_model(client, host, headers, status):
+    answer = client.ask(*UNLOAD, {"Host": host, **headers, **dict(MANAGER)})
+    assert answer.status == status

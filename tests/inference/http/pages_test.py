@@ -8,7 +8,7 @@ import pytest
 
 from keras_deepseek.inference import ServingEngine
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 
 
 @pytest.fixture

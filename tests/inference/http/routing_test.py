@@ -5,7 +5,7 @@ from keras_deepseek.inference.http.operation import ERROR, OBJECT, ErrorForm
 from keras_deepseek.inference.http.routing import Route, Router
 
 
-def answer(server, request, parameters):
+async def answer(server, request, parameters):
     raise AssertionError("Nothing is answered here.")
 
 

@@ -6,7 +6,7 @@ from keras_deepseek.inference import ServingEngine
 from tests.inference.conftest import Doubler
 from tests.oracles.rest_client import RestClient
 
-pytest.importorskip("httptools")
+pytest.importorskip("uvicorn")
 
 SCORES = Signature(
     inputs=(TensorSpec("x", (None, 2), "float32"),),
