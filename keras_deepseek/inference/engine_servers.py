@@ -70,6 +70,7 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
         traces=traces,
         model_control=model_control,
         management_tokens=management_tokens,
+        max_connections=limits.max_connections,
         connection_seconds=limits.connection_seconds,
         settle_seconds=limits.settle_seconds,
         grace_seconds=limits.grace_seconds,
