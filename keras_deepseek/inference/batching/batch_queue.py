@@ -19,14 +19,28 @@ from keras_deepseek.inference.errors import OverloadedError
 NUM_LANES_KEPT = 64
 """The number of lanes that are kept, also empty ones, for what their rules have learned."""
 
+STANDING_SECONDS = 0.2
+"""The shortest `patience` of a queue. Answers then come well within half a second, and a fast model
+can still work off a burst of many batches."""
+
+STANDING_BATCHES = 4
+"""The `patience` of a queue in full batches, if that is longer. At a load that the model can bear,
+requests rarely wait for more than two."""
+
 
 class BatchQueue:
     """Requests that wait for a model, in one lane for each set of shapes.
 
     A request that does not fit into a batch continues in the next one. A request that can't be
-    answered in time, by its deadline or by `target_latency` in seconds, is refused at once.
-    `max_rows` limits the waiting rows, and the rows of one request. The caller adds the measured
-    times to `batch_time`.
+    answered in time, by its deadline or by `target_latency` in seconds, is refused at once. Without
+    both, its wait is bounded by controlled delay: a queue that has not been empty for longer than
+    `patience` stands, however many requests leave it, so a request that would wait longer than that
+    is refused, and those in the queue stay in time. A burst, which the model works off meanwhile,
+    is not refused. `max_rows` limits the waiting rows, and the rows of one request. The caller adds
+    the measured times to `batch_time`.
+
+    References: Nichols and Jacobson, "Controlling Queue Delay", 2012; Maurer, "Fail at Scale",
+    2015.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class BatchQueue:
         self._target_latency = target_latency or math.inf
         self._lanes: dict[tuple[object, ...], Lane] = {}
         self._ends: list[float] = []
+        self._standing_since = 0.0
 
     def add(self, request: Request, now: float) -> None:
         """Adds a request to the lane of its input shapes.
@@ -60,6 +75,8 @@ class BatchQueue:
         self.check_size(rows)
         self._check_room(request, rows, now)
         request.arrived = now
+        if not self.rows:
+            self._standing_since = now
         lane = self._find_lane(request)
         is_first = lane.rows == 0
         lane.add(request)
@@ -134,6 +151,11 @@ class BatchQueue:
         """Returns the size to which a batch of a given number of rows is padded."""
         return next(size for size in self._buckets if size >= rows)
 
+    @property
+    def patience(self) -> float:
+        """The seconds that a request may wait in a queue that stands."""
+        return max(STANDING_SECONDS, STANDING_BATCHES * self._time.predict(self._buckets[-1]))
+
     def predict_wait(self, request: Request, now: float) -> float:
         """Returns the seconds after which a request that comes now would be answered.
 
@@ -172,14 +194,17 @@ class BatchQueue:
                 retry_after=self.predict_wait(request, now),
             )
         allowed = min(request.deadline - now, self._target_latency)
+        why = f"is needed in {allowed:.3g} s"
+        if allowed == math.inf and self.rows and now - self._standing_since > self.patience:
+            allowed = self.patience
+            why = f"the queue has not been empty for {now - self._standing_since:.3g} s"
         if allowed == math.inf or not self._time.is_known:
             return
         wait = self.predict_wait(request, now)
         # On a free machine a request is never refused, though the model alone may be too slow.
         if wait > allowed and (self.rows or self._ends):
             raise OverloadedError(
-                f"The answer would take {wait:.3g} s, and is needed in {allowed:.3g} s: "
-                f"{self.rows} rows are waiting",
+                f"The answer would take {wait:.3g} s, and {why}: {self.rows} rows are waiting",
                 retry_after=wait,
             )
 

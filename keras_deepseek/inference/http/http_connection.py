@@ -69,6 +69,7 @@ class HttpConnection(asyncio.Protocol):
         self._limits = limits
         self._clock = clock
         self._transport: asyncio.Transport | None = None
+        self._descriptor: int | None = None
         self._reader = HttpReader(limits, max_body_bytes)
         # In the order of the requests. The answer of the first is the next to be written.
         self._exchanges: deque[_Exchange] = deque()
@@ -90,7 +91,9 @@ class HttpConnection(asyncio.Protocol):
         self._reader.client = str(peer[0]) if peer else ""
         self._reader.peer_subject = _read_subject(transport.get_extra_info("peercert"))
         self._since = self._clock()
-        probe_dead_peers(transport.get_extra_info("socket"))
+        connection = transport.get_extra_info("socket")
+        probe_dead_peers(connection)
+        self._descriptor = None if connection is None else connection.fileno()
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -217,6 +220,7 @@ class HttpConnection(asyncio.Protocol):
     def _ask(self, received: HttpRequest | HttpError) -> HttpResponse | Pending:
         if isinstance(received, HttpError):
             raise received
+        received.trace.connection = self._descriptor
         self._application.admit(received)
         encoding = received.headers.get("content-encoding")
         if encoding is not None:

@@ -120,13 +120,15 @@ class ModelVersion:
         priority: int = 0,
         client: Hashable = None,
         use_cache: bool = False,
+        connection: int | None = None,
     ) -> Request:
         """Queues a request, or answers it from the cache.
 
         `timeout` is in seconds, after which the answer is useless. Requests of the same `client`
         are answered in order; with it the cache is not used, since its answer could overtake an
-        earlier one. Raises `ClosedError` unless the version is started, and `OverloadedError` if
-        the request can't be answered in time.
+        earlier one. `connection` is the descriptor of the client's socket. Raises `ClosedError`
+        unless the version is started, and `OverloadedError` if the request can't be answered in
+        time.
         """
         check_request_options(timeout, priority)
         if self.state != "AVAILABLE":
@@ -145,7 +147,9 @@ class ModelVersion:
             inputs, deliver = self._pad(self._padder, inputs, deliver)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         of_request = deliver if client is None else lambda _: self._order.settle(client)
-        request = Request(inputs, of_request, deadline=deadline, priority=priority)
+        request = Request(
+            inputs, of_request, deadline=deadline, priority=priority, connection=connection
+        )
         if client is not None:
             self._order.add(client, request, deliver)
         try:
