@@ -121,10 +121,14 @@ class TensorSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as values that JSON can hold."""
-        content = {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-        if self.vocabulary_size is not None:
-            content["vocabulary_size"] = self.vocabulary_size
-        return content
+        size = self.vocabulary_size
+        vocabulary = {} if size is None else {"vocabulary_size": size}
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            **vocabulary,
+        }
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "TensorSpec":

@@ -104,6 +104,8 @@ class Dispatcher:
                 trace.model, trace.version = version.name, str(version.number)
                 repository.monitor.arrive(trace)
             try:
+                if options.get("timeout") is None:
+                    version.check_room()  # Reading a large body only to refuse it takes long.
                 inputs = bind(version.signature)
                 request = version.submit(
                     inputs,

@@ -220,3 +220,24 @@ def test_tokens_that_a_model_does_not_know_are_refused_before_they_share_a_batch
             engine.submit(x)
         assert engine.predict([[9]]).shape == (1, 1, 2)
         assert engine.statistics().rows == 1
+
+
+def test_an_input_is_not_read_where_there_is_no_room_for_it(doubler, rows):
+    with ServingEngine(doubler, max_queue_rows=1, warm_up=False) as engine:
+        doubler.hold()
+        answers = [engine.submit(rows(1))]
+        assert doubler.entered.wait(60)
+        answers.append(engine.submit(rows(2)))
+        read = []
+
+        async def ask(**options):
+            engine.dispatch(lambda _: read.append(1) or rows(3), print, **options)
+
+        with pytest.raises(OverloadedError, match="The queue is full"):
+            asyncio.run(ask())
+        assert not read
+        with pytest.raises(OverloadedError, match="The queue is full"):
+            asyncio.run(ask(timeout=60.0))
+        assert read
+        doubler.release()
+        wait(answers, 60)

@@ -100,8 +100,9 @@ def vocabulary_sizes(model: keras.Layer, num_inputs: int) -> list[int | None]:
         for node in layer._inbound_nodes if isinstance(layer, keras.Layer) else ():
             found = vocabulary_sizes(layer, len(node.input_tensors))
             for tensor, size in zip(node.input_tensors, found, strict=True):
-                for index in _sources(tensor, places, keeping=_KEEPING_ALL) if size else ():
-                    sizes[index] = min(size, sizes[index] or size)
+                if size is not None:
+                    for index in _sources(tensor, places, keeping=_KEEPING_ALL):
+                        sizes[index] = min(size, sizes[index] or size)
     return sizes
 
 

@@ -73,7 +73,7 @@ class BatchQueue:
         """
         rows = request.waiting
         self.check_size(rows)
-        self._check_room(request, rows, now)
+        self.check_room(rows, request.deadline, now)
         request.arrived = now
         if not self.rows:
             self._standing_since = now
@@ -92,6 +92,33 @@ class BatchQueue:
             raise InvalidInputError(
                 f"The request is too large: it has {rows} rows, and at most {self._max_rows} may "
                 "wait. Send fewer rows at a time, or raise `max_queue_rows`."
+            )
+
+    def check_room(self, rows: int, deadline: float, now: float) -> None:
+        """Raises `OverloadedError` if too many rows wait, or these would be late."""
+        if self.rows + rows > self._max_rows:
+            raise OverloadedError(
+                f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
+                "may. Send less at a time, or raise `max_queue_rows`",
+                retry_after=self.predict_wait(rows, now),
+            )
+        allowed = min(deadline - now, self._target_latency)
+        stands = now - self._standing_since if self.rows and allowed == math.inf else 0.0
+        if stands > self.patience:
+            allowed = self.patience
+        if allowed == math.inf or not self._time.is_known:
+            return
+        wait = self.predict_wait(rows, now)
+        # On a free machine a request is never refused, though the model alone may be too slow.
+        if wait > allowed and (self.rows or self._ends):
+            why = (
+                f"the queue has not been empty for {stands:.3g} s"
+                if stands
+                else f"is needed in {allowed:.3g} s"
+            )
+            raise OverloadedError(
+                f"The answer would take {wait:.3g} s, and {why}: {self.rows} rows are waiting",
+                retry_after=wait,
             )
 
     def next_batch(self, now: float) -> Batch | None:
@@ -156,14 +183,14 @@ class BatchQueue:
         """The seconds that a request may wait in a queue that stands."""
         return max(STANDING_SECONDS, STANDING_BATCHES * self._time.predict(self._buckets[-1]))
 
-    def predict_wait(self, request: Request, now: float) -> float:
-        """Returns the seconds after which a request that comes now would be answered.
+    def predict_wait(self, rows: int, now: float) -> float:
+        """Returns the seconds after which rows that come now would be answered.
 
         It ignores that requests of higher priority may come later, and that lanes may leave batches
         less than full.
         """
         limit = self._limit()
-        full, rest = divmod(self.rows + request.waiting, limit)
+        full, rest = divmod(self.rows + rows, limit)
         own = self._time.predict(self.bucket(rest)) if rest else 0.0
         queued = (full * self._time.predict(limit) + own) / self._num_replicas
         running = len(self._ends) >= self._num_replicas
@@ -185,28 +212,6 @@ class BatchQueue:
             size for size in self._buckets if 2 * self._time.predict(size) <= self._target_latency
         ]
         return max(fitting, default=self._buckets[0])
-
-    def _check_room(self, request: Request, rows: int, now: float) -> None:
-        if self.rows + rows > self._max_rows:
-            raise OverloadedError(
-                f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
-                "may. Send less at a time, or raise `max_queue_rows`",
-                retry_after=self.predict_wait(request, now),
-            )
-        allowed = min(request.deadline - now, self._target_latency)
-        why = f"is needed in {allowed:.3g} s"
-        if allowed == math.inf and self.rows and now - self._standing_since > self.patience:
-            allowed = self.patience
-            why = f"the queue has not been empty for {now - self._standing_since:.3g} s"
-        if allowed == math.inf or not self._time.is_known:
-            return
-        wait = self.predict_wait(request, now)
-        # On a free machine a request is never refused, though the model alone may be too slow.
-        if wait > allowed and (self.rows or self._ends):
-            raise OverloadedError(
-                f"The answer would take {wait:.3g} s, and {why}: {self.rows} rows are waiting",
-                retry_after=wait,
-            )
 
     def _find_lane(self, request: Request) -> Lane:
         lane = self._lanes.get(request.lane)

@@ -130,6 +130,11 @@ class Batcher:
         """Raises an `InvalidInputError` if a request has more rows than may wait."""
         self._queue.check_size(rows)
 
+    def check_room(self) -> None:
+        """Raises an `OverloadedError` if a request of one row without a deadline has no room."""
+        with self._condition:
+            self._queue.check_room(1, math.inf, self._clock())
+
     def cancel(self, request: Request) -> bool:
         """Removes a request, or drops its answer if it runs; returns False if it was answered."""
         with self._condition:

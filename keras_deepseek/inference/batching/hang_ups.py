@@ -11,12 +11,16 @@ from keras_deepseek.inference.batching.batch import Batch, Request
 
 def find_hung_up(batch: Batch) -> list[Request]:
     """Returns the batch's requests whose clients have closed their end, by one system call."""
-    requests = [part.request for part in batch.slices if part.request.connection is not None]
-    if not requests:
+    known = [
+        (connection, part.request)
+        for part in batch.slices
+        if (connection := part.request.connection) is not None
+    ]
+    if not known:
         return []
     poll = select.poll()
-    for request in requests:
+    for connection, _ in known:
         # Only Linux can tell a closed end apart from data that waits.
-        poll.register(request.connection, getattr(select, "POLLRDHUP", 0))
+        poll.register(connection, getattr(select, "POLLRDHUP", 0))
     closed = {connection for connection, _ in poll.poll(0)}
-    return [request for request in requests if request.connection in closed]
+    return [request for connection, request in known if connection in closed]

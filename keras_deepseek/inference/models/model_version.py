@@ -159,6 +159,14 @@ class ModelVersion:
             raise
         return request
 
+    def check_room(self) -> None:
+        """Raises `OverloadedError` if a request is not worth reading: it would be refused.
+
+        With a cache, any request may be.
+        """
+        if self.cache is None:
+            self._batcher.check_room()
+
     def cancel(self, request: Request, client: Hashable) -> None:
         """Removes a request from the queue. If it is running, its answer is dropped."""
         if self._batcher.cancel(request) and client is not None:

@@ -202,7 +202,7 @@ def test_two_replicas_answer_in_half_the_time():
     queue = make_queue(batch_time=steady_time(), num_replicas=2)
     for _ in range(4):
         queue.add(request_of(4), 0.0)
-    assert queue.predict_wait(request_of(4), 0.0) == 2.5
+    assert queue.predict_wait(4, 0.0) == 2.5
 
 
 def test_a_target_keeps_batches_small_and_refuses_what_would_be_late():
