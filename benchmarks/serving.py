@@ -5,10 +5,9 @@ fills batches and what it costs. `E` is the served requests over those that batc
 or full ones, would allow; `busy` the share of the time inside the accelerator; `cpu ms` what a
 request takes of the processor, in all of the server's processes. The servers take turns in each
 round; the table has medians. At twice the load, an answer later than half a second is of no use.
-Ours bounds the wait by itself; `target_latency=0.4` tells it so, in a row of its own. A peer that is
-not installed is left out:
-`--python` names the interpreters that have them (`pip install mosec litserve nvidia-pytriton
-torchserve torch`).
+Ours bounds the wait by itself, and once more by `target_latency=0.4`, in a row of its own. A peer
+that is not installed is left out: `--python` names the interpreters that have them (`pip install
+mosec litserve nvidia-pytriton torchserve torch`).
 
 With `--models` ONNX Runtime computes files that `rivals/write_models.py` wrote, in one thread, and
 `E` is over what it does in a loop without a server, measured before each round.

@@ -109,6 +109,8 @@ class BatchQueue:
         if allowed == math.inf or not self._time.is_known:
             return
         wait = self.predict_wait(rows, now)
+        if stands and self.rows >= self._limit():  # The model may be slower than ever before.
+            wait = max(wait, self.age(now))
         # On a free machine a request is never refused, though the model alone may be too slow.
         if wait > allowed and (self.rows or self._ends):
             why = (

@@ -170,6 +170,18 @@ def test_a_queue_that_stands_refuses_long_waits_until_it_was_empty():
         queue.add(request_of(4), 5.0)
 
 
+def test_a_model_that_hangs_is_not_waited_for_by_more_than_a_batch():
+    time = BatchTime()
+    time.add(4, 0.01)
+    queue = make_queue(batch_time=time)
+    queue.add(request_of(4), 0.0)
+    queue.next_batch(0.0)  # It never ends.
+    for now in range(4):
+        queue.add(request_of(1), 1.0 + now)
+    with pytest.raises(OverloadedError, match="would take 4 s, and the queue has not been empty"):
+        queue.add(request_of(1), 5.0)
+
+
 def test_a_target_latency_replaces_the_patience_of_a_queue():
     queue = make_queue(batch_time=steady_time(), target_latency=100.0)
     for _ in range(10):
