@@ -109,8 +109,10 @@ class BatchQueue:
         if allowed == math.inf or not self._time.is_known:
             return
         wait = self.predict_wait(rows, now)
-        if stands and self.rows >= self._limit():  # The model may be slower than ever before.
-            wait = max(wait, self.age(now))
+        age = self.age(now)
+        # A model that hangs, or is much slower than before, makes more than a batch wait.
+        if stands and self.rows >= self._limit() and age > 2 * self.patience:
+            wait = max(wait, age)
         # On a free machine a request is never refused, though the model alone may be too slow.
         if wait > allowed and (self.rows or self._ends):
             why = (
