@@ -223,7 +223,7 @@ def test_tokens_that_a_model_does_not_know_are_refused_before_they_share_a_batch
 
 
 def test_an_input_is_not_read_where_there_is_no_room_for_it(doubler, rows):
-    with ServingEngine(doubler, max_queue_rows=1, warm_up=False) as engine:
+    with ServingEngine(doubler, max_batch_size=1, max_queue_rows=1, warm_up=False) as engine:
         doubler.hold()
         answers = [engine.submit(rows(1))]
         assert doubler.entered.wait(60)

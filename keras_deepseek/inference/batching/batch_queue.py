@@ -104,7 +104,7 @@ class BatchQueue:
             )
         allowed = min(deadline - now, self._target_latency)
         stands = now - self._standing_since if self.rows and allowed == math.inf else 0.0
-        if stands > self.patience:
+        if stands > STANDING_SECONDS and stands > self.patience:
             allowed = self.patience
         if allowed == math.inf or not self._time.is_known:
             return

@@ -81,7 +81,7 @@ class Batcher:
         def make_rule() -> LeaveRule:
             if batch_size != "dynamic":
                 return FixedRule(batch_size, max_wait)
-            return WaitRule(max_batch_size, self.batch_time)
+            return WaitRule(self.buckets, self.batch_time)
 
         self._queue = BatchQueue(
             make_rule,
@@ -131,9 +131,13 @@ class Batcher:
         self._queue.check_size(rows)
 
     def check_room(self) -> None:
-        """Raises an `OverloadedError` if a request of one row without a deadline has no room."""
-        with self._condition:
-            self._queue.check_room(1, math.inf, self._clock())
+        """Raises an `OverloadedError` if a request of one row without a deadline has no room.
+
+        It is fast, and takes no lock, unless a full batch waits.
+        """
+        if self._queue.rows >= self.buckets[-1]:
+            with self._condition:
+                self._queue.check_room(1, math.inf, self._clock())
 
     def cancel(self, request: Request) -> bool:
         """Removes a request, or drops its answer if it runs; returns False if it was answered."""
