@@ -27,6 +27,10 @@ STANDING_BATCHES = 4
 """The `patience` of a queue in full batches, if that is longer. At a load that the model can bear,
 requests rarely wait for more than two."""
 
+HANGING = 5
+"""The age of a queue, relative to its patience, from which its model seems to hang: no estimate is
+needed then. The oldest request of a queue that stands waits for about the patience itself."""
+
 
 class BatchQueue:
     """Requests that wait for a model, in one lane for each set of shapes.
@@ -111,7 +115,7 @@ class BatchQueue:
         wait = self.predict_wait(rows, now)
         age = self.age(now)
         # A model that hangs, or is much slower than before, makes more than a batch wait.
-        if stands and self.rows >= self._limit() and age > 2 * self.patience:
+        if stands and self.rows >= self._limit() and age > HANGING * self.patience:
             wait = max(wait, age)
         # On a free machine a request is never refused, though the model alone may be too slow.
         if wait > allowed and (self.rows or self._ends):
