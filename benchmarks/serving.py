@@ -4,10 +4,10 @@ A batch of n rows takes 4 + 0.25 n ms (`rivals/accelerator.py`), so what is meas
 fills batches and what it costs. `E` is the served requests over those that batches of all clients,
 or full ones, would allow; `busy` the share of the time inside the accelerator; `cpu ms` what a
 request takes of the processor, in all of the server's processes. The servers take turns in each
-round; the table has medians. At twice the load, an answer later than half a second is of no use:
-`target_latency=0.4` tells ours so, in a row of its own. A peer that is not installed is left out:
-`--python` names the interpreters that have them (`pip install mosec litserve nvidia-pytriton
-torchserve torch`).
+round; the table has medians. At twice the load, an answer later than half a second is of no use.
+Ours bounds the wait by itself, and once more by `target_latency=0.4`, in a row of its own. A peer
+that is not installed is left out: `--python` names the interpreters that have them (`pip install
+mosec litserve nvidia-pytriton torchserve torch`).
 
 With `--models` ONNX Runtime computes files that `rivals/write_models.py` wrote, in one thread, and
 `E` is over what it does in a loop without a server, measured before each round.

@@ -87,3 +87,22 @@ def unknown_name_message(kind: str, received: object, known: Iterable[str]) -> s
     nearest = difflib.get_close_matches(str(received).lower(), names, n=1)
     hint = f": did you mean {nearest[0]!r}?" if nearest else "."
     return f"Unknown {kind} {received!r}{hint} Known: {', '.join(names) or 'none'}."
+
+
+def did_you_mean(received: Iterable[object], missing: Iterable[str]) -> str:
+    """Returns a sentence with the missing name that is nearest to a received one, or `""`.
+
+    Args:
+        received: The unknown names.
+        missing: The expected names that were not received.
+
+    Example:
+
+    >>> did_you_mean(["tokes", "mask"], ["tokens"])
+    " Did you mean 'tokens' instead of 'tokes'?"
+    """
+    names = list(missing)
+    for name in received:
+        for nearest in difflib.get_close_matches(str(name).lower(), names, n=1):
+            return f" Did you mean {nearest!r} instead of {name!r:.50}?"
+    return ""

@@ -5,6 +5,7 @@
 """
 
 import functools
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, did_you_mean
 
 Array = npt.NDArray[Any]
 InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
@@ -28,15 +29,19 @@ class TensorSpec:
         shape: tuple of integers or `None`. The batch axis comes first; `None` is an axis of any
             length.
         dtype: string. NumPy's name of the dtype, `"object"` for strings, or `"bfloat16"`.
+        vocabulary_size: integer. All values must be from 0 to below it, as the model looks them up
+            in an `Embedding`. Defaults to `None`: any value.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    vocabulary_size: int | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
-        return f"{self.name}: {self.dtype} ({sizes})"
+        values = "" if self.vocabulary_size is None else f" from 0 to {self.vocabulary_size - 1}"
+        return f"{self.name}: {self.dtype} ({sizes}){values}"
 
     def check(self, value: Any) -> Array:
         """Converts a value to an array of this dtype, and checks its shape.
@@ -48,10 +53,10 @@ class TensorSpec:
             A NumPy array.
 
         Raises:
-            InvalidInputError: The shape does not fit, or the values can't be converted to this
-                dtype.
+            InvalidInputError: The shape does not fit, an axis beside the batch is empty, or the
+                values can't be converted to this dtype or are not in the vocabulary.
         """
-        return self._cast(self._check_shape(self._to_array(value)))
+        return self._check_values(self._cast(self._check_shape(self._to_array(value))))
 
     def cast(self, value: Any) -> Array:
         """Converts a value to an array of this dtype, of any shape.
@@ -82,7 +87,21 @@ class TensorSpec:
         if not _fits(array.shape, self.shape):
             shape = f"shape {array.shape}" if array.ndim else f"one {type(array.item()).__name__}"
             raise InvalidInputError(f"Input {self.name!r}: received {shape}; expected {self}.")
+        if not array.size and 0 in array.shape[1:] and 0 not in self.shape:
+            raise InvalidInputError(
+                f"Input {self.name!r}: received shape {array.shape}, whose axis "
+                f"{array.shape.index(0, 1)} is empty; expected {self} with at least one value."
+            )
         return array
+
+    def _check_values(self, array: Array) -> Array:
+        size = self.vocabulary_size
+        if size is None or not array.size or (array.min() >= 0 and array.max() < size):
+            return array
+        index = tuple(np.argwhere(~((array >= 0) & (array < size)))[0].tolist())
+        raise InvalidInputError(
+            f"Input {self.name!r}: received {array[index]} at index {index}; expected {self}."
+        )
 
     def _cast(self, array: Array) -> Array:
         target = find_dtype(self.dtype)
@@ -102,12 +121,20 @@ class TensorSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as values that JSON can hold."""
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+        size = self.vocabulary_size
+        vocabulary = {} if size is None else {"vocabulary_size": size}
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            **vocabulary,
+        }
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "TensorSpec":
         """Returns the `TensorSpec` that `to_dict` was called on."""
-        return cls(str(config["name"]), tuple(config["shape"]), str(config["dtype"]))
+        name, shape, dtype = str(config["name"]), tuple(config["shape"]), str(config["dtype"])
+        return cls(name, shape, dtype, config.get("vocabulary_size"))
 
 
 def _describe(array: Array, wanted: str) -> str:
@@ -266,7 +293,8 @@ class Signature:
             extra = [str(name) for name in values if name not in names]
             if missing or extra:
                 raise InvalidInputError(
-                    f"Inputs by name: missing {missing}, unknown {extra}; expected {names}."
+                    f"Inputs by name: missing {missing}, unknown {reprlib.repr(extra)}; expected "
+                    f"{names}.{did_you_mean(extra, missing)}"
                 )
             return [(spec, values[spec.name]) for spec in self.inputs]
         if len(names) == 1:

@@ -102,7 +102,10 @@ class Dispatcher:
             version = served.find(number, label)
             if trace is not None:
                 trace.model, trace.version = version.name, str(version.number)
+                repository.monitor.arrive(trace)
             try:
+                if options.get("timeout") is None:
+                    version.check_room()  # Reading a large body only to refuse it takes long.
                 inputs = bind(version.signature)
                 request = version.submit(
                     inputs,
@@ -114,6 +117,7 @@ class Dispatcher:
                     client=client,
                     # Cached answers would keep most requests from a version on trial.
                     use_cache=number is not None or label != "" or not served.on_trial,
+                    connection=None if trace is None else trace.connection,
                 )
             except ClosedError:
                 # The version was closed after it was found: another may have replaced it.

@@ -68,7 +68,9 @@ class ServingEngine:
             rows of one request. Defaults to `1024`.
         target_latency: float. Seconds within which requests should be answered. Batches are kept
             small enough for that, and requests that would take longer are refused. Defaults to
-            `None`: no limit.
+            `None`: requests without a timeout are refused only if more come than the model can
+            answer. The queue has then not been empty for the time of four full batches, and at
+            least 0.2 s, and the request would wait longer than that.
         replicas: integer. The number of threads that run the model, each with its own batch. A path
             is loaded once for each replica; a live model or an `Executor` is called from all
             threads. Defaults to `1`.

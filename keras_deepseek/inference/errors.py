@@ -65,5 +65,6 @@ STATUSES: tuple[tuple[type[KerasDeepSeekError], int, str], ...] = (
 )
 """The errors that clients may read, and their statuses over HTTP and gRPC. Others are logged."""
 
-OF_WAITING = (OverloadedError, ClosedError, DeadlineExceededError)
-"""The errors of a request that waits, without any fault of its model."""
+NOT_OF_MODEL = (InvalidInputError, OverloadedError, ClosedError, DeadlineExceededError)
+"""The errors of a request that are no fault of its model, so that clients may read them. A model
+raises `InvalidInputError` for inputs that it refuses."""

@@ -172,3 +172,47 @@ specs = st.builds(TensorSpec, st.text(min_size=1), sizes, st.sampled_from(["floa
 @given(st.builds(Signature, st.tuples(specs, specs), st.tuples(specs)))
 def test_a_signature_comes_back_from_its_dict(signature):
     assert Signature.from_dict(signature.to_dict()) == signature
+
+
+def test_a_value_beyond_the_vocabulary_is_named_with_its_place_and_the_range():
+    spec = TensorSpec("ids", (None, None), "int32", vocabulary_size=100)
+    assert spec.check([[0, 99]]).tolist() == [[0, 99]]
+    assert spec.check(np.zeros((0, 1), "int32")).shape == (0, 1)
+    for value in (100, -1):
+        with pytest.raises(InvalidInputError) as caught:
+            spec.check([[1, 2], [3, value]])
+        assert str(caught.value) == (
+            f"Input 'ids': received {value} at index (1, 1); expected ids: int32 (any, any) "
+            "from 0 to 99."
+        )
+
+
+@pytest.mark.parametrize("values", [[[float("nan")]], [[-0.5]], [[100.0]]])
+def test_a_vocabulary_holds_for_floats_too(values):
+    with pytest.raises(InvalidInputError, match=r"at index \(0, 0\)"):
+        TensorSpec("ids", (None, None), "float32", vocabulary_size=100).check(values)
+
+
+def test_a_vocabulary_is_kept_in_a_dict_and_left_out_where_there_is_none():
+    spec = TensorSpec("ids", (None, None), "int32", vocabulary_size=100)
+    assert TensorSpec.from_dict(spec.to_dict()) == spec
+    assert TWO_INPUTS.inputs[0].to_dict().keys() == {"name", "shape", "dtype"}
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 0), (2, 0)])
+def test_an_empty_axis_beside_the_batch_is_refused(shape):
+    with pytest.raises(InvalidInputError, match=r"whose axis 1 is empty; .*at least one value"):
+        TWO_INPUTS.inputs[0].check(np.zeros(shape, "int32"))
+
+
+def test_a_model_whose_axis_is_always_empty_gets_it():
+    assert TensorSpec("x", (None, 0), "float32").check(np.zeros((2, 0))).shape == (2, 0)
+
+
+def test_a_misspelt_input_is_named_with_the_nearest_one():
+    with pytest.raises(InvalidInputError) as caught:
+        TWO_INPUTS.bind({"idz": [[1]], "mask": [[True]]})
+    assert str(caught.value) == (
+        "Inputs by name: missing ['ids'], unknown ['idz']; expected ['ids', 'mask']. "
+        "Did you mean 'ids' instead of 'idz'?"
+    )

@@ -201,3 +201,43 @@ def test_statistics_tell_why_batches_left(doubler):
         statistics = engine.statistics()
     assert (statistics.batches, statistics.rows, statistics.padded_rows) == (2, 5, 0)
     assert [decision.reason for decision in statistics.decisions] == ["full", "idle"]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[1], [10]], r"received 10 at index \(1, 0\); expected tokens: int32 .* from 0 to 9"),
+        ([[-1]], r"received -1 at index \(0, 0\)"),
+        ([[]], "whose axis 1 is empty"),
+        ({"tokes": [[1]]}, "Did you mean 'tokens' instead of 'tokes'"),
+    ],
+)
+def test_tokens_that_a_model_does_not_know_are_refused_before_they_share_a_batch(x, message):
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    model = keras.Model(tokens, keras.layers.Embedding(10, 2)(tokens))
+    with ServingEngine(model, warm_up=False) as engine:
+        with pytest.raises(InvalidInputError, match=message):
+            engine.submit(x)
+        assert engine.predict([[9]]).shape == (1, 1, 2)
+        assert engine.statistics().rows == 1
+
+
+def test_an_input_is_not_read_where_there_is_no_room_for_it(doubler, rows):
+    with ServingEngine(doubler, max_batch_size=1, max_queue_rows=1, warm_up=False) as engine:
+        doubler.hold()
+        answers = [engine.submit(rows(1))]
+        assert doubler.entered.wait(60)
+        answers.append(engine.submit(rows(2)))
+        read = []
+
+        async def ask(**options):
+            engine.dispatch(lambda _: read.append(1) or rows(3), print, **options)
+
+        with pytest.raises(OverloadedError, match="The queue is full"):
+            asyncio.run(ask())
+        assert not read
+        with pytest.raises(OverloadedError, match="The queue is full"):
+            asyncio.run(ask(timeout=60.0))
+        assert read
+        doubler.release()
+        wait(answers, 60)

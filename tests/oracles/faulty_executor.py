@@ -5,9 +5,9 @@ import signal
 import threading
 from typing import Any
 
-from keras_deepseek.artifacts import Signature, TensorSpec
+from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 
-FAILS, EXITS, HANGS, CRASHES = -1, -2, -3, -4
+FAILS, EXITS, HANGS, CRASHES, REFUSED = -1, -2, -3, -4, -5
 
 
 class Faulty:
@@ -22,6 +22,8 @@ class Faulty:
         first = set(inputs["x"][:, 0].tolist())
         if FAILS in first:
             raise ArithmeticError("a row fails")
+        if REFUSED in first:
+            raise InvalidInputError("a row is refused")
         if EXITS in first:
             os._exit(7)
         if HANGS in first:

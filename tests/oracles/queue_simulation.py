@@ -78,7 +78,7 @@ def make_queue(wait: float | None = None, **options) -> BatchQueue:
         time.add(rows, seconds_of(rows))
 
     def make_rule() -> LeaveRule:
-        return WaitRule(LIMIT, time) if wait is None else FixedRule(LIMIT, wait)
+        return WaitRule(buckets, time) if wait is None else FixedRule(LIMIT, wait)
 
     return BatchQueue(make_rule, buckets=buckets, batch_time=time, **{"max_rows": 1024} | options)
 
@@ -137,7 +137,7 @@ def simulate(
         if batch is not None:
             is_busy = True
             outcome.batches.append(batch)
-            push(now + seconds_of(batch.rows), "answer", batch)
+            push(now + seconds_of(queue.bucket(batch.rows)), "answer", batch)
         elif queue.next_time() < math.inf:
             push(max(queue.next_time(), now), "look")
     return outcome

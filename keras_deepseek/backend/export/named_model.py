@@ -7,6 +7,7 @@ the one place that maps between them, for inference, export and verification.
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import keras
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.export.model_wrapper import ModelWrapper
 from keras_deepseek.backend.keras_private.free_size_resize import fixed_resize
+from keras_deepseek.backend.keras_private.input_kinds import vocabulary_sizes
 from keras_deepseek.backend.keras_private.layer_precision import (
     find_exact_inputs,
     layers_to_switch,
@@ -58,7 +60,7 @@ class NamedModel:
         namer = _output_namer(described, outputs, taken=set(keras.tree.flatten(self._input_names)))
         self._output_names = _name_structure(outputs, "output", namer)
         self.signature = Signature(
-            inputs=_specs(self._input_names, inputs),
+            inputs=_with_vocabularies(described, _specs(self._input_names, inputs)),
             outputs=_specs(self._output_names, outputs),
         )
 
@@ -191,6 +193,13 @@ def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
     )
     _refuse_strings(spec.name for spec in specs if spec.dtype == "string")
     return specs
+
+
+def _with_vocabularies(model: keras.Model, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    sizes = vocabulary_sizes(model, len(specs))
+    return tuple(
+        replace(spec, vocabulary_size=size) for spec, size in zip(specs, sizes, strict=True)
+    )
 
 
 def _refuse_strings(found: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """The range of numbers that the inputs of a model expect, derived from the layers they reach."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from keras_deepseek.backend.keras_private.known_numbers import (
     known_numbers,
     padding_of,
 )
+from keras_deepseek.backend.keras_private.layer_precision import looks_rows_up
 from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 
 _KEEPING = {
@@ -21,6 +22,10 @@ _KEEPING = {
     *("Reshape", "Split", "Squeeze", "Stack", "Transpose"),
 }
 """The layers and operations that change no number."""
+
+
+_KEEPING_ALL = _KEEPING - {"GetItem", "Split"}
+"""Those that pass all numbers on. Parts of an input may be looked up in tables of other sizes."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,33 @@ def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
                 kinds[index] = kinds[index].joined(bound)
         if found.known is not None:
             as_it_is = InputKind(known=found.known, mask_value=found.mask_value)
-            for index in _sources(tensor, places, only_as_it_is=True):
+            for index in _sources(tensor, places, keeping=_KEEPING):
                 kinds[index] = kinds[index].joined(as_it_is)
         if id(tensor) in places:
             index = places[id(tensor)]
             at_once = InputKind(scale=found.scale, mask_value=found.mask_value)
             kinds[index] = kinds[index].joined(at_once)
     return kinds
+
+
+def vocabulary_sizes(model: keras.Layer, num_inputs: int) -> list[int | None]:
+    """Returns the rows of the smallest `Embedding` that looks up a whole input, for each input.
+
+    It is `None` for an input that no `Embedding` of the graph takes unchanged.
+    """
+    graph = functional_graph(model)
+    if graph is None:
+        return [model.input_dim if looks_rows_up(model) else None] * num_inputs
+    sizes: list[int | None] = [None] * num_inputs
+    places = {id(tensor): index for index, tensor in enumerate(graph.inputs)}
+    for layer in graph.operations:
+        for node in layer._inbound_nodes if isinstance(layer, keras.Layer) else ():
+            found = vocabulary_sizes(layer, len(node.input_tensors))
+            for tensor, size in zip(node.input_tensors, found, strict=True):
+                if size is not None:
+                    for index in _sources(tensor, places, keeping=_KEEPING_ALL):
+                        sizes[index] = min(size, sizes[index] or size)
+    return sizes
 
 
 def _kind_of_layer(layer: keras.Layer, num_inputs: int) -> InputKind:
@@ -125,12 +150,12 @@ def _scale(layer: keras.Layer) -> tuple[Array, Array] | None:
 
 
 def _sources(
-    tensor: keras.KerasTensor, places: dict[int, int], *, only_as_it_is: bool = False
+    tensor: keras.KerasTensor, places: dict[int, int], *, keeping: Collection[str] | None = None
 ) -> Iterator[int]:
     """Yields the indices of the model inputs from which a tensor is computed.
 
-    `places` maps the identity of an input to its index. `only_as_it_is` follows only operations
-    that change no number; otherwise all are followed except those that renumber.
+    `places` maps the identity of an input to its index. Only operations of the classes `keeping`
+    are followed; with `None` all are, except those that renumber.
     """
     seen: set[int] = set()
     waiting = [tensor]
@@ -143,6 +168,6 @@ def _sources(
             yield places[id(given)]
             continue
         operation, node_index, _ = given._keras_history
-        keeps = type(operation).__name__ in _KEEPING if only_as_it_is else not _renumbers(operation)
-        if keeps:
+        kind = type(operation).__name__
+        if kind in keeping if keeping is not None else not _renumbers(operation):
             waiting.extend(operation._inbound_nodes[node_index].input_tensors)

@@ -41,7 +41,7 @@ def temporary_policy(
     """
     # Setting attributes would be slow: Keras and PyTorch inspect each.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
-    tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_embedding_tables]
+    tables = [layer for layer in layers if looks_rows_up(layer) and not casts_embedding_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
     kept = {id(layer) for layer in exact_inputs}
     for layer, own_policy in zip(layers, own_policies, strict=True):
@@ -167,7 +167,7 @@ def _output_layers(model: keras.Model) -> list[keras.Layer]:
     return [*last, *(layer for nested in inner for layer in _output_layers(nested))]
 
 
-def _looks_rows_up(layer: keras.Layer) -> bool:
+def looks_rows_up(layer: keras.Layer) -> bool:
     """Returns True if a layer looks up rows of a table, as a Keras `Embedding` does."""
     call = inspect.unwrap(layer.call)  # A layer that is placed on a device has a wrapped `call`.
     return getattr(call, "__func__", None) is keras.layers.Embedding.call

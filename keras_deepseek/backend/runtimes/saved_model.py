@@ -18,7 +18,9 @@ class SavedModelFunction:
     def __init__(self, loaded: Any, name: str) -> None:
         self.loaded = loaded  # The signature needs the loaded object to stay alive.
         self.name = name
-        self._to_tensor = import_tensorflow("to run a SavedModel").convert_to_tensor
+        tf = import_tensorflow("to run a SavedModel")
+        self._to_tensor = tf.convert_to_tensor
+        self._invalid_argument = tf.errors.InvalidArgumentError
         self._serve = loaded.signatures[name]
         specs = self._serve.structured_input_signature[1]
         # TensorFlow's order differs between processes.
@@ -34,7 +36,12 @@ class SavedModelFunction:
             name: self._to_tensor(array, dtype=self._strings.get(name))
             for name, array in inputs.items()
         }
-        return {name: tensor.numpy() for name, tensor in self._serve(**tensors).items()}
+        try:
+            outputs = self._serve(**tensors)
+        except self._invalid_argument as error:
+            words = " ".join(error.message.split())
+            raise InvalidInputError(f"The model refuses the inputs: {words}") from error
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
 def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelFunction:

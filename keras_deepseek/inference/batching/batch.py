@@ -30,7 +30,9 @@ class Request:
 
     `deliver` is called once with the request, when `outputs` or `error` is set: on the model's
     thread, or on the thread that found the deadline passed. It must not block. `deadline` is a time
-    in seconds of the batcher's clock. A higher priority leaves first.
+    in seconds of the batcher's clock. A higher priority leaves first. `connection` is the file
+    descriptor of the client's socket, if it is known: a request whose client has hung up is not
+    run, though its server has not cancelled it yet.
     """
 
     __slots__ = (
@@ -39,6 +41,7 @@ class Request:
         "_open",
         "_parts",
         "arrived",
+        "connection",
         "deadline",
         "decision",
         "error",
@@ -59,6 +62,7 @@ class Request:
         *,
         deadline: float = math.inf,
         priority: int = 0,
+        connection: int | None = None,
     ) -> None:
         sizes = {array.shape[0] if array.ndim else None for array in inputs.values()}
         if len(sizes) != 1 or None in sizes:
@@ -73,6 +77,7 @@ class Request:
         )
         self.deadline = deadline
         self.priority = priority
+        self.connection = connection
         self.taken = 0
         self.arrived = 0.0
         self.decision: BatchDecision | None = None
@@ -163,6 +168,11 @@ class Batch:
         self.queue_age = queue_age
         self.rows = sum([part.rows for part in slices])
         """The number of rows of its requests, without padding."""
+
+    def drop_over(self) -> None:
+        """Removes the requests that need no answer any more."""
+        self.slices = [part for part in self.slices if not part.request.is_over]
+        self.rows = sum([part.rows for part in self.slices])
 
     def stack(self, size: int) -> dict[str, Array]:
         """Stacks the inputs of all requests into arrays of `size` rows.

@@ -19,14 +19,32 @@ from keras_deepseek.inference.errors import OverloadedError
 NUM_LANES_KEPT = 64
 """The number of lanes that are kept, also empty ones, for what their rules have learned."""
 
+STANDING_SECONDS = 0.2
+"""The shortest `patience` of a queue. Answers then come well within half a second, and a fast model
+can still work off a burst of many batches."""
+
+STANDING_BATCHES = 4
+"""The `patience` of a queue in full batches, if that is longer. At a load that the model can bear,
+requests rarely wait for more than two."""
+
+HANGING = 5
+"""The age of a queue, relative to its patience, from which its model seems to hang: no estimate is
+needed then. The oldest request of a queue that stands waits for about the patience itself."""
+
 
 class BatchQueue:
     """Requests that wait for a model, in one lane for each set of shapes.
 
     A request that does not fit into a batch continues in the next one. A request that can't be
-    answered in time, by its deadline or by `target_latency` in seconds, is refused at once.
-    `max_rows` limits the waiting rows, and the rows of one request. The caller adds the measured
-    times to `batch_time`.
+    answered in time, by its deadline or by `target_latency` in seconds, is refused at once. Without
+    both, its wait is bounded by controlled delay: a queue that has not been empty for longer than
+    `patience` stands, however many requests leave it, so a request that would wait longer than that
+    is refused, and those in the queue stay in time. A burst, which the model works off meanwhile,
+    is not refused. `max_rows` limits the waiting rows, and the rows of one request. The caller adds
+    the measured times to `batch_time`.
+
+    References: Nichols and Jacobson, "Controlling Queue Delay", 2012; Maurer, "Fail at Scale",
+    2015.
     """
 
     def __init__(
@@ -49,6 +67,7 @@ class BatchQueue:
         self._target_latency = target_latency or math.inf
         self._lanes: dict[tuple[object, ...], Lane] = {}
         self._ends: list[float] = []
+        self._standing_since = 0.0
 
     def add(self, request: Request, now: float) -> None:
         """Adds a request to the lane of its input shapes.
@@ -58,8 +77,10 @@ class BatchQueue:
         """
         rows = request.waiting
         self.check_size(rows)
-        self._check_room(request, rows, now)
+        self.check_room(rows, request.deadline, now)
         request.arrived = now
+        if not self.rows:
+            self._standing_since = now
         lane = self._find_lane(request)
         is_first = lane.rows == 0
         lane.add(request)
@@ -75,6 +96,37 @@ class BatchQueue:
             raise InvalidInputError(
                 f"The request is too large: it has {rows} rows, and at most {self._max_rows} may "
                 "wait. Send fewer rows at a time, or raise `max_queue_rows`."
+            )
+
+    def check_room(self, rows: int, deadline: float, now: float) -> None:
+        """Raises `OverloadedError` if too many rows wait, or these would be late."""
+        if self.rows + rows > self._max_rows:
+            raise OverloadedError(
+                f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
+                "may. Send less at a time, or raise `max_queue_rows`",
+                retry_after=self.predict_wait(rows, now),
+            )
+        allowed = min(deadline - now, self._target_latency)
+        stands = now - self._standing_since if self.rows and allowed == math.inf else 0.0
+        if stands > STANDING_SECONDS and stands > self.patience:
+            allowed = self.patience
+        if allowed == math.inf or not self._time.is_known:
+            return
+        wait = self.predict_wait(rows, now)
+        age = self.age(now)
+        # A model that hangs, or is much slower than before, makes more than a batch wait.
+        if stands and self.rows >= self._limit() and age > HANGING * self.patience:
+            wait = max(wait, age)
+        # On a free machine a request is never refused, though the model alone may be too slow.
+        if wait > allowed and (self.rows or self._ends):
+            why = (
+                f"the queue has not been empty for {stands:.3g} s"
+                if stands
+                else f"is needed in {allowed:.3g} s"
+            )
+            raise OverloadedError(
+                f"The answer would take {wait:.3g} s, and {why}: {self.rows} rows are waiting",
+                retry_after=wait,
             )
 
     def next_batch(self, now: float) -> Batch | None:
@@ -134,14 +186,19 @@ class BatchQueue:
         """Returns the size to which a batch of a given number of rows is padded."""
         return next(size for size in self._buckets if size >= rows)
 
-    def predict_wait(self, request: Request, now: float) -> float:
-        """Returns the seconds after which a request that comes now would be answered.
+    @property
+    def patience(self) -> float:
+        """The seconds that a request may wait in a queue that stands."""
+        return max(STANDING_SECONDS, STANDING_BATCHES * self._time.predict(self._buckets[-1]))
+
+    def predict_wait(self, rows: int, now: float) -> float:
+        """Returns the seconds after which rows that come now would be answered.
 
         It ignores that requests of higher priority may come later, and that lanes may leave batches
         less than full.
         """
         limit = self._limit()
-        full, rest = divmod(self.rows + request.waiting, limit)
+        full, rest = divmod(self.rows + rows, limit)
         own = self._time.predict(self.bucket(rest)) if rest else 0.0
         queued = (full * self._time.predict(limit) + own) / self._num_replicas
         running = len(self._ends) >= self._num_replicas
@@ -163,25 +220,6 @@ class BatchQueue:
             size for size in self._buckets if 2 * self._time.predict(size) <= self._target_latency
         ]
         return max(fitting, default=self._buckets[0])
-
-    def _check_room(self, request: Request, rows: int, now: float) -> None:
-        if self.rows + rows > self._max_rows:
-            raise OverloadedError(
-                f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
-                "may. Send less at a time, or raise `max_queue_rows`",
-                retry_after=self.predict_wait(request, now),
-            )
-        allowed = min(request.deadline - now, self._target_latency)
-        if allowed == math.inf or not self._time.is_known:
-            return
-        wait = self.predict_wait(request, now)
-        # On a free machine a request is never refused, though the model alone may be too slow.
-        if wait > allowed and (self.rows or self._ends):
-            raise OverloadedError(
-                f"The answer would take {wait:.3g} s, and is needed in {allowed:.3g} s: "
-                f"{self.rows} rows are waiting",
-                retry_after=wait,
-            )
 
     def _find_lane(self, request: Request) -> Lane:
         lane = self._lanes.get(request.lane)

@@ -20,6 +20,7 @@ from keras_deepseek.inference.batching.batch_totals import (
     BatchTotals,
 )
 from keras_deepseek.inference.batching.deadline_watch import DeadlineWatch
+from keras_deepseek.inference.batching.hang_ups import find_hung_up
 from keras_deepseek.inference.batching.leave_rule import FixedRule, LeaveRule
 from keras_deepseek.inference.batching.wait_rule import WaitRule
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
@@ -47,8 +48,8 @@ class Batcher:
     Each batch is padded to one of `buckets` by repeating its last row, so that a compiled model
     sees few shapes. Only requests of equal shapes, apart from the rows, share a batch. A request
     with too many rows runs in several batches. When a batch fails, its requests run one by one, and
-    only those that fail alone get an error. Cancelled and late requests are not run. A request gets
-    an error when its deadline passes.
+    only those that fail alone get an error. Cancelled and late requests are not run, nor those of
+    clients that have hung up. A request gets an error when its deadline passes.
 
     `max_queue_rows` limits the waiting rows, and the rows of one request. With `target_latency`, in
     seconds, batches are kept small enough, and requests that would take longer are refused. Each
@@ -80,7 +81,7 @@ class Batcher:
         def make_rule() -> LeaveRule:
             if batch_size != "dynamic":
                 return FixedRule(batch_size, max_wait)
-            return WaitRule(max_batch_size, self.batch_time)
+            return WaitRule(self.buckets, self.batch_time)
 
         self._queue = BatchQueue(
             make_rule,
@@ -129,6 +130,15 @@ class Batcher:
         """Raises an `InvalidInputError` if a request has more rows than may wait."""
         self._queue.check_size(rows)
 
+    def check_room(self) -> None:
+        """Raises an `OverloadedError` if a request of one row without a deadline has no room.
+
+        It is fast, and takes no lock, unless a full batch waits.
+        """
+        if self._queue.rows >= self.buckets[-1]:
+            with self._condition:
+                self._queue.check_room(1, math.inf, self._clock())
+
     def cancel(self, request: Request) -> bool:
         """Removes a request, or drops its answer if it runs; returns False if it was answered."""
         with self._condition:
@@ -171,8 +181,8 @@ class Batcher:
             with self._take_turn():
                 self._expire()
                 with self._condition:
-                    batch = self._queue.next_batch(self._clock())
-                    if batch is None:  # Another replica has taken it.
+                    batch = self._next_batch()
+                    if batch is None:
                         continue
                     self._running.add(batch)
                 self._answer(batch, run)
@@ -180,6 +190,22 @@ class Batcher:
                 with self._condition:
                     self._running.remove(batch)
                     self._queue.free(self._clock())
+
+    def _next_batch(self) -> Batch | None:
+        """Returns a batch without the requests of clients that have hung up.
+
+        It is `None` if nothing is left of it, or another replica has taken it.
+        """
+        batch = self._queue.next_batch(self._clock())
+        if batch is not None and (hung_up := find_hung_up(batch)):
+            for request in hung_up:
+                request.withdraw()
+                self._queue.forget(request)
+            batch.drop_over()
+            if not batch.slices:
+                self._queue.free(self._clock())
+                return None
+        return batch
 
     def _join(self, seconds: float | None) -> bool:
         """Waits for the batcher's threads to end, in system time.

@@ -1,21 +1,22 @@
 """A rule that learns whether waiting fills batches, and how long it pays.
 
-A batch of `n` rows takes `a + b n` seconds. Let `q` rows wait at a free model, and let `m` more
-come within `d` seconds. Without waiting, the `q` rows finish after `a + b q`, and the `m` rows
-after their own batch. With waiting, all finish after `d + a + b (q + m)`. Summed over the rows,
-waiting saves
+A batch of `n` rows takes `t(n)` seconds, as many as its padded size. Let `q` rows wait at a free
+model, and let `m` more come within `d` seconds. Without waiting, the `q` rows finish after `t(q)`,
+and the `m` rows after their own batch. With waiting, all finish after `d + t(q + m)`. Summed over
+the rows, waiting saves
 
-    m (a - b q) - (q + m) d.
+    q t(q) + m (t(q) + t(m)) - (q + m) (d + t(q + m)).
 
 For clients that send their next request when the last one is answered, this is too little: a batch
 without the `m` rows is followed by a batch of them, and so on, with two half-filled batches for
-ever. There a round of all `q + m` rows takes `2 a + b (q + m)` seconds without waiting, and `d + a
-+ b (q + m)` with waiting, if they fit in one batch. Such clients are recognized because their rows
-come right after a batch, and not during one.
+ever. There a round of all `q + m` rows takes `t(q) + t(m)` seconds without waiting, and `d + t(q +
+m)` with waiting, if they fit in one batch. Such clients are recognized because their rows come
+right after a batch, and not during one.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keras_deepseek.inference.batching.batch_time import BatchTime
@@ -27,8 +28,10 @@ NUM_MOMENTS = 16
 MOMENTS_BETWEEN_LESSONS = 4
 """The number of moments after which the wait is computed again."""
 
-PARTS_OF_OVERHEAD = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
-"""The waits that are compared, relative to the overhead. Waiting for all of it saves nothing."""
+PARTS_OF_OVERHEAD = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2)
+"""The waits that are compared, relative to the overhead. More than all of it is saved where a batch
+of the late rows would be padded.
+"""
 
 SHORTEST_WAIT = 5e-5
 """Seconds. A thread can't be woken reliably in a shorter time."""
@@ -62,8 +65,9 @@ class WaitRule(LeaveRule):
     nothing comes.
     """
 
-    def __init__(self, max_batch_size: int, batch_time: BatchTime) -> None:
-        self._limit = max_batch_size
+    def __init__(self, buckets: tuple[int, ...], batch_time: BatchTime) -> None:
+        self._buckets = buckets
+        self._limit = buckets[-1]
         self._time = batch_time
         self._moments: dict[Occasion, deque[_Moment]] = {
             "idle": deque(maxlen=NUM_MOMENTS),
@@ -108,40 +112,54 @@ class WaitRule(LeaveRule):
 
     def _learn(self, moments: deque[_Moment]) -> _Wait | None:
         """Returns the wait that would have saved most time, or `None` if the gain is small."""
-        overhead, per_row = self._time.overhead, self._time.per_row
-        in_model = sum(moment.rows * (overhead + per_row * moment.rows) for moment in moments)
-        best, best_gain = None, LEAST_GAIN * in_model
+        times = [self._time.predict(size) for size in self._buckets]
+
+        def batch_seconds(rows: int) -> float:
+            return times[min(bisect_left(self._buckets, rows), len(times) - 1)]
+
+        in_model = sum(moment.rows * batch_seconds(moment.rows) for moment in moments)
+        best, best_gain, has_margin = None, LEAST_GAIN * in_model, False
         for part in PARTS_OF_OVERHEAD:
-            seconds = part * overhead
+            seconds = part * self._time.overhead
             if seconds < SHORTEST_WAIT:
                 continue
             counts = [bisect_right(moment.offsets, seconds) for moment in moments]
             wait = _Wait(seconds, max(counts))
             if wait.rows == 0:
                 continue
-            gain = self._gain(moments, counts, wait)
+            gain = self._gain(moments, counts, wait, batch_seconds)
             if gain > best_gain:
-                best, best_gain = wait, gain
+                best, best_gain, has_margin = wait, gain, False
+            elif best is not None and gain == best_gain and not has_margin:
+                best, has_margin = wait, True  # It costs nothing, and is for rows that come later.
         return best
 
-    def _gain(self, moments: deque[_Moment], counts: list[int], wait: _Wait) -> float:
+    def _gain(
+        self,
+        moments: deque[_Moment],
+        counts: list[int],
+        wait: _Wait,
+        batch_seconds: Callable[[int], float],
+    ) -> float:
         """Returns the seconds that a wait would have saved, summed over the rows."""
-        overhead, per_row = self._time.overhead, self._time.per_row
         returning = _are_returning(moments, counts, wait.seconds)
         gain = 0.0
         for moment, count in zip(moments, counts, strict=True):
             more = min(wait.rows, max(self._limit - moment.rows, 0))
-            is_enough = 0 < more <= count
+            if not more:
+                continue  # A full batch waits for nothing.
+            is_enough = more <= count
             came = more if is_enough else count
             waited = moment.offsets[more - 1] if is_enough else wait.seconds
             rows = moment.rows + came
-            if returning and came:
+            at_once, together = batch_seconds(moment.rows), waited + batch_seconds(rows)
+            if not came:
+                gain -= rows * waited
+            elif returning:
                 in_round = moment.rows + count
-                apart = 2 * overhead + per_row * in_round
-                together = (waited + overhead + per_row * rows) * in_round / rows
-                gain += rows * (apart - together)
+                gain += rows * (at_once + batch_seconds(count)) - in_round * together
             else:
-                gain += came * (overhead - per_row * moment.rows) - rows * waited
+                gain += rows * (at_once - together) + came * batch_seconds(came)
         return gain
 
 

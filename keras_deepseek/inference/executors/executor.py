@@ -104,6 +104,12 @@ class Executor(ABC):
 
         Returns:
             A dict of arrays by output name.
+
+        Raises:
+            InvalidInputError: The model refuses these values, which the signature allows. The
+                engine then runs the batch's requests one by one, and those that fail alone are
+                answered with 400 or INVALID_ARGUMENT and this message. Any other error is a fault
+                of the model.
         """
 
     @property

@@ -86,6 +86,8 @@ class IsolatedModel(Executor):
         except (EOFError, OSError) as error:
             code = self._end_process()
             raise ReplicaError(f"The model's process ended with code {code}.") from error
+        if content.get("kind") == InvalidInputError.__name__:
+            raise InvalidInputError(content["error"])
         if "error" in content:
             raise ReplicaError(_describe(content))
         return outputs

@@ -38,6 +38,7 @@ class OnnxRuntime(Executor):
     ) -> None:
         try:
             import onnxruntime
+            from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
         except ImportError as error:
             raise MissingExtraError("onnxruntime", "onnxruntime", "to serve ONNX") from error
 
@@ -61,6 +62,7 @@ class OnnxRuntime(Executor):
                 [tensor.name for tensor in outputs],
                 signature,
             )
+        self._invalid_argument = InvalidArgument
         self._signature = signature
         self._output_names = [spec.name for spec in signature.outputs]
         self._text_inputs = [spec.name for spec in signature.inputs if spec.dtype == "object"]
@@ -92,7 +94,10 @@ class OnnxRuntime(Executor):
         """Computes a batch. Strings are returned as `bytes` of UTF-8."""
         if self._text_inputs:
             inputs = inputs | {name: _decode(inputs[name]) for name in self._text_inputs}
-        arrays = self._session.run(self._output_names, inputs)
+        try:
+            arrays = self._session.run(self._output_names, inputs)
+        except self._invalid_argument as error:
+            raise InvalidInputError(f"The model refuses the inputs: {error}") from error
         outputs = dict(zip(self._output_names, arrays, strict=True))
         for name in self._text_outputs:
             outputs[name] = _encode(outputs[name])

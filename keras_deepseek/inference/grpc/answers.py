@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.errors import OF_WAITING, STATUSES, DeadlineExceededError
+from keras_deepseek.inference.errors import NOT_OF_MODEL, STATUSES, DeadlineExceededError
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 
@@ -98,7 +98,7 @@ async def outputs_of(
     """
     try:
         return await future
-    except OF_WAITING:
+    except NOT_OF_MODEL:
         raise
     except Exception as error:
         _logger.exception("The model %r failed.%s", model_name, trace.log_suffix if trace else "")

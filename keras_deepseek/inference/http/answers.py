@@ -5,7 +5,7 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.errors import OF_WAITING, STATUSES, OverloadedError
+from keras_deepseek.inference.errors import NOT_OF_MODEL, STATUSES, OverloadedError
 from keras_deepseek.inference.http.message import HttpError, HttpResponse
 from keras_deepseek.inference.http.operation import ERROR, ErrorForm
 from keras_deepseek.inference.http.routing import Parameters
@@ -48,7 +48,7 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
         return finished.outputs
     error = finished.error
     assert error is not None
-    if isinstance(error, OF_WAITING):
+    if isinstance(error, NOT_OF_MODEL):
         raise error
     _logger.error("The model %r failed.%s", model_name, trace.log_suffix, exc_info=error)
     raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")

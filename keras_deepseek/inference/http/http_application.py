@@ -78,6 +78,8 @@ class HttpApplication:
             raise ValueError(f"Expected an HTTP request, received ASGI's {scope['type']!r}.")
         exchange: Exchange | None = scope.get("extensions", {}).get(EXTENSION)
         request = _read_request(scope, receive, exchange)
+        if exchange is not None:
+            request.trace.connection = exchange.descriptor
         is_request = exchange is None or exchange.is_request
         noted = request if is_request else None
         try:

@@ -41,10 +41,13 @@ class ConnectionOwner(Protocol):
 class Exchange:
     """One request of a connection. The application knows it as `message.Exchange`."""
 
-    __slots__ = ("_callback", "cycle", "is_request", "refusal")
+    __slots__ = ("_callback", "cycle", "descriptor", "is_request", "refusal")
 
-    def __init__(self, refusal: HttpError | None, *, is_request: bool) -> None:
+    def __init__(
+        self, refusal: HttpError | None, descriptor: int | None, *, is_request: bool
+    ) -> None:
         self._callback: Callable[[], object] | None = None
+        self.descriptor = descriptor
         self.cycle: Any = None
         self.refusal = refusal
         self.is_request = is_request
@@ -122,6 +125,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.is_lingering = False
         self._owner, self._limits, self._clock = owner, owner.limits, clock
         self._raw: asyncio.Transport
+        self._descriptor: int | None = None
         # In the order of the requests. The first is running, the others wait.
         self._exchanges: deque[Exchange] = deque()
         self._refusal: HttpError | None = None
@@ -138,6 +142,8 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins with a new connection, after the TLS handshake if there is one."""
         self._raw = cast(asyncio.Transport, transport)
+        connection = transport.get_extra_info("socket")
+        self._descriptor = None if connection is None else connection.fileno()
         super().connection_made(self._raw)
         self._transport = _Transport(self, self._raw)
         self.transport = cast(asyncio.Transport, self._transport)
@@ -187,7 +193,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._check_headers()
             except HttpError as error:
                 self._refusal = error
-        exchange = Exchange(self._refusal, is_request=is_request)
+        exchange = Exchange(self._refusal, self._descriptor, is_request=is_request)
         self.scope["extensions"] = cast(Any, {EXTENSION: exchange})
         super().on_headers_complete()
         self.headers = []  # Trailers are ignored: they could replace headers that are checked.

@@ -47,6 +47,9 @@ class Exchange(Protocol):
     is_request: bool
     """False if not even the head of a request could be read."""
 
+    descriptor: int | None
+    """That of the connection's socket: a batch asks it for a client that has hung up."""
+
     @property
     def has_hung_up(self) -> bool:
         """True if the client has closed the connection."""

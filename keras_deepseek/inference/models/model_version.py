@@ -125,13 +125,15 @@ class ModelVersion:
         priority: int = 0,
         client: Hashable = None,
         use_cache: bool = False,
+        connection: int | None = None,
     ) -> Request:
         """Queues a request, or answers it from the cache.
 
         `timeout` is in seconds, after which the answer is useless. Requests of the same `client`
         are answered in order; with it the cache is not used, since its answer could overtake an
-        earlier one. Raises `ClosedError` unless the version is started, and `OverloadedError` if
-        the request can't be answered in time.
+        earlier one. `connection` is the descriptor of the client's socket. Raises `ClosedError`
+        unless the version is started, and `OverloadedError` if the request can't be answered in
+        time.
         """
         check_request_options(timeout, priority)
         if self.state != "AVAILABLE":
@@ -150,7 +152,9 @@ class ModelVersion:
             inputs, deliver = self._pad(self._padder, inputs, deliver)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         of_request = deliver if client is None else lambda _: self._order.settle(client)
-        request = Request(inputs, of_request, deadline=deadline, priority=priority)
+        request = Request(
+            inputs, of_request, deadline=deadline, priority=priority, connection=connection
+        )
         if client is not None:
             self._order.add(client, request, deliver)
         try:
@@ -159,6 +163,14 @@ class ModelVersion:
             self.cancel(request, client)
             raise
         return request
+
+    def check_room(self) -> None:
+        """Raises `OverloadedError` if a request is not worth reading: it would be refused.
+
+        With a cache, any request may be.
+        """
+        if self.cache is None:
+            self._batcher.check_room()
 
     def cancel(self, request: Request, client: Hashable) -> None:
         """Removes a request from the queue. If it is running, its answer is dropped."""

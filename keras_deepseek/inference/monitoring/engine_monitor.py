@@ -5,9 +5,10 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
@@ -22,7 +23,43 @@ minute and misses some scrapes still sees the last values."""
 MAX_GONE = 256
 """The number of unloaded models and versions whose counters are kept. The oldest are dropped."""
 
+RATE_SECONDS = 10
+"""The number of last whole seconds in which arrivals are counted for the rate."""
+
 _Version = tuple[str, str]
+
+
+class _Arrivals:
+    """The arrivals of one model: all, those in flight, and those of each of the last seconds."""
+
+    def __init__(self) -> None:
+        self.total = self.in_flight = 0
+        self._seconds: deque[tuple[int, int]] = deque(maxlen=RATE_SECONDS + 1)
+
+    def add(self, second: int) -> None:
+        self.total += 1
+        self.in_flight += 1
+        before = self._seconds.pop()[1] if self._seconds and self._seconds[-1][0] == second else 0
+        self._seconds.append((second, before + 1))
+
+    def rate(self, second: int) -> float:
+        counted = range(second - RATE_SECONDS, second)
+        return sum(count for each, count in self._seconds if each in counted) / RATE_SECONDS
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """The requests that have arrived for a model.
+
+    Args:
+        total: All of them.
+        in_flight: Those that are not answered yet.
+        per_second: The mean of the last `RATE_SECONDS` whole seconds.
+    """
+
+    total: int
+    in_flight: int
+    per_second: float
 
 
 class EngineMonitor:
@@ -44,10 +81,23 @@ class EngineMonitor:
         self._lock = threading.Lock()
         self._answers: dict[tuple[Called, str], int] = {}
         self._latencies: dict[Called, Histogram] = {}
+        self._arrivals: dict[str, _Arrivals] = {}
         self._loads: Counter[tuple[str, str]] = Counter()
         self._load_seconds: dict[str, float] = {}
         self._gone: dict[_Version, float] = {}
         """The time when each unloaded version was first seen to be gone, the oldest first."""
+
+    def arrive(self, trace: RequestTrace) -> None:
+        """Counts a request for the model of a trace, once. It is in flight until `end`."""
+        if trace.has_arrived:
+            return
+        trace.has_arrived = True
+        with self._lock:
+            arrivals = self._arrivals.get(trace.model)
+            if arrivals is None:
+                arrivals = self._arrivals[trace.model] = _Arrivals()
+                self._forget_gone()
+            arrivals.add(int(self._clock()))
 
     def end(self, trace: RequestTrace, status: int | str) -> float:
         """Counts a request that was answered, or whose client is gone; returns its seconds."""
@@ -56,6 +106,9 @@ class EngineMonitor:
         key = (called, str(status))
         with self._lock:
             self._answers[key] = self._answers.get(key, 0) + 1
+            if trace.has_arrived and trace.model in self._arrivals:
+                trace.has_arrived = False
+                self._arrivals[trace.model].in_flight -= 1
             latency = self._latencies.get(called)
             if latency is None:
                 latency = self._latencies[called] = Histogram(SECONDS)
@@ -76,6 +129,16 @@ class EngineMonitor:
                 if result == "success":
                     self._load_seconds[model] = time.monotonic() - start
                 self._forget_gone()
+
+    def arrivals(self) -> dict[str, Arrivals]:
+        """Returns the arrived requests, by model."""
+        with self._lock:
+            self._forget_gone()
+            second = int(self._clock())
+            return {
+                model: Arrivals(one.total, one.in_flight, one.rate(second))
+                for model, one in self._arrivals.items()
+            }
 
     def answers(self) -> dict[tuple[Called, str], int]:
         """Returns the number of answered requests, by API call and status."""
@@ -105,6 +168,7 @@ class EngineMonitor:
         now = self._clock()
         known: set[_Version] = {called[:2] for called in self._latencies}
         known.update((model, "") for model, _ in self._loads)
+        known.update((model, "") for model in self._arrivals)
         for version in known:
             if version[0] and not self._is_served(*version):
                 self._gone.setdefault(version, now)
@@ -124,5 +188,6 @@ class EngineMonitor:
         model, number = version
         if not number:
             self._load_seconds.pop(model, None)
+            self._arrivals.pop(model, None)
             for result in ("success", "failure"):
                 self._loads.pop((model, result), None)

@@ -19,6 +19,8 @@ class RequestTrace:
 
     __slots__ = (
         "call",
+        "connection",
+        "has_arrived",
         "model",
         "protocol",
         "request",
@@ -30,10 +32,14 @@ class RequestTrace:
     def __init__(self, protocol: str = "", call: str = "") -> None:
         self.protocol = protocol
         self.call = call
+        self.connection: int | None = None
+        """The file descriptor of the client's socket, where one client has it for itself."""
         self.model = ""
         self.version = ""
         self.request: Request | None = None
         self.request_id = ""
+        self.has_arrived = False
+        """True while `EngineMonitor` counts the request as in flight."""
         self.started = time.monotonic()
 
     @property

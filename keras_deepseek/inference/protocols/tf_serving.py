@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, did_you_mean
 from keras_deepseek.inference.protocols.base64_objects import is_base64_object
 from keras_deepseek.inference.protocols.dtypes import DTYPES
 from keras_deepseek.inference.protocols.json_text import load_object, to_json
@@ -152,8 +152,10 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
     if isinstance(columns, dict) and not is_base64_object(columns):
         missing = [name for name in names if name not in columns]
         if missing:
+            extra = [name for name in columns if name not in names]
             raise InvalidInputError(
-                f"Missing named input: {missing} in 'inputs' object; expected {names}."
+                f"Missing named input: {missing} in 'inputs' object; expected {names}, received "
+                f"{reprlib.repr([*columns])}.{did_you_mean(extra, missing)}"
             )
         return {name: columns[name] for name in names}
     if len(names) > 1:

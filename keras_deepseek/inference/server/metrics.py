@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from keras_deepseek import __version__
 from keras_deepseek.inference.histogram import HistogramValues
+from keras_deepseek.inference.monitoring.engine_monitor import Arrivals
 from keras_deepseek.inference.server.engine import Engine
 
 _PROCESS = ProcessCollector(registry=None)
@@ -55,6 +56,14 @@ class EngineCollector(Collector):
         yield from _PROCESS.collect()
 
     def _collect_requests(self) -> list[Metric]:
+        arrived = _counter("requests_arrived", "Requests that arrived for a model.", "model")
+        rate = _gauge("requests_per_second", "Arrivals a second, in the last ten seconds.", "model")
+        in_flight = _gauge("requests_in_flight", "Requests that wait or run now.", "model")
+        none_yet = dict.fromkeys(self._engine.models, Arrivals(0, 0, 0.0))
+        for model, arrivals in (none_yet | self._engine.monitor.arrivals()).items():
+            arrived.add_metric([model], arrivals.total)
+            rate.add_metric([model], arrivals.per_second)
+            in_flight.add_metric([model], arrivals.in_flight)
         answered = _counter("requests", "Requests that were answered.", *_CALL, "status")
         for (called, status), count in self._engine.monitor.answers().items():
             answered.add_metric([*called, status], count)
@@ -65,7 +74,7 @@ class EngineCollector(Collector):
         )
         for called, latencies in self._engine.monitor.latencies().items():
             _add_values(took, called, latencies)
-        return [answered, took]
+        return [arrived, rate, in_flight, answered, took]
 
     def _collect_batches(self) -> list[Metric]:
         reasons = _counter("batches", "Batches that ran, by why they left.", *_VERSION, "reason")

@@ -73,7 +73,7 @@ def test_one_layer_that_gives_two_outputs_gives_two_names():
 def test_free_axes_and_dtypes_are_in_the_signature():
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     signature = NamedModel(keras.Model(tokens, keras.layers.Embedding(5, 3)(tokens))).signature
-    assert str(signature.inputs[0]) == "tokens: int32 (any, any)"
+    assert str(signature.inputs[0]) == "tokens: int32 (any, any) from 0 to 4"
     assert str(signature.outputs[0]) == "output_0: float32 (any, any, 3)"
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import Input, Model, layers
 
-from keras_deepseek.backend.keras_private.input_kinds import input_kinds
+from keras_deepseek.backend.keras_private.input_kinds import input_kinds, vocabulary_sizes
 
 
 def input_vocabularies(model, num_inputs):
@@ -190,3 +190,22 @@ def test_the_padding_of_a_lookup_is_found():
     masked = layers.IntegerLookup(vocabulary=[5, 6], mask_token=9)
     (kind,) = input_kinds(Model(tokens, masked(tokens)), 1)
     assert kind.mask_value == 9
+
+
+def test_the_table_that_looks_up_a_whole_input_gives_its_size():
+    model = bert()
+    expected = {"tokens": 50, "segments": 2, "mask": None}
+    assert vocabulary_sizes(model, 3) == [expected[tensor.name] for tensor in model.inputs]
+    tokens, others = Input((None,)), Input((None,), dtype="int32")
+    outputs = bert()({"tokens": tokens, "segments": keras.ops.minimum(others, 1), "mask": others})
+    both = layers.Embedding(40, 2)(keras.ops.cast(tokens, "int32"))
+    assert vocabulary_sizes(Model([tokens, others], [outputs, both]), 2) == [40, None]
+    assert vocabulary_sizes(keras.Sequential([Input((3,)), layers.Embedding(5, 2)]), 1) == [5]
+
+
+def test_parts_of_an_input_may_be_of_other_tables():
+    pairs = Input((2,), dtype="int32")
+    users, movies = layers.Embedding(9, 2)(pairs[:, 0]), layers.Embedding(99, 2)(pairs[:, 1])
+    assert vocabulary_sizes(Model(pairs, users * movies), 1) == [None]
+    tokens = Input((None,), dtype="int32")
+    assert vocabulary_sizes(Model(tokens, Looking()(tokens)), 1) == [None]

@@ -10,6 +10,8 @@ from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.batcher import batch_buckets
 from keras_deepseek.inference.batching.leave_rule import FixedRule
 from keras_deepseek.inference.errors import OverloadedError
+from tests.oracles.queue_simulation import LIMIT, poisson, seconds_of, simulate
+from tests.oracles.queue_simulation import make_queue as simulated_queue
 
 
 def make_queue(batch_size=None, max_batch_size=4, max_wait=1.0, max_rows=100, **options):
@@ -153,6 +155,54 @@ def test_an_answer_that_would_come_after_its_deadline_is_refused_at_once():
     queue.add(request_of(1, deadline=3.1), 0.5)
 
 
+def test_a_queue_that_stands_refuses_long_waits_until_it_was_empty():
+    queue = make_queue(batch_time=steady_time())
+    assert queue.patience == 4.0
+    for _ in range(10):  # A burst is accepted, though its last answer comes after 10 s.
+        queue.add(request_of(4), 0.0)
+    queue.add(request_of(4), 4.0)
+    with pytest.raises(OverloadedError, match=r"12 s, and the queue has not been empty for 4.1 s"):
+        queue.add(request_of(1), 4.1)
+    queue.add(request_of(1, deadline=20.0), 4.1)  # It says how long it can wait.
+    while queue.next_batch(5.0):
+        queue.free(5.0)
+    for _ in range(10):
+        queue.add(request_of(4), 5.0)
+
+
+def test_a_model_that_hangs_is_not_waited_for_by_more_than_a_batch():
+    time = BatchTime()
+    time.add(4, 0.01)
+    queue = make_queue(batch_time=time)
+    queue.add(request_of(4), 0.0)
+    queue.next_batch(0.0)  # It never ends.
+    for now in range(4):
+        queue.add(request_of(1), 1.0 + now)
+    with pytest.raises(OverloadedError, match="would take 4 s, and the queue has not been empty"):
+        queue.add(request_of(1), 5.0)
+
+
+def test_a_target_latency_replaces_the_patience_of_a_queue():
+    queue = make_queue(batch_time=steady_time(), target_latency=100.0)
+    for _ in range(10):
+        queue.add(request_of(4), 0.0)
+    queue.add(request_of(4), 50.0)
+
+
+@pytest.mark.parametrize(("load", "least"), [(2.0, 0.98), (4.0, 0.85)])
+def test_answers_stay_useful_at_several_times_the_load(load, least):
+    seconds, ceiling = 3.0, LIMIT / seconds_of(LIMIT)
+    queue = simulated_queue(max_rows=4096)  # It has room for 1.5 s.
+    outcome = simulate(queue, poisson(load * ceiling, seconds), seconds=seconds)
+    useful = sum(latency < 0.5 for latency in outcome.latencies)
+    assert useful > least * seconds * ceiling
+
+
+def test_a_burst_of_a_thousand_requests_is_answered():
+    outcome = simulate(simulated_queue(), [0.0] * 1000)
+    assert (outcome.refused, len(outcome.latencies)) == (0, 1000)
+
+
 def test_nothing_is_refused_for_a_time_that_is_not_known():
     queue = make_queue()
     queue.add(request_of(4), 0.0)
@@ -164,7 +214,7 @@ def test_two_replicas_answer_in_half_the_time():
     queue = make_queue(batch_time=steady_time(), num_replicas=2)
     for _ in range(4):
         queue.add(request_of(4), 0.0)
-    assert queue.predict_wait(request_of(4), 0.0) == 2.5
+    assert queue.predict_wait(4, 0.0) == 2.5
 
 
 def test_a_target_keeps_batches_small_and_refuses_what_would_be_late():

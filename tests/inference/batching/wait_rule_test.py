@@ -1,6 +1,7 @@
 import pytest
 
 from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.batcher import batch_buckets
 from keras_deepseek.inference.batching.wait_rule import (
     MOMENTS_BETWEEN_LESSONS,
     NUM_MOMENTS,
@@ -22,7 +23,7 @@ def rule():
     time = BatchTime()
     for rows in (1, 32):
         time.add(rows, 0.004 + 0.00025 * rows)
-    return WaitRule(32, time)
+    return WaitRule(batch_buckets("dynamic", 32), time)
 
 
 def live_through(rule, moments, offsets, start=0.0):
@@ -59,6 +60,17 @@ def test_it_does_not_wait_for_rows_that_come_too_late_to_be_worth_it(rule):
     now = live_through(rule, 2 * NUM_MOMENTS, (0.0039,))
     rule.begin("idle", 1, now)
     assert rule.plan(oldest=now) == (now, 0)
+
+
+@pytest.mark.parametrize(("rows", "pays"), [(20, True), (16, False)])
+def test_rows_that_fill_a_padded_batch_are_worth_a_longer_wait(rule, rows, pays):
+    """Apart, 20 and 12 rows take 12 + 8 ms, together 12. Apart, 16 and 12 take 8 + 8 ms."""
+    for number in range(NUM_MOMENTS + 1):
+        now = 0.02 * number
+        rule.begin("freed", rows, now)
+        plan = rule.plan(oldest=now)
+        rule.arrive(12, now + 0.005)
+    assert plan == ((pytest.approx(now + 0.006), rows + 12) if pays else (now, 0))
 
 
 def test_the_two_occasions_are_learned_apart(rule):

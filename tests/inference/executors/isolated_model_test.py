@@ -8,7 +8,7 @@ from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ReplicaError, ServingEngine
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from tests.oracles import faulty_executor
-from tests.oracles.faulty_executor import CRASHES, EXITS, FAILS, HANGS, START
+from tests.oracles.faulty_executor import CRASHES, EXITS, FAILS, HANGS, REFUSED, START
 
 SOURCE = "tests.oracles.faulty_executor"
 
@@ -38,6 +38,8 @@ def test_an_error_of_the_model_is_told_and_the_process_stays(isolated):
     pid = isolated._process.pid
     with pytest.raises(ReplicaError, match="ArithmeticError: a row fails"):
         isolated.run(rows_of(FAILS))
+    with pytest.raises(InvalidInputError, match=r"^a row is refused$"):
+        isolated.run(rows_of(REFUSED))
     check_answers(isolated)
     assert isolated._process.pid == pid
 

@@ -174,3 +174,15 @@ def test_the_error_names_the_extra_where_the_runtime_is_missing(bundle_of, monke
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnxruntime\]"):
         OnnxRuntime(bundle_of("other").entry)
+
+
+def test_an_index_beyond_a_table_is_the_fault_of_its_request_alone(write):
+    shapes = {"table": ("FLOAT", [None, 3]), "rows": ("INT64", [None])}
+    path = write(shapes, {"y": ("FLOAT", [None, 3])}, "Gather", axis=0)
+    table = np.arange(6, dtype="float32").reshape(2, 3)
+    with ServingEngine(path, batch_size=4, max_batch_size=4, max_wait=60.0) as engine:
+        good = engine.submit({"table": table, "rows": [0, 1]})
+        bad = engine.submit({"table": table, "rows": [0, 7]})
+        np.testing.assert_array_equal(good.result()["y"], table)
+        with pytest.raises(InvalidInputError, match=r"refuses the inputs: .*out of data bounds"):
+            bad.result()

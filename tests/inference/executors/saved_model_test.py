@@ -360,3 +360,16 @@ def test_the_error_names_the_extra_where_tensorflow_is_missing(bundle_of, monkey
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[tensorflow\]"):
         SavedModel(bundle_of("other").path)
+
+
+@needs_tensorflow
+def test_values_that_tensorflow_refuses_are_the_fault_of_their_request(tmp_path):
+    import tensorflow as tf
+
+    def look_up(x):
+        return {"y": tf.gather(tf.constant([1.0, 2.0]), x)}
+
+    executor = SavedModel(save(tmp_path / "model", (look_up, [spec((None,), "int32")])))
+    assert executor.run({"x": np.array([1], "int32")})["y"].tolist() == [2.0]
+    with pytest.raises(InvalidInputError, match=r"refuses the inputs: .* = 2 is not in \[0, 2\)"):
+        executor.run({"x": np.array([2], "int32")})

@@ -94,6 +94,7 @@ def test_what_the_engine_refuses_is_raised_as_it_is():
         future.set_exception(error)
         await outputs_of("model", future, None)
 
-    for error in (ClosedError("no"), OverloadedError("no"), DeadlineExceededError("no")):
+    refused = (InvalidInputError, ClosedError, OverloadedError, DeadlineExceededError)
+    for error in [kind("no") for kind in refused]:
         with pytest.raises(type(error)):
             asyncio.run(ask(error))

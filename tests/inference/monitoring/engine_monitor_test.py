@@ -3,7 +3,13 @@ import threading
 import pytest
 
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.monitoring.engine_monitor import KEEP_SECONDS, MAX_GONE, EngineMonitor
+from keras_deepseek.inference.monitoring.engine_monitor import (
+    KEEP_SECONDS,
+    MAX_GONE,
+    RATE_SECONDS,
+    Arrivals,
+    EngineMonitor,
+)
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
 CALLED = ("", "", "tf_serving", "predict")
@@ -140,3 +146,39 @@ def test_an_engine_s_own_versions_are_forgotten(doubler, clock):
         clock.now += KEEP_SECONDS
         assert versions_of(engine.monitor) == {"2"}
         assert engine.monitor.loads() == {("digits", "success"): 2}
+
+
+def test_arrivals_are_counted_at_once_and_are_in_flight_until_they_end(monitor, clock):
+    traces = [RequestTrace("tf_serving", "predict") for _ in range(5)]
+    for trace in traces:
+        trace.model = "digits"
+        monitor.arrive(trace)
+        monitor.arrive(trace)  # Its version was closed meanwhile, and another one takes it.
+    monitor.end(traces[0], 200)
+    monitor.end(traces[1], 429)
+    monitor.end(RequestTrace("http", "health"), 200)
+    assert monitor.arrivals() == {"digits": Arrivals(5, 3, 0.0)}
+    clock.now += 1
+    assert monitor.arrivals()["digits"].per_second == 5 / RATE_SECONDS
+    clock.now += RATE_SECONDS
+    assert monitor.arrivals() == {"digits": Arrivals(5, 3, 0.0)}
+
+
+def test_the_rate_is_that_of_the_last_whole_seconds(monitor, clock):
+    for second in range(100):
+        clock.now = second
+        for _ in range(second):
+            trace = RequestTrace("tf_serving", "predict")
+            trace.model = "digits"
+            monitor.arrive(trace)
+    assert monitor.arrivals()["digits"].per_second == sum(range(89, 99)) / RATE_SECONDS
+
+
+def test_a_model_that_is_gone_takes_its_arrivals_with_it(monitor, clock):
+    trace = RequestTrace("tf_serving", "predict")
+    trace.model = "cats"
+    monitor.arrive(trace)
+    assert set(monitor.arrivals()) == {"cats"}
+    clock.now += KEEP_SECONDS
+    assert not monitor.arrivals()
+    monitor.end(trace, 200)

@@ -193,8 +193,10 @@ def test_rows_are_all_named_or_none_is(rows):
 def test_columns_need_every_input_and_may_have_more():
     columns = {"a": [[1, 2]], "b": [[5]], "more": 3}
     assert parse({"inputs": columns}, TWO).inputs == {"a": [[1, 2]], "b": [[5]]}
-    with pytest.raises(InvalidInputError, match=r"Missing named input: \['b'\]"):
+    with pytest.raises(InvalidInputError, match=r"Missing named input: \['b'\].*received \['a'\]"):
         parse({"inputs": {"a": [[1, 2]]}}, TWO)
+    with pytest.raises(InvalidInputError, match="Did you mean 'b' instead of 'bb'"):
+        parse({"inputs": {"a": [[1, 2]], "bb": 1}}, TWO)
 
 
 def test_what_stands_beside_the_question_is_passed_over():

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from keras_deepseek.inference import ServingEngine
@@ -10,6 +12,9 @@ open_metrics_parser = pytest.importorskip("prometheus_client.openmetrics.parser"
 CALL = {"model", "version", "protocol", "method"}
 VERSION = {"model", "version"}
 FAMILIES = {
+    "requests_arrived": ("counter", {"model"}),
+    "requests_per_second": ("gauge", {"model"}),
+    "requests_in_flight": ("gauge", {"model"}),
     "requests": ("counter", CALL | {"status"}),
     "request_duration_seconds": ("histogram", CALL),
     "batches": ("counter", VERSION | {"reason"}),
@@ -172,3 +177,23 @@ def test_requests_are_those_that_the_monitor_was_told_of(doubler):
 def test_the_process_is_shown(doubler):
     engine = ServingEngine(doubler)
     assert numbers(engine, "process_cpu_seconds_total")[()] > 0
+
+
+def test_what_waits_is_counted_as_arrived_and_in_flight(doubler, rows, loop):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        assert numbers(engine, "keras_deepseek_requests_arrived_total") == {("model",): 0}
+        doubler.hold()
+
+        async def ask():
+            traces = [RequestTrace("tf_serving", "predict") for _ in range(3)]
+            answers = [engine.dispatch_async(lambda _: rows(1), one)[0] for one in traces]
+            assert numbers(engine, "keras_deepseek_requests_arrived_total") == {("model",): 3}
+            assert numbers(engine, "keras_deepseek_requests_in_flight") == {("model",): 3}
+            doubler.release()
+            await asyncio.gather(*answers)
+            for trace in traces:
+                engine.monitor.end(trace, 200)
+
+        loop.run_until_complete(ask())
+        assert numbers(engine, "keras_deepseek_requests_in_flight") == {("model",): 0}
+        assert numbers(engine, "keras_deepseek_requests_per_second")["model",] >= 0

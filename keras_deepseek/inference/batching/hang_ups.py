@@ -1,0 +1,26 @@
+"""Finds requests whose clients have hung up before their server has noticed it.
+
+An event loop reads the end of a connection after the request, in a later turn. Meanwhile a free
+model may take the request.
+"""
+
+import select
+
+from keras_deepseek.inference.batching.batch import Batch, Request
+
+
+def find_hung_up(batch: Batch) -> list[Request]:
+    """Returns the batch's requests whose clients have closed their end, by one system call."""
+    known = [
+        (connection, part.request)
+        for part in batch.slices
+        if (connection := part.request.connection) is not None
+    ]
+    if not known:
+        return []
+    poll = select.poll()
+    for connection, _ in known:
+        # Only Linux can tell a closed end apart from data that waits.
+        poll.register(connection, getattr(select, "POLLRDHUP", 0))
+    closed = {connection for connection, _ in poll.poll(0)}
+    return [request for connection, request in known if connection in closed]
