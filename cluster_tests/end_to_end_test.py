@@ -6,6 +6,7 @@ so in `stand_ins.py`: the controllers of Deployments and autoscalers, the kubele
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
@@ -94,6 +95,7 @@ class Load:
         while not self.is_over:
             connection = await self._ask("http", self.cluster.ports["http"], connection)
             await asyncio.sleep(8 / (self.rate * 2 / 3))
+        await self._close(connection)
 
     async def _direct(self):
         """Keeps a connection to one pod, as behind a ClusterIP, and moves on when told to close."""
@@ -104,6 +106,13 @@ class Load:
                 pod = ready[-1] if ready else pod
             connection = await self._ask("direct", pod.ports["http"], connection)
             await asyncio.sleep(0.2)
+        await self._close(connection)
+
+    async def _close(self, connection):
+        if connection is not None:
+            connection[1].close()
+            with contextlib.suppress(OSError):
+                await connection[1].wait_closed()
 
     async def _ask(self, kind, port, connection):
         try:
@@ -115,13 +124,12 @@ class Load:
             fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:] if line)
             await reader.readexactly(int(fields[b"content-length"]))
             self.note(kind, head.split()[1].decode())
-            if fields.get(b"connection") == b"close":
-                writer.close()
-                return None
+            if fields.get(b"connection") != b"close":
+                return connection
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             self.note(kind, type(error).__name__)
-            return None
-        return connection
+        await self._close(connection)
+        return None
 
     async def _grpc(self, offset):
         message = new_message("tensorflow.serving.PredictRequest")
@@ -190,7 +198,7 @@ def test_changes_lose_nothing(cluster, kubectl):
         await phase("load falls", 4, 50, lambda: len(cluster.all_pods()) == 2)
         arguments = [*SPEC["args"], "--max-batch-size", "16"]
         kubectl.apply(NAME, **{**SPEC, "args": arguments})
-        await phase("rollout", 4, 50, lambda: rolled_out(cluster, "16"))
+        await phase("rollout", 4, 50, lambda: rolled_out(cluster, '"--max-batch-size", "16"'))
         route = {"gateway": {"name": "public"}}
         canary = {"weight": 20, "args": [*SPEC["args"], "--max-batch-size", "8"]}
         spec = {**SPEC, "args": arguments, "route": route}
@@ -205,9 +213,10 @@ def test_changes_lose_nothing(cluster, kubectl):
         load.is_over = True
         await running
 
-    def rolled_out(cluster, size):
-        pods = cluster.ready_pods()
-        return pods and all(size in json.dumps(pod.template) for pod in cluster.all_pods())
+    def rolled_out(cluster, words):
+        pods = cluster.all_pods()
+        new = [pod for pod in pods if words in json.dumps(pod.template)]
+        return len(new) == len(pods) == len(cluster.ready_pods()) >= 2
 
     asyncio.run(scenario())
     total, lost = Counter(), Counter()
