@@ -9,7 +9,7 @@ from keras_deepseek.backend.keras_private.layers import seed_states
 from keras_deepseek.backend.keras_private.masks import read_mask
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.plans import Plan
-from keras_deepseek.graph.trace import as_symbols
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols
 from tests.oracles.graph_layers import layer_names, make_inputs, make_layer
 
 FEW = ["Dense", "BatchNormalization", "Dropout", "MultiHeadAttention", "Conv2DTranspose", "LSTM"]
@@ -174,13 +174,36 @@ def test_a_whole_layer_is_run_though_its_output_spec_is_its_input():
         def compute_output_spec(self, inputs):
             return inputs
 
-    inputs = [ops.convert_to_tensor(example())]
-    model = Use(Doubling())
-    model(inputs)
-    plan = Plan(model, as_symbols(inputs), training=False, passes=())
+    class Tripling(Use):
+        def call(self, inputs, training=False):
+            return self.layer(inputs) + inputs
+
+    model = Tripling(Doubling())
+    model(example())
+    plan = make_plan(model, example())
     assert [leaf.layer_class for leaf in plan.leaves.values()] == ["Doubling"]
-    received = ops.convert_to_numpy(plan.program(inputs))
-    np.testing.assert_array_equal(received, 2 * example())
+    received = ops.convert_to_numpy(plan.program(ops.convert_to_tensor(example())))
+    np.testing.assert_allclose(received, 3 * example(), rtol=1e-6)
+
+
+class Penalized(keras.Model):
+    """A model that calls a layer for its loss alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.penalty = layers.Dense(3), layers.ActivityRegularization(0.1)
+
+    def call(self, inputs):
+        outputs = self.dense(inputs)
+        self.penalty(outputs)
+        return outputs
+
+
+def test_a_whole_layer_whose_outputs_nobody_reads_is_not_lost():
+    model = Penalized()
+    model(example())
+    with pytest.raises(CannotOpenError, match="and does not use its outputs"):
+        make_plan(model, example())
 
 
 def test_masks_reach_whole_layers_and_the_outputs():
