@@ -15,7 +15,7 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layer_precision import read_policies
 from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.masks import read_mask
-from keras_deepseek.graph.free_sizes import FreeAxis, find_free_axes, trace_free
+from keras_deepseek.graph.free_sizes import FreeAxis, trace_free
 from keras_deepseek.graph.ir import Shape, count_operations
 from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
@@ -53,7 +53,7 @@ class Plan:
             graph, self.axes = trace_free(
                 lambda inputs: trace_model(model, inputs, training=training, whole=whole),
                 example,
-                find_free_axes(_declared_shapes(model, shapes), shapes),
+                _declared_shapes(model, shapes),
             )
             self.size_before = (count_operations(graph), count_multiply_adds(graph))
             self.rewrites = run_passes(graph, passes, training)

@@ -110,8 +110,6 @@ def _apply(node: Node, values: dict[Value, Any]) -> Any:
     args, kwargs = node.map_values(values.__getitem__)
     if node.is_layer:
         return node.operation(*args, **kwargs)
-    if node.kind == "Reshape":  # Its config does not have the size that was freed.
-        return ops.reshape(args[0], node.operation.newshape)
     config = copy.deepcopy(node.operation.get_config())
     config.pop("name", None)
     return type(node.operation).from_config(config)(*args, **kwargs)
