@@ -134,7 +134,7 @@ def _trace_with_free(
     variants = [sizes, larger] if longest == sizes else [sizes, larger, longest]
     known = dict(zip(zip(*variants, strict=True), axes, strict=True))
     try:
-        graphs = [trace(as_symbols(example, _with_sizes(shapes, axes, each))) for each in variants]
+        graphs = [trace(as_symbols(example, with_sizes(shapes, axes, each))) for each in variants]
     except CannotOpenError:  # The model does not take these sizes.
         return None
     keys = [_node_keys(graph) for graph in graphs]
@@ -221,7 +221,7 @@ def _read_sizes(
     return True
 
 
-def _with_sizes(
+def with_sizes(
     shapes: Sequence[Shape], axes: Sequence[FreeAxis], sizes: Sequence[int]
 ) -> list[Shape]:
     """Returns shapes with other sizes of axes."""

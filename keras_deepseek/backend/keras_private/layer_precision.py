@@ -20,7 +20,7 @@ from keras_deepseek.backend.keras_private.layers import (
 )
 
 _EXACT = (keras.layers.Normalization, *RENUMBERING)
-_read_policy = operator.attrgetter("_dtype_policy")
+_policy_key = operator.attrgetter("_dtype_policy.__class__", "_dtype_policy.name")
 _TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
 """Layers to which a rounded number is another one; those of the first compute in float32."""
 
@@ -63,9 +63,9 @@ def temporary_policy(
             vars(layer)["_dtype_policy"] = own_policy
 
 
-def read_policies(layers: Iterable[keras.Layer]) -> tuple[keras.DTypePolicy, ...]:
-    """Returns the dtype policies of layers, faster than by their properties."""
-    return tuple(map(_read_policy, layers))
+def policy_key(layers: Iterable[keras.Layer]) -> tuple[Any, ...]:
+    """Returns a hashable key, equal for layers with equal dtype policies. It is made quickly."""
+    return tuple(map(_policy_key, layers))
 
 
 def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:

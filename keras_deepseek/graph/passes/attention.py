@@ -5,30 +5,25 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.graph.ir import Graph, Node, Rewrite, Spec, Value
+from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite, Spec, Value
 from keras_deepseek.graph.passes.axes import own_axes
 from keras_deepseek.graph.passes.contraction import as_product, is_contraction
 from keras_deepseek.graph.trace import record
 
 
-def fuse_attention(graph: Graph, training: bool) -> list[Rewrite]:
+def fuse_attention(graph: Graph, training: bool) -> Changes:
     """Replaces `softmax(Q K) V` by one operation, if the framework is faster with it.
 
     That is so on PyTorch, where scores are not kept either. Works in inference and training.
     """
     if not backend.current().compute.has_attention_kernel():
-        return []
-    rewrites = []
-    replacements = {}
+        return
     users = graph.users()
     for node in graph.nodes():
         fused = _fuse(node, users) if is_contraction(node) else None
         if fused is not None:
-            replacements[Value(node)] = fused
             text = "computes scores, softmax and weighted sum in one operation"
-            rewrites.append(Rewrite((node.layer,), text))
-    graph.replace(replacements)
-    return rewrites
+            yield node, [fused], Rewrite((node.layer,), text)
 
 
 def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:

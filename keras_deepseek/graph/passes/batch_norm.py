@@ -5,31 +5,27 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.graph.ir import WEIGHT, Graph, Node, Rewrite, Value
+from keras_deepseek.graph.ir import WEIGHT, Changes, Graph, Node, Rewrite, Value
 from keras_deepseek.graph.trace import record
 
 _FOLDED_INTO = ("Conv", "DepthwiseConv", "Matmul")
 
 
-def fold_batch_norms(graph: Graph, training: bool) -> list[Rewrite]:
+def fold_batch_norms(graph: Graph, training: bool) -> Changes:
     """Scales the kernel instead of the outputs, at each call from the current weights.
 
     The last axis must be that of the channels. Nothing is done in training, where the statistics
     depend on the outputs.
     """
     if training:
-        return []
-    rewrites = []
-    replacements = {}
+        return
     users = graph.users()
     for node in graph.nodes():
         folded = _fold(node, users)
         if folded is not None:
-            replacements[Value(node)] = folded
             layers = (_producer(node.args[0]).layer, node.layer)
-            rewrites.append(Rewrite(layers, "folded BatchNormalization into the kernel"))
-    graph.replace(replacements)
-    return rewrites
+            rewrite = Rewrite(layers, "folded BatchNormalization into the kernel")
+            yield node, [folded], rewrite
 
 
 def _producer(value: Value) -> Node:

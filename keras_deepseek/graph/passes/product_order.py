@@ -7,7 +7,7 @@ the order of products.
 
 import math
 
-from keras_deepseek.graph.ir import Graph, Node, Rewrite, Value
+from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite
 from keras_deepseek.graph.passes.contraction import (
     Contraction,
     OrderSearch,
@@ -21,13 +21,11 @@ from keras_deepseek.graph.passes.contraction import (
 _LEAST_GAIN = 0.1
 
 
-def reorder_products(graph: Graph, training: bool) -> list[Rewrite]:
+def reorder_products(graph: Graph, training: bool) -> Changes:
     """Reorders matmuls and einsums, transposes and scalar factors among them, by cost.
 
     Works in inference and training. Products in float16 stay, since another order may overflow.
     """
-    rewrites = []
-    replacements = {}
     users, with_gradient = graph.users(), trained(graph, training)
     gathered: set[Node] = set()
     for node in reversed(graph.nodes()):
@@ -40,12 +38,10 @@ def reorder_products(graph: Graph, training: bool) -> list[Rewrite]:
         before = sum(_cost(each, with_gradient) for each in contraction.nodes)
         search = OrderSearch(contraction, _gradients(contraction, with_gradient))
         if search.cost <= (1 - _LEAST_GAIN) * before:
-            replacements[Value(node)] = search.record(node.layer)
             layers = tuple(dict.fromkeys(each.layer for each in reversed(contraction.nodes)))
             text = f"reordered {len(contraction.operands)} factors: {before:.3g} to "
-            rewrites.append(Rewrite(layers, f"{text}{search.cost:.3g} multiply-adds"))
-    graph.replace(replacements)
-    return rewrites
+            rewrite = Rewrite(layers, f"{text}{search.cost:.3g} multiply-adds")
+            yield node, [search.record(node.layer)], rewrite
 
 
 def _gradients(contraction: Contraction, with_gradient: set[Node]) -> list[bool]:

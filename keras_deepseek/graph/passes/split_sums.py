@@ -8,7 +8,7 @@ import itertools
 
 import keras
 
-from keras_deepseek.graph.ir import WEIGHT, Graph, Node, Rewrite, Value
+from keras_deepseek.graph.ir import WEIGHT, Changes, Graph, Node, Rewrite, Value
 from keras_deepseek.graph.passes.contraction import (
     Contraction,
     OrderSearch,
@@ -25,13 +25,11 @@ from keras_deepseek.graph.trace import record
 _LEAST_GAIN = 0.05
 
 
-def split_sums(graph: Graph, training: bool) -> list[Rewrite]:
+def split_sums(graph: Graph, training: bool) -> Changes:
     """Splits a product by `W + s A B` if that costs less.
 
     Works in inference and training. Products in float16 stay, since a part may overflow.
     """
-    rewrites = []
-    replacements = {}
     users, with_gradient = graph.users(), trained(graph, training)
     for node in graph.nodes():
         sum_ = _find_sum(node, users, graph)
@@ -50,11 +48,9 @@ def split_sums(graph: Graph, training: bool) -> list[Rewrite]:
         low_rank = search.record(node.layer)
         if sum_.shape is not None:
             low_rank = record(keras.ops.reshape, low_rank, sum_.shape, layer=node.layer)
-        replacements[Value(node)] = record(keras.ops.add, plain, low_rank, layer=node.layer)
+        split = record(keras.ops.add, plain, low_rank, layer=node.layer)
         text = f"split x(W + AB): {before:.3g} to {after:.3g} multiply-adds"
-        rewrites.append(Rewrite((node.layer,), text))
-    graph.replace(replacements)
-    return rewrites
+        yield node, [split], Rewrite((node.layer,), text)
 
 
 @dataclasses.dataclass

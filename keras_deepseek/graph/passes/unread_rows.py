@@ -9,7 +9,7 @@ import operator
 
 import keras
 
-from keras_deepseek.graph.ir import Graph, Node, Rewrite, Spec, Value
+from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite, Spec, Value
 from keras_deepseek.graph.passes.axes import operand_axes
 from keras_deepseek.graph.passes.contraction import is_contraction
 from keras_deepseek.graph.trace import record
@@ -44,7 +44,7 @@ class _Cut:
     """True if the cut saves a product, of this node or before it."""
 
 
-def cut_unread_rows(graph: Graph, training: bool) -> list[Rewrite]:
+def cut_unread_rows(graph: Graph, training: bool) -> Changes:
     """Computes only the rows that slices and indices read. Works in inference and training.
 
     Dropout then draws fewer random numbers, so a training step draws others than before.
@@ -52,24 +52,19 @@ def cut_unread_rows(graph: Graph, training: bool) -> list[Rewrite]:
     nodes = graph.nodes()
     reads = {node: found for node in nodes if (found := _reading(node, graph)) is not None}
     if not reads:
-        return []
+        return
     region = _region(graph, nodes, reads)
     cutter = _Cutter()
     named: set[Node] = set()
-    replacements = {}
-    rewrites = []
     for node in nodes:
         if node in region:
             cutter.add(node, region[node])
         elif node in reads and (value := node.args[0]).node in region:
             if not region[value.node].has_product:
                 continue
-            replacements[Value(node)] = cutter.read(node, reads[node])
             layers = tuple(_product_layers(value.node, region, named))
             text = f"computes {reads[node].number} of {value.shape[reads[node].axis]} rows"
-            rewrites.append(Rewrite(layers, text))
-    graph.replace(replacements)
-    return rewrites
+            yield node, [cutter.read(node, reads[node])], Rewrite(layers, text)
 
 
 def _reading(node: Node, graph: Graph) -> _Rows | None:
