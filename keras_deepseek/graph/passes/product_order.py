@@ -9,7 +9,6 @@ import math
 
 from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite
 from keras_deepseek.graph.passes.contraction import (
-    Contraction,
     OrderSearch,
     as_product,
     elements,
@@ -31,21 +30,17 @@ def reorder_products(graph: Graph, training: bool) -> Changes:
     for node in reversed(graph.nodes()):
         if node in gathered or node.spec.dtype == "float16":
             continue
-        contraction = gather(node, users)
-        if contraction is None or len(contraction.operands) < 3:
+        product = gather(node, users)
+        if product is None or len(product.operands) < 3:
             continue
-        gathered.update(contraction.nodes)
-        before = sum(_cost(each, with_gradient) for each in contraction.nodes)
-        search = OrderSearch(contraction, _gradients(contraction, with_gradient))
+        gathered.update(product.nodes)
+        before = sum(_cost(each, with_gradient) for each in product.nodes)
+        search = OrderSearch(product, with_gradient)
         if search.cost <= (1 - _LEAST_GAIN) * before:
-            layers = tuple(dict.fromkeys(each.layer for each in reversed(contraction.nodes)))
-            text = f"reordered {len(contraction.operands)} factors: {before:.3g} to "
+            layers = tuple(dict.fromkeys(each.layer for each in reversed(product.nodes)))
+            text = f"reordered {len(product.operands)} factors: {before:.3g} to "
             rewrite = Rewrite(layers, f"{text}{search.cost:.3g} multiply-adds")
             yield node, [search.record(node.layer)], rewrite
-
-
-def _gradients(contraction: Contraction, with_gradient: set[Node]) -> list[bool]:
-    return [value.node in with_gradient for value in contraction.operands]
 
 
 def _cost(node: Node, with_gradient: set[Node]) -> float:
