@@ -1,7 +1,13 @@
 """`keras-deepseek optimize`: rewrites the model of a `.keras` file to compute less."""
 
 import argparse
+import contextlib
+import itertools
+import json
+import logging
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 NAME = "optimize"
@@ -109,8 +115,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _random_inputs(model: Any, batch_size: int, length: int | None) -> Any:
     """Returns random inputs for a model. All open axes are of one length."""
-    import itertools
-
     from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
     from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
@@ -121,32 +125,22 @@ def _random_inputs(model: Any, batch_size: int, length: int | None) -> Any:
     return named.pack_inputs(draw_batch(model, named.signature, shapes))
 
 
-def _shown_progress() -> Any:
-    """Returns a context manager in which the log of `graph.optimize` is printed."""
-    import contextlib
-    import logging
-    import sys
-
-    @contextlib.contextmanager
-    def shown() -> Iterator[None]:
-        log = logging.getLogger("keras_deepseek.graph")
-        handler, level = logging.StreamHandler(sys.stdout), log.level
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            log.removeHandler(handler)
-            log.setLevel(level)
-
-    return shown()
+@contextlib.contextmanager
+def _shown_progress() -> Iterator[None]:
+    """Context manager in which the log of `graph.optimize` is printed."""
+    log = logging.getLogger("keras_deepseek.graph")
+    handler, level = logging.StreamHandler(sys.stdout), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _write(optimized: Any, arguments: argparse.Namespace) -> None:
     """Writes the report and the model: the original, if nothing was found that pays."""
-    import json
-    from pathlib import Path
-
     from keras_deepseek.artifacts.bundle import publish_file
     from keras_deepseek.artifacts.staging_folder import staging_folder
 

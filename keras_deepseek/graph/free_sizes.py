@@ -33,6 +33,9 @@ class FreeAxis:
         """True for the batch axis."""
         return self.places[0][1] == 0
 
+    def __str__(self) -> str:
+        return " and ".join(f"axis {axis} of input {index}" for index, axis in self.places)
+
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class ReadSizes(keras.Operation):
@@ -121,17 +124,17 @@ def _trace_with_free(
     compared with graphs of other sizes.
     """
     shapes = [tuple(each.shape) for each in tree.flatten(example)]
-    sizes: list[int] = []
+    own: list[int] = []
     for index, place in (axis.places[0] for axis in axes):
         near = itertools.count(max(2, shapes[index][place]))
-        sizes.append(next(size for size in near if size not in {*taken, *sizes}))
+        own.append(next(size for size in near if size not in {*taken, *own}))
     # Differences of sizes must differ too.
-    larger = [size + 5 + 2 * number for number, size in enumerate(sizes)]
+    larger = [size + 5 + 2 * number for number, size in enumerate(own)]
     longest = [
         size if axis.is_batch else _LONG + 3 * number
-        for number, (size, axis) in enumerate(zip(sizes, axes, strict=True))
+        for number, (size, axis) in enumerate(zip(own, axes, strict=True))
     ]
-    variants = [sizes, larger] if longest == sizes else [sizes, larger, longest]
+    variants = [own, larger] if longest == own else [own, larger, longest]
     known = dict(zip(zip(*variants, strict=True), axes, strict=True))
     try:
         graphs = [trace(as_symbols(example, with_sizes(shapes, axes, each))) for each in variants]
@@ -140,7 +143,8 @@ def _trace_with_free(
     keys = [_node_keys(graph) for graph in graphs]
     if any(other != keys[0] for other in keys):
         return None
-    varied, fixed = set(), set()
+    varied: set[int] = set()
+    fixed: set[int] = set()
     for nodes in zip(*(graph.nodes() for graph in graphs), strict=True):
         for specs in zip(*(node.outputs for node in nodes), strict=True):
             for sizes in zip(*(spec.shape for spec in specs), strict=True):
@@ -179,7 +183,7 @@ def _changed_sizes(operations: Sequence[Any]) -> dict[tuple[str, int], Shape] | 
     if operations[0] is None or isinstance(operations[0], keras.Layer):
         return changes
     for name in attributes(operations[0]):
-        values = [attributes(each).get(name) for each in operations]
+        values: list[Any] = [attributes(each).get(name) for each in operations]
         if all(value_key(value) == value_key(values[0]) for value in values):
             continue
         is_list = all(isinstance(value, list | tuple) for value in values)
@@ -203,9 +207,9 @@ def _read_sizes(
     # A reshape finds one size by itself, whatever it depends on.
     if node.kind == "Reshape" and len(changes) == 1 and -1 not in node.operation.newshape:
         ((_, position),) = changes
-        sizes = list(node.operation.newshape)
-        sizes[position] = -1
-        node.operation = type(node.operation)(tuple(sizes))
+        shape = list(node.operation.newshape)
+        shape[position] = -1
+        node.operation = type(node.operation)(tuple(shape))
         return True
     if any(sizes not in axes for sizes in changes.values()):
         return False

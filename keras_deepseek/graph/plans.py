@@ -32,10 +32,7 @@ class Plan:
     """A program for one kind of inputs, and the shapes that fit it.
 
     Args:
-        model: The model to trace.
         example: Inputs of known shapes, as tensors or `KerasTensor`s.
-        training: The value of `training` in the program.
-        passes: The names of the passes to run.
         whole: Paths of layers to keep whole.
     """
 
@@ -80,15 +77,13 @@ class Plans:
     Calls of the model and traces exclude each other: a call during a trace would get symbols.
 
     Args:
-        model: The model.
-        passes: The names of the passes to run.
         example: Example inputs, as `KerasTensor`s. Their sizes stand for unknown ones.
     """
 
     def __init__(self, model: keras.Model, passes: Collection[str], example: Any) -> None:
         self._model = model
         self._passes = passes
-        self._example = example
+        self.example = example
         self._layers = [each for each in flatten_layers(model) if each.variables]
         self._plans: collections.OrderedDict[Any, Plan | None] = collections.OrderedDict()
         self._lock = _SharedLock()
@@ -170,7 +165,7 @@ class Plans:
 
     def _known_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
-        known = [tuple(each.shape) for each in tree.flatten(self._example)]
+        known = [tuple(each.shape) for each in tree.flatten(self.example)]
         if list(map(len, known)) == list(map(len, shapes)):
             shapes = [
                 tuple(there if size is None else size for size, there in zip(*each, strict=True))

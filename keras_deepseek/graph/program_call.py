@@ -26,9 +26,6 @@ class ProgramCall(TemporaryCall):
 
     Costs alone decide; nothing is compared or timed. The model's own call is run before the model
     is built, for inputs without a program, and while Keras infers shapes.
-
-    Args:
-        model: The model.
     """
 
     def __init__(self, model: keras.Model) -> None:

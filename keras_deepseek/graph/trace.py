@@ -111,11 +111,8 @@ def trace_model(
 ) -> Graph:
     """Traces a built model. Other threads must not call the model at the same time.
 
-    Args:
-        model: The model.
-        inputs: Its inputs, as a structure of tensors or `KerasTensor`s without free axes.
-        training: The value of `training` that layers get.
-        whole: Paths of layers to keep whole.
+    The inputs are tensors or `KerasTensor`s of known shapes. `whole` has the paths of layers to
+    keep whole.
     """
     return _Trace(model, frozenset(whole)).run(as_symbols(inputs), training)
 
@@ -133,11 +130,8 @@ def as_symbols(inputs: Any, shapes: Sequence[Shape] | None = None) -> Any:
 def record(function: Callable[..., Any], *args: Any, layer: str = "", **kwargs: Any) -> Value:
     """Calls a function of `keras.ops` on values, and returns the new value.
 
-    Args:
-        function: The function, which has one output.
-        args: Its arguments; values may stand in them at any depth.
-        layer: The path of the layer to which the new nodes belong.
-        kwargs: Its keyword arguments.
+    Values may stand in the arguments at any depth. `layer` is the path of the layer to which the
+    new nodes belong.
     """
     history = _History()
 
@@ -374,11 +368,10 @@ def _was_tuple(key: Any) -> bool:
 
 def _history_node(symbol: keras.KerasTensor) -> Any:
     """Returns the node of Keras's history that made a symbol."""
-    history = getattr(symbol, "_keras_history", None)
-    operation = None if history is None else history.operation
-    if operation is None or isinstance(operation, keras.layers.InputLayer):
+    history: Any = getattr(symbol, "_keras_history", None)
+    if history is None or isinstance(history.operation, keras.layers.InputLayer | None):
         raise CannotOpenError("reads a symbol that is not one of the model's inputs")
-    return operation._inbound_nodes[history.node_index]
+    return history.operation._inbound_nodes[history.node_index]
 
 
 @contextlib.contextmanager

@@ -162,7 +162,6 @@ def nested(kind):
     return keras.Model(structures[kind], outputs)
 
 
-@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")
 @pytest.mark.parametrize("kind", ["dict", "list", "nested"])
 def test_structures_of_inputs_with_tied_lengths(kind):
     model = nested(kind)

@@ -36,6 +36,18 @@ def test_tied_sizes_change_together():
     assert not plan.fits([(3, 6, 4), (4, 6, 4)])
 
 
+def test_equal_lengths_of_the_example_may_differ_if_the_model_takes_that():
+    text, image = keras.Input((None, 4)), keras.Input((None, 4))
+    model = keras.Model([text, image], layers.MultiHeadAttention(2, 3)(text, image))
+    plan = make_plan(model, (2, 5, 4), (2, 5, 4))
+    assert plan.fits([(3, 6, 4), (3, 9, 4)])
+    assert str(plan.axes[0]) == "axis 0 of input 0 and axis 0 of input 1"
+    inputs = [ops.ones((3, 6, 4)), ops.ones((3, 9, 4))]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(plan.program(inputs)), ops.convert_to_numpy(model(inputs)), atol=1e-6
+    )
+
+
 def test_inputs_of_one_kind_share_a_plan_and_sparse_ones_have_none():
     model = make_model((None, 4))
     plans = Plans(model, (), [keras.KerasTensor((2, 5, 4))])

@@ -1,5 +1,6 @@
 """Folds batch normalization into the convolution or product before it, in inference."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,8 @@ def _fold(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
     if producer.kind not in _FOLDED_INTO or not isinstance(producer.args[1], Value):
         return None
     kernel = producer.args[1]
-    if kernel.node.kind != WEIGHT:
+    # At each call the kernel is scaled in place of the outputs.
+    if kernel.node.kind != WEIGHT or math.prod(kernel.shape) > math.prod(x.shape):
         return None
 
     def make(function: Callable[..., Any], *args: Any) -> Value:

@@ -210,12 +210,7 @@ def trained(graph: Graph, training: bool) -> set[Node]:
 def product_cost(one: Any, other: Any, out: Any, sizes: dict[Any, int], gradients: int) -> float:
     """Returns the cost of a product of two tensors with the given labels, in multiply-adds.
 
-    Args:
-        one: The labels of the first tensor.
-        other: The labels of the second tensor.
-        out: The labels of the product.
-        sizes: The size of each label.
-        gradients: How many of the two have a gradient.
+    `gradients` is the number of the two tensors that have a gradient.
     """
 
     def count(labels: Any) -> int:
@@ -230,13 +225,21 @@ def elements(shape: Shape) -> float:
     return ELEMENT_COST * math.prod(shape)
 
 
-class OrderSearch:
-    """The cheapest order of a product, found among all orders.
+def node_cost(node: Node, with_gradient: Collection[Node]) -> float:
+    """Returns the cost of one product as it stands."""
+    product = as_product(node)
+    assert product is not None
+    if len(product.operands) == 2:
+        gradients = sum(value.node in with_gradient for value in product.operands)
+        one, other = product.labels
+        return product_cost(one, other, product.out, product.sizes(), gradients)
+    if not product.factors:  # A transpose is most often a view.
+        return 0.0
+    return 2 * elements((math.prod(product.sizes().values()),))
 
-    Args:
-        product: The product.
-        with_gradient: The nodes that have a gradient.
-    """
+
+class OrderSearch:
+    """The cheapest order of a product, found among all orders."""
 
     def __init__(self, product: Product, with_gradient: Collection[Node]) -> None:
         self._product = product
@@ -284,8 +287,8 @@ class OrderSearch:
     def _cost(self, pair: list[frozenset[int]]) -> float:
         one, other = pair
         gradients = sum(any(self._gradients[each] for each in side) for side in pair)
-        labels = [self._labels_of(each) for each in (one, other, one | other)]
-        cost = product_cost(*labels, self._sizes, gradients)
+        left, right, out = (self._labels_of(each) for each in (one, other, one | other))
+        cost = product_cost(left, right, out, self._sizes, gradients)
         return self._solve(one)[0] + self._solve(other)[0] + cost
 
     def record(self, layer: str) -> Value:
@@ -320,7 +323,6 @@ def _record_product(
     ):
         return record(keras.ops.matmul, one, other, layer=layer)
     subscripts = f"{one_labels},{other_labels}->{out}"
-    letters = dict(zip(dict.fromkeys(one_labels + other_labels), _LETTERS))  # noqa: B905
-    return record(
-        keras.ops.einsum, subscripts.translate(str.maketrans(letters)), one, other, layer=layer
-    )
+    used = "".join(dict.fromkeys(one_labels + other_labels))
+    subscripts = subscripts.translate(str.maketrans(used, _LETTERS[: len(used)]))
+    return record(keras.ops.einsum, subscripts, one, other, layer=layer)

@@ -5,17 +5,8 @@ latent attention with one query absorbs its projections. No compiler of the thre
 the order of products.
 """
 
-import math
-
 from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite
-from keras_deepseek.graph.passes.contraction import (
-    OrderSearch,
-    as_product,
-    elements,
-    gather,
-    product_cost,
-    trained,
-)
+from keras_deepseek.graph.passes.contraction import OrderSearch, gather, node_cost, trained
 
 _LEAST_GAIN = 0.1
 
@@ -34,23 +25,10 @@ def reorder_products(graph: Graph, training: bool) -> Changes:
         if product is None or len(product.operands) < 3:
             continue
         gathered.update(product.nodes)
-        before = sum(_cost(each, with_gradient) for each in product.nodes)
+        before = sum(node_cost(each, with_gradient) for each in product.nodes)
         search = OrderSearch(product, with_gradient)
         if search.cost <= (1 - _LEAST_GAIN) * before:
             layers = tuple(dict.fromkeys(each.layer for each in reversed(product.nodes)))
             text = f"reordered {len(product.operands)} factors: {before:.3g} to "
             rewrite = Rewrite(layers, f"{text}{search.cost:.3g} multiply-adds")
             yield node, [search.record(node.layer)], rewrite
-
-
-def _cost(node: Node, with_gradient: set[Node]) -> float:
-    """Returns the cost of one product as it stands."""
-    product = as_product(node)
-    assert product is not None
-    if len(product.operands) == 2:
-        gradients = sum(value.node in with_gradient for value in product.operands)
-        one, other = product.labels
-        return product_cost(one, other, product.out, product.sizes(), gradients)
-    if not product.factors:  # A transpose is most often a view.
-        return 0.0
-    return 2 * elements((math.prod(product.sizes().values()),))

@@ -40,8 +40,8 @@ class _Cut:
 
     rows: _Rows
     axes: dict[Value, int | None]
-    has_product: bool = False
-    """True if the cut saves a product, of this node or before it."""
+    layers: tuple[str, ...] = ()
+    """The layers of the products that the cut saves, of this node and before it."""
 
 
 def cut_unread_rows(graph: Graph, training: bool) -> Changes:
@@ -55,14 +55,13 @@ def cut_unread_rows(graph: Graph, training: bool) -> Changes:
         return
     region = _region(graph, nodes, reads)
     cutter = _Cutter()
-    named: set[Node] = set()
     for node in nodes:
         if node in region:
             cutter.add(node, region[node])
         elif node in reads and (value := node.args[0]).node in region:
-            if not region[value.node].has_product:
+            layers = region[value.node].layers
+            if not layers:
                 continue
-            layers = tuple(_product_layers(value.node, region, named))
             text = f"computes {reads[node].number} of {value.shape[reads[node].axis]} rows"
             yield node, [cutter.read(node, reads[node])], Rewrite(layers, text)
 
@@ -126,28 +125,12 @@ def _region(graph: Graph, nodes: list[Node], reads: dict[Node, _Rows]) -> dict[N
     for node in nodes:
         if node in region:
             cut = region[node]
-            has_product = is_contraction(node) or node.kind == "DotProductAttention"
-            has_product |= any(
-                axis is not None and value.node in region and region[value.node].has_product
-                for value, axis in cut.axes.items()
-            )
-            region[node] = dataclasses.replace(cut, has_product=has_product)
+            before = [value.node for value, axis in cut.axes.items() if axis is not None]
+            layers = [each for inner in before if inner in region for each in region[inner].layers]
+            if is_contraction(node) or node.kind == "DotProductAttention":
+                layers.append(node.layer)
+            region[node] = dataclasses.replace(cut, layers=tuple(dict.fromkeys(layers)))
     return region
-
-
-def _product_layers(node: Node, region: dict[Node, _Cut], named: set[Node]) -> dict[str, None]:
-    """Returns the layers of the products that a cut saves, without those of earlier calls."""
-    layers = []
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if node in named or node not in region:
-            continue
-        named.add(node)
-        if is_contraction(node) or node.kind == "DotProductAttention":
-            layers.append(node.layer)
-        waiting += [value.node for value, axis in region[node].axes.items() if axis is not None]
-    return dict.fromkeys(reversed(layers))
 
 
 class _Cutter:
@@ -158,7 +141,7 @@ class _Cutter:
 
     def add(self, node: Node, cut: _Cut) -> None:
         """Makes a node of the region again. Those that it reads were added before."""
-        if not cut.has_product:
+        if not cut.layers:
             return
         rows = cut.rows
 
