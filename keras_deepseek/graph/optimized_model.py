@@ -66,7 +66,6 @@ class OptimizedModel(ModelWrapper):
         self.passes = None if passes is None else tuple(passes)
         self.report: OptimizationReport | None = None
         """What was rewritten and measured, or `None` after loading."""
-        self._example = example
         self._plans = Plans(original, self.passes or (), example)
         self._takes_training = "training" in inspect.signature(original.call).parameters
         self.supports_masking = True  # The original's outputs carry its masks.
@@ -108,7 +107,7 @@ class OptimizedModel(ModelWrapper):
                 f"{self.name!r} runs the original with training={training}, not a program. "
                 "`report` says why nothing was rewritten; mode='train' has programs for training."
             )
-        return self._plans.make(self._example, training)
+        return self._plans.make(self._plans.example, training)
 
     def has_program(self, inputs: Any, training: bool = False) -> bool:
         """Returns True if a program was run for these inputs, and False if it was the original."""
@@ -148,7 +147,8 @@ class OptimizedModel(ModelWrapper):
         return {
             "name": self.name,
             "original": keras.saving.serialize_keras_object(self.original),
-            "example": keras.saving.serialize_keras_object(self._example),
+            # An attribute of a model would be one of Keras's own dicts, sorted by name.
+            "example": keras.saving.serialize_keras_object(self._plans.example),
             "mode": self.mode,
             "passes": None if self.passes is None else list(self.passes),
         }

@@ -88,7 +88,7 @@ class Plans:
     def __init__(self, model: keras.Model, passes: Collection[str], example: Any) -> None:
         self._model = model
         self._passes = passes
-        self._example = example
+        self.example = example
         self._layers = [each for each in flatten_layers(model) if each.variables]
         self._plans: collections.OrderedDict[Any, Plan | None] = collections.OrderedDict()
         self._lock = _SharedLock()
@@ -170,7 +170,7 @@ class Plans:
 
     def _known_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
-        known = [tuple(each.shape) for each in tree.flatten(self._example)]
+        known = [tuple(each.shape) for each in tree.flatten(self.example)]
         if list(map(len, known)) == list(map(len, shapes)):
             shapes = [
                 tuple(there if size is None else size for size, there in zip(*each, strict=True))
