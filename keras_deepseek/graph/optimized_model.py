@@ -114,6 +114,7 @@ class OptimizedModel(ModelWrapper):
         return {
             "name": self.name,
             "original": keras.saving.serialize_keras_object(self.original),
+            # An attribute of a model would be one of Keras's own dicts, sorted by name.
             "example": keras.saving.serialize_keras_object(self._plans.example),
             "mode": self.mode,
             "passes": None if self.passes is None else list(self.passes),
