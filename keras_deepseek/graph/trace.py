@@ -12,6 +12,7 @@ This file alone reads Keras's history of symbols.
 import contextlib
 import copy
 import functools
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -262,9 +263,9 @@ class _Trace:
                         outputs = type(layer).call(layer, *args, **kwargs)
                         return tree.map_structure(self._returned, outputs)
                 except CannotOpenError as error:
-                    reason = str(error)
+                    reason = _message(error)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
-                    reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+                    reason = f"{type(error).__name__}: {_message(error)}"
             del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)
         finally:
@@ -348,6 +349,11 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
     if layer._remat_mode is not None or is_replaced:
         return "recomputes its activations, or its `call` was replaced"
     return None
+
+
+def _message(error: Exception) -> str:
+    """Returns the first line of an error, without what Keras writes around it: the arguments."""
+    return re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
 
 
 def _weight(variable: keras.Variable, dtype: str) -> Value:

@@ -127,6 +127,31 @@ class Conditional(layers.Layer):
         return ops.cond(ops.sum(inputs) > 0, lambda: inputs * 2, lambda: inputs)
 
 
+class Around(layers.Layer):
+    """A layer whose operation is found when a layer inside of it is called."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.before, self.dense = layer, layers.Dense(2)
+
+    def build(self, shape):
+        self.before.build(shape)
+        self.dense.build(shape)
+
+    def call(self, inputs):
+        return self.dense(self.before.call(inputs))
+
+
+class Raising(layers.Layer):
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError("It takes no symbols. " * 9)
+        return inputs
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
 def quantized():
     model = small_model()
     model.layers[-1].quantize("int8")
@@ -153,6 +178,8 @@ def of_layer(layer):
         (lambda: of_layer(Adding()), "add_loss"),
         (lambda: of_layer(Looking()), ""),
         (lambda: of_layer(Conditional()), "Cond, which holds a function"),
+        (lambda: of_layer(Around(Conditional())), "Cond, which holds a function"),
+        (lambda: of_layer(Raising()), "TypeError: " + "It takes no symbols. " * 9),
     ],
 )
 def test_a_layer_that_is_no_graph_of_operations_stays_whole(make, reason):
@@ -160,6 +187,7 @@ def test_a_layer_that_is_no_graph_of_operations_stays_whole(make, reason):
     plan = make_plan(model, example())
     (leaf,) = plan.leaves.values()
     assert reason in leaf.reason
+    assert "Exception encountered" not in leaf.reason
     x = ops.convert_to_tensor(example())
     np.testing.assert_array_equal(
         ops.convert_to_numpy(plan.program(x)), ops.convert_to_numpy(model(x))
