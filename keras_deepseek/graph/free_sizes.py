@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_deepseek.graph.ir import Graph, Node, Shape, Value, attributes, value_key
+from keras_deepseek.graph.ir import Graph, Node, Shape, Value, attributes, resize_reshape, value_key
 from keras_deepseek.graph.trace import CannotOpenError, as_symbols
 
 _LONG = 4099
@@ -207,9 +207,7 @@ def _read_sizes(
     # A reshape finds one size by itself, whatever it depends on.
     if node.kind == "Reshape" and len(changes) == 1 and -1 not in node.operation.newshape:
         ((_, position),) = changes
-        shape = list(node.operation.newshape)
-        shape[position] = -1
-        node.operation = type(node.operation)(tuple(shape))
+        node.operation = resize_reshape(node.operation, position, -1)
         return True
     if any(sizes not in axes for sizes in changes.values()):
         return False

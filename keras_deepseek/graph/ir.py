@@ -208,6 +208,13 @@ def attributes(operation: keras.Operation) -> dict[str, Any]:
     return {name: value for name, value in vars(operation).items() if name not in hidden}
 
 
+def resize_reshape(reshape: Any, position: int, size: int) -> Any:
+    """Returns a `Reshape` operation with another size in its new shape."""
+    shape = list(reshape.newshape)
+    shape[position] = size
+    return type(reshape)(tuple(shape), name=reshape.name)
+
+
 def holds_function(values: Iterable[Any]) -> bool:
     """Returns True if a value is a Python function or method."""
     return any(isinstance(each, types.FunctionType | types.MethodType) for each in values)

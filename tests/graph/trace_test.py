@@ -152,6 +152,10 @@ class Raising(layers.Layer):
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
 
+# Keras's `cond` on JAX takes no symbols.
+CONDITION = "ValueError" if keras.backend.backend() == "jax" else "Cond, which holds a function"
+
+
 def quantized():
     model = small_model()
     model.layers[-1].quantize("int8")
@@ -177,8 +181,8 @@ def of_layer(layer):
         (lambda: of_layer(Stateful()), "assigns"),
         (lambda: of_layer(Adding()), "add_loss"),
         (lambda: of_layer(Looking()), ""),
-        (lambda: of_layer(Conditional()), "Cond, which holds a function"),
-        (lambda: of_layer(Around(Conditional())), "Cond, which holds a function"),
+        (lambda: of_layer(Conditional()), CONDITION),
+        (lambda: of_layer(Around(Conditional())), CONDITION),
         (lambda: of_layer(Raising()), "TypeError: " + "It takes no symbols. " * 9),
     ],
 )

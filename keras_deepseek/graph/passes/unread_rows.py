@@ -7,9 +7,7 @@ position-wise operations are cut to the row that is read. Keys and values stay.
 import dataclasses
 import operator
 
-import keras
-
-from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite, Spec, Value
+from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite, Spec, Value, resize_reshape
 from keras_deepseek.graph.passes.axes import operand_axes
 from keras_deepseek.graph.passes.contraction import is_contraction
 from keras_deepseek.graph.trace import record
@@ -150,15 +148,11 @@ class _Cutter:
             return value if axis is None else self._rows(value, rows, axis, node.layer)
 
         args, kwargs = node.map_values(shorten)
+        operation = node.operation
         if node.kind == "Reshape":
-            sizes = list(node.operation.newshape)  # -1 stays where the batch size is free.
-            sizes[rows.axis] = rows.number
-            made = record(keras.ops.reshape, args[0], tuple(sizes), layer=node.layer).node
-            specs = [Spec(_with_rows(node.spec.shape, rows), node.spec.dtype)]
-            made.outputs = specs
-        else:
-            specs = [Spec(_with_rows(spec.shape, rows), spec.dtype) for spec in node.outputs]
-            made = Node(node.kind, specs, node.operation, args, kwargs, node.layer)
+            operation = resize_reshape(operation, rows.axis, rows.number)
+        specs = [Spec(_with_rows(spec.shape, rows), spec.dtype) for spec in node.outputs]
+        made = Node(node.kind, specs, operation, args, kwargs, node.layer)
         for index in range(len(node.outputs)):
             self._made[Value(node, index), rows] = Value(made, index)
 
