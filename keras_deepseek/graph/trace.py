@@ -280,15 +280,15 @@ class _Trace:
             keras.StatelessScope(initialize_variables=False),
         ):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
-        symbols = [each for each in tree.flatten(outputs) if each is not None]
+        flat = tree.flatten(outputs)
+        symbols = [each for each in flat if each is not None]
         node = self._history.make_node(layer, args, kwargs, symbols, path_of(layer))
         self._leaves.append((node, Leaf(type(layer).__name__, reason)))
         values = (Value(node, index) for index in range(len(symbols)))
-
-        def new_symbol(symbol: Any) -> Any:  # `compute_output_spec` may return an input.
-            return None if symbol is None else self._history.make_symbol(next(values), symbol)
-
-        return tree.map_structure(new_symbol, outputs)
+        new = [  # `compute_output_spec` may return an input.
+            None if each is None else self._history.make_symbol(next(values), each) for each in flat
+        ]
+        return tree.pack_sequence_as(outputs, new)  # `map_structure` takes dicts in another order.
 
     def _returned(self, tensor: Any) -> keras.KerasTensor | None:
         """Returns a new symbol for what a layer returned.

@@ -238,6 +238,23 @@ def test_a_whole_layer_whose_outputs_nobody_reads_is_not_lost():
         make_plan(model, example())
 
 
+def test_outputs_by_name_of_a_whole_layer_keep_their_names():
+    class Naming(layers.Layer):
+        def call(self, inputs):
+            float(ops.convert_to_numpy(inputs)[0, 0])
+            return {"b": inputs + 1.0, "a": inputs[:, :2]}
+
+        def compute_output_spec(self, inputs):
+            return {"b": keras.KerasTensor((2, 4)), "a": keras.KerasTensor((2, 2))}
+
+    inputs = [ops.convert_to_tensor(example())]
+    model = Use(Naming())
+    model(inputs)
+    plan = Plan(model, as_symbols(inputs), training=False, passes=())
+    received = plan.program(inputs)
+    np.testing.assert_array_equal(ops.convert_to_numpy(received["a"]), example()[:, :2])
+
+
 def test_masks_reach_whole_layers_and_the_outputs():
     tokens = keras.Input((4,), dtype="int32")
     x = layers.Embedding(9, 3, mask_zero=True)(tokens)

@@ -24,6 +24,8 @@ def remove_identities(graph: Graph, training: bool) -> Changes:
         value = kept.get(node.args[0], node.args[0])
         inner = permutation(value.node)
         is_same = (value.shape, value.dtype) == (node.spec.shape, node.spec.dtype)
+        if node.kind == "Cast" and "int" in value.dtype:
+            continue  # The indices of `top_k` are int64 on PyTorch, where Keras says int32.
         if is_same and (axes is None or axes == sorted(axes)):
             text = f"removed {node.kind}"
         elif axes is not None and inner is not None:
