@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import logging
+import operator
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import keras
 from keras import tree
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.layer_precision import policy_key
+from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
 from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.masks import read_mask
 from keras_deepseek.graph.free_sizes import trace_free, with_sizes
@@ -159,8 +160,8 @@ class Plans:
     def _key(self, inputs: Any, tensors: list[Any], training: bool) -> Any:
         """Returns the kind of inputs, their shapes and their classes."""
         # In training, a frozen BatchNormalization computes something else.
-        trainable = training and tuple([layer.trainable for layer in self._layers])
-        kind = trainable, policy_key(self._layers), _structure(inputs)
+        trainable = training and tuple(map(_read_trainable, self._layers))
+        kind = trainable, PolicyKey(self._layers), _structure(inputs)
         return kind, tuple([tuple(each.shape) for each in tensors]), tuple(map(type, tensors))
 
     def _known_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
@@ -200,6 +201,7 @@ class _SharedLock:
             yield
 
 
+_read_trainable = operator.attrgetter("trainable")
 _dtype_name = functools.cache(keras.backend.standardize_dtype)
 
 

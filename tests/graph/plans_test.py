@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_deepseek.backend.keras_private.layer_precision import policy_key
+from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.graph.plans import Plan, Plans
 
@@ -113,6 +113,6 @@ def test_policies_of_layers_are_told_apart_by_a_key():
     keys = []
     for policy in ("float32", "mixed_bfloat16", "float32"):
         model.layers[-1].dtype_policy = policy
-        keys.append(policy_key(flatten_layers(model)))
+        keys.append(PolicyKey(flatten_layers(model)))
     assert hash(keys[0]) == hash(keys[2])
     assert keys[0] == keys[2] != keys[1]

@@ -20,7 +20,7 @@ from keras_deepseek.backend.keras_private.layers import (
 )
 
 _EXACT = (keras.layers.Normalization, *RENUMBERING)
-_policy_key = operator.attrgetter("_dtype_policy.__class__", "_dtype_policy.name")
+_read_policy = operator.attrgetter("_dtype_policy")
 _TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
 """Layers to which a rounded number is another one; those of the first compute in float32."""
 
@@ -63,9 +63,20 @@ def temporary_policy(
             vars(layer)["_dtype_policy"] = own_policy
 
 
-def policy_key(layers: Iterable[keras.Layer]) -> tuple[Any, ...]:
-    """Returns a hashable key, equal for layers with equal dtype policies. It is made quickly."""
-    return tuple(map(_policy_key, layers))
+class PolicyKey:
+    """The dtype policies of layers, for dictionaries: Keras's policies have no hash.
+
+    It is made at each call of an optimized model, which must not take longer for it.
+    """
+
+    def __init__(self, layers: Iterable[keras.Layer]) -> None:
+        self._policies = tuple(map(_read_policy, layers))
+
+    def __hash__(self) -> int:
+        return len(self._policies)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PolicyKey) and self._policies == other._policies
 
 
 def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:
