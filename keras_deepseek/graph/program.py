@@ -110,9 +110,8 @@ class _Writer:
         if isinstance(argument, tuple):
             text = f"({''.join(f'{self._text(each)}, ' for each in argument)})"
             kind = type(argument)
-            return (
-                f"{self._name(kind.__name__, kind)}(*{text})" if hasattr(kind, "_fields") else text
-            )
+            is_named = hasattr(kind, "__match_args__")
+            return f"{self._name(kind.__name__, kind)}(*{text})" if is_named else text
         if isinstance(argument, dict):
             items = (f"{key!r}: {self._text(each)}" for key, each in argument.items())
             return f"{{{', '.join(items)}}}"
