@@ -14,11 +14,11 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.registry import known_formats
-from keras_deepseek.deploy.samples.random_batches import batch_shapes, draw_batch
 from keras_deepseek.deploy.stage_display import StageDisplay
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError, unknown_name_message
 

@@ -13,6 +13,7 @@ import keras
 
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.integer_products import integer_products
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
@@ -25,7 +26,6 @@ from keras_deepseek.deploy.routes.route import (
     check_packages,
     find_routes,
 )
-from keras_deepseek.deploy.samples.random_batches import draw_batch
 from keras_deepseek.deploy.verification.verify_artifact import (
     Expected,
     compute_expected,

@@ -20,8 +20,7 @@ def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
     say(f"{job.export_format.name}: optimizing the graph")
     passes = [name for name in PASSES if name != _OF_THE_BACKEND]
     alternatives = [samples[0] for samples in job.alternative_samples]
-    # Free axes differ in the last optional batch. Axes of one size would count as the same axis.
-    for sample in [*job.optional_samples[::-1], job.samples[0], *alternatives]:
+    for sample in [job.samples[0], *alternatives]:
         with contextlib.suppress(InvalidInputError):  # The model does not take these sizes.
             inputs = named.pack_inputs(sample)
             optimized = optimize(named.model, inputs, measure=False, passes=passes)

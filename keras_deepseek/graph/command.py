@@ -1,7 +1,9 @@
 """`keras-deepseek optimize`: rewrites the model of a `.keras` file to compute less."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 from keras_deepseek.command_parser import add_backend_flag, add_custom_objects_flag
@@ -57,29 +59,22 @@ def run(arguments: argparse.Namespace) -> None:
     """Optimizes the model of a file, as the parsed arguments of `optimize` ask."""
     _check(arguments)
     from keras_deepseek import graph
-    from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.errors import InvalidInputError
 
     model = load_keras_file(arguments.model, arguments.custom_objects_from)
     if isinstance(model, graph.OptimizedModel):
         model = model.original
-    named = NamedModel(model)
-    error = InvalidInputError("")
-    for inputs in _random_inputs(named, arguments.batch_size, arguments.length):
-        try:
-            optimized = graph.optimize(
-                model,
-                inputs,
-                mode=arguments.mode,
-                measure=not arguments.no_measure,
-                passes=arguments.passes and arguments.passes.split(","),
-            )
-            break
-        except InvalidInputError as raised:  # The model does not take these sizes.
-            error = raised
-    else:
-        raise InvalidInputError(f"{error} Choose other sizes: --length, --batch-size.")
+    try:
+        optimized = graph.optimize(
+            model,
+            _random_inputs(model, arguments.batch_size, arguments.length),
+            mode=arguments.mode,
+            measure=not arguments.no_measure,
+            passes=arguments.passes and arguments.passes.split(","),
+        )
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error} Choose other sizes: --length, --batch-size.") from error
     print(optimized.report)
     _write(optimized, arguments)
 
@@ -109,49 +104,20 @@ def _check(arguments: argparse.Namespace) -> None:
     check_file_exists(arguments.model, KERAS_FILE)
 
 
-def _random_inputs(named: Any, batch_size: int, length: int | None) -> Iterator[Any]:
-    """Yields random inputs for a `NamedModel`: with open axes of different sizes, then of one.
-
-    Axes of one size would count as the same axis.
-    """
-    import itertools
-
+def _random_inputs(model: Any, batch_size: int, length: int | None) -> Any:
+    """Returns random inputs for a model. All open axes are of one length."""
+    from keras_deepseek.backend.export.named_model import NamedModel
+    from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
     from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
 
-    length = length or min(longest_sequence(named.model) or 128, 128)
-    if sum(None in spec.shape[1:] for spec in named.signature.inputs):
-        yield _draw(named, batch_size, itertools.count(length, -1))
-    yield _draw(named, batch_size, itertools.repeat(length))
-
-
-def _draw(named: Any, batch_size: int, lengths: Iterable[int]) -> Any:
-    """Draws random inputs: integers below the vocabulary of the layers that they reach."""
-    import numpy as np
-
-    from keras_deepseek.backend.keras_private.input_kinds import input_kinds
-
-    generator, sizes = np.random.default_rng(0), iter(lengths)
-    specs = named.signature.inputs
-    arrays = {}
-    for spec, kind in zip(specs, input_kinds(named.model, len(specs)), strict=True):
-        shape = [size or next(sizes) for size in spec.shape[1:]]
-        shape.insert(0, spec.shape[0] or batch_size)
-        dtype = np.dtype(spec.dtype)
-        if kind.known is not None:
-            values = generator.choice(kind.known.of_dtype(dtype, kind.vocabulary), shape)
-        elif dtype.kind in "iub":
-            values = generator.integers(0, kind.vocabulary or 2, shape)
-        else:
-            values = generator.normal(size=shape)
-        arrays[spec.name] = values.astype(dtype)
-    return named.pack_inputs(arrays)
+    named = NamedModel(model)
+    length = length or min(longest_sequence(model) or 128, 128)
+    shapes = batch_shapes(named.signature, batch_size, itertools.repeat(length))
+    return named.pack_inputs(draw_batch(model, named.signature, shapes))
 
 
 def _write(optimized: Any, arguments: argparse.Namespace) -> None:
     """Writes the report and the model: the original, if nothing was found that pays."""
-    import json
-    from pathlib import Path
-
     from keras_deepseek.artifacts.bundle import publish_file
     from keras_deepseek.artifacts.staging_folder import staging_folder
 

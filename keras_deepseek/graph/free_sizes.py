@@ -8,14 +8,15 @@ there.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import tree
 
-from keras_deepseek.graph.ir import CONSTANT, Graph, Node, Shape, Value, attributes, value_key
-from keras_deepseek.graph.trace import CannotOpenError
+from keras_deepseek.graph.ir import Graph, Node, Shape, Value, attributes, resize_reshape, value_key
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols
 
 _LONG = 4099
 """A length that code with a special case for long sequences treats as long."""
@@ -31,6 +32,9 @@ class FreeAxis:
     def is_batch(self) -> bool:
         """True for the batch axis."""
         return self.places[0][1] == 0
+
+    def __str__(self) -> str:
+        return " and ".join(f"axis {axis} of input {index}" for index, axis in self.places)
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -69,210 +73,162 @@ class ReadSizes(keras.Operation):
         return operation.call(*args, **kwargs)
 
 
-def find_free_axes(specs: Sequence[Any], shapes: Sequence[Shape]) -> list[FreeAxis]:
-    """Returns the axes that may be free: the batch's, and those of unknown size in the specs.
-
-    Args:
-        specs: The shapes of the model's inputs, with `None` for an unknown size.
-        shapes: The shapes of example inputs. Axes of one size are taken to be the same axis.
-    """
-    groups: dict[tuple[bool, int], list[tuple[int, int]]] = {}
-    for index, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
-        for axis, (declared, size) in enumerate(zip(spec, shape, strict=True)):
-            if axis == 0 or declared is None:
-                groups.setdefault((axis != 0, size), []).append((index, axis))
-    return [FreeAxis(tuple(places)) for _, places in sorted(groups.items())]
-
-
 def trace_free(
-    trace: Callable[[Any], Graph], example: Any, candidates: Sequence[FreeAxis]
+    trace: Callable[[Any], Graph], example: Any, declared: Sequence[Any]
 ) -> tuple[Graph, list[FreeAxis]]:
     """Traces a model at several sizes; returns a graph, and the axes that are free in it.
+
+    The batch axis may be free, and those that the model leaves open. Axes of one size are one axis
+    if the model can't be traced with different sizes.
 
     Args:
         trace: A function from inputs, a structure of `KerasTensor`s, to a new graph.
         example: Example inputs, of known shapes.
-        candidates: The axes to try. Where a size can't be read at run time, the axis is not free.
+        declared: The shapes that the model declares, with `None` for an unknown size.
     """
     shapes = [tuple(each.shape) for each in tree.flatten(example)]
-    plain = trace(_symbols(example, shapes))
-    taken = {size for node in plain.nodes() for spec in node.outputs for size in spec.shape}
-    left = list(candidates)
-    while left:
-        try:
-            comparison = _Comparison(trace, example, _unused_sizes(shapes, left, taken))
-        except CannotOpenError:  # The model takes no longer inputs than the example.
-            left = left[:-1]
+    graph = trace(as_symbols(example))
+    taken = {size for node in graph.nodes() for spec in node.outputs for size in spec.shape}
+    free: list[FreeAxis] = []
+    for places in _open_places(declared, shapes):
+        tied = [FreeAxis(places)]
+        separate = [FreeAxis((place,)) for place in places]
+        for axes in [tied] if tied[0].is_batch or separate == tied else [separate, tied]:
+            found = _trace_with_free(trace, example, [*free, *axes], taken)
+            if found is not None and found.leaves.keys() == graph.leaves.keys():
+                graph = found
+                free += axes
+                break
+    return graph, free
+
+
+def _open_places(declared: Sequence[Any], shapes: Sequence[Shape]) -> list[tuple[Any, ...]]:
+    """Returns the axes of the batch and those of unknown size, in groups of the same size.
+
+    The batch axes come first. Each axis is the index of an input, and its place in the shape.
+    """
+    groups: dict[tuple[bool, int], list[tuple[int, int]]] = {}
+    for index, (spec, shape) in enumerate(zip(declared, shapes, strict=True)):
+        for axis, (known, size) in enumerate(zip(spec, shape, strict=True)):
+            if axis == 0 or known is None:
+                groups.setdefault((axis != 0, size), []).append((index, axis))
+    return [tuple(places) for _, places in sorted(groups.items())]
+
+
+def _trace_with_free(
+    trace: Callable[[Any], Graph], example: Any, axes: Sequence[FreeAxis], taken: Collection[int]
+) -> Graph | None:
+    """Returns a graph that reads the sizes of axes at run time, or `None` if that can't be.
+
+    Its own sizes of these axes are near those of the example, and not among the `taken` ones. It is
+    compared with graphs of other sizes.
+    """
+    shapes = [tuple(each.shape) for each in tree.flatten(example)]
+    own: list[int] = []
+    for index, place in (axis.places[0] for axis in axes):
+        near = itertools.count(max(2, shapes[index][place]))
+        own.append(next(size for size in near if size not in {*taken, *own}))
+    # Differences of sizes must differ too.
+    larger = [size + 5 + 2 * number for number, size in enumerate(own)]
+    longest = [
+        size if axis.is_batch else _LONG + 3 * number
+        for number, (size, axis) in enumerate(zip(own, axes, strict=True))
+    ]
+    variants = [own, larger] if longest == own else [own, larger, longest]
+    known = dict(zip(zip(*variants, strict=True), axes, strict=True))
+    try:
+        graphs = [trace(as_symbols(example, with_sizes(shapes, axes, each))) for each in variants]
+    except CannotOpenError:  # The model does not take these sizes.
+        return None
+    keys = [_node_keys(graph) for graph in graphs]
+    if any(other != keys[0] for other in keys):
+        return None
+    varied: set[int] = set()
+    fixed: set[int] = set()
+    for nodes in zip(*(graph.nodes() for graph in graphs), strict=True):
+        for specs in zip(*(node.outputs for node in nodes), strict=True):
+            for sizes in zip(*(spec.shape for spec in specs), strict=True):
+                (fixed if len(set(sizes)) == 1 else varied).add(sizes[0])
+        changes = _changed_sizes([node.operation for node in nodes])
+        if changes is None or not _read_sizes(nodes[0], changes, known, graphs[0].inputs):
+            return None
+    graphs[0].free_sizes = frozenset(varied)
+    # A size that differs between batches must not be that of a fixed axis.
+    return graphs[0] if varied.isdisjoint(fixed) else None
+
+
+def _node_keys(graph: Graph) -> list[Any]:
+    """Returns what must be equal in the nodes of two graphs: all but the sizes."""
+    nodes = graph.nodes()
+    numbers = {id(node): number for number, node in enumerate(nodes)}
+    return [
+        value_key(
+            (
+                node.kind,
+                node.map_values(lambda value: (numbers[id(value.node)], value.index)),
+                node.operation if node.is_layer else node.content,
+                [(len(spec.shape), spec.dtype) for spec in node.outputs],
+            )
+        )
+        for node in nodes
+    ]
+
+
+def _changed_sizes(operations: Sequence[Any]) -> dict[tuple[str, int], Shape] | None:
+    """Returns the sizes that differ between attributes of operations, by attribute and position.
+
+    The result is `None` for a difference of another kind.
+    """
+    changes: dict[tuple[str, int], Shape] = {}
+    if operations[0] is None or isinstance(operations[0], keras.Layer):
+        return changes
+    for name in attributes(operations[0]):
+        values: list[Any] = [attributes(each).get(name) for each in operations]
+        if all(value_key(value) == value_key(values[0]) for value in values):
             continue
-        pinned = [axis for axis in left if not comparison.add(axis)]
-        if not pinned and not comparison.is_ambiguous():
-            return comparison.graph_with_free_sizes(), left
-        left = [axis for axis in left if axis not in pinned] if pinned else left[:-1]
-    return plain, []
-
-
-class _Comparison:
-    """The differences between a graph and further traces at other sizes."""
-
-    def __init__(self, trace: Callable[[Any], Graph], example: Any, shapes: list[Shape]) -> None:
-        self._trace = trace
-        self._example = example
-        self._shapes = shapes
-        self._graph = trace(_symbols(example, shapes))
-        self._nodes = self._graph.nodes()
-        self._numbers = {id(node): number for number, node in enumerate(self._nodes)}
-        self._changes: dict[tuple[int, str, int], list[FreeAxis]] = {}
-        self._varied: set[int] = set()
-        self._fixed: dict[tuple[int, int, int], int] = {
-            (number, index, axis): size
-            for number, node in enumerate(self._nodes)
-            for index, spec in enumerate(node.outputs)
-            for axis, size in enumerate(spec.shape)
-        }
-
-    def add(self, axis: FreeAxis) -> bool:
-        """Compares with traces at other sizes of an axis; returns False if it can't be free."""
-        size = _size(self._shapes, axis)
-        others = [size + 5] if axis.is_batch else [size + 5, _LONG]
-        return all(self._compare(axis, other) for other in others)
-
-    def is_ambiguous(self) -> bool:
-        """Returns True if a size that differs between batches is also that of a fixed axis."""
-        return not self._varied.isdisjoint(self._fixed.values())
-
-    def graph_with_free_sizes(self) -> Graph:
-        """Returns the graph, in which operations read the sizes that differ."""
-        by_node: dict[int, list[tuple[str, int, FreeAxis]]] = {}
-        for (number, name, position), axes in self._changes.items():
-            by_node.setdefault(number, []).append((name, position, axes[0]))
-        for number, changes in by_node.items():
-            _read_sizes(self._nodes[number], changes, self._graph.inputs)
-        self._graph.free_sizes = frozenset(self._varied)
-        return self._graph
-
-    def _compare(self, axis: FreeAxis, size: int) -> bool:
-        try:
-            other = self._trace(_symbols(self._example, _with_size(self._shapes, axis, size)))
-        except CannotOpenError:  # The model does not take this size.
-            return False
-        theirs = other.nodes()
-        if [node.kind for node in self._nodes] != [node.kind for node in theirs]:
-            return False
-        numbers = {id(node): number for number, node in enumerate(theirs)}
-        return all(
-            self._compare_nodes(number, mine, node, numbers, axis)
-            for number, (mine, node) in enumerate(zip(self._nodes, theirs, strict=True))
-        )
-
-    def _compare_nodes(
-        self, number: int, mine: Node, other: Node, numbers: dict[int, int], axis: FreeAxis
-    ) -> bool:
-        self._compare_shapes(number, mine, other)
-        if mine.kind == CONSTANT:
-            return _are_equal(mine.content, other.content)
-        if mine.operation is None:
-            return True
-
-        def named(node: Node, numbers: dict[int, int]) -> Any:
-            return node.map_values(lambda value: ("value", numbers[id(value.node)], value.index))
-
-        if not _are_equal(named(mine, self._numbers), named(other, numbers)):
-            return False
-        if mine.is_layer:
-            return mine.operation is other.operation
-        others = attributes(other.operation)
-        return all(
-            self._compare_attribute(number, name, value, others[name], axis)
-            for name, value in attributes(mine.operation).items()
-        )
-
-    def _compare_shapes(self, number: int, mine: Node, other: Node) -> None:
-        for index, (spec, their_spec) in enumerate(zip(mine.outputs, other.outputs, strict=True)):
-            for axis, (size, theirs) in enumerate(zip(spec.shape, their_spec.shape, strict=True)):
-                if size != theirs:
-                    self._varied.add(size)
-                    self._fixed.pop((number, index, axis), None)
-
-    def _compare_attribute(
-        self, number: int, name: str, mine: Any, other: Any, axis: FreeAxis
-    ) -> bool:
-        """Notes where a tuple of sizes differs; returns False for a difference of another kind."""
-        if _are_equal(mine, other):
-            return True
-        if not isinstance(mine, list | tuple) or len(mine) != len(other):
-            return False
-        node = self._nodes[number]
-        changed = [place for place, size in enumerate(mine) if size != other[place]]
-        for place in changed:
-            axes = self._changes.setdefault((number, name, place), [])
-            if axis not in axes:
-                axes.append(axis)
-        places = {
-            place: axes
-            for (other_number, other_name, place), axes in self._changes.items()
-            if (other_number, other_name) == (number, name)
-        }
-        # A reshape finds one size by itself, whatever it depends on.
-        if node.kind == "Reshape" and -1 not in mine and len(places) == 1:
-            return True
-        return all(
-            len(axes) == 1 and mine[place] == _size(self._shapes, axes[0])
-            for place, axes in places.items()
-        )
+        is_list = all(isinstance(value, list | tuple) for value in values)
+        if not is_list or len({len(value) for value in values}) != 1:
+            return None
+        for position, sizes in enumerate(zip(*values, strict=True)):
+            if len(set(sizes)) != 1:
+                changes[name, position] = sizes
+    return changes
 
 
 def _read_sizes(
-    node: Node, changes: list[tuple[str, int, FreeAxis]], inputs: Sequence[Node]
-) -> None:
-    """Makes an operation read the sizes that differ between batches."""
+    node: Node,
+    changes: dict[tuple[str, int], Shape],
+    axes: Mapping[Shape, FreeAxis],
+    inputs: Sequence[Node],
+) -> bool:
+    """Makes an operation read the sizes that differ; returns False if it can't."""
+    if not changes:
+        return True
+    # A reshape finds one size by itself, whatever it depends on.
     if node.kind == "Reshape" and len(changes) == 1 and -1 not in node.operation.newshape:
-        (_, position, _) = changes[0]
-        sizes = list(node.operation.newshape)
-        sizes[position] = -1
-        node.operation = copy.copy(node.operation)
-        node.operation.newshape = tuple(sizes)
-        return
+        ((_, position),) = changes
+        node.operation = resize_reshape(node.operation, position, -1)
+        return True
+    if any(sizes not in axes for sizes in changes.values()):
+        return False
     places = []
     sources = []
-    for name, position, axis in changes:
-        index, source_axis = axis.places[0]
+    for (name, position), sizes in changes.items():
+        index, source_axis = axes[sizes].places[0]
         places.append((name, position, source_axis))
         sources.append(Value(inputs[index]))
     node.args, node.kwargs = (tuple(sources), node.args, node.kwargs), {}
     node.operation = ReadSizes(node.operation, places)
     node.kind = "ReadSizes"
+    return True
 
 
-def _symbols(example: Any, shapes: Sequence[Shape]) -> Any:
-    dtypes = [keras.backend.standardize_dtype(each.dtype) for each in tree.flatten(example)]
-    symbols = [keras.KerasTensor(*each) for each in zip(shapes, dtypes, strict=True)]
-    return tree.pack_sequence_as(example, symbols)
-
-
-def _size(shapes: Sequence[Shape], axis: FreeAxis) -> int:
-    index, place = axis.places[0]
-    return shapes[index][place]
-
-
-def _with_size(shapes: Sequence[Shape], axis: FreeAxis, size: int) -> list[Shape]:
-    """Returns shapes with another size of an axis."""
+def with_sizes(
+    shapes: Sequence[Shape], axes: Sequence[FreeAxis], sizes: Sequence[int]
+) -> list[Shape]:
+    """Returns shapes with other sizes of axes."""
     changed = [list(shape) for shape in shapes]
-    for index, place in axis.places:
-        changed[index][place] = size
+    for axis, size in zip(axes, sizes, strict=True):
+        for index, place in axis.places:
+            changed[index][place] = size
     return [tuple(shape) for shape in changed]
-
-
-def _unused_sizes(shapes: list[Shape], axes: Sequence[FreeAxis], taken: set[int]) -> list[Shape]:
-    """Returns shapes whose free sizes are near the given ones, and those of no other axis."""
-    taken = set(taken)
-    for axis in axes:
-        size = max(2, _size(shapes, axis))
-        while size in taken:
-            size += 1
-        taken.add(size)
-        shapes = _with_size(shapes, axis, size)
-    return shapes
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    return bool(value_key(one) == value_key(other))

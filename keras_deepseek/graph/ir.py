@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -168,20 +168,6 @@ class Graph:
                 node.args, node.kwargs = node.map_values(resolve)
                 waiting += [value.node for value in node.values()]
 
-    def rewrite(self, find: Callable[[Node], "list[Value] | None"]) -> None:
-        """Replaces all outputs of nodes, from the inputs to the outputs.
-
-        Args:
-            find: A function that gets each node, after earlier replacements were made in it, and
-                returns the values to put in place of its outputs, or `None`.
-        """
-        replacements: dict[Value, Value] = {}
-        for node in self.nodes():
-            node.args, node.kwargs = node.map_values(lambda value: replacements.get(value, value))
-            for index, value in enumerate(find(node) or ()):
-                replacements[Value(node, index)] = value
-        self.replace(replacements)
-
     def is_free(self, size: int) -> bool:
         """Returns True if a dimension of this size differs between batches."""
         return size in self.free_sizes
@@ -203,8 +189,11 @@ class Rewrite:
     text: str
 
 
-Pass = Callable[[Graph, bool], list[Rewrite]]
-"""A function that changes a graph, given `training`, and returns what it changed."""
+Changes = Iterator[tuple[Node, Sequence[Value], Rewrite | None]]
+"""Nodes, the values to put in place of their outputs, and what to report of that."""
+
+Pass = Callable[[Graph, bool], Changes]
+"""A function that finds changes of a graph, given `training`. It changes nothing itself."""
 
 
 def count_operations(graph: Graph) -> int:
@@ -217,6 +206,13 @@ def attributes(operation: keras.Operation) -> dict[str, Any]:
     hidden = {"name", "_inbound_nodes", "_outbound_nodes", "_remat_mode", "_auto_config", "_lock"}
     hidden |= {"_parent_path", "_tracker"}
     return {name: value for name, value in vars(operation).items() if name not in hidden}
+
+
+def resize_reshape(reshape: Any, position: int, size: int) -> Any:
+    """Returns a `Reshape` operation with another size in its new shape."""
+    shape = list(reshape.newshape)
+    shape[position] = size
+    return type(reshape)(tuple(shape), name=reshape.name)
 
 
 def holds_function(values: Iterable[Any]) -> bool:

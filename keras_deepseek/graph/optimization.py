@@ -1,5 +1,6 @@
 """`optimize`: trace, rewrite, verify and time a model."""
 
+import functools
 import logging
 import warnings
 from collections.abc import Collection, Sequence
@@ -102,15 +103,16 @@ class _Optimization:
         tried = [name for name, rewrites in plan.rewrites.items() if rewrites]
         _log.info("%s: rewritten by %s", self._model.name, ", ".join(tried) or "no pass")
         difference, failure = self._verify(tried)
+        kept: list[str] | None = tried or None  # Each pass rewrites only what then costs less.
+        times: dict[str, Any] = {}
+        if self._measure and failure is None:
+            kept, times = self._time(tried)
+            if kept is not None and kept != tried:
+                difference, failure = self._verify(kept)
         if failure is not None:
             warnings.warn(f"graph.optimize returns the original: {failure}", stacklevel=3)
             return self._finish(None, plan, failure=failure)
-        if not self._measure:  # Each pass rewrites only what then costs less.
-            return self._finish(tried or None, plan, difference=difference)
-        kept, speed_ups, speed_up = self._time(tried)
-        return self._finish(
-            kept, plan, difference=difference, pass_speed_ups=speed_ups, speed_up=speed_up
-        )
+        return self._finish(kept, plan, largest_difference=difference, **times)
 
     def _with(self, passes: Sequence[str] | None) -> OptimizedModel:
         key = None if passes is None else tuple(passes)
@@ -118,16 +120,19 @@ class _Optimization:
             self._models[key] = OptimizedModel(self._model, self._example, self._mode, key)
         return self._models[key]
 
-    def _verify(self, tried: Sequence[str]) -> tuple[float | None, str | None]:
-        """Returns the largest difference, and the reason if the comparison fails."""
-        verifiers = [
+    @functools.cached_property
+    def _verifiers(self) -> list[Verifier]:
+        return [
             Verifier(self._model, self._inputs, training=training)
             for training in dict.fromkeys([False, self._training])
         ]
 
+    def _verify(self, tried: Sequence[str]) -> tuple[float | None, str | None]:
+        """Returns the largest difference, and the reason if the comparison fails."""
+
         def compare(passes: Sequence[str]) -> float:
             model = self._with(passes)
-            difference = max(verifier.compare(model) for verifier in verifiers)
+            difference = max(verifier.compare(model) for verifier in self._verifiers)
             if not model.has_program(self._inputs, self._training):
                 raise ExportError("the program can't be run on the example inputs.")
             return difference
@@ -150,10 +155,8 @@ class _Optimization:
         layers = dict.fromkeys(layer for rewrite in rewrites for layer in rewrite.layers if layer)
         return f"pass {passes[-1]!r} changes the outputs, at {', '.join(layers)}: {error}"
 
-    def _time(
-        self, tried: Sequence[str]
-    ) -> tuple[list[str] | None, dict[str, float], float | None]:
-        """Returns the passes that pay, the speed-up of each, and that of all together."""
+    def _time(self, tried: Sequence[str]) -> tuple[list[str] | None, dict[str, Any]]:
+        """Returns the passes that pay; and the speed-up of each, and of these, for the report."""
         kept = list(tried)
         function = self._compiled(kept)
         speed_ups = {}
@@ -168,8 +171,8 @@ class _Optimization:
         seconds = time_together([self._compiled(None), function])
         speed_up = seconds[0] / seconds[1]
         if speed_up < _LEAST_GAIN:
-            return None, speed_ups, 1.0
-        return kept, speed_ups, speed_up
+            return None, {"pass_speed_ups": speed_ups, "speed_up": 1.0}
+        return kept, {"pass_speed_ups": speed_ups, "speed_up": speed_up}
 
     def _compiled(self, passes: Sequence[str] | None) -> Any:
         """Returns a call of the model with some passes; `None` stands for the original."""
@@ -187,33 +190,25 @@ class _Optimization:
     def _finish(
         self, passes: Sequence[str] | None, plan: Plan | None = None, **found: Any
     ) -> OptimizedModel:
+        """Returns the model with some passes and its report. `plan` is that of all passes."""
         model = self._with(passes)
+        before = after = (0, 0) if plan is None else plan.size_before
+        rewrites: dict[str, list[Rewrite]] = {}
         if passes is not None:
             plan = model.plan(self._training)
-        difference = found.pop("difference", None)
+            after = plan.size
+            rewrites = {name: each for name, each in plan.rewrites.items() if each}
         model.report = OptimizationReport(
             mode=self._mode,
-            passes=None if passes is None else tuple(passes),
-            operations=_both(plan, 0, passes),
-            multiply_adds=_both(plan, 1, passes),
-            rewrites={} if passes is None or plan is None else _found(plan),
+            passes=model.passes,
+            operations=(before[0], after[0]),
+            multiply_adds=(before[1], after[1]),
+            rewrites=rewrites,
             leaves=plan.leaves if plan else {},
             free_axes=tuple(map(str, plan.axes)) if plan else (),
-            largest_difference=difference,
             **found,
         )
         return model
-
-
-def _found(plan: Plan) -> dict[str, list[Rewrite]]:
-    return {name: rewrites for name, rewrites in plan.rewrites.items() if rewrites}
-
-
-def _both(plan: Plan | None, index: int, passes: Sequence[str] | None) -> tuple[int, int]:
-    """Returns a size of the graph before and after."""
-    if plan is None:
-        return 0, 0
-    return plan.size_before[index], (plan.size if passes is not None else plan.size_before)[index]
 
 
 def _check(model: Any, mode: str, passes: Collection[str] | None) -> None:

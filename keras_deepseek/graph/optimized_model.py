@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_deepseek.backend.export.model_wrapper import ModelWrapper
-from keras_deepseek.backend.keras_private.layers import first_call_shapes, functional_graph
+from keras_deepseek.backend.keras_private.layers import first_call_shapes
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.graph.plans import Plan, Plans
 
@@ -66,7 +66,6 @@ class OptimizedModel(ModelWrapper):
         self.passes = None if passes is None else tuple(passes)
         self.report: OptimizationReport | None = None
         """What was rewritten and measured, or `None` after loading."""
-        self._example = example
         self._plans = Plans(original, self.passes or (), example)
         self._takes_training = "training" in inspect.signature(original.call).parameters
         self.supports_masking = True  # The original's outputs carry its masks.
@@ -86,10 +85,6 @@ class OptimizedModel(ModelWrapper):
             return self._plans.run_original(run_original)
         return self._plans.run(inputs, bool(training), run_original)
 
-    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
-        """Returns the outputs of the original as `KerasTensor`s."""
-        return self.original.compute_output_spec(inputs)
-
     def source(self, training: bool = False) -> str:
         """Returns the program for the example inputs as Python code.
 
@@ -108,47 +103,19 @@ class OptimizedModel(ModelWrapper):
                 f"{self.name!r} runs the original with training={training}, not a program. "
                 "`report` says why nothing was rewritten; mode='train' has programs for training."
             )
-        return self._plans.make(self._example, training)
+        return self._plans.make(self._plans.example, training)
 
     def has_program(self, inputs: Any, training: bool = False) -> bool:
         """Returns True if a program was run for these inputs, and False if it was the original."""
         return self.passes is not None and self._plans.has_program(inputs, training)
-
-    @property
-    def input(self) -> Any:
-        """The symbolic inputs of the original."""
-        return self.original.input
-
-    @property
-    def output(self) -> Any:
-        """The symbolic outputs of the original."""
-        return self.original.output
-
-    @property
-    def inputs(self) -> Any:
-        """The flat symbolic inputs of the original."""
-        return self.original.inputs
-
-    @property
-    def outputs(self) -> Any:
-        """The flat symbolic outputs of the original."""
-        return self.original.outputs
-
-    @property
-    def output_names(self) -> Any:
-        """The names of the original's outputs."""
-        return self.original.output_names
-
-    @property
-    def _functional(self) -> Any:  # Keras's name for the graph inside a `Sequential`.
-        return functional_graph(self.original)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the original and the decisions. Programs are made again after loading."""
         return {
             "name": self.name,
             "original": keras.saving.serialize_keras_object(self.original),
-            "example": keras.saving.serialize_keras_object(self._example),
+            # An attribute of a model would be one of Keras's own dicts, sorted by name.
+            "example": keras.saving.serialize_keras_object(self._plans.example),
             "mode": self.mode,
             "passes": None if self.passes is None else list(self.passes),
         }

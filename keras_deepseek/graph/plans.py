@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import logging
+import operator
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -12,15 +13,15 @@ import keras
 from keras import tree
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.layer_precision import read_policies
+from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
 from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.masks import read_mask
-from keras_deepseek.graph.free_sizes import FreeAxis, find_free_axes, trace_free
+from keras_deepseek.graph.free_sizes import trace_free, with_sizes
 from keras_deepseek.graph.ir import Shape, count_operations
 from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
 from keras_deepseek.graph.program import Program
-from keras_deepseek.graph.trace import CannotOpenError, trace_model
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols, trace_model
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +33,7 @@ class Plan:
     """A program for one kind of inputs, and the shapes that fit it.
 
     Args:
-        model: The model to trace.
         example: Inputs of known shapes, as tensors or `KerasTensor`s.
-        training: The value of `training` in the program.
-        passes: The names of the passes to run.
         whole: Paths of layers to keep whole.
     """
 
@@ -53,7 +51,7 @@ class Plan:
             graph, self.axes = trace_free(
                 lambda inputs: trace_model(model, inputs, training=training, whole=whole),
                 example,
-                find_free_axes(_declared_shapes(model, shapes), shapes),
+                _declared_shapes(model, shapes),
             )
             self.size_before = (count_operations(graph), count_multiply_adds(graph))
             self.rewrites = run_passes(graph, passes, training)
@@ -63,13 +61,15 @@ class Plan:
         self.program = Program(graph)
         self.has_run = False
         """True after the program has run once without an error."""
-        self._pattern = _fixed_sizes(shapes, self.axes)
+        self._shapes = shapes
 
     def fits(self, shapes: Sequence[Shape]) -> bool:
         """Returns True if the program may get inputs of these shapes."""
-        return _fixed_sizes(shapes, self.axes) == self._pattern and all(
-            len({shapes[index][place] for index, place in axis.places}) == 1 for axis in self.axes
-        )
+        if list(map(len, shapes)) != list(map(len, self._shapes)):
+            return False
+        places = [axis.places[0] for axis in self.axes]
+        sizes = [shapes[index][place] for index, place in places]
+        return with_sizes(self._shapes, self.axes, sizes) == list(shapes)
 
 
 class Plans:
@@ -78,18 +78,15 @@ class Plans:
     Calls of the model and traces exclude each other: a call during a trace would get symbols.
 
     Args:
-        model: The model.
-        passes: The names of the passes to run.
         example: Example inputs, as `KerasTensor`s. Their sizes stand for unknown ones.
     """
 
     def __init__(self, model: keras.Model, passes: Collection[str], example: Any) -> None:
         self._model = model
         self._passes = passes
-        self._example = example
+        self.example = example
         self._layers = [each for each in flatten_layers(model) if each.variables]
         self._plans: collections.OrderedDict[Any, Plan | None] = collections.OrderedDict()
-        self._policies: list[tuple[keras.DTypePolicy, ...]] = []
         self._lock = _SharedLock()
 
     def run(self, inputs: Any, training: bool, otherwise: Callable[[], Any]) -> Any:
@@ -101,8 +98,8 @@ class Plans:
         whole: set[str] = set()
         while True:
             if key not in self._plans or whole:
-                with self._lock.exclusive():
-                    self._keep(key, self._find(key, inputs, training, whole))
+                with contextlib.suppress(CannotOpenError):
+                    self.make(inputs, training, whole)
             with self._lock:
                 plan = self._plans.get(key)
                 if plan is None:
@@ -122,7 +119,7 @@ class Plans:
             _log.info("%s: the program failed at %s: %s", self._model.name, layer, failed)
             if layer is None or layer in whole:
                 with self._lock.exclusive():
-                    self._keep(key, None)
+                    self._plans[key] = None
                 return self.run_original(otherwise)
             whole.add(layer)
 
@@ -135,75 +132,49 @@ class Plans:
         """Returns True if these inputs have run a program before."""
         return self._plans.get(self._key(inputs, tree.flatten(inputs), training)) is not None
 
-    def make(self, example: Any, training: bool) -> Plan:
-        """Returns the plan for example inputs, given as `KerasTensor`s of known shapes."""
-        key = self._key(example, tree.flatten(example), training)
+    def make(self, inputs: Any, training: bool, whole: Collection[str] = ()) -> Plan:
+        """Returns a plan for tensors or `KerasTensor`s: a new one, if no other fits.
+
+        Raises `CannotOpenError` if there can be no program for them.
+        """
+        tensors = tree.flatten(inputs)
+        key = kind, shapes, _ = self._key(inputs, tensors, training)
         with self._lock.exclusive():
-            plan = self._fitting(key)
+            made = (plan for other, plan in self._plans.items() if other[0] == kind and plan)
+            plan = None if whole else next((each for each in made if each.fits(shapes)), None)
+            self._plans[key] = plan  # `None` stays if no program can be made.
+            if len(self._plans) > _MOST_PLANS:
+                self._plans.popitem(last=False)
+            if not all(map(_is_dense, tensors)):
+                raise CannotOpenError("gets sparse or ragged inputs")
             if plan is None:
-                plan = Plan(self._model, example, training=training, passes=self._passes)
-                self._keep(key, plan)
+                example = as_symbols(inputs, self._known_shapes(shapes))
+                plan = Plan(
+                    self._model, example, training=training, passes=self._passes, whole=whole
+                )
+            if not plan.fits(shapes):
+                raise CannotOpenError("fixes a size that its inputs leave open")
+            self._plans[key] = plan
             return plan
 
     def _key(self, inputs: Any, tensors: list[Any], training: bool) -> Any:
-        policies = read_policies(self._layers)
-        try:
-            number = self._policies.index(policies)
-        except ValueError:
-            number = len(self._policies)
-            self._policies.append(policies)
-        shapes = tuple([tuple(tensor.shape) for tensor in tensors])
+        """Returns the kind of inputs, their shapes and their classes."""
         # In training, a frozen BatchNormalization computes something else.
-        trainable = training and tuple([layer.trainable for layer in self._layers])
-        return trainable, number, _structure(inputs), shapes, tuple(map(type, tensors))
+        trainable = training and tuple(map(_read_trainable, self._layers))
+        kind = trainable, PolicyKey(self._layers), _structure(inputs)
+        return kind, tuple([tuple(each.shape) for each in tensors]), tuple(map(type, tensors))
 
-    def _keep(self, key: Any, plan: Plan | None) -> None:
-        self._plans[key] = plan
-        if len(self._plans) > _MOST_PLANS:
-            self._plans.popitem(last=False)
-
-    def _find(self, key: Any, inputs: Any, training: bool, whole: Collection[str]) -> Plan | None:
-        """Returns a plan that fits, or a new one, or `None` if none can be made."""
-        tensors = tree.flatten(inputs)
-        if not all(map(_is_dense, tensors)):
-            return None
-        if not whole and (known := self._fitting(key)) is not None:
-            return known
-        shapes = key[3]
-        example = [
-            keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))
-            for shape, tensor in zip(self._known_shapes(shapes), tensors, strict=True)
-        ]
-        if any(None in each.shape for each in example):
-            return None
-        try:
-            plan = Plan(
-                self._model,
-                tree.pack_sequence_as(inputs, example),
-                training=training,
-                passes=self._passes,
-                whole=whole,
-            )
-        except CannotOpenError:
-            return None
-        return plan if plan.fits(shapes) else None
-
-    def _fitting(self, key: Any) -> Plan | None:
-        """Returns a plan made before for inputs of this kind."""
-        for other, plan in self._plans.items():
-            if plan is not None and other[:3] == key[:3] and plan.fits(key[3]):
-                return plan
-        return None
-
-    def _known_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+    def _known_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
-        known = [tuple(each.shape) for each in tree.flatten(self._example)]
-        if [len(each) for each in known] != [len(each) for each in shapes]:
-            return list(shapes)
-        return [
-            tuple(there if size is None else size for size, there in zip(shape, given, strict=True))
-            for shape, given in zip(shapes, known, strict=True)
-        ]
+        known = [tuple(each.shape) for each in tree.flatten(self.example)]
+        if list(map(len, known)) == list(map(len, shapes)):
+            shapes = [
+                tuple(there if size is None else size for size, there in zip(*each, strict=True))
+                for each in zip(shapes, known, strict=True)
+            ]
+        if any(None in shape for shape in shapes):
+            raise CannotOpenError("gets inputs of an unknown size")
+        return shapes
 
 
 class _SharedLock:
@@ -230,6 +201,7 @@ class _SharedLock:
             yield
 
 
+_read_trainable = operator.attrgetter("trainable")
 _dtype_name = functools.cache(keras.backend.standardize_dtype)
 
 
@@ -245,15 +217,6 @@ def _structure(inputs: Any) -> Any:
 def _is_dense(tensor: Any) -> bool:
     sparse = ("dense_shape", "nse", "row_splits")  # Of TensorFlow, JAX, and ragged tensors.
     return not any(hasattr(tensor, name) for name in sparse)
-
-
-def _fixed_sizes(shapes: Sequence[Shape], axes: Sequence[FreeAxis]) -> list[list[int | None]]:
-    """Returns shapes with `None` for the sizes of free axes."""
-    fixed: list[list[int | None]] = [list(shape) for shape in shapes]
-    for axis in axes:
-        for index, place in axis.places:
-            fixed[index][place] = None
-    return fixed
 
 
 def _declared_shapes(model: keras.Model, shapes: Sequence[Shape]) -> list[Any]:

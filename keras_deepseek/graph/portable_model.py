@@ -53,13 +53,9 @@ class HeldWeight(keras.Layer):
 def make_portable(model: keras.Model, signature: Signature, example: Any) -> keras.Model:
     """Returns a Functional model of the operations of a model in inference, with its weights.
 
-    Its inputs and outputs are lists with the names of the signature. Layers that can't be traced
-    stay in it.
-
-    Args:
-        model: The model.
-        signature: Its names, shapes and dtypes. An axis of unknown size must be free in the trace.
-        example: Inputs of known shapes, as the model takes them.
+    Its inputs and outputs are lists with the names of the signature. An axis of unknown size in it
+    must be free in the trace of the example inputs, which have known shapes. Layers that can't be
+    traced stay in the model.
 
     Raises:
         ExportError: The model, or a size in it, can't be traced.
@@ -110,8 +106,6 @@ def _apply(node: Node, values: dict[Value, Any]) -> Any:
     args, kwargs = node.map_values(values.__getitem__)
     if node.is_layer:
         return node.operation(*args, **kwargs)
-    if node.kind == "Reshape":  # Its config does not have the size that was freed.
-        return ops.reshape(args[0], node.operation.newshape)
     config = copy.deepcopy(node.operation.get_config())
     config.pop("name", None)
     return type(node.operation).from_config(config)(*args, **kwargs)

@@ -107,8 +107,11 @@ class _Writer:
             return self._texts[argument]
         if isinstance(argument, list):
             return f"[{', '.join(map(self._text, argument))}]"
-        if type(argument) is tuple:
-            return f"({''.join(f'{self._text(each)}, ' for each in argument)})"
+        if isinstance(argument, tuple):
+            text = f"({''.join(f'{self._text(each)}, ' for each in argument)})"
+            kind = type(argument)
+            is_named = hasattr(kind, "__match_args__")
+            return f"{self._name(kind.__name__, kind)}(*{text})" if is_named else text
         if isinstance(argument, dict):
             items = (f"{key!r}: {self._text(each)}" for key, each in argument.items())
             return f"{{{', '.join(items)}}}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +10,14 @@ import keras
 from keras import tree
 
 from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
-from keras_deepseek.backend.keras_private.layers import infers_shapes, without_new_nodes
+from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
+from keras_deepseek.graph.ir import Shape
 from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plans
-from keras_deepseek.graph.trace import TemporaryCall
+from keras_deepseek.graph.trace import TemporaryCall, as_symbols
 
-_BATCH_SIZE, _LONGEST = 32, 128
+_BATCH_SIZE, _LENGTH = 32, 128
 """The sizes that stand for unknown ones, where costs are compared."""
 
 
@@ -26,9 +26,6 @@ class ProgramCall(TemporaryCall):
 
     Costs alone decide; nothing is compared or timed. The model's own call is run before the model
     is built, for inputs without a program, and while Keras infers shapes.
-
-    Args:
-        model: The model.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -56,26 +53,10 @@ class ProgramCall(TemporaryCall):
 
 
 def _example(model: keras.Model, inputs: Any) -> Any:
-    """Returns symbols like the inputs, with sizes in place of those that a framework leaves open.
+    """Returns symbols like the inputs, with sizes in place of those that are unknown."""
+    length = min(longest_sequence(model) or _LENGTH, _LENGTH)
 
-    Axes of one size count as one axis. They are one only if the model can't take different sizes.
-    """
-    longest = min(longest_sequence(model) or _LONGEST, _LONGEST)
-    different = _with_sizes(inputs, itertools.count(longest, -1))
-    try:
-        with without_new_nodes(model):
-            type(model).symbolic_call(model, different)
-    except Exception:  # noqa: BLE001 - a layer may raise anything
-        return _with_sizes(inputs, itertools.repeat(longest))
-    return different
+    def known(shape: Any) -> Shape:
+        return tuple(size or (length if axis else _BATCH_SIZE) for axis, size in enumerate(shape))
 
-
-def _with_sizes(inputs: Any, lengths: Iterator[int]) -> Any:
-    def symbol(tensor: Any) -> keras.KerasTensor:
-        shape = [
-            size or (next(lengths) if axis else _BATCH_SIZE)
-            for axis, size in enumerate(tensor.shape)
-        ]
-        return keras.KerasTensor(tuple(shape), keras.backend.standardize_dtype(tensor.dtype))
-
-    return tree.map_structure(symbol, inputs)
+    return as_symbols(inputs, [known(each.shape) for each in tree.flatten(inputs)])

@@ -18,7 +18,8 @@ class OptimizationReport:
             before and after, at the sizes of the example inputs.
         rewrites: The changes that each kept pass made.
         leaves: The layers that were kept whole, by path, and the reasons.
-        free_axes: The axes of the inputs whose size may change without a new program.
+        free_axes: The axes of the inputs whose size may change without a new program, as in
+            `"axis 0 of input 0"`. Those that `and` joins must have the same size.
         largest_difference: The largest absolute difference between the outputs, or `None` if
             nothing was compared.
         speed_up: The original's time over the optimized model's, or `None` if not measured.
@@ -56,6 +57,8 @@ class OptimizationReport:
             f"{self.mode}: {before:,} operations, now {after:,}",
             f"{work_before:,} multiply-adds, now {work_after:,}",
         ]
+        if self.free_axes:
+            lines.append(f"of any size: {', '.join(self.free_axes)}")
         if self.failure:
             lines.append(f"The original is used: {self.failure}")
         elif self.passes is None:

@@ -11,7 +11,9 @@ This file alone reads Keras's history of symbols.
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Iterator
+import functools
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -29,6 +31,7 @@ from keras_deepseek.graph.ir import (
     Graph,
     Leaf,
     Node,
+    Shape,
     Spec,
     Value,
     holds_function,
@@ -109,165 +112,98 @@ def trace_model(
 ) -> Graph:
     """Traces a built model. Other threads must not call the model at the same time.
 
-    Args:
-        model: The model.
-        inputs: Its inputs, as a structure of tensors or `KerasTensor`s without free axes.
-        training: The value of `training` that layers get.
-        whole: Paths of layers to keep whole.
+    The inputs are tensors or `KerasTensor`s of known shapes. `whole` has the paths of layers to
+    keep whole.
     """
     return _Trace(model, frozenset(whole)).run(as_symbols(inputs), training)
 
 
-def as_symbols(inputs: Any) -> Any:
-    """Returns `KerasTensor`s of the shapes and dtypes of tensors."""
-    return tree.map_structure(
-        lambda tensor: keras.KerasTensor(
-            tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
-        ),
-        inputs,
-    )
+def as_symbols(inputs: Any, shapes: Sequence[Shape] | None = None) -> Any:
+    """Returns `KerasTensor`s like tensors, of other shapes if these are given in flat order."""
+    flat = tree.flatten(inputs)
+    symbols = [
+        keras.KerasTensor(tuple(shape), keras.backend.standardize_dtype(tensor.dtype))
+        for tensor, shape in zip(flat, shapes or [each.shape for each in flat], strict=True)
+    ]
+    return tree.pack_sequence_as(inputs, symbols)
 
 
 def record(function: Callable[..., Any], *args: Any, layer: str = "", **kwargs: Any) -> Value:
     """Calls a function of `keras.ops` on values, and returns the new value.
 
-    Args:
-        function: The function, which has one output.
-        args: Its arguments; values may stand in them at any depth.
-        layer: The path of the layer to which the new nodes belong.
-        kwargs: Its keyword arguments.
+    Values may stand in the arguments at any depth. `layer` is the path of the layer to which the
+    new nodes belong.
     """
-    table = _SymbolTable(lambda _: layer)
-    symbols = tree.map_structure(table.symbol, (args, kwargs))
+    history = _History()
+
+    def symbol(leaf: Any) -> Any:
+        return history.make_symbol(leaf) if isinstance(leaf, Value) else leaf
+
+    symbols = tree.map_structure(symbol, (args, kwargs))
     with _restored_names():
-        return table.value(function(*symbols[0], **symbols[1]))
+        return history.value(function(*symbols[0], **symbols[1]), layer)
 
 
-class _SymbolTable:
-    """The values of symbols, found in the history that Keras records."""
+class _History:
+    """The values of symbols, made from the history that Keras records on symbols."""
 
-    def __init__(self, layer_of: Any) -> None:
-        self._layer_of = layer_of  # The path of the layer that made a node of Keras's history.
+    def __init__(self) -> None:
         self._values: dict[int, Value] = {}
-        self._aliases: dict[int, keras.KerasTensor] = {}
-        self._constants: dict[int, Any] = {}
-        self._leaves: dict[int, tuple[keras.Layer, Any, Any, list[keras.KerasTensor]]] = {}
-        self._alive: list[Any] = []  # An id is unique only while its object is alive.
-
-    def symbol(self, leaf: Any) -> Any:
-        """Returns a symbol for a value, and anything else as it is."""
-        if not isinstance(leaf, Value):
-            return leaf
-        symbol = keras.KerasTensor(leaf.shape, leaf.dtype)
-        self.set_value(symbol, leaf)
-        return symbol
+        self._alive: list[keras.KerasTensor] = []  # An id is unique only while its object is alive.
 
     def set_value(self, symbol: keras.KerasTensor, value: Value) -> None:
         """Makes a symbol stand for a value."""
         self._values[id(symbol)] = value
         self._alive.append(symbol)
 
-    def add_leaf(self, layer: keras.Layer, args: Any, kwargs: Any, outputs: Any) -> None:
-        """Notes that symbols are the outputs of a whole layer."""
-        found = [each for each in tree.flatten(outputs) if each is not None]
-        self._leaves.update({id(each): (layer, args, kwargs, found) for each in found})
-        self._alive.append((args, kwargs, found))
+    def make_symbol(self, value: Value, like: Any = None) -> keras.KerasTensor:
+        """Returns a new symbol for a value, with the Keras mask of the tensor that it is `like`."""
+        is_sparse = isinstance(like, keras.KerasTensor) and like.sparse
+        symbol = keras.KerasTensor(value.shape, value.dtype, sparse=is_sparse)
+        self.set_value(symbol, value)
+        return set_mask(symbol, None if like is None else read_mask(like))
 
-    def alias(self, tensor: Any) -> keras.KerasTensor | None:
-        """Returns a new symbol for what a layer returned.
-
-        Keras records the layer's own node on the symbols that it gets back.
-        """
-        if tensor is None:
-            return None
-        if isinstance(tensor, keras.KerasTensor):
-            alias = keras.KerasTensor(tensor.shape, tensor.dtype, sparse=tensor.sparse)
-            self._aliases[id(alias)] = tensor
-        elif keras.ops.is_tensor(tensor):
-            dtype = keras.backend.standardize_dtype(tensor.dtype)
-            alias = keras.KerasTensor(tuple(tensor.shape), dtype)
-            self._constants[id(alias)] = tensor
-        else:
-            raise CannotOpenError(f"returns a {type(tensor).__name__}, which is no tensor")
-        self._alive.append((alias, tensor))
-        if (mask := read_mask(tensor)) is not None:
-            set_mask(alias, mask)
-        return alias
-
-    def is_known(self, symbol: keras.KerasTensor) -> bool:
-        """Returns True for symbols whose history is not that of operations."""
-        return (
-            id(symbol) in self._aliases
-            or id(symbol) in self._leaves
-            or id(symbol) in self._values
-            or isinstance(symbol, WeightSymbol)
-        )
-
-    def value(self, wanted: keras.KerasTensor) -> Value:
-        """Returns the value of a symbol, with all nodes that it needs."""
+    def value(self, wanted: keras.KerasTensor, layer: str) -> Value:
+        """Returns the value of a symbol. The nodes that are made for it belong to a layer."""
         waiting = [wanted]
         while waiting:
-            symbol = self._without_aliases(waiting[-1])
+            symbol = waiting[-1]
             if id(symbol) in self._values:
                 waiting.pop()
                 continue
-            missing = self._add_node(symbol)
+            made = _history_node(symbol)
+            symbols = made.arguments.keras_tensors
+            missing = [each for each in symbols if id(each) not in self._values]
             waiting += missing
-        return self._values[id(self._without_aliases(wanted))]
+            if not missing:
+                node = self.make_node(
+                    made.operation, made.arguments.args, made.arguments.kwargs, made.outputs, layer
+                )
+                for index, output in enumerate(made.outputs):
+                    self.set_value(output, Value(node, index))
+        return self._values[id(wanted)]
 
-    def _without_aliases(self, symbol: keras.KerasTensor) -> keras.KerasTensor:
-        while id(symbol) in self._aliases:
-            symbol = self._aliases[id(symbol)]
-        return symbol
-
-    def _add_node(self, symbol: keras.KerasTensor) -> list[keras.KerasTensor]:
-        """Adds the node that makes a symbol, or returns the symbols that it needs before."""
-        if isinstance(symbol, WeightSymbol):
-            spec = Spec(symbol.shape, symbol.dtype)
-            self.set_value(symbol, Value(Node(WEIGHT, [spec], content=symbol.variable)))
-            return []
-        if id(symbol) in self._constants:
-            self.set_value(symbol, _constant(self._constants[id(symbol)]))
-            return []
-        operation, args, kwargs, outputs, layer = self._source(symbol)
-        missing = [
-            each
-            for each in tree.flatten((args, kwargs))
-            if isinstance(each, keras.KerasTensor)
-            and id(self._without_aliases(each)) not in self._values
-        ]
-        if not missing:
-            args = tree.map_structure(self._argument, args)
-            if type(operation).__name__ == "GetItem" and _was_tuple(args[1]):
-                args = (args[0], tuple(args[1]))
-            node = Node(
-                type(operation).__name__,
-                [Spec(each.shape, each.dtype) for each in outputs],
-                operation,
-                args,
-                tree.map_structure(self._argument, kwargs),
-                layer,
-            )
-            for index, output in enumerate(outputs):
-                self.set_value(output, Value(node, index))
-        return missing
-
-    def _source(self, symbol: keras.KerasTensor) -> tuple[Any, Any, Any, list[Any], str]:
-        if id(symbol) in self._leaves:
-            layer, args, kwargs, outputs = self._leaves[id(symbol)]
-            return layer, args, kwargs, outputs, path_of(layer)
-        node = _history_node(symbol)
-        if node is None or isinstance(node.operation, keras.layers.InputLayer):
-            raise CannotOpenError("reads a symbol that is not one of the model's inputs")
-        arguments = node.arguments
-        return node.operation, arguments.args, arguments.kwargs, node.outputs, self._layer_of(node)
+    def make_node(
+        self, operation: keras.Operation, args: Any, kwargs: Any, outputs: list[Any], layer: str
+    ) -> Node:
+        """Returns the node of an operation on symbols whose values are known."""
+        kind = type(operation).__name__
+        if not isinstance(operation, keras.Layer):
+            if holds_function((*vars(operation).values(), *tree.flatten((args, kwargs)))):
+                raise CannotOpenError(f"uses ops.{kind}, which holds a function")
+            if kind in _FAULTY_OPERATIONS:
+                raise CannotOpenError(f"uses ops.{kind}, whose `call` is wrong in Keras")
+        args, kwargs = tree.map_structure(self._argument, (args, kwargs))
+        if kind == "GetItem" and _was_tuple(args[1]):
+            args = (args[0], tuple(args[1]))
+        specs = [Spec(each.shape, each.dtype) for each in outputs]
+        return Node(kind, specs, operation, args, kwargs, layer)
 
     def _argument(self, leaf: Any) -> Any:
         if isinstance(leaf, keras.KerasTensor):
-            return self._values[id(self._without_aliases(leaf))]
+            return self._values[id(leaf)]
         if isinstance(leaf, Variable):  # One that no layer holds as an attribute.
-            dtype = keras.backend.standardize_dtype(leaf.dtype)
-            return Value(Node(WEIGHT, [Spec(tuple(leaf.shape), dtype)], content=leaf))
+            return _weight(leaf, keras.backend.standardize_dtype(leaf.dtype))
         return _constant(leaf) if keras.ops.is_tensor(leaf) else leaf
 
 
@@ -277,63 +213,60 @@ class _Trace:
     def __init__(self, model: keras.Model, whole: frozenset[str]) -> None:
         self._model = model
         self._whole = whole
-        self._leaves: dict[str, Leaf] = {}
+        self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
         self._current_layers = [""]
-        self._layers_of_nodes: dict[int, str] = {}
-        self._nodes: list[Any] = []  # Keeps ids unique.
-        self._table = _SymbolTable(lambda node: self._layers_of_nodes.get(id(node), ""))
+        self._history = _History()
 
     def run(self, inputs: Any, training: bool) -> Graph:
         """Calls the model on symbols, and returns the graph."""
         kwargs = {"training": training} if self._model._call_has_training_arg else {}
-        with (
-            without_new_nodes(self._model),
-            _restored_names(),
-            self._symbolic_calls(),
-            SealedScope(),
-        ):
-            outputs = self._model(inputs, **kwargs)
-            return self._graph(inputs, outputs)
-
-    def _graph(self, inputs: Any, outputs: Any) -> Graph:
-        symbols = tree.flatten(inputs)
-        for symbol in symbols:
-            self._table.set_value(symbol, Value(Node(INPUT, [Spec(symbol.shape, symbol.dtype)])))
-        flat = tree.flatten(outputs)
-        masks = [read_mask(each) for each in flat]
-        return Graph(
-            inputs=[self._table.value(each).node for each in symbols],
-            outputs=[self._table.value(each) for each in flat],
-            masks=[None if mask is None else self._table.value(mask) for mask in masks],
-            structure=tree.map_structure(lambda _: 0, outputs),
-            leaves=self._leaves,
-        )
-
-    @contextlib.contextmanager
-    def _symbolic_calls(self) -> Iterator[None]:
-        """Replaces `symbolic_call` of each layer instance in a `with` block."""
+        nodes = [Node(INPUT, [Spec(each.shape, each.dtype)]) for each in tree.flatten(inputs)]
+        for symbol, node in zip(tree.flatten(inputs), nodes, strict=True):
+            self._history.set_value(symbol, Value(node))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(without_new_nodes(self._model))
+            stack.enter_context(_restored_names())
             for layer in flatten_layers(self._model):
                 call = _SymbolicCall(self, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
-            yield
+            stack.enter_context(SealedScope())
+            outputs = self._model(inputs, **kwargs)
+            flat = tree.flatten(outputs)
+            masks = [read_mask(each) for each in flat]
+            graph = Graph(
+                inputs=nodes,
+                outputs=[self._value(each) for each in flat],
+                masks=[None if mask is None else self._value(mask) for mask in masks],
+                structure=tree.map_structure(lambda _: 0, outputs),
+                leaves={node.layer: leaf for node, leaf in self._leaves},
+            )
+        needed = set(graph.nodes())
+        for node, _ in self._leaves:
+            if node not in needed:  # It may add a loss or assign a variable.
+                raise CannotOpenError(f"calls {node.layer}, and does not use its outputs")
+        return graph
 
     def call_layer(self, layer: keras.Layer, args: Any, kwargs: Any) -> Any:
         """Runs a layer's `call` on symbols, or keeps the layer whole. Keras has filled in masks."""
-        self._note_nodes((args, kwargs))  # Those that the layer around this one made.
+        for each in tree.flatten((args, kwargs)):
+            if isinstance(each, keras.KerasTensor):
+                self._value(each)  # Nodes that the layer around this one made.
         path = path_of(layer)
         self._current_layers.append(path)
+        number = len(self._leaves)
         try:
             reason = "was given as one to keep" if path in self._whole else _reason_to_keep(layer)
             if reason is None:
                 try:
-                    with self._weight_symbols(layer):
-                        return self._returned(type(layer).call(layer, *args, **kwargs))
+                    with _replaced_attributes(layer, Variable, self._weight_symbol):
+                        outputs = type(layer).call(layer, *args, **kwargs)
+                        return tree.map_structure(self._returned, outputs)
                 except CannotOpenError as error:
-                    reason = str(error)
+                    reason = _message(error)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
-                    reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:100]
+                    reason = f"{type(error).__name__}: {_message(error)}"
+            del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)
         finally:
             self._current_layers.pop()
@@ -341,41 +274,37 @@ class _Trace:
     def _keep_whole(self, layer: keras.Layer, args: Any, kwargs: Any, reason: str) -> Any:
         if layer is self._model:
             raise CannotOpenError(reason)
-        self._leaves[path_of(layer)] = Leaf(type(layer).__name__, reason)
-        with self._own_attributes(layer), keras.StatelessScope(initialize_variables=False):
+        with (
+            _replaced_attributes(layer, WeightSymbol, lambda _, symbol: symbol.variable),
+            _replaced_attributes(layer, _SymbolicCall, lambda _, call: call.own),
+            keras.StatelessScope(initialize_variables=False),
+        ):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
-        given = {id(each) for each in tree.flatten((args, kwargs))}
+        flat = tree.flatten(outputs)
+        symbols = [each for each in flat if each is not None]
+        node = self._history.make_node(layer, args, kwargs, symbols, path_of(layer))
+        self._leaves.append((node, Leaf(type(layer).__name__, reason)))
+        values = (Value(node, index) for index in range(len(symbols)))
+        new = [  # `compute_output_spec` may return an input.
+            None if each is None else self._history.make_symbol(next(values), each) for each in flat
+        ]
+        return tree.pack_sequence_as(outputs, new)  # `map_structure` takes dicts in another order.
 
-        def without_inputs(symbol: Any) -> Any:  # `compute_output_spec` may return an input.
-            is_input = id(symbol) in given and symbol is not None
-            return keras.KerasTensor(symbol.shape, symbol.dtype) if is_input else symbol
+    def _returned(self, tensor: Any) -> keras.KerasTensor | None:
+        """Returns a new symbol for what a layer returned.
 
-        outputs = tree.map_structure(without_inputs, outputs)
-        self._table.add_leaf(layer, args, kwargs, outputs)
-        return self._returned(outputs)
+        Keras records the layer's own node on the symbols that it gets back.
+        """
+        if tensor is None:
+            return None
+        if isinstance(tensor, keras.KerasTensor):
+            return self._history.make_symbol(self._value(tensor), tensor)
+        if keras.ops.is_tensor(tensor):
+            return self._history.make_symbol(_constant(tensor), tensor)
+        raise CannotOpenError(f"returns a {type(tensor).__name__}, which is no tensor")
 
-    def _returned(self, outputs: Any) -> Any:
-        self._note_nodes(outputs)
-        return tree.map_structure(self._table.alias, outputs)
-
-    def _note_nodes(self, outputs: Any) -> None:
-        """Notes which layer made the new nodes, and rejects operations that hold functions."""
-        waiting = [each for each in tree.flatten(outputs) if isinstance(each, keras.KerasTensor)]
-        while waiting:
-            symbol = waiting.pop()
-            node = None if self._table.is_known(symbol) else _history_node(symbol)
-            if node is None or id(node) in self._layers_of_nodes:
-                continue
-            self._layers_of_nodes[id(node)] = self._current_layers[-1]
-            self._nodes.append(node)
-            name = type(node.operation).__name__
-            arguments = tree.flatten((node.arguments.args, node.arguments.kwargs))
-            held = (*vars(node.operation).values(), *arguments)
-            if not isinstance(node.operation, keras.Layer) and holds_function(held):
-                raise CannotOpenError(f"uses ops.{name}, which holds a function")
-            if name in _FAULTY_OPERATIONS:
-                raise CannotOpenError(f"uses ops.{name}, whose `call` is wrong in Keras")
-            waiting += node.arguments.keras_tensors
+    def _value(self, symbol: keras.KerasTensor) -> Value:
+        return self._history.value(symbol, self._current_layers[-1])
 
     def _weight_symbol(self, layer: keras.Layer, variable: keras.Variable) -> WeightSymbol:
         dtype = keras.backend.standardize_dtype(variable._dtype)
@@ -386,43 +315,11 @@ class _Trace:
             and keras.backend.is_float_dtype(layer.compute_dtype)
         ):
             dtype = layer.compute_dtype
-        return self._weights.setdefault((id(variable), dtype), WeightSymbol(variable, dtype))
-
-    def _weight_symbols(self, layer: keras.Layer) -> contextlib.AbstractContextManager[None]:
-        """Replaces the variables of a layer and the layers inside by symbols in a `with` block."""
-
-        def symbols(inner: keras.Layer, value: Any) -> Any:
-            if isinstance(value, Variable):
-                return self._weight_symbol(inner, value)
-            if isinstance(value, list | tuple) and any(isinstance(v, Variable) for v in value):
-                return [
-                    self._weight_symbol(inner, v) if isinstance(v, Variable) else v for v in value
-                ]
-            return value
-
-        return _replaced_attributes(layer, symbols)
-
-    @contextlib.contextmanager
-    def _own_attributes(self, layer: keras.Layer) -> Iterator[None]:
-        """Restores a whole layer's variables and calls, and those inside it, in a `with` block."""
-
-        def variables(_: keras.Layer, value: Any) -> Any:
-            if isinstance(value, WeightSymbol):
-                return value.variable
-            if type(value) is list and any(isinstance(v, WeightSymbol) for v in value):
-                return [v.variable if isinstance(v, WeightSymbol) else v for v in value]
-            return value
-
-        calls = [
-            (vars(each), vars(each).pop("symbolic_call", None)) for each in flatten_layers(layer)
-        ]
-        try:
-            with _replaced_attributes(layer, variables):
-                yield
-        finally:
-            for attributes, call in calls:
-                if call is not None:
-                    attributes["symbolic_call"] = call
+        key = id(variable), dtype
+        if key not in self._weights:
+            self._weights[key] = WeightSymbol(variable, dtype)
+            self._history.set_value(self._weights[key], _weight(variable, dtype))
+        return self._weights[key]
 
 
 class _SymbolicCall:
@@ -431,6 +328,7 @@ class _SymbolicCall:
     def __init__(self, trace: _Trace, layer: keras.Layer) -> None:
         self._trace = trace
         self._layer = layer
+        self.own = functools.partial(type(layer).symbolic_call, layer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._trace.call_layer(self._layer, args, kwargs)
@@ -453,6 +351,15 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
     return None
 
 
+def _message(error: Exception) -> str:
+    """Returns the first line of an error, without what Keras writes around it: the arguments."""
+    return re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
+
+
+def _weight(variable: keras.Variable, dtype: str) -> Value:
+    return Value(Node(WEIGHT, [Spec(tuple(variable.shape), dtype)], content=variable))
+
+
 def _constant(tensor: Any) -> Value:
     spec = Spec(tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
     return Value(Node(CONSTANT, [spec], content=tensor))
@@ -466,27 +373,33 @@ def _was_tuple(key: Any) -> bool:
 
 
 def _history_node(symbol: keras.KerasTensor) -> Any:
-    """Returns the node of Keras's history that made a symbol, or `None`."""
-    history = getattr(symbol, "_keras_history", None)
-    if history is None or history.operation is None:
-        return None
+    """Returns the node of Keras's history that made a symbol."""
+    history: Any = getattr(symbol, "_keras_history", None)
+    if history is None or isinstance(history.operation, keras.layers.InputLayer | None):
+        raise CannotOpenError("reads a symbol that is not one of the model's inputs")
     return history.operation._inbound_nodes[history.node_index]
 
 
 @contextlib.contextmanager
-def _replaced_attributes(layer: keras.Layer, replacement: Any) -> Iterator[None]:
-    """Replaces attributes of a layer and the layers inside it in a `with` block."""
+def _replaced_attributes(
+    layer: keras.Layer, kind: type, replacement: Callable[[keras.Layer, Any], Any]
+) -> Iterator[None]:
+    """Replaces objects of a class, also in lists, that a layer and the layers inside it hold."""
     kept = []
     try:
         for inner in flatten_layers(layer):
             attributes = vars(inner)
             for name, value in list(attributes.items()):
-                if name in _BOOKKEEPING:
+                is_list = isinstance(value, list | tuple)
+                held = list(value) if is_list else [value]
+                if name in _BOOKKEEPING or not any(isinstance(each, kind) for each in held):
                     continue
-                new = replacement(inner, value)
-                if new is not value:
-                    kept.append((attributes, name, value))
-                    attributes[name] = new  # Keras and the frameworks react to `setattr`.
+                kept.append((attributes, name, value))
+                new = [
+                    replacement(inner, each) if isinstance(each, kind) else each for each in held
+                ]
+                # Keras and the frameworks react to `setattr`.
+                attributes[name] = new if is_list else new[0]
         yield
     finally:
         for attributes, name, value in kept:

@@ -35,8 +35,6 @@ class Verifier:
     Nothing is compiled: that would take longer than the calls.
 
     Args:
-        original: The model.
-        inputs: Example inputs, as a structure of tensors.
         training: True to compare the computation in training, and its gradients.
     """
 
@@ -47,7 +45,7 @@ class Verifier:
         layers = flatten_layers(original)
         self._is_half = any(layer.compute_dtype in _HALF for layer in layers)
         self._expected = [self._evaluate(original, batch) for batch in self._batches]
-        self._exact: list[dict[str, Array]] = []
+        self._exact: list[_Results] = []
         if self._is_half:
             exact = keras.DTypePolicy("float32")
             with temporary_policy(layers, exact), autocast_to("float32"):
@@ -61,29 +59,33 @@ class Verifier:
         """
         received = [self._evaluate(model, batch) for batch in self._batches]
         if self._is_half:
-            for exact, expected, other in zip(self._exact, self._expected, received, strict=True):
-                _compare_in_half(exact, expected, other)
+            for results in zip(self._exact, self._expected, received, strict=True):
+                for part in zip(*results, strict=True):
+                    _compare_in_half(*part)
         else:
             _compare_in_float32(self._expected, received)
         return max(
-            float(np.abs(_finite(one[name]) - _finite(other[name])).max(initial=0.0))
-            for one, other in zip(self._expected, received, strict=True)
-            for name in one
-            if name.startswith("output")
+            float(np.abs(_finite(array) - _finite(other[name])).max(initial=0.0))
+            for (one, _), (other, _) in zip(self._expected, received, strict=True)
+            for name, array in one.items()
         )
 
-    def _evaluate(self, model: keras.Model, batch: Any) -> dict[str, Array]:
-        """Returns outputs, and in training gradients, by name. The model's state stays."""
+    def _evaluate(self, model: keras.Model, batch: Any) -> "_Results":
+        """Returns outputs, and in training gradients. The model's state stays."""
         variables = self._original.trainable_variables if self._training else []
         function = flat_call(model, batch, self._training, variables)
         with unchanged_state(self._original), _without_dropout(self._original):
-            results = [
+            arrays = [
                 np.asarray(ops.convert_to_numpy(each)) for each in function(*tree.flatten(batch))
             ]
-        number = len(results) - len(variables)
-        names = [f"output {index}" for index in range(number)]
-        names += [f"gradient of {variable.path}" for variable in variables]
-        return dict(zip(names, results, strict=True))
+        number = len(arrays) - len(variables)
+        outputs = {f"output {index}": array for index, array in enumerate(arrays[:number])}
+        names = [f"gradient of {variable.path}" for variable in variables]
+        return outputs, dict(zip(names, arrays[number:], strict=True))
+
+
+_Results = tuple[dict[str, Array], dict[str, Array]]
+"""The outputs and the gradients of one batch, by name."""
 
 
 def flat_call(
@@ -93,7 +95,7 @@ def flat_call(
 
     The gradients by `variables` are those of a fixed weighted sum of the outputs.
     """
-    states = block_states(model)
+    step, states = backend.current().step, block_states(model)
 
     def call(tensors: Sequence[Any]) -> list[Any]:
         outputs = model(tree.pack_sequence_as(inputs, tensors), training=training)
@@ -105,11 +107,11 @@ def flat_call(
 
         def compute() -> tuple[Any, list[Any]]:
             outputs = call(tensors)
-            return sum(_weighted_mean(each) for each in outputs if _is_float(each)), outputs
+            return sum(map(_weighted_mean, outputs)), outputs
 
-        outputs, backward = backend.current().step.differentiate(compute, variables, states)
+        outputs, backward = step.differentiate(compute, variables, states)
         gradients = [
-            ops.zeros(variable.shape) if gradient is None else _dense(gradient)
+            ops.zeros(variable.shape) if gradient is None else step.densify(gradient)
             for variable, gradient in zip(variables, backward(), strict=True)
         ]
         return [*outputs, *gradients]
@@ -124,19 +126,15 @@ def time_together(functions: Sequence[Callable[[], Sequence[Any]]]) -> list[floa
     """
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:  # The first call compiles.
-        _wait(function())
+        ops.convert_to_numpy(function()[-1])
     while len(times[0]) < _ROUNDS[0] or (
         len(times[0]) < _ROUNDS[1] and min(map(sum, times)) < _SECONDS
     ):
         for function, found in zip(functions, times, strict=True):
             start = time.perf_counter()
-            _wait(function())
+            ops.convert_to_numpy(function()[-1])  # Waits until it is computed.
             found.append(time.perf_counter() - start)
     return [min(found) for found in times]
-
-
-def _wait(outputs: Sequence[Any]) -> None:
-    ops.convert_to_numpy(outputs[-1])
 
 
 def _resized(model: keras.Model, inputs: Any) -> Iterator[Any]:
@@ -168,17 +166,12 @@ def _without_dropout(model: keras.Model) -> Iterator[None]:
 
 
 def _weighted_mean(output: Any) -> Any:
+    """Returns a scalar that depends on each number of an output, and 0 for integers."""
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(output.dtype)):
+        return 0.0
     shape = tuple(output.shape)
     weights = np.cos(np.arange(math.prod(shape), dtype="float32")).reshape(shape)
     return ops.mean(ops.multiply(ops.cast(output, "float32"), ops.convert_to_tensor(weights)))
-
-
-def _is_float(tensor: Any) -> bool:
-    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))
-
-
-def _dense(gradient: Any) -> Any:
-    return backend.current().step.densify(gradient)
 
 
 def _finite(array: Array) -> Array:
@@ -186,26 +179,19 @@ def _finite(array: Array) -> Array:
     return finite
 
 
-def _compare_in_float32(expected: list[dict[str, Array]], received: list[dict[str, Array]]) -> None:
-    compare_outputs(_named(expected, "output"), _named(received, "output"))
-    gradients = [_named(batches, "gradient") for batches in (expected, received)]
+def _compare_in_float32(expected: list[_Results], received: list[_Results]) -> None:
+    compare_outputs([outputs for outputs, _ in expected], [outputs for outputs, _ in received])
     # Gradients are small. Those that are zero in exact arithmetic consist of rounding errors.
-    largest = max(
-        (float(np.abs(array).max(initial=0.0)) for each in gradients[0] for array in each.values()),
-        default=0.0,
-    )
+    arrays = [array for _, gradients in expected for array in gradients.values()]
+    largest = max((float(np.abs(array).max(initial=0.0)) for array in arrays), default=0.0)
     one, other = (
-        [{name: array / (largest or 1.0) for name, array in batch.items()} for batch in batches]
-        for batches in gradients
+        [
+            {name: array / (largest or 1.0) for name, array in gradients.items()}
+            for _, gradients in results
+        ]
+        for results in (expected, received)
     )
     compare_outputs(one, other, by_column=False)
-
-
-def _named(batches: list[dict[str, Array]], prefix: str) -> list[dict[str, Array]]:
-    return [
-        {name: array for name, array in batch.items() if name.startswith(prefix)}
-        for batch in batches
-    ]
 
 
 def _compare_in_half(

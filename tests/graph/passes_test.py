@@ -35,7 +35,7 @@ def count_calls(name, number):
     model = keras.Model(inputs, Blocks(number)(inputs)[:, 0])
     graph = trace_model(model, keras.KerasTensor((3, LENGTH, DIM)), training=False)
     profile = cProfile.Profile()
-    profile.runcall(PASSES[name], graph, False)
+    profile.runcall(list, PASSES[name](graph, False))
     return pstats.Stats(profile).total_calls
 
 

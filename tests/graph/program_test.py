@@ -1,5 +1,7 @@
 """Programs: source code, several outputs, and the layer at which an error was raised."""
 
+from typing import Any, NamedTuple
+
 import keras
 import numpy as np
 import pytest
@@ -29,6 +31,19 @@ def test_operations_with_several_outputs_and_structures():
     assert set(received) == {"a", "b"}
     for left, right in zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(left), ops.convert_to_numpy(right))
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def test_an_operation_of_a_named_tuple():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, ops.concatenate(Pair(inputs, inputs * 2.0), axis=-1))
+    plan = Plan(model, keras.KerasTensor((2, 4)), training=False, passes=())
+    received = ops.convert_to_numpy(plan.program(ops.ones((2, 4))))
+    np.testing.assert_array_equal(received, [[1, 1, 1, 1, 2, 2, 2, 2]] * 2)
 
 
 def test_an_error_names_its_layer():

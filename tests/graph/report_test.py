@@ -18,6 +18,7 @@ def test_the_report_says_what_was_done_and_is_json():
     assert "operations, now" in text
     assert "recurrent (GRU): " in text
     assert "head: computes 1 of 5 rows" in text
+    assert "of any size: axis 0 of input 0" in text
     read = json.loads(json.dumps(report.to_dict()))
     assert read["operations"] == list(report.operations)
     assert read["leaves"]["recurrent"]["layer_class"] == "GRU"

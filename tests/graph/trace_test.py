@@ -9,7 +9,7 @@ from keras_deepseek.backend.keras_private.layers import seed_states
 from keras_deepseek.backend.keras_private.masks import read_mask
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.plans import Plan
-from keras_deepseek.graph.trace import as_symbols
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols
 from tests.oracles.graph_layers import layer_names, make_inputs, make_layer
 
 FEW = ["Dense", "BatchNormalization", "Dropout", "MultiHeadAttention", "Conv2DTranspose", "LSTM"]
@@ -127,6 +127,35 @@ class Conditional(layers.Layer):
         return ops.cond(ops.sum(inputs) > 0, lambda: inputs * 2, lambda: inputs)
 
 
+class Around(layers.Layer):
+    """A layer whose operation is found when a layer inside of it is called."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.before, self.dense = layer, layers.Dense(2)
+
+    def build(self, shape):
+        self.before.build(shape)
+        self.dense.build(shape)
+
+    def call(self, inputs):
+        return self.dense(self.before.call(inputs))
+
+
+class Raising(layers.Layer):
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            raise TypeError("It takes no symbols. " * 9)
+        return inputs
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+# Keras's `cond` on JAX takes no symbols.
+CONDITION = "ValueError" if keras.backend.backend() == "jax" else "Cond, which holds a function"
+
+
 def quantized():
     model = small_model()
     model.layers[-1].quantize("int8")
@@ -152,7 +181,9 @@ def of_layer(layer):
         (lambda: of_layer(Stateful()), "assigns"),
         (lambda: of_layer(Adding()), "add_loss"),
         (lambda: of_layer(Looking()), ""),
-        (lambda: of_layer(Conditional()), "Cond, which holds a function"),
+        (lambda: of_layer(Conditional()), CONDITION),
+        (lambda: of_layer(Around(Conditional())), CONDITION),
+        (lambda: of_layer(Raising()), "TypeError: " + "It takes no symbols. " * 9),
     ],
 )
 def test_a_layer_that_is_no_graph_of_operations_stays_whole(make, reason):
@@ -160,6 +191,7 @@ def test_a_layer_that_is_no_graph_of_operations_stays_whole(make, reason):
     plan = make_plan(model, example())
     (leaf,) = plan.leaves.values()
     assert reason in leaf.reason
+    assert "Exception encountered" not in leaf.reason
     x = ops.convert_to_tensor(example())
     np.testing.assert_array_equal(
         ops.convert_to_numpy(plan.program(x)), ops.convert_to_numpy(model(x))
@@ -174,13 +206,53 @@ def test_a_whole_layer_is_run_though_its_output_spec_is_its_input():
         def compute_output_spec(self, inputs):
             return inputs
 
+    class Tripling(Use):
+        def call(self, inputs, training=False):
+            return self.layer(inputs) + inputs
+
+    model = Tripling(Doubling())
+    model(example())
+    plan = make_plan(model, example())
+    assert [leaf.layer_class for leaf in plan.leaves.values()] == ["Doubling"]
+    received = ops.convert_to_numpy(plan.program(ops.convert_to_tensor(example())))
+    np.testing.assert_allclose(received, 3 * example(), rtol=1e-6)
+
+
+class Penalized(keras.Model):
+    """A model that calls a layer for its loss alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.penalty = layers.Dense(3), layers.ActivityRegularization(0.1)
+
+    def call(self, inputs):
+        outputs = self.dense(inputs)
+        self.penalty(outputs)
+        return outputs
+
+
+def test_a_whole_layer_whose_outputs_nobody_reads_is_not_lost():
+    model = Penalized()
+    model(example())
+    with pytest.raises(CannotOpenError, match="and does not use its outputs"):
+        make_plan(model, example())
+
+
+def test_outputs_by_name_of_a_whole_layer_keep_their_names():
+    class Naming(layers.Layer):
+        def call(self, inputs):
+            float(ops.convert_to_numpy(inputs)[0, 0])
+            return {"b": inputs + 1.0, "a": inputs[:, :2]}
+
+        def compute_output_spec(self, inputs):
+            return {"b": keras.KerasTensor((2, 4)), "a": keras.KerasTensor((2, 2))}
+
     inputs = [ops.convert_to_tensor(example())]
-    model = Use(Doubling())
+    model = Use(Naming())
     model(inputs)
     plan = Plan(model, as_symbols(inputs), training=False, passes=())
-    assert [leaf.layer_class for leaf in plan.leaves.values()] == ["Doubling"]
-    received = ops.convert_to_numpy(plan.program(inputs))
-    np.testing.assert_array_equal(received, 2 * example())
+    received = plan.program(inputs)
+    np.testing.assert_array_equal(ops.convert_to_numpy(received["a"]), example()[:, :2])
 
 
 def test_masks_reach_whole_layers_and_the_outputs():

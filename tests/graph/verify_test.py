@@ -40,6 +40,14 @@ def test_a_difference_of_the_gradients_alone_is_found():
         Verifier(model, inputs(), training=True).compare(other)
 
 
+@pytest.mark.torch_alone
+def test_gradients_are_compared_in_a_block_without_gradients():
+    torch = pytest.importorskip("torch")
+    model, other = pair(ops.stop_gradient)
+    with torch.no_grad(), pytest.raises(ExportError, match="gradient of"):
+        Verifier(model, inputs(), training=True).compare(other)
+
+
 def test_a_difference_at_another_batch_size_is_found():
     class OfFour(layers.Layer):
         def call(self, x):

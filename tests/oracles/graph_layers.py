@@ -1,10 +1,14 @@
-"""Uses of Keras's layers, for tests of graphs: a layer and its inputs by class name."""
+"""Uses of Keras's layers and ours, for tests of graphs: a layer and its inputs by class name."""
 
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
+
+import keras_deepseek.layers
+from tests.oracles.attention_layers import ATTENTIONS, make_attention
+from tests.oracles.deepseek_v4_layers import DIM
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "Activation": {"activation": "gelu"},
@@ -63,18 +67,55 @@ ABSTRACT += ("FlaxLayer", "JaxLayer", "Pipeline", "STFTSpectrogram", "MelSpectro
 TEXT = ("HashedCrossing", "StringLookup", "TextVectorization", "FeatureSpace")
 
 
+OWN: dict[str, dict[str, Any]] = {
+    "ChunkedCrossEntropy": {"vocabulary_size": 9, "chunk_size": 3},
+    "DeepSeekMoE": {
+        "router": lambda: keras_deepseek.layers.ExpertRouter(4, 2),
+        "intermediate_dim": 5,
+    },
+    "ExpertRouter": {"num_experts": 4, "num_experts_per_token": 2},
+    "HashRouter": {"num_experts": 4, "num_experts_per_token": 2, "vocabulary_size": 9},
+    "LightningIndexer": {"num_heads": 2, "head_dim": 4, "rope_head_dim": 2},
+    "ManifoldConstrainedHyperConnections": {"layer": lambda: keras_deepseek.layers.SwiGLU(5)},
+    "MaskedPositionHead": {"vocabulary_size": 9},
+    "MultiTokenPrediction": {
+        "block": lambda: keras_deepseek.layers.SwiGLU(5),
+        "token_embedding": lambda: layers.Embedding(9, DIM),
+        "output_head": lambda: layers.Dense(9),
+    },
+    "ResidualStreamCollapse": {},
+    "ResidualStreamExpansion": {"num_streams": 2},
+    "RotaryEmbedding": {},
+    "SampledSoftmax": {"vocabulary_size": 9, "num_negatives": 4},
+    "SwiGLU": {"intermediate_dim": 5},
+}
+"""Arguments of our layers that are no attention. A function makes a new layer."""
+
+WITH_TOKENS = (
+    *("ChunkedCrossEntropy", "HashRouter", "MaskedPositionHead", "MultiTokenPrediction"),
+    "SampledSoftmax",
+)
+"""Our layers that take integers beside the hidden states."""
+
+
 def layer_names() -> list[str]:
-    """Returns the names of the layer classes that take numbers."""
+    """Returns the names of Keras's layer classes that take numbers, and of ours."""
     found: dict[Any, str] = {}
     for name in sorted(dir(layers), key=len, reverse=True):  # The long one of several names.
         value = getattr(layers, name)
         if isinstance(value, type) and issubclass(value, keras.Layer):
             found.setdefault(value, name)
-    return sorted(set(found.values()) - {*ABSTRACT, *TEXT})
+    return sorted(set(found.values()) - {*ABSTRACT, *TEXT}) + sorted([*OWN, *ATTENTIONS])
 
 
 def make_layer(name: str) -> keras.Layer:
     """Returns a new layer of a class."""
+    if name in ATTENTIONS:
+        return make_attention(name)
+    if name in OWN:
+        made = {key: value() if callable(value) else value for key, value in OWN[name].items()}
+        own: keras.Layer = getattr(keras_deepseek.layers, name)(**made)
+        return own
     arguments = dict(ARGUMENTS.get(name, {}))
     takes_filters = ("Conv", "SeparableConv")
     if (name.startswith(takes_filters) and "LSTM" not in name) or name.startswith("ConvLSTM"):
@@ -102,6 +143,11 @@ def make_inputs(name: str, random: np.random.Generator) -> list[Any]:  # noqa: P
     def draw(*shape: int) -> Any:
         return random.normal(size=shape).astype("float32")
 
+    if name in ("ManifoldConstrainedHyperConnections", "ResidualStreamCollapse"):
+        return [draw(2, 4, 2, DIM)]
+    if name in OWN or name in ATTENTIONS:
+        tokens = random.integers(0, 4, (2, 4)).astype("int32")
+        return [draw(2, 4, DIM), tokens] if name in WITH_TOKENS else [draw(2, 4, DIM)]
     if name in TOKENS:
         return [random.integers(1, 4, (2, 4)).astype("int32")]
     if name in MERGING:

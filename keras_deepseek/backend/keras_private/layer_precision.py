@@ -63,9 +63,20 @@ def temporary_policy(
             vars(layer)["_dtype_policy"] = own_policy
 
 
-def read_policies(layers: Iterable[keras.Layer]) -> tuple[keras.DTypePolicy, ...]:
-    """Returns the dtype policies of layers, faster than by their properties."""
-    return tuple(map(_read_policy, layers))
+class PolicyKey:
+    """The dtype policies of layers, for dictionaries: Keras's policies have no hash.
+
+    It is made at each call of an optimized model, which must not take longer for it.
+    """
+
+    def __init__(self, layers: Iterable[keras.Layer]) -> None:
+        self._policies = tuple(map(_read_policy, layers))
+
+    def __hash__(self) -> int:
+        return len(self._policies)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PolicyKey) and self._policies == other._policies
 
 
 def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:

@@ -34,7 +34,8 @@ class TorchStep(Step):
         variables: Sequence[keras.Variable],
         states: Sequence[keras.Variable],
     ) -> tuple[Any, Callable[..., list[Any]]]:
-        scalar, others = compute()
+        with torch.enable_grad():  # The caller may be in `torch.no_grad()`.
+            scalar, others = compute()
         sources = [variable.value for variable in variables]
 
         def backward(

@@ -12,7 +12,7 @@ import numpy as np
 from keras_deepseek.artifacts.compare_outputs import differing_places
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy.samples.random_batches import draw_batch
+from keras_deepseek.backend.export.random_batch import draw_batch
 
 _TRIES = 8
 """The number of times that the last digits of a batch's floats are moved."""

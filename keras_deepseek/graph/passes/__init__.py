@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from keras_deepseek.graph.ir import Graph, Pass, Rewrite
+from keras_deepseek.graph.ir import Graph, Pass, Rewrite, Value
 from keras_deepseek.graph.passes.attention import fuse_attention
 from keras_deepseek.graph.passes.batch_norm import fold_batch_norms
 from keras_deepseek.graph.passes.equal_operations import merge_equal_operations
@@ -29,11 +29,21 @@ def run_passes(graph: Graph, names: Collection[str], training: bool) -> dict[str
     Before any other pass, identities are removed: casts without effect stand between operations.
     """
     rewrites: dict[str, list[Rewrite]] = {name: [] for name in PASSES if name in names}
-    if rewrites:
-        removed = remove_identities(graph, training)
-        if "identities" in rewrites:
-            rewrites["identities"] += removed
-    for name in (*PASSES, "equal_operations"):  # Later passes make equal operations too.
-        if name in rewrites:
-            rewrites[name] += PASSES[name](graph, training)
+    if not rewrites:
+        return rewrites
+    # Later passes make equal operations too.
+    for name in ("identities", *PASSES, "equal_operations"):
+        if name in rewrites or name == "identities":
+            found = _run_pass(PASSES[name], graph, training)
+            rewrites.get(name, []).extend(found)
+    return rewrites
+
+
+def _run_pass(find: Pass, graph: Graph, training: bool) -> list[Rewrite]:
+    replacements: dict[Value, Value] = {}
+    rewrites = []
+    for node, values, rewrite in find(graph, training):
+        replacements |= {Value(node, index): value for index, value in enumerate(values)}
+        rewrites += [rewrite] if rewrite else []
+    graph.replace(replacements)
     return rewrites

@@ -5,30 +5,26 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.graph.ir import Graph, Node, Rewrite, Spec, Value
+from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite, Spec, Value
 from keras_deepseek.graph.passes.axes import own_axes
 from keras_deepseek.graph.passes.contraction import as_product, is_contraction
 from keras_deepseek.graph.trace import record
 
 
-def fuse_attention(graph: Graph, training: bool) -> list[Rewrite]:
+def fuse_attention(graph: Graph, training: bool) -> Changes:
     """Replaces `softmax(Q K) V` by one operation, if the framework is faster with it.
 
-    That is so on PyTorch, where scores are not kept either. Works in inference and training.
+    That is so on PyTorch, where scores are not kept either, if they are larger than queries and
+    keys. Works in inference and training.
     """
     if not backend.current().compute.has_attention_kernel():
-        return []
-    rewrites = []
-    replacements = {}
+        return
     users = graph.users()
     for node in graph.nodes():
         fused = _fuse(node, users) if is_contraction(node) else None
         if fused is not None:
-            replacements[Value(node)] = fused
             text = "computes scores, softmax and weighted sum in one operation"
-            rewrites.append(Rewrite((node.layer,), text))
-    graph.replace(replacements)
-    return rewrites
+            yield node, [fused], Rewrite((node.layer,), text)
 
 
 def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
@@ -43,7 +39,7 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
     if len(users[weights]) != 1 or len(users[scores]) != 1:
         return None
     product = as_product(scores.node)
-    factors: tuple[Any, ...] = ()
+    factors: list[Any] = []
     if product is not None and product.factors:
         (scores,), factors = product.operands, product.factors
         product = as_product(scores.node) if len(users[scores]) == 1 else None
@@ -60,6 +56,9 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
         return None
     if set(key_labels) != {b, h, s, *inner}:
         return None
+    sizes = product.sizes()
+    if sizes[t] * sizes[s] <= (sizes[t] + sizes[s]) * sizes[inner[0]]:
+        return None  # The scores are small. Keeping them costs no more than the one operation.
     names = dict(zip(weighted.labels[0], product.out, strict=True))
     value_labels = [names.get(label, "value") for label in weighted.labels[1]]
     out = [names.get(label, "value") for label in weighted.out]

@@ -1,35 +1,32 @@
 """Folds batch normalization into the convolution or product before it, in inference."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_deepseek.graph.ir import WEIGHT, Graph, Node, Rewrite, Value
+from keras_deepseek.graph.ir import WEIGHT, Changes, Graph, Node, Rewrite, Value
 from keras_deepseek.graph.trace import record
 
 _FOLDED_INTO = ("Conv", "DepthwiseConv", "Matmul")
 
 
-def fold_batch_norms(graph: Graph, training: bool) -> list[Rewrite]:
+def fold_batch_norms(graph: Graph, training: bool) -> Changes:
     """Scales the kernel instead of the outputs, at each call from the current weights.
 
     The last axis must be that of the channels. Nothing is done in training, where the statistics
     depend on the outputs.
     """
     if training:
-        return []
-    rewrites = []
-    replacements = {}
+        return
     users = graph.users()
     for node in graph.nodes():
         folded = _fold(node, users)
         if folded is not None:
-            replacements[Value(node)] = folded
             layers = (_producer(node.args[0]).layer, node.layer)
-            rewrites.append(Rewrite(layers, "folded BatchNormalization into the kernel"))
-    graph.replace(replacements)
-    return rewrites
+            rewrite = Rewrite(layers, "folded BatchNormalization into the kernel")
+            yield node, [folded], rewrite
 
 
 def _producer(value: Value) -> Node:
@@ -55,7 +52,8 @@ def _fold(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
     if producer.kind not in _FOLDED_INTO or not isinstance(producer.args[1], Value):
         return None
     kernel = producer.args[1]
-    if kernel.node.kind != WEIGHT:
+    # At each call the kernel is scaled in place of the outputs.
+    if kernel.node.kind != WEIGHT or math.prod(kernel.shape) > math.prod(x.shape):
         return None
 
     def make(function: Callable[..., Any], *args: Any) -> Value:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
@@ -18,20 +18,29 @@ ELEMENT_COST = 4.0
 _MOST_OPERANDS = 7  # `OrderSearch` tries all orders.
 _MOST_NODES = 50
 _LETTERS = string.ascii_letters
+_FIRST_LABEL = 0x100
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Product:
-    """One node as an einsum with scalar factors: `out = factors * einsum(labels, operands)`."""
+    """Nodes as one einsum with scalar factors: `out = factors * einsum(labels, operands)`.
 
-    operands: tuple[Value, ...]
-    labels: tuple[str, ...]
+    A label is a character, which stands for an axis.
+    """
+
+    operands: list[Value]
+    labels: list[str]
     out: str
-    factors: tuple[Any, ...] = ()
+    nodes: list[Node]
+    factors: list[Any] = dataclasses.field(default_factory=list)
 
     def sizes(self) -> dict[str, int]:
         """Returns the size of each label."""
-        return _sizes(self.operands, self.labels)
+        return {
+            label: size
+            for value, labels in zip(self.operands, self.labels, strict=True)
+            for label, size in zip(labels, value.shape, strict=True)
+        }
 
 
 def as_product(node: Node) -> Product | None:
@@ -40,20 +49,11 @@ def as_product(node: Node) -> Product | None:
         return _einsum(node)
     if node.kind == "Matmul":
         return _matmul(node)
+    if node.kind in ("Multiply", "Divide", "TrueDivide"):
+        return _scaling(node)
     if (axes := permutation(node)) is not None:
         labels = _LETTERS[: len(axes)]
-        return Product((node.args[0],), (labels,), "".join(labels[axis] for axis in axes))
-    if node.kind == "Multiply":
-        for value, factor in (node.args[:2], node.args[1::-1]):
-            is_tensor = isinstance(value, Value) and value.dtype == node.spec.dtype
-            if is_tensor and _is_scalar(factor) and not _is_scalar(value):
-                labels = _LETTERS[: len(value.shape)]
-                return Product((value,), (labels,), labels, (factor,))
-    if node.kind in ("Divide", "TrueDivide") and isinstance(node.args[1], int | float):
-        value, divisor = node.args
-        if isinstance(value, Value) and value.dtype == node.spec.dtype and divisor != 0:
-            labels = _LETTERS[: len(value.shape)]
-            return Product((value,), (labels,), labels, (1 / divisor,))
+        return Product([node.args[0]], [labels], "".join(labels[axis] for axis in axes), [node])
     return None
 
 
@@ -103,7 +103,7 @@ def _einsum(node: Node) -> Product | None:
         for label, size in zip(each, value.shape, strict=True):
             if each.count(label) > 1 or sizes.setdefault(label, size) != size:
                 return None  # A diagonal, or an axis of size 1 that is broadcast.
-    return Product(tuple(operands), tuple(labels), out)
+    return Product(list(operands), labels, out, [node])
 
 
 def _matmul(node: Node) -> Product | None:
@@ -113,9 +113,23 @@ def _matmul(node: Node) -> Product | None:
     rank = len(one.shape)
     labels, new = _LETTERS[:rank], _LETTERS[rank]
     if rank >= 2 and len(other.shape) == 2:
-        return Product((one, other), (labels, labels[-1] + new), labels[:-1] + new)
+        return Product([one, other], [labels, labels[-1] + new], labels[:-1] + new, [node])
     if rank == len(other.shape) > 2 and one.shape[:-2] == other.shape[:-2]:
-        return Product((one, other), (labels, labels[:-2] + labels[-1] + new), labels[:-1] + new)
+        other_labels = labels[:-2] + labels[-1] + new
+        return Product([one, other], [labels, other_labels], labels[:-1] + new, [node])
+    return None
+
+
+def _scaling(node: Node) -> Product | None:
+    one, other = node.args[:2]
+    pairs = [(one, other), (other, one)]
+    if node.kind != "Multiply":
+        pairs = [(one, 1 / other)] if isinstance(other, int | float) and other != 0 else []
+    for value, factor in pairs:
+        is_tensor = isinstance(value, Value) and value.dtype == node.spec.dtype
+        if is_tensor and _is_scalar(factor) and not _is_scalar(value):
+            labels = _LETTERS[: len(value.shape)]
+            return Product([value], [labels], labels, [node], [factor])
     return None
 
 
@@ -124,14 +138,6 @@ def _is_scalar(value: Any) -> bool:
         return value.node.kind == CONSTANT and value.shape == ()
     is_number = isinstance(value, int | float)
     return is_number or (keras.ops.is_tensor(value) and tuple(value.shape) == ())
-
-
-def _sizes(operands: Sequence[Value], labels: Sequence[Any]) -> dict[Any, int]:
-    return {
-        label: size
-        for value, each in zip(operands, labels, strict=True)
-        for label, size in zip(each, value.shape, strict=True)
-    }
 
 
 def count_multiply_adds(graph: Graph) -> int:
@@ -155,51 +161,31 @@ def _multiply_adds(node: Node) -> int:
     return 0 if product is None else math.prod(product.sizes().values())
 
 
-@dataclasses.dataclass
-class Contraction:
-    """Products of products, gathered into one. Labels are numbers."""
-
-    operands: list[Value]
-    labels: list[list[int]]
-    out: list[int]
-    factors: list[Any]
-    nodes: list[Node]
-
-    def sizes(self) -> dict[int, int]:
-        """Returns the size of each label."""
-        return _sizes(self.operands, self.labels)
-
-
-def gather(root: Node, users: dict[Value, list[Node | None]]) -> Contraction | None:
-    """Returns the contraction of a node and of the products before it that only it reads.
+def gather(root: Node, users: dict[Value, list[Node | None]]) -> Product | None:
+    """Returns the product of a node and of the products before it that only it reads.
 
     It has at most `_MOST_OPERANDS` operands and `_MOST_NODES` nodes, so that each takes bounded
     time.
     """
-    numbers = itertools.count()
+    new_labels = map(chr, itertools.count(_FIRST_LABEL))
     room = [_MOST_OPERANDS - 1, _MOST_NODES]
 
-    def expand(node: Node) -> Contraction | None:
+    def expand(node: Node) -> Product | None:
         product = as_product(node)
         if product is None or len(product.operands) - 1 > room[0] or room[1] == 0:
             return None
         room[:] = room[0] - len(product.operands) + 1, room[1] - 1
-        names: dict[str, int] = {}
-        for label in itertools.chain(*product.labels, product.out):
-            if label not in names:
-                names[label] = next(numbers)
-        found = Contraction([], [], [names[c] for c in product.out], list(product.factors), [node])
-        for value, text in zip(product.operands, product.labels, strict=True):
-            labels = [names[label] for label in text]
+        names = str.maketrans(dict(zip(product.sizes(), new_labels)))  # noqa: B905 - endless
+        found = Product([], [], product.out.translate(names), [node], product.factors)
+        for value, own_labels in zip(product.operands, product.labels, strict=True):
+            labels = own_labels.translate(names)
             is_inner = len(users[value]) == 1 and len(value.node.outputs) == 1
             inner = expand(value.node) if is_inner else None
             if inner is None:
-                found.operands.append(value)
-                found.labels.append(labels)
-                continue
-            renamed = dict(zip(inner.out, labels, strict=True))
+                inner = Product([value], [labels], labels, [])
+            renamed = str.maketrans(inner.out, labels)
             found.operands += inner.operands
-            found.labels += [[renamed.get(label, label) for label in each] for each in inner.labels]
+            found.labels += [each.translate(renamed) for each in inner.labels]
             found.factors += inner.factors
             found.nodes += inner.nodes
         return found
@@ -224,12 +210,7 @@ def trained(graph: Graph, training: bool) -> set[Node]:
 def product_cost(one: Any, other: Any, out: Any, sizes: dict[Any, int], gradients: int) -> float:
     """Returns the cost of a product of two tensors with the given labels, in multiply-adds.
 
-    Args:
-        one: The labels of the first tensor.
-        other: The labels of the second tensor.
-        out: The labels of the product.
-        sizes: The size of each label.
-        gradients: How many of the two have a gradient.
+    `gradients` is the number of the two tensors that have a gradient.
     """
 
     def count(labels: Any) -> int:
@@ -244,104 +225,104 @@ def elements(shape: Shape) -> float:
     return ELEMENT_COST * math.prod(shape)
 
 
-Order = int | tuple["Order", "Order"]
-"""The number of an operand, or the product of two orders."""
+def node_cost(node: Node, with_gradient: Collection[Node]) -> float:
+    """Returns the cost of one product as it stands."""
+    product = as_product(node)
+    assert product is not None
+    if len(product.operands) == 2:
+        gradients = sum(value.node in with_gradient for value in product.operands)
+        one, other = product.labels
+        return product_cost(one, other, product.out, product.sizes(), gradients)
+    if not product.factors:  # A transpose is most often a view.
+        return 0.0
+    return 2 * elements((math.prod(product.sizes().values()),))
 
 
 class OrderSearch:
-    """The cheapest order of a contraction, found among all orders."""
+    """The cheapest order of a product, found among all orders."""
 
-    def __init__(self, contraction: Contraction, gradients: Sequence[bool]) -> None:
-        self._contraction = contraction
-        self._gradients = gradients
-        self._sizes = contraction.sizes()
-        self._all = frozenset(range(len(contraction.operands)))
-        self._best: dict[frozenset[int], tuple[float, Order]] = {}
-        cost, self.order = self._solve(self._all)
+    def __init__(self, product: Product, with_gradient: Collection[Node]) -> None:
+        self._product = product
+        self._gradients = [each.node in with_gradient for each in product.operands]
+        self._sizes = product.sizes()
+        self._all = frozenset(range(len(product.operands)))
+        self._best: dict[frozenset[int], tuple[float, list[frozenset[int]]]] = {}
+        cost = self._solve(self._all)[0]
         # The scalar factors multiply the smallest tensor.
-        self._scaled = min(_groups(self.order), key=self._count)
-        scaled = elements((self._count(self._scaled),))
-        self.cost = cost + 2 * len(contraction.factors) * scaled
+        self._scaled = min(self._groups(self._all), key=self._count)
+        self.cost = cost + 2 * len(product.factors) * ELEMENT_COST * self._count(self._scaled)
+
+    def _groups(self, group: frozenset[int]) -> Iterator[frozenset[int]]:
+        """Yields some operands, and the groups of them that are multiplied first."""
+        yield group
+        for factor in self._solve(group)[1]:
+            yield from self._groups(factor)
 
     def _count(self, group: frozenset[int]) -> int:
         """Returns the number of elements of the product of some operands."""
-        return math.prod(self._sizes[label] for label in self.labels_of(group))
+        return math.prod(self._sizes[label] for label in self._labels_of(group))
 
-    def labels_of(self, group: frozenset[int]) -> set[int]:
+    def _labels_of(self, group: frozenset[int]) -> set[str]:
         """Returns the labels that the product of some operands keeps."""
-        labels = self._contraction.labels
-        outside = {label for each in self._all - group for label in labels[each]}
-        inside = {label for each in group for label in labels[each]}
-        return inside & (outside | set(self._contraction.out))
+        labels = self._product.labels
+        outside = {*self._product.out}.union(*(labels[each] for each in self._all - group))
+        return outside & {label for each in group for label in labels[each]}
 
-    def _solve(self, group: frozenset[int]) -> tuple[float, Order]:
+    def _solve(self, group: frozenset[int]) -> tuple[float, list[frozenset[int]]]:
+        """Returns the least cost of the product of some operands, and its two factors."""
         if len(group) == 1:
-            return 0.0, next(iter(group))
+            return 0.0, []
         if group not in self._best:
-            pairs = (
-                (frozenset(left), group - frozenset(left))
+            halves = (
+                frozenset(half)
                 for number in range(1, len(group) // 2 + 1)
-                for left in itertools.combinations(sorted(group), number)
+                for half in itertools.combinations(sorted(group), number)
             )
-            self._best[group] = min((self._join(*each) for each in pairs), key=lambda each: each[0])
+            # As they stand, for a matmul.
+            pairs = (sorted((half, group - half), key=min) for half in halves)
+            costs = [(self._cost(pair), pair) for pair in pairs]
+            self._best[group] = min(costs, key=lambda each: each[0])
         return self._best[group]
 
-    def _join(self, left: frozenset[int], right: frozenset[int]) -> tuple[float, Order]:
-        left, right = sorted((left, right), key=min)  # As they stand, for a matmul.
-        (left_cost, left_order), (right_cost, right_order) = self._solve(left), self._solve(right)
-        gradients = sum(any(self._gradients[each] for each in side) for side in (left, right))
-        one, other, out = (self.labels_of(each) for each in (left, right, left | right))
-        cost = product_cost(one, other, out, self._sizes, gradients)
-        return left_cost + right_cost + cost, (left_order, right_order)
+    def _cost(self, pair: list[frozenset[int]]) -> float:
+        one, other = pair
+        gradients = sum(any(self._gradients[each] for each in side) for side in pair)
+        left, right, out = (self._labels_of(each) for each in (one, other, one | other))
+        cost = product_cost(left, right, out, self._sizes, gradients)
+        return self._solve(one)[0] + self._solve(other)[0] + cost
 
     def record(self, layer: str) -> Value:
-        """Records the contraction in the cheapest order, and returns its value."""
-        return self._record(self.order, layer)[0]
+        """Records the product in the cheapest order, and returns its value."""
+        return self._record(self._all, layer)[0]
 
-    def _record(self, order: Order, layer: str) -> tuple[Value, list[int]]:
-        group = _groups(order)[0]
-        if isinstance(order, int):
-            value, out = self._contraction.operands[order], self._contraction.labels[order]
+    def _record(self, group: frozenset[int], layer: str) -> tuple[Value, str]:
+        if len(group) == 1:
+            (index,) = group
+            value, out = self._product.operands[index], self._product.labels[index]
         else:
-            (one, one_labels), (other, other_labels) = (self._record(each, layer) for each in order)
-            out = self._contraction.out
+            left, right = (self._record(each, layer) for each in self._best[group][1])
+            out = self._product.out
             if group != self._all:
-                kept = self.labels_of(group)
-                out = [each for each in dict.fromkeys([*one_labels, *other_labels]) if each in kept]
-            value = _record_product(one, one_labels, other, other_labels, out, layer)
-        for factor in self._contraction.factors if group == self._scaled else ():
+                kept = self._labels_of(group)
+                out = "".join(each for each in dict.fromkeys(left[1] + right[1]) if each in kept)
+            value = _record_product(*left, *right, out, layer)
+        for factor in self._product.factors if group == self._scaled else ():
             value = record(keras.ops.multiply, value, factor, layer=layer)
         return value, out
 
 
 def _record_product(
-    one: Value,
-    one_labels: list[int],
-    other: Value,
-    other_labels: list[int],
-    out: list[int],
-    layer: str,
+    one: Value, one_labels: str, other: Value, other_labels: str, out: str, layer: str
 ) -> Value:
     """Records a matmul if the axes stand as it needs them, else an einsum."""
     batch = other_labels[:-2]
     if (
-        [*batch, *one_labels[-1:]] == other_labels[:-1]
-        and batch == (one_labels[:-2] if batch else [])
-        and out == [*one_labels[:-1], other_labels[-1]]
+        batch + one_labels[-1:] == other_labels[:-1]
+        and batch == (one_labels[:-2] if batch else "")
+        and out == one_labels[:-1] + other_labels[-1]
     ):
         return record(keras.ops.matmul, one, other, layer=layer)
-    letters: dict[int, str] = {}
-    texts = [
-        "".join(letters.setdefault(label, _LETTERS[len(letters)]) for label in labels)
-        for labels in (one_labels, other_labels, out)
-    ]
-    subscripts = f"{texts[0]},{texts[1]}->{texts[2]}"
+    subscripts = f"{one_labels},{other_labels}->{out}"
+    used = "".join(dict.fromkeys(one_labels + other_labels))
+    subscripts = subscripts.translate(str.maketrans(used, _LETTERS[: len(used)]))
     return record(keras.ops.einsum, subscripts, one, other, layer=layer)
-
-
-def _groups(order: Order) -> list[frozenset[int]]:
-    """Returns the operands of an order, and those of each product and operand inside it."""
-    if isinstance(order, int):
-        return [frozenset([order])]
-    one, other = map(_groups, order)
-    return [one[0] | other[0], *one, *other]

@@ -6,6 +6,7 @@ from keras_deepseek.graph.ir import (
     CONSTANT,
     INPUT,
     WEIGHT,
+    Changes,
     Graph,
     Node,
     Rewrite,
@@ -15,34 +16,31 @@ from keras_deepseek.graph.ir import (
 )
 
 
-def merge_equal_operations(graph: Graph, training: bool) -> list[Rewrite]:
+def merge_equal_operations(graph: Graph, training: bool) -> Changes:
     """Keeps one of several operations with equal arguments. Works in inference and training.
 
     Whole layers stay: they may be random or have state.
     """
     first: dict[Any, Node] = {}
-    rewrites = []
-
-    def find(node: Node) -> list[Value] | None:
+    kept: dict[Value, Value] = {}
+    for node in graph.nodes():
         if node.kind == INPUT or node.is_layer:
-            return None
-        kept = first.setdefault(_key(node), node)
-        if kept is node:
-            return None
-        if node.is_operation:
-            layers = tuple(dict.fromkeys((kept.layer, node.layer)))
-            rewrites.append(Rewrite(layers, f"computes {node.kind} once"))
-        return [Value(kept, index) for index in range(len(node.outputs))]
-
-    graph.rewrite(find)
-    return rewrites
+            continue
+        equal = first.setdefault(_key(node, kept), node)
+        if equal is node:
+            continue
+        values = [Value(equal, index) for index in range(len(node.outputs))]
+        kept |= {Value(node, index): value for index, value in enumerate(values)}
+        layers = tuple(dict.fromkeys((equal.layer, node.layer)))
+        text = f"computes {node.kind} once"
+        yield node, values, Rewrite(layers, text) if node.is_operation else None
 
 
-def _key(node: Node) -> Any:
+def _key(node: Node, kept: dict[Value, Value]) -> Any:
     """Returns a key that is the same for nodes with the same result."""
     if node.kind == WEIGHT:
         return WEIGHT, id(node.content), node.spec.dtype
     if node.kind == CONSTANT:
         return CONSTANT, value_key(node.content)
-    parts = (attributes(node.operation), node.args, node.kwargs)
-    return node.kind, *(value_key(each) for each in parts)
+    args, kwargs = node.map_values(lambda value: kept.get(value, value))
+    return node.kind, value_key((attributes(node.operation), args, kwargs))

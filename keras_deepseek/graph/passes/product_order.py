@@ -5,61 +5,30 @@ latent attention with one query absorbs its projections. No compiler of the thre
 the order of products.
 """
 
-import math
-
-from keras_deepseek.graph.ir import Graph, Node, Rewrite, Value
-from keras_deepseek.graph.passes.contraction import (
-    Contraction,
-    OrderSearch,
-    as_product,
-    elements,
-    gather,
-    product_cost,
-    trained,
-)
+from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite
+from keras_deepseek.graph.passes.contraction import OrderSearch, gather, node_cost, trained
 
 _LEAST_GAIN = 0.1
 
 
-def reorder_products(graph: Graph, training: bool) -> list[Rewrite]:
+def reorder_products(graph: Graph, training: bool) -> Changes:
     """Reorders matmuls and einsums, transposes and scalar factors among them, by cost.
 
     Works in inference and training. Products in float16 stay, since another order may overflow.
     """
-    rewrites = []
-    replacements = {}
     users, with_gradient = graph.users(), trained(graph, training)
     gathered: set[Node] = set()
     for node in reversed(graph.nodes()):
         if node in gathered or node.spec.dtype == "float16":
             continue
-        contraction = gather(node, users)
-        if contraction is None or len(contraction.operands) < 3:
+        product = gather(node, users)
+        if product is None or len(product.operands) < 3:
             continue
-        gathered.update(contraction.nodes)
-        before = sum(_cost(each, with_gradient) for each in contraction.nodes)
-        search = OrderSearch(contraction, _gradients(contraction, with_gradient))
+        gathered.update(product.nodes)
+        before = sum(node_cost(each, with_gradient) for each in product.nodes)
+        search = OrderSearch(product, with_gradient)
         if search.cost <= (1 - _LEAST_GAIN) * before:
-            replacements[Value(node)] = search.record(node.layer)
-            layers = tuple(dict.fromkeys(each.layer for each in reversed(contraction.nodes)))
-            text = f"reordered {len(contraction.operands)} factors: {before:.3g} to "
-            rewrites.append(Rewrite(layers, f"{text}{search.cost:.3g} multiply-adds"))
-    graph.replace(replacements)
-    return rewrites
-
-
-def _gradients(contraction: Contraction, with_gradient: set[Node]) -> list[bool]:
-    return [value.node in with_gradient for value in contraction.operands]
-
-
-def _cost(node: Node, with_gradient: set[Node]) -> float:
-    """Returns the cost of one product as it stands."""
-    product = as_product(node)
-    assert product is not None
-    if len(product.operands) == 2:
-        gradients = sum(value.node in with_gradient for value in product.operands)
-        one, other = product.labels
-        return product_cost(one, other, product.out, product.sizes(), gradients)
-    if not product.factors:  # A transpose is most often a view.
-        return 0.0
-    return 2 * elements((math.prod(product.sizes().values()),))
+            layers = tuple(dict.fromkeys(each.layer for each in reversed(product.nodes)))
+            text = f"reordered {len(product.operands)} factors: {before:.3g} to "
+            rewrite = Rewrite(layers, f"{text}{search.cost:.3g} multiply-adds")
+            yield node, [search.record(node.layer)], rewrite

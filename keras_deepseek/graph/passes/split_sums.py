@@ -4,20 +4,18 @@ The sum of the weights is not computed, and a frozen `W` has no gradient.
 """
 
 import dataclasses
-import itertools
 
 import keras
 
-from keras_deepseek.graph.ir import WEIGHT, Graph, Node, Rewrite, Value
+from keras_deepseek.graph.ir import WEIGHT, Changes, Graph, Node, Rewrite, Value
 from keras_deepseek.graph.passes.contraction import (
-    Contraction,
     OrderSearch,
     Product,
     as_product,
     elements,
     gather,
     is_contraction,
-    product_cost,
+    node_cost,
     trained,
 )
 from keras_deepseek.graph.trace import record
@@ -25,113 +23,70 @@ from keras_deepseek.graph.trace import record
 _LEAST_GAIN = 0.05
 
 
-def split_sums(graph: Graph, training: bool) -> list[Rewrite]:
+def split_sums(graph: Graph, training: bool) -> Changes:
     """Splits a product by `W + s A B` if that costs less.
 
     Works in inference and training. Products in float16 stay, since a part may overflow.
     """
-    rewrites = []
-    replacements = {}
     users, with_gradient = graph.users(), trained(graph, training)
     for node in graph.nodes():
-        sum_ = _find_sum(node, users, graph)
-        if sum_ is None:
+        product = as_product(node) if is_contraction(node) else None
+        if product is None or len(product.operands) != 2 or node.spec.dtype == "float16":
             continue
-        search = OrderSearch(
-            sum_.whole, [each.node in with_gradient for each in sum_.whole.operands]
-        )
-        before, after = sum_.costs(search.cost, with_gradient)
+        x, kernel = product.operands
+        terms = _terms(kernel)
+        if terms is None or len(users[kernel]) != 1 or len(users[terms[1]]) != 1:
+            continue
+        by_weight, by_low_rank = (_with_kernel(node, kernel, term) for term in terms)
+        users[x].append(by_low_rank)  # So that x itself is not gathered.
+        whole = gather(by_low_rank, users)
+        if whole is None or len(whole.operands) != 3:
+            continue
+        before = sum(node_cost(each, with_gradient) for each in (node, *whole.nodes[1:]))
+        before += 6 * elements(kernel.shape)
+        shape = _flatten(whole, node, graph)
+        search = OrderSearch(whole, with_gradient)
+        after = search.cost + node_cost(by_weight, with_gradient) + 3 * elements(node.spec.shape)
         if after > (1 - _LEAST_GAIN) * before:
             continue
-        args, kwargs = node.map_values(
-            lambda value, s=sum_: s.weight if value == s.kernel else value  # type: ignore[misc]
-        )
-        plain = Value(dataclasses.replace(node, args=args, kwargs=kwargs))
         low_rank = search.record(node.layer)
-        if sum_.shape is not None:
-            low_rank = record(keras.ops.reshape, low_rank, sum_.shape, layer=node.layer)
-        replacements[Value(node)] = record(keras.ops.add, plain, low_rank, layer=node.layer)
+        if shape is not None:
+            low_rank = record(keras.ops.reshape, low_rank, shape, layer=node.layer)
+        split = record(keras.ops.add, Value(by_weight), low_rank, layer=node.layer)
         text = f"split x(W + AB): {before:.3g} to {after:.3g} multiply-adds"
-        rewrites.append(Rewrite((node.layer,), text))
-    graph.replace(replacements)
-    return rewrites
+        yield node, [split], Rewrite((node.layer,), text)
 
 
-@dataclasses.dataclass
-class _Sum:
-    """A product of `x` by a kernel, which is the sum of a weight and a low-rank product."""
-
-    product: Product
-    kernel: Value
-    weight: Value
-    low_rank: Contraction
-    whole: Contraction  # Of x and the factors of the low-rank product.
-    shape: tuple[int, ...] | None  # Of the product, if `whole` has a flattened x.
-
-    def costs(self, low_rank_cost: float, with_gradient: set[Node]) -> tuple[float, float]:
-        """Returns the costs of the product before and after, in multiply-adds."""
-        sizes = self.whole.sizes()
-        labels = (self.whole.labels[0], self.low_rank.out, self.whole.out)
-        x = self.product.operands[0]
-
-        def by(value: Value) -> float:
-            gradients = (x.node in with_gradient) + (value.node in with_gradient)
-            return product_cost(*labels, sizes, gradients)
-
-        factors = sum(value.node in with_gradient for value in self.low_rank.operands)
-        one, other = self.low_rank.labels
-        made = product_cost(one, other, self.low_rank.out, sizes, factors)
-        out = tuple(sizes[label] for label in self.whole.out)
-        before = by(self.kernel) + made + 6 * elements(self.kernel.shape)
-        return before, low_rank_cost + by(self.weight) + 3 * elements(out)
-
-
-def _find_sum(node: Node, users: dict[Value, list[Node | None]], graph: Graph) -> _Sum | None:
-    product = as_product(node) if is_contraction(node) else None
-    if product is None or len(product.operands) != 2 or node.spec.dtype == "float16":
-        return None
-    x, kernel = product.operands
+def _terms(kernel: Value) -> list[Value] | None:
+    """Returns the weight and the other term of a sum, or `None` for another kernel."""
     terms = kernel.node.args[:2]
-    if kernel.node.kind != "Add" or len(users[kernel]) != 1:
-        return None
-    if not all(isinstance(each, Value) for each in terms):
+    if kernel.node.kind != "Add" or not all(isinstance(each, Value) for each in terms):
         return None
     weight, other = sorted(terms, key=lambda value: value.node.kind != WEIGHT)
-    if weight.node.kind != WEIGHT or not weight.shape == other.shape == kernel.shape:
-        return None
-    low_rank = gather(other.node, users)
-    if low_rank is None or len(low_rank.operands) != 2 or len(users[other]) != 1:
-        return None
-    numbers = dict(zip(product.labels[1], low_rank.out, strict=True))
-    unused = itertools.count(1 + max(low_rank.sizes()))
-    for label in product.labels[0]:
-        if label not in numbers:
-            numbers[label] = next(unused)
-    labels = [numbers[label] for label in product.labels[0]]
-    out = [numbers[label] for label in product.out]
-    x, labels, out, shape = _flatten(x, labels, out, node, graph)
-    whole = Contraction(
-        [x, *low_rank.operands], [labels, *low_rank.labels], out, low_rank.factors, []
-    )
-    return _Sum(product, kernel, weight, low_rank, whole, shape)
+    is_sum = weight.node.kind == WEIGHT and weight.shape == other.shape == kernel.shape
+    return [weight, other] if is_sum else None
 
 
-def _flatten(
-    x: Value, labels: list[int], out: list[int], node: Node, graph: Graph
-) -> tuple[Value, list[int], list[int], tuple[int, ...] | None]:
-    """Flattens the leading axes of x, and returns the shape of the product without that.
+def _with_kernel(node: Node, kernel: Value, other: Value) -> Node:
+    args, kwargs = node.map_values(lambda value: other if value == kernel else value)
+    return dataclasses.replace(node, args=args, kwargs=kwargs)
+
+
+def _flatten(whole: Product, node: Node, graph: Graph) -> tuple[int, ...] | None:
+    """Flattens the leading axes of x, and returns the shape to give to the product then.
 
     The gradients of products of three axes by thin matrices are slow on JAX's CPU: those of two
     feed-forward layers with LoRAs took 102 ms, and flattened 43 ms.
     """
-    count = len(
-        list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(labels, out, strict=False)))
-    )
+    x, labels, out = whole.operands[0], whole.labels[0], whole.out
+    pairs = enumerate(zip(labels, out, strict=False))
+    count = next((axis for axis, (one, other) in pairs if one != other), len(out))
     free = [axis for axis in range(count) if graph.is_free(x.shape[axis])]
     if count < 2 or len(free) > 1:
-        return x, labels, out, None
-    flat = record(keras.ops.reshape, x, (-1, *x.shape[count:]), layer=node.layer)
+        return None
+    # The size of the first label is now that of all of them.
+    whole.operands[0] = record(keras.ops.reshape, x, (-1, *x.shape[count:]), layer=node.layer)
+    whole.labels[0], whole.out = labels[0] + labels[count:], out[0] + out[count:]
     shape = list(node.spec.shape)
     shape[free[0] if free else 0] = -1
-    # The size of the first label is now that of all of them.
-    return flat, [labels[0], *labels[count:]], [out[0], *out[count:]], tuple(shape)
+    return tuple(shape)

@@ -7,9 +7,7 @@ position-wise operations are cut to the row that is read. Keys and values stay.
 import dataclasses
 import operator
 
-import keras
-
-from keras_deepseek.graph.ir import Graph, Node, Rewrite, Spec, Value
+from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite, Spec, Value, resize_reshape
 from keras_deepseek.graph.passes.axes import operand_axes
 from keras_deepseek.graph.passes.contraction import is_contraction
 from keras_deepseek.graph.trace import record
@@ -40,11 +38,11 @@ class _Cut:
 
     rows: _Rows
     axes: dict[Value, int | None]
-    has_product: bool = False
-    """True if the cut saves a product, of this node or before it."""
+    layers: tuple[str, ...] = ()
+    """The layers of the products that the cut saves, of this node and before it."""
 
 
-def cut_unread_rows(graph: Graph, training: bool) -> list[Rewrite]:
+def cut_unread_rows(graph: Graph, training: bool) -> Changes:
     """Computes only the rows that slices and indices read. Works in inference and training.
 
     Dropout then draws fewer random numbers, so a training step draws others than before.
@@ -52,24 +50,18 @@ def cut_unread_rows(graph: Graph, training: bool) -> list[Rewrite]:
     nodes = graph.nodes()
     reads = {node: found for node in nodes if (found := _reading(node, graph)) is not None}
     if not reads:
-        return []
+        return
     region = _region(graph, nodes, reads)
     cutter = _Cutter()
-    named: set[Node] = set()
-    replacements = {}
-    rewrites = []
     for node in nodes:
         if node in region:
             cutter.add(node, region[node])
         elif node in reads and (value := node.args[0]).node in region:
-            if not region[value.node].has_product:
+            layers = region[value.node].layers
+            if not layers:
                 continue
-            replacements[Value(node)] = cutter.read(node, reads[node])
-            layers = tuple(_product_layers(value.node, region, named))
             text = f"computes {reads[node].number} of {value.shape[reads[node].axis]} rows"
-            rewrites.append(Rewrite(layers, text))
-    graph.replace(replacements)
-    return rewrites
+            yield node, [cutter.read(node, reads[node])], Rewrite(layers, text)
 
 
 def _reading(node: Node, graph: Graph) -> _Rows | None:
@@ -131,28 +123,12 @@ def _region(graph: Graph, nodes: list[Node], reads: dict[Node, _Rows]) -> dict[N
     for node in nodes:
         if node in region:
             cut = region[node]
-            has_product = is_contraction(node) or node.kind == "DotProductAttention"
-            has_product |= any(
-                axis is not None and value.node in region and region[value.node].has_product
-                for value, axis in cut.axes.items()
-            )
-            region[node] = dataclasses.replace(cut, has_product=has_product)
+            before = [value.node for value, axis in cut.axes.items() if axis is not None]
+            layers = [each for inner in before if inner in region for each in region[inner].layers]
+            if is_contraction(node) or node.kind == "DotProductAttention":
+                layers.append(node.layer)
+            region[node] = dataclasses.replace(cut, layers=tuple(dict.fromkeys(layers)))
     return region
-
-
-def _product_layers(node: Node, region: dict[Node, _Cut], named: set[Node]) -> dict[str, None]:
-    """Returns the layers of the products that a cut saves, without those of earlier calls."""
-    layers = []
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if node in named or node not in region:
-            continue
-        named.add(node)
-        if is_contraction(node) or node.kind == "DotProductAttention":
-            layers.append(node.layer)
-        waiting += [value.node for value, axis in region[node].axes.items() if axis is not None]
-    return dict.fromkeys(reversed(layers))
 
 
 class _Cutter:
@@ -163,7 +139,7 @@ class _Cutter:
 
     def add(self, node: Node, cut: _Cut) -> None:
         """Makes a node of the region again. Those that it reads were added before."""
-        if not cut.has_product:
+        if not cut.layers:
             return
         rows = cut.rows
 
@@ -172,15 +148,11 @@ class _Cutter:
             return value if axis is None else self._rows(value, rows, axis, node.layer)
 
         args, kwargs = node.map_values(shorten)
+        operation = node.operation
         if node.kind == "Reshape":
-            sizes = list(node.operation.newshape)  # -1 stays where the batch size is free.
-            sizes[rows.axis] = rows.number
-            made = record(keras.ops.reshape, args[0], tuple(sizes), layer=node.layer).node
-            specs = [Spec(_with_rows(node.spec.shape, rows), node.spec.dtype)]
-            made.outputs = specs
-        else:
-            specs = [Spec(_with_rows(spec.shape, rows), spec.dtype) for spec in node.outputs]
-            made = Node(node.kind, specs, node.operation, args, kwargs, node.layer)
+            operation = resize_reshape(operation, rows.axis, rows.number)
+        specs = [Spec(_with_rows(spec.shape, rows), spec.dtype) for spec in node.outputs]
+        made = Node(node.kind, specs, operation, args, kwargs, node.layer)
         for index in range(len(node.outputs)):
             self._made[Value(node, index), rows] = Value(made, index)
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.deploy.samples.random_batches import (
-    draw_batch,
     hold_out,
     make_accepted_samples,
     make_extreme_samples,

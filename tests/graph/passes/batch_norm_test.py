@@ -45,8 +45,12 @@ def by_rows(x):
     return norm(axis=1)(layers.Conv2D(4, 3)(x))
 
 
-@pytest.mark.parametrize("function", [activated, read_twice, by_rows])
-def test_stays_where_kernel_and_norm_are_not_one_product(function):
+def few_rows(x):
+    return norm()(layers.Dense(30)(layers.Dense(20)(x[:, 0, 0])))
+
+
+@pytest.mark.parametrize("function", [activated, read_twice, by_rows, few_rows])
+def test_stays_where_kernel_and_norm_are_not_one_product_or_outputs_are_small(function):
     inputs = keras.Input((6, 6, 3))
     model = randomize(keras.Model(inputs, function(inputs)))
     optimized = rewrite(model, draw(2, 6, 6, 3), "batch_norm")

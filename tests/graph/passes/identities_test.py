@@ -27,6 +27,9 @@ from tests.oracles.graph_rewriting import check_equal, draw, kinds, rewrite
         pytest.param(
             lambda x: ops.cast(ops.cast(x, "int32"), "float32"), ["Cast", "Cast"], id="rounding"
         ),
+        pytest.param(  # On PyTorch, indices are int64.
+            lambda x: ops.cast(ops.top_k(x, 2)[1], "int32"), ["TopK", "Cast"], id="indices"
+        ),
     ],
 )
 def test_removes_what_returns_its_input(function, left):
