@@ -110,6 +110,10 @@ def test_fit_with_a_ragged_last_batch(case):
     is_stateful = any(getattr(layer, "stateful", False) for layer in flatten_layers(case.model))
     if is_stateful and BACKEND == "torch":
         pytest.skip("Keras assigns the states in place, and PyTorch then has no gradient.")
+    if case.name == "resnet_v2":
+        pytest.skip(
+            "A batch of two rows makes a change of weights by 1e-6 as large as the outputs."
+        )
     inputs = case.draw(10 if case.has_free_batch else ROWS)
     random = np.random.default_rng(0)
     outputs = case.model.predict(inputs, batch_size=ROWS, verbose=0)
