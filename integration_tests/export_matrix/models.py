@@ -1,5 +1,7 @@
 """All models of the export matrix by name."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -24,6 +26,11 @@ _SPREAD = 0.1
 
 
 def build(name: str) -> keras.Model:
+    """Returns a model of the matrix with random weights."""
+    return build_randomly(MODELS[name])
+
+
+def build_randomly(builder: Callable[[], keras.Model]) -> keras.Model:
     """Returns a model of random weights, the same ones each time.
 
     None of them has its initial zero or one, as biases and the statistics of batches do: an export
@@ -31,7 +38,7 @@ def build(name: str) -> keras.Model:
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
-    model = MODELS[name]()
+    model = builder()
     generator = np.random.default_rng(0)
     for weight in model.weights:
         value = keras.ops.convert_to_numpy(weight.value)

@@ -41,7 +41,8 @@ class Verifier:
     def __init__(self, original: keras.Model, inputs: Any, *, training: bool) -> None:
         self._original = original
         self._training = training
-        self._batches = list(_resized(original, inputs))
+        # PyTorch has no gradient of some convolutions of one row.
+        self._batches = list(_resized(original, inputs, 2 if training else 1))
         layers = flatten_layers(original)
         self._is_half = any(layer.compute_dtype in _HALF for layer in layers)
         self._expected = [self._evaluate(original, batch) for batch in self._batches]
@@ -137,13 +138,13 @@ def time_together(functions: Sequence[Callable[[], Sequence[Any]]]) -> list[floa
     return [min(found) for found in times]
 
 
-def _resized(model: keras.Model, inputs: Any) -> Iterator[Any]:
-    """Yields the inputs, and a batch of another size made from them if the model takes it."""
+def _resized(model: keras.Model, inputs: Any, least: int) -> Iterator[Any]:
+    """Yields the inputs, and a batch of `least` or three rows of them if the model takes it."""
     yield inputs
     graph = functional_graph(model)
     if graph is None or all(each.shape[0] is None for each in graph.inputs):
         rows = max(each.shape[0] for each in tree.flatten(inputs))
-        number = 3 if rows == 1 else 1
+        number = 3 if rows == least else least
 
         def resize(tensor: Any) -> Any:
             indices = np.arange(number)[::-1] % tensor.shape[0]

@@ -10,7 +10,7 @@ from hypothesis import strategies
 from keras import layers, ops
 
 from keras_deepseek import graph
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import ExportError, InvalidInputError
 from keras_deepseek.graph.ir import Node, Rewrite, Value
 from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.trace import record
@@ -132,8 +132,31 @@ def compare_random_model(seed, training):
     optimized = graph.OptimizedModel(
         model, keras.KerasTensor((3, *shape)), "train" if training else "inference", list(PASSES)
     )
-    Verifier(model, inputs, training=training).compare(optimized)
+    verifier = Verifier(model, inputs, training=training)
+    try:
+        verifier.compare(optimized)
+    except ExportError:
+        if not amplifies_rounding(model, verifier):
+            raise
     assert optimized.has_program(inputs, training)
+
+
+def amplifies_rounding(model, verifier):
+    """Returns True if the model differs from itself when its weights are rounded to 20 bits.
+
+    One in 300 does, most of them by normalizing few rows. A difference then proves nothing.
+    """
+    weights = model.get_weights()
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        model.set_weights([each * (1 + 1e-6 * random.normal(size=each.shape)) for each in weights])
+        try:
+            verifier.compare(model)
+        except ExportError:
+            return True
+        finally:
+            model.set_weights(weights)
+    return False
 
 
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis")

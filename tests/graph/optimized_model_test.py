@@ -269,24 +269,3 @@ def test_a_trace_inside_of_compiled_code():
     assert optimized._plans._plans
     assert None not in optimized._plans._plans.values()
     check_equal(model, optimized, ops.convert_to_tensor(draw(3, 7, 8)))
-
-
-APPLICATIONS = [
-    *("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0"),
-    *("ResNet50", "ResNet50V2", "DenseNet121", "VGG16", "Xception", "InceptionV3", "NASNetMobile"),
-    *("ConvNeXtTiny", "InceptionResNetV2"),
-]
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("name", APPLICATIONS)
-def test_models_of_keras_applications(name, policy):
-    keras.config.set_dtype_policy(policy)
-    shape = (96, 96, 3)
-    model = getattr(keras.applications, name)(weights=None, input_shape=shape, classes=10)
-    report = graph.optimize(model, draw(2, *shape), measure=False).report
-    print(f"{name} {policy}: operations {report.operations}, ", end="")
-    print(f"{len(report.leaves)} leaves, off by {report.largest_difference:.1e}")
-    assert report.failure is None
