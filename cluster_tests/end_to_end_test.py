@@ -34,7 +34,7 @@ TARGET = 40
 SPEC = {
     "model": {"uri": "s3://models/digits"},
     "replicas": 2,
-    "args": ["--limit", "unready_seconds=2", "--limit", "connection_seconds=5", "--threads", "1"],
+    "args": ["--limit", "unready_seconds=3", "--limit", "connection_seconds=2", "--threads", "1"],
     "autoscaling": {
         "minReplicas": 2,
         "maxReplicas": 6,

@@ -13,8 +13,9 @@ CONTAINER = "server"
 
 _MODEL_PATH = "/models/model"
 _CACHE_PATH = "/cache"
-_LIMITS = {"unready_seconds": "15", "connection_seconds": "300", "grace_seconds": "30"}
-"""Limits of `serve` in a pod: clients move to new pods, and a stopping pod loses no request."""
+_LIMITS = {"unready_seconds": "20", "connection_seconds": "15", "grace_seconds": "30"}
+"""Limits of `serve` in a pod. All connections are renewed while a stopping pod is unready: the
+clients of kept ones move to other pods, and no request is lost."""
 
 _MERGE_KEYS = ("mountPath", "topologyKey", "name")
 """The keys that tell apart the items of a list in a pod template."""

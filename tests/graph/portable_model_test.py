@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -51,7 +53,9 @@ def test_a_saved_portable_model_computes_the_same(build, tmp_path):
     made = make_portable(model, named.signature, x)
     made.save(tmp_path / "model.keras")
     loaded = NamedModel(keras.saving.load_model(tmp_path / "model.keras"))
-    assert loaded.signature == named.signature
+    # A program does not know the vocabulary of its inputs.
+    inputs = tuple(replace(spec, vocabulary_size=None) for spec in named.signature.inputs)
+    assert loaded.signature == replace(named.signature, inputs=inputs)
     batch = {named.signature.inputs[0].name: x[[0, 2, 1, 1]]}
     expected, received = named(batch), loaded(batch)
     for name, array in expected.items():

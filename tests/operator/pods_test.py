@@ -44,7 +44,7 @@ def test_model(uri, argument, volume):
 
 
 def test_grace_period_is_above_the_limits_of_serve():
-    assert template()["spec"]["terminationGracePeriodSeconds"] > 15 + 30
+    assert template()["spec"]["terminationGracePeriodSeconds"] > 20 + 30
     args = ["--limit", "unready_seconds=40", "--limit=grace_seconds=60"]
     found = template(args=args)
     assert found["spec"]["terminationGracePeriodSeconds"] > 40 + 60
