@@ -25,8 +25,12 @@ _PACKAGES = {
     "grpc_reflection": "grpcio-reflection",
 }
 
-_MAX_STREAMS = 256
-"""Calls of one connection at a time. A client lets further ones wait."""
+_MAX_CALLS = 4096
+"""Calls of all connections at a time. Further ones end with RESOURCE_EXHAUSTED.
+
+`grpc.max_concurrent_streams` would fail calls: a client that has just read an answer sends the next
+call, and the server, for which the last one is not over, resets its stream.
+"""
 
 _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
@@ -170,7 +174,6 @@ class GrpcServer(Server):
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", _MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
             # Finds clients whose machine is gone: they do not close their connections.
             ("grpc.keepalive_time_ms", _PROBE_MILLISECONDS),
@@ -186,7 +189,11 @@ class GrpcServer(Server):
             options = (*options, age)
         return partial(
             self._serve,
-            lambda: grpc.aio.server(handlers=[GrpcApplication(self)], options=options),
+            lambda: grpc.aio.server(
+                handlers=[GrpcApplication(self)],
+                options=options,
+                maximum_concurrent_rpcs=_MAX_CALLS,
+            ),
         )
 
     async def _serve(self, make_server: Callable[[], Any], listens: "Future[int]") -> None:
