@@ -139,13 +139,13 @@ class GrpcServer(Server):
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: asyncio.Task[None]) -> Iterator[None]:
-        """Context manager that cancels a task when the server begins to stop.
+        """Context manager that cancels a task when a stopping server closes its connections.
 
         Args:
             task: `asyncio.Task`. It reads a stream that the client may keep open forever.
         """
         self._streams.add(task)
-        if self.is_stopping:
+        if self._held_back is not None:
             task.cancel()
         try:
             yield
@@ -214,13 +214,14 @@ class GrpcServer(Server):
         following = asyncio.create_task(health.follow())
         listens.set_result(port)
         await self.stopping.wait()
+        await health.update()
         await asyncio.sleep(self.settle_seconds)
-        for task in list(self._streams):
-            task.cancel()
         # When gRPC stops, it cancels each call that it has not passed on yet: a client that sends
         # the next call right after an answer loses it. So the answers are held back until all such
         # clients wait for one, and gRPC has told them (GOAWAY) to send no more on this connection.
         self._held_back = asyncio.Event()
+        for task in list(self._streams):
+            task.cancel()
         await asyncio.sleep(_HOLD_SECONDS)
         stopping = asyncio.create_task(server.stop(self.grace_seconds))
         await asyncio.sleep(_GOAWAY_SECONDS)
