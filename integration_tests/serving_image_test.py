@@ -228,7 +228,7 @@ def test_no_framework_and_no_keras_is_installed(image):
     packages = Path(image.run(image.programs / "python", "-c", code).strip())
     found = {path.name for path in packages.iterdir()}
     assert not found & {"keras", "tensorflow", "jax", "torch", "onnx", "h5py", "pip"}
-    assert {"keras_deepseek", "onnxruntime", "grpc", "httptools"} <= found
+    assert {"keras_deepseek", "onnxruntime", "grpc", "httptools", "uvicorn"} <= found
     size = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file())
     print(f"site-packages of the image: {size / 2**20:.0f} MiB")
 

@@ -260,7 +260,7 @@ def test_a_signal_makes_it_unready_and_the_next_one_ends_it(bundle_of):
 
 
 def test_the_admin_port_is_open_before_the_model_is_loaded(monkeypatch, bundle_of):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     seen = []

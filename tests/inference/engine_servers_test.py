@@ -103,7 +103,7 @@ ServingEngine(Doubler(), warm_up=False).serve(0, 0, block=True, limits=limits)
 
 
 def test_after_a_signal_only_readiness_fails_until_the_next_signal():
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     grpc = pytest.importorskip("grpc")
     call = [sys.executable, "-c", UNREADY]
     folder = Path(__file__).parents[2]

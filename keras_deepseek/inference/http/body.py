@@ -5,7 +5,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HungUpError
 
@@ -70,22 +70,20 @@ def _too_large(max_bytes: int) -> HttpError:
 
 async def read_body(request: HttpRequest, max_bytes: int) -> bytes:
     """Returns the whole body, decompressed. Raises the errors of `stream_body`."""
-    body = b""
-    collected: bytearray | None = None
+    body: bytes | bytearray = b""
     async for piece in stream_body(request, max_bytes):
         if not body:
             body = piece
         else:
             # A list of small pieces would take many times their size.
-            collected = bytearray(body) if collected is None else collected
-            collected += piece
-    if collected is not None:
-        body = bytes(collected)
+            body = bytearray(body) if isinstance(body, bytes) else body
+            body += piece
+    received = cast(bytes, body)  # A copy would hold the event loop and double the memory.
     encoding = request.headers.get("content-encoding")
     if encoding is None:
-        return body
+        return received
     limit = min(max_bytes, MAX_INFLATED_BYTES)
-    return await compute(len(body) * MAX_RATIO, inflate_body, body, encoding, limit)
+    return await compute(len(body) * MAX_RATIO, inflate_body, received, encoding, limit)
 
 
 def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:

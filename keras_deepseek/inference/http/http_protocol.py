@@ -177,7 +177,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise HttpError(400, "The connection is ending.")  # It becomes an HttpParserError.
         super().on_message_begin()
         self._phase, self._since = _HEAD, self._clock()
-        self._body_bytes = 0
+        self._body_bytes, self._noted = 0, (_IDLE, 0)
 
     def on_headers_complete(self) -> None:
         """Checks the request's headers, and starts the application."""

@@ -22,6 +22,7 @@ from keras_deepseek.inference.server.engine import Engine
 _ERRORS = {
     400: "The request does not fit the model, or is malformed.",
     401: "The server asks for a token.",
+    403: "Loading and unloading is off, or needs a management token.",
     404: "There is no such model, version or path.",
     413: "The body is too large.",
     415: "The body's encoding is not supported.",

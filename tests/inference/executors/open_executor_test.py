@@ -80,7 +80,7 @@ def test_importing_the_room_loads_no_framework_and_no_server():
     code = (
         "import sys, keras_deepseek.inference\n"
         "print({'keras', 'tensorflow', 'jax', 'torch', 'onnxruntime', 'openvino', 'tensorrt',"
-        " 'httptools', 'uvloop'}"
+        " 'httptools', 'uvicorn', 'uvloop'}"
         " & set(sys.modules))"
     )
     result = subprocess.run(

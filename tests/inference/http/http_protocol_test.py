@@ -189,6 +189,13 @@ def test_a_body_in_small_pieces_is_no_head_without_end(loop):
     assert wire.bodies() == ["a" * 1000]
 
 
+def test_the_heads_of_many_requests_are_not_added_up(loop):
+    wire = Wire(loop, HttpLimits(max_header_bytes=100))
+    for _ in range(5):
+        wire.send(post(b"hello")[:-5], b"hello")
+    assert wire.bodies() == ["hello"] * 5
+
+
 def test_random_bytes_and_damaged_requests_raise_nothing(loop):
     source = random.Random(7)
     for number in range(1000):

@@ -76,7 +76,7 @@ def ask(server, method="POST", path=PREDICT, body=BODY, **headers):
 
 @pytest.fixture
 def serve_http(engine):
-    pytest.importorskip("httptools", reason="httptools is not installed")
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
     servers = []
 
     def serve(traces):

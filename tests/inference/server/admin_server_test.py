@@ -40,7 +40,7 @@ def test_before_there_is_an_engine_it_lives_is_not_ready_and_has_the_process(adm
 
 
 def test_it_is_ready_as_long_as_all_servers_are(admin, doubler):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     with ServingEngine(doubler) as engine:
         admin.engine = engine
         assert ask(admin, "/healthz")[0] == 503
@@ -73,7 +73,7 @@ def test_a_taken_port_is_refused(admin):
 
 
 def test_an_engine_s_own_admin_port_is_open_while_its_model_warms_up(doubler):
-    pytest.importorskip("httptools")
+    pytest.importorskip("uvicorn")
     engine, seen = ServingEngine(doubler), []
     start = engine.start
     engine.start = lambda: (seen.append(ask(engine._admin_servers[0], "/healthz")[0]), start())
