@@ -464,8 +464,8 @@ class ServingEngine:
                 Defaults to `None`: no TLS.
             max_body_bytes: As in `HttpServer`, and for the messages of gRPC. Defaults to 64 MiB
                 (`67108864`).
-            limits: As in `HttpServer`. Its `unready_seconds` hold for all servers, and its
-                `connection_seconds`, `settle_seconds` and `grace_seconds` for gRPC, too. Defaults
+            limits: As in `HttpServer`. Its `max_connections`, `connection_seconds`,
+                `unready_seconds`, `settle_seconds` and `grace_seconds` hold for gRPC, too. Defaults
                 to `None`: the defaults of `HttpLimits`.
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.

@@ -23,21 +23,22 @@ class HealthService(health.aio.HealthServicer):
         super().__init__()
         self._server = server
         self._names = ("", *names)
+        self._was_ready: bool | None = None
 
     async def follow(self) -> None:
         """Tells the clients that watch of each change, until it is cancelled."""
         while True:
-            await self._update()
+            await self.update()
             await asyncio.sleep(_POLL_SECONDS)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name.
         """Answers with the status of a service."""
-        await self._update()
+        await self.update()
         return await super().Check(request, context)
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - gRPC's name.
         """Streams the status of a service now and at each change, until the server stops."""
-        await self._update()
+        await self.update()
         task: Any = asyncio.current_task()
         try:
             with self._server.ends_when_stopping(task):
@@ -46,12 +47,14 @@ class HealthService(health.aio.HealthServicer):
             if not self._server.is_stopping:
                 raise
 
-    async def _update(self) -> None:
-        statuses = health_pb2.HealthCheckResponse
-        status = statuses.SERVING if self._server.ready else statuses.NOT_SERVING
-        if self._server_status.get(self._names[-1]) != status:
+    async def update(self) -> None:
+        """Sets the status of all services if the server's readiness has changed."""
+        is_ready = self._server.ready
+        if is_ready != self._was_ready:
+            self._was_ready = is_ready
+            statuses = health_pb2.HealthCheckResponse
             for name in self._names:
-                await self.set(name, status)
+                await self.set(name, statuses.SERVING if is_ready else statuses.NOT_SERVING)
 
 
 class ReflectionService(reflection.aio.ReflectionServicer):

@@ -5,6 +5,7 @@ register the messages in protobuf's default pool, where they clash with packages
 tensorflow-serving-api; here they have their own pool.
 """
 
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,17 @@ Message = Any
 _DESCRIPTORS = Path(__file__).parent / "proto" / "descriptors.binpb"
 
 
-@cache
+_making_pool = threading.Lock()
+
+
 def message_pool() -> Any:
     """Returns the protobuf descriptor pool that holds the messages and services."""
+    with _making_pool:  # Two threads would make two, whose messages do not fit together.
+        return _make_pool()
+
+
+@cache
+def _make_pool() -> Any:
     try:
         from google.protobuf.any_pb2 import DESCRIPTOR as ANY
         from google.protobuf.descriptor_pb2 import FileDescriptorSet

@@ -99,7 +99,7 @@ print(new_message("tensorflow.serving.ModelSpec", name="x").name)
 
 def test_without_protobuf_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "google.protobuf.descriptor_pool", None)
-    monkeypatch.setattr(messages, "message_pool", messages.message_pool.__wrapped__)
+    monkeypatch.setattr(messages, "_make_pool", messages._make_pool.__wrapped__)
     monkeypatch.setattr(messages, "_message_class", messages._message_class.__wrapped__)
     for use in (
         lambda: new_message("tensorflow.Example"),

@@ -109,7 +109,7 @@ def peak_megabytes(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_the_process_itself_takes_no_memory_for_them():
     call = [sys.executable, "-c", SERVES]
-    folder = Path(__file__).parents[3]
+    folder = Path(__file__).parents[2]
     pipe = subprocess.PIPE
     with subprocess.Popen(call, cwd=folder, stdin=pipe, stdout=pipe, text=True) as child:
         target = child.stdout.readline().strip()
