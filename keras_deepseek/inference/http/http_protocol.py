@@ -22,7 +22,8 @@ from uvicorn.server import ServerState
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.message import EXTENSION, HttpError
 
-_PIECE = 2**13
+_HEADS_PIECE, _BODY_PIECE = 2**12, 2**16
+"""Bytes that are parsed in one turn of the loop: many small requests, or many small chunks."""
 
 _IDLE, _HEAD, _BODY = range(3)
 """The phases of a connection: between requests, in the request line or headers, in the body."""
@@ -158,9 +159,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._read()
 
     def _read(self) -> None:
-        """Parses bytes in pieces of few requests, so that the loop has time for others."""
-        while self.unread and not self.pipeline and not self._is_done:
-            size = _PIECE if self._phase != _BODY else len(self.unread)
+        """Parses a piece of the bytes, and the next one when the loop has served others."""
+        if self.unread and not self.pipeline and not self._is_done:
+            size = _BODY_PIECE if self._phase == _BODY else _HEADS_PIECE
             piece, self.unread = self.unread[:size], self.unread[size:]
             self._parse(piece)
         if self._is_done:
@@ -168,6 +169,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif self.unread:
             self._is_held = True
             self.flow.pause_reading()
+            if not self.pipeline:
+                self.loop.call_soon(self._read)
         elif self._is_held:
             self._is_held = False
             self.flow.resume_reading()
