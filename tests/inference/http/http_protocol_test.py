@@ -59,6 +59,30 @@ def test_a_client_that_pipelines_without_end_is_not_read_before_its_requests_are
     assert wire.transport.done == ["pause_reading", "resume_reading"]
 
 
+def test_many_pipelined_requests_are_parsed_few_at_a_time(wire):
+    wire.send(GET % b"a" + GET % b"now" * 2000 + post(b"hello")[:-1])
+    assert len(wire.connection.pipeline) < 500
+    wire.answer("a")
+    for _ in range(200):
+        wire.run(lambda: None)
+    wire.send(b"o")
+    assert wire.bodies() == ["a", *["now"] * 2000, "hello"]
+    assert wire.transport.done == ["pause_reading", "resume_reading"]
+
+
+def test_a_body_behind_pipelined_requests_may_come_in_pieces(wire):
+    body = bytes(50_000)
+    head = post(body)[: -len(body)]
+    wire.send(GET % b"a" + GET % b"b" + head + body[:30_000])
+    for name in "ab":
+        wire.answer(name)
+    for _ in range(20):
+        wire.run(lambda: None)
+    assert wire.transport.done[-1] == "resume_reading"
+    wire.send(body[30_000:])
+    assert [len(body) for body in wire.bodies()] == [1, 1, 50_000]
+
+
 def test_a_refusal_comes_after_the_answers_before_it_and_is_the_last(wire):
     wire.send(GET % b"a" + b"nonsense\r\n\r\n" + GET % b"now")
     assert wire.bodies() == []
