@@ -1,8 +1,9 @@
 """The servers that `ServingEngine.serve` makes, and the wait for their end."""
 
+import contextlib
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keras_deepseek.errors import InvalidInputError
@@ -88,24 +89,28 @@ def describe_servers(engine: Engine, servers: Sequence[Server]) -> str:
 
 def wait_until_stopped(engine: Engine, servers: Sequence[Server], unready_seconds: float) -> None:
     """Prints the URLs. Returns when the servers have ended, or stops them after a signal."""
-    with Interruption() as interruption:
+    with (
+        Interruption() as interruption,
+        unready_after_signal(servers, unready_seconds, interruption),
+    ):
         print(describe_servers(engine, servers), flush=True)
-        wait_for_signal(servers, unready_seconds, interruption)
+        interruption.wait(servers[0].ended)
     if interruption.has_come:
         stop_servers(servers)
 
 
-def wait_for_signal(
-    servers: Sequence[Server], unready_seconds: float, interruption: Interruption
-) -> None:
-    """Blocks until the servers have ended, or raises `KeyboardInterrupt` after a signal.
+@contextlib.contextmanager
+def unready_after_signal(
+    servers: Sequence[Server], seconds: float, interruption: Interruption
+) -> Iterator[None]:
+    """Context manager that makes servers unready for some seconds when a signal ends its block.
 
-    After the signal the servers are unready for `unready_seconds`, or until the next signal.
+    The next signal ends that time.
     """
     try:
-        interruption.wait(servers[0].ended)
+        yield
     except KeyboardInterrupt:
         for server in servers:
             server.announce_unready()
-        interruption.wait_for_another(servers[0].ended, unready_seconds)
+        interruption.wait_for_another(servers[0].ended, seconds)
         raise

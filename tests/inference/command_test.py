@@ -239,6 +239,26 @@ def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def is_ready(health):
+    try:
+        urllib.request.urlopen(health, timeout=60).close()
+    except urllib.error.HTTPError as error:
+        return error.code != 503
+    return True
+
+
+def test_a_signal_makes_it_unready_and_the_next_one_ends_it(bundle_of):
+    options = ("--no-grpc", "--limit", "unready_seconds=600")
+    with serving(str(bundle_of("onnx").path), *options) as (child, url):
+        health = f"{url.partition('/v1/')[0]}/healthz"
+        child.send_signal(signal.SIGTERM)
+        while is_ready(health):
+            pass
+        assert ask(url) == {"predictions": [[2.0, 4.0]]}
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0
+
+
 def test_the_admin_port_is_open_before_the_model_is_loaded(monkeypatch, bundle_of):
     pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as free:

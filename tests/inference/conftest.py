@@ -279,6 +279,9 @@ def serve_http(doubler: Doubler) -> Iterator[Callable[..., HttpServer]]:
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
     yield loop
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
     loop.close()
 
 

@@ -25,8 +25,12 @@ _PACKAGES = {
     "grpc_reflection": "grpcio-reflection",
 }
 
-_MAX_STREAMS = 256
-"""Calls of one connection at a time. A client lets further ones wait."""
+_MAX_CALLS = 4096
+"""Calls of all connections at a time. Further ones end with RESOURCE_EXHAUSTED.
+
+`grpc.max_concurrent_streams` would fail calls: a client that has just read an answer sends the next
+call, and the server, for which the last one is not over, resets its stream.
+"""
 
 _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
@@ -135,13 +139,13 @@ class GrpcServer(Server):
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: asyncio.Task[None]) -> Iterator[None]:
-        """Context manager that cancels a task when the server begins to stop.
+        """Context manager that cancels a task when a stopping server closes its connections.
 
         Args:
             task: `asyncio.Task`. It reads a stream that the client may keep open forever.
         """
         self._streams.add(task)
-        if self.is_stopping:
+        if self._held_back is not None:
             task.cancel()
         try:
             yield
@@ -170,7 +174,6 @@ class GrpcServer(Server):
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", _MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
             # Finds clients whose machine is gone: they do not close their connections.
             ("grpc.keepalive_time_ms", _PROBE_MILLISECONDS),
@@ -186,7 +189,11 @@ class GrpcServer(Server):
             options = (*options, age)
         return partial(
             self._serve,
-            lambda: grpc.aio.server(handlers=[GrpcApplication(self)], options=options),
+            lambda: grpc.aio.server(
+                handlers=[GrpcApplication(self)],
+                options=options,
+                maximum_concurrent_rpcs=_MAX_CALLS,
+            ),
         )
 
     async def _serve(self, make_server: Callable[[], Any], listens: "Future[int]") -> None:
@@ -207,13 +214,14 @@ class GrpcServer(Server):
         following = asyncio.create_task(health.follow())
         listens.set_result(port)
         await self.stopping.wait()
+        await health.update()
         await asyncio.sleep(self.settle_seconds)
-        for task in list(self._streams):
-            task.cancel()
         # When gRPC stops, it cancels each call that it has not passed on yet: a client that sends
         # the next call right after an answer loses it. So the answers are held back until all such
         # clients wait for one, and gRPC has told them (GOAWAY) to send no more on this connection.
         self._held_back = asyncio.Event()
+        for task in list(self._streams):
+            task.cancel()
         await asyncio.sleep(_HOLD_SECONDS)
         stopping = asyncio.create_task(server.stop(self.grace_seconds))
         await asyncio.sleep(_GOAWAY_SECONDS)

@@ -193,11 +193,11 @@ class HttpApplication:
         self, server: "HttpServer", _request: HttpRequest, _parameters: Parameters
     ) -> HttpResponse:
         """Answers with the OpenAPI document of the routes, and of the models as they are now."""
+        routes = self.router.routes
+        if not server.model_control.is_on:
+            routes = tuple(route for route in routes if not route.is_management)
         asks_for_tokens = server.tokens is not None
-        document = describe_server(
-            server.engine, self.router.routes, asks_for_tokens=asks_for_tokens
-        )
-        return answer_json(document)
+        return answer_json(describe_server(server.engine, routes, asks_for_tokens=asks_for_tokens))
 
 
 def _read_request(scope: Any, receive: Receive, exchange: Exchange | None) -> HttpRequest:

@@ -22,6 +22,9 @@ from uvicorn.server import ServerState
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.message import EXTENSION, HttpError
 
+_HEADS_PIECE, _BODY_PIECE = 2**12, 2**16
+"""Bytes that are parsed in one turn of the loop: many small requests, or many small chunks."""
+
 _IDLE, _HEAD, _BODY = range(3)
 """The phases of a connection: between requests, in the request line or headers, in the body."""
 
@@ -74,12 +77,12 @@ class Exchange:
 class _Flow(FlowControl):
     """Reads nothing while pipelined requests wait. Otherwise a client could pile them up."""
 
-    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
+    def __init__(self, transport: asyncio.Transport, protocol: "HttpProtocol") -> None:
         super().__init__(transport)
-        self._waiting = waiting
+        self._protocol = protocol
 
     def resume_reading(self) -> None:
-        if not self._waiting:
+        if not self._protocol.pipeline and not self._protocol.unread:
             super().resume_reading()
 
 
@@ -123,6 +126,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, state, {}, asyncio.get_running_loop())
         self.access_log = False  # The application has its own.
         self.is_lingering = False
+        self.unread = b""
+        """Bytes that have come behind pipelined requests, which are answered first."""
+        self._is_held = False
         self._owner, self._limits, self._clock = owner, owner.limits, clock
         self._raw: asyncio.Transport
         self._descriptor: int | None = None
@@ -147,16 +153,35 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(self._raw)
         self._transport = _Transport(self, self._raw)
         self.transport = cast(asyncio.Transport, self._transport)
-        self.flow = _Flow(self._raw, self.pipeline)
+        self.flow = _Flow(self._raw, self)
         if len(self.connections) > self._limits.max_connections:
             message = "The server has too many connections. Try again later."
             self._end_with(HttpError(503, message, (("retry-after", "1"),)))
 
     def data_received(self, data: bytes) -> None:
         """Reads bytes, and starts the request that they begin."""
-        if self._is_done:
-            return
         self._unset_keepalive_if_required()
+        self.unread += data
+        self._read()
+
+    def _read(self) -> None:
+        """Parses a piece of the bytes, and the next one when the loop has served others."""
+        if self.unread and not self.pipeline and not self._is_done:
+            size = _BODY_PIECE if self._phase == _BODY else _HEADS_PIECE
+            piece, self.unread = self.unread[:size], self.unread[size:]
+            self._parse(piece)
+        if self._is_done:
+            self.unread = b""
+        elif self.unread:
+            self._is_held = True
+            self.flow.pause_reading()
+            if not self.pipeline:
+                self.loop.call_soon(self._read)
+        elif self._is_held:
+            self._is_held = False
+            self.flow.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
             if self._phase != _IDLE and not self._is_done:
@@ -183,7 +208,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise HttpError(400, "The connection is ending.")  # It becomes an HttpParserError.
         super().on_message_begin()
         self._phase, self._since = _HEAD, self._clock()
-        self._body_bytes = 0
+        self._body_bytes, self._noted = 0, (_IDLE, 0)
 
     def on_headers_complete(self) -> None:
         """Checks the request's headers, and starts the application."""
@@ -224,6 +249,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._transport.flush()
         self._since = self._clock()
         super().on_response_complete()
+        if self.unread and not self.pipeline:
+            self.loop.call_soon(self._read)
 
     def timeout_keep_alive_handler(self) -> None:
         """Closes a connection that is not used any more."""
@@ -253,7 +280,7 @@ class HttpProtocol(HttpToolsProtocol):
         """
         if self._exchanges:
             self.cycle.keep_alive = False
-        elif is_settled and self._phase == _IDLE and not self.is_lingering:
+        elif is_settled and self._phase == _IDLE and not (self.unread or self.is_lingering):
             self._raw.close()
 
     def abort(self) -> None:

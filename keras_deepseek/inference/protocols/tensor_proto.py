@@ -42,7 +42,10 @@ def bind_tensor_protos(messages: Mapping[str, Message], signature: Signature) ->
         if _is_short(messages[name], dtype, shape)
     )
     _check_filled(filled, MAX_REPEATED_BYTES, "All inputs")
-    arrays = {name: from_tensor_proto(messages[name], f"Input {name!r}") for name in messages}
+    arrays = {
+        name: _read(messages[name], dtype, shape, f"Input {name!r}")
+        for name, (dtype, shape) in kinds.items()
+    }
     return signature.bind(arrays)
 
 
@@ -54,6 +57,12 @@ def from_tensor_proto(
     `max_repeated_bytes` limits the array for which a short list is filled up.
     """
     dtype, shape = _kind_of(message, where)
+    if _is_short(message, dtype, shape):
+        _check_filled(math.prod(shape) * dtype.numpy.itemsize, max_repeated_bytes, where)
+    return _read(message, dtype, shape, where)
+
+
+def _read(message: Message, dtype: Dtype, shape: tuple[int, ...], where: str) -> Array:
     content = message.tensor_content
     if content and dtype.is_bytes:
         raise InvalidInputError(f"{where}: received strings in tensor_content; use string_val.")
@@ -61,8 +70,6 @@ def from_tensor_proto(
         return from_bytes(content, dtype, shape, where)
     values = getattr(message, dtype.tf_values)
     count = math.prod(shape)
-    if _is_short(message, dtype, shape):
-        _check_filled(count * dtype.numpy.itemsize, max_repeated_bytes, where)
     if len(values) > count:
         raise InvalidInputError(f"{where}: received {len(values)} values; its shape has {count}.")
     return shape_array(_fill(_to_array(values, dtype, where), count), shape, where)

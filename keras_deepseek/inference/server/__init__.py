@@ -1,1 +1,1 @@
-"""The common parts of the servers: their threads, TLS, tokens, signals, metrics and live line."""
+"""The common parts of the servers: threads, TLS, tokens, signals, metrics and the admin port."""

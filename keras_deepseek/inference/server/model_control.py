@@ -37,6 +37,11 @@ class ModelControl:
             )
         self._tokens = None if tokens is None else TokenCheck(tokens)
 
+    @property
+    def is_on(self) -> bool:
+        """True if some clients may load and unload models."""
+        return self._tokens is not None
+
     def check(self, authorization: str | None) -> None:
         """Raises `NotPermittedError` unless model control is on, and a header has its token.
 

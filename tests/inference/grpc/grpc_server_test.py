@@ -15,6 +15,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import GrpcServer, ServingEngine
+from keras_deepseek.inference.grpc import grpc_server
 from keras_deepseek.inference.protocols.messages import new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_proto, to_tensor_proto
 
@@ -220,6 +221,21 @@ def test_a_server_without_a_ready_engine_is_unavailable(doubler, serve_grpc, sta
     assert value_of(start(client, 1).result()) == 2
     client.server.stop()
     engine.close()
+
+
+def test_calls_and_connections_beyond_the_limit_are_refused(
+    watch, doubler, serve_grpc, status_of, monkeypatch
+):
+    monkeypatch.setattr(grpc_server, "_MAX_CALLS", 1)
+    client = serve_grpc(watch.engine, max_connections=1)
+    running = hold_one(watch, doubler, client)
+    assert status_of(start(client, 2).result)[0] == "RESOURCE_EXHAUSTED"
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(client.server.target, own) as other:
+        call = other.unary_unary(f"/{PREDICT}")
+        assert status_of(call, request([1, 1]), timeout=60)[0] == "UNAVAILABLE"
+    doubler.release()
+    assert value_of(running.result()) == 2
 
 
 def test_messages_beyond_the_limit_are_refused_compressed_or_not(doubler, serve_grpc, status_of):

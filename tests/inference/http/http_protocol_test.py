@@ -59,6 +59,30 @@ def test_a_client_that_pipelines_without_end_is_not_read_before_its_requests_are
     assert wire.transport.done == ["pause_reading", "resume_reading"]
 
 
+def test_many_pipelined_requests_are_parsed_few_at_a_time(wire):
+    wire.send(GET % b"a" + GET % b"now" * 2000 + post(b"hello")[:-1])
+    assert len(wire.connection.pipeline) < 500
+    wire.answer("a")
+    for _ in range(200):
+        wire.run(lambda: None)
+    wire.send(b"o")
+    assert wire.bodies() == ["a", *["now"] * 2000, "hello"]
+    assert wire.transport.done == ["pause_reading", "resume_reading"]
+
+
+def test_a_body_behind_pipelined_requests_may_come_in_pieces(wire):
+    body = bytes(50_000)
+    head = post(body)[: -len(body)]
+    wire.send(GET % b"a" + GET % b"b" + head + body[:30_000])
+    for name in "ab":
+        wire.answer(name)
+    for _ in range(20):
+        wire.run(lambda: None)
+    assert wire.transport.done[-1] == "resume_reading"
+    wire.send(body[30_000:])
+    assert [len(body) for body in wire.bodies()] == [1, 1, 50_000]
+
+
 def test_a_refusal_comes_after_the_answers_before_it_and_is_the_last(wire):
     wire.send(GET % b"a" + b"nonsense\r\n\r\n" + GET % b"now")
     assert wire.bodies() == []
@@ -187,6 +211,13 @@ def test_a_body_in_small_pieces_is_no_head_without_end(loop):
     wire = Wire(loop, HttpLimits(max_header_bytes=100))
     wire.send(CHUNKED[: CHUNKED.index(b"2;")], b"1\r\na\r\n" * 1000, b"0\r\n\r\n")
     assert wire.bodies() == ["a" * 1000]
+
+
+def test_the_heads_of_many_requests_are_not_added_up(loop):
+    wire = Wire(loop, HttpLimits(max_header_bytes=100))
+    for _ in range(5):
+        wire.send(post(b"hello")[:-5], b"hello")
+    assert wire.bodies() == ["hello"] * 5
 
 
 def test_random_bytes_and_damaged_requests_raise_nothing(loop):

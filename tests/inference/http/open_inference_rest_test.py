@@ -192,6 +192,8 @@ def test_nothing_is_unloaded_unless_that_is_asked_for(engine):
     answer = client.ask(*UNLOAD, dict(MANAGER))
     assert (answer.status, "--model-control explicit" in answer.content["error"]) == (403, True)
     assert client.ask("POST", "/v2/repository/index").status == 200
+    paths = client.ask("GET", "/openapi.json").content["paths"]
+    assert [path for path in paths if "repository" in path] == ["/v2/repository/index"]
     client.close()
 
 
