@@ -27,6 +27,9 @@ STANDING_BATCHES = 4
 """The `patience` of a queue in full batches, if that is longer. At a load that the model can bear,
 requests rarely wait for more than two."""
 
+LEAST_SAVING = 0.0005
+"""Seconds. A smaller difference between the times of two batch sizes may be chance."""
+
 HANGING = 5
 """The age of a queue, relative to its patience, from which its model seems to hang: no estimate is
 needed then. The oldest request of a queue that stands waits for about the patience itself."""
@@ -142,7 +145,7 @@ class BatchQueue:
         _, _, lane, reason = min(due)
         age = now - lane.oldest
         rows = lane.rows
-        slices = lane.take(limit)
+        slices = lane.take(limit if reason == "deadline" else self._size_to_take(lane, limit))
         self.rows -= rows - lane.rows
         batch = Batch(slices, reason, age)
         self._ends.append(now + self._time.predict(self.bucket(batch.rows)))
@@ -220,6 +223,21 @@ class BatchQueue:
             size for size in self._buckets if 2 * self._time.predict(size) <= self._target_latency
         ]
         return max(fitting, default=self._buckets[0])
+
+    def _size_to_take(self, lane: Lane, limit: int) -> int:
+        """Returns `limit`, or the padded size below the waiting rows if a row costs less there.
+
+        With padding to 32, 20 rows may take 12 ms, where 16 take 8 ms. The other 4 lead the next
+        batch. No request is split for that if it comes first.
+        """
+        rows = min(lane.rows, limit)
+        padded, time = self.bucket(rows), self._time.predict
+        smaller = max((size for size in self._buckets if size <= rows), default=padded)
+        saved = time(padded) - time(smaller)
+        is_cheaper = time(smaller) * rows < time(padded) * smaller
+        if is_cheaper and saved > LEAST_SAVING and lane.first.waiting <= smaller:
+            return smaller
+        return limit
 
     def _find_lane(self, request: Request) -> Lane:
         lane = self._lanes.get(request.lane)

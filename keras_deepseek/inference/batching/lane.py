@@ -70,6 +70,11 @@ class Lane:
         return requests
 
     @property
+    def first(self) -> Request:
+        """The request that leaves first."""
+        return self._first()[2]
+
+    @property
     def urgency(self) -> tuple[int, float]:
         """The sort key of lanes that are due: priority of the first request, oldest arrival."""
         return self._first()[0], self.oldest

@@ -66,6 +66,29 @@ def test_dynamic_says_full_when_no_more_rows_fit():
     assert queue.next_batch(0.0).reason == "full"
 
 
+@pytest.mark.parametrize(
+    ("rows", "taken"), [(20, 16), (23, 16), (25, 25), (16, 16), (9, 8), (12, 12)]
+)
+def test_rows_that_padding_would_make_expensive_wait_for_the_next_batch(rows, taken):
+    queue = simulated_queue()
+    for _ in range(rows):
+        queue.add(request_of(1), 0.0)
+    assert queue.next_batch(0.0).rows == taken
+    assert queue.rows == rows - taken
+
+
+def test_neither_a_request_nor_a_deadline_suffers_from_less_padding():
+    queue = simulated_queue()
+    queue.add(request_of(20), 0.0)
+    assert queue.next_batch(0.0).rows == 20
+    queue = simulated_queue(wait=1.0)
+    for _ in range(19):
+        queue.add(request_of(1), 0.0)
+    queue.add(request_of(1, deadline=0.02), 0.0)
+    batch = queue.next_batch(0.01)
+    assert (batch.reason, batch.rows) == ("deadline", 20)
+
+
 def test_a_request_that_does_not_fit_is_continued_in_the_next_batch():
     queue = make_queue(max_batch_size=4)
     large, small = request_of(9), request_of(1)
