@@ -42,8 +42,6 @@ async def dispatch(
     """
     server.check_ready(name)
     options["model"] = name
-    # Lets the loop notice that clients have hung up already, for all that come at one time.
-    await asyncio.sleep(0)
     if request.exchange is not None and request.exchange.has_hung_up:
         raise HungUpError
     answered: asyncio.Future[Request] = asyncio.get_running_loop().create_future()
