@@ -93,7 +93,9 @@ def read_rows() -> list[list[str]]:
             continue
         names = [part.strip(" ()") for part in layer.replace(":", "|").split("|")]
         here = [name for name in names if (ROOT / PACKAGE / name).exists()]
-        here += [name for name in names if (ROOT / PACKAGE / f"{name}.py").exists()]
+        # Every command has the parser: its arrows would hide the others.
+        files = [name for name in names if name != "command_parser"]
+        here += [name for name in files if (ROOT / PACKAGE / f"{name}.py").exists()]
         if here:
             rows.append(here)
     return rows

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from keras_deepseek import backend, cli
-from keras_deepseek.training.launch import launcher
 
 
 @pytest.fixture
@@ -77,7 +76,10 @@ def test_what_can_not_be_launched_is_one_line_and_nothing_is_started(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.torch_alone
 def test_the_words_of_torchrun_are_understood(monkeypatch, script):
+    from keras_deepseek.training.launch import launcher
+
     plans = []
     monkeypatch.setattr(launcher.Launcher, "__init__", lambda _self, plan: plans.append(plan))
     monkeypatch.setattr(launcher.Launcher, "run", lambda _self: 0)
