@@ -162,7 +162,9 @@ class Plans:
         # In training, a frozen BatchNormalization computes something else.
         trainable = training and tuple(map(_read_trainable, self._layers))
         kind = trainable, PolicyKey(self._layers), _structure(inputs)
-        return kind, tuple([tuple(each.shape) for each in tensors]), tuple(map(type, tensors))
+        # Symbolic sizes, as in `torch.export`, are unknown ones.
+        shapes = [tuple([n if type(n) is int else None for n in each.shape]) for each in tensors]
+        return kind, tuple(shapes), tuple(map(type, tensors))
 
     def _known_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
