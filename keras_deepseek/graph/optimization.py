@@ -15,7 +15,7 @@ from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_m
 from keras_deepseek.graph.ir import Rewrite
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.passes import PASSES
-from keras_deepseek.graph.plans import Plan
+from keras_deepseek.graph.plans import Plan, lock_of
 from keras_deepseek.graph.report import OptimizationReport
 from keras_deepseek.graph.trace import CannotOpenError, as_symbols
 from keras_deepseek.graph.verify import Verifier, flat_call, time_together
@@ -43,6 +43,9 @@ def optimize(
     Choose it for models that read few of the rows that they compute (classifiers by the first
     token, recommenders by the last one), for LoRA, low-rank and linear attention products, and for
     small models on PyTorch without `torch.compile`. A plain transformer block gains nothing.
+
+    Other threads must not call the model itself until this returns: they would get symbols.
+    Optimized models of it may be called: they wait.
 
     Args:
         model: A built model. Nothing in it is changed.
@@ -77,8 +80,9 @@ def optimize(
         model = model.original
     _check(model, mode, passes)
     inputs = tree.map_structure(ops.convert_to_tensor, example_inputs)
-    _check_inputs(model, inputs)
-    return _Optimization(model, inputs, mode, measure).run(passes)
+    with lock_of(model).exclusive():
+        _check_inputs(model, inputs)
+        return _Optimization(model, inputs, mode, measure).run(passes)
 
 
 class _Optimization:

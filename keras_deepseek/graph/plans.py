@@ -6,6 +6,7 @@ import functools
 import logging
 import operator
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Plan:
         whole: Collection[str] = (),
     ) -> None:
         shapes = [tuple(each.shape) for each in tree.flatten(example)]
-        with backend.current().compute.outside_compilation():
+        with lock_of(model).exclusive(), backend.current().compute.outside_compilation():
             graph, self.axes = trace_free(
                 lambda inputs: trace_model(model, inputs, training=training, whole=whole),
                 example,
@@ -75,7 +76,7 @@ class Plan:
 class Plans:
     """The plans of a model, which are made when inputs of a new kind come.
 
-    Calls of the model and traces exclude each other: a call during a trace would get symbols.
+    Calls and traces exclude each other: a call during a trace would get symbols.
 
     Args:
         example: Example inputs, as `KerasTensor`s. Their sizes stand for unknown ones.
@@ -87,7 +88,7 @@ class Plans:
         self.example = example
         self._layers = [each for each in flatten_layers(model) if each.variables]
         self._plans: collections.OrderedDict[Any, Plan | None] = collections.OrderedDict()
-        self._lock = _SharedLock()
+        self._lock = lock_of(model)
 
     def run(self, inputs: Any, training: bool, otherwise: Callable[[], Any]) -> Any:
         """Runs the program for these inputs, or calls `otherwise` if there is none."""
@@ -179,28 +180,40 @@ class Plans:
         return shapes
 
 
-class _SharedLock:
+class SharedLock:
     """A lock that many threads hold together in a `with` block, or one alone."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._holders = 0
+        self._holders: collections.Counter[int] = collections.Counter()
 
     def __enter__(self) -> None:
         with self._condition:
-            self._holders += 1
+            self._holders[threading.get_ident()] += 1
 
     def __exit__(self, *_: object) -> None:
         with self._condition:
-            self._holders -= 1
+            self._holders[threading.get_ident()] -= 1
+            self._holders += collections.Counter()  # Removes zeros.
             self._condition.notify_all()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Holds the lock alone."""
+        """Holds the lock alone. A thread that holds it already does not wait for itself."""
         with self._condition:
-            self._condition.wait_for(lambda: self._holders == 0)
+            own = {threading.get_ident()}
+            self._condition.wait_for(lambda: self._holders.keys() <= own)
             yield
+
+
+_locks: weakref.WeakKeyDictionary[keras.Model, SharedLock] = weakref.WeakKeyDictionary()
+_making_locks = threading.Lock()
+
+
+def lock_of(model: keras.Model) -> SharedLock:
+    """Returns the lock of a model: traces hold it alone, its optimized models to call."""
+    with _making_locks:
+        return _locks.setdefault(model, SharedLock())
 
 
 _read_trainable = operator.attrgetter("trainable")

@@ -1,6 +1,7 @@
 """An optimized model is used like the original: trained, saved, called by threads, and so on."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -125,6 +126,23 @@ def test_ten_threads_that_call_while_lengths_are_traced_get_no_symbols():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_threads_may_optimize_one_model_and_call_its_optimized_models():
+    model = classifier()
+    optimized = optimize(model, draw(2, 5, 8))
+    batch = ops.convert_to_tensor(draw(2, 5, 8))
+    expected = ops.convert_to_numpy(model(batch))
+
+    def call(number):
+        made = graph.optimize(model, draw(2, 5, 8), measure=False) if number % 3 else optimized
+        assert made.report.failure is None
+        return [ops.convert_to_numpy(made(batch)) for _ in range(3)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for received in pool.map(call, range(8)):
+            np.testing.assert_allclose(received, [expected] * 3, atol=1e-5)
+    assert not any("symbolic_call" in vars(layer) for layer in flatten_layers(model))
 
 
 def test_another_policy_after_optimizing_has_a_program_of_its_own():
