@@ -5,9 +5,9 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 NAME = "optimize"
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length",
         type=int,
         metavar="N",
-        help="size of the axes of these inputs that the model leaves open (default: 128, or the "
-        "most positions that the model has)",
+        help="positions (such as tokens) on the axes that the model leaves open (default: 128, or "
+        "the most that the model has)",
     )
     parser.add_argument(
         "--custom-objects-from",
@@ -67,25 +67,46 @@ def run(arguments: argparse.Namespace) -> None:
     """Optimizes the model of a file, as the parsed arguments of `optimize` ask."""
     _check(arguments)
     from keras_deepseek import graph
+    from keras_deepseek.artifacts.bundle import publish_file
+    from keras_deepseek.artifacts.staging_folder import staging_folder
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
-    from keras_deepseek.errors import InvalidInputError
+    from keras_deepseek.errors import InvalidInputError, unknown_name_message
+    from keras_deepseek.graph.passes import PASSES
 
-    model = load_keras_file(arguments.model, arguments.custom_objects_from)
-    if isinstance(model, graph.OptimizedModel):
-        model = model.original
-    try:
-        with _shown_progress():
+    passes = None
+    if arguments.passes is not None:
+        passes = [name.strip() for name in arguments.passes.split(",")]
+        for name in passes:
+            if name not in PASSES:
+                raise InvalidInputError(unknown_name_message("--passes", name, tuple(PASSES)))
+    with contextlib.ExitStack() as stack:
+        # Before the work, which takes long: a folder that can't be written raises an error here.
+        folder = stack.enter_context(staging_folder(arguments.output))
+        report = arguments.report and stack.enter_context(staging_folder(arguments.report))
+        model = load_keras_file(arguments.model, arguments.custom_objects_from)
+        if isinstance(model, graph.OptimizedModel):
+            model = model.original
+        try:
+            stack.enter_context(_shown_progress())
             optimized = graph.optimize(
                 model,
                 _random_inputs(model, arguments.batch_size, arguments.length),
                 mode=arguments.mode,
                 measure=not arguments.no_measure,
-                passes=arguments.passes and arguments.passes.split(","),
+                passes=passes,
             )
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{error} Choose other sizes: --length, --batch-size.") from error
-    print(optimized.report)
-    _write(optimized, arguments)
+        except InvalidInputError as error:
+            advice = "Choose other sizes: --length, --batch-size."
+            raise InvalidInputError(f"{error} {advice}") from error
+        print(optimized.report)
+        if report is not None:
+            text = json.dumps(optimized.report.to_dict(), indent=2)
+            (report / "report.json").write_text(f"{text}\n", encoding="utf-8")
+            publish_file(report / "report.json", arguments.report)
+        # The original is written if nothing was found that pays.
+        (optimized.original if optimized.passes is None else optimized).save(folder / "model.keras")
+        publish_file(folder / "model.keras", arguments.output)
+    print(f"{arguments.output} was written.")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -107,6 +128,11 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.report is not None:
         check_file_path("--report", arguments.report)
+    paths = [arguments.model, arguments.output, *filter(None, [arguments.report])]
+    if len(set(map(os.path.realpath, paths))) != len(paths):
+        raise InvalidInputError(
+            f"The model, --output and --report must be different files; got {', '.join(paths)}."
+        )
     check_integer("--batch-size", arguments.batch_size)
     if arguments.length is not None:
         check_integer("--length", arguments.length)
@@ -137,17 +163,3 @@ def _shown_progress() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-def _write(optimized: Any, arguments: argparse.Namespace) -> None:
-    """Writes the report and the model: the original, if nothing was found that pays."""
-    from keras_deepseek.artifacts.bundle import publish_file
-    from keras_deepseek.artifacts.staging_folder import staging_folder
-
-    if arguments.report is not None:
-        text = json.dumps(optimized.report.to_dict(), indent=2)
-        Path(arguments.report).write_text(f"{text}\n", encoding="utf-8")
-    with staging_folder(arguments.output) as folder:
-        (optimized.original if optimized.passes is None else optimized).save(folder / "model.keras")
-        publish_file(folder / "model.keras", arguments.output)
-    print(f"{arguments.output} was written.")

@@ -27,7 +27,7 @@ from keras_deepseek.graph.trace import CannotOpenError, as_symbols, trace_model
 _log = logging.getLogger(__name__)
 
 _MOST_PLANS = 64
-"""The most kinds and shapes of inputs that a model remembers. The oldest is dropped."""
+"""The most kinds and shapes of inputs that a model remembers. The least recent is dropped."""
 
 
 class Plan:
@@ -54,9 +54,9 @@ class Plan:
                 example,
                 _declared_shapes(model, shapes),
             )
-            self.size_before = (count_operations(graph), count_multiply_adds(graph))
+            self.size_before = (count_operations(graph), count_multiply_adds(graph, training))
             self.rewrites = run_passes(graph, passes, training)
-        self.size = (count_operations(graph), count_multiply_adds(graph))
+        self.size = (count_operations(graph), count_multiply_adds(graph, training))
         """The number of operations and of multiply-adds, at the sizes of the trace."""
         self.leaves = graph.leaves
         self.program = Program(graph)
@@ -103,6 +103,8 @@ class Plans:
                     self.make(inputs, training, whole)
             with self._lock:
                 plan = self._plans.get(key)
+                with contextlib.suppress(KeyError):  # It was dropped since.
+                    self._plans.move_to_end(key)
                 if plan is None:
                     return otherwise()
                 try:
@@ -143,11 +145,13 @@ class Plans:
         with self._lock.exclusive():
             made = (plan for other, plan in self._plans.items() if other[0] == kind and plan)
             plan = None if whole else next((each for each in made if each.fits(shapes)), None)
-            self._plans[key] = plan  # `None` stays if no program can be made.
+            self._plans[key] = None  # It stays if no program can be made.
             if len(self._plans) > _MOST_PLANS:
                 self._plans.popitem(last=False)
             if not all(map(_is_dense, tensors)):
                 raise CannotOpenError("gets sparse or ragged inputs")
+            if any(0 in shape for shape in shapes):  # Operations of TensorFlow fail on it.
+                raise CannotOpenError("gets an empty batch")
             if plan is None:
                 example = as_symbols(inputs, self._known_shapes(shapes))
                 plan = Plan(

@@ -268,9 +268,9 @@ class _Trace:
                         outputs = type(layer).call(layer, *args, **kwargs)
                         return tree.map_structure(self._returned, outputs)
                 except CannotOpenError as error:
-                    reason = _message(error)
+                    reason = error_line(error)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
-                    reason = f"{type(error).__name__}: {_message(error)}"
+                    reason = f"{type(error).__name__}: {error_line(error)}"
             del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)
         finally:
@@ -361,7 +361,7 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
     return None
 
 
-def _message(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Returns the first line of an error, without what Keras writes around it: the arguments."""
     return re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
 
