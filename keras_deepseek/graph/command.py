@@ -82,7 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         # Before the work, which takes long: a folder that can't be written raises an error here.
         folder = stack.enter_context(staging_folder(arguments.output))
-        report = arguments.report and stack.enter_context(staging_folder(arguments.report))
+        if arguments.report is not None:
+            report_folder = stack.enter_context(staging_folder(arguments.report))
         model = load_keras_file(arguments.model, arguments.custom_objects_from)
         if isinstance(model, graph.OptimizedModel):
             model = model.original
@@ -98,11 +99,13 @@ def run(arguments: argparse.Namespace) -> None:
         except InvalidInputError as error:
             advice = "Choose other sizes: --length, --batch-size."
             raise InvalidInputError(f"{error} {advice}") from error
-        print(optimized.report)
-        if report is not None:
-            text = json.dumps(optimized.report.to_dict(), indent=2)
-            (report / "report.json").write_text(f"{text}\n", encoding="utf-8")
-            publish_file(report / "report.json", arguments.report)
+        report = optimized.report
+        assert report is not None
+        print(report)
+        if arguments.report is not None:
+            text = json.dumps(report.to_dict(), indent=2)
+            (report_folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
+            publish_file(report_folder / "report.json", arguments.report)
         # The original is written if nothing was found that pays.
         (optimized.original if optimized.passes is None else optimized).save(folder / "model.keras")
         publish_file(folder / "model.keras", arguments.output)

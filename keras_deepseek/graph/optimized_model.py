@@ -116,6 +116,10 @@ class OptimizedModel(ModelWrapper):
         specs = keras.tree.map_structure(_describe_input, structure)
         super().export(filepath, *args, **{"input_signature": [specs], **kwargs})
 
+    @property
+    def _default_save_signature(self) -> None:
+        """`None`: `export` has the signature. TensorFlow would make one without dtypes."""
+
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Prints the summary of the original."""
         self.original.summary(*args, **kwargs)
