@@ -175,14 +175,12 @@ class _Optimization:
             _log.info("%s: %s is worth %.2f", self._model.name, name, speed_ups[name])
             if speed_ups[name] < _LEAST_PASS_GAIN:
                 kept, function = others, without
-        original = self._compiled(None)
-        seconds = time_together([original, function])
-        speed_up = seconds[0] / seconds[1]
+        # With no pass left, `function` is the flat program.
+        flat = [self._compiled([])] if kept else []
+        seconds = time_together([self._compiled(None), function, *flat])
+        speed_up, speed_ups["flat program"] = seconds[0] / seconds[1], seconds[0] / seconds[-1]
         if speed_up < _LEAST_GAIN:
             return None, {"pass_speed_ups": speed_ups, "speed_up": 1.0}
-        if kept:
-            seconds = time_together([original, self._compiled([])])
-        speed_ups["flat program"] = seconds[0] / seconds[1]
         return kept, {"pass_speed_ups": speed_ups, "speed_up": speed_up}
 
     def _compiled(self, passes: Sequence[str] | None) -> Any:
