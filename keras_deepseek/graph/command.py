@@ -1,9 +1,10 @@
 """`keras-deepseek optimize`: rewrites the model of a `.keras` file to compute less."""
 
 import argparse
+import contextlib
 import itertools
 import json
-from pathlib import Path
+import os
 from typing import Any
 
 from keras_deepseek.command_parser import add_backend_flag, add_custom_objects_flag
@@ -48,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length",
         type=int,
         metavar="N",
-        help="size of the axes of these inputs that the model leaves open (default: 128, or the "
-        "most positions that the model has)",
+        help="positions (such as tokens) on the axes that the model leaves open (default: 128, or "
+        "the most that the model has)",
     )
     add_custom_objects_flag(parser)
     add_backend_flag(parser)
@@ -59,24 +60,48 @@ def run(arguments: argparse.Namespace) -> None:
     """Optimizes the model of a file, as the parsed arguments of `optimize` ask."""
     _check(arguments)
     from keras_deepseek import graph
+    from keras_deepseek.artifacts.bundle import publish_file
+    from keras_deepseek.artifacts.staging_folder import staging_folder
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
-    from keras_deepseek.errors import InvalidInputError
+    from keras_deepseek.errors import InvalidInputError, unknown_name_message
+    from keras_deepseek.graph.passes import PASSES
 
-    model = load_keras_file(arguments.model, arguments.custom_objects_from)
-    if isinstance(model, graph.OptimizedModel):
-        model = model.original
-    try:
-        optimized = graph.optimize(
-            model,
-            _random_inputs(model, arguments.batch_size, arguments.length),
-            mode=arguments.mode,
-            measure=not arguments.no_measure,
-            passes=arguments.passes and arguments.passes.split(","),
-        )
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{error} Choose other sizes: --length, --batch-size.") from error
-    print(optimized.report)
-    _write(optimized, arguments)
+    passes = None
+    if arguments.passes is not None:
+        passes = [name.strip() for name in arguments.passes.split(",")]
+        for name in passes:
+            if name not in PASSES:
+                raise InvalidInputError(unknown_name_message("--passes", name, tuple(PASSES)))
+    with contextlib.ExitStack() as stack:
+        # Before the work, which takes long: a folder that can't be written raises an error here.
+        folder = stack.enter_context(staging_folder(arguments.output))
+        if arguments.report is not None:
+            report_folder = stack.enter_context(staging_folder(arguments.report))
+        model = load_keras_file(arguments.model, arguments.custom_objects_from)
+        if isinstance(model, graph.OptimizedModel):
+            model = model.original
+        try:
+            optimized = graph.optimize(
+                model,
+                _random_inputs(model, arguments.batch_size, arguments.length),
+                mode=arguments.mode,
+                measure=not arguments.no_measure,
+                passes=passes,
+            )
+        except InvalidInputError as error:
+            advice = "Choose other sizes: --length, --batch-size."
+            raise InvalidInputError(f"{error} {advice}") from error
+        report = optimized.report
+        assert report is not None
+        print(report)
+        if arguments.report is not None:
+            text = json.dumps(report.to_dict(), indent=2)
+            (report_folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
+            publish_file(report_folder / "report.json", arguments.report)
+        # The original is written if nothing was found that pays.
+        (optimized.original if optimized.passes is None else optimized).save(folder / "model.keras")
+        publish_file(folder / "model.keras", arguments.output)
+    print(f"{arguments.output} was written.")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -98,6 +123,11 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.report is not None:
         check_file_path("--report", arguments.report)
+    paths = [arguments.model, arguments.output, *filter(None, [arguments.report])]
+    if len(set(map(os.path.realpath, paths))) != len(paths):
+        raise InvalidInputError(
+            f"The model, --output and --report must be different files; got {', '.join(paths)}."
+        )
     check_integer("--batch-size", arguments.batch_size)
     if arguments.length is not None:
         check_integer("--length", arguments.length)
@@ -114,17 +144,3 @@ def _random_inputs(model: Any, batch_size: int, length: int | None) -> Any:
     length = length or min(longest_sequence(model) or 128, 128)
     shapes = batch_shapes(named.signature, batch_size, itertools.repeat(length))
     return named.pack_inputs(draw_batch(model, named.signature, shapes))
-
-
-def _write(optimized: Any, arguments: argparse.Namespace) -> None:
-    """Writes the report and the model: the original, if nothing was found that pays."""
-    from keras_deepseek.artifacts.bundle import publish_file
-    from keras_deepseek.artifacts.staging_folder import staging_folder
-
-    if arguments.report is not None:
-        text = json.dumps(optimized.report.to_dict(), indent=2)
-        Path(arguments.report).write_text(f"{text}\n", encoding="utf-8")
-    with staging_folder(arguments.output) as folder:
-        (optimized.original if optimized.passes is None else optimized).save(folder / "model.keras")
-        publish_file(folder / "model.keras", arguments.output)
-    print(f"{arguments.output} was written.")

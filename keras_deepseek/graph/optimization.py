@@ -3,21 +3,22 @@
 import functools
 import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import keras
 from keras import ops, tree
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.layers import functional_graph
 from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
 from keras_deepseek.graph.ir import Rewrite
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.passes import PASSES
-from keras_deepseek.graph.plans import Plan
+from keras_deepseek.graph.plans import Plan, lock_of
 from keras_deepseek.graph.report import OptimizationReport
-from keras_deepseek.graph.trace import CannotOpenError, as_symbols
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols, error_line
 from keras_deepseek.graph.verify import Verifier, flat_call, time_together
 
 _LEAST_PASS_GAIN = 1.01
@@ -43,6 +44,9 @@ def optimize(
     Choose it for models that read few of the rows that they compute (classifiers by the first
     token, recommenders by the last one), for LoRA, low-rank and linear attention products, and for
     small models on PyTorch without `torch.compile`. A plain transformer block gains nothing.
+
+    Other threads must not call the model itself until this returns: they would get symbols.
+    Optimized models of it may be called: they wait.
 
     Args:
         model: A built model. Nothing in it is changed.
@@ -75,10 +79,12 @@ def optimize(
     """
     if isinstance(model, OptimizedModel):
         model = model.original
-    _check(model, mode, passes)
-    inputs = tree.map_structure(ops.convert_to_tensor, example_inputs)
-    _check_inputs(model, inputs)
-    return _Optimization(model, inputs, mode, measure).run(passes)
+    _check(model, mode)
+    passes = _pass_names(passes)
+    inputs = _as_tensors(model, example_inputs)
+    with lock_of(model).exclusive():
+        _check_inputs(model, inputs)
+        return _Optimization(model, inputs, mode, measure).run(passes)
 
 
 class _Optimization:
@@ -93,13 +99,13 @@ class _Optimization:
         self._example = as_symbols(inputs)
         self._models: dict[tuple[str, ...] | None, OptimizedModel] = {}
 
-    def run(self, passes: Collection[str] | None) -> OptimizedModel:
-        """Returns the optimized model."""
-        names = [name for name in PASSES if passes is None or name in passes]
+    def run(self, names: Sequence[str]) -> OptimizedModel:
+        """Returns the optimized model, with those of the passes that pay."""
         try:
             plan = self._with(names).plan(self._training)
         except CannotOpenError as error:
-            return self._finish(None, failure=f"the model can't be traced: it {error}")
+            reason = error_line(error)
+            return self._finish(None, failure=f"the model can't be traced: it {reason}")
         tried = [name for name, rewrites in plan.rewrites.items() if rewrites]
         _log.info("%s: rewritten by %s", self._model.name, ", ".join(tried) or "no pass")
         difference, failure = self._verify(tried)
@@ -132,6 +138,7 @@ class _Optimization:
 
         def compare(passes: Sequence[str]) -> float:
             model = self._with(passes)
+            model.plan(self._training)  # Before dropout rates are 0.
             difference = max(verifier.compare(model) for verifier in self._verifiers)
             if not model.has_program(self._inputs, self._training):
                 raise ExportError("the program can't be run on the example inputs.")
@@ -168,8 +175,10 @@ class _Optimization:
             _log.info("%s: %s is worth %.2f", self._model.name, name, speed_ups[name])
             if speed_ups[name] < _LEAST_PASS_GAIN:
                 kept, function = others, without
-        seconds = time_together([self._compiled(None), function])
-        speed_up = seconds[0] / seconds[1]
+        # With no pass left, `function` is the flat program.
+        flat = [self._compiled([])] if kept else []
+        seconds = time_together([self._compiled(None), function, *flat])
+        speed_up, speed_ups["flat program"] = seconds[0] / seconds[1], seconds[0] / seconds[-1]
         if speed_up < _LEAST_GAIN:
             return None, {"pass_speed_ups": speed_ups, "speed_up": 1.0}
         return kept, {"pass_speed_ups": speed_ups, "speed_up": speed_up}
@@ -211,7 +220,7 @@ class _Optimization:
         return model
 
 
-def _check(model: Any, mode: str, passes: Collection[str] | None) -> None:
+def _check(model: Any, mode: str) -> None:
     if not isinstance(model, keras.Model):
         raise InvalidInputError(f"Expected a keras.Model, received {type(model).__name__}.")
     if not model.built:
@@ -220,17 +229,58 @@ def _check(model: Any, mode: str, passes: Collection[str] | None) -> None:
         )
     if mode not in ("inference", "train"):
         raise InvalidInputError(unknown_name_message("mode", mode, ("inference", "train")))
-    if isinstance(passes, str):
+
+
+def _pass_names(passes: Any) -> list[str]:
+    """Returns the names of the passes to try, in the order in which they run."""
+    if isinstance(passes, str) or not isinstance(passes, Iterable | None):
         raise InvalidInputError(f"Expected a list of passes, received {passes!r}.")
-    for name in passes or ():
+    given = list(PASSES if passes is None else passes)
+    for name in given:
         if name not in PASSES:
             raise InvalidInputError(unknown_name_message("passes", name, tuple(PASSES)))
+    return [name for name in PASSES if name in given]
+
+
+def _as_tensors(model: keras.Model, inputs: Any) -> Any:
+    """Returns example inputs as tensors, and checks them as far as the model need not be called."""
+
+    def convert(leaf: Any) -> Any:
+        expected = "Example inputs must be arrays or tensors with a batch axis"
+        if leaf is None or isinstance(leaf, str | bytes | keras.KerasTensor):
+            raise InvalidInputError(f"{expected}; received {leaf!r}.")
+        try:
+            tensor = ops.convert_to_tensor(leaf)
+        except Exception as error:
+            raise InvalidInputError(f"{expected}; received {leaf!r}: {error}") from error
+        if not tuple(tensor.shape):
+            raise InvalidInputError(f"{expected}; received the scalar {leaf!r}.")
+        if 0 in tuple(tensor.shape):
+            raise InvalidInputError(f"{expected}; one is empty, of shape {tuple(tensor.shape)}.")
+        return tensor
+
+    tensors = tree.map_structure(convert, inputs)
+    graph = functional_graph(model)
+    if graph is None:
+        return tensors
+    declared = graph.input
+    names = set(declared if isinstance(declared, dict) else (each.name for each in graph.inputs))
+    if isinstance(tensors, dict) and (others := tensors.keys() - names):
+        raise InvalidInputError(
+            f"Model {model.name!r} has no inputs {sorted(others)}; it has {sorted(names)}."
+        )
+    flat = tree.flatten(declared), tree.flatten(tensors)
+    if len(flat[0]) == len(flat[1]) and isinstance(declared, dict) == isinstance(tensors, dict):
+        for symbol, tensor in zip(*flat, strict=True):
+            dtype = keras.backend.standardize_dtype(tensor.dtype)
+            if "int" in symbol.dtype and "int" not in dtype and dtype != "bool":
+                raise InvalidInputError(
+                    f"Input {symbol.name!r} takes {symbol.dtype}, but its example is {dtype}."
+                )
+    return tensors
 
 
 def _check_inputs(model: keras.Model, inputs: Any) -> None:
-    for tensor in tree.flatten(inputs):
-        if not tuple(tensor.shape):
-            raise InvalidInputError("Each example input needs a batch axis; one is a scalar.")
     try:
         with unchanged_state(model):
             model(inputs)

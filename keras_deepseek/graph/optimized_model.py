@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_deepseek.backend.export.model_wrapper import ModelWrapper
-from keras_deepseek.backend.keras_private.layers import first_call_shapes
+from keras_deepseek.backend.keras_private.layers import first_call_shapes, functional_graph
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.graph.plans import Plan, Plans
 
 if TYPE_CHECKING:
     from keras_deepseek.graph.report import OptimizationReport
+
+_STEPS = ("compute_loss", "train_step", "test_step", "predict_step")
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -79,11 +81,62 @@ class OptimizedModel(ModelWrapper):
             kwargs = {"training": training} if self._takes_training else {}
             return self.original(inputs, **kwargs)
 
-        if self.passes is None:
-            return run_original()
-        if training and self.mode == "inference":
+        if self.passes is None or (training and self.mode == "inference"):
             return self._plans.run_original(run_original)
         return self._plans.run(inputs, bool(training), run_original)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the model as `keras.Model.compile` does, and takes the same arguments.
+
+        Raises:
+            InvalidInputError: If the class of the original has its own loss or steps, which this
+                model would not run.
+        """
+        own = type(self.original)
+        steps = [each for each in _STEPS if getattr(own, each) is not getattr(keras.Model, each)]
+        if steps:
+            raise InvalidInputError(
+                f"{own.__name__} overrides {', '.join(steps)}, which its optimized model does not "
+                "run. Train the original instead: Trainer(model, ..., optimize_graph=True)."
+            )
+        super().compile(*args, **kwargs)
+
+    def save_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """Saves the original's weights, as its own `save_weights` does."""
+        self.original.save_weights(filepath, **kwargs)
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """Loads weights into the original, as its own `load_weights` does."""
+        self.original.load_weights(filepath, **kwargs)
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Exports the model as `keras.Model.export` does. `deploy.Exporter` also verifies it."""
+        graph = functional_graph(self.original)
+        structure = self._plans.example if graph is None else graph.input
+        specs = keras.tree.map_structure(_describe_input, structure)
+        super().export(filepath, *args, **{"input_signature": [specs], **kwargs})
+
+    @property
+    def _default_save_signature(self) -> None:
+        """`None`: `export` has the signature. TensorFlow would make one without dtypes."""
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Prints the summary of the original."""
+        self.original.summary(*args, **kwargs)
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> keras.Layer:
+        """Returns a layer of the original."""
+        return self.original.get_layer(name, index)
+
+    @property
+    def input_shape(self) -> Any:
+        """The shapes of the original's inputs."""
+        return self.original.input_shape
+
+    @property
+    def output_shape(self) -> Any:
+        """The shapes of the original's outputs."""
+        return self.original.output_shape
 
     def source(self, training: bool = False) -> str:
         """Returns the program for the example inputs as Python code.
@@ -128,3 +181,9 @@ class OptimizedModel(ModelWrapper):
             for name in ("original", "example")
         }
         return cls(**{**config, **made})
+
+
+def _describe_input(symbol: keras.KerasTensor) -> keras.InputSpec:
+    """Returns a spec for an export, of any batch size."""
+    shape = (None, *symbol.shape[1:])
+    return keras.InputSpec(shape=shape, dtype=symbol.dtype, name=symbol.name)

@@ -6,6 +6,7 @@ import functools
 import logging
 import operator
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from keras_deepseek.graph.trace import CannotOpenError, as_symbols, trace_model
 _log = logging.getLogger(__name__)
 
 _MOST_PLANS = 64
-"""The most kinds and shapes of inputs that a model remembers. The oldest is dropped."""
+"""The most kinds and shapes of inputs that a model remembers. The least recent is dropped."""
 
 
 class Plan:
@@ -47,15 +48,15 @@ class Plan:
         whole: Collection[str] = (),
     ) -> None:
         shapes = [tuple(each.shape) for each in tree.flatten(example)]
-        with backend.current().compute.outside_compilation():
+        with lock_of(model).exclusive(), backend.current().compute.outside_compilation():
             graph, self.axes = trace_free(
                 lambda inputs: trace_model(model, inputs, training=training, whole=whole),
                 example,
                 _declared_shapes(model, shapes),
             )
-            self.size_before = (count_operations(graph), count_multiply_adds(graph))
+            self.size_before = (count_operations(graph), count_multiply_adds(graph, training))
             self.rewrites = run_passes(graph, passes, training)
-        self.size = (count_operations(graph), count_multiply_adds(graph))
+        self.size = (count_operations(graph), count_multiply_adds(graph, training))
         """The number of operations and of multiply-adds, at the sizes of the trace."""
         self.leaves = graph.leaves
         self.program = Program(graph)
@@ -75,7 +76,7 @@ class Plan:
 class Plans:
     """The plans of a model, which are made when inputs of a new kind come.
 
-    Calls of the model and traces exclude each other: a call during a trace would get symbols.
+    Calls and traces exclude each other: a call during a trace would get symbols.
 
     Args:
         example: Example inputs, as `KerasTensor`s. Their sizes stand for unknown ones.
@@ -87,7 +88,7 @@ class Plans:
         self.example = example
         self._layers = [each for each in flatten_layers(model) if each.variables]
         self._plans: collections.OrderedDict[Any, Plan | None] = collections.OrderedDict()
-        self._lock = _SharedLock()
+        self._lock = lock_of(model)
 
     def run(self, inputs: Any, training: bool, otherwise: Callable[[], Any]) -> Any:
         """Runs the program for these inputs, or calls `otherwise` if there is none."""
@@ -102,6 +103,8 @@ class Plans:
                     self.make(inputs, training, whole)
             with self._lock:
                 plan = self._plans.get(key)
+                with contextlib.suppress(KeyError):  # It was dropped since.
+                    self._plans.move_to_end(key)
                 if plan is None:
                     return otherwise()
                 try:
@@ -142,11 +145,13 @@ class Plans:
         with self._lock.exclusive():
             made = (plan for other, plan in self._plans.items() if other[0] == kind and plan)
             plan = None if whole else next((each for each in made if each.fits(shapes)), None)
-            self._plans[key] = plan  # `None` stays if no program can be made.
+            self._plans[key] = None  # It stays if no program can be made.
             if len(self._plans) > _MOST_PLANS:
                 self._plans.popitem(last=False)
             if not all(map(_is_dense, tensors)):
                 raise CannotOpenError("gets sparse or ragged inputs")
+            if any(0 in shape for shape in shapes):  # Operations of TensorFlow fail on it.
+                raise CannotOpenError("gets an empty batch")
             if plan is None:
                 example = as_symbols(inputs, self._known_shapes(shapes))
                 plan = Plan(
@@ -162,7 +167,9 @@ class Plans:
         # In training, a frozen BatchNormalization computes something else.
         trainable = training and tuple(map(_read_trainable, self._layers))
         kind = trainable, PolicyKey(self._layers), _structure(inputs)
-        return kind, tuple([tuple(each.shape) for each in tensors]), tuple(map(type, tensors))
+        # Symbolic sizes, as in `torch.export`, are unknown ones.
+        shapes = [tuple([n if type(n) is int else None for n in each.shape]) for each in tensors]
+        return kind, tuple(shapes), tuple(map(type, tensors))
 
     def _known_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
@@ -177,28 +184,40 @@ class Plans:
         return shapes
 
 
-class _SharedLock:
+class SharedLock:
     """A lock that many threads hold together in a `with` block, or one alone."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._holders = 0
+        self._holders: collections.Counter[int] = collections.Counter()
 
     def __enter__(self) -> None:
         with self._condition:
-            self._holders += 1
+            self._holders[threading.get_ident()] += 1
 
     def __exit__(self, *_: object) -> None:
         with self._condition:
-            self._holders -= 1
+            self._holders[threading.get_ident()] -= 1
+            self._holders += collections.Counter()  # Removes zeros.
             self._condition.notify_all()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Holds the lock alone."""
+        """Holds the lock alone. A thread that holds it already does not wait for itself."""
         with self._condition:
-            self._condition.wait_for(lambda: self._holders == 0)
+            own = {threading.get_ident()}
+            self._condition.wait_for(lambda: self._holders.keys() <= own)
             yield
+
+
+_locks: weakref.WeakKeyDictionary[keras.Model, SharedLock] = weakref.WeakKeyDictionary()
+_making_locks = threading.Lock()
+
+
+def lock_of(model: keras.Model) -> SharedLock:
+    """Returns the lock of a model: traces hold it alone, its optimized models to call."""
+    with _making_locks:
+        return _locks.setdefault(model, SharedLock())
 
 
 _read_trainable = operator.attrgetter("trainable")

@@ -13,9 +13,11 @@ class OptimizationReport:
     Args:
         mode: `"inference"` or `"train"`.
         passes: The passes that were kept. `None` if the original is run.
-        operations: The number of operations and whole layers, before and after.
+        operations: The number of operations and whole layers, before and after, without those of
+            gradients.
         multiply_adds: The multiply-adds of products and convolutions outside of whole layers,
-            before and after, at the sizes of the example inputs.
+            before and after, at the sizes of the example inputs. With `mode="train"` they include
+            the gradients.
         rewrites: The changes that each kept pass made.
         leaves: The layers that were kept whole, by path, and the reasons.
         free_axes: The axes of the inputs whose size may change without a new program, as in
@@ -23,7 +25,8 @@ class OptimizationReport:
         largest_difference: The largest absolute difference between the outputs, or `None` if
             nothing was compared.
         speed_up: The original's time over the optimized model's, or `None` if not measured.
-        pass_speed_ups: The time without a pass over the time with it, for each pass measured.
+        pass_speed_ups: The time without a pass over the time with it, for each pass measured. The
+            entry `"flat program"` is the original's time over that of a program without passes.
         failure: The pass, the layer and the difference of a verification that failed, else `None`.
 
     Example:
@@ -31,7 +34,7 @@ class OptimizationReport:
     >>> report = OptimizationReport("train", None, (9, 9), (640, 640), {}, {})
     >>> print(report)
     train: 9 operations, now 9
-    640 multiply-adds, now 640
+    640 multiply-adds with gradients, now 640
     The original is used: nothing that pays was found.
     """
 
@@ -53,9 +56,10 @@ class OptimizationReport:
 
     def __str__(self) -> str:
         (before, after), (work_before, work_after) = self.operations, self.multiply_adds
+        gradients = " with gradients" if self.mode == "train" else ""
         lines = [
             f"{self.mode}: {before:,} operations, now {after:,}",
-            f"{work_before:,} multiply-adds, now {work_after:,}",
+            f"{work_before:,} multiply-adds{gradients}, now {work_after:,}",
         ]
         if self.free_axes:
             lines.append(f"of any size: {', '.join(self.free_axes)}")
@@ -65,10 +69,17 @@ class OptimizationReport:
             lines.append("The original is used: nothing that pays was found.")
         if self.speed_up is not None:
             lines.append(f"{self.speed_up:.2f} times as fast as the original")
+        if self.speed_up is not None and (speed := self.pass_speed_ups.get("flat program")):
+            lines.append(f"flat program, without passes ({speed:.2f} times)")
         for name, rewrites in self.rewrites.items():
             speed = self.pass_speed_ups.get(name)
             lines.append(name + (f" ({speed:.2f} times)" if speed else ""))
-            lines += [f"  {', '.join(filter(None, each.layers))}: {each.text}" for each in rewrites]
+            places: dict[str, list[str]] = {}
+            for each in rewrites:
+                places.setdefault(each.text, []).append(", ".join(filter(None, each.layers)))
+            for text, found in places.items():
+                many = f"  {text} x {len(found)}, first in {found[0]}"
+                lines.append(many if found[1:] else f"  {found[0]}: {text}")
         if self.leaves:
             lines.append("kept whole")
         for path, leaf in self.leaves.items():

@@ -18,6 +18,7 @@ from typing import Any
 
 import keras
 from keras import tree
+from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
@@ -166,6 +167,7 @@ class _History:
     def value(self, wanted: keras.KerasTensor, layer: str) -> Value:
         """Returns the value of a symbol. The nodes that are made for it belong to a layer."""
         waiting = [wanted]
+        entered: set[int] = set()
         while waiting:
             symbol = waiting[-1]
             if id(symbol) in self._values:
@@ -174,6 +176,9 @@ class _History:
             made = _history_node(symbol)
             symbols = made.arguments.keras_tensors
             missing = [each for each in symbols if id(each) not in self._values]
+            if missing and id(symbol) in entered:
+                raise CannotOpenError(f"uses {made.operation.name}, which returns its own input")
+            entered.add(id(symbol))
             waiting += missing
             if not missing:
                 node = self.make_node(
@@ -263,9 +268,9 @@ class _Trace:
                         outputs = type(layer).call(layer, *args, **kwargs)
                         return tree.map_structure(self._returned, outputs)
                 except CannotOpenError as error:
-                    reason = _message(error)
+                    reason = error_line(error)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
-                    reason = f"{type(error).__name__}: {_message(error)}"
+                    reason = f"{type(error).__name__}: {error_line(error)}"
             del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)
         finally:
@@ -280,6 +285,11 @@ class _Trace:
             keras.StatelessScope(initialize_variables=False),
         ):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
+            if any(each is not None and None in each.shape for each in tree.flatten(outputs)):
+                # `EinsumDense(output_shape=(None, 4))` declares a size that it does not know.
+                is_quantized = getattr(layer, "quantization_mode", None) is not None
+                call = layer.quantized_call if is_quantized else layer.call
+                outputs = compute_output_spec(call, *args, **kwargs)
         flat = tree.flatten(outputs)
         symbols = [each for each in flat if each is not None]
         node = self._history.make_node(layer, args, kwargs, symbols, path_of(layer))
@@ -351,7 +361,7 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
     return None
 
 
-def _message(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Returns the first line of an error, without what Keras writes around it: the arguments."""
     return re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
 
@@ -377,7 +387,12 @@ def _history_node(symbol: keras.KerasTensor) -> Any:
     history: Any = getattr(symbol, "_keras_history", None)
     if history is None or isinstance(history.operation, keras.layers.InputLayer | None):
         raise CannotOpenError("reads a symbol that is not one of the model's inputs")
-    return history.operation._inbound_nodes[history.node_index]
+    operation = history.operation
+    # An input whose rank Keras adjusted has the history of the input before.
+    for node in (operation._inbound_nodes[history.node_index], *operation._outbound_nodes):
+        if any(output is symbol for output in node.outputs):
+            return node
+    raise CannotOpenError(f"reads a symbol that {operation.name} did not return")
 
 
 @contextlib.contextmanager

@@ -18,12 +18,14 @@ from keras_deepseek.backend.keras_private.layers import (
     block_states,
     flatten_layers,
     functional_graph,
+    seed_states,
 )
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.errors import ExportError
 
 _HALF = ("bfloat16", "float16")
+_RATES = {"rate", "dropout", "recurrent_dropout"}
 _SECONDS = 0.4
 _ROUNDS = (5, 200)
 """The fewest and most rounds of a timing; between them it ends after `_SECONDS` a function."""
@@ -155,14 +157,15 @@ def _resized(model: keras.Model, inputs: Any, least: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _without_dropout(model: keras.Model) -> Iterator[None]:
-    """Sets the rates of `Dropout` layers to 0 in a `with` block.
+    """Sets the dropout rates of layers that draw random numbers to 0 in a `with` block.
 
-    Rows that nobody reads are cut through dropout, which then draws other numbers.
+    Rows that nobody reads are cut through dropout, which then draws other numbers. On PyTorch it
+    draws them from a generator that no layer holds. Other layers draw the same numbers again.
     """
     with contextlib.ExitStack() as stack:
         for layer in flatten_layers(model):
-            if type(layer) is keras.layers.Dropout:
-                stack.enter_context(temporary_attributes(layer, rate=0.0))
+            rates = vars(layer).keys() & _RATES if seed_states(layer) else ()
+            stack.enter_context(temporary_attributes(layer, **dict.fromkeys(rates, 0.0)))
         yield
 
 

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 from keras_deepseek import graph
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import KerasDeepSeekError
 from keras_deepseek.graph import command
 
 
@@ -57,11 +57,17 @@ def test_the_original_is_written_where_nothing_pays(folder, capsys):
     [
         (["-o", "out.h5"], r"must end in \.keras"),
         (["-o", "out.keras", "--batch-size", "0"], "--batch-size"),
-        (["-o", "out.keras", "--passes", "rows"], "rows"),
+        (["-o", "out.keras", "--passes", "rows"], "Unknown --passes 'rows'[^-]*$"),
+        (["-o", "out.keras", "--passes", ""], "Unknown --passes ''"),
+        (["-o", "file/out.keras"], "Nothing can be written"),
+        (["-o", "out.keras", "--report", "file/report.json"], "Nothing can be written"),
+        (["-o", "plain.keras"], "must be different files"),
     ],
 )
 def test_wrong_arguments_are_refused(folder, monkeypatch, arguments, named):
     monkeypatch.chdir(folder)
-    with pytest.raises(InvalidInputError, match=named):
+    (folder / "file").touch()
+    before = sorted(folder.iterdir())
+    with pytest.raises(KerasDeepSeekError, match=named):
         run("plain.keras", *arguments)
-    assert not (folder / arguments[1]).exists()
+    assert sorted(folder.iterdir()) == before

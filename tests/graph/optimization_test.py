@@ -23,6 +23,10 @@ def dense_model():
     return keras.Model(inputs, layers.Dense(3, name="head")(inputs))
 
 
+def tokens_model():
+    return keras.Sequential([keras.Input((4,), dtype="int32"), layers.Embedding(9, 2)])
+
+
 def draw(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
@@ -33,7 +37,13 @@ def draw(*shape):
         ((layers.Dense(2), draw(2, 4)), "Expected a keras.Model, received Dense"),
         ((keras.Sequential([layers.Dense(2)]), draw(2, 4)), "is not built"),
         ((dense_model(), draw(2, 5)), "can't be called on the example inputs of shape"),
-        ((dense_model(), np.float32(1)), "needs a batch axis"),
+        ((dense_model(), np.float32(1)), "with a batch axis; received the scalar"),
+        ((dense_model(), None), "arrays or tensors with a batch axis; received None"),
+        ((dense_model(), "abc"), "received 'abc'"),
+        ((dense_model(), keras.KerasTensor((2, 4))), "received <KerasTensor"),
+        ((dense_model(), draw(0, 4)), r"one is empty, of shape \(0, 4\)"),
+        ((dense_model(), {"x": draw(2, 4)}), r"has no inputs \['x'\]; it has"),
+        ((tokens_model(), draw(2, 4)), "takes int32, but its example is float32"),
     ],
 )
 def test_bad_models_and_inputs(arguments, message):
@@ -46,8 +56,36 @@ def test_unknown_names():
         graph.optimize(dense_model(), draw(2, 4), mode="training")
     with pytest.raises(InvalidInputError, match="passes"):
         graph.optimize(dense_model(), draw(2, 4), passes=["rows"])
-    with pytest.raises(InvalidInputError, match="Expected a list of passes, received 'identities'"):
-        graph.optimize(dense_model(), draw(2, 4), passes="identities")
+    for passes in ("identities", 5):
+        with pytest.raises(InvalidInputError, match=f"a list of passes, received {passes!r}"):
+            graph.optimize(dense_model(), draw(2, 4), passes=passes)
+
+
+def test_passes_may_come_from_an_iterator():
+    optimized = graph.optimize(
+        dense_model(), draw(2, 4), passes=iter(["identities"]), measure=False
+    )
+    assert optimized.passes == ("identities",)
+
+
+@pytest.mark.each_backend
+def test_dicts_of_inputs_give_no_warning():
+    inputs = {name: keras.Input((4,), name=name) for name in "ba"}
+    model = keras.Model(inputs, {"sum": inputs["a"] + inputs["b"]})
+    assert graph.optimize(model, {"b": draw(2, 4), "a": draw(2, 4)}, measure=False).passes
+
+
+def test_the_reason_of_an_untraceable_model_is_one_line_of_text():
+    class Looking(keras.Model):
+        def call(self, inputs):
+            return inputs * float(ops.convert_to_numpy(inputs).sum())
+
+    model = Looking()
+    model(draw(2, 4))
+    failure = graph.optimize(model, draw(2, 4), measure=False).report.failure
+    assert failure.startswith("the model can't be traced: it ")
+    assert "\n" not in failure
+    assert "\x1b" not in failure
 
 
 def plant(monkeypatch, change):

@@ -1,6 +1,7 @@
 """An optimized model is used like the original: trained, saved, called by threads, and so on."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -102,6 +103,84 @@ def test_weights_that_are_assigned_or_loaded_need_no_refresh(tmp_path):
     check_equal(model, optimized, inputs)
 
 
+@pytest.mark.each_backend
+def test_weights_files_are_those_of_the_original(tmp_path):
+    model, other = classifier(5), classifier(5)
+    optimized = optimize(model, draw(2, 5, 8))
+    optimized.save_weights(tmp_path / "a.weights.h5")
+    other.load_weights(tmp_path / "a.weights.h5")
+    other.set_weights([each + 0.1 for each in other.get_weights()])
+    other.save_weights(tmp_path / "b.weights.h5")
+    optimized.load_weights(tmp_path / "b.weights.h5")
+    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_layers_and_shapes_are_those_of_the_original(capsys):
+    model = classifier(5)
+    optimized = optimize(model, draw(2, 5, 8))
+    assert optimized.get_layer(model.layers[-1].name) is model.layers[-1]
+    assert (optimized.input_shape, optimized.output_shape) == ((None, 5, 8), (None, 3))
+    optimized.summary()
+    assert model.layers[-1].name in capsys.readouterr().out
+
+
+class OwnLoss(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) * 2.0
+
+
+def test_a_model_with_its_own_loss_or_step_is_not_compiled():
+    model = OwnLoss()
+    model(draw(2, 4))
+    optimized = optimize(model, draw(2, 4))
+    with pytest.raises(InvalidInputError, match=r"compute_loss.*optimize_graph=True"):
+        optimized.compile("sgd", "mse")
+
+
+@pytest.mark.parametrize("make", [lambda: classifier(5), OwnLoss], ids=["functional", "subclass"])
+def test_the_export_of_keras(tmp_path, monkeypatch, make):
+    """Its signature is that of the original, which it can't find by itself."""
+    model, x = make(), draw(2, 5, 8)
+    model(x)
+    exported = {}
+
+    def export(self, path, **kwargs):
+        exported.update(kwargs)
+
+    monkeypatch.setattr(keras.Model, "export", export)
+    optimize(model, x).export(tmp_path / "model")
+    (spec,) = exported["input_signature"]
+    assert (spec.shape, spec.dtype) == ((None, 5, 8), "float32")
+
+
+@pytest.mark.tensorflow_alone
+def test_the_export_of_keras_to_saved_model(tmp_path):
+    import tensorflow as tf
+
+    model = classifier(5)
+    optimize(model, draw(2, 5, 8)).export(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    received = loaded.serve(draw(3, 5, 8))
+    np.testing.assert_allclose(received, model.predict(draw(3, 5, 8), verbose=0), atol=1e-5)
+
+
+@pytest.mark.each_backend
+def test_empty_batches_and_wrong_ranks_run_the_original():
+    model = classifier(5)
+    optimized = optimize(model, draw(2, 5, 8))
+    assert tuple(optimized(draw(0, 5, 8)).shape) == (0, 3)
+    with pytest.raises(ValueError, match="is incompatible with the layer"):
+        optimized(draw(2, 8))
+
+
 def test_ten_threads_that_call_while_lengths_are_traced_get_no_symbols():
     model = classifier()
     optimized = optimize(model, draw(2, 5, 8))
@@ -110,7 +189,8 @@ def test_ten_threads_that_call_while_lengths_are_traced_get_no_symbols():
     wrong = []
 
     def call(number):
-        optimized._plans._plans.clear()
+        with optimized._plans._lock.exclusive():
+            optimized._plans._plans.clear()
         for index in range(len(batches)):
             place = (index + number) % len(batches)
             outputs = optimized(batches[place], training=number % 5 == 0)
@@ -125,6 +205,23 @@ def test_ten_threads_that_call_while_lengths_are_traced_get_no_symbols():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_threads_may_optimize_one_model_and_call_its_optimized_models():
+    model = classifier()
+    optimized = optimize(model, draw(2, 5, 8))
+    batch = ops.convert_to_tensor(draw(2, 5, 8))
+    expected = ops.convert_to_numpy(model(batch))
+
+    def call(number):
+        made = graph.optimize(model, draw(2, 5, 8), measure=False) if number % 3 else optimized
+        assert made.report.failure is None
+        return [ops.convert_to_numpy(made(batch)) for _ in range(3)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for received in pool.map(call, range(8)):
+            np.testing.assert_allclose(received, [expected] * 3, atol=1e-5)
+    assert not any("symbolic_call" in vars(layer) for layer in flatten_layers(model))
 
 
 def test_another_policy_after_optimizing_has_a_program_of_its_own():
@@ -241,10 +338,10 @@ def test_the_least_recent_plan_is_dropped(monkeypatch):
     monkeypatch.setattr("keras_deepseek.graph.plans._MOST_PLANS", 2)
     model = classifier()
     optimized = optimize(model, draw(2, 5, 8))
-    batches = [ops.convert_to_tensor(draw(2, length, 8)) for length in (3, 4, 5)]
-    for batch in batches:
-        check_equal(model, optimized, batch)
-    assert [optimized.has_program(batch) for batch in batches] == [False, True, True]
+    batches = [ops.convert_to_tensor(draw(2, length, 8)) for length in (3, 4, 6)]
+    for index in (0, 1, 0, 2):
+        check_equal(model, optimized, batches[index])
+    assert [optimized.has_program(batch) for batch in batches] == [True, False, True]
 
 
 def test_training_of_an_inference_model_runs_the_original():

@@ -10,6 +10,7 @@ from keras import layers, ops
 
 from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
 from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.plans import Plan, Plans
 
 
@@ -55,6 +56,20 @@ def test_inputs_of_one_kind_share_a_plan_and_sparse_ones_have_none():
     assert plans.make([keras.KerasTensor((3, 6, 4))], training=False) is one
     assert plans.make([keras.KerasTensor((3, 6, 4), "float16")], training=False) is not one
     assert plans.make([keras.KerasTensor((2, 5, 4))], training=True) is not one
+
+
+@pytest.mark.torch_alone
+def test_symbolic_sizes_run_the_program_of_the_example():
+    torch = pytest.importorskip("torch")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    optimized = OptimizedModel(model, keras.KerasTensor((8, 4)), passes=["identities"])
+    sizes = (({0: torch.export.Dim("batch")},),)
+    exported = torch.export.export(optimized.eval(), (torch.ones(8, 4),), dynamic_shapes=sizes)
+    x = torch.ones(3, 4)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(exported.module()(x)), ops.convert_to_numpy(model(x)), rtol=1e-6
+    )
+    assert None not in optimized._plans._plans.values()
 
 
 def test_a_plan_made_for_symbols_runs_tensors():

@@ -23,3 +23,15 @@ def test_the_report_says_what_was_done_and_is_json():
     assert read["operations"] == list(report.operations)
     assert read["leaves"]["recurrent"]["layer_class"] == "GRU"
     assert report.multiply_adds[0] > report.multiply_adds[1]
+
+
+def test_work_in_training_includes_the_gradients_and_equal_lines_are_one():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, use_bias=False)(inputs)
+    x = keras.ops.cast(layers.Dense(2, use_bias=False)(keras.ops.cast(x, "float32")), "float32")
+    model = keras.Model(inputs, x)
+    report = graph.optimize(model, np.zeros((3, 4), "float32"), mode="train", measure=False).report
+    a_row = 2 * (4 * 4) + 3 * (4 * 2)  # The inputs have no gradient.
+    assert report.multiply_adds[0] % a_row == 0
+    assert " multiply-adds with gradients, now " in str(report)
+    assert "  removed Cast x 2, first in functional" in str(report)

@@ -198,6 +198,52 @@ def test_a_layer_that_is_no_graph_of_operations_stays_whole(make, reason):
     )
 
 
+@pytest.mark.each_backend
+@pytest.mark.parametrize(("size", "shape"), [(1, (8,)), (None, (8, 1, 1))])
+def test_inputs_whose_rank_keras_adjusts(size, shape):
+    inputs = keras.Input((size,))
+    model = keras.Model(inputs, layers.Dense(2)(ops.sum(inputs, axis=-1, keepdims=True)))
+    x = ops.convert_to_tensor(np.arange(8, dtype="float32").reshape(shape))
+    plan = make_plan(model, x)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(plan.program(x)), ops.convert_to_numpy(model(x))
+    )
+    assert plan.leaves == {}
+
+
+class Same(keras.Operation):
+    """An operation on whose result Keras writes a history that has no end."""
+
+    def call(self, x):
+        return x
+
+    def compute_output_spec(self, x):
+        return x
+
+
+def test_an_operation_that_returns_its_own_symbol_ends_the_walk():
+    class Around(layers.Layer):
+        def call(self, inputs):
+            return Same()(inputs * 2.0)
+
+    plan = make_plan(of_layer(Around()), example())
+    (leaf,) = plan.leaves.values()
+    assert "which returns its own input" in leaf.reason
+
+
+def test_sizes_that_a_whole_layer_does_not_declare_are_inferred():
+    inputs = keras.Input((3, 4))
+    x = layers.EinsumDense("abc,cd->abd", (None, 2))(inputs)
+    model = keras.Model(inputs, x[:, 0])
+    model.quantize("int8", filters="einsum_dense")
+    x = ops.ones((2, 3, 4))
+    plan = make_plan(model, x)
+    assert [leaf.reason for leaf in plan.leaves.values()] == ["is quantized"]
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(plan.program(x)), ops.convert_to_numpy(model(x))
+    )
+
+
 def test_a_whole_layer_is_run_though_its_output_spec_is_its_input():
     class Doubling(layers.Layer):
         def call(self, inputs):

@@ -40,6 +40,21 @@ def test_a_difference_of_the_gradients_alone_is_found():
         Verifier(model, inputs(), training=True).compare(other)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.LSTM(3, dropout=0.5),
+        lambda: layers.GRU(3, recurrent_dropout=0.5),
+        lambda: layers.SpatialDropout1D(0.5),
+    ],
+)
+def test_random_layers_are_compared_without_their_dropout(layer):
+    tensors = keras.Input((4, 3))
+    model = keras.Model(tensors, layer()(tensors))
+    x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(4, 4, 3)), "float32")
+    assert Verifier(model, x, training=True).compare(model) == 0.0
+
+
 @pytest.mark.torch_alone
 def test_gradients_are_compared_in_a_block_without_gradients():
     torch = pytest.importorskip("torch")

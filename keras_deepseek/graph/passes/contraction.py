@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import string
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -140,25 +140,33 @@ def _is_scalar(value: Any) -> bool:
     return is_number or (keras.ops.is_tensor(value) and tuple(value.shape) == ())
 
 
-def count_multiply_adds(graph: Graph) -> int:
+def count_multiply_adds(graph: Graph, training: bool) -> int:
     """Returns the multiply-adds of the products and convolutions outside of whole layers.
 
-    The sizes are those at which the graph was traced.
+    Those of the gradients are counted in training. The sizes are those of the trace.
     """
-    return sum(_multiply_adds(node) for node in graph.nodes())
+    with_gradient = trained(graph, training)
+    return sum(_multiply_adds(node, with_gradient) for node in graph.nodes())
 
 
-def _multiply_adds(node: Node) -> int:
-    out = math.prod(node.spec.shape)
+def _multiply_adds(node: Node, with_gradient: Collection[Node]) -> int:
+    def passes(values: Iterable[Value]) -> int:
+        return 1 + sum(value.node in with_gradient for value in values)
+
     if node.kind in ("Conv", "DepthwiseConv") and isinstance(node.args[1], Value):
         kernel = node.args[1].shape
-        return out * math.prod(kernel[: -1 if node.kind == "Conv" else -2])
+        window = math.prod(kernel[: -1 if node.kind == "Conv" else -2])
+        return math.prod(node.spec.shape) * window * passes(node.args[:2])
     if node.kind == "DotProductAttention":
         query, key, value = node.values()[:3]
         scores = math.prod(query.shape[:3]) * key.shape[1]
-        return scores * (query.shape[3] + value.shape[3])
+        of_scores = passes([query, key])
+        of_values = passes([value]) + (of_scores > 1)
+        return scores * (query.shape[3] * of_scores + value.shape[3] * of_values)
     product = as_product(node) if is_contraction(node) else None
-    return 0 if product is None else math.prod(product.sizes().values())
+    if product is None:
+        return 0
+    return math.prod(product.sizes().values()) * passes(product.operands)
 
 
 def gather(root: Node, users: dict[Value, list[Node | None]]) -> Product | None:
