@@ -18,7 +18,7 @@ class Panel:
     Args:
         names: The names that it shows.
         log: True for a logarithmic axis.
-        smoothing: The share of the points to smooth over, from 0 to 1. `None` leaves it to the page.
+        smoothing: The share of the points to smooth over. `None` leaves it to the page.
     """
 
     names: tuple[str, ...]

@@ -14,6 +14,13 @@ from keras_deepseek.studio.run_reader import RunReader
 
 _LEVELS = ("bad", "warn", "info")
 
+# The least number of points by which each is judged.
+_GROUPS, _FEWEST_GROUPS, _FEWEST_STEPS = 40, 10, 200
+_FEWEST_VALIDATIONS, _FEWEST_RISES = 4, 3
+_FEWEST_VECTORS, _FEWEST_ROWS = 4, 2
+_FEWEST_TIMES = 5
+_MOST_NAMES = 3
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -85,7 +92,8 @@ def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding | Any]:
         diverged = list(find_divergence(loss, limits.divergence))
         yield from diverged or find_spike(loss, limits.spike)
     yield from find_plateau(loss, limits.plateau)
-    yield from find_overfitting(points("loss") if "loss" in reader.ends else loss, validation, limits)
+    means = points("loss") if "loss" in reader.ends else loss
+    yield from find_overfitting(means, validation, limits.overfitting)
     for name, kind in (("layer_gradient_norms", "gradient"), ("layer_update_ratios", "update")):
         if name in reader.vector_names:
             vectors = reader.vectors(name)
@@ -151,8 +159,8 @@ def find_not_finite(loss: Points, validation: Points, norm: Points) -> Iterator[
 
 def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
     """Finds a loss that has grown again and stays there."""
-    steps, values = _in_groups(loss, 40)
-    if len(values) < 10:
+    steps, values = _in_groups(loss, _GROUPS)
+    if len(values) < _FEWEST_GROUPS:
         return
     best = int(np.argmin(values))
     end = float(np.median(values[-3:]))
@@ -170,7 +178,7 @@ def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
 def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
     """Finds a loss that jumped and came back: the highest such jump."""
     steps, values = loss
-    if len(values) < 40:
+    if len(values) < _GROUPS:
         return
     group = max(1, len(values) // 4000)
     starts = np.arange(0, len(values), group)
@@ -180,9 +188,7 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
     median = np.median(level, axis=1)
     spread = np.median(np.abs(level - median[:, None]), axis=1)
     after = most[width:]
-    ratio = np.where(
-        (after > limit * median) & (after > median + 10 * spread), after / median, 0.0
-    )
+    ratio = np.where((after > limit * median) & (after > median + 10 * spread), after / median, 0.0)
     top = int(np.argmax(ratio))
     if ratio[top] > 0:
         start = starts[width + top]
@@ -199,8 +205,8 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
 
 def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
     """Finds a loss that stopped falling while it had far to go."""
-    steps, values = _in_groups(loss, 40)
-    if len(values) < 40 or steps[-1] < 200:
+    steps, values = _in_groups(loss, _GROUPS)
+    if len(values) < _GROUPS or steps[-1] < _FEWEST_STEPS:
         return
     start = float(np.mean(values[:2]))
     before, end = float(np.mean(values[16:24])), float(np.mean(values[-8:]))
@@ -216,17 +222,17 @@ def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
         )
 
 
-def find_overfitting(loss: Points, validation: Points, limits: Thresholds) -> Iterator[Finding]:
+def find_overfitting(loss: Points, validation: Points, limit: float) -> Iterator[Finding]:
     """Finds a validation loss that rises while the training loss goes on falling."""
     steps, values = validation
     known = np.isfinite(values)
     steps, values = steps[known], values[known]
-    if len(values) < 4:
+    if len(values) < _FEWEST_VALIDATIONS:
         return
     best = int(np.argmin(values))
     rises = len(values) - 1 - best
     end = float(np.median(values[-2:]))
-    if rises < 3 or end < limits.overfitting * values[best]:
+    if rises < _FEWEST_RISES or end < limit * values[best]:
         return
     train = np.interp(steps[[best, -1]], *loss) if len(loss[0]) else np.array([0.0, 1.0])
     if train[1] < train[0]:
@@ -252,7 +258,7 @@ def find_dead_layers(
         matrix: The values.
     """
     count = matrix.shape[1]
-    if count < 4 or len(labels) < 2:
+    if count < _FEWEST_VECTORS or len(labels) < _FEWEST_ROWS:
         return
     last = np.median(matrix[:, -max(3, count // 5) :], axis=1)
     others = np.array([np.median(np.delete(last, index)) for index in range(len(last))])
@@ -296,7 +302,7 @@ def find_starved_experts(
         matrix: The loads, a column for each step.
         limit: The share of an equal load below which an expert starves.
     """
-    if matrix.shape[1] < 4:
+    if matrix.shape[1] < _FEWEST_VECTORS:
         return
     load = matrix[:, -max(3, matrix.shape[1] // 5) :].mean(axis=1)
     layers: dict[str, list[int]] = {}
@@ -305,7 +311,7 @@ def find_starved_experts(
     for layer, rows in layers.items():
         total = load[rows].sum()
         starved = [row for row in rows if load[row] < limit * total / len(rows)]
-        if total <= 0 or not starved or len(rows) < 2:
+        if total <= 0 or not starved or len(rows) < _FEWEST_ROWS:
             continue
         names = [labels[row].replace(":", "/").rpartition("/")[2] for row in starved]
         gets = 100 * load[starved].sum() / total
@@ -328,7 +334,7 @@ def find_bottleneck(
     """Finds a training that waits: for its data, or for the host to start the next operation."""
     wait = idle = None
     waits, seconds = waits[np.isfinite(waits)][-200:], seconds[np.isfinite(seconds)][-200:]
-    if len(waits) >= 5 and len(seconds) >= 5 and seconds.mean() > 0:
+    if min(len(waits), len(seconds)) >= _FEWEST_TIMES and seconds.mean() > 0:
         wait = float(waits.mean() / seconds.mean())
     if profile:
         parts = profile["parts"]
@@ -384,6 +390,6 @@ def _named(labels: Sequence[str], chosen: np.ndarray) -> str:
 
 
 def _enumerate(names: Sequence[str]) -> str:
-    if len(names) > 3:
+    if len(names) > _MOST_NAMES:
         return f"{names[0]}, {names[1]} and {len(names) - 2} others"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

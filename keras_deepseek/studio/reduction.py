@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 
+_LARGE = 1e5
+
 
 def smooth(values: np.ndarray, share: float) -> np.ndarray:
-    """Returns centred means over a share of the series, such as 0.05. Missing points count for none.
+    """Returns centred means over a share of the series, such as 0.05, without missing points.
 
     A mean that looks in both directions adds no delay to the curve.
     """
@@ -37,6 +39,9 @@ def reduce_to_pixels(
     before smoothing; without them each point is there. `raw` has the points before smoothing.
 
     Args:
+        x: The place of each point.
+        y: The value of each point.
+        pixels: The width of the chart.
         share: The share of the series that is smoothed over.
         window: The range of x on the screen. One point beyond each end is kept.
     """
@@ -75,7 +80,7 @@ def _as_list(values: np.ndarray) -> list[Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 10.0 ** np.clip(5 - np.floor(np.log10(np.abs(values))), -300, 300)
         # Far from 0, as times are, more digits are needed than six.
-        rounded = np.where(np.abs(values) < 1e5, np.round(values * scale) / scale, values)
+        rounded = np.where(np.abs(values) < _LARGE, np.round(values * scale) / scale, values)
     rounded = np.where(values == 0, 0.0, rounded)
     if np.isfinite(rounded).all():
         return list(rounded.tolist())

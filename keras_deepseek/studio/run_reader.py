@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.run_record import FORM
+from keras_deepseek.artifacts.run_record import FORM, RunRecord
 from keras_deepseek.errors import InvalidInputError
 
 COMMANDS = ("stop", "checkpoint", "profile")
@@ -23,7 +23,6 @@ COMMANDS = ("stop", "checkpoint", "profile")
 SILENT_SECONDS = 30.0
 """A training writes its heartbeat once a second. Silent for this long, it is taken for dead."""
 
-_NEWEST_FORM = max(FORM, 2)
 _COLUMNS = 1024
 _FORGET_SECONDS = 300.0
 
@@ -136,7 +135,7 @@ class RunReader:
         found = []
         for suffix in ("", "-wal"):
             try:
-                entry = os.stat(f"{self.path}{suffix}")
+                entry = Path(f"{self.path}{suffix}").stat()
             except FileNotFoundError:
                 found.append((0, 0))
                 continue
@@ -146,9 +145,9 @@ class RunReader:
         return tuple(found)
 
     @contextmanager
-    def _connect(self, mode: str = "ro") -> Iterator[sqlite3.Connection]:
+    def _connect(self) -> Iterator[sqlite3.Connection]:
         # Never `immutable=1`: it does not see what a killed writer left in its log.
-        address = f"{self.path.absolute().as_uri()}?mode={mode}"
+        address = f"{self.path.absolute().as_uri()}?mode=ro"
         connection = sqlite3.connect(address, uri=True, timeout=5.0, isolation_level=None)
         try:
             yield connection
@@ -166,10 +165,10 @@ class RunReader:
             name: json.loads(value)
             for name, value in connection.execute("SELECT name, value FROM properties")
         }
-        if (form := properties.get("form", 1)) > _NEWEST_FORM:
+        if (form := properties.get("form", 1)) > FORM:
             raise InvalidInputError(
                 f"{self.path.name} has form {form}, and this release reads forms up to "
-                f"{_NEWEST_FORM}. Upgrade keras_deepseek."
+                f"{FORM}. Upgrade keras_deepseek."
             )
         if properties.get("generation") != self.properties.get("generation"):
             self._series, self._vectors, self.ends = {}, {}, {}
@@ -282,10 +281,9 @@ class RunReader:
             with self._connect() as connection:
                 rows = connection.execute(f"{query} ORDER BY step", (name, last)).fetchall()
             if rows:
-                steps, values, times = (
-                    np.array(column, dtype)
-                    for column, dtype in zip(zip(*rows, strict=True), (int, float, float))
-                )
+                steps = np.array([row[0] for row in rows])
+                values = np.array([row[1] for row in rows], float)
+                times = np.array([row[2] for row in rows])
                 keep = int(np.searchsorted(known.steps, steps[0]))
                 known.steps = np.concatenate([known.steps[:keep], steps])
                 known.values = np.concatenate([known.values[:keep], values])
@@ -312,7 +310,9 @@ class RunReader:
         if name not in self.documents:
             return None
         with self._connect() as connection:
-            row = connection.execute("SELECT json FROM documents WHERE name = ?", (name,)).fetchone()
+            row = connection.execute(
+                "SELECT json FROM documents WHERE name = ?", (name,)
+            ).fetchone()
         return None if row is None else json.loads(row[0])
 
     def ask(self, command: str) -> None:
@@ -325,10 +325,8 @@ class RunReader:
             raise InvalidInputError(f"Received the command {command!r}; known: {COMMANDS}.")
         if self.state() != "running" or "state" not in self.properties:
             raise InvalidInputError("This run does not run, so nobody can answer.")
-        with self._connect("rw") as connection:
-            connection.execute(
-                "INSERT INTO commands (name, asked) VALUES (?, ?)", (command, self._clock())
-            )
+        with RunRecord(self.path, self._clock) as record:
+            record.ask(command)
 
 
 def _finite(value: Any) -> Any:

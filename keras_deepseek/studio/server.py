@@ -35,6 +35,7 @@ _POLICY = (
     "img-src 'self'; base-uri 'none'; form-action 'none'"
 )
 _PORTS_TRIED = 20
+_LEAST_COMPRESSED = 2000
 
 _logger = logging.getLogger(__name__)
 
@@ -132,10 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such call.")
             return
         try:
-            request = json.loads(body or b"{}")
-            if not isinstance(request, dict):
-                raise TypeError("expected an object")
-            answer = call(self.server, request)
+            answer = call(self.server, dict(json.loads(body or b"{}")))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             is_ours = isinstance(error, KerasDeepSeekError)
             text = str(error) if is_ours else f"This request can't be read: {error}"
@@ -162,7 +160,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, json.dumps({"error": text}).encode(), "application/json")
 
     def _answer(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        is_small = len(body) < 2000 or "gzip" not in self.headers.get("Accept-Encoding", "")
+        is_small = len(body) < _LEAST_COMPRESSED or "gzip" not in self.headers.get(
+            "Accept-Encoding", ""
+        )
         body = body if is_small else gzip.compress(body, 3)
         self.send_response(status)
         headers = {

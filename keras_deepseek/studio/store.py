@@ -15,6 +15,7 @@ from keras_deepseek.studio.run_reader import RunReader, Series
 
 MAX_PIXELS, MAX_SERIES = 4096, 1000
 _SUFFIX = ".sqlite"
+_SECONDS_BETWEEN_FINDINGS = 3.0
 
 
 class Store:
@@ -118,7 +119,7 @@ class Store:
         return found
 
     def _axis(self, reader: RunReader, series: Series, name: str) -> np.ndarray:
-        """Returns the x of each point: its step, seconds since the start, its epoch, or a scalar."""
+        """Returns the x of each point: step, seconds since the start, epoch, or another name."""
         if name == "step":
             return series.steps
         if name == "time":
@@ -149,7 +150,9 @@ class Store:
         reader = self.run(run)
         version, at, found = self._findings.get(run, (-1, 0.0, []))
         state = reader.state()
-        if version == reader.version or (state == "running" and self._clock() - at < 3):
+        if version == reader.version or (
+            state == "running" and self._clock() - at < _SECONDS_BETWEEN_FINDINGS
+        ):
             return found
         found = [vars(each) for each in find(reader, self.thresholds)]
         self._findings[run] = (reader.version, self._clock(), found)

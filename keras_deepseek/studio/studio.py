@@ -75,7 +75,8 @@ class Studio:
             "dashboard_config": None if config is None else str(config),
             "allowed_hosts": list(allowed_hosts),
         }
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(settings) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -102,7 +103,8 @@ class Studio:
 
     def stop(self) -> None:
         """Ends the server. The run records stay."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()
@@ -161,5 +163,3 @@ def launch_studio(
         studio = Studio(record.parent, port, dashboard_config, allowed_hosts)
     print(f"Studio: {studio.url}")
     return studio
-
-

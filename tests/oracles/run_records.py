@@ -75,8 +75,8 @@ class InventedRun:
     def write(self, name, document):
         with self.connection() as connection:
             connection.execute(
-                """INSERT INTO documents VALUES (?, 1, ?, ?) ON CONFLICT (name)
-                   DO UPDATE SET version = version + 1, time = excluded.time, json = excluded.json""",
+                """INSERT INTO documents VALUES (?, 1, ?, ?) ON CONFLICT (name) DO UPDATE
+                   SET version = version + 1, time = excluded.time, json = excluded.json""",
                 (name, time.time(), json.dumps(document)),
             )
 
@@ -146,18 +146,29 @@ def invent(path, fault="healthy", *, steps=1200, seed=0, rate=3e-3, begin=None, 
     run.log("val_accuracy", ends, accuracy[ends - 1] - 0.015, at[ends - 1])
     warm = np.minimum(step / (steps * 0.06), 1)
     run.log("learning_rate", step, rate * warm * (0.55 + 0.45 * np.cos(np.pi * step / steps)), at)
+    _log_pace(run, random, fault, step, at)
     norm = 0.6 + 2.2 * np.exp(-step / 150) + random.gamma(2, 0.12, steps)
     if fault == "diverging":
         norm = norm * np.where(step > steps * 0.4, 1 + (step - steps * 0.4) / 40, 1)
     run.log("gradient_norm", step, norm, at)
-    seconds = 0.11 * np.exp(random.normal(0, 0.05, steps))
+    _log_layers(run, random, fault, step, at)
+    if documents:
+        write_documents(run)
+    return run
+
+
+def _log_pace(run, random, fault, step, at):
+    seconds = 0.11 * np.exp(random.normal(0, 0.05, len(step)))
     run.log("step_seconds", step, seconds, at)
     waits = seconds * (0.42 if fault == "waiting" else 0.012)
     run.log("data_wait_seconds", step, waits, at)
     run.log("samples_per_second", step[9::10], 16 / seconds[9::10], at[9::10])
     memory = 2.1e9 + 3e8 * (1 - np.exp(-step / 30))
     run.log("memory_bytes", step[9::10], memory[9::10], at[9::10])
-    columns = step[:: max(1, steps // 300)]
+
+
+def _log_layers(run, random, fault, step, at):
+    columns = step[:: max(1, len(step) // 300)]
     depth = np.arange(len(LAYERS))[:, None]
     norms = (0.1 + 0.4 * np.exp(-depth / 5) + 1.2 * np.exp(-columns / 200)) * np.exp(
         random.normal(0, 0.15, (len(LAYERS), len(columns)))
@@ -173,9 +184,6 @@ def invent(path, fault="healthy", *, steps=1200, seed=0, rate=3e-3, begin=None, 
     if fault == "starved":
         load[3] *= np.exp(-columns / 90)
     run.log_vectors("expert_load", EXPERTS, columns, load / load.sum(axis=0) * 2, when)
-    if documents:
-        write_documents(run)
-    return run
 
 
 def write_documents(run):
@@ -203,7 +211,10 @@ def write_documents(run):
     losses = 7 - 4.5 / (1 + np.exp(-3 * (np.log10(rates) + 2.8))) + 40 * np.maximum(rates - 0.08, 0)
     search = {"rates": rates.tolist(), "losses": np.minimum(losses, 11).tolist()}
     run.write("learning_rate_search", {**search, "raw_losses": [], "suggestion": 3e-3})
-    sizes = {"batch_sizes": [8, 16, 32, 64, 128], "seconds_per_step": [0.07, 0.11, 0.19, 0.36, 0.71]}
+    sizes = {
+        "batch_sizes": [8, 16, 32, 64, 128],
+        "seconds_per_step": [0.07, 0.11, 0.19, 0.36, 0.71],
+    }
     pace = [114.0, 145.0, 168.0, 178.0, 180.0]
     run.write(
         "batch_size_search",
@@ -224,17 +235,28 @@ def language_model(blocks=4):
     def layer(name, cls, path, params=0, flops=0, out=None, children=(), edges=(), reason=None):
         kids = list(children)
         return {
-            **{"kind": "layer", "name": name, "cls": cls, "path": path, "reason": reason},
+            "kind": "layer",
+            "name": name,
+            "cls": cls,
+            "path": path,
+            "reason": reason,
             "params": params + sum(child["params"] for child in kids),
             "flops": flops + sum(child["flops"] for child in kids),
             "out": [[out or shape, "float32"]],
-            **{"children": kids, "edges": [list(edge) for edge in edges]},
+            "children": kids,
+            "edges": [list(edge) for edge in edges],
         }
 
     def op(name, flops=0, out=None):
         return {
-            **{"kind": "op", "name": name, "cls": name, "params": 0, "flops": flops},
-            **{"out": [[out or shape, "float32"]], "children": [], "edges": []},
+            "kind": "op",
+            "name": name,
+            "cls": name,
+            "params": 0,
+            "flops": flops,
+            "out": [[out or shape, "float32"]],
+            "children": [],
+            "edges": [],
         }
 
     def dense(name, path, inputs, outputs):
@@ -252,18 +274,26 @@ def language_model(blocks=4):
                 dense(name, f"{path}/attention/{name}", 128, 128)
                 for name in ("query", "key", "value")
             ]
-            + [op("DotProductAttention", 33_554_432), dense("output", f"{path}/attention/output", 128, 128)],
+            + [
+                op("DotProductAttention", 33_554_432),
+                dense("output", f"{path}/attention/output", 128, 128),
+            ],
             edges=[["in", 0], ["in", 1], ["in", 2], [0, 3], [1, 3], [2, 3], [3, 4], [4, "out"]],
         )
         inner = f"{path}/feedforward"
         feed = layer(
             *("feedforward", "Sequential", inner),
-            children=[dense("up", f"{inner}/up", 128, 512), dense("down", f"{inner}/down", 512, 128)],
+            children=[
+                dense("up", f"{inner}/up", 128, 512),
+                dense("down", f"{inner}/down", 512, 128),
+            ],
             edges=[["in", 0], [0, 1], [1, "out"]],
         )
         if n % 2:
             reason = "its loop over experts depends on the values"
-            feed = layer("experts", "Experts", f"{path}/experts", 264_200, 537_900_000, reason=reason)
+            feed = layer(
+                "experts", "Experts", f"{path}/experts", 264_200, 537_900_000, reason=reason
+            )
         kids.append(
             layer(
                 *(path, "Block", path),
@@ -271,7 +301,9 @@ def language_model(blocks=4):
                     layer("attention_norm", "LayerNormalization", f"{path}/attention_norm", 256),
                     attention,
                     op("Add"),
-                    layer("feedforward_norm", "LayerNormalization", f"{path}/feedforward_norm", 256),
+                    layer(
+                        "feedforward_norm", "LayerNormalization", f"{path}/feedforward_norm", 256
+                    ),
                     feed,
                     op("Add"),
                 ],
@@ -292,7 +324,9 @@ def main():
     """Writes a run of each kind to a folder."""
     folder = Path(sys.argv[1])
     for index, fault in enumerate(FAULTS):
-        invent(folder / f"{fault}.sqlite", fault, seed=index, begin=time.time() - 4000 + 200 * index)
+        invent(
+            folder / f"{fault}.sqlite", fault, seed=index, begin=time.time() - 4000 + 200 * index
+        )
 
 
 if __name__ == "__main__":

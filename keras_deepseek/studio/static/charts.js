@@ -19,7 +19,7 @@ export function Card({title, sub, now, wide, table, children}) {
 }
 
 export function Table({content: [heads, rows], label}) {
-  return html`<div class="rows" tabindex="0" role="region" aria-label=${`${label}, numbers`}><table>
+  return html`<div class="rows data" tabindex="0" role="region" aria-label=${`${label}, numbers`}><table>
     <thead><tr>${heads.map((head, i) => html`<th class=${i ? "n" : ""}>${head}</th>`)}</tr></thead>
     <tbody>${rows.map((row) => html`<tr>${row.map((cell, i) => html`<td class=${i ? "n" : ""}>${cell}</td>`)}</tr>`)}
     </tbody></table></div>`;

@@ -30,7 +30,7 @@ export function Ask({run, name, words, isPlain}) {
   };
   if (live.isReport || live.runs[run].state !== "running" || live.runs[run].properties.state === undefined) return null;
   return html`<button class=${isPlain ? "plain" : "main"} disabled=${isWaiting} onClick=${ask}>${isWaiting ? `${words} …` : words}</button>
-    <span class="soft" role="status">${problem || (last && !isWaiting && last.answer) || ""}</span>`;
+    <span class="soft answer" role="status">${problem || (last && !isWaiting && last.answer) || ""}</span>`;
 }
 
 function kindsOf(root) {
