@@ -267,6 +267,12 @@ class RunReader:
                 "commands": self.commands,
             }
 
+    def series_version(self, name: str) -> str:
+        """Returns a text that is another one after new points of a name."""
+        end = self.ends.get(name)
+        generation = self.properties.get("generation")
+        return "" if end is None else f"{generation} {end['step']} {end['last']} {end['end']};"
+
     def series(self, name: str) -> Series:
         """Returns all points of a name."""
         with self.lock:

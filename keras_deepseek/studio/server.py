@@ -134,7 +134,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             answer = call(self.server, dict(json.loads(body or b"{}")))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             is_ours = isinstance(error, KerasDeepSeekError)
             text = str(error) if is_ours else f"This request can't be read: {error}"
             self._refuse(HTTPStatus.BAD_REQUEST, text)

@@ -12,7 +12,8 @@ from keras_deepseek.studio.dashboard import Dashboard
 from keras_deepseek.studio.store import MAX_SERIES, Store
 
 _STATIC = Path(__file__).parent / "static"
-_PIXELS = 700
+_PIXELS, _LARGE_PIXELS = 300, 800
+_LARGE = ("step_loss", "loss", "val_loss")
 _IMPORT = re.compile(r'^import\s*\{([^}]*)\}\s*from\s*"([^"]+)";?$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (async function|function|const|class) (\w+)", re.MULTILINE)
 _EXPORTED = re.compile(r"export\s*\{([^}]*)\};?")

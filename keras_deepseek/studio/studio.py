@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -100,6 +101,15 @@ class Studio:
         check_file_path("path", path)
         text = make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard)
         Path(path).write_text(text, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """Returns the page as it is now, for a notebook whose browser may reach no port."""
+        page = escape(make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard))
+        return (
+            f'<p>Live: <a href="{self.url}" target="_blank">{self.url}</a>; as of now:</p>'
+            f'<iframe sandbox="allow-scripts" srcdoc="{page}" width="100%" height="720" '
+            'style="border:0"></iframe>'
+        )
 
     def stop(self) -> None:
         """Ends the server. The run records stay."""

@@ -49,6 +49,7 @@ def test_a_training_is_recorded_and_shown_until_stop(tmp_path, monkeypatch, caps
     assert poll(studio.url)["order"] == [trainer.path.stem]
     studio.snapshot(tmp_path / "report.html")
     assert "<!doctype html>" in (tmp_path / "report.html").read_text()
+    assert 'srcdoc="&lt;!doctype html&gt;' in studio._repr_html_()
     studio.stop()
     with pytest.raises(urllib.error.URLError):
         poll(studio.url)
