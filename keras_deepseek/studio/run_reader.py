@@ -139,6 +139,9 @@ class RunReader:
             except FileNotFoundError:
                 found.append((0, 0))
                 continue
+            if entry.st_size == 0:  # A reader leaves an empty log.
+                found.append((0, 0))
+                continue
             if abs(self._clock() - entry.st_mtime) < 1:  # Another write may have the same time.
                 return None
             found.append((entry.st_size, entry.st_mtime_ns))

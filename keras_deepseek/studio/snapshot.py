@@ -23,9 +23,11 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
     """Returns the page with all runs, as one HTML file that needs no server."""
     readers = store.refresh()
     known = [(run, reader) for run, reader in readers.items() if reader.problem is None]
-    wanted = [[run, name, -1, _PIXELS] for run, reader in known for name in reader.ends][
-        -MAX_SERIES:
-    ]
+    wanted = [
+        [run, name, -1, _LARGE_PIXELS if name in _LARGE else _PIXELS]
+        for run, reader in known
+        for name in reader.ends
+    ][-MAX_SERIES:]
     data = {
         "settings": {"folder": store.folder.name, "dashboard": dashboard.as_page_settings()},
         "runs": {

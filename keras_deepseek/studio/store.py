@@ -66,9 +66,12 @@ class Store:
         Raises:
             InvalidInputError: There is no such run.
         """
-        if not isinstance(name, str) or (reader := self._readers.get(name)) is None:
+        if not isinstance(name, str) or (reader := self._find(name)) is None:
             raise InvalidInputError(f"There is no run {str(name)[:80]!r} in this folder.")
         return reader
+
+    def _find(self, name: str) -> RunReader | None:
+        return self._readers.get(name) or self.refresh().get(name)
 
     def poll(self, request: dict[str, Any]) -> dict[str, Any]:
         """Returns what has changed since the page last asked.
@@ -126,10 +129,10 @@ class Store:
         if name == "step":
             return series.steps
         if name == "time":
-            return series.times - (reader.begin() or 0.0)
+            return np.asarray(series.times - (reader.begin() or 0.0))
         steps_per_epoch = reader.properties.get("steps_per_epoch")
         if name == "epoch" and "epoch" not in reader.ends and steps_per_epoch:
-            return series.steps / steps_per_epoch
+            return np.asarray(series.steps / steps_per_epoch)
         other = reader.series(name)
         known = np.isfinite(other.values)
         if not known.any():

@@ -163,6 +163,8 @@ def launch_studio(
     Raises:
         InvalidInputError: A value is wrong, or the server can't start.
     """
+    if dashboard_config is not None:
+        read_dashboard(dashboard_config)  # A mistake is said before anything starts.
     if trainer is None:
         studio = Studio(path or "runs", port, dashboard_config, allowed_hosts)
     else:

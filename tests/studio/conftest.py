@@ -1,5 +1,6 @@
 """Folders of invented runs."""
 
+import os
 import time
 
 import pytest
@@ -13,6 +14,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     invent(folder / "healthy.sqlite", steps=600, begin=time.time() - 9000)
     invent(folder / "group" / "killed.sqlite", "killed", steps=300, begin=time.time() - 5000)
+    for path in folder.rglob("*.sqlite"):
+        os.utime(path, (1e9, 1e9))  # A file that was written just now is read again and again.
     return folder
 
 

@@ -64,7 +64,9 @@ def test_other_ranks_start_nothing():
 def test_a_wrong_dashboard_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "a.json").write_text('{"titel": 1}')
     with pytest.raises(InvalidInputError, match="did you mean 'title'"):
-        launch_studio(trainer=Recorded(), dashboard_config=tmp_path / "a.json", path=tmp_path)
+        launch_studio(
+            trainer=Recorded(), dashboard_config=tmp_path / "a.json", path=tmp_path / "run.sqlite"
+        )
 
 
 def test_the_server_ends_with_its_parent(tmp_path):

@@ -14,7 +14,7 @@ const SHOWN_AT_FIRST = 6;
 const KEYS = [["1 2 3 4", "the views"], ["/", "find a layer or a run"], ["← → ↑ ↓", "the tree of layers"], ["drag", "zoom into steps; a double click shows all"],
   ["[ ]", "the run before and after"], ["?", "this list"]];
 
-const Say = ({children}) => html`<p class="say">${children}</p>`;
+const Say = ({children}) => html`<h1 class="say">${children}</h1>`;
 
 /** How a run is, in a sentence: for a run without findings. */
 function describe(name, run) {
@@ -117,13 +117,13 @@ function App() {
       ${!live.isReport && html`<button class="plain wide-only" onClick=${saveReport}>Save report</button>`}
       <button class="icon" aria-label="Keys" title="Keys (?)" onClick=${() => help.current.showModal()}>?</button></header>
     ${(live.isLost || live.problem) && html`<p class="banner" role="status">${live.problem ?? "The server doesn’t answer. Reconnecting …"}</p>`}
-    <main id="view" role="tabpanel" aria-labelledby=${`tab-${view}`} class=${live.isLost ? "lost" : ""}>
+    <main class=${live.isLost ? "lost" : ""}><div id="view" role="tabpanel" aria-labelledby=${`tab-${view}`}>
       ${!run ? html`<${Empty}/>`
       : view === "Model" ? html`<${Model} key=${selected} run=${selected} Say=${Say}/>`
       : view === "Performance" ? html`<${Performance} key=${selected} run=${selected} Say=${Say}/>`
       : view === "Runs" ? html`<${Runs} ...${common}/>`
       : html`<${Findings} ...${{run, selected, onZoom}}/><${Training} ...${common} range=${range} setRange=${setRange}/>`}
-    </main><${Help} dialog=${help}/>`;
+    </div></main><${Help} dialog=${help}/>`;
 }
 
 render(html`<${App}/>`, document.getElementById("app"));

@@ -66,7 +66,7 @@ export function Runs({selected, shown, onToggle, onSelect, goTo, Say}) {
       <${Chart} lines=${lines} data=${live.series} height=${260} onPick=${onSelect} label=${`${titleOf(judge)} of ${lines.length} runs`}/></${Card}></div>`}
     ${live.order.length > 8 && html`<div class="bar-of-tools"><div class="tools"><input type="search" id="search" placeholder="Find a run   /" aria-label="Find a run" value=${text} onInput=${(event) => setText(event.target.value)}/>
       ${names.length > SHOWN && html`<span class="soft">The newest ${SHOWN} of ${whole(names.length)}; a search finds the others.</span>`}</div></div>`}
-    <div class="card"><div class="rows tall" tabindex="0" role="region" aria-label="Table of runs"><table><thead><tr><th></th><th>Run</th><th>State</th>${columns.map(({title}, k) => html`<th class="n"
+    <div class="card"><div class="rows tall" tabindex="0" role="region" aria-label="Table of runs"><table><thead><tr><th><span class="unseen">Shown</span></th><th>Run</th><th>State</th>${columns.map(({title}, k) => html`<th class="n"
       aria-sort=${order?.column === k ? (order.sign > 0 ? "ascending" : "descending") : "none"}><button class="plain" onClick=${() => setOrder({column: k, sign: order?.column === k ? -order.sign : 1})}>${title}${order?.column === k ? (order.sign > 0 ? " ↑" : " ↓") : ""}</button></th>`)}</tr></thead>
     <tbody>${indices.slice(0, SHOWN).map((i) => { const [name, run] = [names[i], runs[i]]; return html`<tr key=${name} class=${name === selected ? "chosen" : ""}>
       <td><button class="tick" aria-pressed=${shown.has(name)} aria-label=${`Show ${name} on the charts`} onClick=${() => onToggle(name)}><i class="dot"

@@ -51,7 +51,7 @@ export function linesOf(live, runs, names, selected) {
   return lastOnTop.flatMap((run) => names.filter((name) => live.runs[run]?.ends[name]).map((name) => ({
     key: `${run}\n${name}`, run, name, colour: live.colour(run),
     label: `${runs.length > 1 ? `${run} · ` : ""}${titleOf(name)}`,
-    dash: name.startsWith("val_") ? [6, 4] : undefined, width: runs.length > 1 && run === selected ? 2.4 : 1.6,
+    dash: name.startsWith("val_") ? [6, 4] : undefined, width: runs.length > 1 && run === selected ? 2 : 1.5,
   })));
 }
 
