@@ -50,7 +50,7 @@ def open_page(browser):
         return page
 
     def complain(text):
-        if "net::ERR_CONNECTION" not in text and "status of 403" not in text:  # A stopped server.
+        if "net::ERR_" not in text and "status of 403" not in text:  # A stopped server.
             problems.append(text)
 
     def check(address):
