@@ -1,6 +1,7 @@
 """The dashboard file: title, panels, hidden names and limits of findings."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -51,7 +52,7 @@ class Dashboard:
         }
 
 
-def read_dashboard(path: str | Path) -> Dashboard:
+def read_dashboard(path: str | os.PathLike[str]) -> Dashboard:
     """Reads a dashboard from a YAML or JSON file.
 
     Raises:

@@ -290,11 +290,9 @@ class RunReader:
             with self._connect() as connection:
                 rows = connection.execute(f"{query} ORDER BY step", (name, last)).fetchall()
             if rows:
-                steps = np.array([row[0] for row in rows])
-                values = np.array([row[1] for row in rows], float)
-                times = np.array([row[2] for row in rows])
+                steps, values, times = np.array(rows, float).T  # `None` becomes NaN.
                 keep = int(np.searchsorted(known.steps, steps[0]))
-                known.steps = np.concatenate([known.steps[:keep], steps])
+                known.steps = np.concatenate([known.steps[:keep], steps.astype(np.int64)])
                 known.values = np.concatenate([known.values[:keep], values])
                 known.times = np.concatenate([known.times[:keep], times])
             return known

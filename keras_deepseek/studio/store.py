@@ -137,7 +137,7 @@ class Store:
         known = np.isfinite(other.values)
         if not known.any():
             return series.steps
-        return np.interp(series.steps, other.steps[known], other.values[known])
+        return np.asarray(np.interp(series.steps, other.steps[known], other.values[known]))
 
     def read_vectors(self, run: str, name: str) -> dict[str, Any]:
         """Returns vectors as rows of a picture, with their steps."""
