@@ -77,7 +77,7 @@ def find(reader: RunReader, thresholds: Thresholds) -> list[Finding]:
     return sorted(found, key=lambda each: _LEVELS.index(each.level))
 
 
-def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding | Any]:
+def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
     def points(name: str) -> Points:
         series = reader.series(name)
         return series.steps, series.values
@@ -102,6 +102,8 @@ def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding | Any]:
         vectors = reader.vectors("expert_load")
         yield from find_starved_experts(vectors.labels, vectors.matrix(), limits.starved_expert)
     profile = reader.document("profile")
+    if profile and "reason" in profile:  # It could not be taken.
+        profile = None
     yield from find_bottleneck(
         profile, points("data_wait_seconds")[1], points("step_seconds")[1], limits
     )

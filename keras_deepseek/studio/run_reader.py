@@ -2,7 +2,7 @@
 
 import json
 import os
-import socket
+import platform
 import sqlite3
 import threading
 import time
@@ -230,7 +230,7 @@ class RunReader:
 
     def _has_no_process(self) -> bool:
         pid = self.properties.get("pid")
-        if not isinstance(pid, int) or self.properties.get("host") != socket.gethostname():
+        if not isinstance(pid, int) or self.properties.get("host") != platform.node():
             return False
         try:
             os.kill(pid, 0)
@@ -300,10 +300,10 @@ class RunReader:
     def vectors(self, name: str) -> VectorSeries:
         """Returns the vectors of a name, reduced to a number of steps that fits a screen."""
         with self.lock:
-            if name not in self._vectors:
-                labels = (self.document(f"vector:{name}") or {}).get("labels", [])
-                self._vectors[name] = VectorSeries([str(label) for label in labels])
-            known = self._vectors[name]
+            known = self._vectors.setdefault(name, VectorSeries([]))
+            if not known.labels:
+                found = self.document(f"vector:{name}") or {}
+                known.labels = [str(label) for label in found.get("labels", [])]
             if name not in self.vector_names or self.problem is not None:
                 return known
             query = 'SELECT step, "values" FROM vectors WHERE name = ? AND step > ? ORDER BY step'

@@ -6,7 +6,6 @@ import os
 import secrets
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -25,10 +24,10 @@ _logger = logging.getLogger(__name__)
 class Recording(Protocol):
     """The part of a `Trainer` that Studio uses."""
 
-    model: Any
+    cluster: Any
 
-    def record_run(self, path: str | os.PathLike[str]) -> Any:
-        """Records the next trainings in a run record."""
+    def record_run(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Records the next trainings in a run record, and returns its path."""
 
 
 class Studio:
@@ -152,7 +151,8 @@ def launch_studio(
         dashboard_config: string or path. A YAML or JSON file with a title, panels, hidden names and
             limits of findings. Defaults to `None`.
         path: string or path. The run record to write; the page shows all records of its folder.
-            Without a trainer, the folder. Defaults to `None`: `runs/MODEL-TIME.sqlite`.
+            Without a trainer, the folder. Defaults to `None`: the record that the trainer writes
+            already, otherwise `runs/MODEL-TIME.sqlite`.
         allowed_hosts: list of strings. Names other than localhost by which a proxy may call the
             page. Defaults to `()`.
 
@@ -168,10 +168,9 @@ def launch_studio(
     if trainer is None:
         studio = Studio(path or "runs", port, dashboard_config, allowed_hosts)
     else:
-        name = f"{trainer.model.name}-{time.strftime('%Y%m%d-%H%M%S')}.sqlite"
-        record = Path(path or Path("runs") / name).absolute()
-        if trainer.record_run(record) is None:
+        if trainer.cluster.rank > 0:
             return None
+        record = trainer.record_run(path).absolute()
         studio = Studio(record.parent, port, dashboard_config, allowed_hosts)
     print(f"Studio: {studio.url}")
     return studio

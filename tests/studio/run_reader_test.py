@@ -1,5 +1,6 @@
 """One run record: what a reader sees of it while it is written, killed, resumed or damaged."""
 
+import platform
 import sqlite3
 import subprocess
 import sys
@@ -87,11 +88,9 @@ def test_a_silent_run_is_lost_and_a_dead_process_at_once(tmp_path):
     before = reader.version
     reader.refresh()
     assert reader.version > before
-    import socket
-
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    run.describe(heartbeat=now, host=socket.gethostname(), pid=ended.pid)
+    run.describe(heartbeat=now, host=platform.node(), pid=ended.pid)
     reader.refresh()
     assert reader.state() == "lost"
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,19 +19,14 @@ from keras_deepseek.studio.server import HEADER
 class Recorded:
     """A trainer that records at once."""
 
-    model = SimpleNamespace(name="digits")
+    def __init__(self, rank=0):
+        self.cluster = SimpleNamespace(rank=rank)
 
-    def __init__(self, is_chief=True):
-        self.is_chief = is_chief
-        self.path = None
-
-    def record_run(self, path):
-        if not self.is_chief:
-            return None
-        self.path = path
-        with RunRecord(path) as record:
+    def record_run(self, path=None):
+        self.path = Path(path or "runs/digits.sqlite")
+        with RunRecord(self.path) as record:
             record.log(1, {"loss": 0.5})
-        return path
+        return self.path
 
 
 def poll(url):
@@ -45,7 +41,7 @@ def test_a_training_is_recorded_and_shown_until_stop(tmp_path, monkeypatch, caps
     trainer = Recorded()
     studio = launch_studio(trainer=trainer, port=0)
     assert studio.url in capsys.readouterr().out
-    assert trainer.path.parent == tmp_path / "runs"
+    assert studio.folder == tmp_path / "runs"
     assert poll(studio.url)["order"] == [trainer.path.stem]
     studio.snapshot(tmp_path / "report.html")
     assert "<!doctype html>" in (tmp_path / "report.html").read_text()
@@ -58,7 +54,7 @@ def test_a_training_is_recorded_and_shown_until_stop(tmp_path, monkeypatch, caps
 
 
 def test_other_ranks_start_nothing():
-    assert launch_studio(trainer=Recorded(is_chief=False)) is None
+    assert launch_studio(trainer=Recorded(rank=1)) is None
 
 
 def test_a_wrong_dashboard_is_refused_before_anything_starts(tmp_path):

@@ -8,7 +8,7 @@ import {useDocument} from "./live.js";
 const BYTES = {bool: 1, int8: 1, uint8: 1, float16: 2, bfloat16: 2, int16: 2, float32: 4, int32: 4, float64: 8, int64: 8};
 const MEASURES = {
   time: {of: (node) => node.time, write: seconds, words: "of the step"},
-  operations: {of: (node) => node.flops, write: short, words: "of the operations"},
+  operations: {of: (node) => node.flops ?? 0, write: short, words: "of the operations"},
   parameters: {of: (node) => node.params, write: short, words: "of the parameters"},
   memory: {of: (node) => node.bytes, write: bytes, words: "of the memory of the outputs"},
 };
@@ -183,13 +183,14 @@ function Detail({node, root}) {
 }
 
 export function Model({run, Say}) {
-  const built = useDocument(run, "model_graph"), optimized = useDocument(run, "model_graph_optimized"), profile = useDocument(run, "profile");
-  const root = useMemo(() => built && prepare(built, profile), [built, profile]);
-  const after = useMemo(() => optimized && prepare(optimized, null), [optimized]);
+  const built = useDocument(run, "model_graph"), optimized = useDocument(run, "model_graph_optimized"), taken = useDocument(run, "profile");
+  const profile = taken?.reason ? null : taken;
+  const root = useMemo(() => built?.children && prepare(built, profile), [built, profile]);
+  const after = useMemo(() => optimized?.children && prepare(optimized, null), [optimized]);
   const [chosenBy, setBy] = useState(null), [selected, select] = useState(null), [open, setOpen] = useState(null);
   const [text, setText] = useState(""), [isDouble, setDouble] = useState(false);
   if (built === undefined || profile === undefined) return html`<p class="say soft">Reading the model …</p>`;
-  if (!root) return html`<${Say}>This run has no model graph.</${Say}><p class="quiet">A <code>Trainer</code> records the graph of its model when the training starts.</p>`;
+  if (!root) return html`<${Say}>This run has no model graph.</${Say}><p class="quiet">${built?.reason ? `It could not be traced: ${built.reason}` : html`A <code>Trainer</code> records the graph of its model when the training starts.`}</p>`;
   const by = chosenBy ?? (root.time ? "time" : root.flops ? "operations" : "parameters");
   const measure = MEASURES[by];
   const total = (by === "time" ? stepSeconds(profile) : measure.of(root)) || 1;

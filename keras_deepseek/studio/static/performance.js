@@ -84,11 +84,17 @@ ServingEngine("exports/model", max_batch_size=${best.batch_size})`;
       For a ModelDeployment, set <code>max_batch_size: ${best.batch_size}</code>.</p><pre tabindex="0">${code}</pre>`}</div></div></${Card}>`;
 }
 
+/** A document, unless it only says why there is none. */
+function useTaken(run, name) {
+  const content = useDocument(run, name);
+  return content?.reason ? null : content;
+}
+
 export function Performance({run, Say}) {
   const live = useLive();
-  const graph = useDocument(run, "model_graph"), profile = useDocument(run, "profile"), memory = useDocument(run, "memory");
-  const rates = useDocument(run, "learning_rate_search"), batches = useDocument(run, "batch_size_search"), latencies = useDocument(run, "latencies");
-  const root = useMemo(() => graph && profile && prepare(graph, profile), [graph, profile]);
+  const graph = useDocument(run, "model_graph"), profile = useTaken(run, "profile"), memory = useTaken(run, "memory");
+  const rates = useTaken(run, "learning_rate_search"), batches = useTaken(run, "batch_size_search"), latencies = useTaken(run, "latencies");
+  const root = useMemo(() => graph?.children && profile && prepare(graph, profile), [graph, profile]);
   if (profile === undefined) return html`<p class="say soft">Reading the profile …</p>`;
   const findings = (live.findings[run] ?? []).filter((each) => each.view === "performance");
   const parts = profile ? PARTS.filter(([key]) => profile.parts[key] > 0).map(([key, words, colour]) => [words, profile.parts[key], colour]) : [];
