@@ -19,6 +19,8 @@ _GROUPS, _FEWEST_GROUPS, _FEWEST_STEPS = 40, 10, 200
 _FEWEST_VALIDATIONS, _FEWEST_RISES = 4, 3
 _FEWEST_VECTORS, _FEWEST_ROWS = 4, 2
 _FEWEST_TIMES = 5
+_LEAST_WAIT = 1e-3
+"""A wait of less than this many seconds a step is not worth a word."""
 _MOST_NAMES = 3
 
 
@@ -48,6 +50,7 @@ class Thresholds:
     """The limits of the findings.
 
     Args:
+        leap: How many times its first value an early loss must reach.
         spike: How many times the level before it a loss must reach.
         divergence: How many times its best level a loss must have come back to.
         plateau: The share by which the loss must fall in the second half of the steps.
@@ -57,6 +60,7 @@ class Thresholds:
         idle: The share of a step in which the device may do nothing.
     """
 
+    leap: float = 5.0
     spike: float = 2.0
     divergence: float = 1.5
     plateau: float = 0.01
@@ -89,7 +93,9 @@ def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
     yield from not_finite
     # A mean since the epoch began drops at each epoch: a rise after it says nothing.
     if not not_finite and loss_name == "step_loss":
-        diverged = list(find_divergence(loss, limits.divergence))
+        diverged = list(find_leap(loss, limits.leap)) or list(
+            find_divergence(loss, limits.divergence)
+        )
         yield from diverged or find_spike(loss, limits.spike)
     yield from find_plateau(loss, limits.plateau)
     means = points("loss") if "loss" in reader.ends else loss
@@ -118,10 +124,10 @@ def find_end(
     last = int(steps[-1]) if len(steps) else None
     after = "before its first step" if last is None else f"after step {last:,}"
     if state == "failed":
-        reason = str(properties.get("failure") or "for an unknown reason").strip()
+        reason, _, rest = str(properties.get("failure") or "unknown reason").partition(". ")
         yield Finding(
-            *("failed", "bad", "training", f"The run failed {after}: {reason}"),
-            "Mend the cause, then resume from the last checkpoint.",
+            *("failed", "bad", "training", f"The run failed {after}: {reason}."),
+            rest or "Mend the cause, then resume from the last checkpoint.",
             last,
         )
     elif state == "lost":
@@ -159,6 +165,23 @@ def find_not_finite(loss: Points, validation: Points, norm: Points) -> Iterator[
         return
 
 
+def find_leap(loss: Points, limit: float) -> Iterator[Finding]:
+    """Finds a loss that leaps far above its first value in the first fifth of the steps."""
+    steps, values = loss
+    early = values[: max(_FEWEST_GROUPS, len(values) // 5)]
+    if len(early) < _FEWEST_GROUPS:
+        return
+    top = int(np.nanargmax(early))
+    if values[0] > 0 and values[top] > limit * values[0]:
+        yield Finding(
+            *("leap", "bad", "training"),
+            f"The loss leapt from {values[0]:.3g} to {values[top]:.3g} at step {steps[top]:,}: the "
+            "learning rate is too high.",
+            "Lower it tenfold, or warm it up; `Trainer.find_learning_rate` proposes one.",
+            int(steps[top]),
+        )
+
+
 def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
     """Finds a loss that has grown again and stays there."""
     steps, values = _in_groups(loss, _GROUPS)
@@ -188,9 +211,9 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
     width = 20
     level = np.lib.stride_tricks.sliding_window_view(most, width)[:-1]
     median = np.median(level, axis=1)
-    spread = np.median(np.abs(level - median[:, None]), axis=1)
+    spread = level.max(axis=1) - median  # The losses of small batches have long tails.
     after = most[width:]
-    ratio = np.where((after > limit * median) & (after > median + 10 * spread), after / median, 0.0)
+    ratio = np.where((after > limit * median) & (after > median + 5 * spread), after / median, 0.0)
     top = int(np.argmax(ratio))
     if ratio[top] > 0:
         start = starts[width + top]
@@ -270,8 +293,8 @@ def find_dead_layers(
             yield Finding(
                 *("frozen", "warn", "training"),
                 f"No weight changes in {still}: the update is 0.",
-                "If that is not meant, look for `trainable = False`, a `stop_gradient`, or an "
-                "output that the loss does not use.",
+                "If that is not meant, look for `trainable = False`, a `stop_gradient`, an "
+                "output that the loss does not use, or units that died at a high learning rate.",
                 int(steps[0]),
             )
         return
@@ -343,7 +366,8 @@ def find_bottleneck(
         total = sum(parts.values()) or 1.0
         idle = parts.get("idle", 0.0) / total
         wait = parts.get("data_wait", 0.0) / total if wait is None else wait
-    if wait is not None and wait > limits.data_wait:
+    is_short = len(waits) > 0 and waits.mean() < _LEAST_WAIT
+    if wait is not None and wait > limits.data_wait and not is_short:
         yield Finding(
             *("data_wait", "warn", "performance"),
             f"Waiting for data takes {min(100 * wait, 100):.0f} % of a step.",

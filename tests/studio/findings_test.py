@@ -6,6 +6,7 @@ import pytest
 from keras_deepseek.studio.findings import (
     Thresholds,
     find_bottleneck,
+    find_leap,
     find_not_finite,
     find_plateau,
     find_spike,
@@ -73,6 +74,23 @@ def test_a_spike_is_named_by_its_own_step_among_many():
     values[33_333] = 7.0
     (found,) = find_spike((np.arange(50_000), values), Thresholds.spike)
     assert found.step == 33_333
+
+
+def test_a_rate_that_is_far_too_high_is_named():
+    values = np.concatenate([[2.3, 8e6, 900.0], np.full(300, 2.4)])  # Seen with digits and Adam(3).
+    (found,) = find_leap((np.arange(1, 304), values), Thresholds.leap)
+    assert found.step == 2
+    assert "learning rate is too high" in found.sentence
+
+
+def test_the_tail_of_small_batches_is_no_spike():
+    values = 0.3 * np.exp(np.random.default_rng(0).normal(0, 0.5, 2000))
+    assert not list(find_spike((np.arange(2000), values), Thresholds.spike))
+
+
+def test_a_short_wait_in_a_short_step_is_none():
+    waits, seconds = np.full(50, 1e-4), np.full(50, 4e-4)
+    assert not list(find_bottleneck(None, waits, seconds, Thresholds()))
 
 
 def test_a_loss_that_has_fallen_far_may_rest():
