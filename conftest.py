@@ -50,6 +50,7 @@ PLACES = {
     "tests/layers/attention/sparse/native_sparse_attention_test.py": "torch_alone",
     "tests/models": "torch_alone",
     "tests/operator": "no_framework",
+    "tests/studio": "no_framework",
     "tests/models/decoder": "each_backend",
     "tests/models/generation": "each_backend",
     "tests/models/generation/draft_acceptance_test.py": "torch_alone",

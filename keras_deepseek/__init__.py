@@ -19,6 +19,7 @@ _PUBLIC_MODULES = (
     "layers",
     "models",
     "operator",
+    "studio",
     "testing",
     "training",
 )

@@ -18,7 +18,7 @@ from typing import Protocol, cast
 from keras_deepseek import __version__
 from keras_deepseek.command_parser import CommandParser
 
-ROOMS = ("deploy", "graph", "inference", "models", "operator", "training")
+ROOMS = ("deploy", "graph", "inference", "models", "operator", "studio", "training")
 """The rooms with a command, in the order of `--help`."""
 
 PROGRAM = "keras-deepseek"

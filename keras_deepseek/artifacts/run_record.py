@@ -5,17 +5,21 @@ crashes, and lets a reader read while training writes.
 """
 
 import json
+import math
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError
 
-FORM = 1
+FORM = 2
 """The version of the tables that this release writes. A higher version is refused."""
 
 _TABLES = """
@@ -24,62 +28,108 @@ CREATE TABLE IF NOT EXISTS scalars (
     step INTEGER NOT NULL, name TEXT NOT NULL, value REAL, time REAL NOT NULL,
     PRIMARY KEY (name, step)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vectors (
+    name TEXT NOT NULL, step INTEGER NOT NULL, time REAL NOT NULL, "values" BLOB NOT NULL,
+    PRIMARY KEY (name, step)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS documents (
+    name TEXT PRIMARY KEY, version INTEGER NOT NULL, time REAL NOT NULL, json TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS commands (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, asked REAL NOT NULL, answered REAL, answer TEXT
+);
+"""
+
+# Jumps from one name to the next in the primary key. `DISTINCT` would read every row.
+_NAMES = """
+WITH RECURSIVE names(name) AS (
+    SELECT min(name) FROM {table}
+    UNION ALL
+    SELECT (SELECT min(name) FROM {table} WHERE name > names.name)
+    FROM names WHERE names.name IS NOT NULL
+)
+SELECT name FROM names WHERE name IS NOT NULL
 """
 
 
+class Command(NamedTuple):
+    """A command to a training, such as `"stop"`, and the training's answer.
+
+    Args:
+        id: integer. The number that `RunRecord.ask` returned.
+        name: string. The command.
+        asked: float. Its time, in seconds since 1970.
+        answered: float. The time of the answer; `None` before it.
+        answer: string. What the training has done; `None` before the answer.
+    """
+
+    id: int
+    name: str
+    asked: float
+    answered: float | None
+    answer: str | None
+
+
 class RunRecord:
-    """The numbers of one training run, by name and step.
+    """The numbers of one training run by name and step, its properties, and its documents.
 
     A value that is logged again for the same step replaces the first one: a resumed run overwrites
     its steps.
 
     Args:
-        path: The SQLite file. It and its parents are made if they are missing.
+        path: The SQLite file. Unless it is only read, it and its parents are made if they are
+            missing.
         clock: Function that returns the time in seconds. Defaults to `time.time`.
+        read_only: boolean. Reads a record, also while a training writes it, and never changes it.
+            Defaults to `False`.
 
     Raises:
-        InvalidInputError: The file is not a run record, or is of a newer version.
+        InvalidInputError: The file is not a run record, is damaged, or is of a newer version. Also
+            raised by every method if the file can't be read or written, for example on a full disk.
 
     Example:
 
     >>> import tempfile
-    >>> with RunRecord(tempfile.mkdtemp() + "/run.sqlite") as record:
+    >>> path = tempfile.mkdtemp() + "/run.sqlite"
+    >>> with RunRecord(path) as record:
     ...     record.log(1, {"loss": 0.5})
     ...     record.log(2, {"loss": 0.25})
+    >>> with RunRecord(path, read_only=True) as record:
     ...     record.scalars("loss")
     [(1, 0.5), (2, 0.25)]
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], clock: Callable[[], float] = time.time
+        self,
+        path: str | os.PathLike[str],
+        clock: Callable[[], float] = time.time,
+        *,
+        read_only: bool = False,
     ) -> None:
         self.path = Path(path)
         self._clock = clock
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Never `immutable`: SQLite would then leave out the write-ahead log, which holds the
+            # last steps of a writer that was killed.
+            uri = f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
             # Keras may call from several threads; the callback serializes the calls.
-            self._connection = sqlite3.connect(self.path, timeout=30.0, check_same_thread=False)
+            self._connection = sqlite3.connect(uri, uri=True, timeout=30.0, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:
             raise InvalidInputError(
                 f"No run record can be opened at {str(self.path)!r}: {error}. Name another file."
             ) from error
         try:
-            self._open()
-        except sqlite3.OperationalError as error:  # For example, the disk is full.
-            self._connection.close()
-            raise InvalidInputError(
-                f"No run record can be written at {str(self.path)!r}: {error}. Name another file."
-            ) from error
+            self._open(read_only=read_only)
         except sqlite3.DatabaseError as error:
             self._connection.close()
-            raise InvalidInputError(
-                f"{str(self.path)!r} is not a run record: {error}. Name another file."
-            ) from error
+            raise self._explain(error) from error
         except InvalidInputError:
             self._connection.close()
             raise
 
-    def _open(self) -> None:
+    def _open(self, *, read_only: bool) -> None:
         tables = {
             name
             for (name,) in self._connection.execute(
@@ -91,16 +141,17 @@ class RunRecord:
                 f"{str(self.path)!r} is another program's database, with the tables "
                 f"{sorted(tables)}. Name another file."
             )
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.executescript(_TABLES)
-        form = self.properties().setdefault("form", FORM)
+        form = self.properties().get("form", FORM) if tables else FORM
         if form > FORM:
             raise InvalidInputError(
                 f"{str(self.path)!r} has version {form}; this release reads versions up to {FORM}. "
                 "Upgrade keras_deepseek."
             )
-        self.describe({"form": form})
+        if not read_only:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.executescript(_TABLES)
+            self.describe({"form": FORM})
 
     def describe(self, properties: Mapping[str, Any]) -> None:
         """Stores properties of the run as a whole, by name.
@@ -108,13 +159,14 @@ class RunRecord:
         Args:
             properties: Values that JSON can hold.
         """
-        rows = [(name, json.dumps(value)) for name, value in properties.items()]
-        with self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", rows)
+        self._write(
+            "INSERT OR REPLACE INTO properties VALUES (?, ?)",
+            [(name, json.dumps(value)) for name, value in properties.items()],
+        )
 
     def properties(self) -> dict[str, Any]:
         """Returns the properties that `describe` stored."""
-        rows = self._connection.execute("SELECT name, value FROM properties")
+        rows = self._read("SELECT name, value FROM properties")
         return {name: json.loads(value) for name, value in rows}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -133,39 +185,137 @@ class RunRecord:
             steps: `(step, values)` pairs as `log` takes them; a step may come more than once.
         """
         now = self._clock()
-        rows = [
-            (step, name, float(value), now)
-            for step, values in steps
-            for name, value in values.items()
-        ]
-        with self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO scalars VALUES (?, ?, ?, ?)", rows)
+        self._write(
+            "INSERT OR REPLACE INTO scalars VALUES (?, ?, ?, ?)",
+            [
+                (step, name, float(value), now)
+                for step, values in steps
+                for name, value in values.items()
+            ],
+        )
+
+    def log_vectors(self, steps: Iterable[tuple[int, Mapping[str, Array]]]) -> None:
+        """Stores a vector of numbers for each step, such as the gradient norm of each layer.
+
+        The document `vector:NAME` says what the entries are, as `{"labels": [...]}`.
+
+        Args:
+            steps: `(step, vectors)` pairs: NumPy arrays by name, stored in float32.
+        """
+        now = self._clock()
+        self._write(
+            "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)",
+            [
+                (name, step, now, np.asarray(vector, "<f4").tobytes())
+                for step, vectors in steps
+                for name, vector in vectors.items()
+            ],
+        )
 
     def discard_after(self, step: int) -> None:
         """Removes the values of later steps, which a run that resumes at `step` logs again.
 
+        It raises the property `generation`, so that readers forget these values too.
+
         Args:
             step: integer. The last step that stays.
         """
-        with self._connection:
-            self._connection.execute("DELETE FROM scalars WHERE step > ?", (step,))
+        generation = self.properties().get("generation", 0) + 1
+        found = [(table, name) for table in ("scalars", "vectors") for name in self._names(table)]
+        try:
+            with self._connection:
+                for table, name in found:
+                    self._connection.execute(
+                        f"DELETE FROM {table} WHERE name = ? AND step > ?",
+                        (name, step),
+                    )
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO properties VALUES ('generation', ?)", (generation,)
+                )
+        except sqlite3.DatabaseError as error:
+            raise self._explain(error) from error
 
     def last_step(self) -> int | None:
         """Returns the last logged step, or `None` before the first."""
-        ((step,),) = self._connection.execute("SELECT max(step) FROM scalars")
-        return None if step is None else int(step)
+        query = "SELECT max(step) FROM scalars WHERE name = ?"  # Of each name: no row is scanned.
+        return max((self._read(query, name)[0][0] for name in self.names()), default=None)
 
     def names(self) -> list[str]:
-        """Returns the logged names, sorted."""
-        with closing(
-            self._connection.execute("SELECT DISTINCT name FROM scalars ORDER BY name")
-        ) as rows:
-            return [name for (name,) in rows]
+        """Returns the names of the logged values, sorted."""
+        return self._names("scalars")
+
+    def vector_names(self) -> list[str]:
+        """Returns the names of the logged vectors, sorted."""
+        return self._names("vectors")
 
     def scalars(self, name: str) -> list[tuple[int, float | None]]:
         """Returns the `(step, value)` pairs of one name by ascending step; `None` is a NaN."""
-        query = "SELECT step, value FROM scalars WHERE name = ? ORDER BY step"
-        return list(self._connection.execute(query, (name,)))
+        return self._read("SELECT step, value FROM scalars WHERE name = ? ORDER BY step", name)
+
+    def vectors(self, name: str) -> list[tuple[int, Array]]:
+        """Returns the `(step, vector)` pairs of one name by ascending step, in float32."""
+        query = 'SELECT step, "values" FROM vectors WHERE name = ? ORDER BY step'
+        return [(step, np.frombuffer(values, "<f4")) for step, values in self._read(query, name)]
+
+    def write_document(self, name: str, content: Any) -> None:
+        """Stores a document, such as `"model_graph"`, and raises its version.
+
+        Args:
+            name: string. A document of this name is replaced.
+            content: A value that JSON can hold. Numbers that are not finite become `None`.
+        """
+        self._write(
+            "INSERT INTO documents VALUES (?, 1, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "version = version + 1, time = excluded.time, json = excluded.json",
+            [(name, self._clock(), json.dumps(_without_nan(content)))],
+        )
+
+    def document(self, name: str) -> Any:
+        """Returns the content of a document, or `None` if there is none of this name."""
+        rows = self._read("SELECT json FROM documents WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else None
+
+    def documents(self) -> dict[str, int]:
+        """Returns the version of each document by its name. Each write raises it."""
+        return dict(self._read("SELECT name, version FROM documents ORDER BY name"))
+
+    def ask(self, name: str) -> int:
+        """Stores a command, which the training that writes this record answers within a second.
+
+        Args:
+            name: string. `"stop"` ends the training after a step. `"checkpoint"` takes a
+                checkpoint, if the `Trainer` has a `checkpoint_dir`.
+
+        Returns:
+            The command's id.
+        """
+        try:
+            with self._connection:
+                row = "INSERT INTO commands (name, asked) VALUES (?, ?)"
+                return int(self._connection.execute(row, (name, self._clock())).lastrowid or 0)
+        except sqlite3.DatabaseError as error:
+            raise self._explain(error) from error
+
+    def answer(self, command: int, text: str) -> None:
+        """Answers a command.
+
+        Args:
+            command: integer. The command's id.
+            text: string. What was done, or why nothing was.
+        """
+        self._write(
+            "UPDATE commands SET answered = ?, answer = ? WHERE id = ?",
+            [(self._clock(), text, command)],
+        )
+
+    def commands(self, *, unanswered: bool = False) -> list[Command]:
+        """Returns the commands in the order in which they were asked.
+
+        Args:
+            unanswered: boolean. Leaves out those that have an answer. Defaults to `False`.
+        """
+        where = "WHERE answered IS NULL " if unanswered else ""
+        return [Command(*row) for row in self._read(f"SELECT * FROM commands {where}ORDER BY id")]
 
     def close(self) -> None:
         """Closes the file. All logged values are on disk."""
@@ -176,3 +326,46 @@ class RunRecord:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _names(self, table: str) -> list[str]:
+        return [name for (name,) in self._read(_NAMES.format(table=table))]
+
+    def _read(self, query: str, *arguments: Any) -> list[Any]:
+        try:
+            with closing(self._connection.execute(query, arguments)) as rows:
+                return rows.fetchall()
+        except sqlite3.DatabaseError as error:
+            if str(error).startswith("no such table"):  # Form 1, or nothing was written yet.
+                return []
+            raise self._explain(error) from error
+
+    def _write(self, query: str, rows: list[Any]) -> None:
+        try:
+            with self._connection:
+                self._connection.executemany(query, rows)
+        except sqlite3.DatabaseError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: sqlite3.DatabaseError) -> InvalidInputError:
+        """Returns the error that says what is wrong with the file."""
+        path = str(self.path)
+        if isinstance(error, sqlite3.OperationalError):  # For example, the disk is full.
+            return InvalidInputError(
+                f"The run record {path!r} can't be read or written: {error}. Free its disk, or "
+                "name another file."
+            )
+        if "malformed" in str(error):
+            return InvalidInputError(
+                f"The run record {path!r} is damaged: {error}. Remove it, or recover it with "
+                "`sqlite3 FILE .recover`."
+            )
+        return InvalidInputError(f"{path!r} is not a run record: {error}. Name another file.")
+
+
+def _without_nan(content: Any) -> Any:
+    """Returns content for JSON, which has no NaN and no infinity."""
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,21 +1,23 @@
 """Measurement of inference latency per batch in several formats on this machine."""
 
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.random_batch import batch_shapes, draw_batch
-from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.checks import check_file_path, check_integer, check_number
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.formats.registry import known_formats
@@ -89,6 +91,7 @@ def compare_latencies(
     seconds: float = 1.0,
     calibration: Any = None,
     custom_objects_from: Sequence[str] = (),
+    run_record: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> LatencyTable:
     """Exports a model in each format, and compares the latencies with that of the model itself.
@@ -106,6 +109,8 @@ def compare_latencies(
         calibration: inputs as `Exporter` takes them: ONNX in int8 is compared as well. Defaults to
             `None`.
         custom_objects_from: as in `Exporter`. Defaults to `()`.
+        run_record: string or path. A run record that keeps the result as its document
+            `"latencies"`. Defaults to `None`.
         verbose: boolean. Shows each format as its export begins. Defaults to `True`.
 
     Returns:
@@ -125,6 +130,8 @@ def compare_latencies(
     [('keras', 2)]
     """
     _check(backends, batch_sizes, length, seconds)
+    if run_record is not None:
+        check_file_path("run_record", run_record)
     named = NamedModel(model)
     of_model = backend.current().inference.compile_inference(named)
     shared: dict[str, Any] = {"custom_objects_from": custom_objects_from}
@@ -136,7 +143,11 @@ def compare_latencies(
             exported, left_out = _export_all(model, wanted, work, say)
         batches = _batches(named, batch_sizes, length)
         rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
-    return LatencyTable(tuple(rows), left_out)
+    table = LatencyTable(tuple(rows), left_out)
+    if run_record is not None:
+        with RunRecord(run_record) as record:
+            record.write_document("latencies", asdict(table))
+    return table
 
 
 def _check(

@@ -1,9 +1,12 @@
 """The trainer: everything around `model.fit` that a training needs."""
 
+import dataclasses
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import keras
 
@@ -24,6 +27,7 @@ from keras_deepseek.training.fit.compile_model import build_model, compile_model
 from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
 from keras_deepseek.training.fit.optimizable import check_optimizable
 from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
+from keras_deepseek.training.fit.recording import plain_arguments
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
 from keras_deepseek.training.fit.step_plan import StepPlan
@@ -41,6 +45,7 @@ from keras_deepseek.training.tuning.learning_rate_search import (
 from keras_deepseek.training.tuning.memory_report import MemoryReport, measure_memory
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
+_Result = TypeVar("_Result", LearningRateSearch, BatchSizeSearch, MemoryReport)
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
 
@@ -122,6 +127,9 @@ class Trainer:
             glibc's `malloc` for the whole process; after the training they have glibc's usual
             values, but are fixed. It does nothing with another C library or where the environment
             sets them. Defaults to `False`.
+        layer_statistics: boolean. Records the norm of the gradient and the ratio of update to
+            weights of each layer in each step, and the load of each expert, if the run is recorded.
+            It reads all weights and gradients once more. Defaults to `False`.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file that records the run, see `artifacts.RunRecord`. Defaults
             to `None`: no record.
@@ -177,6 +185,7 @@ class Trainer:
         coordinator: str | None = None,
         gradient_compression: GradientCompression | None = None,
         keep_memory: bool = False,
+        layer_statistics: bool = False,
         callbacks: Callbacks = None,
         run_record: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -185,6 +194,7 @@ class Trainer:
         keep_best: Best | None = None,
         seed: int | None = None,
     ) -> None:
+        own_arguments = plain_arguments(locals())
         options = StepOptions(
             fp16_enabled=fp16_enabled,
             precision=precision,
@@ -194,6 +204,7 @@ class Trainer:
             guard=guard,
             remat=remat,
             optimize_graph=optimize_graph,
+            layer_statistics=layer_statistics,
             keep_memory=keep_memory,
         )
         checkpoint_options = CheckpointOptions(
@@ -203,8 +214,10 @@ class Trainer:
             device_map, distributed_strategy, world_size, rank, coordinator, gradient_compression
         )
         self._callbacks = list_callbacks(callbacks)
+        self._recorder: RunRecorder | None = None
         if run_record is not None:
-            self.add_callback(RunRecorder(check_file_path("run_record", run_record)))
+            self._recorder = RunRecorder(check_file_path("run_record", run_record))
+            self.add_callback(self._recorder)
         self._cluster = JoinedCluster(cluster_options)
         self.cluster = self._cluster.spec
         processes, placement = self._cluster.processes, self._cluster.placement
@@ -233,7 +246,9 @@ class Trainer:
                 parallelism=self._cluster.start_workers(self, make_model, options, self.policy),
             )
             self._batch_loss = self._plan.loss
-        self._session = Session(self.model, self._plan, processes, placement, checkpoints)
+        self._session = Session(
+            self.model, self._plan, processes, placement, checkpoints, own_arguments
+        )
         self._session.check_peers(gradient_compression)
         processes.broadcast_variables(self.model.variables)
         placement.place(self.model)
@@ -250,6 +265,42 @@ class Trainer:
             InvalidInputError: It is not a Keras callback.
         """
         self._callbacks.append(check_callback(callback))
+
+    def record_run(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Records every later training, as the argument `run_record` does.
+
+        Results of `measure_memory`, `find_learning_rate` and `find_batch_size` are recorded too.
+
+        Args:
+            path: string or path. The file of the run record. Defaults to `None`: the file that the
+                trainer records already, otherwise `runs/MODEL-TIME.sqlite`.
+
+        Returns:
+            The path of the run record.
+
+        Raises:
+            InvalidInputError: The trainer records another file.
+
+        Example:
+
+        >>> import keras, tempfile
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> trainer = Trainer(model, optimizer="sgd", loss="mse")
+        >>> trainer.record_run(tempfile.mkdtemp() + "/run.sqlite").name
+        'run.sqlite'
+        """
+        if self._recorder is None:
+            if path is None:
+                path = Path("runs", f"{self.model.name}-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
+            self._recorder = RunRecorder(check_file_path("path", path))
+            self.add_callback(self._recorder)
+        recorded = Path(self._recorder.path)
+        if path is not None and Path(path) != recorded:
+            raise InvalidInputError(
+                f"This trainer records its run in {str(recorded)!r}; received {str(path)!r}. Make "
+                "another Trainer for another record."
+            )
+        return recorded
 
     def fit(
         self,
@@ -507,7 +558,7 @@ class Trainer:
             InvalidInputError: A number is out of range, the optimizer has a schedule, or the
                 model's `steps_per_execution` is not 1.
         """
-        return search_learning_rate(
+        found = search_learning_rate(
             self.model,
             self._short_training(),
             lowest=lowest,
@@ -519,6 +570,7 @@ class Trainer:
             sample_weight=sample_weight,
             class_weight=class_weight,
         )
+        return self._record("learning_rate_search", found)
 
     def find_batch_size(
         self,
@@ -548,9 +600,10 @@ class Trainer:
             InvalidInputError: The data have a fixed batch size, a number is out of range, or the
                 model's `steps_per_execution` is not 1.
         """
-        return search_batch_size(
+        found = search_batch_size(
             self._short_training(), x, y, sample_weight, start=start, most=most
         )
+        return self._record("batch_size_search", found)
 
     def measure_memory(
         self,
@@ -579,7 +632,14 @@ class Trainer:
         """
         data = {"x": x, "y": y, "batch_size": batch_size}
         data |= {"sample_weight": sample_weight, "class_weight": class_weight}
-        return measure_memory(self.model, self._plan, self._short_training(), data)
+        report = measure_memory(self.model, self._plan, self._short_training(), data)
+        return self._record("memory", report)
+
+    def _record(self, name: str, result: _Result) -> _Result:
+        """Stores a result as a document if the run is recorded, and returns it."""
+        if self._recorder is not None:
+            self._recorder.write_document(name, dataclasses.asdict(result))
+        return result
 
     def _short_training(self) -> ShortTraining:
         if self._plan.parallelism.uses_workers:

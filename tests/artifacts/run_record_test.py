@@ -1,8 +1,11 @@
 import math
+import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.run_record import FORM, RunRecord
@@ -20,9 +23,11 @@ def test_values_come_back_by_name_and_rising_step(tmp_path):
 
 def test_a_second_reader_sees_what_was_logged(tmp_path):
     path = tmp_path / "run.sqlite"
-    with RunRecord(path) as writer, RunRecord(path) as reader:
+    with RunRecord(path) as writer, RunRecord(path, read_only=True) as reader:
         writer.log(1, {"loss": 1.0})
         assert reader.scalars("loss") == [(1, 1.0)]
+        with pytest.raises(InvalidInputError, match="can't be read or written: attempt to write"):
+            reader.log(2, {"loss": 1.0})
 
 
 def test_a_step_that_is_logged_again_is_replaced(tmp_path):
@@ -40,6 +45,87 @@ def test_many_steps_are_logged_at_once_and_later_ones_discarded(tmp_path):
         record.discard_after(1)
         assert record.scalars("loss") == [(1, 1.0)]
         assert record.scalars("val_loss") == []
+
+
+def test_names_and_last_step_do_not_scan_the_values(tmp_path):
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        for name in "abcdefg":
+            record.log_steps([(step, {name: 1.0}) for step in range(2000)])
+        instructions = []
+        record._connection.set_progress_handler(lambda: instructions.append(1), 100)
+        assert record.names() == list("abcdefg")
+        assert record.last_step() == 1999
+        assert len(instructions) < 20  # A scan of 14,000 rows would have hundreds.
+
+
+def test_vectors_come_back_in_float32_and_later_ones_are_discarded(tmp_path):
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        record.log_vectors([(1, {"norms": np.array([1.0, np.nan])}), (2, {"norms": np.ones(2)})])
+        assert record.vector_names() == ["norms"]
+        (first, vector), _ = record.vectors("norms")
+        assert first == 1
+        np.testing.assert_array_equal(vector, np.array([1.0, np.nan], "float32"))
+        assert "generation" not in record.properties()
+        record.discard_after(1)
+        assert [step for step, _ in record.vectors("norms")] == [1]
+        assert record.properties()["generation"] == 1
+
+
+def test_each_write_of_a_document_raises_its_version(tmp_path):
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert record.document("memory") is None
+        record.write_document("memory", {"bytes": 3})
+        record.write_document("memory", {"bytes": [1.5, math.inf]})
+        assert record.document("memory") == {"bytes": [1.5, None]}
+        assert record.documents() == {"memory": 2}
+
+
+def test_a_command_waits_for_its_answer(tmp_path):
+    with RunRecord(tmp_path / "run.sqlite", clock=lambda: 3.0) as record:
+        command = record.ask("stop")
+        assert [each.name for each in record.commands(unanswered=True)] == ["stop"]
+        record.answer(command, "stops after step 7")
+        assert record.commands(unanswered=True) == []
+        assert record.commands() == [(command, "stop", 3.0, 3.0, "stops after step 7")]
+
+
+FORM_1 = Path(__file__).parents[1] / "oracles" / "golden" / "run_record_form_1.sqlite"
+
+
+def test_a_record_of_form_1_is_read_and_continued(tmp_path):
+    path = tmp_path / "run.sqlite"
+    shutil.copy(FORM_1, path)
+    before = path.read_bytes()
+    with RunRecord(path, read_only=True) as record:
+        assert record.names() == ["learning_rate", "loss", "val_loss"]
+        assert record.scalars("loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+        assert record.properties() == {"form": 1, "model": "digits", "epochs": 2}
+        assert (record.vector_names(), record.documents(), record.commands()) == ([], {}, [])
+    assert path.read_bytes() == before
+    with RunRecord(path) as record:
+        record.discard_after(2)
+        record.write_document("memory", 1)
+        assert record.last_step() == 2
+        assert record.properties()["form"] == FORM
+
+
+def test_a_reader_makes_no_file(tmp_path):
+    with pytest.raises(InvalidInputError, match="No run record can be opened"):
+        RunRecord(tmp_path / "run.sqlite", read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_torn_file_is_called_damaged(tmp_path, read_only):
+    path = tmp_path / "run.sqlite"
+    with RunRecord(path) as record:
+        record.log_steps([(step, {"loss": 1.0}) for step in range(20000)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 100])
+    with (
+        pytest.raises(InvalidInputError, match="damaged"),
+        RunRecord(path, read_only=read_only) as record,
+    ):
+        record.scalars("loss")
 
 
 def test_nan_is_stored_as_missing(tmp_path):
@@ -75,7 +161,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_killed_writer_loses_no_step(tmp_path):
     path = tmp_path / "run.sqlite"
     assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == -9
-    with RunRecord(path) as record:
+    with RunRecord(path, read_only=True) as record:
         assert [step for step, _ in record.scalars("loss")] == list(range(1, 51))
 
 
@@ -113,9 +199,9 @@ def test_a_newer_form_says_to_upgrade(tmp_path):
 
 
 def test_a_record_that_cannot_be_written_is_not_called_another_file(tmp_path, monkeypatch):
-    def fail(record):
+    def fail(record, **options):
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(RunRecord, "_open", fail)
-    with pytest.raises(InvalidInputError, match=r"can be written at .*: database or disk is full"):
+    with pytest.raises(InvalidInputError, match=r"be read or written: database or disk is full"):
         RunRecord(tmp_path / "run.sqlite")

@@ -89,3 +89,40 @@ def test_a_model_that_its_first_step_builds_is_recorded(tmp_path):
     model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[recorder])
     with RunRecord(tmp_path / "run.sqlite") as record:
         assert record.properties()["parameters"] in (3, None)
+
+
+def test_the_loss_of_each_step_is_computed_from_the_means(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
+    y = np.ones((8, 1), "float32")
+    recorder = RunRecorder(tmp_path / "run.sqlite")
+    model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=[recorder])
+    losses = ((x @ model.get_weights()[0] - y) ** 2).reshape(4, 2).mean(axis=1)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        found = [value for _, value in record.scalars("step_loss")]
+        np.testing.assert_allclose(found, [*losses, *losses], rtol=1e-4)
+        assert record.scalars("epoch") == [(4, 1.0), (8, 2.0)]
+        assert [step for step, _ in record.scalars("step_seconds")] == [1, 2, 3, 5, 6, 7]
+
+
+def test_a_run_that_ended_without_a_word_is_failed(tmp_path):
+    recorder = RunRecorder(tmp_path / "run.sqlite")
+    with pytest.raises(ZeroDivisionError):
+        fit_with(recorder, keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: 1 / 0))
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        assert record.properties()["state"] == "running"
+    recorder.close()
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        assert record.properties()["state"] == "failed"
+        assert "ended by an error" in record.properties()["failure"]
+    ended = record_ended(tmp_path)
+    with pytest.raises(InvalidInputError, match="holds an earlier run"):
+        fit_with(RunRecorder(tmp_path / "run.sqlite"))
+    assert record_ended(tmp_path) == ended
+
+
+def record_ended(folder):
+    with RunRecord(folder / "run.sqlite", read_only=True) as record:
+        return record.properties()["ended"]

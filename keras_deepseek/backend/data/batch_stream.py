@@ -6,6 +6,7 @@ asked for one batch more has moved on, and so have the random numbers that it dr
 """
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,8 @@ class BatchStream:
         self.error: Exception | None = None  # The error that the data raised.
         self.on_take: Callable[[Any], None] | None = None
         """Function that is called with each batch that leaves the stream."""
+        self.waited = 0.0
+        """Seconds for which batches were waited for, until the reader of this number resets it."""
         self._failure: Exception | None = None  # The error of the next batch.
         self._in_epoch = False
         self._taken_in_epoch = 0
@@ -166,7 +169,9 @@ class BatchStream:
 
     def _take(self) -> Any:
         """Returns the next batch of the epoch."""
+        started = time.perf_counter()
         self._fill(1)
+        self.waited += time.perf_counter() - started
         self._raise_failure()
         if not self._buffer:
             raise InvalidInputError(

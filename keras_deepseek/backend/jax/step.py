@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -210,6 +211,12 @@ class JaxStep(Step):
 
         return run
 
+    def watch_batches(
+        self, arguments: tuple[Any, ...], add: Callable[[float], None]
+    ) -> tuple[Any, ...] | None:
+        state, iterator = arguments
+        return state, _time_batches(iterator, add)
+
     def run_step(self, model: keras.Model, batch: Any) -> dict[str, Any]:
         logs, state = model.train_function(read_state(model), iter([place_batch(batch)]))
         hold_state(model, state)
@@ -241,6 +248,17 @@ class JaxStep(Step):
 
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
         return Epochs(make_batches, from_scipy)
+
+
+def _time_batches(iterator: Iterator[Any], add: Callable[[float], None]) -> Iterator[Any]:
+    while True:
+        started = time.perf_counter()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        add(time.perf_counter() - started)
+        yield batch
 
 
 def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:

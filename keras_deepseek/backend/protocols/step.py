@@ -14,6 +14,26 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 
 
+class WeightChange:
+    """Measures how an update changes variables."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] = []
+
+    def begin(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
+        """Copies the values before the update, and returns the copies."""
+        self._before = [ops.copy(ops.stop_gradient(variable)) for variable in variables]
+        return self._before
+
+    def end(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
+        """Returns the change of each value, times any sign. The copies are lost."""
+        before, self._before = self._before, []
+        return [
+            ops.subtract(ops.stop_gradient(variable), old)
+            for variable, old in zip(variables, before, strict=True)
+        ]
+
+
 class Step(abc.ABC):
     """The interface to a framework's training step, as Keras's training loop runs it."""
 
@@ -72,6 +92,14 @@ class Step(abc.ABC):
         """Returns the L2 norm of all gradients together, a float32 scalar."""
         squares = [ops.sum(ops.square(ops.cast(gradient, "float32"))) for gradient in gradients]
         return ops.sqrt(ops.sum(ops.stack(squares)))
+
+    def make_weight_change(self) -> WeightChange:
+        """Returns an object that measures how updates change variables."""
+        return WeightChange()
+
+    def norms(self, tensors: Sequence[Any]) -> Any:
+        """Returns the L2 norm of each tensor, as a float32 vector."""
+        return ops.stack([self.global_norm([tensor]) for tensor in tensors])
 
     def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
         """Adds `factor * tensor` to the sum of each pair. It may write into the sums.
@@ -164,6 +192,15 @@ class Step(abc.ABC):
         Each call returns another function, so that Keras compiles it again. `prepare` may assign
         the variables of the optimizer.
         """
+
+    def watch_batches(
+        self, arguments: tuple[Any, ...], add: Callable[[float], None]
+    ) -> tuple[Any, ...] | None:
+        """Returns arguments for a train function that has `add` called with the wait for a batch.
+
+        The wait is in seconds. `None`: the function draws no batch in Python.
+        """
+        return None
 
     def is_end_of_data(self, error: Exception) -> bool:
         """Returns True if an error of a training function means that there are no more batches."""

@@ -65,6 +65,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._num_resumed = resumed.state["batch"] if resumed else 0
         self._epoch = 0
         self._is_stop_requested = False  # SIGTERM has come, to any of the processes.
+        self.is_requested = False
+        """True if a checkpoint is to be taken after the next step."""
         self._is_loop_left = False  # The user left the loop over `steps` before its end.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -90,7 +92,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
             return
         if self._is_stop_requested:
             self._save_and_exit()
-        elif self._is_due():
+        elif self._is_due() or self.is_requested:
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -115,11 +117,11 @@ class CheckpointedCallbacks(StreamedCallbacks):
             raise self._unknown_monitor_error(logs or {})
 
     def _stop_requests(self) -> list[bool]:
-        return [*super()._stop_requests(), self._stop_signal.received]
+        return [*super()._stop_requests(), self._stop_signal.received, self.is_requested]
 
     def _apply_requests(self, agreed: list[bool]) -> None:
         super()._apply_requests(agreed)
-        self._is_stop_requested = agreed[1]
+        self._is_stop_requested, self.is_requested = agreed[1:]
 
     @property
     def num_until_pause(self) -> int | None:
@@ -200,6 +202,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         # First: a callback that checks the steps may stop the training here, or roll it back.
         callbacks = self._states.read()
         self._saved_step = self._step
+        self.is_requested = False
         residual = None if self._residual is None else self._residual.read()
         if self._processes.rank > 0:
             return

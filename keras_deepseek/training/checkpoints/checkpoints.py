@@ -54,6 +54,7 @@ class Checkpoints:
             options.folder, keep_last=options.keep_last, keep_best=num_best, best_is=best_is
         )
         self._writer: CheckpointWriter | None = None
+        self._callbacks: CheckpointedCallbacks | None = None  # Of the running training.
         self._given_rate: float | None = None  # The learning rate before the training.
 
     def latest(self) -> Checkpoint | None:
@@ -88,6 +89,11 @@ class Checkpoints:
         if self._residual is not None:
             self._residual.write(model.trainable_variables, checkpoint.state.get("residual"))
         return checkpoint.step
+
+    def request(self) -> None:
+        """Has a checkpoint taken after the coming step of the running training."""
+        if self._callbacks is not None:
+            self._callbacks.is_requested = True
 
     @contextmanager
     def training(
@@ -133,9 +139,11 @@ class Checkpoints:
             model, options, data, self._processes, position, make_callbacks
         )
         with streamed as given, stop_signal:
+            self._callbacks = given["callbacks"]
             try:
                 yield given
             finally:
+                self._callbacks = None
                 writer.finish()
             if stop_signal.received:  # It came after the last step, and everything is saved.
                 raise SystemExit(0)

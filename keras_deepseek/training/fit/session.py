@@ -9,6 +9,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.backend.data.positioned_data import PositionedData
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.checks import check_boolean
@@ -35,6 +36,11 @@ from keras_deepseek.training.fit.fit_callbacks import (
     prepared_callbacks,
     without_writers,
 )
+from keras_deepseek.training.fit.recording import (
+    optimizer_arguments,
+    plain_arguments,
+    recording,
+)
 from keras_deepseek.training.fit.step_plan import StepPlan
 from keras_deepseek.training.step.loss.missing_loss import check_test_loss
 from keras_deepseek.training.step.step_guard import StepGuard
@@ -52,7 +58,9 @@ class Session:
         processes: Processes,
         placement: Placement,
         checkpoints: Checkpoints | None,
+        arguments: dict[str, Any],
     ) -> None:
+        self._arguments = arguments  # The trainer's, for run records.
         self._model = model
         self._plan = plan
         self._processes = processes
@@ -136,6 +144,7 @@ class Session:
         with (
             error_notes(self._model, self._plan, position),
             prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
+            self._recording(chosen, arguments),
             self.in_training(),
             validating_together(self._model, self._processes),
             self._feed(
@@ -144,6 +153,8 @@ class Session:
             ) as given,
             contextlib.nullcontext() if run_workers is None else run_workers(given),
         ):
+            if isinstance(given["x"], PositionedData):
+                self._plan.figures.stream = given["x"].stream
             yield given
 
     @contextlib.contextmanager
@@ -155,6 +166,22 @@ class Session:
             self._plan.in_use(),
         ):
             yield
+
+    def _recording(
+        self, callbacks: Sequence[keras.callbacks.Callback], arguments: dict[str, Any]
+    ) -> contextlib.AbstractContextManager[None]:
+        checkpoints = None if self._plan.parallelism.uses_workers else self._checkpoints
+        return recording(
+            callbacks,
+            self._plan.figures,
+            arguments={
+                **self._arguments,
+                **plain_arguments(arguments),
+                **optimizer_arguments(self._model.optimizer),
+            },
+            documents={},
+            request_checkpoint=None if checkpoints is None else checkpoints.request,
+        )
 
     def _check(self, arguments: dict[str, Any], resume: bool) -> None:
         """Raises an error if an argument of `fit` is invalid, before the training starts."""

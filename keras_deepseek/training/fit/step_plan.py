@@ -11,7 +11,8 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.callbacks.step_figures import StepFigures
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.graph.program_call import ProgramCall
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.data.position_data import check_data, check_targets
@@ -21,6 +22,7 @@ from keras_deepseek.training.fit.kept_memory import kept_memory
 from keras_deepseek.training.step.gradient_clip import check_single_clip
 from keras_deepseek.training.step.gradient_update import GradientUpdate
 from keras_deepseek.training.step.guard_metric import GuardMetric
+from keras_deepseek.training.step.layer_statistics import LayerStatistics
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.loss_weight import check_reduction
 from keras_deepseek.training.step.loss.missing_loss import check_test_loss
@@ -63,11 +65,15 @@ class StepPlan:
         self._program_call = ProgramCall(model) if options.optimize_graph else None
         self._check_options()
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
+        self.figures = StepFigures()
+        """The figures of each step, for recorders."""
+        statistics = LayerStatistics(model, self.figures, is_by_layer=options.layer_statistics)
         self._training_step = TrainingStep(
             model,
             compute,
-            GradientUpdate(model, options, self._guard_metric, parallelism.residual),
+            GradientUpdate(model, options, self._guard_metric, parallelism.residual, statistics),
             options,
+            statistics=statistics,
             guard=self._guard_metric,
             parallelism=parallelism,
             on_built=functools.partial(self._place_layers, is_in_step=True),
@@ -79,6 +85,11 @@ class StepPlan:
     def _check_options(self) -> None:
         """Raises an error if an option does not fit the model, or would be ignored."""
         check_single_clip(self.options.gradient_clip, self._model.optimizer)
+        if self.options.layer_statistics and self.parallelism.uses_workers:
+            raise NotSupportedError(
+                "`layer_statistics` needs a step that this process computes; the workers of a "
+                "parameter server compute it here. Leave it out."
+            )
         if not self._is_own_compute:
             check_reduction(self._model.loss)
         if overrides_train_step(self._model):
@@ -197,6 +208,7 @@ class StepPlan:
             self._in_precision(prepare),
             extra_variables,
             is_compilable=self.parallelism.is_compilable,
+            figures=self.figures,
         )
 
     def _prepare(self) -> None:

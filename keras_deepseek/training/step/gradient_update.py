@@ -11,6 +11,7 @@ from keras_deepseek import backend
 from keras_deepseek.training.step.gradient_clip import clip_gradients
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.guard_metric import GuardMetric
+from keras_deepseek.training.step.layer_statistics import LayerStatistics
 from keras_deepseek.training.step.step_options import StepOptions
 
 
@@ -23,7 +24,9 @@ class GradientUpdate:
         options: StepOptions,
         guard: GuardMetric | None,
         residual: GradientResidual | None,
+        statistics: LayerStatistics | None = None,
     ) -> None:
+        self._statistics = statistics
         self._model = model
         self._gradient_clip = options.gradient_clip
         self._guard = guard
@@ -43,10 +46,13 @@ class GradientUpdate:
         """
         optimizer = self._model.optimizer
         is_checked = is_scaled(optimizer) or self._guard is not None
-        if not is_checked and self._gradient_clip is None:
+        watch = self._statistics is not None and self._statistics.measure_layers
+        if not (is_checked or watch) and self._gradient_clip is None:
             self._apply(gradients, variables, None, keep_residual)
             return None, {}
         gradients = self._unscale(gradients)
+        if self._statistics is not None and watch:
+            self._statistics.watch_update(gradients, variables)
         norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
         logs = {} if self._gradient_clip is None else {"gradient_norm": norm}
         if not is_checked:

@@ -41,6 +41,7 @@ class StepOptions:
     guard: StepGuard | Action | None = field(default=None, metadata={"role": _Role.CHANGES_UPDATE})
     remat: Remat = field(default=False, metadata={"role": _Role.CHANGES_UPDATE})
     optimize_graph: bool = False
+    layer_statistics: bool = field(default=False, metadata={"role": _Role.CHANGES_UPDATE})
     keep_memory: bool = field(default=False, metadata={"role": _Role.MAY_DIFFER})
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ class StepOptions:
         check_gradient_clip(self.gradient_clip)
         check_remat(self.remat)
         check_boolean("optimize_graph", self.optimize_graph)
+        check_boolean("layer_statistics", self.layer_statistics)
         check_boolean("keep_memory", self.keep_memory)
         self.make_guard()
 

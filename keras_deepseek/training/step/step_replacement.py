@@ -13,6 +13,7 @@ from keras_deepseek.backend.keras_private.trainers import (
     compilation,
     temporary_train_step,
 )
+from keras_deepseek.callbacks.step_figures import StepFigures
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.build_for_step import build_for_step
 
@@ -29,6 +30,7 @@ class StepReplacement:
             `True`.
         is_eager: boolean. The step is a Python function that no framework can compile. Defaults to
             `False`.
+        figures: The hand-over of the figures that the step returns among its logs.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class StepReplacement:
         *,
         is_compilable: bool = True,
         is_eager: bool = False,
+        figures: StepFigures | None = None,
     ) -> None:
         self._model = model
         self._train_step = train_step
@@ -47,7 +50,9 @@ class StepReplacement:
         self._extra_variables = extra_variables
         self._is_compilable = is_compilable and not is_eager
         self._is_eager = is_eager
+        self._figures = figures or StepFigures()
         self._compiled_for: Any = None
+        self._called: Callable[..., Any] = self._run
         self._function: Any = None
         self._error: Exception | None = None
         self.num_calls = 0
@@ -74,13 +79,15 @@ class StepReplacement:
         backend.current().step.separate_variables(model)
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
+        if model.train_function is None:  # JAX would go on with what it traced for the same one.
+            self._called = functools.partial(self._run)
         try:
             build = (
                 functools.partial(build_for_step, model)
                 if class_overrides_train_step(model)
                 else None
             )
-            with temporary_train_step(model, self._run, build):
+            with temporary_train_step(model, self._called, build):
                 yield
             # Keras may have replaced the weights by their averages, in buffers that the next
             # evaluation would give away.
@@ -114,22 +121,26 @@ class StepReplacement:
             self._compiled_for = self._now()
         return model.train_function
 
-    def _now(self) -> tuple[object, list[int]]:
+    def _now(self) -> tuple[object, list[int], bool]:
         """Returns a key that differs if the step must be compiled again."""
         model = self._model
-        return compilation(model), [id(variable) for variable in model.trainable_variables]
+        variables = [id(variable) for variable in model.trainable_variables]
+        return compilation(model), variables, self._figures.are_wanted
 
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             self.is_running = True
+            arguments = self._figures.begin(arguments)
             try:
-                logs = function(*arguments)
+                result = function(*arguments)
             except Exception as error:
                 self.is_running = not backend.current().step.is_end_of_data(error)
                 raise
             self.is_running = False
             self.num_calls += 1
-            return logs
+            # On JAX, the state of the training comes with the logs.
+            self._figures.end(result[0] if isinstance(result, tuple) else result)
+            return result
 
         return run
 

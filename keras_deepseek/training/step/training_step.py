@@ -28,6 +28,7 @@ from keras_deepseek.training.step.gradients.replicated_gradients import (
     ReplicatedGradients,
 )
 from keras_deepseek.training.step.guard_metric import GuardMetric
+from keras_deepseek.training.step.layer_statistics import LayerStatistics
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.loss.step_result import check_log_names
 from keras_deepseek.training.step.parallelism import ONE_DEVICE, Parallelism
@@ -78,6 +79,7 @@ class TrainingStep:
         guard: GuardMetric | None = None,
         parallelism: Parallelism = ONE_DEVICE,
         on_built: Callable[[], None] = lambda: None,
+        statistics: LayerStatistics | None = None,
     ) -> None:
         is_in_parts = options.micro_batches > 1 or parallelism.divides_batches
         self.loss = BatchLoss(model, is_in_parts=is_in_parts)
@@ -92,6 +94,7 @@ class TrainingStep:
         self._residual = parallelism.residual
         self._takes_empty = parallelism.replicas is not None  # Other processes may have rows.
         self._on_built = on_built
+        self._statistics = statistics
         self._blocks: list[keras.Layer] | None = None
         self._has_warned = False
 
@@ -109,13 +112,17 @@ class TrainingStep:
         loss = result.loss
         if not isinstance(result.num_rows, int):
             loss = ops.where(result.num_rows > 0, loss, float("nan"))
+        statistics = self._statistics if self._statistics and self._statistics.are_wanted else None
+        if statistics is not None:
+            statistics.begin()
         is_good, update_logs = self._apply(loss, result, variables)
         track_loss(self._model, loss, result.num_rows)
         for state, before in states:
             state.assign(ops.where(is_good, state.value, before))
         means = self._read_logs()
         check_log_names(result.logs, {**means, **update_logs})
-        return {**means, **result.logs, **update_logs}
+        figures = {} if statistics is None else statistics.finish(loss)
+        return {**means, **result.logs, **update_logs, **figures}
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass."""

@@ -1,0 +1,129 @@
+"""The figures of each training step that Keras's logs lack, on their way to a run recorder."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.data.batch_stream import BatchStream
+
+FIGURES = "step_figures"
+"""The log in which a training step returns its figures. Keras does not see it."""
+
+NORMS = "layer_gradient_norms"
+RATIOS = "layer_update_ratios"
+LOADS = "expert_load"
+
+
+class Labels:
+    """The meaning of the entries of a step's figures.
+
+    Args:
+        layers: list of strings. The layer of each variable that has a gradient; `[]` without layer
+            statistics.
+        experts: list of strings. The router and the index of each expert.
+    """
+
+    def __init__(self, layers: Sequence[str] = (), experts: Sequence[str] = ()) -> None:
+        self.num_variables = len(layers)
+        names = list(dict.fromkeys(layers))
+        self.layer_of_variable = np.array([names.index(layer) for layer in layers], "int64")
+        found = {NORMS: names, RATIOS: names, LOADS: list(experts)}
+        self.of_vectors = {name: labels for name, labels in found.items() if labels}
+        """The labels of each vector by the vector's name in the run record."""
+
+
+class Figures(NamedTuple):
+    """The figures of one step.
+
+    Args:
+        tensor: float32 tensor: the loss of the batch; the learning rate; the norms of gradients,
+            of weights and of updates by variable; the load of each expert.
+        labels: The labels of the last two groups.
+        data_wait: float. The seconds for which the step waited for its batch; `None` if unknown.
+    """
+
+    tensor: Any
+    labels: Labels
+    data_wait: float | None
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the numbers of the step by their names in the run record. Waits for the step."""
+        values = self._read()
+        found = {"step_loss": float(values[0]), "learning_rate": float(values[1])}
+        if self.labels.num_variables:
+            norms = values[2 : 2 + self.labels.num_variables].astype("float64")
+            found["gradient_norm"] = float(np.sqrt(np.sum(norms**2)))
+        if self.data_wait is not None:
+            found["data_wait_seconds"] = self.data_wait
+        return found
+
+    def vectors(self) -> dict[str, Array]:
+        """Returns the vectors of the step by their names in the run record."""
+        values, labels = self._read()[2:], self.labels
+        found: dict[str, Array] = {}
+        if number := labels.num_variables:
+            squares = np.zeros((len(labels.of_vectors[NORMS]), 3))
+            of_variables = values[: 3 * number].reshape(3, number).T.astype("float64")
+            np.add.at(squares, labels.layer_of_variable, of_variables**2)
+            gradients, weights, updates = np.sqrt(squares).T
+            found = {NORMS: gradients, RATIOS: updates / np.maximum(weights, 1e-12)}
+        if LOADS in labels.of_vectors:
+            found[LOADS] = values[3 * number :]
+        return found
+
+    def _read(self) -> Array:
+        values: Array = keras.ops.convert_to_numpy(self.tensor)
+        return values
+
+
+class StepFigures:
+    """Hands the figures of each step from the training step to the recorders of a training."""
+
+    def __init__(self) -> None:
+        self.labels = Labels()
+        """The labels of the figures, which the step sets when it is traced."""
+        self.stream: BatchStream | None = None
+        """The data of the training, if they are a stream that knows how long it was waited for."""
+        self._queues: list[deque[Figures]] = []
+        self._waited: float | None = None
+
+    @property
+    def are_wanted(self) -> bool:
+        """True if a recorder waits for the figures."""
+        return bool(self._queues)
+
+    @contextmanager
+    def read_by(self, queues: Sequence[deque[Figures]]) -> Iterator[None]:
+        """Context manager in which each step appends its figures to the queues."""
+        self._queues, self.stream = list(queues), None
+        try:
+            yield
+        finally:
+            self._queues, self.stream = [], None
+
+    def begin(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Begins a call of Keras's train function; returns arguments for it whose wait counts."""
+        self._waited = None
+        watched = None
+        if self._queues and self.stream is None:
+            watched = backend.current().step.watch_batches(arguments, self._add_wait)
+        return arguments if watched is None else watched
+
+    def end(self, logs: dict[str, Any]) -> None:
+        """Takes the figures out of a step's logs, and hands them to the recorders."""
+        tensor = logs.pop(FIGURES, None)
+        if tensor is None:
+            return
+        if self.stream is not None:
+            self._waited, self.stream.waited = self.stream.waited, 0.0
+        for queue in self._queues:
+            queue.append(Figures(tensor, self.labels, self._waited))
+
+    def _add_wait(self, seconds: float) -> None:
+        self._waited = (self._waited or 0.0) + seconds

@@ -1,0 +1,147 @@
+"""The dashboard file: title, panels, hidden names and limits of findings."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.checks import check_number
+from keras_deepseek.errors import InvalidInputError, MissingExtraError, unknown_name_message
+from keras_deepseek.studio.findings import Thresholds
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of the Training view.
+
+    Args:
+        names: The names that it shows.
+        log: True for a logarithmic axis.
+        smoothing: The share of the points to smooth over. `None` leaves it to the page.
+    """
+
+    names: tuple[str, ...]
+    log: bool = False
+    smoothing: float | None = None
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """What a user set for the page.
+
+    Args:
+        title: The title of the page.
+        panels: The charts, in their order. Names that no panel has follow.
+        hidden: Names that are not shown.
+        thresholds: The limits of the findings.
+    """
+
+    title: str = "Studio"
+    panels: tuple[Panel, ...] = ()
+    hidden: tuple[str, ...] = ()
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    def as_page_settings(self) -> dict[str, Any]:
+        """Returns what the page needs of it."""
+        return {
+            "title": self.title,
+            "panels": [asdict(panel) for panel in self.panels],
+            "hidden": list(self.hidden),
+        }
+
+
+def read_dashboard(path: str | os.PathLike[str]) -> Dashboard:
+    """Reads a dashboard from a YAML or JSON file.
+
+    Raises:
+        InvalidInputError: It can't be read, or has an unknown key or a wrong value.
+        MissingExtraError: It is YAML, and PyYAML is not installed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"The dashboard {str(path)!r} can't be read: {error}") from error
+    content = _parse(Path(path), text)
+    reader = _Reader(str(path), text)
+    top = reader.mapping("the file", content, _names(Dashboard))
+    panels = top.get("panels") or []
+    if not isinstance(panels, list):
+        raise reader.error("panels", "must be a list", panels)
+    limits = reader.mapping("thresholds", top.get("thresholds") or {}, _names(Thresholds))
+    for name, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise reader.error(name, "must be a number of at least 0", value)
+    title = top.get("title", Dashboard.title)
+    if not isinstance(title, str):
+        raise reader.error("title", "must be a text", title)
+    return Dashboard(
+        title,
+        tuple(_read_panel(reader, panel) for panel in panels),
+        reader.names("hidden", top.get("hidden") or []),
+        Thresholds(**limits),
+    )
+
+
+def _read_panel(reader: "_Reader", content: Any) -> Panel:
+    known = reader.mapping("a panel", content, _names(Panel))
+    names = reader.names("names", known.get("names"))
+    log, smoothing = known.get("log", False), known.get("smoothing")
+    if not isinstance(log, bool):
+        raise reader.error("log", "must be true or false", log)
+    if smoothing is not None:
+        check_number("smoothing", smoothing, least=0, below=1)
+    return Panel(names, log, smoothing)
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        if path.suffix == ".json":
+            return json.loads(text or "{}")
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("yaml", "serving", "to read a YAML dashboard") from error
+    except ValueError as error:
+        raise InvalidInputError(f"The dashboard {str(path)!r} is not JSON: {error}") from error
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"The dashboard {str(path)!r} is not YAML: {error}") from error
+
+
+class _Reader:
+    """Checks the values of a file, and names the line of what is wrong."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self._path = path
+        self._lines = text.splitlines()
+
+    def mapping(self, place: str, value: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(place, "must have keys", value)
+        for key in value:
+            if key not in known:
+                message = unknown_name_message(f"key of {place}", key, known)
+                raise InvalidInputError(f"{self._path}{self._line(key)}: {message}")
+        return value
+
+    def names(self, place: str, value: Any) -> tuple[str, ...]:
+        found = [value] if isinstance(value, str) else value
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise self.error(place, "must be a list of names", value)
+        return tuple(found)
+
+    def error(self, place: str, expected: str, value: Any) -> InvalidInputError:
+        where = f"{self._path}{self._line(place)}"
+        return InvalidInputError(f"{where}: {place} {expected}, received {value!r}.")
+
+    def _line(self, key: object) -> str:
+        for number, line in enumerate(self._lines, 1):
+            if line.strip(" -{\"'").startswith(str(key)):
+                return f", line {number}"
+        return ""
+
+
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(kind))

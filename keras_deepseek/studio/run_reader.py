@@ -1,0 +1,340 @@
+"""Reads one run record, also while a training writes it, and remembers what it has read."""
+
+import json
+import os
+import platform
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.run_record import FORM, RunRecord
+from keras_deepseek.errors import InvalidInputError
+
+COMMANDS = ("stop", "checkpoint", "profile")
+"""What the page may ask of a training."""
+
+SILENT_SECONDS = 30.0
+"""A training writes its heartbeat once a second. Silent for this long, it is taken for dead."""
+
+_COLUMNS = 1024
+_FORGET_SECONDS = 300.0
+
+# SQLite has no skip scan: `SELECT DISTINCT name` reads a million rows for ten names.
+_NAMES = """
+WITH RECURSIVE found(name) AS (
+    SELECT min(name) FROM {0}
+    UNION ALL
+    SELECT (SELECT min(name) FROM {0} WHERE name > found.name) FROM found WHERE name IS NOT NULL
+) SELECT name FROM found WHERE name IS NOT NULL
+"""
+
+
+@dataclass
+class Series:
+    """The points of one name, by ascending step."""
+
+    steps: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    values: np.ndarray = field(default_factory=lambda: np.empty(0))
+    times: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass
+class VectorSeries:
+    """Vectors by step, as means over `stride` of them: at most `2 * _COLUMNS` are kept."""
+
+    labels: list[str]
+    stride: int = 1
+    steps: list[int] = field(default_factory=list)
+    sums: list[np.ndarray] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    last: int = -1
+
+    def add(self, step: int, values: np.ndarray) -> None:
+        """Adds the vector of one step."""
+        self.last = step
+        if self.counts and self.counts[-1] < self.stride and len(values) == len(self.sums[-1]):
+            self.sums[-1] = self.sums[-1] + values
+            self.counts[-1] += 1
+            return
+        if len(self.steps) >= 2 * _COLUMNS:
+            self.stride *= 2
+            pairs = range(0, len(self.steps) - 1, 2)
+            self.sums = [self.sums[i] + self.sums[i + 1] for i in pairs]
+            self.counts = [self.counts[i] + self.counts[i + 1] for i in pairs]
+            self.steps = [self.steps[i] for i in pairs]
+        self.steps.append(step)
+        self.sums.append(values.astype(float))
+        self.counts.append(1)
+
+    def matrix(self) -> np.ndarray:
+        """Returns the means, a row for each label and a column for each entry of `steps`."""
+        if not self.steps:
+            return np.empty((len(self.labels), 0))
+        return np.stack([s / n for s, n in zip(self.sums, self.counts, strict=True)], axis=1)
+
+
+class RunReader:
+    """One run record, read without a write to it. Commands alone are written.
+
+    Args:
+        path: The SQLite file.
+        clock: Function that returns the time in seconds since 1970.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.version = 0
+        """Raised whenever something of the run has changed."""
+        self.problem: str | None = None
+        self.properties: dict[str, Any] = {}
+        self.documents: dict[str, int] = {}
+        self.vector_names: list[str] = []
+        self.ends: dict[str, dict[str, Any]] = {}
+        """For each name: the last step, the last, least and largest value, and two times."""
+        self.commands: list[dict[str, Any]] = []
+        self._clock = clock
+        self._signature: object = None
+        self._state: str | None = None
+        self._series: dict[str, Series] = {}
+        self._asked: dict[str, float] = {}
+        self._vectors: dict[str, VectorSeries] = {}
+
+    # -- What has changed -----------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Reads what has been written since the last call."""
+        with self.lock:
+            signature = self._read_signature()
+            if signature is None or signature != self._signature:
+                try:
+                    with self._connect() as connection:
+                        self._read(connection)
+                    self.problem = None
+                except (InvalidInputError, sqlite3.Error, ValueError, KeyError) as error:
+                    self.problem = f"{error}"
+                self._signature = signature
+                self.version += 1
+            elif self.state() != self._state:
+                self.version += 1
+            self._state = self.state()
+            now = self._clock()
+            for name in [name for name, at in self._asked.items() if now - at > _FORGET_SECONDS]:
+                del self._asked[name]
+                self._series.pop(name, None)
+
+    def _read_signature(self) -> object:
+        """Returns sizes and times of the file and its log, or `None` if they just changed."""
+        found = []
+        for suffix in ("", "-wal"):
+            try:
+                entry = Path(f"{self.path}{suffix}").stat()
+            except FileNotFoundError:
+                found.append((0, 0))
+                continue
+            if entry.st_size == 0:  # A reader leaves an empty log.
+                found.append((0, 0))
+                continue
+            if abs(self._clock() - entry.st_mtime) < 1:  # Another write may have the same time.
+                return None
+            found.append((entry.st_size, entry.st_mtime_ns))
+        return tuple(found)
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        # Never `immutable=1`: it does not see what a killed writer left in its log.
+        address = f"{self.path.absolute().as_uri()}?mode=ro"
+        connection = sqlite3.connect(address, uri=True, timeout=5.0, isolation_level=None)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _read(self, connection: sqlite3.Connection) -> None:
+        query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        tables = {name for (name,) in connection.execute(query)}
+        if not {"properties", "scalars"} <= tables:
+            kind = "another program's database" if tables else "empty"
+            raise InvalidInputError(f"{self.path.name} is not a run record: it is {kind}.")
+        connection.execute("BEGIN")
+        properties = {
+            name: json.loads(value)
+            for name, value in connection.execute("SELECT name, value FROM properties")
+        }
+        if (form := properties.get("form", 1)) > FORM:
+            raise InvalidInputError(
+                f"{self.path.name} has form {form}, and this release reads forms up to "
+                f"{FORM}. Upgrade keras_deepseek."
+            )
+        if properties.get("generation") != self.properties.get("generation"):
+            self._series, self._vectors, self.ends = {}, {}, {}
+        self.properties = properties
+        for (name,) in connection.execute(_NAMES.format("scalars")).fetchall():
+            self._read_end(connection, name)
+        if "documents" in tables:
+            self.documents = dict(connection.execute("SELECT name, version FROM documents"))
+        if "vectors" in tables:
+            found = connection.execute(_NAMES.format("vectors")).fetchall()
+            self.vector_names = [name for (name,) in found]
+        if "commands" in tables:
+            rows = connection.execute(
+                "SELECT id, name, asked, answered, answer FROM commands ORDER BY id DESC LIMIT 5"
+            )
+            keys = ("id", "name", "asked", "answered", "answer")
+            self.commands = [dict(zip(keys, row, strict=True)) for row in rows]
+
+    def _read_end(self, connection: sqlite3.Connection, name: str) -> None:
+        old = self.ends.get(name)
+        query = """SELECT max(step), min(value), max(value), min(time), max(time) FROM scalars
+                   WHERE name = ? AND step >= ?"""
+        row = connection.execute(query, (name, old["step"] if old else -1)).fetchone()
+        step, least, most, first_time, last_time = row
+        if step is None:
+            return
+        query = "SELECT value FROM scalars WHERE name = ? AND step = ?"
+        (last,) = connection.execute(query, (name, step)).fetchone()
+        if old:
+            least = min((v for v in (old["least"], least) if v is not None), default=None)
+            most = max((v for v in (old["most"], most) if v is not None), default=None)
+            first_time, last_time = old["begin"], max(old["end"], last_time)
+        self.ends[name] = {
+            "step": step,
+            "last": last,
+            "least": least,
+            "most": most,
+            "begin": first_time,
+            "end": last_time,
+        }
+
+    # -- What it holds --------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """Returns running, finished, failed, stopped, lost, ended (of form 1) or unreadable."""
+        if self.problem is not None:
+            return "unreadable"
+        state = self.properties.get("state")
+        seen = self.last_time()
+        is_silent = seen is None or self._clock() - seen > SILENT_SECONDS
+        if state is None:
+            return "ended" if is_silent else "running"
+        if state == "running" and (is_silent or self._has_no_process()):
+            return "lost"
+        return str(state)
+
+    def _has_no_process(self) -> bool:
+        pid = self.properties.get("pid")
+        if not isinstance(pid, int) or self.properties.get("host") != platform.node():
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def last_time(self) -> float | None:
+        """Returns the time of the last sign of life, in seconds since 1970."""
+        times = [end["end"] for end in self.ends.values()]
+        times += [v for k in ("heartbeat", "started") if (v := self.properties.get(k)) is not None]
+        return max(times, default=None)
+
+    def begin(self) -> float | None:
+        """Returns the time at which the run began, in seconds since 1970."""
+        begins = [end["begin"] for end in self.ends.values()]
+        return self.properties.get("started") or min(begins, default=None)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what the page shows of the run without its points."""
+        with self.lock:
+            return {
+                "problem": self.problem,
+                "state": self.state(),
+                "properties": self.properties,
+                "begin": self.begin(),
+                "seen": self.last_time(),
+                "step": max((end["step"] for end in self.ends.values()), default=None),
+                "ends": {
+                    name: {key: _finite(value) for key, value in end.items()}
+                    for name, end in self.ends.items()
+                },
+                "documents": self.documents,
+                "vectors": self.vector_names,
+                "commands": self.commands,
+            }
+
+    def series_version(self, name: str) -> str:
+        """Returns a text that is another one after new points of a name."""
+        end = self.ends.get(name)
+        generation = self.properties.get("generation")
+        return "" if end is None else f"{generation} {end['step']} {end['last']} {end['end']};"
+
+    def series(self, name: str) -> Series:
+        """Returns all points of a name."""
+        with self.lock:
+            self._asked[name] = self._clock()
+            known = self._series.setdefault(name, Series())
+            end = self.ends.get(name)
+            if end is None or self.problem is not None:
+                return known
+            last = int(known.steps[-1]) if len(known.steps) else -1
+            # The last step again: validation may have come to it.
+            query = "SELECT step, value, time FROM scalars WHERE name = ? AND step >= ?"
+            with self._connect() as connection:
+                rows = connection.execute(f"{query} ORDER BY step", (name, last)).fetchall()
+            if rows:
+                steps, values, times = np.array(rows, float).T  # `None` becomes NaN.
+                keep = int(np.searchsorted(known.steps, steps[0]))
+                known.steps = np.concatenate([known.steps[:keep], steps.astype(np.int64)])
+                known.values = np.concatenate([known.values[:keep], values])
+                known.times = np.concatenate([known.times[:keep], times])
+            return known
+
+    def vectors(self, name: str) -> VectorSeries:
+        """Returns the vectors of a name, reduced to a number of steps that fits a screen."""
+        with self.lock:
+            known = self._vectors.setdefault(name, VectorSeries([]))
+            if not known.labels:
+                found = self.document(f"vector:{name}") or {}
+                known.labels = [str(label) for label in found.get("labels", [])]
+            if name not in self.vector_names or self.problem is not None:
+                return known
+            query = 'SELECT step, "values" FROM vectors WHERE name = ? AND step > ? ORDER BY step'
+            with self._connect() as connection:
+                for step, blob in connection.execute(query, (name, known.last)):
+                    known.add(step, np.frombuffer(blob, "<f4"))
+            return known
+
+    def document(self, name: str) -> Any:
+        """Returns a document, or `None`."""
+        if name not in self.documents:
+            return None
+        with self._connect() as connection:
+            row = connection.execute(
+                "SELECT json FROM documents WHERE name = ?", (name,)
+            ).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def ask(self, command: str) -> None:
+        """Asks the training for something; it looks once a second and writes its answer.
+
+        Raises:
+            InvalidInputError: The training does not run, or the command is unknown.
+        """
+        if command not in COMMANDS:
+            raise InvalidInputError(f"Received the command {command!r}; known: {COMMANDS}.")
+        if self.state() != "running" or "state" not in self.properties:
+            raise InvalidInputError("This run does not run, so nobody can answer.")
+        with RunRecord(self.path, self._clock) as record:
+            record.ask(command)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value

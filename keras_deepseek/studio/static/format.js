@@ -1,0 +1,85 @@
+// Numbers, names and colours as people read them.
+
+const UNITS = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+
+/** A number in about three digits: 1.63 M, 0.0718, 3.1e-5. */
+export function short(value) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  const size = Math.abs(value);
+  if (size === 0) return "0";
+  if (size < 1e-3) return value.toExponential(1);
+  if (size < 1e4) return trim(size < 1 ? value.toPrecision(3) : value.toFixed(size < 10 ? 2 : size < 100 ? 1 : 0));
+  const [unit, name] = UNITS.find(([unit]) => size >= unit * 0.9995);
+  const part = value / unit;
+  return `${trim(part.toFixed(Math.abs(part) < 10 ? 2 : Math.abs(part) < 100 ? 1 : 0))}\u00a0${name}`;
+}
+
+const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+
+export function bytes(value) {
+  if (value === null || value === undefined) return "–";
+  const power = Math.min(4, Math.max(0, Math.floor(Math.log2(Math.max(Math.abs(value), 1)) / 10)));
+  return `${short(value / 1024 ** power)}\u00a0${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
+}
+
+export function seconds(value) {
+  if (value === null || value === undefined) return "–";
+  if (value < 1e-3) return `${short(value * 1e6)}\u00a0µs`;
+  return value < 1 ? `${short(value * 1e3)}\u00a0ms` : `${short(value)}\u00a0s`;
+}
+
+/** A span of time: 42 s, 3 min, 1 h 20 min. */
+export function span(value) {
+  if (value === null || value === undefined) return "–";
+  if (value < 60) return `${Math.max(0, Math.round(value))} s`;
+  const minutes = Math.round(value / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export const percent = (share) =>
+  share === null || share === undefined || Number.isNaN(share) ? "–"
+    : `${100 * share >= 10 || share === 0 ? Math.round(100 * share) : +(100 * share).toPrecision(share < 0.01 ? 1 : 2)}\u00a0%`;
+
+export const whole = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
+
+/** How values of a name are written. */
+export const writerOf = (name) => (/bytes$/.test(name) ? bytes : /seconds$/.test(name) ? seconds : short);
+
+/** The labels of an axis: one unit for all, and as many digits as tell them apart. */
+export function axisLabels(values, writer = short) {
+  if (writer !== short) return values.map((value) => (value === null ? "" : writer(value)));
+  const known = values.filter((value) => value !== null);
+  const most = Math.max(...known.map(Math.abs), 0);
+  const [unit, name] = most >= 1e4 ? UNITS.find(([unit]) => most >= unit) : [1, ""];
+  const gap = known.length > 1 ? Math.abs(known[1] - known[0]) / unit : most / unit;
+  if (most < 1e-3 && most > 0) return values.map((v) => (v === null ? "" : v === 0 ? "0" : v.toExponential(0)));
+  let digits = 0;
+  while (digits < 6 && Math.abs(gap * 10 ** digits - Math.round(gap * 10 ** digits)) > 1e-3 * gap * 10 ** digits) digits += 1;
+  const write = (v) => (v / unit).toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
+  return values.map((v) => (v === null ? "" : v === 0 ? "0" : `${write(v)}${name && ` ${name}`}`));
+}
+
+const TITLES = {
+  step_loss: "Loss", val_loss: "Validation loss", learning_rate: "Learning rate", gradient_norm: "Gradient norm",
+  step_seconds: "Seconds per step", data_wait_seconds: "Waiting for data",
+  memory_bytes: "Memory", process_memory_bytes: "Process memory", device_memory_bytes: "Device memory",
+  layer_gradient_norms: "Gradient norm by layer", layer_update_ratios: "Update-to-weight ratio by layer",
+  expert_load: "Load of the experts", model_flops_utilization: "Model FLOPs utilization",
+};
+export function titleOf(name) {
+  if (name.startsWith("val_") && !TITLES[name]) return `Validation ${titleOf(name.slice(4)).toLowerCase()}`;
+  const text = name.replace(/_/g, " ");
+  return TITLES[name] ?? text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** The value of a colour of the style sheet, for a canvas. */
+export function resolved(name) {
+  const probe = document.createElement("i");
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const [, ...rgb] = getComputedStyle(probe).color.match(/(\d+)\D+(\d+)\D+(\d+)/);
+  probe.remove();
+  return (alpha = 1) => `rgba(${rgb.join(",")},${alpha})`;
+}
+
+export const shapeOf = (node) => node.out?.map(([shape]) => shape.map((n) => n ?? "?").join("×")).join(", ") ?? "";

@@ -1,0 +1,165 @@
+"""The run records of a folder, as the page asks for them."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.studio.findings import Thresholds, find
+from keras_deepseek.studio.reduction import reduce_to_pixels
+from keras_deepseek.studio.run_reader import RunReader, Series
+
+MAX_PIXELS, MAX_SERIES = 4096, 1000
+_SUFFIX = ".sqlite"
+_SECONDS_BETWEEN_FINDINGS = 3.0
+
+
+class Store:
+    """The run records of a folder and of its direct sub-folders.
+
+    A run is named by its path below the folder, without the suffix. Only these names are opened, so
+    that a request can't name another file.
+
+    Args:
+        folder: The folder, or one record.
+        thresholds: The limits of the findings.
+        clock: Function that returns the time in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        thresholds: Thresholds = Thresholds(),  # noqa: B008 - it is immutable
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder = folder
+        self.thresholds = thresholds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._readers: dict[str, RunReader] = {}
+        self._findings: dict[str, tuple[int, float, list[dict[str, Any]]]] = {}
+
+    def refresh(self) -> dict[str, RunReader]:
+        """Reads what has been written, and returns the runs by name, the oldest first."""
+        found = [self.folder] if self.folder.is_file() else self._list_files()
+        base = self.folder.parent if self.folder.is_file() else self.folder
+        with self._lock:
+            readers = {}
+            for path in found:
+                name = path.relative_to(base).as_posix().removesuffix(_SUFFIX)
+                readers[name] = self._readers.get(name) or RunReader(path, self._clock)
+                readers[name].refresh()
+            order = sorted(readers, key=lambda name: (readers[name].begin() or 0, name))
+            self._readers = {name: readers[name] for name in order}
+            return self._readers
+
+    def _list_files(self) -> list[Path]:
+        return [*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*/*{_SUFFIX}")]
+
+    def run(self, name: object) -> RunReader:
+        """Returns a run by its name.
+
+        Raises:
+            InvalidInputError: There is no such run.
+        """
+        if not isinstance(name, str) or (reader := self._find(name)) is None:
+            raise InvalidInputError(f"There is no run {str(name)[:80]!r} in this folder.")
+        return reader
+
+    def _find(self, name: str) -> RunReader | None:
+        return self._readers.get(name) or self.refresh().get(name)
+
+    def poll(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Returns what has changed since the page last asked.
+
+        Args:
+            request: `seen` has the version of each run that the page knows; `series` is a list of
+                `[run, name, version, pixels]`; `x`, `window` and `smoothing` say how to draw them;
+                `vectors` has `[run, name, version]`; `findings_of` names a run.
+        """
+        readers = self.refresh()
+        seen = request.get("seen") or {}
+        changed = {
+            name: {"version": reader.version, **reader.summary()}
+            for name, reader in readers.items()
+            if seen.get(name) != reader.version
+        }
+        answer: dict[str, Any] = {"runs": changed, "series": {}, "vectors": {}}
+        if set(seen) != set(readers) or changed:
+            answer["order"] = list(readers)
+        answer["series"] = self.read_series(request, request.get("series") or [])
+        for run, name, version, *_ in (request.get("vectors") or [])[:8]:
+            if run in readers and version != readers[run].version:
+                answer["vectors"][f"{run}\n{name}"] = {
+                    "version": readers[run].version,
+                    **self.read_vectors(run, name),
+                }
+        if (run := request.get("findings_of")) in readers:
+            answer["findings"] = self.findings(run)
+        return answer
+
+    def read_series(
+        self, request: dict[str, Any], wanted: Sequence[Sequence[Any]]
+    ) -> dict[str, Any]:
+        """Returns the series that are newer than the page's, reduced to its pixels."""
+        share = float(np.clip(float(request.get("smoothing", 0)), 0, 1))
+        window = request.get("window")
+        low_high = None if window is None else (float(window[0]), float(window[1]))
+        found = {}
+        for run, name, version, wanted_pixels in wanted[:MAX_SERIES]:
+            reader = self._readers.get(run)
+            if reader is None or name not in reader.ends:
+                continue
+            newest = reader.series_version(name) + reader.series_version(str(request.get("x")))
+            if version == newest:
+                continue
+            pixels = int(np.clip(int(wanted_pixels), 16, MAX_PIXELS))
+            series = reader.series(name)
+            x = self._axis(reader, series, str(request.get("x", "step")))
+            points = reduce_to_pixels(x, series.values, pixels, share=share, window=low_high)
+            found[f"{run}\n{name}"] = {"version": newest, **points}
+        return found
+
+    def _axis(self, reader: RunReader, series: Series, name: str) -> np.ndarray:
+        """Returns the x of each point: step, seconds since the start, epoch, or another name."""
+        if name == "step":
+            return series.steps
+        if name == "time":
+            return np.asarray(series.times - (reader.begin() or 0.0))
+        steps_per_epoch = reader.properties.get("steps_per_epoch")
+        if name == "epoch" and "epoch" not in reader.ends and steps_per_epoch:
+            return np.asarray(series.steps / steps_per_epoch)
+        other = reader.series(name)
+        known = np.isfinite(other.values)
+        if not known.any():
+            return series.steps
+        return np.asarray(np.interp(series.steps, other.steps[known], other.values[known]))
+
+    def read_vectors(self, run: str, name: str) -> dict[str, Any]:
+        """Returns vectors as rows of a picture, with their steps."""
+        vectors = self.run(run).vectors(name)
+        matrix = vectors.matrix()
+        stride = max(1, -(-matrix.shape[1] // 240))
+        starts = np.arange(0, matrix.shape[1], stride)
+        counts = np.diff([*starts, matrix.shape[1]])
+        means = np.add.reduceat(matrix, starts, axis=1) / counts if len(starts) else matrix
+        rows = [[float(f"{v:.4g}") if np.isfinite(v) else None for v in row] for row in means]
+        labels = vectors.labels or [str(index) for index in range(len(rows))]
+        return {"labels": labels, "steps": vectors.steps[::stride], "rows": rows}
+
+    def findings(self, run: str) -> list[dict[str, Any]]:
+        """Returns the findings of a run, the worst first. A running one is read every 3 seconds."""
+        reader = self.run(run)
+        version, at, found = self._findings.get(run, (-1, 0.0, []))
+        state = reader.state()
+        if version == reader.version or (
+            state == "running" and self._clock() - at < _SECONDS_BETWEEN_FINDINGS
+        ):
+            return found
+        found = [vars(each) for each in find(reader, self.thresholds)]
+        self._findings[run] = (reader.version, self._clock(), found)
+        return found

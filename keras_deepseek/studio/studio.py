@@ -1,0 +1,176 @@
+"""Starts Studio beside a training."""
+
+import json
+import logging
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from keras_deepseek.checks import check_file_path, check_integer, check_path
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.studio.dashboard import Dashboard, read_dashboard
+from keras_deepseek.studio.snapshot import make_report
+from keras_deepseek.studio.store import Store
+
+_logger = logging.getLogger(__name__)
+
+
+class Recording(Protocol):
+    """The part of a `Trainer` that Studio uses."""
+
+    cluster: Any
+
+    def record_run(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Records the next trainings in a run record, and returns its path."""
+
+
+class Studio:
+    """A running Studio: a page in the browser that shows trainings while they run.
+
+    `launch_studio` makes it. Its server is a process of its own, and ends with this one.
+
+    Args:
+        folder: string or path. The folder of the run records, or one record.
+        port: integer. The port on loopback; if it is taken, the next free one is used. 0 takes any.
+            Defaults to `6006`.
+        dashboard_config: string or path. A YAML or JSON file with a title, panels, hidden names and
+            limits of findings. Defaults to `None`.
+        allowed_hosts: list of strings. Names other than localhost by which a proxy may call the
+            page. Defaults to `()`.
+
+    Raises:
+        InvalidInputError: A value is wrong, or the server can't start.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        port: int = 6006,
+        dashboard_config: str | os.PathLike[str] | None = None,
+        allowed_hosts: Sequence[str] = (),
+    ) -> None:
+        self.folder = Path(check_path("folder", folder)).absolute()
+        check_integer("port", port, least=0)
+        config = None if dashboard_config is None else Path(dashboard_config).absolute()
+        self._dashboard = Dashboard() if config is None else read_dashboard(config)
+        secret = secrets.token_urlsafe(24)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "keras_deepseek.studio"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # Ctrl-C is for the training.
+        )
+        settings = {
+            "folder": str(self.folder),
+            "secret": secret,
+            "port": port,
+            "dashboard_config": None if config is None else str(config),
+            "allowed_hosts": list(allowed_hosts),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(settings) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "its process ended at once"}
+        if "error" in answer:
+            self.stop()
+            raise InvalidInputError(f"Studio did not start: {answer['error']}")
+        if port not in (0, answer["port"]):
+            _logger.warning("Port %d is in use: Studio uses %d.", port, answer["port"])
+        self.url = f"http://127.0.0.1:{answer['port']}/#{secret}"
+        """The address of the page. Its end is the key to the runs."""
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Saves the page, with all runs as they are now, as one HTML file.
+
+        It needs no server and no network, and can be mailed or kept.
+
+        Args:
+            path: string or path. The HTML file.
+        """
+        check_file_path("path", path)
+        text = make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard)
+        Path(path).write_text(text, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """Returns the page as it is now, for a notebook whose browser may reach no port."""
+        page = escape(make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard))
+        return (
+            f'<p>Live: <a href="{self.url}" target="_blank">{self.url}</a>; as of now:</p>'
+            f'<iframe sandbox="allow-scripts" srcdoc="{page}" width="100%" height="720" '
+            'style="border:0"></iframe>'
+        )
+
+    def stop(self) -> None:
+        """Ends the server. The run records stay."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+    def __enter__(self) -> "Studio":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def launch_studio(
+    trainer: Recording | None = None,
+    port: int = 6006,
+    dashboard_config: str | os.PathLike[str] | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    allowed_hosts: Sequence[str] = (),
+) -> Studio | None:
+    """Starts Studio, and records the trainings of a trainer for it.
+
+    Call it before `fit`, in a script or a notebook. The page runs in a process of its own and needs
+    no network. `keras-deepseek studio runs/` shows the same page without a training.
+
+    Args:
+        trainer: `Trainer`. Its next trainings are recorded. Defaults to `None`: the page shows the
+            records of the folder alone.
+        port: integer. The port on loopback; if it is taken, the next free one is used. Defaults to
+            `6006`.
+        dashboard_config: string or path. A YAML or JSON file with a title, panels, hidden names and
+            limits of findings. Defaults to `None`.
+        path: string or path. The run record to write; the page shows all records of its folder.
+            Without a trainer, the folder. Defaults to `None`: the record that the trainer writes
+            already, otherwise `runs/MODEL-TIME.sqlite`.
+        allowed_hosts: list of strings. Names other than localhost by which a proxy may call the
+            page. Defaults to `()`.
+
+    Returns:
+        A `Studio` with `url`, `stop()` and `snapshot(path)`. In a distributed training the ranks
+        above 0 start nothing, and get `None`.
+
+    Raises:
+        InvalidInputError: A value is wrong, or the server can't start.
+    """
+    if dashboard_config is not None:
+        read_dashboard(dashboard_config)  # A mistake is said before anything starts.
+    if trainer is None:
+        studio = Studio(path or "runs", port, dashboard_config, allowed_hosts)
+    else:
+        if trainer.cluster.rank > 0:
+            return None
+        record = trainer.record_run(path).absolute()
+        studio = Studio(record.parent, port, dashboard_config, allowed_hosts)
+    print(f"Studio: {studio.url}")
+    return studio

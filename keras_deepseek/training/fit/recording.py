@@ -1,0 +1,64 @@
+"""The trainer's part of a run record: step figures, arguments, and the reason of a failure."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.callbacks.run_recorder import RunLink, RunRecorder
+from keras_deepseek.callbacks.step_figures import StepFigures
+
+_PLAIN = (bool, int, float, str)
+
+
+@contextmanager
+def recording(
+    callbacks: Sequence[keras.callbacks.Callback],
+    figures: StepFigures,
+    *,
+    arguments: Mapping[str, Any],
+    documents: Mapping[str, Callable[[], Any]],
+    request_checkpoint: Callable[[], None] | None,
+) -> Iterator[None]:
+    """Context manager in which the recorders of a training are linked to its trainer.
+
+    An error that ends the training becomes the reason of its failure in their records.
+    """
+    recorders = [each for each in callbacks if isinstance(each, RunRecorder)]
+    for recorder in recorders:
+        recorder.link = RunLink(
+            arguments=arguments, documents=documents, request_checkpoint=request_checkpoint
+        )
+    try:
+        with figures.read_by([recorder.link.figures for recorder in recorders]):
+            yield
+    except BaseException as error:
+        for recorder in recorders:
+            recorder.report_failure(error)
+        raise
+    finally:
+        for recorder in recorders:
+            recorder.link = RunLink()
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that are numbers or texts, or hold only these; no `None`."""
+    return {name: value for name, value in arguments.items() if _is_plain(value)}
+
+
+def optimizer_arguments(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """Returns the class of an optimizer, and its learning rate if that is a number."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    found: dict[str, Any] = {"optimizer": type(inner).__name__}
+    if isinstance(inner.learning_rate, keras.Variable):
+        found["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)

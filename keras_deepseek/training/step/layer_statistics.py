@@ -1,0 +1,75 @@
+"""Statistics of the layers in one step: norms of gradients, updates and weights; expert loads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.optimizers import current_learning_rate
+from keras_deepseek.callbacks.step_figures import FIGURES, Labels, StepFigures
+from keras_deepseek.layers.moe.expert_router import ExpertRouter
+
+
+class LayerStatistics:
+    """Computes the figures of a step for the run record, within the step.
+
+    Args:
+        is_by_layer: boolean. Measures layers and experts, and not only the loss and the rate.
+    """
+
+    def __init__(self, model: keras.Model, figures: StepFigures, *, is_by_layer: bool) -> None:
+        self._model = model
+        self._figures = figures
+        self._is_by_layer = is_by_layer
+        self._routers: list[ExpertRouter] | None = None
+        self._labelled: list[int] | None = None  # The ids of the variables that have labels.
+        self._rate: Any = None
+        self._variables: list[keras.Variable] = []
+        self._change = backend.current().step.make_weight_change()
+        self._norms: list[Any] = []
+
+    @property
+    def are_wanted(self) -> bool:
+        """True if a recorder waits for the figures."""
+        return self._figures.are_wanted
+
+    @property
+    def measure_layers(self) -> bool:
+        """True if the norms of gradients and updates are measured."""
+        return self._is_by_layer and self.are_wanted
+
+    def begin(self) -> None:
+        """Reads the learning rate, before the update."""
+        optimizer = self._model.optimizer
+        self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
+
+    def watch_update(self, gradients: Sequence[Any], variables: Sequence[keras.Variable]) -> None:
+        """Measures the gradients and the weights before the update."""
+        self._variables = list(variables)
+        norms, before = backend.current().step.norms, self._change.begin(variables)
+        self._norms = [norms(gradients), norms(before)]
+
+    def finish(self, loss: Any) -> dict[str, Any]:
+        """Returns the figures as a log of the step."""
+        numbers = ops.stack([ops.cast(loss, "float32"), ops.cast(self._rate, "float32")])
+        if self._norms:
+            updates = self._change.end(self._variables)
+            self._norms.append(backend.current().step.norms(updates))
+        if self._is_by_layer and self._routers is None:
+            layers = flatten_layers(self._model)
+            self._routers = [layer for layer in layers if isinstance(layer, ExpertRouter)]
+        routers = self._routers or []
+        loads = [ops.cast(router.expert_load, "float32") for router in routers]
+        if self._labelled != (labelled := [id(variable) for variable in self._variables]):
+            self._labelled = labelled
+            self._figures.labels = Labels(
+                [variable.path.rpartition("/")[0] for variable in self._variables],
+                [f"{each.path}/{i}" for each in routers for i in range(each.expert_load.shape[0])],
+            )
+        figures = ops.concatenate([numbers, *self._norms, *loads])
+        # Tensors of a trace must not outlive it.
+        self._rate, self._variables, self._norms = None, [], []
+        return {FIGURES: ops.stop_gradient(figures)}

@@ -1,0 +1,108 @@
+"""Findings: the right one for each fault, and none for a healthy run."""
+
+import numpy as np
+import pytest
+
+from keras_deepseek.studio.findings import (
+    Thresholds,
+    find_bottleneck,
+    find_leap,
+    find_not_finite,
+    find_plateau,
+    find_spike,
+)
+from keras_deepseek.studio.store import Store
+from tests.oracles.run_records import invent
+
+NONE = (np.empty(0), np.empty(0))
+
+
+def faults_of(path):
+    store = Store(path)
+    store.refresh()
+    return [each for each in store.findings(path.stem) if each["level"] != "info"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "words"),
+    [
+        ("diverging", "divergence", "grown since step"),
+        ("nan", "not_finite", "from step 561 on"),
+        ("spike", "spike", "jumped at step"),
+        ("plateau", "plateau", "has not fallen"),
+        ("overfitting", "overfitting", "overfits since step"),
+        ("frozen", "frozen", "block_2/attention and block_2/feedforward"),
+        ("starved", "starved_expert", "Expert 3 of block_1/experts"),
+        ("waiting", "data_wait", "42 %"),
+        ("killed", "died", "died without a word after step 800"),
+        ("failed", "failed", "OutOfMemoryError"),
+    ],
+)
+def test_a_fault_is_found_and_nothing_else(tmp_path, fault, name, words):
+    invent(tmp_path / "run.sqlite", fault, steps=800, begin=1e9, documents=False)
+    (found,) = faults_of(tmp_path / "run.sqlite")
+    assert found["name"] == name
+    assert words in found["sentence"]
+    assert found["advice"]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("steps", "rate"), [(30, 3e-3), (800, 9e-3), (2000, 1e-3)])
+def test_nothing_is_found_in_a_healthy_run(tmp_path, seed, steps, rate):
+    invent(tmp_path / "run.sqlite", steps=steps, seed=seed, rate=rate, begin=1e9, documents=False)
+    assert faults_of(tmp_path / "run.sqlite") == []
+
+
+def test_a_profile_names_its_most_expensive_layer(runs):
+    store = Store(runs)
+    store.refresh()
+    (found,) = store.findings("healthy")
+    assert (found["level"], found["view"]) == ("info", "performance")
+    assert "block_1/experts takes 14 % of the step" in found["sentence"]
+
+
+def test_the_first_value_that_is_not_finite_is_named():
+    steps = np.arange(1, 6)
+    (found,) = find_not_finite((steps, np.array([1, 2, np.inf, 4, 5])), NONE, NONE)
+    assert found.step == 3
+    (found,) = find_not_finite((steps, np.full(5, np.nan)), NONE, NONE)
+    assert "inputs and labels" in found.advice
+
+
+def test_a_spike_is_named_by_its_own_step_among_many():
+    values = 1 + 0.1 * np.random.default_rng(0).random(50_000)
+    values[33_333] = 7.0
+    (found,) = find_spike((np.arange(50_000), values), Thresholds.spike)
+    assert found.step == 33_333
+
+
+def test_a_rate_that_is_far_too_high_is_named():
+    values = np.concatenate([[2.3, 8e6, 900.0], np.full(300, 2.4)])  # Seen with digits and Adam(3).
+    (found,) = find_leap((np.arange(1, 304), values), Thresholds.leap)
+    assert found.step == 2
+    assert "learning rate is too high" in found.sentence
+
+
+def test_the_tail_of_small_batches_is_no_spike():
+    values = 0.3 * np.exp(np.random.default_rng(0).normal(0, 0.5, 2000))
+    assert not list(find_spike((np.arange(2000), values), Thresholds.spike))
+
+
+def test_a_short_wait_in_a_short_step_is_none():
+    waits, seconds = np.full(50, 1e-4), np.full(50, 4e-4)
+    assert not list(find_bottleneck(None, waits, seconds, Thresholds()))
+
+
+def test_a_loss_that_has_fallen_far_may_rest():
+    steps = np.arange(1000)
+    assert not list(find_plateau((steps, 0.1 + 3 * np.exp(-steps / 50)), Thresholds.plateau))
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [({"idle": 0.5}, "overhead"), ({"data_wait": 0.5}, "data_wait"), ({"idle": 0.1}, None)],
+)
+def test_a_profile_says_what_holds_a_step_up(parts, name):
+    profile = {"parts": {"forward": 0.5, **parts}}
+    found = list(find_bottleneck(profile, np.empty(0), np.empty(0), Thresholds()))
+    assert [each.name for each in found] == ([name] if name else [])

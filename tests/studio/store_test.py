@@ -1,0 +1,83 @@
+"""The runs of a folder, as the page asks for them."""
+
+import pytest
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.studio.store import Store
+from tests.oracles.run_records import InventedRun
+
+
+def test_the_page_gets_what_changed(runs):
+    store = Store(runs)
+    first = store.poll({})
+    assert first["order"] == ["healthy", "group/killed"]
+    seen = {name: run["version"] for name, run in first["runs"].items()}
+    again = store.poll({"seen": seen})
+    assert again == {"runs": {}, "series": {}, "vectors": {}}
+    wanted = {"seen": seen, "series": [["healthy", "step_loss", -1, 100]]}
+    points = store.poll(wanted)["series"]["healthy\nstep_loss"]
+    assert len(points["x"]) <= 100
+    wanted["series"][0][2] = points["version"]
+    assert store.poll(wanted)["series"] == {}
+
+
+def test_a_run_that_is_deleted_leaves_the_order(tmp_path):
+    for name in "ab":
+        InventedRun(tmp_path / f"{name}.sqlite").log("loss", [1], [1.0], [0.0])
+    store = Store(tmp_path)
+    seen = {name: run["version"] for name, run in store.poll({})["runs"].items()}
+    for path in tmp_path.glob("b.sqlite*"):
+        path.unlink()
+    assert store.poll({"seen": seen})["order"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("step", 600), ("time", 66.0), ("epoch", 8.0), ("learning_rate", None)]
+)
+def test_x_is_the_step_the_time_the_epoch_or_a_scalar(runs, name, last):
+    store = Store(runs)
+    store.refresh()
+    found = store.read_series({"x": name}, [["healthy", "val_loss", -1, 100]])
+    x = found["healthy\nval_loss"]["x"]
+    assert len(x) == 8
+    assert x == sorted(x)
+    if last is not None:
+        assert x[-1] == pytest.approx(last, rel=1e-3)
+
+
+def test_a_window_and_smoothing_are_applied(runs):
+    store = Store(runs)
+    store.refresh()
+    how = {"window": [100, 200], "smoothing": 0.1}
+    points = store.read_series(how, [["healthy", "step_loss", -1, 500]])["healthy\nstep_loss"]
+    assert (points["x"][0], points["x"][-1]) == (99, 201)
+    assert len(points["raw"]) == len(points["y"])
+
+
+def test_vectors_fit_a_screen(runs):
+    store = Store(runs)
+    store.refresh()
+    picture = store.read_vectors("healthy", "layer_gradient_norms")
+    assert len(picture["rows"]) == len(picture["labels"]) == 10
+    assert len(picture["steps"]) == len(picture["rows"][0]) <= 240
+
+
+def test_no_other_file_can_be_named(runs, tmp_path):
+    store = Store(runs)
+    store.refresh()
+    InventedRun(tmp_path / "secret.sqlite")
+    for name in (f"../{tmp_path.name}/secret", str(tmp_path / "secret"), "", None, ["healthy"]):
+        with pytest.raises(InvalidInputError, match="no run"):
+            store.run(name)
+
+
+def test_an_unreadable_run_leaves_the_others(tmp_path):
+    InventedRun(tmp_path / "good.sqlite").log("loss", [1], [1.0], [0.0])
+    (tmp_path / "bad.sqlite").write_bytes(b"not a database, but long enough to be opened as one")
+    runs = Store(tmp_path).poll({})["runs"]
+    assert runs["bad"]["problem"]
+    assert runs["good"]["problem"] is None
+
+
+def test_one_record_is_a_folder_of_one(runs):
+    assert Store(runs / "healthy.sqlite").poll({})["order"] == ["healthy"]

@@ -1,0 +1,86 @@
+"""`launch_studio`: a server that lives as long as its parent."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from keras_deepseek.artifacts import RunRecord
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.studio import Studio, launch_studio
+from keras_deepseek.studio.server import HEADER
+
+
+class Recorded:
+    """A trainer that records at once."""
+
+    def __init__(self, rank=0):
+        self.cluster = SimpleNamespace(rank=rank)
+
+    def record_run(self, path=None):
+        self.path = Path(path or "runs/digits.sqlite")
+        with RunRecord(self.path) as record:
+            record.log(1, {"loss": 0.5})
+        return self.path
+
+
+def poll(url):
+    address, _, secret = url.partition("#")
+    request = urllib.request.Request(f"{address}api/poll", b"{}", {HEADER: secret})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def test_a_training_is_recorded_and_shown_until_stop(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trainer = Recorded()
+    studio = launch_studio(trainer=trainer, port=0)
+    assert studio.url in capsys.readouterr().out
+    assert studio.folder == tmp_path / "runs"
+    assert poll(studio.url)["order"] == [trainer.path.stem]
+    studio.snapshot(tmp_path / "report.html")
+    assert "<!doctype html>" in (tmp_path / "report.html").read_text()
+    assert 'srcdoc="&lt;!doctype html&gt;' in studio._repr_html_()
+    studio.stop()
+    with pytest.raises(urllib.error.URLError):
+        poll(studio.url)
+    with pytest.raises(InvalidInputError, match="a path"):
+        studio.snapshot("")
+
+
+def test_other_ranks_start_nothing():
+    assert launch_studio(trainer=Recorded(rank=1)) is None
+
+
+def test_a_wrong_dashboard_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "a.json").write_text('{"titel": 1}')
+    with pytest.raises(InvalidInputError, match="did you mean 'title'"):
+        launch_studio(
+            trainer=Recorded(), dashboard_config=tmp_path / "a.json", path=tmp_path / "run.sqlite"
+        )
+
+
+def test_the_server_ends_with_its_parent(tmp_path):
+    code = (
+        "import os, sys; from keras_deepseek.studio import Studio\n"
+        "studio = Studio(sys.argv[1], port=0); print(studio.url, flush=True); os._exit(9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    # Its pipe has closed, which ends the server: nothing holds the output open.
+    assert done.returncode == 9
+    with pytest.raises(urllib.error.URLError):
+        poll(done.stdout.strip())
+
+
+def test_the_secret_is_in_no_argument(tmp_path):
+    with Studio(tmp_path, port=0) as studio:
+        secret = studio.url.partition("#")[2]
+        assert len(secret) >= 32
+        assert not any(secret in str(word) for word in studio._process.args)

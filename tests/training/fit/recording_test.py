@@ -1,0 +1,229 @@
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
+from keras_deepseek.artifacts.run_record import RunRecord
+from keras_deepseek.callbacks import LRScheduler, RunRecorder
+from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
+from keras_deepseek.layers import DeepSeekMoE, ExpertRouter
+from keras_deepseek.training import Trainer
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(scale=0.2, size=(40, 4)).astype("float32")  # Float16 scales no gradient to infinity.
+Y = X.sum(axis=1, keepdims=True)
+RATE = 0.01
+
+
+def build():
+    dense = keras.layers.Dense(1, use_bias=False, name="head")
+    return keras.Sequential([keras.Input((4,)), dense], name="line")
+
+
+def fit(trainer, **options):
+    return trainer.fit(X, Y, batch_size=16, verbose=0, shuffle=False, **options)
+
+
+def sgd_steps(weights, epochs):
+    """Returns loss, gradient norm and update ratio of each step, in float64."""
+    found = []
+    for start in [0, 16, 32] * epochs:
+        x, y = X[start : start + 16].astype("float64"), Y[start : start + 16]
+        error = x @ weights - y
+        gradient = 2 * x.T @ error / len(x)
+        norm = np.linalg.norm(gradient)
+        found.append((np.mean(error**2), norm, RATE * norm / np.linalg.norm(weights)))
+        weights = weights - RATE * gradient
+    return np.array(found)
+
+
+def column(record, name):
+    return [value for _, value in record.scalars(name)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"micro_batches": 2, "guard": "skip"}, {"precision": "mixed_float16"}],
+)
+def test_each_step_has_its_own_loss_and_its_layers_statistics(tmp_path, options):
+    trainer = Trainer(
+        build, optimizer=keras.optimizers.SGD(RATE), loss="mse", layer_statistics=True, **options
+    )
+    expected = sgd_steps(trainer.model.get_weights()[0].astype("float64"), epochs=3)
+    fit(trainer)  # A step that was compiled without figures is compiled again.
+    trainer.record_run(tmp_path / "run.sqlite")
+    history = fit(trainer, epochs=2).history
+    assert "step_figures" not in history
+    tolerance = 0.02 if "precision" in options else 1e-4
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        loss, norm, ratio = expected[3:].T
+        np.testing.assert_allclose(column(record, "step_loss"), loss, rtol=tolerance)
+        np.testing.assert_allclose(column(record, "gradient_norm"), norm, rtol=tolerance)
+        np.testing.assert_allclose(column(record, "learning_rate"), [RATE] * 6, rtol=1e-6)
+        for name, values in (("layer_gradient_norms", norm), ("layer_update_ratios", ratio)):
+            steps, vectors = zip(*record.vectors(name), strict=True)
+            assert steps == (4, 5, 6, 7, 8, 9)
+            np.testing.assert_allclose(np.ravel(vectors), values, rtol=tolerance)
+            assert record.document(f"vector:{name}") == {"labels": ["line/head"]}
+
+
+def test_a_warm_up_is_recorded_step_by_step(tmp_path):
+    warm_up = LRScheduler(lambda step, total, *_: step / total, total_steps=6)
+    trainer = Trainer(build, optimizer="sgd", loss="mse", callbacks=warm_up)
+    trainer.record_run(tmp_path / "run.sqlite")
+    fit(trainer, epochs=2)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        rates = column(record, "learning_rate")[:5]  # The last step also has the epoch's log.
+        np.testing.assert_allclose(rates, np.arange(5) / 6, atol=1e-6)
+
+
+def test_the_load_of_each_expert_is_recorded(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4,)), DeepSeekMoE(ExpertRouter(3, 1, name="router"), intermediate_dim=2)]
+    )
+    trainer = Trainer(model, optimizer="sgd", loss="mse", layer_statistics=True)
+    trainer.record_run(tmp_path / "run.sqlite")
+    trainer.fit(X, X, batch_size=20, verbose=0)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        assert [vector.sum() for _, vector in record.vectors("expert_load")] == [20, 20]
+        labels = record.document("vector:expert_load")["labels"]
+        assert [label.rpartition("/")[2] for label in labels] == ["0", "1", "2"]
+
+
+def test_the_wait_for_a_batch_is_recorded(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+
+    def batches():
+        for _ in range(3):
+            yield X[:8], Y[:8]
+
+    trainer = Trainer(build, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
+    monkeypatch.setattr(
+        "keras_deepseek.backend.data.batch_stream.time.perf_counter", lambda: float(next(clock))
+    )
+    trainer.fit(batches(), steps_per_epoch=3, verbose=0)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        assert len(column(record, "data_wait_seconds")) == 3
+        assert min(column(record, "data_wait_seconds")) >= 1.0
+
+
+def test_the_run_is_described(tmp_path):
+    trainer = Trainer(build, optimizer=keras.optimizers.SGD(RATE), loss="mse", gradient_clip=None)
+    trainer.record_run(tmp_path / "run.sqlite")
+    fit(trainer)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        found = record.properties()
+    assert (found["state"], found["failure"], found["model"]) == ("finished", None, "line")
+    assert found["started"] <= found["heartbeat"] <= found["ended"]
+    arguments = found["arguments"]
+    assert (arguments["optimizer"], arguments["batch_size"], arguments["loss"]) == (
+        *("SGD", 16, "mse"),
+    )
+    assert arguments["learning_rate"] == pytest.approx(RATE)
+    assert found["versions"]["keras"] == keras.__version__
+
+
+def test_the_reason_of_a_failure_is_recorded(tmp_path):
+    trainer = Trainer(build, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
+    with pytest.raises(TrainingDivergedError):
+        trainer.fit(X, np.full_like(Y, np.nan), verbose=0)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        assert record.properties()["state"] == "failed"
+        assert re.match("TrainingDivergedError: .*loss", record.properties()["failure"])
+
+
+class Ask(keras.callbacks.Callback):
+    """Asks for a command after the first batch, and lets the recorder find it at once."""
+
+    def __init__(self, path, *names):
+        super().__init__()
+        self.path, self.names, self.has_asked = path, names, False
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.has_asked:
+            self.has_asked = True
+            with RunRecord(self.path) as record:
+                for name in self.names:
+                    record.ask(name)
+            while len(self.recorder._asked) < len(self.names):
+                pass
+
+
+def train_with_commands(path, *names, **options):
+    ask = Ask(path, *names)
+    trainer = Trainer(build, optimizer="sgd", loss="mse", callbacks=ask, **options)
+    trainer.record_run(path)
+    ask.recorder = trainer._recorder
+    fit(trainer, epochs=2)
+    with RunRecord(path, read_only=True) as record:
+        return [command.answer for command in record.commands()], record.properties()["state"]
+
+
+@pytest.fixture
+def beats_at_once(monkeypatch):
+    monkeypatch.setattr(RunRecorder, "_seconds_between_beats", 0.001)
+
+
+@pytest.mark.usefixtures("beats_at_once")
+def test_a_command_stops_the_training(tmp_path):
+    answers, state = train_with_commands(tmp_path / "run.sqlite", "stop")
+    assert (answers, state) == (["stops after step 2"], "stopped")
+
+
+@pytest.mark.usefixtures("beats_at_once")
+def test_a_command_takes_a_checkpoint(tmp_path):
+    answers, state = train_with_commands(
+        tmp_path / "run.sqlite", "checkpoint", checkpoint_dir=tmp_path / "c", keep_last=9
+    )
+    assert (answers, state) == (["takes a checkpoint after step 2"], "finished")
+    assert CheckpointFolder(tmp_path / "c").steps() == [2, 3, 6]
+
+
+@pytest.mark.torch_alone
+@pytest.mark.usefixtures("beats_at_once")
+def test_a_command_that_cannot_be_carried_out_is_answered(tmp_path):
+    answers, _ = train_with_commands(tmp_path / "run.sqlite", "checkpoint", "dance")
+    assert answers == [
+        "no checkpoint: the training has no checkpoint_dir",
+        "unknown command 'dance'; known: stop, checkpoint",
+    ]
+
+
+@pytest.mark.torch_alone
+def test_results_of_searches_are_documents(tmp_path):
+    trainer = Trainer(build, optimizer="sgd", loss="mse")
+    trainer.measure_memory(X, Y)  # Nothing is recorded yet.
+    path = trainer.record_run(tmp_path / "run.sqlite")
+    report = trainer.measure_memory(X, Y)
+    search = trainer.find_learning_rate(X, Y, num_steps=10)
+    fit(trainer)
+    trainer.find_batch_size(X, Y, most=16)
+    with RunRecord(path, read_only=True) as record:
+        assert record.document("memory")["activations"] == report.activations
+        assert record.document("learning_rate_search")["rates"] == search.rates
+        assert record.document("batch_size_search")["batch_sizes"][0] == 8
+
+
+@pytest.mark.torch_alone
+def test_a_run_has_one_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(build, optimizer="sgd", loss="mse")
+    path = trainer.record_run()
+    assert re.fullmatch(r"runs/line-\d{8}-\d{6}\.sqlite", path.as_posix())
+    assert trainer.record_run() == trainer.record_run(path) == path
+    with pytest.raises(InvalidInputError, match="records its run in 'runs"):
+        trainer.record_run("other.sqlite")
+
+
+@pytest.mark.torch_alone
+def test_own_steps_have_no_layer_statistics():
+    class Own(keras.Model):
+        def train_step(self, data):
+            return {}
+
+    inputs = keras.Input((4,))
+    own = Own(inputs, keras.layers.Dense(1)(inputs))
+    with pytest.raises(InvalidInputError, match="which would ignore `layer_statistics`"):
+        Trainer(own, optimizer="sgd", loss="mse", layer_statistics=True)
