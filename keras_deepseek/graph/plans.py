@@ -103,10 +103,9 @@ class Plans:
                     self.make(inputs, training, whole)
             with self._lock:
                 plan = self._plans.get(key)
-                with contextlib.suppress(KeyError):  # It was dropped since.
-                    self._plans.move_to_end(key)
                 if plan is None:
                     return otherwise()
+                self._plans.move_to_end(key)
                 try:
                     outputs = plan.program(inputs)
                 except Exception as error:
@@ -189,16 +188,15 @@ class SharedLock:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._holders: collections.Counter[int] = collections.Counter()
+        self._holders: list[int] = []
 
     def __enter__(self) -> None:
         with self._condition:
-            self._holders[threading.get_ident()] += 1
+            self._holders.append(threading.get_ident())
 
     def __exit__(self, *_: object) -> None:
         with self._condition:
-            self._holders[threading.get_ident()] -= 1
-            self._holders += collections.Counter()  # Removes zeros.
+            self._holders.remove(threading.get_ident())
             self._condition.notify_all()
 
     @contextlib.contextmanager
@@ -206,7 +204,7 @@ class SharedLock:
         """Holds the lock alone. A thread that holds it already does not wait for itself."""
         with self._condition:
             own = {threading.get_ident()}
-            self._condition.wait_for(lambda: self._holders.keys() <= own)
+            self._condition.wait_for(lambda: own.issuperset(self._holders))
             yield
 
 

@@ -9,6 +9,7 @@ from keras import ops, tree
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Node, Value
+from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.plans import Plan
 from keras_deepseek.graph.trace import CannotOpenError
 
@@ -61,7 +62,10 @@ def make_portable(model: keras.Model, signature: Signature, example: Any) -> ker
         ExportError: The model, or a size in it, can't be traced.
     """
     try:
-        plan = Plan(model, example, training=False, passes=())
+        if isinstance(model, OptimizedModel):
+            plan = model.plan()
+        else:
+            plan = Plan(model, example, training=False, passes=())
     except CannotOpenError as error:
         raise ExportError(f"it can't be traced: it {error}") from error
     shapes: list[Any] = [spec.shape for spec in signature.inputs]

@@ -46,6 +46,8 @@ class Verifier:
         # PyTorch has no gradient of some convolutions of one row.
         self._batches = list(_resized(original, inputs, 2 if training else 1))
         layers = flatten_layers(original)
+        # Layers without a seed on PyTorch draw from the framework's generator.
+        self._random_state = backend.current().step.read_framework_random_state()
         self._is_half = any(layer.compute_dtype in _HALF for layer in layers)
         self._expected = [self._evaluate(original, batch) for batch in self._batches]
         self._exact: list[_Results] = []
@@ -77,6 +79,7 @@ class Verifier:
         """Returns outputs, and in training gradients. The model's state stays."""
         variables = self._original.trainable_variables if self._training else []
         function = flat_call(model, batch, self._training, variables)
+        backend.current().step.write_framework_random_state(self._random_state)
         with unchanged_state(self._original), _without_dropout(self._original):
             arrays = [
                 np.asarray(ops.convert_to_numpy(each)) for each in function(*tree.flatten(batch))
@@ -159,8 +162,8 @@ def _resized(model: keras.Model, inputs: Any, least: int) -> Iterator[Any]:
 def _without_dropout(model: keras.Model) -> Iterator[None]:
     """Sets the dropout rates of layers that draw random numbers to 0 in a `with` block.
 
-    Rows that nobody reads are cut through dropout, which then draws other numbers. On PyTorch it
-    draws them from a generator that no layer holds. Other layers draw the same numbers again.
+    Rows that nobody reads are cut through dropout, which then draws other numbers. Layers that have
+    no such rate draw the same numbers again.
     """
     with contextlib.ExitStack() as stack:
         for layer in flatten_layers(model):

@@ -7,7 +7,9 @@ from keras import layers, ops
 
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.errors import ExportError
+from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.portable_model import make_portable
+from keras_deepseek.graph.trace import as_symbols
 
 
 class Causal(layers.Layer):
@@ -46,7 +48,12 @@ def image():
     return model, np.random.default_rng(0).normal(size=(3, 4, 6, 4)).astype("float32")
 
 
-@pytest.mark.parametrize("build", [text, image])
+def optimized():
+    model, x = text()
+    return OptimizedModel(model, as_symbols(ops.convert_to_tensor(x)), passes=["identities"]), x
+
+
+@pytest.mark.parametrize("build", [text, image, optimized])
 def test_a_saved_portable_model_computes_the_same(build, tmp_path):
     model, x = build()
     named = NamedModel(model)

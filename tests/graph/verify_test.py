@@ -40,12 +40,22 @@ def test_a_difference_of_the_gradients_alone_is_found():
         Verifier(model, inputs(), training=True).compare(other)
 
 
+class Dropping(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator()
+
+    def call(self, inputs, training=False):
+        return keras.random.dropout(inputs, 0.5, seed=self.generator) if training else inputs
+
+
 @pytest.mark.parametrize(
     "layer",
     [
         lambda: layers.LSTM(3, dropout=0.5),
         lambda: layers.GRU(3, recurrent_dropout=0.5),
         lambda: layers.SpatialDropout1D(0.5),
+        Dropping,
     ],
 )
 def test_random_layers_are_compared_without_their_dropout(layer):
