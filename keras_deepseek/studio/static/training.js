@@ -12,6 +12,8 @@ const OF_LAYERS = ["layer_gradient_norms", "layer_update_ratios", "expert_load"]
 /** The charts: names that belong together, the loss first. */
 export function panelsOf(names, dashboard) {
   const left = new Set(names.filter((name) => !dashboard.hidden.includes(name) && name !== "epoch"));
+  if (left.has("memory_bytes")) left.delete(left.has("device_memory_bytes") ? "device_memory_bytes" : "process_memory_bytes");
+  if (left.has("step_seconds")) left.delete("steps_per_second");
   const take = (wanted) => wanted.filter((name) => left.delete(name));
   const panels = [];
   for (const {names: chosen, ...how} of dashboard.panels) {
