@@ -88,6 +88,8 @@ class StepFigures:
     def __init__(self) -> None:
         self.labels = Labels()
         """The labels of the figures, which the step sets when it is traced."""
+        self.inputs: Any = None
+        """The inputs of a step, as `KerasTensor`s, or `None` before the first one."""
         self.stream: BatchStream | None = None
         """The data of the training, if they are a stream that knows how long it was waited for."""
         self._queues: list[deque[Figures]] = []

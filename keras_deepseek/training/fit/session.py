@@ -37,6 +37,7 @@ from keras_deepseek.training.fit.fit_callbacks import (
     without_writers,
 )
 from keras_deepseek.training.fit.recording import (
+    draw_model,
     optimizer_arguments,
     plain_arguments,
     recording,
@@ -179,7 +180,11 @@ class Session:
                 **plain_arguments(arguments),
                 **optimizer_arguments(self._model.optimizer),
             },
-            documents={},
+            documents={
+                "model_graph": lambda: draw_model(
+                    self._model, self._plan.figures.inputs, arguments.get("batch_size")
+                )
+            },
             request_checkpoint=None if checkpoints is None else checkpoints.request,
         )
 

@@ -41,8 +41,12 @@ class LayerStatistics:
         """True if the norms of gradients and updates are measured."""
         return self._is_by_layer and self.are_wanted
 
-    def begin(self) -> None:
-        """Reads the learning rate, before the update."""
+    def begin(self, inputs: Any) -> None:
+        """Notes the shapes of the inputs, and reads the learning rate, before the update."""
+        if self._figures.inputs is None:
+            self._figures.inputs = keras.tree.map_structure(
+                lambda each: keras.KerasTensor(each.shape, each.dtype), inputs
+            )
         optimizer = self._model.optimizer
         self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
 
