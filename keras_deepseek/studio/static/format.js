@@ -8,6 +8,7 @@ export function short(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size < 1e-3) return value.toExponential(1);
+  if (size >= 1e3 && size < 1e4) return Math.round(value).toLocaleString("en");
   if (size < 1e4) return trim(size < 1 ? value.toPrecision(3) : value.toFixed(size < 10 ? 2 : size < 100 ? 1 : 0));
   const [unit, name] = UNITS.find(([unit]) => size >= unit * 0.9995);
   const part = value / unit;
@@ -50,11 +51,12 @@ export const writerOf = (name) => (/bytes$/.test(name) ? bytes : /seconds$/.test
 export function axisLabels(values, writer = short) {
   const known = values.filter((value) => value !== null);
   const most = Math.max(...known.map(Math.abs), 0);
-  const power = Math.min(4, Math.floor(Math.log2(Math.max(most, 1)) / 10));
+  const step = known.length > 1 ? Math.abs(known[1] - known[0]) : most;
+  const power = Math.min(4, Math.floor(Math.log2(Math.max(Math.min(most, 100 * step), 1)) / 10));
   const [unit, name] = writer === bytes ? [1024 ** power, BYTES[power]]
     : writer === seconds ? (most >= 1 ? [1, "s"] : most >= 1e-3 ? [1e-3, "ms"] : [1e-6, "µs"])
     : most >= 1e4 ? UNITS.find(([unit]) => most >= unit) : [1, ""];
-  const gap = known.length > 1 ? Math.abs(known[1] - known[0]) / unit : most / unit;
+  const gap = step / unit;
   if (writer === short && most < 1e-3 && most > 0) return values.map((v) => (v === null ? "" : v === 0 ? "0" : v.toExponential(0)));
   let digits = 0;
   while (digits < (writer === short ? 6 : 2) && Math.abs(gap * 10 ** digits - Math.round(gap * 10 ** digits)) > 1e-3 * gap * 10 ** digits) digits += 1;

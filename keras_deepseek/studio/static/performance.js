@@ -37,7 +37,7 @@ export function Ask({run, name, words, isPlain}) {
 function kindsOf(root) {
   const kinds = {};
   for (const node of everyLayer(root)) {
-    if (!node.path) continue;
+    if (node.parent === null) continue;
     const inner = layersIn(node);
     const less = (key) => node[key] - inner.reduce((sum, each) => sum + each[key], 0);
     const kind = (kinds[node.cls] ??= {cls: node.cls, count: 0, forward: 0, backward: 0, flops: 0});
