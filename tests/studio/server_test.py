@@ -98,7 +98,7 @@ def test_bodies_are_bounded_and_nonsense_is_refused(server):
 
 def test_widths_are_bounded(server):
     for pixels in (10**9, -5):
-        status, answer = call(server, "poll", {"series": [["healthy", "step_loss", -1, pixels]]})
+        status, answer = call(server, "poll", {"series": [["healthy", "step_loss", -1, pixels, 0]]})
         assert status == 200
         assert len(answer["series"]["healthy\nstep_loss"]["x"]) <= 600
 

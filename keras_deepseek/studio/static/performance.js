@@ -97,7 +97,7 @@ export function Performance({run, Say}) {
   const rates = useTaken(run, "learning_rate_search"), batches = useTaken(run, "batch_size_search"), latencies = useTaken(run, "latencies");
   const root = useMemo(() => graph?.children && profile && prepare(graph, profile), [graph, profile]);
   const paces = ["step_seconds", "data_wait_seconds"].filter((name) => live.runs[run].ends[name]);
-  const want = {series: paces.map((name) => [run, name, 1000]), vectors: [], x: "step", window: null, smoothing: 0};
+  const want = {series: paces.map((name) => [run, name, 1000, 0]), vectors: [], x: "step", window: null};
   useEffect(() => { live.wish(want); }, [JSON.stringify(want)]);
   if (profile === undefined) return html`<p class="say soft">Reading the profile …</p>`;
   const findings = (live.findings[run] ?? []).filter((each) => each.view === "performance");

@@ -67,10 +67,11 @@ export function Training({selected, shown, onToggle, onSelect, goTo, range, setR
     .filter((name) => live.runs[selected].vectors.includes(name)) : [];
   const wanted = panels.flatMap((panel) => panel.names);
   const pixels = Math.min(2000, Math.max(300, Math.round(innerWidth * 0.8)));
+  const smoothingOf = (name) => smoothing || (panels.find((panel) => panel.names.includes(name)).smoothing ?? 0);
   const want = {
     series: runs.flatMap((run) => wanted.filter((name) => live.runs[run].ends[name])
-      .map((name) => [run, name, panels[0].names.includes(name) ? pixels : 320])),
-    vectors: vectors.map((name) => [selected, name]), x, window: range, smoothing,
+      .map((name) => [run, name, panels[0].names.includes(name) ? pixels : 320, smoothingOf(name)])),
+    vectors: vectors.map((name) => [selected, name]), x, window: range,
   };
   useEffect(() => { live.wish(want); }, [JSON.stringify(want)]);
   const marks = x === "step" && runs.includes(selected)
