@@ -119,9 +119,9 @@ class StepFigures:
 
     def end(self, logs: dict[str, Any]) -> None:
         """Takes the figures out of a step's logs, and hands them to the recorders."""
-        tensor = logs.pop(FIGURES, None)
-        if tensor is None:
+        if not self._queues or FIGURES not in logs:
             return
+        tensor = logs.pop(FIGURES)
         if self.stream is not None:
             self._waited, self.stream.waited = self.stream.waited, 0.0
         for queue in self._queues:

@@ -1,7 +1,8 @@
 """The trainer's part of a run record: step figures, arguments, the model, and failures."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -17,8 +18,8 @@ _PLAIN = (bool, int, float, str)
 
 @contextmanager
 def recording(
-    callbacks: Sequence[keras.callbacks.Callback],
-    figures: StepFigures,
+    recorders: Sequence[RunRecorder],
+    figures: StepFigures | None,
     *,
     arguments: Mapping[str, Any],
     documents: Mapping[str, Callable[[], Any]],
@@ -27,14 +28,16 @@ def recording(
     """Context manager in which the recorders of a training are linked to its trainer.
 
     An error that ends the training becomes the reason of its failure in their records.
+
+    `figures` is `None` if no process records the training.
     """
-    recorders = [each for each in callbacks if isinstance(each, RunRecorder)]
     for recorder in recorders:
         recorder.link = RunLink(
             arguments=arguments, documents=documents, request_checkpoint=request_checkpoint
         )
     try:
-        with figures.read_by([recorder.link.figures for recorder in recorders]):
+        queues = [recorder.link.figures for recorder in recorders] or [deque(maxlen=0)]
+        with nullcontext() if figures is None else figures.read_by(queues):
             yield
     except BaseException as error:
         for recorder in recorders:
@@ -43,6 +46,11 @@ def recording(
     finally:
         for recorder in recorders:
             recorder.link = RunLink()
+
+
+def find_recorders(callbacks: Sequence[keras.callbacks.Callback]) -> list[RunRecorder]:
+    """Returns the callbacks that record the run."""
+    return [each for each in callbacks if isinstance(each, RunRecorder)]
 
 
 def draw_model(model: keras.Model, inputs: Any, batch_size: int | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class LayerStatistics:
 
     def finish(self, loss: Any) -> dict[str, Any]:
         """Returns the figures as a log of the step."""
-        numbers = ops.stack([ops.cast(loss, "float32"), ops.cast(self._rate, "float32")])
+        numbers = [ops.reshape(ops.cast(each, "float32"), (1,)) for each in (loss, self._rate)]
         if self._norms:
             updates = self._change.end(self._variables)
             self._norms.append(backend.current().step.norms(updates))
@@ -73,7 +73,7 @@ class LayerStatistics:
                 [variable.path.rpartition("/")[0] for variable in self._variables],
                 [f"{each.path}/{i}" for each in routers for i in range(each.expert_load.shape[0])],
             )
-        figures = ops.concatenate([numbers, *self._norms, *loads])
+        figures = backend.current().step.concatenate([*numbers, *self._norms, *loads])
         # Tensors of a trace must not outlive it.
         self._rate, self._variables, self._norms = None, [], []
         return {FIGURES: ops.stop_gradient(figures)}
