@@ -243,13 +243,17 @@ class RunRecorder(StepLogger):
     def _write_documents(self) -> None:
         """Writes the trainer's documents, such as the graph of the model, once in a run."""
         self._has_documents = True
+        if self.model is None:  # On JAX, `self.model` writes the values back to the variables.
+            return
         for name, make in self.link.documents.items():
             try:
                 content = make()
-            except Exception as error:  # noqa: BLE001 - the training goes on without it
-                content = {"reason": f"{type(error).__name__}: {error}"}
-                _logger.warning("No document %r in the run record: %s", name, content["reason"])
+            except Exception:
+                _logger.warning("The run record has no document %r.", name, exc_info=True)
+                continue
             self.write_document(name, content)
+        if self._begun_step is not None:  # That time is not the coming step's.
+            self._begun_step = self._begun_step[0], time.perf_counter()
 
     def _beat(self, has_ended: threading.Event) -> None:
         """Writes a sign of life, and looks for commands, once a second until the training ends."""

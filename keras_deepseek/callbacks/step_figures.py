@@ -88,6 +88,8 @@ class StepFigures:
     def __init__(self) -> None:
         self.labels = Labels()
         """The labels of the figures, which the step sets when it is traced."""
+        self.inputs: Any = None
+        """The inputs of a step, as `KerasTensor`s, or `None` before the first one."""
         self.stream: BatchStream | None = None
         """The data of the training, if they are a stream that knows how long it was waited for."""
         self._queues: list[deque[Figures]] = []
@@ -117,9 +119,9 @@ class StepFigures:
 
     def end(self, logs: dict[str, Any]) -> None:
         """Takes the figures out of a step's logs, and hands them to the recorders."""
-        tensor = logs.pop(FIGURES, None)
-        if tensor is None:
+        if not self._queues or FIGURES not in logs:
             return
+        tensor = logs.pop(FIGURES)
         if self.stream is not None:
             self._waited, self.stream.waited = self.stream.waited, 0.0
         for queue in self._queues:

@@ -126,7 +126,7 @@ def find_end(
     if state == "failed":
         reason, _, rest = str(properties.get("failure") or "unknown reason").partition(". ")
         yield Finding(
-            *("failed", "bad", "training", f"The run failed {after}: {reason}."),
+            *("failed", "bad", "training", f"The run failed {after}: {reason.rstrip('.')}."),
             rest or "Mend the cause, then resume from the last checkpoint.",
             last,
         )

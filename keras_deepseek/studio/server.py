@@ -21,7 +21,7 @@ HEADER = "X-Studio-Key"
 """The header of the secret. Jupyter's proxy would pass `Authorization` on to others."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-MAX_BODY = 256 * 1024
+MAX_BODY = 1024 * 1024
 
 STATIC = Path(__file__).parent / "static"
 _KINDS = {

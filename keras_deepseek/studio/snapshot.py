@@ -24,7 +24,7 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
     readers = store.refresh()
     known = [(run, reader) for run, reader in readers.items() if reader.problem is None]
     wanted = [
-        [run, name, -1, _LARGE_PIXELS if name in _LARGE else _PIXELS]
+        [run, name, -1, _LARGE_PIXELS if name in _LARGE else _PIXELS, 0]
         for run, reader in known
         for name in reader.ends
     ][-MAX_SERIES:]

@@ -78,7 +78,7 @@ class Store:
 
         Args:
             request: `seen` has the version of each run that the page knows; `series` is a list of
-                `[run, name, version, pixels]`; `x`, `window` and `smoothing` say how to draw them;
+                `[run, name, version, pixels, smoothing]`; `x` and `window` say how to draw them;
                 `vectors` has `[run, name, version]`; `findings_of` names a run.
         """
         readers = self.refresh()
@@ -106,11 +106,10 @@ class Store:
         self, request: dict[str, Any], wanted: Sequence[Sequence[Any]]
     ) -> dict[str, Any]:
         """Returns the series that are newer than the page's, reduced to its pixels."""
-        share = float(np.clip(float(request.get("smoothing", 0)), 0, 1))
         window = request.get("window")
         low_high = None if window is None else (float(window[0]), float(window[1]))
         found = {}
-        for run, name, version, wanted_pixels in wanted[:MAX_SERIES]:
+        for run, name, version, wanted_pixels, smoothing in wanted[:MAX_SERIES]:
             reader = self._readers.get(run)
             if reader is None or name not in reader.ends:
                 continue
@@ -118,6 +117,7 @@ class Store:
             if version == newest:
                 continue
             pixels = int(np.clip(int(wanted_pixels), 16, MAX_PIXELS))
+            share = float(np.clip(float(smoothing), 0, 1))
             series = reader.series(name)
             x = self._axis(reader, series, str(request.get("x", "step")))
             points = reduce_to_pixels(x, series.values, pixels, share=share, window=low_high)

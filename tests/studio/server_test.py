@@ -1,8 +1,10 @@
-"""The server over real HTTP: who gets an answer, and to what."""
+"""The server over real HTTP, and the page's own files."""
 
 import gzip
+import hashlib
 import http.client
 import json
+import re
 import socket
 import threading
 
@@ -98,7 +100,7 @@ def test_bodies_are_bounded_and_nonsense_is_refused(server):
 
 def test_widths_are_bounded(server):
     for pixels in (10**9, -5):
-        status, answer = call(server, "poll", {"series": [["healthy", "step_loss", -1, pixels]]})
+        status, answer = call(server, "poll", {"series": [["healthy", "step_loss", -1, pixels, 0]]})
         assert status == 200
         assert len(answer["series"]["healthy\nstep_loss"]["x"]) <= 600
 
@@ -136,3 +138,29 @@ def test_a_port_in_use_gives_the_next(runs, caplog):
 def test_only_loopback_is_bound(server):
     assert server.server_address[0] == "127.0.0.1"
     assert server.url.endswith(f"/#{SECRET}")
+
+
+@pytest.fixture
+def static(root):
+    """Returns the folder of the page."""
+    return root / "keras_deepseek/studio/static"
+
+
+def test_vendored_scripts_are_those_that_the_table_names(static):
+    table = (static / "vendor/README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.]+)` .*`([0-9a-f]{64})` \|$", table, re.MULTILINE))
+    scripts = {path.name: path for path in (static / "vendor").glob("*.*s")}
+    assert rows.keys() == scripts.keys()
+    for name, path in scripts.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == rows[name], name
+
+
+def test_the_page_stays_small_and_names_no_other_host(static):
+    own = [path for path in static.glob("*.*") if path.suffix in (".js", ".css", ".html")]
+    text = {path.name: path.read_text(encoding="utf-8") for path in own}
+    assert (
+        sum(len(each.splitlines()) for name, each in text.items() if name.endswith(".js")) <= 1200
+    )
+    for name, each in text.items():
+        assert not re.search(r"https?://(?!www\.w3\.org)", each), name
+        assert "innerHTML" not in each, name

@@ -14,7 +14,7 @@ def test_the_page_gets_what_changed(runs):
     seen = {name: run["version"] for name, run in first["runs"].items()}
     again = store.poll({"seen": seen})
     assert again == {"runs": {}, "series": {}, "vectors": {}}
-    wanted = {"seen": seen, "series": [["healthy", "step_loss", -1, 100]]}
+    wanted = {"seen": seen, "series": [["healthy", "step_loss", -1, 100, 0]]}
     points = store.poll(wanted)["series"]["healthy\nstep_loss"]
     assert len(points["x"]) <= 100
     wanted["series"][0][2] = points["version"]
@@ -37,7 +37,7 @@ def test_a_run_that_is_deleted_leaves_the_order(tmp_path):
 def test_x_is_the_step_the_time_the_epoch_or_a_scalar(runs, name, last):
     store = Store(runs)
     store.refresh()
-    found = store.read_series({"x": name}, [["healthy", "val_loss", -1, 100]])
+    found = store.read_series({"x": name}, [["healthy", "val_loss", -1, 100, 0]])
     x = found["healthy\nval_loss"]["x"]
     assert len(x) == 8
     assert x == sorted(x)
@@ -48,8 +48,8 @@ def test_x_is_the_step_the_time_the_epoch_or_a_scalar(runs, name, last):
 def test_a_window_and_smoothing_are_applied(runs):
     store = Store(runs)
     store.refresh()
-    how = {"window": [100, 200], "smoothing": 0.1}
-    points = store.read_series(how, [["healthy", "step_loss", -1, 500]])["healthy\nstep_loss"]
+    how = {"window": [100, 200]}
+    points = store.read_series(how, [["healthy", "step_loss", -1, 500, 0.1]])["healthy\nstep_loss"]
     assert (points["x"][0], points["x"][-1]) == (99, 201)
     assert len(points["raw"]) == len(points["y"])
 

@@ -1,5 +1,6 @@
 """Functions that list a layer's sub-layers and variables, and read its graph and its shapes."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import keras
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.models.functional import Functional
+
+from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 
 
 def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
@@ -57,6 +60,34 @@ def producing_operation(tensor: Any) -> keras.Operation | None:
     """Returns the layer or operation of a graph that makes a symbolic tensor, else `None`."""
     history = getattr(tensor, "_keras_history", None)
     return None if history is None else history.operation
+
+
+@contextmanager
+def unique_paths(model: keras.Layer) -> Iterator[dict[str, tuple[keras.Layer, str]]]:
+    """Context manager in which no two layers of a model have the same path.
+
+    Layers that were built apart may have one, such as those of two functions that make a model.
+
+    It yields each layer by its path, with the path of the layer that holds it; `""` for the model.
+    """
+    found: dict[str, tuple[keras.Layer, str]] = {}
+    seen: set[int] = set()
+    with contextlib.ExitStack() as stack:
+        waiting = [(model, "")]
+        while waiting:
+            layer, outer = waiting.pop()
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            path = unique = str(layer.path or layer.name)
+            number = 1
+            while unique in found:
+                number += 1
+                unique = f"{path}#{number}"
+            stack.enter_context(own_attributes(layer, _path=unique))
+            found[unique] = layer, outer
+            waiting += [(inner, unique) for inner in reversed(inner_layers(layer))]
+        yield found
 
 
 @contextmanager

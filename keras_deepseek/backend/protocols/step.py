@@ -101,6 +101,10 @@ class Step(abc.ABC):
         """Returns the L2 norm of each tensor, as a float32 vector."""
         return ops.stack([self.global_norm([tensor]) for tensor in tensors])
 
+    def concatenate(self, vectors: Sequence[Any]) -> Any:
+        """Returns vectors as one, also if they are on different devices."""
+        return ops.concatenate(vectors)
+
     def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
         """Adds `factor * tensor` to the sum of each pair. It may write into the sums.
 

@@ -117,6 +117,9 @@ class TorchStep(Step):
         norms = [torch.linalg.vector_norm(each.detach(), dtype=torch.float32) for each in tensors]
         return torch.stack([each.to(device) for each in norms])
 
+    def concatenate(self, vectors: Sequence[Any]) -> Any:
+        return torch.cat([each.to(vectors[0].device) for each in vectors])
+
     def add_multiples(self, sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
         factor = torch.as_tensor(factor)
         is_known = factor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -24,7 +24,7 @@ function describe(name, run) {
   const all = epochs && perEpoch ? epochs * perEpoch : null;
   const pace = run.step && run.seen > run.begin ? run.step / (run.seen - run.begin) : null;
   const best = value && bestOf(run, judge);
-  const numbers = value ? html`${titleOf(judge).toLowerCase()} <b class="num">${short(value.last)}</b>${best !== null && best < value.last ? html`, best <b class="num">${short(best)}</b>` : ""}` : "no value yet";
+  const numbers = value ? html`${titleOf(judge).toLowerCase()} <b class="num">${short(value.last)}</b>${best !== null && best < value.last && short(best) !== short(value.last) ? html`, best <b class="num">${short(best)}</b>` : ""}` : "no value yet";
   if (run.state === "running") {
     const left = all && pace && all > run.step ? `, about ${span((all - run.step) / pace)} left` : "";
     return html`<b>${name}</b> is at step <b class="num">${whole(run.step ?? 0)}</b>${all ? ` of ${whole(all)}` : ""}: ${numbers}${left}.`;

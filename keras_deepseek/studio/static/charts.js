@@ -137,13 +137,21 @@ export function Chart({lines, data, height, x = "step", log, logX, window: range
         u.ctx.stroke();
       }
       u.ctx.restore();
+      if (log || cutOf(u, columns) === null) return;
+      u.ctx.save();
+      u.ctx.fillStyle = ink;
+      u.ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+      u.ctx.textAlign = "right";
+      const top = Math.max(...columns.flatMap((k) => u.data[k].filter(Number.isFinite)));
+      u.ctx.fillText(`↑ up to ${write(top)}`, u.bbox.left + u.bbox.width - 6, u.bbox.top + 14 * devicePixelRatio);
+      u.ctx.restore();
     };
     plot.current = new uPlot({
       width: at.current.clientWidth, height, series, bands, legend: {show: false}, padding: [8, 20, 0, 0],
       cursor: {...(onWindow ? {sync: {key: "steps"}} : {}), points: {size: 6}, drag: {x: Boolean(onWindow), y: false, dist: 5}},
       scales: {
         x: {time: false, distr: logX ? 3 : 1, ...(logX ? {} : {range: (_, least, most) => rangeNow.current ?? widened(least, most)})},
-        y: {distr: log ? 3 : 1, ...(log ? {} : {range: (_, least, most) => upTo(least, most)})},
+        y: {distr: log ? 3 : 1, ...(log ? {} : {range: (u, least, most) => upTo(least, cutOf(u, columns) ?? most)})},
       },
       axes: [
         {...axis, size: 24, gap: 4, space: 70, values: (_, v) => (x === "time" ? v.map(span) : logX ? v.map((n) => (n === null ? "" : n.toExponential(0).replace("+", ""))) : axisLabels(v))},
@@ -151,7 +159,7 @@ export function Chart({lines, data, height, x = "step", log, logX, window: range
           ...(write === bytes ? {incrs: POWERS} : {}),
           values: (_, v) => axisLabels(v, write), ...(log ? {filter: (u, v) => everyOther(v)} : {})},
       ],
-      hooks: {setSelect: [setWindow], setCursor: [showTip], draw: marks.length ? [drawMarks] : []},
+      hooks: {setSelect: [setWindow], setCursor: [showTip], draw: [drawMarks]},
     }, join(given, data), at.current);
     const u = plot.current;
     let downAt = 0;
@@ -168,6 +176,13 @@ export function Chart({lines, data, height, x = "step", log, logX, window: range
 
   if (!given.length) return html`<p class="quiet blank" style=${{height: `${height}px`}}>No points yet.</p>`;
   return html`<div class="chart"><div ref=${at} role="img" aria-label=${label}></div><div class="tip" ref=${tip} hidden></div></div>`;
+}
+
+/** The end of the axis where a few points lie far above all others, and would hide them; else null. */
+function cutOf(u, columns) {
+  const values = columns.flatMap((k) => u.data[k].filter(Number.isFinite)).sort((a, b) => a - b);
+  const high = values[Math.floor(0.97 * values.length)];
+  return values.length > 30 && high > 0 && values.at(-1) > 20 * high ? 2 * high : null;
 }
 
 const widened = (least, most) => (least === most ? [least - 1, most + 1] : [least, most]);

@@ -8,18 +8,20 @@ export function short(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size < 1e-3) return value.toExponential(1);
+  if (size >= 1e3 && size < 1e4) return Math.round(value).toLocaleString("en");
   if (size < 1e4) return trim(size < 1 ? value.toPrecision(3) : value.toFixed(size < 10 ? 2 : size < 100 ? 1 : 0));
   const [unit, name] = UNITS.find(([unit]) => size >= unit * 0.9995);
   const part = value / unit;
   return `${trim(part.toFixed(Math.abs(part) < 10 ? 2 : Math.abs(part) < 100 ? 1 : 0))}\u00a0${name}`;
 }
 
+const BYTES = ["B", "KiB", "MiB", "GiB", "TiB"];
 const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
 
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
   const power = Math.min(4, Math.max(0, Math.floor(Math.log2(Math.max(Math.abs(value), 1)) / 10)));
-  return `${short(value / 1024 ** power)}\u00a0${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
+  return `${short(value / 1024 ** power)}\u00a0${BYTES[power]}`;
 }
 
 export function seconds(value) {
@@ -47,14 +49,17 @@ export const writerOf = (name) => (/bytes$/.test(name) ? bytes : /seconds$/.test
 
 /** The labels of an axis: one unit for all, and as many digits as tell them apart. */
 export function axisLabels(values, writer = short) {
-  if (writer !== short) return values.map((value) => (value === null ? "" : writer(value)));
   const known = values.filter((value) => value !== null);
   const most = Math.max(...known.map(Math.abs), 0);
-  const [unit, name] = most >= 1e4 ? UNITS.find(([unit]) => most >= unit) : [1, ""];
-  const gap = known.length > 1 ? Math.abs(known[1] - known[0]) / unit : most / unit;
-  if (most < 1e-3 && most > 0) return values.map((v) => (v === null ? "" : v === 0 ? "0" : v.toExponential(0)));
+  const step = known.length > 1 ? Math.abs(known[1] - known[0]) : most;
+  const power = Math.min(4, Math.floor(Math.log2(Math.max(Math.min(most, 100 * step), 1)) / 10));
+  const [unit, name] = writer === bytes ? [1024 ** power, BYTES[power]]
+    : writer === seconds ? (most >= 1 ? [1, "s"] : most >= 1e-3 ? [1e-3, "ms"] : [1e-6, "µs"])
+    : most >= 1e4 ? UNITS.find(([unit]) => most >= unit) : [1, ""];
+  const gap = step / unit;
+  if (writer === short && most < 1e-3 && most > 0) return values.map((v) => (v === null ? "" : v === 0 ? "0" : v.toExponential(0)));
   let digits = 0;
-  while (digits < 6 && Math.abs(gap * 10 ** digits - Math.round(gap * 10 ** digits)) > 1e-3 * gap * 10 ** digits) digits += 1;
+  while (digits < (writer === short ? 6 : 2) && Math.abs(gap * 10 ** digits - Math.round(gap * 10 ** digits)) > 1e-3 * gap * 10 ** digits) digits += 1;
   const write = (v) => (v / unit).toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
   return values.map((v) => (v === null ? "" : v === 0 ? "0" : `${write(v)}${name && ` ${name}`}`));
 }

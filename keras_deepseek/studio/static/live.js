@@ -14,7 +14,7 @@ class Live {
     Object.assign(this, {runs: {}, order: [], series: {}, vectors: {}, findings: {}, settings: null});
     this.problem = null;  // Why nothing was ever read.
     this.isLost = false;  // The server answered once, and doesn't now.
-    this.want = {series: [], vectors: [], x: "step", window: null, smoothing: 0};
+    this.want = {series: [], vectors: [], x: "step", window: null};
     this.colours = new Map();
     this.findingsOf = null;
     this.listeners = new Set();
@@ -44,9 +44,9 @@ class Live {
       this.settings ??= await this.ask("settings");
       const {series, vectors, ...how} = this.want;
       const drawn = JSON.stringify(how);
-      const versioned = (known) => ([run, name, pixels]) => {
+      const versioned = (known) => ([run, name, pixels, smoothing]) => {
         const held = known[`${run}\n${name}`];
-        return [run, name, held && (held.drawn === undefined || held.drawn === drawn) ? held.version : -1, pixels];
+        return [run, name, held && (held.drawn === undefined || held.drawn === drawn + smoothing) ? held.version : -1, pixels, smoothing];
       };
       const answer = await this.ask("poll", {
         ...how, findings_of: this.findingsOf,
@@ -58,7 +58,10 @@ class Live {
         this.order = answer.order;
         for (const name of Object.keys(this.runs)) if (!answer.order.includes(name)) delete this.runs[name];
       }
-      for (const points of Object.values(answer.series)) points.drawn = drawn;
+      for (const [run, name, , smoothing] of series) {
+        const points = answer.series[`${run}\n${name}`];
+        if (points) points.drawn = drawn + smoothing;
+      }
       if (Object.keys(answer.series).length) this.series = {...this.series, ...answer.series};
       if (Object.keys(answer.vectors).length) this.vectors = {...this.vectors, ...answer.vectors};
       if (answer.findings) this.findings[this.findingsOf] = answer.findings;

@@ -225,8 +225,8 @@ export function Model({run, Say}) {
       ${after && html`<label><input type="checkbox" checked=${isDouble} onChange=${() => setDouble(!isDouble)}/> beside the optimized graph</label>`}
       <span class="soft wide-only">A double click opens a layer; so does →.</span></div></div>
     <div class="split">
-      ${isDouble && after ? html`<${GraphView} root=${after} open=${opened} paint=${paint} title="optimized"/>`
+      ${isDouble && after ? html`<${GraphView} root=${root} open=${opened} paint=${paint} title="as built"/>`
       : html`<${Tree} ...${{root, open: opened, selected: node, onSelect, onToggle, measure, by}}/>`}
-      <div><${Detail} node=${node} root=${root}/><${GraphView} root=${root} open=${opened} paint=${paint} title=${isDouble ? "as built" : ""}/></div>
+      <div><${Detail} node=${node} root=${root}/><${GraphView} root=${isDouble && after ? after : root} open=${opened} paint=${paint} title=${isDouble ? "optimized" : ""}/></div>
     </div>`;
 }

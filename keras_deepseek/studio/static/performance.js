@@ -1,7 +1,8 @@
 // Performance: the step as one bar, layers by kind, memory, batch sizes and formats.
 
-import {html, useMemo, useState} from "./vendor/preact.js";
-import {Card, Chart, ticked} from "./charts.js";
+import {html, useEffect, useMemo, useState} from "./vendor/preact.js";
+import {Card, Chart, linesTable, ticked} from "./charts.js";
+import {linesOf} from "./training.js";
 import {bytes, percent, seconds, short, whole} from "./format.js";
 import {useDocument, useLive} from "./live.js";
 import {everyLayer, layersIn, prepare, stepSeconds} from "./model.js";
@@ -36,7 +37,7 @@ export function Ask({run, name, words, isPlain}) {
 function kindsOf(root) {
   const kinds = {};
   for (const node of everyLayer(root)) {
-    if (!node.path) continue;
+    if (node.parent === null) continue;
     const inner = layersIn(node);
     const less = (key) => node[key] - inner.reduce((sum, each) => sum + each[key], 0);
     const kind = (kinds[node.cls] ??= {cls: node.cls, count: 0, forward: 0, backward: 0, flops: 0});
@@ -95,13 +96,17 @@ export function Performance({run, Say}) {
   const graph = useDocument(run, "model_graph"), profile = useTaken(run, "profile"), memory = useTaken(run, "memory");
   const rates = useTaken(run, "learning_rate_search"), batches = useTaken(run, "batch_size_search"), latencies = useTaken(run, "latencies");
   const root = useMemo(() => graph?.children && profile && prepare(graph, profile), [graph, profile]);
+  const paces = ["step_seconds", "data_wait_seconds"].filter((name) => live.runs[run].ends[name]);
+  const want = {series: paces.map((name) => [run, name, 1000, 0]), vectors: [], x: "step", window: null};
+  useEffect(() => { live.wish(want); }, [JSON.stringify(want)]);
   if (profile === undefined) return html`<p class="say soft">Reading the profile …</p>`;
   const findings = (live.findings[run] ?? []).filter((each) => each.view === "performance");
   const parts = profile ? PARTS.filter(([key]) => profile.parts[key] > 0).map(([key, words, colour]) => [words, profile.parts[key], colour]) : [];
   const total = profile ? stepSeconds(profile) : 0;
   const isRunning = live.runs[run].state === "running" && !live.isReport;
+  const lines = linesOf(live, [run], paces, run).map((line, i) => ({...line, colour: `--r${i}`}));
   const says = findings.map((each) => each.sentence).join(" ");
-  return html`<${Say}>${profile ? html`A step takes <b class="num">${seconds(total)}</b>. ${says}` : says || "No step of this run was profiled."}</${Say}>
+  return html`<${Say}>${profile ? html`A step takes <b class="num">${seconds(total)}</b>. ${says}` : html`${says} ${paces.length ? html`The last step took <b class="num">${seconds(live.runs[run].ends[paces[0]].last)}</b>; none was profiled.` : "No step of this run was measured."}`}</${Say}>
     ${findings.filter((each) => each.level !== "info").map((each) => html`<p class="quiet">${ticked(each.advice)}</p>`)}
     <div class=${isRunning || !profile ? "bar-of-tools" : "gap"}><div class="tools">
       <${Ask} run=${run} name="profile" words="Profile five steps"/>
@@ -110,6 +115,8 @@ export function Performance({run, Say}) {
       ${profile && html`<${Card} wide title="Where a step’s time goes" sub=${`mean of ${profile.steps} steps${profile.tool ? `, ${profile.tool}` : ""}${profile.device ? `, ${profile.device}` : ""}`}
         now=${seconds(total)} table=${() => [["Part", "Time", "Share"], parts.map(([name, value]) => [name, seconds(value), percent(value / total)])]}>
         <${Stack} parts=${parts} label=${`Parts of a step: ${parts.map(([name, value]) => `${name} ${percent(value / total)}`).join(", ")}`}/></${Card}>`}
+      ${!profile && paces.length > 0 && html`<${Card} wide title="Seconds per step" sub=${paces[1] ? "and waiting for data" : ""} now="" table=${() => linesTable(lines, live.series, "step")}>
+        <${Chart} lines=${lines} data=${live.series} height=${280} label="Seconds per step, and waiting for data"/></${Card}>`}
       ${root && html`<${Kinds} root=${root} total=${total}/>`}
       ${memory && html`<${Card} title="Memory of a step" sub=${`batch of ${memory.batch_size}`}
         now=${bytes(memory.weights + memory.gradients + memory.optimizer + memory.activations)}><${Stack} write=${bytes} label="Parts of the memory"

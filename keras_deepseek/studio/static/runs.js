@@ -34,8 +34,8 @@ export function Runs({selected, shown, onToggle, onSelect, goTo, Say}) {
   const names = live.order.filter((name) => name.toLowerCase().includes(words)), runs = names.map((name) => live.runs[name]);
   const judge = judgeOf(Object.values(live.runs));
   const visible = live.order.filter((name) => shown.has(name) && !live.runs[name].problem);
-  const want = {series: visible.filter((name) => live.runs[name].ends[judge]).map((name) => [name, judge, 1000]), vectors: [], x: "step",
-    window: null, smoothing: 0};
+  const want = {series: visible.filter((name) => live.runs[name].ends[judge]).map((name) => [name, judge, 1000, 0]), vectors: [], x: "step",
+    window: null};
   useEffect(() => { live.wish(want); }, [JSON.stringify(want)]);
   const metrics = ["val_loss", "val_accuracy", "loss", "accuracy", "samples_per_second"].filter((name) => runs.some((run) => run.ends[name]))
     .filter((name, _, all) => name.startsWith("val_") || !all.includes(`val_${name}`)).slice(0, 3);

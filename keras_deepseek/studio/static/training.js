@@ -12,6 +12,8 @@ const OF_LAYERS = ["layer_gradient_norms", "layer_update_ratios", "expert_load"]
 /** The charts: names that belong together, the loss first. */
 export function panelsOf(names, dashboard) {
   const left = new Set(names.filter((name) => !dashboard.hidden.includes(name) && name !== "epoch"));
+  if (left.has("memory_bytes")) left.delete(left.has("device_memory_bytes") ? "device_memory_bytes" : "process_memory_bytes");
+  if (left.has("step_seconds")) left.delete("steps_per_second");
   const take = (wanted) => wanted.filter((name) => left.delete(name));
   const panels = [];
   for (const {names: chosen, ...how} of dashboard.panels) {
@@ -65,10 +67,11 @@ export function Training({selected, shown, onToggle, onSelect, goTo, range, setR
     .filter((name) => live.runs[selected].vectors.includes(name)) : [];
   const wanted = panels.flatMap((panel) => panel.names);
   const pixels = Math.min(2000, Math.max(300, Math.round(innerWidth * 0.8)));
+  const smoothingOf = (name) => smoothing || (panels.find((panel) => panel.names.includes(name)).smoothing ?? 0);
   const want = {
     series: runs.flatMap((run) => wanted.filter((name) => live.runs[run].ends[name])
-      .map((name) => [run, name, panels[0].names.includes(name) ? pixels : 320])),
-    vectors: vectors.map((name) => [selected, name]), x, window: range, smoothing,
+      .map((name) => [run, name, panels[0].names.includes(name) ? pixels : 320, smoothingOf(name)])),
+    vectors: vectors.map((name) => [selected, name]), x, window: range,
   };
   useEffect(() => { live.wish(want); }, [JSON.stringify(want)]);
   const marks = x === "step" && runs.includes(selected)

@@ -37,6 +37,8 @@ from keras_deepseek.training.fit.fit_callbacks import (
     without_writers,
 )
 from keras_deepseek.training.fit.recording import (
+    draw_model,
+    find_recorders,
     optimizer_arguments,
     plain_arguments,
     recording,
@@ -133,6 +135,8 @@ class Session:
         goes_on = resume or self.resumed is not None
         position = PositionTracker(self._plan)
         chosen = [position, *self._plan.callbacks, *callbacks, *list_callbacks(own_callbacks)]
+        # All processes must run the same step, also those that write no record.
+        is_recorded = self._processes.broadcast(find_recorders(chosen) != [])
         if self._processes.rank > 0:
             chosen, verbose = without_writers(chosen), 0
         if resume and self.resumed is None:
@@ -144,7 +148,7 @@ class Session:
         with (
             error_notes(self._model, self._plan, position),
             prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
-            self._recording(chosen, arguments),
+            self._recording(chosen, arguments, is_recorded=is_recorded),
             self.in_training(),
             validating_together(self._model, self._processes),
             self._feed(
@@ -168,18 +172,26 @@ class Session:
             yield
 
     def _recording(
-        self, callbacks: Sequence[keras.callbacks.Callback], arguments: dict[str, Any]
+        self,
+        callbacks: Sequence[keras.callbacks.Callback],
+        arguments: dict[str, Any],
+        *,
+        is_recorded: bool,
     ) -> contextlib.AbstractContextManager[None]:
         checkpoints = None if self._plan.parallelism.uses_workers else self._checkpoints
         return recording(
-            callbacks,
-            self._plan.figures,
+            find_recorders(callbacks),
+            self._plan.figures if is_recorded else None,
             arguments={
                 **self._arguments,
                 **plain_arguments(arguments),
                 **optimizer_arguments(self._model.optimizer),
             },
-            documents={},
+            documents={
+                "model_graph": lambda: draw_model(
+                    self._model, self._plan.figures.inputs, arguments.get("batch_size")
+                )
+            },
             request_checkpoint=None if checkpoints is None else checkpoints.request,
         )
 

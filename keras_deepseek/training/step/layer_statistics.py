@@ -41,8 +41,12 @@ class LayerStatistics:
         """True if the norms of gradients and updates are measured."""
         return self._is_by_layer and self.are_wanted
 
-    def begin(self) -> None:
-        """Reads the learning rate, before the update."""
+    def begin(self, inputs: Any) -> None:
+        """Notes the shapes of the inputs, and reads the learning rate, before the update."""
+        if self._figures.inputs is None:
+            self._figures.inputs = keras.tree.map_structure(
+                lambda each: keras.KerasTensor(each.shape, each.dtype), inputs
+            )
         optimizer = self._model.optimizer
         self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
 
@@ -54,7 +58,7 @@ class LayerStatistics:
 
     def finish(self, loss: Any) -> dict[str, Any]:
         """Returns the figures as a log of the step."""
-        numbers = ops.stack([ops.cast(loss, "float32"), ops.cast(self._rate, "float32")])
+        numbers = [ops.reshape(ops.cast(each, "float32"), (1,)) for each in (loss, self._rate)]
         if self._norms:
             updates = self._change.end(self._variables)
             self._norms.append(backend.current().step.norms(updates))
@@ -69,7 +73,7 @@ class LayerStatistics:
                 [variable.path.rpartition("/")[0] for variable in self._variables],
                 [f"{each.path}/{i}" for each in routers for i in range(each.expert_load.shape[0])],
             )
-        figures = ops.concatenate([numbers, *self._norms, *loads])
+        figures = backend.current().step.concatenate([*numbers, *self._norms, *loads])
         # Tensors of a trace must not outlive it.
         self._rate, self._variables, self._norms = None, [], []
         return {FIGURES: ops.stop_gradient(figures)}

@@ -114,7 +114,7 @@ class TrainingStep:
             loss = ops.where(result.num_rows > 0, loss, float("nan"))
         statistics = self._statistics if self._statistics and self._statistics.are_wanted else None
         if statistics is not None:
-            statistics.begin()
+            statistics.begin(batch[0])
         is_good, update_logs = self._apply(loss, result, variables)
         track_loss(self._model, loss, result.num_rows)
         for state, before in states:

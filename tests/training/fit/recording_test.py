@@ -227,3 +227,47 @@ def test_own_steps_have_no_layer_statistics():
     own = Own(inputs, keras.layers.Dense(1)(inputs))
     with pytest.raises(InvalidInputError, match="which would ignore `layer_statistics`"):
         Trainer(own, optimizer="sgd", loss="mse", layer_statistics=True)
+
+
+def test_the_graph_of_the_model_is_a_document(tmp_path):
+    trainer = Trainer(build, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
+    fit(trainer)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        graph = record.document("model_graph")
+    head = next(each for each in graph["children"] if each["name"] == "head")
+    assert (head["out"], head["params"]) == ([[[16, 1], "float32"]], 4)
+    assert head["flops"] == 2 * 16 * 4
+
+
+def test_a_graph_that_fails_does_not_end_the_training(tmp_path, monkeypatch, caplog):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("keras_deepseek.training.fit.recording.draw_layers", fail)
+    trainer = Trainer(build, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
+    fit(trainer)
+    assert "no document 'model_graph'" in caplog.text
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        assert record.document("model_graph") is None
+        assert record.properties()["state"] == "finished"
+
+
+@pytest.mark.torch_alone
+def test_a_model_of_unknown_inputs_lists_its_layers(tmp_path):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = keras.layers.Dense(1, name="head")
+
+        def call(self, x):
+            return self.head(x)
+
+        def train_step(self, *arguments):
+            return super().train_step(*arguments)
+
+    trainer = Trainer(Own(), optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
+    fit(trainer)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        graph = record.document("model_graph")
+    assert graph["reason"] == "the shapes of the inputs are not known"
+    assert [each["name"] for each in graph["children"]] == ["head"]

@@ -1,0 +1,166 @@
+"""The nested graph of a model, from layer to inner layer to Keras operation."""
+
+import itertools
+import math
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.model_graph import End, GraphNode
+from keras_deepseek.backend.keras_private.layers import inner_layers, unique_paths
+from keras_deepseek.graph.ir import Graph, Node, Value
+from keras_deepseek.graph.trace import CannotOpenError, path_of, trace_model
+
+_Place = list[tuple[GraphNode, int]]
+"""The position of a node: from the model inwards, each layer around it and the index in it."""
+
+
+def draw_layers(model: keras.Model, inputs: Any) -> GraphNode:
+    """Returns the nested graph of a built model at inference.
+
+    A layer that can't be opened has no children, and says why. Layers that compute nothing at
+    inference, such as dropout, are missing. Calls of one layer are drawn as one.
+
+    The inputs are tensors or `KerasTensor`s of known shapes.
+    """
+    with unique_paths(model) as layers:
+        try:
+            graph = trace_model(model, inputs)
+        except CannotOpenError as error:
+            return list_layers(model, str(error))
+        except Exception as error:  # noqa: BLE001 - a model may raise anything on symbols
+            return list_layers(model, f"{type(error).__name__}: {error}".split("\n", 1)[0])
+        return _Drawing(model, layers).draw(graph)
+
+
+def list_layers(layer: keras.Layer, reason: str | None) -> GraphNode:
+    """Returns a layer that was not opened, with the layers that it holds, and no edges."""
+    node = _describe_layer(layer)
+    node.flops, node.reason = None, reason
+    node.children = [list_layers(inner, None) for inner in inner_layers(layer)]
+    return node
+
+
+class _Drawing:
+    """A nested graph that is made from a flat one, whose nodes name the layers that made them.
+
+    Args:
+        layers: Each layer by its path, with the path of the layer that holds it.
+    """
+
+    def __init__(self, model: keras.Model, layers: dict[str, tuple[keras.Layer, str]]) -> None:
+        self._layers = layers
+        self._root = _describe_layer(model)
+        self._places: dict[str, tuple[GraphNode, _Place]] = {
+            path: (self._root, []) for path in ("", self._root.path)
+        }
+        self._place_of_node: dict[int, _Place] = {}
+        self._left: set[tuple[int, Value]] = set()  # The layers that each value has left.
+
+    def draw(self, graph: Graph) -> GraphNode:
+        """Returns the model's node."""
+        inputs = {id(node) for node in graph.inputs}
+        nodes = [node for node in graph.nodes() if node.operation is not None or id(node) in inputs]
+        for node in nodes:
+            self._add(node, graph)
+        for node in nodes:
+            for value in node.values():
+                self._connect(value, self._place_of_node[id(node)])
+        for value in graph.outputs:
+            self._connect(value, [])
+        _sum_operations(self._root)
+        return self._root
+
+    def _add(self, node: Node, graph: Graph) -> None:
+        outer, place = self._layer(node.layer)
+        if node.is_layer:  # It was kept whole.
+            outer.flops, outer.reason = None, graph.leaves[node.layer].reason
+            outer.out = [_describe(spec) for spec in node.outputs]
+        else:
+            made = GraphNode("op", node.kind, node.kind, flops=_count_operations(node))
+            made.kind = "input" if node.operation is None else "op"
+            made.out = [_describe(spec) for spec in node.outputs]
+            outer.children.append(made)
+            place = [*place, (outer, len(outer.children) - 1)]
+        self._place_of_node[id(node)] = place
+
+    def _layer(self, path: str) -> tuple[GraphNode, _Place]:
+        """Returns a layer's node and place; adds it, and the layers around it, if it is new."""
+        if path not in self._places:
+            layer, holder = self._layers[path]
+            outer, place = self._layer(holder)
+            made = _describe_layer(layer)
+            outer.children.append(made)
+            self._places[path] = made, [*place, (outer, len(outer.children) - 1)]
+        return self._places[path]
+
+    def _connect(self, value: Value, reader: _Place) -> None:
+        """Adds the edges of a value, out of the layers that made it and into those of a reader."""
+        made = self._place_of_node.get(id(value.node))
+        if made is None:
+            if reader:
+                _add_edge(reader[-1][0], "const", reader[-1][1])
+            return
+        pairs = zip(made, reader, strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if reader and shared < min(len(made), len(reader)):
+            outer, start = made[shared]
+            _add_edge(outer, start, reader[shared][1])
+            shared += 1
+            for inner, index in reader[shared:]:
+                _add_edge(inner, "in", index)
+        for inner, index in made[shared:]:
+            _add_edge(inner, index, "out")
+            if (id(inner), value) not in self._left:
+                self._left.add((id(inner), value))
+                inner.out.append(_describe(value))
+
+
+def _describe_layer(layer: keras.Layer) -> GraphNode:
+    params = sum(math.prod(variable.shape) for variable in layer.weights)
+    return GraphNode("layer", layer.name, type(layer).__name__, path_of(layer), params)
+
+
+def _describe(value: Any) -> tuple[list[int], str]:
+    return list(value.shape), value.dtype
+
+
+def _add_edge(layer: GraphNode, start: End, end: End) -> None:
+    if start != end and (start, end) not in layer.edges:
+        layer.edges.append((start, end))
+
+
+def _sum_operations(node: GraphNode) -> int:
+    """Gives each layer the operations of all that it holds, and returns them."""
+    if node.children:
+        node.flops = sum(map(_sum_operations, node.children))
+    return node.flops or 0
+
+
+def _count_operations(node: Node) -> int:
+    """Returns the floating-point operations of a product, a convolution or an attention."""
+    out, values = math.prod(node.spec.shape) if node.outputs else 0, node.values()
+    if node.kind in ("Matmul", "Dot"):
+        return 2 * out * (values[0].shape[-1] if values[0].shape else 1)
+    if node.kind == "Einsum":
+        return _count_einsum(node.operation.subscripts, [value.shape for value in values])
+    if node.kind in ("Conv", "DepthwiseConv"):
+        return 2 * out * math.prod(values[1].shape[: -1 if node.kind == "Conv" else -2])
+    if node.kind == "DotProductAttention":
+        query, key, value = (each.shape for each in values[:3])
+        return 2 * math.prod(query[:3]) * key[1] * (query[3] + value[3])
+    return 0
+
+
+def _count_einsum(subscripts: str, shapes: list[tuple[int, ...]]) -> int:
+    labels = subscripts.replace(" ", "").split("->")[0].split(",")
+    if len(labels) == 1:
+        return 0
+    sizes: dict[str, int] = {}
+    for text, shape in zip(labels, shapes, strict=True):
+        before, _, after = text.partition("...")
+        middle = shape[len(before) : len(shape) - len(after)]
+        named = [*zip(before, shape, strict=False), *zip(after, shape[-len(after) :], strict=False)]
+        for label, size in [*named, *((f"...{i}", s) for i, s in enumerate(reversed(middle)))]:
+            sizes[label] = max(sizes.get(label, 1), size)
+    return 2 * math.prod(sizes.values())
