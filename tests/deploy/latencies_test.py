@@ -1,6 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.deploy import Latency, LatencyTable, compare_latencies
 from keras_deepseek.deploy.formats import registry
 from keras_deepseek.errors import InvalidInputError
@@ -67,3 +70,12 @@ def test_wrong_arguments_are_named(dense, given, match):
 def test_an_unknown_format_is_refused(dense):
     with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
         compare_latencies(dense, ["onxx"])
+
+
+def test_a_run_record_keeps_the_table(dense, tmp_path):
+    table = compare_latencies(
+        dense, backends=[], batch_sizes=[2], seconds=0.01, run_record=tmp_path / "run.sqlite"
+    )
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        (row,) = record.document("latencies")["rows"]
+    assert row == dataclasses.asdict(table.rows[0])
