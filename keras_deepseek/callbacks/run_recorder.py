@@ -110,6 +110,7 @@ class RunRecorder(StepLogger):
         self._begun_step: tuple[int, float] | None = None  # The steps before it, and its start.
         self._has_documents = False
         self._asked: list[Command] = []
+        self._has_step_rates = False
         self._outcome: dict[str, Any] = {}
         self._has_ended = threading.Event()
 
@@ -119,6 +120,7 @@ class RunRecorder(StepLogger):
         self._pace = TrainingPace()
         self._labels, self._written = {}, {}
         self._has_documents, self._asked = False, []
+        self._has_step_rates = False
         self._outcome = {"state": "failed", "failure": _NOT_ENDED}
         if self._record is None:
             return
@@ -166,8 +168,10 @@ class RunRecorder(StepLogger):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Stores the logs of the epoch, including validation."""
-        figures = {**self._figures(of_epoch=True), "epoch": epoch + 1}
-        super().on_epoch_end(epoch, {**figures, **(logs or {})})
+        figures = {**self._figures(of_epoch=True), **(logs or {}), "epoch": epoch + 1}
+        if self._has_step_rates:  # The pace's, and Keras's, is that of another step.
+            figures.pop("learning_rate", None)
+        super().on_epoch_end(epoch, figures)
         if not self._has_documents:
             self._write_documents()
 
@@ -212,7 +216,9 @@ class RunRecorder(StepLogger):
         if self.link.figures:
             figures = self.link.figures.popleft()
             self._labels = figures.labels.of_vectors
-            return {**figures.scalars(), **figures.vectors()}
+            scalars = figures.scalars()
+            self._has_step_rates = "learning_rate" in scalars
+            return {**scalars, **figures.vectors()}
         if "loss" not in logs or class_overrides_train_step(trained_model(self)):
             return {}  # An own step may log anything as its loss.
         (before, mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))

@@ -169,9 +169,7 @@ class BatchStream:
 
     def _take(self) -> Any:
         """Returns the next batch of the epoch."""
-        started = time.perf_counter()
         self._fill(1)
-        self.waited += time.perf_counter() - started
         self._raise_failure()
         if not self._buffer:
             raise InvalidInputError(
@@ -195,6 +193,7 @@ class BatchStream:
 
     def _fill(self, count: int) -> None:
         """Draws batches into the buffer until it has `count`, or until the data end."""
+        started = time.perf_counter()
         while len(self._buffer) < count and not self._is_exhausted and self._failure is None:
             try:
                 batch = next(self._iterator)
@@ -205,6 +204,7 @@ class BatchStream:
             else:
                 self._buffer.append(batch)
                 self._drawn += 1
+        self.waited += time.perf_counter() - started
 
     def _raise_failure(self) -> None:
         """Raises the error that drawing the next batch raised, after the batches before it."""

@@ -103,14 +103,10 @@ export function Performance({run, Say}) {
   const findings = (live.findings[run] ?? []).filter((each) => each.view === "performance");
   const parts = profile ? PARTS.filter(([key]) => profile.parts[key] > 0).map(([key, words, colour]) => [words, profile.parts[key], colour]) : [];
   const total = profile ? stepSeconds(profile) : 0;
-  const isRunning = live.runs[run].state === "running" && !live.isReport;
   const lines = linesOf(live, [run], paces, run).map((line, i) => ({...line, colour: `--r${i}`}));
   const says = findings.map((each) => each.sentence).join(" ");
-  return html`<${Say}>${profile ? html`A step takes <b class="num">${seconds(total)}</b>. ${says}` : html`${says} ${paces.length ? html`The last step took <b class="num">${seconds(live.runs[run].ends[paces[0]].last)}</b>; none was profiled.` : "No step of this run was measured."}`}</${Say}>
+  return html`<${Say}>${profile ? html`A step takes <b class="num">${seconds(total)}</b>. ${says}` : html`${says} ${paces.length ? html`The last step took <b class="num">${seconds(live.runs[run].ends[paces[0]].last)}</b>.` : "No step of this run was measured."}`}</${Say}>
     ${findings.filter((each) => each.level !== "info").map((each) => html`<p class="quiet">${ticked(each.advice)}</p>`)}
-    <div class=${isRunning || !profile ? "bar-of-tools" : "gap"}><div class="tools">
-      <${Ask} run=${run} name="profile" words="Profile five steps"/>
-      ${!profile && html`<span class="soft">${isRunning ? "" : "The run has ended. "}<code>trainer.profile(x, y)</code> measures five steps without a running training.</span>`}</div></div>
     <div class="grid">
       ${profile && html`<${Card} wide title="Where a step’s time goes" sub=${`mean of ${profile.steps} steps${profile.tool ? `, ${profile.tool}` : ""}${profile.device ? `, ${profile.device}` : ""}`}
         now=${seconds(total)} table=${() => [["Part", "Time", "Share"], parts.map(([name, value]) => [name, seconds(value), percent(value / total)])]}>
