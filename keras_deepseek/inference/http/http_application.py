@@ -5,6 +5,7 @@ All of it runs on an event loop, and nothing there waits for the model in a bloc
 
 import asyncio
 import re
+from collections import Counter
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
+    from keras_deepseek.inference.models.model_version import ModelVersion
 
 
 async def health(
@@ -65,6 +67,7 @@ class HttpApplication:
 
     def __init__(self, server: "HttpServer") -> None:
         self._server = server
+        self._admitted: Counter[ModelVersion] = Counter()
         operation = Operation("This description", OBJECT)
         describe = Route(
             "GET", DESCRIPTION_PATH, self._describe, call="openapi", operation=operation
@@ -133,10 +136,14 @@ class HttpApplication:
         except (HttpError, KerasDeepSeekError):
             return None
         try:
-            version.check_room()
+            # The requests that came in the same turn of the loop are not in the queue yet.
+            version.check_room(self._admitted[version] + 1)
         except OverloadedError as error:
             response = answer_error(error, route.error_form)
         else:
+            if not self._admitted:
+                asyncio.get_running_loop().call_soon(self._admitted.clear)
+            self._admitted[version] += 1
             return None
         trace = RequestTrace(route.protocol, route.call)
         trace.model, trace.version = version.name, str(version.number)

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import http.client
 import json
@@ -137,6 +138,21 @@ def test_a_full_queue_is_answered_with_429_and_when_to_try_again(doubler, max_ba
         assert engine.monitor.answers()[called, "429"] == 1
         assert engine.monitor.arrivals()["double"].total == 1
         assert engine.monitor.arrivals()["double"].in_flight == 0
+
+
+def test_requests_of_one_turn_of_the_loop_take_each_others_room(doubler):
+    with ServingEngine(doubler, name="double", max_queue_rows=3, max_batch_size=2) as engine:
+        application = HttpServer(engine, port=0).application
+
+        async def refuse_in_two_turns():
+            for _ in range(2):
+                answers = [
+                    application.refuse_early(b"POST", PREDICT.encode(), []) for _ in range(5)
+                ]
+                assert [answer is not None for answer in answers] == [False] * 3 + [True] * 2
+                await asyncio.sleep(0)
+
+        asyncio.run(refuse_in_two_turns())
 
 
 @pytest.mark.parametrize(
