@@ -112,7 +112,13 @@ class Wire:
         self.loop = loop
         self.application = Application()
         self.transport = Transport()
-        self.owner = types.SimpleNamespace(limits=limits, is_unready=False, is_stopping=False)
+        self.full = set()
+        self.owner = types.SimpleNamespace(
+            limits=limits,
+            is_unready=False,
+            is_stopping=False,
+            application=types.SimpleNamespace(refuse_early=self._refuse_early),
+        )
         self.state = ServerState()
         self.state.connections.update(range(others))
         config = Config(self.application, lifespan="off", log_config=None, proxy_headers=False)
@@ -121,6 +127,9 @@ class Wire:
     def _connect(self, config):
         self.connection = HttpProtocol(self.owner, config, self.state, lambda: self.now)
         self.connection.connection_made(self.transport)
+
+    def _refuse_early(self, method, path, headers):
+        return ([(b"content-length", b"4")], b"full") if path in self.full else None
 
     def run(self, function):
         """Calls a function on the loop, and lets the loop do all that follows."""

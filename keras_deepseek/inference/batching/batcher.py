@@ -130,14 +130,14 @@ class Batcher:
         """Raises an `InvalidInputError` if a request has more rows than may wait."""
         self._queue.check_size(rows)
 
-    def check_room(self) -> None:
-        """Raises an `OverloadedError` if a request of one row without a deadline has no room.
+    def check_room(self, rows: int) -> None:
+        """Raises an `OverloadedError` if so many rows without a deadline have no room.
 
-        It is fast, and takes no lock, unless a full batch waits.
+        It is fast, and takes no lock, unless more than a full batch waits with them.
         """
-        if self._queue.rows >= self.buckets[-1]:
+        if self._queue.rows + rows > self.buckets[-1]:
             with self._condition:
-                self._queue.check_room(1, math.inf, self._clock())
+                self._queue.check_room(rows, math.inf, self._clock())
 
     def cancel(self, request: Request) -> bool:
         """Removes a request, or drops its answer if it runs; returns False if it was answered."""

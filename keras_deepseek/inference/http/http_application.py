@@ -5,11 +5,14 @@ All of it runs on an event loop, and nothing there waits for the model in a bloc
 
 import asyncio
 import re
+from collections import Counter
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from keras_deepseek.errors import KerasDeepSeekError
+from keras_deepseek.inference.errors import OverloadedError
 from keras_deepseek.inference.http import metrics, open_inference_rest, pages, tf_serving_rest
-from keras_deepseek.inference.http.answers import answer_error, answer_json
+from keras_deepseek.inference.http.answers import answer_error, answer_json, read_version
 from keras_deepseek.inference.http.message import (
     EXTENSION,
     HUNG_UP,
@@ -31,6 +34,7 @@ from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
+    from keras_deepseek.inference.models.model_version import ModelVersion
 
 
 async def health(
@@ -63,6 +67,7 @@ class HttpApplication:
 
     def __init__(self, server: "HttpServer") -> None:
         self._server = server
+        self._admitted: Counter[ModelVersion] = Counter()
         operation = Operation("This description", OBJECT)
         describe = Route(
             "GET", DESCRIPTION_PATH, self._describe, call="openapi", operation=operation
@@ -106,6 +111,45 @@ class HttpApplication:
             raise
         except Exception as error:  # noqa: BLE001 - The client and the log are told.
             return answer_error(error, self.router.error_form(path))
+
+    def refuse_early(
+        self, method: bytes, path: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
+        """Returns the headers and the body of a 429 if a model has no room for a request.
+
+        It is `None` for all other requests, and where the log or a trace tells of each.
+        """
+        server, engine = self._server, self._server.engine
+        if server.access_log is not None or server.traces is not None or not engine.ready:
+            return None
+        routes, parameters = self.router.match(path.decode("latin-1"))
+        route = routes.get(method.decode("latin-1"))
+        if route is None or not route.is_refused_early:
+            return None
+        if server.tokens is not None:
+            sent = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
+            if len(sent) != 1 or not server.tokens.allows(sent[0]):
+                return None
+        try:
+            number, label = read_version(parameters), parameters.get("label", "")
+            version = engine.find(parameters["name"], number, label)
+        except (HttpError, KerasDeepSeekError):
+            return None
+        try:
+            # The requests that came in the same turn of the loop are not in the queue yet.
+            version.check_room(self._admitted[version] + 1)
+        except OverloadedError as error:
+            response = answer_error(error, route.error_form)
+        else:
+            if not self._admitted:
+                asyncio.get_running_loop().call_soon(self._admitted.clear)
+            self._admitted[version] += 1
+            return None
+        trace = RequestTrace(route.protocol, route.call)
+        trace.model, trace.version = version.name, str(version.number)
+        engine.monitor.arrive(trace)
+        engine.monitor.end(trace, response.status)
+        return _headers_of(response), response.body
 
     def admit(self, request: HttpRequest) -> None:
         """Refuses what is malformed, and without a valid token by 401 if the server has tokens."""
@@ -220,17 +264,23 @@ def _read_request(scope: Any, receive: Receive, exchange: Exchange | None) -> Ht
     )
 
 
-def _start(response: HttpResponse, *more: tuple[bytes, bytes]) -> Message:
-    headers = [(b"content-type", response.content_type.encode("latin-1")), *more]
+def _headers_of(response: HttpResponse) -> list[tuple[bytes, bytes]]:
+    headers = [(b"content-type", response.content_type.encode("latin-1"))]
+    if response.stream is None:
+        headers.append((b"content-length", b"%d" % len(response.body)))
     for name, value in response.headers:
         headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+    return headers
+
+
+def _start(response: HttpResponse) -> Message:
+    headers = _headers_of(response)
     return {"type": "http.response.start", "status": response.status, "headers": headers}
 
 
 async def _send(request: HttpRequest, response: HttpResponse, send: Send) -> None:
-    body = response.body
-    await send(_start(response, (b"content-length", b"%d" % len(body))))
-    body = b"" if request.method == "HEAD" else body
+    await send(_start(response))
+    body = b"" if request.method == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 

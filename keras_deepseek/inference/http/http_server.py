@@ -135,7 +135,6 @@ class HttpServer(Server):
             ws="none",
             log_config=None,
             proxy_headers=False,
-            timeout_keep_alive=cast(int, self.limits.idle_seconds),
         )
         config.load()
         return partial(self._serve, self._bind(_BACKLOG), config)

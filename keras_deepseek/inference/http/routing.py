@@ -57,6 +57,9 @@ class Route(NamedTuple):
         describe_model: Returns the `Operation` of one model. The document has the route once for
             each model then, with the model's name in the place of `{name}`.
         is_open: True if the route needs no token.
+        is_refused_early: True if a request without room in its model's queue may be refused before
+            its body is read: no deadline can stand there. The path has the names that `Engine.find`
+            takes.
         is_management: True if the route needs a management token instead (`ModelControl`).
         error_form: The form of all errors, also those raised before the handler is called, as for a
             wrong method. It must be the same for all routes of a path.
@@ -71,6 +74,7 @@ class Route(NamedTuple):
     describe_model: DescribeModel | None = None
     is_open: bool = False
     is_management: bool = False
+    is_refused_early: bool = False
     error_form: ErrorForm = ERROR
 
 
@@ -117,7 +121,7 @@ class Router:
 
     def find(self, request: HttpRequest) -> tuple[Route, Parameters]:
         """Returns the route of a request, and the parameters in its path. Raises 404 or 405."""
-        methods, parameters = self._match(request.path)
+        methods, parameters = self.match(request.path)
         route = methods.get(request.method)
         if route is not None:
             return route, parameters
@@ -131,12 +135,12 @@ class Router:
 
     def is_open(self, path: str) -> bool:
         """Returns true if a path has a route that needs none of the server's `tokens`."""
-        routes = self._match(path)[0].values()
+        routes = self.match(path)[0].values()
         return any(route.is_open or route.is_management for route in routes)
 
     def error_form(self, path: str) -> ErrorForm:
         """Returns the form of errors of a path. A path without a route has the default."""
-        return next((route.error_form for route in self._match(path)[0].values()), ERROR)
+        return next((route.error_form for route in self.match(path)[0].values()), ERROR)
 
     def _unknown_path_message(self, path: str) -> str:
         methods = {route.path: route.method for route in self.routes}
@@ -151,7 +155,8 @@ class Router:
             "all paths."
         )
 
-    def _match(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
+    def match(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
+        """Returns the routes of a path by method, none if it is unknown, and its parameters."""
         static = self._static.get(path)
         if static is not None:
             return static, _NO_PARAMETERS

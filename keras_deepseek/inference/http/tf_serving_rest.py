@@ -161,7 +161,15 @@ _CALLS: tuple[tuple[str, str, Handler, str, DescribeModel], ...] = (
 )
 
 ROUTES = tuple(
-    Route(method, address + suffix, handler, PROTOCOL, call, describe_model=describe)
+    Route(
+        method,
+        address + suffix,
+        handler,
+        PROTOCOL,
+        call,
+        describe_model=describe,
+        is_refused_early=method == "POST",
+    )
     for method, suffix, handler, call, describe in _CALLS
     for address in _ADDRESSES
 )

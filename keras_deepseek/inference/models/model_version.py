@@ -164,13 +164,15 @@ class ModelVersion:
             raise
         return request
 
-    def check_room(self) -> None:
+    def check_room(self, rows: int = 1) -> None:
         """Raises `OverloadedError` if a request is not worth reading: it would be refused.
+
+        `rows` includes those of others that are being read.
 
         With a cache, any request may be.
         """
         if self.cache is None:
-            self._batcher.check_room()
+            self._batcher.check_room(rows)
 
     def cancel(self, request: Request, client: Hashable) -> None:
         """Removes a request from the queue. If it is running, its answer is dropped."""

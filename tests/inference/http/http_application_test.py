@@ -1,3 +1,5 @@
+import asyncio
+import contextlib
 import http.client
 import json
 import logging
@@ -122,16 +124,81 @@ def test_a_body_that_is_too_large_is_refused_with_or_without_its_length(ask):
     assert (status, "larger than 1000 bytes" in content["error"]) == (413, True)
 
 
-def test_a_full_queue_is_answered_with_429_and_when_to_try_again(ask, engine, doubler):
+@pytest.mark.parametrize("max_batch_size", [2, 32])  # With 2 it is refused before its body.
+def test_a_full_queue_is_answered_with_429_and_when_to_try_again(doubler, max_batch_size):
+    with ServingEngine(
+        doubler, name="double", max_queue_rows=2, max_batch_size=max_batch_size
+    ) as engine:
+        with full(engine, doubler) as server:
+            status, content, headers = ask_once(server, PREDICT)
+            assert ask_once(server, "/v1/models/other:predict")[0] == 404
+        assert (status, headers["Retry-After"]) == (429, "1")
+        assert "The queue is full" in content["error"]
+        called = ("double", "1", "tf_serving", "predict")
+        assert engine.monitor.answers()[called, "429"] == 1
+        assert engine.monitor.arrivals()["double"].total == 1
+        assert engine.monitor.arrivals()["double"].in_flight == 0
+
+
+def test_requests_of_one_turn_of_the_loop_take_each_others_room(doubler):
+    with ServingEngine(doubler, name="double", max_queue_rows=3, max_batch_size=2) as engine:
+        application = HttpServer(engine, port=0).application
+
+        async def refuse_in_two_turns():
+            for _ in range(2):
+                answers = [
+                    application.refuse_early(b"POST", PREDICT.encode(), []) for _ in range(5)
+                ]
+                assert [answer is not None for answer in answers] == [False] * 3 + [True] * 2
+                await asyncio.sleep(0)
+
+        asyncio.run(refuse_in_two_turns())
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("", 401), ("Bearer wrong", 401), ("Bearer first", 429)]
+)
+def test_who_has_no_token_does_not_learn_that_a_queue_is_full(doubler, token, status):
+    headers = {"Authorization": token} if token else {}
+    with (
+        ServingEngine(doubler, name="double", max_queue_rows=2, max_batch_size=2) as engine,
+        full(engine, doubler, tokens=["first"]) as server,
+    ):
+        assert ask_once(server, PREDICT, headers)[0] == status
+
+
+def test_the_access_log_has_the_refusals_of_a_full_queue(doubler, caplog):
+    with (
+        caplog.at_level(logging.INFO, LOGGER),
+        ServingEngine(doubler, name="double", max_queue_rows=2, max_batch_size=2) as engine,
+        full(engine, doubler, access_log=True) as server,
+    ):
+        assert ask_once(server, PREDICT)[0] == 429
+        server.stop()
+    assert [json.loads(record.getMessage())["status"] for record in caplog.records] == [429]
+
+
+@contextlib.contextmanager
+def full(engine, doubler, **options):
+    """A server, while one batch of the model runs and one waits: there is room for no more."""
+    server = HttpServer(engine, port=0, **options)
+    server.start()
     doubler.hold()
     running = engine.submit([[1, 1]])
     assert doubler.entered.wait(60)
     waiting = engine.submit([[1, 1], [1, 1]])
-    status, content, headers = ask("POST", PREDICT, '{"instances": [[1, 2]]}')
+    yield server
     doubler.release()
-    assert (status, headers["Retry-After"]) == (429, "1")
-    assert "The queue is full" in content["error"]
     assert len(running.result()["y"]) + len(waiting.result()["y"]) == 3
+    server.stop()
+
+
+def ask_once(server, path, headers=None):
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", path, '{"instances": [[1, 2]]}', headers or {})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read()), response.headers
 
 
 def test_a_failing_model_is_answered_with_500_and_logged_but_not_shown(ask, caplog):

@@ -1,3 +1,4 @@
+import gc
 import random
 
 import pytest
@@ -237,6 +238,66 @@ def test_one_connection_more_than_the_most_is_refused(loop):
         assert wire.statuses() == status
         wire.send(GET % b"now")
         assert wire.statuses() == ([] if status else [200])
+
+
+def test_a_request_without_room_is_refused_before_its_body_and_the_connection_is_kept(wire):
+    wire.full = {b"/now"}
+    request = post(b"hello")
+    wire.send(request[:-5])
+    assert wire.take() == [(429, {"content-length": "4"}, "full")]
+    wire.send(request[-5:] + request + CHUNKED)
+    assert wire.bodies() == ["full", "full"]
+    wire.full = set()
+    wire.send(request)
+    assert wire.bodies() == ["hello"]
+    assert (len(wire.application.scopes), wire.transport.done) == (1, [])
+
+
+def test_a_refused_body_that_does_not_come_ends_the_connection(wire):
+    wire.full = {b"/now"}
+    wire.send(post(b"hello")[:-1])
+    wire.wait(LIMITS.body_seconds + 1)
+    assert (wire.statuses(), wire.transport.done[-1]) == ([429], "write_eof")
+
+
+@pytest.mark.parametrize(
+    "header", [b"Connection: close", b"Expect: 100-continue", b"Host: y", b"Transfer-Encoding: x"]
+)
+def test_a_request_that_ends_its_connection_is_not_refused_early(wire, header):
+    wire.full = {b"/now"}
+    wire.send(post(b"hello", header))
+    assert 429 not in wire.statuses()
+
+
+def test_an_early_refusal_waits_for_the_answers_before_it(wire):
+    wire.full = {b"/now"}
+    wire.send(GET % b"a" + GET % b"now")
+    wire.answer("a")
+    assert wire.bodies() == ["a", "now"]
+
+
+def test_a_client_that_reads_no_refusals_is_not_refused_early(wire):
+    wire.full = {b"/now"}
+    wire.run(wire.connection.pause_writing)
+    wire.send(GET % b"now")
+    assert wire.take() == []
+
+
+@pytest.mark.parametrize("full", [set(), {b"/now"}])
+def test_an_idle_connection_is_closed(wire, full):
+    wire.full = full
+    wire.send(GET % b"now")
+    wire.wait(LIMITS.idle_seconds - 1)
+    assert wire.transport.done == []
+    wire.wait(2)
+    assert wire.transport.done == ["close"]
+
+
+def test_an_answered_request_leaves_the_garbage_collector_nothing(wire):
+    wire.send(post(b"hello"))
+    gc.collect()
+    wire.send(post(b"hello") * 10)
+    assert gc.collect() < 60  # By cycles of references, 12 objects for each request.
 
 
 def test_an_old_connection_is_closed_behind_an_answer(loop):
