@@ -371,13 +371,14 @@ def _wait(
     interruption: "Interruption",
 ) -> None:
     """Prints the server's address, and waits for a signal that ends it."""
-    from keras_deepseek.inference.engine_servers import unready_after_signal
+    from keras_deepseek.inference.engine_servers import rare_collections, unready_after_signal
     from keras_deepseek.inference.server.live_line import LiveLine
 
     # Log lines and a live line would mix on the terminal.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
     servers = engine.servers
-    with unready_after_signal(servers, limits.unready_seconds, interruption), line:
+    is_unready = unready_after_signal(servers, limits.unready_seconds, interruption)
+    with rare_collections(), is_unready, line:
         print(_describe(engine, arguments.no_grpc), flush=True)
         # It also raises for a signal that was lost during an import.
         interruption.wait(servers[0].ended)

@@ -1,6 +1,7 @@
 """The servers that `ServingEngine.serve` makes, and the wait for their end."""
 
 import contextlib
+import gc
 import os
 import ssl
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
+
+COLLECTION_OBJECTS = 20_000
+"""More than the requests have that fit in the time that a full queue may take."""
 
 
 def make_servers(  # noqa: PLR0913 - all options of the two ports.
@@ -91,12 +95,28 @@ def wait_until_stopped(engine: Engine, servers: Sequence[Server], unready_second
     """Prints the URLs. Returns when the servers have ended, or stops them after a signal."""
     with (
         Interruption() as interruption,
+        rare_collections(),
         unready_after_signal(servers, unready_seconds, interruption),
     ):
         print(describe_servers(engine, servers), flush=True)
         interruption.wait(servers[0].ended)
     if interruption.has_come:
         stop_servers(servers)
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Context manager in which garbage is collected rarely, for a process that only serves.
+
+    By default the objects of one batch of requests start a collection, though they are no garbage.
+    Every hundredth may look at all objects of the process, and nobody is answered for 50 ms.
+    """
+    objects, *others = gc.get_threshold()
+    gc.set_threshold(objects and max(objects, COLLECTION_OBJECTS), *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(objects, *others)
 
 
 @contextlib.contextmanager

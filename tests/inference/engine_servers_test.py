@@ -1,3 +1,4 @@
+import gc
 import http.client
 import json
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import HttpLimits, ServingEngine
+from keras_deepseek.inference.engine_servers import COLLECTION_OBJECTS
 from keras_deepseek.inference.server.termination import Interruption
 
 
@@ -35,13 +37,19 @@ def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch, 
 def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
     pytest.importorskip("uvicorn")
 
+    thresholds = [gc.get_threshold()]
+
     def interrupted_wait(_self, _event):
+        thresholds.append(gc.get_threshold())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Interruption, "wait", interrupted_wait)
     with ServingEngine(doubler) as engine:
         assert not engine.serve(0, block=True).ready
         assert engine.ready
+    usual, serving = thresholds
+    assert serving == (COLLECTION_OBJECTS, *usual[1:])
+    assert gc.get_threshold() == usual
 
 
 SERVES = """

@@ -414,3 +414,4 @@ class HttpProtocol(HttpToolsProtocol):
         exchanges, self._exchanges = self._exchanges, deque()
         for exchange in exchanges:
             exchange.hang_up()
+            exchange.cycle = None
