@@ -68,3 +68,21 @@ def test_an_error_names_its_layer():
         plan.program(ops.ones((2, 4)))
     assert plan.program.failed_layer(caught.value) == "calling"
     assert plan.program.failed_layer(ValueError()) is None
+
+
+class Offsets(layers.Layer):
+    """Adds another number to each row."""
+
+    def call(self, x):
+        return x + ops.reshape(ops.arange(3, dtype="float32"), (3, 1, 1))
+
+
+@pytest.mark.each_backend
+def test_a_number_for_each_row_is_not_taken_for_a_bias():
+    inputs = keras.Input(batch_shape=(3, 2, 3))
+    model = keras.Model(inputs, Offsets()(inputs))
+    x = np.zeros((3, 2, 3), "float32")
+    made = Plan(model, ops.convert_to_tensor(x), training=False, passes=())
+    expected = np.broadcast_to(np.arange(3, dtype="float32")[:, None, None], x.shape)
+    received = made.program(ops.convert_to_tensor(x))
+    np.testing.assert_array_equal(ops.convert_to_numpy(received), expected)
