@@ -45,20 +45,6 @@ class Program:
         return layer
 
 
-def _without_bias(node: Node) -> tuple[Any, ...]:
-    """Returns a node's arguments, those of some sums exchanged.
-
-    Keras on TensorFlow adds a second argument of shape `(n, 1, 1)` along the last axis if that has
-    the size `n`: it takes it for a bias. A layer that wrote `x + offsets` does not go through it.
-    """
-    args = tuple(node.args)
-    if node.kind == "Add" and isinstance(args[-1], Value):
-        shape = args[-1].shape
-        if shape[-1:] == (1,) and sum(size != 1 for size in shape) == 1:
-            return args[::-1]
-    return args
-
-
 class _Writer:
     """Writes the source code of a graph. Values are deleted after their last use."""
 
@@ -105,7 +91,7 @@ class _Writer:
             return f"{variable} = {text}  # {node.content.path}"
         operation = node.operation if node.is_layer else node.operation.call
         name = self._name(node.operation.name if node.is_layer else node.kind, operation)
-        arguments = [self._text(each) for each in _without_bias(node)]
+        arguments = [self._text(each) for each in node.args]
         arguments += [f"{name}={self._text(each)}" for name, each in node.kwargs.items()]
         text = f"{name}({', '.join(arguments)})"
         if len(node.outputs) == 1:

@@ -201,6 +201,8 @@ class _History:
         args, kwargs = tree.map_structure(self._argument, (args, kwargs))
         if kind == "GetItem" and _was_tuple(args[1]):
             args = (args[0], tuple(args[1]))
+        if kind == "Add" and _looks_like_bias(args[-1]):
+            args = args[::-1]
         specs = [Spec(each.shape, each.dtype) for each in outputs]
         return Node(kind, specs, operation, args, kwargs, layer)
 
@@ -373,6 +375,16 @@ def _weight(variable: keras.Variable, dtype: str) -> Value:
 def _constant(tensor: Any) -> Value:
     spec = Spec(tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
     return Value(Node(CONSTANT, [spec], content=tensor))
+
+
+def _looks_like_bias(argument: Any) -> bool:
+    """Returns True for a second argument of a sum that Keras on TensorFlow may add wrongly.
+
+    It adds one of shape `(n, 1, 1)` along the last axis if that has the size `n`: it takes it for a
+    bias. A layer that wrote `x + offsets` does not go through it.
+    """
+    shape = argument.shape if isinstance(argument, Value) else ()
+    return shape[-1:] == (1,) and sum(size != 1 for size in shape) == 1
 
 
 def _was_tuple(key: Any) -> bool:
