@@ -166,7 +166,7 @@ class Policy(_Fields):
 
 
 class ScalingRules(_Fields):
-    """How fast replicas are added or removed."""
+    """The speed of scaling in one direction."""
 
     stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = None
     """Seconds of past recommendations that are considered."""

@@ -7,6 +7,7 @@ NAME = "operator"
 HELP = "serve ModelDeployments on Kubernetes, and scale them by their requests"
 
 _DEFAULT_IMAGE = "keras-deepseek-serving"
+_PACKAGES = ("aiohttp", "kopf", "pydantic", "yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,38 +108,35 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from keras_deepseek.errors import MissingExtraError
 
-    if arguments.action == "size":
-        _size(arguments)
-        return
+    action = {"run": _run_operator, "render": _render, "size": _size}[arguments.action]
     try:
-        from keras_deepseek.operator.plan import Settings
+        action(arguments)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(str(error.name), "operator", "for the operator") from error
-    settings = Settings(arguments.serving_image, arguments.model_store, arguments.region)
-    if arguments.action == "run":
-        _run_operator(settings, arguments.liveness)
-    else:
-        _render(settings, arguments)
+        if error.name not in _PACKAGES:
+            raise
+        raise MissingExtraError(error.name, "operator", "for the operator") from error
 
 
-def _run_operator(settings: Any, liveness: str | None) -> None:
-    from keras_deepseek.errors import MissingExtraError
+def _settings(arguments: argparse.Namespace) -> Any:
+    from keras_deepseek.operator.plan import Settings
 
-    try:
-        from keras_deepseek.operator.handlers import run_operator
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(str(error.name), "operator", "to run the operator") from error
-    run_operator(settings, liveness)
+    return Settings(arguments.serving_image, arguments.model_store, arguments.region)
 
 
-def _render(settings: Any, arguments: argparse.Namespace) -> None:
+def _run_operator(arguments: argparse.Namespace) -> None:
+    from keras_deepseek.operator.handlers import run_operator
+
+    run_operator(_settings(arguments), arguments.liveness)
+
+
+def _render(arguments: argparse.Namespace) -> None:
     import sys
 
     from keras_deepseek.operator.render import render_crd, render_objects
 
     parts = [] if arguments.file and not arguments.crds_only else [render_crd()]
     if not arguments.crds_only:
-        parts += [render_objects(name, settings) for name in arguments.file]
+        parts += [render_objects(name, _settings(arguments)) for name in arguments.file]
     sys.stdout.write("---\n".join(parts))
 
 

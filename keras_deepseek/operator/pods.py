@@ -5,11 +5,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from keras_deepseek.operator.api import Batching, Model, ModelDeploymentSpec, Resources
+from keras_deepseek.operator.api import Batching, Model, ModelDeploymentSpec, Resources, Rollout
 from keras_deepseek.operator.kinds import PORTS, Object
 from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
 
-CONTAINER = "server"
+_CONTAINER = "server"
 
 _MODEL_PATH = "/models/model"
 _CACHE_PATH = "/cache"
@@ -45,46 +45,18 @@ def make_pod_template(
         ValueError: A partial template does not fit.
     """
     volume, mount, source = _model_volume(model)
+    arguments = [
+        source,
+        *("--name", (model.name if model else None) or name),
+        *("--host", "0.0.0.0"),
+        *(word for port, number in PORTS.items() for word in (f"--{port}-port", str(number))),
+        *_limit_arguments(args),
+        *_batching_arguments(spec.batching),
+        *(["--cache-dir", _CACHE_PATH] if volume is None and model else []),
+        *args,
+    ]
+    container = _container(image, arguments, [mount] if mount else [], spec)
     limits = {**_LIMITS, **_given_limits(args)}
-    rollout_seconds = spec.rollout.start_seconds if spec.rollout else 600
-    ready = {"httpGet": {"path": "/v2/health/ready", "port": "admin"}, "periodSeconds": 5}
-    container = {
-        "name": CONTAINER,
-        "image": image,
-        "args": [
-            source,
-            *("--name", (model.name if model else None) or name),
-            *("--host", "0.0.0.0"),
-            *(word for port, number in PORTS.items() for word in (f"--{port}-port", str(number))),
-            *_limit_arguments(args),
-            *_batching_arguments(spec.batching),
-            *(["--cache-dir", _CACHE_PATH] if volume is None and model else []),
-            *args,
-        ],
-        "env": [{"name": "HOME", "value": "/tmp"}],
-        "ports": [{"name": port, "containerPort": number} for port, number in PORTS.items()],
-        "startupProbe": {**ready, "failureThreshold": math.ceil(rollout_seconds / 5)},
-        "readinessProbe": {**ready, "failureThreshold": 1, "timeoutSeconds": 3},
-        "livenessProbe": {
-            "httpGet": {"path": "/v2/health/live", "port": "admin"},
-            "periodSeconds": 10,
-            "failureThreshold": 6,
-            "timeoutSeconds": 5,
-        },
-        "resources": _resources(spec.resources),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        # The one line of an error of `serve` becomes the message of the terminated container.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            *([mount] if mount else []),
-            {"name": "tmp", "mountPath": "/tmp"},
-            {"name": "cache", "mountPath": _CACHE_PATH},
-        ],
-    }
     seconds = float(limits["unready_seconds"]) + float(limits["grace_seconds"])
     template: Object = {
         "metadata": {},
@@ -120,6 +92,42 @@ def make_pod_template(
             each["resources"] = _canonical(each["resources"])
     merged: Object = merge(template, {"metadata": {"labels": labels}})
     return merged
+
+
+def _container(
+    image: str, args: list[str], mounts: list[Object], spec: ModelDeploymentSpec
+) -> Object:
+    """Returns the container of the server."""
+    start_seconds = (spec.rollout or Rollout()).start_seconds
+    ready = {"httpGet": {"path": "/v2/health/ready", "port": "admin"}, "periodSeconds": 5}
+    return {
+        "name": _CONTAINER,
+        "image": image,
+        "args": args,
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "ports": [{"name": port, "containerPort": number} for port, number in PORTS.items()],
+        "startupProbe": {**ready, "failureThreshold": math.ceil(start_seconds / 5)},
+        "readinessProbe": {**ready, "failureThreshold": 1, "timeoutSeconds": 3},
+        "livenessProbe": {
+            "httpGet": {"path": "/v2/health/live", "port": "admin"},
+            "periodSeconds": 10,
+            "failureThreshold": 6,
+            "timeoutSeconds": 5,
+        },
+        "resources": _resources(spec.resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        # The one line of an error of `serve` becomes the message of the terminated container.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            *mounts,
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "cache", "mountPath": _CACHE_PATH},
+        ],
+    }
 
 
 def merge(base: Any, partial: Any, path: str = "template") -> Any:

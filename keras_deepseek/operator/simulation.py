@@ -42,7 +42,7 @@ class Deployment:
 
 @dataclass
 class Outcome:
-    """What happened, second by second."""
+    """The requests, replicas and lost requests of each second."""
 
     target: float
     requests: list[float] = field(default_factory=list)

@@ -29,7 +29,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """What a user set for the page.
+    """The settings of a dashboard file.
 
     Args:
         title: The title of the page.

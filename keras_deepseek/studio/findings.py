@@ -26,7 +26,7 @@ _MOST_NAMES = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """What the numbers of a run mean.
+    """A sentence that says what the numbers of a run mean.
 
     Args:
         name: The kind, such as `spike`.
