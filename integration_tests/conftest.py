@@ -5,9 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,3 +160,14 @@ def _assert_refused(done: subprocess.CompletedProcess[str], command: str, *words
 def assert_refused() -> Callable[..., None]:
     """Returns a function that asserts one line on stderr that holds all words."""
     return _assert_refused
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Returns the Chromium at the path that `CHROMIUM` names, or that of Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        path = os.environ.get("CHROMIUM")
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -5,14 +5,11 @@ the path that the variable `CHROMIUM` names.
 """
 
 import json
-import os
 import time
 
 import pytest
 
 from integration_tests.served_models import serve
-
-playwright = pytest.importorskip("playwright.sync_api")
 
 SECONDS = 60
 
@@ -24,15 +21,6 @@ def wait_for(page, expression):
         assert time.monotonic() < end, expression
         page.wait_for_timeout(20)
     return value
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        path = os.environ.get("CHROMIUM")
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -15,20 +15,9 @@ from keras_deepseek.artifacts import RunRecord
 from keras_deepseek.studio import Studio
 from tests.oracles.run_records import FAULTS, InventedRun, invent, write_documents
 
-playwright = pytest.importorskip("playwright.sync_api")
-
 VIEWS = ("Training", "Model", "Performance", "Runs")
 SIZES = ((360, 780), (1360, 900), (2560, 1400))
 SCHEMES = ("light", "dark")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        path = os.environ.get("CHROMIUM")
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
