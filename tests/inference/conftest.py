@@ -5,6 +5,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -234,6 +235,14 @@ def serve_grpc() -> Iterator[Callable[..., GrpcClient]]:
             return client
 
         yield serve
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Ignores the warnings of the real clients, which are their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import queue
 import random
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -94,14 +93,6 @@ def test_a_fault_of_the_server_itself_is_internal_and_not_shown(
 def target(doubler, serve_grpc):
     with ServingEngine(doubler, name="double") as engine:
         yield serve_grpc(engine, **MANAGED).server.target
-
-
-@pytest.fixture
-def quiet():
-    """What the real clients warn of is their own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def test_tensorflow_serving_api(target, quiet):

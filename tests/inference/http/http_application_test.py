@@ -3,12 +3,17 @@ import contextlib
 import http.client
 import json
 import logging
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.monitoring.access_log import LOGGER
 from keras_deepseek.inference.protocols import tf_serving
+from tests.inference.conftest import MANAGED, MANAGER
+from tests.oracles.protocols import import_client, skip_without
 
 pytest.importorskip("uvicorn")
 
@@ -346,3 +351,116 @@ def test_another_file_of_tokens_is_read(engine, tmp_path):
     ]
     server.stop()
     assert statuses == [401, 200]
+
+
+ROWS = np.array([[1, 2], [3, 4]], "float32")
+
+
+@pytest.fixture
+def served(doubler):
+    with ServingEngine(doubler, name="double") as engine:
+        yield engine.serve(0, **MANAGED)
+
+
+def triton_inputs(client, is_binary=True):
+    tensor = client.InferInput("x", ROWS.shape, "FP32")
+    tensor.set_data_from_numpy(ROWS, binary_data=is_binary)
+    return [tensor]
+
+
+def test_tritonclient(served, quiet):
+    client = import_client("tritonclient.http")
+    headers = {"Authorization": dict(MANAGER)["authorization"]}
+    with client.InferenceServerClient(f"{served.host}:{served.port}", concurrency=4) as triton:
+        assert triton.is_server_live()
+        assert triton.is_server_ready()
+        assert triton.is_model_ready("double", "1")
+        assert triton.get_model_metadata("double")["inputs"][0]["shape"] == [-1, 2]
+        for name in (None, "gzip", "deflate"):
+            found = triton.infer(
+                "double",
+                triton_inputs(client),
+                request_id="7",
+                request_compression_algorithm=name,
+                response_compression_algorithm=name,
+            )
+            assert (found.as_numpy("y") == 2 * ROWS).all()
+            assert found.get_response()["id"] == "7"
+        wanted = [client.InferRequestedOutput("y", binary_data=False)]
+        found = triton.infer("double", triton_inputs(client, is_binary=False), outputs=wanted)
+        assert (found.as_numpy("y") == 2 * ROWS).all()
+        later = [triton.async_infer("double", triton_inputs(client)) for _ in range(20)]
+        assert all((one.get_result().as_numpy("y") == 2 * ROWS).all() for one in later)
+        with pytest.raises(client.InferenceServerException, match="no model 'other'") as caught:
+            triton.infer("other", triton_inputs(client))
+        assert caught.value.status() == "404"
+        triton.load_model("double", headers=headers)
+        assert triton.get_model_repository_index()[0]["state"] == "READY"
+        triton.unload_model("double", headers=headers)
+        assert triton.get_model_repository_index() == []
+
+
+def test_tritonclient_s_aio(served, quiet):
+    client = import_client("tritonclient.http.aio")
+
+    async def ask():
+        async with client.InferenceServerClient(f"{served.host}:{served.port}") as triton:
+            assert await triton.is_model_ready("double")
+            return await asyncio.gather(
+                *(triton.infer("double", triton_inputs(client)) for _ in range(20))
+            )
+
+    assert all((one.as_numpy("y") == 2 * ROWS).all() for one in asyncio.run(ask()))
+
+
+KSERVE = """
+import asyncio, sys
+import httpx
+import numpy as np
+import kserve
+from kserve.inference_client import RESTConfig
+
+async def ask(url):
+    rows = np.array([[1, 2], [3, 4]], "float32")
+    client = kserve.InferenceRESTClient(RESTConfig(protocol="v2"))
+    assert await client.is_server_live(url)
+    assert await client.is_server_ready(url)
+    assert await client.is_model_ready(url, "double")
+    tensor = kserve.InferInput("x", [2, 2], "FP32")
+    for is_binary in (True, False):
+        tensor.set_data_from_numpy(rows, binary_data=is_binary)
+        request = kserve.InferRequest("double", [tensor])
+        answer = await client.infer(url, request, model_name="double")
+        assert (answer.outputs[0].as_numpy() == 2 * rows).all()
+    try:
+        await client.infer(url, request, model_name="other")
+    except httpx.HTTPStatusError as error:
+        assert "no model 'other'" in str(error)
+    await client.close()
+    client = kserve.InferenceRESTClient(RESTConfig(protocol="v1"))
+    answer = await client.infer(url, {"instances": [[1, 2]]}, model_name="double")
+    assert answer == {"predictions": [[2, 4]]}
+    await client.close()
+
+asyncio.run(ask(sys.argv[1]))
+print("answered")
+"""
+
+
+def test_kserve(served):
+    skip_without("kserve")
+    # Its messages have the names of Triton's: one process holds one of the two.
+    call = [sys.executable, "-W", "ignore", "-c", KSERVE, served.url]
+    told = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert told.stdout.strip().endswith("answered"), told.stderr
+
+
+def test_ovmsclient(served, quiet):
+    ovmsclient = import_client("ovmsclient")
+    client = ovmsclient.make_http_client(f"{served.host}:{served.port}")
+    assert (client.predict({"x": ROWS}, "double", 1) == 2 * ROWS).all()
+    assert client.get_model_status("double", 1)[1]["state"] == "AVAILABLE"
+    assert client.get_model_metadata("double", 1)["model_spec"]["version"] == "1"
+    errors = import_client("ovmsclient.tfs_compat.base.errors")
+    with pytest.raises(errors.ModelNotFoundError, match="no model 'other'"):
+        client.predict({"x": ROWS}, "other", 1)
