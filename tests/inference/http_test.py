@@ -4,10 +4,12 @@ The latter are small for a client and could be large for a server.
 """
 
 import asyncio
+import gc
 import gzip
 import random
 import sys
 import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +21,7 @@ from keras_deepseek.inference.http import http_application
 from keras_deepseek.inference.http.message import HttpResponse, stream_events
 from keras_deepseek.inference.http.routing import Route
 from keras_deepseek.inference.protocols import open_inference, tf_serving
-from tests.oracles.http_client import connect, read_all
+from tests.oracles.http_client import ask, connect, predict_request, read_all
 from tests.oracles.rest_client import RestClient
 
 pytest.importorskip("uvicorn")
@@ -107,6 +109,55 @@ def test_others_are_answered_while_a_large_body_is_read(doubler, monkeypatch, na
         assert answer.result(60).status == 400
         slow.close()
         other.close()
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_client_that_hangs_up_leaves_no_connection(serve_http, doubler, is_large):
+    # The server reads nothing behind pipelined requests, and while a large body waits.
+    server = serve_http(max_connections=2, max_body_bytes=10**6, write_seconds=0.1)
+    large = b'{"instances": [[1, 2]]%b}' % (b" " * 500_000)
+    data = post(PREDICT, large, b"Content-Length: %d" % len(large))
+    doubler.hold()
+    with connect(server) as busy:
+        busy.sendall(predict_request(1))
+        assert doubler.entered.wait(60)
+        with connect(server) as connection:
+            connection.sendall(data if is_large else 2 * predict_request(1))
+        doubler.release()
+        end, status = time.monotonic() + 60, 503
+        while status == 503:
+            assert time.monotonic() < end
+            other = RestClient(server)
+            status = other.ask("GET", "/healthz").status
+            other.close()
+        assert status == 200
+
+
+def test_closed_connections_leave_the_garbage_collector_nothing(doubler, caplog):
+    late = b'{"parameters": {"timeout": 1}, "inputs": [{"name": "x", "shape": [1, 2], '
+    late += b'"datatype": "FP32", "data": [1, 2]}]}'
+    whole = (
+        predict_request(1),
+        predict_request(-1),  # The model fails.
+        b"no request\r\n\r\n",
+        post(INFER, late, b"Content-Length: %d" % len(late)),
+    )
+    with ServingEngine(doubler) as engine:
+        server = engine.serve(0)
+        ask(server, 1)
+        gc.collect()
+        gc.disable()
+        try:
+            for data in 10 * (*whole, predict_request(1)[:-9], predict_request(1)):
+                with connect(server) as connection:
+                    connection.sendall(data)
+                    if data in whole:
+                        assert connection.recv(1000).startswith(b"HTTP/1.1 ")
+            ask(server, 1)
+            caplog.clear()  # Its records have the tracebacks.
+            assert gc.collect() < 400  # By cycles of references, 48 objects for each connection.
+        finally:
+            gc.enable()
 
 
 def test_a_body_in_tiny_chunks_takes_little_more_than_its_size(doubler, monkeypatch):

@@ -259,21 +259,19 @@ class Batcher:
             self._wakes_at = math.inf
 
     def _answer(self, batch: Batch, run: InferenceFunction) -> None:
-        error = self._try(batch, run)
-        if error is None:
+        if self._try(batch, run):
             return
-        singles = batch.split() if len(batch.slices) > 1 else []
-        for single in singles:
+        for single in batch.split():
             if self._is_given_up:
                 return
-            single_error = self._try(single, run)
-            if single_error is not None:
-                self._fail(single, single_error)
-        if not singles:
-            self._fail(batch, error)
+            self._try(single, run)
+        batch.slices = []
 
-    def _try(self, batch: Batch, run: InferenceFunction) -> BaseException | None:
-        """Runs a batch and answers its requests. Returns the error if it fails."""
+    def _try(self, batch: Batch, run: InferenceFunction) -> bool:
+        """Runs a batch and answers its requests.
+
+        Returns False if it fails, and its requests are to be tried one by one.
+        """
         size = self._queue.bucket(batch.rows)
         start = self._clock()
         try:
@@ -287,14 +285,19 @@ class Batcher:
             batch.distribute(outputs, size)
         # No error may end the thread: its requests would never be answered.
         except BaseException as error:  # noqa: BLE001
-            return error
-        return None
+            if len(batch.slices) > 1:
+                return False
+            self._fail(batch, error)
+        return True
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
         batch.fail(error)
         with self._condition:
             for part in batch.slices:  # The other parts of a failed request are not run.
                 self._queue.forget(part.request)
+        # The traceback has the batch. Its requests have the error, and large inputs: without this
+        # reference cycle they do not wait for the garbage collector.
+        batch.slices = []
 
     def _record(self, batch: Batch, size: int, start: float, end: float, is_measured: bool) -> None:
         """Adds a batch that has run to the totals.

@@ -5,6 +5,7 @@ model may take the request.
 """
 
 import select
+from collections.abc import Iterable
 
 from keras_deepseek.inference.batching.batch import Batch, Request
 
@@ -18,9 +19,14 @@ def find_hung_up(batch: Batch) -> list[Request]:
     ]
     if not known:
         return []
+    closed = find_closed(connection for connection, _ in known)
+    return [request for connection, request in known if connection in closed]
+
+
+def find_closed(connections: Iterable[int]) -> set[int]:
+    """Returns the descriptors of the connections whose other end is closed, by one system call."""
     poll = select.poll()
-    for connection, _ in known:
+    for connection in connections:
         # Only Linux can tell a closed end apart from data that waits.
         poll.register(connection, getattr(select, "POLLRDHUP", 0))
-    closed = {connection for connection, _ in poll.poll(0)}
-    return [request for connection, request in known if connection in closed]
+    return {connection for connection, _ in poll.poll(0)}

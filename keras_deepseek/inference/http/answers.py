@@ -49,7 +49,11 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
     error = finished.error
     assert error is not None
     if isinstance(error, NOT_OF_MODEL):
-        raise error
+        finished.error = None
+        try:
+            raise error
+        finally:
+            del error  # It was a reference cycle, which holds the inputs.
     _logger.error("The model %r failed.%s", model_name, trace.log_suffix, exc_info=error)
     raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")
 

@@ -44,7 +44,7 @@ async def dispatch(
     options["model"] = name
     if request.exchange is not None and request.exchange.has_hung_up:
         raise HungUpError
-    answered: asyncio.Future[Request] = asyncio.get_running_loop().create_future()
+    answered: asyncio.Future[Request | None] = asyncio.get_running_loop().create_future()
 
     def settle(finished: Request) -> None:
         if not answered.done():
@@ -64,7 +64,7 @@ async def dispatch(
     def give_up() -> None:
         cancel()
         if not answered.done():
-            answered.set_exception(HungUpError())
+            answered.set_result(None)  # An exception there would be a reference cycle.
 
     request.call_on_hang_up(give_up)
     try:
@@ -72,6 +72,8 @@ async def dispatch(
     except asyncio.CancelledError:
         cancel()
         raise
+    if finished is None:
+        raise HungUpError
     return outputs_of(name, finished, request.trace)
 
 

@@ -15,10 +15,11 @@ from typing import Any, Protocol, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from keras_deepseek.inference.batching.hang_ups import find_closed
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.message import EXTENSION, HttpError
 
@@ -106,7 +107,7 @@ class _Transport:
     def __init__(self, protocol: "HttpProtocol", transport: asyncio.Transport) -> None:
         self._head = b""
         self._writelines = transport.writelines
-        self.close = protocol.linger
+        self._linger = protocol.linger
         self.is_closing = lambda: protocol.is_lingering or transport.is_closing()
 
     def write(self, data: bytes) -> None:
@@ -116,6 +117,11 @@ class _Transport:
         else:
             self._writelines((self._head, data))
             self._head = b""
+
+    def close(self) -> None:
+        """Ends the connection behind what was written."""
+        self.flush()
+        self._linger()
 
     def flush(self) -> None:
         """Writes the head of an answer that has no body."""
@@ -211,6 +217,9 @@ class HttpProtocol(HttpToolsProtocol):
         """Drops the requests of a closed connection."""
         self._drop_requests()
         super().connection_lost(exc)
+        # Without these reference cycles no closed connection waits for the garbage collector.
+        del self.cycle, self.flow, self.transport, self._transport
+        self._refusal = None
 
     def on_message_begin(self) -> None:
         """Starts to collect a new request."""
@@ -281,13 +290,16 @@ class HttpProtocol(HttpToolsProtocol):
         """Ends the body of a request."""
         if not self._is_refused_early:
             super().on_message_complete()
+            if self._body_bytes > HIGH_WATER_LIMIT:
+                self.flow.resume_reading()  # The client may end the connection.
         self._phase, self._since = _IDLE, self._clock()
         self._is_done = self._is_done or not self.parser.should_keep_alive()
 
     def on_response_complete(self) -> None:
         """Starts the next request of the connection, if there is one."""
-        # Without this reference cycle the garbage collector has a third of the work.
-        self._exchanges.popleft().cycle = None
+        # Without these reference cycles the garbage collector has a third of the work.
+        exchange = self._exchanges.popleft()
+        exchange.cycle = exchange.refusal = None
         self._transport.flush()
         self._since = self._clock()
         if not self.transport.is_closing():
@@ -303,7 +315,6 @@ class HttpProtocol(HttpToolsProtocol):
         The system resets a connection that is closed with unread bytes, and the reset may destroy
         the answer on its way. So further bytes are read and dropped until the client closes.
         """
-        self._transport.flush()
         if self._is_done and self._refusal is None:
             self._raw.close()  # The client announced that it sends nothing more.
         elif not self.is_lingering and not self._raw.is_closing():
@@ -343,6 +354,9 @@ class HttpProtocol(HttpToolsProtocol):
                 self.abort()
         elif self.flow.read_paused:
             self._since = now
+            # The end of the connection is not read, and no batch takes its requests.
+            if self._descriptor is not None and find_closed([self._descriptor]):
+                self.abort()
         elif self._phase == _IDLE:
             is_new = self.scope is None
             seconds = limits.header_seconds if is_new else limits.idle_seconds
