@@ -36,6 +36,7 @@ class Request:
     """
 
     __slots__ = (
+        "__weakref__",
         "_answered_rows",
         "_deliver",
         "_open",

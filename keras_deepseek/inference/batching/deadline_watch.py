@@ -4,6 +4,7 @@ import heapq
 import itertools
 import math
 import threading
+import weakref
 from collections.abc import Callable
 
 from keras_deepseek.inference.batching.batch import Request
@@ -23,7 +24,8 @@ class DeadlineWatch:
         self._clock = clock
         self._condition = threading.Condition()
         self._order = itertools.count()
-        self._heap: list[tuple[float, int, Request]] = []
+        # An answered request may have a late deadline, and large inputs: it is not kept.
+        self._heap: list[tuple[float, int, weakref.ref[Request]]] = []
         self._limit = NUM_KEPT
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -31,15 +33,18 @@ class DeadlineWatch:
     def add(self, request: Request) -> None:
         """Adds the deadline of a request to the watched ones."""
         with self._condition:
-            heapq.heappush(self._heap, (request.deadline, next(self._order), request))
+            number = next(self._order)
+            heapq.heappush(self._heap, (request.deadline, number, weakref.ref(request)))
             if len(self._heap) > self._limit:
-                self._heap = [entry for entry in self._heap if not entry[2].is_over]
+                self._heap = [
+                    entry for entry in self._heap if (one := entry[2]()) and not one.is_over
+                ]
                 heapq.heapify(self._heap)
                 self._limit = max(NUM_KEPT, 2 * len(self._heap))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="deadlines", daemon=True)
                 self._thread.start()
-            elif self._heap and self._heap[0][2] is request:
+            elif self._heap and self._heap[0][1] == number:
                 self._condition.notify()
 
     def is_due(self, now: float) -> bool:
@@ -54,8 +59,8 @@ class DeadlineWatch:
         found = []
         with self._condition:
             while self._heap and self._heap[0][0] <= now:
-                request = heapq.heappop(self._heap)[2]
-                if not request.is_over:
+                request = heapq.heappop(self._heap)[2]()
+                if request is not None and not request.is_over:
                     found.append(request)
         return found
 

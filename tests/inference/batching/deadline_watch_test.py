@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 
 import numpy as np
 
@@ -36,11 +37,22 @@ def test_what_was_answered_is_not_due():
 
 def test_what_was_answered_is_not_kept_until_its_deadline():
     watch = DeadlineWatch(lambda: None, clock=lambda: 0.0)
-    for _ in range(10 * NUM_KEPT):
-        request = request_of(1.0)
+    requests = [request_of(1.0) for _ in range(10 * NUM_KEPT)]
+    for request in requests:
         watch.add(request)
         request.withdraw()
     assert len(watch._heap) <= NUM_KEPT + 1
+    watch.close()
+
+
+def test_an_answered_request_and_its_inputs_are_not_kept():
+    watch = DeadlineWatch(lambda: None, clock=lambda: 0.0)
+    request = request_of(1.0)
+    watch.add(request)
+    left = weakref.ref(request)
+    del request
+    assert left() is None
+    assert watch.take_due(2.0) == []
     watch.close()
 
 
