@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -41,7 +42,17 @@ class Refusal(NamedTuple):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """Returns the gRPC status for an error. A fault of the server is logged and not shown."""
+    """Returns the gRPC status for an error, which is handled then.
+
+    A fault of the server is logged and not shown.
+    """
+    refusal = _find_refusal(error)
+    # The frames have large inputs, and futures that have the error: a reference cycle.
+    clear_frames(error.__traceback__)
+    return refusal
+
+
+def _find_refusal(error: Exception) -> Refusal:
     if isinstance(error, StatusError):
         return Refusal(error.status, _shorten(str(error)))
     for kind, _, status in STATUSES:

@@ -4,7 +4,7 @@ All of it runs on the server's event loop. Nothing blocks there while the model 
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
@@ -72,26 +72,33 @@ def _answer_unary(
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
     path = f"/{service.name}/{name}"
 
+    async def run(data: bytes, context: Any) -> bytes | Refusal:
+        try:
+            if name in service.management_calls:
+                server.model_control.check(_read_token(context))
+            else:
+                _check_token(server, context)
+            return await call(server, data, time_left(context))
+        except Exception as error:  # noqa: BLE001 - The client and the log are told.
+            return refusal_of(error)
+
     async def answer(data: bytes, context: Any) -> bytes:
         trace = RequestTrace(service.protocol, name)
         current_trace.set(trace)
         status, size = "CANCELLED", 0
         begin_call(server, context, trace)
         try:
-            if name in service.management_calls:
-                server.model_control.check(_read_token(context))
-            else:
-                _check_token(server, context)
-            result = await call(server, data, time_left(context))
+            result = await run(data, context)
+            # gRPC keeps the error of `abort`, and this frame, until garbage is collected.
+            del data
+            if isinstance(result, Refusal):
+                status = result.status
+                await server.wait_to_answer()
+                await _abort(context, result)
             status, size = "OK", len(result)
-        except Exception as error:
-            refusal = refusal_of(error)
-            status = refusal.status
-            await server.wait_to_answer()
-            await _abort(context, refusal)
-            raise  # Not reached: gRPC's `abort` raises.
         finally:
             end_request(server, context, trace, path, status, size)
+            del trace
         await server.wait_to_answer()
         return result
 
@@ -138,7 +145,8 @@ def _read_token(context: Any) -> str | None:
     return str(received[0]) if received else None
 
 
-async def _abort(context: Any, refusal: Refusal) -> None:
+async def _abort(context: Any, refusal: Refusal) -> NoReturn:
     """Ends a gRPC call with an error status. Raises, as gRPC's `abort` does."""
     metadata = refusal.metadata and (*(context.trailing_metadata() or ()), *refusal.metadata)
     await context.abort(grpc.StatusCode[refusal.status], refusal.message, metadata)
+    raise AssertionError("gRPC's `abort` has raised.")

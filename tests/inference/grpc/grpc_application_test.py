@@ -1,10 +1,12 @@
 import asyncio
+import gc
 import json
 import logging
 import queue
 import random
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.grpc import open_inference_rpc
 from keras_deepseek.inference.monitoring.access_log import LOGGER
 from keras_deepseek.inference.protocols.messages import message_pool, new_message, parse_message
-from tests.inference.conftest import MANAGED, MANAGER
+from tests.inference.conftest import MANAGED, MANAGER, Doubler
 from tests.oracles.protocols import import_client, read_descriptors, skip_without
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
@@ -87,6 +89,30 @@ def test_a_fault_of_the_server_itself_is_internal_and_not_shown(
     found = status_of(client.ask, "inference.GRPCInferenceService/ServerLive")
     assert found == ("INTERNAL", "The server failed; see its log.")
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_failed_call_keeps_no_inputs_for_the_garbage_collector(serve_grpc, caplog):
+    class Noting(Doubler):
+        def run(self, inputs):
+            seen.append(weakref.ref(inputs["x"]))
+            return super().run(inputs)
+
+    caplog.set_level(logging.CRITICAL, "keras_deepseek")  # Records of the log have the tracebacks.
+    seen = []
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 2], "contents": {"fp32_contents": [-1, 0]}}
+    with ServingEngine(Noting(), warm_up=False) as engine:
+        client = serve_grpc(engine)
+        gc.disable()
+        try:
+            for _ in range(3):
+                with pytest.raises(grpc.RpcError):
+                    client.ask(
+                        "inference.GRPCInferenceService/ModelInfer", model_name="model", inputs=[x]
+                    )
+            client.ask("inference.GRPCInferenceService/ServerLive")
+            assert [one() is None for one in seen] == [True] * 3
+        finally:
+            gc.enable()
 
 
 @pytest.fixture
