@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import http.server
 import json
@@ -93,7 +94,8 @@ class Page(http.server.BaseHTTPRequestHandler):
             if self.server.is_silent and len(body) == SIZE:
                 self.server.has_stalled.set()
                 self.server.goes_on.wait(60)
-            self.wfile.write(body[: self.server.cut_after])
+            with contextlib.suppress(BrokenPipeError):  # The client has given up.
+                self.wfile.write(body[: self.server.cut_after])
             self.close_connection = len(body) > self.server.cut_after
 
     def log_message(self, *_):
