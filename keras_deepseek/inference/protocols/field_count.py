@@ -17,7 +17,7 @@ _LIST_BYTES = 2**5
 """Bytes of a list of integers that count as one field. Each byte may take 15 of memory."""
 
 _VARINT, _EIGHT_BYTES, _SIZED, _FOUR_BYTES = 0, 1, 2, 5
-_CONTINUED, _BITS = 0x80, 64
+_CONTINUED = 0x80
 
 
 async def check_field_count(name: str, data: bytes) -> None:
