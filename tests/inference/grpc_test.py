@@ -1,4 +1,4 @@
-"""Small requests that ask for much memory are refused before it is taken."""
+"""Requests that ask for much more memory than their size are refused before it is taken."""
 
 import re
 import subprocess
@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.protocols.messages import new_message
+from keras_deepseek.inference.protocols import field_count
+from keras_deepseek.inference.protocols.messages import new_message, parse_message
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
 
 PREDICT = "tensorflow.serving.PredictionService/Predict"
 CLASSIFY = "tensorflow.serving.PredictionService/Classify"
 INFER = "inference.GRPCInferenceService/ModelInfer"
+STREAM_INFER = "inference.GRPCInferenceService/ModelStreamInfer"
 MEGABYTE = 2**20
 
 
@@ -29,7 +31,7 @@ def predict(*shape, names=("x",), dtype=1, **values):
             tensor.tensor_shape.dim.add(size=size)
         for field, listed in values.items():
             getattr(tensor, field).extend(listed)
-    return message
+    return message.SerializeToString()
 
 
 def infer(shape, raw=None, **contents):
@@ -39,7 +41,7 @@ def infer(shape, raw=None, **contents):
         message.raw_input_contents.append(raw)
     for field, values in contents.items():
         getattr(tensor.contents, field).extend(values)
-    return message
+    return message.SerializeToString()
 
 
 def classify(count, context=0):
@@ -49,7 +51,7 @@ def classify(count, context=0):
     listed.context.features.feature["x"].float_list.value.extend([0.0] * context)
     for _ in range(count):
         listed.examples.add()
-    return message
+    return message.SerializeToString()
 
 
 MANY = tuple(f"input_{number}" for number in range(12))
@@ -64,6 +66,14 @@ ATTACKS = {
     "a context for many examples": (CLASSIFY, classify(1000, 10_000), "10000000 values"),
     "many examples": (CLASSIFY, classify(2**16 + 1), "65537 examples"),
 }
+LARGE = {  # Of each byte of these, protobuf or Python would make up to 70.
+    "4 MiB of map entries": (PREDICT, b"\x12\x00" * 2**21, "262144 fields"),
+    "4 MiB of tensors": (INFER, b"\x2a\x00" * 2**21, "262144 fields"),
+    "4 MiB of strings": (INFER, infer([2**22], bytes_contents=[b""] * 2**21), "262144 fields"),
+    "4 MiB of examples": (CLASSIFY, classify(2**21), "262144 fields"),
+    "16 MiB of integers": (INFER, infer([2**24], int64_contents=[0] * 2**24), "262144 fields"),
+    "36 MiB of floats": (CLASSIFY, classify(1, 9 * 2**20), "9437184 values"),
+}
 
 
 @pytest.fixture
@@ -72,9 +82,8 @@ def client(doubler, serve_grpc):
         yield serve_grpc(engine)
 
 
-@pytest.mark.parametrize(("path", "message", "text"), ATTACKS.values(), ids=ATTACKS)
-def test_a_small_request_is_refused_without_much_memory(client, status_of, path, message, text):
-    data = message.SerializeToString()
+@pytest.mark.parametrize(("path", "data", "text"), ATTACKS.values(), ids=ATTACKS)
+def test_an_attack_is_refused_without_much_memory(client, status_of, path, data, text):
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -84,6 +93,20 @@ def test_a_small_request_is_refused_without_much_memory(client, status_of, path,
         tracemalloc.stop()
     assert (status, text in told) == ("INVALID_ARGUMENT", True), told
     assert peak < len(data) + 16 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    "call", [PREDICT, INFER, "inference.GRPCInferenceService/ModelStreamInfer"]
+)
+def test_fields_are_counted_before_a_message_is_parsed(client, status_of, monkeypatch, call):
+    monkeypatch.setattr(field_count, "MAX_FIELDS", 100)
+    data = b"\x12\x00" * 101
+    if call == STREAM_INFER:
+        answer = next(client.channel.stream_stream(f"/{call}")(iter([data])))
+        told = parse_message("inference.ModelStreamInferResponse", answer).error_message
+    else:
+        _, told = status_of(client.send(call, data).result)
+    assert "more than 100 fields" in told
 
 
 SERVES = """
@@ -114,15 +137,17 @@ def test_the_process_itself_takes_no_memory_for_them():
     with subprocess.Popen(call, cwd=folder, stdin=pipe, stdout=pipe, text=True) as child:
         target = child.stdout.readline().strip()
         with grpc.insecure_channel(target) as channel:
-            good = predict(1, 2, float_val=[1, 2]).SerializeToString()
+            good = predict(1, 2, float_val=[1, 2])
             channel.unary_unary(f"/{PREDICT}")(good, timeout=60)
             before = peak_megabytes(child.pid)
-            for name, (path, message, _) in ATTACKS.items():
-                data = message.SerializeToString()
+            for name, (path, data, text) in {**ATTACKS, **LARGE}.items():
                 with pytest.raises(grpc.RpcError) as caught:
                     channel.unary_unary(f"/{path}")(data, timeout=60)
                 assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert text in caught.value.details()
                 peak = peak_megabytes(child.pid)
                 print(f"{name}: {len(data)} bytes, peak {before:.0f} to {peak:.0f} MB")
-                assert peak < before + 40
+                assert (
+                    peak < before + 40 + 4 * len(data) / MEGABYTE
+                )  # gRPC itself takes three times it.
         child.stdin.close()

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference import HttpLimits, ServingEngine
 from keras_deepseek.inference.http import body as body_module
 from keras_deepseek.inference.http import http_application
 from keras_deepseek.inference.http.message import HttpResponse, stream_events
@@ -179,6 +180,20 @@ def test_a_body_in_tiny_chunks_takes_little_more_than_its_size(doubler, monkeypa
             tracemalloc.stop()
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert peaks[0] < 4 * size  # It was 28 times once.
+
+
+@pytest.mark.parametrize("path", ["/nowhere", PREDICT, "/v2/health/live"])
+def test_a_client_that_sends_on_behind_a_refusal_is_cut_off(doubler, path):
+    with ServingEngine(doubler) as engine:
+        limits = HttpLimits(linger_seconds=0.1)
+        server = engine.serve(0, tokens=["secret"], max_body_bytes=100_000, limits=limits)
+        with connect(server) as connection:
+            head = post(path, b"", b"Content-Length: 999999999999")
+            connection.sendall(head.replace(b"Connection: close\r\n", b""))
+            assert connection.recv(100).startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 405 "))
+            pieces = iter(lambda: connection.sendall(bytes(2**16)), True)  # They have no end.
+            with pytest.raises(ConnectionError):
+                deque(pieces, maxlen=0)
 
 
 @pytest.mark.nightly

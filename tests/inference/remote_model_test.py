@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -156,6 +157,20 @@ def test_a_bundle_is_downloaded_once_and_again_when_it_changes(site, tmp_path, c
     write_bundle(site.folder / "digits/1")
     assert fetch_model(uri, cache) != path
     assert Bundle.open(path)
+
+
+def test_an_authority_of_one_s_own_vouches_for_a_server(
+    site, few_retries, tmp_path, certificates, monkeypatch
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    site.socket = context.wrap_socket(site.socket, server_side=True)
+    monkeypatch.setattr(site, "handle_error", lambda *_: None)  # The client ends the handshake.
+    uri = f"{site.url.replace('http', 'https')}/digits/1"
+    with pytest.raises(InvalidInputError, match="digits/1 can't be read"):
+        fetch_model(uri, tmp_path / "cache")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
+    assert Bundle.open(fetch_model(uri, tmp_path / "cache"))
 
 
 def test_a_bundle_that_was_altered_in_the_cache_is_downloaded_again(site, tmp_path):

@@ -30,9 +30,14 @@ class Application:
         self.scopes = []
         self.waiting = {}
         self.ended = []
+        self.is_early = False
+        """True to answer before the body has come."""
 
     async def __call__(self, scope, receive, send):
         exchange = scope["extensions"][EXTENSION]
+        if self.is_early:
+            await self._send(send, 404, b"")
+            return
         body, is_last = b"", exchange.refusal is not None
         while not is_last:
             message = await receive()
@@ -117,6 +122,7 @@ class Wire:
             limits=limits,
             is_unready=False,
             is_stopping=False,
+            max_body_bytes=100_000,
             application=types.SimpleNamespace(refuse_early=self._refuse_early),
         )
         self.state = ServerState()

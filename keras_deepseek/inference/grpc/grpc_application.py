@@ -18,6 +18,8 @@ from keras_deepseek.inference.grpc.answers import Refusal, StatusError, refusal_
 from keras_deepseek.inference.grpc.call_records import begin_call, end_request
 from keras_deepseek.inference.grpc.grpc_service import GrpcService, StreamCall, UnaryCall
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
+from keras_deepseek.inference.protocols.field_count import check_field_count
+from keras_deepseek.inference.protocols.messages import message_pool
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_server import GrpcServer
@@ -53,9 +55,10 @@ class GrpcApplication(grpc.GenericRpcHandler):
         # One dict for all services: gRPC would ask them one after the other.
         self._methods = {}
         for service in SERVICES:
+            methods = message_pool().FindServiceByName(service.name).methods_by_name
             for name, unary in service.unary_calls.items():
                 self._methods[f"/{service.name}/{name}"] = grpc.unary_unary_rpc_method_handler(
-                    _answer_unary(server, service, name, unary)
+                    _answer_unary(server, service, methods[name], unary)
                 )
             for name, stream in service.stream_calls.items():
                 self._methods[f"/{service.name}/{name}"] = grpc.stream_stream_rpc_method_handler(
@@ -68,8 +71,9 @@ class GrpcApplication(grpc.GenericRpcHandler):
 
 
 def _answer_unary(
-    server: "GrpcServer", service: GrpcService, name: str, call: UnaryCall
+    server: "GrpcServer", service: GrpcService, method: Any, call: UnaryCall
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    name, request_type = method.name, method.input_type.full_name
     path = f"/{service.name}/{name}"
 
     async def run(data: bytes, context: Any) -> bytes | Refusal:
@@ -78,6 +82,7 @@ def _answer_unary(
                 server.model_control.check(_read_token(context))
             else:
                 _check_token(server, context)
+            await check_field_count(request_type, data)
             return await call(server, data, time_left(context))
         except Exception as error:  # noqa: BLE001 - The client and the log are told.
             return refusal_of(error)

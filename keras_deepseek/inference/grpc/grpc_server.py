@@ -26,10 +26,13 @@ _PACKAGES = {
 }
 
 _MAX_CALLS = 4096
-"""Calls of all connections at a time. Further ones end with RESOURCE_EXHAUSTED.
+"""Calls of all connections at a time. Further ones end with RESOURCE_EXHAUSTED."""
 
-`grpc.max_concurrent_streams` would fail calls: a client that has just read an answer sends the next
-call, and the server, for which the last one is not over, resets its stream.
+_MAX_STREAMS = 2 * _MAX_CALLS
+"""Calls of one connection, those included that were refused and whose client does not read on.
+
+It must be above `_MAX_CALLS`. Here gRPC resets a stream: to a client that has just read an answer
+and sends its next call, for the server its last one is not over.
 """
 
 _PROBE_MILLISECONDS = 60_000
@@ -175,6 +178,7 @@ class GrpcServer(Server):
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
+            ("grpc.max_concurrent_streams", _MAX_STREAMS),
             # Finds clients whose machine is gone: they do not close their connections.
             ("grpc.keepalive_time_ms", _PROBE_MILLISECONDS),
             ("grpc.keepalive_timeout_ms", _PROBE_TIMEOUT_MILLISECONDS),

@@ -16,6 +16,7 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc
+from keras_deepseek.inference.protocols.field_count import check_field_count
 from keras_deepseek.inference.protocols.open_inference import InferCall
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ async def _read(
 ) -> None:
     try:
         async for data in requests:
-            started = _start(server, data, time_left(context), request_id)
+            started = await _start(server, data, time_left(context), request_id)
             try:
                 await answers.put(started)
             except asyncio.CancelledError:  # The stream ended while the request waited for room.
@@ -96,13 +97,14 @@ async def _read(
         await answers.put(None)
 
 
-def _start(
+async def _start(
     server: "GrpcServer", data: bytes, timeout: float | None, request_id: str
 ) -> _Started | _Answered:
     trace, call = RequestTrace(*CALL), None
     trace.request_id = request_id  # The stream's id, unless the request has its own.
     current_trace.set(trace)
     try:
+        await check_field_count("inference.ModelInferRequest", data)
         call = open_inference_grpc.parse_infer(data)
         if request_id and call.id:
             trace.request_id = choose_request_id(call.id)

@@ -11,20 +11,22 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from keras_deepseek.inference.batching.hang_ups import find_closed
-from keras_deepseek.inference.http.http_limits import HttpLimits
-from keras_deepseek.inference.http.message import EXTENSION, HttpError
+from keras_deepseek.inference.http.message import EXTENSION, Exchange, HttpError
 
-_HEADS_PIECE, _BODY_PIECE = 2**12, 2**16
-"""Bytes that are parsed in one turn of the loop: many small requests, or many small chunks."""
+if TYPE_CHECKING:
+    from keras_deepseek.inference.http.http_server import HttpServer
+
+MAX_PIPELINED = 128
+"""Requests that a client may send before it has the answer to the first of them."""
 
 _IDLE, _HEAD, _BODY = range(3)
 """The phases of a connection: between requests, in the request line or headers, in the body."""
@@ -32,69 +34,6 @@ _IDLE, _HEAD, _BODY = range(3)
 _HOST = re.compile(rb"([\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(:\d*)?")
 _SUBSTITUTE = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"
 """Parsed in the place of a request that can't be, so that its refusal waits for its turn."""
-
-
-class Refuser(Protocol):
-    """The method of the application that its connections call."""
-
-    def refuse_early(
-        self, method: bytes, path: bytes, headers: list[tuple[bytes, bytes]]
-    ) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
-        """Returns the headers and the body of a 429 to a request that is not worth reading."""
-
-
-class ConnectionOwner(Protocol):
-    """The members of the server that its connections use."""
-
-    limits: HttpLimits
-    is_unready: bool
-    is_stopping: bool
-
-    @property
-    def application(self) -> Refuser:
-        """The application that answers."""
-
-
-class Exchange:
-    """One request of a connection. The application knows it as `message.Exchange`."""
-
-    __slots__ = ("_callback", "cycle", "descriptor", "has_hung_up", "is_request", "refusal")
-
-    def __init__(
-        self, refusal: HttpError | None, descriptor: int | None, *, is_request: bool
-    ) -> None:
-        self._callback: Callable[[], object] | None = None
-        self.descriptor = descriptor
-        self.cycle: Any = None
-        self.refusal = refusal
-        self.is_request = is_request
-        self.has_hung_up = False
-        """True if the client has closed the connection."""
-
-    def call_on_hang_up(self, callback: Callable[[], object]) -> None:
-        """Calls `callback` if the client hangs up, or at once if it has hung up."""
-        self._callback = callback
-        if self.has_hung_up:
-            callback()
-
-    def hang_up(self) -> None:
-        """Tells the application that the client has hung up."""
-        self.has_hung_up = self.cycle.disconnected = True
-        self.cycle.message_event.set()
-        if self._callback is not None:
-            self._callback()
-
-
-class _Flow(FlowControl):
-    """Reads nothing while pipelined requests wait. Otherwise a client could pile them up."""
-
-    def __init__(self, transport: asyncio.Transport, protocol: "HttpProtocol") -> None:
-        super().__init__(transport)
-        self._protocol = protocol
-
-    def resume_reading(self) -> None:
-        if not self._protocol.pipeline and not self._protocol.unread:
-            super().resume_reading()
 
 
 class _Transport:
@@ -134,7 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(
         self,
-        owner: ConnectionOwner,
+        owner: "HttpServer",
         config: Config,
         state: ServerState,
         clock: Callable[[], float] = time.monotonic,
@@ -142,24 +81,18 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, state, {}, asyncio.get_running_loop())
         self.access_log = False  # The application has its own.
         self.is_lingering = False
-        self._is_refused_early = False
-        self.unread = b""
-        """Bytes that have come behind pipelined requests, which are answered first."""
-        self._is_held = False
         self._owner, self._limits, self._clock = owner, owner.limits, clock
         self._raw: asyncio.Transport
-        self._descriptor: int | None = None
         # In the order of the requests. The first is running, the others wait.
         self._exchanges: deque[Exchange] = deque()
         self._refusal: HttpError | None = None
+        self._is_refused_early = False
         self._is_done = False
         """True if nothing more is read: the client or the server wants to close the connection."""
         self._phase, self._since = _IDLE, clock()
         """The second is when the phase last changed, or the last answer was given."""
-        age = self._limits.connection_seconds * random.uniform(1.0, 1.1)
-        self._expires = self._since + age
+        self._expires = self._since + self._limits.connection_seconds * random.uniform(1.0, 1.1)
         self._body_bytes = self._field_bytes = 0
-        self._noted = (_IDLE, 0)
         self._unsent, self._unsent_since = 0, self._since
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -170,44 +103,28 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(self._raw)
         self._transport = _Transport(self, self._raw)
         self.transport = cast(asyncio.Transport, self._transport)
-        self.flow = _Flow(self._raw, self)
         if len(self.connections) > self._limits.max_connections:
             message = "The server has too many connections. Try again later."
             self._end_with(HttpError(503, message, (("retry-after", "1"),)))
 
     def data_received(self, data: bytes) -> None:
-        """Reads bytes, and starts the request that they begin."""
-        self.unread += data
-        self._read()
-
-    def _read(self) -> None:
-        """Parses a piece of the bytes, and the next one when the loop has served others."""
-        if self.unread and not self.pipeline and not self._is_done:
-            size = _BODY_PIECE if self._phase == _BODY else _HEADS_PIECE
-            piece, self.unread = self.unread[:size], self.unread[size:]
-            self._parse(piece)
+        """Parses bytes, and starts the request that they begin. Ignores what follows the last."""
         if self._is_done:
-            self.unread = b""
-        elif self.unread:
-            self._is_held = True
-            self.flow.pause_reading()
-            if not self.pipeline:
-                self.loop.call_soon(self._read)
-        elif self._is_held:
-            self._is_held = False
-            self.flow.resume_reading()
-
-    def _parse(self, data: bytes) -> None:
+            return
+        # httptools reports whole lines only, so an endless one is noticed by its bytes.
+        self._field_bytes += len(data)
         try:
             self.parser.feed_data(data)
-            if self._phase != _IDLE and not self._is_done:
-                self._limit_fields(len(data))
         except httptools.HttpParserUpgrade:
             # The client offers another protocol. The answer is HTTP/1.1, and then the end.
             self._is_done, self.cycle.keep_alive = True, False
         except httptools.HttpParserError as error:
             if not self._is_done:
-                self._end_with(HttpError(400, f"The request is not HTTP/1.1: {error}."))
+                reason = error.__cause__  # Set if it was raised here.
+                message = reason or f"The request is not HTTP/1.1: {error}."
+                self._end_with(HttpError(400, str(message)))
+        if self._field_bytes > self._limits.max_header_bytes and not self._is_done:
+            self._end_with(_too_large_head(self._limits.max_header_bytes))
 
     def eof_received(self) -> None:
         """Drops the requests of a client that has closed the connection or its sending half."""
@@ -223,24 +140,28 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Starts to collect a new request."""
+        if self._refusal is None and len(self._exchanges) >= MAX_PIPELINED:
+            raise HttpError(400, f"More than {MAX_PIPELINED} requests wait for their answers.")
         if self._is_done:  # Bytes after the last request are ignored.
-            raise HttpError(400, "The connection is ending.")  # It becomes an HttpParserError.
+            raise HttpError(400, "The connection is ending.")
         super().on_message_begin()
         self._is_refused_early = False
         self._phase, self._since = _HEAD, self._clock()
-        self._body_bytes, self._noted = 0, (_IDLE, 0)
+        self._body_bytes = self._field_bytes = 0
 
     def on_headers_complete(self) -> None:
         """Checks the request's headers, and starts the application."""
-        previous, is_request = self.cycle, self._refusal is None
+        previous, is_request, parser = self.cycle, self._refusal is None, self.parser
         if is_request:
             try:
                 self._check_headers()
             except HttpError as error:
                 self._refusal = error
-        self._phase, self._since = _BODY, self._clock()
+        self._phase, self._since, self._field_bytes = _BODY, self._clock(), 0
         is_last = self._owner.is_unready or self._owner.is_stopping or self._since > self._expires
-        if not is_last and self._refusal is None and self._refuse_early():
+        is_plain = parser.get_http_version() == "1.1" and not parser.should_upgrade()
+        is_kept = is_plain and parser.should_keep_alive() and not is_last
+        if is_kept and self._refusal is None and self._refuse_early():
             return
         exchange = Exchange(self._refusal, self._descriptor, is_request=is_request)
         self.scope["extensions"] = cast(Any, {EXTENSION: exchange})
@@ -260,17 +181,10 @@ class HttpProtocol(HttpToolsProtocol):
 
         The way through the application takes about twice the time, which is scarce then.
         """
-        parser = self.parser
-        if (
-            self._exchanges
-            or self.flow.write_paused
-            or self.expect_100_continue
-            or parser.get_http_version() != "1.1"
-            or not parser.should_keep_alive()
-            or parser.should_upgrade()
-        ):
+        if self._exchanges or self.flow.write_paused or self.expect_100_continue:
             return False
-        answer = self._owner.application.refuse_early(parser.get_method(), self.url, self.headers)
+        method = self.parser.get_method()
+        answer = self._owner.application.refuse_early(method, self.url, self.headers)
         if answer is None:
             return False
         headers, body = answer
@@ -281,10 +195,13 @@ class HttpProtocol(HttpToolsProtocol):
         return True
 
     def on_body(self, body: bytes) -> None:
-        """Adds a piece of the request's body."""
+        """Adds a piece of the request's body, or drops it if the request is answered already."""
         self._body_bytes += len(body)
-        if not self._is_refused_early:
+        self._field_bytes = 0
+        if not (self._is_refused_early or self.cycle.response_complete):
             super().on_body(body)
+        elif self._body_bytes > self._owner.max_body_bytes:
+            self.linger()
 
     def on_message_complete(self) -> None:
         """Ends the body of a request."""
@@ -292,7 +209,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
             if self._body_bytes > HIGH_WATER_LIMIT:
                 self.flow.resume_reading()  # The client may end the connection.
-        self._phase, self._since = _IDLE, self._clock()
+        self._phase, self._since, self._field_bytes = _IDLE, self._clock(), 0
         self._is_done = self._is_done or not self.parser.should_keep_alive()
 
     def on_response_complete(self) -> None:
@@ -306,8 +223,6 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
-        if self.unread and not self.pipeline:
-            self.loop.call_soon(self._read)
 
     def linger(self) -> None:
         """Ends the connection without a TCP reset.
@@ -332,7 +247,7 @@ class HttpProtocol(HttpToolsProtocol):
         """
         if self._exchanges:
             self.cycle.keep_alive = False
-        elif is_settled and self._phase == _IDLE and not (self.unread or self.is_lingering):
+        elif is_settled and self._phase == _IDLE and not self.is_lingering:
             self._raw.close()
 
     def abort(self) -> None:
@@ -386,26 +301,12 @@ class HttpProtocol(HttpToolsProtocol):
                     raise HttpError(400, "HTTP/1.0 has no Transfer-Encoding. Use HTTP/1.1.")
                 if value.lower() != b"chunked":
                     raise HttpError(501, "This Transfer-Encoding is not supported. Use chunked.")
-            elif name == b"expect" and version == "1.1" and value.lower() != b"100-continue":
-                raise HttpError(417, "This Expect is not supported. Use 100-continue.")
         if size > limits.max_header_bytes:
-            raise self._refuse_head()
+            raise _too_large_head(limits.max_header_bytes)
         if len(self.headers) > limits.max_header_fields:
             raise HttpError(431, f"More than {limits.max_header_fields} headers.")
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise HttpError(400, f"Expected one header Host, received {hosts}.")
-
-    def _refuse_head(self) -> HttpError:
-        size = self._limits.max_header_bytes
-        return HttpError(431, f"The headers are larger than {size} bytes.")
-
-    def _limit_fields(self, size: int) -> None:
-        """Refuses an endless head or trailer, of which httptools reports whole lines only."""
-        noted = (self._phase, self._body_bytes)
-        self._field_bytes = self._field_bytes + size if noted == self._noted else 0
-        self._noted = noted
-        if self._field_bytes > self._limits.max_header_bytes:
-            self._end_with(self._refuse_head())
 
     def _end_with(self, refusal: HttpError) -> None:
         """Lets the application answer with an error, after earlier requests, and then closes."""
@@ -429,3 +330,7 @@ class HttpProtocol(HttpToolsProtocol):
         for exchange in exchanges:
             exchange.hang_up()
             exchange.cycle = None
+
+
+def _too_large_head(max_bytes: int) -> HttpError:
+    return HttpError(431, f"The headers are larger than {max_bytes} bytes.")

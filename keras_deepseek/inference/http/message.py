@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.protocols.json_text import to_json
@@ -38,24 +38,41 @@ class HungUpError(Exception):
     """The client hung up, so that nobody waits for the answer."""
 
 
-class Exchange(Protocol):
-    """The things that this package's server tells of a request beyond ASGI."""
+class Exchange:
+    """The things that this package's server tells of a request beyond ASGI.
 
-    refusal: HttpError | None
-    """Set if the request, or the rest of its body, is malformed, too slow or too large."""
+    Args:
+        refusal: Set if the request, or the rest of its body, is malformed, too slow or too large.
+        descriptor: That of the connection's socket: a batch asks it for a client that has hung up.
+        is_request: `False` if not even the head of a request could be read.
+    """
 
-    is_request: bool
-    """False if not even the head of a request could be read."""
+    __slots__ = ("_callback", "cycle", "descriptor", "has_hung_up", "is_request", "refusal")
 
-    descriptor: int | None
-    """That of the connection's socket: a batch asks it for a client that has hung up."""
-
-    @property
-    def has_hung_up(self) -> bool:
+    def __init__(
+        self, refusal: HttpError | None, descriptor: int | None, *, is_request: bool
+    ) -> None:
+        self._callback: Callable[[], object] | None = None
+        self.refusal = refusal
+        self.descriptor = descriptor
+        self.is_request = is_request
+        self.cycle: Any = None
+        """uvicorn's object of the request."""
+        self.has_hung_up = False
         """True if the client has closed the connection."""
 
     def call_on_hang_up(self, callback: Callable[[], object]) -> None:
         """Calls `callback` if the client hangs up, or at once if it has hung up."""
+        self._callback = callback
+        if self.has_hung_up:
+            callback()
+
+    def hang_up(self) -> None:
+        """Tells the application that the client has hung up."""
+        self.has_hung_up = self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        if self._callback is not None:
+            self._callback()
 
 
 async def _receive_nothing() -> Message:

@@ -80,9 +80,8 @@ def _check_size(examples: Sequence[Example]) -> None:
     for example in examples:
         for values in example.values():
             if id(values) not in sizes:
-                sizes[id(values)] = sum(
-                    len(value) if isinstance(value, bytes) else 1 for value in values
-                )
+                are_bytes = len(values) > 0 and isinstance(values[0], bytes)
+                sizes[id(values)] = sum(map(len, values)) if are_bytes else len(values)
             size += sizes[id(values)]
     if size > MAX_VALUES:
         raise InvalidInputError(

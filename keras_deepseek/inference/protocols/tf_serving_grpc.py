@@ -187,7 +187,7 @@ def _features_of(example: Message) -> dict[str, Sequence[Any]]:
     features: dict[str, Sequence[Any]] = {}
     for name, feature in example.features.feature.items():
         kind = feature.WhichOneof("kind")
-        features[name] = list(getattr(feature, kind).value) if kind else []
+        features[name] = getattr(feature, kind).value if kind else []
     return features
 
 

@@ -3,6 +3,7 @@ import gzip
 import random
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -236,6 +237,19 @@ def test_calls_and_connections_beyond_the_limit_are_refused(
         assert status_of(call, request([1, 1]), timeout=60)[0] == "UNAVAILABLE"
     doubler.release()
     assert value_of(running.result()) == 2
+
+
+def test_a_connection_has_room_for_more_than_all_calls_but_not_for_any_number(doubler, serve_grpc):
+    with ServingEngine(doubler) as engine:
+        server = serve_grpc(engine).server
+        with socket.create_connection((server.host, server.port), timeout=60) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4" + bytes(5))
+            with connection.makefile("rb") as received:
+                head = received.read(9)
+                settings = received.read(int.from_bytes(head[:3], "big"))
+    assert head[3] == 4  # SETTINGS of HTTP/2
+    pairs = struct.iter_unpack(">HI", settings)
+    assert grpc_server._MAX_CALLS < dict(pairs)[3] <= 2 * grpc_server._MAX_CALLS
 
 
 def test_messages_beyond_the_limit_are_refused_compressed_or_not(doubler, serve_grpc, status_of):

@@ -108,7 +108,6 @@ def test_rows_are_answered(connect):
         ("GET", "double", None, {}, 405, "Use POST."),
         ("POST", "double", " " * 1001, {}, 413, "larger than 1000 bytes"),
         ("POST", "double", "{}", {"Content-Encoding": "br"}, 415, "gzip"),
-        ("POST", "double", "{}", {"Expect": "more"}, 417, "100-continue"),
         ("POST", "double", {"rows": [[-1, 0]]}, {}, 500, "The model failed"),
     ],
 )
