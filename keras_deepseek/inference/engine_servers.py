@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import ssl
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
+
+_logger = logging.getLogger(__name__)
 
 COLLECTION_OBJECTS = 20_000
 """More than the requests have that fit in the time that a full queue may take."""
@@ -130,6 +133,7 @@ def unready_after_signal(
     try:
         yield
     except KeyboardInterrupt:
+        _logger.info("A signal has come. Unready for %g s, then requests in flight end.", seconds)
         for server in servers:
             server.announce_unready()
         interruption.wait_for_another(servers[0].ended, seconds)
