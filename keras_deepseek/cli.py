@@ -5,18 +5,17 @@ It stands above all rooms and uses only the `command.py` of each. Such a file im
 """
 
 import argparse
-import contextlib
 import importlib.util
-import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 from keras_deepseek import __version__
 from keras_deepseek.command_parser import CommandParser
+from keras_deepseek.stderr_log import log_to_stderr
 
 ROOMS = ("deploy", "graph", "inference", "models", "operator", "studio", "training")
 """The rooms with a command, in the order of `--help`."""
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         backend.choose(parsed.backend)
-        with _logging_to_stderr(parsed.log_level):
+        with log_to_stderr(parsed.log_level):
             parsed.run(parsed)
     except KerasDeepSeekError as error:
         return _refuse(parsed.command, str(error))
@@ -85,32 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
         sys.path.pop()
     return 0
-
-
-@contextlib.contextmanager
-def _logging_to_stderr(level: str) -> Iterator[None]:
-    """Context manager that writes the package's log to the standard error, from a level on."""
-    log = logging.getLogger(__package__)
-    handler, before = _StderrHandler(), log.level
-    handler.set_name(PROGRAM)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(level.upper())
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(before)
-
-
-class _StderrHandler(logging.Handler):
-    """Writes to the standard error of the moment: a live line of rich replaces it for a while."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            print(self.format(record), file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # Its reader may be gone.
-            self.handleError(record)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -145,6 +118,7 @@ def _make_parser() -> argparse.ArgumentParser:
         command.add_arguments(subparser)
         subparser.add_argument(
             "--log-level",
+            type=str.lower,
             choices=["debug", "info", "warning", "error"],
             default="info",
             help="the least level of the lines that are logged to stderr (default: info)",

@@ -130,11 +130,14 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"--config {path} can't be read: {' '.join(str(error).split())}")
         if not isinstance(content or {}, dict):
             self.error(f"--config {path} must hold lines of the form http-port: 8501")
+        written = [key.value for key, _ in yaml.compose(text).value] if content else []
         names = {_flag(action).lstrip("-"): name for name, action in actions.items()}
         del names["config"]
         for key, value in (content or {}).items():
             if key not in names:
                 self.error(f"--config {path}: {_unknown('flag', key, names)}")
+            if written.count(key) > 1:
+                self.error(f"--config {path}: {key!r} stands there twice")
             yield path, names[key], value
 
     def _convert(self, action: argparse.Action, value: Any) -> Any:

@@ -225,7 +225,8 @@ def test_keras_that_is_missing_is_one_line(tmp_path):
     (tmp_path / "model.keras").write_bytes(b"no model")
     finished = run_without(("keras",), "serve", str(tmp_path / "model.keras"), "--no-grpc")
     assert finished.returncode == 2
-    (line,) = finished.stderr.strip().splitlines()
+    loads, line = finished.stderr.strip().splitlines()
+    assert loads.endswith(f"Loads {tmp_path / 'model.keras'}.")
     assert "No module named 'keras': a `.keras` file needs Keras" in line
 
 

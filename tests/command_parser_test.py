@@ -95,6 +95,7 @@ def test_variables_of_kubernetes_and_of_training_are_no_flags(parse):
         ("config: other.yaml", {}, "unknown flag 'config'"),
         ("http-port: [1, 2]", {}, "argument --http-port: expected a value, got ['1', '2'] (from"),
         ("limit: [[a]]", {}, "argument --limit: expected a value"),
+        ("limit: []\nlimit: []", {}, "'limit' stands there twice"),
         ("- a", {}, "must hold lines of the form http-port: 8501"),
         ("{", {}, "serve.yaml can't be read: while parsing"),
         (None, {"CONFIG": "missing.yaml"}, "--config missing.yaml can't be read: [Errno 2]"),

@@ -205,7 +205,7 @@ def _add_listening_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=64 * 2**20,
         metavar="N",
-        help="refuse larger requests, also after decompression (default: 64 MiB)",
+        help="refuse larger requests (default: 64 MiB); after decompression 16 MiB at most",
     )
     group.add_argument(
         "--limit",

@@ -3,6 +3,7 @@
 Its arguments and methods are documented here. `ModelRepository` and `Dispatcher` do the work.
 """
 
+import contextlib
 import os
 import ssl
 import time
@@ -32,6 +33,7 @@ from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.admin_server import AdminServer
 from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.server import Server, stop_servers
+from keras_deepseek.stderr_log import log_warnings_to_stderr
 
 
 class ServingEngine:
@@ -487,7 +489,8 @@ class ServingEngine:
                 stopped. `0` takes a free one. Defaults to `None`: there is none.
             block: boolean. If `True`, `serve` prints the URLs, and returns when the servers were
                 stopped: by `close`, or by Ctrl-C, SIGTERM or SIGHUP, after `unready_seconds` and
-                when the accepted requests are answered. Defaults to `False`.
+                when the accepted requests are answered. The log's warnings go to the standard
+                error, if no handler takes them. Defaults to `False`.
 
         Returns:
             The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
@@ -523,9 +526,10 @@ class ServingEngine:
             admin = AdminServer(host, admin_port, self)
             admin.start()
             self._admin_servers.append(admin)
-        self._start_servers(servers)
-        if block:
-            wait_until_stopped(self, servers, limits.unready_seconds)
+        with log_warnings_to_stderr() if block else contextlib.nullcontext():
+            self._start_servers(servers)
+            if block:
+                wait_until_stopped(self, servers, limits.unready_seconds)
         return servers[0]
 
     def asgi_app(

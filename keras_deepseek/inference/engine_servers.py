@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import ssl
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from keras_deepseek.inference.server.model_control import ModelControlMode
 from keras_deepseek.inference.server.open_files import most_connections
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
+
+_logger = logging.getLogger(__name__)
 
 COLLECTION_OBJECTS = 20_000
 """More than the requests have that fit in the time that a full queue may take."""
@@ -134,6 +137,7 @@ def unready_after_signal(
     try:
         yield
     except KeyboardInterrupt:
+        _logger.info("A signal has come. Unready for %g s, then requests in flight end.", seconds)
         for server in servers:
             server.announce_unready()
         interruption.wait_for_another(servers[0].ended, seconds)

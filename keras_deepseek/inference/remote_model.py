@@ -2,8 +2,8 @@
 
 A model is downloaded into a hidden folder of the cache, which moves to its place when it is whole.
 A download that was interrupted is continued. Of several processes, one downloads and the others
-wait. The name of a folder in the cache has a hash of the URI and of the files' versions, so a
-folder never changes.
+wait. The name of a folder in the cache has a hash of the URI and one of the files' versions, so a
+folder never changes. When the store is down, the newest folder of the URI is taken.
 """
 
 import contextlib
@@ -49,6 +49,10 @@ _FILE_SUFFIXES = (".keras", ".onnx")
 _NOTES = ".hub"
 """The folder of huggingface_hub in a model that is being downloaded."""
 
+_DOWN = ("GenericError", "ConnectError", "ConnectTimeout", "ReadTimeout")
+"""The errors of obstore and of huggingface_hub's HTTP client for a server that does not answer."""
+
+_DOWN_STATUS = range(500, 600)
 _LARGEST_MANIFEST = 2**26
 _CHUNK_BYTES = 2**20
 _CLIENT_OPTIONS = {"timeout": "24h", "read_timeout": "60s"}
@@ -103,7 +107,8 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
         The `pathlib.Path` of the model.
 
     Raises:
-        InvalidInputError: The URI is wrong, can't be reached, or has no model.
+        InvalidInputError: The URI is wrong, has no model, or can't be reached and the cache has no
+            earlier copy.
         BundleError: A file of the bundle is missing or differs from its manifest.
         NotSupportedError: The cache can't be written, or has too little space.
         MissingExtraError: The package for this kind of URI is not installed.
@@ -111,7 +116,9 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
     cache = _default_cache() if cache_dir is None else Path(cache_dir)
     fetched: Future[Path] = Future()
     # In another thread, because obstore answers no signal while it waits for a server.
-    work = threading.Thread(target=_fetch, args=(uri.rstrip("/"), cache, fetched), daemon=True)
+    scheme, sign, rest = uri.partition("://")
+    uri = scheme + sign + rest.rstrip("/")
+    work = threading.Thread(target=_fetch, args=(uri, cache, fetched), daemon=True)
     work.start()
     return fetched.result()
 
@@ -124,22 +131,49 @@ def _fetch(uri: str, cache: Path, fetched: "Future[Path]") -> None:
 
 
 def _find_or_download(uri: str, cache: Path) -> Path:
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(uri).name).lstrip(".")
+    stem = f"{stem}-{_hash(uri)}"
+    try:
+        with _errors_of(uri, cache):
+            source = _open_source(uri)
+            manifest = source.read_manifest()
+            files = source.list_files() if manifest is None else _files_of(manifest)
+    except _StoreDownError as error:
+        copies = sorted(cache.glob(f"{stem}-*"), key=lambda folder: folder.stat().st_mtime)
+        if not copies:
+            raise
+        _logger.warning("The cache's newest copy is served. %s", error)
+        return _choose_path(copies[-1])
+    for file in files:
+        _check_name(uri, file.name)
+    folder = cache / f"{stem}-{_hash(repr((manifest, sorted(map(repr, files)))))}"
     with _errors_of(uri, cache):
-        source = _open_source(uri)
-        manifest = source.read_manifest()
-        files = source.list_files() if manifest is None else _files_of(manifest)
-        for file in files:
-            _check_name(uri, file.name)
-        cache.mkdir(parents=True, exist_ok=True)
-        described = repr((uri, manifest, sorted(map(repr, files))))
-        digest = hashlib.sha256(described.encode()).hexdigest()[:16]
-        name = re.sub(r"[^\w.-]", "_", PurePosixPath(uri).name).lstrip(".")
-        folder = cache / f"{name}-{digest}"
+        _make_folder(cache)
         with _lock(cache / f".{folder.name}.lock"):
             if not _is_whole(folder, manifest):
                 _download(uri, source, manifest, files, folder)
-    is_file = manifest is None and len(files) == 1 and files[0].name.endswith(_FILE_SUFFIXES)
-    return folder / files[0].name if is_file else folder
+    return _choose_path(folder)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _choose_path(folder: Path) -> Path:
+    """Returns the file of a folder that is a model of one file, or the folder."""
+    files = list(folder.iterdir())
+    is_file = len(files) == 1 and files[0].name.endswith(_FILE_SUFFIXES)
+    return files[0] if is_file else folder
+
+
+def _make_folder(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotSupportedError(
+            f"The cache {str(cache)!r} can't be made: {error.strerror}. Choose another folder with "
+            "--cache-dir."
+        ) from error
 
 
 def _default_cache() -> Path:
@@ -150,6 +184,8 @@ def _open_source(uri: str) -> _Source:
     parts = urlsplit(uri)
     if parts.scheme not in _SCHEMES:
         raise InvalidInputError(unknown_name_message("scheme of a URI", parts.scheme, _SCHEMES))
+    if not parts.netloc:
+        raise InvalidInputError(f"Received {uri!r}. Expected {parts.scheme}://PLACE/PATH.")
     if parts.query or parts.fragment:
         raise InvalidInputError(f"Received {uri!r}. Expected a URI without ? and #.")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
@@ -198,14 +234,19 @@ def _download(
         raise OSError(errno.ENOSPC, f"{total - present:,} bytes are needed, {free:,} are free")
     _logger.info("Downloads %s: %d files, %s bytes.", uri, len(files), f"{total:,}")
     tenth = 0
-    for file in files:
-        (partial / file.name).parent.mkdir(parents=True, exist_ok=True)
-        for size in source.download(file, partial):
-            present += size
-            if total and present * 10 // total > tenth:
-                tenth = present * 10 // total
-                _logger.info("%s: %d %%.", uri, 10 * tenth)
-        flush_to_disk(partial / file.name)
+    try:
+        for file in files:
+            (partial / file.name).parent.mkdir(parents=True, exist_ok=True)
+            for size in source.download(file, partial):
+                present += size
+                if total and present * 10 // total > tenth:
+                    tenth = present * 10 // total
+                    _logger.info("%s: %d %%.", uri, 10 * tenth)
+            flush_to_disk(partial / file.name)
+    except Exception:
+        if not present:
+            shutil.rmtree(partial)
+        raise
     shutil.rmtree(partial / _NOTES, ignore_errors=True)
     if manifest is not None:
         (partial / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
@@ -405,10 +446,11 @@ def _errors_of(uri: str, cache: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # Errors of the hub have no number.
             raise _unreachable(uri, error) from error
-        reason = "is full" if error.errno == errno.ENOSPC else "can't be written"
+        is_full = error.errno == errno.ENOSPC
         raise NotSupportedError(
-            f"The cache {str(cache)!r} {reason}: {error.strerror}. Free some space, or choose "
-            "another folder with --cache-dir."
+            f"The cache {str(cache)!r} {'is full' if is_full else 'cannot be written'}: "
+            f"{error.strerror}. {'Free some space, or choose' if is_full else 'Choose'} another "
+            "folder with --cache-dir."
         ) from error
     except Exception as error:
         # Those of obstore, of huggingface_hub, and of the HTTP client that it has.
@@ -417,9 +459,21 @@ def _errors_of(uri: str, cache: Path) -> Iterator[None]:
         raise
 
 
+class _StoreDownError(InvalidInputError):
+    """Raised when a store does not answer, or answers that it failed."""
+
+
 def _unreachable(uri: str, error: Exception) -> InvalidInputError:
-    return InvalidInputError(f"{uri} can't be read: {type(error).__name__}: {_first_line(error)}")
+    kind, line = type(error).__name__, _first_line(error)
+    hint = ""
+    if uri.startswith("s3:") and "builder error" in line:
+        hint = " For a store without TLS, set AWS_ALLOW_HTTP=true."
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    is_down = kind in _DOWN or isinstance(error, ConnectionError) or status in _DOWN_STATUS
+    raised = _StoreDownError if is_down else InvalidInputError
+    return raised(f"{uri} can't be read: {kind}: {line}{hint}")
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
+    line = str(error).strip().partition("\n")[0].partition("<?xml")[0]
+    return line.rstrip(".: ") + "."

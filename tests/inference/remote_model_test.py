@@ -200,6 +200,28 @@ def test_an_interrupted_download_leaves_no_model_and_is_continued(
     assert not list(cache.glob(".*.partial"))
 
 
+@pytest.mark.parametrize("name", ["digits/1", "one.onnx"])
+def test_the_newest_copy_is_taken_while_the_store_is_down(
+    site, few_retries, tmp_path, caplog, name
+):
+    uri, cache = f"{site.url}/{name}", tmp_path / "cache"
+    (site.folder / "one.onnx").write_bytes(b"old")
+    old = fetch_model(uri, cache)
+    os.utime(old if old.is_dir() else old.parent, (0, 0))
+    shutil.rmtree(site.folder / "digits/1")
+    write_bundle(site.folder / "digits/1")
+    (site.folder / "one.onnx").write_bytes(b"newer")
+    new = fetch_model(uri, cache)
+    assert new != old
+    fetch_model(f"{site.url}/one.onnx", cache)
+    site.shutdown()
+    site.server_close()
+    assert fetch_model(uri, cache) == new
+    assert "The cache's newest copy is served. http://127.0.0.1" in caplog.text
+    with pytest.raises(InvalidInputError, match="can't be read: GenericError"):
+        fetch_model(f"{site.url}/digits", cache)
+
+
 def test_a_wrong_digest_is_refused_and_nothing_of_it_stays(site, tmp_path):
     data = site.folder / "digits/1/weights/data.bin"
     data.write_bytes(bytes(SIZE))
@@ -346,7 +368,8 @@ def test_a_repository_of_the_hub_is_downloaded(site, tmp_path, path):
         ("https://127.0.0.1:9/digits", "https://127.0.0.1:9/digits can't be read: "),
         ("https://127.0.0.1:9/one.onnx", "https://127.0.0.1:9/one.onnx can't be read: "),
         ("hf://org/name", "hf://org/name can't be read: "),
-        ("s3://", "s3: can't be read: |s3://"),
+        ("s3://", "Received 's3://'. Expected s3://PLACE/PATH"),
+        ("hf://", "Received 'hf://'. Expected hf://PLACE/PATH"),
     ],
 )
 def test_a_uri_that_is_wrong_or_unreachable_is_refused(
@@ -387,7 +410,7 @@ def test_a_full_disk_is_told_before_the_download_and_during_it(site, tmp_path, m
 
 def test_a_cache_that_can_t_be_written_is_named(site, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(NotSupportedError, match=r"cache' can't be written: File exists"):
+    with pytest.raises(NotSupportedError, match=r"cache' can't be made: File exists"):
         fetch_model(f"{site.url}/digits/1", tmp_path / "cache")
 
 

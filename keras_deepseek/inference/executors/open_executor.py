@@ -3,6 +3,7 @@
 A runtime is imported only when a model needs it.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.executors.executor import Executor, as_executor
 from keras_deepseek.inference.executors.model_path import kind_of_model
 from keras_deepseek.inference.executors.registry import find_executor_class
+
+_logger = logging.getLogger(__name__)
 
 _PATH = (
     "the path of a bundle (the folder that an export wrote), of a SavedModel, of an `.onnx` or of "
@@ -34,6 +37,7 @@ def open_executor(
     classes of a `.keras` file. `threads` is the number of CPU threads that compute a batch.
     """
     if isinstance(model, str | os.PathLike):
+        _logger.info("Loads %s.", model)
         return _open_path(Path(model), custom_objects_from, threads)
     if _is_of_keras(model):
         from keras_deepseek.inference.executors.keras_model import KerasModel

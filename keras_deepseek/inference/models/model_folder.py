@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from keras_deepseek.artifacts.bundle import is_bundle
 from keras_deepseek.checks import check_integer
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_of
@@ -201,9 +201,14 @@ class ModelFolder:
             except ClosedError:
                 return
             # No fault of a model may harm the served versions.
-            except Exception:
+            except Exception as error:
                 self._failed.add(number)
-                _logger.exception("Version %d of the model %r failed.", number, self.name)
+                _logger.log(
+                    logging.ERROR,
+                    "Version %d of the model %r failed: %s",
+                    *(number, self.name, error),
+                    exc_info=not isinstance(error, KerasDeepSeekError),
+                )
             else:
                 _logger.info("Version %d of the model %r is served.", number, self.name)
         self._close_others(self.wanted())
@@ -221,7 +226,6 @@ class ModelFolder:
             del self._seen[number]
             if number in served.states:
                 self._repository.unload(self.name, number)
-                _logger.info("Version %d of the model %r is closed.", number, self.name)
 
 
 def _check_policy(versions: Policy) -> None:

@@ -198,6 +198,7 @@ class ModelVersion:
             )
         self._close_executors(are_idle=has_ended)
         self.state = "END"
+        _logger.info("Version %d of the model %r is closed.", self.number, self.name)
 
     def _close_executors(self, *, are_idle: bool = True) -> None:
         if not self._owns_executors:
@@ -223,6 +224,7 @@ class ModelVersion:
     def _warm_up(self) -> None:
         padding, buckets = self._options.padding, self._batcher.buckets
         lengths = () if padding is None else padding.lengths
+        _logger.info("Warms up the model %r: batches of %s rows.", self.name, list(buckets))
         if self._padder is not None:
             check_padding(self._executors[0], self._padder, lengths, buckets[0])
         run_every_size(self._executors, buckets, lengths, self._batcher.batch_time)

@@ -18,6 +18,7 @@ from typing import Any
 from keras_deepseek.inference.monitoring.background_writer import BackgroundWriter
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.protocols.json_text import to_json
+from keras_deepseek.stderr_log import has_users_handler
 
 LOGGER = "keras_deepseek.inference.access"
 
@@ -101,7 +102,7 @@ class AccessLog:
             self._lost = 0
             report = {"time": _format_time(time.time()), "dropped": dropped}
             texts.append(json.dumps(report, separators=(",", ":")))
-        if _has_handlers(self._logger):
+        if has_users_handler(self._logger):
             for text in texts:
                 self._logger.info(text)
             return
@@ -113,21 +114,6 @@ class AccessLog:
                 left = sum(piece.count("\n") for piece in pieces[number:])
                 self._lost = dropped + left - bool(dropped)  # The report is not a request.
                 return
-
-
-def _has_handlers(logger: logging.Logger | None) -> bool:
-    """Returns true if a user's handler takes the lines of a logger.
-
-    That of `keras-deepseek serve` does not count: its lines are for people.
-    """
-    while logger is not None:
-        if any(
-            handler.name != "keras-deepseek" and not isinstance(handler, logging.NullHandler)
-            for handler in logger.handlers
-        ):
-            return True
-        logger = logger.parent if logger.propagate else None
-    return False
 
 
 def choose_request_id(offered: str | None) -> str:

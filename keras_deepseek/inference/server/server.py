@@ -101,8 +101,8 @@ class Server(ABC):
         self._thread = thread
         try:
             self.port = listens.result()
-            if self.tokens is None and not self._is_secure:
-                warn_of_strangers(self.host)
+            if not self._is_secure:
+                warn_of_strangers(self.host, has_tokens=self.tokens is not None)
         except BaseException:  # After a signal, or a warning as an error, the server runs.
             self.stop()
             raise

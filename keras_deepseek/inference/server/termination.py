@@ -4,6 +4,7 @@
 `training` is different: it passes signals on to the processes that it started.
 """
 
+import _thread
 import signal
 import threading
 import time
@@ -44,12 +45,17 @@ class Interruption:
     thread nothing changes. After the block the old handlers are back, so that a second signal ends
     the process. Only SIGHUP is ignored from then on, if it came: a closed terminal sends it twice,
     by the shell and by the system.
+
+    Python drops an exception that is raised in a callback of its garbage collector, such as JAX's.
+    So the signal is repeated until the block ends, or waits by a method of this class.
     """
 
     def __init__(self, *, takes_sigterm: bool = False) -> None:
         self.has_come = False
         self._takes_sigterm = takes_sigterm
         self._previous: dict[signal.Signals, Any] = {}
+        self._number = signal.SIGINT
+        self._is_heard = threading.Event()
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
@@ -59,6 +65,8 @@ class Interruption:
                 if is_taken or handler in _BY_DEFAULT:
                     self._previous[number] = handler
                     signal.signal(number, self._interrupt)
+            if self._previous:
+                threading.Thread(target=self._repeat, name="signals", daemon=True).start()
         return self
 
     def __exit__(
@@ -67,6 +75,7 @@ class Interruption:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        self._is_heard.set()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if isinstance(error, KeyboardInterrupt):  # The process's own handler may have raised it.
@@ -80,12 +89,14 @@ class Interruption:
 
     def wait(self, event: threading.Event) -> None:
         """Blocks until the event is set. Raises `KeyboardInterrupt` when a signal has come."""
+        self._is_heard.set()
         self.check()
         while not event.wait(_POLL_SECONDS):
             self.check()
 
     def wait_for_another(self, event: threading.Event, seconds: float) -> None:
         """Blocks, after a signal, until the event is set, the time is over, or the next signal."""
+        self._is_heard.set()
         self.has_come = False
         end = time.monotonic() + seconds
         try:
@@ -97,7 +108,15 @@ class Interruption:
         finally:
             self.has_come = True
 
+    def _repeat(self) -> None:
+        while not self._is_heard.wait(_POLL_SECONDS):
+            if self.has_come:
+                _thread.interrupt_main(self._number)
+
     def _interrupt(self, number: int, _frame: object) -> None:
+        if self.has_come and self._is_heard.is_set():
+            return  # It was repeated at the moment when it was heard.
+        self._number = signal.Signals(number)
         if number == _HANG_UP:
             self._previous[signal.Signals(number)] = signal.SIG_IGN
             signal.signal(number, signal.SIG_IGN)

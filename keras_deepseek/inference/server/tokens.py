@@ -73,14 +73,18 @@ class TokenCheck:
             self._mark, self._has_failed = mark, False
 
 
-def warn_of_strangers(host: str) -> None:
-    """Warns if other machines can reach a server that asks for no token."""
-    if not is_loopback(host):
-        warnings.warn(
+def warn_of_strangers(host: str, *, has_tokens: bool) -> None:
+    """Warns if other machines can reach a server without TLS."""
+    if is_loopback(host):
+        return
+    if has_tokens:
+        text = "Tokens and requests cross the network in clear text. Give a TLS certificate"
+    else:
+        text = (
             f"Everybody who can reach {host!r} can use the models, and read the requests of "
-            "others. Give `tokens` and a TLS certificate, or listen at 127.0.0.1.",
-            stacklevel=3,
+            "others. Give `tokens` and a TLS certificate"
         )
+    warnings.warn(f"{text}, or listen at 127.0.0.1.", stacklevel=3)
 
 
 def is_loopback(host: str) -> bool:

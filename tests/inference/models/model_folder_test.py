@@ -271,7 +271,7 @@ def test_one_that_fails_is_tried_again_when_any_of_its_files_has_changed(
     spoil(folder / "2")
     for _ in range(3):
         model_folder.look()
-    assert caplog.text.count("Version 2 of the model 'digits' failed.") == 1
+    assert caplog.text.count("Version 2 of the model 'digits' failed: ONNX Runtime") == 1
     shutil.copy(bundle / "model.onnx", folder / "2/model.onnx")
     for _ in range(2):
         model_folder.look()

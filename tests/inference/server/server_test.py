@@ -136,6 +136,9 @@ def test_strangers_are_warned_of_and_a_warning_that_is_an_error_ends_it(engine):
     with pytest.raises(UserWarning, match="Everybody who can reach"):
         (server := Silent(engine, "0.0.0.0")).start()
     server.wait()
+    with pytest.warns(UserWarning, match="Tokens and requests cross the network in clear text"):
+        (server := Silent(engine, "0.0.0.0", tokens=["a" * 16])).start()
+    server.stop()
     (secure := Silent(engine, "0.0.0.0", is_secure=True)).start()
     secure.stop()
 
