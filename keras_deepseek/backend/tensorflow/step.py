@@ -2,7 +2,9 @@
 
 import functools
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -12,6 +14,9 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
 from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
+from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
+from keras_deepseek.backend.profiling.step_trace import Line
+from keras_deepseek.backend.profiling.xplane import read_lines
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.tensorflow.processes import LostPeers
 
@@ -141,6 +146,25 @@ class TensorFlowStep(Step):
         options.experimental_optimization.inject_prefetch = False
         fed: Iterable[Any] = dataset.with_options(options)
         return fed
+
+    def mark(self, name: str) -> AbstractContextManager[object]:
+        scope: AbstractContextManager[object] = tf.name_scope(name)
+        return scope
+
+    def annotate(self, name: str) -> AbstractContextManager[object]:
+        annotation: AbstractContextManager[object] = tf.profiler.experimental.Trace(name)
+        return annotation
+
+    @contextmanager
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> Iterator[None]:
+        scopes = LayerScopes(model, is_numbered=True)
+        with tempfile.TemporaryDirectory() as folder:
+            tf.profiler.experimental.start(folder)
+            try:
+                yield
+            finally:
+                tf.profiler.experimental.stop()
+            lines += read_lines(folder, scopes)
 
     def read_framework_random_state(self) -> dict[str, Array]:
         # The state of `tf.random` operations without a generator can't be read. Keras uses none of

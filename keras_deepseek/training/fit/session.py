@@ -178,7 +178,8 @@ class Session:
         *,
         is_recorded: bool,
     ) -> contextlib.AbstractContextManager[None]:
-        checkpoints = None if self._plan.parallelism.uses_workers else self._checkpoints
+        uses_workers = self._plan.parallelism.uses_workers
+        checkpoints = None if uses_workers else self._checkpoints
         return recording(
             find_recorders(callbacks),
             self._plan.figures if is_recorded else None,
@@ -193,6 +194,7 @@ class Session:
                 )
             },
             request_checkpoint=None if checkpoints is None else checkpoints.request,
+            request_profile=None if uses_workers else self._plan.profiler.request,
         )
 
     def _check(self, arguments: dict[str, Any], resume: bool) -> None:
