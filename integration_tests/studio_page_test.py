@@ -170,10 +170,12 @@ def test_the_page_takes_a_profile_of_a_training(tmp_path, open_page):
     backend = os.environ.get("KERAS_BACKEND", "torch")
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed.")
-    command = [sys.executable, "-c", TRAINING, str(tmp_path / "language_model.sqlite")]
-    child = subprocess.Popen(command, env={**os.environ, "KERAS_BACKEND": backend})
+    command = [sys.executable, "-c", TRAINING, "runs/language_model.sqlite"]
+    child = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "KERAS_BACKEND": backend})
+    runs = tmp_path / "runs"
+    runs.mkdir()
     try:
-        with Studio(tmp_path, port=0) as studio:
+        with Studio(runs, port=0) as studio:
             page = open_page(f"{studio.url}&view=Performance")
             page.get_by_text("The last step took").wait_for(timeout=120_000)
             page.get_by_role("button", name="Profile five steps").click()
@@ -183,14 +185,14 @@ def test_the_page_takes_a_profile_of_a_training(tmp_path, open_page):
             page.keyboard.press("2")
             expect(page, "of the step")
             for scheme in SCHEMES if "STUDIO_PICTURES" in os.environ else ():
-                taken = open_page(f"{studio.url}&view=Performance", scheme=scheme)
+                taken = open_page(f"{studio.url}&view=Performance", (1360, 690), scheme)
                 expect(taken, "By kind of layer")
                 folder = Path(os.environ["STUDIO_PICTURES"])
                 taken.screenshot(path=folder / f"studio_profile_{backend}_{scheme}.png")
             page.get_by_role("button", name="Stop").click()
             assert child.wait(timeout=120) == 0
             expect(page, "stopped")
-        with RunRecord(tmp_path / "language_model.sqlite", read_only=True) as record:
+        with RunRecord(runs / "language_model.sqlite", read_only=True) as record:
             assert record.properties()["state"] == "stopped"
             steps = [step for step, _ in record.scalars("step_loss")]
             assert steps == list(range(1, len(steps) + 1))

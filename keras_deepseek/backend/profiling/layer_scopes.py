@@ -32,6 +32,7 @@ class LayerScopes:
         self._parts = {LOSS: "loss", "compile_loss": "loss", OPTIMIZER: "optimizer"}
         self._parts[optimizer.name] = "optimizer"
         self._known: dict[str, Owner] = {}
+        self._nearest: dict[tuple[str, str], str | None] = {}
 
     def owner(self, scope: str) -> Owner:
         """Returns the owner of an operation; its part is `"rest"` if no scope is known."""
@@ -58,6 +59,11 @@ class LayerScopes:
 
     def _find_layer(self, outer: str, name: str) -> str | None:
         """Returns the path of the nearest layer of a name inside a layer, or `None`."""
+        if (outer, name) not in self._nearest:
+            self._nearest[outer, name] = self._search_layer(outer, name)
+        return self._nearest[outer, name]
+
+    def _search_layer(self, outer: str, name: str) -> str | None:
         level = [outer]
         while level:
             for path in level:

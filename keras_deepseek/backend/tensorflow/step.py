@@ -76,9 +76,16 @@ class TensorFlowStep(Step):
     def rematerialize(
         self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
     ) -> Callable[..., Any]:
-        return recomputed_call(
-            layer, call, states, lambda compute, floats: tf.recompute_grad(compute)(*floats)
-        )
+        def run(compute: Callable[..., Any], floats: Sequence[Any]) -> Any:
+            def compute_in_scope(*floats: Any) -> Any:
+                with tf.name_scope(layer.name):
+                    pass  # Keras enters the scope of a layer twice too: see `LayerScopes`.
+                with tf.name_scope(layer.name):
+                    return compute(*floats)
+
+            return tf.recompute_grad(compute_in_scope)(*floats)
+
+        return recomputed_call(layer, call, states, run)
 
     def densify(self, gradient: Any) -> Any:
         return tf.convert_to_tensor(gradient)  # Keras's `convert_to_tensor` would leave it sparse.

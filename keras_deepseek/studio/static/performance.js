@@ -52,7 +52,7 @@ function Kinds({root, total, isFused}) {
   const kinds = useMemo(() => kindsOf(root), [root]);
   if (!kinds.length) return null;
   const most = kinds[0].forward + kinds[0].backward;
-  return html`<${Card} title="By kind of layer" sub=${`time of its own, without the layers in it${isFused ? "; XLA gives a fused operation to one layer" : ""}`} wide now="">
+  return html`<${Card} title="By kind of layer" sub=${`time of its own, without the layers in it${isFused ? "; XLA, where it is used, gives a fused operation to one layer" : ""}`} wide now="">
     <div class="rows" tabindex="0" role="region" aria-label="Layers by kind"><table><thead><tr><th>Layer</th><th class="n">Number</th><th class="n">Forward</th><th class="n">Backward</th>
       <th class="n">Share of the step</th><th class="n">Operations a second</th></tr></thead>
     <tbody>${kinds.map((kind) => html`<tr><td>${kind.cls}</td><td class="n">${kind.count}</td>
