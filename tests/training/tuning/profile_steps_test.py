@@ -82,6 +82,17 @@ def test_a_loop_over_steps_is_not_profiled_from_outside():
     steps.close()
 
 
+@pytest.mark.nightly
+def test_slow_data_are_waited_for():
+    def batches():
+        while True:
+            np.linalg.svd(np.random.default_rng(0).normal(size=(400, 400)))
+            yield X[:8], Y[:8]
+
+    profile = Trainer(build, optimizer="sgd", loss="mse").profile(batches())
+    assert profile.parts["data_wait"] > 0.5 * profile.step_seconds
+
+
 class Batches(keras.utils.PyDataset):
     def __len__(self):
         return 9
