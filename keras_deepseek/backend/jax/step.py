@@ -258,21 +258,25 @@ class JaxStep(Step):
         annotation: AbstractContextManager[object] = jax.profiler.TraceAnnotation(name)
         return annotation
 
-    @contextmanager
-    def trace_steps(self, model: keras.Model, lines: list[Line]) -> Iterator[None]:
-        scopes = LayerScopes(model, is_numbered=False)
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # It makes steps slower, and crashed before Python 3.12.
-        with tempfile.TemporaryDirectory() as folder:
-            jax.profiler.start_trace(folder, profiler_options=options)
-            try:
-                yield
-            finally:
-                jax.profiler.stop_trace()
-            lines += read_lines(folder, scopes)
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
+        return _trace_steps(model, lines)
 
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
         return Epochs(make_batches, from_scipy)
+
+
+@contextmanager
+def _trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
+    scopes = LayerScopes(model, is_numbered=False)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # It slows the steps down.
+    with tempfile.TemporaryDirectory() as folder:
+        jax.profiler.start_trace(folder, profiler_options=options)
+        try:
+            yield
+        finally:
+            jax.profiler.stop_trace()
+        lines += read_lines(folder, scopes)
 
 
 def _time_batches(iterator: Iterator[Any], add: Callable[[float], None]) -> Iterator[Any]:

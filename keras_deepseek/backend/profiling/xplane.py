@@ -70,10 +70,10 @@ def _read_plane(
                 owner = scopes.owner(stats.get("tf_op", name))
             event = Event(start, start + _integer(fields[3]) * 1e-12, name, owner)
             events.append(event)
-            if name.startswith("end: ") and "_c" in stats:
-                ended[stats["_c"]] = start
-            elif owner is not None and "_p" in stats:
-                begun[stats["_p"]] = event
+            if name.startswith("end: ") and "c" in stats:
+                ended[stats["c"]] = start
+            elif owner is not None and "p" in stats:
+                begun[stats["p"]] = event
         lines.append(events)
     late = [
         event._replace(start=event.end, end=ended[number])
@@ -95,11 +95,13 @@ def _in_lines(events: list[Event]) -> list[Line]:
 
 
 def _read_stat(message: memoryview, names: dict[int, str]) -> tuple[str, Any]:
+    """Returns a stat's name, without a leading underscore, and its value."""
     stat = _read(message)
+    name = names[_integer(stat[1])].removeprefix("_")
     if stat[7]:
-        return names[_integer(stat[1])], names[stat[7][0]]
+        return name, names[stat[7][0]]
     value = next((stat[field][0] for field in (3, 4, 5) if stat[field]), 0)
-    return names[_integer(stat[1])], _text([value]) if isinstance(value, memoryview) else value
+    return name, _text([value]) if isinstance(value, memoryview) else value
 
 
 def _read_programs(plane: dict[int, list[Any]]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -162,16 +162,8 @@ class TensorFlowStep(Step):
         annotation: AbstractContextManager[object] = tf.profiler.experimental.Trace(name)
         return annotation
 
-    @contextmanager
-    def trace_steps(self, model: keras.Model, lines: list[Line]) -> Iterator[None]:
-        scopes = LayerScopes(model, is_numbered=True)
-        with tempfile.TemporaryDirectory() as folder:
-            tf.profiler.experimental.start(folder)
-            try:
-                yield
-            finally:
-                tf.profiler.experimental.stop()
-            lines += read_lines(folder, scopes)
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
+        return _trace_steps(model, lines)
 
     def read_framework_random_state(self) -> dict[str, Array]:
         # The state of `tf.random` operations without a generator can't be read. Keras uses none of
@@ -180,6 +172,18 @@ class TensorFlowStep(Step):
 
     def write_framework_random_state(self, state: dict[str, Array]) -> None:
         tf.random.get_global_generator().state.assign(state["generator"])
+
+
+@contextmanager
+def _trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
+    scopes = LayerScopes(model, is_numbered=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        try:
+            yield
+        finally:
+            tf.profiler.experimental.stop()
+        lines += read_lines(folder, scopes)
 
 
 def _is_computed(operation: Any) -> bool:

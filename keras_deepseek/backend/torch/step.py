@@ -4,6 +4,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -164,15 +165,13 @@ class TorchStep(Step):
     def prefers_own_feed(self, x: Any) -> bool:
         return not isinstance(x, torch.utils.data.DataLoader)  # Keras passes its batches on.
 
-    def mark(self, name: str) -> contextlib.AbstractContextManager[object]:
+    def mark(self, name: str) -> AbstractContextManager[object]:
         return profiling.mark(name)
 
-    def annotate(self, name: str) -> contextlib.AbstractContextManager[object]:
+    def annotate(self, name: str) -> AbstractContextManager[object]:
         return profiling.annotate(name)
 
-    def trace_steps(
-        self, model: keras.Model, lines: list[Line]
-    ) -> contextlib.AbstractContextManager[object]:
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
         return profiling.trace_steps(model, lines)
 
     def read_buffers(self, model: keras.Model) -> dict[str, Array]:

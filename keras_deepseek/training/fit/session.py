@@ -134,7 +134,8 @@ class Session:
         self._check(arguments, resume)
         goes_on = resume or self.resumed is not None
         position = PositionTracker(self._plan)
-        chosen = [position, *self._plan.callbacks, *callbacks, *list_callbacks(own_callbacks)]
+        own = [position, self._plan.profiler, *self._plan.callbacks]
+        chosen = [*own, *callbacks, *list_callbacks(own_callbacks)]
         # All processes must run the same step, also those that write no record.
         is_recorded = self._processes.broadcast(find_recorders(chosen) != [])
         if self._processes.rank > 0:

@@ -67,7 +67,6 @@ class StepPlan:
         self._check_options()
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self.profiler = StepProfiler(model)
-        self.callbacks.insert(0, self.profiler)
         self.figures = StepFigures()
         """The figures of each step, for recorders."""
         statistics = LayerStatistics(model, self.figures, is_by_layer=options.layer_statistics)

@@ -20,7 +20,7 @@ def build(units=64):
         [
             keras.Input((64,)),
             keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dropout(0.1),
+            keras.layers.Dropout(0.1, name="dropout"),
             keras.layers.Dense(units, name="wide"),
             keras.layers.Dense(1),
         ],
