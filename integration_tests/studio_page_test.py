@@ -4,8 +4,11 @@ Not part of a plain `tox`: `tox -e studio`, with Chromium by `playwright install
 the path that the variable `CHROMIUM` names. `STUDIO_PICTURES=FOLDER` keeps a picture of each view.
 """
 
+import importlib.util
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,6 +128,67 @@ def test_points_arrive_and_the_zoom_stays(tmp_path, open_page):
         write_documents(run)
         page.keyboard.press("2")
         expect(page, "1.57 M parameters")
+
+
+TRAINING = """
+import sys
+
+import keras
+import numpy as np
+
+from keras_deepseek.layers import SwiGLU
+from keras_deepseek.training import Trainer
+
+layers = keras.layers
+tokens = keras.Input((64,), dtype="int32")
+hidden = layers.Embedding(2000, 128, name="table")(tokens)
+for n in range(2):
+    normed = layers.LayerNormalization(name=f"attention_norm_{n}")(hidden)
+    hidden = hidden + layers.MultiHeadAttention(4, 32, name=f"attention_{n}")(normed, normed)
+    normed = layers.RMSNormalization(name=f"feedforward_norm_{n}")(hidden)
+    hidden = hidden + SwiGLU(512, name=f"feedforward_{n}")(normed)
+model = keras.Model(tokens, layers.Dense(2000, name="head")(hidden), name="language_model")
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+trainer = Trainer(model, optimizer="adam", loss=loss, run_record=sys.argv[1])
+x = np.random.default_rng(0).integers(0, 2000, (160, 64))
+trainer.fit(x, x, batch_size=16, epochs=100_000, verbose=0)
+"""
+
+
+def test_the_page_takes_a_profile_of_a_training(tmp_path, open_page):
+    backend = os.environ.get("KERAS_BACKEND", "torch")
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed.")
+    command = [sys.executable, "-c", TRAINING, "runs/language_model.sqlite"]
+    child = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "KERAS_BACKEND": backend})
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    try:
+        with Studio(runs, port=0) as studio:
+            page = open_page(f"{studio.url}&view=Performance")
+            page.get_by_text("The last step took").wait_for(timeout=120_000)
+            page.get_by_role("button", name="Profile five steps").click()
+            page.get_by_text("profiled 5 steps").wait_for(timeout=120_000)
+            for text in ("A step takes", "head takes", "By kind of layer", "ui.perfetto.dev"):
+                expect(page, text)
+            page.keyboard.press("2")
+            expect(page, "of the step")
+            for scheme in SCHEMES if "STUDIO_PICTURES" in os.environ else ():
+                taken = open_page(f"{studio.url}&view=Performance", (1360, 690), scheme)
+                expect(taken, "By kind of layer")
+                folder = Path(os.environ["STUDIO_PICTURES"])
+                taken.screenshot(path=folder / f"studio_profile_{backend}_{scheme}.png")
+            page.get_by_role("button", name="Stop").click()
+            assert child.wait(timeout=120) == 0
+            expect(page, "stopped")
+        with RunRecord(runs / "language_model.sqlite", read_only=True) as record:
+            assert record.properties()["state"] == "stopped"
+            steps = [step for step, _ in record.scalars("step_loss")]
+            assert steps == list(range(1, len(steps) + 1))
+            assert record.document("profile")["layers"]["head"] > [0, 0]
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_a_nested_layer_opens_by_keyboard_and_is_found(studio, open_page):

@@ -284,7 +284,8 @@ class RunRecord:
 
         Args:
             name: string. `"stop"` ends the training after a step. `"checkpoint"` takes a
-                checkpoint, if the `Trainer` has a `checkpoint_dir`.
+                checkpoint, if the `Trainer` has a `checkpoint_dir`. `"profile"` has a `Trainer`
+                profile the next five steps, and is answered after them.
 
         Returns:
             The command's id.

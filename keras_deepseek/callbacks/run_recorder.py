@@ -9,9 +9,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import keras
 
@@ -30,6 +31,12 @@ _logger = logging.getLogger(__name__)
 _NOT_ENDED = "The training ended by an error, or the process ended, before `fit` returned."
 _SECONDS_FOR_GIT = 5.0
 
+RequestProfile: TypeAlias = Callable[[Path, Callable[[Any], None]], None]
+"""Function that has the coming steps profiled.
+
+It takes the file for the trace, and a function for the result: a dataclass, or the error.
+"""
+
 
 @dataclass(frozen=True)
 class RunLink:
@@ -42,12 +49,14 @@ class RunLink:
             once, after the first step.
         request_checkpoint: Function that has a checkpoint taken after the coming step. `None`
             without checkpoints.
+        request_profile: Function that has steps profiled. `None` where another process runs them.
     """
 
     figures: deque[Figures] = field(default_factory=deque)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     documents: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     request_checkpoint: Callable[[], None] | None = None
+    request_profile: RequestProfile | None = None
 
 
 class RunRecorder(StepLogger):
@@ -62,8 +71,8 @@ class RunRecorder(StepLogger):
     learning rate is that of every step.
 
     It also stores the run's properties and its state (`"running"`, `"finished"`, `"stopped"` or
-    `"failed"`, with the reason), a sign of life once a second, and answers the commands `"stop"`
-    and `"checkpoint"` of the record.
+    `"failed"`, with the reason), a sign of life once a second, and answers the commands `"stop"`,
+    `"checkpoint"` and `"profile"` of the record.
 
     Args:
         path: string or path. The SQLite file of the run record.
@@ -110,6 +119,7 @@ class RunRecorder(StepLogger):
         self._begun_step: tuple[int, float] | None = None  # The steps before it, and its start.
         self._has_documents = False
         self._asked: list[Command] = []
+        self._profile = 0  # The command for the last profile.
         self._has_step_rates = False
         self._outcome: dict[str, Any] = {}
         self._has_ended = threading.Event()
@@ -120,6 +130,7 @@ class RunRecorder(StepLogger):
         self._pace = TrainingPace()
         self._labels, self._written = {}, {}
         self._has_documents, self._asked = False, []
+        self._profile = 0
         self._has_step_rates = False
         self._outcome = {"state": "failed", "failure": _NOT_ENDED}
         if self._record is None:
@@ -188,6 +199,11 @@ class RunRecorder(StepLogger):
             "state": "failed" if is_failure else "stopped",
             "failure": f"{type(error).__name__}: {error}" if is_failure else None,
         }
+
+    @property
+    def trace_file(self) -> Path:
+        """The file for the trace of a profile, beside the record."""
+        return Path(self.path).with_suffix(".profile.json.gz")
 
     def write_document(self, name: str, content: Any) -> None:
         """Stores a document in the run record, during a training or between two.
@@ -277,20 +293,49 @@ class RunRecorder(StepLogger):
         with self._lock:
             asked, self._asked = self._asked, []
             for command in asked:
-                if self._record is not None:
-                    self._record.answer(command.id, self._carry_out(command.name, step))
+                if self._record is None or command.id == self._profile:
+                    continue  # It was read again before its answer.
+                if (answer := self._carry_out(command, step)) is not None:
+                    self._record.answer(command.id, answer)
 
-    def _carry_out(self, name: str, step: int) -> str:
+    def _carry_out(self, command: Command, step: int) -> str | None:
+        """Carries out a command; returns its answer, or `None` if that comes later."""
+        name = command.name
+        if name == "profile":
+            return self._begin_profile(command)
         if name == "stop":
             trained_model(self).stop_training = True
             self._outcome["state"] = "stopped"
             return f"stops after step {step}"
         if name != "checkpoint":
-            return f"unknown command {name!r}; known: stop, checkpoint"
+            return f"unknown command {name!r}; known: stop, checkpoint, profile"
         if self.link.request_checkpoint is None:
             return "no checkpoint: the training has no checkpoint_dir"
         self.link.request_checkpoint()
         return f"takes a checkpoint after step {step}"
+
+    def _begin_profile(self, command: Command) -> str | None:
+        if self.link.request_profile is None:
+            return "no profile: this process does not run the steps by a Trainer"
+        try:
+            self.link.request_profile(self.trace_file, self._receive_profile)
+        except InvalidInputError as error:
+            return f"no profile: {error}"
+        self._profile = command.id
+        return None
+
+    def _receive_profile(self, result: Any) -> None:
+        """Stores a profile, and answers the command for it."""
+        if isinstance(result, Exception):
+            _logger.warning("The steps could not be profiled: %s", result)
+            answer = f"no profile: {result}"
+        else:
+            self.write_document("profile", asdict(result))
+            answer = f"profiled {result.steps} steps"
+        with self._lock:
+            if self._record is not None:
+                self._record.answer(self._profile, answer)
+            self._begun_step = None  # The end of the profile took time that is not the step's.
 
     def _open(self) -> None:
         self._record = RunRecord(self.path)

@@ -356,7 +356,7 @@ def find_bottleneck(
     seconds: np.ndarray,
     limits: Thresholds,
 ) -> Iterator[Finding]:
-    """Finds a training that waits: for its data, or for the host to start the next operation."""
+    """Finds whether a step waits for its data, for the host to start operations, or computes."""
     wait = idle = None
     waits, seconds = waits[np.isfinite(waits)][-200:], seconds[np.isfinite(seconds)][-200:]
     if min(len(waits), len(seconds)) >= _FEWEST_TIMES and seconds.mean() > 0:
@@ -382,11 +382,18 @@ def find_bottleneck(
             "Use a larger batch, `jit_compile=True`, or `graph.optimize`: fewer and larger "
             "operations.",
         )
+    elif idle is not None and wait is not None:
+        yield Finding(
+            *("compute", "info", "performance"),
+            f"The device computes for {100 * (1 - idle - wait):.0f} % of the step.",
+            "Make the layers faster: half precision, or fewer operations.",
+        )
 
 
 def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
     """Names the layer that takes the most time by itself."""
-    layers = {path: sum(times) for path, times in profile["layers"].items() if path}
+    others = ("", profile.get("model"))  # The model's own operations, in no other layer.
+    layers = {path: sum(times) for path, times in profile["layers"].items() if path not in others}
     total = sum(profile["parts"].values())
     if layers and total > 0:
         path = max(layers, key=lambda each: layers[each])

@@ -17,7 +17,7 @@ import numpy as np
 from keras_deepseek.artifacts.run_record import FORM, RunRecord
 from keras_deepseek.errors import InvalidInputError
 
-COMMANDS = ("stop", "checkpoint")
+COMMANDS = ("stop", "checkpoint", "profile")
 """What the page may ask of a training."""
 
 SILENT_SECONDS = 30.0

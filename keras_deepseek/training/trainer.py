@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,15 +38,17 @@ from keras_deepseek.training.step.gradients.gradient_residual import GradientCom
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
+from keras_deepseek.training.step.step_profile import StepProfile
 from keras_deepseek.training.tuning.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.tuning.learning_rate_search import (
     LearningRateSearch,
     search_learning_rate,
 )
 from keras_deepseek.training.tuning.memory_report import MemoryReport, measure_memory
+from keras_deepseek.training.tuning.profile_steps import profile_steps
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
-_Result = TypeVar("_Result", LearningRateSearch, BatchSizeSearch, MemoryReport)
+_Result = TypeVar("_Result", LearningRateSearch, BatchSizeSearch, MemoryReport, StepProfile)
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
 
@@ -269,7 +272,8 @@ class Trainer:
     def record_run(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Records every later training, as the argument `run_record` does.
 
-        Results of `measure_memory`, `find_learning_rate` and `find_batch_size` are recorded too.
+        Results of `measure_memory`, `profile`, `find_learning_rate` and `find_batch_size` are
+        recorded too.
 
         Args:
             path: string or path. The file of the run record. Defaults to `None`: the file that the
@@ -635,6 +639,45 @@ class Trainer:
         report = measure_memory(self.model, self._plan, self._short_training(), data)
         return self._record("memory", report)
 
+    def profile(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> StepProfile:
+        """Returns the time of a step by layers, loss, optimizer, and waiting.
+
+        Two steps warm up and five are measured, by the profiler of the framework. No callbacks are
+        called. It restores the model as `find_learning_rate` does. Choose the button of Studio, or
+        the command `"profile"` of a run record, to profile a training that runs.
+
+        Args:
+            x: Training data, as `fit` takes them. Fewer than seven batches are repeated. Defaults
+                to `None`.
+            y: Targets, if `x` does not contain them. Defaults to `None`.
+            batch_size: integer. Defaults to `None`: 32, if `x` does not come in batches.
+            sample_weight: Weights of the samples, for arrays. Defaults to `None`.
+            class_weight: dict. Weights by class. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: A generator ended before the seventh batch, the model has no loss, or
+                its `steps_per_execution` is not 1.
+            NotSupportedError: Several processes train together.
+        """
+        data = {"x": x, "y": y, "batch_size": batch_size}
+        data |= {"sample_weight": sample_weight, "class_weight": class_weight}
+        self._plan.check_model()
+        if self._recorder is None:
+            name = f"{self.model.name}-{time.strftime('%Y%m%d-%H%M%S')}.profile.json.gz"
+            trace_file = Path(tempfile.gettempdir(), name)
+        else:
+            trace_file = self._recorder.trace_file
+        profile = profile_steps(self._plan.profiler, self._short_training(), trace_file, data)
+        return self._record("profile", profile)
+
     def _record(self, name: str, result: _Result) -> _Result:
         """Stores a result as a document if the run is recorded, and returns it."""
         if self._recorder is not None:
@@ -644,13 +687,13 @@ class Trainer:
     def _short_training(self) -> ShortTraining:
         if self._plan.parallelism.uses_workers:
             raise NotSupportedError(
-                "With a parameter server, this search can't restore the model. Use a Trainer "
-                "without a distributed_strategy for it."
+                "With a parameter server, steps can't be undone. Use a Trainer without a "
+                "distributed_strategy for searches and profiles."
             )
         if self.cluster.world_size > 1:
             raise NotSupportedError(
-                f"This search needs a process that trains alone; {self.cluster.world_size} "
-                "processes train together here."
+                f"Searches and profiles need a process that trains alone; "
+                f"{self.cluster.world_size} processes train together here."
             )
         return ShortTraining(
             self.model, self._session.in_training, needs_targets=self._plan.needs_targets

@@ -6,6 +6,7 @@ import pytest
 from keras_deepseek.studio.findings import (
     Thresholds,
     find_bottleneck,
+    find_expensive_layer,
     find_leap,
     find_not_finite,
     find_plateau,
@@ -56,9 +57,20 @@ def test_nothing_is_found_in_a_healthy_run(tmp_path, seed, steps, rate):
 def test_a_profile_names_its_most_expensive_layer(runs):
     store = Store(runs)
     store.refresh()
-    (found,) = store.findings("healthy")
-    assert (found["level"], found["view"]) == ("info", "performance")
-    assert "block_1/experts takes 14 % of the step" in found["sentence"]
+    compute, layer = store.findings("healthy")
+    assert {(found["level"], found["view"]) for found in (compute, layer)} == {
+        ("info", "performance")
+    }
+    assert compute["sentence"] == "The device computes for 94 % of the step."
+    assert "block_1/experts takes 14 % of the step" in layer["sentence"]
+
+
+def test_the_model_itself_is_no_expensive_layer():
+    layers = {"model": [0.5, 0.2], "model/head": [0.1, 0.2]}
+    profile = {"parts": {"forward": 0.6, "backward": 0.4}, "layers": layers, "model": "model"}
+    (found,) = find_expensive_layer(profile)
+    assert found.sentence == "model/head takes 30 % of the step."
+    assert not list(find_expensive_layer({**profile, "layers": {"model": [0.6, 0.4]}}))
 
 
 def test_the_first_value_that_is_not_finite_is_named():
@@ -100,9 +112,9 @@ def test_a_loss_that_has_fallen_far_may_rest():
 
 @pytest.mark.parametrize(
     ("parts", "name"),
-    [({"idle": 0.5}, "overhead"), ({"data_wait": 0.5}, "data_wait"), ({"idle": 0.1}, None)],
+    [({"idle": 0.5}, "overhead"), ({"data_wait": 0.5}, "data_wait"), ({"idle": 0.1}, "compute")],
 )
 def test_a_profile_says_what_holds_a_step_up(parts, name):
     profile = {"parts": {"forward": 0.5, **parts}}
     found = list(find_bottleneck(profile, np.empty(0), np.empty(0), Thresholds()))
-    assert [each.name for each in found] == ([name] if name else [])
+    assert [each.name for each in found] == [name]

@@ -13,8 +13,10 @@ from typing import Any
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.backend.data.batch_source import BatchSource
 from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
+from keras_deepseek.backend.profiling.step_trace import DATA_WAIT
 from keras_deepseek.errors import InvalidInputError
 
 
@@ -196,7 +198,8 @@ class BatchStream:
         started = time.perf_counter()
         while len(self._buffer) < count and not self._is_exhausted and self._failure is None:
             try:
-                batch = next(self._iterator)
+                with backend.current().step.annotate(DATA_WAIT):
+                    batch = next(self._iterator)
             except StopIteration:
                 self._is_exhausted = True
             except Exception as error:  # noqa: BLE001 - raised when that batch is asked for.

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,9 @@ from keras_deepseek.backend.keras_private.masks import split_floats
 from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.keras_private.variables import raw_value, set_raw_value
 from keras_deepseek.backend.loss_means import collect_loss_means, declare_mean_over
+from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
+from keras_deepseek.backend.profiling.step_trace import DATA_WAIT, Line
+from keras_deepseek.backend.profiling.xplane import read_lines
 from keras_deepseek.backend.protocols.step import Step
 
 
@@ -246,15 +250,41 @@ class JaxStep(Step):
     def restoring_variables(self, model: keras.Model) -> AbstractContextManager[object]:
         return _restoring_variables(model)
 
+    def mark(self, name: str) -> AbstractContextManager[object]:
+        scope: AbstractContextManager[object] = jax.named_scope(name)
+        return scope
+
+    def annotate(self, name: str) -> AbstractContextManager[object]:
+        annotation: AbstractContextManager[object] = jax.profiler.TraceAnnotation(name)
+        return annotation
+
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
+        return _trace_steps(model, lines)
+
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
         return Epochs(make_batches, from_scipy)
+
+
+@contextmanager
+def _trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
+    scopes = LayerScopes(model, is_numbered=False)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # It slows the steps down.
+    with tempfile.TemporaryDirectory() as folder:
+        jax.profiler.start_trace(folder, profiler_options=options)
+        try:
+            yield
+        finally:
+            jax.profiler.stop_trace()
+        lines += read_lines(folder, scopes)
 
 
 def _time_batches(iterator: Iterator[Any], add: Callable[[float], None]) -> Iterator[Any]:
     while True:
         started = time.perf_counter()
         try:
-            batch = next(iterator)
+            with jax.profiler.TraceAnnotation(DATA_WAIT):
+                batch = next(iterator)
         except StopIteration:
             return
         add(time.perf_counter() - started)

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.profiling.step_trace import Line
 
 
 class WeightChange:
@@ -238,6 +239,26 @@ class Step(abc.ABC):
     def prefers_own_feed(self, x: Any) -> bool:
         """Returns True if `feed_batches` is faster for the given data than Keras's adapter."""
         return False
+
+    # The profile of steps.
+
+    @abc.abstractmethod
+    def mark(self, name: str) -> AbstractContextManager[object]:
+        """Returns a context manager that names the operations in it for traces of the step.
+
+        A compiled step has these names from the time when it was compiled.
+        """
+
+    @abc.abstractmethod
+    def annotate(self, name: str) -> AbstractContextManager[object]:
+        """Returns a context manager that names the time spent in it, while a trace is taken."""
+
+    @abc.abstractmethod
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
+        """Returns a context manager in which the framework's profiler traces what runs.
+
+        At its end, the lines of the trace are added to `lines`, with the owner of each operation.
+        """
 
     # The state beside Keras's variables.
 

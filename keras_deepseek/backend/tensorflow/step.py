@@ -2,7 +2,9 @@
 
 import functools
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -12,6 +14,9 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
 from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
+from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
+from keras_deepseek.backend.profiling.step_trace import Line
+from keras_deepseek.backend.profiling.xplane import read_lines
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.tensorflow.processes import LostPeers
 
@@ -71,9 +76,16 @@ class TensorFlowStep(Step):
     def rematerialize(
         self, layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
     ) -> Callable[..., Any]:
-        return recomputed_call(
-            layer, call, states, lambda compute, floats: tf.recompute_grad(compute)(*floats)
-        )
+        def run(compute: Callable[..., Any], floats: Sequence[Any]) -> Any:
+            def compute_in_scope(*floats: Any) -> Any:
+                with tf.name_scope(layer.name):
+                    pass  # Keras enters the scope of a layer twice too: see `LayerScopes`.
+                with tf.name_scope(layer.name):
+                    return compute(*floats)
+
+            return tf.recompute_grad(compute_in_scope)(*floats)
+
+        return recomputed_call(layer, call, states, run)
 
     def densify(self, gradient: Any) -> Any:
         return tf.convert_to_tensor(gradient)  # Keras's `convert_to_tensor` would leave it sparse.
@@ -142,6 +154,17 @@ class TensorFlowStep(Step):
         fed: Iterable[Any] = dataset.with_options(options)
         return fed
 
+    def mark(self, name: str) -> AbstractContextManager[object]:
+        scope: AbstractContextManager[object] = tf.name_scope(name)
+        return scope
+
+    def annotate(self, name: str) -> AbstractContextManager[object]:
+        annotation: AbstractContextManager[object] = tf.profiler.experimental.Trace(name)
+        return annotation
+
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
+        return _trace_steps(model, lines)
+
     def read_framework_random_state(self) -> dict[str, Array]:
         # The state of `tf.random` operations without a generator can't be read. Keras uses none of
         # them.
@@ -149,6 +172,18 @@ class TensorFlowStep(Step):
 
     def write_framework_random_state(self, state: dict[str, Array]) -> None:
         tf.random.get_global_generator().state.assign(state["generator"])
+
+
+@contextmanager
+def _trace_steps(model: keras.Model, lines: list[Line]) -> Iterator[None]:
+    scopes = LayerScopes(model, is_numbered=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        try:
+            yield
+        finally:
+            tf.profiler.experimental.stop()
+        lines += read_lines(folder, scopes)
 
 
 def _is_computed(operation: Any) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -15,7 +16,9 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
+from keras_deepseek.backend.profiling.step_trace import Line
 from keras_deepseek.backend.protocols.step import Step, WeightChange
+from keras_deepseek.backend.torch import profiling
 from keras_deepseek.backend.torch.optimizer_update import apply_update
 
 _DTYPES = {
@@ -161,6 +164,15 @@ class TorchStep(Step):
 
     def prefers_own_feed(self, x: Any) -> bool:
         return not isinstance(x, torch.utils.data.DataLoader)  # Keras passes its batches on.
+
+    def mark(self, name: str) -> AbstractContextManager[object]:
+        return profiling.mark(name)
+
+    def annotate(self, name: str) -> AbstractContextManager[object]:
+        return profiling.annotate(name)
+
+    def trace_steps(self, model: keras.Model, lines: list[Line]) -> AbstractContextManager[object]:
+        return profiling.trace_steps(model, lines)
 
     def read_buffers(self, model: keras.Model) -> dict[str, Array]:
         return {

@@ -48,11 +48,11 @@ function kindsOf(root) {
     .sort((a, b) => b.forward + b.backward - a.forward - a.backward);
 }
 
-function Kinds({root, total}) {
+function Kinds({root, total, isFused}) {
   const kinds = useMemo(() => kindsOf(root), [root]);
   if (!kinds.length) return null;
   const most = kinds[0].forward + kinds[0].backward;
-  return html`<${Card} title="By kind of layer" sub="time of its own, without the layers in it" wide now="">
+  return html`<${Card} title="By kind of layer" sub=${`time of its own, without the layers in it${isFused ? "; XLA, where it is used, gives a fused operation to one layer" : ""}`} wide now="">
     <div class="rows" tabindex="0" role="region" aria-label="Layers by kind"><table><thead><tr><th>Layer</th><th class="n">Number</th><th class="n">Forward</th><th class="n">Backward</th>
       <th class="n">Share of the step</th><th class="n">Operations a second</th></tr></thead>
     <tbody>${kinds.map((kind) => html`<tr><td>${kind.cls}</td><td class="n">${kind.count}</td>
@@ -106,14 +106,16 @@ export function Performance({run, Say}) {
   const lines = linesOf(live, [run], paces, run).map((line, i) => ({...line, colour: `--r${i}`}));
   const says = findings.map((each) => each.sentence).join(" ");
   return html`<${Say}>${profile ? html`A step takes <b class="num">${seconds(total)}</b>. ${says}` : html`${says} ${paces.length ? html`The last step took <b class="num">${seconds(live.runs[run].ends[paces[0]].last)}</b>.` : "No step of this run was measured."}`}</${Say}>
+    <p class="tools"><${Ask} run=${run} name="profile" words="Profile five steps"/></p>
     ${findings.filter((each) => each.level !== "info").map((each) => html`<p class="quiet">${ticked(each.advice)}</p>`)}
     <div class="grid">
       ${profile && html`<${Card} wide title="Where a step’s time goes" sub=${`mean of ${profile.steps} steps${profile.tool ? `, ${profile.tool}` : ""}${profile.device ? `, ${profile.device}` : ""}`}
         now=${seconds(total)} table=${() => [["Part", "Time", "Share"], parts.map(([name, value]) => [name, seconds(value), percent(value / total)])]}>
-        <${Stack} parts=${parts} label=${`Parts of a step: ${parts.map(([name, value]) => `${name} ${percent(value / total)}`).join(", ")}`}/></${Card}>`}
+        <${Stack} parts=${parts} label=${`Parts of a step: ${parts.map(([name, value]) => `${name} ${percent(value / total)}`).join(", ")}`}/>
+        ${profile.trace_file && html`<p class="soft small trace">Each operation, for ui.perfetto.dev: <code>${profile.trace_file}</code></p>`}</${Card}>`}
       ${!profile && paces.length > 0 && html`<${Card} wide title="Seconds per step" sub=${paces[1] ? "and waiting for data" : ""} now="" table=${() => linesTable(lines, live.series, "step")}>
         <${Chart} lines=${lines} data=${live.series} height=${280} label="Seconds per step, and waiting for data"/></${Card}>`}
-      ${root && html`<${Kinds} root=${root} total=${total}/>`}
+      ${root && html`<${Kinds} root=${root} total=${total} isFused=${!profile.tool.startsWith("torch")}/>`}
       ${memory && html`<${Card} title="Memory of a step" sub=${`batch of ${memory.batch_size}`}
         now=${bytes(memory.weights + memory.gradients + memory.optimizer + memory.activations)}><${Stack} write=${bytes} label="Parts of the memory"
         parts=${[["activations", memory.activations, "--r0"], ["optimizer", memory.optimizer, "--r4"], ["gradients", memory.gradients, "--r2"], ["weights", memory.weights, "--r1"]]}/></${Card}>`}

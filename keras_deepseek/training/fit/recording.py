@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_private.layers import example_inputs
-from keras_deepseek.callbacks.run_recorder import RunLink, RunRecorder
+from keras_deepseek.callbacks.run_recorder import RequestProfile, RunLink, RunRecorder
 from keras_deepseek.callbacks.step_figures import StepFigures
 from keras_deepseek.graph.layer_graph import draw_layers, list_layers
 
@@ -24,6 +24,7 @@ def recording(
     arguments: Mapping[str, Any],
     documents: Mapping[str, Callable[[], Any]],
     request_checkpoint: Callable[[], None] | None,
+    request_profile: RequestProfile | None,
 ) -> Iterator[None]:
     """Context manager in which the recorders of a training are linked to its trainer.
 
@@ -33,7 +34,10 @@ def recording(
     """
     for recorder in recorders:
         recorder.link = RunLink(
-            arguments=arguments, documents=documents, request_checkpoint=request_checkpoint
+            arguments=arguments,
+            documents=documents,
+            request_checkpoint=request_checkpoint,
+            request_profile=request_profile,
         )
     try:
         queues = [recorder.link.figures for recorder in recorders] or [deque(maxlen=0)]

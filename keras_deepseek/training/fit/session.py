@@ -134,7 +134,8 @@ class Session:
         self._check(arguments, resume)
         goes_on = resume or self.resumed is not None
         position = PositionTracker(self._plan)
-        chosen = [position, *self._plan.callbacks, *callbacks, *list_callbacks(own_callbacks)]
+        own = [position, self._plan.profiler, *self._plan.callbacks]
+        chosen = [*own, *callbacks, *list_callbacks(own_callbacks)]
         # All processes must run the same step, also those that write no record.
         is_recorded = self._processes.broadcast(find_recorders(chosen) != [])
         if self._processes.rank > 0:
@@ -178,7 +179,8 @@ class Session:
         *,
         is_recorded: bool,
     ) -> contextlib.AbstractContextManager[None]:
-        checkpoints = None if self._plan.parallelism.uses_workers else self._checkpoints
+        uses_workers = self._plan.parallelism.uses_workers
+        checkpoints = None if uses_workers else self._checkpoints
         return recording(
             find_recorders(callbacks),
             self._plan.figures if is_recorded else None,
@@ -193,6 +195,7 @@ class Session:
                 )
             },
             request_checkpoint=None if checkpoints is None else checkpoints.request,
+            request_profile=None if uses_workers else self._plan.profiler.request,
         )
 
     def _check(self, arguments: dict[str, Any], resume: bool) -> None:

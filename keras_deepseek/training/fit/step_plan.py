@@ -31,6 +31,7 @@ from keras_deepseek.training.step.precision import step_in_precision
 from keras_deepseek.training.step.rematerialization import find_blocks
 from keras_deepseek.training.step.step_guard import StepGuard
 from keras_deepseek.training.step.step_options import StepOptions
+from keras_deepseek.training.step.step_profiler import StepProfiler
 from keras_deepseek.training.step.step_replacement import StepReplacement
 from keras_deepseek.training.step.training_step import TrainingStep
 
@@ -65,6 +66,7 @@ class StepPlan:
         self._program_call = ProgramCall(model) if options.optimize_graph else None
         self._check_options()
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
+        self.profiler = StepProfiler(model)
         self.figures = StepFigures()
         """The figures of each step, for recorders."""
         statistics = LayerStatistics(model, self.figures, is_by_layer=options.layer_statistics)
@@ -209,6 +211,7 @@ class StepPlan:
             extra_variables,
             is_compilable=self.parallelism.is_compilable,
             figures=self.figures,
+            profiler=self.profiler,
         )
 
     def _prepare(self) -> None:

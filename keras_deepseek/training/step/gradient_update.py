@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.profiling.step_trace import OPTIMIZER
 from keras_deepseek.training.step.gradient_clip import clip_gradients
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.guard_metric import GuardMetric
@@ -44,6 +45,16 @@ class GradientUpdate:
         Returns:
             Boolean scalar, true for a good step, or `None` if steps are not checked; and the logs.
         """
+        with backend.current().step.mark(OPTIMIZER):
+            return self._update(loss, gradients, variables, keep_residual)
+
+    def _update(
+        self,
+        loss: Any,
+        gradients: list[Any],
+        variables: Sequence[keras.Variable],
+        keep_residual: Callable[[], None] | None,
+    ) -> tuple[Any, dict[str, Any]]:
         optimizer = self._model.optimizer
         is_checked = is_scaled(optimizer) or self._guard is not None
         watch = self._statistics is not None and self._statistics.measure_layers

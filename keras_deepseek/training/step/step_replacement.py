@@ -16,6 +16,7 @@ from keras_deepseek.backend.keras_private.trainers import (
 from keras_deepseek.callbacks.step_figures import StepFigures
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.build_for_step import build_for_step
+from keras_deepseek.training.step.step_profiler import StepProfiler
 
 
 class StepReplacement:
@@ -31,6 +32,7 @@ class StepReplacement:
         is_eager: boolean. The step is a Python function that no framework can compile. Defaults to
             `False`.
         figures: The hand-over of the figures that the step returns among its logs.
+        profiler: The profiler of the steps.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class StepReplacement:
         is_compilable: bool = True,
         is_eager: bool = False,
         figures: StepFigures | None = None,
+        profiler: StepProfiler | None = None,
     ) -> None:
         self._model = model
         self._train_step = train_step
@@ -51,6 +54,7 @@ class StepReplacement:
         self._is_compilable = is_compilable and not is_eager
         self._is_eager = is_eager
         self._figures = figures or StepFigures()
+        self._profiler = profiler or StepProfiler(model)
         self._compiled_for: Any = None
         self._called: Callable[..., Any] = self._run
         self._function: Any = None
@@ -98,6 +102,7 @@ class StepReplacement:
             # Keras's cleanup after an error may fail itself, as with moving averages on JAX.
             raise self._error from None
         finally:
+            self._profiler.cancel()
             self._error = None  # It would keep the tensors of the step in memory.
             self._function = model.train_function
             del model.make_train_function
@@ -130,6 +135,7 @@ class StepReplacement:
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             self.is_running = True
+            self._profiler.before_call()
             arguments = self._figures.begin(arguments)
             try:
                 result = function(*arguments)
@@ -139,7 +145,9 @@ class StepReplacement:
             self.is_running = False
             self.num_calls += 1
             # On JAX, the state of the training comes with the logs.
-            self._figures.end(result[0] if isinstance(result, tuple) else result)
+            logs = result[0] if isinstance(result, tuple) else result
+            self._figures.end(logs)
+            self._profiler.after_call(logs)
             return result
 
         return run

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.losses import track_loss
 from keras_deepseek.backend.keras_private.metrics import compiled_metric_names
 from keras_deepseek.backend.keras_private.trainers import build_for_training
+from keras_deepseek.backend.profiling.step_trace import LOSS
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.accumulated_gradients import AccumulatedGradients
 from keras_deepseek.training.step.gradients.batch_gradients import (
@@ -116,10 +118,12 @@ class TrainingStep:
         if statistics is not None:
             statistics.begin(batch[0])
         is_good, update_logs = self._apply(loss, result, variables)
-        track_loss(self._model, loss, result.num_rows)
+        with backend.current().step.mark(LOSS):
+            track_loss(self._model, loss, result.num_rows)
         for state, before in states:
             state.assign(ops.where(is_good, state.value, before))
-        means = self._read_logs()
+        with backend.current().step.mark(LOSS):
+            means = self._read_logs()
         check_log_names(result.logs, {**means, **update_logs})
         figures = {} if statistics is None else statistics.finish(loss)
         return {**means, **result.logs, **update_logs, **figures}

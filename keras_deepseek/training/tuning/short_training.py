@@ -85,7 +85,7 @@ class ShortTraining:
         """
         if self._model.steps_per_execution != 1:
             raise InvalidInputError(
-                "A search reads the logs of each step, and the model runs "
+                "Searches and profiles read the logs of each step, and the model runs "
                 f"{self._model.steps_per_execution} at once: compile it with steps_per_execution=1."
             )
         positioned = self._open(

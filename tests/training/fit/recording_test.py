@@ -151,12 +151,12 @@ class Ask(keras.callbacks.Callback):
                 pass
 
 
-def train_with_commands(path, *names, **options):
+def train_with_commands(path, *names, epochs=2, **options):
     ask = Ask(path, *names)
     trainer = Trainer(build, optimizer="sgd", loss="mse", callbacks=ask, **options)
     trainer.record_run(path)
     ask.recorder = trainer._recorder
-    fit(trainer, epochs=2)
+    fit(trainer, epochs=epochs)
     with RunRecord(path, read_only=True) as record:
         return [command.answer for command in record.commands()], record.properties()["state"]
 
@@ -187,8 +187,36 @@ def test_a_command_that_cannot_be_carried_out_is_answered(tmp_path):
     answers, _ = train_with_commands(tmp_path / "run.sqlite", "checkpoint", "dance")
     assert answers == [
         "no checkpoint: the training has no checkpoint_dir",
-        "unknown command 'dance'; known: stop, checkpoint",
+        "unknown command 'dance'; known: stop, checkpoint, profile",
     ]
+
+
+@pytest.mark.usefixtures("beats_at_once")
+def test_a_command_profiles_five_steps_of_the_running_training(tmp_path):
+    path = tmp_path / "run.sqlite"
+    train_with_commands(tmp_path / "without.sqlite", epochs=3, seed=1)
+    answers, state = train_with_commands(path, "profile", "profile", epochs=3, seed=1)
+    taken = "no profile: The steps of this training are being profiled already."
+    assert (answers, state) == (["profiled 5 steps", taken], "finished")
+    assert path.with_suffix(".profile.json.gz").exists()
+    with RunRecord(path, read_only=True) as record:
+        profile = record.document("profile")
+        nodes = record.document("model_graph")["children"]
+        assert profile["steps"] == 5
+        assert set(profile["layers"]) <= {profile["model"], *(node["path"] for node in nodes)}
+        assert profile["parts"]["optimizer"] > 0
+        losses = column(record, "step_loss")
+    with RunRecord(tmp_path / "without.sqlite", read_only=True) as record:
+        assert losses == column(record, "step_loss")  # To the bit.
+
+
+@pytest.mark.torch_alone
+@pytest.mark.usefixtures("beats_at_once")
+def test_a_profile_ends_with_the_training(tmp_path):
+    answers, _ = train_with_commands(tmp_path / "run.sqlite", "profile")
+    assert answers == ["nothing: the training has ended"]
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        assert record.document("profile") is None
 
 
 @pytest.mark.torch_alone

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.backend.profiling.step_trace import BACKWARD
 from keras_deepseek.training.step.gradients.batch_gradients import PartGradients, SummedGradients
 from keras_deepseek.training.step.gradients.micro_batches import (
     Batch,
@@ -40,11 +41,13 @@ class AccumulatedGradients(SummedGradients):
         check_same_rows(batch, count_rows(batch))
         pieces = MicroBatches(batch, self._number)
         first, factor = self._part.sum(pieces.take(0), variables)
-        first = first.scale_gradients(factor)
+        with backend.current().step.mark(BACKWARD):
+            first = first.scale_gradients(factor)
 
         def add(piece: Batch, tensors: Sequence[Any]) -> Sequence[Any]:
             others, factor = self._part.sum(piece, variables)
-            return first.with_tensors(tensors).plus(others, factor).tensors()
+            with backend.current().step.mark(BACKWARD):
+                return first.with_tensors(tensors).plus(others, factor).tensors()
 
         tensors: Sequence[Any] = backend.current().compute.repeat(
             lambda index, *tensors: add(pieces.take(index + 1), tensors),

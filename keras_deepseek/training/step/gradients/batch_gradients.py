@@ -7,7 +7,9 @@ from typing import Any
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.backend.processes.processes import Receive
+from keras_deepseek.backend.profiling.step_trace import BACKWARD
 from keras_deepseek.training.step.gradients.micro_batches import Batch, count_rows
 from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 
@@ -89,7 +91,8 @@ class SummedGradients(PartGradients):
 
     def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
         sums, _ = self.sum(batch, variables)
-        return BatchResult(*sums.means(is_sum=self._is_sum), count_rows(batch))
+        with backend.current().step.mark(BACKWARD):
+            return BatchResult(*sums.means(is_sum=self._is_sum), count_rows(batch))
 
     def begin(
         self, batch: Batch, variables: Sequence[keras.Variable]

@@ -11,6 +11,7 @@ from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_private.metrics import watch_metric_updates
 from keras_deepseek.backend.processes.processes import Receive
+from keras_deepseek.backend.profiling.step_trace import BACKWARD
 from keras_deepseek.training.step.gradients.batch_gradients import (
     Backward,
     BatchResult,
@@ -47,7 +48,9 @@ class PlainGradients(PartGradients):
 
     def compute(self, batch: Batch, variables: Sequence[keras.Variable]) -> BatchResult:
         (loss, _, logs), backward = self._differentiate(batch, variables)
-        return BatchResult(loss, logs, backward(), count_rows(batch))
+        with backend.current().step.mark(BACKWARD):
+            gradients = backward()
+        return BatchResult(loss, logs, gradients, count_rows(batch))
 
     def begin(
         self, batch: Batch, variables: Sequence[keras.Variable]
@@ -73,7 +76,8 @@ class PlainGradients(PartGradients):
 
     def sum(self, batch: Batch, variables: Sequence[keras.Variable]) -> tuple[WeightedSums, Any]:
         sums, backward = self.begin(batch, variables)
-        gradients = backward(ops.maximum(sums.weight, MIN_WEIGHT), None)
+        with backend.current().step.mark(BACKWARD):
+            gradients = backward(ops.maximum(sums.weight, MIN_WEIGHT), None)
         return replace(sums, gradients=gradients), sums.weight
 
     def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:

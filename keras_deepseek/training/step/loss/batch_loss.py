@@ -7,10 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.losses import compute_training_loss
 from keras_deepseek.backend.keras_private.metrics import update_metrics
 from keras_deepseek.backend.keras_private.trainers import call_for_training
 from keras_deepseek.backend.loss_means import collect_loss_means
+from keras_deepseek.backend.profiling.step_trace import LOSS
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.micro_batches import count_rows
 from keras_deepseek.training.step.loss.loss_weight import compute_loss_weight, find_reduction
@@ -44,11 +46,12 @@ class BatchLoss:
         model = self._model
         with collect_loss_means() as means:
             y_pred = call_for_training(model, x)
-        loss = compute_training_loss(model, x, y, y_pred, sample_weight)
-        is_kerass = type(model).compute_loss is keras.Model.compute_loss
-        if is_kerass and model.loss is None and not model.losses:  # JAX would return 0.
-            raise missing_loss_error(model)
-        update_metrics(model, x, y, y_pred, sample_weight)
+        with backend.current().step.mark(LOSS):
+            loss = compute_training_loss(model, x, y, y_pred, sample_weight)
+            is_kerass = type(model).compute_loss is keras.Model.compute_loss
+            if is_kerass and model.loss is None and not model.losses:  # JAX would return 0.
+                raise missing_loss_error(model)
+            update_metrics(model, x, y, y_pred, sample_weight)
         if not self.is_in_parts:
             return loss
         _check_added_losses(model)

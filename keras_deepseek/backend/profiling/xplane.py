@@ -1,0 +1,209 @@
+"""Reads an `.xplane.pb`, the trace that JAX and TensorFlow write, without protobuf.
+
+The messages and the numbers of their fields:
+
+- `XSpace`: planes 1. `XPlane`: name 2, lines 3, event_metadata 4 and stat_metadata 5 (maps: key 1,
+  value 2). `XEventMetadata`: id 1, name 2, stats 5. `XStatMetadata`: id 1, name 2.
+- `XLine`: name 2, timestamp_ns 3, events 4. `XEvent`: metadata_id 1, offset_ps 2, duration_ps 3,
+  stats 4. `XStat`: metadata_id 1, integers 3 and 4, text 5, bytes 6, reference to a name 7.
+- The plane `/host:metadata` holds the program of each module, in the bytes of a stat. `HloProto`:
+  module 1. `HloModuleProto`: computations 3. `HloComputationProto`: instructions 2, id 5.
+  `HloInstructionProto`: name 1, metadata 7 and there op_name 2, id 35, operand_ids 36,
+  called_computation_ids 38.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
+from keras_deepseek.backend.profiling.step_trace import DATA_WAIT, Event, Line, Owner
+
+_TENSORFLOW_OPERATION = re.compile(r"[^\s:]+:[^\s:]+")
+_WAITS = (DATA_WAIT, "IteratorGetNextOp::DoCompute")
+
+
+def read_lines(folder: str, scopes: LayerScopes) -> list[Line]:
+    """Reads the trace in a folder as lines of events with their owners."""
+    (file,) = Path(folder).rglob("*.xplane.pb")
+    planes = [_read(plane) for plane in _read(memoryview(file.read_bytes()))[1]]
+    programs = {
+        name: program
+        for plane in planes
+        if _text(plane[2]) == "/host:metadata"
+        for name, program in _read_programs(plane)
+    }
+    host: list[Line] = []
+    device: list[Line] = []
+    for plane in planes:
+        lines = device if _text(plane[2]).startswith("/device:") else host
+        lines += _read_plane(plane, scopes, programs)
+    if any(event.owner for line in device for event in line):  # The host only starts operations.
+        host = [[_without_work(event) for event in line] for line in host]
+    return [*host, *device]
+
+
+def _read_plane(
+    plane: dict[int, list[Any]], scopes: LayerScopes, programs: dict[str, dict[str, str]]
+) -> list[Line]:
+    names, stat_names = _read_names(plane[4]), _read_names(plane[5])
+    lines: list[Line] = []
+    begun: dict[Any, Event] = {}  # By the number that the event of its end has too.
+    ended: dict[Any, float] = {}
+    for line in map(_read, plane[3]):
+        is_pipeline = _text(line[2]).startswith("tf_data")
+        begin = _integer(line[3]) * 1e-9
+        events = []
+        for fields in map(_read, line[4]):
+            name = names[_integer(fields[1])]
+            start = begin + _integer(fields[2]) * 1e-12
+            stats = dict(_read_stat(stat, stat_names) for stat in fields[4])
+            owner: Owner | None = None
+            if name in _WAITS:
+                owner = Owner("data_wait")
+            elif "hlo_op" in stats:
+                program = programs.get(f"{stats['hlo_module']}({stats['program_id']})", {})
+                owner = scopes.owner(program.get(stats["hlo_op"], ""))
+            elif "tf_op" in stats or (_TENSORFLOW_OPERATION.fullmatch(name) and not is_pipeline):
+                owner = scopes.owner(stats.get("tf_op", name))
+            event = Event(start, start + _integer(fields[3]) * 1e-12, name, owner)
+            events.append(event)
+            if name.startswith("end: ") and "c" in stats:
+                ended[stats["c"]] = start
+            elif owner is not None and "p" in stats:
+                begun[stats["p"]] = event
+        lines.append(events)
+    late = [
+        event._replace(start=event.end, end=ended[number])
+        for number, event in begun.items()
+        if ended.get(number, 0.0) > event.end
+    ]
+    return [*lines, *_in_lines(late)]
+
+
+def _in_lines(events: list[Event]) -> list[Line]:
+    """Returns operations that ran on in other threads, which have no events, as few lines."""
+    lines: list[Line] = []
+    for event in sorted(events):
+        free = next((line for line in lines if line[-1].end <= event.start), None)
+        if free is None:
+            lines.append(free := [])
+        free.append(event)
+    return lines
+
+
+def _read_stat(message: memoryview, names: dict[int, str]) -> tuple[str, Any]:
+    """Returns a stat's name, without a leading underscore, and its value."""
+    stat = _read(message)
+    name = names[_integer(stat[1])].removeprefix("_")
+    if stat[7]:
+        return name, names[stat[7][0]]
+    value = next((stat[field][0] for field in (3, 4, 5) if stat[field]), 0)
+    return name, _text([value]) if isinstance(value, memoryview) else value
+
+
+def _read_programs(plane: dict[int, list[Any]]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the name of each program, and the scopes of its instructions by their names."""
+    for entry in plane[4]:
+        metadata = _read(_read(entry)[2][0])
+        computations = [
+            _read(computation)
+            for stat in metadata[5]
+            for proto in _read(stat)[6]
+            for module in _read(proto)[1]
+            for computation in _read(module)[3]
+        ]
+        yield _text(metadata[2]), _find_scopes(computations)
+
+
+def _find_scopes(computations: list[dict[int, list[Any]]]) -> dict[str, str]:
+    """Returns the scope of each instruction of a program by its name.
+
+    XLA's rewrites drop scopes, as where it reduces in two steps or converts a dtype. Such an
+    instruction has the scope of what it calls, of what reads its result, or of what it reads.
+    """
+    scopes: dict[str, str] = {}
+    in_computation: dict[int, str] = {}
+    for computation in computations:  # Those that are called come first.
+        instructions = [_read(each) for each in computation[2]]
+        found: dict[int, str] = {}
+        readers: dict[int, str] = {}
+        for each in reversed(instructions):
+            scope = next((_text(_read(meta)[2]) for meta in each[7]), "")
+            if "/" not in scope:
+                called = (in_computation.get(number, "") for number in _integers(each[38]))
+                scope = next(filter(None, called), "") or readers.get(_integer(each[35]), "")
+            found[_integer(each[35])] = scope
+            for operand in _integers(each[36]):
+                readers.setdefault(operand, scope)
+        for each in instructions:
+            number = _integer(each[35])
+            read = (found.get(operand, "") for operand in _integers(each[36]))
+            found[number] = found[number] or next(filter(None, read), "")
+            scopes[_text(each[1])] = found[number]
+        own = (found[_integer(each[35])] for each in reversed(instructions))
+        in_computation[_integer(computation[5])] = next(filter(None, own), "")
+    return scopes
+
+
+def _read_names(entries: list[Any]) -> dict[int, str]:
+    metadata = [_read(_read(entry)[2][0]) for entry in entries]
+    return {_integer(each[1]): _text(each[2]) for each in metadata}
+
+
+def _without_work(event: Event) -> Event:
+    is_wait = event.owner is not None and event.owner.part == "data_wait"
+    return event if is_wait else event._replace(owner=None)
+
+
+def _integer(values: list[Any]) -> int:
+    """Returns the integer of a field, which is left out where it is 0."""
+    return int(values[0]) if values else 0
+
+
+def _integers(values: list[Any]) -> Iterator[int]:
+    """Yields the integers of a repeated field, which are packed or not."""
+    for value in values:
+        if isinstance(value, int):
+            yield value
+            continue
+        position = 0
+        while position < len(value):
+            number, position = _read_integer(value, position)
+            yield number
+
+
+def _text(values: list[Any]) -> str:
+    return str(values[0], "utf-8", "replace") if values else ""
+
+
+def _read(message: memoryview) -> dict[int, list[Any]]:
+    """Returns the values of a message by the numbers of their fields: integers and bytes."""
+    found: dict[int, list[Any]] = defaultdict(list)
+    position = 0
+    while position < len(message):
+        key, position = _read_integer(message, position)
+        kind = key & 7
+        if kind == 0:
+            value, position = _read_integer(message, position)
+            found[key >> 3].append(value)
+            continue
+        length = {1: 8, 5: 4}.get(kind)
+        if length is None:
+            length, position = _read_integer(message, position)
+        found[key >> 3].append(message[position : position + length])
+        position += length
+    return found
+
+
+def _read_integer(message: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[position]
+        value |= (byte & 127) << shift
+        position += 1
+        shift += 7
+        if byte < 128:  # noqa: PLR2004 - the highest bit says that another byte follows.
+            return value, position

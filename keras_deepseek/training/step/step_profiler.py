@@ -1,0 +1,156 @@
+"""The profiler that measures some steps of a training while it runs."""
+
+import contextlib
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.profiling.step_trace import (
+    PARTS,
+    WINDOW,
+    Line,
+    divide_time,
+    write_trace,
+)
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.step_profile import StepProfile
+
+STEPS = 5
+"""The number of measured calls of the train function."""
+
+_TOOLS = {"torch": "torch.profiler", "jax": "jax.profiler", "tensorflow": "tf.profiler"}
+
+
+class StepProfiler(keras.callbacks.Callback):
+    """Traces the steps of a model on request, from the end of one step to that of another.
+
+    It is a callback too: a validation, and what happens between two epochs, does not count.
+    """
+
+    async_safe = True  # Keras then need not wait for the logs of each step.
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__()
+        self._trained = model
+        self._receive: Callable[[StepProfile | Exception], None] | None = None
+        self._trace_file = Path()
+        self._calls_left = 0
+        self._lines: list[Line] | None = None
+        self._tracing = contextlib.ExitStack()
+        self._window = contextlib.ExitStack()
+        self._is_counting = False
+        self._logs: Any = {}
+
+    def request(
+        self,
+        trace_file: Path,
+        receive: Callable[[StepProfile | Exception], None],
+        *,
+        skip: int = 1,
+    ) -> None:
+        """Profiles the steps after the next `skip` ones; `receive` gets the result or an error.
+
+        The request ends with the training, and `receive` is not called then.
+        """
+        if self._receive is not None:
+            raise InvalidInputError("The steps of this training are being profiled already.")
+        self._trace_file, self._receive, self._calls_left = trace_file, receive, skip
+
+    def before_call(self) -> None:
+        """Begins to count again, after the end of an epoch."""
+        if self._lines is not None:
+            self._count()
+
+    def after_call(self, logs: Any) -> None:
+        """Begins or ends the trace, if this is the call of the train function for it."""
+        if self._receive is None:
+            return
+        self._logs = logs
+        self._calls_left -= 1
+        if self._calls_left > 0:
+            return
+        receive, lines = self._receive, self._lines
+        try:
+            if lines is None:
+                self._begin()
+            else:
+                self._end()
+                write_trace(lines, self._trace_file)
+                receive(self._summarize(lines))
+        except Exception as error:  # noqa: BLE001 - a profile that fails ends no training.
+            self.cancel()
+            receive(error)
+
+    def cancel(self) -> None:
+        """Ends the request, and the trace without a result."""
+        with contextlib.suppress(Exception):  # The error that ended the training comes first.
+            self._end()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Does not count a validation."""
+        self._pause()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Does not count the time between two epochs."""
+        self._pause()
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns nothing: a checkpoint holds no profile."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Does nothing, because this callback has no state."""
+
+    def _begin(self) -> None:
+        self._wait()
+        lines: list[Line] = []
+        self._tracing.enter_context(backend.current().step.trace_steps(self._trained, lines))
+        self._lines, self._calls_left = lines, STEPS
+        self._count()
+
+    def _end(self) -> None:
+        self._receive = self._lines = None
+        with self._tracing:
+            self._pause()
+
+    def _count(self) -> None:
+        """Begins to count the time."""
+        if not self._is_counting:
+            self._is_counting = True
+            self._window.enter_context(backend.current().step.annotate(WINDOW))
+
+    def _pause(self) -> None:
+        """Counts no time until the next step."""
+        if self._is_counting:
+            self._wait()
+            self._is_counting = False
+            self._window.close()
+
+    def _wait(self) -> None:
+        """Waits until the device has ended the last step."""
+        for value in keras.tree.flatten(self._logs):
+            keras.ops.convert_to_numpy(value)
+        self._logs = {}
+
+    def _summarize(self, lines: list[Line]) -> StepProfile:
+        steps = STEPS * int(self._trained.steps_per_execution)
+        parts, layers = dict.fromkeys(PARTS, 0.0), dict[str, list[float]]()
+        for owner, seconds in divide_time(lines).items():
+            parts[owner.part] += seconds / steps
+            if owner.layer:
+                times = layers.setdefault(owner.layer, [0.0, 0.0])
+                times[owner.part == "backward"] += seconds / steps
+        return StepProfile(
+            steps=steps,
+            step_seconds=sum(parts.values()),
+            parts=parts,
+            layers=layers,
+            model=str(self._trained.path or self._trained.name),
+            tool=_TOOLS[keras.backend.backend()],
+            device=backend.current().devices.read_device_name() or f"CPU ({platform.machine()})",
+            trace_file=str(self._trace_file),
+        )
