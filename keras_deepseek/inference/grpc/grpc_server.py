@@ -29,10 +29,10 @@ _MAX_CALLS = 4096
 """Calls of all connections at a time. Further ones end with RESOURCE_EXHAUSTED."""
 
 _MAX_STREAMS = 2 * _MAX_CALLS
-"""Calls of one connection, those included that were refused and whose client does not read on.
+"""Open streams of one connection. gRPC resets further ones.
 
-It must be above `_MAX_CALLS`. Here gRPC resets a stream: to a client that has just read an answer
-and sends its next call, for the server its last one is not over.
+Clients must not come near it: a client sends its next call when it has read an answer, and to the
+server the answered call is still open. So this is above `_MAX_CALLS`, which refuses calls earlier.
 """
 
 _PROBE_MILLISECONDS = 60_000
