@@ -297,9 +297,11 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.remote_model import fetch_model, is_uri
     from keras_deepseek.inference.serve_settings import read_settings
     from keras_deepseek.inference.server.admin_server import AdminServer
+    from keras_deepseek.inference.server.open_files import raise_limit
     from keras_deepseek.inference.server.termination import Interruption
 
     settings = read_settings(arguments)
+    raise_limit()
     engine, admin = None, None
     try:
         if arguments.admin_port is not None:

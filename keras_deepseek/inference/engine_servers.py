@@ -5,6 +5,7 @@ import gc
 import os
 import ssl
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from keras_deepseek.errors import InvalidInputError
@@ -14,6 +15,7 @@ from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.model_control import ModelControlMode
+from keras_deepseek.inference.server.open_files import most_connections
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
 
@@ -49,6 +51,8 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
             "from the same files by `make_server_context` and `make_grpc_credentials`."
         )
     check_addresses(host, http_port, grpc_port, admin_port)
+    ports = 1 if grpc_port is None else 2
+    limits = replace(limits, max_connections=most_connections(limits.max_connections, ports))
     http = HttpServer(
         engine,
         host,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import os
 import socket
 import ssl
@@ -31,6 +32,8 @@ MAX_BODY_BYTES = 64 * 2**20
 """Larger requests are refused: 64 MiB of JSON should be sent in another form."""
 
 _BACKLOG = 2048
+_REFUSED = 32
+"""Connections beyond `max_connections` that are told so. Further ones are closed at once."""
 _LOOK_SECONDS = 0.01
 
 
@@ -125,9 +128,10 @@ class HttpServer(Server):
         except ImportError as error:
             name = error.name or "uvicorn"
             raise MissingExtraError(name, "serving", "to serve over HTTP") from error
-        # Otherwise the first scrape imports it, and blocks the event loop for 60 ms.
-        with contextlib.suppress(ImportError):
-            import prometheus_client  # noqa: F401
+        # Otherwise the first scrape, or the first request, imports it and blocks the event loop.
+        for name in ("prometheus_client", "orjson"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         config = uvicorn.Config(
             self.application,
             interface="asgi3",
@@ -156,6 +160,7 @@ class HttpServer(Server):
                 self._ssl_context,
                 limits.header_seconds,
                 limits.linger_seconds,
+                lambda: limits.max_connections + _REFUSED - len(connections),
             )
             server.start()
             listens.set_result(listener.getsockname()[1])

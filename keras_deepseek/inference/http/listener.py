@@ -24,7 +24,10 @@ _PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 class Listener:
-    """A listening socket on the running event loop, with limits in seconds for TLS."""
+    """A listening socket on the running event loop, with limits in seconds for TLS.
+
+    `count_places` returns the number of connections for which there is room.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,13 @@ class Listener:
         ssl_context: ssl.SSLContext | None,
         handshake_seconds: float,
         farewell_seconds: float,
+        count_places: Callable[[], int],
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
         self._ssl_context = ssl_context
         self._seconds = (handshake_seconds, farewell_seconds) if ssl_context else (None, None)
+        self._count_places = count_places
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[None]] = set()
         self._rest: asyncio.TimerHandle | None = None
@@ -75,6 +80,9 @@ class Listener:
                 self._loop.remove_reader(self._listener)
                 self._rest = self._loop.call_later(_REST_SECONDS, self.start)
                 return False
+            if self._count_places() <= len(self._connecting):
+                connection.close()
+                continue
             task = self._loop.create_task(self._connect(connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
