@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.inference import (
     OverloadedError,
     ServingEngine,
@@ -178,6 +179,20 @@ def test_too_many_waiting_rows_are_refused(doubler):
         with pytest.raises(OverloadedError):
             engine.predict([[1, 1]])
         doubler.release()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"z": np.ones((1, 2))}, r"gave the outputs \['z'\]; its signature says \['y'\]"),
+        ({"y": "text"}, "gave a str as output 'y'"),
+    ],
+)
+def test_outputs_are_those_of_the_signature_after_the_warm_up_too(doubler, outputs, message):
+    with ServingEngine(doubler) as engine:
+        doubler.run = lambda _inputs: outputs
+        with pytest.raises(NotSupportedError, match=message):
+            engine.predict([[1, 2]])
 
 
 def test_an_input_that_does_not_fit_is_refused_before_it_meets_others(doubler):

@@ -1,10 +1,12 @@
 """The interface between the engine and the runtime that computes a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -128,6 +130,23 @@ class Executor(ABC):
 
         The engine calls it only for executors that it opened itself. The default does nothing.
         """
+
+
+def check_outputs(outputs: object, signature: Signature) -> None:
+    """Raises a `NotSupportedError` unless a model gave arrays by the names of its signature."""
+    expected = [spec.name for spec in signature.outputs]
+    if not isinstance(outputs, Mapping) or set(outputs) != set(expected):
+        found = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise NotSupportedError(
+            f"The model gave the outputs {found}; its signature says {expected}. Expected a dict "
+            "of arrays by these names from `run`."
+        )
+    for name, array in outputs.items():
+        if not isinstance(array, np.ndarray):
+            raise NotSupportedError(
+                f"The model gave a {type(array).__name__} as output {name!r}. Expected a NumPy "
+                "array from `run`."
+            )
 
 
 @runtime_checkable

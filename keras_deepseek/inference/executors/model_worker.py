@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.inference.executors.executor import Executor, as_executor
+from keras_deepseek.inference.executors.executor import Executor, as_executor, check_outputs
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
 
@@ -51,6 +51,7 @@ def work(
             return
         try:
             outputs = executor.run(inputs)
+            check_outputs(outputs, executor.signature)
         except Exception as error:  # noqa: BLE001
             send_message(connection, {"error": str(error), "kind": type(error).__name__})
         else:

@@ -22,7 +22,7 @@ from keras_deepseek.inference.batching.client_order import ClientOrder
 from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.batching.turns import Turns
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.executors.executor import Executor, check_outputs
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.models.model_options import ModelOptions
@@ -81,7 +81,7 @@ class ModelVersion:
         self.cache = ResponseCache(options.cache_entries) if options.cache_entries else None
         self._order = ClientOrder()
         self._batcher = Batcher(
-            [executor.run for executor in self._executors],
+            [partial(_run, executor) for executor in self._executors],
             batch_size=options.batch_size,
             max_batch_size=options.max_batch_size,
             max_wait=options.max_wait,
@@ -292,6 +292,12 @@ def _deliver_and_cache(cache: ResponseCache, key: bytes, deliver: Deliver) -> De
         deliver(request)
 
     return deliver_and_keep
+
+
+def _run(executor: Executor, inputs: dict[str, Array]) -> dict[str, Array]:
+    outputs = executor.run(inputs)
+    check_outputs(outputs, executor.signature)
+    return outputs
 
 
 def _open(model: Any, options: ModelOptions) -> Executor:

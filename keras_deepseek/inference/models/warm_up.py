@@ -1,7 +1,7 @@
 """The warm-up of a version: it runs every batch size, and checks that padding changes nothing."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import check_rows
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.padding import Padder
-from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.executors.executor import Executor, check_outputs
 
 TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2, "float32": 1e-3, "float64": 1e-6}
 """The difference between a padded and an unpadded row that is accepted, relative to the largest
@@ -42,7 +42,7 @@ def run_every_size(
             inputs = {spec.name: _zeros(spec, rows, length) for spec in specs}
             for executor in executors:
                 outputs = _run(executor, inputs, rows)
-                _check_names(outputs, executor.signature)
+                check_outputs(outputs, executor.signature)
                 check_rows(outputs, rows)
             start = time.monotonic()
             executors[0].run(inputs)  # The first call may have compiled.
@@ -107,16 +107,6 @@ def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, A
     except Exception as error:
         error.add_note(f"A batch of {rows} rows raised it.")
         raise
-
-
-def _check_names(outputs: object, signature: Signature) -> None:
-    expected = [spec.name for spec in signature.outputs]
-    found = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
-    if not isinstance(outputs, Mapping) or set(outputs) != set(expected):
-        raise InvalidInputError(
-            f"The model gave the outputs {found}; its signature says {expected}. Expected a dict "
-            "of arrays by these names from `run`."
-        )
 
 
 def _zeros(spec: TensorSpec, rows: int, length: int) -> Array:

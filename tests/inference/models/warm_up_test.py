@@ -78,7 +78,7 @@ def test_a_model_that_gives_other_outputs_than_it_says_is_refused(outputs, found
             return outputs
 
     message = rf"gave the outputs {found}; its signature says \['y'\]"
-    with pytest.raises(InvalidInputError, match=message):
+    with pytest.raises(NotSupportedError, match=message):
         run_every_size([Other()], (1,), (), BatchTime())
 
 
