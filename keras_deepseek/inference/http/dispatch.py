@@ -9,7 +9,7 @@ from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http.answers import outputs_of
-from keras_deepseek.inference.http.body import THREAD_BYTES, compute
+from keras_deepseek.inference.http.body import THREAD_BYTES, compute, read_body
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HungUpError
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.request_options import RequestOptions
@@ -22,6 +22,8 @@ Inputs = dict[str, Array]
 _SLICE = 2**18
 _SPARE, _SLACK = 4, 2**16
 """The values that a request may have beyond the model's: in names, parameters, unused features."""
+_VALUE_BYTES = 16
+"""The bytes for each of these values: `_SPARE` times as many for each that the model needs."""
 
 
 async def dispatch(
@@ -75,16 +77,27 @@ async def dispatch(
     return outputs_of(name, finished, request.trace)
 
 
-def check_values(text: bytes | memoryview, version: ModelVersion) -> None:
-    """Refuses JSON with far more values than the largest request of a model, before it is parsed.
+async def read_model_body(
+    server: "HttpServer", request: HttpRequest, version: ModelVersion
+) -> bytes:
+    """Counts a request as arrived at its model, and returns its body.
 
-    A model with strings, or with a free axis beside the first, has no largest request.
+    Raises the errors of `read_body`. The limit is the size of the largest request that the model
+    takes, if that is below the server's.
     """
-    shapes = [spec.shape[1:] for spec in version.signature.inputs if spec.dtype != "object"]
-    if len(shapes) < len(version.signature.inputs) or any(None in shape for shape in shapes):
+    trace = request.trace
+    trace.model, trace.version = version.name, str(version.number)
+    server.engine.monitor.arrive(trace)
+    most = _most_values(version)
+    limit = server.max_body_bytes
+    return await read_body(request, limit if most is None else min(limit, _VALUE_BYTES * most))
+
+
+def check_values(text: bytes | memoryview, version: ModelVersion) -> None:
+    """Refuses JSON with far more values than a model's largest request, before it is parsed."""
+    most = _most_values(version)
+    if most is None:
         return
-    row = sum(math.prod(cast("tuple[int, ...]", shape)) for shape in shapes)
-    most = _SLACK + _SPARE * row * version.max_rows
     for start in range(0, len(text), _SLICE):  # In slices, between which others may run.
         most -= bytes(text[start : start + _SLICE]).count(b",")
         if most < 0:
@@ -93,6 +106,20 @@ def check_values(text: bytes | memoryview, version: ModelVersion) -> None:
                 f"The body has more values than {version.max_rows} rows, the most of one request "
                 f"to {version.name!r}. Send fewer rows in one request.",
             )
+
+
+def _most_values(version: ModelVersion) -> int | None:
+    """Returns more values than the largest request of a model has.
+
+    A model with strings, or with a free axis beside the first, has no largest request: `None`.
+    """
+    row = 0
+    for spec in version.signature.inputs:
+        sizes = spec.shape[1:]
+        if spec.dtype == "object" or None in sizes:
+            return None
+        row += math.prod(cast("tuple[int, ...]", sizes))
+    return _SLACK + _SPARE * row * version.max_rows
 
 
 def _bound(

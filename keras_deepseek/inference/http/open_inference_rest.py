@@ -8,7 +8,12 @@ from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.http import openapi_schemas
 from keras_deepseek.inference.http.answers import answer_json, read_version
 from keras_deepseek.inference.http.body import THREAD_BYTES, compute, read_body
-from keras_deepseek.inference.http.dispatch import Inputs, check_values, dispatch
+from keras_deepseek.inference.http.dispatch import (
+    Inputs,
+    check_values,
+    dispatch,
+    read_model_body,
+)
 from keras_deepseek.inference.http.message import HttpRequest, HttpResponse
 from keras_deepseek.inference.http.operation import FLAG, LIST, OBJECT, TEXT, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
@@ -72,12 +77,13 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
     name, version = parameters["name"], read_version(parameters)
     server.check_ready(name)  # Before a body is read in vain.
-    body = await read_body(request, server.max_body_bytes)
+    found = server.engine.find(name, version)
+    body = await read_model_body(server, request, found)
     length = request.headers.get(open_inference.HEADER.lower())
     if len(body) > THREAD_BYTES:
         is_number = length is not None and length.isdecimal()
         text = memoryview(body)[: int(length[:10])] if length and is_number else body
-        await compute(len(body), check_values, text, server.engine.find(name, version))
+        await compute(len(body), check_values, text, found)
     call = await compute(len(body), open_inference.parse_infer, body, length)
     urgency = read_urgency(call.parameters)
 

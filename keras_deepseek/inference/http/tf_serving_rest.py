@@ -8,8 +8,7 @@ from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http import openapi_schemas
 from keras_deepseek.inference.http.answers import answer_json, read_version
-from keras_deepseek.inference.http.body import read_body
-from keras_deepseek.inference.http.dispatch import Inputs, dispatch
+from keras_deepseek.inference.http.dispatch import Inputs, dispatch, read_model_body
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
 from keras_deepseek.inference.http.operation import LIST, OBJECT, DescribeModel, Operation, fields
 from keras_deepseek.inference.http.routing import Handler, Parameters, Route
@@ -59,7 +58,7 @@ async def predict(
 ) -> HttpResponse:
     """Answers with a model's outputs in the form of the request, rows or columns."""
     server.check_ready(parameters["name"])
-    body = await read_body(request, server.max_body_bytes)
+    body = await _read_body(server, request, parameters)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -76,7 +75,7 @@ async def answer_examples(
 ) -> HttpResponse:
     """Answers with the predicted classes, or the predicted number, of each example."""
     server.check_ready(parameters["name"])
-    body = await read_body(request, server.max_body_bytes)
+    body = await _read_body(server, request, parameters)
     rows: list[int] = []
 
     def bind(signature: Signature) -> Inputs:
@@ -87,6 +86,10 @@ async def answer_examples(
     outputs = await _dispatch(server, request, parameters, bind, body)
     results = tf_serving_examples.read_results(method, outputs, rows[-1])
     return HttpResponse(body=tf_serving_examples.encode_results(results))
+
+
+async def _read_body(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> bytes:
+    return await read_model_body(server, request, _find(server.engine, *_read(parameters)))
 
 
 async def _dispatch(

@@ -15,6 +15,10 @@ import numpy as np
 
 from keras_deepseek.errors import InvalidInputError
 
+_SLOW_BYTES = 2**16
+_BEYOND_ORJSON = (b"NaN", b"Infinity", b"\\ud", b"\\uD")
+"""Parts of texts that Python's `json` reads and `orjson` does not: numbers and lone surrogates."""
+
 
 def load_json(text: bytes | memoryview) -> Any:
     """Parses JSON. `NaN`, `Infinity` and `-Infinity` are allowed as numbers."""
@@ -24,8 +28,11 @@ def load_json(text: bytes | memoryview) -> Any:
     if fast is not None:
         try:
             return fast.loads(text)
-        except ValueError:
-            pass  # It may hold NaN. If it is not JSON, the call below says what is wrong.
+        except ValueError as error:
+            # Below, a large text would hold up all threads for long. It is worth that only for NaN.
+            text = bytes(text)
+            if len(text) > _SLOW_BYTES and not any(part in text for part in _BEYOND_ORJSON):
+                raise InvalidInputError(f"The body is not JSON: {error}.") from error
     try:
         return json.loads(bytes(text))
     except (ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from keras_deepseek.inference.protocols.open_inference_classes import (
     largest,
     read_count,
 )
+from keras_deepseek.inference.protocols.rows import refuse_text
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
     from_bytes,
@@ -216,7 +217,9 @@ def _from_data(name: str, data: Any, dtype: Dtype, shape: tuple[int, ...]) -> Ar
     where = f"Input {name!r}"
     if dtype.is_bytes:
         return shape_array(string_array(_texts_of(data, where)), shape, where)
-    return shape_array(TensorSpec(name, shape, dtype.name).cast(data), shape, where)
+    spec = TensorSpec(name, shape, dtype.name)
+    refuse_text(data, spec)
+    return shape_array(spec.cast(data), shape, where)
 
 
 def _texts_of(data: Any, where: str) -> list[bytes]:

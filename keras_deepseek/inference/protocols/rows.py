@@ -6,6 +6,7 @@ be objects `{"b64": "..."}`, for bytes that are not UTF-8.
 
 import reprlib
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from keras_deepseek.inference.protocols.base64_objects import (
 )
 
 
-def inputs_from_rows(rows: Any, signature: Signature, field: str) -> dict[str, Any]:
+def inputs_from_rows(
+    rows: Any, signature: Signature, field: str, *, has_text: bool = True
+) -> dict[str, Any]:
     """Returns the nested lists of each input, for `Signature.bind`, from a list of rows.
 
-    Errors call the list by `field`, its name in the request.
+    Errors call the list by `field`, its name in the request. `has_text` is as in `decode_inputs`.
 
     Example:
 
@@ -30,7 +33,7 @@ def inputs_from_rows(rows: Any, signature: Signature, field: str) -> dict[str, A
     >>> inputs_from_rows([{"x": [1, 2]}, {"x": [3, 4]}], signature, "rows")
     {'x': [[1, 2], [3, 4]]}
     """
-    return decode_inputs(_split_rows(rows, signature, field), signature)
+    return decode_inputs(_split_rows(rows, signature, field), signature, has_text=has_text)
 
 
 def rows_from_outputs(outputs: Mapping[str, Array]) -> Any:
@@ -48,10 +51,28 @@ def rows_from_outputs(outputs: Mapping[str, Array]) -> Any:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def decode_inputs(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
-    """Returns nested lists by input name, with arrays for inputs that are empty or strings."""
+def decode_inputs(
+    inputs: Mapping[str, Any], signature: Signature, *, has_text: bool = True
+) -> dict[str, Any]:
+    """Returns nested lists by input name, with arrays for inputs that are empty or strings.
+
+    `has_text=False` promises that no value is a string, so that inputs of numbers needn't be
+    searched for strings.
+    """
     specs = {spec.name: spec for spec in signature.inputs}
-    return {name: _decode(value, specs.get(name)) for name, value in inputs.items()}
+    return {name: _decode(value, specs.get(name), has_text) for name, value in inputs.items()}
+
+
+def refuse_text(value: Any, spec: TensorSpec) -> None:
+    """Raises `InvalidInputError` for strings in the nested lists of an input of numbers.
+
+    NumPy would make an array in which each number takes as many bytes as the longest string.
+    """
+    level = [value]
+    while (kinds := set(map(type, level))) == {list}:
+        level = list(chain.from_iterable(level))
+    if str in kinds:
+        raise InvalidInputError(f"Input {spec.name!r}: received text; expected {spec}.")
 
 
 def encode_columns(outputs: Mapping[str, Array]) -> dict[str, Any]:
@@ -92,9 +113,13 @@ def _split_rows(rows: Any, signature: Signature, field: str) -> dict[str, Any]:
     return {names[0]: rows}
 
 
-def _decode(value: Any, spec: TensorSpec | None) -> Any:
+def _decode(value: Any, spec: TensorSpec | None, has_text: bool) -> Any:
     if spec is None:  # `Signature.bind` refuses an unknown name.
         return value
     if value == []:  # It does not show the shape of a row.
         return np.zeros((0, *(1 if size is None else size for size in spec.shape[1:])), spec.dtype)
-    return decode_strings(value, f"Input {spec.name!r}") if spec.dtype == "object" else value
+    if spec.dtype == "object":
+        return decode_strings(value, f"Input {spec.name!r}")
+    if has_text:
+        refuse_text(value, spec)
+    return value

@@ -76,10 +76,12 @@ def parse_predict(body: bytes, signature: Signature) -> PredictCall:
             f"{reprlib.repr([*content])}."
         )
     check_signature_name(content.get("signature_name", ""))
+    has_text = body.count(b'"') > 2  # noqa: PLR2004 - those of the one key.
     if "instances" in content:
-        inputs = inputs_from_rows(content["instances"], signature, "instances")
+        inputs = inputs_from_rows(content["instances"], signature, "instances", has_text=has_text)
     else:
-        inputs = decode_inputs(_from_columns(content["inputs"], signature), signature)
+        columns = _from_columns(content["inputs"], signature)
+        inputs = decode_inputs(columns, signature, has_text=has_text)
     return PredictCall(inputs, is_row_form="instances" in content)
 
 
