@@ -6,19 +6,18 @@ The latter are small for a client and could be large for a server.
 import asyncio
 import gzip
 import random
+import re
 import sys
 import threading
 import tracemalloc
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from keras_deepseek.inference import HttpLimits, ServingEngine
 from keras_deepseek.inference.http import body as body_module
-from keras_deepseek.inference.http import http_application
-from keras_deepseek.inference.http.message import HttpResponse, stream_events
-from keras_deepseek.inference.http.routing import Route
 from keras_deepseek.inference.protocols import open_inference, tf_serving
 from tests.oracles.http_client import connect, read_all
 from tests.oracles.rest_client import RestClient
@@ -80,6 +79,37 @@ def test_more_values_than_a_model_can_take_are_refused_before_they_are_parsed(
         monkeypatch.setattr(module, name, None)
     answer = client.ask("POST", path, body)
     assert (answer.status, "more values than 1024 rows" in answer.content["error"]) == (413, True)
+
+
+@pytest.mark.parametrize("path", [PREDICT, PREDICT.replace("predict", "classify"), INFER])
+def test_a_body_far_beyond_a_model_s_largest_request_is_not_even_read(client, path):
+    answer = client.ask("POST", path, b"[" * 2**21)
+    assert (answer.status, "The body is larger than" in answer.content["error"]) == (413, True)
+    pytest.importorskip("prometheus_client")
+    text = client.ask("GET", "/metrics").body.decode()
+    assert 'requests_arrived_total{model="model"} 1.0' in text
+    assert re.search(r'requests_total{.*model="model",.*status="413",version="1"} 1.0', text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PREDICT, b'{"instances":[["%b",0]%b]}'),
+        (PREDICT, b'{"instances":[{"x":["%b",0%b]}]}'),
+        (PREDICT, b'{"inputs":[["%b",0]%b]}'),
+        (INFER, b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":["%b"%b]}]}'),
+    ],
+)
+def test_a_long_string_among_numbers_takes_no_memory_for_each_of_these(client, path, body):
+    body %= (b"a" * 10_000, b",0" * 1000)
+    tracemalloc.start()
+    try:
+        answer = client.ask("POST", path, body)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answer.status == 400
+    assert peak < 4_000_000  # An array of 1,001 strings of 10,000 characters has 40 MB.
 
 
 @pytest.mark.parametrize("name", ["inflate_body", "parse_predict", "parse_infer"])
@@ -144,6 +174,13 @@ def test_a_client_that_sends_on_behind_a_refusal_is_cut_off(doubler, path):
                 deque(pieces, maxlen=0)
 
 
+ATTACKS = {
+    "nested": (b'{"instances":', b"[", b""),
+    "string": (b'{"instances":["', b"a", b'"]}'),
+    "escapes": (b'{"instances":["', rb"\u00e9", b'"]}'),
+}
+
+
 @pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize(
@@ -155,6 +192,12 @@ def test_a_client_that_sends_on_behind_a_refusal_is_cut_off(doubler, path):
         ("1 byte more than 64 MiB, announced", 20, 10),
         ("64 MiB in chunks of 64 KiB, and 1 byte more", 1, 200),
         ("4 MiB in chunks of 2 bytes", 1, 40),
+        ("nested 60 MB", 3, 40),
+        ("nested 1 MB", 20, 40),
+        ("string 60 MB", 3, 40),
+        ("string 1 MB", 20, 40),
+        ("escapes 60 MB", 3, 40),
+        ("escapes 1 MB", 20, 40),
         ("100,000 pipelined requests", 1, 60),
         ("5,000 connections", 1, 100),
     ],
@@ -185,6 +228,10 @@ def attack(name):
         body, encoding = gzip.compress(zeros(int(first) * 500_000)), [b"Content-Encoding: gzip"]
     elif name == "64 MiB of zeros":
         body = zeros((2**26 - 20) // 2)
+    elif first in ATTACKS:
+        start, piece, end = ATTACKS[first]
+        size = 60_000_000 if "60" in name else 1_000_000
+        body = start + piece * (size // len(piece)) + end
     elif first == "1":
         body, length = b"", 2**26 + 1
     elif "chunks" in name:
@@ -239,12 +286,31 @@ def test_fastapi_mounts_it(engine):
             answer = await client.post(f"/served{PREDICT}", json={"instances": [[1, 2]]})
             page = await client.get("/served/")
             missing = await client.get("/served/nowhere")
-        return answer, page, missing
+            document = await client.get("/served/openapi.json")
+        return answer, page, missing, document
 
-    answer, page, missing = asyncio.run(ask())
+    answer, page, missing, document = asyncio.run(ask())
+    assert document.json()["servers"] == [{"url": "/served"}]
     assert answer.json() == {"predictions": [[2.0, 4.0]]}
     assert page.headers["content-type"].startswith("text/html")
     assert "There is no path '/nowhere'" in missing.json()["error"]
+
+
+def test_events_are_streamed_as_the_docs_say(engine):
+    fastapi, httpx = pytest.importorskip("fastapi"), pytest.importorskip("httpx")
+    docs = Path(__file__).parents[2] / "docs" / "serving.md"
+    section = docs.read_text(encoding="utf-8").partition("### Stream answers")[2]
+    app = fastapi.FastAPI()
+    exec(re.search("```python\n(.*?)```", section, re.DOTALL)[1], {"app": app, "engine": engine})
+
+    async def ask():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/stream", json=[[1, 2], [3, 4]])
+
+    answer = asyncio.run(ask())
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text == "data: [2.0, 4.0]\n\ndata: [6.0, 8.0]\n\n"
 
 
 def scope_of(path=PREDICT, **fields):
@@ -329,61 +395,3 @@ def test_an_engine_that_ran_before_goes_on(engine):
 def test_another_kind_of_connection_is_refused(engine):
     with pytest.raises(ValueError, match="Expected an HTTP request, received ASGI's 'websocket'"):
         call(engine.asgi_app(), {"type": "websocket"})
-
-
-@pytest.fixture
-def stream(monkeypatch, engine):
-    """Adds the route `/stream`, and returns what became of its events."""
-    noted = []
-
-    async def events():
-        try:
-            for number in range(3):
-                yield {"token": number}
-            noted.append("waits")
-            await asyncio.get_running_loop().create_future()
-        finally:
-            noted.append("closed")
-
-    async def answer(_server, request, _parameters):
-        if request.path == "/ends":
-            return HttpResponse(content_type="text/plain", stream=short())
-        return stream_events(events())
-
-    async def short():
-        yield b"one, "
-        yield b"two"
-
-    routes = (Route("GET", "/stream", answer), Route("GET", "/ends", answer))
-    monkeypatch.setattr(http_application, "ROUTES", (*http_application.ROUTES, *routes))
-    return noted
-
-
-def test_a_route_may_stream_events_until_the_client_hangs_up(engine, stream):
-    app = engine.asgi_app()
-    sent = call(app, scope_of("/stream", method="GET"), then=lambda: wait_for(stream))
-    assert sent[0]["headers"][0] == (b"content-type", b"text/event-stream")
-    assert [one["body"] for one in sent[2:]] == [b'data: {"token":%d}\n\n' % i for i in range(3)]
-    assert stream == ["waits", "closed"]
-
-
-def wait_for(noted):
-    while not noted:
-        pass
-
-
-def test_the_server_streams_in_chunks_and_notices_that_the_client_hangs_up(engine, stream):
-    import http.client
-
-    server = engine.serve(0, access_log=True)
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
-    connection.request("GET", "/ends")
-    response = connection.getresponse()
-    assert response.headers["transfer-encoding"] == "chunked"
-    assert response.headers["x-request-id"]
-    assert response.read() == b"one, two"
-    connection.request("GET", "/stream")
-    assert connection.getresponse().readline() == b'data: {"token":0}\n'
-    connection.close()
-    server.stop()  # It would wait for the answer.
-    assert stream == ["waits", "closed"]

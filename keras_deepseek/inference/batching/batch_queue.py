@@ -98,7 +98,7 @@ class BatchQueue:
         if rows > self._max_rows:
             raise InvalidInputError(
                 f"The request is too large: it has {rows} rows, and at most {self._max_rows} may "
-                "wait. Send fewer rows at a time, or raise `max_queue_rows`."
+                "wait. Send fewer rows at a time."
             )
 
     def check_room(self, rows: int, deadline: float, now: float) -> None:
@@ -106,7 +106,7 @@ class BatchQueue:
         if self.rows + rows > self._max_rows:
             raise OverloadedError(
                 f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
-                "may. Send less at a time, or raise `max_queue_rows`",
+                "may. Send less at a time",
                 retry_after=self.predict_wait(rows, now),
             )
         allowed = min(deadline - now, self._target_latency)

@@ -6,7 +6,6 @@ All of it runs on an event loop, and nothing there waits for the model in a bloc
 import asyncio
 import re
 from collections import Counter
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.errors import KerasDeepSeekError
@@ -21,7 +20,6 @@ from keras_deepseek.inference.http.message import (
     HttpRequest,
     HttpResponse,
     HungUpError,
-    Message,
     Receive,
     Send,
 )
@@ -31,6 +29,7 @@ from keras_deepseek.inference.http.routing import DESCRIPTION_PATH, Parameters, 
 from keras_deepseek.inference.http.span_names import name_http
 from keras_deepseek.inference.monitoring.access_log import choose_request_id
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.server.server import NOT_READY
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
@@ -42,7 +41,7 @@ async def health(
 ) -> HttpResponse:
     """Answers 200 if the server is ready, else 503."""
     if not server.ready:
-        raise HttpError(503, "The server is not ready: it is starting or stopping.")
+        raise HttpError(503, NOT_READY)
     return answer_json({"status": "ready"})
 
 
@@ -91,11 +90,8 @@ class HttpApplication:
             response = await self._respond(request, request.path if is_request else "")
             if self._server.access_log is not None:
                 self._name(request, response)
-            if response.stream is None:
-                self.end(noted, response, len(response.body))
-                await _send(request, response, send)
-            else:
-                self.end(noted, response, await _stream(request, response, send))
+            self.end(noted, response)
+            await _send(request, response, send)
         except HungUpError:
             self.end(noted, None)
         finally:
@@ -188,13 +184,11 @@ class HttpApplication:
             request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         response.headers = (*response.headers, ("x-request-id", request.trace.request_id))
 
-    def end(
-        self, request: HttpRequest | None, response: HttpResponse | None, size: int = 0
-    ) -> None:
+    def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
         """Adds an answered request to the metrics, the traces and the access log.
 
         `request` is `None` if the bytes were no HTTP request, `response` if the client hung up
-        before. `size` is the bytes of the body.
+        before.
         """
         server = self._server
         trace = RequestTrace("http") if request is None else request.trace
@@ -211,7 +205,7 @@ class HttpApplication:
                 method="" if request is None else request.method,
                 path="" if request is None else request.path,
                 status=status,
-                size=size,
+                size=0 if response is None else len(response.body),
                 seconds=seconds,
                 client="" if request is None else request.client,
             )
@@ -234,14 +228,16 @@ class HttpApplication:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _describe(
-        self, server: "HttpServer", _request: HttpRequest, _parameters: Parameters
+        self, server: "HttpServer", request: HttpRequest, _parameters: Parameters
     ) -> HttpResponse:
         """Answers with the OpenAPI document of the routes, and of the models as they are now."""
         routes = self.router.routes
         if not server.model_control.is_on:
             routes = tuple(route for route in routes if not route.is_management)
         asks_for_tokens = server.tokens is not None
-        return answer_json(describe_server(server.engine, routes, asks_for_tokens=asks_for_tokens))
+        return answer_json(
+            describe_server(server.engine, routes, request.root, asks_for_tokens=asks_for_tokens)
+        )
 
 
 def _read_request(scope: Any, receive: Receive, exchange: Exchange | None) -> HttpRequest:
@@ -249,69 +245,36 @@ def _read_request(scope: Any, receive: Receive, exchange: Exchange | None) -> Ht
     for name, value in scope["headers"]:
         key, text = name.decode("latin-1"), value.decode("latin-1")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    client = scope.get("client")
+    client, root = scope.get("client"), scope.get("root_path", "")
     return HttpRequest(
         scope["method"],
-        # The path within this application, if it is mounted in another.
-        scope["path"].removeprefix(scope.get("root_path", "")) or "/",
+        scope["path"].removeprefix(root) or "/",
         headers,
         client[0] if client else "",
         scope["http_version"],
         scope.get("scheme", "http"),
         scope.get("server"),
+        root,
         receive,
         exchange,
     )
 
 
 def _headers_of(response: HttpResponse) -> list[tuple[bytes, bytes]]:
-    headers = [(b"content-type", response.content_type.encode("latin-1"))]
-    if response.stream is None:
-        headers.append((b"content-length", b"%d" % len(response.body)))
+    headers = [
+        (b"content-type", response.content_type.encode("latin-1")),
+        (b"content-length", b"%d" % len(response.body)),
+    ]
     for name, value in response.headers:
         headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
     return headers
 
 
-def _start(response: HttpResponse) -> Message:
-    headers = _headers_of(response)
-    return {"type": "http.response.start", "status": response.status, "headers": headers}
-
-
 async def _send(request: HttpRequest, response: HttpResponse, send: Send) -> None:
-    await send(_start(response))
+    headers = _headers_of(response)
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     body = b"" if request.method == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _stream(request: HttpRequest, response: HttpResponse, send: Send) -> int:
-    """Sends the pieces of a response as they come, and returns their bytes."""
-    assert response.stream is not None
-    task = asyncio.current_task()
-    assert task is not None
-    size, has_hung_up = 0, False
-
-    def stop() -> None:
-        nonlocal has_hung_up
-        has_hung_up = True
-        task.cancel()
-
-    request.call_on_hang_up(stop)
-    try:
-        async with aclosing(response.stream) as pieces:
-            await send(_start(response))
-            # The client sees the head now, also if the first piece comes late.
-            await send({"type": "http.response.body", "body": b"", "more_body": True})
-            async for piece in pieces:
-                size += len(piece)
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except asyncio.CancelledError:
-        if not has_hung_up:
-            raise
-        task.uncancel()
-        raise HungUpError from None
-    return size
 
 
 def _refuse_other_sites(request: HttpRequest) -> None:
@@ -326,4 +289,6 @@ def _refuse_other_sites(request: HttpRequest) -> None:
         return
     is_same = origin is None or origin.partition("://")[2].lower() == host.lower()
     if not (is_of_site and is_same and _ADDRESS.fullmatch(host)):
-        raise HttpError(403, f"Pages of other sites may not do this; received Origin: {origin!r}.")
+        names = ("host", "origin", "sec-fetch-site")
+        sent = ", ".join(f"{name}: {headers[name]}" for name in names if name in headers)
+        raise HttpError(403, f"Pages of other sites may not do this; received {sent}.")

@@ -1,13 +1,11 @@
 """Requests, answers and errors, as the routes see them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.protocols.json_text import to_json
 
 HUNG_UP = 499
 """The status in logs for a client that hung up before its answer. It is never sent."""
@@ -90,6 +88,7 @@ class HttpRequest:
         version: That of HTTP.
         scheme: `"http"` or `"https"`.
         server: The address and the port that the client has asked.
+        root: The path at which another application mounts this one. Empty if none does.
         receive: ASGI's function, for the body.
         exchange: What this package's own server adds; `None` behind another server.
         trace: Its notes for metrics and logs.
@@ -104,6 +103,7 @@ class HttpRequest:
     version: str = "1.1"
     scheme: str = "http"
     server: tuple[str, int | None] | None = None
+    root: str = ""
     receive: Receive = field(default=_receive_nothing, compare=False)
     exchange: Exchange | None = field(default=None, compare=False)
     trace: RequestTrace = field(default_factory=lambda: RequestTrace("http"), compare=False)
@@ -125,27 +125,9 @@ class HttpRequest:
 
 @dataclass(slots=True)
 class HttpResponse:
-    """An answer, with a status from 200 up and further headers.
-
-    `stream` takes the place of `body`: each of its pieces is sent at once. It is closed when the
-    client hangs up.
-    """
+    """An answer, with a status from 200 up and further headers."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
-    stream: AsyncGenerator[bytes, None] | None = None
-
-
-def stream_events(events: AsyncGenerator[Any, None]) -> HttpResponse:
-    """Returns a response of server-sent events, one with the JSON of each item."""
-
-    async def encode() -> AsyncGenerator[bytes, None]:
-        async with aclosing(events):
-            async for event in events:
-                yield b"data: %b\n\n" % to_json(event)
-
-    return HttpResponse(
-        content_type="text/event-stream", headers=(("cache-control", "no-cache"),), stream=encode()
-    )

@@ -34,9 +34,12 @@ _ERRORS = {
 
 
 def describe_server(
-    engine: Engine, routes: Iterable[Route], *, asks_for_tokens: bool = False
+    engine: Engine, routes: Iterable[Route], root: str = "", *, asks_for_tokens: bool = False
 ) -> Schema:
-    """Returns the document of a server that has these routes, with the models as they are now."""
+    """Returns the document of a server that has these routes, with the models as they are now.
+
+    `root` is the path at which another application mounts the server's.
+    """
     routes = tuple(routes)
     protocols = dict.fromkeys(route.protocol for route in routes if route.protocol != "http")
     forms = {route.error_form.name: route.error_form for route in routes}
@@ -57,6 +60,7 @@ def describe_server(
             "version": __version__,
             "description": f"Protocols: {', '.join(protocols)}.",
         },
+        "servers": [{"url": root or "/"}],
         "paths": paths,
         "components": {
             "schemas": schemas,

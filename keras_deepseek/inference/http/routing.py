@@ -25,7 +25,7 @@ Handler = Callable[["HttpServer", HttpRequest, Parameters], Awaitable[HttpRespon
 
 It reads the body by `body.read_body`, awaits `dispatch.dispatch(...)` if a model computes the
 answer, and calls slow functions on a thread. It may raise any error: `answers.answer_error` answers
-it in the route's form. A response may be a stream (`HttpResponse.stream`, `stream_events`).
+it in the route's form.
 
 `dispatch` answers 503 while the engine starts or stops, and sets the model in the metrics. A
 handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`
@@ -146,10 +146,15 @@ class Router:
         methods = {route.path: route.method for route in self.routes}
         word = _last_word(path)
         same_word = [one for one in methods if word and _last_word(one) == word]
-        nearest = difflib.get_close_matches(
-            path[:_MAX_COMPARED], same_word or methods, n=1, cutoff=0.0 if same_word else 0.6
+        parents = {route.path for route in self.match(path.rpartition(":")[0])[0].values()}
+        nearest = same_word and difflib.get_close_matches(
+            path[:_MAX_COMPARED], same_word, n=1, cutoff=0.0
         )
-        hint = "".join(f" Did you mean {methods[template]} {template}?" for template in nearest)
+        # A wrong call of a model, as in `/v1/models/digits:predcit`: all of its calls are named.
+        nearest = nearest or [one for one in methods if one.rpartition(":")[0] in parents]
+        nearest = nearest or difflib.get_close_matches(path[:_MAX_COMPARED], methods, n=1)
+        names = " or ".join(f"{methods[template]} {template}" for template in nearest)
+        hint = f" Did you mean {names}?" if names else ""
         return (
             f"There is no path {path!r:.200} on this server.{hint} GET {DESCRIPTION_PATH} lists "
             "all paths."

@@ -3,6 +3,7 @@
 It answers on threads of its own, so that it needs neither the event loop of a server nor an engine.
 """
 
+import json
 import logging
 import socket
 import threading
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.server.engine import Engine
-from keras_deepseek.inference.server.server import join_address, listen
+from keras_deepseek.inference.server.server import NOT_READY, join_address, listen
 
 _MAX_CONNECTIONS = 64
 _TIMEOUT_SECONDS = 10.0
@@ -20,7 +21,7 @@ _POLL_SECONDS = 0.05
 
 _logger = logging.getLogger(__name__)
 
-_JSON, _TEXT = "application/json", "text/plain; charset=utf-8"
+_PATHS = "The admin port has /metrics, /healthz, /v2/health/live and /v2/health/ready."
 
 
 class AdminServer:
@@ -91,9 +92,10 @@ class _HttpServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one request of a connection, as HTTP/1.0."""
+    """Answers one request of a connection, and closes it."""
 
     server: _HttpServer
+    protocol_version = "HTTP/1.1"
     timeout = _TIMEOUT_SECONDS
     server_version = "keras_deepseek"
     sys_version = ""
@@ -101,25 +103,39 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, admin = self.path.partition("?")[0], self.server.admin
         if path == "/v2/health/live":
-            self._answer(200, b'{"live":true}', _JSON)
-        elif path in ("/v2/health/ready", "/healthz"):
+            self._answer(200, b'{"live":true}')
+        elif path == "/v2/health/ready":
             is_ready = admin.ready
-            body = b'{"ready":true}' if is_ready else b'{"ready":false}'
-            self._answer(200 if is_ready else 503, body, _JSON)
+            self._answer(*((200, b'{"ready":true}') if is_ready else (503, b'{"ready":false}')))
+        elif path == "/healthz":
+            if admin.ready:
+                self._answer(200, b'{"status":"ready"}')
+            else:
+                self.send_error(503, NOT_READY)
         elif path == "/metrics":
             self._answer(*_read_metrics(admin, self.headers.get("accept", "")))
         else:
-            self._answer(404, b"The admin port has /metrics and /v2/health/{live,ready}.\n", _TEXT)
+            self.send_error(404, _PATHS)
 
     do_HEAD = do_GET  # noqa: N815
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answers an error as JSON, in the place of HTML."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:  # It has no `do_` with the method's name.
+            code, message = 405, f"Use GET. {_PATHS}"
+        text = message or explain or HTTPStatus(code).phrase
+        self._answer(code, json.dumps({"error": text}).encode())
 
     def log_message(self, *arguments: object) -> None:
         """Writes no log: probes would fill it."""
 
-    def _answer(self, status: int, body: bytes, content_type: str) -> None:
+    def _answer(self, status: int, body: bytes, content_type: str = "application/json") -> None:
         self.send_response(status, HTTPStatus(status).phrase)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -129,7 +145,7 @@ def _read_metrics(admin: AdminServer, accept: str) -> tuple[int, bytes, str]:
     try:
         from keras_deepseek.inference.server.metrics import write_metrics
     except ImportError:
-        message = b"`prometheus-client` is not installed: pip install 'keras_deepseek[serving]'\n"
-        return 501, message, _TEXT
+        message = {"error": "Not installed: pip install 'keras_deepseek[serving]'."}
+        return 501, json.dumps(message).encode(), "application/json"
     is_open = "application/openmetrics-text" in accept
     return 200, *write_metrics(admin.engine, open_metrics=is_open)

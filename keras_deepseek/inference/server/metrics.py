@@ -122,16 +122,17 @@ class EngineCollector(Collector):
         took = _gauge("last_load_seconds", "Seconds that the last load and warm-up took.", "model")
         for name, seconds in self._engine.monitor.load_seconds().items():
             took.add_metric([name], seconds)
-        ready = _gauge("ready", "1 where requests are answered.")
-        ready.add_metric([], int(self._engine.ready))
+        ready = _gauge("ready", "1 if the engine, and all servers, answer that they are ready.")
+        are_ready = all(server.ready for server in self._engine.servers)
+        ready.add_metric([], int(self._engine.ready and are_ready))
         build = _gauge("build_info", "The version of keras_deepseek.", "version")
         build.add_metric([__version__], 1)
         return [states, shares, loads, took, ready, build]
 
     def _collect_caches(self) -> list[Metric]:
-        hits = _counter("cache_hits", "Requests answered from the cache.", *_VERSION)
-        misses = _counter("cache_misses", "Requests that it could not answer.", *_VERSION)
-        entries = _gauge("cache_entries", "Answers that it holds.", *_VERSION)
+        hits = _counter("cache_hits", "Requests that the cache answered.", *_VERSION)
+        misses = _counter("cache_misses", "Requests whose answer was not in the cache.", *_VERSION)
+        entries = _gauge("cache_entries", "Answers in the cache.", *_VERSION)
         for name, served in self._engine.models.items():
             for number, version in served.versions.items():
                 if version.cache is not None:

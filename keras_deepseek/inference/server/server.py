@@ -22,6 +22,8 @@ from keras_deepseek.inference.server.model_control import ModelControl, ModelCon
 from keras_deepseek.inference.server.termination import wait_heeding_signals
 from keras_deepseek.inference.server.tokens import TokenCheck, warn_of_strangers
 
+NOT_READY = "The server is not ready: it is starting or stopping, or has no model."
+
 Serve = Callable[["Future[int]"], Awaitable[None]]
 """Sets the future to the port that it listens at, then serves until `Server.stopping` is set."""
 
@@ -78,11 +80,14 @@ class Server(ABC):
 
     @property
     def ready(self) -> bool:
-        """True if health checks may say so: neither server nor engine is starting or stopping.
+        """True if health checks may say so.
 
-        Requests that come to a stopping server all the same are answered.
+        There is a model, and neither server nor engine is starting or stopping. Requests that come
+        to a stopping server all the same are answered.
         """
-        return self.engine.ready and not self.is_unready and not self.is_stopping
+        engine = self.engine
+        has_model = any(served.versions for served in engine.models.values())
+        return engine.ready and has_model and not self.is_unready and not self.is_stopping
 
     def start(self) -> None:
         """Starts the server's thread. Returns when the server listens."""
@@ -161,13 +166,16 @@ class Server(ABC):
 
 
 def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
-    """Binds and returns a listening socket.
+    """Binds and returns a listening socket. That of `::` takes IPv4, too.
 
     Raises an error with the system's message and advice.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    takes_both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=backlog)
+        return socket.create_server(
+            (host, port), family=family, backlog=backlog, dualstack_ipv6=takes_both
+        )
     except OSError as error:
         raise no_address(host, port, error) from error
 

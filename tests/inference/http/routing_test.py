@@ -63,6 +63,7 @@ def test_a_path_without_a_route_is_refused(path):
     ("path", "hint"),
     [
         ("/v1/name/do", "Did you mean POST /v1/{name}:do?"),
+        ("/v1/digits:od", "Did you mean POST /v1/{name}:do?"),
         ("/fixd", "Did you mean POST /fixed?"),
         ("/:do", "Did you mean POST /v1/{name}:do?"),
         ("/" + "x" * 10_000, "xxx"),

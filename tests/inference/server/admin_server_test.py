@@ -1,4 +1,5 @@
 import http.client
+import json
 import socket
 import sys
 
@@ -28,8 +29,8 @@ def ask(admin, path, method="GET"):
 
 def test_before_there_is_an_engine_it_lives_is_not_ready_and_has_the_process(admin):
     assert ask(admin, "/v2/health/live") == (200, '{"live":true}')
-    for path in ("/v2/health/ready", "/healthz"):
-        assert ask(admin, path) == (503, '{"ready":false}')
+    assert ask(admin, "/v2/health/ready") == (503, '{"ready":false}')
+    assert ask(admin, "/healthz")[0] == 503
     pytest.importorskip("prometheus_client")
     status, text = ask(admin, "/metrics")
     assert (status, "keras_deepseek" in text) == (200, False)
@@ -45,18 +46,25 @@ def test_it_is_ready_as_long_as_all_servers_are(admin, doubler):
         admin.engine = engine
         assert ask(admin, "/healthz")[0] == 503
         server = engine.serve(0)
-        assert ask(admin, "/healthz")[0] == 200
+        for path in ("/healthz", "/v2/health/ready"):
+            assert ask(admin, path) == ask(server, path)
         server.announce_unready()
-        assert ask(admin, "/healthz")[0] == 503
+        for path in ("/healthz", "/v2/health/ready"):
+            (status, body), other = ask(admin, path), ask(server, path)
+            assert (status, json.loads(body)) == (503, json.loads(other[1]))
 
 
 def test_it_has_nothing_else(admin):
-    assert ask(admin, "/v1/models/model:predict")[0] == 404
-    assert ask(admin, "/healthz", "POST")[0] == 501
+    status, body = ask(admin, "/v1/models/model:predict")
+    assert (status, "/healthz" in json.loads(body)["error"]) == (404, True)
+    for method in ("POST", "DELETE"):
+        status, body = ask(admin, "/healthz", method)
+        assert (status, json.loads(body)["error"].startswith("Use GET.")) == (405, True)
     assert ask(admin, "/v2/health/live", "HEAD") == (200, "")
     with socket.create_connection((admin.host, admin.port)) as connection:
         connection.sendall(b"\x00" * 100 + b"\r\n\r\n")
-        assert b"400" in connection.makefile("rb").read()
+        answer = connection.makefile("rb").read()
+        assert (b"400" in answer, b"<html" in answer.lower()) == (True, False)
 
 
 def test_clients_beyond_the_limit_are_hung_up_on(admin):

@@ -160,6 +160,15 @@ def test_loads_and_trials_are_counted(doubler):
         assert numbers(engine, "keras_deepseek_ready") == {(): 1}
 
 
+def test_an_unready_server_is_not_ready(doubler):
+    pytest.importorskip("uvicorn")
+    with ServingEngine(doubler) as engine:
+        server = engine.serve(0)
+        assert numbers(engine, "keras_deepseek_ready") == {(): 1}
+        server.announce_unready()
+        assert numbers(engine, "keras_deepseek_ready") == {(): 0}
+
+
 def test_requests_are_those_that_the_monitor_was_told_of(doubler):
     with ServingEngine(doubler) as engine:
         engine.monitor.end(RequestTrace("tf_serving", "predict"), 200)

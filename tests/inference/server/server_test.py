@@ -1,4 +1,5 @@
 import asyncio
+import socket
 import sys
 import threading
 import types
@@ -7,7 +8,13 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ClosedError, ServingEngine
-from keras_deepseek.inference.server.server import Server, call_in, loop_factory, stop_servers
+from keras_deepseek.inference.server.server import (
+    Server,
+    call_in,
+    listen,
+    loop_factory,
+    stop_servers,
+)
 
 
 class Silent(Server):
@@ -66,6 +73,21 @@ def test_an_unready_server_answers_all_the_same(engine):
     server.announce_unready()
     server.check_ready("model")
     assert not server.ready
+
+
+def test_a_server_without_a_model_is_not_ready(engine):
+    server = Silent(engine)
+    assert server.ready
+    engine.unload()
+    assert not server.ready
+
+
+def test_the_address_of_ipv6_for_all_takes_ipv4_too():
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("This machine has no IPv6.")
+    with listen("::", 0) as listener:
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1])).close()
+        socket.create_connection(("::1", listener.getsockname()[1])).close()
 
 
 @pytest.mark.parametrize(
