@@ -115,7 +115,7 @@ class HttpProtocol(HttpToolsProtocol):
             if not self._is_done:
                 reason = error.__cause__  # Set if it was raised here.
                 message = reason or f"The request is not HTTP/1.1: {error}."
-                self._end_with(HttpError(400, str(message)))
+                self._end_with(self._refusal or HttpError(400, str(message)))
         if self._field_bytes > self._limits.max_header_bytes and not self._is_done:
             self._end_with(_too_large_head(self._limits.max_header_bytes))
 
@@ -147,15 +147,17 @@ class HttpProtocol(HttpToolsProtocol):
                 self._check_headers()
             except HttpError as error:
                 self._refusal = error
-        self._phase, self._since, self._field_bytes = _BODY, self._clock(), 0
+        self._since, self._field_bytes = self._clock(), 0
         is_last = self._owner.is_unready or self._owner.is_stopping or self._since > self._expires
         is_plain = parser.get_http_version() == "1.1" and not parser.should_upgrade()
         is_kept = is_plain and parser.should_keep_alive() and not is_last
         if is_kept and self._refusal is None and self._refuse_early():
+            self._phase = _BODY
             return
         exchange = Exchange(self._refusal, self._descriptor, is_request=is_request)
         self.scope["extensions"] = cast(Any, {EXTENSION: exchange})
-        super().on_headers_complete()
+        super().on_headers_complete()  # It refuses an address that it can't parse.
+        self._phase = _BODY
         self.headers = []  # Trailers are ignored: they could replace headers that are checked.
         exchange.cycle = self.cycle
         self._exchanges.append(exchange)
@@ -280,7 +282,9 @@ class HttpProtocol(HttpToolsProtocol):
             if name == b"host":
                 hosts += 1
                 if not _HOST.fullmatch(value):
-                    raise HttpError(400, f"The header Host is malformed: {value!r:.100}.")
+                    raise HttpError(
+                        400, f"The header Host is malformed: {value.decode('latin-1')!r:.100}."
+                    )
             elif name == b"transfer-encoding":
                 if version == "1.0":
                     raise HttpError(400, "HTTP/1.0 has no Transfer-Encoding. Use HTTP/1.1.")

@@ -139,6 +139,7 @@ def test_a_client_is_told_to_go_on_but_not_among_earlier_answers(wire):
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx", 400),
         (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"GET http://[x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
         (b"GET / HTTP/0.9\r\n\r\n", 505),
     ],
@@ -150,6 +151,12 @@ def test_what_is_malformed_is_refused_and_the_connection_closed(loop, data, stat
         ((found, headers, _),) = wire.take()
         assert (found, headers["connection"]) == (status, "close")
         assert wire.transport.done == ["write_eof"]
+
+
+@pytest.mark.parametrize("size", [2**16 - 1, 2**16, 70_000, 200_000])
+def test_an_address_beyond_the_limit_is_refused_in_one_piece_too(wire, size):
+    wire.send(b"GET /" + b"a" * size + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert wire.statuses() == [431]
 
 
 @pytest.mark.parametrize("host", [b"x", b"x:80", b"[::1]:80", b"127.0.0.1", b"", b"a.b-c_d"])
