@@ -23,9 +23,9 @@ Parameters = Mapping[str, str]
 Handler = Callable[["HttpServer", HttpRequest, Parameters], Awaitable[HttpResponse]]
 """A coroutine function that answers a route's requests. It must not block the event loop.
 
-It reads the body by `body.read_body`, awaits `dispatch.dispatch(...)` if a model computes the
-answer, and calls slow functions on a thread. It may raise any error: `answers.answer_error` answers
-it in the route's form.
+It reads the body by `body.read_body`, or by `dispatch.read_model_body` if it is a model's, awaits
+`dispatch.dispatch(...)` if a model computes the answer, and calls slow functions on a thread. It
+may raise any error: `answers.answer_error` answers it in the route's form.
 
 `dispatch` answers 503 while the engine starts or stops, and sets the model in the metrics. A
 handler without `dispatch` calls `server.check_ready(name)` itself, and sets `request.trace.model`
