@@ -49,7 +49,7 @@ class _Transport:
 
     def write(self, data: bytes) -> None:
         """Writes data, but keeps the head of an answer until its body."""
-        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+        if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
             self._head = data
         else:
             self._writelines((self._head, data))

@@ -153,6 +153,12 @@ def test_what_is_malformed_is_refused_and_the_connection_closed(loop, data, stat
         assert wire.transport.done == ["write_eof"]
 
 
+def test_a_body_that_looks_like_a_head_follows_its_head(wire):
+    wire.send(post(b"HTTP/1.1 200 OK"))
+    assert wire.transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert wire.transport.written.endswith(b"\r\n\r\nHTTP/1.1 200 OK")
+
+
 @pytest.mark.parametrize("size", [2**16 - 1, 2**16, 70_000, 200_000])
 def test_an_address_beyond_the_limit_is_refused_in_one_piece_too(wire, size):
     wire.send(b"GET /" + b"a" * size + b" HTTP/1.1\r\nHost: x\r\n\r\n")
