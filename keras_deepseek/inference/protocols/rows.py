@@ -70,7 +70,7 @@ def refuse_text(value: Any, spec: TensorSpec) -> None:
     """
     level = [value]
     while (kinds := set(map(type, level))) == {list}:
-        level = list(chain.from_iterable(level))
+        level = level[0] if len(level) == 1 else list(chain.from_iterable(level))
     if str in kinds:
         raise InvalidInputError(f"Input {spec.name!r}: received text; expected {spec}.")
 
