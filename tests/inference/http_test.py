@@ -419,7 +419,7 @@ def test_a_client_that_hangs_up_leaves_the_queue(engine, doubler):
     doubler.release()
     first.result()
     assert 7 not in doubler.rows_seen
-    assert engine.monitor.answers()[("model", "1", "tf_serving", "predict"), "499"] == 1
+    assert engine.monitor.answers()[("model", "1", "tf_serving", "predict"), "499"] == 2
 
 
 def live(app, *messages):

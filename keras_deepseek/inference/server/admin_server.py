@@ -123,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answers an error as JSON, in the place of HTML."""
         if code == HTTPStatus.NOT_IMPLEMENTED:  # It has no `do_` with the method's name.
             code, message = 405, f"Use GET. {_PATHS}"
+        self.request_version = self.protocol_version  # It is unknown if the request was no HTTP.
         text = message or explain or HTTPStatus(code).phrase
         self._answer(code, json.dumps({"error": text}).encode())
 

@@ -40,7 +40,7 @@ def greeting(address):
 
 
 async def listen(listening):
-    server = Listener(listening, Greeter, None, 1.0, 1.0, lambda: 100)
+    server = Listener(listening, Greeter, None, 1.0, 1.0, lambda: 1000)
     server.start()
     answer = await asyncio.to_thread(greeting, listening.getsockname())
     await server.stop()
@@ -58,7 +58,7 @@ def test_whom_the_kernel_has_let_in_is_not_forgotten_when_it_stops(listening):
     clients = [socket.create_connection(listening.getsockname(), timeout=60) for _ in range(250)]
 
     async def stop():
-        await Listener(listening, Greeter, None, 1.0, 1.0, lambda: 100).stop()
+        await Listener(listening, Greeter, None, 1.0, 1.0, lambda: 1000).stop()
         await asyncio.sleep(0)  # The transports close themselves a step later.
         await asyncio.sleep(0)
 
@@ -86,7 +86,7 @@ def test_too_many_open_files_are_told_and_waited_out(listening, caplog, monkeypa
 def test_it_can_be_stopped_while_it_waits(listening):
     async def stop_early():
         listening.errors = [OSError(errno.EMFILE, "Too many open files")]
-        server = Listener(listening, Greeter, None, 1.0, 1.0, lambda: 100)
+        server = Listener(listening, Greeter, None, 1.0, 1.0, lambda: 1000)
         server.start()
         with socket.create_connection(listening.getsockname(), timeout=60) as client:
             while listening.errors:
