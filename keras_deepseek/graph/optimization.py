@@ -214,7 +214,7 @@ class _Optimization:
             multiply_adds=(before[1], after[1]),
             rewrites=rewrites,
             leaves=plan.leaves if plan else {},
-            free_axes=tuple(map(str, plan.axes)) if plan else (),
+            free_axes=tuple(map(str, plan.open_axes)) if plan else (),
             **found,
         )
         return model

@@ -3,8 +3,8 @@
 For the time of a trace, the *instances* of the model's layers have another `symbolic_call`, which
 runs the layer's own `call` on symbols. Their variables are symbols too, so that operations on
 weights alone, such as LoRA's `W + A B`, are recorded and stay live. A layer is kept whole (a leaf)
-if its call raises on symbols, assigns a variable, adds a loss or reads a variable's value. There is
-no list of layers.
+if its call raises on symbols, assigns a variable, adds a loss or reads a variable's value. No
+list of layers is kept; `TimeDistributed` alone is named, whose call repeats its layer by a loop.
 
 This file alone reads Keras's history of symbols.
 """
@@ -22,6 +22,7 @@ from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
+from keras_deepseek.backend.keras_private.batch_norm import fixed_batch_norm
 from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
 from keras_deepseek.backend.keras_private.masks import read_mask, set_mask
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
@@ -234,6 +235,7 @@ class _Trace:
         with contextlib.ExitStack() as stack:
             stack.enter_context(without_new_nodes(self._model))
             stack.enter_context(_restored_names())
+            stack.enter_context(fixed_batch_norm())
             for layer in flatten_layers(self._model):
                 call = _SymbolicCall(self, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
@@ -357,6 +359,8 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
         return "is quantized"  # Keras runs its `quantized_call`.
     if layer.activity_regularizer is not None:
         return "has an activity regularizer"
+    if isinstance(layer, keras.layers.TimeDistributed):
+        return "repeats its layer's operations for each time step"
     is_replaced = not isinstance(vars(layer).get("call"), TemporaryCall | None)
     if layer._remat_mode is not None or is_replaced:
         return "recomputes its activations, or its `call` was replaced"
