@@ -19,6 +19,7 @@ from keras_deepseek.inference import ServingEngine
 pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore:Gradients do not exist for variables"),
+    pytest.mark.filterwarnings("ignore:graph.optimize returns the original"),  # It is asserted.
     # Keras's attention and KerasHub's own `compile` and `fit` warn.
     pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask"),
     pytest.mark.filterwarnings("ignore:`compile:UserWarning"),
@@ -31,6 +32,8 @@ ROWS, LENGTH = 4, 8
 SERVED = ("first_token_classifier", "lora", "cnn_batch_norm", "kerashub_bert_classifier")
 UNTRACED_IN_TRAINING = ("deepseek_v3_causal_lm",)
 """Its layer for further tokens adds a loss, and has no other outputs. The original is trained."""
+REFUSED_IN_TRAINING = (("deepseek_v4_causal_lm", "mixed_bfloat16"),)
+"""Gradients of three and four numbers may be off by over twice as much as the original's."""
 FITTED = {"resnet_v2": (48, 32)}
 """The rows of `fit` and of its batches, other than 10 and 4.
 
@@ -150,7 +153,8 @@ def test_fit_with_a_ragged_last_batch(case):
     except Exception as error:  # noqa: BLE001
         pytest.skip(f"Keras itself does not train it: {error}")
     optimized = graph.optimize(case.model, case.inputs, mode="train", measure=False)
-    assert optimized.report.failure is None or case.name in UNTRACED_IN_TRAINING
+    may_fail = case.name in UNTRACED_IN_TRAINING or (case.name, case.policy) in REFUSED_IN_TRAINING
+    assert optimized.report.failure is None or may_fail
     received = train(optimized)
     assert None not in optimized._plans._plans.values()  # Each batch ran a program.
     allowed, rounding = (3e-3, 1e-6) if case.policy == "float32" else (0.1, 2.0**-8)
