@@ -149,9 +149,13 @@ def build(name: str, policy: str) -> keras.Model:
     """Returns a model whose weights are random, also those that are zeros or ones at first."""
     if name == "nasnet" and keras.backend.backend() == "torch":
         pytest.skip("Keras has no NASNetMobile on PyTorch.")
-    keras.config.set_dtype_policy(policy)
+
+    def make() -> keras.Model:
+        keras.config.set_dtype_policy(policy)  # Keras forgets it in `clear_session`.
+        return BUILDERS[name]()
+
     try:
-        return export_matrix.build_randomly(BUILDERS[name])
+        return export_matrix.build_randomly(make)
     finally:
         keras.config.set_dtype_policy("float32")
 

@@ -19,6 +19,7 @@ from keras_deepseek.inference import ServingEngine
 pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore:Gradients do not exist for variables"),
+    pytest.mark.filterwarnings("ignore:graph.optimize returns the original"),  # It is asserted.
     # Keras's attention and KerasHub's own `compile` and `fit` warn.
     pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask"),
     pytest.mark.filterwarnings("ignore:`compile:UserWarning"),
@@ -31,6 +32,14 @@ ROWS, LENGTH = 4, 8
 SERVED = ("first_token_classifier", "lora", "cnn_batch_norm", "kerashub_bert_classifier")
 UNTRACED_IN_TRAINING = ("deepseek_v3_causal_lm",)
 """Its layer for further tokens adds a loss, and has no other outputs. The original is trained."""
+REFUSED_IN_TRAINING = (("deepseek_v4_causal_lm", "mixed_bfloat16"),)
+"""Gradients of three and four numbers may be off by over twice as much as the original's."""
+FITTED = {"resnet_v2": (48, 32)}
+"""The rows of `fit` and of its batches, other than 10 and 4.
+
+The last stage of `resnet_v2` normalizes over the rows alone. In batches of four and two rows, the
+float64 rounding of a gradient (2e-15) grows to a change of the weights by twice their largest.
+"""
 EXPORTED = (
     *SERVED,
     *("mobilenet", "dict_inputs_and_outputs", "nested_subclassed", "masked_lstm"),
@@ -110,15 +119,13 @@ def test_fit_with_a_ragged_last_batch(case):
     is_stateful = any(getattr(layer, "stateful", False) for layer in flatten_layers(case.model))
     if is_stateful and BACKEND == "torch":
         pytest.skip("Keras assigns the states in place, and PyTorch then has no gradient.")
-    if case.name == "resnet_v2":
-        pytest.skip(
-            "A batch of two rows makes a change of weights by 1e-6 as large as the outputs."
-        )
-    inputs = case.draw(10 if case.has_free_batch else ROWS)
+    rows, batch_size = FITTED.get(case.name, (10, ROWS))
+    inputs = case.draw(rows if case.has_free_batch else ROWS)
     random = np.random.default_rng(0)
     outputs = case.model.predict(inputs, batch_size=ROWS, verbose=0)
-    losses = tree.map_structure(lambda each: "mse" if each.dtype.kind == "f" else None, outputs)
-    if not case.model.trainable_variables or not any(tree.flatten(losses)):
+    is_float = [keras.backend.is_float_dtype(str(each.dtype)) for each in tree.flatten(outputs)]
+    losses = tree.pack_sequence_as(outputs, ["mse" if each else None for each in is_float])
+    if not case.model.trainable_variables or not any(is_float):
         pytest.skip("It has nothing to train.")
     targets = tree.map_structure(
         lambda each: random.normal(size=each.shape).astype("float32"), outputs
@@ -136,7 +143,7 @@ def test_fit_with_a_ragged_last_batch(case):
             model.compile(
                 keras.optimizers.SGD(1e-3), losses, metrics=[], jit_compile=BACKEND == "jax"
             )
-            history = model.fit(inputs, targets, batch_size=ROWS, shuffle=False, verbose=0)
+            history = model.fit(inputs, targets, batch_size=batch_size, shuffle=False, verbose=0)
             changes = [a - b for a, b in zip(case.model.get_weights(), before, strict=True)]
         case.model.set_weights(weights)
         return [history.history["loss"], *changes]
@@ -146,7 +153,8 @@ def test_fit_with_a_ragged_last_batch(case):
     except Exception as error:  # noqa: BLE001
         pytest.skip(f"Keras itself does not train it: {error}")
     optimized = graph.optimize(case.model, case.inputs, mode="train", measure=False)
-    assert optimized.report.failure is None or case.name in UNTRACED_IN_TRAINING
+    may_fail = case.name in UNTRACED_IN_TRAINING or (case.name, case.policy) in REFUSED_IN_TRAINING
+    assert optimized.report.failure is None or may_fail
     received = train(optimized)
     assert None not in optimized._plans._plans.values()  # Each batch ran a program.
     allowed, rounding = (3e-3, 1e-6) if case.policy == "float32" else (0.1, 2.0**-8)

@@ -136,13 +136,15 @@ def _trace_with_free(
     ]
     variants = [own, larger] if longest == own else [own, larger, longest]
     known = dict(zip(zip(*variants, strict=True), axes, strict=True))
-    try:
-        graphs = [trace(as_symbols(example, with_sizes(shapes, axes, each))) for each in variants]
-    except CannotOpenError:  # The model does not take these sizes.
-        return None
-    keys = [_node_keys(graph) for graph in graphs]
-    if any(other != keys[0] for other in keys):
-        return None
+    graphs: list[Graph] = []
+    for each in variants:
+        try:
+            graphs.append(trace(as_symbols(example, with_sizes(shapes, axes, each))))
+        except CannotOpenError:  # The model does not take these sizes.
+            return None
+        # Compared before the next trace: a loop over a long axis would take seconds.
+        if _node_keys(graphs[-1]) != _node_keys(graphs[0]):
+            return None
     varied: set[int] = set()
     fixed: set[int] = set()
     for nodes in zip(*(graph.nodes() for graph in graphs), strict=True):

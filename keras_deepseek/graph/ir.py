@@ -1,8 +1,7 @@
 """The graph of a model: nodes of Keras operations, whole layers, inputs, weights and constants."""
 
 import dataclasses
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -45,11 +44,6 @@ class Node:
     def is_layer(self) -> bool:
         """True if the node is a whole layer."""
         return isinstance(self.operation, keras.Layer)
-
-    @property
-    def is_operation(self) -> bool:
-        """True if the node is a Keras operation that is not a layer."""
-        return self.operation is not None and not self.is_layer
 
     @property
     def spec(self) -> Spec:
@@ -168,10 +162,6 @@ class Graph:
                 node.args, node.kwargs = node.map_values(resolve)
                 waiting += [value.node for value in node.values()]
 
-    def is_free(self, size: int) -> bool:
-        """Returns True if a dimension of this size differs between batches."""
-        return size in self.free_sizes
-
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
@@ -213,11 +203,6 @@ def resize_reshape(reshape: Any, position: int, size: int) -> Any:
     shape = list(reshape.newshape)
     shape[position] = size
     return type(reshape)(tuple(shape), name=reshape.name)
-
-
-def holds_function(values: Iterable[Any]) -> bool:
-    """Returns True if a value is a Python function or method."""
-    return any(isinstance(each, types.FunctionType | types.MethodType) for each in values)
 
 
 def value_key(value: Any) -> Any:  # noqa: PLR0911 - one line a type

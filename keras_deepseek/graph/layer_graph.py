@@ -9,7 +9,8 @@ import keras
 from keras_deepseek.artifacts.model_graph import End, GraphNode
 from keras_deepseek.backend.keras_private.layers import inner_layers, unique_paths
 from keras_deepseek.graph.ir import Graph, Node, Value
-from keras_deepseek.graph.trace import CannotOpenError, path_of, trace_model
+from keras_deepseek.graph.passes.contraction import multiply_adds
+from keras_deepseek.graph.trace import describe_error, path_of, trace_model
 
 _Place = list[tuple[GraphNode, int]]
 """The position of a node: from the model inwards, each layer around it and the index in it."""
@@ -26,10 +27,8 @@ def draw_layers(model: keras.Model, inputs: Any) -> GraphNode:
     with unique_paths(model) as layers:
         try:
             graph = trace_model(model, inputs)
-        except CannotOpenError as error:
-            return list_layers(model, str(error))
         except Exception as error:  # noqa: BLE001 - a model may raise anything on symbols
-            return list_layers(model, f"{type(error).__name__}: {error}".split("\n", 1)[0])
+            return list_layers(model, describe_error(error))
         return _Drawing(model, layers).draw(graph)
 
 
@@ -77,7 +76,7 @@ class _Drawing:
             outer.flops, outer.reason = None, graph.leaves[node.layer].reason
             outer.out = [_describe(spec) for spec in node.outputs]
         else:
-            made = GraphNode("op", node.kind, node.kind, flops=_count_operations(node))
+            made = GraphNode("op", node.kind, node.kind, flops=2 * multiply_adds(node))
             made.kind = "input" if node.operation is None else "op"
             made.out = [_describe(spec) for spec in node.outputs]
             outer.children.append(made)
@@ -135,32 +134,3 @@ def _sum_operations(node: GraphNode) -> int:
     if node.children:
         node.flops = sum(map(_sum_operations, node.children))
     return node.flops or 0
-
-
-def _count_operations(node: Node) -> int:
-    """Returns the floating-point operations of a product, a convolution or an attention."""
-    out, values = math.prod(node.spec.shape) if node.outputs else 0, node.values()
-    if node.kind in ("Matmul", "Dot"):
-        return 2 * out * (values[0].shape[-1] if values[0].shape else 1)
-    if node.kind == "Einsum":
-        return _count_einsum(node.operation.subscripts, [value.shape for value in values])
-    if node.kind in ("Conv", "DepthwiseConv"):
-        return 2 * out * math.prod(values[1].shape[: -1 if node.kind == "Conv" else -2])
-    if node.kind == "DotProductAttention":
-        query, key, value = (each.shape for each in values[:3])
-        return 2 * math.prod(query[:3]) * key[1] * (query[3] + value[3])
-    return 0
-
-
-def _count_einsum(subscripts: str, shapes: list[tuple[int, ...]]) -> int:
-    labels = subscripts.replace(" ", "").split("->")[0].split(",")
-    if len(labels) == 1:
-        return 0
-    sizes: dict[str, int] = {}
-    for text, shape in zip(labels, shapes, strict=True):
-        before, _, after = text.partition("...")
-        middle = shape[len(before) : len(shape) - len(after)]
-        named = [*zip(before, shape, strict=False), *zip(after, shape[-len(after) :], strict=False)]
-        for label, size in [*named, *((f"...{i}", s) for i, s in enumerate(reversed(middle)))]:
-            sizes[label] = max(sizes.get(label, 1), size)
-    return 2 * math.prod(sizes.values())

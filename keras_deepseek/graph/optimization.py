@@ -18,7 +18,7 @@ from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plan, lock_of
 from keras_deepseek.graph.report import OptimizationReport
-from keras_deepseek.graph.trace import CannotOpenError, as_symbols, error_line
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols, describe_error
 from keras_deepseek.graph.verify import Verifier, flat_call, time_together
 
 _LEAST_PASS_GAIN = 1.01
@@ -104,7 +104,7 @@ class _Optimization:
         try:
             plan = self._with(names).plan(self._training)
         except CannotOpenError as error:
-            reason = error_line(error)
+            reason = describe_error(error)
             return self._finish(None, failure=f"the model can't be traced: it {reason}")
         tried = [name for name, rewrites in plan.rewrites.items() if rewrites]
         _log.info("%s: rewritten by %s", self._model.name, ", ".join(tried) or "no pass")
@@ -214,7 +214,7 @@ class _Optimization:
             multiply_adds=(before[1], after[1]),
             rewrites=rewrites,
             leaves=plan.leaves if plan else {},
-            free_axes=tuple(map(str, plan.axes)) if plan else (),
+            free_axes=tuple(map(str, plan.open_axes)) if plan else (),
             **found,
         )
         return model

@@ -48,17 +48,24 @@ class Plan:
         whole: Collection[str] = (),
     ) -> None:
         shapes = [tuple(each.shape) for each in tree.flatten(example)]
+        declared = _declared_shapes(model, shapes)
         with lock_of(model).exclusive(), backend.current().compute.outside_compilation():
             graph, self.axes = trace_free(
                 lambda inputs: trace_model(model, inputs, training=training, whole=whole),
                 example,
-                _declared_shapes(model, shapes),
+                declared,
             )
             self.size_before = (count_operations(graph), count_multiply_adds(graph, training))
             self.rewrites = run_passes(graph, passes, training)
         self.size = (count_operations(graph), count_multiply_adds(graph, training))
         """The number of operations and of multiply-adds, at the sizes of the trace."""
         self.leaves = graph.leaves
+        self.open_axes = [
+            axis
+            for axis in self.axes
+            if any(declared[i][place] is None for i, place in axis.places)
+        ]
+        """The free axes that the model leaves open; the batch size of an input may be fixed."""
         self.program = Program(graph)
         self.has_run = False
         """True after the program has run once without an error."""
@@ -237,9 +244,9 @@ def _is_dense(tensor: Any) -> bool:
 
 
 def _declared_shapes(model: keras.Model, shapes: Sequence[Shape]) -> list[Any]:
-    """Returns the shapes that a model declares for its inputs, else those that it gets."""
+    """Returns the shapes that a model declares, else those that it gets, of any batch size."""
     graph = functional_graph(model)
     declared = [tuple(each.shape) for each in graph.inputs] if graph is not None else []
     if [len(each) for each in declared] != [len(each) for each in shapes]:
-        return list(shapes)
+        return [(None, *shape[1:]) for shape in shapes]
     return declared

@@ -16,13 +16,7 @@ from keras_deepseek.graph.trace import CannotOpenError
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class HeldWeight(keras.Layer):
-    """A layer that returns its one weight, for any input.
-
-    Args:
-        weight_shape: The shape of the weight.
-        weight_dtype: Its dtype.
-        read_dtype: The dtype of the output.
-    """
+    """A layer that returns its one weight, for any input, in the dtype `read_dtype`."""
 
     def __init__(
         self, weight_shape: tuple[int, ...], weight_dtype: str, read_dtype: str, **kwargs: Any

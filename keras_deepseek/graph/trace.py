@@ -3,8 +3,8 @@
 For the time of a trace, the *instances* of the model's layers have another `symbolic_call`, which
 runs the layer's own `call` on symbols. Their variables are symbols too, so that operations on
 weights alone, such as LoRA's `W + A B`, are recorded and stay live. A layer is kept whole (a leaf)
-if its call raises on symbols, assigns a variable, adds a loss or reads a variable's value. There is
-no list of layers.
+if its call raises on symbols, assigns a variable, adds a loss or reads a variable's value. No
+list of layers is kept; `TimeDistributed` alone is named, whose call repeats its layer by a loop.
 
 This file alone reads Keras's history of symbols.
 """
@@ -13,6 +13,7 @@ import contextlib
 import copy
 import functools
 import re
+import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -22,37 +23,15 @@ from keras.src.backend import compute_output_spec
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
+from keras_deepseek.backend.keras_private.batch_norm import fixed_batch_norm
 from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
-from keras_deepseek.backend.keras_private.masks import read_mask, set_mask
+from keras_deepseek.backend.keras_private.masks import output_masks, read_mask, set_mask
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
-from keras_deepseek.graph.ir import (
-    CONSTANT,
-    INPUT,
-    WEIGHT,
-    Graph,
-    Leaf,
-    Node,
-    Shape,
-    Spec,
-    Value,
-    holds_function,
-)
+from keras_deepseek.backend.keras_private.variables import stored_dtype
+from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
 
-_BOOKKEEPING = {
-    "_trainable_variables",
-    "_non_trainable_variables",
-    "_layers",
-    "_metrics",
-    "_losses",
-    "_loss_ids",
-    "_variables",
-    "_seed_generators",
-    "_tracker",
-}
-"""Attributes in which Keras lists what a layer holds."""
-
-_FAULTY_OPERATIONS = {"ConvTranspose"}
-"""Operations whose `call` is wrong: Keras 3.15 exchanges two arguments of `ConvTranspose`."""
+_BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
+"""Attributes in which Keras lists the variables of a layer."""
 
 
 class CannotOpenError(Exception):
@@ -75,11 +54,6 @@ class WeightSymbol(keras.KerasTensor):
         """The symbol itself."""
         return self
 
-    @property
-    def trainable(self) -> bool:
-        """True if the variable is trainable."""
-        return bool(self.variable.trainable)
-
     def assign(self, value: Any) -> None:
         """Raises: an assignment is no operation."""
         raise CannotOpenError(f"assigns {self.variable.path}")
@@ -89,9 +63,6 @@ class WeightSymbol(keras.KerasTensor):
 
 class SealedScope(keras.StatelessScope):
     """A scope that raises `CannotOpenError` if a variable is read or assigned, or a loss added."""
-
-    def __init__(self) -> None:
-        super().__init__(initialize_variables=False)
 
     def get_current_value(self, variable: keras.Variable) -> Any:
         """Keras calls this before it reads a variable."""
@@ -136,13 +107,11 @@ def record(function: Callable[..., Any], *args: Any, layer: str = "", **kwargs: 
     new nodes belong.
     """
     history = _History()
-
-    def symbol(leaf: Any) -> Any:
-        return history.make_symbol(leaf) if isinstance(leaf, Value) else leaf
-
-    symbols = tree.map_structure(symbol, (args, kwargs))
+    args, kwargs = tree.map_structure(
+        lambda leaf: history.make_symbol(leaf) if isinstance(leaf, Value) else leaf, (args, kwargs)
+    )
     with _restored_names():
-        return history.value(function(*symbols[0], **symbols[1]), layer)
+        return history.value(function(*args, **kwargs), layer)
 
 
 class _History:
@@ -194,12 +163,13 @@ class _History:
         """Returns the node of an operation on symbols whose values are known."""
         kind = type(operation).__name__
         if not isinstance(operation, keras.Layer):
-            if holds_function((*vars(operation).values(), *tree.flatten((args, kwargs)))):
+            held = (*vars(operation).values(), *tree.flatten((args, kwargs)))
+            if any(isinstance(each, types.FunctionType | types.MethodType) for each in held):
                 raise CannotOpenError(f"uses ops.{kind}, which holds a function")
-            if kind in _FAULTY_OPERATIONS:
-                raise CannotOpenError(f"uses ops.{kind}, whose `call` is wrong in Keras")
+            if kind == "ConvTranspose":  # Keras 3.15 exchanges two arguments of it.
+                raise CannotOpenError("uses ops.ConvTranspose, whose `call` is wrong in Keras")
         args, kwargs = tree.map_structure(self._argument, (args, kwargs))
-        if kind == "GetItem" and _was_tuple(args[1]):
+        if kind == "GetItem" and isinstance(args[1], list):  # Saved models have lists.
             args = (args[0], tuple(args[1]))
         if kind == "Add" and _looks_like_bias(args[-1]):
             args = args[::-1]
@@ -222,7 +192,8 @@ class _Trace:
         self._whole = whole
         self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
-        self._current_layers = [""]
+        self._current_layer = ""
+        self._is_in_leaf = False
         self._history = _History()
 
     def run(self, inputs: Any, training: bool) -> Graph:
@@ -234,17 +205,18 @@ class _Trace:
         with contextlib.ExitStack() as stack:
             stack.enter_context(without_new_nodes(self._model))
             stack.enter_context(_restored_names())
+            stack.enter_context(fixed_batch_norm())
             for layer in flatten_layers(self._model):
-                call = _SymbolicCall(self, layer)
+                call = functools.partial(self._call_layer, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
-            stack.enter_context(SealedScope())
+            stack.enter_context(SealedScope(initialize_variables=False))
             outputs = self._model(inputs, **kwargs)
-            flat = tree.flatten(outputs)
-            masks = [read_mask(each) for each in flat]
             graph = Graph(
                 inputs=nodes,
-                outputs=[self._value(each) for each in flat],
-                masks=[None if mask is None else self._value(mask) for mask in masks],
+                outputs=[self._value(each) for each in tree.flatten(outputs)],
+                masks=[
+                    mask if mask is None else self._value(mask) for mask in output_masks(outputs)
+                ],
                 structure=tree.map_structure(lambda _: 0, outputs),
                 leaves={node.layer: leaf for node, leaf in self._leaves},
             )
@@ -254,36 +226,33 @@ class _Trace:
                 raise CannotOpenError(f"calls {node.layer}, and does not use its outputs")
         return graph
 
-    def call_layer(self, layer: keras.Layer, args: Any, kwargs: Any) -> Any:
+    def _call_layer(self, layer: keras.Layer, /, *args: Any, **kwargs: Any) -> Any:
         """Runs a layer's `call` on symbols, or keeps the layer whole. Keras has filled in masks."""
+        if self._is_in_leaf:
+            return type(layer).symbolic_call(layer, *args, **kwargs)
         for each in tree.flatten((args, kwargs)):
             if isinstance(each, keras.KerasTensor):
                 self._value(each)  # Nodes that the layer around this one made.
         path = path_of(layer)
-        self._current_layers.append(path)
         number = len(self._leaves)
-        try:
+        with own_attributes(self, _current_layer=path):
             reason = "was given as one to keep" if path in self._whole else _reason_to_keep(layer)
             if reason is None:
                 try:
                     with _replaced_attributes(layer, Variable, self._weight_symbol):
                         outputs = type(layer).call(layer, *args, **kwargs)
                         return tree.map_structure(self._returned, outputs)
-                except CannotOpenError as error:
-                    reason = error_line(error)
                 except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
-                    reason = f"{type(error).__name__}: {error_line(error)}"
+                    reason = describe_error(error)
             del self._leaves[number:]
             return self._keep_whole(layer, args, kwargs, reason)
-        finally:
-            self._current_layers.pop()
 
     def _keep_whole(self, layer: keras.Layer, args: Any, kwargs: Any, reason: str) -> Any:
         if layer is self._model:
             raise CannotOpenError(reason)
         with (
             _replaced_attributes(layer, WeightSymbol, lambda _, symbol: symbol.variable),
-            _replaced_attributes(layer, _SymbolicCall, lambda _, call: call.own),
+            own_attributes(self, _is_in_leaf=True),
             keras.StatelessScope(initialize_variables=False),
         ):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
@@ -303,10 +272,7 @@ class _Trace:
         return tree.pack_sequence_as(outputs, new)  # `map_structure` takes dicts in another order.
 
     def _returned(self, tensor: Any) -> keras.KerasTensor | None:
-        """Returns a new symbol for what a layer returned.
-
-        Keras records the layer's own node on the symbols that it gets back.
-        """
+        """Returns a new symbol, on which Keras may record the layer's own node."""
         if tensor is None:
             return None
         if isinstance(tensor, keras.KerasTensor):
@@ -316,10 +282,10 @@ class _Trace:
         raise CannotOpenError(f"returns a {type(tensor).__name__}, which is no tensor")
 
     def _value(self, symbol: keras.KerasTensor) -> Value:
-        return self._history.value(symbol, self._current_layers[-1])
+        return self._history.value(symbol, self._current_layer)
 
     def _weight_symbol(self, layer: keras.Layer, variable: keras.Variable) -> WeightSymbol:
-        dtype = keras.backend.standardize_dtype(variable._dtype)
+        dtype = stored_dtype(variable)
         if (
             layer.autocast
             and variable._autocast
@@ -334,18 +300,6 @@ class _Trace:
         return self._weights[key]
 
 
-class _SymbolicCall:
-    """The `symbolic_call` of one layer for the time of a trace."""
-
-    def __init__(self, trace: _Trace, layer: keras.Layer) -> None:
-        self._trace = trace
-        self._layer = layer
-        self.own = functools.partial(type(layer).symbolic_call, layer)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._trace.call_layer(self._layer, args, kwargs)
-
-
 def path_of(layer: keras.Layer) -> str:
     """Returns the path of a layer, or its name if it has no path."""
     return str(layer.path or layer.name)
@@ -357,15 +311,18 @@ def _reason_to_keep(layer: keras.Layer) -> str | None:
         return "is quantized"  # Keras runs its `quantized_call`.
     if layer.activity_regularizer is not None:
         return "has an activity regularizer"
+    if isinstance(layer, keras.layers.TimeDistributed):
+        return "repeats its layer's operations for each time step"
     is_replaced = not isinstance(vars(layer).get("call"), TemporaryCall | None)
     if layer._remat_mode is not None or is_replaced:
         return "recomputes its activations, or its `call` was replaced"
     return None
 
 
-def error_line(error: Exception) -> str:
-    """Returns the first line of an error, without what Keras writes around it: the arguments."""
-    return re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
+def describe_error(error: Exception) -> str:
+    """Returns the class and first line of an error, without the arguments that Keras adds to it."""
+    line = re.sub(r"(?s).*\x1b\[1m(.*)\x1b\[0m.*", r"\1", str(error)).split("\n", 1)[0]
+    return line if isinstance(error, CannotOpenError) else f"{type(error).__name__}: {line}"
 
 
 def _weight(variable: keras.Variable, dtype: str) -> Value:
@@ -385,13 +342,6 @@ def _looks_like_bias(argument: Any) -> bool:
     """
     shape = argument.shape if isinstance(argument, Value) else ()
     return shape[-1:] == (1,) and sum(size != 1 for size in shape) == 1
-
-
-def _was_tuple(key: Any) -> bool:
-    """Returns True for an index that was a tuple until the model was saved and loaded."""
-    return isinstance(key, list) and any(
-        each is None or each is Ellipsis or isinstance(each, slice) for each in key
-    )
 
 
 def _history_node(symbol: keras.KerasTensor) -> Any:
@@ -417,8 +367,7 @@ def _replaced_attributes(
         for inner in flatten_layers(layer):
             attributes = vars(inner)
             for name, value in list(attributes.items()):
-                is_list = isinstance(value, list | tuple)
-                held = list(value) if is_list else [value]
+                held = value if isinstance(value, list | tuple) else [value]
                 if name in _BOOKKEEPING or not any(isinstance(each, kind) for each in held):
                     continue
                 kept.append((attributes, name, value))
@@ -426,7 +375,7 @@ def _replaced_attributes(
                     replacement(inner, each) if isinstance(each, kind) else each for each in held
                 ]
                 # Keras and the frameworks react to `setattr`.
-                attributes[name] = new if is_list else new[0]
+                attributes[name] = new if held is value else new[0]
         yield
     finally:
         for attributes, name, value in kept:

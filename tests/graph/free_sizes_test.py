@@ -16,6 +16,17 @@ class Reshaping(layers.Layer):
         return ops.reshape(flat, (rows, length, width)) + ones
 
 
+class Looping(layers.Layer):
+    lengths = ()
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x):
+        self.lengths = (*self.lengths, x.shape[1])
+        return ops.stack([x[:, step] * 2.0 for step in range(x.shape[1])], axis=1)
+
+
 class Dividing(layers.Layer):
     def call(self, x):
         return ops.sum(x, axis=0, keepdims=True) / ops.shape(x)[0] + x
@@ -51,3 +62,18 @@ def test_a_size_that_is_computed_with_is_fixed():
     assert plan.fits([(2, 5, 4)])
     assert not plan.fits([(3, 5, 4)])
     assert plan.fits([(2, 8, 4)])
+
+
+def test_a_loop_over_a_free_axis_is_not_traced_at_a_great_length():
+    layer = Looping()
+    _, plan = plan_of(layer)
+    assert max(layer.lengths) < 1000
+    assert plan.fits([(3, 5, 4)])
+    assert not plan.fits([(3, 6, 4)])
+
+
+def test_a_layer_for_each_time_step_is_whole_and_takes_any_length():
+    _, plan = plan_of(layers.TimeDistributed(layers.Dense(3)))
+    (leaf,) = plan.leaves.values()
+    assert leaf.reason == "repeats its layer's operations for each time step"
+    assert plan.fits([(3, 4099, 4)])

@@ -320,6 +320,7 @@ def test_a_sequential_model():
     optimized = optimize(model, draw(2, 4))
     assert optimized.name == model.name
     assert [tuple(each.shape) for each in optimized.inputs] == [(None, 4)]
+    assert (optimized.input.shape, optimized.output.shape) == ((None, 4), (None, 3))
     check_equal(model, optimized, ops.convert_to_tensor(draw(5, 4)))
 
 

@@ -35,3 +35,10 @@ def test_work_in_training_includes_the_gradients_and_equal_lines_are_one():
     assert report.multiply_adds[0] % a_row == 0
     assert " multiply-adds with gradients, now " in str(report)
     assert "  removed Cast x 2, first in functional" in str(report)
+
+
+def test_a_batch_size_that_the_input_fixes_is_not_said_to_be_free():
+    inputs = keras.Input((None, 4), batch_size=2)
+    model = keras.Model(inputs, layers.Dense(3)(inputs))
+    report = graph.optimize(model, np.zeros((2, 5, 4), "float32"), measure=False).report
+    assert report.free_axes == ("axis 1 of input 0",)

@@ -44,7 +44,7 @@ def shapes_of(optimized: OptimizedModel, *names: str, training: bool = False) ->
     """Returns the output shapes of the operations of some kinds, with `None` for free sizes."""
     graph = optimized.plan(training).program.graph
     return [
-        tuple(None if graph.is_free(size) else size for size in node.spec.shape)
+        tuple(None if size in graph.free_sizes else size for size in node.spec.shape)
         for node in graph.nodes()
         if node.kind in names
     ]

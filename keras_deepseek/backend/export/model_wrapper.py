@@ -19,12 +19,12 @@ class ModelWrapper(keras.Model):
     @property
     def input(self) -> Any:
         """The symbolic inputs of the original."""
-        return self.original.input
+        return (self._functional or self.original).input
 
     @property
     def output(self) -> Any:
         """The symbolic outputs of the original."""
-        return self.original.output
+        return (self._functional or self.original).output
 
     @property
     def inputs(self) -> Any:

@@ -105,7 +105,7 @@ def _axis_without_new(node: Node, axis: int) -> dict[Value, int | None] | None:
 def _item_axis(node: Node, axis: int) -> dict[Value, int | None] | None:
     """Returns the axis of the input of `x[key]` that the key leaves whole."""
     value, key = node.args
-    key = list(key) if isinstance(key, list | tuple) else [key]
+    key = list(key) if isinstance(key, tuple) else [key]
     if not all(each is None or each is Ellipsis or type(each) in (int, slice) for each in key):
         return None
     rest = [slice(None)] * (len(value.shape) - sum(type(each) in (int, slice) for each in key))

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import string
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -146,27 +146,45 @@ def count_multiply_adds(graph: Graph, training: bool) -> int:
     Those of the gradients are counted in training. The sizes are those of the trace.
     """
     with_gradient = trained(graph, training)
-    return sum(_multiply_adds(node, with_gradient) for node in graph.nodes())
+    return sum(multiply_adds(node, with_gradient) for node in graph.nodes())
 
 
-def _multiply_adds(node: Node, with_gradient: Collection[Node]) -> int:
+def multiply_adds(node: Node, with_gradient: Collection[Node] = ()) -> int:
+    """Returns the multiply-adds of a product, a convolution or an attention; 0 for other nodes."""
+    values = node.values()
+
     def passes(values: Iterable[Value]) -> int:
         return 1 + sum(value.node in with_gradient for value in values)
 
-    if node.kind in ("Conv", "DepthwiseConv") and isinstance(node.args[1], Value):
-        kernel = node.args[1].shape
-        window = math.prod(kernel[: -1 if node.kind == "Conv" else -2])
-        return math.prod(node.spec.shape) * window * passes(node.args[:2])
     if node.kind == "DotProductAttention":
-        query, key, value = node.values()[:3]
+        query, key, value = values[:3]
         scores = math.prod(query.shape[:3]) * key.shape[1]
         of_scores = passes([query, key])
         of_values = passes([value]) + (of_scores > 1)
         return scores * (query.shape[3] * of_scores + value.shape[3] * of_values)
-    product = as_product(node) if is_contraction(node) else None
-    if product is None:
+    if node.kind in ("Conv", "DepthwiseConv") and isinstance(node.args[1], Value):
+        kernel = node.args[1].shape
+        number = math.prod(node.spec.shape) * math.prod(kernel[: -1 if node.kind == "Conv" else -2])
+    elif node.kind in ("Matmul", "Dot"):
+        number = math.prod(node.spec.shape) * (values[0].shape or (1,))[-1]
+    elif node.kind == "Einsum" and len(values) > 1:
+        number = _count_einsum(node.operation.subscripts, [value.shape for value in values])
+    else:
         return 0
-    return math.prod(product.sizes().values()) * passes(product.operands)
+    return number * passes(values)
+
+
+def _count_einsum(subscripts: str, shapes: Sequence[Shape]) -> int:
+    """Returns the product of the sizes of all labels. Axes under `...` are aligned at their end."""
+    sizes: dict[str, int] = {}
+    labels = subscripts.replace(" ", "").split("->")[0].split(",")
+    for text, shape in zip(labels, shapes, strict=True):
+        before, _, after = text.partition("...")
+        spread = len(shape) - len(before) - len(after)
+        names = [*before, *(f"...{axis}" for axis in range(-spread, 0)), *after]
+        for name, size in zip(names, shape, strict=True):
+            sizes[name] = max(sizes.get(name, 1), size)
+    return math.prod(sizes.values())
 
 
 def gather(root: Node, users: dict[Value, list[Node | None]]) -> Product | None:

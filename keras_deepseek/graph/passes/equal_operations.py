@@ -33,7 +33,7 @@ def merge_equal_operations(graph: Graph, training: bool) -> Changes:
         kept |= {Value(node, index): value for index, value in enumerate(values)}
         layers = tuple(dict.fromkeys((equal.layer, node.layer)))
         text = f"computes {node.kind} once"
-        yield node, values, Rewrite(layers, text) if node.is_operation else None
+        yield node, values, Rewrite(layers, text) if node.operation else None
 
 
 def _key(node: Node, kept: dict[Value, Value]) -> Any:

@@ -81,7 +81,7 @@ def _flatten(whole: Product, node: Node, graph: Graph) -> tuple[int, ...] | None
     x, labels, out = whole.operands[0], whole.labels[0], whole.out
     pairs = enumerate(zip(labels, out, strict=False))
     count = next((axis for axis, (one, other) in pairs if one != other), len(out))
-    free = [axis for axis in range(count) if graph.is_free(x.shape[axis])]
+    free = [axis for axis in range(count) if x.shape[axis] in graph.free_sizes]
     if count < 2 or len(free) > 1:
         return None
     # The size of the first label is now that of all of them.

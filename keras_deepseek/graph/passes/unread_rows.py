@@ -72,7 +72,7 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
         cuts = [(axis % len(value.shape), rows)] if type(rows) is int else []
     elif node.kind == "GetItem":
         value, key = node.args
-        key = tuple(key) if isinstance(key, list | tuple) else (key,)  # Saved models have lists.
+        key = key if isinstance(key, tuple) else (key,)
         if not all(isinstance(each, int | slice) for each in key):
             return None
         cuts = [(axis, each) for axis, each in enumerate(key) if each != slice(None)]
@@ -81,13 +81,13 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
     if len(cuts) != 1 or not isinstance(value, Value):
         return None
     (axis, rows), size = cuts[0], value.shape[cuts[0][0]]
-    is_free = graph.is_free(size)
+    is_free = size in graph.free_sizes
     if axis == 0 and is_free:  # The batch axis.
         return None
     if isinstance(rows, int):
         index = rows if is_free else rows % size
         found = _Rows(axis, index, None if index == -1 else index + 1, 1)
-    elif rows.step not in (None, 1) or graph.is_free(node.spec.shape[axis]):
+    elif rows.step not in (None, 1) or node.spec.shape[axis] in graph.free_sizes:
         return None
     elif is_free:
         found = _Rows(axis, rows.start, rows.stop, node.spec.shape[axis])
