@@ -112,6 +112,7 @@ class Cluster:
         with self._pass:
             self.is_lost = True
             self._kill_all()
+            self.ready.clear()
 
     def come_back(self):
         """Starts the gateway again, and the pods that the API server asks for."""

@@ -86,10 +86,9 @@ async def _watch(registry: kopf.OperatorRegistry, settings: kopf.OperatorSetting
     waiting = asyncio.create_task(is_ending.wait())
     await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
     # A watch can survive its first cancellation, and kopf would wait for it for ever.
-    while not running.done():
+    while not (await asyncio.wait({running}, timeout=1.0))[0]:
         for task in asyncio.all_tasks() - others - {running}:
             task.cancel()
-        await asyncio.wait({running}, timeout=1.0)
     try:
         await running
     except Exception as error:
@@ -190,11 +189,15 @@ def _log_in(settings: kopf.OperatorSettings) -> tuple[aiohttp.ClientSession, str
 
 async def _wait_for_definition(cluster: Cluster) -> None:
     """Waits for the CRD: kopf would never see one that comes after its start."""
-    if await cluster.has(MODEL_DEPLOYMENT):
-        return
-    _LOG.warning(
-        "The cluster has no ModelDeployment. Apply the output of: "
-        "keras-deepseek operator render --crds-only"
-    )
-    while not await cluster.has(MODEL_DEPLOYMENT):
+    is_told = False
+    while True:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ClusterError):
+            if await cluster.has(MODEL_DEPLOYMENT):
+                return
+            if not is_told:
+                _LOG.warning(
+                    "The cluster has no ModelDeployment. Apply the output of: "
+                    "keras-deepseek operator render --crds-only"
+                )
+                is_told = True
         await asyncio.sleep(_AGAIN_SECONDS)
