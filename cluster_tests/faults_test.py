@@ -116,16 +116,16 @@ class TestKilledAfterAWrite:
         assert replicas(kubectl, "digits") == 3
         wait_for(lambda: kubectl.condition("digits"), "a status")
 
-    @pytest.mark.parametrize("number", range(1, 4))
+    @pytest.mark.parametrize("number", range(1, 7))
     def test_hand_over(self, kubectl, start, start_until, number):
-        """Replicas, the autoscaler's deletion, status."""
+        """Service, Deployment, replicas, budget, the autoscaler's deletion, status."""
         first = start()
         kubectl.apply("digits", replicas=3, autoscaling=SCALING)
         wait_for_children(kubectl, "digits")
         simulate_autoscaler(kubectl, "digits", 7)
         first.stop()
         kubectl.apply("digits", autoscaling={**SCALING, "enabled": False})
-        operator = start_until(number + 3)  # A new operator first applies what stands there.
+        operator = start_until(number)
         assert operator.process.wait(timeout=30) == -signal.SIGKILL
         start()
         wait_for(lambda: not kubectl.get("horizontalpodautoscalers", "digits"), "no autoscaler")
