@@ -134,7 +134,7 @@ class TestKilledAfterAWrite:
 
 def test_two_operators_agree(kubectl, start):
     start()
-    start()
+    other = start()
     kubectl.apply("digits", replicas=3)
     wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
     simulate_deployment(kubectl, "digits")
@@ -144,6 +144,9 @@ def test_two_operators_agree(kubectl, start):
     time.sleep(3)
     assert versions(kubectl, "digits") == before
     assert replicas(kubectl, "digits") == 3
+    other.stop(signal.SIGKILL)
+    kubectl.apply("digits", replicas=4)
+    wait_for(lambda: replicas(kubectl, "digits") == 4, "four replicas")
 
 
 def test_api_server_killed_and_back(api_server, kubectl, start):
