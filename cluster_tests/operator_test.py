@@ -65,6 +65,7 @@ def test_kubectl_scale(kubectl, start):
         ({"regions": [{"name": "eu"}, {"name": "eu"}]}, "Duplicate value"),
         ({"resources": {"limits": {"cpu": "1x"}}}, "should match"),
         ({"replica": 3}, "unknown field"),
+        ({"replicas": "3"}, "must be of type integer"),
     ],
 )
 def test_bad_objects_are_refused_by_the_api_server(kubectl, spec, message):

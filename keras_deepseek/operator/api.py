@@ -54,6 +54,7 @@ class _Fields(BaseModel):
         extra="forbid",
         json_schema_extra=_add_rules,
         populate_by_name=True,
+        strict=True,  # As for the API server, "3" is no integer.
         use_attribute_docstrings=True,
     )
 

@@ -21,6 +21,7 @@ BAD = {
     "not a quantity": {"resources": {"limits": {"cpu": "1x"}}},
     "named twice": {"regions": [{"name": "eu"}, {"name": "eu"}]},
     "Extra inputs": {"replica": 3},
+    "valid integer": {"replicas": "3"},
 }
 
 
