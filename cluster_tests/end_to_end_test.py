@@ -67,12 +67,16 @@ def test_changes_lose_nothing(cluster, kubectl):
         kubectl.apply(NAME, **{**SPEC, "args": arguments})
         await phase("rollout", 4, 50, lambda: rolled_out(cluster, '"--max-batch-size", "16"'))
         route = {"gateway": {"name": "public"}}
-        canary = {"weight": 20, "args": [*SPEC["args"], "--max-batch-size", "8"]}
+        new_arguments = [*SPEC["args"], "--max-batch-size", "8"]
+        canary = {"weight": 20, "args": new_arguments}
         spec = {**SPEC, "args": arguments, "route": route}
         kubectl.apply(NAME, **spec, canary=canary)
         await phase("canary comes", 6, 50, lambda: len(cluster.written) == 2)
-        kubectl.apply(NAME, **spec)
-        await phase("canary goes", 4, 50, lambda: not cluster.pods[f"{NAME}-canary"])
+        kubectl.apply(NAME, **{**spec, "args": new_arguments})
+        words = '"--max-batch-size", "8"'
+        await phase("canary is promoted", 4, 50, lambda: rolled_out(cluster, words))
+        service = f"{NAME}-canary"
+        await phase("canary goes", 4, 50, lambda: not kubectl.get("services", service))
         load.phase = "a pod is killed"
         cluster.kill_a_pod()
         await phase("a pod is killed", 4, 50, lambda: len(cluster.ready_pods()) >= 2)

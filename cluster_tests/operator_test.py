@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from cluster_tests.cluster import wait_for
+from cluster_tests.cluster import apply_definitions, stand_in_definition, wait_for
 from cluster_tests.objects import (
     KINDS,
     SCALING,
+    apply_many,
     replicas,
     simulate_autoscaler,
     simulate_deployment,
@@ -109,6 +110,78 @@ def test_regions(kubectl, start):
     wait_for(lambda: replicas(kubectl, "here") == 2, "two replicas")
     wait_for(lambda: kubectl.condition("elsewhere").get("reason") == "NotInRegion", "a notice")
     assert kubectl.get("deployments", "elsewhere") is None
+
+
+def test_mistaken_region_deletes_nothing(kubectl, start):
+    operator = start("--region", "eu")
+    kubectl.apply("digits", replicas=2, regions=[{"name": "eu"}])
+    wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
+    operator.stop()
+    operator = start("--region", "EU")
+    wait_for(lambda: kubectl.condition("digits").get("reason") == "RegionChanged", "a problem")
+    print(kubectl.condition("digits")["message"])
+    assert kubectl.condition("digits")["status"] == "False"
+    assert replicas(kubectl, "digits") == 2
+    operator.stop()
+    start("--region", "eu")
+    kubectl.apply("digits", replicas=2, regions=[{"name": "us"}])
+    wait_for(lambda: kubectl.condition("digits").get("reason") == "NotInRegion", "a notice")
+    wait_for(lambda: is_leaving(kubectl, "digits"), "the deletion")
+
+
+def test_promotion_of_a_canary(kubectl, start):
+    apply_definitions(stand_in_definition("gateway.networking.k8s.io", "v1", "HTTPRoute"))
+    start()
+    spec = {"replicas": 4, "route": {"gateway": {"name": "public"}}}
+    kubectl.apply("digits", **spec, canary={"weight": 50, "image": "serving:2"})
+    wait_for(lambda: replicas(kubectl, "digits-canary") == 2, "the canary")
+    for name in ("digits", "digits-canary"):
+        simulate_deployment(kubectl, name)
+    both = {"digits": 50, "digits-canary": 50}
+    wait_for(lambda: weights(kubectl) == both, "both versions in the route")
+    wait_for(lambda: kubectl.condition("digits")["status"] == "True", "ready")
+    kubectl.apply("digits", **spec, image="serving:2")
+    wait_for(lambda: "serving:2" in json.dumps(kubectl.get("deployments", "digits")), "a rollout")
+    wait_for(lambda: kubectl.condition("digits")["status"] == "False", "the rollout's status")
+    time.sleep(2)
+    assert weights(kubectl) == both
+    assert not is_leaving(kubectl, "digits-canary")
+    simulate_deployment(kubectl, "digits")
+    wait_for(lambda: weights(kubectl) == {"digits": 100}, "one version in the route")
+    wait_for(lambda: is_leaving(kubectl, "digits-canary"), "the canary's end")
+    time.sleep(2)
+    assert kubectl.get("services", "digits-canary")
+    collect_garbage(kubectl, "digits-canary")
+    wait_for(lambda: not kubectl.get("services", "digits-canary"), "no canary")
+
+
+def weights(kubectl):
+    """Returns the weights of the route."""
+    route = kubectl.get("httproutes", "digits")
+    return {each["name"]: each["weight"] for each in route["spec"]["rules"][0]["backendRefs"]}
+
+
+def is_leaving(kubectl, name):
+    """Returns True if a Deployment is deleted, or waits for its pods to leave."""
+    found = kubectl.get("deployments", name)
+    return found is None or "deletionTimestamp" in found["metadata"]
+
+
+def collect_garbage(kubectl, name):
+    """Ends a deletion as the garbage collector does when the pods have left."""
+    patch = '{"metadata":{"finalizers":null}}'
+    kubectl("patch", "deployments", name, "--type=merge", "-p", patch, check=False)
+
+
+def test_stops_on_sigterm_amid_work(kubectl, start):
+    operator = start()
+    apply_many(kubectl, [f"model-{number}" for number in range(25)], autoscaling=SCALING)
+    wait_for(lambda: replicas(kubectl, "model-3"), "the first ones")
+    assert operator.stop() == 0
+    log = operator.log.read_text()
+    assert "Session is closed" not in log
+    assert "Started on http" in log
+    assert "created Deployment 'model-3'" in log
 
 
 def test_stops_on_sigterm(start):

@@ -25,9 +25,12 @@ def test_problems_are_one_condition_and_the_others_go_on(kubectl, start):
     kubectl.apply("keda", autoscaling={**SCALING, "engine": "KEDA"})
     kubectl.apply("broken", replicas=1, template={"spec": {"containers": {}}})
     kubectl.apply("wrong", replicas=1, template={"spec": {"dnsPolice": "None"}})
+    kubectl.apply("endless", replicas=1, args=["--limit", "grace_seconds=inf"])
+    kubectl.apply("port", replicas=1, args=["--http-port", "9000"])
     kubectl.apply("good", replicas=1)
     wait_for(lambda: replicas(kubectl, "good") == 1, "the good one")
     reasons = {"taken": "NameTaken", "keda": "KindMissing", "broken": "TemplateBroken"}
+    reasons |= {"endless": "InvalidObject", "port": "InvalidObject"}
     for name, reason in reasons.items():
         wait_for(lambda n=name: kubectl.condition(n, "Stalled").get("status") == "True", name)
         assert kubectl.condition(name, "Stalled")["reason"] == reason
@@ -41,6 +44,7 @@ def test_broken_templates(kubectl, start, proxy):
     container = {"name": "server"}
     templates = {
         "quantity": {"containers": [{**container, "resources": {"limits": {"cpu": "1x"}}}]},
+        "text": {"containers": [{**container, "resources": {"requests": "2Gi"}}]},
         "list": {"containers": [{**container, "resources": {"limits": ["cpu"]}}]},
         "nameless": {"containers": [{"image": "x"}]},
         "empty": {"containers": None},
@@ -58,6 +62,8 @@ def test_broken_templates(kubectl, start, proxy):
     assert "needs a name" in found["nameless"]
     assert "must not remove spec.containers" in found["empty"]
     assert "imagePolicy" in found["unknown"]
+    for name in ("text", "list", "unknown", "kind"):
+        assert found[name].startswith("TemplateBroken: spec.template does not fit"), name
     assert "tty" in found["kind"]
     wait_for(lambda: replicas(kubectl, "good") == 1, "the good one")
     simulate_deployment(kubectl, "good")

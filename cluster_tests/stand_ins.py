@@ -175,8 +175,9 @@ class Cluster:
         """Does what the Deployment controller and a kubelet do, without an unavailable pod."""
         path = self._path(("apps/v1", "deployments"), name)
         found = self._call(path)
-        wanted = found["spec"]["replicas"] if found else 0
-        template = found["spec"]["template"] if found else None
+        is_leaving = found is None or "deletionTimestamp" in found["metadata"]
+        wanted = 0 if is_leaving else found["spec"]["replicas"]
+        template = None if is_leaving else found["spec"]["template"]
         pods = self.pods[name]
         for pod in list(pods):
             if pod.process.poll() is not None:
@@ -195,8 +196,11 @@ class Cluster:
             others = sum(1 for one in pods if self.ready.get(one) and one is not pod)
             if others >= wanted or not self.ready.get(pod):
                 self._stop(name, pod)
-        if found:
+        if not is_leaving:
             self._write_status(path, found, pods, new)
+        elif found and not any(pod.process.poll() is None for pod in (*pods, *self.leaving)):
+            # What the garbage collector does after a foreground deletion.
+            self._call(path, "PATCH", {"metadata": {"finalizers": None}})
 
     def _stop(self, name, pod):
         self.pods[name].remove(pod)

@@ -221,8 +221,9 @@ class Canary(_Fields):
 
     weight: Annotated[int, Field(ge=0, le=100)]
     """The percentage of requests."""
-    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """The replicas of the canary, or the fewest with autoscaling. Default: 1."""
+    replicas: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """The replicas of the canary, or the fewest with autoscaling. Default: the weight's
+    part of those of the stable version."""
     model: Model | None = None
     """The model of the canary. Default: that of this object."""
     image: Text | None = None

@@ -5,7 +5,7 @@ from typing import Any
 
 import aiohttp
 
-from keras_deepseek.operator.kinds import CHILDREN, Kind, Object
+from keras_deepseek.operator.kinds import CHILDREN, DEPLOYMENT, Kind, Object
 from keras_deepseek.operator.plan import Apply, Delete
 
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML.
@@ -35,9 +35,12 @@ class ClusterError(Exception):
     @property
     def is_permanent(self) -> bool:
         """True if the same request will fail again until someone changes something."""
-        # An apply with an unknown field is answered by 500.
-        is_unknown_field = "typed patch object" in str(self)
-        return is_unknown_field or self.status in (400, 403, 404, 413, 415, 422)
+        return self.is_wrong_form or self.status in (400, 403, 404, 413, 415, 422)
+
+    @property
+    def is_wrong_form(self) -> bool:
+        """True if an applied object has an unknown field, or one of a wrong type."""
+        return "typed patch object" in str(self) or "strict decoding error" in str(self)
 
 
 class Cluster:
@@ -92,8 +95,11 @@ class Cluster:
         if isinstance(step, Apply):
             params = {"fieldManager": step.manager, "force": "true", "fieldValidation": "Strict"}
             return await self._exchange("PATCH", path, step.body, _APPLY, **params)
+        # A Deployment stays until its pods have left, so that a plan can wait for them.
+        policy = "Foreground" if step.kind is DEPLOYMENT else "Background"
+        body = {"propagationPolicy": policy, "preconditions": {"uid": step.uid}}
         try:
-            await self._exchange("DELETE", path)
+            await self._exchange("DELETE", path, body)
         except ClusterError as error:
             if error.status != 404:  # noqa: PLR2004 - it is gone already.
                 raise

@@ -54,12 +54,11 @@ async def _run(settings: Settings, liveness: str | None) -> None:
         kopf_settings.watching.label_selectors[kind.api_version, kind.plural] = selector
     async with _answer_probes(liveness):
         cluster = await _connect(kopf_settings)
+        _LOG.info("Started on %s with %s", cluster.server, settings)
         try:
             await _wait_for_definition(cluster)
             reconciler = Reconciler(cluster, settings)
-            working = asyncio.create_task(reconciler.run())
-            await _watch(_registry(reconciler, cluster), kopf_settings)
-            working.cancel()
+            await _work(reconciler, _registry(reconciler, cluster), kopf_settings)
         finally:
             await cluster.close()
 
@@ -72,8 +71,13 @@ def _stop_on_signals() -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
-async def _watch(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
-    """Runs kopf until a signal, or until a watch fails for good, as after the CRD's deletion."""
+async def _work(
+    reconciler: Reconciler, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings
+) -> None:
+    """Runs kopf and the workers until a signal, or until one of them ends for good.
+
+    A watch does so after the CRD's deletion, a worker by a fault of its own.
+    """
     is_ending = asyncio.Event()
 
     async def end(**_: Any) -> None:
@@ -81,17 +85,24 @@ async def _watch(registry: kopf.OperatorRegistry, settings: kopf.OperatorSetting
 
     kopf.on.cleanup(registry=registry)(end)
     others = asyncio.all_tasks()
-    running = asyncio.create_task(
+    watching = asyncio.create_task(
         kopf.operator(registry=registry, settings=settings, standalone=True, clusterwide=True)
     )
+    working = asyncio.create_task(reconciler.run())
     waiting = asyncio.create_task(is_ending.wait())
-    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({watching, working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        watching.cancel()
+    working.cancel()
+    await asyncio.wait({working})  # kopf is going to close its session.
     # A watch can survive its first cancellation, and kopf would wait for it for ever.
-    while not (await asyncio.wait({running}, timeout=1.0))[0]:
-        for task in asyncio.all_tasks() - others - {running}:
+    while not (await asyncio.wait({watching}, timeout=1.0))[0]:
+        for task in asyncio.all_tasks() - others - {watching}:
             task.cancel()
+    if not working.cancelled():
+        await working  # It raises why it ended.
     try:
-        await running
+        await watching
     except Exception as error:
         raise NotSupportedError(f"A watch failed: {error}. Start the operator again.") from error
 

@@ -6,6 +6,7 @@ It is level-based: an event only says which object to look at. One queue holds n
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Collection
 from http import HTTPStatus
 
@@ -14,6 +15,7 @@ import aiohttp
 from keras_deepseek.operator.cluster import Cluster, ClusterError
 from keras_deepseek.operator.kinds import (
     AUTOSCALER,
+    DEPLOYMENT,
     MODEL_DEPLOYMENT,
     POD,
     SCALED_OBJECT,
@@ -21,18 +23,19 @@ from keras_deepseek.operator.kinds import (
     Object,
 )
 from keras_deepseek.operator.plan import (
+    INSTANCE,
     MANAGED,
     Apply,
     Delete,
     Live,
     Plan,
-    Problem,
     Settings,
     child_names,
     make_plan,
 )
+from keras_deepseek.operator.problems import Problem
 from keras_deepseek.operator.scaling import keda_autoscaler_name
-from keras_deepseek.operator.status import make_status
+from keras_deepseek.operator.status import find_condition, make_status
 
 Key = tuple[str, str]
 """The namespace and the name of a `ModelDeployment`."""
@@ -84,41 +87,39 @@ class Reconciler:
 
         Returns True if the object needs no further pass before something changes.
         """
-        deployment = await self._cluster.read(MODEL_DEPLOYMENT, namespace, name)
-        if deployment is None or "deletionTimestamp" in deployment["metadata"]:
-            self._forget((namespace, name))
+        key = (namespace, name)
+        model_deployment = await self._cluster.read(MODEL_DEPLOYMENT, namespace, name)
+        if model_deployment is None or "deletionTimestamp" in model_deployment["metadata"]:
+            self._forget(key)
             return True
         live: dict[tuple[Kind, str], Object] = {}
-        plan, failure, place = Plan(), None, ""
+        plan, failure, step = Plan(), None, None
         try:
             await self._read_children(namespace, name, live)
-            plan = make_plan(deployment, live, self._kinds, self._settings)
-            for step in self._changes((namespace, name), plan, live):
-                place = f"{step.kind.name} {step.name!r}: "
-                await self._run_step(step, (namespace, name), live)
+            plan = make_plan(model_deployment, live, self._kinds, self._settings)
+            for step in self._changes(key, plan, live):
+                await self._run_step(step, key, live)
         except ClusterError as error:
             if not error.is_permanent:
                 raise
-            failure = error.reason, f"{place}{error}"
-            _LOG.warning("%s/%s: %s", namespace, name, failure[1])
-        return await self._write_status(deployment, plan, live, failure)
+            failure = _describe(error, step)
+        return await self._report(model_deployment, plan, live, failure)
 
     async def resync(self) -> None:
-        """Asks for a pass over each object whose children differ from its plan.
+        """Asks for a pass over each object whose children or status differ from its plan.
 
         The number of requests does not grow with the number of objects.
         """
         self._kinds = await self._cluster.kinds()
-        deployments = await self._cluster.items(MODEL_DEPLOYMENT)
+        model_deployments = await self._cluster.items(MODEL_DEPLOYMENT)
         children = await self._list_children()
         self._knows_kinds.set()
-        for deployment in deployments:
-            metadata = deployment["metadata"]
-            key = (metadata["namespace"], metadata["name"])
+        for found in model_deployments:
+            key = (found["metadata"]["namespace"], found["metadata"]["name"])
             live = children.get(key, {})
-            plan = make_plan(deployment, live, self._kinds, self._settings)
-            seen = deployment.get("status", {}).get("observedGeneration")
-            if seen != metadata.get("generation") or self._changes(key, plan, live):
+            plan = make_plan(found, live, self._kinds, self._settings)
+            status = make_status(found, plan, live, region=self._settings.region)
+            if status != found.get("status") or self._changes(key, plan, live):
                 self.ask(*key)
 
     async def _list_children(self) -> dict[Key, dict[tuple[Kind, str], Object]]:
@@ -195,7 +196,7 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         """Drops what is known of a deleted object. Kubernetes deletes its children."""
-        self._applied = {place: text for place, text in self._applied.items() if place[0] != key}
+        self._applied = {owned: text for owned, text in self._applied.items() if owned[0] != key}
 
     async def _read_children(
         self, namespace: str, name: str, live: dict[tuple[Kind, str], Object]
@@ -218,7 +219,7 @@ class Reconciler:
             step
             for step in plan.steps
             if isinstance(step, Delete)
-            or self._applied.get(_place(key, step)) != _text(step)
+            or self._applied.get(_owned_by(key, step)) != _fingerprint(step)
             or not _covers(live.get((step.kind, step.name)), step.body)
         ]
 
@@ -227,34 +228,40 @@ class Reconciler:
     ) -> None:
         if step.kind in self._refused:
             raise self._refused[step.kind]
+        before = live.pop((step.kind, step.name), None)
         after = await self._cluster.run(step, key[0])
-        if isinstance(step, Delete) or after is None:
-            live.pop((step.kind, step.name), None)
-            return
-        live[step.kind, step.name] = after
-        self._applied[_place(key, step)] = _text(step)
+        if isinstance(step, Apply) and after is not None:
+            live[step.kind, step.name] = after
+            self._applied[_owned_by(key, step)] = _fingerprint(step)
+        if after != before:
+            verb = "deleted" if after is None else "changed" if before else "created"
+            _LOG.info("%s/%s: %s %s %r", *key, verb, step.kind.name, step.name)
 
-    async def _write_status(
-        self, deployment: Object, plan: Plan, live: Live, failure: Problem | None
+    async def _report(
+        self, model_deployment: Object, plan: Plan, live: Live, failure: Problem | None
     ) -> bool:
         """Writes a changed status. Returns False if the pods, which no one watches, matter."""
-        namespace, name = (deployment["metadata"][field] for field in ("namespace", "name"))
+        namespace, name = (model_deployment["metadata"][field] for field in ("namespace", "name"))
         region = self._settings.region
-
-        def status(pods: list[Object]) -> Object:
-            return make_status(deployment, plan, live, pods, failure, region)
-
-        wanted = status([])
-        is_settled = bool(plan.problem or failure) or wanted["conditions"][0]["status"] == "True"
-        if not is_settled and wanted["selector"]:
-            wanted = status(await self._read_pods(namespace, wanted["selector"]))
-        if wanted != deployment.get("status"):
-            await self._cluster.write_status(MODEL_DEPLOYMENT, namespace, name, wanted)
+        status = make_status(model_deployment, plan, live, (), failure, region)
+        is_settled = bool(plan.problem or failure)
+        is_settled = is_settled or find_condition(status, "Ready")["status"] == "True"
+        if not is_settled:
+            pods = await self._read_pods(namespace, name)
+            status = make_status(model_deployment, plan, live, pods, failure, region)
+        before = model_deployment.get("status", {})
+        if status != before:
+            old, new = (find_condition(each, "Ready") for each in (before, status))
+            if [old.get("reason"), old.get("message")] != [new["reason"], new["message"]]:
+                level = logging.INFO if is_settled and not failure else logging.WARNING
+                _LOG.log(level, "%s/%s: %s: %s", namespace, name, new["reason"], new["message"])
+            await self._cluster.write_status(MODEL_DEPLOYMENT, namespace, name, status)
         return is_settled
 
-    async def _read_pods(self, namespace: str, selector: str) -> list[Object]:
+    async def _read_pods(self, namespace: str, name: str) -> list[Object]:
         """Returns pods, or none if they may not be read: the status can do without them."""
         try:
+            selector = f"{INSTANCE}={name}"
             return await self._cluster.items(POD, namespace, labelSelector=selector)
         except ClusterError as error:
             if error.status != HTTPStatus.FORBIDDEN:
@@ -263,11 +270,23 @@ class Reconciler:
             return []
 
 
-def _place(key: Key, step: Apply) -> tuple[Key, Kind, str, str]:
+def _describe(error: ClusterError, step: Apply | Delete | None) -> Problem:
+    """Returns the condition for a refused step, or for refused reads without one."""
+    if step is None:
+        return Problem(error.reason, str(error))
+    if step.kind is DEPLOYMENT and error.is_wrong_form:
+        # The rest of a Deployment is the operator's own.
+        detail = re.split(r"Kind=\w+\): |strict decoding error: ", str(error))[-1]
+        return Problem("TemplateBroken", f"spec.template does not fit, correct it: {detail}")
+    reason = "InvalidObject" if error.reason == "Invalid" else error.reason
+    return Problem(reason, f"{step.kind.name} {step.name!r}: {error}")
+
+
+def _owned_by(key: Key, step: Apply) -> tuple[Key, Kind, str, str]:
     return key, step.kind, step.name, step.manager
 
 
-def _text(step: Apply) -> str:
+def _fingerprint(step: Apply) -> str:
     return json.dumps(step.body, sort_keys=True)
 
 

@@ -49,7 +49,7 @@ def test_reads_applies_and_deletes(call):
         assert await cluster.read(SERVICE, "default", "digits") == after
         assert await cluster.items(SERVICE, labelSelector="a=b") == []
         assert await cluster.items(SERVICE) == [after]
-        await cluster.run(Delete(SERVICE, "digits"), "default")
+        await cluster.run(Delete(SERVICE, "digits", "uid"), "default")
         assert server.objects == {}
 
     call(steps)
@@ -72,7 +72,7 @@ def test_refusal_says_if_it_is_permanent(call, status, permanent):
 def test_object_that_is_gone_counts_as_deleted(call):
     async def delete(cluster, server):
         server.refusals[SERVICE.path("default", "digits")] = (404, "not found")
-        assert await cluster.run(Delete(SERVICE, "digits"), "default") is None
+        assert await cluster.run(Delete(SERVICE, "digits", "uid"), "default") is None
 
     call(delete)
 

@@ -1,10 +1,14 @@
 """The start of the operator where there is no cluster. The nightly tests run it on a real one."""
 
+import asyncio
 import socket
+from types import SimpleNamespace
 
+import kopf
 import pytest
 
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.operator import handlers
 from keras_deepseek.operator.handlers import run_operator
 from keras_deepseek.operator.plan import Settings
 
@@ -44,3 +48,26 @@ def test_liveness_at_a_port_in_use():
         url = f"http://127.0.0.1:{server.getsockname()[1]}/healthz"
         with pytest.raises(InvalidInputError, match="Can't answer at"):
             run_operator(Settings("serving:1"), url)
+
+
+def test_end_of_the_workers_ends_the_operator(monkeypatch):
+    """Else the liveness probe would be answered, and nothing be done."""
+
+    async def nothing(*_):
+        await asyncio.sleep(0)
+
+    async def connect(_):
+        return SimpleNamespace(server="http://127.0.0.1:9", close=nothing)
+
+    async def watch(**_):
+        await asyncio.Event().wait()
+
+    async def fail(_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(handlers, "_connect", connect)
+    monkeypatch.setattr(handlers, "_wait_for_definition", nothing)
+    monkeypatch.setattr(kopf, "operator", watch)
+    monkeypatch.setattr(handlers.Reconciler, "run", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
+        run_operator(Settings("serving:1"))

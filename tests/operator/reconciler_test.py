@@ -11,6 +11,7 @@ from keras_deepseek.operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    HTTP_ROUTE,
     MODEL_DEPLOYMENT,
     POD,
     SCALED_OBJECT,
@@ -182,6 +183,68 @@ def test_refused_apply_is_one_condition(call, deployment):
         assert needs_no_other_pass
         assert condition(server, "Stalled")["message"] == "Deployment 'digits': bad field x"
         assert condition(server, "Stalled")["status"] == "True"
+
+    call(check)
+
+
+def test_unknown_field_is_a_broken_template(call, deployment):
+    message = (
+        "failed to create typed patch object (default/digits; apps/v1, Kind=Deployment): "
+        '.spec.template.spec.containers[name="server"].foo: field not declared in schema'
+    )
+
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        server.refusals[DEPLOYMENT.path("default", "digits")] = (500, message)
+        await (await start()).reconcile("default", "digits")
+        found = condition(server, "Stalled")
+        assert found["reason"] == "TemplateBroken"
+        assert found["message"] == (
+            "spec.template does not fit, correct it: "
+            '.spec.template.spec.containers[name="server"].foo: field not declared in schema'
+        )
+
+    call(check)
+
+
+def test_changes_and_problems_are_logged_once(call, deployment, caplog):
+    caplog.set_level("INFO")
+
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=2))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        assert "default/digits: created Deployment 'digits'" in caplog.text
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        await reconciler.reconcile("default", "digits")
+        assert "default/digits: changed Deployment 'digits'" in caplog.text
+        assert "default/digits: deleted PodDisruptionBudget 'digits'" in caplog.text
+        server.refusals[DEPLOYMENT.path("default", "digits")] = (422, "bad field x")
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=5))
+        for restarted in (reconciler, await start()):
+            await restarted.reconcile("default", "digits")
+        assert caplog.text.count("bad field x") == 1
+        assert caplog.text.count("created") == 3
+
+    call(check)
+
+
+def test_resync_finds_a_changed_status_of_a_child(call, deployment):
+    """No one watches routes and ScaledObjects."""
+    route = {"gateway": {"name": "public"}}
+
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=0, route=route))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        refused = {"type": "Accepted", "status": "False", "reason": "No", "message": "no"}
+        parents = [{"conditions": [refused]}]
+        server.get(HTTP_ROUTE, "digits")["status"] = {"parents": parents}
+        await reconciler.resync()
+        running = asyncio.create_task(reconciler.run())
+        while condition(server, "Ready")["reason"] != "RouteNotAccepted":
+            await asyncio.sleep(0)
+        running.cancel()
 
     call(check)
 

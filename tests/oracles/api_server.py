@@ -82,7 +82,8 @@ class ApiServer:
         if path.endswith("/status"):
             self.objects[path.removesuffix("/status")]["status"] = body["status"]
             return web.json_response({})
-        old = self.objects.get(path, {"metadata": {"generation": 0}})
+        new_metadata = {"generation": 0, "uid": f"uid of {path}"}
+        old = self.objects.get(path, {"metadata": new_metadata})
         new = _merge(copy.deepcopy(old), body)
         if f"/{DEPLOYMENT.plural}/" in path:
             owners = self._owners(old)
