@@ -1,5 +1,6 @@
 """What is shipped for Kubernetes, read by kustomize, Helm and the schemas of built-in kinds."""
 
+import json
 import subprocess
 
 import pytest
@@ -80,3 +81,28 @@ def test_arguments_of_pods_are_those_of_serve(capsys):
                 (container,) = found["spec"]["template"]["spec"]["containers"]
                 parsed = _make_parser().parse_args(["serve", *container["args"]])
                 assert parsed.name
+
+
+def test_dashboard_fits_the_published_schema():
+    """Grafana's own package reads every field of the dashboard, and writes it again."""
+    pytest.importorskip("grafana_foundation_sdk")
+    from grafana_foundation_sdk.cog import encoder, plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    plugins.register_default_plugins()
+    text = (ROOT / "kubernetes/examples/grafana-dashboard.json").read_text()
+    written = json.loads(text)
+    read = json.loads(encoder.JSONEncoder().encode(Dashboard.from_json(written)))
+    assert list(lost_fields(written, read)) == []
+
+
+def lost_fields(written, read, path=""):
+    """Yields the places of a JSON value that differ in another one, which may have more fields."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        for key, value in written.items():
+            yield from lost_fields(value, read.get(key), f"{path}.{key}")
+    elif isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+        for index, (one, other) in enumerate(zip(written, read, strict=True)):
+            yield from lost_fields(one, other, f"{path}[{index}]")
+    elif written != read:
+        yield path
