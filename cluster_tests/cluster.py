@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -113,13 +114,16 @@ class Kubectl:
 
 
 class Operator:
-    """An operator process."""
+    """An operator process. `config` is the file with its credentials, by default KUBECONFIG's."""
 
-    def __init__(self, log, *flags):
+    def __init__(self, log, *flags, config=None):
         self.log = log
         command = [sys.executable, "-m", "keras_deepseek", "operator", "run", *flags]
+        environment = {**os.environ, **({"KUBECONFIG": str(config)} if config else {})}
         with log.open("wb") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT)
+            self.process = subprocess.Popen(
+                command, stdout=stream, stderr=stream, cwd=ROOT, env=environment
+            )
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)

@@ -14,6 +14,7 @@ import uuid
 import pytest
 
 from cluster_tests.cluster import CONFIG, ROOT, ApiServer, Kubectl, Operator
+from cluster_tests.rights import RightsProxy, shipped_rights
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,19 @@ def api_server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def rights_proxy(api_server, tmp_path_factory):
+    """Returns the proxy that gives operators the rights of `kubernetes/base` and no other."""
+    if api_server is None:
+        yield None
+        return
+    config = tmp_path_factory.mktemp("rights") / "config"
+    proxy = RightsProxy(api_server.url, shipped_rights(), config)
+    yield proxy
+    proxy.stop()
+    assert proxy.refused == set(), "rights that kubernetes/base/rbac.yaml lacks"
+
+
+@pytest.fixture(scope="session")
 def definition(api_server):
     """Applies the CRD."""
     subprocess.run(["kubectl", "apply", "-f", ROOT / "kubernetes/base/crd.yaml"], check=True)
@@ -52,13 +66,14 @@ def kubectl(definition):
 
 
 @pytest.fixture
-def start(kubectl, tmp_path):
+def start(kubectl, rights_proxy, tmp_path):
     """Returns a function that starts an operator with a model store."""
+    config = rights_proxy and rights_proxy.config
     running = []
 
     def start(*flags):
         log = tmp_path / f"operator-{len(running)}.log"
-        running.append(Operator(log, "--model-store", "s3://models", *flags))
+        running.append(Operator(log, "--model-store", "s3://models", *flags, config=config))
         return running[-1]
 
     yield start
