@@ -250,6 +250,22 @@ def write_pods(pods):
         kubectl("create", "-f", "-", text=json.dumps(found))
 
 
+def documented_queries():
+    """Returns the queries of the documentation."""
+    found = []
+    for page in ("operator", "serving", "serving_in_production"):
+        text = (ROOT / f"docs/{page}.md").read_text().replace("\\|", "|")
+        spans = re.findall(r"`([^`\n]+)`", text)
+        found += [span for span in spans if "rate(keras" in span or "/ process_" in span]
+    return found
+
+
+def fill(query):
+    """Returns a query of the dashboard with chosen variables."""
+    chosen = {"namespace": NAMESPACE, "model": ".*", "target": "10", "__rate_interval": "5m"}
+    return re.sub(r"\$(\w+)", lambda found: chosen[found[1]], query)
+
+
 def test_pod_monitor_finds_the_pods(monitored):
     targets = monitored.prometheus.get("targets", state="active")["activeTargets"]
     assert [(target["health"], target["lastError"]) for target in targets] == [("up", "")] * 2
@@ -281,7 +297,13 @@ def test_rates_are_those_of_the_load(monitored):
         "with probes": rate % "_total",
         "arrivals": rate % "_arrived_total",
         "gauge": "sum(keras_deepseek_requests_per_second)",
+        "dashboard": f"sum({fill(DASHBOARD['panels'][0]['targets'][0]['expr'])})",
     }
+    for query in documented_queries():
+        if query.startswith("sum") and "status" not in query:
+            queries[query] = f"sum({query.removesuffix(' / 500')})"
+    assert len(queries) >= 7
+    queries = {name: re.sub(r"\[\dm\]", f"[{SECONDS}s]", text) for name, text in queries.items()}
     seen = {name: monitored.prometheus.query(query)[()] for name, query in queries.items()}
     sent = 2 * monitored.load.rate()
     print(f"Sent {sent:.1f} predictions per second, and twice as many probes. Prometheus:", seen)
@@ -322,11 +344,7 @@ def test_keda_reads_one_value_of_each_pod(monitored):
 
 
 def test_documented_queries_give_data(monitored):
-    queries = []
-    for page in ("operator", "serving", "serving_in_production"):
-        text = (ROOT / f"docs/{page}.md").read_text().replace("\\|", "|")
-        spans = re.findall(r"`([^`\n]+)`", text)
-        queries += [span for span in spans if "rate(keras" in span or "/ process_" in span]
+    queries = documented_queries()
     assert len(queries) >= 6
     for query in queries:
         assert monitored.prometheus.query(query), query
@@ -334,11 +352,6 @@ def test_documented_queries_give_data(monitored):
 
 def test_dashboard_gives_data(monitored):
     prometheus = monitored.prometheus
-    chosen = {"namespace": NAMESPACE, "model": ".*", "target": "10", "__rate_interval": "5m"}
-
-    def fill(query):
-        return re.sub(r"\$(\w+)", lambda found: chosen[found[1]], query)
-
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
             series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]).groups()

@@ -78,7 +78,7 @@ class RightsProxy:
         self._is_up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
-        self._is_up.wait()
+        assert self._is_up.wait(30)
 
     def stop(self):
         self._loop.call_soon_threadsafe(self._end.set)
@@ -87,9 +87,10 @@ class RightsProxy:
     async def _run(self):
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         timeout = aiohttp.ClientTimeout(total=None)
-        runner = web.ServerRunner(web.Server(self._answer, handler_cancellation=True))
+        server = web.Server(self._answer, handler_cancellation=True)
+        runner = web.ServerRunner(server, shutdown_timeout=1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=1).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         port = runner.addresses[0][1]
         self.config.write_text(CONFIG.format(url=f"http://127.0.0.1:{port}"))
         async with aiohttp.ClientSession(timeout=timeout) as self._session:
