@@ -4,6 +4,7 @@ It finds pods at the API server by the PodMonitor, translated as the Prometheus 
 reads real `serve` processes under a known load. The pods are objects that the test writes.
 """
 
+import contextlib
 import http.client
 import json
 import re
@@ -100,29 +101,29 @@ class Prometheus:
         file.write_text(yaml.safe_dump(config))
         subprocess.run(["promtool", "check", "config", file], check=True)
         port = free_port()
-        self.url = f"http://127.0.0.1:{port}/api/v1"
+        self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "prometheus.log"
         flags = [f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}"]
         flags += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(["prometheus", *flags], stdout=log, stderr=log)
-        wait_for(lambda: self.get("status/buildinfo", check=False), "Prometheus answers")
 
     def stop(self):
         self.process.terminate()
         self.process.wait()
 
-    def get(self, path, *, check=True, **parameters):
+    def is_ready(self):
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{self.url}/-/ready", timeout=1).status == 200
+        return False
+
+    def get(self, path, **parameters):
         """Returns the data of an answer of the HTTP API."""
-        url = f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}"
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             answer = json.load(urllib.request.urlopen(url, timeout=10))
         except urllib.error.HTTPError as error:
             pytest.fail(f"{parameters}: {error.read().decode()}")
-        except OSError:
-            if check:
-                raise
-            return None
         assert not answer.get("warnings"), answer
         assert not answer.get("infos"), answer
         return answer["data"]
@@ -218,6 +219,7 @@ def monitored(api_server, definition, tmp_path_factory):
         write_pods(pods)
         config = {"scrape_configs": [scrape_config(monitor, api_server.url)]}
         prometheus = Prometheus(config, folder)
+        wait_for(prometheus.is_ready, "Prometheus is ready")
         ready, arrived = "sum(keras_deepseek_ready)", "keras_deepseek_requests_arrived_total"
         wait_for(lambda: prometheus.query(ready) == {(): 2.0}, "Prometheus reads both pods", 60)
         for _ in range(2):  # A rate needs a second value.
