@@ -10,8 +10,6 @@ there is no moment at which no one owns them; without an owner the API server wo
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from keras_deepseek.operator import api
 from keras_deepseek.operator.api import Autoscaling, Model, ModelDeploymentSpec, Region, Route
 from keras_deepseek.operator.kinds import (
@@ -118,11 +116,6 @@ def make_plan(deployment: Object, live: Live, kinds: Collection[Kind], settings:
         return _Planner(deployment, live, kinds, settings).plan()
     except PlanError as error:
         return Plan(problem=(error.reason, str(error)))
-    except ValidationError as error:
-        (first, *_) = error.errors()
-        place = ".".join(map(str, first["loc"]))
-        message = f"{place}: {first['msg'].removeprefix('Value error, ')}."
-        return Plan(problem=("InvalidObject", message))
 
 
 @dataclass(frozen=True)
@@ -147,6 +140,8 @@ class _Planner:
         self, deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
     ) -> None:
         whole = {**deployment, "apiVersion": api.API_VERSION, "kind": api.KIND, "status": {}}
+        if fault := api.find_fault(api.ModelDeployment, whole):
+            raise PlanError("InvalidObject", fault)
         self._spec = api.ModelDeployment.model_validate(whole).spec
         self._metadata = deployment["metadata"]
         self._name = self._metadata["name"]

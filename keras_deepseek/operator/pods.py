@@ -20,6 +20,8 @@ clients of kept ones move to other pods, and no request is lost."""
 _MERGE_KEYS = ("mountPath", "topologyKey", "name")
 """The keys that tell apart the items of a list in a pod template."""
 
+_PROBE_ACTIONS = frozenset(("exec", "grpc", "httpGet", "tcpSocket"))
+
 
 def make_pod_template(
     name: str,
@@ -136,7 +138,8 @@ def _container(
 def merge(base: Any, partial: Any, path: str = "template") -> Any:
     """Returns an object with a partial one merged into it, as `kubectl` merges pod templates.
 
-    Items of a list are merged by name; `None` removes a field; anything else is replaced.
+    Items of a list are merged by name, except that a volume or the action of a probe takes the
+    place of another one; `None` removes a field; anything else is replaced.
 
     Raises:
         ValueError: One is a list or an object where the other is not.
@@ -147,16 +150,18 @@ def merge(base: Any, partial: Any, path: str = "template") -> Any:
         kind = "an object" if isinstance(base, dict) else "a list"
         raise ValueError(f"{path} must be {kind}, received {partial!r}.")
     if isinstance(base, dict):
-        merged = dict(base)
+        dropped = _PROBE_ACTIONS if _PROBE_ACTIONS & partial.keys() else frozenset()
+        merged = {key: value for key, value in base.items() if key not in dropped}
         for key, value in partial.items():
-            merged[key] = merge(base.get(key), value, f"{path}.{key}")
+            merged[key] = merge(merged.get(key), value, f"{path}.{key}")
         return {key: value for key, value in merged.items() if value is not None}
     if isinstance(base, list) and (key := _merge_key(base)):
         items = {item[key]: item for item in base}
         for item in partial:
             match item:
                 case {**fields} if isinstance(name := fields.get(key), str):
-                    items[name] = merge(items.get(name), item, f"{path}[{name}]")
+                    before = None if path.endswith(".volumes") else items.get(name)
+                    items[name] = merge(before, item, f"{path}[{name}]")
                 case _:
                     raise ValueError(f"Each item of {path} needs a {key}, received {item!r}.")
         return list(items.values())

@@ -232,7 +232,7 @@ class TestRegions:
     def test_override_that_does_not_fit(self, deployment):
         spec = {**REGIONS, "regions": [{"name": "eu", "minReplicas": 11}]}
         found = plan(deployment(**spec), settings=Settings("s", "s3://m", "eu"))
-        assert "minReplicas is above maxReplicas" in found.problem[1]
+        assert "minReplicas of a region is above its maxReplicas" in found.problem[1]
 
 
 def test_owners_of_replicas():
