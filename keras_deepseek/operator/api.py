@@ -335,7 +335,7 @@ class ModelDeploymentSpec(_Fields):
             lambda self: self.canary is None or self.route is not None,
         ),
         Rule(
-            "!has(self.autoscaling) || self.?regions.orValue([]).all(r, "
+            "!has(self.autoscaling) || !has(self.regions) || self.regions.all(r, "
             "r.?minReplicas.orValue(self.autoscaling.?minReplicas.orValue(1)) <= "
             "r.?maxReplicas.orValue(self.autoscaling.maxReplicas))",
             "minReplicas of a region is above its maxReplicas",
@@ -344,7 +344,7 @@ class ModelDeploymentSpec(_Fields):
         Rule(
             "!has(self.autoscaling) || (self.autoscaling.?engine.orValue('HPA') == 'KEDA' && "
             "self.autoscaling.?triggers.orValue([]).size() > 0) || "
-            "self.?regions.orValue([]).all(r, r.?minReplicas.orValue(1) > 0)",
+            "!has(self.regions) || self.regions.all(r, r.?minReplicas.orValue(1) > 0)",
             "minReplicas 0 of a region needs engine KEDA, and a trigger that counts requests",
             lambda self: (
                 self.autoscaling is None
