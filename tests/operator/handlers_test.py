@@ -29,3 +29,14 @@ def test_api_server_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(file))
     with pytest.raises(NotSupportedError, match=r"http://127.0.0.1:9 does not answer"):
         run_operator(Settings("serving:1"))
+
+
+@pytest.mark.parametrize(
+    "text", ["hello", "a: [b", CONFIG.replace("current-context: a", "current-context: b")]
+)
+def test_a_file_that_is_no_kubeconfig(monkeypatch, tmp_path, text):
+    file = tmp_path / "config"
+    file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(NotSupportedError, match="KUBECONFIG's file can't be used"):
+        run_operator(Settings("serving:1"))
