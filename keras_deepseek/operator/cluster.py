@@ -10,6 +10,12 @@ from keras_deepseek.operator.plan import Apply, Delete
 
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML.
 _VERSIONS = sorted({kind.api_version for kind in CHILDREN})
+_TIMEOUT = aiohttp.ClientTimeout(total=30.0)
+_ADVICE = {
+    "is forbidden: User": "Give the operator the rights of kubernetes/base/rbac.yaml.",
+    "must specify a volume type": "Models at oci:// need Kubernetes 1.35, for image volumes.",
+}
+"""Advice for errors, by a part of the API server's message."""
 
 
 class ClusterError(Exception):
@@ -60,7 +66,10 @@ class Cluster:
         return {kind for kind in CHILDREN if kind.plural in resources[kind.api_version]}
 
     async def has(self, kind: Kind) -> bool:
-        """Returns True if the API server has a kind."""
+        """Returns True if the API server has a kind, and lists its group: kopf looks there."""
+        groups = await self._exchange("GET", "/apis")
+        if kind.api_version.split("/")[0] not in [group["name"] for group in groups["groups"]]:
+            return False
         return kind.plural in await self._resources(kind.api_version)
 
     async def _resources(self, version: str) -> set[str]:
@@ -115,7 +124,7 @@ class Cluster:
         headers = {"Content-Type": kind, "Accept": "application/json"}
         data = None if body is None else json.dumps(body)
         async with self.session.request(
-            method, self.server + path, params=params, headers=headers, data=data
+            method, self.server + path, params=params, headers=headers, data=data, timeout=_TIMEOUT
         ) as answer:
             text = await answer.text()
             try:
@@ -124,5 +133,7 @@ class Cluster:
                 found = {"message": text[:200]}
             if answer.status >= 300:  # noqa: PLR2004
                 message = found.get("message") or str(answer.reason)
+                advice = [advice for part, advice in _ADVICE.items() if part in message]
+                message = ". ".join([message, *advice])
                 raise ClusterError(answer.status, found.get("reason", "Unknown"), message)
             return found

@@ -87,9 +87,12 @@ def make_pod_template(
     }
     for partial in templates:
         template = merge(template, partial)
+    if "containers" not in template.get("spec", {}):
+        raise ValueError("template must not remove spec.containers.")
     for each in template["spec"]["containers"]:
-        if "resources" in each:
-            each["resources"] = _canonical(each["resources"])
+        if isinstance(each.get("resources"), dict):
+            path = f"template.spec.containers[{each['name']}].resources"
+            each["resources"] = _canonical(each["resources"], path)
     merged: Object = merge(template, {"metadata": {"labels": labels}})
     return merged
 
@@ -151,9 +154,11 @@ def merge(base: Any, partial: Any, path: str = "template") -> Any:
     if isinstance(base, list) and (key := _merge_key(base)):
         items = {item[key]: item for item in base}
         for item in partial:
-            if not isinstance(item, dict) or key not in item:
-                raise ValueError(f"Each item of {path} needs a {key}, received {item!r}.")
-            items[item[key]] = merge(items.get(item[key]), item, f"{path}[{item[key]}]")
+            match item:
+                case {**fields} if isinstance(name := fields.get(key), str):
+                    items[name] = merge(items.get(name), item, f"{path}[{name}]")
+                case _:
+                    raise ValueError(f"Each item of {path} needs a {key}, received {item!r}.")
         return list(items.values())
     return partial
 
@@ -210,10 +215,14 @@ def _resources(resources: Resources | None) -> Object:
     return {} if resources is None else resources.model_dump(exclude_unset=True)
 
 
-def _canonical(resources: Object) -> Object:
-    return {
-        kind: {name: canonical_quantity(quantity) for name, quantity in quantities.items()}
-        if kind in ("requests", "limits")
-        else quantities
-        for kind, quantities in resources.items()
-    }
+def _canonical(resources: Any, path: str) -> Any:
+    """Returns resources as the API server writes them. It refuses what has another form."""
+    try:
+        return {
+            kind: {name: canonical_quantity(quantity) for name, quantity in quantities.items()}
+            if kind in ("requests", "limits") and isinstance(quantities, dict)
+            else quantities
+            for kind, quantities in resources.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -108,6 +108,8 @@ def _pod_errors(pods: Sequence[Object]) -> list[str]:
             message = (ended.get("message") or waiting.get("message") or "").strip()
             if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
                 last_line = message.splitlines()[-1] if message else ""
+                if "unrecognized arguments" in last_line:
+                    last_line += ". Use a serving image as new as the operator, or mend spec.args"
                 errors[f"{waiting['reason']}: {last_line}"] = None
     return list(errors)
 

@@ -85,12 +85,28 @@ def test_partial_template_is_merged_by_name():
     ("partial", "message"),
     [
         ({"spec": []}, r"template.spec must be an object, received \[\]"),
-        ({"spec": {"containers": [{"image": "x"}]}}, "Each item of template.spec.containers needs"),
+        ({"spec": {"containers": [{"image": "x"}]}}, "Each item of template.spec.containers"),
+        (
+            {"spec": {"containers": [{"name": ["x"]}]}},
+            "Each item of template.spec.containers",
+        ),
+        ({"spec": None}, "must not remove spec.containers"),
+        ({"spec": {"containers": None}}, "must not remove spec.containers"),
+        (
+            {"spec": {"containers": [{"name": "server", "resources": {"limits": {"cpu": "1x"}}}]}},
+            r"containers\[server\].resources: '1x' is not a quantity",
+        ),
     ],
 )
 def test_broken_partial_template(partial, message):
     with pytest.raises(ValueError, match=message):
         template(templates=[partial])
+
+
+@pytest.mark.parametrize("resources", [[True], {"limits": ["x"]}, {"limits": False, "claims": []}])
+def test_resources_of_another_form_are_left_for_the_api_server(resources):
+    partial = {"spec": {"containers": [{"name": "sidecar", "resources": resources}]}}
+    assert template(templates=[partial])["spec"]["containers"][1]["resources"] == resources
 
 
 def test_merge_replaces_lists_without_names():

@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+import pytest
+
 from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT
 from keras_deepseek.operator.plan import Plan
 from keras_deepseek.operator.status import make_status
@@ -80,6 +82,26 @@ def test_line_of_serve_reaches_the_condition(deployment):
     message = conditions(found)["Ready"][1]
     assert message.count("CrashLoopBackOff: serve: error: no such bundle") == 1
     assert "Unschedulable: no GPU" in message
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "expected"),
+    [
+        ("CreateContainerConfigError", 'secret "s3" not found', 'secret "s3" not found'),
+        ("ImagePullBackOff", "model@sha256:0 not found", "model@sha256:0 not found"),
+        (
+            "CrashLoopBackOff",
+            "usage: serve\nserve: error: unrecognized arguments: --admin-port 8502",
+            "--admin-port 8502. Use a serving image as new as the operator",
+        ),
+    ],
+)
+def test_error_of_a_container_says_what_to_do(deployment, reason, message, expected):
+    container = {"state": {"waiting": {"reason": reason, "message": message}}}
+    pod = {"status": {"containerStatuses": [container]}}
+    found = status(deployment(), child(available=0), pods=[pod])
+    assert f"{reason}: " in conditions(found)["Ready"][1]
+    assert expected in conditions(found)["Ready"][1]
 
 
 def test_problem_and_failure_are_stalled(deployment):
