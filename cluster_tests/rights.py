@@ -46,19 +46,18 @@ def shipped_rights():
 def needed_right(method, path, query):
     """Returns the right that a request needs and its namespace, or `None` for discovery."""
     root, *words = path.strip("/").split("/")
-    words = words[1:] if root == "api" else words[2:]  # Without group and version.
+    group, words = ("", words[1:]) if root == "api" else (words and words[0], words[2:])
     if root not in ("api", "apis") or not words:
         return None
     namespace = None
     if words[0] == "namespaces" and len(words) > 2:
         namespace, words = words[1], words[2:]
-    resource, name, *below = [*words, None][: max(2, len(words))]
+    resource, name, below = (*words, None, None)[:3]
     if method == "GET":
-        verb = "get" if name else "watch" if query.get("watch") in ("true", "1") else "list"
+        verb = "get" if name else "watch" if "watch" in query else "list"
     else:
         verb = VERBS[method]
-    group = "" if root == "api" else path.strip("/").split("/")[1]
-    return Right(group, "/".join([resource, *below]), verb), namespace
+    return Right(group, f"{resource}/{below}" if below else resource, verb), namespace
 
 
 class RightsProxy(Proxy):
