@@ -1,8 +1,10 @@
 """The start of the operator where there is no cluster. The nightly tests run it on a real one."""
 
+import socket
+
 import pytest
 
-from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.operator.handlers import run_operator
 from keras_deepseek.operator.plan import Settings
 
@@ -29,3 +31,16 @@ def test_api_server_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(file))
     with pytest.raises(NotSupportedError, match=r"http://127.0.0.1:9 does not answer"):
         run_operator(Settings("serving:1"))
+
+
+@pytest.mark.parametrize("url", ["0.0.0.0:8080", "https://0.0.0.0/healthz", "http:///healthz"])
+def test_liveness_that_is_no_url(url):
+    with pytest.raises(InvalidInputError, match="--liveness must be"):
+        run_operator(Settings("serving:1"), url)
+
+
+def test_liveness_at_a_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/healthz"
+        with pytest.raises(InvalidInputError, match="Can't answer at"):
+            run_operator(Settings("serving:1"), url)
