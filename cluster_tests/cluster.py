@@ -149,7 +149,7 @@ class Kubectl:
 
 
 class Operator:
-    """An operator process. `config` is the file with its credentials, by default KUBECONFIG's."""
+    """An operator process, on the cluster of a file, or of `KUBECONFIG`."""
 
     def __init__(self, log, *flags, config=None):
         self.log = log

@@ -13,13 +13,7 @@ import uuid
 
 import pytest
 
-from cluster_tests.cluster import (
-    CRD,
-    ApiServer,
-    Kubectl,
-    Operator,
-    apply_definitions,
-)
+from cluster_tests.cluster import CRD, ApiServer, Kubectl, Operator, apply_definitions
 from cluster_tests.proxy import Proxy
 from cluster_tests.rights import RightsProxy, shipped_rights
 
@@ -47,8 +41,7 @@ def rights_proxy(api_server, tmp_path_factory):
     if api_server is None:
         yield None
         return
-    config = tmp_path_factory.mktemp("rights") / "config"
-    proxy = RightsProxy(api_server.url, shipped_rights(), config)
+    proxy = RightsProxy(api_server.url, tmp_path_factory.mktemp("rights"), shipped_rights())
     yield proxy
     proxy.stop()
     assert proxy.refused == set(), "rights that kubernetes/base/rbac.yaml lacks"
@@ -70,11 +63,11 @@ def kubectl(definition):
 
 
 @pytest.fixture
-def proxy(api_server, tmp_path):
+def proxy(rights_proxy, tmp_path):
     """Returns a proxy to the API server, for an operator that starts with its `config`."""
-    if api_server is None:
+    if rights_proxy is None:
         pytest.skip("The proxy speaks to a plain API server.")
-    found = Proxy(api_server.url, tmp_path)
+    found = Proxy(rights_proxy.url, tmp_path)
     yield found
     found.stop()
 
@@ -82,14 +75,12 @@ def proxy(api_server, tmp_path):
 @pytest.fixture
 def start(kubectl, rights_proxy, tmp_path):
     """Returns a function that starts an operator with a model store."""
-    rights = rights_proxy and rights_proxy.config
     running = []
+    rights = rights_proxy and rights_proxy.config
 
-    def start(*flags, config=None):
+    def start(*flags, config=rights):
         log = tmp_path / f"operator-{len(running)}.log"
-        running.append(
-            Operator(log, "--model-store", "s3://models", *flags, config=config or rights)
-        )
+        running.append(Operator(log, "--model-store", "s3://models", *flags, config=config))
         return running[-1]
 
     yield start

@@ -116,16 +116,16 @@ class TestKilledAfterAWrite:
         assert replicas(kubectl, "digits") == 3
         wait_for(lambda: kubectl.condition("digits"), "a status")
 
-    @pytest.mark.parametrize("number", range(1, 4))
+    @pytest.mark.parametrize("number", range(1, 7))
     def test_hand_over(self, kubectl, start, start_until, number):
-        """Replicas, the autoscaler's deletion, status."""
+        """Service, Deployment, replicas, budget, the autoscaler's deletion, status."""
         first = start()
         kubectl.apply("digits", replicas=3, autoscaling=SCALING)
         wait_for_children(kubectl, "digits")
         simulate_autoscaler(kubectl, "digits", 7)
         first.stop()
         kubectl.apply("digits", autoscaling={**SCALING, "enabled": False})
-        operator = start_until(number + 3)  # A new operator first applies what stands there.
+        operator = start_until(number)
         assert operator.process.wait(timeout=30) == -signal.SIGKILL
         start()
         wait_for(lambda: not kubectl.get("horizontalpodautoscalers", "digits"), "no autoscaler")
@@ -293,7 +293,7 @@ def test_optional_kinds_that_come_later(kubectl, start, proxy):
         kubectl("delete", "crd", KEDA["metadata"]["name"])
 
 
-def test_idle_reads_do_not_grow_with_the_objects(kubectl, start, proxy):
+def test_idle_reads_do_not_grow_with_the_objects(api_server, kubectl, start, proxy):
     start(config=proxy.config)
     figures = {}
     for count in (10, 200):
@@ -301,7 +301,7 @@ def test_idle_reads_do_not_grow_with_the_objects(kubectl, start, proxy):
         apply_many(kubectl, names, autoscaling=SCALING)
         wait_for_children(kubectl, names[-1])
         proxy.wait_until_quiet(3.0)
-        simulate_deployments(proxy.target, kubectl.namespace)
+        simulate_deployments(api_server.url, kubectl.namespace)
         proxy.wait_until_quiet(8.0)
         before = len(proxy.requests)
         time.sleep(65)

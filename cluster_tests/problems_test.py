@@ -4,7 +4,7 @@ import json
 import time
 
 from cluster_tests.cluster import apply_definitions, stand_in_definition, wait_for
-from cluster_tests.objects import SCALING, replicas, simulate_deployment
+from cluster_tests.objects import SCALING, apply_many, replicas, simulate_deployment
 
 KEDA = stand_in_definition("keda.sh", "v1alpha1", "ScaledObject")
 FORBIDDEN = 'is forbidden: User "system:serviceaccount:keras-deepseek:operator" cannot do so'
@@ -48,7 +48,8 @@ def test_broken_templates(kubectl, start, proxy):
         "kind": {"containers": [{**container, "tty": "yes"}]},
     }
     for name, spec in templates.items():
-        kubectl.apply(name, replicas=1, template={"spec": spec})
+        # Without --server-side kubectl would drop the null.
+        apply_many(kubectl, [name], replicas=1, template={"spec": spec})
     kubectl.apply("good", replicas=1)
     found = {name: message(kubectl, name) for name in templates}
     print(json.dumps(found, indent=1))

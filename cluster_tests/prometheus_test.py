@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from cluster_tests.cluster import ROOT, Kubectl, free_port, wait_for
-from cluster_tests.end_to_end_test import make_model
+from cluster_tests.load import make_model
 from cluster_tests.stand_ins import Pod
 from keras_deepseek.operator.scaling import METRICS
 

@@ -34,6 +34,7 @@ def run_operator(settings: Settings, liveness: str | None = None) -> None:
         liveness: The URL to answer liveness probes at, as `http://0.0.0.0:8080/healthz`, or `None`.
 
     Raises:
+        InvalidInputError: `liveness` is no URL of `http`, or its port is in use.
         NotSupportedError: The API server can't be reached, or refuses the credentials, or a watch
             failed for good. Kubernetes starts the pod again.
     """
@@ -51,16 +52,16 @@ async def _run(settings: Settings, liveness: str | None) -> None:
     selector = ",".join(f"{key}={value}" for key, value in MANAGED.items())
     for kind in (DEPLOYMENT, AUTOSCALER):
         kopf_settings.watching.label_selectors[kind.api_version, kind.plural] = selector
-    cluster = await _connect(kopf_settings)
-    try:
-        async with _answer_probes(liveness):
+    async with _answer_probes(liveness):
+        cluster = await _connect(kopf_settings)
+        try:
             await _wait_for_definition(cluster)
             reconciler = Reconciler(cluster, settings)
             working = asyncio.create_task(reconciler.run())
             await _watch(_registry(reconciler, cluster), kopf_settings)
             working.cancel()
-    finally:
-        await cluster.close()
+        finally:
+            await cluster.close()
 
 
 def _stop_on_signals() -> None:
@@ -123,7 +124,10 @@ async def _answer_probes(url: str | None) -> AsyncIterator[None]:
     runner = web.AppRunner(application)
     await runner.setup()
     try:
-        await web.TCPSite(runner, parts.hostname, parts.port or 80).start()
+        try:
+            await web.TCPSite(runner, parts.hostname, parts.port or 80).start()
+        except OSError as error:
+            raise InvalidInputError(f"Can't answer at {url}: {error}") from error
         yield
     finally:
         await runner.cleanup()

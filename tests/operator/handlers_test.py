@@ -1,8 +1,10 @@
 """The start of the operator where there is no cluster. The nightly tests run it on a real one."""
 
+import socket
+
 import pytest
 
-from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.operator.handlers import run_operator
 from keras_deepseek.operator.plan import Settings
 
@@ -40,3 +42,16 @@ def test_a_file_that_is_no_kubeconfig(monkeypatch, tmp_path, text):
     monkeypatch.setenv("KUBECONFIG", str(file))
     with pytest.raises(NotSupportedError, match="KUBECONFIG's file can't be used"):
         run_operator(Settings("serving:1"))
+
+
+@pytest.mark.parametrize("url", ["0.0.0.0:8080", "https://0.0.0.0/healthz", "http:///healthz"])
+def test_liveness_that_is_no_url(url):
+    with pytest.raises(InvalidInputError, match="--liveness must be"):
+        run_operator(Settings("serving:1"), url)
+
+
+def test_liveness_at_a_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/healthz"
+        with pytest.raises(InvalidInputError, match="Can't answer at"):
+            run_operator(Settings("serving:1"), url)

@@ -104,9 +104,17 @@ def test_idle_reads_do_not_grow_with_the_objects(call, deployment):
     call(check)
 
 
-@pytest.mark.parametrize("autoscaling", [SCALING, {**SCALING, "enabled": False}])
-def test_killed_after_any_write_it_reaches_the_same_objects(call, deployment, autoscaling):
-    spec = {"replicas": 4, "autoscaling": autoscaling}
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"autoscaling": SCALING},
+        {"autoscaling": {**SCALING, "enabled": False}},
+        {"autoscaling": {**SCALING, "engine": "KEDA"}},
+        {"route": {"gateway": {"name": "public"}}, "canary": {"weight": 20, "replicas": 2}},
+    ],
+)
+def test_killed_after_any_write_it_reaches_the_same_objects(call, deployment, spec):
+    spec = {"replicas": 4, **spec}
 
     async def whole(server, start):
         server.add(MODEL_DEPLOYMENT, deployment(**spec))
