@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cluster_tests.cluster import CRD, ApiServer, Kubectl, Operator, apply_definitions
 from cluster_tests.objects import apply_many, simulate_deployments
-from keras_deepseek.operator.simulation import Deployment, simulate
+from keras_deepseek.operator.simulation import SimulatedDeployment, simulate
 from keras_deepseek.operator.traffic import TRAFFIC
 
 IDLE_SECONDS = 120
@@ -96,13 +96,13 @@ def print_table() -> None:
     print("target of capacity |", " | ".join(TRAFFIC))
     days = {name: [make(20_000, seed) for seed in range(3)] for name, make in TRAFFIC.items()}
     rows = {
-        "100 %": (Deployment(1000, 60), 1.0),
-        "71 %": (Deployment(1000, 60), 0.71),
-        "60 %": (Deployment(1000, 60), 0.6),
-        "60 %, 20 s start": (Deployment(1000, 20, window_seconds=15), 0.6),
-        "60 %, 30 s buffer": (Deployment(1000, 60, queue_seconds=30), 0.6),
-        "60 %, 120 s start": (Deployment(1000, 120), 0.6),
-        "50 %": (Deployment(1000, 60), 0.5),
+        "100 %": (SimulatedDeployment(1000, 60), 1.0),
+        "71 %": (SimulatedDeployment(1000, 60), 0.71),
+        "60 %": (SimulatedDeployment(1000, 60), 0.6),
+        "60 %, 20 s start": (SimulatedDeployment(1000, 20, window_seconds=15), 0.6),
+        "60 %, 30 s buffer": (SimulatedDeployment(1000, 60, queue_seconds=30), 0.6),
+        "60 %, 120 s start": (SimulatedDeployment(1000, 120), 0.6),
+        "50 %": (SimulatedDeployment(1000, 60), 0.5),
     }
     for label, (deployment, share) in rows.items():
         worst = [

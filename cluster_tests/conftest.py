@@ -15,6 +15,7 @@ import pytest
 
 from cluster_tests.cluster import CRD, ApiServer, Kubectl, Operator, apply_definitions
 from cluster_tests.proxy import Proxy
+from cluster_tests.rights import RightsProxy, shipped_rights
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,18 @@ def api_server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def rights_proxy(api_server, tmp_path_factory):
+    """Returns the proxy that gives operators the rights of `kubernetes/base` and no other."""
+    if api_server is None:
+        yield None
+        return
+    proxy = RightsProxy(api_server.url, tmp_path_factory.mktemp("rights"), shipped_rights())
+    yield proxy
+    proxy.stop()
+    assert proxy.refused == set(), "rights that kubernetes/base/rbac.yaml lacks"
+
+
+@pytest.fixture(scope="session")
 def definition(api_server):
     """Applies the CRD."""
     apply_definitions(CRD)
@@ -50,21 +63,22 @@ def kubectl(definition):
 
 
 @pytest.fixture
-def proxy(api_server, tmp_path):
+def proxy(rights_proxy, tmp_path):
     """Returns a proxy to the API server, for an operator that starts with its `config`."""
-    if api_server is None:
+    if rights_proxy is None:
         pytest.skip("The proxy speaks to a plain API server.")
-    found = Proxy(api_server.url, tmp_path)
+    found = Proxy(rights_proxy.url, tmp_path)
     yield found
     found.stop()
 
 
 @pytest.fixture
-def start(kubectl, tmp_path):
+def start(kubectl, rights_proxy, tmp_path):
     """Returns a function that starts an operator with a model store."""
     running = []
+    rights = rights_proxy and rights_proxy.config
 
-    def start(*flags, config=None):
+    def start(*flags, config=rights):
         log = tmp_path / f"operator-{len(running)}.log"
         running.append(Operator(log, "--model-store", "s3://models", *flags, config=config))
         return running[-1]

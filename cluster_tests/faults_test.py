@@ -296,7 +296,7 @@ def test_optional_kinds_that_come_later(kubectl, start, proxy):
         kubectl("delete", "crd", KEDA["metadata"]["name"])
 
 
-def test_idle_reads_do_not_grow_with_the_objects(kubectl, start, proxy):
+def test_idle_reads_do_not_grow_with_the_objects(api_server, kubectl, start, proxy):
     start(config=proxy.config)
     figures = {}
     for count in (10, 200):
@@ -304,7 +304,7 @@ def test_idle_reads_do_not_grow_with_the_objects(kubectl, start, proxy):
         apply_many(kubectl, names, autoscaling=SCALING)
         wait_for_children(kubectl, names[-1])
         proxy.wait_until_quiet(3.0)
-        simulate_deployments(proxy.target, kubectl.namespace)
+        simulate_deployments(api_server.url, kubectl.namespace)
         proxy.wait_until_quiet(8.0)
         before = len(proxy.requests)
         time.sleep(65)

@@ -61,6 +61,23 @@ def test_kubectl_scale(kubectl, start):
         ({"rollout": {"maxSurge": 0}}, "both 0"),
         ({"canary": {"weight": 10}}, "needs a route"),
         ({"model": {"uri": "pvc://models"}}, "needs a claim"),
+        ({"model": {"uri": "pvc://models/../a"}}, "needs a claim"),
+        (
+            {
+                "autoscaling": {"maxReplicas": 2, "metrics": CPU},
+                "regions": [{"name": "eu", "minReplicas": 3}],
+            },
+            "of a region is above",
+        ),
+        (
+            {
+                "autoscaling": {"maxReplicas": 2, "metrics": CPU},
+                "regions": [{"name": "eu", "minReplicas": 0}],
+            },
+            "of a region needs engine KEDA",
+        ),
+        ({"resources": {"limits": {"memory": -1}}}, "greater than or equal to 0"),
+        ({"rollout": {"maxSurge": -1}}, "greater than or equal to 0"),
         ({"model": {"uri": "oci://registry/model:1"}}, "needs a digest"),
         ({"model": {"uri": "models"}}, "needs a scheme"),
         ({"regions": [{"name": "eu"}, {"name": "eu"}]}, "Duplicate value"),

@@ -20,6 +20,7 @@ class Proxy:
     def __init__(self, target, folder):
         self.target = target
         self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.requests = []
         self.refusals = []
         self.lines_to_cut = 0
@@ -28,7 +29,7 @@ class Proxy:
         self.gone = []
         self.after_write = lambda count: None
         self.config = folder / "proxied-config"
-        self.config.write_text(CONFIG.format(url=f"http://127.0.0.1:{self.port}"))
+        self.config.write_text(CONFIG.format(url=self.url))
         self._watches = []
         self._loop = asyncio.new_event_loop()
         self._is_up = threading.Event()
@@ -90,7 +91,7 @@ class Proxy:
             method, part, status, reason, message, times = refusal
             if method == request.method and part in request.path_qs and times:
                 refusal[-1] -= 1
-                return web.json_response(_error(status, reason, message), status=status)
+                return web.json_response(error_status(status, reason, message), status=status)
         if is_watch and self.gone:
             return self._answer_gone(self.gone.pop())
         headers = {**request.headers, "Accept-Encoding": "identity"}
@@ -133,12 +134,13 @@ class Proxy:
         return response
 
     def _answer_gone(self, form):
-        status = _error(410, "Expired", "too old resource version: 1 (2)")
+        status = error_status(410, "Expired", "too old resource version: 1 (2)")
         if form == "status":
             return web.json_response(status, status=410)
         return web.Response(text=json.dumps({"type": "ERROR", "object": status}) + "\n")
 
 
-def _error(status, reason, message):
+def error_status(status, reason, message):
+    """Returns the answer of an API server that refuses a request."""
     kinds = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
     return {**kinds, "code": status, "reason": reason, "message": message}

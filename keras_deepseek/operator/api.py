@@ -8,7 +8,14 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from keras_deepseek.operator.fields import (
@@ -54,7 +61,7 @@ class _Fields(BaseModel):
         extra="forbid",
         json_schema_extra=_add_rules,
         populate_by_name=True,
-        strict=True,  # As for the API server, "3" is no integer.
+        strict=True,  # "3" is no number to the API server.
         use_attribute_docstrings=True,
     )
 
@@ -74,14 +81,15 @@ class Model(_Fields):
     uri: Text
     """pvc://CLAIM/PATH, a volume claim; oci://IMAGE@sha256:DIGEST, an image volume; else what
     keras-deepseek serve reads, as s3://, gs://, az://, https:// or hf://."""
-    name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    name: Annotated[str, Field(pattern=r"^[-A-Za-z0-9_.]+$", max_length=253)] | None = None
     """The model's name in URLs. Default: the name of this object."""
 
     rules = (
         Rule(
-            "!self.uri.startsWith('pvc://') || self.uri.matches('^pvc://[a-z0-9][-.a-z0-9]*/.+$')",
-            "pvc:// needs a claim and a path, as in pvc://models/digits",
-            lambda self: re.match(r"(?!pvc://)|pvc://[a-z0-9][-.a-z0-9]*/.+$", self.uri),
+            "!self.uri.startsWith('pvc://') || "
+            "(self.uri.matches('^pvc://[a-z0-9][-.a-z0-9]*/.+$') && !self.uri.contains('..'))",
+            "pvc:// needs a claim and a path without '..', as in pvc://models/digits",
+            lambda self: re.match(r"(?!pvc://)|pvc://[a-z0-9][-.a-z0-9]*/(?!.*\.\.).", self.uri),
         ),
         Rule(
             "!self.uri.startsWith('oci://') || self.uri.matches('^oci://.+@sha256:[0-9a-f]{64}$')",
@@ -190,7 +198,7 @@ class Batching(_Fields):
     max_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """The most rows of a batch."""
     target_latency: Target | None = None
-    """Seconds in which requests are answered, or else refused, as 200m."""
+    """Seconds in which requests are answered, or else refused, as 200m: 0.2 seconds."""
     max_queue_rows: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Rows that may wait before requests are refused: the buffer for bursts."""
 
@@ -275,6 +283,13 @@ class Region(_Fields):
     """A partial pod template, merged after that of the object."""
 
 
+def _fits(autoscaling: Autoscaling | None, region: Region) -> bool:
+    if autoscaling is None:
+        return True
+    fewest = autoscaling.min_replicas if region.min_replicas is None else region.min_replicas
+    return fewest <= (region.max_replicas or autoscaling.max_replicas)
+
+
 class ModelDeploymentSpec(_Fields):
     """The wanted state."""
 
@@ -319,6 +334,24 @@ class ModelDeploymentSpec(_Fields):
             "!has(self.canary) || has(self.route)",
             "a canary needs a route, which splits requests",
             lambda self: self.canary is None or self.route is not None,
+        ),
+        Rule(
+            "!has(self.autoscaling) || !has(self.regions) || self.regions.all(r, "
+            "r.?minReplicas.orValue(self.autoscaling.?minReplicas.orValue(1)) <= "
+            "r.?maxReplicas.orValue(self.autoscaling.maxReplicas))",
+            "minReplicas of a region is above its maxReplicas",
+            lambda self: all(_fits(self.autoscaling, region) for region in self.regions),
+        ),
+        Rule(
+            "!has(self.autoscaling) || (self.autoscaling.?engine.orValue('HPA') == 'KEDA' && "
+            "self.autoscaling.?triggers.orValue([]).size() > 0) || "
+            "!has(self.regions) || self.regions.all(r, r.?minReplicas.orValue(1) > 0)",
+            "minReplicas 0 of a region needs engine KEDA, and a trigger that counts requests",
+            lambda self: (
+                self.autoscaling is None
+                or (self.autoscaling.engine == "KEDA" and self.autoscaling.triggers)
+                or all(region.min_replicas != 0 for region in self.regions)
+            ),
         ),
     )
 
@@ -366,3 +399,25 @@ class ModelDeployment(BaseModel):
     metadata: ObjectMeta
     spec: ModelDeploymentSpec
     status: dict[str, Any] = {}
+
+
+def find_fault(model: type[BaseModel], found: Any) -> str | None:
+    """Returns what is wrong with an object of YAML, with the path of the field, or `None`."""
+    try:
+        model.model_validate(found, by_alias=True, by_name=False)
+    except ValidationError as error:
+        fault, *_ = error.errors()
+    else:
+        return None
+    *place, last = [part for part in fault["loc"] if part not in _BRANCHES] or [""]
+    path = ".".join(map(str, [*place, last]))
+    if fault["type"] != "extra_forbidden":
+        message = fault["msg"].removeprefix("Value error, ")
+        if _BRANCHES.intersection(fault["loc"]):
+            message = f"must be an integer or a text, received {fault['input']!r}"
+        return f"{path}: {message}." if path else f"{message}."
+    return f"{'.'.join(map(str, place))}: unknown field {last!r}."
+
+
+_BRANCHES = frozenset(("int", "str"))
+"""Words of pydantic for the parts of a union. No field has such a name."""

@@ -1,5 +1,6 @@
 """The types of the fields of a `ModelDeployment`: their checks, and their schemas in the CRD."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -9,13 +10,22 @@ from keras_deepseek.operator.quantity import PATTERN, quantity_value
 _INT_OR_STRING = {
     "x-kubernetes-int-or-string": True,
     "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "minimum": 0,
 }
+_PERCENT = r"^[0-9]+%$"
 _FREE = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
 def _is_quantity(quantity: str | int) -> str | int:
     quantity_value(quantity)
     return quantity
+
+
+def _is_part(part: int | str) -> int | str:
+    is_number = isinstance(part, int) and part >= 0
+    if not is_number and not re.fullmatch(_PERCENT, str(part)):
+        raise ValueError(f"must be a number or a percentage such as 25%, received {part!r}")
+    return part
 
 
 def _is_positive(quantity: str | int) -> str | int:
@@ -47,8 +57,9 @@ Target = Annotated[
     ),
 ]
 Part = Annotated[
-    int | Annotated[str, Field(pattern=r"^[0-9]+%$")],
-    Field(json_schema_extra={**_INT_OR_STRING, "pattern": r"^[0-9]+%$", "maxLength": 8}),
+    int | str,
+    AfterValidator(_is_part),
+    Field(json_schema_extra={**_INT_OR_STRING, "pattern": _PERCENT, "maxLength": 8}),
 ]
 Count = Annotated[int, Field(ge=0, le=10_000)]
 Text = Annotated[str, Field(min_length=1, max_length=1024)]

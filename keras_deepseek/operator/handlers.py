@@ -179,6 +179,10 @@ async def _connect(settings: kopf.OperatorSettings) -> Cluster:
         cluster = Cluster(*_log_in(settings))
     except (kopf.LoginError, OSError, ValueError) as error:
         raise NotSupportedError(f"{error}. Set KUBECONFIG, or run in a cluster.") from error
+    except Exception as error:  # kopf reads KUBECONFIG's file as if it had the right form.
+        raise NotSupportedError(
+            f"KUBECONFIG's file can't be used: {type(error).__name__}: {error}. Try kubectl."
+        ) from error
     try:
         await cluster.kinds()
     except (aiohttp.ClientError, TimeoutError, ClusterError) as error:

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.operator import api
 from keras_deepseek.operator.api import Autoscaling, Model, Region, Route
@@ -32,7 +30,7 @@ from keras_deepseek.operator.kinds import (
     Object,
 )
 from keras_deepseek.operator.pods import check_arguments, make_pod_template
-from keras_deepseek.operator.problems import PlanError, Problem, describe_validation
+from keras_deepseek.operator.problems import PlanError, Problem
 from keras_deepseek.operator.regions import (
     REGION_ANNOTATION,
     check_region_of_children,
@@ -126,8 +124,6 @@ def make_plan(
         return _Planner(model_deployment, live, kinds, settings).plan()
     except PlanError as error:
         return Plan(problem=error.problem)
-    except ValidationError as error:
-        return Plan(problem=Problem("InvalidObject", describe_validation(error)))
     except Exception as error:  # noqa: BLE001 - one object must not end the operator.
         name = model_deployment["metadata"]["name"]
         _LOG.exception("%s: no plan could be made", name)
@@ -159,6 +155,8 @@ class _Planner:
         self, model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
     ) -> None:
         whole = {**model_deployment, "apiVersion": api.API_VERSION, "kind": api.KIND, "status": {}}
+        if fault := api.find_fault(api.ModelDeployment, whole):
+            raise PlanError("InvalidObject", fault)
         self._spec = api.ModelDeployment.model_validate(whole).spec
         self._metadata = model_deployment["metadata"]
         self._status = model_deployment.get("status", {})

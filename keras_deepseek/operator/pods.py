@@ -27,6 +27,8 @@ _OWN_FLAGS = {"--name": "spec.model.name", "--host": None} | {
 _MERGE_KEYS = ("mountPath", "topologyKey", "name")
 """The keys that tell apart the items of a list in a pod template."""
 
+_PROBE_ACTIONS = frozenset(("exec", "grpc", "httpGet", "tcpSocket"))
+
 
 def check_arguments(args: Sequence[str], field: str) -> None:
     """Raises a `PlanError` for arguments that no pod could be made from.
@@ -166,7 +168,8 @@ def _container(
 def merge(base: Any, partial: Any, path: str = "spec.template") -> Any:
     """Returns an object with a partial one merged into it, as `kubectl` merges pod templates.
 
-    Items of a list are merged by name; `None` removes a field; anything else is replaced.
+    Items of a list are merged by name, except that a volume or the action of a probe takes the
+    place of another one; `None` removes a field; anything else is replaced.
 
     Raises:
         PlanError: One is a list or an object where the other is not.
@@ -177,16 +180,18 @@ def merge(base: Any, partial: Any, path: str = "spec.template") -> Any:
         kind = "an object" if isinstance(base, dict) else "a list"
         raise PlanError("TemplateBroken", f"{path} must be {kind}, received {partial!r}.")
     if isinstance(base, dict):
-        merged = dict(base)
+        dropped = _PROBE_ACTIONS if _PROBE_ACTIONS & partial.keys() else frozenset()
+        merged = {key: value for key, value in base.items() if key not in dropped}
         for key, value in partial.items():
-            merged[key] = merge(base.get(key), value, f"{path}.{key}")
+            merged[key] = merge(merged.get(key), value, f"{path}.{key}")
         return {key: value for key, value in merged.items() if value is not None}
     if isinstance(base, list) and (key := _merge_key(base)):
         items = {item[key]: item for item in base}
         for item in partial:
             match item:
                 case {**fields} if isinstance(name := fields.get(key), str):
-                    items[name] = merge(items.get(name), item, f"{path}[{name}]")
+                    before = None if path.endswith(".volumes") else items.get(name)
+                    items[name] = merge(before, item, f"{path}[{name}]")
                 case _:
                     message = f"{path}: each item needs a {key}, received {item!r}."
                     raise PlanError("TemplateBroken", message)

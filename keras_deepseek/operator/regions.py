@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable
 
-from pydantic import ValidationError
-
 from keras_deepseek.operator import api
 from keras_deepseek.operator.api import ModelDeploymentSpec, Region
 from keras_deepseek.operator.kinds import Object
-from keras_deepseek.operator.problems import PlanError, describe_validation
+from keras_deepseek.operator.problems import PlanError
 
 REGION_ANNOTATION = f"{api.GROUP}/region"
 """The annotation of each child: the region of the operator that made it."""
@@ -37,11 +35,9 @@ def with_region(spec: ModelDeploymentSpec, region: Region) -> ModelDeploymentSpe
         )
     if limits:
         values["autoscaling"] |= limits
-    try:
-        return ModelDeploymentSpec.model_validate(values)
-    except ValidationError as error:
-        message = f"With the region {region.name!r}, spec.{describe_validation(error)}"
-        raise PlanError("InvalidObject", message) from error
+    if fault := api.find_fault(ModelDeploymentSpec, values):
+        raise PlanError("InvalidObject", f"With the region {region.name!r}, spec.{fault}")
+    return ModelDeploymentSpec.model_validate(values)
 
 
 def check_region_of_children(children: Iterable[Object], here: str | None) -> None:

@@ -37,6 +37,17 @@ def test_api_server_that_is_not_there(monkeypatch, tmp_path):
         run_operator(Settings("serving:1"))
 
 
+@pytest.mark.parametrize(
+    "text", ["hello", "a: [b", CONFIG.replace("current-context: a", "current-context: b")]
+)
+def test_a_file_that_is_no_kubeconfig(monkeypatch, tmp_path, text):
+    file = tmp_path / "config"
+    file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(NotSupportedError, match="KUBECONFIG's file can't be used"):
+        run_operator(Settings("serving:1"))
+
+
 @pytest.mark.parametrize("url", ["0.0.0.0:8080", "https://0.0.0.0/healthz", "http:///healthz"])
 def test_liveness_that_is_no_url(url):
     with pytest.raises(InvalidInputError, match="--liveness must be"):

@@ -121,6 +121,18 @@ def test_resources_of_another_form_are_left_for_the_api_server(resources):
     assert template(partial=partial)["spec"]["containers"][1]["resources"] == resources
 
 
+def test_volumes_and_actions_of_probes_take_the_place_of_others():
+    claim = {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
+    probe = {"exec": {"command": ["true"]}, "periodSeconds": 1}
+    container = {"name": "server", "startupProbe": probe}
+    found = template(partial={"spec": {"volumes": [claim], "containers": [container]}})
+    assert found["spec"]["volumes"] == [{"name": "tmp", "emptyDir": {}}, claim]
+    startup = server(found)["startupProbe"]
+    assert (startup["exec"], startup["periodSeconds"]) == (probe["exec"], 1)
+    assert "httpGet" not in startup
+    assert "failureThreshold" in startup
+
+
 def test_merge_replaces_lists_without_names():
     assert merge({"a": [1, 2]}, {"a": [3]}) == {"a": [3]}
 
