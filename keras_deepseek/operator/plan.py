@@ -324,6 +324,8 @@ class _Planner:
         canary = self._live.get((DEPLOYMENT, self._canary))
         if self._spec.canary or canary is None or not self._is_ours(canary):
             return False
+        if "deletionTimestamp" in canary["metadata"]:
+            return False
         conditions = {one["type"]: one["status"] for one in self._status.get("conditions", [])}
         is_seen = self._status.get("observedGeneration") == self._metadata.get("generation")
         if not is_seen or conditions.get("Stalled") != "False":

@@ -297,6 +297,8 @@ class TestPromotion:
         assert steps.index((Apply, HTTP_ROUTE)) < steps.index((Delete, DEPLOYMENT))
         assert (Delete, SERVICE) not in steps
         live[DEPLOYMENT, "digits-canary"]["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+        live[DEPLOYMENT, "digits"]["status"]["updatedReplicas"] = 1  # Another rollout.
+        assert self.weights(plan(promoted, live)) == {"digits": 100}
         assert (DEPLOYMENT, "digits-canary") not in places(plan(promoted, live), Delete)
         assert (SERVICE, "digits-canary") not in places(plan(promoted, live), Delete)
         del live[DEPLOYMENT, "digits-canary"]
