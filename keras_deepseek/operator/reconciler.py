@@ -228,9 +228,11 @@ class Reconciler:
     ) -> None:
         if step.kind in self._refused:
             raise self._refused[step.kind]
-        before = live.pop((step.kind, step.name), None)
+        before = live.get((step.kind, step.name))
         after = await self._cluster.run(step, key[0])
-        if isinstance(step, Apply) and after is not None:
+        if isinstance(step, Delete) or after is None:
+            live.pop((step.kind, step.name), None)
+        else:
             live[step.kind, step.name] = after
             self._applied[_owned_by(key, step)] = _fingerprint(step)
         if after != before:
@@ -253,7 +255,8 @@ class Reconciler:
         if status != before:
             old, new = (find_condition(each, "Ready") for each in (before, status))
             if [old.get("reason"), old.get("message")] != [new["reason"], new["message"]]:
-                level = logging.INFO if is_settled and not failure else logging.WARNING
+                is_stalled = find_condition(status, "Stalled")["status"] == "True"
+                level = logging.WARNING if is_stalled else logging.INFO
                 _LOG.log(level, "%s/%s: %s: %s", namespace, name, new["reason"], new["message"])
             await self._cluster.write_status(MODEL_DEPLOYMENT, namespace, name, status)
         return is_settled
