@@ -9,10 +9,8 @@ arrivals. Needs `KUBE_API_SERVER` (see `cluster_tests/conftest.py`), etcd and ku
     python benchmarks/model_deployments.py [OBJECTS]
 """
 
-import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +19,9 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cluster_tests.cluster import CONFIG, ROOT, ApiServer, Operator
-from keras_deepseek.operator.simulation import Deployment, simulate
+from cluster_tests.cluster import CRD, ApiServer, Kubectl, Operator, apply_definitions
+from cluster_tests.objects import apply_many, simulate_deployments
+from keras_deepseek.operator.simulation import SimulatedDeployment, simulate
 from keras_deepseek.operator.traffic import TRAFFIC
 
 IDLE_SECONDS = 120
@@ -60,43 +59,16 @@ def measure_process(operator: Operator) -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, seconds
 
 
-def apply(names: list[str], spec: dict[str, object]) -> None:
-    """Applies objects by kubectl."""
-    kinds = {"apiVersion": "deepseek.io/v1", "kind": "ModelDeployment"}
-    items = [{**kinds, "metadata": {"name": name}, "spec": spec} for name in names]
-    body = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-    command = ["kubectl", "apply", "--server-side", "-f", "-"]
-    subprocess.run(command, input=body, text=True, check=True, stdout=subprocess.DEVNULL)
-
-
-def simulate_deployments(server: ApiServer) -> None:
-    """Writes the status that the Deployment controller would write: all pods are ready."""
-    path = f"{server.url}/apis/apps/v1/namespaces/default/deployments"
-    for found in json.load(urllib.request.urlopen(path))["items"]:
-        metadata, count = found["metadata"], found["spec"]["replicas"]
-        status = {"replicas": count, "updatedReplicas": count, "readyReplicas": count}
-        status |= {"availableReplicas": count, "observedGeneration": metadata["generation"]}
-        request = urllib.request.Request(
-            f"{path}/{metadata['name']}/status",
-            json.dumps({"status": status}).encode(),
-            {"Content-Type": "application/merge-patch+json"},
-            method="PATCH",
-        )
-        urllib.request.urlopen(request).close()
-
-
 def measure_cluster(objects: int) -> None:
     """Prints the figures of an operator on an API server."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         server = ApiServer(os.environ["KUBE_API_SERVER"], folder)
-        (folder / "config").write_text(CONFIG.format(url=server.url))
-        os.environ["KUBECONFIG"] = str(folder / "config")
+        os.environ["KUBECONFIG"] = str(server.config)
         try:
-            crd = ["kubectl", "apply", "-f", str(ROOT / "kubernetes/base/crd.yaml")]
-            subprocess.run(crd, check=True, stdout=subprocess.DEVNULL)
-            time.sleep(2)
-            apply([f"model-{number}" for number in range(objects)], SPEC)
+            apply_definitions(CRD)
+            kubectl = Kubectl("default")
+            apply_many(kubectl, [f"model-{number}" for number in range(objects)], **SPEC)
             before, start = count_requests(server), time.monotonic()
             operator = Operator(folder / "operator.log", "--model-store", "s3://models")
             wait_until_quiet(server, ("APPLY", "PATCH"))
@@ -105,13 +77,13 @@ def measure_cluster(objects: int) -> None:
             print(dict(count_requests(server) - before))
             memory, seconds = measure_process(operator)
             print(f"memory {memory:.0f} MiB, processor {seconds:.1f} s")
-            simulate_deployments(server)
+            simulate_deployments(server.url, kubectl.namespace)
             wait_until_quiet(server, ("APPLY", "PATCH", "GET"), 15.0)
             before = count_requests(server)
             time.sleep(IDLE_SECONDS)
             print(f"{IDLE_SECONDS} s idle: {dict(count_requests(server) - before)}")
             before = count_requests(server)
-            apply(["model-0"], {**SPEC, "args": ["--access-log"]})
+            apply_many(kubectl, ["model-0"], **SPEC, args=["--access-log"])
             wait_until_quiet(server, ("APPLY", "PATCH"), 3.0)
             print(f"one change: {dict(count_requests(server) - before)}")
             operator.stop()
@@ -124,13 +96,13 @@ def print_table() -> None:
     print("target of capacity |", " | ".join(TRAFFIC))
     days = {name: [make(20_000, seed) for seed in range(3)] for name, make in TRAFFIC.items()}
     rows = {
-        "100 %": (Deployment(1000, 60), 1.0),
-        "71 %": (Deployment(1000, 60), 0.71),
-        "60 %": (Deployment(1000, 60), 0.6),
-        "60 %, 20 s start": (Deployment(1000, 20, window_seconds=15), 0.6),
-        "60 %, 30 s buffer": (Deployment(1000, 60, queue_seconds=30), 0.6),
-        "60 %, 120 s start": (Deployment(1000, 120), 0.6),
-        "50 %": (Deployment(1000, 60), 0.5),
+        "100 %": (SimulatedDeployment(1000, 60), 1.0),
+        "71 %": (SimulatedDeployment(1000, 60), 0.71),
+        "60 %": (SimulatedDeployment(1000, 60), 0.6),
+        "60 %, 20 s start": (SimulatedDeployment(1000, 20, window_seconds=15), 0.6),
+        "60 %, 30 s buffer": (SimulatedDeployment(1000, 60, queue_seconds=30), 0.6),
+        "60 %, 120 s start": (SimulatedDeployment(1000, 120), 0.6),
+        "50 %": (SimulatedDeployment(1000, 60), 0.5),
     }
     for label, (deployment, share) in rows.items():
         worst = [

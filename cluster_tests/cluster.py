@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CRD = (ROOT / "kubernetes/base/crd.yaml").read_text()
 CONFIG = """
 apiVersion: v1
 kind: Config
@@ -40,6 +42,27 @@ def wait_for(condition, what, seconds=30):
     return None
 
 
+def stand_in_definition(group, version, kind):
+    """Returns a CRD of a kind that takes everything, for one that a cluster may lack."""
+    plural = f"{kind.lower()}s"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    served = {"name": version, "served": True, "storage": True}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in"},
+        },
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "listKind": f"{kind}List"},
+            "versions": [{**served, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+
+
 class ApiServer:
     """An API server with its etcd, which can be killed and started again."""
 
@@ -54,6 +77,8 @@ class ApiServer:
         urls += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         urls += ["--initial-cluster", f"default={peer}", "--data-dir", folder / "etcd"]
         self.processes = [self._run("etcd", *urls, "--unsafe-no-fsync")]
+        self.config = folder / "config"
+        self.config.write_text(CONFIG.format(url=self.url))
         self.start()
 
     def start(self):
@@ -81,16 +106,27 @@ class ApiServer:
         return False
 
 
-class Kubectl:
-    """kubectl in one namespace."""
+def apply_definitions(*definitions, config=None):
+    """Applies CRDs, from files or objects, and waits until the API server has them."""
+    kubectl = Kubectl("default", config)
+    for definition in definitions:
+        text = definition if isinstance(definition, str) else json.dumps(definition)
+        (name,) = kubectl("apply", "-f", "-", "-o", "name", text=text).split()
+        kubectl("wait", "--for=condition=Established", name)
 
-    def __init__(self, namespace):
+
+class Kubectl:
+    """kubectl in one namespace, with the file of a cluster, or that of `KUBECONFIG`."""
+
+    def __init__(self, namespace, config=None):
         self.namespace = namespace
+        self.config = config
 
     def __call__(self, *words, text=None, check=True):
         command = ["kubectl", "--namespace", self.namespace, *words]
         streams = {"input": text, "capture_output": True, "text": True}
-        done = subprocess.run(command, check=False, timeout=60, **streams)
+        env = _environment(self.config)
+        done = subprocess.run(command, check=False, timeout=60, env=env, **streams)
         if check and done.returncode:
             pytest.fail(f"{' '.join(command)}: {done.stderr}")
         return done.stdout if check else done.stdout + done.stderr
@@ -113,14 +149,20 @@ class Kubectl:
 
 
 class Operator:
-    """An operator process."""
+    """An operator process, on the cluster of a file, or of `KUBECONFIG`."""
 
-    def __init__(self, log, *flags):
+    def __init__(self, log, *flags, config=None):
         self.log = log
         command = [sys.executable, "-m", "keras_deepseek", "operator", "run", *flags]
         with log.open("wb") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT)
+            streams = {"stdout": stream, "stderr": stream}
+            env = _environment(config)
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, **streams)
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
         return self.process.wait(timeout=30)
+
+
+def _environment(config):
+    return {**os.environ, "KUBECONFIG": str(config)} if config else None

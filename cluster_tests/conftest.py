@@ -13,7 +13,9 @@ import uuid
 
 import pytest
 
-from cluster_tests.cluster import CONFIG, ROOT, ApiServer, Kubectl, Operator
+from cluster_tests.cluster import CRD, ApiServer, Kubectl, Operator, apply_definitions
+from cluster_tests.proxy import Proxy
+from cluster_tests.rights import RightsProxy, shipped_rights
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +29,28 @@ def api_server(tmp_path_factory):
         pytest.skip("Needs KUBECONFIG, or KUBE_API_SERVER with etcd and kubectl.")
     folder = tmp_path_factory.mktemp("api_server")
     server = ApiServer(binary, folder)
-    (folder / "config").write_text(CONFIG.format(url=server.url))
-    os.environ["KUBECONFIG"] = str(folder / "config")
+    os.environ["KUBECONFIG"] = str(server.config)
     yield server
     server.stop()
     del os.environ["KUBECONFIG"]
 
 
 @pytest.fixture(scope="session")
+def rights_proxy(api_server, tmp_path_factory):
+    """Returns the proxy that gives operators the rights of `kubernetes/base` and no other."""
+    if api_server is None:
+        yield None
+        return
+    proxy = RightsProxy(api_server.url, tmp_path_factory.mktemp("rights"), shipped_rights())
+    yield proxy
+    proxy.stop()
+    assert proxy.refused == set(), "rights that kubernetes/base/rbac.yaml lacks"
+
+
+@pytest.fixture(scope="session")
 def definition(api_server):
     """Applies the CRD."""
-    subprocess.run(["kubectl", "apply", "-f", ROOT / "kubernetes/base/crd.yaml"], check=True)
-    wait = "--for=condition=Established"
-    subprocess.run(["kubectl", "wait", wait, "crd/modeldeployments.deepseek.io"], check=True)
+    apply_definitions(CRD)
 
 
 @pytest.fixture
@@ -52,13 +63,24 @@ def kubectl(definition):
 
 
 @pytest.fixture
-def start(kubectl, tmp_path):
+def proxy(rights_proxy, tmp_path):
+    """Returns a proxy to the API server, for an operator that starts with its `config`."""
+    if rights_proxy is None:
+        pytest.skip("The proxy speaks to a plain API server.")
+    found = Proxy(rights_proxy.url, tmp_path)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def start(kubectl, rights_proxy, tmp_path):
     """Returns a function that starts an operator with a model store."""
     running = []
+    rights = rights_proxy and rights_proxy.config
 
-    def start(*flags):
+    def start(*flags, config=rights):
         log = tmp_path / f"operator-{len(running)}.log"
-        running.append(Operator(log, "--model-store", "s3://models", *flags))
+        running.append(Operator(log, "--model-store", "s3://models", *flags, config=config))
         return running[-1]
 
     yield start

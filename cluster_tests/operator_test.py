@@ -1,55 +1,25 @@
-"""The operator on a real API server: kubectl, hand-overs, restarts and faults.
+"""The operator on a real API server: kubectl, the checks of objects, hand-overs and regions.
 
 Where the API server has no controllers, `simulate_deployment` and `simulate_autoscaler` stand in.
 """
 
 import json
-import signal
 import subprocess
 import time
 
 import pytest
 
-from cluster_tests.cluster import wait_for
+from cluster_tests.cluster import apply_definitions, stand_in_definition, wait_for
+from cluster_tests.objects import (
+    KINDS,
+    SCALING,
+    apply_many,
+    replicas,
+    simulate_autoscaler,
+    simulate_deployment,
+)
 
-SCALING = {
-    "enabled": True,
-    "minReplicas": 2,
-    "maxReplicas": 10,
-    "metrics": [{"type": "RequestsPerSecond", "target": 1000}],
-}
 CPU = [{"type": "CPU", "target": 50}]
-KINDS = ("deployments", "services", "horizontalpodautoscalers", "poddisruptionbudgets")
-
-
-def simulate_deployment(kubectl, name, available=None):
-    """Writes the status that the Deployment controller would write."""
-    found = kubectl.get("deployments", name)
-    count = found["spec"]["replicas"]
-    ready = count if available is None else available
-    status = {"replicas": count, "updatedReplicas": count, "readyReplicas": ready}
-    status |= {"availableReplicas": ready, "observedGeneration": found["metadata"]["generation"]}
-    patch = json.dumps({"status": status})
-    kubectl("patch", "deployments", name, "--subresource=status", "--type=merge", "-p", patch)
-
-
-def simulate_autoscaler(kubectl, name, replicas):
-    """Scales as the HorizontalPodAutoscaler controller would: by the scale subresource."""
-    patch = json.dumps({"spec": {"replicas": replicas}})
-    manager = "--field-manager=kube-controller-manager"
-    flags = ("--subresource=scale", "--type=merge", manager)
-    kubectl("patch", "deployments", name, *flags, "-p", patch)
-
-
-def replicas(kubectl, name):
-    found = kubectl.get("deployments", name)
-    return found and found["spec"].get("replicas")
-
-
-def versions(kubectl, name):
-    """Returns the resource versions of an object and its children."""
-    found = {kind: kubectl.get(kind, name) for kind in ("modeldeployments", *KINDS)}
-    return {kind: one["metadata"]["resourceVersion"] for kind, one in found.items() if one}
 
 
 def test_object_of_the_documentation_becomes_a_service(kubectl, start):
@@ -91,11 +61,29 @@ def test_kubectl_scale(kubectl, start):
         ({"rollout": {"maxSurge": 0}}, "both 0"),
         ({"canary": {"weight": 10}}, "needs a route"),
         ({"model": {"uri": "pvc://models"}}, "needs a claim"),
+        ({"model": {"uri": "pvc://models/../a"}}, "needs a claim"),
+        (
+            {
+                "autoscaling": {"maxReplicas": 2, "metrics": CPU},
+                "regions": [{"name": "eu", "minReplicas": 3}],
+            },
+            "of a region is above",
+        ),
+        (
+            {
+                "autoscaling": {"maxReplicas": 2, "metrics": CPU},
+                "regions": [{"name": "eu", "minReplicas": 0}],
+            },
+            "of a region needs engine KEDA",
+        ),
+        ({"resources": {"limits": {"memory": -1}}}, "greater than or equal to 0"),
+        ({"rollout": {"maxSurge": -1}}, "greater than or equal to 0"),
         ({"model": {"uri": "oci://registry/model:1"}}, "needs a digest"),
         ({"model": {"uri": "models"}}, "needs a scheme"),
         ({"regions": [{"name": "eu"}, {"name": "eu"}]}, "Duplicate value"),
         ({"resources": {"limits": {"cpu": "1x"}}}, "should match"),
         ({"replica": 3}, "unknown field"),
+        ({"replicas": "3"}, "must be of type integer"),
     ],
 )
 def test_bad_objects_are_refused_by_the_api_server(kubectl, spec, message):
@@ -132,92 +120,6 @@ def test_hand_overs_never_let_replicas_fall(kubectl, start, tmp_path):
     assert seen == sorted(seen)
 
 
-def test_restart_adopts_and_writes_nothing(kubectl, start):
-    operator = start()
-    kubectl.apply("digits", replicas=2, autoscaling=SCALING)
-    wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
-    simulate_deployment(kubectl, "digits")
-    wait_for(lambda: kubectl.condition("digits").get("status") == "True", "ready")
-    operator.stop(signal.SIGKILL)
-    before = versions(kubectl, "digits")
-    start()
-    kubectl.apply("other", replicas=1)
-    wait_for(lambda: replicas(kubectl, "other"), "the new operator works")
-    time.sleep(2)
-    after = versions(kubectl, "digits")
-    # The stand-in for the API server writes an applied autoscaler each time (see its README).
-    assert {k: v for k, v in after.items() if k != "horizontalpodautoscalers"} == {
-        k: v for k, v in before.items() if k != "horizontalpodautoscalers"
-    }
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
-def test_killed_in_a_plan_it_reaches_the_same_objects(kubectl, start, delay):
-    operator = start()
-    kubectl.apply("first", replicas=1)
-    wait_for(lambda: replicas(kubectl, "first"), "the operator works")
-    kubectl.apply("digits", replicas=3, autoscaling=SCALING)
-    time.sleep(delay)
-    operator.stop(signal.SIGKILL)
-    start()
-    wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
-    assert replicas(kubectl, "digits") == 3
-
-
-def test_two_operators_agree(kubectl, start):
-    start()
-    start()
-    kubectl.apply("digits", replicas=3)
-    wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
-    simulate_deployment(kubectl, "digits")
-    wait_for(lambda: kubectl.condition("digits").get("status") == "True", "ready")
-    time.sleep(2)
-    before = versions(kubectl, "digits")
-    time.sleep(3)
-    assert versions(kubectl, "digits") == before
-    assert replicas(kubectl, "digits") == 3
-
-
-def test_api_server_killed_and_back(api_server, kubectl, start):
-    if api_server is None:
-        pytest.skip("The API server of KUBECONFIG is not ours to kill.")
-    operator = start()
-    kubectl.apply("digits", replicas=1)
-    wait_for(lambda: replicas(kubectl, "digits"), "the operator works")
-    api_server.kill()
-    time.sleep(3)
-    api_server.start()
-    kubectl.apply("digits", replicas=4)
-    wait_for(lambda: replicas(kubectl, "digits") == 4, "four replicas", 90)
-    assert operator.process.poll() is None
-
-
-def test_problems_are_one_condition_and_the_others_go_on(kubectl, start):
-    start()
-    kubectl("create", "service", "externalname", "taken", "--external-name=x")
-    kubectl.apply("taken", replicas=1)
-    kubectl.apply("keda", autoscaling={**SCALING, "engine": "KEDA"})
-    kubectl.apply("broken", replicas=1, template={"spec": {"containers": {}}})
-    kubectl.apply("wrong", replicas=1, template={"spec": {"dnsPolice": "None"}})
-    kubectl.apply("good", replicas=1)
-    wait_for(lambda: replicas(kubectl, "good") == 1, "the good one")
-    reasons = {"taken": "NameTaken", "keda": "KindMissing", "broken": "TemplateBroken"}
-    for name, reason in reasons.items():
-        wait_for(lambda n=name: kubectl.condition(n, "Stalled").get("status") == "True", name)
-        assert kubectl.condition(name, "Stalled")["reason"] == reason
-    wait_for(lambda: kubectl.condition("wrong", "Stalled").get("status") == "True", "wrong")
-    assert "dnsPolice" in kubectl.condition("wrong", "Stalled")["message"]
-    assert kubectl.get("services", "taken")["spec"]["externalName"] == "x"
-
-
-def test_drift_is_mended(kubectl, start):
-    start()
-    kubectl.apply("digits", replicas=3)
-    wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
-    kubectl("patch", "deployments", "digits", "--type=merge", "-p", '{"spec":{"replicas":9}}')
-    wait_for(lambda: replicas(kubectl, "digits") == 3, "three replicas again")
-
-
 def test_regions(kubectl, start):
     start("--region", "eu")
     kubectl.apply("here", replicas=1, regions=[{"name": "eu", "replicas": 2}])
@@ -225,6 +127,78 @@ def test_regions(kubectl, start):
     wait_for(lambda: replicas(kubectl, "here") == 2, "two replicas")
     wait_for(lambda: kubectl.condition("elsewhere").get("reason") == "NotInRegion", "a notice")
     assert kubectl.get("deployments", "elsewhere") is None
+
+
+def test_mistaken_region_deletes_nothing(kubectl, start):
+    operator = start("--region", "eu")
+    kubectl.apply("digits", replicas=2, regions=[{"name": "eu"}])
+    wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
+    operator.stop()
+    operator = start("--region", "EU")
+    wait_for(lambda: kubectl.condition("digits").get("reason") == "RegionChanged", "a problem")
+    print(kubectl.condition("digits")["message"])
+    assert kubectl.condition("digits")["status"] == "False"
+    assert replicas(kubectl, "digits") == 2
+    operator.stop()
+    start("--region", "eu")
+    kubectl.apply("digits", replicas=2, regions=[{"name": "us"}])
+    wait_for(lambda: kubectl.condition("digits").get("reason") == "NotInRegion", "a notice")
+    wait_for(lambda: is_leaving(kubectl, "digits"), "the deletion")
+
+
+def test_promotion_of_a_canary(kubectl, start):
+    apply_definitions(stand_in_definition("gateway.networking.k8s.io", "v1", "HTTPRoute"))
+    start()
+    spec = {"replicas": 4, "route": {"gateway": {"name": "public"}}}
+    kubectl.apply("digits", **spec, canary={"weight": 50, "image": "serving:2"})
+    wait_for(lambda: replicas(kubectl, "digits-canary") == 2, "the canary")
+    for name in ("digits", "digits-canary"):
+        simulate_deployment(kubectl, name)
+    both = {"digits": 50, "digits-canary": 50}
+    wait_for(lambda: weights(kubectl) == both, "both versions in the route")
+    wait_for(lambda: kubectl.condition("digits")["status"] == "True", "ready")
+    kubectl.apply("digits", **spec, image="serving:2")
+    wait_for(lambda: "serving:2" in json.dumps(kubectl.get("deployments", "digits")), "a rollout")
+    wait_for(lambda: kubectl.condition("digits")["status"] == "False", "the rollout's status")
+    time.sleep(2)
+    assert weights(kubectl) == both
+    assert not is_leaving(kubectl, "digits-canary")
+    simulate_deployment(kubectl, "digits")
+    wait_for(lambda: weights(kubectl) == {"digits": 100}, "one version in the route")
+    wait_for(lambda: is_leaving(kubectl, "digits-canary"), "the canary's end")
+    time.sleep(2)
+    assert kubectl.get("services", "digits-canary")
+    collect_garbage(kubectl, "digits-canary")
+    wait_for(lambda: not kubectl.get("services", "digits-canary"), "no canary")
+
+
+def weights(kubectl):
+    """Returns the weights of the route."""
+    route = kubectl.get("httproutes", "digits")
+    return {each["name"]: each["weight"] for each in route["spec"]["rules"][0]["backendRefs"]}
+
+
+def is_leaving(kubectl, name):
+    """Returns True if a Deployment is deleted, or waits for its pods to leave."""
+    found = kubectl.get("deployments", name)
+    return found is None or "deletionTimestamp" in found["metadata"]
+
+
+def collect_garbage(kubectl, name):
+    """Ends a deletion as the garbage collector does when the pods have left."""
+    patch = '{"metadata":{"finalizers":null}}'
+    kubectl("patch", "deployments", name, "--type=merge", "-p", patch, check=False)
+
+
+def test_stops_on_sigterm_amid_work(kubectl, start):
+    operator = start()
+    apply_many(kubectl, [f"model-{number}" for number in range(25)], autoscaling=SCALING)
+    wait_for(lambda: replicas(kubectl, "model-3"), "the first ones")
+    assert operator.stop() == 0
+    log = operator.log.read_text()
+    assert "Session is closed" not in log
+    assert "Started on http" in log
+    assert "created Deployment 'model-3'" in log
 
 
 def test_stops_on_sigterm(start):

@@ -7,7 +7,6 @@ controller, the autoscaler and the endpoints are simulated, with shorter periods
 import contextlib
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -92,6 +91,8 @@ class Cluster:
         self._write_endpoints([])
         self.ports = {"http": free_port(), "grpc": free_port()}
         self.envoy = self._start_envoy()
+        self.is_lost = False
+        self._pass = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -106,23 +107,47 @@ class Cluster:
         """Kills a ready pod, as a machine that fails."""
         self.ready_pods()[0].process.kill()
 
+    def lose(self):
+        """Kills all pods and the gateway, as a region that is lost."""
+        with self._pass:
+            self.is_lost = True
+            self._kill_all()
+            self.ready.clear()
+
+    def come_back(self):
+        """Starts the gateway again, and the pods that the API server asks for."""
+        with self._pass:
+            self._write_endpoints([])
+            self.written = None
+            self.envoy = self._start_envoy()
+            self.is_lost = False
+
     def stop(self):
         self._end.set()
         self._thread.join()
+        self._kill_all()
+
+    def _kill_all(self):
         for process in [self.envoy, *(pod.process for pod in (*self.all_pods(), *self.leaving))]:
             process.kill()
             process.wait()
 
     def _run(self):
         while not self._end.wait(0.1):
-            weights = self._weights()
-            for name in self.pods:
-                self._reconcile(name)
-            if time.monotonic() - self.synced > AUTOSCALER_SECONDS:
-                self.synced = time.monotonic()
-                self._autoscale(self.name)
-            self._publish(weights)
-            self.most_pods = max(self.most_pods, len(self.all_pods()))
+            with self._pass:
+                if not self.is_lost:
+                    self._act()
+
+    def _act(self):
+        """Does one pass of all controllers."""
+        weights = self._weights()
+        for name in self.pods:
+            self._reconcile(name)
+        if time.monotonic() - self.synced > AUTOSCALER_SECONDS:
+            self.synced = time.monotonic()
+            self._autoscale(self.name)
+        self._publish(weights)
+        self.most_pods = max(self.most_pods, len(self.all_pods()))
 
     def _call(self, path, method="GET", body=None):
         data = None if body is None else json.dumps(body).encode()
@@ -150,8 +175,9 @@ class Cluster:
         """Does what the Deployment controller and a kubelet do, without an unavailable pod."""
         path = self._path(("apps/v1", "deployments"), name)
         found = self._call(path)
-        wanted = found["spec"]["replicas"] if found else 0
-        template = found["spec"]["template"] if found else None
+        is_leaving = found is None or "deletionTimestamp" in found["metadata"]
+        wanted = 0 if is_leaving else found["spec"]["replicas"]
+        template = None if is_leaving else found["spec"]["template"]
         pods = self.pods[name]
         for pod in list(pods):
             if pod.process.poll() is not None:
@@ -170,8 +196,11 @@ class Cluster:
             others = sum(1 for one in pods if self.ready.get(one) and one is not pod)
             if others >= wanted or not self.ready.get(pod):
                 self._stop(name, pod)
-        if found:
+        if not is_leaving:
             self._write_status(path, found, pods, new)
+        elif found and not any(pod.process.poll() is None for pod in (*pods, *self.leaving)):
+            # What the garbage collector does after a foreground deletion.
+            self._call(path, "PATCH", {"metadata": {"finalizers": None}})
 
     def _stop(self, name, pod):
         self.pods[name].remove(pod)
@@ -266,7 +295,7 @@ class Cluster:
         config.write_text(
             ENVOY.format(listeners=", ".join(listeners), clusters=", ".join(clusters))
         )
-        flags = ["--concurrency", "1", "-l", "error", "--base-id", str(os.getpid() % 9999)]
+        flags = ["--concurrency", "1", "-l", "error", "--use-dynamic-base-id"]
         log = (self.folder / "envoy.log").open("wb")
         with log:
             return subprocess.Popen(["envoy", "-c", config, *flags], stdout=log, stderr=log)

@@ -31,7 +31,9 @@ for seconds in ("20", "120"):
 """
 ## The object
 
-Python checks it as the API server does: `minReplicas: 12` would be refused here, too.
+A pod that answers 1000 requests per second and needs two minutes to start gets the target 600, as
+the second table says. Python checks the object as the API server does: `minReplicas: 12` would be
+refused here, too.
 """
 
 metrics = [{"type": "RequestsPerSecond", "target": 600}]

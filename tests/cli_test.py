@@ -139,6 +139,22 @@ def test_help_says_what_a_command_does(greet, capsys, arguments):
     assert "Says hello." in capsys.readouterr().out
 
 
+def parsers(parser):
+    """Yields a parser, and those of its commands and of their actions."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+def test_every_help_can_be_written():
+    """A `%` in a help text must be doubled."""
+    texts = [parser.format_help() for parser in parsers(cli._make_parser())]
+    assert len(texts) > len(cli.ROOMS) + 1
+    assert any("99.9 % of requests" in text for text in texts)
+
+
 def test_the_version_is_the_package_s(capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["--version"])

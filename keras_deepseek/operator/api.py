@@ -5,12 +5,29 @@ them. The API server checks `rules`, and the validators check the same in Python
 """
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
-from keras_deepseek.operator.quantity import PATTERN, quantity_value
+from keras_deepseek.operator.fields import (
+    Count,
+    FreeObject,
+    Names,
+    Part,
+    Quantity,
+    Target,
+    Text,
+    Texts,
+)
 
 GROUP = "deepseek.io"
 VERSION = "v1"
@@ -21,72 +38,18 @@ API_VERSION = f"{GROUP}/{VERSION}"
 # A Service takes 63 characters, and the canary's name has 7 more.
 _NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
-_NAME_RULE = f"self.metadata.name.matches('{_NAME}') && self.metadata.name.size() <= 56"
-_ZERO_RULE = (
-    "self.?minReplicas.orValue(1) > 0 || "
-    "(self.?engine.orValue('HPA') == 'KEDA' && self.?triggers.orValue([]).size() > 0)"
-)
-_SURGE_RULE = (
-    "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
-    "(has(self.maxUnavailable) && !(self.maxUnavailable == 0 || self.maxUnavailable == '0%'))"
-)
 
-# Parts of the schema of a field, in the words of the CustomResourceDefinition.
-_INT_OR_STRING = {
-    "x-kubernetes-int-or-string": True,
-    "anyOf": [{"type": "integer"}, {"type": "string"}],
-}
-_FREE = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+class Rule(NamedTuple):
+    """A rule between fields, for the API server in CEL, and for Python."""
 
-
-def _is_quantity(quantity: str | int) -> str | int:
-    quantity_value(quantity)
-    return quantity
-
-
-def _is_positive(quantity: str | int) -> str | int:
-    if quantity_value(quantity) <= 0:
-        raise ValueError(f"must be above zero, received {quantity!r}")
-    return quantity
-
-
-_POSITIVE = {
-    "rule": "type(self) == int ? self > 0 : self.matches('[1-9]')",
-    "message": "must be above zero",
-}
-
-Quantity = Annotated[
-    int | str,
-    AfterValidator(_is_quantity),
-    Field(json_schema_extra={**_INT_OR_STRING, "pattern": PATTERN, "maxLength": 32}),
-]
-Target = Annotated[
-    int | str,
-    AfterValidator(_is_positive),
-    Field(
-        json_schema_extra={
-            **_INT_OR_STRING,
-            "pattern": PATTERN,
-            "maxLength": 32,
-            "x-kubernetes-validations": [_POSITIVE],
-        }
-    ),
-]
-Part = Annotated[
-    int | Annotated[str, Field(pattern=r"^[0-9]+%$")],
-    Field(json_schema_extra={**_INT_OR_STRING, "pattern": r"^[0-9]+%$", "maxLength": 8}),
-]
-Count = Annotated[int, Field(ge=0, le=10_000)]
-Seconds = Annotated[int, Field(ge=0, le=86_400)]
-Text = Annotated[str, Field(min_length=1, max_length=1024)]
-Names = Annotated[list[Text], Field(max_length=16)]
-FreeObject = Annotated[dict[str, Any], Field(json_schema_extra=_FREE)]
-Texts = Annotated[dict[str, str], Field(max_length=32)]
+    cel: str
+    message: str
+    holds: Callable[[Any], object] = lambda _: True
 
 
 def _add_rules(schema: dict[str, Any], model: type[Any]) -> None:
     if model.rules:
-        rules = [{"rule": rule, "message": message} for rule, message in model.rules]
+        rules = [{"rule": rule.cel, "message": rule.message} for rule in model.rules]
         schema["x-kubernetes-validations"] = rules
 
 
@@ -98,11 +61,18 @@ class _Fields(BaseModel):
         extra="forbid",
         json_schema_extra=_add_rules,
         populate_by_name=True,
+        strict=True,  # "3" is no number to the API server.
         use_attribute_docstrings=True,
     )
 
-    rules: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """The rules between fields, in CEL, each with its message."""
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for rule in self.rules:
+            if not rule.holds(self):
+                raise ValueError(rule.message)
+        return self
 
 
 class Model(_Fields):
@@ -111,28 +81,27 @@ class Model(_Fields):
     uri: Text
     """pvc://CLAIM/PATH, a volume claim; oci://IMAGE@sha256:DIGEST, an image volume; else what
     keras-deepseek serve reads, as s3://, gs://, az://, https:// or hf://."""
-    name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    name: Annotated[str, Field(pattern=r"^[-A-Za-z0-9_.]+$", max_length=253)] | None = None
     """The model's name in URLs. Default: the name of this object."""
 
     rules = (
-        (
-            "!self.uri.startsWith('pvc://') || self.uri.matches('^pvc://[a-z0-9][-.a-z0-9]*/.+$')",
-            "pvc:// needs a claim and a path, as in pvc://models/digits",
+        Rule(
+            "!self.uri.startsWith('pvc://') || "
+            "(self.uri.matches('^pvc://[a-z0-9][-.a-z0-9]*/.+$') && !self.uri.contains('..'))",
+            "pvc:// needs a claim and a path without '..', as in pvc://models/digits",
+            lambda self: re.match(r"(?!pvc://)|pvc://[a-z0-9][-.a-z0-9]*/(?!.*\.\.).", self.uri),
         ),
-        (
+        Rule(
             "!self.uri.startsWith('oci://') || self.uri.matches('^oci://.+@sha256:[0-9a-f]{64}$')",
             "oci:// needs a digest, as in oci://registry/model@sha256:...",
+            lambda self: re.match(r"(?!oci://)|oci://.+@sha256:[0-9a-f]{64}$", self.uri),
         ),
-        ("self.uri.contains('://')", "the uri needs a scheme, as in s3://bucket/model"),
+        Rule(
+            "self.uri.contains('://')",
+            "the uri needs a scheme, as in s3://bucket/model",
+            lambda self: "://" in self.uri,
+        ),
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        scheme, _, rest = self.uri.partition("://")
-        _check_rule(scheme != "pvc" or re.match(r"[a-z0-9][-.a-z0-9]*/.+$", rest), self.rules[0])
-        _check_rule(scheme != "oci" or re.match(r".+@sha256:[0-9a-f]{64}$", rest), self.rules[1])
-        _check_rule("://" in self.uri, self.rules[2])
-        return self
 
 
 class Resources(_Fields):
@@ -204,24 +173,23 @@ class Autoscaling(_Fields):
     """KEDA only: further triggers in KEDA's words, such as the gateway's requests in Prometheus."""
 
     rules = (
-        ("self.?minReplicas.orValue(1) <= self.maxReplicas", "minReplicas is above maxReplicas"),
-        (
-            _ZERO_RULE,
-            "minReplicas 0 needs engine KEDA, and a trigger that counts requests while no pod runs",
+        Rule(
+            "self.?minReplicas.orValue(1) <= self.maxReplicas",
+            "minReplicas is above maxReplicas",
+            lambda self: self.min_replicas <= self.max_replicas,
         ),
-        (
+        Rule(
+            "self.?minReplicas.orValue(1) > 0 || "
+            "(self.?engine.orValue('HPA') == 'KEDA' && self.?triggers.orValue([]).size() > 0)",
+            "minReplicas 0 needs engine KEDA, and a trigger that counts requests while no pod runs",
+            lambda self: self.min_replicas > 0 or (self.engine == "KEDA" and self.triggers),
+        ),
+        Rule(
             "self.?triggers.orValue([]).size() == 0 || self.?engine.orValue('HPA') == 'KEDA'",
             "triggers need engine KEDA",
+            lambda self: not self.triggers or self.engine == "KEDA",
         ),
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_rule(self.min_replicas <= self.max_replicas, self.rules[0])
-        is_keda = self.engine == "KEDA"
-        _check_rule(self.min_replicas > 0 or (is_keda and bool(self.triggers)), self.rules[1])
-        _check_rule(not self.triggers or is_keda, self.rules[2])
-        return self
 
 
 class Batching(_Fields):
@@ -230,7 +198,7 @@ class Batching(_Fields):
     max_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """The most rows of a batch."""
     target_latency: Target | None = None
-    """Seconds in which requests are answered, or else refused, as 200m."""
+    """Seconds in which requests are answered, or else refused, as 200m: 0.2 seconds."""
     max_queue_rows: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Rows that may wait before requests are refused: the buffer for bursts."""
 
@@ -246,17 +214,14 @@ class Rollout(_Fields):
     """Seconds that a pod may take to load its model. Default: 600."""
 
     rules = (
-        (
-            _SURGE_RULE,
+        Rule(
+            "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
+            "(has(self.maxUnavailable) && "
+            "!(self.maxUnavailable == 0 || self.maxUnavailable == '0%'))",
             "maxSurge and maxUnavailable are both 0: no pod could be replaced",
+            lambda self: {self.max_surge, self.max_unavailable} - {0, "0%"},
         ),
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        none = (0, "0%")
-        _check_rule(self.max_surge not in none or self.max_unavailable not in none, self.rules[0])
-        return self
 
 
 class Canary(_Fields):
@@ -264,8 +229,9 @@ class Canary(_Fields):
 
     weight: Annotated[int, Field(ge=0, le=100)]
     """The percentage of requests."""
-    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """The replicas of the canary, or the fewest with autoscaling. Default: 1."""
+    replicas: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """The replicas of the canary, or the fewest with autoscaling. Default: the weight's
+    part of those of the stable version."""
     model: Model | None = None
     """The model of the canary. Default: that of this object."""
     image: Text | None = None
@@ -317,6 +283,13 @@ class Region(_Fields):
     """A partial pod template, merged after that of the object."""
 
 
+def _fits(autoscaling: Autoscaling | None, region: Region) -> bool:
+    if autoscaling is None:
+        return True
+    fewest = autoscaling.min_replicas if region.min_replicas is None else region.min_replicas
+    return fewest <= (region.max_replicas or autoscaling.max_replicas)
+
+
 class ModelDeploymentSpec(_Fields):
     """The wanted state."""
 
@@ -357,15 +330,37 @@ class ModelDeploymentSpec(_Fields):
     named server."""
 
     rules = (
-        ("!has(self.canary) || has(self.route)", "a canary needs a route, which splits requests"),
+        Rule(
+            "!has(self.canary) || has(self.route)",
+            "a canary needs a route, which splits requests",
+            lambda self: self.canary is None or self.route is not None,
+        ),
+        Rule(
+            "!has(self.autoscaling) || !has(self.regions) || self.regions.all(r, "
+            "r.?minReplicas.orValue(self.autoscaling.?minReplicas.orValue(1)) <= "
+            "r.?maxReplicas.orValue(self.autoscaling.maxReplicas))",
+            "minReplicas of a region is above its maxReplicas",
+            lambda self: all(_fits(self.autoscaling, region) for region in self.regions),
+        ),
+        Rule(
+            "!has(self.autoscaling) || (self.autoscaling.?engine.orValue('HPA') == 'KEDA' && "
+            "self.autoscaling.?triggers.orValue([]).size() > 0) || "
+            "!has(self.regions) || self.regions.all(r, r.?minReplicas.orValue(1) > 0)",
+            "minReplicas 0 of a region needs engine KEDA, and a trigger that counts requests",
+            lambda self: (
+                self.autoscaling is None
+                or (self.autoscaling.engine == "KEDA" and self.autoscaling.triggers)
+                or all(region.min_replicas != 0 for region in self.regions)
+            ),
+        ),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_rule(self.canary is None or self.route is not None, self.rules[0])
-        names = [region.name for region in self.regions]
-        _check_rule(len(set(names)) == len(names), ("", "a region is named twice"))
-        return self
+    @field_validator("regions")
+    @classmethod
+    def _check_regions(cls, regions: list[Region]) -> list[Region]:
+        if len({region.name for region in regions}) < len(regions):
+            raise ValueError("a region is named twice")
+        return regions
 
 
 class ObjectMeta(BaseModel):
@@ -392,8 +387,11 @@ class ModelDeployment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_add_rules, populate_by_name=True)
 
-    rules: ClassVar[tuple[tuple[str, str], ...]] = (
-        (_NAME_RULE, "the name must be at most 56 of a-z, 0-9 and -, to fit a Service"),
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"self.metadata.name.matches('{_NAME}') && self.metadata.name.size() <= 56",
+            "the name must be at most 56 of a-z, 0-9 and -, to fit a Service",
+        ),
     )
 
     api_version: Annotated[Literal["deepseek.io/v1"], Field(alias="apiVersion")] = "deepseek.io/v1"
@@ -403,6 +401,23 @@ class ModelDeployment(BaseModel):
     status: dict[str, Any] = {}
 
 
-def _check_rule(holds: object, rule: tuple[str, str]) -> None:
-    if not holds:
-        raise ValueError(rule[1])
+def find_fault(model: type[BaseModel], found: Any) -> str | None:
+    """Returns what is wrong with an object of YAML, with the path of the field, or `None`."""
+    try:
+        model.model_validate(found, by_alias=True, by_name=False)
+    except ValidationError as error:
+        fault, *_ = error.errors()
+    else:
+        return None
+    *place, last = [part for part in fault["loc"] if part not in _BRANCHES] or [""]
+    path = ".".join(map(str, [*place, last]))
+    if fault["type"] != "extra_forbidden":
+        message = fault["msg"].removeprefix("Value error, ")
+        if _BRANCHES.intersection(fault["loc"]):
+            message = f"must be an integer or a text, received {fault['input']!r}"
+        return f"{path}: {message}." if path else f"{message}."
+    return f"{'.'.join(map(str, place))}: unknown field {last!r}."
+
+
+_BRANCHES = frozenset(("int", "str"))
+"""Words of pydantic for the parts of a union. No field has such a name."""

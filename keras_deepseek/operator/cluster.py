@@ -5,11 +5,17 @@ from typing import Any
 
 import aiohttp
 
-from keras_deepseek.operator.kinds import CHILDREN, Kind, Object
+from keras_deepseek.operator.kinds import CHILDREN, DEPLOYMENT, Kind, Object
 from keras_deepseek.operator.plan import Apply, Delete
 
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML.
 _VERSIONS = sorted({kind.api_version for kind in CHILDREN})
+_TIMEOUT = aiohttp.ClientTimeout(total=30.0)
+_ADVICE = {
+    "is forbidden: User": "Give the operator the rights of kubernetes/base/rbac.yaml.",
+    "must specify a volume type": "Models at oci:// need Kubernetes 1.35, for image volumes.",
+}
+"""Advice for errors, by a part of the API server's message."""
 
 
 class ClusterError(Exception):
@@ -29,9 +35,12 @@ class ClusterError(Exception):
     @property
     def is_permanent(self) -> bool:
         """True if the same request will fail again until someone changes something."""
-        # An apply with an unknown field is answered by 500.
-        is_unknown_field = "typed patch object" in str(self)
-        return is_unknown_field or self.status in (400, 403, 404, 413, 415, 422)
+        return self.is_wrong_form or self.status in (400, 403, 404, 413, 415, 422)
+
+    @property
+    def is_wrong_form(self) -> bool:
+        """True if an applied object has an unknown field, or one of a wrong type."""
+        return "typed patch object" in str(self) or "strict decoding error" in str(self)
 
 
 class Cluster:
@@ -60,7 +69,10 @@ class Cluster:
         return {kind for kind in CHILDREN if kind.plural in resources[kind.api_version]}
 
     async def has(self, kind: Kind) -> bool:
-        """Returns True if the API server has a kind."""
+        """Returns True if the API server has a kind, and lists its group: kopf looks there."""
+        groups = await self._exchange("GET", "/apis")
+        if kind.api_version.split("/")[0] not in [group["name"] for group in groups["groups"]]:
+            return False
         return kind.plural in await self._resources(kind.api_version)
 
     async def _resources(self, version: str) -> set[str]:
@@ -83,8 +95,11 @@ class Cluster:
         if isinstance(step, Apply):
             params = {"fieldManager": step.manager, "force": "true", "fieldValidation": "Strict"}
             return await self._exchange("PATCH", path, step.body, _APPLY, **params)
+        # A Deployment stays until its pods have left, so that a plan can wait for them.
+        policy = "Foreground" if step.kind is DEPLOYMENT else "Background"
+        body = {"propagationPolicy": policy, "preconditions": {"uid": step.uid}}
         try:
-            await self._exchange("DELETE", path)
+            await self._exchange("DELETE", path, body)
         except ClusterError as error:
             if error.status != 404:  # noqa: PLR2004 - it is gone already.
                 raise
@@ -115,7 +130,7 @@ class Cluster:
         headers = {"Content-Type": kind, "Accept": "application/json"}
         data = None if body is None else json.dumps(body)
         async with self.session.request(
-            method, self.server + path, params=params, headers=headers, data=data
+            method, self.server + path, params=params, headers=headers, data=data, timeout=_TIMEOUT
         ) as answer:
             text = await answer.text()
             try:
@@ -124,5 +139,7 @@ class Cluster:
                 found = {"message": text[:200]}
             if answer.status >= 300:  # noqa: PLR2004
                 message = found.get("message") or str(answer.reason)
+                advice = [advice for part, advice in _ADVICE.items() if part in message]
+                message = ". ".join([message, *advice])
                 raise ClusterError(answer.status, found.get("reason", "Unknown"), message)
             return found

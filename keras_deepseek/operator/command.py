@@ -7,6 +7,9 @@ NAME = "operator"
 HELP = "serve ModelDeployments on Kubernetes, and scale them by their requests"
 
 _DEFAULT_IMAGE = "keras-deepseek-serving"
+_ALL = 100.0
+"""The percentage of all requests."""
+
 _PACKAGES = ("aiohttp", "kopf", "pydantic", "yaml")
 
 
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a YAML file of ModelDeployments; - is the standard input; can be repeated",
     )
-    _add_size(commands.add_parser("size", help="find the target that keeps 99.9 % of requests"))
+    _add_size(commands.add_parser("size", help="find the target that keeps 99.9 %% of requests"))
 
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +65,14 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
         "--peak",
         type=float,
         metavar="N",
-        help="requests per second at the peak of the day (default: 20 times the capacity)",
+        help="requests per second at the peak of the day, without its noise of some percent "
+        "(default: 20 times the capacity)",
     )
     parser.add_argument(
         "--min-replicas", type=int, default=2, metavar="N", help="fewest replicas (default: 2)"
+    )
+    parser.add_argument(
+        "--max-replicas", type=int, default=1000, metavar="N", help="most replicas (default: 1000)"
     )
     parser.add_argument(
         "--traffic",
@@ -118,9 +125,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> Any:
+    from keras_deepseek.errors import InvalidInputError
+    from keras_deepseek.operator import api
     from keras_deepseek.operator.plan import Settings
 
-    return Settings(arguments.serving_image, arguments.model_store, arguments.region)
+    store = arguments.model_store
+    if store is not None and (error := api.find_fault(api.Model, {"uri": f"{store}/model"})):
+        raise InvalidInputError(f"--model-store {store!r}: {error}")
+    return Settings(arguments.serving_image, store, arguments.region)
 
 
 def _run_operator(arguments: argparse.Namespace) -> None:
@@ -145,19 +157,25 @@ def _size(arguments: argparse.Namespace) -> None:
 
     from keras_deepseek.checks import check_integer, check_number
     from keras_deepseek.errors import InvalidInputError, unknown_name_message
-    from keras_deepseek.operator.simulation import Deployment
+    from keras_deepseek.operator.simulation import SimulatedDeployment
     from keras_deepseek.operator.sizing import describe_sizes, measure_capacity
     from keras_deepseek.operator.traffic import TRAFFIC
 
-    for name in ("capacity", "peak", "queue_seconds", "success"):
+    for name in ("capacity", "peak", "queue_seconds"):
         if (value := getattr(arguments, name)) is not None:
             check_number(f"--{name.replace('_', '-')}", value, above=0)
     check_integer("--cold-start", arguments.cold_start, least=0)
+    if not 1 < arguments.success <= _ALL:
+        raise InvalidInputError(
+            f"--success must be a percentage such as 99.9, received {arguments.success:g}."
+        )
     check_integer("--min-replicas", arguments.min_replicas)
+    check_integer("--max-replicas", arguments.max_replicas, least=arguments.min_replicas)
     traffic = arguments.traffic or list(TRAFFIC)
     for name in traffic:
         if name not in TRAFFIC and not Path(name).exists():
-            raise InvalidInputError(unknown_name_message("traffic", name, TRAFFIC))
+            message = unknown_name_message("traffic", name, TRAFFIC)
+            raise InvalidInputError(f"{message} There is no file of this name either.")
     capacity = arguments.capacity
     if capacity is None:
         if arguments.body is None:
@@ -167,10 +185,11 @@ def _size(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise InvalidInputError(f"Can't read {arguments.body}: {error}") from error
         capacity = measure_capacity(arguments.url, body)
-    deployment = Deployment(
+    deployment = SimulatedDeployment(
         capacity,
         arguments.cold_start,
         arguments.min_replicas,
+        arguments.max_replicas,
         queue_seconds=arguments.queue_seconds,
     )
     peak = arguments.peak or 20 * capacity

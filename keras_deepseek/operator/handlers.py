@@ -4,20 +4,26 @@ kopf only watches: it puts no finalizer and no annotation on an object, so delet
 """
 
 import asyncio
+import contextlib
+import itertools
 import logging
+import signal
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import kopf
+from aiohttp import web
 
-from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.operator.cluster import Cluster, ClusterError
 from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT, MODEL_DEPLOYMENT
 from keras_deepseek.operator.plan import MANAGED, Settings
 from keras_deepseek.operator.reconciler import Reconciler
 
 _LOG = logging.getLogger(__name__)
-_CRD_SECONDS = 5.0
+_AGAIN_SECONDS = 5.0
 
 
 def run_operator(settings: Settings, liveness: str | None = None) -> None:
@@ -28,34 +34,114 @@ def run_operator(settings: Settings, liveness: str | None = None) -> None:
         liveness: The URL to answer liveness probes at, as `http://0.0.0.0:8080/healthz`, or `None`.
 
     Raises:
-        NotSupportedError: The API server can't be reached, or refuses the credentials.
+        InvalidInputError: `liveness` is no URL of `http`, or its port is in use.
+        NotSupportedError: The API server can't be reached, or refuses the credentials, or a watch
+            failed for good. Kubernetes starts the pod again.
     """
-    asyncio.run(_run(settings, liveness))
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_run(settings, liveness))
 
 
 async def _run(settings: Settings, liveness: str | None) -> None:
+    _stop_on_signals()
     kopf_settings = kopf.OperatorSettings()
+    kopf_settings.networking.error_backoffs = _Backoffs()
     kopf_settings.posting.enabled = False
     kopf_settings.scanning.disabled = True  # No right to list CRDs and namespaces is needed.
     kopf_settings.watching.server_timeout = 300
     selector = ",".join(f"{key}={value}" for key, value in MANAGED.items())
     for kind in (DEPLOYMENT, AUTOSCALER):
         kopf_settings.watching.label_selectors[kind.api_version, kind.plural] = selector
-    cluster = await _connect(kopf_settings)
-    reconciler = Reconciler(cluster, settings)
-    await _wait_for_definition(cluster)
+    async with _answer_probes(liveness):
+        cluster = await _connect(kopf_settings)
+        _LOG.info("Started on %s with %s", cluster.server, settings)
+        try:
+            await _wait_for_definition(cluster)
+            reconciler = Reconciler(cluster, settings)
+            await _work(reconciler, _registry(reconciler, cluster), kopf_settings)
+        finally:
+            await cluster.close()
+
+
+def _stop_on_signals() -> None:
+    """Cancels the task of the caller at SIGTERM and Ctrl-C. kopf takes over when it runs."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
+async def _work(
+    reconciler: Reconciler, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings
+) -> None:
+    """Runs kopf and the workers until a signal, or until one of them ends for good.
+
+    A watch does so after the CRD's deletion, a worker by a fault of its own.
+    """
+    is_ending = asyncio.Event()
+
+    async def end(**_: Any) -> None:
+        is_ending.set()
+
+    kopf.on.cleanup(registry=registry)(end)
+    others = asyncio.all_tasks()
+    watching = asyncio.create_task(
+        kopf.operator(registry=registry, settings=settings, standalone=True, clusterwide=True)
+    )
     working = asyncio.create_task(reconciler.run())
+    waiting = asyncio.create_task(is_ending.wait())
+    await asyncio.wait({watching, working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        watching.cancel()
+    working.cancel()
+    await asyncio.wait({working})  # kopf is going to close its session.
+    # A watch can survive its first cancellation, and kopf would wait for it for ever.
+    while not (await asyncio.wait({watching}, timeout=1.0))[0]:
+        for task in asyncio.all_tasks() - others - {watching}:
+            task.cancel()
+    if not working.cancelled():
+        await working  # It raises why it ended.
     try:
-        await kopf.operator(
-            registry=_registry(reconciler, cluster),
-            settings=kopf_settings,
-            standalone=True,
-            clusterwide=True,
-            liveness_endpoint=liveness,
-        )
+        await watching
+    except Exception as error:
+        raise NotSupportedError(f"A watch failed: {error}. Start the operator again.") from error
+
+
+class _Backoffs:
+    """Seconds before each retry of a request of kopf, without end.
+
+    With an end, a refused right or an outage of a minute would end the operator.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 2.0, 5.0), itertools.repeat(10.0))
+
+
+@contextlib.asynccontextmanager
+async def _answer_probes(url: str | None) -> AsyncIterator[None]:
+    """Answers liveness probes at a URL. kopf would do so only while it runs."""
+    if url is None:
+        yield
+        return
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise InvalidInputError(f"--liveness must be as http://0.0.0.0:8080/healthz, not {url!r}.")
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    application = web.Application()
+    application.router.add_get(parts.path or "/", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, parts.hostname, parts.port or 80).start()
+        except OSError as error:
+            raise InvalidInputError(f"Can't answer at {url}: {error}") from error
+        yield
     finally:
-        working.cancel()
-        await cluster.close()
+        await runner.cleanup()
 
 
 def _registry(reconciler: Reconciler, cluster: Cluster) -> kopf.OperatorRegistry:
@@ -93,6 +179,10 @@ async def _connect(settings: kopf.OperatorSettings) -> Cluster:
         cluster = Cluster(*_log_in(settings))
     except (kopf.LoginError, OSError, ValueError) as error:
         raise NotSupportedError(f"{error}. Set KUBECONFIG, or run in a cluster.") from error
+    except Exception as error:  # kopf reads KUBECONFIG's file as if it had the right form.
+        raise NotSupportedError(
+            f"KUBECONFIG's file can't be used: {type(error).__name__}: {error}. Try kubectl."
+        ) from error
     try:
         await cluster.kinds()
     except (aiohttp.ClientError, TimeoutError, ClusterError) as error:
@@ -118,9 +208,15 @@ def _log_in(settings: kopf.OperatorSettings) -> tuple[aiohttp.ClientSession, str
 
 async def _wait_for_definition(cluster: Cluster) -> None:
     """Waits for the CRD: kopf would never see one that comes after its start."""
-    while not await cluster.has(MODEL_DEPLOYMENT):
-        _LOG.warning(
-            "The cluster has no ModelDeployment. Apply the output of: "
-            "keras-deepseek operator render --crds-only"
-        )
-        await asyncio.sleep(_CRD_SECONDS)
+    is_told = False
+    while True:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ClusterError):
+            if await cluster.has(MODEL_DEPLOYMENT):
+                return
+            if not is_told:
+                _LOG.warning(
+                    "The cluster has no ModelDeployment. Apply the output of: "
+                    "keras-deepseek operator render --crds-only"
+                )
+                is_told = True
+        await asyncio.sleep(_AGAIN_SECONDS)

@@ -7,13 +7,13 @@ Replicas never stand in the Deployment's own apply. A second field manager appli
 there is no moment at which no one owns them; without an owner the API server would set 1.
 """
 
+import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.operator import api
-from keras_deepseek.operator.api import Autoscaling, Model, ModelDeploymentSpec, Region, Route
+from keras_deepseek.operator.api import Autoscaling, Model, Region, Route
 from keras_deepseek.operator.kinds import (
     AUTOSCALER,
     CHILDREN,
@@ -29,7 +29,15 @@ from keras_deepseek.operator.kinds import (
     Kind,
     Object,
 )
-from keras_deepseek.operator.pods import make_pod_template
+from keras_deepseek.operator.pods import check_arguments, make_pod_template
+from keras_deepseek.operator.problems import PlanError, Problem
+from keras_deepseek.operator.regions import (
+    REGION_ANNOTATION,
+    check_region_of_children,
+    find_region,
+    with_region,
+)
+from keras_deepseek.operator.rollout import rollout_waits_for
 from keras_deepseek.operator.routes import make_grpc_route, make_http_route, route_annotations
 from keras_deepseek.operator.scaling import make_scaler
 
@@ -40,11 +48,13 @@ SCALE_MANAGER = "keras-deepseek-scale"
 MANAGED = {"app.kubernetes.io/managed-by": "keras-deepseek"}
 """The label of each child, by which the operator watches them."""
 
+INSTANCE = "app.kubernetes.io/instance"
+"""The label of children and pods that names the object."""
+
 Live = Mapping[tuple[Kind, str], Object]
 """The objects that exist, by kind and name."""
 
-Problem = tuple[str, str]
-"""A reason in CamelCase, and a message that says what is wrong and what to do."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,11 @@ class Settings:
     serving_image: str
     model_store: str | None = None
     region: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses an empty region, as an unset variable gives it."""
+        if self.region == "":
+            raise InvalidInputError("--region is empty. Name the region, or leave it out.")
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,8 @@ class Delete:
 
     kind: Kind
     name: str
+    uid: str
+    """The one to delete. Another one that has its name by then stays."""
 
 
 @dataclass(frozen=True)
@@ -88,41 +105,30 @@ class Plan:
     problem: Problem | None = None
     notice: str | None = None
     """Something to say although nothing is wrong."""
-    fewest_replicas: int = 0
-    """The replicas that must be available."""
+    fewest_replicas: Mapping[str, int] = field(default_factory=dict)
+    """The replicas that must be available, by the name of a Deployment."""
 
 
-class PlanError(Exception):
-    """A problem that the user has to solve.
-
-    Args:
-        reason: The reason, in CamelCase.
-        message: What is wrong, and what to do.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-def make_plan(deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings) -> Plan:
-    """Returns the plan for one `ModelDeployment`.
+def make_plan(
+    model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
+) -> Plan:
+    """Returns the plan for one `ModelDeployment`. An error becomes its problem: others go on.
 
     Args:
-        deployment: The object, as the API server has it.
+        model_deployment: The object, as the API server has it.
         live: The objects of its names and kinds that exist.
         kinds: The kinds that the API server has.
         settings: The settings of the operator.
     """
     try:
-        return _Planner(deployment, live, kinds, settings).plan()
+        return _Planner(model_deployment, live, kinds, settings).plan()
     except PlanError as error:
-        return Plan(problem=(error.reason, str(error)))
-    except ValidationError as error:
-        (first, *_) = error.errors()
-        place = ".".join(map(str, first["loc"]))
-        message = f"{place}: {first['msg'].removeprefix('Value error, ')}."
-        return Plan(problem=("InvalidObject", message))
+        return Plan(problem=error.problem)
+    except Exception as error:  # noqa: BLE001 - one object must not end the operator.
+        name = model_deployment["metadata"]["name"]
+        _LOG.exception("%s: no plan could be made", name)
+        message = f"The operator failed on this object, please report it: {error!r}"
+        return Plan(problem=Problem("InternalError", message))
 
 
 @dataclass(frozen=True)
@@ -134,22 +140,28 @@ class _Track:
     model: Model | None
     image: str
     args: list[str]
-    replicas: int | None
-    """Without autoscaling the replicas, or `None` for those that run; with it the fewest."""
-    first_replicas: int
-    """The replicas of a new Deployment with autoscaling."""
+    args_field: str
+    fewest: int
+    """The replicas that must be available: all, or with autoscaling the fewest."""
+    most: int
+    first: int
+    """The replicas of a new Deployment. Without autoscaling, of each."""
 
 
 class _Planner:
     """The making of one plan."""
 
     def __init__(
-        self, deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
+        self, model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
     ) -> None:
-        whole = {**deployment, "apiVersion": api.API_VERSION, "kind": api.KIND, "status": {}}
+        whole = {**model_deployment, "apiVersion": api.API_VERSION, "kind": api.KIND, "status": {}}
+        if fault := api.find_fault(api.ModelDeployment, whole):
+            raise PlanError("InvalidObject", fault)
         self._spec = api.ModelDeployment.model_validate(whole).spec
-        self._metadata = deployment["metadata"]
+        self._metadata = model_deployment["metadata"]
+        self._status = model_deployment.get("status", {})
         self._name = self._metadata["name"]
+        self._canary = canary_name(self._name)
         self._namespace = self._metadata.get("namespace", "default")
         self._live = live
         self._kinds = kinds
@@ -158,36 +170,29 @@ class _Planner:
 
     def plan(self) -> Plan:
         """Returns the plan. Raises a `PlanError`."""
-        region = self._region()
+        here = self._settings.region
+        region = find_region(self._spec, here)
         if self._spec.regions and region is None:
+            check_region_of_children(filter(self._is_ours, self._live.values()), here)
             self._delete_unwanted()
-            here = self._settings.region
             notice = f"The region {here!r} isn't listed in spec.regions: nothing runs here."
             return Plan(tuple(self._steps), notice=notice)
         if region is not None:
-            self._spec = _with_region(self._spec, region)
+            self._spec = with_region(self._spec, region)
         self._check_kinds()
         tracks = self._tracks()
-        fewest = [self._plan_track(track, region.template if region else {}) for track in tracks]
+        for track in tracks:
+            self._plan_track(track, region.template if region else {})
+        promotes = self._promotes(tracks[0])
         if self._spec.route:
-            self._plan_routes(self._spec.route, region, tracks)
-        self._delete_unwanted()
-        return Plan(tuple(self._steps), fewest_replicas=fewest[0])
+            self._plan_routes(self._spec.route, region, promotes=promotes)
+        self._delete_unwanted(keeps_canary=promotes)
+        return Plan(tuple(self._steps), fewest_replicas={one.name: one.fewest for one in tracks})
 
     @property
     def _autoscaling(self) -> Autoscaling | None:
         autoscaling = self._spec.autoscaling
         return autoscaling if autoscaling and autoscaling.enabled else None
-
-    def _region(self) -> Region | None:
-        regions = {region.name: region for region in self._spec.regions}
-        if regions and self._settings.region is None:
-            raise PlanError(
-                "RegionUnknown",
-                "The object lists regions, and the operator doesn't know its own. Start it with "
-                "--region NAME.",
-            )
-        return regions.get(self._settings.region or "")
 
     def _check_kinds(self) -> None:
         route = self._spec.route
@@ -205,35 +210,49 @@ class _Planner:
                 )
 
     def _tracks(self) -> list[_Track]:
-        spec, scaling = self._spec, self._autoscaling
+        spec, scaling, canary = self._spec, self._autoscaling, self._spec.canary
+        live = self._live.get((DEPLOYMENT, self._name), {})
+        running = int(live.get("spec", {}).get("replicas", 1))
+        if scaling:
+            fewest, most = scaling.min_replicas, scaling.max_replicas
+            first = min(max(spec.replicas or 0, fewest), most)
+        else:
+            fewest = most = first = running if spec.replicas is None else spec.replicas
         stable = _Track(
             name=self._name,
             labels=self._labels("stable"),
             model=self._model(spec.model, spec.image),
             image=spec.image or self._settings.serving_image,
             args=spec.args,
-            replicas=scaling.min_replicas if scaling else spec.replicas,
-            first_replicas=spec.replicas or 0,
+            args_field="spec.args",
+            fewest=fewest,
+            most=most,
+            first=first,
         )
-        canary = spec.canary
         if canary is None:
             return [stable]
         image = canary.image or spec.image
+        fewest = canary.replicas or _share_of(fewest, canary.weight)
+        most = max(fewest, _share_of(most, canary.weight)) if scaling else fewest
+        if scaling:
+            first = canary.replicas or _share_of(max(running, first), canary.weight)
         return [
             stable,
             _Track(
-                name=canary_name(self._name),
+                name=self._canary,
                 labels=self._labels("canary"),
                 model=self._model(canary.model or spec.model, image),
                 image=image or self._settings.serving_image,
                 args=spec.args if canary.args is None else canary.args,
-                replicas=canary.replicas,
-                first_replicas=canary.replicas,
+                args_field="spec.args" if canary.args is None else "spec.canary.args",
+                fewest=fewest,
+                most=most,
+                first=min(max(first, fewest), most),
             ),
         ]
 
     def _labels(self, track: str) -> dict[str, str]:
-        return {"app.kubernetes.io/instance": self._name, f"{api.GROUP}/track": track}
+        return {INSTANCE: self._name, f"{api.GROUP}/track": track}
 
     def _model(self, model: Model | None, image: str | None) -> Model | None:
         if model is not None or image is not None:
@@ -246,26 +265,27 @@ class _Planner:
             )
         return Model(uri=f"{self._settings.model_store.rstrip('/')}/{self._name}")
 
-    def _plan_track(self, track: _Track, regional_template: Object | None) -> int:
-        """Plans the Service, the Deployment, its scaler and budget; returns the fewest replicas."""
+    def _plan_track(self, track: _Track, regional_template: Object | None) -> None:
+        """Plans the Service, the Deployment, its scaler and its budget."""
         rollout = self._spec.rollout or api.Rollout()
-        try:
-            template = make_pod_template(
-                self._name,
-                track.labels,
-                track.model,
-                track.image,
-                track.args,
-                self._spec,
-                [self._spec.template, regional_template or {}],
-            )
-        except ValueError as error:
-            raise PlanError("TemplateBroken", f"spec.{error}") from error
+        check_arguments(track.args, track.args_field)
+        templates = {"spec.template": self._spec.template}
+        if regional_template:
+            templates["the region's template"] = regional_template
+        template = make_pod_template(
+            self._name,
+            track.labels,
+            track.model,
+            track.image,
+            track.args,
+            self._spec,
+            templates,
+        )
         ports: list[Object] = [
             {"name": port, "port": number, "targetPort": port} for port, number in PORTS.items()
         ]
         ports[list(PORTS).index("grpc")]["appProtocol"] = "kubernetes.io/h2c"
-        self._apply(SERVICE, track, {"selector": track.labels, "ports": ports})
+        self._apply(SERVICE, track.name, track.labels, {"selector": track.labels, "ports": ports})
         strategy = {"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable}
         deployment = {
             "selector": {"matchLabels": track.labels},
@@ -273,64 +293,100 @@ class _Planner:
             "progressDeadlineSeconds": rollout.start_seconds + 60,
             "template": template,
         }
-        self._apply(DEPLOYMENT, track, deployment)
-        fewest = self._plan_replicas(track)
-        if fewest > 1:
-            budget = {"maxUnavailable": 1, "selector": {"matchLabels": track.labels}}
-            self._apply(DISRUPTION_BUDGET, track, budget)
-        return fewest
+        self._apply(DEPLOYMENT, track.name, track.labels, deployment)
+        self._plan_replicas(track)
+        if track.most > 1:
+            budget = {
+                "maxUnavailable": 1,
+                "selector": {"matchLabels": track.labels},
+                # A pod that is not ready must not hold up the drain of its node.
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            }
+            self._apply(DISRUPTION_BUDGET, track.name, track.labels, budget)
 
-    def _plan_replicas(self, track: _Track) -> int:
-        """Plans the replicas and the scaler; returns the fewest replicas."""
-        live, scaling = self._live.get((DEPLOYMENT, track.name)), self._autoscaling
+    def _plan_replicas(self, track: _Track) -> None:
+        scaling = self._autoscaling
         if scaling is None:  # The scaler is deleted later, when the replicas have an owner.
-            running = (live or {}).get("spec", {}).get("replicas", 1)
-            replicas = running if track.replicas is None else track.replicas
-            self._scale(track, replicas)
-            return int(replicas)
-        fewest = track.replicas or 0
-        if not owners_of_replicas(live):  # New: nobody has said how many.
-            self._scale(track, min(max(track.first_replicas, fewest), scaling.max_replicas))
-        kind, body = make_scaler(track.name, self._namespace, scaling, fewest)
+            self._scale(track)
+            return
+        if not owners_of_replicas(self._live.get((DEPLOYMENT, track.name))):
+            self._scale(track)  # It is new: nobody has said how many.
+        kind, body = make_scaler(track.name, self._namespace, scaling, track.fewest, track.most)
         # Two scalers would work against each other, so the other one goes first.
         self._delete(SCALED_OBJECT if kind is AUTOSCALER else AUTOSCALER, track.name)
-        self._apply(kind, track, body)
-        return fewest
+        self._apply(kind, track.name, track.labels, body)
 
-    def _plan_routes(self, route: Route, region: Region | None, tracks: list[_Track]) -> None:
-        stable, *canaries = tracks
-        weights = {stable.name: 100}
-        for canary in canaries:
+    def _promotes(self, stable: _Track) -> bool:
+        """Returns True if pods of a canary that was removed still stand in for those that start.
+
+        The pass that first sees a change can't tell: it knows the rollout from before.
+        """
+        canary = self._live.get((DEPLOYMENT, self._canary))
+        if self._spec.canary or canary is None or not self._is_ours(canary):
+            return False
+        if "deletionTimestamp" in canary["metadata"]:
+            return False
+        conditions = {one["type"]: one["status"] for one in self._status.get("conditions", [])}
+        is_seen = self._status.get("observedGeneration") == self._metadata.get("generation")
+        if not is_seen or conditions.get("Stalled") != "False":
+            return True
+        child = self._live.get((DEPLOYMENT, self._name), {})
+        return rollout_waits_for(child, stable.fewest) is not None
+
+    def _plan_routes(self, route: Route, region: Region | None, *, promotes: bool) -> None:
+        weights = {self._name: 100}
+        if self._spec.canary or promotes:
+            share = self._spec.canary.weight if self._spec.canary else self._live_share()
             # Requests to a Service without ready pods would fail.
-            status = self._live.get((DEPLOYMENT, canary.name), {}).get("status", {})
-            share = self._spec.canary.weight if self._spec.canary else 0
+            status = self._live.get((DEPLOYMENT, self._canary), {}).get("status", {})
             share = share if status.get("readyReplicas") else 0
-            weights = {stable.name: 100 - share, canary.name: share}
+            weights = {self._name: 100 - share, self._canary: share}
         annotations = route_annotations(route, region)
+        labels = self._labels("stable")
         model = (self._spec.model.name if self._spec.model else None) or self._name
-        self._apply(HTTP_ROUTE, stable, make_http_route(route, model, weights), annotations)
+        spec = make_http_route(route, model, weights)
+        self._apply(HTTP_ROUTE, self._name, labels, spec, annotations)
         if route.grpc_hostnames:
-            self._apply(GRPC_ROUTE, stable, make_grpc_route(route, weights), annotations)
+            spec = make_grpc_route(route, weights)
+            self._apply(GRPC_ROUTE, self._name, labels, spec, annotations)
 
-    def _scale(self, track: _Track, replicas: int) -> None:
+    def _live_share(self) -> int:
+        """Returns the percentage of requests that the live route gives to the canary."""
+        rules = self._live.get((HTTP_ROUTE, self._name), {}).get("spec", {}).get("rules", [])
+        shares = [
+            int(backend["weight"])
+            for rule in rules
+            for backend in rule.get("backendRefs", [])
+            if backend["name"] == self._canary
+        ]
+        return max(shares, default=0)
+
+    def _scale(self, track: _Track) -> None:
         body = {
             "apiVersion": DEPLOYMENT.api_version,
             "kind": DEPLOYMENT.name,
             "metadata": {"name": track.name, "namespace": self._namespace},
-            "spec": {"replicas": replicas},
+            "spec": {"replicas": track.first},
         }
         self._steps.append(Apply(DEPLOYMENT, track.name, body, SCALE_MANAGER))
 
     def _apply(
-        self, kind: Kind, track: _Track, spec: Object, annotations: dict[str, str] | None = None
+        self,
+        kind: Kind,
+        name: str,
+        labels: dict[str, str],
+        spec: Object,
+        annotations: Mapping[str, str] | None = None,
     ) -> None:
-        child = self._live.get((kind, track.name))
+        child = self._live.get((kind, name))
         if child is not None and not self._is_ours(child):
             raise PlanError(
                 "NameTaken",
-                f"The {kind.name} {track.name!r} exists and belongs to something else. Delete it, "
+                f"The {kind.name} {name!r} exists and belongs to something else. Delete it, "
                 "or give this object another name.",
             )
+        if self._settings.region:
+            annotations = {REGION_ANNOTATION: self._settings.region, **(annotations or {})}
         owner = {
             "apiVersion": MODEL_DEPLOYMENT.api_version,
             "kind": MODEL_DEPLOYMENT.name,
@@ -340,26 +396,31 @@ class _Planner:
             "blockOwnerDeletion": True,
         }
         metadata = {
-            "name": track.name,
+            "name": name,
             "namespace": self._namespace,
-            "labels": {**MANAGED, **track.labels},
+            "labels": {**MANAGED, **labels},
             "ownerReferences": [owner],
             **({"annotations": annotations} if annotations else {}),
         }
         body = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata}
-        self._steps.append(Apply(kind, track.name, {**body, "spec": spec}))
+        self._steps.append(Apply(kind, name, {**body, "spec": spec}))
 
     def _delete(self, kind: Kind, name: str) -> None:
         child = self._live.get((kind, name))
-        if child is not None and self._is_ours(child):
-            self._steps.append(Delete(kind, name))
+        if child is None or not self._is_ours(child):
+            return
+        if "deletionTimestamp" not in child["metadata"]:
+            self._steps.append(Delete(kind, name, child["metadata"]["uid"]))
 
-    def _delete_unwanted(self) -> None:
+    def _delete_unwanted(self, *, keeps_canary: bool = False) -> None:
         """Deletes the children that no step names."""
         named = {(step.kind, step.name) for step in self._steps}
         for kind in CHILDREN:
             for name in child_names(self._name):
-                if (kind, name) not in named:
+                is_kept = keeps_canary and name == self._canary
+                # Gateways may send requests until the last pod has left.
+                is_kept |= kind is SERVICE and (DEPLOYMENT, name) in self._live
+                if (kind, name) not in named and not is_kept:
                     self._delete(kind, name)
 
     def _is_ours(self, child: Object) -> bool:
@@ -387,17 +448,6 @@ def owners_of_replicas(deployment: Object | None) -> set[str]:
     }
 
 
-def _with_region(spec: ModelDeploymentSpec, region: Region) -> ModelDeploymentSpec:
-    """Returns the settings with those of a region in place. Raises an error if they don't fit."""
-    values = spec.model_dump(by_alias=True, exclude_unset=True)
-    given = region.model_dump(by_alias=True, exclude_none=True)
-    values |= {name: given[name] for name in ("replicas", "resources") if name in given}
-    limits = {name: given[name] for name in ("minReplicas", "maxReplicas") if name in given}
-    if limits and "autoscaling" not in values:
-        raise PlanError(
-            "InvalidObject",
-            f"The region {region.name!r} sets {' and '.join(limits)} without spec.autoscaling.",
-        )
-    if limits:
-        values["autoscaling"] |= limits
-    return ModelDeploymentSpec.model_validate(values)
+def _share_of(replicas: int, weight: int) -> int:
+    """Returns the replicas that bear a share of the requests as well as all bear all of them."""
+    return max(1, -(-replicas * weight // 100))

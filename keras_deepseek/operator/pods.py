@@ -2,11 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_deepseek.operator.api import Batching, Model, ModelDeploymentSpec, Resources, Rollout
 from keras_deepseek.operator.kinds import PORTS, Object
+from keras_deepseek.operator.problems import PlanError
 from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
 
 _CONTAINER = "server"
@@ -17,8 +19,33 @@ _LIMITS = {"unready_seconds": "20", "connection_seconds": "15", "grace_seconds":
 """Limits of `serve` in a pod. All connections are renewed while a stopping pod is unready: the
 clients of kept ones move to other pods, and no request is lost."""
 
+_OWN_FLAGS = {"--name": "spec.model.name", "--host": None} | {
+    f"--{port}-port": None for port in PORTS
+}
+"""The flags of `serve` that the operator sets, each with the field that sets it."""
+
 _MERGE_KEYS = ("mountPath", "topologyKey", "name")
 """The keys that tell apart the items of a list in a pod template."""
+
+_PROBE_ACTIONS = frozenset(("exec", "grpc", "httpGet", "tcpSocket"))
+
+
+def check_arguments(args: Sequence[str], field: str) -> None:
+    """Raises a `PlanError` for arguments that no pod could be made from.
+
+    Args:
+        args: Further arguments of `serve`.
+        field: The field that has them.
+    """
+    for flag in (word.partition("=")[0] for word in args):
+        if flag in _OWN_FLAGS:
+            advice = f"Set {_OWN_FLAGS[flag]} instead" if _OWN_FLAGS[flag] else "Remove it"
+            message = f"{field}: {flag} is set by the operator. {advice}."
+            raise PlanError("InvalidObject", message)
+    for name, value in _given_limits(args).items():
+        if name in _LIMITS and not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", value):
+            message = f"{field}: --limit {name} must be seconds as a number, received {value!r}."
+            raise PlanError("InvalidObject", message)
 
 
 def make_pod_template(
@@ -28,7 +55,7 @@ def make_pod_template(
     image: str,
     args: Sequence[str],
     spec: ModelDeploymentSpec,
-    templates: Sequence[Object],
+    templates: Mapping[str, Object],
 ) -> Object:
     """Returns the pod template of a Deployment.
 
@@ -39,10 +66,10 @@ def make_pod_template(
         image: The serving image.
         args: Further arguments of `serve`.
         spec: The object's other settings.
-        templates: Partial templates to merge, in this order.
+        templates: Partial templates to merge, in this order, by the field that has them.
 
     Raises:
-        ValueError: A partial template does not fit.
+        PlanError: A partial template does not fit.
     """
     volume, mount, source = _model_volume(model)
     arguments = [
@@ -55,13 +82,12 @@ def make_pod_template(
         *(["--cache-dir", _CACHE_PATH] if volume is None and model else []),
         *args,
     ]
-    container = _container(image, arguments, [mount] if mount else [], spec)
     limits = {**_LIMITS, **_given_limits(args)}
     seconds = float(limits["unready_seconds"]) + float(limits["grace_seconds"])
     template: Object = {
         "metadata": {},
         "spec": {
-            "containers": [container],
+            "containers": [_container(image, arguments, [mount] if mount else [], spec)],
             # The variables of other services would look like flags of `serve`.
             "enableServiceLinks": False,
             "securityContext": {
@@ -70,13 +96,8 @@ def make_pod_template(
             },
             "terminationGracePeriodSeconds": math.ceil(seconds) + 10,
             "topologySpreadConstraints": [
-                {
-                    "maxSkew": 1,
-                    "topologyKey": "topology.kubernetes.io/zone",
-                    "whenUnsatisfiable": "ScheduleAnyway",
-                    "labelSelector": {"matchLabels": labels},
-                    "matchLabelKeys": ["pod-template-hash"],
-                }
+                _spread(place, labels)
+                for place in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
             ],
             "volumes": [
                 *([volume] if volume else []),
@@ -85,13 +106,27 @@ def make_pod_template(
             ],
         },
     }
-    for partial in templates:
-        template = merge(template, partial)
+    for field, partial in templates.items():
+        template = merge(template, partial, field)
+        if not template.get("spec", {}).get("containers"):
+            raise PlanError("TemplateBroken", f"{field} must not remove spec.containers.")
     for each in template["spec"]["containers"]:
-        if "resources" in each:
-            each["resources"] = _canonical(each["resources"])
+        if isinstance(each.get("resources"), dict):
+            path = f"spec.template.spec.containers[{each['name']}].resources"
+            each["resources"] = _canonical(each["resources"], path)
     merged: Object = merge(template, {"metadata": {"labels": labels}})
     return merged
+
+
+def _spread(place: str, labels: dict[str, str]) -> Object:
+    """Returns a constraint that spreads the pods of a version over zones or nodes, if it can."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": place,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": labels},
+        "matchLabelKeys": ["pod-template-hash"],
+    }
 
 
 def _container(
@@ -130,30 +165,36 @@ def _container(
     }
 
 
-def merge(base: Any, partial: Any, path: str = "template") -> Any:
+def merge(base: Any, partial: Any, path: str = "spec.template") -> Any:
     """Returns an object with a partial one merged into it, as `kubectl` merges pod templates.
 
-    Items of a list are merged by name; `None` removes a field; anything else is replaced.
+    Items of a list are merged by name, except that a volume or the action of a probe takes the
+    place of another one; `None` removes a field; anything else is replaced.
 
     Raises:
-        ValueError: One is a list or an object where the other is not.
+        PlanError: One is a list or an object where the other is not.
     """
     if partial is None or base is None:
         return partial
     if type(base) is not type(partial) and isinstance(base, dict | list):
         kind = "an object" if isinstance(base, dict) else "a list"
-        raise ValueError(f"{path} must be {kind}, received {partial!r}.")
+        raise PlanError("TemplateBroken", f"{path} must be {kind}, received {partial!r}.")
     if isinstance(base, dict):
-        merged = dict(base)
+        dropped = _PROBE_ACTIONS if _PROBE_ACTIONS & partial.keys() else frozenset()
+        merged = {key: value for key, value in base.items() if key not in dropped}
         for key, value in partial.items():
-            merged[key] = merge(base.get(key), value, f"{path}.{key}")
+            merged[key] = merge(merged.get(key), value, f"{path}.{key}")
         return {key: value for key, value in merged.items() if value is not None}
     if isinstance(base, list) and (key := _merge_key(base)):
         items = {item[key]: item for item in base}
         for item in partial:
-            if not isinstance(item, dict) or key not in item:
-                raise ValueError(f"Each item of {path} needs a {key}, received {item!r}.")
-            items[item[key]] = merge(items.get(item[key]), item, f"{path}[{item[key]}]")
+            match item:
+                case {**fields} if isinstance(name := fields.get(key), str):
+                    before = None if path.endswith(".volumes") else items.get(name)
+                    items[name] = merge(before, item, f"{path}[{name}]")
+                case _:
+                    message = f"{path}: each item needs a {key}, received {item!r}."
+                    raise PlanError("TemplateBroken", message)
         return list(items.values())
     return partial
 
@@ -210,10 +251,14 @@ def _resources(resources: Resources | None) -> Object:
     return {} if resources is None else resources.model_dump(exclude_unset=True)
 
 
-def _canonical(resources: Object) -> Object:
-    return {
-        kind: {name: canonical_quantity(quantity) for name, quantity in quantities.items()}
-        if kind in ("requests", "limits")
-        else quantities
-        for kind, quantities in resources.items()
-    }
+def _canonical(resources: Any, path: str) -> Any:
+    """Returns resources as the API server writes them. It refuses what has another form."""
+    try:
+        return {
+            kind: {name: canonical_quantity(quantity) for name, quantity in quantities.items()}
+            if kind in ("requests", "limits") and isinstance(quantities, dict)
+            else quantities
+            for kind, quantities in resources.items()
+        }
+    except ValueError as error:
+        raise PlanError("TemplateBroken", f"{path}: {error}") from error

@@ -20,7 +20,7 @@ def quantity_value(quantity: str | int) -> Decimal:
     """
     match = re.match(PATTERN, str(quantity))
     if match is None:
-        raise ValueError(f"{quantity!r} is not a quantity. Write a number, as 1000, 500m or 2Gi.")
+        raise ValueError(f"{quantity!r} is not a quantity. Write a number, as 1000, 500m or 2Gi")
     return Decimal(match[1]) * (_DECIMAL | _BINARY)[match[3] or ""]
 
 

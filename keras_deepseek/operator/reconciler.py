@@ -6,14 +6,16 @@ It is level-based: an event only says which object to look at. One queue holds n
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Collection
+from http import HTTPStatus
 
 import aiohttp
 
 from keras_deepseek.operator.cluster import Cluster, ClusterError
 from keras_deepseek.operator.kinds import (
     AUTOSCALER,
-    CHILDREN,
+    DEPLOYMENT,
     MODEL_DEPLOYMENT,
     POD,
     SCALED_OBJECT,
@@ -21,28 +23,28 @@ from keras_deepseek.operator.kinds import (
     Object,
 )
 from keras_deepseek.operator.plan import (
+    INSTANCE,
     MANAGED,
     Apply,
     Delete,
     Live,
     Plan,
-    Problem,
     Settings,
     child_names,
     make_plan,
 )
+from keras_deepseek.operator.problems import Problem
 from keras_deepseek.operator.scaling import keda_autoscaler_name
-from keras_deepseek.operator.status import make_status
+from keras_deepseek.operator.status import find_condition, make_status
 
 Key = tuple[str, str]
 """The namespace and the name of a `ModelDeployment`."""
 
 _LOG = logging.getLogger(__name__)
 _RESYNC_SECONDS = 60.0
+_RETRY_SECONDS = 10.0
 _WORKERS = 4
-_MOST_BACKOFF_SECONDS = 60.0
-_LOOK_AGAIN_SECONDS = 10.0
-"""The period in which the pods of an object that isn't ready are read: they are not watched."""
+_BACKOFF_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 
 class Reconciler:
@@ -59,10 +61,12 @@ class Reconciler:
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
         self._busy: set[Key] = set()
-        self._failures: dict[Key, int] = {}
+        self._attempts: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._applied: dict[tuple[Key, Kind, str, str], str] = {}
         self._kinds: Collection[Kind] = ()
+        self._refused: dict[Kind, ClusterError] = {}
+        self._knows_kinds = asyncio.Event()
 
     async def run(self) -> None:
         """Works until it is cancelled."""
@@ -78,103 +82,136 @@ class Reconciler:
             self._queued.add(key)
             self._queue.put_nowait(key)
 
-    async def reconcile(self, namespace: str, name: str) -> None:
-        """Brings the children of one object to its plan, and writes its status."""
-        deployment = await self._cluster.read(MODEL_DEPLOYMENT, namespace, name)
-        if deployment is None or "deletionTimestamp" in deployment["metadata"]:
-            self._forget((namespace, name))
-            return
-        live = await self._read_children(namespace, name)
-        plan = make_plan(deployment, live, self._kinds, self._settings)
-        failure = None
+    async def reconcile(self, namespace: str, name: str) -> bool:
+        """Brings the children of one object to its plan, and writes its status.
+
+        Returns True if the object needs no further pass before something changes.
+        """
+        key = (namespace, name)
+        model_deployment = await self._cluster.read(MODEL_DEPLOYMENT, namespace, name)
+        if model_deployment is None or "deletionTimestamp" in model_deployment["metadata"]:
+            self._forget(key)
+            return True
+        live: dict[tuple[Kind, str], Object] = {}
+        plan, failure, step = Plan(), None, None
         try:
-            for step in self._changes((namespace, name), plan, live):
-                await self._run_step(step, (namespace, name), live)
+            await self._read_children(namespace, name, live)
+            plan = make_plan(model_deployment, live, self._kinds, self._settings)
+            for step in self._changes(key, plan, live):
+                await self._run_step(step, key, live)
         except ClusterError as error:
             if not error.is_permanent:
                 raise
-            failure = error.reason, f"{step.kind.name} {step.name!r}: {error}"
-            _LOG.warning("%s/%s: %s", namespace, name, failure[1])
-        await self._write_status(deployment, plan, live, failure)
+            failure = _describe(error, step)
+        return await self._report(model_deployment, plan, live, failure)
 
     async def resync(self) -> None:
-        """Asks for a pass over each object whose children differ from its plan.
+        """Asks for a pass over each object whose children or status differ from its plan.
 
         The number of requests does not grow with the number of objects.
         """
         self._kinds = await self._cluster.kinds()
-        deployments = await self._cluster.items(MODEL_DEPLOYMENT)
+        model_deployments = await self._cluster.items(MODEL_DEPLOYMENT)
+        children = await self._list_children()
+        self._knows_kinds.set()
+        for found in model_deployments:
+            key = (found["metadata"]["namespace"], found["metadata"]["name"])
+            live = children.get(key, {})
+            plan = make_plan(found, live, self._kinds, self._settings)
+            status = make_status(found, plan, live, region=self._settings.region)
+            if status != found.get("status") or self._changes(key, plan, live):
+                self.ask(*key)
+
+    async def _list_children(self) -> dict[Key, dict[tuple[Kind, str], Object]]:
+        """Returns the children of all objects. Notes the kinds that may not be listed."""
         selector = ",".join(f"{key}={value}" for key, value in MANAGED.items())
         children: dict[Key, dict[tuple[Kind, str], Object]] = {}
-        for kind in CHILDREN:
-            if kind not in self._kinds:
+        refused: dict[Kind, ClusterError] = {}
+        for kind in self._kinds:
+            try:
+                found = await self._cluster.items(kind, labelSelector=selector)
+            except ClusterError as error:
+                if error.status != HTTPStatus.FORBIDDEN:
+                    raise
+                refused[kind] = error
                 continue
-            for child in await self._cluster.items(kind, labelSelector=selector):
+            for child in found:
                 metadata = child["metadata"]
                 for owner in metadata.get("ownerReferences", []):
                     key = (metadata["namespace"], owner["name"])
                     children.setdefault(key, {})[kind, metadata["name"]] = child
-        for deployment in deployments:
-            metadata = deployment["metadata"]
-            key = (metadata["namespace"], metadata["name"])
-            live = children.get(key, {})
-            plan = make_plan(deployment, live, self._kinds, self._settings)
-            seen = deployment.get("status", {}).get("observedGeneration")
-            if seen != metadata.get("generation") or self._changes(key, plan, live):
-                self.ask(*key)
+        self._refused = refused
+        return children
 
     async def _resync_for_ever(self) -> None:
         while True:
+            seconds = _RESYNC_SECONDS
             try:
                 await self.resync()
-            except (ClusterError, aiohttp.ClientError, TimeoutError) as error:
-                _LOG.warning("Could not list the objects; again in a minute: %s", error)
-            await asyncio.sleep(_RESYNC_SECONDS)
+            except Exception as error:  # noqa: BLE001 - the next one may succeed.
+                seconds = _RETRY_SECONDS
+                _LOG.warning("Could not list the objects; again in %d s: %s", seconds, error)
+            await asyncio.sleep(seconds)
 
     async def _work(self) -> None:
+        # Without the kinds nothing would be found, and replicas that run would be set anew.
+        await self._knows_kinds.wait()
         while True:
             key = await self._queue.get()
             self._queued.discard(key)
             if key in self._busy:  # Another worker has it, and has perhaps read too early.
-                self._ask_later(key, 1.0)
+                asyncio.get_running_loop().call_later(1.0, self.ask, *key)
                 continue
             self._busy.add(key)
             try:
-                await self.reconcile(*key)
-                self._failures.pop(key, None)
+                if await self.reconcile(*key):
+                    self._settle(key)
+                else:
+                    self._ask_again(key)
             except Exception as error:  # noqa: BLE001 - the other objects go on.
-                self._retry_later(key, error)
+                known = isinstance(error, ClusterError | aiohttp.ClientError | TimeoutError)
+                trace = None if known else error
+                _LOG.warning("%s/%s: again in a moment: %s", *key, error, exc_info=trace)
+                self._ask_again(key)
             finally:
                 self._busy.discard(key)
 
-    def _retry_later(self, key: Key, error: Exception) -> None:
-        known = isinstance(error, ClusterError | aiohttp.ClientError | TimeoutError)
-        failures = self._failures[key] = self._failures.get(key, 0) + 1
-        seconds = min(2.0**failures, _MOST_BACKOFF_SECONDS)
-        _LOG.warning(
-            "%s/%s: again in %d s: %s", *key, seconds, error, exc_info=None if known else error
-        )
-        self._ask_later(key, seconds)
+    def _ask_again(self, key: Key) -> None:
+        """Asks for another pass, later each time. Passes by events in between don't count."""
+        if key not in self._timers:
+            attempt = self._attempts.get(key, 0)
+            self._attempts[key] = attempt + 1
+            seconds = _BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)]
+            loop = asyncio.get_running_loop()
+            self._timers[key] = loop.call_later(seconds, self._end_wait, key)
 
-    def _ask_later(self, key: Key, seconds: float) -> None:
+    def _end_wait(self, key: Key) -> None:
+        del self._timers[key]
+        self.ask(*key)
+
+    def _settle(self, key: Key) -> None:
+        self._attempts.pop(key, None)
         if timer := self._timers.pop(key, None):
             timer.cancel()
-        self._timers[key] = asyncio.get_running_loop().call_later(seconds, self.ask, *key)
 
     def _forget(self, key: Key) -> None:
         """Drops what is known of a deleted object. Kubernetes deletes its children."""
-        self._failures.pop(key, None)
-        self._timers.pop(key, None)
-        self._applied = {place: text for place, text in self._applied.items() if place[0] != key}
+        self._applied = {owned: text for owned, text in self._applied.items() if owned[0] != key}
 
-    async def _read_children(self, namespace: str, name: str) -> dict[tuple[Kind, str], Object]:
-        places = [(kind, child) for kind in self._kinds for child in child_names(name)]
-        if SCALED_OBJECT in self._kinds:
+    async def _read_children(
+        self, namespace: str, name: str, live: dict[tuple[Kind, str], Object]
+    ) -> None:
+        """Reads the children into `live`, and raises the first error afterwards."""
+        kinds = set(self._kinds) - set(self._refused)
+        places = [(kind, child) for kind in kinds for child in child_names(name)]
+        if {SCALED_OBJECT, AUTOSCALER} <= kinds:
             places.append((AUTOSCALER, keda_autoscaler_name(name)))
-        found = await asyncio.gather(
-            *(self._cluster.read(kind, namespace, child) for kind, child in places)
-        )
-        return {place: child for place, child in zip(places, found, strict=True) if child}
+        reads = (self._cluster.read(kind, namespace, child) for kind, child in places)
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        pairs = zip(places, found, strict=True)
+        live.update({place: child for place, child in pairs if isinstance(child, dict)})
+        if errors := [child for child in found if isinstance(child, BaseException)]:
+            raise errors[0]
 
     def _changes(self, key: Key, plan: Plan, live: Live) -> list[Apply | Delete]:
         """Returns the steps that would change something."""
@@ -182,44 +219,77 @@ class Reconciler:
             step
             for step in plan.steps
             if isinstance(step, Delete)
-            or self._applied.get(_place(key, step)) != _text(step)
+            or self._applied.get(_owned_by(key, step)) != _fingerprint(step)
             or not _covers(live.get((step.kind, step.name)), step.body)
         ]
 
     async def _run_step(
         self, step: Apply | Delete, key: Key, live: dict[tuple[Kind, str], Object]
     ) -> None:
+        if step.kind in self._refused:
+            raise self._refused[step.kind]
+        before = live.get((step.kind, step.name))
         after = await self._cluster.run(step, key[0])
         if isinstance(step, Delete) or after is None:
             live.pop((step.kind, step.name), None)
-            return
-        live[step.kind, step.name] = after
-        self._applied[_place(key, step)] = _text(step)
+        else:
+            live[step.kind, step.name] = after
+            self._applied[_owned_by(key, step)] = _fingerprint(step)
+        if after != before:
+            verb = "deleted" if after is None else "changed" if before else "created"
+            _LOG.info("%s/%s: %s %s %r", *key, verb, step.kind.name, step.name)
 
-    async def _write_status(
-        self, deployment: Object, plan: Plan, live: Live, failure: Problem | None
-    ) -> None:
-        namespace, name = (deployment["metadata"][field] for field in ("namespace", "name"))
+    async def _report(
+        self, model_deployment: Object, plan: Plan, live: Live, failure: Problem | None
+    ) -> bool:
+        """Writes a changed status. Returns False if the pods, which no one watches, matter."""
+        namespace, name = (model_deployment["metadata"][field] for field in ("namespace", "name"))
         region = self._settings.region
+        status = make_status(model_deployment, plan, live, (), failure, region)
+        is_settled = bool(plan.problem or failure)
+        is_settled = is_settled or find_condition(status, "Ready")["status"] == "True"
+        if not is_settled:
+            pods = await self._read_pods(namespace, name)
+            status = make_status(model_deployment, plan, live, pods, failure, region)
+        before = model_deployment.get("status", {})
+        if status != before:
+            old, new = (find_condition(each, "Ready") for each in (before, status))
+            if [old.get("reason"), old.get("message")] != [new["reason"], new["message"]]:
+                is_stalled = find_condition(status, "Stalled")["status"] == "True"
+                level = logging.WARNING if is_stalled else logging.INFO
+                _LOG.log(level, "%s/%s: %s: %s", namespace, name, new["reason"], new["message"])
+            await self._cluster.write_status(MODEL_DEPLOYMENT, namespace, name, status)
+        return is_settled
 
-        def status(pods: list[Object]) -> Object:
-            return make_status(deployment, plan, live, pods, failure, region)
+    async def _read_pods(self, namespace: str, name: str) -> list[Object]:
+        """Returns pods, or none if they may not be read: the status can do without them."""
+        try:
+            selector = f"{INSTANCE}={name}"
+            return await self._cluster.items(POD, namespace, labelSelector=selector)
+        except ClusterError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            _LOG.warning("%s", error)
+            return []
 
-        wanted = status([])
-        if wanted["conditions"][0]["status"] != "True":
-            if not plan.problem and wanted["selector"]:
-                selector = wanted["selector"]
-                wanted = status(await self._cluster.items(POD, namespace, labelSelector=selector))
-            self._ask_later((namespace, name), _LOOK_AGAIN_SECONDS)
-        if wanted != deployment.get("status"):
-            await self._cluster.write_status(MODEL_DEPLOYMENT, namespace, name, wanted)
+
+def _describe(error: ClusterError, step: Apply | Delete | None) -> Problem:
+    """Returns the condition for a refused step, or for refused reads without one."""
+    if step is None:
+        return Problem(error.reason, str(error))
+    if step.kind is DEPLOYMENT and error.is_wrong_form:
+        # The rest of a Deployment is the operator's own.
+        detail = re.split(r"Kind=\w+\): |strict decoding error: ", str(error))[-1]
+        return Problem("TemplateBroken", f"spec.template does not fit, correct it: {detail}")
+    reason = "InvalidObject" if error.reason == "Invalid" else error.reason
+    return Problem(reason, f"{step.kind.name} {step.name!r}: {error}")
 
 
-def _place(key: Key, step: Apply) -> tuple[Key, Kind, str, str]:
+def _owned_by(key: Key, step: Apply) -> tuple[Key, Kind, str, str]:
     return key, step.kind, step.name, step.manager
 
 
-def _text(step: Apply) -> str:
+def _fingerprint(step: Apply) -> str:
     return json.dumps(step.body, sort_keys=True)
 
 

@@ -9,8 +9,8 @@ import yaml
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.operator import api
 from keras_deepseek.operator.crd import make_crd
-from keras_deepseek.operator.kinds import CHILDREN, Object
-from keras_deepseek.operator.plan import SCALE_MANAGER, Apply, Settings, make_plan
+from keras_deepseek.operator.kinds import AUTOSCALER, CHILDREN, DEPLOYMENT, SCALED_OBJECT, Object
+from keras_deepseek.operator.plan import SCALE_MANAGER, Apply, Settings, canary_name, make_plan
 
 
 def render_crd() -> str:
@@ -19,9 +19,10 @@ def render_crd() -> str:
 
 
 def render_objects(file: str, settings: Settings) -> str:
-    """Returns the objects that the operator would make in an empty cluster, as YAML.
+    """Returns the objects that the operator would make, as YAML.
 
-    Owner references are left out, because the owners do not exist yet.
+    Owner references are left out, because the owners do not exist yet. So are the replicas of what
+    an autoscaler scales: with each apply they would undo its work. A canary counts as ready.
 
     Args:
         file: A YAML file of `ModelDeployment`s; `"-"` is the standard input.
@@ -34,10 +35,14 @@ def render_objects(file: str, settings: Settings) -> str:
     if not documents:
         raise InvalidInputError(f"{file} has no objects.")
     rendered: list[Object] = []
+    expected = (api.API_VERSION, api.KIND)
     for found in documents:
-        if not isinstance(found, dict) or found.get("kind") != api.KIND:
-            kind = found.get("kind") if isinstance(found, dict) else found
-            raise InvalidInputError(f"{file} has {kind!r}. Expected objects of kind {api.KIND}.")
+        received = found if isinstance(found, dict) else {}
+        if (received.get("apiVersion"), received.get("kind")) != expected:
+            raise InvalidInputError(
+                f"{file} has an object with apiVersion {received.get('apiVersion')!r} and kind "
+                f"{received.get('kind')!r}. Expected {expected[0]!r} and {expected[1]!r}."
+            )
         rendered += _objects(file, found, settings)
     return "---\n".join(map(_dump, rendered))
 
@@ -47,19 +52,32 @@ def _objects(file: str, deployment: Object, settings: Settings) -> list[Object]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise InvalidInputError(f"{file}: an object has no metadata.name.")
     deployment = {**deployment, "metadata": {**metadata, "uid": ""}}
-    plan = make_plan(deployment, {}, CHILDREN, settings)
+    canary = {"metadata": {"ownerReferences": [{"uid": ""}]}, "status": {"readyReplicas": 1}}
+    spec = deployment.get("spec")
+    has_canary = isinstance(spec, dict) and "canary" in spec
+    live = {(DEPLOYMENT, canary_name(metadata["name"])): canary} if has_canary else {}
+    plan = make_plan(deployment, live, CHILDREN, settings)
     if plan.problem:
         raise InvalidInputError(f"{file}: {metadata['name']}: {plan.problem[1]}")
     objects: dict[Any, Object] = {}
+    replicas: dict[str, int] = {}
+    # KEDA's URL of the Service holds the namespace.
+    is_of_keda = any(step.kind == SCALED_OBJECT for step in plan.steps)
+    has_namespace = "namespace" in metadata or is_of_keda
     for step in plan.steps:
         if not isinstance(step, Apply):
             continue
         if step.manager == SCALE_MANAGER:
-            objects[step.kind, step.name]["spec"]["replicas"] = step.body["spec"]["replicas"]
+            replicas[step.name] = step.body["spec"]["replicas"]
             continue
         body = {**step.body, "metadata": {**step.body["metadata"]}}
         del body["metadata"]["ownerReferences"]
+        if not has_namespace:
+            del body["metadata"]["namespace"]
         objects[step.kind, step.name] = body
+    for name, count in replicas.items():
+        if not {(AUTOSCALER, name), (SCALED_OBJECT, name)} & objects.keys():
+            objects[DEPLOYMENT, name]["spec"]["replicas"] = count
     return list(objects.values())
 
 

@@ -2,6 +2,7 @@
 
 from keras_deepseek.operator.api import Autoscaling, Metric
 from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT, PORTS, SCALED_OBJECT, Kind, Object
+from keras_deepseek.operator.problems import PlanError
 from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
 
 METRICS = {
@@ -30,9 +31,9 @@ BEHAVIOR: Object = {
 
 
 def make_scaler(
-    name: str, namespace: str, autoscaling: Autoscaling, min_replicas: int
+    name: str, namespace: str, autoscaling: Autoscaling, fewest: int, most: int
 ) -> tuple[Kind, Object]:
-    """Returns the kind and the object that scales the Deployment of a name."""
+    """Returns the kind and the object that scales a Deployment between two numbers of replicas."""
     behavior = {**BEHAVIOR}
     if autoscaling.behavior:
         behavior |= autoscaling.behavior.model_dump(by_alias=True, exclude_unset=True)
@@ -40,31 +41,33 @@ def make_scaler(
     if autoscaling.engine == "HPA":
         return AUTOSCALER, {
             "scaleTargetRef": target,
-            "minReplicas": min_replicas,
-            "maxReplicas": autoscaling.max_replicas,
+            "minReplicas": fewest,
+            "maxReplicas": most,
             "metrics": [_metric(metric) for metric in autoscaling.metrics],
             "behavior": behavior,
         }
+    triggers = [_trigger(metric, name, namespace) for metric in autoscaling.metrics]
+    triggers += autoscaling.triggers
+    fallback = {
+        "failureThreshold": 3,
+        "replicas": max(1, fewest),
+        "behavior": "currentReplicasIfHigher",
+    }
+    # KEDA refuses a fallback of the kubelet's metrics.
+    has_fallback = any(trigger.get("type") not in ("cpu", "memory") for trigger in triggers)
     return SCALED_OBJECT, {
         "scaleTargetRef": target,
-        "minReplicaCount": min_replicas,
-        "maxReplicaCount": autoscaling.max_replicas,
+        "minReplicaCount": fewest,
+        "maxReplicaCount": most,
         "pollingInterval": 15,
-        "fallback": {
-            "failureThreshold": 3,
-            "replicas": max(1, min_replicas),
-            "behavior": "currentReplicasIfHigher",
-        },
+        **({"fallback": fallback} if has_fallback else {}),
         "advanced": {
             "horizontalPodAutoscalerConfig": {
                 "name": keda_autoscaler_name(name),
                 "behavior": behavior,
             }
         },
-        "triggers": [
-            *(_trigger(metric, name, namespace) for metric in autoscaling.metrics),
-            *autoscaling.triggers,
-        ],
+        "triggers": triggers,
     }
 
 
@@ -75,7 +78,7 @@ def keda_autoscaler_name(name: str) -> str:
 
 def _metric(metric: Metric) -> Object:
     if metric.type == "CPU":
-        target = {"type": "Utilization", "averageUtilization": int(quantity_value(metric.target))}
+        target = {"type": "Utilization", "averageUtilization": _percent(metric)}
         return {"type": "Resource", "resource": {"name": "cpu", "target": target}}
     name, _ = METRICS[metric.type]
     target = {"type": "AverageValue", "averageValue": canonical_quantity(metric.target)}
@@ -83,9 +86,9 @@ def _metric(metric: Metric) -> Object:
 
 
 def _trigger(metric: Metric, name: str, namespace: str) -> Object:
-    value = quantity_value(metric.target)
     if metric.type == "CPU":
-        return {"type": "cpu", "metricType": "Utilization", "metadata": {"value": str(int(value))}}
+        value = str(_percent(metric))
+        return {"type": "cpu", "metricType": "Utilization", "metadata": {"value": value}}
     _, gauge = METRICS[metric.type]
     return {
         "type": "metrics-api",
@@ -97,6 +100,17 @@ def _trigger(metric: Metric, name: str, namespace: str) -> Object:
             "aggregationType": "sum",
             "format": "prometheus",
             "valueLocation": gauge,
-            "targetValue": f"{value:f}",
+            "targetValue": f"{quantity_value(metric.target):f}",
         },
     }
+
+
+def _percent(metric: Metric) -> int:
+    value = quantity_value(metric.target)
+    if value % 1:
+        raise PlanError(
+            "InvalidObject",
+            f"spec.autoscaling.metrics: the target of CPU is a percentage, as 70, received "
+            f"{metric.target!r}.",
+        )
+    return int(value)

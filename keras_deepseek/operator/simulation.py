@@ -20,7 +20,7 @@ _TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Deployment:
+class SimulatedDeployment:
     """A deployment to simulate.
 
     Args:
@@ -57,7 +57,7 @@ class Outcome:
         return 1.0 - sum(self.lost) / total if total else 1.0
 
 
-def simulate(deployment: Deployment, traffic: Sequence[float], target: float) -> Outcome:
+def simulate(deployment: SimulatedDeployment, traffic: Sequence[float], target: float) -> Outcome:
     """Plays traffic to a deployment that scales at a target of requests per second and replica."""
     outcome = Outcome(target)
     scaler = _Scaler(deployment, target, traffic[0])
@@ -92,7 +92,7 @@ def simulate(deployment: Deployment, traffic: Sequence[float], target: float) ->
 
 
 def highest_target(
-    deployment: Deployment, days: Sequence[Sequence[float]], least_success: float
+    deployment: SimulatedDeployment, days: Sequence[Sequence[float]], least_success: float
 ) -> Outcome | None:
     """Returns the worst outcome at the highest target that keeps enough requests, or `None`.
 
@@ -116,7 +116,7 @@ def highest_target(
 class _Scaler:
     """The autoscaler's memory: its recommendations, and the pods that it added and removed."""
 
-    def __init__(self, deployment: Deployment, target: float, first_rate: float) -> None:
+    def __init__(self, deployment: SimulatedDeployment, target: float, first_rate: float) -> None:
         self._deployment = deployment
         self._target = target
         self._rules = {way: _Rules(BEHAVIOR[way]) for way in ("scaleUp", "scaleDown")}

@@ -8,7 +8,7 @@ import urllib.parse
 from collections.abc import Sequence
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.operator.simulation import Deployment, Outcome, highest_target
+from keras_deepseek.operator.simulation import Outcome, SimulatedDeployment, highest_target
 from keras_deepseek.operator.traffic import TRAFFIC, read_traffic
 
 _CONNECTIONS = 32
@@ -70,7 +70,7 @@ def measure_capacity(url: str, body: bytes, seconds: float = 10.0) -> float:
 
 
 def describe_sizes(
-    deployment: Deployment, peak: float, traffic: Sequence[str], least_success: float
+    deployment: SimulatedDeployment, peak: float, traffic: Sequence[str], least_success: float
 ) -> str:
     """Returns a text with the highest target for each kind of traffic, and a drawing of its day.
 

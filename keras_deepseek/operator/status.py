@@ -3,15 +3,34 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT, Object
-from keras_deepseek.operator.plan import Live, Plan, Problem
+from keras_deepseek.operator.kinds import (
+    AUTOSCALER,
+    DEPLOYMENT,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    SCALED_OBJECT,
+    Object,
+)
+from keras_deepseek.operator.plan import Live, Plan
+from keras_deepseek.operator.problems import Problem
+from keras_deepseek.operator.rollout import rollout_problem, rollout_waits_for
 from keras_deepseek.operator.scaling import keda_autoscaler_name
 
 _SCALING_CONDITIONS = ("ScalingActive", "ScalingLimited")
+_ADVICE = {
+    "FailedGetPodsMetric": "Install prometheus-adapter with the rules of kubernetes/examples, or "
+    "use engine: KEDA.",
+    "FailedGetResourceMetric": "Set spec.resources.requests.cpu, and install metrics-server.",
+}
+"""Advice for a failed scaling, by the autoscaler's reason."""
+_STARTING = (None, "ContainerCreating", "PodInitializing")
+
+_State = tuple[str, str, str]
+"""The status, reason and message of a condition."""
 
 
 def make_status(
-    deployment: Object,
+    model_deployment: Object,
     plan: Plan,
     live: Live,
     pods: Sequence[Object] = (),
@@ -22,7 +41,7 @@ def make_status(
     """Returns the status of an object.
 
     Args:
-        deployment: The object.
+        model_deployment: The object.
         plan: Its plan.
         live: Its children.
         pods: Its pods, if they are not all ready; their errors become the message.
@@ -30,66 +49,91 @@ def make_status(
         region: The region of the operator.
         now: The time of a transition. Defaults to `None`: the present.
     """
-    name = deployment["metadata"]["name"]
-    child = live.get((DEPLOYMENT, name), {})
-    found = child.get("status", {})
-    problem = plan.problem or failure or _rollout_problem(found, pods)
-    waiting = None if plan.notice else _waiting(child, plan.fewest_replicas)
-    generation = deployment["metadata"].get("generation", 0)
-    conditions: list[Object] = []
-
-    def add(kind: str, status: str, reason: str, message: str) -> None:
-        condition = {"type": kind, "status": status, "reason": reason, "message": message}
-        conditions.append({**condition, "observedGeneration": generation})
-
-    if problem:
-        add("Ready", "False", *problem)
-        add("Reconciling", "False", *problem)
-        add("Stalled", "True", *problem)
-    elif waiting:
-        message = "; ".join([waiting, *_pod_errors(pods)])
-        add("Ready", "False", "Progressing", message)
-        add("Reconciling", "True", "Progressing", message)
-        add("Stalled", "False", "Progressing", "")
-    else:
-        message = plan.notice or f"{found.get('readyReplicas', 0)} replicas are ready."
-        reason = "NotInRegion" if plan.notice else "Ready"
-        add("Ready", "True", reason, message)
-        add("Reconciling", "False", reason, "")
-        add("Stalled", "False", reason, "")
-    for condition in _scaling_conditions(name, live):
-        add(*condition)
-    selector = child.get("spec", {}).get("selector", {}).get("matchLabels", {})
+    name = model_deployment["metadata"]["name"]
+    deployment = live.get((DEPLOYMENT, name), {})
+    found = deployment.get("status", {})
+    generation = model_deployment["metadata"].get("generation", 0)
+    scaling = _scaling_states(name, live)
+    states = _rollout_states(plan, live, pods, failure)
+    if states["Ready"][1] == "Ready":
+        count = found.get("readyReplicas", 0)
+        message = f"{count} replica{' is' if count == 1 else 's are'} ready."
+        active = scaling.get("ScalingActive")
+        if active and active[0] == "False":
+            message += f" Autoscaling does not work: {active[2]}"
+        states["Ready"] = ("True", "Ready", message)
+    conditions: list[Object] = [
+        {
+            "type": kind,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "observedGeneration": generation,
+        }
+        for kind, (status, reason, message) in (states | scaling).items()
+    ]
+    selector = deployment.get("spec", {}).get("selector", {}).get("matchLabels", {})
     return {
         "observedGeneration": generation,
         "replicas": found.get("replicas", 0),
         "readyReplicas": found.get("readyReplicas", 0),
         "selector": ",".join(f"{key}={value}" for key, value in selector.items()),
         **({"region": region} if region else {}),
-        "conditions": _with_times(conditions, deployment, now or datetime.now(UTC)),
+        "conditions": _with_times(conditions, model_deployment, now or datetime.now(UTC)),
     }
 
 
-def _waiting(child: Object, fewest: int) -> str | None:
-    """Returns what a rollout waits for, or `None` if it is complete."""
-    status = child.get("status", {})
-    if status.get("observedGeneration", 0) < child.get("metadata", {}).get("generation", 1):
-        return "The Deployment's change was not seen yet"
-    updated, all_pods = status.get("updatedReplicas", 0), status.get("replicas", 0)
-    if updated < all_pods:
-        return f"{all_pods - updated} pods of the old version still run"
-    if (available := status.get("availableReplicas", 0)) < fewest:
-        return f"{available} of {fewest} pods are available"
-    return None
+def find_condition(status: Object, kind: str) -> Object:
+    """Returns a condition of a status, or an empty one."""
+    found: list[Object] = status.get("conditions", [])
+    return next((each for each in found if each["type"] == kind), {})
 
 
-def _rollout_problem(status: Object, pods: Sequence[Object]) -> Problem | None:
-    for condition in status.get("conditions", []):
-        if condition["type"] == "Progressing" and condition["status"] == "False":
-            message = condition.get("message", "The rollout takes too long.")
-            return condition["reason"], " ".join([message, *_pod_errors(pods)])
-        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return condition["reason"], condition.get("message", "No pod could be made.")
+def _rollout_states(
+    plan: Plan, live: Live, pods: Sequence[Object], failure: Problem | None
+) -> dict[str, _State]:
+    """Returns the states of kstatus's conditions."""
+    problem = plan.problem or failure or _child_problem(plan, live, pods)
+    if problem:
+        state = ("False", *problem)
+        return {"Ready": state, "Reconciling": state, "Stalled": ("True", *problem)}
+    waiting = [
+        f"{_prefix(plan, name)}{text}"
+        for name, fewest in plan.fewest_replicas.items()
+        if (text := rollout_waits_for(live.get((DEPLOYMENT, name), {}), fewest))
+    ]
+    if waiting:
+        message = "; ".join([*waiting, *_pod_errors(pods)])
+        return {
+            "Ready": ("False", "Progressing", message),
+            "Reconciling": ("True", "Progressing", message),
+            "Stalled": ("False", "Progressing", ""),
+        }
+    reason = "NotInRegion" if plan.notice else "Ready"
+    settled = ("False", reason, "")
+    ready = ("True", reason, plan.notice or "")
+    return {"Ready": ready, "Reconciling": settled, "Stalled": settled}
+
+
+def _prefix(plan: Plan, name: str) -> str:
+    is_stable = name == next(iter(plan.fewest_replicas))
+    return "" if is_stable else f"The canary {name!r}: "
+
+
+def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | None:
+    """Returns the problem of a child that doesn't do its work."""
+    for name in plan.fewest_replicas:
+        if problem := rollout_problem(live.get((DEPLOYMENT, name), {})):
+            message = " ".join([problem.message, *_pod_errors(pods)])
+            return Problem(problem.reason, _prefix(plan, name) + message)
+    for (kind, name), child in live.items():
+        if kind in (HTTP_ROUTE, GRPC_ROUTE):
+            for parent in child.get("status", {}).get("parents", []):
+                accepted = find_condition(parent, "Accepted")
+                if accepted.get("status") == "False":
+                    place = f"The Gateway refuses the {kind.name} {name!r}"
+                    message = f"{place}: {accepted.get('reason')}: {accepted.get('message')}"
+                    return Problem("RouteNotAccepted", message)
     return None
 
 
@@ -98,35 +142,61 @@ def _pod_errors(pods: Sequence[Object]) -> list[str]:
     errors: dict[str, None] = {}
     for pod in pods:
         status = pod.get("status", {})
-        for condition in status.get("conditions", []):
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                errors[f"{condition.get('reason')}: {condition.get('message')}"] = None
-        for container in status.get("containerStatuses", []):
-            waiting = container.get("state", {}).get("waiting", {})
-            ended = container.get("lastState", {}).get("terminated", {})
-            ended = container.get("state", {}).get("terminated", ended)
-            message = (ended.get("message") or waiting.get("message") or "").strip()
-            if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-                last_line = message.splitlines()[-1] if message else ""
-                errors[f"{waiting['reason']}: {last_line}"] = None
+        scheduled = find_condition(status, "PodScheduled")
+        if scheduled.get("status") == "False":
+            errors[f"{scheduled.get('reason')}: {scheduled.get('message')}"] = None
+        for part in ("initContainerStatuses", "containerStatuses"):
+            for container in status.get(part, []):
+                if error := _container_error(container):
+                    errors[error] = None
     return list(errors)
 
 
-def _scaling_conditions(name: str, live: Live) -> list[tuple[str, str, str, str]]:
-    for autoscaler_name in (name, keda_autoscaler_name(name)):
-        if autoscaler := live.get((AUTOSCALER, autoscaler_name)):
-            found = autoscaler.get("status", {}).get("conditions", [])
-            return [
-                (each["type"], each["status"], each.get("reason", "Unknown"), each["message"])
-                for each in found
-                if each["type"] in _SCALING_CONDITIONS
-            ]
-    return []
+def _container_error(container: Object) -> str | None:
+    """Returns why a container doesn't run, or why it ran before it started anew."""
+    waiting = container.get("state", {}).get("waiting", {})
+    ended = container.get("lastState", {}).get("terminated", {})
+    ended = container.get("state", {}).get("terminated", ended)
+    has_failed = ended.get("exitCode", 0) != 0 and not container.get("ready")
+    if waiting.get("reason") in _STARTING and not has_failed:
+        return None
+    parts = [] if waiting.get("reason") in _STARTING else [waiting["reason"]]
+    if has_failed and ended.get("reason") not in (None, "Error"):
+        parts.append(ended["reason"])
+    message = (ended.get("message") or waiting.get("message") or "").strip()
+    line = message.splitlines()[-1] if message else ""
+    if "unrecognized arguments" in line:
+        line += ". Use a serving image as new as the operator, or mend spec.args"
+    if ended.get("reason") == "OOMKilled":
+        line = "Its memory is too small: raise spec.resources.limits.memory"
+    code = f" (exit code {ended['exitCode']})" if has_failed else ""
+    return ": ".join([*parts, line]) + code
 
 
-def _with_times(conditions: list[Object], deployment: Object, now: datetime) -> list[Object]:
+def _scaling_states(name: str, live: Live) -> dict[str, _State]:
+    """Returns the states of the autoscaler's conditions, with advice where scaling fails."""
+    scaled = find_condition(live.get((SCALED_OBJECT, name), {}).get("status", {}), "Ready")
+    if scaled.get("status") == "False":
+        return {
+            "ScalingActive": ("False", scaled.get("reason", "Unknown"), scaled.get("message", ""))
+        }
+    autoscaler = live.get((AUTOSCALER, name)) or live.get((AUTOSCALER, keda_autoscaler_name(name)))
+    found = (autoscaler or {}).get("status", {}).get("conditions", [])
+    states = {}
+    for each in found:
+        reason, message = each.get("reason", "Unknown"), each.get("message", "")
+        if each["type"] == "ScalingActive" and reason in _ADVICE:
+            message = f"{message.rstrip('.')}. {_ADVICE[reason]}"
+        if each["type"] in _SCALING_CONDITIONS:
+            states[each["type"]] = (each["status"], reason, message)
+    return states
+
+
+def _with_times(conditions: list[Object], model_deployment: Object, now: datetime) -> list[Object]:
     """Adds the time of the last change of each condition's status."""
-    before = {each["type"]: each for each in deployment.get("status", {}).get("conditions", [])}
+    before = {
+        each["type"]: each for each in model_deployment.get("status", {}).get("conditions", [])
+    }
     time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return [
         {

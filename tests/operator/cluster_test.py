@@ -1,9 +1,13 @@
 """Requests to the stand-in for the API server."""
 
+import asyncio
+
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from keras_deepseek.operator import cluster as cluster_module
 from keras_deepseek.operator.cluster import Cluster, ClusterError
 from keras_deepseek.operator.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SCALED_OBJECT, SERVICE
 from keras_deepseek.operator.plan import Apply, Delete
@@ -45,7 +49,7 @@ def test_reads_applies_and_deletes(call):
         assert await cluster.read(SERVICE, "default", "digits") == after
         assert await cluster.items(SERVICE, labelSelector="a=b") == []
         assert await cluster.items(SERVICE) == [after]
-        await cluster.run(Delete(SERVICE, "digits"), "default")
+        await cluster.run(Delete(SERVICE, "digits", "uid"), "default")
         assert server.objects == {}
 
     call(steps)
@@ -68,6 +72,52 @@ def test_refusal_says_if_it_is_permanent(call, status, permanent):
 def test_object_that_is_gone_counts_as_deleted(call):
     async def delete(cluster, server):
         server.refusals[SERVICE.path("default", "digits")] = (404, "not found")
-        assert await cluster.run(Delete(SERVICE, "digits"), "default") is None
+        assert await cluster.run(Delete(SERVICE, "digits", "uid"), "default") is None
 
     call(delete)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "advice"),
+    [
+        (403, 'services is forbidden: User "a" cannot get', "kubernetes/base/rbac.yaml"),
+        (422, "spec.volumes[0]: Required value: must specify a volume type", "Kubernetes 1.35"),
+    ],
+)
+def test_refusal_says_what_to_do(call, status, message, advice):
+    async def refused(cluster, server):
+        server.refusals[SERVICE.path("default", "digits")] = (status, message)
+        with pytest.raises(ClusterError, match=advice):
+            await cluster.run(Apply(SERVICE, "digits", BODY), "default")
+
+    call(refused)
+
+
+def test_kind_without_its_group_is_missing(call):
+    """kopf looks for the group first, and never again."""
+
+    async def has(cluster, server):
+        server.hides_groups = True
+        return await cluster.has(MODEL_DEPLOYMENT)
+
+    assert not call(has)
+
+
+def test_request_without_an_answer_ends(run_async, monkeypatch):
+    monkeypatch.setattr(cluster_module, "_TIMEOUT", aiohttp.ClientTimeout(total=0.05))
+
+    async def run():
+        end = asyncio.Event()
+
+        async def hang(_):
+            await end.wait()
+            return web.Response()
+
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", hang)
+        async with TestServer(application) as host, aiohttp.ClientSession() as session:
+            with pytest.raises(TimeoutError):
+                await Cluster(session, str(host.make_url("/"))).kinds()
+            end.set()
+
+    run_async(run())

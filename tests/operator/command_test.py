@@ -5,7 +5,12 @@ import yaml
 
 from keras_deepseek.cli import main
 
-OBJECT = "kind: ModelDeployment\nmetadata: {name: digits}\nspec: {replicas: 2}\n"
+OBJECT = """
+apiVersion: deepseek.io/v1
+kind: ModelDeployment
+metadata: {name: digits}
+spec: {replicas: 2}
+"""
 
 
 def test_render(tmp_path, capsys):
@@ -29,6 +34,12 @@ def test_render_of_a_bad_object(tmp_path, capsys):
     assert "digits: The object names no model." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("store", ["", "models"])
+def test_a_model_store_that_is_no_uri(store, capsys):
+    assert main(["operator", "run", "--model-store", store]) == 2
+    assert f"--model-store {store!r}: the uri needs a scheme" in capsys.readouterr().err
+
+
 def test_size(tmp_path, capsys):
     file = tmp_path / "day.csv"
     file.write_text("\n".join(["1000"] * 300))
@@ -41,6 +52,10 @@ def test_size(tmp_path, capsys):
     [
         (["--capacity", "0"], "`--capacity` must be"),
         (["--capacity", "1", "--traffic", "flsh"], "did you mean 'flash'?"),
+        (["--capacity", "1", "--traffic", "a.csv"], "There is no file of this name either"),
+        (["--capacity", "1", "--success", "0.999"], "--success must be a percentage"),
+        (["--capacity", "1", "--success", "101"], "--success must be a percentage"),
+        (["--capacity", "1", "--max-replicas", "1"], "`--max-replicas` must be"),
         (["--url", "http://127.0.0.1:9"], "Add --body FILE"),
         (["--url", "http://127.0.0.1:9", "--body", "/none"], "Can't read /none"),
     ],

@@ -1,8 +1,14 @@
 """The start of the operator where there is no cluster. The nightly tests run it on a real one."""
 
+import asyncio
+import socket
+from types import SimpleNamespace
+
+import kopf
 import pytest
 
-from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.operator import handlers
 from keras_deepseek.operator.handlers import run_operator
 from keras_deepseek.operator.plan import Settings
 
@@ -28,4 +34,51 @@ def test_api_server_that_is_not_there(monkeypatch, tmp_path):
     file.write_text(CONFIG)
     monkeypatch.setenv("KUBECONFIG", str(file))
     with pytest.raises(NotSupportedError, match=r"http://127.0.0.1:9 does not answer"):
+        run_operator(Settings("serving:1"))
+
+
+@pytest.mark.parametrize(
+    "text", ["hello", "a: [b", CONFIG.replace("current-context: a", "current-context: b")]
+)
+def test_a_file_that_is_no_kubeconfig(monkeypatch, tmp_path, text):
+    file = tmp_path / "config"
+    file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(NotSupportedError, match="KUBECONFIG's file can't be used"):
+        run_operator(Settings("serving:1"))
+
+
+@pytest.mark.parametrize("url", ["0.0.0.0:8080", "https://0.0.0.0/healthz", "http:///healthz"])
+def test_liveness_that_is_no_url(url):
+    with pytest.raises(InvalidInputError, match="--liveness must be"):
+        run_operator(Settings("serving:1"), url)
+
+
+def test_liveness_at_a_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/healthz"
+        with pytest.raises(InvalidInputError, match="Can't answer at"):
+            run_operator(Settings("serving:1"), url)
+
+
+def test_end_of_the_workers_ends_the_operator(monkeypatch):
+    """Else the liveness probe would be answered, and nothing be done."""
+
+    async def nothing(*_):
+        await asyncio.sleep(0)
+
+    async def connect(_):
+        return SimpleNamespace(server="http://127.0.0.1:9", close=nothing)
+
+    async def watch(**_):
+        await asyncio.Event().wait()
+
+    async def fail(_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(handlers, "_connect", connect)
+    monkeypatch.setattr(handlers, "_wait_for_definition", nothing)
+    monkeypatch.setattr(kopf, "operator", watch)
+    monkeypatch.setattr(handlers.Reconciler, "run", fail)
+    with pytest.raises(RuntimeError, match="a fault"):
         run_operator(Settings("serving:1"))

@@ -2,6 +2,8 @@
 
 import pytest
 
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.operator import plan as plan_module
 from keras_deepseek.operator.kinds import (
     AUTOSCALER,
     CHILDREN,
@@ -35,7 +37,7 @@ def plan(deployment, live=(), kinds=CHILDREN, settings=SETTINGS):
 
 
 def child(kind, name="digits", *, uid="uid", **fields):
-    metadata = {"name": name, "ownerReferences": [{"uid": uid}]}
+    metadata = {"name": name, "uid": f"{kind.name} {name}", "ownerReferences": [{"uid": uid}]}
     return (kind, name), {"metadata": metadata, **fields}
 
 
@@ -43,7 +45,10 @@ def running(replicas, manager, name="digits", ready=None):
     owner = {"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
     place, found = child(DEPLOYMENT, name, spec={"replicas": replicas})
     found["metadata"]["managedFields"] = [owner]
-    found["status"] = {"readyReplicas": replicas if ready is None else ready}
+    found["metadata"]["generation"] = 1
+    ready = replicas if ready is None else ready
+    found["status"] = {"observedGeneration": 1, "replicas": replicas, "updatedReplicas": replicas}
+    found["status"] |= {"readyReplicas": ready, "availableReplicas": ready}
     return place, found
 
 
@@ -132,6 +137,11 @@ def test_name_that_is_taken_is_not_touched(deployment):
     assert found.steps == ()
 
 
+def test_disruption_budget_is_there_if_autoscaling_may_bring_a_second_replica(deployment):
+    found = plan(deployment(autoscaling={**SCALING, "minReplicas": 1}))
+    assert body(found, DISRUPTION_BUDGET)["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_objects_of_others_are_not_deleted(deployment):
     assert places(plan(deployment(), [child(AUTOSCALER, uid="other")]), Delete) == []
 
@@ -160,6 +170,37 @@ def test_invalid_object_is_one_problem(deployment):
     found = plan(deployment(replicas="many"))
     assert found.problem[0] == "InvalidObject"
     assert found.problem[1].startswith("spec.replicas: ")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"replica": 3}, "spec: unknown field 'replica'."),
+        (
+            {"autoscaling": {**SCALING, "metrics": [{"type": "CPU", "target": 1.5}]}},
+            "spec.autoscaling.metrics.0.target: must be an integer or a text, received 1.5.",
+        ),
+        (
+            {"resources": {"limits": {"a": "x"}}},
+            "spec.resources.limits.a: 'x' is not a quantity. Write a number, as 1000, 500m or 2Gi.",
+        ),
+    ],
+)
+def test_message_of_an_invalid_object(deployment, spec, message):
+    assert plan(deployment(**spec)).problem == ("InvalidObject", message)
+
+
+def test_any_other_error_is_one_problem(deployment, monkeypatch, caplog):
+    def fail(*_):
+        raise KeyError("x")
+
+    monkeypatch.setattr(plan_module, "make_scaler", fail)
+    found = plan(deployment(autoscaling=SCALING))
+    assert found.problem == (
+        "InternalError",
+        "The operator failed on this object, please report it: KeyError('x')",
+    )
+    assert "digits: no plan could be made" in caplog.text
 
 
 def test_broken_template_is_one_problem(deployment):
@@ -202,13 +243,66 @@ class TestCanary:
         )
         assert stable != canary
 
-    def test_route_changes_before_the_canary_goes(self, deployment):
-        live = [running(1, SCALE_MANAGER, "digits-canary"), child(SERVICE, "digits-canary")]
-        found = plan(deployment(replicas=3, route=ROUTE), live)
+    @pytest.mark.parametrize(("weight", "replicas"), [(0, 1), (25, 3), (50, 5), (100, 10)])
+    def test_gets_the_replicas_of_its_weight(self, deployment, weight, replicas):
+        spec = {**CANARY, "replicas": 10, "canary": {"weight": weight}}
+        assert scales(plan(deployment(**spec)))["digits-canary"] == replicas
+
+    def test_scales_within_its_weight(self, deployment):
+        spec = {**CANARY, "replicas": 8, "autoscaling": SCALING, "canary": {"weight": 20}}
+        found = plan(deployment(**spec))
+        limits = body(found, AUTOSCALER, "digits-canary")["spec"]
+        assert (limits["minReplicas"], limits["maxReplicas"]) == (1, 2)
+        assert scales(found) == {"digits": 8, "digits-canary": 2}
+
+    def test_arguments_are_checked(self, deployment):
+        spec = {**CANARY, "canary": {"weight": 20, "args": ["--host", "x"]}}
+        assert plan(deployment(**spec)).problem.message.startswith("spec.canary.args: --host")
+
+
+class TestPromotion:
+    """The canary's version becomes the stable one, and the canary is removed."""
+
+    def promoted(self, deployment, *, is_seen):
+        found = deployment(replicas=3, route=ROUTE, image="serving:2")
+        found["metadata"]["generation"] = 2
+        condition = {"type": "Stalled", "status": "False"}
+        seen = 2 if is_seen else 1
+        return {**found, "status": {"observedGeneration": seen, "conditions": [condition]}}
+
+    def live(self, deployment, updated=3):
+        live = dict([running(3, SCALE_MANAGER), running(3, SCALE_MANAGER, "digits-canary")])
+        live[DEPLOYMENT, "digits"]["status"]["updatedReplicas"] = updated
+        live |= dict(child(kind, "digits-canary") for kind in (SERVICE, DISRUPTION_BUDGET))
+        route = body(plan(deployment(**CANARY), live), HTTP_ROUTE)
+        return live | dict([child(HTTP_ROUTE, spec=route["spec"])])
+
+    def weights(self, found):
+        return TestCanary().weights(found)
+
+    @pytest.mark.parametrize(("is_seen", "updated"), [(False, 3), (True, 1)])
+    def test_canary_keeps_its_share_until_the_rollout_is_complete(
+        self, deployment, is_seen, updated
+    ):
+        promoted = self.promoted(deployment, is_seen=is_seen)
+        found = plan(promoted, self.live(deployment, updated))
+        assert places(found, Delete) == []
+        assert self.weights(found) == {"digits": 80, "digits-canary": 20}
+
+    def test_canary_goes_after_the_route_and_its_service_after_its_pods(self, deployment):
+        promoted, live = self.promoted(deployment, is_seen=True), self.live(deployment)
+        found = plan(promoted, live)
         assert self.weights(found) == {"digits": 100}
         steps = [(type(step), step.kind) for step in found.steps]
         assert steps.index((Apply, HTTP_ROUTE)) < steps.index((Delete, DEPLOYMENT))
-        assert steps.index((Delete, DEPLOYMENT)) < steps.index((Delete, SERVICE))
+        assert (Delete, SERVICE) not in steps
+        live[DEPLOYMENT, "digits-canary"]["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+        live[DEPLOYMENT, "digits"]["status"]["updatedReplicas"] = 1  # Another rollout.
+        assert self.weights(plan(promoted, live)) == {"digits": 100}
+        assert (DEPLOYMENT, "digits-canary") not in places(plan(promoted, live), Delete)
+        assert (SERVICE, "digits-canary") not in places(plan(promoted, live), Delete)
+        del live[DEPLOYMENT, "digits-canary"]
+        assert (SERVICE, "digits-canary") in places(plan(promoted, live), Delete)
 
 
 class TestRegions:
@@ -220,11 +314,34 @@ class TestRegions:
         assert annotations["external-dns.alpha.kubernetes.io/aws-weight"] == "70"
 
     def test_unlisted_region_makes_nothing_and_removes_what_it_made(self, deployment):
-        live = [running(3, SCALE_MANAGER)]
+        live = self.made_for("asia")
         found = plan(deployment(**REGIONS), live, settings=Settings("s", "s3://m", "asia"))
         assert places(found, Apply) == []
         assert places(found, Delete) == [(DEPLOYMENT, "digits")]
         assert "'asia' isn't listed" in found.notice
+
+    def made_for(self, region):
+        place, found = running(3, SCALE_MANAGER)
+        found["metadata"]["annotations"] = {"deepseek.io/region": region} if region else {}
+        return [(place, found)]
+
+    @pytest.mark.parametrize("region", ["eu", None])
+    def test_mistaken_region_deletes_nothing(self, deployment, region):
+        settings = Settings("s", "s3://m", "EU")
+        found = plan(deployment(**REGIONS), self.made_for(region), settings=settings)
+        assert found.steps == ()
+        assert found.problem.reason == "RegionChanged"
+        assert "correct the operator's --region" in found.problem.message
+
+    def test_children_name_their_region(self, deployment):
+        found = plan(deployment(**REGIONS), settings=Settings("s", "s3://m", "eu"))
+        for step in found.steps:
+            if step.manager != SCALE_MANAGER:
+                assert step.body["metadata"]["annotations"]["deepseek.io/region"] == "eu"
+
+    def test_empty_region_is_refused(self):
+        with pytest.raises(InvalidInputError, match="--region is empty"):
+            Settings("s", region="")
 
     def test_operator_without_a_region_says_so(self, deployment):
         assert plan(deployment(**REGIONS)).problem[0] == "RegionUnknown"
@@ -232,7 +349,7 @@ class TestRegions:
     def test_override_that_does_not_fit(self, deployment):
         spec = {**REGIONS, "regions": [{"name": "eu", "minReplicas": 11}]}
         found = plan(deployment(**spec), settings=Settings("s", "s3://m", "eu"))
-        assert "minReplicas is above maxReplicas" in found.problem[1]
+        assert "minReplicas of a region is above its maxReplicas" in found.problem[1]
 
 
 def test_owners_of_replicas():

@@ -3,15 +3,24 @@
 import pytest
 
 from keras_deepseek.operator.api import Model, ModelDeploymentSpec
-from keras_deepseek.operator.pods import make_pod_template, merge
+from keras_deepseek.operator.pods import check_arguments, make_pod_template, merge
+from keras_deepseek.operator.problems import PlanError
 
 DIGEST = "sha256:" + "a" * 64
 
 
-def template(model=None, args=(), templates=(), **spec):
+def template(model=None, args=(), partial=None, **spec):
     found = ModelDeploymentSpec.model_validate(spec)
     model = None if model is None else Model(uri=model)
-    return make_pod_template("digits", {"a": "b"}, model, "serving:1", args, found, templates)
+    return make_pod_template(
+        "digits",
+        {"a": "b"},
+        model,
+        "serving:1",
+        args,
+        found,
+        {"spec.template": partial or {}},
+    )
 
 
 def server(found):
@@ -73,7 +82,7 @@ def test_partial_template_is_merged_by_name():
             "topologySpreadConstraints": None,
         },
     }
-    found = template(templates=[partial])
+    found = template(partial=partial)
     assert [one["name"] for one in found["spec"]["containers"]] == ["server", "sidecar"]
     assert [one["name"] for one in server(found)["env"]] == ["HOME", "TOKEN"]
     assert found["spec"]["tolerations"] == [{"operator": "Exists"}]
@@ -85,13 +94,71 @@ def test_partial_template_is_merged_by_name():
     ("partial", "message"),
     [
         ({"spec": []}, r"template.spec must be an object, received \[\]"),
-        ({"spec": {"containers": [{"image": "x"}]}}, "Each item of template.spec.containers needs"),
+        (
+            {"spec": {"containers": [{"image": "x"}]}},
+            "spec.template.spec.containers: each item needs a name",
+        ),
+        (
+            {"spec": {"containers": [{"name": ["x"]}]}},
+            "spec.template.spec.containers: each item needs a name",
+        ),
+        ({"spec": None}, "must not remove spec.containers"),
+        ({"spec": {"containers": None}}, "must not remove spec.containers"),
+        (
+            {"spec": {"containers": [{"name": "server", "resources": {"limits": {"cpu": "1x"}}}]}},
+            r"containers\[server\].resources: '1x' is not a quantity",
+        ),
     ],
 )
 def test_broken_partial_template(partial, message):
-    with pytest.raises(ValueError, match=message):
-        template(templates=[partial])
+    with pytest.raises(PlanError, match=message):
+        template(partial=partial)
+
+
+@pytest.mark.parametrize("resources", [[True], {"limits": ["x"]}, {"limits": False, "claims": []}])
+def test_resources_of_another_form_are_left_for_the_api_server(resources):
+    partial = {"spec": {"containers": [{"name": "sidecar", "resources": resources}]}}
+    assert template(partial=partial)["spec"]["containers"][1]["resources"] == resources
+
+
+def test_volumes_and_actions_of_probes_take_the_place_of_others():
+    claim = {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
+    probe = {"exec": {"command": ["true"]}, "periodSeconds": 1}
+    container = {"name": "server", "startupProbe": probe}
+    found = template(partial={"spec": {"volumes": [claim], "containers": [container]}})
+    assert found["spec"]["volumes"] == [{"name": "tmp", "emptyDir": {}}, claim]
+    startup = server(found)["startupProbe"]
+    assert (startup["exec"], startup["periodSeconds"]) == (probe["exec"], 1)
+    assert "httpGet" not in startup
+    assert "failureThreshold" in startup
 
 
 def test_merge_replaces_lists_without_names():
     assert merge({"a": [1, 2]}, {"a": [3]}) == {"a": [3]}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--http-port", "9000"], "--http-port is set by the operator. Remove it."),
+        (["--host=::"], "--host is set by the operator. Remove it."),
+        (["--name", "x"], "--name is set by the operator. Set spec.model.name instead."),
+        (
+            ["--limit", "grace_seconds=inf"],
+            "--limit grace_seconds must be seconds as a number, received 'inf'.",
+        ),
+        (["--limit=unready_seconds=20s"], "must be seconds as a number, received '20s'."),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(args, message):
+    with pytest.raises(PlanError) as caught:
+        check_arguments(args, "spec.args")
+    assert str(caught.value).startswith("spec.args: ")
+    assert str(caught.value).endswith(message)
+    assert caught.value.problem.reason == "InvalidObject"
+
+
+def test_pods_spread_over_zones_and_nodes():
+    found = template()["spec"]["topologySpreadConstraints"]
+    keys = [each["topologyKey"] for each in found]
+    assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]

@@ -1,5 +1,7 @@
 """The reconciler on the stand-in for the API server. The nightly tests use a real one."""
 
+import asyncio
+
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
@@ -9,7 +11,10 @@ from keras_deepseek.operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    HTTP_ROUTE,
     MODEL_DEPLOYMENT,
+    POD,
+    SCALED_OBJECT,
     SERVICE,
 )
 from keras_deepseek.operator.plan import Settings
@@ -30,9 +35,10 @@ def call(run_async):
             async with TestServer(server.application) as host, aiohttp.ClientSession() as session:
                 cluster = Cluster(session, str(host.make_url("/")))
 
-                async def start():
+                async def start(*, resync=True):
                     reconciler = Reconciler(cluster, SETTINGS)
-                    await reconciler.resync()
+                    if resync:
+                        await reconciler.resync()
                     return reconciler
 
                 return await function(server, start)
@@ -51,8 +57,8 @@ def children(server):
     }
 
 
-def condition(server, kind):
-    status = server.get(MODEL_DEPLOYMENT, "digits")["status"]
+def condition(server, kind, name="digits"):
+    status = server.get(MODEL_DEPLOYMENT, name)["status"]
     return next(each for each in status["conditions"] if each["type"] == kind)
 
 
@@ -99,9 +105,17 @@ def test_idle_reads_do_not_grow_with_the_objects(call, deployment):
     call(check)
 
 
-@pytest.mark.parametrize("autoscaling", [SCALING, {**SCALING, "enabled": False}])
-def test_killed_after_any_write_it_reaches_the_same_objects(call, deployment, autoscaling):
-    spec = {"replicas": 4, "autoscaling": autoscaling}
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"autoscaling": SCALING},
+        {"autoscaling": {**SCALING, "enabled": False}},
+        {"autoscaling": {**SCALING, "engine": "KEDA"}},
+        {"route": {"gateway": {"name": "public"}}, "canary": {"weight": 20, "replicas": 2}},
+    ],
+)
+def test_killed_after_any_write_it_reaches_the_same_objects(call, deployment, spec):
+    spec = {"replicas": 4, **spec}
 
     async def whole(server, start):
         server.add(MODEL_DEPLOYMENT, deployment(**spec))
@@ -165,9 +179,72 @@ def test_refused_apply_is_one_condition(call, deployment):
         server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
         server.refusals[DEPLOYMENT.path("default", "digits")] = (422, "bad field x")
         reconciler = await start()
-        await reconciler.reconcile("default", "digits")
+        needs_no_other_pass = await reconciler.reconcile("default", "digits")
+        assert needs_no_other_pass
         assert condition(server, "Stalled")["message"] == "Deployment 'digits': bad field x"
         assert condition(server, "Stalled")["status"] == "True"
+
+    call(check)
+
+
+def test_unknown_field_is_a_broken_template(call, deployment):
+    message = (
+        "failed to create typed patch object (default/digits; apps/v1, Kind=Deployment): "
+        '.spec.template.spec.containers[name="server"].foo: field not declared in schema'
+    )
+
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        server.refusals[DEPLOYMENT.path("default", "digits")] = (500, message)
+        await (await start()).reconcile("default", "digits")
+        found = condition(server, "Stalled")
+        assert found["reason"] == "TemplateBroken"
+        assert found["message"] == (
+            "spec.template does not fit, correct it: "
+            '.spec.template.spec.containers[name="server"].foo: field not declared in schema'
+        )
+
+    call(check)
+
+
+def test_changes_and_problems_are_logged_once(call, deployment, caplog):
+    caplog.set_level("INFO")
+
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=2))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        assert "default/digits: created Deployment 'digits'" in caplog.text
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        await reconciler.reconcile("default", "digits")
+        assert "default/digits: changed Deployment 'digits'" in caplog.text
+        assert "default/digits: deleted PodDisruptionBudget 'digits'" in caplog.text
+        server.refusals[DEPLOYMENT.path("default", "digits")] = (422, "bad field x")
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=5))
+        for restarted in (reconciler, await start()):
+            await restarted.reconcile("default", "digits")
+        assert caplog.text.count("bad field x") == 1
+        assert caplog.text.count("created") == 3
+
+    call(check)
+
+
+def test_resync_finds_a_changed_status_of_a_child(call, deployment):
+    """No one watches routes and ScaledObjects."""
+    route = {"gateway": {"name": "public"}}
+
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=0, route=route))
+        reconciler = await start()
+        await reconciler.reconcile("default", "digits")
+        refused = {"type": "Accepted", "status": "False", "reason": "No", "message": "no"}
+        parents = [{"conditions": [refused]}]
+        server.get(HTTP_ROUTE, "digits")["status"] = {"parents": parents}
+        await reconciler.resync()
+        running = asyncio.create_task(reconciler.run())
+        while condition(server, "Ready")["reason"] != "RouteNotAccepted":
+            await asyncio.sleep(0)
+        running.cancel()
 
     call(check)
 
@@ -189,5 +266,72 @@ def test_deleted_object_is_left_alone(call, deployment):
     async def check(server, start):
         await (await start()).reconcile("default", "digits")
         assert server.writes == []
+
+    call(check)
+
+
+def test_kind_that_may_not_be_listed_stops_only_the_objects_that_need_it(call, deployment):
+    async def check(server, start):
+        server.add(
+            MODEL_DEPLOYMENT, deployment("scaled", autoscaling={**SCALING, "engine": "KEDA"})
+        )
+        server.add(MODEL_DEPLOYMENT, deployment("digits", replicas=2))
+        server.forbidden = {SCALED_OBJECT.plural}
+        reconciler = await start()
+        for name in ("scaled", "digits"):
+            await reconciler.reconcile("default", name)
+        assert condition(server, "Stalled")["status"] == "False"
+        assert server.get(DISRUPTION_BUDGET, "digits")
+        stalled = condition(server, "Stalled", "scaled")
+        assert (stalled["status"], stalled["reason"]) == ("True", "Forbidden")
+        assert stalled["message"].endswith("the rights of kubernetes/base/rbac.yaml.")
+        server.forbidden = set()
+        await reconciler.resync()
+        await reconciler.reconcile("default", "scaled")
+        assert condition(server, "Stalled", "scaled")["status"] == "False"
+        assert server.get(SCALED_OBJECT, "scaled")
+
+    call(check)
+
+
+def test_children_that_may_not_be_read_are_one_condition(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=2))
+        reconciler = await start()
+        server.forbidden = {SERVICE.plural}
+        await reconciler.reconcile("default", "digits")
+        assert condition(server, "Stalled")["reason"] == "Forbidden"
+        assert server.get(DEPLOYMENT, "digits") is None
+
+    call(check)
+
+
+def test_pods_that_may_not_be_read_are_left_out(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=2))
+        server.forbidden = {POD.plural}
+        await (await start()).reconcile("default", "digits")
+        assert condition(server, "Reconciling")["status"] == "True"
+
+    call(check)
+
+
+def test_event_before_the_first_list_waits_for_the_kinds(call, deployment):
+    """Without them no child would be found, and the autoscaler's replicas would be set anew."""
+
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(autoscaling=SCALING))
+        await (await start()).reconcile("default", "digits")
+        found = server.get(DEPLOYMENT, "digits")
+        found["spec"]["replicas"] = 7
+        found["metadata"]["managedFields"][0]["manager"] = "kube-controller-manager"
+        del server.get(MODEL_DEPLOYMENT, "digits")["status"]
+        restarted = await start(resync=False)
+        restarted.ask("default", "digits")
+        running = asyncio.create_task(restarted.run())
+        while "status" not in server.get(MODEL_DEPLOYMENT, "digits"):
+            await asyncio.sleep(0)
+        running.cancel()
+        assert server.get(DEPLOYMENT, "digits")["spec"]["replicas"] == 7
 
     call(check)

@@ -9,6 +9,7 @@ from keras_deepseek.operator.plan import Settings
 from keras_deepseek.operator.render import render_objects
 
 SETTINGS = Settings("serving:1", model_store="s3://models")
+HEAD = "apiVersion: deepseek.io/v1\nkind: ModelDeployment\n"
 OBJECT = """
 apiVersion: deepseek.io/v1
 kind: ModelDeployment
@@ -31,8 +32,22 @@ def test_renders_the_objects_of_an_empty_cluster(tmp_path):
         "HorizontalPodAutoscaler",
         "PodDisruptionBudget",
     }
-    assert found["Deployment"]["spec"]["replicas"] == 3
-    assert all("ownerReferences" not in one["metadata"] for one in found.values())
+    # An apply of these files must not undo what the autoscaler did.
+    assert "replicas" not in found["Deployment"]["spec"]
+    for one in found.values():
+        assert not {"ownerReferences", "namespace"} & one["metadata"].keys()
+
+
+def test_a_canary_gets_its_weight(tmp_path):
+    file = tmp_path / "object.yaml"
+    route = "canary: {weight: 20}\n  route: {gateway: {name: main}}"
+    file.write_text(f"{OBJECT.partition('autoscaling')[0]}{route}")
+    found = list(yaml.safe_load_all(render_objects(str(file), SETTINGS)))
+    (route,) = [one for one in found if one["kind"] == "HTTPRoute"]
+    backends = route["spec"]["rules"][0]["backendRefs"]
+    assert [one["weight"] for one in backends] == [80, 20]
+    replicas = [one["spec"]["replicas"] for one in found if one["kind"] == "Deployment"]
+    assert replicas == [3, 1]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +55,11 @@ def test_renders_the_objects_of_an_empty_cluster(tmp_path):
     [
         ("", "has no objects"),
         ("a: [", "is not YAML"),
-        ("kind: Pod", "has 'Pod'. Expected objects of kind ModelDeployment"),
-        ("kind: ModelDeployment", "has no metadata.name"),
-        ("- 1", "Expected objects"),
-        ("kind: ModelDeployment\nmetadata: {name: a}\nspec: {replica: 3}", "spec.replica: "),
+        (HEAD.replace("ModelDeployment", "Pod"), "kind 'Pod'. Expected 'deepseek.io/v1'"),
+        (HEAD.replace("v1", "v2"), "apiVersion 'deepseek.io/v2' and kind"),
+        (HEAD, "has no metadata.name"),
+        ("- 1", "Expected 'deepseek.io/v1'"),
+        (f"{HEAD}metadata: {{name: a}}\nspec: {{replica: 3}}", "spec: unknown field 'replica'"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

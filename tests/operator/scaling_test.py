@@ -1,19 +1,23 @@
 """The objects that scale, as KEDA's and Kubernetes's documents have them."""
 
+import pytest
+
 from keras_deepseek.operator.api import Autoscaling
 from keras_deepseek.operator.kinds import AUTOSCALER, SCALED_OBJECT
+from keras_deepseek.operator.problems import PlanError
 from keras_deepseek.operator.scaling import keda_autoscaler_name, make_scaler
 
+CPU = {"type": "CPU", "target": 70}
 METRICS = [
     {"type": "RequestsPerSecond", "target": 1000},
     {"type": "QueueTime", "target": "0.05"},
-    {"type": "CPU", "target": 70},
+    CPU,
 ]
 
 
 def scaler(**fields):
     autoscaling = Autoscaling.model_validate({"maxReplicas": 9, "metrics": METRICS, **fields})
-    return make_scaler("digits", "team", autoscaling, 2)
+    return make_scaler("digits", "team", autoscaling, 2, 9)
 
 
 def test_autoscaler():
@@ -39,3 +43,19 @@ def test_scaled_object():
     assert (cpu["type"], cron["type"]) == ("cpu", "cron")
     name = spec["advanced"]["horizontalPodAutoscalerConfig"]["name"]
     assert name == keda_autoscaler_name("digits")
+
+
+@pytest.mark.parametrize(
+    ("triggers", "has_fallback"),
+    [([], False), ([{"type": "memory"}], False), ([{"type": "cron"}], True)],
+)
+def test_keda_takes_no_fallback_for_the_metrics_of_the_kubelet(triggers, has_fallback):
+    _, spec = scaler(engine="KEDA", metrics=[CPU], triggers=triggers)
+    assert ("fallback" in spec) == has_fallback
+    assert "fallback" in scaler(engine="KEDA")[1]
+
+
+@pytest.mark.parametrize("engine", ["HPA", "KEDA"])
+def test_target_of_cpu_is_a_percentage(engine):
+    with pytest.raises(PlanError, match="a percentage, as 70, received '50m'"):
+        scaler(engine=engine, metrics=[{**CPU, "target": "50m"}])

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.operator.simulation import Deployment, simulate
+from keras_deepseek.operator.simulation import SimulatedDeployment, simulate
 from keras_deepseek.operator.sizing import describe_sizes, draw, measure_capacity
 
 
@@ -72,7 +72,7 @@ def test_server_that_is_not_there():
 def test_describes_a_day(tmp_path):
     file = tmp_path / "day.csv"
     file.write_text("\n".join(["1000"] * 300 + ["2000"] * 300))
-    text = describe_sizes(Deployment(100, 30), 0, [str(file)], 0.999)
+    text = describe_sizes(SimulatedDeployment(100, 30), 0, [str(file)], 0.999)
     assert "of the capacity" in text
     assert "replicas at most" in text
 
@@ -80,11 +80,11 @@ def test_describes_a_day(tmp_path):
 def test_says_when_no_target_is_enough(tmp_path):
     file = tmp_path / "day.csv"
     file.write_text("\n".join(["1000"] * 300 + ["9000"] * 300))
-    text = describe_sizes(Deployment(100, 300, max_replicas=20), 0, [str(file)], 0.9999)
+    text = describe_sizes(SimulatedDeployment(100, 300, max_replicas=20), 0, [str(file)], 0.9999)
     assert "no target keeps 99.990%" in text
 
 
 def test_draws_one_line_each():
-    lines = draw(simulate(Deployment(100), [10.0, 20.0, 0.0], 50)).splitlines()
+    lines = draw(simulate(SimulatedDeployment(100), [10.0, 20.0, 0.0], 50)).splitlines()
     assert [line.split()[0] for line in lines] == ["requests/s", "replicas", "lost/s"]
     assert lines[0].endswith("max 20")

@@ -2,8 +2,11 @@
 
 from datetime import UTC, datetime
 
-from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT
+import pytest
+
+from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT, HTTP_ROUTE, SCALED_OBJECT
 from keras_deepseek.operator.plan import Plan
+from keras_deepseek.operator.problems import Problem
 from keras_deepseek.operator.status import make_status
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -25,7 +28,7 @@ def conditions(status):
 
 
 def status(deployment, found=None, plan=None, **arguments):
-    plan = plan or Plan(fewest_replicas=2)
+    plan = plan or Plan(fewest_replicas={"digits": 2})
     live = {} if found is None else {(DEPLOYMENT, "digits"): found}
     return make_status(deployment, plan, live | arguments.pop("live", {}), now=NOON, **arguments)
 
@@ -82,8 +85,31 @@ def test_line_of_serve_reaches_the_condition(deployment):
     assert "Unschedulable: no GPU" in message
 
 
+@pytest.mark.parametrize(
+    ("reason", "message", "expected"),
+    [
+        ("CreateContainerConfigError", 'secret "s3" not found', 'secret "s3" not found'),
+        ("ImagePullBackOff", "model@sha256:0 not found", "model@sha256:0 not found"),
+        (
+            "CrashLoopBackOff",
+            "usage: serve\nserve: error: unrecognized arguments: --admin-port 8502",
+            "--admin-port 8502. Use a serving image as new as the operator",
+        ),
+    ],
+)
+def test_error_of_a_container_says_what_to_do(deployment, reason, message, expected):
+    container = {"state": {"waiting": {"reason": reason, "message": message}}}
+    pod = {"status": {"containerStatuses": [container]}}
+    found = status(deployment(), child(available=0), pods=[pod])
+    assert f"{reason}: " in conditions(found)["Ready"][1]
+    assert expected in conditions(found)["Ready"][1]
+
+
 def test_problem_and_failure_are_stalled(deployment):
-    for given in ({"plan": Plan(problem=("NameTaken", "no"))}, {"failure": ("Invalid", "no")}):
+    for given in (
+        {"plan": Plan(problem=Problem("NameTaken", "no"))},
+        {"failure": Problem("Invalid", "no")},
+    ):
         found = conditions(status(deployment(), child(), **given))
         assert found["Stalled"] == ("True", "no")
         assert found["Ready"][0] == "False"
@@ -110,13 +136,77 @@ def test_conditions_of_the_autoscaler_are_handed_on(deployment):
         assert "AbleToScale" not in found
 
 
+def test_canary_counts(deployment):
+    plan = Plan(fewest_replicas={"digits": 2, "digits-canary": 1})
+
+    def ready(canary):
+        live = {(DEPLOYMENT, "digits-canary"): canary}
+        return conditions(status(deployment(), child(), plan=plan, live=live))
+
+    assert ready(child(1, 1, 1))["Ready"][0] == "True"
+    found = ready(child(1, 1, 0))
+    assert found["Ready"] == ("False", "The canary 'digits-canary': 0 of 1 pods are available")
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    found = ready(child(1, 1, 0, [{**late, "message": "timed out."}]))
+    assert found["Stalled"] == ("True", "The canary 'digits-canary': timed out.")
+
+
+def test_route_that_the_gateway_refuses_is_stalled(deployment):
+    refused = {"type": "Accepted", "status": "False", "reason": "NotAllowed", "message": "no."}
+    route = {"status": {"parents": [{"conditions": [refused]}]}}
+    found = status(deployment(), child(), live={(HTTP_ROUTE, "digits"): route})
+    message = "The Gateway refuses the HTTPRoute 'digits': NotAllowed: no."
+    assert conditions(found)["Stalled"] == ("True", message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition", "message"),
+    [
+        (SCALED_OBJECT, {"type": "Ready", "reason": "Bad", "message": "no trigger"}, "no trigger"),
+        (
+            AUTOSCALER,
+            {"type": "ScalingActive", "reason": "FailedGetPodsMetric", "message": "no metric"},
+            "no metric. Install prometheus-adapter",
+        ),
+        (
+            AUTOSCALER,
+            {"type": "ScalingActive", "reason": "FailedGetResourceMetric"},
+            "Set spec.resources.requests.cpu",
+        ),
+    ],
+)
+def test_scaling_that_does_not_work_is_said(deployment, kind, condition, message):
+    child_status = {"conditions": [{**condition, "status": "False"}]}
+    found = conditions(
+        status(deployment(), child(), live={(kind, "digits"): {"status": child_status}})
+    )
+    assert found["ScalingActive"][0] == "False"
+    assert message in found["ScalingActive"][1]
+    assert found["Ready"][1].startswith("3 replicas are ready. Autoscaling does not work: ")
+    assert message in found["Ready"][1]
+
+
+def test_killed_for_memory_is_said(deployment):
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off"}
+    ended = {"reason": "OOMKilled", "exitCode": 137}
+    container = {"state": {"waiting": waiting}, "lastState": {"terminated": ended}}
+    for part in ("containerStatuses", "initContainerStatuses"):
+        pods = [{"status": {part: [container]}}]
+        message = conditions(status(deployment(), child(available=0), pods=pods))["Ready"][1]
+        assert "CrashLoopBackOff: OOMKilled: " in message
+        assert "raise spec.resources.limits.memory (exit code 137)" in message
+    container["state"] = {"running": {}}
+    message = conditions(status(deployment(), child(available=0), pods=pods))["Ready"][1]
+    assert "; OOMKilled: " in message
+
+
 def test_time_of_a_transition_is_kept(deployment):
     before = status(deployment(), child())
     again = {**deployment(), "status": before}
     live = {(DEPLOYMENT, "digits"): child()}
-    assert make_status(again, Plan(fewest_replicas=2), live, now=LATER) == before
+    assert make_status(again, Plan(fewest_replicas={"digits": 2}), live, now=LATER) == before
     live = {(DEPLOYMENT, "digits"): child(available=0)}
-    after = make_status(again, Plan(fewest_replicas=2), live, now=LATER)
+    after = make_status(again, Plan(fewest_replicas={"digits": 2}), live, now=LATER)
     times = {each["type"]: each["lastTransitionTime"] for each in after["conditions"]}
     assert times["Ready"] == "2026-01-01T13:00:00Z"
     assert times["Stalled"] == "2026-01-01T12:00:00Z"

@@ -14,7 +14,10 @@ from keras_deepseek.operator.kinds import CHILDREN, DEPLOYMENT, MODEL_DEPLOYMENT
 
 
 class ApiServer:
-    """The stand-in. `objects` are those that exist, by path; `writes` are the paths written."""
+    """The stand-in. `objects` are those that exist, by path; `writes` are the paths written.
+
+    Writes to a path of `refusals` are refused, and all requests for a plural of `forbidden`.
+    """
 
     def __init__(self, kinds=CHILDREN):
         self.kinds = (*kinds, MODEL_DEPLOYMENT, POD)
@@ -22,6 +25,8 @@ class ApiServer:
         self.writes: list[str] = []
         self.reads = 0
         self.refusals: dict[str, tuple[int, str]] = {}
+        self.forbidden: set[str] = set()
+        self.hides_groups = False
         self.fails_after: int | None = None
         self.application = web.Application()
         self.application.router.add_route("*", "/{path:.*}", self._answer)
@@ -38,6 +43,8 @@ class ApiServer:
 
     async def _answer(self, request):
         path = request.path
+        for plural in self.forbidden & set(path.split("/")):
+            return _error(403, "Forbidden", f'{plural} is forbidden: User "operator" cannot do so')
         if request.method == "GET":
             self.reads += 1
             return self._read(path, request.query)
@@ -52,6 +59,10 @@ class ApiServer:
         return self._patch(path, await request.json(), request.query.get("fieldManager"))
 
     def _read(self, path, query):
+        if path == "/apis":
+            groups = {kind.api_version.split("/")[0] for kind in self.kinds}
+            found = [{"name": group} for group in groups if not self.hides_groups]
+            return web.json_response({"groups": found})
         for kind in self.kinds:
             if path == kind.path().removesuffix(f"/{kind.plural}"):
                 same = [one for one in self.kinds if one.api_version == kind.api_version]
@@ -71,7 +82,8 @@ class ApiServer:
         if path.endswith("/status"):
             self.objects[path.removesuffix("/status")]["status"] = body["status"]
             return web.json_response({})
-        old = self.objects.get(path, {"metadata": {"generation": 0}})
+        new_metadata = {"generation": 0, "uid": f"uid of {path}"}
+        old = self.objects.get(path, {"metadata": new_metadata})
         new = _merge(copy.deepcopy(old), body)
         if f"/{DEPLOYMENT.plural}/" in path:
             owners = self._owners(old)

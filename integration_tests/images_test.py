@@ -1,4 +1,4 @@
-"""The image of `docker/serving`: its commands, run in folders of their own in place of an image's.
+"""The images of `docker/Dockerfile`: their commands, run in folders in place of an image's.
 
 Docker itself is not needed, nor tried: what is installed and started is what the Dockerfile says.
 """
@@ -77,34 +77,36 @@ print(from_tensor_proto(answer.outputs["y"], "y").tolist())
 """
 
 
-def read_dockerfile() -> list[list[tuple[str, str]]]:
-    """Returns the instructions of each stage, the first one being its FROM."""
-    text = (ROOT / "docker/serving/Dockerfile").read_text(encoding="utf-8")
+def read_dockerfile() -> dict[str, list[tuple[str, str]]]:
+    """Returns the instructions of each stage, by its name; the first one is its FROM."""
+    text = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
-    stages: list[list[tuple[str, str]]] = []
+    stages: dict[str, list[tuple[str, str]]] = {}
     for line in joined:
-        name, _, rest = line.partition(" ")
-        if name == "FROM":
-            stages.append([])
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            name = rest.rpartition(" AS ")[2]
+            stages[name] = []
         if stages:
-            stages[-1].append((name, rest.strip()))
+            stages[name].append((instruction, rest.strip()))
     return stages
 
 
-def words_of(stage: list[tuple[str, str]], name: str) -> list[str]:
-    return [rest for found, rest in stage if found == name]
+def words_of(stage: str, instruction: str) -> list[str]:
+    return [rest for found, rest in read_dockerfile()[stage] if found == instruction]
 
 
 @dataclass(frozen=True)
 class Image:
-    """The folders that stand for those of the image."""
+    """The folders that stand for those of an image."""
 
     folder: Path
+    name: str
 
     @property
     def programs(self) -> Path:
-        return self.folder / "opt/serving/bin"
+        return self.folder / f"opt/{self.name}/bin"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -113,7 +115,7 @@ class Image:
 
     def place(self, text: str) -> str:
         """Returns a command with the image's folders in their places here."""
-        for name in ("/opt/serving", "/wheels", "/source"):
+        for name in (f"/opt/{self.name}", "/wheels", "/source"):
             text = text.replace(name, f"{self.folder}{name}")
         return text
 
@@ -133,25 +135,32 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory) -> Image:
-    """Returns the image, made by the instructions of the first stage."""
-    image = Image(tmp_path_factory.mktemp("image"))
+    """Returns the image of the servers."""
+    return make_image(tmp_path_factory.mktemp("image"), "serving")
+
+
+def make_image(folder: Path, name: str) -> Image:
+    """Returns an image, made by the instructions of its first stages."""
+    image = Image(folder, name)
     base = image.folder / "base"
     subprocess.run([sys.executable, "-m", "venv", base], check=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment = {**kept, "PATH": f"{base / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     folder = image.folder
-    for name, rest in read_dockerfile()[0][1:]:
-        if name == "WORKDIR":
+    stages = read_dockerfile()
+    assert stages[f"{name}-packages"][0] == ("FROM", f"wheel AS {name}-packages")
+    for instruction, rest in stages["wheel"][1:] + stages[f"{name}-packages"][1:]:
+        if instruction == "WORKDIR":
             folder = Path(image.place(rest))
             folder.mkdir(parents=True)
-        elif name == "COPY":
+        elif instruction == "COPY":
             *sources, target = rest.split()
             for source in sources:
                 assert f"!{source}" in allowed
                 copy_into(ROOT / source, folder / target)
         else:
-            assert name == "RUN"
+            assert instruction == "RUN"
             command = image.place(rest)
             done = subprocess.run(
                 command,
@@ -177,7 +186,7 @@ def copy_into(source: Path, target: Path) -> None:
 @contextmanager
 def serving(image: Image, path: Path) -> Iterator[tuple["subprocess.Popen[str]", str, str]]:
     """Yields the process of the entrypoint, and what its HTTP and its gRPC are reached by."""
-    (entrypoint,) = words_of(read_dockerfile()[1], "ENTRYPOINT")
+    (entrypoint,) = words_of("serving", "ENTRYPOINT")
     program, *arguments = json.loads(entrypoint)
     command = [image.programs / program, *arguments, path, "--http-port", "0", "--grpc-port", "0"]
     with announced_process(command, image.folder, image.environment, SECONDS) as (process, line):
@@ -191,7 +200,7 @@ def test_an_image_without_keras_serves_over_http_and_grpc_and_ends_with_0(image)
     path = image.folder / "models/model"
     path.parent.mkdir()
     image.run(image.programs / "python", "-c", MAKE_BUNDLE, path)
-    (check,) = words_of(read_dockerfile()[1], "HEALTHCHECK")
+    (check,) = words_of("serving", "HEALTHCHECK")
     program, *arguments = json.loads(check.partition("CMD ")[2])
     with serving(image, path) as (process, http, grpc):
         port = http.rpartition(":")[2]
@@ -223,22 +232,53 @@ def test_a_model_that_needs_keras_is_refused_in_a_line(image):
     assert (done.returncode, "a `.keras` file needs Keras" in line) == (2, True)
 
 
-def test_no_framework_and_no_keras_is_installed(image):
+def installed_packages(image: Image) -> set[str]:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(image.run(image.programs / "python", "-c", code).strip())
+    size = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file())
+    print(f"site-packages of {image.name}: {size / 2**20:.0f} MiB")
     found = {path.name for path in packages.iterdir()}
     assert not found & {"keras", "tensorflow", "jax", "torch", "onnx", "h5py", "optree", "pip"}
+    return found
+
+
+def test_no_framework_and_no_keras_is_installed(image):
+    found = installed_packages(image)
     assert {"keras_deepseek", "ml_dtypes", "obstore", "onnxruntime", "grpc", "uvicorn"} <= found
-    size = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file())
-    print(f"site-packages of the image: {size / 2**20:.0f} MiB")
 
 
-def test_the_last_stage_is_the_runtime_of_an_own_user():
-    _, last = read_dockerfile()
-    assert words_of(last, "COPY") == ["--from=build /opt/serving /opt/serving"]
-    names = [name for name, _ in last]
-    assert names.index("USER") < names.index("ENTRYPOINT")
-    assert words_of(last, "USER") == ["10001"]
-    assert words_of(last, "EXPOSE") == ["8501 8500"]
-    assert json.loads(*words_of(last, "ENTRYPOINT"))[-2:] == ["--host", "0.0.0.0"]
-    assert json.loads(*words_of(last, "CMD")) == ["/models/model"]
+def test_an_operator_without_keras_renders_and_says_that_it_has_no_cluster(tmp_path):
+    image = make_image(tmp_path, "operator")
+    assert {"keras_deepseek", "aiohttp", "kopf", "pydantic"} <= installed_packages(image)
+    (entrypoint,), (arguments,) = (words_of("operator", name) for name in ("ENTRYPOINT", "CMD"))
+    program, *command = json.loads(entrypoint)
+    example = ROOT / "kubernetes/examples/keda.yaml"
+    text = image.run(image.programs / program, command[0], "render", "-f", example)
+    assert "kind: ScaledObject" in text
+    done = subprocess.run(
+        [image.programs / program, *command, *json.loads(arguments)],
+        cwd=image.folder,
+        env=image.environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, "Set KUBECONFIG" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "ports", "entrypoint", "command"),
+    [
+        ("operator", "8080", "operator run", ["--liveness", "http://0.0.0.0:8080/healthz"]),
+        ("serving", "8501 8500", "serve --host 0.0.0.0", ["/models/model"]),
+    ],
+)
+def test_the_last_stage_is_the_runtime_of_an_own_user(name, ports, entrypoint, command):
+    assert words_of(name, "COPY") == [f"--from={name}-packages /opt/{name} /opt/{name}"]
+    instructions = [instruction for instruction, _ in read_dockerfile()[name]]
+    assert instructions.index("USER") < instructions.index("ENTRYPOINT")
+    assert words_of(name, "USER") == ["10001"]
+    assert words_of(name, "EXPOSE") == [ports]
+    assert json.loads(*words_of(name, "ENTRYPOINT")) == ["keras-deepseek", *entrypoint.split()]
+    assert json.loads(*words_of(name, "CMD")) == command

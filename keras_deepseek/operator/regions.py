@@ -1,0 +1,53 @@
+"""The regions of a `ModelDeployment`: the one of this cluster, and its settings."""
+
+from collections.abc import Iterable
+
+from keras_deepseek.operator import api
+from keras_deepseek.operator.api import ModelDeploymentSpec, Region
+from keras_deepseek.operator.kinds import Object
+from keras_deepseek.operator.problems import PlanError
+
+REGION_ANNOTATION = f"{api.GROUP}/region"
+"""The annotation of each child: the region of the operator that made it."""
+
+
+def find_region(spec: ModelDeploymentSpec, here: str | None) -> Region | None:
+    """Returns the region of this cluster, or `None` if the object doesn't list it."""
+    if spec.regions and here is None:
+        raise PlanError(
+            "RegionUnknown",
+            "The object lists regions, and the operator doesn't know its own. Start it with "
+            "--region NAME.",
+        )
+    return next((region for region in spec.regions if region.name == here), None)
+
+
+def with_region(spec: ModelDeploymentSpec, region: Region) -> ModelDeploymentSpec:
+    """Returns the settings with those of a region in place. Raises an error if they don't fit."""
+    values = spec.model_dump(by_alias=True, exclude_unset=True)
+    given = region.model_dump(by_alias=True, exclude_none=True)
+    values |= {name: given[name] for name in ("replicas", "resources") if name in given}
+    limits = {name: given[name] for name in ("minReplicas", "maxReplicas") if name in given}
+    if limits and "autoscaling" not in values:
+        raise PlanError(
+            "InvalidObject",
+            f"The region {region.name!r} sets {' and '.join(limits)} without spec.autoscaling.",
+        )
+    if limits:
+        values["autoscaling"] |= limits
+    if fault := api.find_fault(ModelDeploymentSpec, values):
+        raise PlanError("InvalidObject", f"With the region {region.name!r}, spec.{fault}")
+    return ModelDeploymentSpec.model_validate(values)
+
+
+def check_region_of_children(children: Iterable[Object], here: str | None) -> None:
+    """Refuses to delete what was made for another region: `--region` may be mistaken."""
+    for child in children:
+        other = child["metadata"].get("annotations", {}).get(REGION_ANNOTATION)
+        if other != here:
+            raise PlanError(
+                "RegionChanged",
+                f"The region {here!r} isn't listed in spec.regions, and what runs here was made "
+                f"for {f'the region {other!r}' if other else 'no region'}. It is left as it is: "
+                "correct the operator's --region, or delete the object's children.",
+            )

@@ -1,0 +1,32 @@
+"""The state of a Deployment's rollout."""
+
+from keras_deepseek.operator.kinds import Object
+from keras_deepseek.operator.problems import Problem
+
+
+def rollout_waits_for(deployment: Object, fewest: int) -> str | None:
+    """Returns what a rollout waits for, or `None` if it is complete.
+
+    Args:
+        deployment: The Deployment, or an empty object if there is none.
+        fewest: The pods that must be available.
+    """
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment.get("metadata", {}).get("generation", 1):
+        return "Kubernetes has not started the rollout"
+    updated, all_pods = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    if updated < all_pods:
+        return f"{all_pods - updated} pods of the old version still run"
+    if (available := status.get("availableReplicas", 0)) < fewest:
+        return f"{available} of {fewest} pods are available"
+    return None
+
+
+def rollout_problem(deployment: Object) -> Problem | None:
+    """Returns why Kubernetes has given a rollout up, or `None`."""
+    for condition in deployment.get("status", {}).get("conditions", []):
+        match condition["type"], condition["status"]:
+            case ("Progressing", "False") | ("ReplicaFailure", "True"):
+                message = condition.get("message") or "The rollout takes too long."
+                return Problem(condition.get("reason", "Unknown"), message)
+    return None
