@@ -156,7 +156,10 @@ def test_fit_with_a_ragged_last_batch(case):
     may_fail = case.name in UNTRACED_IN_TRAINING or (case.name, case.policy) in REFUSED_IN_TRAINING
     assert optimized.report.failure is None or may_fail
     received = train(optimized)
-    assert None not in optimized._plans._plans.values()  # Each batch ran a program.
+    # Each batch ran a program. After batches of two sizes, TensorFlow compiles `fit` for any size,
+    # and a program that fixes the batch size is of no use.
+    for (_, shapes, _), plan in optimized._plans._plans.items():
+        assert plan is not None or any(None in shape for shape in shapes)
     allowed, rounding = (3e-3, 1e-6) if case.policy == "float32" else (0.1, 2.0**-8)
     difference = measure_difference(expected, received)
     if difference > allowed:  # Batches of two rows normalize rounding errors to large numbers.
