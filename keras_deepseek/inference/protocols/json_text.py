@@ -30,8 +30,7 @@ def load_json(text: bytes | memoryview) -> Any:
             return fast.loads(text)
         except ValueError as error:
             # Below, a large text would hold up all threads for long. It is worth that only for NaN.
-            text = bytes(text)
-            if len(text) > _SLOW_BYTES and not any(part in text for part in _BEYOND_ORJSON):
+            if len(text) > _SLOW_BYTES and not _is_beyond_orjson(text):
                 raise InvalidInputError(f"The body is not JSON: {error}.") from error
     try:
         return json.loads(bytes(text))
@@ -64,6 +63,16 @@ def to_json(content: Any) -> bytes:
         return _slow_json(content)
     # orjson writes null for NaN and infinities.
     return text if b"null" not in text or _is_plain(content) else _slow_json(content)
+
+
+def _is_beyond_orjson(text: bytes | memoryview) -> bool:
+    """Searches a text in slices, between which other threads may run."""
+    for start in range(0, len(text), _SLOW_BYTES):
+        # A part may begin in one slice and end in the next.
+        piece = bytes(text[start : start + _SLOW_BYTES + len("Infinity")])
+        if any(part in piece for part in _BEYOND_ORJSON):
+            return True
+    return False
 
 
 @cache

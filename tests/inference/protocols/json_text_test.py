@@ -36,6 +36,20 @@ def test_numbers_that_json_lacks_are_read_and_written():
 
 
 @pytest.mark.usefixtures("parser")
+@pytest.mark.parametrize("start", [0, 2**16 - 3, 2**16, 100_000])
+def test_numbers_that_json_lacks_are_read_anywhere_in_a_large_text(start):
+    text = b"[" + b" " * start + b"Infinity" + b" " * 2**17 + b"]"
+    assert json_text.load_json(text) == [math.inf]
+
+
+def test_a_large_text_that_is_no_json_is_not_read_twice(monkeypatch):
+    pytest.importorskip("orjson")
+    monkeypatch.setattr(json_text.json, "loads", None)
+    with pytest.raises(InvalidInputError, match="not JSON"):
+        json_text.load_json(b"[" * 100_000)
+
+
+@pytest.mark.usefixtures("parser")
 def test_a_view_of_bytes_is_read():
     assert json_text.load_json(memoryview(b"  [1, 2]xyz")[:8]) == [1, 2]
 
