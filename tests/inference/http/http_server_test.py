@@ -402,12 +402,11 @@ def test_the_error_names_the_extra_where_the_server_is_missing(doubler, monkeypa
             HttpServer(ServingEngine(doubler)).start()
 
 
-def test_a_server_that_others_reach_is_warned_of_unless_it_asks_who_they_are(
-    doubler, server_context
-):
+def test_a_server_that_others_reach_is_warned_of_without_tls(doubler, server_context):
     with ServingEngine(doubler) as engine:
         with pytest.warns(UserWarning, match=r"Everybody who can reach '0\.0\.0\.0'"):
             engine.serve(0, host="0.0.0.0")
-        engine.serve(0, host="0.0.0.0", tokens=["secret"])
+        with pytest.warns(UserWarning, match="Tokens and requests cross the network in clear text"):
+            engine.serve(0, host="0.0.0.0", tokens=["secret"])
         engine.serve(0, host="0.0.0.0", ssl_context=server_context)
         engine.serve(0, host="localhost")
