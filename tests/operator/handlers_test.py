@@ -70,8 +70,8 @@ def test_end_of_the_workers_ends_the_operator(monkeypatch):
     async def connect(_):
         return SimpleNamespace(server="http://127.0.0.1:9", close=nothing)
 
-    async def watch(**_):
-        await asyncio.Event().wait()
+    async def watch(*, stop_flag, **_):
+        await stop_flag.wait()
 
     async def fail(_):
         raise RuntimeError("a fault")
