@@ -12,8 +12,7 @@ from keras_deepseek.operator.kinds import (
     Object,
 )
 from keras_deepseek.operator.plan import Live, Plan
-from keras_deepseek.operator.problems import Problem
-from keras_deepseek.operator.rollout import rollout_problem, rollout_waits_for
+from keras_deepseek.operator.problems import Problem, rollout_problem, rollout_waits_for
 from keras_deepseek.operator.scaling import keda_autoscaler_name
 
 _SCALING_CONDITIONS = ("ScalingActive", "ScalingLimited")
