@@ -47,6 +47,18 @@ def simulate_autoscaler(kubectl, name, replicas):
     kubectl("patch", "deployments", name, *flags, "-p", patch)
 
 
+def is_leaving(kubectl, name):
+    """Returns True if a Deployment is deleted, or waits for its pods to leave."""
+    found = kubectl.get("deployments", name)
+    return found is None or "deletionTimestamp" in found["metadata"]
+
+
+def collect_garbage(kubectl, name):
+    """Ends a deletion as the garbage collector does when the pods have left."""
+    patch = '{"metadata":{"finalizers":null}}'
+    kubectl("patch", "deployments", name, "--type=merge", "-p", patch, check=False)
+
+
 def apply_many(kubectl, names, **spec):
     """Applies several objects at once."""
     kinds = {"apiVersion": "deepseek.io/v1", "kind": "ModelDeployment"}

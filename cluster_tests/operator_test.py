@@ -14,6 +14,8 @@ from cluster_tests.objects import (
     KINDS,
     SCALING,
     apply_many,
+    collect_garbage,
+    is_leaving,
     replicas,
     simulate_autoscaler,
     simulate_deployment,
@@ -176,18 +178,6 @@ def weights(kubectl):
     """Returns the weights of the route."""
     route = kubectl.get("httproutes", "digits")
     return {each["name"]: each["weight"] for each in route["spec"]["rules"][0]["backendRefs"]}
-
-
-def is_leaving(kubectl, name):
-    """Returns True if a Deployment is deleted, or waits for its pods to leave."""
-    found = kubectl.get("deployments", name)
-    return found is None or "deletionTimestamp" in found["metadata"]
-
-
-def collect_garbage(kubectl, name):
-    """Ends a deletion as the garbage collector does when the pods have left."""
-    patch = '{"metadata":{"finalizers":null}}'
-    kubectl("patch", "deployments", name, "--type=merge", "-p", patch, check=False)
 
 
 def test_stops_on_sigterm_amid_work(kubectl, start):

@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from cluster_tests.cluster import apply_definitions, stand_in_definition, wait_for
+from cluster_tests.objects import collect_garbage, is_leaving, simulate_deployment
 from cluster_tests.rights import shipped_rights
 
 AUTOSCALING = {
@@ -49,6 +50,10 @@ def test_operator_uses_each_of_its_rights(other_kinds, kubectl, start, rights_pr
     routes = ("HTTPRoute", "GRPCRoute")
     wait_for_children(*service, "PodDisruptionBudget", autoscaler, *canary, *routes)
     kubectl.apply("digits", autoscaling={**AUTOSCALING, "engine": "KEDA"})
+    wait_for(lambda: kubectl.get("scaledobjects.keda.sh", "digits"), "the new engine")
+    simulate_deployment(kubectl, "digits")
+    wait_for(lambda: is_leaving(kubectl, "digits-canary"), "the canary's end")
+    collect_garbage(kubectl, "digits-canary")
     wait_for_children(*service, "PodDisruptionBudget", "ScaledObject")
     kubectl.apply("digits", autoscaling={**AUTOSCALING, "enabled": False}, replicas=1)
     wait_for_children(*service)

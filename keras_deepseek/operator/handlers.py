@@ -64,7 +64,7 @@ async def _run(settings: Settings, liveness: str | None) -> None:
 
 
 def _stop_on_signals() -> None:
-    """Cancels the task of the caller at SIGTERM and Ctrl-C. kopf takes over when it runs."""
+    """Cancels the task of the caller at SIGTERM and Ctrl-C, until `_work` takes over."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -78,23 +78,30 @@ async def _work(
 
     A watch does so after the CRD's deletion, a worker by a fault of its own.
     """
-    is_ending = asyncio.Event()
+    is_ending, ends_watching = asyncio.Event(), asyncio.Event()
 
     async def end(**_: Any) -> None:
         is_ending.set()
 
     kopf.on.cleanup(registry=registry)(end)
     others = asyncio.all_tasks()
-    watching = asyncio.create_task(
-        kopf.operator(registry=registry, settings=settings, standalone=True, clusterwide=True)
+    tasks = await kopf.spawn_tasks(
+        registry=registry,
+        settings=settings,
+        standalone=True,
+        clusterwide=True,
+        stop_flag=ends_watching,
     )
+    # At a signal kopf would close the session amid the work.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, is_ending.set)
+    watching = asyncio.create_task(kopf.run_tasks(tasks, ignored=others))
     working = asyncio.create_task(reconciler.run())
     waiting = asyncio.create_task(is_ending.wait())
     await asyncio.wait({watching, working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if working.done():
-        watching.cancel()
     working.cancel()
-    await asyncio.wait({working})  # kopf is going to close its session.
+    await asyncio.wait({working})
+    ends_watching.set()
     # A watch can survive its first cancellation, and kopf would wait for it for ever.
     while not (await asyncio.wait({watching}, timeout=1.0))[0]:
         for task in asyncio.all_tasks() - others - {watching}:

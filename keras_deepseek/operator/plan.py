@@ -30,14 +30,13 @@ from keras_deepseek.operator.kinds import (
     Object,
 )
 from keras_deepseek.operator.pods import check_arguments, make_pod_template
-from keras_deepseek.operator.problems import PlanError, Problem
+from keras_deepseek.operator.problems import PlanError, Problem, rollout_waits_for
 from keras_deepseek.operator.regions import (
     REGION_ANNOTATION,
     check_region_of_children,
     find_region,
     with_region,
 )
-from keras_deepseek.operator.rollout import rollout_waits_for
 from keras_deepseek.operator.routes import make_grpc_route, make_http_route, route_annotations
 from keras_deepseek.operator.scaling import make_scaler
 

@@ -72,18 +72,11 @@ def make_pod_template(
         PlanError: A partial template does not fit.
     """
     volume, mount, source = _model_volume(model)
-    arguments = [
-        source,
-        *("--name", (model.name if model else None) or name),
-        *("--host", "0.0.0.0"),
-        *(word for port, number in PORTS.items() for word in (f"--{port}-port", str(number))),
-        *_limit_arguments(args),
-        *_batching_arguments(spec.batching),
-        *(["--cache-dir", _CACHE_PATH] if volume is None and model else []),
-        *args,
-    ]
     limits = {**_LIMITS, **_given_limits(args)}
     seconds = float(limits["unready_seconds"]) + float(limits["grace_seconds"])
+    arguments = [source, "--name", (model.name if model else None) or name]
+    arguments += ["--cache-dir", _CACHE_PATH] if volume is None and model else []
+    arguments += [*_common_arguments(args, spec.batching), *args]
     template: Object = {
         "metadata": {},
         "spec": {
@@ -228,23 +221,23 @@ def _given_limits(args: Sequence[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def _limit_arguments(args: Sequence[str]) -> list[str]:
+def _common_arguments(args: Sequence[str], batching: Batching | None) -> list[str]:
+    """Returns the arguments of `serve` for addresses, limits that `args` leave out, and batches."""
     given = _given_limits(args)
     limits = {name: value for name, value in _LIMITS.items() if name not in given}
-    return [word for limit in limits.items() for word in ("--limit", "=".join(limit))]
-
-
-def _batching_arguments(batching: Batching | None) -> list[str]:
-    if batching is None:
-        return []
+    batching = batching or Batching()
     latency = batching.target_latency
     flags = {
         "--max-batch-size": batching.max_batch_size,
         "--target-latency": None if latency is None else float(quantity_value(latency)),
         "--max-queue-rows": batching.max_queue_rows,
     }
-    found = {flag: str(value) for flag, value in flags.items() if value is not None}
-    return list(itertools.chain.from_iterable(found.items()))
+    return [
+        *("--host", "0.0.0.0"),
+        *(word for port, number in PORTS.items() for word in (f"--{port}-port", str(number))),
+        *(word for limit in limits.items() for word in ("--limit", "=".join(limit))),
+        *(str(word) for flag in flags.items() if flag[1] is not None for word in flag),
+    ]
 
 
 def _resources(resources: Resources | None) -> Object:

@@ -1,6 +1,8 @@
-"""The problems of an object, which its user has to solve."""
+"""What keeps an object from being ready: problems that its user has to solve, and rollouts."""
 
 from typing import NamedTuple
+
+from keras_deepseek.operator.kinds import Object
 
 
 class Problem(NamedTuple):
@@ -23,3 +25,31 @@ class PlanError(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.problem = Problem(reason, message)
+
+
+def rollout_waits_for(deployment: Object, fewest: int) -> str | None:
+    """Returns what a rollout waits for, or `None` if it is complete.
+
+    Args:
+        deployment: The Deployment, or an empty object if there is none.
+        fewest: The pods that must be available.
+    """
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment.get("metadata", {}).get("generation", 1):
+        return "Kubernetes has not started the rollout"
+    updated, all_pods = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    if updated < all_pods:
+        return f"{all_pods - updated} pods of the old version still run"
+    if (available := status.get("availableReplicas", 0)) < fewest:
+        return f"{available} of {fewest} pods are available"
+    return None
+
+
+def rollout_problem(deployment: Object) -> Problem | None:
+    """Returns why Kubernetes has given a rollout up, or `None`."""
+    for condition in deployment.get("status", {}).get("conditions", []):
+        match condition["type"], condition["status"]:
+            case ("Progressing", "False") | ("ReplicaFailure", "True"):
+                message = condition.get("message") or "The rollout takes too long."
+                return Problem(condition.get("reason", "Unknown"), message)
+    return None

@@ -103,7 +103,7 @@ class Reconciler:
             if not error.is_permanent:
                 raise
             failure = _describe(error, step)
-        return await self._report(model_deployment, plan, live, failure)
+        return await self._update_status(model_deployment, plan, live, failure)
 
     async def resync(self) -> None:
         """Asks for a pass over each object whose children or status differ from its plan.
@@ -239,7 +239,7 @@ class Reconciler:
             verb = "deleted" if after is None else "changed" if before else "created"
             _LOG.info("%s/%s: %s %s %r", *key, verb, step.kind.name, step.name)
 
-    async def _report(
+    async def _update_status(
         self, model_deployment: Object, plan: Plan, live: Live, failure: Problem | None
     ) -> bool:
         """Writes a changed status. Returns False if the pods, which no one watches, matter."""

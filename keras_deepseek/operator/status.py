@@ -12,8 +12,7 @@ from keras_deepseek.operator.kinds import (
     Object,
 )
 from keras_deepseek.operator.plan import Live, Plan
-from keras_deepseek.operator.problems import Problem
-from keras_deepseek.operator.rollout import rollout_problem, rollout_waits_for
+from keras_deepseek.operator.problems import Problem, rollout_problem, rollout_waits_for
 from keras_deepseek.operator.scaling import keda_autoscaler_name
 
 _SCALING_CONDITIONS = ("ScalingActive", "ScalingLimited")
@@ -58,9 +57,9 @@ def make_status(
     if states["Ready"][1] == "Ready":
         count = found.get("readyReplicas", 0)
         message = f"{count} replica{' is' if count == 1 else 's are'} ready."
-        active = scaling.get("ScalingActive")
-        if active and active[0] == "False":
-            message += f" Autoscaling does not work: {active[2]}"
+        is_active, reason, why = scaling.get("ScalingActive", ("True", "", ""))
+        if is_active == "False" and reason != "ScalingDisabled":  # At zero replicas.
+            message += f" Autoscaling does not work: {why}"
         states["Ready"] = ("True", "Ready", message)
     conditions: list[Object] = [
         {

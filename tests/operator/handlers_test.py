@@ -70,15 +70,19 @@ def test_end_of_the_workers_ends_the_operator(monkeypatch):
     async def connect(_):
         return SimpleNamespace(server="http://127.0.0.1:9", close=nothing)
 
-    async def watch(**_):
-        await asyncio.Event().wait()
+    async def spawn_tasks(*, stop_flag, **_):
+        return stop_flag
+
+    async def run_tasks(stop_flag, **_):
+        await stop_flag.wait()
 
     async def fail(_):
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(handlers, "_connect", connect)
     monkeypatch.setattr(handlers, "_wait_for_definition", nothing)
-    monkeypatch.setattr(kopf, "operator", watch)
+    monkeypatch.setattr(kopf, "spawn_tasks", spawn_tasks)
+    monkeypatch.setattr(kopf, "run_tasks", run_tasks)
     monkeypatch.setattr(handlers.Reconciler, "run", fail)
     with pytest.raises(RuntimeError, match="a fault"):
         run_operator(Settings("serving:1"))

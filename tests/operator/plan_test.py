@@ -343,14 +343,6 @@ class TestRegions:
         with pytest.raises(InvalidInputError, match="--region is empty"):
             Settings("s", region="")
 
-    def test_operator_without_a_region_says_so(self, deployment):
-        assert plan(deployment(**REGIONS)).problem[0] == "RegionUnknown"
-
-    def test_override_that_does_not_fit(self, deployment):
-        spec = {**REGIONS, "regions": [{"name": "eu", "minReplicas": 11}]}
-        found = plan(deployment(**spec), settings=Settings("s", "s3://m", "eu"))
-        assert "minReplicas of a region is above its maxReplicas" in found.problem[1]
-
 
 def test_owners_of_replicas():
     assert owners_of_replicas(running(1, "kubectl")[1]) == {"kubectl"}

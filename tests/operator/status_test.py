@@ -186,6 +186,14 @@ def test_scaling_that_does_not_work_is_said(deployment, kind, condition, message
     assert message in found["Ready"][1]
 
 
+def test_autoscaler_at_zero_replicas_works(deployment):
+    disabled = {"type": "ScalingActive", "status": "False", "reason": "ScalingDisabled"}
+    live = {(AUTOSCALER, "keda-digits"): {"status": {"conditions": [disabled]}}}
+    plan = Plan(fewest_replicas={"digits": 0})
+    found = conditions(status(deployment(), child(0, 0, 0), plan=plan, live=live))
+    assert found["Ready"] == ("True", "0 replicas are ready.")
+
+
 def test_killed_for_memory_is_said(deployment):
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off"}
     ended = {"reason": "OOMKilled", "exitCode": 137}
