@@ -13,7 +13,7 @@ import time
 import pytest
 
 from cluster_tests.cluster import apply_definitions, stand_in_definition, wait_for
-from cluster_tests.load import NAME, Load, make_model
+from cluster_tests.load import NAME, Load, answers, make_model
 from cluster_tests.stand_ins import Cluster
 
 TARGET = 40
@@ -48,6 +48,7 @@ def cluster(api_server, kubectl, start, tmp_path):
 
 def test_changes_lose_nothing(cluster, kubectl):
     wait_for(lambda: len(cluster.ready_pods()) == 2, "two pods", 60)
+    wait_for(lambda: answers(cluster.ports["http"]), "Envoy's endpoints")
     load = Load(cluster)
 
     async def scenario():
@@ -60,7 +61,7 @@ def test_changes_lose_nothing(cluster, kubectl):
                 assert time.monotonic() - before < 90, name
                 await asyncio.sleep(0.1)
 
-        await phase("steady", 6, 50)
+        await phase("steady", 30, 50)
         await phase("load doubles", 4, 110, lambda: len(cluster.ready_pods()) >= 3)
         await phase("load falls", 4, 50, lambda: len(cluster.all_pods()) == 2)
         arguments = [*SPEC["args"], "--max-batch-size", "16"]
@@ -80,7 +81,7 @@ def test_changes_lose_nothing(cluster, kubectl):
         load.phase = "a pod is killed"
         cluster.kill_a_pod()
         await phase("a pod is killed", 4, 50, lambda: len(cluster.ready_pods()) >= 2)
-        await phase("steady again", 3, 50)
+        await phase("steady again", 30, 50)
         load.is_over = True
         await running
 

@@ -52,7 +52,7 @@ class Load:
         failures = Counter()
         while not self.is_over:
             for cluster in self.clusters:
-                is_well = await asyncio.to_thread(_answers, cluster.ports["http"])
+                is_well = await asyncio.to_thread(answers, cluster.ports["http"])
                 failures[cluster] = 0 if is_well else failures[cluster] + 1
                 if is_well:
                     self.lost.discard(cluster)
@@ -141,7 +141,7 @@ class Load:
                     await asyncio.sleep(4 / (self.rate / 3))
 
 
-def _answers(port):
+def answers(port):
     url = f"http://127.0.0.1:{port}/v1/models/{NAME}:predict"
     with contextlib.suppress(OSError):
         return urllib.request.urlopen(url, BODY, timeout=2).status == 200
