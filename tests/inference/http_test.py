@@ -187,7 +187,9 @@ def test_closed_connections_leave_the_garbage_collector_nothing(doubler, caplog)
                     if data in whole:
                         assert connection.recv(1000).startswith(b"HTTP/1.1 ")
             ask(server, 1)
-            assert gc.collect() < 400  # By cycles of references, 48 objects for each connection.
+            assert (
+                gc.collect() < 1000
+            )  # By cycles of references it was 48 for each of 60 connections.
         finally:
             gc.enable()
 
