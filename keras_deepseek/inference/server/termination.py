@@ -54,7 +54,6 @@ class Interruption:
         self.has_come = False
         self._takes_sigterm = takes_sigterm
         self._previous: dict[signal.Signals, Any] = {}
-        self._number = signal.SIGINT
         self._is_heard = threading.Event()
 
     def __enter__(self) -> "Interruption":
@@ -109,14 +108,15 @@ class Interruption:
             self.has_come = True
 
     def _repeat(self) -> None:
-        while not self._is_heard.wait(_POLL_SECONDS):
+        # SIGHUP is ignored once it has come.
+        numbers = [number for number in self._previous if number != _HANG_UP]
+        while numbers and not self._is_heard.wait(_POLL_SECONDS):
             if self.has_come:
-                _thread.interrupt_main(self._number)
+                _thread.interrupt_main(numbers[0])
 
     def _interrupt(self, number: int, _frame: object) -> None:
         if self.has_come and self._is_heard.is_set():
             return  # It was repeated at the moment when it was heard.
-        self._number = signal.Signals(number)
         if number == _HANG_UP:
             self._previous[signal.Signals(number)] = signal.SIG_IGN
             signal.signal(number, signal.SIG_IGN)
