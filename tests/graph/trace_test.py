@@ -64,6 +64,7 @@ def test_flat_programs_of_a_few_layers_are_bit_equal_or_whole(names):
     assert set(whole) <= {"Conv2DTranspose", "BatchNormalization", "Dropout", "LSTM"}
 
 
+@pytest.mark.filterwarnings("ignore:Tensor.T is deprecated")  # Of Keras's Equalization.
 @pytest.mark.nightly
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", layer_names())
