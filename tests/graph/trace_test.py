@@ -64,7 +64,8 @@ def test_flat_programs_of_a_few_layers_are_bit_equal_or_whole(names):
     assert set(whole) <= {"Conv2DTranspose", "BatchNormalization", "Dropout", "LSTM"}
 
 
-@pytest.mark.filterwarnings("ignore:Tensor.T is deprecated")  # Of Keras's Equalization.
+@pytest.mark.filterwarnings("ignore:.*Tensor.T is deprecated")  # Of Keras's Equalization.
+@pytest.mark.filterwarnings("ignore:.*requested dtype int64")  # Of Keras's MixUp on JAX.
 @pytest.mark.nightly
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", layer_names())
@@ -121,6 +122,9 @@ class Looking(layers.Layer):
 
     def call(self, inputs):
         return inputs * float(ops.convert_to_numpy(self.scale.value))
+
+    def compute_output_shape(self, shape):
+        return shape
 
 
 class Conditional(layers.Layer):
@@ -285,6 +289,7 @@ def test_a_whole_layer_whose_outputs_nobody_reads_is_not_lost():
         make_plan(model, example())
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* looks like it has unbuilt state")
 def test_outputs_by_name_of_a_whole_layer_keep_their_names():
     class Naming(layers.Layer):
         def call(self, inputs):
