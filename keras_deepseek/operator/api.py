@@ -6,7 +6,7 @@ them. The API server checks `rules`, and the validators check the same in Python
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.operator.fields import (
     Count,
     FreeObject,
@@ -401,14 +402,28 @@ class ModelDeployment(BaseModel):
     status: dict[str, Any] = {}
 
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
 def find_fault(model: type[BaseModel], found: Any) -> str | None:
     """Returns what is wrong with an object of YAML, with the path of the field, or `None`."""
     try:
-        model.model_validate(found, by_alias=True, by_name=False)
+        read_object(model, found)
+    except InvalidInputError as error:
+        return str(error)
+    return None
+
+
+def read_object(model: type[_Model], found: Any) -> _Model:
+    """Returns an object of YAML as a model. Raises an `InvalidInputError` with the field's path."""
+    try:
+        return model.model_validate(found, by_alias=True, by_name=False)
     except ValidationError as error:
-        fault, *_ = error.errors()
-    else:
-        return None
+        raise InvalidInputError(_describe(error)) from error
+
+
+def _describe(error: ValidationError) -> str:
+    fault, *_ = error.errors()
     *place, last = [part for part in fault["loc"] if part not in _BRANCHES] or [""]
     path = ".".join(map(str, [*place, last]))
     if fault["type"] != "extra_forbidden":

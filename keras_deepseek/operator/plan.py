@@ -154,9 +154,10 @@ class _Planner:
         self, model_deployment: Object, live: Live, kinds: Collection[Kind], settings: Settings
     ) -> None:
         whole = {**model_deployment, "apiVersion": api.API_VERSION, "kind": api.KIND, "status": {}}
-        if fault := api.find_fault(api.ModelDeployment, whole):
-            raise PlanError("InvalidObject", fault)
-        self._spec = api.ModelDeployment.model_validate(whole).spec
+        try:
+            self._spec = api.read_object(api.ModelDeployment, whole).spec
+        except InvalidInputError as error:
+            raise PlanError("InvalidObject", str(error)) from error
         self._metadata = model_deployment["metadata"]
         self._status = model_deployment.get("status", {})
         self._name = self._metadata["name"]

@@ -1,4 +1,4 @@
-"""What keeps an object from being ready: problems that its user has to solve, and rollouts."""
+"""Problems that keep an object from being ready, and what its rollout waits for."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from keras_deepseek.operator.kinds import Object
 
 
 class Problem(NamedTuple):
-    """What a condition of an object says."""
+    """The reason and the message of a condition."""
 
     reason: str
     """In CamelCase."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.operator import api
 from keras_deepseek.operator.api import ModelDeploymentSpec, Region
 from keras_deepseek.operator.kinds import Object
@@ -35,9 +36,11 @@ def with_region(spec: ModelDeploymentSpec, region: Region) -> ModelDeploymentSpe
         )
     if limits:
         values["autoscaling"] |= limits
-    if fault := api.find_fault(ModelDeploymentSpec, values):
-        raise PlanError("InvalidObject", f"With the region {region.name!r}, spec.{fault}")
-    return ModelDeploymentSpec.model_validate(values)
+    try:
+        return api.read_object(ModelDeploymentSpec, values)
+    except InvalidInputError as error:
+        message = f"With the region {region.name!r}, spec.{error}"
+        raise PlanError("InvalidObject", message) from error
 
 
 def check_region_of_children(children: Iterable[Object], here: str | None) -> None:
