@@ -20,11 +20,14 @@ processes of its own:
 import sys
 from typing import Any
 
-from processes import find_backends, make_parser, measure, write_json
+from processes import find_backends, make_parser, measure
+from result import Figure, report
 
 DENSE, KERAS, OURS = "dense einsum", "dot_product_attention", "sparse"
 AT, QUICK_LENGTHS = 8192, (256, 512)
-TARGETS = {"times faster than dense": 12, "times faster than Keras's": 3, "cost of doubling": 2.3}
+PEERS = {DENSE: 12, KERAS: 3}
+"""How many times faster than each peer."""
+MOST_BY_DOUBLING = 2.3
 Results = dict[int, dict[str, Any]]
 
 
@@ -50,25 +53,21 @@ def measure_backend(backend: str, lengths: tuple[int, ...], rounds: int, memory:
     return results
 
 
-def judge(results: Results, at: int) -> list[dict[str, Any]]:
-    """Returns the claims' numbers at a length, by direction, and whether they hold."""
-    claims = []
+def judge(backend: str, results: Results, at: int) -> list[Figure]:
+    """Returns the claims' figures at a length."""
+    figures = []
     for direction, here in results[at]["milliseconds"].items():
-        half = results[at // 2]["milliseconds"][direction]
-        numbers = {
-            claim: here[rival] / here[OURS] if rival in here else None
-            for claim, rival in zip(TARGETS, (DENSE, KERAS), strict=False)
-        }
-        numbers["cost of doubling"] = here[OURS] / half[OURS]
-        for claim, number in numbers.items():
-            if number is None:
-                continue
-            is_met = number <= TARGETS[claim] if "cost" in claim else number >= TARGETS[claim]
-            claims.append(
-                {"length": at, "direction": direction, "claim": claim, "number": number}
-                | {"target": TARGETS[claim], "holds": is_met}
-            )
-    return claims
+        name, half = f"{at:,} positions, {direction}", results[at // 2]["milliseconds"][direction]
+        figures += [
+            Figure(name, here[OURS], "ms", backend, peer, here[peer], least)
+            for peer, least in PEERS.items()
+            if peer in here
+        ]
+        doubling = here[OURS] / half[OURS]
+        figures.append(
+            Figure(f"{name}, by half of them", doubling, "times", backend, target=MOST_BY_DOUBLING)
+        )
+    return figures
 
 
 def main() -> int:
@@ -86,24 +85,16 @@ def main() -> int:
         lengths = list(QUICK_LENGTHS)
     print(f"{'ms':11}{'length':>6}  {'':28}{'forward':>12}{'with backward':>15}", end="")
     print(f"{'by sparse':>22}")
-    by_backend, claims = {}, {}
+    by_backend: dict[str, Results] = {}
+    figures: list[Figure] = []
     for backend in find_backends():
         results = measure_backend(backend, tuple(lengths), arguments.rounds, arguments.memory)
         by_backend[backend] = results
         at = min(AT, lengths[-1])
         if arguments.quick or not {at, at // 2} <= set(results):
             continue  # At small sizes nothing is claimed.
-        claims[backend] = judge(results, at)
-        for claim in claims[backend]:
-            print(
-                f"{backend}, at {claim['length']}, {claim['direction']}: {claim['claim']} "
-                f"{claim['number']:.2f} (target {claim['target']}): "
-                f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}",
-                flush=True,
-            )
-    write_json(arguments.json, {"targets": TARGETS, "results": by_backend, "claims": claims})
-    holds = all(claim["holds"] for found in claims.values() for claim in found)
-    return 0 if holds else 1
+        figures += judge(backend, results, at)
+    return report(arguments.json, figures, by_backend)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_script, write_json
+from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_script
+from result import Figure, report
 
 FULL = {
     "vocabulary_size": 32_000,
@@ -69,8 +70,7 @@ def main() -> int:
             if made is None:
                 return 1
             rows += measure_form(form, who, folder, setting, made, arguments.rounds)
-    write_json(arguments.json, {"sizes": sizes, "rows": rows})
-    return 0
+    return report(arguments.json, make_figures(rows), {"sizes": sizes, "rows": rows})
 
 
 def measure_form(
@@ -107,6 +107,35 @@ def run(action: str, name: str, backend: str, folder: Path, setting: Numbers) ->
     variables = {**RETURN_LARGE_BLOCKS, "HF_HUB_OFFLINE": "1"}
     numbers: Numbers | None = run_script("checkpoints.py", backend, *arguments, **variables)
     return numbers
+
+
+def make_figures(rows: list[Numbers]) -> list[Figure]:
+    """Returns the processor time and the peak of each backend beside those of `transformers`."""
+    peers = {row["form"]: row for row in rows if row["who"] == "transformers, read"}
+    figures = []
+    for row in rows:
+        if row["who"] != "ours" or row["form"] not in peers:
+            continue
+        peer = peers[row["form"]]
+        for kind in ("load", "save"):
+            one, other = row[kind], peer[kind]
+            for name, unit, key, scale in (
+                ("CPU", "s", "cpu_seconds", 1.0),
+                ("peak", "MB", "peak_bytes", 1e-6),
+            ):
+                numbers = (scale * each[key] for each in (one, other))
+                ours, theirs = numbers
+                figures.append(
+                    Figure(
+                        f"{kind}, {row['form']}, {name}",
+                        ours,
+                        unit,
+                        row["backend"],
+                        "transformers",
+                        theirs,
+                    )
+                )
+    return figures
 
 
 def show(row: Numbers) -> None:

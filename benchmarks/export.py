@@ -32,7 +32,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from processes import make_parser, run_script, write_json
+from processes import make_parser, run_script
+from result import Figure, report
 
 SMALL = {"num_layers": 4, "hidden_dim": 256, "num_heads": 4, "vocabulary_size": 8192}
 BASE = {"num_layers": 12, "hidden_dim": 768, "num_heads": 12, "vocabulary_size": 30522}
@@ -53,7 +54,7 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     KERAS_SAVED: ("keras", {"format": "tf_saved_model"}),
 }
 NOT_ONNX = (OURS_SAVED, KERAS_SAVED)
-MOST = 1.02
+LEAST = 0.98
 TOLERANCE = 1e-4
 
 Numbers = dict[str, Any]
@@ -77,12 +78,9 @@ def main() -> int:
         compared = compare(folder, backend, setting, rows, arguments.rounds)
     show_exports(rows)
     show_latency(rows, compared)
-    claims = [] if arguments.quick else judge(rows, compared)
-    for claim in claims:
-        print(claim)
-    result = {"setting": setting, "backend": backend, "exports": rows, **compared, "claims": claims}
-    write_json(arguments.json, result)
-    return 0 if all(claim.endswith("holds") for claim in claims) else 1
+    figures = [] if arguments.quick else judge(backend, rows, compared)
+    details = {"setting": setting, "exports": rows, **compared}
+    return report(arguments.json, figures, details, [arguments.optimum_python])
 
 
 def export_all(folder: Path, backend: str, optimum: str, rounds: int) -> dict[str, list[Numbers]]:
@@ -181,25 +179,32 @@ def show_latency(rows: dict[str, list[Numbers]], compared: Numbers) -> None:
         print(f"{name:20}{cells}{compared['differences'][name]:>10.1e}")
 
 
-def judge(rows: dict[str, list[Numbers]], compared: Numbers) -> list[str]:
-    """Returns the claims, and whether they hold."""
-    claims = []
-
-    def claim(words: str, ours: float, theirs: float, most: float = MOST) -> None:
-        verdict = "holds" if ours <= most * theirs else "DOES NOT HOLD"
-        claims.append(f"{words}: {ours:.3g} and {theirs:.3g}: {verdict}")
-
-    for ours, theirs in ((OURS, KERAS), (OURS_SAVED, KERAS_SAVED)):
+def judge(backend: str, rows: dict[str, list[Numbers]], compared: Numbers) -> list[Figure]:
+    """Returns the figures that are claimed."""
+    figures, latency = [], compared["latency"]
+    for name, ours, theirs in (("ONNX", OURS, KERAS), ("SavedModel", OURS_SAVED, KERAS_SAVED)):
         if ours in rows and theirs in rows:
-            seconds = [median(rows[name], "cpu_seconds") for name in (ours, theirs)]
-            claim(f"CPU seconds to export, {ours} and {theirs}", *seconds)
-    for theirs in (O2, O3):
-        for shape, numbers in compared["latency"].get(theirs, {}).items():
-            taken = compared["latency"][OURS][shape]["cpu_ms"]
-            claim(f"ms at {shape}, {OURS} and {theirs}", taken, numbers["cpu_ms"])
-    for name, difference in compared["differences"].items():
-        claim(f"difference from KerasHub's, {name}", difference, TOLERANCE, 1.0)
-    return claims
+            one, other = (median(rows[each], "cpu_seconds") for each in (ours, theirs))
+            title = f"export to {name}, processor time"
+            figures.append(Figure(title, one, "s", backend, "Keras", other, LEAST))
+    figures += [
+        Figure(
+            f"a run at {shape}",
+            latency[OURS][shape]["cpu_ms"],
+            "ms",
+            backend,
+            peer,
+            numbers["cpu_ms"],
+            LEAST,
+        )
+        for peer in (O2, O3)
+        for shape, numbers in latency.get(peer, {}).items()
+    ]
+    figures += [
+        Figure(f"difference from KerasHub, {name}", found, "", backend, target=TOLERANCE)
+        for name, found in compared["differences"].items()
+    ]
+    return figures
 
 
 if __name__ == "__main__":

@@ -2,19 +2,20 @@
 
 Prints a table and writes the numbers as JSON:
 
-    python benchmarks/import_time.py [RESULT.json]
+    python benchmarks/import_time.py [--json RESULT.json]
 """
 
-import json
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-RUNS = 15
-LIMIT_SECONDS = 0.1
+from processes import make_parser
+from result import Figure, report
+
+LIMITS = {"import keras_deepseek": 0.1, "keras-deepseek --help": None}
+"""Seconds beyond Python's start."""
 STATEMENTS = {
     "Python's start": "pass",
     "import keras_deepseek": "import keras_deepseek",
@@ -23,10 +24,10 @@ STATEMENTS = {
 }
 
 
-def measure(statement: str) -> float:
+def measure(statement: str, runs: int) -> float:
     """Returns the median seconds of a fresh Python that runs a statement."""
     seconds = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", statement], check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - start)
@@ -34,21 +35,22 @@ def measure(statement: str) -> float:
 
 
 def main() -> int:
+    arguments = make_parser(__doc__, has_quick=False, rounds=15).parse_args()
     for statement in STATEMENTS.values():  # Once unmeasured: the files are then in memory.
         subprocess.run([sys.executable, "-c", statement], check=True, stdout=subprocess.DEVNULL)
-    medians = {name: measure(statement) for name, statement in STATEMENTS.items()}
+    medians = {name: measure(statement, arguments.rounds) for name, statement in STATEMENTS.items()}
     start = medians["Python's start"]
     print(
-        f"{'':24}{'median':>10}{'beyond':>10}   ({RUNS} runs, Python {platform.python_version()})"
+        f"{'':24}{'median':>10}{'beyond':>10}   "
+        f"({arguments.rounds} runs, Python {platform.python_version()})"
     )
     for name, seconds in medians.items():
         print(f"{name:24}{seconds:>8.3f} s{seconds - start:>8.3f} s")
-    holds = medians["import keras_deepseek"] - start < LIMIT_SECONDS
-    print(f"The claim {'holds' if holds else 'does not hold'}: under {LIMIT_SECONDS} s beyond.")
-    if len(sys.argv) > 1:
-        result = {"seconds": medians, "limit_seconds": LIMIT_SECONDS, "holds": holds}
-        Path(sys.argv[1]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0 if holds else 1
+    figures = [
+        Figure(f"`{name}`, beyond Python's start", medians[name] - start, "s", target=limit)
+        for name, limit in LIMITS.items()
+    ]
+    return report(arguments.json, figures, medians)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,19 @@ of its own:
     KERAS_BACKEND=jax python benchmarks/language_model_quality.py --seeds 0 1 2
 """
 
-import argparse
 import gzip
 import json
 import lzma
 import math
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from pydoc_data import topics
+
+from processes import make_parser
+from result import Figure, report
 
 LENGTH, BATCH_SIZE, EPOCHS = 128, 16, 4
 DRAFT_ROUNDS = 5
@@ -171,11 +171,10 @@ def measure_baselines():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, has_quick=False, rounds=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--one", type=int, help="train with this seed in this process")
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if arguments.one is not None:
         print(json.dumps(train(arguments.one, arguments.epochs)))
@@ -190,9 +189,25 @@ def main():
         ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         runs.append(json.loads(ended.stdout.splitlines()[-1]))
         print(json.dumps(runs[-1]), flush=True)
-    if arguments.output:
-        written = {"baselines": baselines, "runs": runs, "cores": os.cpu_count()}
-        arguments.output.write_text(json.dumps(written, indent=2) + "\n")
+    reached, speed, ratio = (
+        statistics.mean(run[key] for run in runs)
+        for key in ("bits_a_character", "tokens_a_second", "drafts_ratio")
+    )
+    peer, best = min(baselines["bits_a_character"].items(), key=lambda each: each[1])
+    backend = runs[0]["backend"]
+    figures = [
+        Figure("bits a character", reached, "bits", backend, peer, best),
+        Figure(
+            "greedy text with drafts",
+            speed * ratio,
+            "tokens/s",
+            backend,
+            "without drafts",
+            speed,
+            is_less_better=False,
+        ),
+    ]
+    report(arguments.json, figures, {"baselines": baselines, "runs": runs})
 
 
 if __name__ == "__main__":

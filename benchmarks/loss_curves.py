@@ -9,7 +9,6 @@ as mean and deviation of the seeds; the curves are equal where they differ by le
     KERAS_BACKEND=torch OMP_NUM_THREADS=1 python benchmarks/loss_curves.py [--json RESULT.json]
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from processes import write_json
+from processes import make_parser
+from result import Figure, report
 
 sys.path.insert(0, str(Path(__file__).parent / "rivals"))
 from bert import EPSILON, Shape, build
@@ -38,12 +38,9 @@ Losses = list[float]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, has_quick=False, rounds=None)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each, default 3")
     parser.add_argument("--epochs", type=int, default=18, help="default 18: about 2,000 steps")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
     documents = read_documents(2_048, longest=SHAPE.longest)
     seen, unseen = split(documents, NUM_UNSEEN)
@@ -68,8 +65,21 @@ def main() -> int:
             f"{curves[:, mark - 1].mean():>7.3f} ±{curves[:, mark - 1].std():.3f}" for mark in marks
         ]
         print(f"{name:24}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
-    write_json(arguments.json, {"backend": keras.backend.backend(), "curves": results})
-    return 0
+    final = {name: float(np.mean([curve[-1] for curve in each])) for name, each in results.items()}
+    figures = [
+        Figure(
+            f"unseen loss after {steps:,} steps, {name}",
+            final[name],
+            "nats",
+            keras.backend.backend(),
+            peer,
+            final[peer],
+        )
+        for name in (PACKED, GROUPED)
+        for peer in (PADDED, HF)
+        if peer in final
+    ]
+    return report(arguments.json, figures, results)
 
 
 def train_padded(seen: Documents, unseen: Documents, epochs: int, seed: int) -> Losses:

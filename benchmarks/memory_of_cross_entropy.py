@@ -15,8 +15,10 @@ backward pass explains four thirds of the time: four products of matrices, where
 """
 
 import sys
+from typing import Any
 
-from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_script, write_json
+from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_script
+from result import Figure, report
 
 FORMS = {"torch": ["eager"], "jax": ["jit"], "tensorflow": ["graph", "XLA"]}
 KINDS, HEADS = ("gradient", "fit"), ("plain", "chunked")
@@ -30,13 +32,24 @@ def main() -> int:
         for form in FORMS[backend]:
             for kind in KINDS:
                 results += compare(backend, kind, form, arguments.rounds)
-    write_json(arguments.json, {"results": results})
-    return 0
+    figures = [
+        Figure(
+            f"{chunked['kind']}, {chunked['form']}, {key}",
+            chunked[key],
+            unit,
+            chunked["backend"],
+            "Dense and loss",
+            plain[key],
+        )
+        for plain, chunked in zip(results[::2], results[1::2], strict=True)
+        for key, unit in (("megabytes", "MB"), ("seconds", "s"))
+    ]
+    return report(arguments.json, figures, results)
 
 
-def compare(backend: str, kind: str, form: str, rounds: int) -> list[dict[str, object]]:
-    """Returns the rows of both heads, and prints them."""
-    rows: list[dict[str, object]] = []
+def compare(backend: str, kind: str, form: str, rounds: int) -> list[dict[str, Any]]:
+    """Returns the rows of both heads, and prints them; none if one of them fails."""
+    rows: list[dict[str, Any]] = []
     plain: dict[str, float] = {}
     for head in HEADS:
         row: dict[str, float] | None = run_script(
@@ -46,7 +59,7 @@ def compare(backend: str, kind: str, form: str, rounds: int) -> list[dict[str, o
             **RETURN_LARGE_BLOCKS,
         )
         if row is None:
-            continue
+            return []
         plain = plain or row
         ratios = {name: row[name] / plain[name] for name in row}
         print(

@@ -6,7 +6,7 @@ minutes and of one change, and the operator's memory and processor time. Then th
 simulation: the part of requests that are answered, by kind of traffic and target, counted by
 arrivals. Needs `KUBE_API_SERVER` (see `cluster_tests/conftest.py`), etcd and kubectl:
 
-    python benchmarks/model_deployments.py [OBJECTS]
+    python benchmarks/model_deployments.py [--objects 1000] [--json RESULT.json]
 """
 
 import os
@@ -18,6 +18,9 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+from processes import make_parser
+from result import Figure, report
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cluster_tests.cluster import CRD, ApiServer, Kubectl, Operator, apply_definitions
 from cluster_tests.objects import apply_many, simulate_deployments
@@ -27,6 +30,16 @@ from keras_deepseek.operator.traffic import TRAFFIC
 IDLE_SECONDS = 120
 METRIC = {"type": "RequestsPerSecond", "target": 1000}
 SPEC = {"autoscaling": {"minReplicas": 2, "maxReplicas": 10, "metrics": [METRIC]}}
+
+
+def main() -> int:
+    parser = make_parser(__doc__, has_quick=False, rounds=None)
+    parser.add_argument("--objects", type=int, default=1000, help="default 1000")
+    arguments = parser.parse_args()
+    figures = simulate_traffic()
+    if "KUBE_API_SERVER" in os.environ:
+        figures = [*measure_cluster(arguments.objects), *figures]
+    return report(arguments.json, figures)
 
 
 def count_requests(server: ApiServer) -> Counter[str]:
@@ -59,8 +72,8 @@ def measure_process(operator: Operator) -> tuple[float, float]:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, seconds
 
 
-def measure_cluster(objects: int) -> None:
-    """Prints the figures of an operator on an API server."""
+def measure_cluster(objects: int) -> list[Figure]:
+    """Returns the figures of an operator on an API server, and prints its requests."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         server = ApiServer(os.environ["KUBE_API_SERVER"], folder)
@@ -81,18 +94,29 @@ def measure_cluster(objects: int) -> None:
             wait_until_quiet(server, ("APPLY", "PATCH", "GET"), 15.0)
             before = count_requests(server)
             time.sleep(IDLE_SECONDS)
-            print(f"{IDLE_SECONDS} s idle: {dict(count_requests(server) - before)}")
+            idle = count_requests(server) - before
+            print(f"{IDLE_SECONDS} s idle: {dict(idle)}")
             before = count_requests(server)
             apply_many(kubectl, ["model-0"], **SPEC, args=["--access-log"])
             wait_until_quiet(server, ("APPLY", "PATCH"), 3.0)
-            print(f"one change: {dict(count_requests(server) - before)}")
+            change = count_requests(server) - before
+            print(f"one change: {dict(change)}")
             operator.stop()
         finally:
             server.stop()
+    name = f"{objects:,} objects"
+    return [
+        Figure(f"{name}, time until all have their children", converged, "s"),
+        Figure(f"{name}, memory", memory, "MiB"),
+        Figure(f"{name}, processor time", seconds, "s"),
+        Figure(f"{name}, requests of {IDLE_SECONDS} idle seconds", idle.total(), "requests"),
+        Figure(f"{name}, requests of one change", change.total(), "requests"),
+    ]
 
 
-def print_table() -> None:
-    """Prints the part of requests that are answered, the worst of three seeds."""
+def simulate_traffic() -> list[Figure]:
+    """Returns the part of requests that are answered, the worst of three seeds, and prints it."""
+    figures = []
     print("target of capacity |", " | ".join(TRAFFIC))
     days = {name: [make(20_000, seed) for seed in range(3)] for name, make in TRAFFIC.items()}
     rows = {
@@ -110,9 +134,17 @@ def print_table() -> None:
             for of_kind in days.values()
         ]
         print(f"{label} |", " | ".join(f"{100 * success:.3f}" for success in worst))
+        figures += [
+            Figure(
+                f"answered in the simulation, target {label}, {kind}",
+                100 * success,
+                "%",
+                is_less_better=False,
+            )
+            for kind, success in zip(TRAFFIC, worst, strict=True)
+        ]
+    return figures
 
 
 if __name__ == "__main__":
-    print_table()
-    if "KUBE_API_SERVER" in os.environ:
-        measure_cluster(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    sys.exit(main())

@@ -25,7 +25,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from processes import ONE_THREAD, find_backends, make_parser, write_json
+from processes import ONE_THREAD, find_backends, make_parser
+from result import Figure, report
 
 ALL_REDUCE, SERVED = "all-reduce", "parameter server"
 FULL = {"num_documents": 1_280, "epochs": 5, "rows": 4, "staleness_bound": None}
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument("--slowness", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3])
     arguments = parser.parse_args()
-    results, claims = [], []
+    results, figures = [], []
     for backend in find_backends():
         for slowness in arguments.slowness:
             setting = {**(QUICK if arguments.quick else FULL), "slowness": slowness}
@@ -58,17 +59,13 @@ def main() -> int:
             found = [each | run(backend, setting | each) for each in runs]
             result = {"backend": backend, "setting": setting, "runs": found}
             results.append(result)
-            ratio = show(result)
-            if ratio is not None and slowness > 1 and not arguments.quick:
-                verdict = "holds" if ratio >= _LEAST else "DOES NOT HOLD"
-                claims.append(
-                    f"{backend}: time of {ALL_REDUCE} to the loss by that of {SERVED} = "
-                    f"{ratio:.2f}, at least {_LEAST}: {verdict}"
-                )
-    for claim in claims:
-        print(claim)
-    write_json(arguments.json, {"results": results, "claims": claims})
-    return 0 if results and all(claim.endswith("holds") for claim in claims) else 1
+            best = show(result)
+            if best is not None:
+                name = f"seconds to the same loss, one worker slowed {slowness:g} times"
+                least = _LEAST if slowness > 1 and not arguments.quick else None
+                peer = best[ALL_REDUCE]
+                figures.append(Figure(name, best[SERVED], "s", backend, ALL_REDUCE, peer, least))
+    return report(arguments.json, figures, results) if results else 1
 
 
 def run(backend: str, setting: Numbers) -> Numbers:
@@ -99,8 +96,8 @@ def run(backend: str, setting: Numbers) -> Numbers:
     return dict(json.loads(marked[0]))
 
 
-def show(result: Numbers) -> float | None:
-    """Prints what the ways have come to; returns how many times as fast the second is."""
+def show(result: Numbers) -> dict[str, float] | None:
+    """Prints what the ways have come to, and returns the seconds of each to the same loss."""
     setting = result["setting"]
     load = " ".join(f"{each:.1f}" for each in os.getloadavg())
     print(
@@ -132,7 +129,7 @@ def show(result: Numbers) -> float | None:
         calls = [each["call"] for each in its if each["call"] is not None]
         if calls:
             print(f"    a call of Ray's, there and back: {statistics.median(calls) * 1e3:.2f} ms")
-    return best[ALL_REDUCE] / best[SERVED]
+    return best
 
 
 def find_reached(runs: list[Numbers]) -> float:

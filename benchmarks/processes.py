@@ -29,15 +29,25 @@ RETURN_LARGE_BLOCKS = {
 _FOLDER = Path(__file__).parent
 
 
-def make_parser(description: str | None, *, has_quick: bool = True) -> argparse.ArgumentParser:
-    """Returns a parser of the arguments that all the scripts have."""
+def make_parser(
+    description: str | None, *, has_quick: bool = True, rounds: int | None = 5
+) -> argparse.ArgumentParser:
+    """Returns a parser of the arguments that the scripts share.
+
+    Args:
+        description: string. The docstring of the script.
+        has_quick: boolean. False leaves out `--quick`. Defaults to `True`.
+        rounds: integer. The default of `--rounds`; `None` leaves it out. Defaults to `5`.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if has_quick:
         parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, default 5")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    if rounds is not None:
+        text = f"measurements of each, default {rounds}"
+        parser.add_argument("--rounds", type=int, default=rounds, help=text)
+    parser.add_argument("--json", type=Path, help="where to write the result")
     return parser
 
 
@@ -79,9 +89,3 @@ def run_script(
         print(f"{backend}, {arguments}: failed with {result.returncode}: {last}", flush=True)
         return None
     return json.loads(result.stdout.splitlines()[-1])
-
-
-def write_json(path: Path | None, result: dict[str, Any]) -> None:
-    """Writes the numbers, where a path is given."""
-    if path:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

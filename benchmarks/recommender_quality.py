@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import write_json
+from processes import make_parser
+from result import Figure, report
 
 BACKENDS = ("tensorflow", "jax", "torch")
 BATCH_SIZE, LEARNING_RATE, NUM_NEGATIVES = 64, 3e-3, 128
@@ -31,13 +32,10 @@ ROWS = ("best possible", "recommender", "popularity")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, has_quick=False, rounds=None)
     parser.add_argument("--backends", nargs="+", default=[*BACKENDS], choices=BACKENDS)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each, default 3")
     parser.add_argument("--epochs", type=int, default=30, help="default 30")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--movielens", type=Path, help="a folder of MovieLens files")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -52,8 +50,7 @@ def main() -> int:
             found = [run(backend, seed, arguments.epochs) for seed in range(arguments.seeds)]
             results[backend] = [each for each in found if each]
     print_table(results)
-    write_json(arguments.json, results)
-    return 0
+    return report(arguments.json, make_figures(results), results)
 
 
 def run(backend: str, seed: int, epochs: int) -> dict[str, Any] | None:
@@ -137,6 +134,24 @@ def make_metrics() -> list[Any]:
     from keras_deepseek.models import HitRate, NormalizedDiscountedCumulativeGain
 
     return [HitRate(K), NormalizedDiscountedCumulativeGain(K)]
+
+
+def make_figures(results: dict[str, list[dict[str, Any]]]) -> list[Figure]:
+    """Returns the means of the seeds, beside popularity and the best possible."""
+    figures = []
+    for data, found in results.items():
+        for place, name in enumerate((f"hit rate at {K}", f"NDCG at {K}")):
+            means = {
+                row: float(np.mean([each[row][place] for each in found]))
+                for row in ROWS
+                if found and all(row in each for each in found)
+            }
+            figures += [
+                Figure(name, means[ROWS[1]], "", data, peer, means[peer], is_less_better=False)
+                for peer in (ROWS[0], ROWS[2])
+                if peer in means
+            ]
+    return figures
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:

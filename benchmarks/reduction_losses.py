@@ -5,15 +5,17 @@ as the launcher starts, with each compression from the same weights in the same 
 prints the loss of masked tokens in documents that none has seen, by epochs:
 
     keras-deepseek launch --nproc 2 benchmarks/reduction_losses.py [--epochs 6] [--seeds 1]
-        [--ways float32 bfloat16 float16 low_rank_4 low_rank_8 low_rank_16]
+        [--ways float32 bfloat16 float16 low_rank_4 low_rank_8 low_rank_16] [--json RESULT.json]
 """
 
-import argparse
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import keras
+from processes import make_parser
+from result import Figure, report
 
 sys.path.insert(0, str(Path(__file__).parent / "rivals"))
 from bert import EPSILON, Shape, build
@@ -24,8 +26,9 @@ from keras_deepseek.training import LowRank, Trainer, join_cluster
 SHAPE = Shape(num_layers=2, hidden_dim=64, num_heads=4, vocabulary_size=4_700, longest=48)
 NUM_DOCUMENTS, NUM_UNSEEN, ROWS, LEARNING_RATE = 2_048, 256, 8, 1e-3
 
+WHOLE = "float32"
 WAYS: dict[str, Any] = {
-    "float32": None,
+    WHOLE: None,
     "bfloat16": "bfloat16",
     "float16": "float16",
     "low_rank_4": LowRank(4),
@@ -35,21 +38,36 @@ WAYS: dict[str, Any] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, has_quick=False, rounds=None)
     parser.add_argument("--epochs", type=int, default=6, help="default 6")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each, default 1")
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS, help="default all")
     arguments = parser.parse_args()
     rank = join_cluster().rank
     seen, unseen = split(read_documents(NUM_DOCUMENTS, longest=SHAPE.longest), NUM_UNSEEN)
+    final: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         for way in arguments.ways:
             losses = train(pack(seen, seed), pack(unseen), arguments.epochs, seed, WAYS[way])
+            final.setdefault(way, []).append(losses[-1])
             if rank == 0:
                 print(f"seed {seed} {way:11}", *(f"{loss:.4f}" for loss in losses), flush=True)
-    return 0
+    if rank or WHOLE not in final:
+        return 0
+    means = {way: statistics.mean(losses) for way, losses in final.items()}
+    figures = [
+        Figure(
+            f"unseen loss after {arguments.epochs} epochs, {way}",
+            loss,
+            "nats",
+            keras.backend.backend(),
+            WHOLE,
+            means[WHOLE],
+        )
+        for way, loss in means.items()
+        if way != WHOLE
+    ]
+    return report(arguments.json, figures, final)
 
 
 def train(data: Any, unseen: Any, epochs: int, seed: int, compression: Any) -> list[float]:

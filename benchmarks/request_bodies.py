@@ -5,18 +5,19 @@ bytes of an answer: with Python's `json`, with orjson, and as raw bytes over RES
 which could stand in orjson's place, is measured by itself where it is installed. Prints a table and
 writes the numbers as JSON:
 
-    python benchmarks/request_bodies.py [RESULT.json]
+    python benchmarks/request_bodies.py [--json RESULT.json]
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from processes import make_parser
+from result import Figure, report
 
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference.protocols import (
@@ -30,7 +31,7 @@ from keras_deepseek.inference.protocols.open_inference import InferCall, WantedO
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
 
 RUNS = 21
-LIMIT_RATIO = 3.0
+LEAST = 3.0
 ARRAY = np.random.default_rng(0).normal(size=(150, 1000)).astype("float32")
 SIGNATURE = Signature((TensorSpec("x", (None, 1000), "float32"),), ())
 SMALL = Signature((TensorSpec("x", (None, 2), "float32"),), ())
@@ -100,6 +101,7 @@ def measure_msgspec() -> Milliseconds:
 
 
 def main() -> int:
+    arguments = make_parser(__doc__, has_quick=False, rounds=None).parse_args()
     with mock.patch.object(json_text, "_orjson", return_value=None):
         results = {"json": measure_json()}
     results["orjson"] = measure_json()
@@ -111,13 +113,12 @@ def main() -> int:
     for name, row in results.items():
         cells = (f"{row[column]:>18.4f}" if column in row else f"{'-':>18}" for column in columns)
         print(f"{name:18}" + "".join(cells))
-    ratios = {name: results["json"][name] / results["orjson"][name] for name in columns[:2]}
-    holds = min(ratios.values()) >= LIMIT_RATIO
-    print(f"The claim {'holds' if holds else 'does not hold'}: {ratios}, {LIMIT_RATIO} at least.")
-    if len(sys.argv) > 1:
-        result = {"milliseconds": results, "limit_ratio": LIMIT_RATIO, "holds": holds}
-        Path(sys.argv[1]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0 if holds else 1
+    ours, plain = results["orjson"], results["json"]
+    figures = [
+        Figure(name, ours[name], "ms", peer="Python's json", theirs=plain[name], target=least)
+        for name, least in zip(columns, (LEAST, LEAST, None), strict=True)
+    ]
+    return report(arguments.json, figures, results)
 
 
 if __name__ == "__main__":

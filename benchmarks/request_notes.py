@@ -8,11 +8,10 @@ exporter that drops them). Rounds alternate, so that other load on the machine m
 Traces need opentelemetry-sdk and are left out without it. Prints a table and writes the numbers as
 JSON:
 
-    python benchmarks/request_notes.py [RESULT.json]
+    python benchmarks/request_notes.py [--json RESULT.json]
 """
 
 import asyncio
-import json
 import os
 import statistics
 import subprocess
@@ -20,13 +19,15 @@ import sys
 import tempfile
 import time
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
+
+from processes import make_parser
+from result import Figure, report
 
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import GrpcServer, HttpServer, ServingEngine
 
-ROUNDS, REQUESTS, CLIENTS = 5, 4000, 32
+REQUESTS, CLIENTS = 4000, 32
 BODY = b'{"instances": [[1, 2, 3, 4]]}'
 HEAD = b"POST /v1/models/model:predict HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(
     BODY
@@ -154,11 +155,12 @@ def _has_telemetry() -> bool:
     return find_spec("opentelemetry") is not None and find_spec("opentelemetry.sdk") is not None
 
 
-def main(result: Path | None) -> None:
+def main() -> int:
+    arguments = make_parser(__doc__, has_quick=False).parse_args()
     protocols = ["HTTP", *(["gRPC"] if find_spec("grpc") else [])]
     kinds = KINDS if _has_telemetry() else KINDS[:2]
     found: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
+    for _ in range(arguments.rounds):
         for protocol in protocols:
             for kind in kinds:
                 found.setdefault(f"{protocol}, {kind}", []).append(measure(protocol, kind))
@@ -167,8 +169,19 @@ def main(result: Path | None) -> None:
     for name, spent in found.items():
         print(f"| {name} | {statistics.median(spent):.3f} | {min(spent):.3f} |")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    if result is not None:
-        result.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    medians = {name: statistics.median(spent) for name, spent in found.items()}
+    figures = [
+        Figure(
+            f"processor time of a request, {protocol}, {kind}",
+            medians[f"{protocol}, {kind}"],
+            "ms",
+            peer=KINDS[0],
+            theirs=medians[f"{protocol}, {KINDS[0]}"],
+        )
+        for protocol in protocols
+        for kind in kinds[1:]
+    ]
+    return report(arguments.json, figures, found)
 
 
 if __name__ == "__main__":
@@ -177,4 +190,4 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["--ask"]:
         asyncio.run({"HTTP": ask_http, "gRPC": ask_grpc}[sys.argv[2]](int(sys.argv[3])))
     else:
-        main(Path(sys.argv[1]) if sys.argv[1:] else None)
+        sys.exit(main())

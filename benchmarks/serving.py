@@ -15,7 +15,6 @@ With `--models` ONNX Runtime computes files that `rivals/write_models.py` wrote,
 `python benchmarks/serving.py --rounds 3 --python PYTHON --models FILE...`
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from processes import make_parser
+from result import Figure, report
 from server_processes import (
     LITSERVE,
     MOSEC,
@@ -115,7 +115,7 @@ def loop_without_a_server(path: Path, seconds: float) -> dict[int, float]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument(
         "--python", nargs="+", default=[sys.executable], help="interpreters with the peers"
@@ -136,8 +136,36 @@ def main() -> None:
             rounds.compute(path)
     found = rounds.medians()
     print_tables(found)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    others = [python for python in pythons.values() if python and python != sys.executable]
+    return report(arguments.json, make_figures(found), found, others)
+
+
+def make_figures(found: dict[str, dict[str, dict[str, float]]]) -> list[Figure]:
+    """Returns ours beside the best of the peers, in each setting."""
+    kinds = {
+        "requests_per_second": ("requests/s", False),
+        "p99_ms": ("ms at p99", True),
+        "cpu_ms": ("ms of processor", True),
+    }
+    figures = []
+    for setting, servers in found.items():
+        peers = [name for name in servers if not name.startswith(OURS.name)]
+        if OURS.name not in servers or not peers:
+            continue
+        for key, (unit, is_less_better) in kinds.items():
+            choose = min if is_less_better else max
+            best = choose(peers, key=lambda name: servers[name][key])
+            figures.append(
+                Figure(
+                    f"{setting}, {unit}",
+                    servers[OURS.name][key],
+                    unit,
+                    peer=best,
+                    theirs=servers[best][key],
+                    is_less_better=is_less_better,
+                )
+            )
+    return figures
 
 
 class Rounds:
@@ -222,4 +250,4 @@ def print_tables(found: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from behaviour import bad_bytes, day, faults, hang_up, reload, slow_clients, stop
-from processes import make_parser, write_json
+from processes import make_parser
+from result import report
 from server_processes import LITSERVE, MOSEC, OURS, TORCHSERVE, Rival, find_python
 
 RIVALS = (OURS, MOSEC, LITSERVE, TORCHSERVE)
@@ -26,7 +27,7 @@ SECTIONS = {
 }
 
 
-def main() -> None:
+def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument(
         "--python", nargs="+", default=[sys.executable], help="interpreters with the peers"
@@ -50,7 +51,9 @@ def main() -> None:
             found[name][rival.name] = measure(module, rival, python, arguments.quick)
         print_table(module.TITLE, found[name])
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    write_json(arguments.json, found)
+    tables = {SECTIONS[name].TITLE: answers for name, answers in found.items()}
+    others = [python for python in pythons.values() if python and python != sys.executable]
+    return report(arguments.json, pythons=others, tables=tables)
 
 
 def measure(module: ModuleType, rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
@@ -71,4 +74,4 @@ def print_table(title: str, servers: dict[str, dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

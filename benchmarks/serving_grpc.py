@@ -7,7 +7,7 @@ of the server's process for one answered call. Rounds alternate, so that other l
 meets all of them; the least of each is given, too. Needs grpcio. Prints a table and writes the
 numbers as JSON:
 
-    python benchmarks/serving_grpc.py [RESULT.json]
+    python benchmarks/serving_grpc.py [--json RESULT.json]
 """
 
 import asyncio
@@ -19,10 +19,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import make_parser
+from result import Figure, report
 
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import GrpcServer, ServingEngine
@@ -31,7 +32,7 @@ from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.tensor_proto import bind_tensor_protos, to_tensor_proto
 from keras_deepseek.inference.server.server import loop_factory
 
-ROUNDS, SECONDS, CLIENTS, CHANNELS = 5, 3.0, 64, 4
+SECONDS, CLIENTS, CHANNELS = 3.0, 64, 4
 SERVICE, METHOD = "tensorflow.serving.PredictionService", "Predict"
 KINDS = ("GrpcServer", "GrpcServer without uvloop", "threads", "grpc.aio alone", "threads alone")
 CEILING = 32 / (0.004 + 0.00025 * 32)
@@ -59,7 +60,7 @@ def serve(kind: str) -> None:
             sys.modules["uvloop"] = None  # type: ignore[assignment]
         server = GrpcServer(engine, port=0)
         server.start()
-        report(server.port)
+        answer(server.port)
     elif kind == "grpc.aio alone":
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(serve_nothing())
@@ -83,7 +84,7 @@ def serve_by_threads(engine: ServingEngine, with_model: bool) -> None:
     server.add_generic_rpc_handlers([handler_of(predict)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    report(port)
+    answer(port)
 
 
 async def serve_nothing() -> None:
@@ -95,7 +96,7 @@ async def serve_nothing() -> None:
     server = grpc.aio.server(handlers=[handler_of(echo)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    await asyncio.to_thread(report, port)
+    await asyncio.to_thread(answer, port)
     await server.stop(None)
 
 
@@ -106,7 +107,7 @@ def handler_of(function: Callable[[bytes, Any], Any]) -> Any:
     return grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
 
 
-def report(port: int) -> None:
+def answer(port: int) -> None:
     print(port, flush=True)
     for _ in sys.stdin:
         print(time.process_time(), flush=True)
@@ -167,9 +168,10 @@ def measure(kind: str) -> dict[str, float]:
     }
 
 
-def main(result: Path | None) -> None:
+def main() -> int:
+    arguments = make_parser(__doc__, has_quick=False).parse_args()
     rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    for _ in range(ROUNDS):
+    for _ in range(arguments.rounds):
         for kind in KINDS:
             rounds[kind].append(measure(kind))
     print(
@@ -185,8 +187,15 @@ def main(result: Path | None) -> None:
             f"{statistics.median(spent):.2f} | {min(spent):.2f} |"
         )
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    if result is not None:
-        result.write_text(json.dumps(rounds, indent=1), encoding="utf-8")
+    spent = {
+        kind: statistics.median(one["processor ms a call"] for one in found)
+        for kind, found in rounds.items()
+    }
+    figures = [
+        Figure("processor time of a call", spent[KINDS[0]], "ms", peer=peer, theirs=spent[peer])
+        for peer in KINDS[1:]
+    ]
+    return report(arguments.json, figures, rounds)
 
 
 if __name__ == "__main__":
@@ -196,4 +205,4 @@ if __name__ == "__main__":
         with asyncio.Runner(loop_factory=loop_factory()) as asking:
             print(json.dumps(asking.run(ask(int(sys.argv[2])))))
     else:
-        main(Path(sys.argv[1]) if sys.argv[1:] else None)
+        sys.exit(main())

@@ -4,12 +4,13 @@ The real queue before a simulated accelerator, 4 + 0.25 n ms for a batch of n up
 is measured is the rule, without the machine. `python benchmarks/serving_rules.py [--json FILE]`
 """
 
-import argparse
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from processes import make_parser
+from result import Figure, report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -51,10 +52,8 @@ def in_bursts(load: float, rows: int, spread: float) -> Run:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="where to write what was measured")
-    arguments = parser.parse_args()
+def main() -> int:
+    arguments = make_parser(__doc__, has_quick=False, rounds=None).parse_args()
     runs: dict[str, Run] = {
         **{
             f"{count} client{'s' * (count > 1)}": closed_loop(count)
@@ -90,9 +89,19 @@ def main() -> None:
             }
             for title, outcome in outcomes.items()
         }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    figures = [
+        Figure(
+            f"mean time of a request, {name}",
+            1000 * outcomes[titles[0]]["mean_seconds"],
+            "ms",
+            peer=f"the best fixed wait, {best}",
+            theirs=1000 * outcomes[best]["mean_seconds"],
+        )
+        for name, outcomes in found.items()
+        for best in [min(titles[1:], key=lambda each: outcomes[each]["mean_seconds"])]
+    ]
+    return report(arguments.json, figures, found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

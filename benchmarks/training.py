@@ -20,7 +20,8 @@ medians of process time. Prints a table and writes the numbers as JSON:
 import sys
 from typing import Any
 
-from processes import find_backends, make_parser, measure, write_json
+from processes import find_backends, make_parser, measure
+from result import Figure, report
 
 HF, GROUPED, COMPILED = "HF Trainer", "HF, grouped", "HF, grouped, compiled"
 KEPT, LIGHTNING, BARE = "HF, compiled, kept memory", "Lightning", "bare step"
@@ -78,7 +79,7 @@ def main() -> int:
     parser.add_argument("--only", help="layers and batch size of the one setting, as in 4x32")
     arguments = parser.parse_args()
     print(f"{'':36}{'tokens/s':>9}{'ms a step':>11}{'first loss':>12}{'last':>7}")
-    results, claims = [], []
+    results, figures = [], []
     for backend in find_backends():
         for setting in SETTINGS[backend]:
             if arguments.only not in (None, f"{setting['num_layers']}x{setting['batch_size']}"):
@@ -88,11 +89,8 @@ def main() -> int:
                 continue
             results.append(result)
             if not arguments.quick:
-                claims += judge(result)
-    for claim in claims:
-        print(claim)
-    write_json(arguments.json, {"results": results, "claims": claims})
-    return 0 if all(claim.endswith("holds") for claim in claims) else 1
+                figures += judge(result)
+    return report(arguments.json, figures, results)
 
 
 def run(backend: str, setting: Setting, rounds: int, *, is_quick: bool) -> dict[str, Any] | None:
@@ -135,24 +133,26 @@ def run(backend: str, setting: Setting, rounds: int, *, is_quick: bool) -> dict[
     }
 
 
-def judge(result: dict[str, Any]) -> list[str]:
-    """Returns the claims of a setting, and whether they hold."""
+def judge(result: dict[str, Any]) -> list[Figure]:
+    """Returns the figures that are claimed of a setting."""
     speeds = result["tokens_per_second"]
-    backend, num_layers, batch_size = key = (
-        result["backend"],
-        result["num_layers"],
-        result["batch_size"],
+    backend, num_layers, batch_size = (
+        result[name] for name in ("backend", "num_layers", "batch_size")
     )
-    claims = []
-    for one, other, least in TARGETS.get(key, []):
-        if one in speeds and other in speeds:
-            ratio = speeds[one] / speeds[other]
-            verdict = "holds" if ratio >= least else "DOES NOT HOLD"
-            claims.append(
-                f"{backend}, {num_layers} layers, batch {batch_size}: {one} / {other} = "
-                f"{ratio:.2f}, at least {least}: {verdict}"
-            )
-    return claims
+    return [
+        Figure(
+            f"{num_layers} layers, batch {batch_size}, {one}",
+            speeds[one],
+            "tokens/s",
+            backend,
+            other,
+            speeds[other],
+            least,
+            is_less_better=False,
+        )
+        for one, other, least in TARGETS.get((backend, num_layers, batch_size), [])
+        if one in speeds and other in speeds
+    ]
 
 
 if __name__ == "__main__":

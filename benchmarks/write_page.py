@@ -1,0 +1,239 @@
+"""Writes docs/numbers.md and its pictures from the results of the benchmarks.
+
+    python benchmarks/write_page.py
+
+Each JSON file under `benchmarks/results/` is a section. What a peer does better comes first in the
+page, then the targets that are missed.
+"""
+
+import ast
+import json
+import re
+import sys
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from result import RESULTS, Figure
+
+PAGE = Path(__file__).parents[1] / "docs" / "numbers.md"
+PICTURES = PAGE.parent / "pictures" / "numbers"
+KEYS = ("benchmark", "command", "date", "machine", "versions")
+HEAD = """# Numbers
+
+Each figure is from a benchmark that ran ours and the peer in turns, on the same machine. The
+command above a table gives its figures anew. `python benchmarks/write_page.py` draws this page from
+the JSON files in `benchmarks/results/`; don't edit it.
+
+**Advantage** says how many times as good ours is as the best peer that was measured: below 1, the
+peer is ahead. **Target** is the least advantage that we ask of ourselves, or the limit of a figure
+that has no peer. No figure is from a GPU or TPU.
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result file."""
+
+    name: str
+    content: dict[str, Any]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The figures, those that lose to a peer or miss their target first."""
+        figures = [Figure(**each) for each in self.content["figures"]]
+        return sorted(figures, key=lambda each: (not is_behind(each), each.holds))
+
+
+def is_behind(figure: Figure) -> bool:
+    """Returns True if the peer is ahead."""
+    return figure.advantage is not None and figure.advantage < 1
+
+
+def read_results(folder: Path = RESULTS) -> list[Result]:
+    """Returns the results, by name.
+
+    Raises:
+        ValueError: A file lacks a key, such as that of the machine.
+    """
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        for key in KEYS:
+            if not content.get(key):
+                raise ValueError(f'{path}:1: "{key}" is missing. Run the benchmark again.')
+        results.append(Result(path.stem, content))
+    return results
+
+
+def anchor(result: Result, figure: Figure) -> str:
+    """Returns the figure's anchor on the page."""
+    words = f"{result.name} {figure.backend} {figure.name} {figure.peer}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def format_number(value: float) -> str:
+    """Returns a number with three digits that count."""
+    if value == int(value) and abs(value) < 1e15:  # noqa: PLR2004 - beyond, a float has no ones
+        return f"{int(value):,}"
+    digits = f"{value:.3g}"
+    return f"{float(digits):,.0f}" if abs(value) >= 100 else digits  # noqa: PLR2004
+
+
+def format_target(figure: Figure) -> str:
+    """Returns the target as the page shows it."""
+    if figure.target is None:
+        return ""
+    if figure.advantage is not None:
+        text = f"{format_number(figure.target)} times"
+    else:
+        sign = "≤" if figure.is_less_better else "≥"
+        text = f"{sign} {format_number(figure.target)} {figure.unit}"
+    return text if figure.holds else f"{text}, **missed**"
+
+
+def write_row(result: Result, figure: Figure) -> str:
+    """Returns a row of a table."""
+    peer = advantage = ""
+    if figure.theirs is not None and figure.advantage is not None:
+        peer = f"{format_number(figure.theirs)} {figure.unit} ({figure.peer})"
+        advantage = f"{figure.advantage:.2f}"
+        advantage = f"**{advantage}**" if is_behind(figure) else advantage
+    name = f'<a id="{anchor(result, figure)}"></a>{escape(figure.name)}'
+    ours = f"{format_number(figure.ours)} {figure.unit}"
+    cells = (name, figure.backend, ours, peer, advantage, format_target(figure))
+    return "| " + " | ".join(cells) + " |"
+
+
+def write_section(result: Result) -> str:
+    """Returns the section of a result."""
+    content = result.content
+    script = PAGE.parents[1] / "benchmarks" / f"{content['benchmark']}.py"
+    claim = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    machine, versions = content["machine"], content["versions"]
+    lines = [
+        f"## {result.name.replace('_', ' ').capitalize()}",
+        "",
+        " ".join(claim.partition("\n\n")[0].split()),
+        "",
+        "```bash",
+        content["command"],
+        "```",
+        "",
+    ]
+    if result.figures:
+        lines += [
+            "| figure | backend | ours | best peer | advantage | target |",
+            "|---|---|---|---|---|---|",
+            *(write_row(result, figure) for figure in result.figures),
+            "",
+        ]
+    for title, columns in content["tables"].items():
+        lines += [f"**{title}**", "", "| | " + " | ".join(columns) + " |"]
+        lines.append("|" + "---|" * (len(columns) + 1))
+        for row in dict.fromkeys(row for cells in columns.values() for row in cells):
+            cells = (cells.get(row, "-") for cells in columns.values())
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append("")
+    if any(figure.advantage for figure in result.figures):
+        lines += [f"![Advantage over the best peer](pictures/numbers/{result.name}.svg)", ""]
+    lines.append(
+        f"{content['date']}; {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB; Python {machine['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + "."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def write_losses(results: list[Result]) -> str:
+    """Returns the table of figures in which a peer is ahead, or the target is missed."""
+    rows = [
+        (figure.advantage or 0.0, is_behind(figure), write_loss(result, figure))
+        for result in results
+        for figure in result.figures
+        if is_behind(figure) or not figure.holds
+    ]
+    lines = ["## Where we are not ahead", ""]
+    if not rows:
+        return "\n".join([*lines, "No figure is behind a peer or misses its target.", ""])
+    lines += ["| figure | advantage | target |", "|---|---|---|"]
+    lines += [row for *_, row in sorted(rows, key=lambda each: (not each[1], each[0]))]
+    return "\n".join(lines) + "\n"
+
+
+def write_loss(result: Result, figure: Figure) -> str:
+    """Returns a row of the table of losses."""
+    place = f"{figure.backend}, {figure.name}" if figure.backend else figure.name
+    link = f"[{escape(place)}](#{anchor(result, figure)})"
+    if figure.advantage is None:
+        return f"| {link} | {format_number(figure.ours)} {figure.unit} | {format_target(figure)} |"
+    compared = f"{figure.advantage:.2f} times {figure.peer}"
+    return f"| {link} | {compared} | {format_target(figure)} |"
+
+
+def write_page(results: list[Result]) -> str:
+    """Returns the page."""
+    return "\n".join([HEAD, write_losses(results), *map(write_section, results)])
+
+
+def draw(result: Result) -> str:
+    """Returns the picture of a result: a bar for each figure that has a peer."""
+    figures = [figure for figure in result.figures if figure.advantage]
+    left, right, row = 400, 300, 22
+    most = max(2.0, *(min(figure.advantage or 0, 20.0) for figure in figures))
+    scale = right / most
+    height = row * len(figures) + 34
+    one = left + scale
+    shapes = []
+    for index, figure in enumerate(figures):
+        top, times = 8 + index * row, figure.advantage or 0.0
+        colour = "#c2410c" if is_behind(figure) else "#2563eb"
+        place = f"{figure.backend}, {figure.name}" if figure.backend else figure.name
+        width = scale * min(times, most)
+        shapes += [
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(place[:62])}</text>',
+            f'<rect x="{left}" y="{top + 2}" width="{width:.1f}" height="14" fill="{colour}"/>',
+            f'<text x="{left + width + 6:.1f}" y="{top + 13}">{times:.2f}</text>',
+        ]
+        if figure.target and figure.target <= most:
+            mark = left + scale * figure.target
+            shapes.append(f'<path d="M{mark:.1f} {top}v18" stroke="#6b7280" stroke-width="2"/>')
+    shapes += [
+        f'<path d="M{one:.1f} 4V{height - 24}" stroke="#6b7280" stroke-dasharray="3 3"/>',
+        f'<text x="{one:.1f}" y="{height - 8}" text-anchor="middle">the best peer</text>',
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + right + 60} {height}" '
+        'role="img" font-family="system-ui, sans-serif" font-size="12" fill="#6b7280">'
+        f"<title>Advantage over the best peer: {escape(result.name)}</title>"
+        + "".join(shapes)
+        + "</svg>\n"
+    )
+
+
+def draw_all(results: list[Result]) -> dict[Path, str]:
+    """Returns each file that the page consists of, with its content."""
+    files = {PAGE: write_page(results)}
+    for result in results:
+        if any(figure.advantage for figure in result.figures):
+            files[PICTURES / f"{result.name}.svg"] = draw(result)
+    return files
+
+
+def main() -> None:
+    files = draw_all(read_results())
+    for path in PICTURES.glob("*.svg"):
+        if path not in files:
+            path.unlink()
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(PAGE.parents[1]))
+
+
+if __name__ == "__main__":
+    main()
