@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -139,7 +140,8 @@ def _read_command() -> str:
         del arguments[index : index + 2]
     backend = os.environ.get("KERAS_BACKEND")
     prefix = [f"KERAS_BACKEND={backend}"] if backend else []
-    return " ".join([*prefix, "python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    return " ".join([*prefix, "python", script, *map(shlex.quote, arguments)])
 
 
 def _read_machine() -> dict[str, Any]:

@@ -29,7 +29,7 @@ the JSON files in `benchmarks/results/`; don't edit it.
 
 **Advantage** says how many times as good ours is as the best peer that was measured: below 1, the
 peer is ahead. **Target** is the least advantage that we ask of ourselves, or the limit of a figure
-that has no peer. No figure is from a GPU or TPU.
+that has no peer. A missing target is one that we did not set. No figure is from a GPU or TPU.
 """
 
 
@@ -48,8 +48,8 @@ class Result:
 
 
 def is_behind(figure: Figure) -> bool:
-    """Returns True if the peer is ahead."""
-    return figure.advantage is not None and figure.advantage < 1
+    """Returns True if the peer is ahead by over 1 %: medians of equal programs differ by that."""
+    return figure.advantage is not None and figure.advantage < 0.99  # noqa: PLR2004
 
 
 def read_results(folder: Path = RESULTS) -> list[Result]:
@@ -70,7 +70,7 @@ def read_results(folder: Path = RESULTS) -> list[Result]:
 
 
 def anchor(result: Result, figure: Figure) -> str:
-    """Returns the figure's anchor on the page."""
+    """Returns the figure's anchor on the page, to which other pages link."""
     words = f"{result.name} {figure.backend} {figure.name} {figure.peer}"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
@@ -184,7 +184,7 @@ def draw(result: Result) -> str:
     """Returns the picture of a result: a bar for each figure that has a peer."""
     figures = [figure for figure in result.figures if figure.advantage]
     left, right, row = 400, 300, 22
-    most = max(2.0, *(min(figure.advantage or 0, 20.0) for figure in figures))
+    most = max([2.0, *(min(figure.advantage or 0.0, 20.0) for figure in figures)])
     scale = right / most
     height = row * len(figures) + 34
     one = left + scale
