@@ -4,7 +4,7 @@ Author: The keras_deepseek authors
 Date created: 2026/11/27
 Last modified: 2026/11/30
 Description: A DeepSeek-V3 with balanced experts learns real text, and is tuned by a LoRA.
-Time: TIME
+Time: 1 minute on two cores
 Install: "keras_deepseek[pictures,text]"
 """
 

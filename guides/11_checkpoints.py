@@ -4,7 +4,7 @@ Author: The keras_deepseek authors
 Date created: 2026/11/30
 Last modified: 2026/11/30
 Description: A folder in Hugging Face's format becomes a Keras model, gets a LoRA, and goes back.
-Time: TIME
+Time: 1 minute on two cores
 Install: "keras_deepseek[pictures]"
 """
 

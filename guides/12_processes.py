@@ -4,7 +4,7 @@ Author: The keras_deepseek authors
 Date created: 2026/11/30
 Last modified: 2026/11/30
 Description: A script trains in two processes, loses one, and still ends with the same weights.
-Time: TIME
+Time: 2 minutes on two cores
 Install: "keras_deepseek[pictures]" scikit-learn
 """
 

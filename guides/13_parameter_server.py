@@ -4,7 +4,7 @@ Author: The keras_deepseek authors
 Date created: 2026/11/30
 Last modified: 2026/11/30
 Description: Workers that don't wait for each other, old gradients, and what they do to the loss.
-Time: TIME
+Time: 2 minutes on two cores
 Install: "keras_deepseek[pictures,ray]" scikit-learn
 """
 
