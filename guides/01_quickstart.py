@@ -4,7 +4,7 @@ Author: The keras_deepseek authors
 Date created: 2026/11/25
 Last modified: 2026/11/30
 Description: Train, export and serve a digit classifier on TensorFlow, JAX or PyTorch.
-Time: 1 minute on two cores
+Time: 30 seconds on two cores
 Install: "keras_deepseek[onnx,pictures,serving]" scikit-learn
 """
 
@@ -102,7 +102,7 @@ with ServingEngine(model=model, batch_size="dynamic", max_batch_size=32, name="d
 Above each digit stands the answer that was served. All of them are new to the network.
 """
 
-figure, axes = plt.subplots(2, 10, figsize=(8, 2.2))
+_, axes = plt.subplots(2, 10, figsize=(8, 2.2))
 for axis, image, row in zip(axes.flat, x_test, served, strict=False):
     axis.set(title=row.argmax(), xticks=[], yticks=[])
     axis.imshow(image, cmap="gray_r")
