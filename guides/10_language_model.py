@@ -5,7 +5,7 @@ Date created: 2026/11/27
 Last modified: 2026/11/30
 Description: A DeepSeek-V3 with balanced experts learns real text, and is tuned by a LoRA.
 Time: 1 minute on two cores
-Install: "keras_deepseek[pictures,text]"
+Install: "keras_deepseek[pictures]"
 """
 
 """
