@@ -65,7 +65,7 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
 
     def rewrite(link: re.Match[str]) -> str:
         target, *anchor = link[3].split("#", 1)
-        if not target or re.match(r"\w+:", target):
+        if not target or re.match(r"\w+:", target) or (page.parent / target).is_file():
             return link[0]
         path = Path(os.path.normpath(source.parent / target))
         if not path.is_relative_to(root) or not path.exists():
@@ -99,42 +99,38 @@ def replace_outside_of_code(
 
 
 def make_navigation(docs: Path) -> list[object]:
-    """Returns the navigation: a section for each folder; a page is named by its own title."""
+    """Returns the navigation: a section for each folder. A page is named by its own title."""
     alone = {page.name for page in docs.glob("*.md")} - {"index.md"}
     others = {"explanation": alone & set(OF_EXPLANATION), "measured": alone - set(OF_EXPLANATION)}
     navigation: list[object] = [{"Home": "index.md"}]
     for folder, title in SECTIONS.items():
-        pages: list[object] = [f"{folder}/{name}" for name in list_pages(docs / folder)]
-        pages += sorted(others.get(folder, ()))
+        pages = [*list_pages(docs, folder), *sorted(others.get(folder, ()))]
         if folder == "reference":
-            pages.append({"API": list_rooms(docs)})
+            rooms = sorted((docs / "reference/api").iterdir())
+            api = [
+                {room.name: list_pages(docs, f"reference/api/{room.name}")}
+                for room in rooms
+                if room.is_dir()
+            ]
+            pages.append({"API": ["reference/api/index.md", *api]})
         if pages:
             navigation.append({title: pages})
     return navigation
 
 
-def list_pages(folder: Path) -> list[str]:
-    """Returns the names of the pages in a folder, `index.md` first."""
-    return sorted(
-        (page.name for page in folder.glob("*.md")), key=lambda name: (name != "index.md", name)
-    )
-
-
-def list_rooms(docs: Path) -> list[object]:
-    """Returns the navigation of the API reference."""
-    api = docs / "reference/api"
-    rooms = sorted(path.name for path in api.iterdir() if path.is_dir())
-    return [
-        "reference/api/index.md",
-        *(
-            {
-                f"keras_deepseek.{room}": [
-                    f"reference/api/{room}/{name}" for name in list_pages(api / room)
-                ]
-            }
-            for room in rooms
-        ),
-    ]
+def list_pages(docs: Path, folder: str) -> list[object]:
+    """Returns the pages of a folder, below the headings of its `index.md` that lists them."""
+    names = {page.name for page in (docs / folder).glob("*.md")}
+    pages: list[object] = []
+    if "index.md" in names:
+        names.remove("index.md")
+        pages.append(f"{folder}/index.md")
+        text = (docs / folder / "index.md").read_text(encoding="utf-8")
+        for heading, part in re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", text, re.MULTILINE):
+            listed = [name for name in re.findall(r"\]\((\w+\.md)\)", part) if name in names]
+            names -= set(listed)
+            pages += [{heading: [f"{folder}/{name}" for name in listed]}] if listed else []
+    return pages + [f"{folder}/{name}" for name in sorted(names)]
 
 
 if __name__ == "__main__":

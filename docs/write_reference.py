@@ -20,7 +20,7 @@ PACKAGE = "keras_deepseek"
 ROOMS_WITH_EXAMPLES = ("callbacks", "deploy", "graph", "inference", "layers", "models", "training")
 NOT_MADE_BY_USERS = re.compile(r"Error$|Exception$|^Protocol")
 KERAS_IO = "https://keras.io/api/layers/"
-INDEX = "---\ntitle: {room}\n---\n\n# {package}.{room}\n\n{summary}\n\n| name | |\n|---|---|\n"
+INDEX = "---\ntitle: {room}\n---\n\n# {package}.{room}\n\n{summary}\n\n| name | what it is |\n|---|---|\n"
 PAGE = """\
 ---
 title: {name}
@@ -50,7 +50,7 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
     public = {f"{PACKAGE}.{room}.{name}" for room in rooms for name in names[room]}
     guides = find_guides(root / "guides") if (root / "guides/build.py").exists() else {}
     faults: set[str] = set()
-    start = "# API reference\n\n| sub-package | |\n|---|---|\n"
+    start = "# API reference\n\n| sub-package | what it is |\n|---|---|\n"
     for room in rooms:
         summary = _summarize(code[room])
         start += f"| [`{PACKAGE}.{room}`]({room}/index.md) | {summary} |\n"
