@@ -20,7 +20,18 @@ PACKAGE = "keras_deepseek"
 ROOMS_WITH_EXAMPLES = ("callbacks", "deploy", "graph", "inference", "layers", "models", "training")
 NOT_MADE_BY_USERS = re.compile(r"Error$|Exception$|^Protocol")
 KERAS_IO = "https://keras.io/api/layers/"
-INDEX = "---\ntitle: {room}\n---\n\n# {package}.{room}\n\n{summary}\n\n| name | what it is |\n|---|---|\n"
+INDEX = """\
+---
+title: {room}
+---
+
+# {package}.{room}
+
+{summary}
+
+| name | what it is |
+|---|---|
+"""
 PAGE = """\
 ---
 title: {name}
