@@ -37,14 +37,14 @@ PAGE = """\
 title: {name}
 ---
 
+`{source}`, line {line}
+{{ .doc-source }}
+
 ::: {path}
     options:
       heading_level: 1
-
-## Source
-
-`{source}`, line {line}
 """
+SEEN_IN = "\n## Seen in {{ data-search-exclude }}\n\n{guides}"
 
 
 def write_reference(out: Path, root: Path = ROOT) -> None:
@@ -81,7 +81,7 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
             seen = "".join(
                 f"- [{title}](../../../guides/{stem}.md)\n" for stem, title in guides.get(path, ())
             )
-            _write(out / room / f"{name}.md", page + (f"\n## Seen in\n\n{seen}" if seen else ""))
+            _write(out / room / f"{name}.md", page + (SEEN_IN.format(guides=seen) if seen else ""))
         if room == "layers":
             index += "\n" + describe_keras_layers(root, set(names[room]))
         _write(out / room / "index.md", index)
