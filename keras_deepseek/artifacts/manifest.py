@@ -21,11 +21,13 @@ class Verification:
     Args:
         state: `"verified"`, or `"unverified"` or `"failed"` with a reason. A failed artifact is
             written only with `verify="warn"`.
-        reason: string. Why it is not verified; empty otherwise.
-        num_samples: integer. The number of compared batches.
+        reason: string. Why it is not verified. Defaults to `""`: it is.
+        num_samples: integer. The number of compared batches. Defaults to `0`.
         largest_difference: float. The largest absolute difference of any output of any sample.
+            Defaults to `0.0`.
         agreement: dict. For an artifact of less precision, how close each output is to the model's,
             by output name: its relative error, and the share of rows with the same largest value.
+            Defaults to an empty dict.
         signatures: tuple of strings. The compared signatures of a SavedModel, as in
             `("serving_default", "serving_classify")`. Defaults to `()`: the artifact is one
             function.
@@ -60,7 +62,7 @@ class Manifest:
         created: string. When it was made: ISO 8601, UTC.
         verification: `Verification`.
         files: dict. For each file its `sha256` and its size in `bytes`; filled in when it is
-            written.
+            written. Defaults to an empty dict.
     """
 
     name: str

@@ -33,8 +33,9 @@ class OptimizedModel(ModelWrapper):
         original: The model. It must be built.
         example: Its example inputs, as a structure of `KerasTensor`s of known shapes.
         mode: `"inference"` has a program for `training=False` alone, `"train"` for both values.
-        passes: The names of the passes that rewrite the programs. With `None`, the default, the
-            original is run.
+            Defaults to `"inference"`.
+        passes: The names of the passes that rewrite the programs. Defaults to `None`: the original
+            is run.
 
     Call arguments:
         inputs: The inputs of the original.

@@ -21,13 +21,15 @@ class OptimizationReport:
         rewrites: The changes that each kept pass made.
         leaves: The layers that were kept whole, by path, and the reasons.
         free_axes: The axes of the inputs whose size may change without a new program, as in
-            `"axis 0 of input 0"`. Those that `and` joins must have the same size.
-        largest_difference: The largest absolute difference between the outputs, or `None` if
+            `"axis 0 of input 0"`. Those that `and` joins must have the same size. Defaults to `()`.
+        largest_difference: The largest absolute difference between the outputs. Defaults to `None`:
             nothing was compared.
-        speed_up: The original's time over the optimized model's, or `None` if not measured.
+        speed_up: The original's time over the optimized model's. Defaults to `None`: not measured.
         pass_speed_ups: The time without a pass over the time with it, for each pass measured. The
             entry `"flat program"` is the original's time over that of a program without passes.
-        failure: The pass, the layer and the difference of a verification that failed, else `None`.
+            Defaults to an empty dict.
+        failure: The pass, the layer and the difference of a verification that failed. Defaults to
+            `None`: none failed.
 
     Example:
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 SHARING = ("jax", "tensorflow", "torch", "protocols")
 """Folders of `backend` whose modules of one name share one test file."""
-WITHOUT_A_MODULE = ("house", "oracles")
+WITHOUT_A_MODULE = ("docs", "house", "oracles")
 
 
 def modules(root: Path) -> list[tuple[str, ...]]:

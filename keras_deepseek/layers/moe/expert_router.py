@@ -234,8 +234,8 @@ class ExpertRouter(FloatingInputLayer):
 
         Args:
             scores: Tensor of shape `(batch_size, ..., num_experts)`.
-            token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. Ignored here; a
-                router that uses them overrides this method.
+            token_ids: Integer tensor of shape `(batch_size, ...)`. Ignored here; a router that uses
+                them overrides this method. Defaults to `None`.
         """
         # The choice of experts has no gradient.
         choice_xE = ops.stop_gradient(scores)
@@ -267,7 +267,7 @@ class ExpertRouter(FloatingInputLayer):
             logits: Tensor of shape `(batch_size, ..., num_experts)`.
             scores: Tensor of the same shape.
             indices: Integer tensor of shape `(batch_size, ..., num_experts_per_token)`.
-            mask: Boolean tensor of shape `(batch_size, ...)`, or `None`.
+            mask: Boolean tensor of shape `(batch_size, ...)`. Defaults to `None`: all tokens count.
         """
         hits_xE = ops.any(expert_hits(indices, self.num_experts), axis=-2)
         hits_xE = ops.cast(hits_xE, self.score_dtype)

@@ -143,7 +143,8 @@ class HashRouter(ExpertRouter):
 
         Args:
             scores: Not used.
-            token_ids: Integer tensor of shape `(batch_size, ...)`.
+            token_ids: Integer tensor of shape `(batch_size, ...)`. Defaults to `None`, which raises
+                an error.
         """
         if token_ids is None:
             raise InvalidInputError(

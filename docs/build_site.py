@@ -1,0 +1,137 @@
+"""Assembles the sources of the documentation site: `python docs/build_site.py OUT`.
+
+`OUT/docs` gets the pages of `docs/`, the guides and the API reference, and `OUT/mkdocs.yml` the
+settings of `mkdocs.yml` with the navigation, which follows from the folders. Then `zensical build
+-c -s -f OUT/mkdocs.yml` makes `OUT/site`; it also finds dead links from page to page.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from write_reference import write_reference
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = {
+    "guides": "Guides",
+    "how_to": "How to",
+    "explanation": "Explanation",
+    "reference": "Reference",
+    "measured": "Measured",
+}
+OF_EXPLANATION = ("coming_from.md",)
+"""The pages of `docs/` itself that belong to this section. The others hold what was measured."""
+FENCE = re.compile(r"^( *)(```+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+
+
+def build_site(out: Path, root: Path = ROOT) -> None:
+    """Writes the sources, or raises `SystemExit` with a line for each dead link."""
+    shutil.rmtree(out, ignore_errors=True)
+    docs = out / "docs"
+    shutil.copytree(root / "docs", docs, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    if not (docs / "index.md").exists():
+        (docs / "index.md").write_text("# keras_deepseek\n", encoding="utf-8")
+    for name in ("keras_deepseek", "docs/keras_docstrings.py"):  # What mkdocstrings reads.
+        (out / Path(name).name).symlink_to(root / name)
+    if (root / "guides/build.py").exists():
+        subprocess.run([sys.executable, root / "guides/build.py", out / "guides"], check=True)
+        shutil.copytree(out / "guides/site/guides", docs / "guides")
+    faults = [
+        fault for page in sorted(docs.rglob("*.md")) for fault in rewrite_links(page, docs, root)
+    ]
+    if faults:
+        sys.exit("\n".join(faults))
+    write_reference(docs / "reference/api", root)
+    settings = (root / "mkdocs.yml").read_text(encoding="utf-8")
+    settings += f"nav: {json.dumps(make_navigation(docs))}\n"
+    (out / "mkdocs.yml").write_text(settings, encoding="utf-8")
+
+
+def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
+    """Makes the links of a page fit the site, and returns a line for each that leads nowhere.
+
+    A link to a guide leads to its page. A link to another file of the repository becomes code.
+    """
+    name = page.relative_to(docs)
+    source = root / (name if name.parts[0] == "guides" else "docs" / name)
+    text = page.read_text(encoding="utf-8")
+    faults = []
+
+    def rewrite(link: re.Match[str]) -> str:
+        target, *anchor = link[3].split("#", 1)
+        if not target or re.match(r"\w+:", target) or (page.parent / target).is_file():
+            return link[0]
+        path = Path(os.path.normpath(source.parent / target))
+        if not path.is_relative_to(root) or not path.exists():
+            line = text.count("\n", 0, link.start(3)) + 1
+            faults.append(f"{source.relative_to(root)}:{line}: {link[3]} does not exist.")
+            return link[0]
+        file = path.relative_to(root)
+        place = docs / (file.relative_to("docs") if file.parts[0] == "docs" else file)
+        place = place.with_suffix(".md") if file.parts[0] == "guides" else place
+        if place.is_file():
+            new_target = "#".join([os.path.relpath(place, page.parent), *anchor])
+            return f"{link[1]}[{link[2]}]({new_target})"
+        shown = f"`{file.as_posix()}`"
+        return shown if shown[:-1].endswith(link[2].strip("`")) else f"{link[2]} ({shown})"
+
+    page.write_text(replace_outside_of_code(LINK, rewrite, text), encoding="utf-8")
+    return faults
+
+
+def replace_outside_of_code(
+    pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text: str
+) -> str:
+    """Returns a Markdown text in which a pattern is replaced, but not in blocks of code."""
+    fences = [fence.span() for fence in FENCE.finditer(text)]
+
+    def run(match: re.Match[str]) -> str:
+        is_code = any(start <= match.start() < end for start, end in fences)
+        return match[0] if is_code else replace(match)
+
+    return pattern.sub(run, text)
+
+
+def make_navigation(docs: Path) -> list[object]:
+    """Returns the navigation: a section for each folder. A page is named by its own title."""
+    alone = {page.name for page in docs.glob("*.md")} - {"index.md"}
+    others = {"explanation": alone & set(OF_EXPLANATION), "measured": alone - set(OF_EXPLANATION)}
+    navigation: list[object] = [{"Home": "index.md"}]
+    for folder, title in SECTIONS.items():
+        pages = [*list_pages(docs, folder), *sorted(others.get(folder, ()))]
+        if folder == "reference":
+            rooms = sorted((docs / "reference/api").iterdir())
+            api = [
+                {room.name: list_pages(docs, f"reference/api/{room.name}")}
+                for room in rooms
+                if room.is_dir()
+            ]
+            pages.insert(0, {"API": ["reference/api/index.md", *api]})
+        if pages:
+            navigation.append({title: pages})
+    return navigation
+
+
+def list_pages(docs: Path, folder: str) -> list[object]:
+    """Returns the pages of a folder, below the headings of its `index.md` that lists them."""
+    names = {page.name for page in (docs / folder).glob("*.md")}
+    pages: list[object] = []
+    if "index.md" in names:
+        names.remove("index.md")
+        pages.append(f"{folder}/index.md")
+        text = (docs / folder / "index.md").read_text(encoding="utf-8")
+        for heading, part in re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", text, re.MULTILINE):
+            listed = [name for name in re.findall(r"\]\((\w+\.md)\)", part) if name in names]
+            names -= set(listed)
+            pages += [{heading: [f"{folder}/{name}" for name in listed]}] if listed else []
+    return pages + [f"{folder}/{name}" for name in sorted(names)]
+
+
+if __name__ == "__main__":
+    build_site(Path(sys.argv[1]).resolve())

@@ -1,0 +1,11 @@
+// What axe-core finds in the pages of the theme: regions without a name, and tables that only a
+// mouse can scroll.
+document$.subscribe(() => {
+  document.querySelector(".md-path")?.setAttribute("aria-label", "Breadcrumbs");
+  for (const nav of document.querySelectorAll("nav[aria-labelledby]")) {
+    nav.setAttribute("aria-label", nav.querySelector(".md-nav__title").textContent.trim());
+    nav.removeAttribute("aria-labelledby");
+  }
+  for (const nav of document.querySelectorAll(".md-code__nav")) nav.role = "none";
+  for (const table of document.querySelectorAll(".md-typeset__scrollwrap")) table.tabIndex = 0;
+});

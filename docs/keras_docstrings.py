@@ -1,0 +1,39 @@
+"""Griffe extension: turns docstrings in Keras's form into sections that Griffe knows.
+
+`Call arguments:` becomes a table like that of `Args:`, an example a block of code with a button to
+copy it. `Returns:`, `Example:` and `Reference:` are prose below a head like that of a table.
+"""
+
+import re
+import textwrap
+from typing import Any
+
+import griffe
+
+EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
+PROSE = re.compile(r"^(Example|Reference|Returns|Yields):\n((?:(?: {4}.*)?\n)*)", re.MULTILINE)
+HEAD = '<span class="doc-section-title">{}:</span>\n\n{}\n'
+
+
+class KerasDocstrings(griffe.Extension):
+    """Rewrites each docstring that Griffe has read."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrites the docstring of an object."""
+        if obj.docstring is not None:
+            obj.docstring.value = rewrite(obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Lets a function that is named after its module hide the module, as in Python."""
+        for room in pkg.modules.values():
+            for name, module in room.modules.items():
+                if name in room.imports and name in module.members:
+                    room.members[name] = griffe.Alias(name, module.members[name], parent=room)
+
+
+def rewrite(text: str) -> str:
+    """Returns a docstring in Keras's form as one in Griffe's."""
+    text = EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
+    text = PROSE.sub(lambda part: HEAD.format(part[1], textwrap.dedent(part[2])), text + "\n")
+    text = re.sub(r"^Args:$", "Args: Arguments:", text, flags=re.M)
+    return re.sub(r"^Call arguments:$", "Other Parameters: Call arguments:", text, flags=re.M)
