@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/architecture.md from the code.
+"""Draws the pictures of docs/explanation/architecture.md from the code.
 
     python docs/draw_pictures.py rooms     # needs import-linter (the extra `dev`)
     KERAS_BACKEND=tensorflow python docs/draw_pictures.py batch

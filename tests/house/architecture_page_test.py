@@ -1,4 +1,4 @@
-"""The picture of the rooms in docs/architecture.md is that of the code."""
+"""The picture of the rooms in docs/explanation/architecture.md is that of the code."""
 
 import importlib.util
 
