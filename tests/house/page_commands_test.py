@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,9 @@ def find_faults(name: str) -> Iterator[str]:
     for line, words in list_commands(name):
         if words[0] == PROGRAM:
             printed = io.StringIO()
+            if "--config" in words:  # It is the YAML of the page, in the folder of the test.
+                yaml = next(each.text for each in read_blocks(ROOT / name) if each[0] == "yaml")
+                Path(words[words.index("--config") + 1]).write_text(yaml, encoding="utf-8")
             try:
                 with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
                     _make_parser().parse_args(words[1:])
@@ -51,7 +55,8 @@ def find_faults(name: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any(list_commands(name))])
-def test_flags_and_scripts_exist(name):
+def test_flags_and_scripts_exist(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert list(find_faults(name)) == []
 
 

@@ -20,7 +20,7 @@ def read(page: Path) -> str:
 
 def list_anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", read(page), re.MULTILINE)
-    words = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    words = (re.sub(r"[^\w\s-]", "", heading).lower() for heading in headings)
     return {re.sub(r"\s", "-", each) for each in words}
 
 

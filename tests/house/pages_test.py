@@ -16,7 +16,6 @@ from pathlib import Path
 import keras
 import pytest
 
-from keras_deepseek import layers
 from tests.house.pages import NAMES, ROOT, read_blocks
 
 NIGHTLY = {"README.md"}
@@ -74,12 +73,6 @@ def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
         pytest.skip(f"The page needs {error.name}.")
     finally:
         keras.config.set_dtype_policy(policy)
-
-
-def test_every_layer_of_ours_is_named():
-    ours = set(layers.__all__) - set(dir(keras.layers)) - {"LayerNorm"}
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in NAMES)
-    assert {name for name in ours if f"`{name}" not in text} == set()
 
 
 def test_a_broken_page_fails_with_its_line(tmp_path, monkeypatch):
