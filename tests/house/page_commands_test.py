@@ -1,5 +1,6 @@
 """The commands on each page have flags, scripts and tox environments that exist."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -52,6 +53,29 @@ def find_faults(name: str) -> Iterator[str]:
             for flag in re.findall(r"(?<!\S)--[a-z-]+", " ".join(words[2:])):
                 if f'"{flag}"' not in source:
                     yield f"{name}:{line}: {words[1]} has no flag {flag}"
+
+
+def list_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Returns the flags of a parser and of the parsers of its sub-commands."""
+    flags = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            flags |= set().union(*map(list_flags, action.choices.values()))
+    return flags
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_of_commands_in_a_sentence_exist(name):
+    (commands,) = (
+        action.choices
+        for action in _make_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for command, rest in re.findall(rf"`{PROGRAM} ([\w-]+)([^`\n]*)`", text):
+        assert command in commands
+        flags = re.findall(r"(?<!\S)--[a-z-]+", rest)
+        assert set(flags) <= list_flags(commands[command]), command
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any(list_commands(name))])

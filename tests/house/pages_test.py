@@ -18,8 +18,13 @@ import pytest
 
 from tests.house.pages import NAMES, ROOT, read_blocks
 
-NIGHTLY = {"README.md"}
-"""The pages that take over five seconds, or need an export through another backend."""
+ON_TENSORFLOW = {
+    "docs/how_to/compare_formats.md",
+    "docs/how_to/export_a_model.md",
+    "docs/how_to/export_for_tf_serving.md",
+    "docs/how_to/export_in_lower_precision.md",
+}
+"""The pages whose exports other backends pass to a process of TensorFlow."""
 
 OPTIONAL = {"fastapi", "httpx", "onnx", "onnxruntime", "sklearn", "tensorflow"}
 """The packages without which a page is skipped. An environment of the gate has them."""
@@ -30,7 +35,7 @@ def list_pages():
     for name in NAMES:
         blocks = [each for each in read_blocks(ROOT / name) if each.language == "python"]
         if any(each.runs for each in blocks):
-            marks = [pytest.mark.nightly] if name in NIGHTLY else []
+            marks = [pytest.mark.tensorflow_alone] if name in ON_TENSORFLOW else []
             pages.append(pytest.param(name, id=name, marks=marks))
     return pages
 
