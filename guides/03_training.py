@@ -4,6 +4,8 @@ Author: The keras_deepseek authors
 Date created: 2026/11/25
 Last modified: 2026/11/28
 Description: Packed rows, half precision, a schedule, checkpoints, and a training that is resumed.
+Time: 4 minutes on two cores
+Install: "keras_deepseek[pictures,tensorboard]"
 """
 
 """
@@ -17,6 +19,7 @@ from collections import Counter
 from pydoc_data import topics
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 from keras import ops
 
@@ -173,5 +176,11 @@ except KeyboardInterrupt:
     resumed = fit(make_trainer("killed"))
 
 print(f"{keras.backend.backend()}: loss {losses[0]:.2f} at first, {losses[-1]:.2f} at last")
+plt.plot(range(1, EPOCHS + 1), losses, label="left alone")
+plt.plot(range(1, EPOCHS + 1), resumed, "o", label="killed and resumed")
+plt.xlabel("epoch")
+plt.ylabel("loss")
+plt.legend()
+plt.savefig("losses.png")
 assert resumed == losses
 assert losses[-1] < 0.85 * losses[0]
