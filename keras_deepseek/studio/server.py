@@ -157,7 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         # Jupyter's proxy passes the outer host on.
-        if name in self.server.allowed_hosts or "X-ProxyContextPath" in self.headers:
+        is_known = any(
+            name.endswith(allowed) if allowed.startswith(".") else name == allowed
+            for allowed in self.server.allowed_hosts
+        )
+        if is_known or "X-ProxyContextPath" in self.headers:
             return True
         text = f"The host {name[:80]!r} is unknown here. Name it in `allowed_hosts`."
         self._refuse(HTTPStatus.MISDIRECTED_REQUEST, text)

@@ -6,17 +6,20 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from keras_deepseek.checks import check_file_path, check_integer, check_path
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.studio import notebook
 from keras_deepseek.studio.dashboard import Dashboard, read_dashboard
 from keras_deepseek.studio.snapshot import make_report
 from keras_deepseek.studio.store import Store
+
+_SECONDS_BEFORE_RESTART = 1.0
 
 _logger = logging.getLogger(__name__)
 
@@ -59,8 +62,24 @@ class Studio:
         check_integer("port", port, least=0)
         config = None if dashboard_config is None else Path(dashboard_config).absolute()
         self._dashboard = Dashboard() if config is None else read_dashboard(config)
-        secret = secrets.token_urlsafe(24)
-        self._process = subprocess.Popen(
+        hosts = [*allowed_hosts, *(notebook.COLAB_HOSTS if notebook.is_colab() else ())]
+        self._settings = {
+            "folder": str(self.folder),
+            "secret": secrets.token_urlsafe(24),
+            "port": port,
+            "dashboard_config": None if config is None else str(config),
+            "allowed_hosts": hosts,
+        }
+        self._lock = threading.Lock()
+        self._has_stopped = threading.Event()
+        self._process = self._start_server()
+        self.url = f"http://127.0.0.1:{self._settings['port']}/#{self._settings['secret']}"
+        """The address of the page. Its end is the key to the runs."""
+        threading.Thread(target=self._watch_server, daemon=True).start()
+
+    def _start_server(self) -> "subprocess.Popen[str]":
+        """Starts the server, and stores the port that it has taken in the settings."""
+        process = subprocess.Popen(
             [sys.executable, "-m", "keras_deepseek.studio"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -68,26 +87,38 @@ class Studio:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,  # Ctrl-C is for the training.
         )
-        settings = {
-            "folder": str(self.folder),
-            "secret": secret,
-            "port": port,
-            "dashboard_config": None if config is None else str(config),
-            "allowed_hosts": list(allowed_hosts),
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(settings) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(self._settings) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
         answer = json.loads(line) if line else {"error": "its process ended at once"}
         if "error" in answer:
-            self.stop()
+            _end(process)
             raise InvalidInputError(f"Studio did not start: {answer['error']}")
-        if port not in (0, answer["port"]):
-            _logger.warning("Port %d is in use: Studio uses %d.", port, answer["port"])
-        self.url = f"http://127.0.0.1:{answer['port']}/#{secret}"
-        """The address of the page. Its end is the key to the runs."""
+        if self._settings["port"] not in (0, answer["port"]):
+            _logger.warning(
+                "Port %d is in use: Studio uses %d.", self._settings["port"], answer["port"]
+            )
+        self._settings["port"] = answer["port"]
+        return process
+
+    def _watch_server(self) -> None:
+        """Starts the server again at the same address, for the open page, if its process dies."""
+        while True:
+            code = self._process.wait()
+            if self._has_stopped.wait(_SECONDS_BEFORE_RESTART):
+                return
+            with self._lock:
+                if self._has_stopped.is_set():
+                    return
+                _logger.warning("The server of Studio died (%d); it is started again.", code)
+                _end(self._process)
+                try:
+                    self._process = self._start_server()
+                except (InvalidInputError, OSError):
+                    _logger.exception("Studio is lost; call `launch_studio` again.")
+                    return
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Saves the page, with all runs as they are now, as one HTML file.
@@ -98,25 +129,24 @@ class Studio:
             path: string or path. The HTML file.
         """
         check_file_path("path", path)
-        text = make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard)
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_text(self._make_report(), encoding="utf-8")
+
+    def _make_report(self) -> str:
+        return make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard)
+
+    def _ipython_display_(self) -> None:
+        """Shows the page in the output of a notebook's cell."""
+        notebook.show(self.url, self._make_report, self._has_stopped)
 
     def _repr_html_(self) -> str:
-        """Returns the page as it is now, for a notebook whose browser may reach no port."""
-        page = escape(make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard))
-        return (
-            f'<p>Live: <a href="{self.url}" target="_blank">{self.url}</a>; as of now:</p>'
-            f'<iframe sandbox="allow-scripts" srcdoc="{page}" width="100%" height="720" '
-            'style="border:0"></iframe>'
-        )
+        """Returns the page as it is now, for notebooks without IPython."""
+        return notebook.inline_html(self.url, self._make_report())
 
     def stop(self) -> None:
         """Ends the server. The run records stay."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(10)
-        self._process.stdout.close()
+        self._has_stopped.set()
+        with self._lock:
+            _end(self._process)
 
     def __enter__(self) -> "Studio":
         return self
@@ -128,6 +158,15 @@ class Studio:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Ends a server by closing its input."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.wait(10)
+    process.stdout.close()
 
 
 def launch_studio(

@@ -111,7 +111,7 @@ def invent(path, fault="healthy", *, steps=1200, seed=0, rate=3e-3, begin=None, 
         ended=float(at[-1]),
         model="language_model",
         backend="torch",
-        device="invented",
+        device="CPU (x86_64)",
         parameters=1_630_000,
         epochs=8,
         steps_per_epoch=per_epoch,
@@ -204,7 +204,7 @@ def write_documents(run):
     totals = [sum(times[side] for times in layers.values()) for side in (0, 1)]
     parts = {"forward": totals[0], "backward": totals[1], "loss": 0.004, "optimizer": 0.013}
     parts |= {"rest": 0.003, "idle": 0.006, "data_wait": 0.0012}
-    profile = {"steps": 5, "tool": "invented", "device": "invented", "layers": layers}
+    profile = {"steps": 5, "tool": "torch.profiler", "device": "CPU (x86_64)", "layers": layers}
     run.write("profile", {**profile, "parts": parts, "step_seconds": sum(parts.values())})
     memory = {"weights": 6.5e6, "gradients": 6.5e6, "optimizer": 13e6, "activations": 214e6}
     run.write("memory", {**memory, "batch_size": 16})

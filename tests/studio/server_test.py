@@ -20,7 +20,9 @@ SECRET = "the-secret"
 @pytest.fixture
 def server(runs):
     """Returns a server of the runs, with a proxy's name allowed."""
-    with StudioServer(Store(runs), SECRET, 0, Dashboard(), ["studio.example"]) as server:
+    with StudioServer(
+        Store(runs), SECRET, 0, Dashboard(), ["studio.example", ".proxy.example"]
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
@@ -76,9 +78,11 @@ def test_the_runs_need_the_secret_in_our_header(server):
 
 def test_the_name_of_another_host_is_refused(server):
     port = server.server_port
-    for host in (f"localhost:{port}", f"127.0.0.1:{port}", "[::1]:1", "studio.example"):
+    ours = (f"localhost:{port}", f"127.0.0.1:{port}", "[::1]:1", "studio.example")
+    for host in (*ours, "a.proxy.example"):
         assert call(server, "poll", Host=host)[0] == 200
-    for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", ""):
+    theirs = ("evil.example", f"evil.example:{port}", "localhost.evil.example", "")
+    for host in (*theirs, "a.studio.example", "evilproxy.example"):
         assert ask(server, "GET", "/", Host=host)[0] == 421
         assert call(server, "poll", Host=host)[0] == 421
     proxied = {"Host": "hub.example", "X_ProxyContextPath": "/user/me/proxy/6006"}

@@ -1,8 +1,10 @@
 """`launch_studio`: a server that lives as long as its parent."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -51,6 +53,30 @@ def test_a_training_is_recorded_and_shown_until_stop(tmp_path, monkeypatch, caps
         poll(studio.url)
     with pytest.raises(InvalidInputError, match="a path"):
         studio.snapshot("")
+
+
+def test_a_server_that_dies_is_started_again_at_the_same_address(tmp_path, monkeypatch):
+    started = []
+
+    class Process(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr("keras_deepseek.studio.studio._SECONDS_BEFORE_RESTART", 0)
+    with Studio(tmp_path, port=0) as studio:
+        assert poll(studio.url)["runs"] == {}
+        started[0].kill()
+        started[0].wait()
+        for _ in range(200):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                assert poll(studio.url)["runs"] == {}
+                break
+            time.sleep(0.05)
+        assert len(started) == 2
+        assert poll(studio.url)["runs"] == {}
+    assert started[1].returncode == 0
 
 
 def test_other_ranks_start_nothing():

@@ -1,7 +1,7 @@
 // A card with a chart of lines, its table, and a picture of rows by steps.
 
 import {html, useEffect, useRef, useState} from "./vendor/preact.js";
-import {axisLabels, bytes, resolved, short, span, titleOf, whole, writerOf} from "./format.js";
+import {axisLabels, bytes, columnWriter, resolved, short, span, titleOf, whole, writerOf} from "./format.js";
 
 /** A text with `code` in it. */
 export const ticked = (text) => text.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
@@ -51,11 +51,12 @@ export function linesTable(lines, data, x) {
 }
 
 /** Lines over steps. The band is what lies between the least and the largest value of a pixel. */
-export function Chart({lines, data, height, x = "step", log, logX, window: range, onWindow, onPick, label, marks = []}) {
-  const at = useRef(), plot = useRef(), rangeNow = useRef(range), picked = useRef(onPick), tip = useRef();
+export function Chart({lines, data, height, x = "step", log, logX, window: range, most, onWindow, onPick, label, marks = []}) {
+  const at = useRef(), plot = useRef(), rangeNow = useRef(range), picked = useRef(onPick), mostNow = useRef(most), tip = useRef();
   const [theme, setTheme] = useState(0);
   rangeNow.current = range;
   picked.current = onPick;
+  mostNow.current = most;
   const given = lines.filter(({key}) => data[key]?.x.length);
   const parts = given.map(({key}) => (data[key].least ? "band" : data[key].raw ? "raw" : "line")).join();
   const look = JSON.stringify([given, parts, log, logX, height, x, theme, given.every(({key}) => data[key].x.length < 16), marks]);
@@ -76,13 +77,13 @@ export function Chart({lines, data, height, x = "step", log, logX, window: range
       columns.push(series.length);
       owners.push(line);
       const hasRaw = !points.least && points.raw;
-      series.push({stroke: colour(), width: line.width ?? 1.75, dash: line.dash, spanGaps: false,
-        points: {show: points.x.length < 16, size: 5, fill: colour(), stroke: colour()}});
+      series.push({stroke: colour(line.isFaint ? 0.5 : 1), width: line.width ?? 1.75, dash: line.dash, spanGaps: false,
+        points: {show: points.x.length < 16, size: 5, fill: colour(line.isFaint ? 0.5 : 1), stroke: colour(line.isFaint ? 0.5 : 1)}});
       if (points.least) {
         const k = series.length;
         series.push({stroke: "transparent", points: {show: false}}, {stroke: "transparent", points: {show: false}});
-        bands.push({series: [k + 1, k], fill: colour(0.16)});
-      } else if (hasRaw) series.push({stroke: colour(0.25), width: 1, points: {show: false}});
+        bands.push({series: [k + 1, k], fill: colour(line.isFaint ? 0.07 : 0.16)});
+      } else if (hasRaw) series.push({stroke: colour(line.isFaint ? 0.12 : 0.25), width: 1, points: {show: false}});
     });
     const ink = resolved("--soft")(), line = resolved("--line")();
     const write = writerOf(given[0].name);
@@ -150,11 +151,11 @@ export function Chart({lines, data, height, x = "step", log, logX, window: range
       width: at.current.clientWidth, height, series, bands, legend: {show: false}, padding: [8, 20, 0, 0],
       cursor: {...(onWindow ? {sync: {key: "steps"}} : {}), points: {size: 6}, drag: {x: Boolean(onWindow), y: false, dist: 5}},
       scales: {
-        x: {time: false, distr: logX ? 3 : 1, ...(logX ? {} : {range: (_, least, most) => rangeNow.current ?? widened(least, most)})},
-        y: {distr: log ? 3 : 1, ...(log ? {} : {range: (u, least, most) => upTo(least, cutOf(u, columns) ?? most)})},
+        x: {time: false, distr: logX ? 3 : 1, ...(logX ? {} : {range: (_, least, most) => rangeNow.current ?? widened(least, Math.max(most, mostNow.current ?? most))})},
+        y: {distr: log ? 3 : 1, ...(log ? {} : {range: (u, least, most) => upTo(least, cutOf(u, columns) ?? most, write === bytes)})},
       },
       axes: [
-        {...axis, size: 24, gap: 4, space: 70, values: (_, v) => (x === "time" ? v.map(span) : logX ? v.map((n) => (n === null ? "" : n.toExponential(0).replace("+", ""))) : axisLabels(v))},
+        {...axis, size: 24, gap: 4, space: (u, i, low, high, wide) => (wide > 1500 ? 120 : 76), ...(logX ? {filter: powersOf, grid: {...axis.grid, filter: powersOf}} : {}), values: (_, v) => (x === "time" ? v.map(span) : logX ? v.map((n) => (n === null ? "" : n >= 0.01 && n < 1e4 ? short(n) : n.toExponential(0).replace("+", ""))) : axisLabels(v))},
         {...axis, size: (u, v) => 14 + 6.4 * Math.max(2, ...(v ?? []).map((text) => text.length)), gap: 6, space: height > 250 ? 46 : 26,
           ...(write === bytes ? {incrs: POWERS} : {}),
           values: (_, v) => axisLabels(v, write), ...(log ? {filter: (u, v) => everyOther(v)} : {})},
@@ -185,15 +186,17 @@ function cutOf(u, columns) {
   return values.length > 30 && high > 0 && values.at(-1) > 20 * high ? 2 * high : null;
 }
 
-const widened = (least, most) => (least === most ? [least - 1, most + 1] : [least, most]);
+const widened = (least, most) => (least === most ? [least - 1, most + 1] : [least >= 0 && least < 0.35 * most ? 0 : least, most]);
 
 /** The range of a linear axis: from 0 where that wastes little, else with a margin. */
-function upTo(least, most) {
+function upTo(least, most, isSize) {
   if (least === null || most === null) return [0, 1];
   if (least === most) return least === 0 ? [0, 1] : [Math.min(least * 0.9, least * 1.1), Math.max(least * 0.9, least * 1.1)];
   const margin = 0.06 * (most - least);
-  return [least >= 0 && least < 0.35 * most ? 0 : least - margin, most + margin];
+  return [least >= 0 && (isSize || least < 0.35 * most) ? 0 : least - margin, most + margin];
 }
+
+const powersOf = (u, values) => values.map((n) => (n > 0 && Math.abs(Math.log10(n) - Math.round(Math.log10(n))) < 1e-6 ? n : null));
 
 /** On a logarithmic axis, the labels of 1, 2 and 5 alone. */
 const everyOther = (values) => values.map((v) => {
@@ -232,18 +235,19 @@ export function Heat({vectors: {labels, steps, rows}, isLog, title}) {
     const i = Math.floor(((event.clientY - box.top) / box.height) * rows.length);
     setOver(rows[i]?.[k] === undefined ? null : `${labels[i]} at step ${whole(steps[k])}: ${short(rows[i][k])}`);
   };
+  const write = columnWriter(rows.map((row) => row.at(-1)), short, 0);
   const unscaled = (v) => short(isLog ? 10 ** v : v);
   return html`<div class="heat" style=${{"--tall": `${tall}px`}}>
     <div class="labels">${labels.map((text) => html`<span title=${text}>${text}</span>`)}</div>
     <canvas ref=${canvas} style=${{height: `${tall * rows.length}px`}} role="img" aria-label=${`${title} by step`}
       onMouseMove=${find} onMouseLeave=${() => setOver(null)}></canvas>
-    <div class="labels num">${rows.map((row) => html`<span>${short(row.at(-1))}</span>`)}</div></div>
+    <div class="labels num">${rows.map((row) => html`<span>${write(row.at(-1))}</span>`)}</div></div>
     <p class="scale"><span>step ${whole(steps[0])} to ${whole(steps.at(-1))}</span><span class="over">${over}</span>
       <span>${unscaled(least)}</span><i></i><span>${unscaled(most)}</span></p>`;
 }
 
 export const heatTable = ({labels, steps, rows}) => {
   const picked = steps.map((_, i) => i).filter((i) => i % Math.max(1, Math.ceil(steps.length / 12)) === 0);
-  return [["", ...picked.map((i) => `step ${whole(steps[i])}`)],
+  return [["Name", ...picked.map((i) => `step ${whole(steps[i])}`)],
     labels.map((label, r) => [label, ...picked.map((i) => short(rows[r][i]))])];
 };

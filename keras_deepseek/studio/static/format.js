@@ -3,13 +3,13 @@
 const UNITS = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 
 /** A number in about three digits: 1.63 M, 0.0718, 3.1e-5. */
-export function short(value) {
+export function short(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (size < 1e-3) return value.toExponential(1);
+  if (size < 1e-4) return value.toExponential(1).replace(".0e", "e");
   if (size >= 1e3 && size < 1e4) return Math.round(value).toLocaleString("en");
-  if (size < 1e4) return trim(size < 1 ? value.toPrecision(3) : value.toFixed(size < 10 ? 2 : size < 100 ? 1 : 0));
+  if (size < 1e4) return trim(size < 1 ? value.toPrecision(digits) : value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))));
   const [unit, name] = UNITS.find(([unit]) => size >= unit * 0.9995);
   const part = value / unit;
   return `${trim(part.toFixed(Math.abs(part) < 10 ? 2 : Math.abs(part) < 100 ? 1 : 0))}\u00a0${name}`;
@@ -46,6 +46,17 @@ export const whole = (value) => (value === null || value === undefined ? "–" :
 
 /** How values of a name are written. */
 export const writerOf = (name) => (/bytes$/.test(name) ? bytes : /seconds$/.test(name) ? seconds : short);
+
+/** How values below each other are written: with the same decimals, and enough to tell them apart. */
+export function columnWriter(values, writer = short, more = 2) {
+  const known = [...new Set(values.filter(Number.isFinite))], sizes = known.map(Math.abs);
+  const most = Math.max(...sizes, 0);
+  if (writer !== short || most >= 1e4 || most < 1e-4) return writer;
+  const least = Math.max(0, 2 - Math.floor(Math.log10(most)));
+  const write = (digits) => (value) => (!Number.isFinite(value) ? "–" : value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits ? short(value) : value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits}));
+  const tells = (digits) => new Set(known.map(write(digits))).size === known.length;
+  return write(Array.from({length: more}, (_, i) => least + i).find(tells) ?? least + more);
+}
 
 /** The labels of an axis: one unit for all, and as many digits as tell them apart. */
 export function axisLabels(values, writer = short) {

@@ -84,7 +84,7 @@ function Level({placed, paint}) {
         onClick=${(event) => { event.stopPropagation(); if (isLayer(child)) onSelect(child); }}
         onDblClick=${(event) => { event.stopPropagation(); onToggle(child); }}>
         <rect class="ground" width=${width} height=${height} rx="7"/>
-        <rect class="fill" width=${width} height=${height} rx="7" style=${{fillOpacity: inner || !part ? 0 : 0.06 + 0.5 * Math.min(1, part * 4)}}/>
+        <rect class="fill" width=${width} height=${height} rx="7" style=${{fillOpacity: inner || !part ? 0 : 0.06 + 0.42 * Math.min(1, part * 4)}}/>
         ${inner ? html`<text x="12" y="17">${child.name} <tspan class="soft">${child.cls}${part ? ` · ${percent(part)}` : ""}</tspan></text>
           <g transform="translate(0 20)"><${Level} placed=${inner} paint=${paint}/></g>`
         : html`<text x=${width / 2} y="17" text-anchor="middle">${child.name}</text>

@@ -13,9 +13,9 @@ const PARTS = [["data_wait", "waiting for data", "--r1"], ["forward", "forward",
 function Stack({parts, write = seconds, label}) {
   const total = parts.reduce((sum, [, value]) => sum + value, 0) || 1;
   return html`<div class="stack" role="img" aria-label=${label}>
-      ${parts.map(([name, value, colour]) => html`<span style=${{width: `${(100 * value) / total}%`, background: `var(${colour})`}} title=${name}></span>`)}</div>
+      ${parts.map(([name, value, colour]) => html`<span style=${{width: `${(100 * value) / total}%`, background: `var(${colour})`, ...(colour === "--idle" ? {color: "var(--ink)"} : {})}} title=${name}><b>${name}</b></span>`)}</div>
     <ul class="legend">${parts.map(([name, value, colour]) => html`<li><i class="dot" style=${{background: `var(${colour})`, borderColor: `var(${colour})`}}></i>
-      ${name} <b class="num">${write(value)}</b> <span class="soft num">${percent(value / total)}</span></li>`)}</ul>`;
+      <span>${name}</span> <b class="num">${write(value)}</b> <span class="soft num">${percent(value / total)}</span></li>`)}</ul>`;
 }
 
 /** A button that asks the training for something, and what became of it. */
@@ -53,11 +53,10 @@ function Kinds({root, total, isFused}) {
   if (!kinds.length) return null;
   const most = kinds[0].forward + kinds[0].backward;
   return html`<${Card} title="By kind of layer" sub=${`time of its own, without the layers in it${isFused ? "; XLA, where it is used, gives a fused operation to one layer" : ""}`} wide now="">
-    <div class="rows" tabindex="0" role="region" aria-label="Layers by kind"><table><thead><tr><th>Layer</th><th class="n">Number</th><th class="n">Forward</th><th class="n">Backward</th>
-      <th class="n">Share of the step</th><th class="n">Operations a second</th></tr></thead>
-    <tbody>${kinds.map((kind) => html`<tr><td>${kind.cls}</td><td class="n">${kind.count}</td>
-      <td class="n">${seconds(kind.forward)}</td><td class="n">${seconds(kind.backward)}</td>
-      <td class="n"><span class="bar"><i><u style=${{width: `${(100 * (kind.forward + kind.backward)) / most}%`}}></u></i><b>${percent((kind.forward + kind.backward) / total)}</b></span></td>
+    <div class="rows" tabindex="0" role="region" aria-label="Layers by kind"><table><thead><tr><th>Layer</th><th class="n">Share of the step</th><th class="n">Forward</th><th class="n">Backward</th>
+      <th class="n">Number</th><th class="n">Operations a second</th></tr></thead>
+    <tbody>${kinds.map((kind) => html`<tr><td>${kind.cls}</td><td class="n share"><span class="bar"><i><u style=${{width: `${(100 * (kind.forward + kind.backward)) / most}%`}}></u></i><b>${percent((kind.forward + kind.backward) / total)}</b></span></td>
+      <td class="n">${seconds(kind.forward)}</td><td class="n">${seconds(kind.backward)}</td><td class="n">${kind.count}</td>
       <td class="n">${kind.flops ? short(kind.flops / kind.forward) : "–"}</td></tr>`)}</tbody></table></div></${Card}>`;
 }
 
@@ -116,13 +115,15 @@ export function Performance({run, Say}) {
       ${!profile && paces.length > 0 && html`<${Card} wide title="Seconds per step" sub=${paces[1] ? "and waiting for data" : ""} now="" table=${() => linesTable(lines, live.series, "step")}>
         <${Chart} lines=${lines} data=${live.series} height=${280} label="Seconds per step, and waiting for data"/></${Card}>`}
       ${root && html`<${Kinds} root=${root} total=${total} isFused=${!profile.tool.startsWith("torch")}/>`}
+    </div><div class="grid few">
       ${memory && html`<${Card} title="Memory of a step" sub=${`batch of ${memory.batch_size}`}
         now=${bytes(memory.weights + memory.gradients + memory.optimizer + memory.activations)}><${Stack} write=${bytes} label="Parts of the memory"
         parts=${[["activations", memory.activations, "--r0"], ["optimizer", memory.optimizer, "--r4"], ["gradients", memory.gradients, "--r2"], ["weights", memory.weights, "--r1"]]}/></${Card}>`}
-      ${batches && html`<${Curve} title="Samples per second" sub=${batches.suggestion ? `suggestion: batches of ${batches.suggestion}` : ""} xs=${batches.batch_sizes}
+      ${batches && html`<${Curve} title="Samples per second" sub=${batches.suggestion ? `suggestion: ${batches.suggestion}` : ""} xs=${batches.batch_sizes}
         ys=${batches.samples_per_second} name="samples_per_second" marks=${batches.suggestion ? [batches.suggestion] : []} heads=${["batch size", "samples per second"]}/>`}
       ${rates && html`<${Curve} title="Loss by learning rate" sub=${rates.suggestion ? `suggestion: ${short(rates.suggestion)}` : "no suggestion"} xs=${rates.rates}
         ys=${rates.losses} logX name="loss" marks=${rates.suggestion ? [rates.suggestion] : []} heads=${["learning rate", "loss"]}/>`}
+    </div><div class="grid">
       ${latencies && html`<${Formats} latencies=${latencies}/>`}
     </div>`;
 }

@@ -4,7 +4,7 @@ import {html, useEffect, useState} from "./vendor/preact.js";
 import {Card, Chart, linesTable} from "./charts.js";
 import {useLive} from "./live.js";
 import {linesOf} from "./training.js";
-import {short, span, titleOf, whole, writerOf} from "./format.js";
+import {columnWriter, short, span, titleOf, whole, writerOf} from "./format.js";
 
 const SHOWN = 200;
 const isSmallBest = (name) => !/accuracy|auc|precision|recall|f1|per_second|utilization/.test(name);
@@ -40,17 +40,19 @@ export function Runs({selected, shown, onToggle, onSelect, goTo, Say}) {
   const metrics = ["val_loss", "val_accuracy", "loss", "accuracy", "samples_per_second"].filter((name) => runs.some((run) => run.ends[name]))
     .filter((name, _, all) => name.startsWith("val_") || !all.includes(`val_${name}`)).slice(0, 3);
   const differing = settingsThatDiffer(runs);
+  const writers = Object.fromEntries([...metrics, judge].map((name) => [name, columnWriter(runs.flatMap((run) => [bestOf(run, name), run.ends[name]?.last]), writerOf(name))]));
   const columns = [
-    ...differing.map(([name, values]) => ({title: titleOf(name), values, write: written})),
     ...metrics.flatMap((name) => name === "samples_per_second" ? [{title: titleOf(name), values: runs.map((run) => run.ends[name]?.last), write: short}] : [
-      {title: `${titleOf(name)}, best`, values: runs.map((run) => bestOf(run, name)), write: writerOf(name), isBest: true, isSmallBest: isSmallBest(name)},
-      {title: "last", values: runs.map((run) => run.ends[name]?.last), write: writerOf(name)}]),
+      {title: `${titleOf(name)}, best`, values: runs.map((run) => bestOf(run, name)), write: writers[name], isBest: true, isSmallBest: isSmallBest(name)},
+      {title: "last", values: runs.map((run) => run.ends[name]?.last), write: writers[name]}]),
+    ...differing.map(([name, values]) => ({title: titleOf(name), values, write: written})),
     {title: "Steps", values: runs.map((run) => run.step), write: whole},
     {title: "Duration", values: runs.map((run) => (run.begin ? run.seen - run.begin : null)), write: span},
   ];
   for (const column of columns.filter(({isBest}) => isBest)) {
     const known = column.values.filter((value) => typeof value === "number");
-    column.best = known.length > 1 ? Math[column.isSmallBest ? "min" : "max"](...known) : undefined;
+    const best = Math[column.isSmallBest ? "min" : "max"](...known);
+    if (2 * known.filter((value) => value === best).length <= known.length) column.best = best;  // Else it says nothing.
   }
   const indices = names.map((_, i) => i);
   if (order) indices.sort((a, b) => order.sign * ((columns[order.column].values[a] ?? Infinity) > (columns[order.column].values[b] ?? Infinity) ? 1 : -1));
@@ -60,7 +62,7 @@ export function Runs({selected, shown, onToggle, onSelect, goTo, Say}) {
   const going = live.order.filter((name) => live.runs[name].state === "running").length;
   const lines = linesOf(live, visible, [judge], selected).map((line) => ({...line, label: line.run, dash: undefined}));
   const settings = names.length === 1 ? Object.entries(runs[0].properties.arguments ?? {}) : [];
-  return html`<${Say}>${ahead ? html`<b>${ahead}</b> is ahead: ${titleOf(judge).toLowerCase()} <b class="num">${short(bestOf(live.runs[ahead], judge))}</b>. `
+  return html`<${Say}>${ahead ? html`<b>${ahead}</b> is ahead: ${titleOf(judge).toLowerCase()} <b class="num">${writers[judge](bestOf(live.runs[ahead], judge))}</b>. `
       : html`${whole(live.order.length)} ${live.order.length === 1 ? "run" : "runs"} in <code>${live.settings.folder.split("/").at(-1)}</code>. `}${going ? `${going} ${going === 1 ? "is" : "are"} running.` : live.order.length > 1 ? "All have ended." : ""}</${Say}>
     ${lines.length > 0 && html`<div class="grid"><${Card} wide title=${titleOf(judge)} sub="a click on a line selects its run" now="" table=${() => linesTable(lines, live.series, "step")}>
       <${Chart} lines=${lines} data=${live.series} height=${260} onPick=${onSelect} label=${`${titleOf(judge)} of ${lines.length} runs`}/></${Card}></div>`}

@@ -42,7 +42,7 @@ function Chips({shown, selected, onToggle, onSelect, goTo}) {
         <button aria-pressed=${shown.has(run)} aria-label=${`Show ${run}`} onClick=${() => onToggle(run)}>
           <i class="dot" style=${{background: shown.has(run) ? `var(${live.colour(run)})` : "transparent",
             borderColor: `var(${live.colour(run)})`}}></i></button>
-        <button title="Select this run" onClick=${() => onSelect(run)}>${run}
+        <button title=${`Select this run. Its ${ends.val_loss ? "validation loss" : "loss"} is shown.`} onClick=${() => onSelect(run)}>${run}
           <span class="soft num"> ${short(ends.val_loss?.last ?? ends.step_loss?.last ?? ends.loss?.last)}</span></button></span>`;
     })}
     ${others > 0 && html`<button class="plain" onClick=${() => goTo("Runs")}>${whole(others)} more</button>`}</div>`;
@@ -53,7 +53,7 @@ export function linesOf(live, runs, names, selected) {
   return lastOnTop.flatMap((run) => names.filter((name) => live.runs[run]?.ends[name]).map((name) => ({
     key: `${run}\n${name}`, run, name, colour: live.colour(run),
     label: `${runs.length > 1 ? `${run} · ` : ""}${titleOf(name)}`,
-    dash: name.startsWith("val_") ? [6, 4] : undefined, width: runs.length > 1 && run === selected ? 2 : 1.5,
+    dash: name.startsWith("val_") ? [6, 4] : undefined, width: runs.length > 1 && run === selected ? 1.9 : 1.4, isFaint: runs.length > 1 && run !== selected,
   })));
 }
 
@@ -76,7 +76,7 @@ export function Training({selected, shown, onToggle, onSelect, goTo, range, setR
   useEffect(() => { live.wish(want); }, [JSON.stringify(want)]);
   const marks = x === "step" && runs.includes(selected)
     ? (live.findings[selected] ?? []).filter((each) => each.view === "training" && each.step !== null && each.level !== "info").map((each) => each.step) : [];
-  const [first, ...rest] = panels;
+  const [first, ...rest] = panels, lastStep = Math.max(0, ...runs.map((run) => live.runs[run].step ?? 0));
   const draw = (panel, height, isFirst) => {
     const lines = linesOf(live, runs, panel.names, selected);
     const end = runs.length === 1 ? live.runs[runs[0]].ends[panel.names[0]]?.last : undefined;
@@ -85,7 +85,7 @@ export function Training({selected, shown, onToggle, onSelect, goTo, range, setR
     return html`<${Card} key=${panel.names.join()} title=${title} sub=${sub} wide=${isFirst}
       now=${end === undefined ? "" : writerOf(panel.names[0])(end)} table=${() => linesTable(lines, live.series, x)}>
       <${Chart} lines=${lines} data=${live.series} height=${height} x=${x} log=${panel.log || (log && isFirst)}
-        window=${range} onWindow=${setRange} onPick=${onSelect} marks=${isFirst ? marks : []}
+        window=${range} most=${x === "step" ? lastStep : undefined} onWindow=${setRange} onPick=${onSelect} marks=${isFirst ? marks : []}
         label=${`${title} by ${x} of ${runs.length === 1 ? runs[0] : `${runs.length} runs`}`}/></${Card}>`;
   };
   return html`
