@@ -343,7 +343,7 @@ def find_starved_experts(
     """Finds experts of a mixture that get almost no token.
 
     Args:
-        labels: `LAYER:EXPERT` or `LAYER/EXPERT` of each row; a layer's experts share its load.
+        labels: `LAYER/EXPERT` of each row; a layer's experts share its load.
         matrix: The loads, a column for each step.
         limit: The share of an equal load below which an expert starves.
     """
@@ -352,13 +352,13 @@ def find_starved_experts(
     load = matrix[:, -max(3, matrix.shape[1] // 5) :].mean(axis=1)
     layers: dict[str, list[int]] = {}
     for index, label in enumerate(labels[: len(load)]):
-        layers.setdefault(label.replace(":", "/").rpartition("/")[0], []).append(index)
+        layers.setdefault(label.rpartition("/")[0], []).append(index)
     for layer, rows in layers.items():
         total = load[rows].sum()
         starved = [row for row in rows if load[row] < limit * total / len(rows)]
         if total <= 0 or not starved or len(rows) < _FEWEST_ROWS:
             continue
-        names = [labels[row].replace(":", "/").rpartition("/")[2] for row in starved]
+        names = [labels[row].rpartition("/")[2] for row in starved]
         gets = 100 * load[starved].sum() / total
         one = len(names) == 1
         yield Finding(
