@@ -35,6 +35,14 @@ def test_norms_of_variables_become_those_of_layers():
     assert LABELS.of_vectors["layer_update_ratios"] == ["a", "b"]
 
 
+def test_a_layer_without_a_gradient_has_zeros():
+    labels = Labels(["a", "b", "a"], trainable=["a", "frozen", "b"])
+    vectors = hand_over(VALUES[:11], labels).vectors()
+    assert labels.of_vectors["layer_gradient_norms"] == ["a", "frozen", "b"]
+    np.testing.assert_allclose(vectors["layer_gradient_norms"], [5, 0, 1])
+    np.testing.assert_allclose(vectors["layer_update_ratios"], [0.05, 0, 0], rtol=1e-6)
+
+
 def test_without_layer_statistics_there_are_two_numbers():
     found = hand_over(VALUES[:2], Labels())
     assert found.scalars() == {"step_loss": 0.5, "learning_rate": pytest.approx(0.01)}

@@ -32,7 +32,7 @@ LAYERS = [
     *(f"block_{n}/{part}" for n in range(4) for part in ("attention", "feedforward")),
     "head",
 ]
-EXPERTS = [f"block_{n}/experts:{e}" for n in (1, 3) for e in range(8)]
+EXPERTS = [f"block_{n}/experts/{e}" for n in (1, 3) for e in range(8)]
 
 
 class InventedRun:

@@ -6,9 +6,11 @@ import pytest
 from keras_deepseek.studio.findings import (
     Thresholds,
     find_bottleneck,
+    find_dead_layers,
     find_expensive_layer,
     find_leap,
     find_not_finite,
+    find_overfitting,
     find_plateau,
     find_spike,
 )
@@ -95,9 +97,47 @@ def test_a_rate_that_is_far_too_high_is_named():
     assert "learning rate is too high" in found.sentence
 
 
-def test_the_tail_of_small_batches_is_no_spike():
-    values = 0.3 * np.exp(np.random.default_rng(0).normal(0, 0.5, 2000))
-    assert not list(find_spike((np.arange(2000), values), Thresholds.spike))
+@pytest.mark.parametrize("find", [find_spike, find_leap])
+@pytest.mark.parametrize("steps", [60, 300, 3000])
+def test_the_losses_of_single_rows_have_long_tails(find, steps):
+    random, learnt = np.random.default_rng(3), np.minimum(1, 2 * np.arange(steps) / steps)
+    losses = np.logaddexp(0, random.normal(0, 3, steps) - 9 * learnt)  # Of margins that grow.
+    losses[0] = 0.01  # An easy row.
+    assert not list(find((np.arange(steps), losses), 2.0))
+
+
+def test_a_jump_that_lasts_is_a_spike_each_time():
+    losses = 2 + 0.1 * np.random.default_rng(0).random(1000)
+    for start in (300, 600, 900):
+        losses[start : start + 8] += 4 * np.exp(-np.arange(8) / 3)
+    (found,) = find_spike((np.arange(1000), losses), Thresholds.spike)
+    assert found.step in (300, 600, 900)
+
+
+def test_a_layer_that_only_decays_is_frozen():
+    gradients = np.array([[1.0] * 20, [0.0] * 20, [2.0] * 20])
+    (found,) = find_dead_layers(["a", "b", "c"], range(20), gradients, np.full((3, 20), 1e-3))
+    assert (found.name, found.sentence[:24]) == ("frozen", "Nothing is learnt in b: ")
+
+
+@pytest.mark.parametrize(
+    ("validation", "training", "is_found"),
+    [
+        ([2, 1, 0.5, 0.45, 0.46, 0.47, 0.48, 0.48], 0.01, True),  # It stays far above.
+        ([2, 1, 0.06, 0.04, 0.05, 0.04, 0.05, 0.05], 0.01, False),  # Both are small.
+        ([2, 1, 0.5, 0.6, 0.5, 0.62, 0.5, 0.61], 0.4, False),  # It only jitters.
+    ],
+)
+def test_overfitting_is_a_gap_or_a_rise(validation, training, is_found):
+    steps = np.arange(1, 9) * 50
+    loss = steps, np.geomspace(2.3, training, 8)
+    found = list(find_overfitting(loss, (steps, np.array(validation)), Thresholds.overfitting))
+    assert bool(found) == is_found
+
+
+def test_a_loss_with_a_floor_is_no_plateau():
+    losses = 1.5 + 0.8 * np.exp(-np.arange(1000) / 50)
+    assert not list(find_plateau((np.arange(1000), losses), Thresholds.plateau))
 
 
 def test_a_short_wait_in_a_short_step_is_none():

@@ -1,5 +1,6 @@
 """The layers of a model by the name scopes that a compiled program has."""
 
+import functools
 import re
 
 import keras
@@ -31,14 +32,9 @@ class LayerScopes:
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         self._parts = {LOSS: "loss", "compile_loss": "loss", OPTIMIZER: "optimizer"}
         self._parts[optimizer.name] = "optimizer"
-        self._known: dict[str, Owner] = {}
-        self._nearest: dict[tuple[str, str], str | None] = {}
-
-    def owner(self, scope: str) -> Owner:
-        """Returns the owner of an operation; its part is `"rest"` if no scope is known."""
-        if scope not in self._known:
-            self._known[scope] = self._find_owner(scope)
-        return self._known[scope]
+        self._find_layer = functools.cache(self._search_layer)
+        self.owner = functools.cache(self._find_owner)
+        """Function that returns the owner of a scope; its part is `"rest"` if none is known."""
 
     def _find_owner(self, scope: str) -> Owner:
         is_backward = "transpose(" in scope or "gradient_tape" in scope
@@ -57,13 +53,8 @@ class LayerScopes:
             part, layer = "forward", self.root
         return Owner("backward" if part == "forward" and is_backward else part, layer)
 
-    def _find_layer(self, outer: str, name: str) -> str | None:
-        """Returns the path of the nearest layer of a name inside a layer, or `None`."""
-        if (outer, name) not in self._nearest:
-            self._nearest[outer, name] = self._search_layer(outer, name)
-        return self._nearest[outer, name]
-
     def _search_layer(self, outer: str, name: str) -> str | None:
+        """Returns the path of the nearest layer of a name inside a layer, or `None`."""
         level = [outer]
         while level:
             for path in level:

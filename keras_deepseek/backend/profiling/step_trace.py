@@ -72,6 +72,14 @@ def divide_time(lines: Sequence[Line]) -> dict[Owner, float]:
     return dict(spent)
 
 
+def without_work(line: Line) -> Line:
+    """Returns a line of the host whose waits count, but not its starts of a device's operations."""
+    return [
+        event if event.owner and event.owner.part == "data_wait" else event._replace(owner=None)
+        for event in line
+    ]
+
+
 def write_trace(lines: Sequence[Line], file: str | os.PathLike[str]) -> None:
     """Writes a trace as compressed JSON, which Perfetto and Chrome open."""
     events: list[dict[str, Any]] = [
@@ -96,16 +104,11 @@ def _flatten(line: Line) -> list[tuple[float, Owner | None]]:
     changes: list[tuple[float, Owner | None]] = []
     open_events: list[Event] = []
     owned = [event for event in line if event.owner is not None]
-    for event in sorted(owned, key=lambda each: (each.start, -each.end)):
-        _close(open_events, event.start, changes)
+    last = Event(float("inf"), float("inf"), "", None)
+    for event in [*sorted(owned, key=lambda each: (each.start, -each.end)), last]:
+        while open_events and open_events[-1].end <= event.start:  # The one around it goes on.
+            ended = open_events.pop()
+            changes.append((ended.end, open_events[-1].owner if open_events else None))
         open_events.append(event)
         changes.append((event.start, event.owner))
-    _close(open_events, float("inf"), changes)
-    return changes
-
-
-def _close(open_events: list[Event], now: float, changes: list[tuple[float, Owner | None]]) -> None:
-    """Ends the open events that are over; the one around each goes on."""
-    while open_events and open_events[-1].end <= now:
-        ended = open_events.pop()
-        changes.append((ended.end, open_events[-1].owner if open_events else None))
+    return changes[:-1]

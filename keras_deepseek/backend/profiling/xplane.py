@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
-from keras_deepseek.backend.profiling.step_trace import DATA_WAIT, Event, Line, Owner
+from keras_deepseek.backend.profiling.step_trace import (
+    DATA_WAIT,
+    Event,
+    Line,
+    Owner,
+    without_work,
+)
 
 _TENSORFLOW_OPERATION = re.compile(r"[^\s:]+:[^\s:]+")
 _WAITS = (DATA_WAIT, "IteratorGetNextOp::DoCompute")
@@ -41,7 +47,7 @@ def read_lines(folder: str, scopes: LayerScopes) -> list[Line]:
         lines = device if _text(plane[2]).startswith("/device:") else host
         lines += _read_plane(plane, scopes, programs)
     if any(event.owner for line in device for event in line):  # The host only starts operations.
-        host = [[_without_work(event) for event in line] for line in host]
+        host = [without_work(line) for line in host]
     return [*host, *device]
 
 
@@ -151,11 +157,6 @@ def _find_scopes(computations: list[dict[int, list[Any]]]) -> dict[str, str]:
 def _read_names(entries: list[Any]) -> dict[int, str]:
     metadata = [_read(_read(entry)[2][0]) for entry in entries]
     return {_integer(each[1]): _text(each[2]) for each in metadata}
-
-
-def _without_work(event: Event) -> Event:
-    is_wait = event.owner is not None and event.owner.part == "data_wait"
-    return event if is_wait else event._replace(owner=None)
 
 
 def _integer(values: list[Any]) -> int:

@@ -19,6 +19,7 @@ from keras_deepseek.backend.profiling.step_trace import (
     Event,
     Line,
     Owner,
+    without_work,
 )
 
 _LAYER, _USER_SCOPE = "layer:", 7
@@ -111,12 +112,8 @@ def read_lines(events: Any, root: str, outer: Owner | None) -> list[Line]:
         lines["host", thread].append(
             Event(start * 1e-9, end * 1e-9, name, found if is_work else None)
         )
-    if kernels:  # The host only starts operations.
-        for key, line in lines.items():
-            lines[key] = [
-                each if each.owner and each.owner.part == "data_wait" else each._replace(owner=None)
-                for each in line
-            ]
+    if kernels:
+        lines = defaultdict(list, {key: without_work(line) for key, line in lines.items()})
     for event in kernels:
         start, end = event.start_ns() * 1e-9, (event.start_ns() + event.duration_ns()) * 1e-9
         owner = of_launch.get(event.linked_correlation_id(), Owner("rest"))
