@@ -4,9 +4,11 @@ The address of the page is reached in a way of its own on Colab and behind Jupyt
 may be reached, as on Kaggle, the output holds the page itself.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -65,7 +67,8 @@ def show(
             wait = SECONDS_BETWEEN_PICTURES
             while not has_stopped.wait(wait):
                 begin = time.perf_counter()
-                handle.update(_bundle(url, _frame("srcdoc", make_page())), raw=True)
+                with contextlib.suppress(OSError, sqlite3.Error):  # The next time, then.
+                    handle.update(_bundle(url, _frame("srcdoc", make_page())), raw=True)
                 wait = max(SECONDS_BETWEEN_PICTURES, (time.perf_counter() - begin) / _MOST_SHARE)
 
         thread = threading.Thread(target=draw_anew, daemon=True)
