@@ -85,12 +85,19 @@ def test_a_view_looks_like_its_reference(studio, open_page, view, scheme, size):
     compare(page, f"{view.lower()}_{size[0]}_{scheme}")
 
 
+def name_the_folder(route):
+    """Gives the page another folder than the one of the test, which the page names."""
+    answer = route.fetch()
+    route.fulfill(response=answer, json={**answer.json(), "folder": "/home/ana/runs"})
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_empty_folder_looks_like_its_reference(tmp_path, open_page, scheme):
     with Studio(tmp_path, port=0) as studio:
-        page = open_page(studio.url, scheme=scheme)
-        expect(page, "launch_studio(trainer=trainer)")
-        page.evaluate("document.querySelector('.quiet code').textContent = '/home/ana/runs'")
+        page = open_page("about:blank", scheme=scheme)
+        page.route("**/api/settings", name_the_folder)
+        page.goto(studio.url)
+        expect(page, "/home/ana/runs")
         compare(page, f"empty_1360_{scheme}")
 
 
