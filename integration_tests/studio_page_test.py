@@ -12,7 +12,13 @@ import pytest
 from integration_tests.studio_pages import expect
 from keras_deepseek.artifacts import RunRecord
 from keras_deepseek.studio import Studio
-from tests.oracles.run_records import FAULTS, InventedRun, invent, write_documents
+from tests.oracles.run_records import (
+    FAULTS,
+    InventedRun,
+    invent,
+    language_model,
+    write_documents,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +37,19 @@ def test_a_sentence_says_what_is_wrong(studio, open_page):
     expect(page, "died without a word after step 800")
     page.keyboard.press("[")
     expect(page, "Waiting for data takes 42 % of a step.")
+
+
+def test_the_optimized_graph_stands_beside_the_one_as_built(tmp_path, open_page):
+    run = invent(tmp_path / "run.sqlite", steps=50)
+    optimized = language_model()
+    optimized["flops"] //= 2
+    run.write("model_graph_optimized", optimized)
+    with Studio(tmp_path, port=0) as studio:
+        page = open_page(f"{studio.url}&view=Model")
+        expect(page, "50 % of the operations")
+        page.get_by_label("beside the optimized step").check()
+        page.get_by_label("Find a layer").fill("head")
+        page.wait_for_function("document.querySelectorAll('g.selected').length == 2")
 
 
 def test_points_arrive_and_the_zoom_stays(tmp_path, open_page):

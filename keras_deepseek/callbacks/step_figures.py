@@ -27,11 +27,18 @@ class Labels:
         layers: list of strings. The layer of each variable that has a gradient; `[]` without layer
             statistics.
         experts: list of strings. The router and the index of each expert.
+        trainable: list of strings. The layers of all trainable variables. PyTorch and TensorFlow
+            give no gradient to a variable that the loss does not depend on: its norms are 0.
     """
 
-    def __init__(self, layers: Sequence[str] = (), experts: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        layers: Sequence[str] = (),
+        experts: Sequence[str] = (),
+        trainable: Sequence[str] = (),
+    ) -> None:
         self.num_variables = len(layers)
-        names = list(dict.fromkeys(layers))
+        names = list(dict.fromkeys([*trainable, *layers] if layers else ()))
         self.layer_of_variable = np.array([names.index(layer) for layer in layers], "int64")
         found = {NORMS: names, RATIOS: names, LOADS: list(experts)}
         self.of_vectors = {name: labels for name, labels in found.items() if labels}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import keras
 from keras_deepseek.artifacts.model_graph import End, GraphNode
 from keras_deepseek.backend.keras_private.layers import inner_layers, unique_paths
 from keras_deepseek.graph.ir import Graph, Node, Value
+from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import multiply_adds
 from keras_deepseek.graph.trace import describe_error, path_of, trace_model
 
@@ -16,17 +18,21 @@ _Place = list[tuple[GraphNode, int]]
 """The position of a node: from the model inwards, each layer around it and the index in it."""
 
 
-def draw_layers(model: keras.Model, inputs: Any) -> GraphNode:
+def draw_layers(
+    model: keras.Model, inputs: Any, *, passes: Collection[str] | None = None
+) -> GraphNode:
     """Returns the nested graph of a built model at inference.
 
     A layer that can't be opened has no children, and says why. Layers that compute nothing at
     inference, such as dropout, are missing. Calls of one layer are drawn as one.
 
-    The inputs are tensors or `KerasTensor`s of known shapes.
+    The inputs are tensors or `KerasTensor`s of known shapes. With `passes`, it is the graph of the
+    training step, as these passes have rewritten it.
     """
     with unique_paths(model) as layers:
         try:
-            graph = trace_model(model, inputs)
+            graph = trace_model(model, inputs, training=passes is not None)
+            run_passes(graph, passes or (), training=True)
         except Exception as error:  # noqa: BLE001 - a model may raise anything on symbols
             return list_layers(model, describe_error(error))
         return _Drawing(model, layers).draw(graph)

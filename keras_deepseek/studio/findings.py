@@ -19,6 +19,8 @@ _GROUPS, _FEWEST_GROUPS, _FEWEST_STEPS = 40, 10, 200
 _FEWEST_VALIDATIONS, _FEWEST_RISES = 4, 3
 _FEWEST_VECTORS, _FEWEST_ROWS = 4, 2
 _FEWEST_TIMES = 5
+_LEAST_RISE, _LEAST_JUMP = 0.05, 0.15
+"""A smaller share of the first loss is not worth a word: a single hard row makes a batch jump."""
 _LEAST_WAIT = 1e-3
 """A wait of less than this many seconds a step is not worth a word."""
 _MOST_NAMES = 3
@@ -91,19 +93,20 @@ def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
     yield from find_end(reader.state(), reader.properties, loss[0], reader.last_time())
     not_finite = list(find_not_finite(loss, validation, points("gradient_norm")))
     yield from not_finite
+    diverged: list[Finding] = []
     # A mean since the epoch began drops at each epoch: a rise after it says nothing.
     if not not_finite and loss_name == "step_loss":
         diverged = list(find_leap(loss, limits.leap)) or list(
             find_divergence(loss, limits.divergence)
         )
         yield from diverged or find_spike(loss, limits.spike)
-    yield from find_plateau(loss, limits.plateau)
+    if "layer_gradient_norms" in reader.vector_names:
+        norms, ratios = map(reader.vectors, ("layer_gradient_norms", "layer_update_ratios"))
+        yield from find_dead_layers(norms.labels, norms.steps, norms.matrix(), ratios.matrix())
+    if not diverged:
+        yield from find_plateau(loss, limits.plateau)
     means = points("loss") if "loss" in reader.ends else loss
     yield from find_overfitting(means, validation, limits.overfitting)
-    for name, kind in (("layer_gradient_norms", "gradient"), ("layer_update_ratios", "update")):
-        if name in reader.vector_names:
-            vectors = reader.vectors(name)
-            yield from find_dead_layers(kind, vectors.labels, vectors.steps, vectors.matrix())
     if "expert_load" in reader.vector_names:
         vectors = reader.vectors("expert_load")
         yield from find_starved_experts(vectors.labels, vectors.matrix(), limits.starved_expert)
@@ -168,11 +171,11 @@ def find_not_finite(loss: Points, validation: Points, norm: Points) -> Iterator[
 def find_leap(loss: Points, limit: float) -> Iterator[Finding]:
     """Finds a loss that leaps far above its first value in the first fifth of the steps."""
     steps, values = loss
-    early = values[: max(_FEWEST_GROUPS, len(values) // 5)]
-    if len(early) < _FEWEST_GROUPS:
+    if len(values) < 5 * _FEWEST_GROUPS:
         return
-    top = int(np.nanargmax(early))
-    if values[0] > 0 and values[top] > limit * values[0]:
+    top = int(np.nanargmax(values[: len(values) // 5]))
+    # The losses of small batches have long tails, and the first of them may be small by chance.
+    if values[0] > 0 and values[top] > limit * np.exp(6 * _noise(values)) * values[0]:
         yield Finding(
             *("leap", "bad", "training"),
             f"The loss leapt from {values[0]:.3g} to {values[top]:.3g} at step {steps[top]:,}: the "
@@ -190,7 +193,8 @@ def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
     best = int(np.argmin(values))
     end = float(np.median(values[-3:]))
     spread = float(np.median(np.abs(np.diff(values))))
-    if values[best] > 0 and end > limit * values[best] and end - values[best] > 6 * spread:
+    grown = max(6 * spread, _LEAST_RISE * values[0])
+    if values[best] > 0 and end > limit * values[best] and end - values[best] > grown:
         yield Finding(
             *("divergence", "bad", "training"),
             f"The loss has grown since step {steps[best]:,}, from {values[best]:.3g} to {end:.3g}.",
@@ -201,21 +205,32 @@ def find_divergence(loss: Points, limit: float) -> Iterator[Finding]:
 
 
 def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that jumped and came back: the highest such jump."""
+    """Finds a loss that jumped and came back: the highest such jump.
+
+    It lasts for three steps, or stands out of the whole run: a small batch may hold a hard row.
+    """
     steps, values = loss
     if len(values) < _GROUPS:
         return
     group = max(1, len(values) // 4000)
     starts = np.arange(0, len(values), group)
     most = np.fmax.reduceat(values, starts)
+    held = np.lib.stride_tricks.sliding_window_view(np.pad(values, (0, 2), "edge"), 3).min(axis=1)
     width = 20
     level = np.lib.stride_tricks.sliding_window_view(most, width)[:-1]
     median = np.median(level, axis=1)
-    spread = level.max(axis=1) - median  # The losses of small batches have long tails.
-    after = most[width:]
-    ratio = np.where((after > limit * median) & (after > median + 5 * spread), after / median, 0.0)
-    top = int(np.argmax(ratio))
-    if ratio[top] > 0:
+    rise = most[width:] - median
+    counts = np.fmax.reduceat(held, starts)[width:] - median > rise / 4
+    top = int(np.argmax(rise))
+    others = np.delete(rise, slice(max(0, top - width), top + width))
+    counts[top] |= rise[top] > 3 * others.max(initial=0.0)
+    least = np.maximum(
+        (limit * np.exp(3 * _noise(values)) - 1) * median, 5 * (level.max(axis=1) - median)
+    )
+    least = np.maximum(least, _LEAST_JUMP * np.median(values[:width]))
+    is_spike = counts & (median > 0) & (rise > least)
+    if is_spike.any():
+        top = int(np.argmax(np.where(is_spike, rise, 0.0)))
         start = starts[width + top]
         index = int(start + np.nanargmax(values[start : start + group]))
         yield Finding(
@@ -229,14 +244,17 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
 
 
 def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
-    """Finds a loss that stopped falling while it had far to go."""
+    """Finds a loss that stopped falling after it has hardly fallen.
+
+    A loss that has fallen by more than a fifth may rest: data with noise have a floor.
+    """
     steps, values = _in_groups(loss, _GROUPS)
     if len(values) < _GROUPS or steps[-1] < _FEWEST_STEPS:
         return
     start = float(np.mean(values[:2]))
     before, end = float(np.mean(values[16:24])), float(np.mean(values[-8:]))
     noise = float(np.std(values[20:])) / np.sqrt(8)
-    if end > 0.5 * start and abs(before - end) < max(limit * start, 2 * noise):
+    if end > 0.8 * start and abs(before - end) < max(limit * start, 2 * noise):
         yield Finding(
             *("plateau", "warn", "training"),
             f"The loss has not fallen since step {steps[20]:,}: it stays at {end:.3g}, and began "
@@ -248,71 +266,73 @@ def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
 
 
 def find_overfitting(loss: Points, validation: Points, limit: float) -> Iterator[Finding]:
-    """Finds a validation loss that rises while the training loss goes on falling."""
+    """Finds a validation loss that rises, or stays far above, while the training loss falls."""
     steps, values = validation
     known = np.isfinite(values)
     steps, values = steps[known], values[known]
-    if len(values) < _FEWEST_VALIDATIONS:
+    if len(values) < _FEWEST_VALIDATIONS or not len(loss[0]):
         return
-    best = int(np.argmin(values))
-    rises = len(values) - 1 - best
-    end = float(np.median(values[-2:]))
-    if rises < _FEWEST_RISES or end < limit * values[best]:
-        return
-    train = np.interp(steps[[best, -1]], *loss) if len(loss[0]) else np.array([0.0, 1.0])
-    if train[1] < train[0]:
+    level = np.median(np.lib.stride_tricks.sliding_window_view(values, 3), axis=1)
+    best, start = int(np.argmin(level)), loss[1][0]
+    rise = level[-1] - level[best]
+    jitter = float(np.median(np.abs(np.diff(values[best:]))))
+    train, end = np.interp(steps[[best + 1, -1]], *loss)
+    has_risen = rise > max((limit - 1) * level[best], 2 * jitter, _LEAST_RISE / 2 * start)
+    is_apart = end < 0.5 * level[-1] and level[-1] - end > 0.1 * start
+    if len(level) - best >= _FEWEST_RISES and end < train and (has_risen or is_apart):
         yield Finding(
             *("overfitting", "warn", "training"),
-            f"The model overfits since step {steps[best]:,}: the validation loss rose from "
-            f"{values[best]:.3g} to {values[-1]:.3g} while the training loss fell.",
+            f"The model overfits since step {steps[best + 1]:,}: the validation loss rose from "
+            f"{level[best]:.3g} to {level[-1]:.3g} while the training loss fell to {end:.3g}.",
             "Keep the weights of that step (`EarlyStopping`), add data or augmentation, or "
             "regularize: dropout, weight decay, a smaller model.",
-            int(steps[best]),
+            int(steps[best + 1]),
         )
 
 
 def find_dead_layers(
-    kind: str, labels: Sequence[str], steps: Sequence[int], matrix: np.ndarray
+    labels: Sequence[str], steps: Sequence[int], gradients: np.ndarray, updates: np.ndarray
 ) -> Iterator[Finding]:
     """Finds layers that don't learn, and layers whose gradient explodes.
 
     Args:
-        kind: `gradient` for gradient norms, `update` for update-to-weight ratios.
         labels: The layer of each row.
         steps: The step of each column.
-        matrix: The values.
+        gradients: The norms of the gradients.
+        updates: The ratios of updates to weights.
     """
-    count = matrix.shape[1]
+    count = gradients.shape[1]
     if count < _FEWEST_VECTORS or len(labels) < _FEWEST_ROWS:
         return
-    last = np.median(matrix[:, -max(3, count // 5) :], axis=1)
-    others = np.array([np.median(np.delete(last, index)) for index in range(len(last))])
-    if kind == "update":
-        still = _named(labels, last == 0)
-        if still and (last > 0).any():
-            yield Finding(
-                *("frozen", "warn", "training"),
-                f"No weight changes in {still}: the update is 0.",
-                "If that is not meant, look for `trainable = False`, a `stop_gradient`, an "
-                "output that the loss does not use, or units that died at a high learning rate.",
-                int(steps[0]),
-            )
-        return
-    vanishing = _named(labels, (last > 0) & (last < 1e-4 * others))
-    if vanishing:
+    lately = slice(-max(3, count // 5), None)
+    last, change = (np.median(matrix[:, lately], axis=1) for matrix in (gradients, updates))
+    # Weight decay changes weights that get no gradient.
+    still = _named(labels, (last == 0) | (change == 0))
+    if still and ((last > 0) & (change > 0)).any():
         yield Finding(
-            *("vanishing", "warn", "training"),
-            f"The gradient vanishes in {vanishing}: it is below a ten-thousandth of the others'.",
-            "Add normalization or a residual connection, or change the initializer.",
-            int(steps[-1]),
+            *("frozen", "warn", "training"),
+            f"Nothing is learnt in {still}: the gradient or the update is 0.",
+            "If that is not meant, look for a `stop_gradient`, an output that the loss does not "
+            "use, or units that died at a high learning rate.",
+            int(steps[0]),
         )
-    own = np.median(matrix, axis=1)
+    others = np.array([np.median(np.delete(last, index)) for index in range(len(last))])
+    own = np.median(gradients, axis=1)
     exploding = (last > 100 * np.maximum(own, 1e-12)) | (last > 1e3 * np.maximum(others, 1e-12))
-    if named := _named(labels, exploding & (last > 1.0)):
+    exploding &= last > 1.0
+    if exploding.any():
         yield Finding(
             *("exploding", "warn", "training"),
-            f"The gradient explodes in {named}: {last[exploding].max():.3g}.",
+            f"The gradient explodes in {_named(labels, exploding)}: {last[exploding].max():.3g}.",
             "Clip gradients, lower the learning rate, or normalize the inputs of that layer.",
+            int(steps[-1]),
+        )
+    elif vanishing := _named(labels, (last > 0) & (last < 1e-5 * last.max())):
+        yield Finding(
+            *("vanishing", "warn", "training"),
+            f"The gradient vanishes in {vanishing}: it is below a hundred-thousandth of the "
+            "largest one.",
+            "Add normalization or a residual connection, or change the initializer.",
             int(steps[-1]),
         )
 
@@ -402,6 +422,12 @@ def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
             f"{path} takes {100 * layers[path] / total:.0f} % of the step.",
             "Make this one faster first.",
         )
+
+
+def _noise(values: np.ndarray) -> float:
+    """Returns by how much the logarithms of losses differ from step to step."""
+    differences = np.abs(np.diff(np.log(values[values > 0])))
+    return float(np.median(differences)) if len(differences) else 0.0
 
 
 def _in_groups(points: Points, count: int) -> Points:

@@ -79,7 +79,7 @@ function Level({placed, paint}) {
     ${placed.ports.map(({x, y}) => html`<circle class="port" cx=${x} cy=${y} r="4"/>`)}
     ${placed.nodes.map(({child, inner, x, y, width, height}) => {
       const part = isLayer(child) ? share(child) : null;
-      return html`<g class=${`box ${child.kind}${child === selected ? " selected" : ""}${inner ? " open" : ""}`}
+      return html`<g class=${`box ${child.kind}${isLayer(child) && child.path === selected.path ? " selected" : ""}${inner ? " open" : ""}`}
         transform=${`translate(${x - width / 2} ${y - height / 2})`}
         onClick=${(event) => { event.stopPropagation(); if (isLayer(child)) onSelect(child); }}
         onDblClick=${(event) => { event.stopPropagation(); onToggle(child); }}>
@@ -171,10 +171,10 @@ function Tree({root, open, selected, onSelect, onToggle, measure, by}) {
     </tr>`)}</tbody></table></div>`;
 }
 
-function Detail({node, root}) {
+function Detail({node, root, twin}) {
   const facts = [
     ["output", `${shapeOf(node)} ${node.out?.[0]?.[1] ?? ""}`], ["parameters", short(node.params)],
-    ["operations", short(node.flops)], ["memory of outputs", bytes(node.bytes)],
+    ["operations", short(node.flops) + (twin ? ` → ${short(twin.flops)}` : "")], ["memory of outputs", bytes(node.bytes)],
     ...(root.time ? [["forward", seconds(node.forward)], ["backward", seconds(node.backward)]] : []),
   ];
   return html`<div class="detail"><b>${node.path || node.name}</b> <span class="soft">${node.cls}</span>
@@ -186,7 +186,7 @@ export function Model({run, Say}) {
   const built = useDocument(run, "model_graph"), optimized = useDocument(run, "model_graph_optimized"), taken = useDocument(run, "profile");
   const profile = taken?.reason ? null : taken;
   const root = useMemo(() => built?.children && prepare(built, profile), [built, profile]);
-  const after = useMemo(() => optimized?.children && prepare(optimized, null), [optimized]);
+  const after = useMemo(() => optimized && !optimized.reason && prepare(optimized, null), [optimized]);
   const [chosenBy, setBy] = useState(null), [selected, select] = useState(null), [open, setOpen] = useState(null);
   const [text, setText] = useState(""), [isDouble, setDouble] = useState(false);
   if (built === undefined || profile === undefined) return html`<p class="say soft">Reading the model …</p>`;
@@ -197,18 +197,18 @@ export function Model({run, Say}) {
   const all = everyLayer(root), leaves = all.filter((node) => !layersIn(node).length && node !== root);
   const top = leaves.reduce((best, node) => (measure.of(node) > (best ? measure.of(best) : 0) ? node : best), null);
   const opened = open ?? new Set(layersIn(root).length === 1 ? [layersIn(root)[0].path] : top ? [top.path.split("/")[0]] : []);
-  const node = selected && all.includes(selected) ? selected : root;
+  const node = all.find((each) => each.path === selected) ?? root;
   const onToggle = (which) => {
     if (!isLayer(which) || !which.children.length || which === root) return;
     const next = new Set(opened);
     if (!next.delete(which.path)) next.add(which.path);
     setOpen(next);
   };
-  const onSelect = (which) => {
-    const next = new Set(opened);
+  const onSelect = ({path}) => {
+    const which = all.find((each) => each.path === path) ?? root, next = new Set(opened);
     for (let parent = which.parent; parent; parent = parent.parent) next.add(parent.path);
     if (next.size !== opened.size) setOpen(next);
-    select(which);
+    select(which.path);
   };
   const search = (event) => {
     setText(event.target.value);
@@ -216,17 +216,20 @@ export function Model({run, Say}) {
     const found = words && all.find((each) => each !== root && `${each.path} ${each.cls}`.toLowerCase().includes(words));
     if (found) onSelect(found);
   };
+  const twin = isDouble && after ? everyLayer(after).find(({path}) => path === node.path) : null;
+  const detail = html`<${Detail} node=${node} root=${root} twin=${twin}/>`;
   const paint = {selected: node, onSelect, onToggle, share: (each) => measure.of(each) / total};
   return html`<${Say}><b>${root.name}</b> has ${short(root.params)} parameters in ${all.length - 1} layers${top ? html`; <b>${top.path}</b> takes <b class="num">${percent(measure.of(top) / total)}</b> ${measure.words}` : ""}.</${Say}>
     <div class="bar-of-tools"><div class="tools">
       <label>Colour by <select value=${by} onChange=${(event) => setBy(event.target.value)}>
         ${Object.keys(MEASURES).filter((name) => name !== "time" || root.time).map((name) => html`<option value=${name}>${name}</option>`)}</select></label>
       <input type="search" id="search" placeholder="Find a layer   /" aria-label="Find a layer" value=${text} onInput=${search}/>
-      ${after && html`<label><input type="checkbox" checked=${isDouble} onChange=${() => setDouble(!isDouble)}/> beside the optimized graph</label>`}
+      ${after && html`<label><input type="checkbox" checked=${isDouble} onChange=${() => setDouble(!isDouble)}/> beside the optimized step${root.flops && after.flops !== root.flops ? html` <span class="soft num">${percent(after.flops / root.flops)} of the operations</span>` : ""}</label>`}
+      ${optimized?.reason && html`<span class="soft">The step runs this graph as it is: ${optimized.reason}.</span>`}
       <span class="soft wide-only">A double click opens a layer; so does →.</span></div></div>
-    <div class="split">
-      ${isDouble && after ? html`<${GraphView} root=${root} open=${opened} paint=${paint} title="as built"/>`
-      : html`<${Tree} ...${{root, open: opened, selected: node, onSelect, onToggle, measure, by}}/>`}
-      <div><${Detail} node=${node} root=${root}/><${GraphView} root=${isDouble && after ? after : root} open=${opened} paint=${paint} title=${isDouble ? "optimized" : ""}/></div>
-    </div>`;
+    ${isDouble && after ? html`${detail}<div class="split even">
+      <${GraphView} root=${root} open=${opened} paint=${paint} title="as built"/>
+      <${GraphView} root=${after} open=${opened} paint=${paint} title="optimized step"/></div>`
+    : html`<div class="split"><${Tree} ...${{root, open: opened, selected: node, onSelect, onToggle, measure, by}}/>
+      <div>${detail}<${GraphView} root=${root} open=${opened} paint=${paint}/></div></div>`}`;
 }

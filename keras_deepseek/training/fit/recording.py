@@ -1,7 +1,8 @@
 """The trainer's part of a run record: step figures, arguments, the model, and failures."""
 
+import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,6 +12,8 @@ from keras_deepseek.backend.keras_private.layers import example_inputs
 from keras_deepseek.callbacks.run_recorder import RequestProfile, RunLink, RunRecorder
 from keras_deepseek.callbacks.step_figures import StepFigures
 from keras_deepseek.graph.layer_graph import draw_layers, list_layers
+from keras_deepseek.graph.optimized_model import OptimizedModel
+from keras_deepseek.graph.passes import PASSES
 
 _BATCH_SIZE = 32
 _PLAIN = (bool, int, float, str)
@@ -57,23 +60,35 @@ def find_recorders(callbacks: Sequence[keras.callbacks.Callback]) -> list[RunRec
     return [each for each in callbacks if isinstance(each, RunRecorder)]
 
 
-def draw_model(model: keras.Model, inputs: Any, batch_size: int | None) -> dict[str, Any]:
-    """Returns the document of a model's graph.
+def graph_documents(
+    model: keras.Model, figures: StepFigures, batch_size: int | None, *, optimize_graph: bool
+) -> dict[str, Callable[[], Any]]:
+    """Returns functions that draw the model, and the graph of its step if that is optimized.
 
-    `inputs` are those of a step, or `None` if it is the model's own step, which does not tell them.
-    `batch_size` is used where the inputs have a free number of rows, as on TensorFlow.
+    They are called after the first step. `batch_size` is the number of rows where its inputs leave
+    it free, as on TensorFlow.
     """
-    if inputs is None:
-        inputs = example_inputs(model)
-    if inputs is None:
-        return list_layers(model, "the shapes of the inputs are not known").as_document()
+    passes: Collection[str] | None = PASSES if optimize_graph else None
+    if isinstance(model, OptimizedModel):
+        passes = model.passes if model.mode == "train" else None
+        model = model.original
 
     def with_rows(tensor: Any) -> keras.KerasTensor:
         rows, *others = tensor.shape
         shape = ((batch_size or _BATCH_SIZE) if rows is None else rows, *others)
         return keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))
 
-    return draw_layers(model, keras.tree.map_structure(with_rows, inputs)).as_document()
+    def draw(passes: Collection[str] | None = None) -> dict[str, Any]:
+        # A model's own step does not tell its inputs.
+        inputs = example_inputs(model) if figures.inputs is None else figures.inputs
+        if inputs is None:
+            return list_layers(model, "the shapes of the inputs are not known").as_document()
+        known = keras.tree.map_structure(with_rows, inputs)
+        return draw_layers(model, known, passes=passes).as_document()
+
+    if passes is None:
+        return {"model_graph": draw}
+    return {"model_graph": draw, "model_graph_optimized": functools.partial(draw, passes)}
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,8 @@ from keras_deepseek.training.fit.fit_callbacks import (
     without_writers,
 )
 from keras_deepseek.training.fit.recording import (
-    draw_model,
     find_recorders,
+    graph_documents,
     optimizer_arguments,
     plain_arguments,
     recording,
@@ -189,11 +189,12 @@ class Session:
                 **plain_arguments(arguments),
                 **optimizer_arguments(self._model.optimizer),
             },
-            documents={
-                "model_graph": lambda: draw_model(
-                    self._model, self._plan.figures.inputs, arguments.get("batch_size")
-                )
-            },
+            documents=graph_documents(
+                self._model,
+                self._plan.figures,
+                arguments.get("batch_size"),
+                optimize_graph=self._plan.options.optimize_graph,
+            ),
             request_checkpoint=None if checkpoints is None else checkpoints.request,
             request_profile=None if uses_workers else self._plan.profiler.request,
         )

@@ -70,10 +70,15 @@ class LayerStatistics:
         if self._labelled != (labelled := [id(variable) for variable in self._variables]):
             self._labelled = labelled
             self._figures.labels = Labels(
-                [variable.path.rpartition("/")[0] for variable in self._variables],
+                _layers_of(self._variables),
                 [f"{each.path}/{i}" for each in routers for i in range(each.expert_load.shape[0])],
+                _layers_of(self._model.trainable_variables),
             )
         figures = backend.current().step.concatenate([*numbers, *self._norms, *loads])
         # Tensors of a trace must not outlive it.
         self._rate, self._variables, self._norms = None, [], []
         return {FIGURES: ops.stop_gradient(figures)}
+
+
+def _layers_of(variables: Sequence[keras.Variable]) -> list[str]:
+    return [variable.path.rpartition("/")[0] for variable in variables]

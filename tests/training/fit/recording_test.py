@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek import graph
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.callbacks import LRScheduler, RunRecorder
@@ -262,10 +263,43 @@ def test_the_graph_of_the_model_is_a_document(tmp_path):
     trainer = Trainer(build, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
     fit(trainer)
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
-        graph = record.document("model_graph")
-    head = next(each for each in graph["children"] if each["name"] == "head")
+        drawn = record.document("model_graph")
+    head = next(each for each in drawn["children"] if each["name"] == "head")
     assert (head["out"], head["params"]) == ([[[16, 1], "float32"]], 4)
     assert head["flops"] == 2 * 16 * 4
+
+
+def first_token_classifier():
+    inputs = keras.Input((16, 32))
+    hidden = keras.layers.MultiHeadAttention(4, 8, name="attention")(inputs, inputs)
+    outputs = keras.layers.Dense(1, name="head")(hidden[:, 0])
+    return keras.Model(inputs, outputs, name="first_token")
+
+
+def test_the_graph_of_an_optimized_step_is_a_document(tmp_path):
+    trainer = Trainer(
+        first_token_classifier,
+        optimizer="sgd",
+        loss="mse",
+        optimize_graph=True,
+        run_record=tmp_path / "run.sqlite",
+    )
+    trainer.fit(np.ones((16, 16, 32)), np.ones((16, 1)), batch_size=16, verbose=0)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        built, optimized = map(record.document, ("model_graph", "model_graph_optimized"))
+    assert optimized["flops"] < 0.7 * built["flops"]  # 15 of 16 rows are not read.
+    assert {each["path"] for each in optimized["children"]} >= {"attention", "head"}
+
+
+@pytest.mark.torch_alone
+def test_the_graph_of_an_optimized_model_is_a_document(tmp_path):
+    example = np.ones((16, 16, 32), "float32")
+    model = graph.optimize(first_token_classifier(), example, mode="train", measure=False)
+    trainer = Trainer(model, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
+    trainer.fit(example, np.ones((16, 1)), batch_size=16, verbose=0)
+    with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
+        built, optimized = map(record.document, ("model_graph", "model_graph_optimized"))
+    assert optimized["flops"] < built["flops"]
 
 
 def test_a_graph_that_fails_does_not_end_the_training(tmp_path, monkeypatch, caplog):
@@ -297,6 +331,6 @@ def test_a_model_of_unknown_inputs_lists_its_layers(tmp_path):
     trainer = Trainer(Own(), optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
     fit(trainer)
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
-        graph = record.document("model_graph")
-    assert graph["reason"] == "the shapes of the inputs are not known"
-    assert [each["name"] for each in graph["children"]] == ["head"]
+        drawn = record.document("model_graph")
+    assert drawn["reason"] == "the shapes of the inputs are not known"
+    assert [each["name"] for each in drawn["children"]] == ["head"]
