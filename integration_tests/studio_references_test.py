@@ -88,7 +88,7 @@ def test_a_view_looks_like_its_reference(studio, open_page, view, scheme, size):
 def name_the_folder(route):
     """Gives the page another folder than the one of the test, which the page names."""
     answer = route.fetch()
-    route.fulfill(response=answer, json={**answer.json(), "folder": "/home/ana/runs"})
+    route.fulfill(response=answer, json={**answer.json(), "folder": "/data/runs"})
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -97,7 +97,7 @@ def test_an_empty_folder_looks_like_its_reference(tmp_path, open_page, scheme):
         page = open_page("about:blank", scheme=scheme)
         page.route("**/api/settings", name_the_folder)
         page.goto(studio.url)
-        expect(page, "/home/ana/runs")
+        expect(page, "/data/runs")
         compare(page, f"empty_1360_{scheme}")
 
 
