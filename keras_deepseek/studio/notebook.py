@@ -60,7 +60,7 @@ def show(
     elif prefix and importlib.util.find_spec("jupyter_server_proxy"):
         there = f"{prefix}proxy/{port}/#{key}"
         display(_bundle(there, f"{_link(there)}{_frame('src', there)}"), raw=True)
-    elif "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+    elif prefix or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         handle = display(_bundle(url, _frame("srcdoc", make_page())), raw=True, display_id=True)
 
         def draw_anew() -> None:

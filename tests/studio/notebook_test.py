@@ -81,11 +81,19 @@ def test_jupyterhub_reaches_the_port_by_its_proxy(kernel, monkeypatch):
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ana/")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jupyter_server_proxy")
     notebook.show(URL, lambda: "page", threading.Event())
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    notebook.show(URL, lambda: "page", threading.Event())
-    proxied, other = kernel.outputs
+    (proxied,) = kernel.outputs
     assert 'src="/user/ana/proxy/6006/#the-secret"' in proxied
-    assert 'srcdoc="page"' in other
+
+
+def test_without_the_proxy_jupyterhub_gets_the_page(kernel, monkeypatch):
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ana/")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    has_stopped = threading.Event()
+    thread = notebook.show(URL, lambda: "page", has_stopped)
+    has_stopped.set()
+    thread.join(10)
+    assert 'srcdoc="page"' in kernel.outputs[0]
+    assert "127.0.0.1" not in kernel.outputs[0]
 
 
 def test_colab_serves_the_port_by_its_own_call(kernel, monkeypatch):
