@@ -82,8 +82,7 @@ def show(
 def inline_html(url: str, page: str) -> str:
     """Returns HTML with the page as it is now, which the browser replaces by the live page.
 
-    It does so if it reaches the address; for example not on another machine, or later, in a saved
-    notebook.
+    On another machine, which does not reach the address, and in a saved notebook it stays.
     """
     address, _, key = url.partition("#")
     live = json.dumps(url)
