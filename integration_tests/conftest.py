@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from integration_tests.studio_pages import opened_pages
+
 ROOT = Path(__file__).parents[1]
 SECONDS = 300
 """After this long a hanging process is ended, so that the run ends too."""
@@ -171,3 +173,10 @@ def browser() -> Iterator[Any]:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """Returns a function that opens a page of Studio, which must log no error."""
+    with opened_pages(browser) as open_page:
+        yield open_page

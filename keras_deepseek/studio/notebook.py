@@ -4,9 +4,11 @@ The address of the page is reached in a way of its own on Colab and behind Jupyt
 may be reached, as on Kaggle, the output holds the page itself.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -58,14 +60,15 @@ def show(
     elif prefix and importlib.util.find_spec("jupyter_server_proxy"):
         there = f"{prefix}proxy/{port}/#{key}"
         display(_bundle(there, f"{_link(there)}{_frame('src', there)}"), raw=True)
-    elif "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+    elif prefix or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         handle = display(_bundle(url, _frame("srcdoc", make_page())), raw=True, display_id=True)
 
         def draw_anew() -> None:
             wait = SECONDS_BETWEEN_PICTURES
             while not has_stopped.wait(wait):
                 begin = time.perf_counter()
-                handle.update(_bundle(url, _frame("srcdoc", make_page())), raw=True)
+                with contextlib.suppress(OSError, sqlite3.Error):  # The next time, then.
+                    handle.update(_bundle(url, _frame("srcdoc", make_page())), raw=True)
                 wait = max(SECONDS_BETWEEN_PICTURES, (time.perf_counter() - begin) / _MOST_SHARE)
 
         thread = threading.Thread(target=draw_anew, daemon=True)
@@ -79,8 +82,7 @@ def show(
 def inline_html(url: str, page: str) -> str:
     """Returns HTML with the page as it is now, which the browser replaces by the live page.
 
-    It does so if it reaches the address; for example not on another machine, or later, in a saved
-    notebook.
+    On another machine, which does not reach the address, and in a saved notebook it stays.
     """
     address, _, key = url.partition("#")
     live = json.dumps(url)

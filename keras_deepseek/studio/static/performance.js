@@ -18,10 +18,13 @@ function Stack({parts, write = seconds, label}) {
       <span>${name}</span> <b class="num">${write(value)}</b> <span class="soft num">${percent(value / total)}</span></li>`)}</ul>`;
 }
 
+const SECONDS_OF_ANSWER = 20;  // In the header, which has no room for more.
+
 /** A button that asks the training for something, and what became of it. */
 export function Ask({run, name, words, isPlain}) {
   const live = useLive(), [problem, setProblem] = useState(""), [isAsked, setAsked] = useState(false);
   const last = live.runs[run].commands.find((each) => each.name === name);
+  const isOld = isPlain && last?.answered && live.runs[run].seen - last.answered > SECONDS_OF_ANSWER;
   const isWaiting = last ? last.answered === null : isAsked;
   const ask = async () => {
     setProblem("");
@@ -31,7 +34,7 @@ export function Ask({run, name, words, isPlain}) {
   };
   if (live.isReport || live.runs[run].state !== "running" || live.runs[run].properties.state === undefined) return null;
   return html`<button class=${isPlain ? "plain" : "main"} disabled=${isWaiting} onClick=${ask}>${isWaiting ? `${words} …` : words}</button>
-    <span class="soft answer" role="status">${problem || (last && !isWaiting && last.answer) || ""}</span>`;
+    <span class="soft answer" role="status">${problem || (last && !isWaiting && !isOld && last.answer) || ""}</span>`;
 }
 
 function kindsOf(root) {

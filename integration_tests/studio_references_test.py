@@ -1,0 +1,113 @@
+"""Each view of Studio beside a picture of it that a person has looked at.
+
+The pictures lie in `studio_references`. `STUDIO_PICTURES=integration_tests/studio_references` makes
+them anew: look at each one before you commit it. They are compared as blocks of 16 pixels, so that
+a font of another machine makes little difference, and a missing card or a wrong colour does.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from integration_tests.studio_pages import SCHEMES, SIZES, VIEWS, expect
+from keras_deepseek.studio import Studio
+from tests.oracles.run_records import invent
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+np = pytest.importorskip("numpy")
+
+REFERENCES = Path(__file__).parent / "studio_references"
+COLOURS = 40
+BLOCK = 16
+TALLEST = 2000
+"""Pixels of a picture; the rest of a longer page is not compared."""
+
+MOST_MEAN, MOST_SHARE = 2.0, 0.01
+"""The mean difference of blocks, of 255, and the share of blocks that differ by more than 40."""
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for index, fault in enumerate(("healthy", "overfitting", "diverging", "starved")):
+        invent(folder / f"{fault}.sqlite", fault, steps=800, seed=index, begin=1.7e9 + 300 * index)
+    with Studio(folder, port=0) as studio:
+        yield studio
+
+
+def compare(page, name, *, is_whole=True):
+    """Compares a page with its reference, or keeps it as one."""
+    data = page.screenshot(full_page=is_whole, animations="disabled", caret="hide")
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    if image.width > 2000:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+    if folder := os.environ.get("STUDIO_PICTURES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        image = image.crop((0, 0, image.width, min(image.height, TALLEST)))
+        few = image.quantize(
+            COLOURS, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
+        )
+        few.save(Path(folder) / f"{name}.png", optimize=True)
+        return
+    expected = Image.open(REFERENCES / f"{name}.png").convert("RGB")
+    height = min(image.height, TALLEST)
+    assert abs(height - expected.height) <= 2 * BLOCK, (image.size, expected.size)
+    size = (expected.width // BLOCK, expected.height // BLOCK)
+    # Rows below the shorter of the two are left out.
+    box = (0, 0, expected.width, min(height, expected.height))
+    found, wanted = (
+        np.asarray(each.crop(box).resize(size, Image.Resampling.BOX), float)
+        for each in (image, expected)
+    )
+    differences = np.abs(found - wanted).max(axis=-1)
+    share = (differences > 40).mean()
+    assert differences.mean() <= MOST_MEAN, f"{name}: blocks differ by {differences.mean():.2f}"
+    assert share <= MOST_SHARE, f"{name}: {share:.1%} of the blocks differ"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: str(size[0]))
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_looks_like_its_reference(studio, open_page, view, scheme, size):
+    page = open_page(f"{studio.url}&run=starved&view={view}", size, scheme)
+    waited = {
+        "Training": "Load of the experts",
+        "Model": "block_1/experts",
+        "Performance": "By kind of layer",
+        "Runs": "All have ended.",
+    }
+    expect(page, waited[view])
+    page.get_by_text("Reading the").wait_for(state="detached")
+    page.wait_for_timeout(700)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    compare(page, f"{view.lower()}_{size[0]}_{scheme}")
+
+
+def name_the_folder(route):
+    """Gives the page another folder than the one of the test, which the page names."""
+    answer = route.fetch()
+    route.fulfill(response=answer, json={**answer.json(), "folder": "/data/runs"})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_empty_folder_looks_like_its_reference(tmp_path, open_page, scheme):
+    with Studio(tmp_path, port=0) as studio:
+        page = open_page("about:blank", scheme=scheme)
+        page.route("**/api/settings", name_the_folder)
+        page.goto(studio.url)
+        expect(page, "/data/runs")
+        compare(page, f"empty_1360_{scheme}")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_lost_server_looks_like_its_reference(tmp_path, open_page, scheme):
+    invent(tmp_path / "first.sqlite", steps=400, begin=1.7e9)
+    with Studio(tmp_path, port=0) as studio:
+        page = open_page(studio.url, scheme=scheme)
+        expect(page, "Load of the experts")
+        page.locator(".u-over").first.wait_for()
+        page.wait_for_timeout(700)
+    expect(page, "Reconnecting")
+    compare(page, f"lost_1360_{scheme}", is_whole=False)
