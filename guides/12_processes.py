@@ -71,15 +71,18 @@ trainer = Trainer(
 trainer.record_run(f"{folder}/run.sqlite")
 
 
-def kill_one(batch, logs):
-    is_first_attempt = os.environ["KERAS_DEEPSEEK_RESTART"] == "0"
-    step = int(trainer.model.optimizer.iterations)
-    if is_disturbed and is_first_attempt and trainer.cluster.rank == 1 and step == 60:
-        os.kill(os.getpid(), signal.SIGKILL)
+class Kill(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs):
+        step = 29 * self.epoch + batch + 1
+        is_first_attempt = os.environ["KERAS_DEEPSEEK_RESTART"] == "0"
+        if is_disturbed and is_first_attempt and trainer.cluster.rank == 1 and step == 60:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-kill = keras.callbacks.LambdaCallback(on_train_batch_end=kill_one)
-trainer.fit(images, labels, 64, epochs=5, verbose=2, callbacks=[kill], resume=True)
+trainer.fit(images, labels, 64, epochs=5, verbose=2, callbacks=[Kill()], resume=True)
 if trainer.cluster.rank == 0:
     trainer.model.save(f"{folder}/digits.keras")
 """)
