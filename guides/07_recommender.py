@@ -5,16 +5,14 @@ Date created: 2026/11/30
 Last modified: 2026/11/30
 Description: A sequential recommender beside popularity and the best possible, with four attentions.
 Time: 2 minutes on two cores
+Install: "keras_deepseek[pictures]"
 """
 
 """
 What will a user look at next? This guide trains the package's recommender on histories of items,
 compares it with a list of the most popular items, and then builds the same model from layers, to
-try other kinds of attention. The text is the same on all three backends: set `KERAS_BACKEND` to
-`tensorflow`, `jax` or `torch`.
+try other kinds of attention.
 """
-
-import tempfile
 
 import keras
 import matplotlib.pyplot as plt
@@ -93,11 +91,11 @@ def measure(training_model, scoring_model):
 
 config = SequentialRecommenderConfig(split.num_items, LENGTH, DIM, num_heads=NUM_HEADS, dropout=0.0)
 recommender = SequentialRecommender(config)
-hit_rates["SequentialRecommender"] = measure(
+hit_rates["recommender"] = measure(
     recommender.make_training_model(item_weights=item_weights, **negatives), recommender
 )
 items, scores = recommender.recommend([[3, 1, 7], [5]], k=5)
-print(f"hit rate {hit_rates['SequentialRecommender']:.3f}; for two new users: {items.tolist()}")
+print(f"hit rate {hit_rates['recommender']:.3f}; for two new users: {items.tolist()}")
 
 """
 ## The same from layers, with another attention
@@ -151,21 +149,25 @@ for name, make_attention in attentions.items():
     hit_rates[name] = measure(*build(make_attention))
     print(f"{name}: hit rate {hit_rates[name]:.3f}")
 
-figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+"""
+## Look
+
+The dashed line is the best that anybody can do: one item in five is taken by chance.
+"""
+
+_, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 bars = axes.bar(list(hit_rates), list(hit_rates.values()), color=["0.6", "C0", "C1", "C1", "C1"])
-axes.bar_label(bars, fmt="%.2f")
+axes.bar_label(bars, fmt="%.2f", label_type="center")
 axes.axhline(best, color="black", linestyle="--", label="best possible")
-axes.set(ylabel="hit rate at 10", ylim=(0, 1), title="The next item among ten")
+axes.set(ylabel="hit rate at 10", ylim=(0, 1), title="Is the next item among ten?")
 axes.legend(loc="upper left")
-folder = tempfile.mkdtemp(prefix="recommender_")
-figure.savefig(f"{folder}/hit_rates.png")
+plt.savefig("hit_rates.png")
 
-"""
-`make_serving_model` returns a model from histories to items, to export as in `05_export` and to
-serve as in `06_serving`. The page on layers helps to choose an attention, and says what each costs.
-"""
-
-print(f"{keras.backend.backend()}: picture in {folder}")
-assert hit_rates["SequentialRecommender"] > 3 * hit_rates["most popular"]
-assert min(hit_rates[name] for name in attentions) > 3 * hit_rates["most popular"]
+print(keras.backend.backend(), {name: round(rate, 3) for name, rate in hit_rates.items()})
+assert min(list(hit_rates.values())[1:]) > 3 * hit_rates["most popular"]
 assert hit_rates["sparse"] > 0.85 * best
+
+"""
+`make_serving_model` returns a model from histories to items, to export and to serve like any other.
+The page on layers helps to choose an attention, and says what each costs.
+"""
