@@ -40,7 +40,9 @@ def build_site(out: Path, root: Path = ROOT) -> None:
     for name in ("keras_deepseek", "docs/keras_docstrings.py"):  # What mkdocstrings reads.
         (out / Path(name).name).symlink_to(root / name)
     if (root / "guides/build.py").exists():
-        subprocess.run([sys.executable, root / "guides/build.py", out / "guides"], check=True)
+        command = [sys.executable, root / "guides/build.py", out / "guides"]
+        if code := subprocess.run(command, check=False).returncode:
+            sys.exit(code)  # It has said what is wrong.
         shutil.copytree(out / "guides/site/guides", docs / "guides")
     faults = [
         fault for page in sorted(docs.rglob("*.md")) for fault in rewrite_links(page, docs, root)
@@ -119,17 +121,17 @@ def make_navigation(docs: Path) -> list[object]:
 
 
 def list_pages(docs: Path, folder: str) -> list[object]:
-    """Returns the pages of a folder, below the headings of its `index.md` that lists them."""
-    names = {page.name for page in (docs / folder).glob("*.md")}
-    pages: list[object] = []
-    if "index.md" in names:
-        names.remove("index.md")
-        pages.append(f"{folder}/index.md")
-        text = (docs / folder / "index.md").read_text(encoding="utf-8")
-        for heading, part in re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", text, re.MULTILINE):
-            listed = [name for name in re.findall(r"\]\((\w+\.md)\)", part) if name in names]
-            names -= set(listed)
-            pages += [{heading: [f"{folder}/{name}" for name in listed]}] if listed else []
+    """Returns the pages of a folder, in the order and below the headings of its `index.md`."""
+    names = {page.name for page in (docs / folder).glob("*.md")} - {"index.md"}
+    index = docs / folder / "index.md"
+    text = index.read_text(encoding="utf-8") if index.exists() else ""
+    pages: list[object] = [f"{folder}/index.md"] if text else []
+    opening, *sections = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+    for heading, part in [("", opening), *zip(sections[::2], sections[1::2], strict=True)]:
+        listed = [name for name in re.findall(r"\]\((\w+\.md)\)", part) if name in names]
+        names -= set(listed)
+        found = [f"{folder}/{name}" for name in dict.fromkeys(listed)]
+        pages += [{heading: found}] if heading and found else found
     return pages + [f"{folder}/{name}" for name in sorted(names)]
 
 

@@ -111,7 +111,8 @@ guide](../guides/01_first.py), a [test](../tests/house/public_api.txt).
 ```
 """,
     "docs/how_to/two.md": "# Two\n",
-    "docs/how_to/index.md": "# How to\n\n## The last first\n\n- [Two](two.md)\n",
+    "docs/how_to/three.md": "# Three\n",
+    "docs/how_to/index.md": "# How to\n\n[Three](three.md) first.\n\n## The last first\n\n- [Two](two.md)\n",
     "docs/numbers.md": "# Numbers\n",
     "tests/house/public_api.txt": (
         "keras_deepseek.layers.Conv2D\nkeras_deepseek.layers.LayerNorm\nkeras_deepseek.layers.NewLayer\n"
@@ -167,7 +168,8 @@ def test_a_good_site(build, tmp_path):
     sections = {title: pages for each in navigation for title, pages in each.items()}
     assert list(sections) == ["Home", "Guides", "How to", "Reference", "Measured"]
     grouped = {"The last first": ["how_to/two.md"]}
-    assert sections["How to"] == ["how_to/index.md", grouped, "how_to/one.md"]
+    first = ["how_to/index.md", "how_to/three.md"]
+    assert sections["How to"] == [*first, grouped, "how_to/one.md"]
     assert sections["Measured"] == ["numbers.md"]
 
     index = (out / "docs/reference/api/layers/index.md").read_text(encoding="utf-8")
