@@ -112,7 +112,15 @@ guide](../guides/01_first.py), a [test](../tests/house/public_api.txt).
 """,
     "docs/how_to/two.md": "# Two\n",
     "docs/how_to/three.md": "# Three\n",
-    "docs/how_to/index.md": "# How to\n\n[Three](three.md) first.\n\n## The last first\n\n- [Two](two.md)\n",
+    "docs/how_to/index.md": """\
+# How to
+
+[Three](three.md) first.
+
+## The last first
+
+- [Two](two.md)
+""",
     "docs/numbers.md": "# Numbers\n",
     "tests/house/public_api.txt": (
         "keras_deepseek.layers.Conv2D\nkeras_deepseek.layers.LayerNorm\nkeras_deepseek.layers.NewLayer\n"
