@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from write_reference import write_reference
@@ -32,9 +31,11 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 def build_site(out: Path, root: Path = ROOT) -> None:
     """Writes the sources, or raises `SystemExit` with a line for each dead link."""
-    shutil.rmtree(out, ignore_errors=True)
+    if out.exists() and any(out.iterdir()):
+        sys.exit(f"{out} holds files. Name an empty folder, or a new one.")
     docs = out / "docs"
-    shutil.copytree(root / "docs", docs, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    tools = shutil.ignore_patterns("*.py", "*.txt", "__pycache__")
+    shutil.copytree(root / "docs", docs, ignore=tools)
     if not (docs / "index.md").exists():
         (docs / "index.md").write_text("# keras_deepseek\n", encoding="utf-8")
     for name in ("keras_deepseek", "docs/keras_docstrings.py"):  # What mkdocstrings reads.
@@ -63,9 +64,12 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
     name = page.relative_to(docs)
     source = root / (name if name.parts[0] == "guides" else "docs" / name)
     text = page.read_text(encoding="utf-8")
+    code = [fence.span() for fence in FENCE.finditer(text)]
     faults = []
 
     def rewrite(link: re.Match[str]) -> str:
+        if any(start < link.start() < end for start, end in code):
+            return link[0]
         target, *anchor = link[3].split("#", 1)
         if not target or re.match(r"\w+:", target) or (page.parent / target).is_file():
             return link[0]
@@ -83,21 +87,8 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
         shown = f"`{file.as_posix()}`"
         return shown if shown[:-1].endswith(link[2].strip("`")) else f"{link[2]} ({shown})"
 
-    page.write_text(replace_outside_of_code(LINK, rewrite, text), encoding="utf-8")
+    page.write_text(LINK.sub(rewrite, text), encoding="utf-8")
     return faults
-
-
-def replace_outside_of_code(
-    pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text: str
-) -> str:
-    """Returns a Markdown text in which a pattern is replaced, but not in blocks of code."""
-    fences = [fence.span() for fence in FENCE.finditer(text)]
-
-    def run(match: re.Match[str]) -> str:
-        is_code = any(start <= match.start() < end for start, end in fences)
-        return match[0] if is_code else replace(match)
-
-    return pattern.sub(run, text)
 
 
 def make_navigation(docs: Path) -> list[object]:
