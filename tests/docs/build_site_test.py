@@ -75,7 +75,17 @@ class Scale(Layer):
 ''',
     "keras_deepseek/layers/double.py": '''\
 def double(x):
-    """Doubles a number."""
+    """Doubles a number.
+
+    Returns:
+        A value: twice the
+            number.
+
+    Example:
+
+    >>> double(1)
+    2
+    """
 ''',
     "guides/01_first.py": '''\
 """
@@ -194,7 +204,10 @@ def test_a_good_site(build, tmp_path):
     assert scale.count('<span class="gp">') == 5
     assert ">The first guide</a>" in scale
     assert "keras_deepseek/layers/scale.py" in scale
-    assert (out / "site/reference/api/layers/double.html").exists()
+    # A function that is named after its module.
+    double = (out / "site/reference/api/layers/double.html").read_text(encoding="utf-8")
+    assert "<p>A value: twice the\nnumber.</p>" in double
+    assert double.count('<span class="gp">') == 1
     for page in (out / "site").rglob("*.html"):
         asks = r'<(?:script|link|img)[^>]*(?:src|href)="https?:'
         assert not re.search(asks, page.read_text(encoding="utf-8")), page
