@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from write_reference import write_reference
@@ -32,15 +31,19 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 def build_site(out: Path, root: Path = ROOT) -> None:
     """Writes the sources, or raises `SystemExit` with a line for each dead link."""
-    shutil.rmtree(out, ignore_errors=True)
+    if out.exists() and any(out.iterdir()):
+        sys.exit(f"{out} holds files. Name an empty folder, or a new one.")
     docs = out / "docs"
-    shutil.copytree(root / "docs", docs, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    tools = shutil.ignore_patterns("*.py", "*.txt", "__pycache__")
+    shutil.copytree(root / "docs", docs, ignore=tools)
     if not (docs / "index.md").exists():
         (docs / "index.md").write_text("# keras_deepseek\n", encoding="utf-8")
     for name in ("keras_deepseek", "docs/keras_docstrings.py"):  # What mkdocstrings reads.
         (out / Path(name).name).symlink_to(root / name)
     if (root / "guides/build.py").exists():
-        subprocess.run([sys.executable, root / "guides/build.py", out / "guides"], check=True)
+        command = [sys.executable, root / "guides/build.py", out / "guides"]
+        if code := subprocess.run(command, check=False).returncode:
+            sys.exit(code)  # It has said what is wrong.
         shutil.copytree(out / "guides/site/guides", docs / "guides")
     faults = [
         fault for page in sorted(docs.rglob("*.md")) for fault in rewrite_links(page, docs, root)
@@ -61,9 +64,12 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
     name = page.relative_to(docs)
     source = root / (name if name.parts[0] == "guides" else "docs" / name)
     text = page.read_text(encoding="utf-8")
+    code = [fence.span() for fence in FENCE.finditer(text)]
     faults = []
 
     def rewrite(link: re.Match[str]) -> str:
+        if any(start < link.start() < end for start, end in code):
+            return link[0]
         target, *anchor = link[3].split("#", 1)
         if not target or re.match(r"\w+:", target) or (page.parent / target).is_file():
             return link[0]
@@ -81,21 +87,8 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
         shown = f"`{file.as_posix()}`"
         return shown if shown[:-1].endswith(link[2].strip("`")) else f"{link[2]} ({shown})"
 
-    page.write_text(replace_outside_of_code(LINK, rewrite, text), encoding="utf-8")
+    page.write_text(LINK.sub(rewrite, text), encoding="utf-8")
     return faults
-
-
-def replace_outside_of_code(
-    pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text: str
-) -> str:
-    """Returns a Markdown text in which a pattern is replaced, but not in blocks of code."""
-    fences = [fence.span() for fence in FENCE.finditer(text)]
-
-    def run(match: re.Match[str]) -> str:
-        is_code = any(start <= match.start() < end for start, end in fences)
-        return match[0] if is_code else replace(match)
-
-    return pattern.sub(run, text)
 
 
 def make_navigation(docs: Path) -> list[object]:
@@ -119,17 +112,17 @@ def make_navigation(docs: Path) -> list[object]:
 
 
 def list_pages(docs: Path, folder: str) -> list[object]:
-    """Returns the pages of a folder, below the headings of its `index.md` that lists them."""
-    names = {page.name for page in (docs / folder).glob("*.md")}
-    pages: list[object] = []
-    if "index.md" in names:
-        names.remove("index.md")
-        pages.append(f"{folder}/index.md")
-        text = (docs / folder / "index.md").read_text(encoding="utf-8")
-        for heading, part in re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", text, re.MULTILINE):
-            listed = [name for name in re.findall(r"\]\((\w+\.md)\)", part) if name in names]
-            names -= set(listed)
-            pages += [{heading: [f"{folder}/{name}" for name in listed]}] if listed else []
+    """Returns the pages of a folder, in the order and below the headings of its `index.md`."""
+    names = {page.name for page in (docs / folder).glob("*.md")} - {"index.md"}
+    index = docs / folder / "index.md"
+    text = index.read_text(encoding="utf-8") if index.exists() else ""
+    pages: list[object] = [f"{folder}/index.md"] if text else []
+    opening, *sections = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+    for heading, part in [("", opening), *zip(sections[::2], sections[1::2], strict=True)]:
+        listed = [name for name in re.findall(r"\]\((\w+\.md)\)", part) if name in names]
+        names -= set(listed)
+        found = [f"{folder}/{name}" for name in dict.fromkeys(listed)]
+        pages += [{heading: found}] if heading and found else found
     return pages + [f"{folder}/{name}" for name in sorted(names)]
 
 

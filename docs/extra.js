@@ -1,5 +1,5 @@
-// What axe-core finds in the pages of the theme: regions without a name, and tables that only a
-// mouse can scroll.
+// What axe-core finds in the pages of the theme: regions and heads of columns without a name, and
+// tables that only a mouse can scroll.
 document$.subscribe(() => {
   document.querySelector(".md-path")?.setAttribute("aria-label", "Breadcrumbs");
   for (const nav of document.querySelectorAll("nav[aria-labelledby]")) {
@@ -7,5 +7,8 @@ document$.subscribe(() => {
     nav.removeAttribute("aria-labelledby");
   }
   for (const nav of document.querySelectorAll(".md-code__nav")) nav.role = "none";
+  for (const head of document.querySelectorAll("th:empty")) {
+    head.replaceWith(document.createElement("td"));
+  }
   for (const table of document.querySelectorAll(".md-typeset__scrollwrap")) table.tabIndex = 0;
 });

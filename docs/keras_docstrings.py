@@ -28,12 +28,18 @@ class KerasDocstrings(griffe.Extension):
         for room in pkg.modules.values():
             for name, module in room.modules.items():
                 if name in room.imports and name in module.members:
+                    self.on_object(obj=module.members[name])  # Griffe will not find it any more.
                     room.members[name] = griffe.Alias(name, module.members[name], parent=room)
 
 
 def rewrite(text: str) -> str:
     """Returns a docstring in Keras's form as one in Griffe's."""
     text = EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
-    text = PROSE.sub(lambda part: HEAD.format(part[1], textwrap.dedent(part[2])), text + "\n")
+    text = PROSE.sub(lambda part: HEAD.format(part[1], _unindent(part[2])), text + "\n")
     text = re.sub(r"^Args:$", "Args: Arguments:", text, flags=re.M)
     return re.sub(r"^Call arguments:$", "Other Parameters: Call arguments:", text, flags=re.M)
+
+
+def _unindent(text: str) -> str:
+    """Returns a section without indents, which Griffe would take for a section inside of it."""
+    return re.sub(r"\n +(?=\w|`)", "\n", textwrap.dedent(text))

@@ -1,8 +1,11 @@
 """What the wheel holds, and that a bare installation of it answers."""
 
 import zipfile
+from pathlib import Path
 
 import pytest
+
+QUICKSTART = Path(__file__).parents[1] / "guides/01_quickstart.py"
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,7 @@ def test_the_wheel_holds_the_package_alone(names):
     (metadata,) = tops - {"keras_deepseek"}
     assert metadata.endswith(".dist-info")
     assert [name for name in names if name.endswith(("_test.py", "conftest.py"))] == []
+    assert [name for name in names if "/tests/" in name or "/oracles/" in name] == []
 
 
 def test_the_wheel_holds_its_licence_and_the_mark_of_typed_packages(names):
@@ -51,3 +55,11 @@ def test_help_is_there_at_each_level(installation, command, words):
     assert done.returncode == 0
     assert [word for word in words if word not in done.stdout] == []
     assert done.stderr == ""
+
+
+def test_the_quickstart_runs(installation):
+    needed = ("matplotlib", "scikit-learn")
+    done = installation.run("python", "-m", "pip", "install", "--quiet", *needed)
+    assert done.returncode == 0, done.stderr
+    done = installation.run("python", QUICKSTART)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -75,7 +75,17 @@ class Scale(Layer):
 ''',
     "keras_deepseek/layers/double.py": '''\
 def double(x):
-    """Doubles a number."""
+    """Doubles a number.
+
+    Returns:
+        A value: twice the
+            number.
+
+    Example:
+
+    >>> double(1)
+    2
+    """
 ''',
     "guides/01_first.py": '''\
 """
@@ -111,7 +121,16 @@ guide](../guides/01_first.py), a [test](../tests/house/public_api.txt).
 ```
 """,
     "docs/how_to/two.md": "# Two\n",
-    "docs/how_to/index.md": "# How to\n\n## The last first\n\n- [Two](two.md)\n",
+    "docs/how_to/three.md": "# Three\n",
+    "docs/how_to/index.md": """\
+# How to
+
+[Three](three.md) first.
+
+## The last first
+
+- [Two](two.md)
+""",
     "docs/numbers.md": "# Numbers\n",
     "tests/house/public_api.txt": (
         "keras_deepseek.layers.Conv2D\nkeras_deepseek.layers.LayerNorm\nkeras_deepseek.layers.NewLayer\n"
@@ -167,7 +186,8 @@ def test_a_good_site(build, tmp_path):
     sections = {title: pages for each in navigation for title, pages in each.items()}
     assert list(sections) == ["Home", "Guides", "How to", "Reference", "Measured"]
     grouped = {"The last first": ["how_to/two.md"]}
-    assert sections["How to"] == ["how_to/index.md", grouped, "how_to/one.md"]
+    first = ["how_to/index.md", "how_to/three.md"]
+    assert sections["How to"] == [*first, grouped, "how_to/one.md"]
     assert sections["Measured"] == ["numbers.md"]
 
     index = (out / "docs/reference/api/layers/index.md").read_text(encoding="utf-8")
@@ -184,7 +204,10 @@ def test_a_good_site(build, tmp_path):
     assert scale.count('<span class="gp">') == 5
     assert ">The first guide</a>" in scale
     assert "keras_deepseek/layers/scale.py" in scale
-    assert (out / "site/reference/api/layers/double.html").exists()
+    # A function that is named after its module.
+    double = (out / "site/reference/api/layers/double.html").read_text(encoding="utf-8")
+    assert "<p>A value: twice the\nnumber.</p>" in double
+    assert double.count('<span class="gp">') == 1
     for page in (out / "site").rglob("*.html"):
         asks = r'<(?:script|link|img)[^>]*(?:src|href)="https?:'
         assert not re.search(asks, page.read_text(encoding="utf-8")), page
