@@ -1,6 +1,7 @@
-"""Writes docs/reference/command_line.md, the flags of each command: `python docs/write_commands.py`.
+# ruff: noqa: SLF001 - argparse has no public way to list the arguments of a parser.
+"""Writes the page of all flags: `python docs/write_commands.py`.
 
-A test in `tests/house/` fails if the page is not up to date.
+A test in `tests/house/` fails if `docs/reference/command_line.md` is not up to date.
 """
 
 import argparse
@@ -10,9 +11,9 @@ from pathlib import Path
 from keras_deepseek.cli import PROGRAM, _make_parser
 
 PAGE = Path(__file__).parent / "reference/command_line.md"
-INTRODUCTION = f"""# Command line
+INTRODUCTION = """# Command line
 
-`{PROGRAM} COMMAND --help` shows the same. `python docs/write_commands.py` writes this page.
+`--help` of each command shows the same. `python docs/write_commands.py` writes this page.
 [Flags of `serve`](../how_to/configure_a_server.md) may also come from the environment or a file.
 """
 
@@ -39,6 +40,7 @@ def write_command(parser: argparse.ArgumentParser, name: str, summary: str) -> I
 
 
 def write_rows(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> Iterator[str]:
+    """Yields a row of the table for each argument of a group."""
     formatter = parser._get_formatter()
     for action in group._group_actions:
         if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:
@@ -55,6 +57,7 @@ def write_rows(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) 
 
 
 def escape(text: str) -> str:
+    """Lets a cell of a table hold any text."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 

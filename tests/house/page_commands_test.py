@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.cli import PROGRAM, _make_parser
-from tests.house.pages import NAMES, ROOT, read_blocks
+from tests.oracles.pages import NAMES, ROOT, read_blocks
 
 ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 

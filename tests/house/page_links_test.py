@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.pages import NAMES, ROOT
+from tests.oracles.pages import NAMES, ROOT
 
 NAMES = [*NAMES, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)

@@ -16,7 +16,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from tests.house.pages import NAMES, ROOT, read_blocks
+from tests.oracles.pages import NAMES, ROOT, read_blocks
 
 ON_TENSORFLOW = {
     "docs/how_to/compare_formats.md",
