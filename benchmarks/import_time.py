@@ -14,12 +14,12 @@ import time
 from processes import make_parser
 from result import Figure, report
 
-LIMITS = {"import keras_deepseek": 0.1, "keras-deepseek --help": None}
+LIMITS = {"import keras_deepseek": 0.1, "the command's --help": None}
 """Seconds beyond Python's start."""
 STATEMENTS = {
     "Python's start": "pass",
     "import keras_deepseek": "import keras_deepseek",
-    "keras-deepseek --help": "from keras_deepseek.cli import main; main(['--help'])",
+    "the command's --help": "from keras_deepseek.cli import main; main(['--help'])",
     "import numpy": "import numpy",
 }
 
@@ -47,7 +47,7 @@ def main() -> int:
     for name, seconds in medians.items():
         print(f"{name:24}{seconds:>8.3f} s{seconds - start:>8.3f} s")
     figures = [
-        Figure(f"`{name}`, beyond Python's start", medians[name] - start, "s", target=limit)
+        Figure(f"{name}, beyond Python's start", medians[name] - start, "s", target=limit)
         for name, limit in LIMITS.items()
     ]
     return report(arguments.json, figures, medians)

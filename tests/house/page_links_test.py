@@ -21,7 +21,8 @@ def read(page: Path) -> str:
 def list_anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", read(page), re.MULTILINE)
     words = (re.sub(r"[^\w\s-]", "", heading).lower() for heading in headings)
-    return {re.sub(r"\s", "-", each) for each in words}
+    own = re.findall(r'<a id="([^"]+)"></a>', read(page))
+    return {re.sub(r"\s", "-", each) for each in words}.union(own)
 
 
 @pytest.mark.parametrize("name", NAMES)
