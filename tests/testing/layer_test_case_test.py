@@ -69,6 +69,18 @@ def test_layers_of_keras_pass(layer_class, init_kwargs, input_shape, input_dtype
 
 
 @register
+class ScaleWithoutNames(Scale):
+    """A sound layer whose weight has the name that Keras counts up."""
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1],))
+
+
+def test_a_layer_that_names_no_weight_passes():
+    run(ScaleWithoutNames)
+
+
+@register
 class Pair(Scale):
     """A sound layer of two arguments."""
 
