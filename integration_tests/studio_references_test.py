@@ -1,8 +1,8 @@
 """Each view of Studio beside a picture of it that a person has looked at.
 
 The pictures lie in `studio_references`. `STUDIO_PICTURES=integration_tests/studio_references` makes
-them anew: look at each one before you commit it. They are compared as blocks of 16 pixels, so that
-a font of another machine makes little difference, and a missing card or a wrong colour does.
+them anew: look at each one before you commit it. They are compared as blocks of 16 pixels, where
+the page has the font of the pictures, DejaVu Sans.
 """
 
 import io
@@ -19,13 +19,18 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 np = pytest.importorskip("numpy")
 
 REFERENCES = Path(__file__).parent / "studio_references"
+TEXT = "Update-to-weight ratio by layer"
+WIDTH_OF_TEXT = 220.2
+"""Its pixels in the font of the pictures, at 14 pixels."""
+
 COLOURS = 40
 BLOCK = 16
 TALLEST = 2000
 """Pixels of a picture; the rest of a longer page is not compared."""
 
-MOST_MEAN, MOST_SHARE = 2.0, 0.01
-"""The mean difference of blocks, of 255, and the share of blocks that differ by more than 40."""
+DOUBT, MOST_MEAN, MOST_SHARE = 8, 0.3, 0.003
+"""A difference of blocks, of 255, that the few colours of a picture make; what the mean may be
+beyond it; and the share of blocks that may differ by more than 40."""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,17 @@ def studio(tmp_path_factory):
         invent(folder / f"{fault}.sqlite", fault, steps=800, seed=index, begin=1.7e9 + 300 * index)
     with Studio(folder, port=0) as studio:
         yield studio
+
+
+def width_of_text(page):
+    return page.evaluate(
+        """(text) => {
+            const pen = document.createElement("canvas").getContext("2d");
+            pen.font = `14px ${getComputedStyle(document.body).fontFamily}`;
+            return pen.measureText(text).width;
+        }""",
+        TEXT,
+    )
 
 
 def compare(page, name, *, is_whole=True):
@@ -51,7 +67,12 @@ def compare(page, name, *, is_whole=True):
         )
         few.save(Path(folder) / f"{name}.png", optimize=True)
         return
-    expected = Image.open(REFERENCES / f"{name}.png").convert("RGB")
+    if abs(width_of_text(page) - WIDTH_OF_TEXT) > 1:
+        pytest.skip("The font is not that of the pictures, DejaVu Sans.")
+    reference = Image.open(REFERENCES / f"{name}.png")
+    # In the colours of the reference, which has few.
+    image = image.quantize(palette=reference, dither=Image.Dither.NONE).convert("RGB")
+    expected = reference.convert("RGB")
     height = min(image.height, TALLEST)
     assert abs(height - expected.height) <= 2 * BLOCK, (image.size, expected.size)
     size = (expected.width // BLOCK, expected.height // BLOCK)
@@ -63,7 +84,8 @@ def compare(page, name, *, is_whole=True):
     )
     differences = np.abs(found - wanted).max(axis=-1)
     share = (differences > 40).mean()
-    assert differences.mean() <= MOST_MEAN, f"{name}: blocks differ by {differences.mean():.2f}"
+    mean = np.maximum(differences - DOUBT, 0).mean()
+    assert mean <= MOST_MEAN, f"{name}: blocks differ by {mean:.2f}"
     assert share <= MOST_SHARE, f"{name}: {share:.1%} of the blocks differ"
 
 

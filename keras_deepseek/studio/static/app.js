@@ -115,7 +115,7 @@ function App() {
       ${run && html`<span class="state"><i class="dot ${STATES[run.state] ?? "soft"}"></i><span>${run.state === "lost" ? "died" : run.state}${run.step ? html` <span class="num">· step ${whole(run.step)}</span>` : ""}</span></span>`}
       ${run?.state === "running" && html`<${Ask} run=${selected} name="checkpoint" words="Checkpoint" isPlain/><${Ask} run=${selected} name="stop" words="Stop" isPlain/>`}
       ${!live.isReport && html`<button class="plain wide-only" onClick=${saveReport}>Save report</button>`}
-      <button class="icon" aria-label="Keys" title="Keys (?)" onClick=${() => help.current.showModal()}>?</button></header>
+      <button class="icon keys" aria-label="Keys" title="Keys (?)" onClick=${() => help.current.showModal()}>?</button></header>
     ${(live.isLost || live.problem) && html`<p class="banner" role="status">${live.problem ?? "The server doesn’t answer. Reconnecting …"}</p>`}
     <main class=${live.isLost ? "lost" : ""}><div id="view" role="tabpanel" aria-labelledby=${`tab-${view}`}>
       ${!run ? html`<${Empty}/>`

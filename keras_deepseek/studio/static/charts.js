@@ -112,7 +112,7 @@ export function Chart({lines, data, height, x = "step", log, logX, window: range
       }
       box.hidden = false;
       const left = u.cursor.left + u.over.offsetLeft;
-      box.style.left = `${left > u.width - box.offsetWidth - 30 ? left - box.offsetWidth - 14 : left + 14}px`;
+      box.style.left = `${Math.max(0, left > u.width - box.offsetWidth - 30 ? left - box.offsetWidth - 14 : left + 14)}px`;
       box.style.top = `${Math.max(0, Math.min(u.cursor.top - 20, u.height - box.offsetHeight))}px`;
     };
     const setWindow = (u) => {

@@ -53,12 +53,15 @@ function place(node, open, find) {
   }
   layout(graph);
   const {width, height} = graph.graph();
-  const at = (name) => graph.node(name);
+  const edges = graph.edges().map((edge) => graph.edge(edge).points), bends = edges.flat().map(({x}) => x);
+  // dagre measures nodes alone: a long edge may bend outside of them.
+  const left = Math.min(0, ...bends.map((x) => x - 10)), right = Math.max(width, ...bends.map((x) => x + 10));
+  const shifted = (point) => ({...point, x: point.x - left}), at = (name) => shifted(graph.node(name));
   return {
-    width: width + 4, height: height + 26,
+    width: right - left + 4, height: height + 26,
     nodes: node.children.map((child, i) => ({child, inner: inner[i], ...at(String(i))})),
     ports: ["in", "out"].filter((name) => graph.hasNode(name)).map((name) => ({name, ...at(name)})),
-    edges: graph.edges().map((edge) => graph.edge(edge).points),
+    edges: edges.map((points) => points.map(shifted)),
   };
 }
 
@@ -116,12 +119,12 @@ function GraphView({root, open, paint, title}) {
     svg.current.addEventListener("wheel", turn, {passive: false});
     return () => svg.current?.removeEventListener("wheel", turn);
   }, []);
-  useEffect(() => {  // Brings the selected box into view.
+  useEffect(() => {  // Brings the selected box into view, also when it was opened.
     const chosen = svg.current.querySelector(".selected")?.getBoundingClientRect(), box = svg.current.getBoundingClientRect();
     if (!chosen || (chosen.top >= box.top && chosen.bottom <= box.bottom && chosen.left >= box.left && chosen.right <= box.right)) return;
     setView((old) => old && ({...old, x: old.x + (box.left + box.width / 2 - (chosen.left + chosen.right) / 2),
       y: old.y + (box.top + 60 - chosen.top)}));
-  }, [paint.selected]);
+  }, [paint.selected, placed]);
   const drag = (event) => event.buttons & 1 && setView((old) => ({...old, x: old.x + event.movementX, y: old.y + event.movementY}));
   return html`<div class="card canvas"><div class="zoom">${title && html`<span>${title}</span>`}
       <button class="icon" aria-label="Smaller" onClick=${() => zoom(0.8)}>−</button>
