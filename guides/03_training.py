@@ -4,7 +4,7 @@ Author: The keras_deepseek authors
 Date created: 2026/11/25
 Last modified: 2026/11/30
 Description: Rows without padding, half precision, a schedule, checkpoints, and a training resumed.
-Time: 1 minute on two cores
+Time: 30 seconds on two cores, 1 minute with JAX
 Install: "keras_deepseek[pictures,tensorboard]"
 Accelerator: NvidiaTeslaT4
 """
@@ -15,10 +15,8 @@ which ships with Python. On the way you meet what a long training needs: little 
 that does not explode, and checkpoints that lose nothing when the process dies.
 """
 
-import json
 import re
 from collections import Counter
-from pathlib import Path
 from pydoc_data import topics
 
 import keras
@@ -27,7 +25,8 @@ import numpy as np
 from keras import ops
 from keras.layers import Dense, Embedding, LayerNormalization, MultiHeadAttention
 
-from keras_deepseek.callbacks import MetricsLog, TensorBoardEvents, ThroughputMeter
+from keras_deepseek.artifacts import RunRecord
+from keras_deepseek.callbacks import TensorBoardEvents, ThroughputMeter
 from keras_deepseek.layers import MaskedPositionHead
 from keras_deepseek.training import (
     Trainer,
@@ -113,7 +112,8 @@ def build_model():
 - `guard="skip"` leaves out a step whose loss or gradients are not finite.
 - `checkpoint_every=25` writes a checkpoint every 25 steps, while the training goes on.
 - `seed` fixes weights, dropout and the order of the data, so that a run can be repeated.
-- The callbacks write the throughput, event files for TensorBoard, and a line of JSON a step.
+- `run_record` is a file with each step's numbers. The next guide looks at one in Studio.
+- The callbacks measure the throughput and write event files for TensorBoard.
 
 The model is given as a function, so that the seed is set before its weights are made.
 """
@@ -134,11 +134,11 @@ def make_trainer(name, *callbacks):
         guard="skip",
         checkpoint_dir=f"runs/{name}",
         checkpoint_every=25,
+        run_record=f"runs/{name}.sqlite",
         seed=1,
         callbacks=[
             ThroughputMeter(tokens_per_sample=LENGTH),
             TensorBoardEvents(f"runs/{name}_events"),
-            MetricsLog(f"runs/{name}.jsonl"),
             *callbacks,
         ],
     )
@@ -179,8 +179,8 @@ class Crash(keras.callbacks.Callback):
 
 
 def read_losses(name):
-    rows = [json.loads(line) for line in Path(f"runs/{name}.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["kind"] == "step"]
+    with RunRecord(f"runs/{name}.sqlite", read_only=True) as record:
+        return [loss for _, loss in record.scalars("step_loss")]
 
 
 try:
@@ -192,8 +192,8 @@ except KeyboardInterrupt:
 """
 ## Look
 
-The resumed training ends with the very same numbers, to the last bit. Keras logs the mean of the
-loss since the epoch began, hence the small leaps.
+The ten steps after the checkpoint were lost, and are made again. From there on the resumed training
+has the very same numbers, to the last bit.
 """
 
 plt.plot(read_losses("left_alone"), color="lightgray", linewidth=6, label="left alone")

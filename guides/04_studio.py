@@ -4,7 +4,7 @@ Author: The keras_deepseek authors
 Date created: 2026/11/30
 Last modified: 2026/11/30
 Description: A network that learns nothing, the sentence that says why, the remedy, and a profile.
-Time: 1 minute on two cores
+Time: 30 seconds on two cores
 Install: "keras_deepseek[pictures]" scikit-learn
 """
 
