@@ -38,6 +38,7 @@ PLACES = {
     "tests/house/documented_defaults_test.py": "torch_alone",
     "tests/house/keras_layers_test.py": "torch_alone",
     "tests/house/layers_page_test.py": "torch_alone",
+    "tests/house/pages_test.py": "torch_alone",
     "tests/house/public_api_test.py": "torch_alone",
     "tests/inference": "no_framework",
     "tests/inference/dispatcher_test.py": "torch_alone",

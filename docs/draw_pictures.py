@@ -1,10 +1,13 @@
-"""Draws the pictures of docs/architecture.md from the code.
+"""Draws the pictures of the pages.
 
+    python docs/draw_pictures.py way
     python docs/draw_pictures.py rooms     # needs import-linter (the extra `dev`)
     KERAS_BACKEND=tensorflow python docs/draw_pictures.py batch
 
-`rooms` shows which room imports which. `batch` runs the way of one batch, from `fit` to a served
-answer, and shows the calls on it in the order in which they were made.
+`way` shows the stages from a model to a service, for the start page. `rooms` and `batch` are drawn
+from the code, for docs/explanation/architecture.md. `rooms` shows which room imports which. `batch`
+runs the way of one batch, from `fit` to a served answer, and shows the calls on it in the order in
+which they were made.
 """
 
 import importlib
@@ -45,7 +48,25 @@ STATIONS = [
 ]
 """The calls on a batch's way, by room. It fails if one is not made in this order."""
 
+WAY = [
+    ("models", "Build", "keras.Model", "Keras's layers, ours, or a model family", ""),
+    ("training", "Train", "Trainer", "half precision, many devices, resumes", "model"),
+    ("deploy", "Export", "Exporter", "ONNX, SavedModel, OpenVINO, TensorRT: verified", "bundle"),
+    (
+        "inference",
+        "Serve",
+        "keras-deepseek serve",
+        "dynamic batches over HTTP and gRPC",
+        "",
+    ),
+    ("operator", "Scale", "ModelDeployment", "as many pods on Kubernetes as requests need", ""),
+]
+"""The stages: the room, the step, the name to use, what it does, and what it passes on."""
+
 COLOURS = {
+    "models": "#e2e8f0",
+    "operator": "#cffafe",
+    "studio": "#fce7f3",
     "training": "#dbeafe",
     "callbacks": "#ede9fe",
     "deploy": "#dcfce7",
@@ -55,12 +76,60 @@ COLOURS = {
 
 
 def main() -> None:
-    """Draws the pictures that the command line names, or both."""
-    for name in sys.argv[1:] or ["rooms", "batch"]:
-        text = {"rooms": draw_rooms, "batch": draw_batch}[name]()
+    """Draws the pictures that the command line names, or all."""
+    draw = {"way": draw_way, "rooms": draw_rooms, "batch": draw_batch}
+    for name in sys.argv[1:] or draw:
+        text = draw[name]()
         path = ROOT / "docs" / "pictures" / f"{name}.svg"
         path.write_text(text, encoding="utf-8")
         print(f"{path.relative_to(ROOT)}: {len(text)} bytes")
+
+
+# ---------------------------------------------------------------------------------------------
+# The way from a model to a service.
+
+
+def draw_way() -> str:
+    """Returns the picture of the stages. It has no background: pages may be light or dark."""
+    width, height, line = 420, 48, 84
+    shapes = []
+    for index, (room, step, name, sentence, passed_on) in enumerate(WAY):
+        top = 4 + index * line
+        if index:
+            shapes.append(_arrow(60, top - line + height, 60, top))
+        shapes += [
+            _rounded(4, top, width - 8, height, COLOURS[room]),
+            _text(16, top + 20, step, "font-weight='700'"),
+            _text(width - 16, top + 20, name, "text-anchor='end' style='font-family: monospace'"),
+            _text(16, top + 38, sentence),
+        ]
+        if passed_on:
+            shapes += _pill(74, top + height + 6, passed_on)
+        if room == "training":
+            shapes += _pill(226, top + height + 6, "run record")
+            shapes.append(_arrow(312, top + height + 17, 336, top + height + 17))
+            shapes += _pill(338, top + height + 6, "Studio", COLOURS["studio"])
+    return _svg(width, len(WAY) * line - (line - height) + 8, shapes, background="none")
+
+
+def _text(x: float, y: float, text: str, more: str = "") -> str:
+    return f"<text x='{x:g}' y='{y:g}' {FONT} fill='#0f172a' {more}>{escape(text)}</text>"
+
+
+def _rounded(x: float, y: float, width: float, height: float, fill: str) -> str:
+    radius = min(8, height / 2)
+    return (
+        f"<rect x='{x:g}' y='{y:g}' width='{width:g}' height='{height:g}' rx='{radius:g}' "
+        f"fill='{fill}' stroke='#64748b'/>"
+    )
+
+
+def _pill(x: float, y: float, text: str, fill: str = COLOURS["artifacts"]) -> list[str]:
+    width = 20 + 6.6 * len(text)
+    return [
+        _rounded(x, y, width, 23, fill),
+        _text(x + width / 2, y + 16, text, "text-anchor='middle'"),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -240,13 +309,13 @@ def _short(name: str) -> str:
 # Shapes.
 
 
-def _svg(width: float, height: float, shapes: list[str]) -> str:
+def _svg(width: float, height: float, shapes: list[str], background: str = "white") -> str:
     head = (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' "
         f"width='{width:g}' height='{height:g}'>"
         "<defs><marker id='end' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' "
         "markerHeight='7' orient='auto'><path d='M0 0L8 4L0 8z' fill='#64748b'/></marker></defs>"
-        f"<rect width='{width:g}' height='{height:g}' fill='white'/>"
+        f"<rect width='{width:g}' height='{height:g}' fill='{background}'/>"
     )
     return "\n".join([head, *shapes, "</svg>"]) + "\n"
 

@@ -11,7 +11,7 @@ def assert_same(one, other, tolerance=0.0):
 
 
 def add_sparse_gradients_up(optimizer):
-    """Lets Keras's optimizer do what `docs/training.md` says that ours does.
+    """Lets Keras's optimizer do what `docs/explanation/training_step.md` says that ours does.
 
     On TensorFlow it squares each part of an embedding's gradient before it adds them.
     """

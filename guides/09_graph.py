@@ -4,9 +4,12 @@ Author: The keras_deepseek authors
 Date created: 2026/11/29
 Last modified: 2026/11/29
 Description: A classifier by the first token and a LoRA training, before and after.
+Time: 1 minute on two cores
+Install: "keras_deepseek[pictures]"
 """
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 
 from keras_deepseek import graph
@@ -44,4 +47,8 @@ model = keras.Model(inputs, Dense(1)(keras.ops.mean(x, axis=1)))
 model.get_layer("hidden").enable_lora(4)  # After it, a model is optimized again.
 fast = graph.optimize(model, tokens[:8], mode="train", measure=False)
 print(fast.report)
-Trainer(fast, optimizer="adam", loss="mse").fit(tokens, labels, epochs=2)
+history = Trainer(fast, optimizer="adam", loss="mse").fit(tokens, labels, epochs=4)
+losses = history.history["loss"]
+plt.plot(losses)
+plt.savefig("losses.png")
+assert losses[-1] < losses[0]

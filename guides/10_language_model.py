@@ -4,6 +4,8 @@ Author: The keras_deepseek authors
 Date created: 2026/11/27
 Last modified: 2026/11/27
 Description: A DeepSeek-V3 with balanced experts learns real text, and is tuned by a LoRA.
+Time: 4 minutes on two cores
+Install: "keras_deepseek[pictures]"
 """
 
 """
@@ -17,6 +19,7 @@ import tempfile
 from pydoc_data import topics
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 
 from keras_deepseek.callbacks import ExpertBalancing
@@ -157,6 +160,9 @@ load_lora_weights(again, f"{folder}/capitals.safetensors")
 batch = {name: array[:4] for name, array in few.items()}
 difference = np.abs(again.predict(batch, verbose=0) - model.predict(batch, verbose=0)).max()
 print(f"{keras.backend.backend()}: loaded within {difference:.1e}, loss {losses}")
+plt.bar(["counts of bytes", "the model"], [bits_of_counts, bits])
+plt.ylabel("bits a character")
+plt.savefig("bits.png")
 assert bits < bits_of_counts - 0.5
 assert losses[-1] < losses[0]
 assert difference < 1e-3

@@ -29,7 +29,7 @@ _INTRODUCTION = """# Export matrix
 formats: {num_cells} cells. Written by `python -m integration_tests.export_matrix.write_table` from
 `integration_tests/export_matrix/results/`, where `python -m integration_tests.export_matrix.run`
 left what it found; `tox -e export` computes it anew and compares. How an export is made and
-verified: [export](export.md).
+verified: [export](how_to/export_a_model.md).
 
 Each artifact that says it is verified was loaded once more, by its runtime alone, and compared with
 the model on batches that the Exporter does not use: of 2, 6 and 7 rows, lengths of 7, 8, 10, 12, 17

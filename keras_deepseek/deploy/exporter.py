@@ -71,8 +71,9 @@ class Exporter:
 
     Args:
         model: `keras.Model`, built. Its current weights and training state are exported.
-        backend: string. The format: one in the table of docs/export.md, as `"onnx"`; the name of a
-            registered format; or `"custom"`: the registered format whose suffix the path has.
+        backend: string. The format: `"onnx"`, `"savedmodel"`, `"openvino"` or `"tensorrt"`; the
+            name of a registered format; or `"custom"`: the registered format whose suffix the path
+            has.
         input_signature: list. For a subclassed model, the shapes and dtypes of the arguments of its
             `call`, as in `[keras.InputSpec(shape=(None, None), dtype="int32")]`; a size of `None`
             is free. Defaults to `None`: the sizes of the model's first call, with a free batch, in

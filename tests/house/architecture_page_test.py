@@ -1,4 +1,4 @@
-"""The picture of the rooms in docs/architecture.md is that of the code."""
+"""The pictures that need no training are those that docs/draw_pictures.py draws."""
 
 import importlib.util
 
@@ -14,9 +14,11 @@ def load(root):
     return module
 
 
-def test_the_picture_of_the_rooms_is_up_to_date(root):
-    drawn = (root / "docs/pictures/rooms.svg").read_text(encoding="utf-8")
-    assert load(root).draw_rooms() == drawn, "Run: python docs/draw_pictures.py rooms"
+@pytest.mark.parametrize("name", ["rooms", "way"])
+def test_the_picture_is_up_to_date(root, name):
+    drawn = (root / f"docs/pictures/{name}.svg").read_text(encoding="utf-8")
+    draw = getattr(load(root), f"draw_{name}")
+    assert draw() == drawn, f"Run: python docs/draw_pictures.py {name}"
 
 
 def test_detours_are_left_out(root):

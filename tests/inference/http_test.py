@@ -15,7 +15,6 @@ import time
 import tracemalloc
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -348,23 +347,6 @@ def test_fastapi_mounts_it(engine):
     assert answer.json() == {"predictions": [[2.0, 4.0]]}
     assert page.headers["content-type"].startswith("text/html")
     assert "There is no path '/nowhere'" in missing.json()["error"]
-
-
-def test_events_are_streamed_as_the_docs_say(engine):
-    fastapi, httpx = pytest.importorskip("fastapi"), pytest.importorskip("httpx")
-    docs = Path(__file__).parents[2] / "docs" / "serving.md"
-    section = docs.read_text(encoding="utf-8").partition("### Stream answers")[2]
-    app = fastapi.FastAPI()
-    exec(re.search("```python\n(.*?)```", section, re.DOTALL)[1], {"app": app, "engine": engine})
-
-    async def ask():
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post("/stream", json=[[1, 2], [3, 4]])
-
-    answer = asyncio.run(ask())
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    assert answer.text == "data: [2.0, 4.0]\n\ndata: [6.0, 8.0]\n\n"
 
 
 def scope_of(path=PREDICT, **fields):

@@ -13,7 +13,7 @@ from keras_deepseek.inference.monitoring.request_log import RequestLog, encode_a
 
 
 def decode_array(content):
-    """Reads an array as docs/serving.md says."""
+    """Reads an array as docs/how_to/cache_and_log_requests.md says."""
     dtype, shape, data = content["dtype"], content["shape"], content["data"]
     if dtype == "object":
         values = np.empty(len(data), object)
