@@ -37,13 +37,14 @@ AT_THE_END = {"an assertion": r"^assert ", "a picture": r"\.savefig\("}
 MOST_LINES = {"01_quickstart": 49}
 MOST_LINES_OF_OTHERS = 119
 COLAB, KAGGLE = "https://colab.research.google.com", "https://kaggle.com"
-KAGGLE_INSTALL = """\
+KAGGLE_INPUT = "/kaggle/input"
+KAGGLE_INSTALL = f"""\
 # Installs from the data set what Kaggle lacks. It changes no package that Kaggle has.
 from pathlib import Path
 
-wheels = next(Path("/kaggle/input").rglob("keras_deepseek-*.whl")).parent
+wheels = next(Path("{KAGGLE_INPUT}").rglob("keras_deepseek-*.whl")).parent
 names = " ".join(sorted(path.name.split("-")[0] for path in wheels.glob("*.whl")))
-%pip install --quiet --no-index --no-deps --find-links {wheels} {names}"""
+%pip install --quiet --no-index --no-deps --find-links {{wheels}} {{names}}"""
 
 
 class GuideError(Exception):
@@ -193,18 +194,19 @@ def write_kaggle_metadata(guide: Guide, user: str) -> dict[str, Any]:
     }
 
 
-def run(guide: Guide) -> list[bytes]:
+def run(guide: Guide, install_cell: str = "") -> list[bytes]:
     """Runs a guide as a notebook and returns its pictures. Raises `GuideError` if a cell fails."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
-    notebook = write_notebook(guide, "", "")
+    notebook = write_notebook(guide, "", "", install_cell)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options = {"timeout": 1800, "resources": {"metadata": {"path": folder}}}
         try:
             NotebookClient(notebook, **options).execute()
         except CellExecutionError as error:
             code = [cell for cell in guide.cells if cell.is_code]
+            code = [Cell(1, install_cell), *code] if install_cell else code
             failed = code[sum("execution" in cell.metadata for cell in notebook.cells) - 1]
             traceback = re.sub(r"\x1b\[[\d;]*m", "", error.traceback)
             found = re.search(r"In\[\d+\], line (\d+)", traceback)
@@ -271,6 +273,10 @@ def main(arguments: list[str] | None = None) -> None:
         pictures = [run(guide) if asked.run else [] for guide in guides]
     except GuideError as error:
         sys.exit(str(error))
+    (asked.out / "kaggle/wheels").mkdir(parents=True, exist_ok=True)
+    wheels = {"title": "keras-deepseek wheels", "id": f"{asked.kaggle_user}/keras-deepseek-wheels"}
+    text = json.dumps({**wheels, "licenses": [{"name": "Apache 2.0"}]}, indent=2)
+    (asked.out / "kaggle/wheels/dataset-metadata.json").write_text(f"{text}\n", encoding="utf-8")
     for guide, drawn in zip(guides, pictures, strict=True):
         build(guide, drawn, asked.out, asked.github, asked.kaggle_user)
     print(f"{len(guides)} guides in {asked.out}")

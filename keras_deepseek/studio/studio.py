@@ -118,6 +118,17 @@ class Studio:
         self._process.wait(10)
         self._process.stdout.close()
 
+    def findings(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the findings of all runs as they are now, for a script that nobody watches.
+
+        Returns:
+            dict. The findings of each run by its name, the worst first: dicts with `name`, `level`
+            (`"bad"`, `"warn"` or `"info"`), `sentence`, `advice`, `view` and `step`.
+        """
+        store = Store(self.folder, self._dashboard.thresholds)
+        readers = store.refresh()
+        return {run: store.findings(run) for run in readers if readers[run].problem is None}
+
     def __enter__(self) -> "Studio":
         return self
 

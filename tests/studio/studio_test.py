@@ -84,3 +84,13 @@ def test_the_secret_is_in_no_argument(tmp_path):
         secret = studio.url.partition("#")[2]
         assert len(secret) >= 32
         assert not any(secret in str(word) for word in studio._process.args)
+
+
+def test_a_script_can_ask_for_the_findings(tmp_path):
+    with RunRecord(tmp_path / "lost.sqlite") as record:
+        record.log_steps([(step, {"loss": float("nan") if step else 0.5}) for step in range(20)])
+    (tmp_path / "broken.sqlite").write_text("no record")
+    with Studio(tmp_path, port=0) as studio:
+        found = studio.findings()
+    assert [each["name"] for each in found["lost"] if each["level"] == "bad"] == ["not_finite"]
+    assert list(found) == ["lost"]

@@ -12,7 +12,11 @@ from keras_deepseek.backend.gradient_free import without_gradients
 from keras_deepseek.backend.keras_private.layers import without_new_nodes
 from keras_deepseek.backend.protocols.inference import Inference
 
-_OF_NEGATIVE_SIZES = ("Negative dimension size", "size would be zero or negative")
+_OF_NEGATIVE_SIZES = (
+    "Negative dimension size",
+    "size would be zero or negative",
+    "size would be negative",  # Keras 3.13.
+)
 
 
 class TensorFlowInference(Inference):

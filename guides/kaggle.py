@@ -1,0 +1,58 @@
+"""Runs a guide as Kaggle would: from a data set of wheels, beside the packages that are there.
+
+    python guides/kaggle.py OUT guides/01_quickstart.py
+
+Run it where Kaggle's versions are installed and this package is not: `tox -e kaggle`. It writes the
+data set to OUT/kaggle/wheels, and fails if a package that was there before has changed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from build import KAGGLE_INPUT, KAGGLE_INSTALL, read_guide, run
+
+
+def pip(*arguments: str) -> str:
+    """Runs pip, and returns what it prints."""
+    command = [sys.executable, "-m", "pip", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def write_wheels(needed: str, folder: Path, installed: str) -> None:
+    """Writes the wheels of this package, and of what it needs and Kaggle lacks, to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    constraints = folder.parent / "installed.txt"
+    constraints.write_text(installed, encoding="utf-8")
+    words = needed.replace('"', "").replace("keras_deepseek", ".", 1).split()
+    options = ("--quiet", "--dry-run", "--report", "-", "--constraint", str(constraints))
+    report = json.loads(pip("install", *options, *words))
+    missing = [
+        each["metadata"] for each in report["install"] if "dir_info" not in each["download_info"]
+    ]
+    pins = [f"{each['name']}=={each['version']}" for each in missing]
+    pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".", *pins)
+
+
+def main() -> None:
+    """Writes the data set, runs the notebook, and compares the installed packages."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path, help="the folder to write to")
+    parser.add_argument("guide", type=Path, help="the guide to run")
+    asked = parser.parse_args()
+    guide = read_guide(asked.guide)
+    before = pip("freeze")
+    folder = asked.out.absolute() / "kaggle/wheels"
+    write_wheels(guide.header["Install"], folder, before)
+    pictures = run(guide, KAGGLE_INSTALL.replace(KAGGLE_INPUT, str(folder.parent)))
+    after = pip("freeze")
+    if changed := set(before.splitlines()) - set(after.splitlines()):
+        sys.exit(f"These packages were there, and are not as they were: {', '.join(changed)}")
+    added = sorted(set(after.splitlines()) - set(before.splitlines()))
+    print(f"{guide.path.stem} ran, {len(pictures)} pictures. Added: {', '.join(added)}")
+
+
+if __name__ == "__main__":
+    main()
