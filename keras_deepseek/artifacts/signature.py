@@ -247,6 +247,10 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def __str__(self) -> str:
+        inputs, outputs = ("; ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        return f"{inputs} -> {outputs}"
+
     def bind(self, values: Any) -> dict[str, Array]:
         """Converts and checks the inputs of a batch.
 

@@ -174,6 +174,16 @@ def test_a_signature_comes_back_from_its_dict(signature):
     assert Signature.from_dict(signature.to_dict()) == signature
 
 
+def test_a_printed_signature_shows_inputs_and_outputs():
+    tokens, scores = (
+        TensorSpec("tokens", (None, None), "int32", 9),
+        TensorSpec("y", (None, 2), "i4"),
+    )
+    assert str(Signature((tokens,), (scores, scores))) == (
+        "tokens: int32 (any, any) from 0 to 8 -> y: i4 (any, 2); y: i4 (any, 2)"
+    )
+
+
 def test_a_value_beyond_the_vocabulary_is_named_with_its_place_and_the_range():
     spec = TensorSpec("ids", (None, None), "int32", vocabulary_size=100)
     assert spec.check([[0, 99]]).tolist() == [[0, 99]]
