@@ -20,7 +20,7 @@ from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.trainers import compile_arguments
 from keras_deepseek.errors import InvalidInputError
 
-_OWN = ("model", "_batch_loss", "_plan", "_session", "_cluster", "_callbacks")
+_OWN = ("model", "_batch_loss", "_plan", "_session", "_cluster", "_callbacks", "_recorder")
 """The attributes of a trainer that stay with the chief."""
 
 _BY_CONFIG = (keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimizer)

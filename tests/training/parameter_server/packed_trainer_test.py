@@ -111,6 +111,14 @@ def test_what_a_function_draws_by_the_seed_is_drawn_again():
     np.testing.assert_array_equal(arrived.model.predict(x), trainer.model.predict(x))
 
 
+def test_a_recorded_trainer_arrives_without_its_record(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    trainer = Trainer(model, optimizer="sgd", loss="mse", run_record=tmp_path / "run.sqlite")
+    trainer._recorder.lock = threading.Lock()  # The record of a running training has one.
+    other, _ = unpack_trainer(pack_trainer(trainer, None, STEP))
+    assert other.model.count_params() == model.count_params()
+
+
 @pytest.mark.parametrize("place", ["trainer", "model"])
 def test_what_can_not_be_pickled_is_said(place):
     lock = threading.Lock()
