@@ -36,15 +36,12 @@ def build_site(out: Path, root: Path = ROOT) -> None:
     docs = out / "docs"
     tools = shutil.ignore_patterns("*.py", "*.txt", "__pycache__")
     shutil.copytree(root / "docs", docs, ignore=tools)
-    if not (docs / "index.md").exists():
-        (docs / "index.md").write_text("# keras_deepseek\n", encoding="utf-8")
     for name in ("keras_deepseek", "docs/keras_docstrings.py"):  # What mkdocstrings reads.
         (out / Path(name).name).symlink_to(root / name)
-    if (root / "guides/build.py").exists():
-        command = [sys.executable, root / "guides/build.py", out / "guides"]
-        if code := subprocess.run(command, check=False).returncode:
-            sys.exit(code)  # It has said what is wrong.
-        shutil.copytree(out / "guides/site/guides", docs / "guides")
+    command = [sys.executable, root / "guides/build.py", out / "guides"]
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)  # It has said what is wrong.
+    shutil.copytree(out / "guides/site/guides", docs / "guides")
     faults = [
         fault for page in sorted(docs.rglob("*.md")) for fault in rewrite_links(page, docs, root)
     ]

@@ -59,7 +59,7 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
     rooms = _read_names(root / PACKAGE / "__init__.py", "_PUBLIC_MODULES")
     names = {room: _read_names(code[room].filepath, "__all__") for room in rooms}
     public = {f"{PACKAGE}.{room}.{name}" for room in rooms for name in names[room]}
-    guides = find_guides(root / "guides") if (root / "guides/build.py").exists() else {}
+    guides = find_guides(root / "guides")
     faults: set[str] = set()
     start = f"# API reference {{ #{PACKAGE} }}\n\n| sub-package | what it is |\n|---|---|\n"
     for room in rooms:
@@ -79,7 +79,7 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
             source = target.filepath.relative_to(root).as_posix()
             page = PAGE.format(name=name, path=path, source=source, line=target.lineno)
             seen = "".join(
-                f"- [{title}](../../../guides/{stem}.md)\n" for stem, title in guides.get(path, ())
+                f"- [{title}](../../../guides/{stem}.md)\n" for stem, title in guides[path]
             )
             _write(out / room / f"{name}.md", page + (SEEN_IN.format(guides=seen) if seen else ""))
         if room == "layers":
