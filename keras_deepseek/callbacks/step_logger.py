@@ -20,7 +20,7 @@ from keras_deepseek.backend.keras_private.trainers import count_train_steps
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 
-_SHARE_OF_TIME = 0.02  # The share of time for writing, until `_longest_wait` is reached.
+_SHARE_OF_TIME = 0.003  # The share of time for writing, until `_longest_wait` is reached.
 
 
 class Row(NamedTuple):

@@ -6,9 +6,10 @@ import platform
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Series:
     steps: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     values: np.ndarray = field(default_factory=lambda: np.empty(0))
     times: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """As far as `RunReader.times` was asked for them."""
 
 
 @dataclass
@@ -192,14 +194,15 @@ class RunReader:
 
     def _read_end(self, connection: sqlite3.Connection, name: str) -> None:
         old = self.ends.get(name)
-        query = """SELECT max(step), min(value), max(value), min(time), max(time) FROM scalars
+        query = """SELECT min(step), max(step), min(value), max(value) FROM scalars
                    WHERE name = ? AND step >= ?"""
         row = connection.execute(query, (name, old["step"] if old else -1)).fetchone()
-        step, least, most, first_time, last_time = row
+        first_step, step, least, most = row
         if step is None:
             return
-        query = "SELECT value FROM scalars WHERE name = ? AND step = ?"
-        (last,) = connection.execute(query, (name, step)).fetchone()
+        query = "SELECT value, time FROM scalars WHERE name = ? AND step = ?"
+        _, first_time = connection.execute(query, (name, first_step)).fetchone()
+        last, last_time = connection.execute(query, (name, step)).fetchone()
         if old:
             least = min((v for v in (old["least"], least) if v is not None), default=None)
             most = max((v for v in (old["most"], most) if v is not None), default=None)
@@ -286,16 +289,30 @@ class RunReader:
                 return known
             last = int(known.steps[-1]) if len(known.steps) else -1
             # The last step again: validation may have come to it.
-            query = "SELECT step, value, time FROM scalars WHERE name = ? AND step >= ?"
+            query = "SELECT step, value FROM scalars WHERE name = ? AND step >= ? ORDER BY step"
             with self._connect() as connection:
-                rows = connection.execute(f"{query} ORDER BY step", (name, last)).fetchall()
-            if rows:
-                steps, values, times = np.array(rows, float).T  # `None` becomes NaN.
+                steps, values = _as_columns(connection.execute(query, (name, last)))
+            if len(steps):
                 keep = int(np.searchsorted(known.steps, steps[0]))
                 known.steps = np.concatenate([known.steps[:keep], steps.astype(np.int64)])
                 known.values = np.concatenate([known.values[:keep], values])
-                known.times = np.concatenate([known.times[:keep], times])
+                known.times = known.times[:keep]
             return known
+
+    def times(self, name: str) -> np.ndarray:
+        """Returns the time of each point of `series`, in seconds since 1970."""
+        with self.lock:
+            known = self.series(name)
+            steps = known.steps[len(known.times) :]
+            if len(steps):
+                query = """SELECT step, time FROM scalars WHERE name = ? AND step BETWEEN ? AND ?
+                           ORDER BY step"""
+                span = (name, int(steps[0]), int(steps[-1]))
+                with self._connect() as connection:
+                    found, times = _as_columns(connection.execute(query, span))
+                if len(found):  # A training that resumes may just have removed some.
+                    known.times = np.concatenate([known.times, np.interp(steps, found, times)])
+            return known.times
 
     def vectors(self, name: str) -> VectorSeries:
         """Returns the vectors of a name, reduced to a number of steps that fits a screen."""
@@ -334,6 +351,11 @@ class RunReader:
             raise InvalidInputError("This run does not run, so nobody can answer.")
         with RunRecord(self.path, self._clock) as record:
             record.ask(command)
+
+
+def _as_columns(rows: Iterable[tuple[float | None, ...]]) -> np.ndarray:
+    """Returns pairs of numbers as two arrays, `None` as NaN. A list of rows takes twice as long."""
+    return np.fromiter(chain.from_iterable(rows), float).reshape(-1, 2).T
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.studio.findings import Thresholds, find
 from keras_deepseek.studio.reduction import reduce_to_pixels
-from keras_deepseek.studio.run_reader import RunReader, Series
+from keras_deepseek.studio.run_reader import RunReader
 
 MAX_PIXELS, MAX_SERIES = 4096, 1000
 _SUFFIX = ".sqlite"
@@ -118,26 +118,30 @@ class Store:
                 continue
             pixels = int(np.clip(int(wanted_pixels), 16, MAX_PIXELS))
             share = float(np.clip(float(smoothing), 0, 1))
-            series = reader.series(name)
-            x = self._axis(reader, series, str(request.get("x", "step")))
-            points = reduce_to_pixels(x, series.values, pixels, share=share, window=low_high)
+            x, y = self._read_points(reader, name, str(request.get("x", "step")))
+            points = reduce_to_pixels(x, y, pixels, share=share, window=low_high)
             found[f"{run}\n{name}"] = {"version": newest, **points}
         return found
 
-    def _axis(self, reader: RunReader, series: Series, name: str) -> np.ndarray:
-        """Returns the x of each point: step, seconds since the start, epoch, or another name."""
-        if name == "step":
-            return series.steps
-        if name == "time":
-            return np.asarray(series.times - (reader.begin() or 0.0))
+    def _read_points(
+        self, reader: RunReader, name: str, axis: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the points of a name, by step, seconds since the start, epoch or another name."""
+        series = reader.series(name)
+        steps, values = series.steps, series.values
+        if axis == "step":
+            return steps, values
+        if axis == "time":
+            times = reader.times(name)[: len(values)]
+            return times - (reader.begin() or 0.0), values[: len(times)]
         steps_per_epoch = reader.properties.get("steps_per_epoch")
-        if name == "epoch" and "epoch" not in reader.ends and steps_per_epoch:
-            return np.asarray(series.steps / steps_per_epoch)
-        other = reader.series(name)
+        if axis == "epoch" and "epoch" not in reader.ends and steps_per_epoch:
+            return steps / steps_per_epoch, values
+        other = reader.series(axis)
         known = np.isfinite(other.values)
         if not known.any():
-            return series.steps
-        return np.asarray(np.interp(series.steps, other.steps[known], other.values[known]))
+            return steps, values
+        return np.interp(steps, other.steps[known], other.values[known]), values
 
     def read_vectors(self, run: str, name: str) -> dict[str, Any]:
         """Returns vectors as rows of a picture, with their steps."""

@@ -231,6 +231,35 @@ def test_the_norm_of_many_numbers_is_exact():
     np.testing.assert_allclose(norm, expected, rtol=2e-5)
 
 
+def test_the_norm_of_each_tensor():
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype("float32") for shape in ((3, 4), (5,), (2, 3, 4), ())]
+    tensors = [ops.convert_to_tensor(array) for array in arrays]
+    each, total = (ops.convert_to_numpy(norm) for norm in current().step.norms(tensors))
+    expected = [np.sqrt(np.square(array.astype("float64")).sum()) for array in arrays]
+    np.testing.assert_allclose(each, expected, rtol=1e-6)
+    assert total == ops.convert_to_numpy(current().step.global_norm(tensors))
+
+
+def test_weights_that_change_between_two_updates_count_as_weights_alone():
+    variables = [keras.Variable([3.0, 4.0]), keras.Variable([[1.0, 2.0], [2.0, 4.0]])]
+    change = current().step.make_weight_change()
+
+    def update(amount):
+        sizes = change.begin(variables)
+        for variable in variables:
+            variable.assign(variable + amount)
+        return [ops.convert_to_numpy(norms).tolist() for norms in (sizes, change.end(variables))]
+
+    assert update(1.0) == [[5.0, 5.0], [pytest.approx(2**0.5), 2.0]]
+    assert update(0.0) == [[pytest.approx(41**0.5), pytest.approx(47**0.5)], [0.0, 0.0]]
+    variables[0].assign([0.0, 2.0])  # By a callback, or from a checkpoint.
+    assert update(2.0) == [
+        [2.0, pytest.approx(47**0.5)],
+        [pytest.approx(8**0.5), 4.0],
+    ]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_which_tensors_are_finite(dtype):
     arrays = [np.ones((2, 3)), np.array([1, np.nan]), np.array(-np.inf), np.zeros(0), np.array(3.0)]

@@ -16,23 +16,26 @@ from keras_deepseek.backend.profiling.step_trace import Line
 
 
 class WeightChange:
-    """Measures how an update changes variables."""
+    """Measures variables, and how an update changes them.
 
-    def __init__(self) -> None:
+    Args:
+        norms: `Step.norms`.
+    """
+
+    def __init__(self, norms: Callable[[Sequence[Any]], tuple[Any, Any]]) -> None:
+        self._norms = norms
         self._before: list[Any] = []
 
-    def begin(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
-        """Copies the values before the update, and returns the copies."""
-        self._before = [ops.copy(ops.stop_gradient(variable)) for variable in variables]
-        return self._before
+    def begin(self, variables: Sequence[keras.Variable]) -> Any:
+        """Keeps the values before the update, and returns the L2 norm of each."""
+        self._before = [ops.stop_gradient(variable) for variable in variables]
+        return self._norms(self._before)[0]
 
-    def end(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
-        """Returns the change of each value, times any sign. The copies are lost."""
+    def end(self, variables: Sequence[keras.Variable]) -> Any:
+        """Returns the L2 norm of the change of each variable."""
         before, self._before = self._before, []
-        return [
-            ops.subtract(ops.stop_gradient(variable), old)
-            for variable, old in zip(variables, before, strict=True)
-        ]
+        pairs = zip(variables, before, strict=True)
+        return self._norms([ops.stop_gradient(variable) - old for variable, old in pairs])[0]
 
 
 class Step(abc.ABC):
@@ -96,11 +99,12 @@ class Step(abc.ABC):
 
     def make_weight_change(self) -> WeightChange:
         """Returns an object that measures how updates change variables."""
-        return WeightChange()
+        return WeightChange(self.norms)
 
-    def norms(self, tensors: Sequence[Any]) -> Any:
-        """Returns the L2 norm of each tensor, as a float32 vector."""
-        return ops.stack([self.global_norm([tensor]) for tensor in tensors])
+    def norms(self, tensors: Sequence[Any]) -> tuple[Any, Any]:
+        """Returns the L2 norm of each tensor, as a float32 vector, and their `global_norm`."""
+        each = ops.stack([self.global_norm([tensor]) for tensor in tensors])
+        return each, self.global_norm(tensors)
 
     def concatenate(self, vectors: Sequence[Any]) -> Any:
         """Returns vectors as one, also if they are on different devices."""

@@ -27,6 +27,9 @@ _DTYPES = {
 }
 """The dtypes that PyTorch and NumPy have in common."""
 
+_PART = 2**18
+"""The number of squares that float32 adds up to five digits."""
+
 
 class TorchStep(Step):
     """Implements `Step` by PyTorch."""
@@ -99,26 +102,13 @@ class TorchStep(Step):
         return [bool(is_finite) for is_finite in found]
 
     def global_norm(self, gradients: Sequence[Any]) -> Any:
-        # By rows first: one float32 sum of millions of squares would be off by a thousandth.
-        norms = [
-            torch.linalg.vector_norm(
-                gradient,
-                dim=-1 if gradient.ndim else None,
-                dtype=torch.promote_types(gradient.dtype, torch.float32),
-            )
-            for gradient in gradients
-        ]
-        rows = [each.to(norms[0].device).double().reshape(-1) for each in norms]
-        norm = torch.linalg.vector_norm(torch.cat(rows))
-        return norm.to(torch.float32)
+        return self.norms(gradients)[1]
 
     def make_weight_change(self) -> WeightChange:
-        return _WeightChange()
+        return _WeightChange(self.norms)
 
-    def norms(self, tensors: Sequence[Any]) -> Any:
-        device = tensors[0].device
-        norms = [torch.linalg.vector_norm(each.detach(), dtype=torch.float32) for each in tensors]
-        return torch.stack([each.to(device) for each in norms])
+    def norms(self, tensors: Sequence[Any]) -> tuple[Any, Any]:
+        return _join([_part_norms(tensor.detach()) for tensor in tensors])
 
     def concatenate(self, vectors: Sequence[Any]) -> Any:
         return torch.cat([each.to(vectors[0].device) for each in vectors])
@@ -202,21 +192,60 @@ class TorchStep(Step):
 
 
 class _WeightChange(WeightChange):
-    """Keeps the memory of the copies: new memory in each step took 20 times as long on a CPU."""
+    """Keeps copies of the weights from one update to the next.
 
-    def begin(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
+    So it reads each weight once in a step, right after the update, while the processor's cache
+    holds it. The memory of the copies is kept too: new memory took 20 times as long on a CPU.
+    """
+
+    def __init__(self, norms: Callable[[Sequence[Any]], tuple[Any, Any]]) -> None:
+        super().__init__(norms)
+        self._seen: list[Any] = []
+        self._sizes: Any = None
+
+    def begin(self, variables: Sequence[keras.Variable]) -> Any:
         values = [variable.value.detach() for variable in variables]
-        kept = [(each.shape, each.dtype, each.device) for each in self._before]
-        if kept != [(each.shape, each.dtype, each.device) for each in values]:
-            self._before = [torch.empty_like(value) for value in values]
-        for copy, value in zip(self._before, values, strict=True):
-            copy.copy_(value)
-        return self._before
+        if self._seen != [_identify(value) for value in values]:  # Changed since the last update.
+            self._before = [value.clone() for value in values]
+            self._sizes = self._norms(self._before)[0]
+        return self._sizes
 
-    def end(self, variables: Sequence[keras.Variable]) -> Sequence[Any]:
+    def end(self, variables: Sequence[keras.Variable]) -> Any:
+        changes, sizes, self._seen = [], [], []
         for copy, variable in zip(self._before, variables, strict=True):
-            copy.sub_(variable.value.detach())
-        return self._before
+            value = variable.value.detach()
+            changes.append(_part_norms(copy.sub_(value)))
+            sizes.append(_part_norms(copy.copy_(value)))
+            self._seen.append(_identify(value))
+        self._sizes = _join(sizes)[0]
+        return _join(changes)[0]
+
+
+def _identify(value: torch.Tensor) -> Any:
+    """Returns what tells one value of a tensor from the next: PyTorch counts writes."""
+    return value.data_ptr(), value._version  # noqa: SLF001
+
+
+def _part_norms(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the norms of the parts of a tensor, in at least float32.
+
+    One float32 sum of millions of squares would be off by a thousandth.
+    """
+    is_large = tensor.numel() > _PART
+    parts = tensor.reshape(-1).split(_PART) if is_large else [tensor]
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return [torch.linalg.vector_norm(part, dtype=dtype) for part in parts]
+
+
+def _join(norms: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the norm of each tensor, from those of its parts, and the norm of all together."""
+    device = norms[0][0].device
+    parts = torch.stack([part.to(device) for each in norms for part in each]).double()
+    total = torch.linalg.vector_norm(parts)
+    if len(parts) > len(norms):
+        groups = parts.split([len(each) for each in norms])
+        parts = torch.stack([torch.linalg.vector_norm(group) for group in groups])
+    return parts.to(torch.float32), total.to(torch.float32)
 
 
 class _Kept:

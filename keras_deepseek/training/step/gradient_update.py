@@ -63,8 +63,9 @@ class GradientUpdate:
             return None, {}
         gradients = self._unscale(gradients)
         if self._statistics is not None and watch:
-            self._statistics.watch_update(gradients, variables)
-        norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
+            norm = self._statistics.watch_update(gradients, variables)
+        else:
+            norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
         logs = {} if self._gradient_clip is None else {"gradient_norm": norm}
         if not is_checked:
             self._apply(gradients, variables, norm, keep_residual)

@@ -50,18 +50,18 @@ class LayerStatistics:
         optimizer = self._model.optimizer
         self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
 
-    def watch_update(self, gradients: Sequence[Any], variables: Sequence[keras.Variable]) -> None:
-        """Measures the gradients and the weights before the update."""
+    def watch_update(self, gradients: Sequence[Any], variables: Sequence[keras.Variable]) -> Any:
+        """Measures gradients and weights before the update; returns the gradients' global norm."""
         self._variables = list(variables)
-        norms, before = backend.current().step.norms, self._change.begin(variables)
-        self._norms = [norms(gradients), norms(before)]
+        norms, global_norm = backend.current().step.norms(gradients)
+        self._norms = [norms, self._change.begin(variables)]
+        return global_norm
 
     def finish(self, loss: Any) -> dict[str, Any]:
         """Returns the figures as a log of the step."""
         numbers = [ops.reshape(ops.cast(each, "float32"), (1,)) for each in (loss, self._rate)]
         if self._norms:
-            updates = self._change.end(self._variables)
-            self._norms.append(backend.current().step.norms(updates))
+            self._norms.append(self._change.end(self._variables))
         if self._is_by_layer and self._routers is None:
             layers = flatten_layers(self._model)
             self._routers = [layer for layer in layers if isinstance(layer, ExpertRouter)]
