@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,7 @@ class RunRecord:
     ) -> None:
         self.path = Path(path)
         self._clock = clock
+        self._is_read_only = read_only
         try:
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -319,7 +320,12 @@ class RunRecord:
         return [Command(*row) for row in self._read(f"SELECT * FROM commands {where}ORDER BY id")]
 
     def close(self) -> None:
-        """Closes the file. All logged values are on disk."""
+        """Closes the file. All logged values are on disk, and no other file stays beside it."""
+        if not self._is_read_only:
+            # Readers can't remove the log of a database that nobody writes to.
+            with suppress(sqlite3.Error):  # Somebody else has it open.
+                self._connection.execute("PRAGMA busy_timeout=100")
+                self._connection.execute("PRAGMA journal_mode=DELETE")
         self._connection.close()
 
     def __enter__(self) -> "RunRecord":

@@ -205,3 +205,22 @@ def test_a_record_that_cannot_be_written_is_not_called_another_file(tmp_path, mo
     monkeypatch.setattr(RunRecord, "_open", fail)
     with pytest.raises(InvalidInputError, match=r"be read or written: database or disk is full"):
         RunRecord(tmp_path / "run.sqlite")
+
+
+def test_a_closed_record_is_one_file_and_readers_leave_none_beside_it(tmp_path):
+    path = tmp_path / "run.sqlite"
+    for step in (1, 2):  # It is opened again by a training that resumes.
+        with RunRecord(path) as record:
+            record.log(step, {"loss": 1.0})
+        with RunRecord(path, read_only=True) as record:
+            assert [number for number, _ in record.scalars("loss")] == list(range(1, step + 1))
+        assert [each.name for each in tmp_path.iterdir()] == ["run.sqlite"]
+
+
+def test_a_record_that_another_has_open_is_closed(tmp_path):
+    path = tmp_path / "run.sqlite"
+    with RunRecord(path) as record:
+        with RunRecord(path) as other:
+            other.ask("stop")
+        record.log(1, {"loss": 1.0})
+        assert [command.name for command in record.commands()] == ["stop"]
