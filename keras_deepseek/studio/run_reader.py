@@ -114,12 +114,9 @@ class RunReader:
         with self.lock:
             signature = self._read_signature()
             if signature is None or signature != self._signature:
-                try:
-                    with self._connect() as connection:
-                        self._read(connection)
-                    self.problem = None
-                except (InvalidInputError, sqlite3.Error, ValueError, KeyError) as error:
-                    self.problem = f"{error}"
+                self.problem = None
+                with self._keep_problem(), self._connect() as connection:
+                    self._read(connection)
                 self._signature = signature
                 self.version += 1
             elif self.state() != self._state:
@@ -157,6 +154,15 @@ class RunReader:
         finally:
             connection.close()
 
+    @contextmanager
+    def _keep_problem(self) -> Iterator[None]:
+        """Makes an error of the file the run's problem, so that the page shows the other runs."""
+        try:
+            yield
+        except (InvalidInputError, sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            self.problem = f"{error}"
+            self.version += 1
+
     def _read(self, connection: sqlite3.Connection) -> None:
         query = "SELECT name FROM sqlite_master WHERE type = 'table'"
         tables = {name for (name,) in connection.execute(query)}
@@ -165,7 +171,7 @@ class RunReader:
             raise InvalidInputError(f"{self.path.name} is not a run record: it is {kind}.")
         connection.execute("BEGIN")
         properties = {
-            name: json.loads(value)
+            name: _from_json(value)
             for name, value in connection.execute("SELECT name, value FROM properties")
         }
         if (form := properties.get("form", 1)) > FORM:
@@ -287,10 +293,12 @@ class RunReader:
             last = int(known.steps[-1]) if len(known.steps) else -1
             # The last step again: validation may have come to it.
             query = "SELECT step, value, time FROM scalars WHERE name = ? AND step >= ?"
-            with self._connect() as connection:
-                rows = connection.execute(f"{query} ORDER BY step", (name, last)).fetchall()
-            if rows:
-                steps, values, times = np.array(rows, float).T  # `None` becomes NaN.
+            rows = np.empty((0, 3))
+            with self._keep_problem(), self._connect() as connection:
+                found = connection.execute(f"{query} ORDER BY step", (name, last)).fetchall()
+                rows = np.array(found, float)  # `None` becomes NaN.
+            if len(rows):
+                steps, values, times = rows.T
                 keep = int(np.searchsorted(known.steps, steps[0]))
                 known.steps = np.concatenate([known.steps[:keep], steps.astype(np.int64)])
                 known.values = np.concatenate([known.values[:keep], values])
@@ -307,7 +315,7 @@ class RunReader:
             if name not in self.vector_names or self.problem is not None:
                 return known
             query = 'SELECT step, "values" FROM vectors WHERE name = ? AND step > ? ORDER BY step'
-            with self._connect() as connection:
+            with self._keep_problem(), self._connect() as connection:
                 for step, blob in connection.execute(query, (name, known.last)):
                     known.add(step, np.frombuffer(blob, "<f4"))
             return known
@@ -316,11 +324,11 @@ class RunReader:
         """Returns a document, or `None`."""
         if name not in self.documents:
             return None
-        with self._connect() as connection:
-            row = connection.execute(
-                "SELECT json FROM documents WHERE name = ?", (name,)
-            ).fetchone()
-        return None if row is None else json.loads(row[0])
+        with self._keep_problem(), self._connect() as connection:
+            query = "SELECT json FROM documents WHERE name = ?"
+            (text,) = connection.execute(query, (name,)).fetchone() or ("null",)
+            return _from_json(text)
+        return None
 
     def ask(self, command: str) -> None:
         """Asks the training for something; it looks once a second and writes its answer.
@@ -334,6 +342,11 @@ class RunReader:
             raise InvalidInputError("This run does not run, so nobody can answer.")
         with RunRecord(self.path, self._clock) as record:
             record.ask(command)
+
+
+def _from_json(text: str) -> Any:
+    """Reads JSON; infinity and NaN, which a browser refuses, become texts."""
+    return json.loads(text, parse_constant=str)
 
 
 def _finite(value: Any) -> Any:

@@ -30,9 +30,6 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
     ][-MAX_SERIES:]
     data = {
         "settings": {"folder": store.folder.name, "dashboard": dashboard.as_page_settings()},
-        "runs": {
-            run: {"version": reader.version, **reader.summary()} for run, reader in readers.items()
-        },
         "order": list(readers),
         "series": store.read_series({}, wanted),
         "vectors": {
@@ -46,6 +43,10 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
             for run, reader in known
             for name in reader.documents
             if not name.startswith("vector:")
+        },
+        # After all the others, which may find that a file is damaged.
+        "runs": {
+            run: {"version": reader.version, **reader.summary()} for run, reader in readers.items()
         },
     }
     style = _read("vendor/uplot.css") + _read("style.css")
