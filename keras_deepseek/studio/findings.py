@@ -23,6 +23,8 @@ _LEAST_RISE, _LEAST_JUMP = 0.05, 0.15
 """A smaller share of the first loss is not worth a word: a single hard row makes a batch jump."""
 _LEAST_WAIT = 1e-3
 """A wait of less than this many seconds a step is not worth a word."""
+_LEAST_SHARE = 0.05
+"""A layer that takes a smaller share of the step is not worth a word."""
 _MOST_NAMES = 3
 
 
@@ -415,8 +417,8 @@ def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
     others = ("", profile.get("model"))  # The model's own operations, in no other layer.
     layers = {path: sum(times) for path, times in profile["layers"].items() if path not in others}
     total = sum(profile["parts"].values())
-    if layers and total > 0:
-        path = max(layers, key=lambda each: layers[each])
+    path = max(layers, key=lambda each: layers[each], default=None)
+    if path is not None and layers[path] > _LEAST_SHARE * total:
         yield Finding(
             *("expensive_layer", "info", "performance"),
             f"{path} takes {100 * layers[path] / total:.0f} % of the step.",

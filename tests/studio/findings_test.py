@@ -72,7 +72,8 @@ def test_the_model_itself_is_no_expensive_layer():
     profile = {"parts": {"forward": 0.6, "backward": 0.4}, "layers": layers, "model": "model"}
     (found,) = find_expensive_layer(profile)
     assert found.sentence == "model/head takes 30 % of the step."
-    assert not list(find_expensive_layer({**profile, "layers": {"model": [0.6, 0.4]}}))
+    for layers in ({"model": [0.6, 0.4]}, {"model/head": [0.01, 0.02]}):  # None is worth a word.
+        assert not list(find_expensive_layer({**profile, "layers": layers}))
 
 
 def test_the_first_value_that_is_not_finite_is_named():
