@@ -10,13 +10,13 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from keras_deepseek.checks import check_file_path, check_integer, check_path
+from keras_deepseek.checks import check_integer, check_path
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.studio import notebook
 from keras_deepseek.studio.dashboard import Dashboard, read_dashboard
-from keras_deepseek.studio.snapshot import make_report
+from keras_deepseek.studio.snapshot import make_report, write_report
 from keras_deepseek.studio.store import Store
 
 _SECONDS_BEFORE_RESTART = 1.0
@@ -24,6 +24,7 @@ _SECONDS_BEFORE_RESTART = 1.0
 _logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Recording(Protocol):
     """The part of a `Trainer` that Studio uses."""
 
@@ -60,6 +61,12 @@ class Studio:
     ) -> None:
         self.folder = Path(check_path("folder", folder)).absolute()
         check_integer("port", port, least=0)
+        if isinstance(allowed_hosts, str) or not all(
+            isinstance(name, str) for name in allowed_hosts
+        ):
+            raise InvalidInputError(
+                f"`allowed_hosts` must be a list of names, received {allowed_hosts!r}."
+            )
         config = None if dashboard_config is None else Path(dashboard_config).absolute()
         self._dashboard = Dashboard() if config is None else read_dashboard(config)
         hosts = [*allowed_hosts, *(notebook.COLAB_HOSTS if notebook.is_colab() else ())]
@@ -126,10 +133,12 @@ class Studio:
         It needs no server and no network, and can be mailed or kept.
 
         Args:
-            path: string or path. The HTML file.
+            path: string or path. The HTML file. Folders that are missing are made.
+
+        Raises:
+            InvalidInputError: The file can't be written.
         """
-        check_file_path("path", path)
-        Path(path).write_text(self._make_report(), encoding="utf-8")
+        write_report(path, self._make_report())
 
     def _make_report(self) -> str:
         return make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard)
@@ -214,10 +223,17 @@ def launch_studio(
         InvalidInputError: A value is wrong, or the server can't start.
     """
     if dashboard_config is not None:
-        read_dashboard(dashboard_config)  # A mistake is said before anything starts.
+        read_dashboard(
+            check_path("dashboard_config", dashboard_config)
+        )  # A mistake is said before anything starts.
     if trainer is None:
         studio = Studio(path or "runs", port, dashboard_config, allowed_hosts)
     else:
+        if not isinstance(trainer, Recording):
+            raise InvalidInputError(
+                f"`trainer` must be a `Trainer`, received {trainer!r}. For a bare `model.fit`, "
+                "pass it the callback `RunRecorder('runs/NAME.sqlite')` and call `launch_studio()`."
+            )
         if trainer.cluster.rank > 0:
             return None
         record = trainer.record_run(path).absolute()

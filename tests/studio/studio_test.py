@@ -91,6 +91,20 @@ def test_a_wrong_dashboard_is_refused_before_anything_starts(tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"trainer": "runs"}, r"`trainer` must be a `Trainer`.*RunRecorder"),
+        ({"port": 70000}, "at most 65535, received 70000"),
+        ({"allowed_hosts": "studio.example"}, "`allowed_hosts` must be a list of names"),
+        ({"dashboard_config": {"title": "a"}}, "`dashboard_config` must be a path"),
+    ],
+)
+def test_a_wrong_argument_is_named(tmp_path, arguments, expected):
+    with pytest.raises(InvalidInputError, match=expected):
+        launch_studio(**{"path": tmp_path, **arguments})
+
+
 def test_the_server_ends_with_its_parent(tmp_path):
     code = (
         "import os, sys; from keras_deepseek.studio import Studio\n"
