@@ -23,6 +23,9 @@ _SECONDS_BEFORE_RESTART = 1.0
 
 _logger = logging.getLogger(__name__)
 
+_launched: dict[tuple[Any, ...], "Studio"] = {}
+"""The running Studios of `launch_studio`: a cell that is run again gets the same page."""
+
 
 @runtime_checkable
 class Recording(Protocol):
@@ -125,6 +128,7 @@ class Studio:
                     self._process = self._start_server()
                 except (InvalidInputError, OSError):
                     _logger.exception("Studio is lost; call `launch_studio` again.")
+                    _forget(self)
                     return
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
@@ -154,6 +158,7 @@ class Studio:
     def stop(self) -> None:
         """Ends the server. The run records stay."""
         self._has_stopped.set()
+        _forget(self)
         with self._lock:
             _end(self._process)
 
@@ -189,6 +194,12 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.stdout.close()
 
 
+def _forget(studio: Studio) -> None:
+    """Has `launch_studio` start another one."""
+    for key in [key for key, each in _launched.items() if each is studio]:
+        del _launched[key]
+
+
 def launch_studio(
     trainer: Recording | None = None,
     port: int = 6006,
@@ -200,7 +211,8 @@ def launch_studio(
     """Starts Studio, and records the trainings of a trainer for it.
 
     Call it before `fit`, in a script or a notebook. The page runs in a process of its own and needs
-    no network. `keras-deepseek studio runs/` shows the same page without a training.
+    no network. Called again for the same folder, it returns the Studio that runs already.
+    `keras-deepseek studio runs/` shows the same page without a training.
 
     Args:
         trainer: `Trainer`. Its next trainings are recorded. Defaults to `None`: the page shows the
@@ -222,12 +234,11 @@ def launch_studio(
     Raises:
         InvalidInputError: A value is wrong, or the server can't start.
     """
-    if dashboard_config is not None:
-        read_dashboard(
-            check_path("dashboard_config", dashboard_config)
-        )  # A mistake is said before anything starts.
+    dashboard = None
+    if dashboard_config is not None:  # A mistake is said before anything starts.
+        dashboard = read_dashboard(check_path("dashboard_config", dashboard_config))
     if trainer is None:
-        studio = Studio(path or "runs", port, dashboard_config, allowed_hosts)
+        folder = Path(check_path("path", path or "runs"))
     else:
         if not isinstance(trainer, Recording):
             raise InvalidInputError(
@@ -236,7 +247,11 @@ def launch_studio(
             )
         if trainer.cluster.rank > 0:
             return None
-        record = trainer.record_run(path).absolute()
-        studio = Studio(record.parent, port, dashboard_config, allowed_hosts)
+        folder = trainer.record_run(path).absolute().parent
+    key = (folder.absolute(), port, dashboard, tuple(allowed_hosts))
+    studio = _launched.get(key)
+    if studio is None:
+        studio = Studio(folder, port, dashboard_config, allowed_hosts)
+        _launched[key] = studio
     print(f"Studio: {studio.url}")
     return studio

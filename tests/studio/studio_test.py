@@ -55,6 +55,15 @@ def test_a_training_is_recorded_and_shown_until_stop(tmp_path, monkeypatch, caps
         studio.snapshot("")
 
 
+def test_a_cell_that_is_run_again_gets_the_same_page(tmp_path):
+    trainer = Recorded()
+    with launch_studio(trainer, port=0, path=tmp_path / "run.sqlite") as first:
+        assert launch_studio(trainer, port=0, path=tmp_path / "other.sqlite") is first
+        assert set(poll(first.url)["runs"]) == {"run", "other"}
+    with launch_studio(trainer, port=0, path=tmp_path / "run.sqlite") as second:
+        assert second is not first
+
+
 def test_a_server_that_dies_is_started_again_at_the_same_address(tmp_path, monkeypatch):
     started = []
 
