@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.run_record import FORM, RunRecord
+from keras_deepseek.artifacts.run_record import FORM, RunRecord, reading_uri
 from keras_deepseek.errors import InvalidInputError
 
 COMMANDS = ("stop", "checkpoint", "profile")
@@ -146,8 +146,7 @@ class RunReader:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        # Never `immutable=1`: it does not see what a killed writer left in its log.
-        address = f"{self.path.absolute().as_uri()}?mode=ro"
+        address = reading_uri(self.path)
         connection = sqlite3.connect(address, uri=True, timeout=5.0, isolation_level=None)
         try:
             yield connection
