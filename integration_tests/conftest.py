@@ -170,7 +170,9 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as started:
         path = os.environ.get("CHROMIUM")
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        # Playwright loses sight of a frame that moves to another process.
+        arguments = ["--no-sandbox", "--disable-site-isolation-trials"]
+        browser = started.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
 

@@ -52,6 +52,20 @@ SELECT name FROM names WHERE name IS NOT NULL
 """
 
 
+def reading_uri(path: str | os.PathLike[str]) -> str:
+    """Returns the URI by which SQLite reads a record, also in a folder that is read-only.
+
+    There SQLite can't make the files of the write-ahead log, and needs `immutable`. It then leaves
+    the log out, which holds the last steps of a writer that was killed: so only without a log.
+    """
+    file = Path(path).absolute()
+    uri = f"{file.as_uri()}?mode=ro"
+    log, index = Path(f"{file}-wal"), Path(f"{file}-shm")
+    if os.access(file.parent, os.W_OK) or index.exists() or (log.exists() and log.stat().st_size):
+        return uri
+    return f"{uri}&immutable=1"
+
+
 class Command(NamedTuple):
     """A command to a training, such as `"stop"`, and the training's answer.
 
@@ -112,9 +126,7 @@ class RunRecord:
         try:
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Never `immutable`: SQLite would then leave out the write-ahead log, which holds the
-            # last steps of a writer that was killed.
-            uri = f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+            uri = reading_uri(path) if read_only else f"{self.path.absolute().as_uri()}?mode=rwc"
             # Keras may call from several threads; the callback serializes the calls.
             self._connection = sqlite3.connect(uri, uri=True, timeout=30.0, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:

@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Serves until Ctrl-C, or writes the report.
 
     Raises:
-        KerasDeepSeekError: The folder is missing, or an argument is wrong.
+        KerasDeepSeekError: The folder is missing, an argument is wrong, or the report can't be
+            written.
     """
     import secrets
     from pathlib import Path
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.errors import InvalidInputError
     from keras_deepseek.studio.dashboard import Dashboard, read_dashboard
     from keras_deepseek.studio.server import StudioServer
-    from keras_deepseek.studio.snapshot import make_report
+    from keras_deepseek.studio.snapshot import make_report, write_report
     from keras_deepseek.studio.store import Store
 
     check_integer("--port", arguments.port, least=0)
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     dashboard = Dashboard() if config is None else read_dashboard(config)
     store = Store(folder, dashboard.thresholds)
     if arguments.report:
-        Path(arguments.report).write_text(make_report(store, dashboard), encoding="utf-8")
+        write_report(arguments.report, make_report(store, dashboard))
         return
     secret = secrets.token_urlsafe(24)
     with StudioServer(store, secret, arguments.port, dashboard, arguments.allowed_host) as server:

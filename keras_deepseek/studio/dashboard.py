@@ -2,12 +2,12 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidInputError, MissingExtraError, unknown_name_message
 from keras_deepseek.studio.findings import Thresholds
 
@@ -71,7 +71,7 @@ def read_dashboard(path: str | os.PathLike[str]) -> Dashboard:
         raise reader.error("panels", "must be a list", panels)
     limits = reader.mapping("thresholds", top.get("thresholds") or {}, _names(Thresholds))
     for name, value in limits.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if not _is_number(value) or not value >= 0:
             raise reader.error(name, "must be a number of at least 0", value)
     title = top.get("title", Dashboard.title)
     if not isinstance(title, str):
@@ -90,8 +90,8 @@ def _read_panel(reader: "_Reader", content: Any) -> Panel:
     log, smoothing = known.get("log", False), known.get("smoothing")
     if not isinstance(log, bool):
         raise reader.error("log", "must be true or false", log)
-    if smoothing is not None:
-        check_number("smoothing", smoothing, least=0, below=1)
+    if smoothing is not None and not (_is_number(smoothing) and 0 <= smoothing < 1):
+        raise reader.error("smoothing", "must be a number of at least 0 and below 1", smoothing)
     return Panel(names, log, smoothing)
 
 
@@ -137,10 +137,15 @@ class _Reader:
         return InvalidInputError(f"{where}: {place} {expected}, received {value!r}.")
 
     def _line(self, key: object) -> str:
+        as_key = re.compile(rf"(^|[\s{{,\[])[\"']?{re.escape(str(key))}[\"']?\s*:")
         for number, line in enumerate(self._lines, 1):
-            if line.strip(" -{\"'").startswith(str(key)):
+            if as_key.search(line.partition(" #")[0]):
                 return f", line {number}"
         return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _names(kind: Any) -> tuple[str, ...]:

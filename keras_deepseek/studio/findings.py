@@ -3,6 +3,7 @@
 Each is a pure function of arrays, and says nothing of a healthy run.
 """
 
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ _LEAST_RISE, _LEAST_JUMP = 0.05, 0.15
 """A smaller share of the first loss is not worth a word: a single hard row makes a batch jump."""
 _LEAST_WAIT = 1e-3
 """A wait of less than this many seconds a step is not worth a word."""
+_LEAST_SHARE = 0.05
+"""A layer that takes a smaller share of the step is not worth a word."""
 _MOST_NAMES = 3
+_LONGEST = 300  # Characters.
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,10 @@ def find_end(
     after = "before its first step" if last is None else f"after step {last:,}"
     if state == "failed":
         reason, _, rest = str(properties.get("failure") or "unknown reason").partition(". ")
+        # A framework's message can have a thousand lines, which would hide the charts.
+        reason, rest = (
+            textwrap.shorten(text, _LONGEST, placeholder=" …") for text in (reason, rest)
+        )
         yield Finding(
             *("failed", "bad", "training", f"The run failed {after}: {reason.rstrip('.')}."),
             rest or "Mend the cause, then resume from the last checkpoint.",
@@ -415,13 +423,17 @@ def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
     others = ("", profile.get("model"))  # The model's own operations, in no other layer.
     layers = {path: sum(times) for path, times in profile["layers"].items() if path not in others}
     total = sum(profile["parts"].values())
-    if layers and total > 0:
-        path = max(layers, key=lambda each: layers[each])
+    path = max(layers, key=lambda each: layers[each], default=None)
+    if path is not None and layers[path] > _LEAST_SHARE * total:
         yield Finding(
             *("expensive_layer", "info", "performance"),
             f"{path} takes {100 * layers[path] / total:.0f} % of the step.",
             "Make this one faster first.",
         )
+
+
+def _shorten(text: str) -> str:
+    return textwrap.shorten(text, _LONGEST, placeholder=" …")
 
 
 def _noise(values: np.ndarray) -> float:

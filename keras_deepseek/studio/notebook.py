@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import sqlite3
 import sys
 import threading
@@ -84,14 +85,15 @@ def inline_html(url: str, page: str) -> str:
 
     On another machine, which does not reach the address, and in a saved notebook it stays.
     """
-    address, _, key = url.partition("#")
+    address = url.partition("#")[0]
     live = json.dumps(url)
+    name = f"studio-{secrets.token_hex(4)}"  # Two cells may show one Studio.
     script = (
-        f"const icon = new Image(), frame = document.getElementById('studio-{key[:8]}');"
+        f"const icon = new Image(), frame = document.getElementById('{name}');"
         "icon.onload = () => { frame.removeAttribute('srcdoc'); frame.removeAttribute('sandbox');"
         f" frame.src = {live}; }}; icon.src = {json.dumps(address + 'icon.svg')};"
     )
-    frame = _frame("srcdoc", page, f'id="studio-{key[:8]}"')
+    frame = _frame("srcdoc", page, f'id="{name}"')
     return f"{_link(url)}{frame}<script>{{{script}}}</script>"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.run_record import FORM, RunRecord
+from keras_deepseek.artifacts.run_record import FORM, RunRecord, reading_uri
 from keras_deepseek.errors import InvalidInputError
 
 COMMANDS = ("stop", "checkpoint", "profile")
@@ -116,12 +116,9 @@ class RunReader:
         with self.lock:
             signature = self._read_signature()
             if signature is None or signature != self._signature:
-                try:
-                    with self._connect() as connection:
-                        self._read(connection)
-                    self.problem = None
-                except (InvalidInputError, sqlite3.Error, ValueError, KeyError) as error:
-                    self.problem = f"{error}"
+                self.problem = None
+                with self._keep_problem(), self._connect() as connection:
+                    self._read(connection)
                 self._signature = signature
                 self.version += 1
             elif self.state() != self._state:
@@ -151,13 +148,21 @@ class RunReader:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        # Never `immutable=1`: it does not see what a killed writer left in its log.
-        address = f"{self.path.absolute().as_uri()}?mode=ro"
+        address = reading_uri(self.path)
         connection = sqlite3.connect(address, uri=True, timeout=5.0, isolation_level=None)
         try:
             yield connection
         finally:
             connection.close()
+
+    @contextmanager
+    def _keep_problem(self) -> Iterator[None]:
+        """Makes an error of the file the run's problem, so that the page shows the other runs."""
+        try:
+            yield
+        except (InvalidInputError, sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            self.problem = f"{error}"
+            self.version += 1
 
     def _read(self, connection: sqlite3.Connection) -> None:
         query = "SELECT name FROM sqlite_master WHERE type = 'table'"
@@ -167,7 +172,7 @@ class RunReader:
             raise InvalidInputError(f"{self.path.name} is not a run record: it is {kind}.")
         connection.execute("BEGIN")
         properties = {
-            name: json.loads(value)
+            name: _from_json(value)
             for name, value in connection.execute("SELECT name, value FROM properties")
         }
         if (form := properties.get("form", 1)) > FORM:
@@ -290,7 +295,8 @@ class RunReader:
             last = int(known.steps[-1]) if len(known.steps) else -1
             # The last step again: validation may have come to it.
             query = "SELECT step, value FROM scalars WHERE name = ? AND step >= ? ORDER BY step"
-            with self._connect() as connection:
+            steps, values = np.empty((2, 0))
+            with self._keep_problem(), self._connect() as connection:
                 steps, values = _as_columns(connection.execute(query, (name, last)))
             if len(steps):
                 keep = int(np.searchsorted(known.steps, steps[0]))
@@ -308,7 +314,8 @@ class RunReader:
                 query = """SELECT step, time FROM scalars WHERE name = ? AND step BETWEEN ? AND ?
                            ORDER BY step"""
                 span = (name, int(steps[0]), int(steps[-1]))
-                with self._connect() as connection:
+                found, times = np.empty((2, 0))
+                with self._keep_problem(), self._connect() as connection:
                     found, times = _as_columns(connection.execute(query, span))
                 if len(found):  # A training that resumes may just have removed some.
                     known.times = np.concatenate([known.times, np.interp(steps, found, times)])
@@ -324,7 +331,7 @@ class RunReader:
             if name not in self.vector_names or self.problem is not None:
                 return known
             query = 'SELECT step, "values" FROM vectors WHERE name = ? AND step > ? ORDER BY step'
-            with self._connect() as connection:
+            with self._keep_problem(), self._connect() as connection:
                 for step, blob in connection.execute(query, (name, known.last)):
                     known.add(step, np.frombuffer(blob, "<f4"))
             return known
@@ -333,11 +340,11 @@ class RunReader:
         """Returns a document, or `None`."""
         if name not in self.documents:
             return None
-        with self._connect() as connection:
-            row = connection.execute(
-                "SELECT json FROM documents WHERE name = ?", (name,)
-            ).fetchone()
-        return None if row is None else json.loads(row[0])
+        with self._keep_problem(), self._connect() as connection:
+            query = "SELECT json FROM documents WHERE name = ?"
+            (text,) = connection.execute(query, (name,)).fetchone() or ("null",)
+            return _from_json(text)
+        return None
 
     def ask(self, command: str) -> None:
         """Asks the training for something; it looks once a second and writes its answer.
@@ -356,6 +363,11 @@ class RunReader:
 def _as_columns(rows: Iterable[tuple[float | None, ...]]) -> np.ndarray:
     """Returns pairs of numbers as two arrays, `None` as NaN. A list of rows takes twice as long."""
     return np.fromiter(chain.from_iterable(rows), float).reshape(-1, 2).T
+
+
+def _from_json(text: str) -> Any:
+    """Reads JSON; infinity and NaN, which a browser refuses, become texts."""
+    return json.loads(text, parse_constant=str)
 
 
 def _finite(value: Any) -> Any:

@@ -34,7 +34,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'"
 )
-_PORTS_TRIED = 20
+_PORTS_TRIED, _LAST_PORT = 20, 65535
 _LEAST_COMPRESSED = 2000
 
 _logger = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ class StudioServer(ThreadingHTTPServer):
             for path in STATIC.rglob("*")
             if path.suffix in _KINDS
         }
-        last = port + (_PORTS_TRIED if port else 1)
+        if port > _LAST_PORT:
+            raise InvalidInputError(f"`port` must be at most {_LAST_PORT}, received {port}.")
+        last = min(port + _PORTS_TRIED, _LAST_PORT + 1) if port else 1
         for number in range(port, last):
             try:
                 super().__init__(("127.0.0.1", number), _Handler)

@@ -3,11 +3,14 @@
 import base64
 import hashlib
 import json
+import os
 import re
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from keras_deepseek.checks import check_file_path
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.studio.dashboard import Dashboard
 from keras_deepseek.studio.store import MAX_SERIES, Store
 
@@ -30,9 +33,6 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
     ][-MAX_SERIES:]
     data = {
         "settings": {"folder": store.folder.name, "dashboard": dashboard.as_page_settings()},
-        "runs": {
-            run: {"version": reader.version, **reader.summary()} for run, reader in readers.items()
-        },
         "order": list(readers),
         "series": store.read_series({}, wanted),
         "vectors": {
@@ -46,6 +46,10 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
             for run, reader in known
             for name in reader.documents
             if not name.startswith("vector:")
+        },
+        # After all the others, which may find that a file is damaged.
+        "runs": {
+            run: {"version": reader.version, **reader.summary()} for run, reader in readers.items()
         },
     }
     style = _read("vendor/uplot.css") + _read("style.css")
@@ -63,6 +67,20 @@ def make_report(store: Store, dashboard: Dashboard) -> str:
         f'<script id="report" type="application/json">{_as_json(data)}</script>'
         f"<script>{script}</script></body></html>\n"
     )
+
+
+def write_report(path: str | os.PathLike[str], page: str) -> None:
+    """Writes a report, and makes the folders that are missing.
+
+    Raises:
+        InvalidInputError: The file can't be written.
+    """
+    file = Path(check_file_path("path", path))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"The report {str(path)!r} can't be written: {error}") from error
 
 
 def _as_json(data: Any) -> str:

@@ -58,7 +58,8 @@ class Store:
             return self._readers
 
     def _list_files(self) -> list[Path]:
-        return [*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*/*{_SUFFIX}")]
+        found = (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*/*{_SUFFIX}"))
+        return [path for path in found if path.is_file()]
 
     def run(self, name: object) -> RunReader:
         """Returns a run by its name.

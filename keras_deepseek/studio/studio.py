@@ -10,20 +10,24 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from keras_deepseek.checks import check_file_path, check_integer, check_path
+from keras_deepseek.checks import check_integer, check_path
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.studio import notebook
 from keras_deepseek.studio.dashboard import Dashboard, read_dashboard
-from keras_deepseek.studio.snapshot import make_report
+from keras_deepseek.studio.snapshot import make_report, write_report
 from keras_deepseek.studio.store import Store
 
 _SECONDS_BEFORE_RESTART = 1.0
 
 _logger = logging.getLogger(__name__)
 
+_launched: dict[tuple[Any, ...], "Studio"] = {}
+"""The running Studios of `launch_studio`: a cell that is run again gets the same page."""
 
+
+@runtime_checkable
 class Recording(Protocol):
     """The part of a `Trainer` that Studio uses."""
 
@@ -60,6 +64,12 @@ class Studio:
     ) -> None:
         self.folder = Path(check_path("folder", folder)).absolute()
         check_integer("port", port, least=0)
+        if isinstance(allowed_hosts, str) or not all(
+            isinstance(name, str) for name in allowed_hosts
+        ):
+            raise InvalidInputError(
+                f"`allowed_hosts` must be a list of names, received {allowed_hosts!r}."
+            )
         config = None if dashboard_config is None else Path(dashboard_config).absolute()
         self._dashboard = Dashboard() if config is None else read_dashboard(config)
         hosts = [*allowed_hosts, *(notebook.COLAB_HOSTS if notebook.is_colab() else ())]
@@ -118,6 +128,7 @@ class Studio:
                     self._process = self._start_server()
                 except (InvalidInputError, OSError):
                     _logger.exception("Studio is lost; call `launch_studio` again.")
+                    _forget(self)
                     return
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
@@ -126,10 +137,12 @@ class Studio:
         It needs no server and no network, and can be mailed or kept.
 
         Args:
-            path: string or path. The HTML file.
+            path: string or path. The HTML file. Folders that are missing are made.
+
+        Raises:
+            InvalidInputError: The file can't be written.
         """
-        check_file_path("path", path)
-        Path(path).write_text(self._make_report(), encoding="utf-8")
+        write_report(path, self._make_report())
 
     def _make_report(self) -> str:
         return make_report(Store(self.folder, self._dashboard.thresholds), self._dashboard)
@@ -145,6 +158,7 @@ class Studio:
     def stop(self) -> None:
         """Ends the server. The run records stay."""
         self._has_stopped.set()
+        _forget(self)
         with self._lock:
             _end(self._process)
 
@@ -180,6 +194,12 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.stdout.close()
 
 
+def _forget(studio: Studio) -> None:
+    """Has `launch_studio` start another one."""
+    for key in [key for key, each in _launched.items() if each is studio]:
+        del _launched[key]
+
+
 def launch_studio(
     trainer: Recording | None = None,
     port: int = 6006,
@@ -191,7 +211,8 @@ def launch_studio(
     """Starts Studio, and records the trainings of a trainer for it.
 
     Call it before `fit`, in a script or a notebook. The page runs in a process of its own and needs
-    no network. `keras-deepseek studio runs/` shows the same page without a training.
+    no network. Called again for the same folder, it returns the Studio that runs already.
+    `keras-deepseek studio runs/` shows the same page without a training.
 
     Args:
         trainer: `Trainer`. Its next trainings are recorded. Defaults to `None`: the page shows the
@@ -213,14 +234,24 @@ def launch_studio(
     Raises:
         InvalidInputError: A value is wrong, or the server can't start.
     """
-    if dashboard_config is not None:
-        read_dashboard(dashboard_config)  # A mistake is said before anything starts.
+    dashboard = None
+    if dashboard_config is not None:  # A mistake is said before anything starts.
+        dashboard = read_dashboard(check_path("dashboard_config", dashboard_config))
     if trainer is None:
-        studio = Studio(path or "runs", port, dashboard_config, allowed_hosts)
+        folder = Path(check_path("path", path or "runs"))
     else:
+        if not isinstance(trainer, Recording):
+            raise InvalidInputError(
+                f"`trainer` must be a `Trainer`, received {trainer!r}. For a bare `model.fit`, "
+                "pass it the callback `RunRecorder('runs/NAME.sqlite')` and call `launch_studio()`."
+            )
         if trainer.cluster.rank > 0:
             return None
-        record = trainer.record_run(path).absolute()
-        studio = Studio(record.parent, port, dashboard_config, allowed_hosts)
+        folder = trainer.record_run(path).absolute().parent
+    key = (folder.absolute(), port, dashboard, tuple(allowed_hosts))
+    studio = _launched.get(key)
+    if studio is None:
+        studio = Studio(folder, port, dashboard_config, allowed_hosts)
+        _launched[key] = studio
     print(f"Studio: {studio.url}")
     return studio

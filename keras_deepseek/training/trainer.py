@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -295,7 +296,9 @@ class Trainer:
         """
         if self._recorder is None:
             if path is None:
-                path = Path("runs", f"{self.model.name}-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
+                # Trainings that start in the same second need a file each.
+                now = f"{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3]
+                path = Path("runs", f"{self.model.name}-{now}.sqlite")
             self._recorder = RunRecorder(check_file_path("path", path))
             self.add_callback(self._recorder)
         recorded = Path(self._recorder.path)

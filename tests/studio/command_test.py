@@ -15,8 +15,15 @@ def test_a_missing_folder_is_refused(tmp_path, capsys):
 
 
 def test_a_report_is_written(runs, tmp_path):
-    assert main(["studio", str(runs), "--report", str(tmp_path / "a.html")]) == 0
-    assert "step_loss" in (tmp_path / "a.html").read_text()
+    report = tmp_path / "new" / "a.html"
+    assert main(["studio", str(runs), "--report", str(report)]) == 0
+    assert "step_loss" in report.read_text()
+
+
+def test_a_report_that_cannot_be_written_is_explained(runs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["studio", str(runs), "--report", str(tmp_path / "file" / "a.html")]) == 2
+    assert "can't be written" in capsys.readouterr().err
 
 
 def test_it_serves_until_ctrl_c_and_never_loads_keras(runs):

@@ -7,6 +7,7 @@ from keras_deepseek.studio.findings import (
     Thresholds,
     find_bottleneck,
     find_dead_layers,
+    find_end,
     find_expensive_layer,
     find_leap,
     find_not_finite,
@@ -67,12 +68,20 @@ def test_a_profile_names_its_most_expensive_layer(runs):
     assert "block_1/experts takes 14 % of the step" in layer["sentence"]
 
 
+def test_the_long_message_of_a_framework_is_cut():
+    failure = "ValueError: shapes differ\n" + "at op 7\n" * 500 + ". Detected at " + "node " * 500
+    (found,) = find_end("failed", {"failure": failure}, np.arange(3), None)
+    assert found.sentence.startswith("The run failed after step 2: ValueError: shapes differ at op")
+    assert max(len(found.sentence), len(found.advice)) < 400
+
+
 def test_the_model_itself_is_no_expensive_layer():
     layers = {"model": [0.5, 0.2], "model/head": [0.1, 0.2]}
     profile = {"parts": {"forward": 0.6, "backward": 0.4}, "layers": layers, "model": "model"}
     (found,) = find_expensive_layer(profile)
     assert found.sentence == "model/head takes 30 % of the step."
-    assert not list(find_expensive_layer({**profile, "layers": {"model": [0.6, 0.4]}}))
+    for layers in ({"model": [0.6, 0.4]}, {"model/head": [0.01, 0.02]}):  # None is worth a word.
+        assert not list(find_expensive_layer({**profile, "layers": layers}))
 
 
 def test_the_first_value_that_is_not_finite_is_named():

@@ -1,6 +1,7 @@
 """What a notebook shows, with a stand-in for its kernel; `integration_tests` has real ones."""
 
 import importlib.util
+import re
 import sys
 import threading
 from types import ModuleType
@@ -54,6 +55,12 @@ def test_a_cell_has_the_page_and_a_script_that_makes_it_live(kernel):
     (html,) = kernel.outputs
     assert 'sandbox="allow-scripts" srcdoc="&lt;p&gt;a &#x27;page&#x27;&lt;/p&gt;"' in html
     assert f'frame.src = "{URL}"' in html
+
+
+def test_two_cells_may_show_one_studio():
+    first, second = (re.findall("studio-[0-9a-f]+", notebook.inline_html(URL, "")) for _ in "ab")
+    assert len(set(first)) == len(set(second)) == 1  # The script names its own frame.
+    assert first != second
 
 
 def test_the_page_is_drawn_anew_on_kaggle_until_studio_stops(kernel, monkeypatch):

@@ -1,10 +1,12 @@
 """One run record: what a reader sees of it while it is written, killed, resumed or damaged."""
 
+import os
 import platform
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,10 +65,28 @@ def test_a_resumed_run_forgets_the_steps_that_it_repeats(tmp_path):
         assert list(reader.series("loss").steps) == reader.vectors("norms").steps == [1, 2, 3, 4]
 
 
-def test_all_steps_of_a_killed_writer_are_read(tmp_path):
+def test_all_steps_of_a_killed_writer_are_read(tmp_path, monkeypatch):
     path = tmp_path / "a.sqlite"
     assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False).returncode == 9
+    monkeypatch.setattr(os, "access", lambda *_: False)  # As in a read-only folder.
     assert list(read(path).series("loss").values) == list(range(1, 501))
+    monkeypatch.undo()
+    assert list(read(path).series("loss").values) == list(range(1, 501))
+
+
+@pytest.mark.parametrize("log", [None, b""])
+def test_a_run_in_a_read_only_folder_is_read(tmp_path, monkeypatch, log):
+    path = tmp_path / "a.sqlite"
+    with RunRecord(path) as record:
+        record.log(1, {"loss": 0.5})
+    if log is not None:
+        Path(f"{path}-wal").write_bytes(log)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(os, "access", lambda *_: False)  # Root may write anywhere.
+    assert list(read(path).series("loss").values) == [0.5]
+    with RunRecord(path, read_only=True) as record:
+        assert record.scalars("loss") == [(1, 0.5)]
+        assert sorted(tmp_path.iterdir()) == before  # No file was needed beside it.
 
 
 def test_a_run_of_form_1_is_read(root):

@@ -1,5 +1,9 @@
 """The runs of a folder, as the page asks for them."""
 
+import json
+import math
+import os
+
 import pytest
 
 from keras_deepseek.errors import InvalidInputError
@@ -77,6 +81,38 @@ def test_an_unreadable_run_leaves_the_others(tmp_path):
     runs = Store(tmp_path).poll({})["runs"]
     assert runs["bad"]["problem"]
     assert runs["good"]["problem"] is None
+
+
+def test_a_run_whose_damage_is_found_late_leaves_the_others(tmp_path):
+    InventedRun(tmp_path / "whole.sqlite").log("loss", [1, 2], [1.0, 0.5], [0.0, 1.0])
+    for name, table, column in (("json", "documents", "json"), ("blob", "vectors", '"values"')):
+        run = InventedRun(tmp_path / f"{name}.sqlite")
+        run.log("loss", [1], [1.0], [0.0])
+        run.log_vectors("layer_gradient_norms", ["a"], [1], [[1.0]], [0.0])
+        with run.connection() as connection:
+            connection.execute(f"UPDATE {table} SET {column} = x'22'")
+        os.utime(run.path, (1e9, 1e9))  # A file that was written just now is read again.
+    store = Store(tmp_path)
+    wanted = [[run, "layer_gradient_norms", -1] for run in ("json", "blob")]
+    store.poll({"vectors": wanted})
+    answer = store.poll({"series": [["whole", "loss", -1, 100, 0]]})
+    assert answer["series"]["whole\nloss"]["y"] == [1.0, 0.5]
+    assert {name for name, run in answer["runs"].items() if run["problem"]} == {"json", "blob"}
+
+
+def test_what_only_looks_like_a_record_is_no_run(tmp_path):
+    (tmp_path / "folder.sqlite").mkdir()
+    (tmp_path / "loop.sqlite").symlink_to("loop.sqlite")
+    os.mkfifo(tmp_path / "pipe.sqlite")
+    assert Store(tmp_path).poll({})["runs"] == {}
+
+
+def test_infinite_settings_are_json_for_a_browser(tmp_path):
+    InventedRun(tmp_path / "a.sqlite").describe(arguments={"clip": math.inf, "rate": math.nan})
+    answer = Store(tmp_path).poll({})
+    assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+    arguments = answer["runs"]["a"]["properties"]["arguments"]
+    assert arguments == {"clip": "Infinity", "rate": "NaN"}
 
 
 def test_one_record_is_a_folder_of_one(runs):

@@ -55,6 +55,15 @@ def test_a_training_is_recorded_and_shown_until_stop(tmp_path, monkeypatch, caps
         studio.snapshot("")
 
 
+def test_a_cell_that_is_run_again_gets_the_same_page(tmp_path):
+    trainer = Recorded()
+    with launch_studio(trainer, port=0, path=tmp_path / "run.sqlite") as first:
+        assert launch_studio(trainer, port=0, path=tmp_path / "other.sqlite") is first
+        assert set(poll(first.url)["runs"]) == {"run", "other"}
+    with launch_studio(trainer, port=0, path=tmp_path / "run.sqlite") as second:
+        assert second is not first
+
+
 def test_a_server_that_dies_is_started_again_at_the_same_address(tmp_path, monkeypatch):
     started = []
 
@@ -89,6 +98,20 @@ def test_a_wrong_dashboard_is_refused_before_anything_starts(tmp_path):
         launch_studio(
             trainer=Recorded(), dashboard_config=tmp_path / "a.json", path=tmp_path / "run.sqlite"
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"trainer": "runs"}, r"`trainer` must be a `Trainer`.*RunRecorder"),
+        ({"port": 70000}, "at most 65535, received 70000"),
+        ({"allowed_hosts": "studio.example"}, "`allowed_hosts` must be a list of names"),
+        ({"dashboard_config": {"title": "a"}}, "`dashboard_config` must be a path"),
+    ],
+)
+def test_a_wrong_argument_is_named(tmp_path, arguments, expected):
+    with pytest.raises(InvalidInputError, match=expected):
+        launch_studio(**{"path": tmp_path, **arguments})
 
 
 def test_the_server_ends_with_its_parent(tmp_path):

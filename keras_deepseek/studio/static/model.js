@@ -91,7 +91,7 @@ function Level({placed, paint}) {
         ${inner ? html`<text x="12" y="17">${child.name} <tspan class="soft">${child.cls}${part ? ` · ${percent(part)}` : ""}</tspan></text>
           <g transform="translate(0 20)"><${Level} placed=${inner} paint=${paint}/></g>`
         : html`<text x=${width / 2} y="17" text-anchor="middle">${child.name}</text>
-          <text class="soft" x=${width / 2} y="31" text-anchor="middle">${shapeOf(child)}${part ? ` · ${percent(part)}` : ""}</text>`}
+          <text class="soft" x=${width / 2} y="31" text-anchor="middle">${[shapeOf(child), part && percent(part)].filter(Boolean).join(" · ")}</text>`}
       </g>`;
     })}</g>`;
 }
@@ -222,7 +222,7 @@ export function Model({run, Say}) {
   const twin = isDouble && after ? everyLayer(after).find(({path}) => path === node.path) : null;
   const detail = html`<${Detail} node=${node} root=${root} twin=${twin}/>`;
   const paint = {selected: node, onSelect, onToggle, share: (each) => measure.of(each) / total};
-  return html`<${Say}><b>${root.name}</b> has ${short(root.params)} parameters in ${all.length - 1} layers${top ? html`; <b>${top.path}</b> takes <b class="num">${percent(measure.of(top) / total)}</b> ${measure.words}` : ""}.</${Say}>
+  return html`<${Say}><b>${root.name}</b> has ${short(root.params)} parameters in ${all.length - 1} ${all.length === 2 ? "layer" : "layers"}${top ? html`; <b>${top.path}</b> takes <b class="num">${percent(measure.of(top) / total)}</b> ${measure.words}` : ""}.</${Say}>
     <div class="bar-of-tools"><div class="tools">
       <label>Colour by <select value=${by} onChange=${(event) => setBy(event.target.value)}>
         ${Object.keys(MEASURES).filter((name) => name !== "time" || root.time).map((name) => html`<option value=${name}>${name}</option>`)}</select></label>

@@ -241,8 +241,9 @@ def test_a_run_has_one_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = Trainer(build, optimizer="sgd", loss="mse")
     path = trainer.record_run()
-    assert re.fullmatch(r"runs/line-\d{8}-\d{6}\.sqlite", path.as_posix())
+    assert re.fullmatch(r"runs/line-\d{8}-\d{6}-\d{3}\.sqlite", path.as_posix())
     assert trainer.record_run() == trainer.record_run(path) == path
+    assert Trainer(build, optimizer="sgd", loss="mse").record_run() != path
     with pytest.raises(InvalidInputError, match="records its run in 'runs"):
         trainer.record_run("other.sqlite")
 
