@@ -97,7 +97,8 @@ def make_navigation(docs: Path) -> list[object]:
     others = {"explanation": alone & set(OF_EXPLANATION), "measured": alone - set(OF_EXPLANATION)}
     navigation: list[object] = [{"Home": "index.md"}]
     for folder, title in SECTIONS.items():
-        pages = [*list_pages(docs, folder), *sorted(others.get(folder, ()))]
+        in_folder = list_guides(docs) if folder == "guides" else list_pages(docs, folder)
+        pages = [*in_folder, *sorted(others.get(folder, ()))]
         if folder == "reference":
             rooms = sorted((docs / "reference/api").iterdir())
             api = [
@@ -109,6 +110,18 @@ def make_navigation(docs: Path) -> list[object]:
         if pages:
             navigation.append({title: pages})
     return navigation
+
+
+def list_guides(docs: Path) -> list[object]:
+    """Returns the guides by level, as the table of the start page names them."""
+    table = re.compile(r"^\| *(\w*) *\| *\[(.+?)\]\((guides/\w+\.md)\)", re.MULTILINE)
+    levels: dict[str, list[object]] = {}
+    rest, last = set(map(str, list_pages(docs, "guides"))), ""
+    for level, name, page in table.findall((docs / "index.md").read_text(encoding="utf-8")):
+        last = level or last
+        levels.setdefault(last, []).append({name: page})
+        rest.discard(page)
+    return [*({level.capitalize(): pages} for level, pages in levels.items()), *sorted(rest)]
 
 
 def list_pages(docs: Path, folder: str) -> list[object]:
