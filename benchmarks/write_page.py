@@ -56,12 +56,15 @@ def read_results(folder: Path = RESULTS) -> list[Result]:
     """Returns the results, by name.
 
     Raises:
-        ValueError: A file lacks a key, such as that of the machine.
+        ValueError: A file is no JSON, or lacks a key, such as that of the machine.
     """
     results = []
     for path in sorted(folder.glob("*.json")):
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{error.lineno}: {error.msg}.") from error
         for key in KEYS:
             if not content.get(key):
                 raise ValueError(f'{path}:1: "{key}" is missing. Run the benchmark again.')
@@ -225,7 +228,10 @@ def draw_all(results: list[Result]) -> dict[Path, str]:
 
 
 def main() -> None:
-    files = draw_all(read_results())
+    try:
+        files = draw_all(read_results())
+    except ValueError as error:
+        sys.exit(str(error))
     for path in PICTURES.glob("*.svg"):
         if path not in files:
             path.unlink()
