@@ -109,7 +109,7 @@ def make_navigation(docs: Path) -> list[object]:
                 for room in rooms
                 if room.is_dir()
             ]
-            pages.insert(0, {"API": ["reference/api/index.md", *api]})
+            pages.insert(1, {"API": ["reference/api/index.md", *api]})
         if pages:
             navigation.append({title: pages})
     return navigation
