@@ -27,9 +27,11 @@ Each figure is from a benchmark that ran ours and the peer in turns, on the same
 command above a table gives its figures anew. `python benchmarks/write_page.py` draws this page from
 the JSON files in `benchmarks/results/`; don't edit it.
 
-**Advantage** says how many times as good ours is as the best peer that was measured: below 1, the
-peer is ahead. **Target** is the least advantage that we ask of ourselves, or the limit of a figure
-that has no peer. A missing target is one that we did not set. No figure is from a GPU or TPU.
+**Advantage** says how many times as good ours is as the best peer that was measured. Below 1, the
+peer is ahead. It is bold from 1 % on, because equal programs differ by less.
+
+**Target** is the least advantage that we ask of ourselves, or the limit of a figure that has no
+peer. A missing target is one that we did not set. No figure is from a GPU or TPU.
 """
 
 
