@@ -27,9 +27,11 @@ Each figure is from a benchmark that ran ours and the peer in turns, on the same
 command above a table gives its figures anew. `python benchmarks/write_page.py` draws this page from
 the JSON files in `benchmarks/results/`; don't edit it.
 
-**Advantage** says how many times as good ours is as the best peer that was measured: below 1, the
-peer is ahead. **Target** is the least advantage that we ask of ourselves, or the limit of a figure
-that has no peer. A missing target is one that we did not set. No figure is from a GPU or TPU.
+**Advantage** says how many times as good ours is as the best peer that was measured. Below 1, the
+peer is ahead. It is bold from 1 % on, because equal programs differ by less.
+
+**Target** is the least advantage that we ask of ourselves, or the limit of a figure that has no
+peer. A missing target is one that we did not set. No figure is from a GPU or TPU.
 """
 
 
@@ -56,12 +58,15 @@ def read_results(folder: Path = RESULTS) -> list[Result]:
     """Returns the results, by name.
 
     Raises:
-        ValueError: A file lacks a key, such as that of the machine.
+        ValueError: A file is no JSON, or lacks a key, such as that of the machine.
     """
     results = []
     for path in sorted(folder.glob("*.json")):
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{error.lineno}: {error.msg}.") from error
         for key in KEYS:
             if not content.get(key):
                 raise ValueError(f'{path}:1: "{key}" is missing. Run the benchmark again.')
@@ -225,7 +230,10 @@ def draw_all(results: list[Result]) -> dict[Path, str]:
 
 
 def main() -> None:
-    files = draw_all(read_results())
+    try:
+        files = draw_all(read_results())
+    except ValueError as error:
+        sys.exit(str(error))
     for path in PICTURES.glob("*.svg"):
         if path not in files:
             path.unlink()

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from write_reference import write_reference
@@ -94,7 +95,10 @@ def make_navigation(docs: Path) -> list[object]:
     others = {"explanation": alone & set(OF_EXPLANATION), "measured": alone - set(OF_EXPLANATION)}
     navigation: list[object] = [{"Home": "index.md"}]
     for folder, title in SECTIONS.items():
-        pages = [*list_pages(docs, folder), *sorted(others.get(folder, ()))]
+        if folder == "guides":
+            pages = list_guides(docs)
+        else:
+            pages = list_pages(docs, folder, others.get(folder, ()))
         if folder == "reference":
             rooms = sorted((docs / "reference/api").iterdir())
             api = [
@@ -102,25 +106,44 @@ def make_navigation(docs: Path) -> list[object]:
                 for room in rooms
                 if room.is_dir()
             ]
-            pages.insert(0, {"API": ["reference/api/index.md", *api]})
+            pages.insert(1, {"API": ["reference/api/index.md", *api]})
         if pages:
             navigation.append({title: pages})
     return navigation
 
 
-def list_pages(docs: Path, folder: str) -> list[object]:
-    """Returns the pages of a folder, in the order and below the headings of its `index.md`."""
-    names = {page.name for page in (docs / folder).glob("*.md")} - {"index.md"}
+def list_guides(docs: Path) -> list[object]:
+    """Returns the guides by level, as the table of the start page names them."""
+    table = re.compile(r"^\| *(\w*) *\| *\[(.+?)\]\((guides/\w+\.md)\)", re.MULTILINE)
+    levels: dict[str, list[object]] = {}
+    rest, last = set(map(str, list_pages(docs, "guides"))), ""
+    for level, name, page in table.findall((docs / "index.md").read_text(encoding="utf-8")):
+        last = level or last
+        levels.setdefault(last, []).append({name: page})
+        rest.discard(page)
+    return [*({level.capitalize(): pages} for level, pages in levels.items()), *sorted(rest)]
+
+
+def list_pages(docs: Path, folder: str, above: Collection[str] = ()) -> list[object]:
+    """Returns the pages of a folder, in the order and below the headings of its `index.md`.
+
+    Args:
+        docs: The folder of all pages.
+        folder: The folder to list.
+        above: Names of pages in `docs` itself that belong to the folder.
+    """
     index = docs / folder / "index.md"
     text = index.read_text(encoding="utf-8") if index.exists() else ""
+    left = {page.name: f"{folder}/{page.name}" for page in sorted((docs / folder).glob("*.md"))}
+    left |= {f"../{name}": name for name in sorted(above)}
+    left.pop("index.md", None)
     pages: list[object] = [f"{folder}/index.md"] if text else []
     opening, *sections = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
     for heading, part in [("", opening), *zip(sections[::2], sections[1::2], strict=True)]:
-        listed = [name for name in re.findall(r"\]\((\w+\.md)\)", part) if name in names]
-        names -= set(listed)
-        found = [f"{folder}/{name}" for name in dict.fromkeys(listed)]
+        links = re.findall(r"\]\(((?:\.\./)?\w+\.md)\)", part)
+        found = [left.pop(link) for link in links if link in left]
         pages += [{heading: found}] if heading and found else found
-    return pages + [f"{folder}/{name}" for name in sorted(names)]
+    return pages + list(left.values())
 
 
 if __name__ == "__main__":

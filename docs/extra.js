@@ -11,4 +11,10 @@ document$.subscribe(() => {
     head.replaceWith(document.createElement("td"));
   }
   for (const table of document.querySelectorAll(".md-typeset__scrollwrap")) table.tabIndex = 0;
+  // Long names in tables break after a mark, and not in a word.
+  for (const code of document.querySelectorAll(".md-typeset td code")) {
+    if (code.children.length) continue;
+    if (/^--[\w-]+$/.test(code.textContent)) code.style.whiteSpace = "nowrap";
+    else code.innerHTML = code.innerHTML.replace(/[/_.:(=,[|]+(?=[\w"])/g, "$&<wbr>");
+  }
 });

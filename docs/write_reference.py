@@ -61,7 +61,7 @@ def write_reference(out: Path, root: Path = ROOT) -> None:
     public = {f"{PACKAGE}.{room}.{name}" for room in rooms for name in names[room]}
     guides = find_guides(root / "guides")
     faults: set[str] = set()
-    start = f"# API reference {{ #{PACKAGE} }}\n\n| sub-package | what it is |\n|---|---|\n"
+    start = "# API reference\n\n| sub-package | what it is |\n|---|---|\n"
     for room in rooms:
         summary = _summarize(code[room])
         start += f"| [`{PACKAGE}.{room}`]({room}/index.md) | {summary} |\n"

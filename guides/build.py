@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         guides = [read_guide(path) for path in paths]
         pictures = [run(guide) if asked.run else [] for guide in guides]
-    except GuideError as error:
+    except (GuideError, OSError) as error:
         sys.exit(str(error))
     (asked.out / "kaggle/wheels").mkdir(parents=True, exist_ok=True)
     wheels = {"title": "keras-deepseek wheels", "id": f"{asked.kaggle_user}/keras-deepseek-wheels"}

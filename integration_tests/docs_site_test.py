@@ -38,6 +38,9 @@ NAMES = (
 WORDS = {
     "gradient accumulation": "accumulate_gradients",
     "install": "install",
+    "MLA": "choose_a_layer",
+    "OOM": "fit_into_memory",
+    "slowest layer": "profile_a_step",
     "lora": "lora",
     "memory": "memory",
     "resume": "resume",

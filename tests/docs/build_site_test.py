@@ -108,6 +108,10 @@ page.write_text("# The first guide\\n\\n[one](../docs/how_to/one.md#use-it)\\n")
 
 The [first
 guide](../guides/01_first.py), a [test](../tests/house/public_api.txt).
+
+| level | guide |
+|---|---|
+| beginner | [01 First](../guides/01_first.py) |
 """,
     "docs/how_to/one.md": """\
 # One
@@ -185,6 +189,7 @@ def test_a_good_site(build, tmp_path):
     navigation = json.loads((out / "mkdocs.yml").read_text("utf-8").rpartition("nav: ")[2])
     sections = {title: pages for each in navigation for title, pages in each.items()}
     assert list(sections) == ["Home", "Guides", "How to", "Reference", "Measured"]
+    assert sections["Guides"] == [{"Beginner": [{"01 First": "guides/01_first.md"}]}]
     grouped = {"The last first": ["how_to/two.md"]}
     first = ["how_to/index.md", "how_to/three.md"]
     assert sections["How to"] == [*first, grouped, "how_to/one.md"]

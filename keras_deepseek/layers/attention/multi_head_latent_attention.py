@@ -61,12 +61,17 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
 
     A boolean mask (from Keras, or `mask`) hides padding from other tokens and is passed on. Outputs
     at padding have no meaning. With `use_causal_mask` a token attends only to itself and earlier
-    tokens. A cache is a dict of `"latent"`, `"rotary_key"` and `"mask"`, each of shape
-    `(batch_size, max_length, ...)`, that is, `key_value_lora_rank + rope_head_dim` numbers a token.
+    tokens. A cache is a dict of `"latent"`, `"rotary_key"` and the boolean `"mask"`, each of shape
+    `(batch_size, max_length, ...)`. A token takes `key_value_lora_rank + rope_head_dim` numbers in
+    the layer's compute dtype.
 
-    Weights of a checkpoint, apart from their layout: `q_a_proj` is `query_down`, `q_b_proj` (or
-    `q_proj`) `query_up`, `kv_a_proj_with_mqa` `key_value_down` and `key_rope`, `kv_b_proj` `key_up`
-    and `value_up`, `o_proj` `output`.
+    The weights of a DeepSeek checkpoint, apart from their layout, are here:
+
+    - `q_a_proj`: `query_down`
+    - `q_b_proj` or `q_proj`: `query_up`
+    - `kv_a_proj_with_mqa`: `key_value_down` and `key_rope`
+    - `kv_b_proj`: `key_up` and `value_up`
+    - `o_proj`: `output`
 
     Args:
         num_heads: integer. Number of attention heads.
