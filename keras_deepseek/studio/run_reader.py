@@ -199,8 +199,9 @@ class RunReader:
 
     def _read_end(self, connection: sqlite3.Connection, name: str) -> None:
         old = self.ends.get(name)
-        query = """SELECT min(step), max(step), min(value), max(value) FROM scalars
-                   WHERE name = ? AND step >= ?"""
+        of_name = "FROM scalars WHERE name = ?1 AND step >= ?2"
+        query = f"""SELECT (SELECT min(step) {of_name}), (SELECT max(step) {of_name}),
+                           min(value), max(value) {of_name}"""
         row = connection.execute(query, (name, old["step"] if old else -1)).fetchone()
         first_step, step, least, most = row
         if step is None:
@@ -293,14 +294,13 @@ class RunReader:
             if end is None or self.problem is not None:
                 return known
             last = int(known.steps[-1]) if len(known.steps) else -1
-            # The last step again: validation may have come to it.
-            query = "SELECT step, value FROM scalars WHERE name = ? AND step >= ? ORDER BY step"
-            steps, values = np.empty((2, 0))
+            steps, values = np.empty(0, np.int64), np.empty(0)
             with self._keep_problem(), self._connect() as connection:
-                steps, values = _as_columns(connection.execute(query, (name, last)))
+                # The last step again: validation may have come to it.
+                steps, values = _read_values(connection, name, last)
             if len(steps):
                 keep = int(np.searchsorted(known.steps, steps[0]))
-                known.steps = np.concatenate([known.steps[:keep], steps.astype(np.int64)])
+                known.steps = np.concatenate([known.steps[:keep], steps])
                 known.values = np.concatenate([known.values[:keep], values])
                 known.times = known.times[:keep]
             return known
@@ -358,6 +358,26 @@ class RunReader:
             raise InvalidInputError("This run does not run, so nobody can answer.")
         with RunRecord(self.path, self._clock) as record:
             record.ask(command)
+
+
+def _read_values(
+    connection: sqlite3.Connection, name: str, least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps of a name from `least` on, and their values, `None` as NaN.
+
+    The values alone take two thirds of the time of pairs. Mostly no step is left out.
+    """
+    connection.execute("BEGIN")
+    of_name = "FROM scalars WHERE name = ?1 AND step >= ?2"
+    query = f"SELECT value {of_name} ORDER BY step"
+    values = np.fromiter(chain.from_iterable(connection.execute(query, (name, least))), float)
+    query = f"SELECT (SELECT min(step) {of_name}), (SELECT max(step) {of_name})"
+    first, last = connection.execute(query, (name, least)).fetchone()
+    if first is not None and last - first + 1 == len(values):
+        return np.arange(first, last + 1), values
+    query = f"SELECT step {of_name} ORDER BY step"
+    rows = connection.execute(query, (name, least))
+    return np.fromiter(chain.from_iterable(rows), np.int64), values
 
 
 def _as_columns(rows: Iterable[tuple[float | None, ...]]) -> np.ndarray:
