@@ -123,8 +123,7 @@ def make_figures(rows: list[Numbers]) -> list[Figure]:
                 ("CPU", "s", "cpu_seconds", 1.0),
                 ("peak", "MB", "peak_bytes", 1e-6),
             ):
-                numbers = (scale * each[key] for each in (one, other))
-                ours, theirs = numbers
+                ours, theirs = (scale * each[key] for each in (one, other))
                 figures.append(
                     Figure(
                         f"{kind}, {row['form']}, {name}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integration_tests.studio_pages import SCHEMES, expect
+from integration_tests.studio_pages import SCHEMES, expect, studio_of_runs
 from keras_deepseek.studio import Studio
 from tests.oracles.run_records import invent
 
@@ -31,10 +31,8 @@ OPENED = {
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    for index, fault in enumerate(("healthy", "failed", "diverging", "starved")):
-        invent(folder / f"{fault}.sqlite", fault, steps=400, seed=index, begin=1.7e9 + 300 * index)
-    with Studio(folder, port=0) as studio:
+    faults = ("healthy", "failed", "diverging", "starved")
+    with studio_of_runs(tmp_path_factory.mktemp("runs"), faults, 400) as studio:
         yield studio
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from keras_deepseek.studio import Studio
+from tests.oracles.run_records import invent
+
 VIEWS = ("Training", "Model", "Performance", "Runs")
 SIZES = ((360, 780), (1360, 900), (2560, 1400))
 SCHEMES = ("light", "dark")
@@ -38,6 +41,16 @@ def opened_pages(browser) -> Iterator:
     for context in contexts:
         context.close()
     assert not problems, problems
+
+
+@contextmanager
+def studio_of_runs(folder, faults, steps) -> Iterator[Studio]:
+    """Yields a Studio of invented runs, the same for each call."""
+    for index, fault in enumerate(faults):
+        path = folder / f"{fault}.sqlite"
+        invent(path, fault, steps=steps, seed=index, begin=1.7e9 + 300 * index)
+    with Studio(folder, port=0) as studio:
+        yield studio
 
 
 def expect(page, text, seconds=20):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from integration_tests.studio_pages import SCHEMES, SIZES, VIEWS, expect
+from integration_tests.studio_pages import SCHEMES, SIZES, VIEWS, expect, studio_of_runs
 from keras_deepseek.studio import Studio
 from tests.oracles.run_records import invent
 
@@ -35,10 +35,8 @@ what the mean may be beyond it; and the share of blocks that may differ by more 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    for index, fault in enumerate(("healthy", "overfitting", "diverging", "starved")):
-        invent(folder / f"{fault}.sqlite", fault, steps=800, seed=index, begin=1.7e9 + 300 * index)
-    with Studio(folder, port=0) as studio:
+    faults = ("healthy", "overfitting", "diverging", "starved")
+    with studio_of_runs(tmp_path_factory.mktemp("runs"), faults, 800) as studio:
         yield studio
 
 
