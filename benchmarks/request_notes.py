@@ -169,17 +169,9 @@ def main() -> int:
     for name, spent in found.items():
         print(f"| {name} | {statistics.median(spent):.3f} | {min(spent):.3f} |")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    medians = {name: statistics.median(spent) for name, spent in found.items()}
     figures = [
-        Figure(
-            f"processor time of a request, {protocol}, {kind}",
-            medians[f"{protocol}, {kind}"],
-            "ms",
-            peer=KINDS[0],
-            theirs=medians[f"{protocol}, {KINDS[0]}"],
-        )
-        for protocol in protocols
-        for kind in kinds[1:]
+        Figure(f"processor time of a request, {name}", statistics.median(spent), "ms")
+        for name, spent in found.items()
     ]
     return report(arguments.json, figures, found)
 

@@ -60,7 +60,7 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
     A link to a guide leads to its page. A link to another file of the repository becomes code.
     """
     name = page.relative_to(docs)
-    source = root / (name if name.parts[0] == "guides" else "docs" / name)
+    source = root / (name.with_suffix(".py") if name.parts[0] == "guides" else "docs" / name)
     text = page.read_text(encoding="utf-8")
     code = [fence.span() for fence in FENCE.finditer(text)]
     faults = []
@@ -73,7 +73,7 @@ def rewrite_links(page: Path, docs: Path, root: Path) -> list[str]:
             return link[0]
         path = Path(os.path.normpath(source.parent / target))
         if not path.is_relative_to(root) or not path.exists():
-            line = text.count("\n", 0, link.start(3)) + 1
+            line = source.read_text(encoding="utf-8").partition(link[3])[0].count("\n") + 1
             faults.append(f"{source.relative_to(root)}:{line}: {link[3]} does not exist.")
             return link[0]
         file = path.relative_to(root)

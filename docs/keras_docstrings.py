@@ -1,7 +1,8 @@
 """Griffe extension: turns docstrings in Keras's form into sections that Griffe knows.
 
 `Call arguments:` becomes a table like that of `Args:`, an example a block of code with a button to
-copy it. `Returns:`, `Example:` and `Reference:` are prose below a head like that of a table.
+copy it, in front of the arguments. `Returns:`, `Example:` and `Reference:` are prose below a head
+like that of a table.
 """
 
 import re
@@ -12,6 +13,9 @@ import griffe
 
 EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 PROSE = re.compile(r"^(Example|Reference|Returns|Yields):\n((?:(?: {4}.*)?\n)*)", re.MULTILINE)
+LATE_EXAMPLE = re.compile(
+    r"(^Args:\n.*?)(^Example:\n.*?)(?=^[A-Z]\w+(?: \w+)?:\n|\Z)", re.MULTILINE | re.DOTALL
+)
 HEAD = '<span class="doc-section-title">{}:</span>\n\n{}\n'
 
 
@@ -34,8 +38,9 @@ class KerasDocstrings(griffe.Extension):
 
 def rewrite(text: str) -> str:
     """Returns a docstring in Keras's form as one in Griffe's."""
+    text = LATE_EXAMPLE.sub(r"\2\n\1", text + "\n")
     text = EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
-    text = PROSE.sub(lambda part: HEAD.format(part[1], _unindent(part[2])), text + "\n")
+    text = PROSE.sub(lambda part: HEAD.format(part[1], _unindent(part[2])), text)
     text = re.sub(r"^Args:$", "Args: Arguments:", text, flags=re.M)
     return re.sub(r"^Call arguments:$", "Other Parameters: Call arguments:", text, flags=re.M)
 

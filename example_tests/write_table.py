@@ -18,9 +18,6 @@ INTRODUCTION = """# Examples of keras.io
 21 official examples run on each backend. They are rewritten in the form of the original code, on
 generated data of the same shapes. `tox -e examples` runs them.
 
-To write this page again, run the tests with `--junitxml` on each backend, then
-`python example_tests/write_table.py torch.xml jax.xml tensorflow.xml > docs/keras_examples.md`.
-
 - **as Keras trains**: `Trainer.fit` ends with the weights and logs of `model.fit`, to 1e-4.
 - **half precision**: with `fp16_enabled=True`, two micro-batches and clipping by the global norm,
   the losses are within 5 % of those in float32. If the model has its own `train_step`, the trainer
@@ -34,6 +31,9 @@ To write this page again, run the tests with `--junitxml` on each backend, then
   time.
 
 A number after "refused" refers to the error messages below the table.
+
+To write this page again, run the tests with `--junitxml` on each backend, then
+`python example_tests/write_table.py torch.xml jax.xml tensorflow.xml > docs/keras_examples.md`.
 """
 
 

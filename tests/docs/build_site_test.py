@@ -204,7 +204,7 @@ def test_a_good_site(build, tmp_path):
 
     scale = (out / "site/reference/api/layers/Scale.html").read_text(encoding="utf-8")
     heads = re.findall(r'<span class="doc-section-title">([^<]+)</span>', scale)
-    assert heads[:5] == ["Arguments:", "Call arguments:", "Returns:", "Example:", "Reference:"]
+    assert heads[:5] == ["Example:", "Arguments:", "Call arguments:", "Returns:", "Reference:"]
     assert "A tensor: that of the inputs, times the factor." in scale
     assert scale.count('<span class="gp">') == 5
     assert ">The first guide</a>" in scale
@@ -227,6 +227,14 @@ def test_a_dead_link_ends_the_build(build):
         "docs/how_to/one.md:4: c.svg does not exist.",
         "docs/how_to/one.md:5: ../../nowhere.py#L1 does not exist.",
     ]
+
+
+def test_a_dead_link_of_a_guide_is_at_its_line_of_python(build):
+    script = FILES["guides/build.py"].replace("one.md#use-it", "nowhere.md")
+    guide = '"""\nTitle: The first guide\n"""\n"""\n[one](../docs/how_to/nowhere.md)\n"""\n'
+    code, log = build(**{"guides/build.py": script, "guides/01_first.py": guide})
+    assert code == 1
+    assert log.splitlines() == ["guides/01_first.py:5: ../docs/how_to/nowhere.md does not exist."]
 
 
 def test_a_dead_anchor_and_an_unknown_name_end_the_build(build):
