@@ -98,7 +98,7 @@ def build(
         head = MaskedPositionHead(
             token_embedding=tokens,
             intermediate_activation="gelu",
-            layer_norm_epsilon=1e-12,
+            epsilon=1e-12,
             kernel_initializer=normal,
             dtype=dtype,
         )

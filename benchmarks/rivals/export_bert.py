@@ -133,7 +133,7 @@ def _clocked() -> Iterator[list[float]]:
         return run
 
     places = [(OnnxFormat, "run"), (SavedModelFormat, "run")]
-    places += [(make_artifact, "_compute_expected"), (make_artifact, "_verify")]
+    places += [(make_artifact, "compute_expected"), (make_artifact, "verify_with_redraw")]
     with contextlib.ExitStack() as stack:
         for owner, name in places:
             stack.enter_context(mock.patch.object(owner, name, clock(getattr(owner, name))))

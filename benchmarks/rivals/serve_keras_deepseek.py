@@ -38,8 +38,6 @@ def main() -> None:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--target-latency", type=float)
     arguments = parser.parse_args()
-    if arguments.reloads:  # Before there are threads, which then leave it alone, too.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     engine = ServingEngine(
         "serve_keras_deepseek:Executor" if arguments.isolated else Executor(),
         max_batch_size=32,
@@ -49,14 +47,15 @@ def main() -> None:
     )
     if arguments.reloads:
         engine.load(Executor(), name="other")
-        threading.Thread(target=reload_when_told, args=(engine,), daemon=True).start()
+        told = threading.Semaphore(0)
+        signal.signal(signal.SIGUSR1, lambda *_: told.release())
+        threading.Thread(target=reload_when_told, args=(engine, told), daemon=True).start()
     engine.serve(arguments.port, arguments.port + 1 if arguments.grpc else None, block=True)
 
 
-def reload_when_told(engine: ServingEngine) -> None:
+def reload_when_told(engine: ServingEngine, told: threading.Semaphore) -> None:
     """Loads the next version with each signal."""
-    while True:
-        signal.sigwait({signal.SIGUSR1})
+    while told.acquire():
         engine.load(Executor())
 
 
