@@ -140,8 +140,10 @@ def _read_command() -> str:
         del arguments[index : index + 2]
     backend = os.environ.get("KERAS_BACKEND")
     prefix = [f"KERAS_BACKEND={backend}"] if backend else []
+    processes = os.environ.get("WORLD_SIZE")
+    start = f"keras-deepseek launch --nproc {processes}" if processes else "python"
     script = f"benchmarks/{Path(sys.argv[0]).name}"
-    return " ".join([*prefix, "python", script, *map(shlex.quote, arguments)])
+    return " ".join([*prefix, start, script, *map(shlex.quote, arguments)])
 
 
 def _read_machine() -> dict[str, Any]:

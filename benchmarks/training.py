@@ -60,11 +60,14 @@ SETTINGS = {
 SETTINGS["jax"] = SETTINGS["tensorflow"]
 QUICK = {"num_steps": 3, "hidden_dim": 24, "num_layers": 1, "vocabulary_size": 5_000}
 
-TARGETS: dict[tuple[str, int, int], list[tuple[str, str, float]]] = {
+TARGETS: dict[tuple[str, int, int], list[tuple[str, str, float | None]]] = {
     ("torch", 4, 8): [
         (OURS, COMPILED, 1.18),
         (OURS, HF, 2.0),
         (OURS_PACKED, KERAS_PACKED, 1.6),
+        (OURS_PACKED, BARE, None),
+        (OURS, LIGHTNING, None),
+        (OURS, KERAS_PADDED, None),
     ],
     ("torch", 4, 32): [(OURS, COMPILED, 1.30), (OURS, HF, 2.0)],
     ("torch", 12, 8): [(OURS, COMPILED, 1.0)],

@@ -100,17 +100,28 @@ def format_target(figure: Figure) -> str:
     return text if figure.holds else f"{text}, **missed**"
 
 
-def write_row(result: Result, figure: Figure) -> str:
-    """Returns a row of a table."""
+def write_cells(result: Result, figure: Figure) -> dict[str, str]:
+    """Returns the cells of a figure's row, by column."""
     peer = advantage = ""
     if figure.theirs is not None and figure.advantage is not None:
         peer = f"{format_number(figure.theirs)} {figure.unit} ({figure.peer})"
         advantage = f"{figure.advantage:.2f}"
         advantage = f"**{advantage}**" if is_behind(figure) else advantage
-    name = f'<a id="{anchor(result, figure)}"></a>{escape(figure.name)}'
-    ours = f"{format_number(figure.ours)} {figure.unit}"
-    cells = (name, figure.backend, ours, peer, advantage, format_target(figure))
-    return "| " + " | ".join(cells) + " |"
+    return {
+        "figure": f'<a id="{anchor(result, figure)}"></a>{escape(figure.name)}',
+        "backend": figure.backend,
+        "ours": f"{format_number(figure.ours)} {figure.unit}",
+        "best peer": peer,
+        "advantage": advantage,
+        "target": format_target(figure),
+    }
+
+
+def write_table(rows: list[dict[str, str]]) -> list[str]:
+    """Returns the lines of a table, without the columns that no row needs."""
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in rows]
 
 
 def write_section(result: Result) -> str:
@@ -130,12 +141,7 @@ def write_section(result: Result) -> str:
         "",
     ]
     if result.figures:
-        lines += [
-            "| figure | backend | ours | best peer | advantage | target |",
-            "|---|---|---|---|---|---|",
-            *(write_row(result, figure) for figure in result.figures),
-            "",
-        ]
+        lines += [*write_table([write_cells(result, figure) for figure in result.figures]), ""]
     for title, columns in content["tables"].items():
         lines += [f"**{title}**", "", "| | " + " | ".join(columns) + " |"]
         lines.append("|" + "---|" * (len(columns) + 1))

@@ -1,6 +1,6 @@
 """`graph.optimize` on a corpus of models, in float32 and bfloat16: `tox -e examples`.
 
-With `-s`, it prints a row of a table for each model, as in docs/measured/graph.md.
+With `-s`, it prints a row of a table for each model, as in docs/graph_corpus.md.
 """
 
 import keras
