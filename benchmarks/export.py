@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def main() -> int:
     show_exports(rows)
     show_latency(rows, compared)
     figures = [] if arguments.quick else judge(backend, rows, compared)
+    for numbers in chain.from_iterable(rows.values()):
+        del numbers["artifact"]  # A folder of this machine, as in the report.
+        numbers.pop("report", None)
     details = {"setting": setting, "exports": rows, **compared}
     return report(arguments.json, figures, details, [arguments.optimum_python])
 

@@ -72,16 +72,16 @@ def judge(row: dict[str, Any], bytes_per_token: int) -> list[Figure]:
     """Returns the figures that are claimed of a row."""
     milliseconds, backend = row["milliseconds"]["forward"], row["backend"]
     queries, cache = row["num_queries"], row["cache_length"]
-    name = f"{queries} new tokens" + (f", {cache:,} in the cache" if cache else "")
+    name = f"{queries:,} new token{'s' * (queries > 1)}"
+    name += f", {cache:,} in the cache" if cache else ""
     if queries > 1:
         taken, least = milliseconds["chosen"], LEAST_OF_NAIVE
     else:
         taken, least = milliseconds["absorbed"], LEAST_TIMES if cache >= AT else None
     figures = [Figure(name, taken, "ms", backend, "naive", milliseconds["naive"], least)]
-    if cache:
+    if queries == 1 and cache == AT:  # The same at each length.
         held = row["facts"]["cache_bytes_per_token"]
-        title = f"cache of a token, {name}"
-        figures.append(Figure(title, held, "bytes", backend, target=bytes_per_token))
+        figures.append(Figure("a cached token", held, "bytes", backend, target=bytes_per_token))
     return figures
 
 
