@@ -49,7 +49,8 @@ def main() -> int:
                 row["by_dense"] = ours / milliseconds["dense"]
                 row["by_loop"] = ours / milliseconds["loop"]
                 is_claimed = backend != "tensorflow" and num_tokens >= LEAST_TOKENS
-                title = f"{sizes[0]} experts, {num_tokens:,} tokens, {direction}"
+                tokens = f"{num_tokens:,} token{'s' * (num_tokens > 1)}"
+                title = f"{sizes[0]} experts, {tokens}, {direction}"
                 least = LEAST if is_claimed and not arguments.quick else None
                 loop = milliseconds["loop"]
                 figures.append(Figure(title, ours, "ms", backend, "loop", loop, least))

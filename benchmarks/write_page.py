@@ -124,6 +124,11 @@ def write_table(rows: list[dict[str, str]]) -> list[str]:
     return lines + ["| " + " | ".join(row[name] for name in columns) + " |" for row in rows]
 
 
+def write_title(result: Result) -> str:
+    """Returns the title of a result's section."""
+    return result.name.replace("_", " ").capitalize()
+
+
 def write_section(result: Result) -> str:
     """Returns the section of a result."""
     content = result.content
@@ -131,7 +136,7 @@ def write_section(result: Result) -> str:
     claim = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     machine, versions = content["machine"], content["versions"]
     lines = [
-        f"## {result.name.replace('_', ' ').capitalize()}",
+        f"## {write_title(result)}",
         "",
         " ".join(claim.partition("\n\n")[0].split()),
         "",
@@ -171,7 +176,7 @@ def write_losses(results: list[Result]) -> str:
     lines = ["## Where we are not ahead", ""]
     if not rows:
         return "\n".join([*lines, "No figure is behind a peer or misses its target.", ""])
-    lines += ["| figure | advantage | target |", "|---|---|---|"]
+    lines += ["| of | figure | advantage | target |", "|---|---|---|---|"]
     lines += [row for *_, row in sorted(rows, key=lambda each: (not each[1], each[0]))]
     return "\n".join(lines) + "\n"
 
@@ -180,10 +185,10 @@ def write_loss(result: Result, figure: Figure) -> str:
     """Returns a row of the table of losses."""
     place = f"{figure.backend}, {figure.name}" if figure.backend else figure.name
     link = f"[{escape(place)}](#{anchor(result, figure)})"
-    if figure.advantage is None:
-        return f"| {link} | {format_number(figure.ours)} {figure.unit} | {format_target(figure)} |"
-    compared = f"{figure.advantage:.2f} times {figure.peer}"
-    return f"| {link} | {compared} | {format_target(figure)} |"
+    compared = f"{format_number(figure.ours)} {figure.unit}"
+    if figure.advantage is not None:
+        compared = f"{figure.advantage:.2f} times {figure.peer}"
+    return f"| {write_title(result)} | {link} | {compared} | {format_target(figure)} |"
 
 
 def write_page(results: list[Result]) -> str:
