@@ -1,6 +1,7 @@
 import pytest
 
 from keras_deepseek import models
+from keras_deepseek.deploy.routes.config_check import check_configs
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.families import FAMILIES
 
@@ -22,6 +23,14 @@ def test_config_and_task_of_a_family_are_exported_and_derive_from_it(family):
     if family.model_type is not None:
         assert written["model_type"] == family.model_type
         assert written["architectures"] == [family.architectures[0]]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.architectures[0])
+def test_every_layer_of_a_family_can_be_made_again_by_an_export(family):
+    (task,) = find_tasks(family)
+    config_class = task.config_class
+    config = config_class.from_preset("tiny", **open_values(config_class))
+    check_configs(task(config, dtype="mixed_bfloat16"))
 
 
 def open_values(config_class):

@@ -93,7 +93,7 @@ class SequentialRecommender(PresetModel):
         inputs = {"item_ids": Input((None,), dtype="int32", name="item_ids")}
         newest = backbone(inputs)[:, -1]
         logits = backbone.item_embedding(newest, reverse=True)
-        scores = ItemScores(dtype=backbone.layers_policy, name="scores")(logits)
+        scores = ItemScores(dtype="float32", name="scores")(logits)
         super().__init__(inputs, scores, **kwargs)
         self.config = config
         self.layers_policy = backbone.layers_policy

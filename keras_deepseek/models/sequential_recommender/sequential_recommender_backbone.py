@@ -103,7 +103,7 @@ class SequentialRecommenderBackbone(ConfigModel):
         # Good logits may need small item vectors. The norm keeps the blocks' inputs large.
         hidden = make_norm("embeddings_norm")(positions(item_embedding(inputs["item_ids"])))
         hidden = Dropout(config.dropout, dtype=policy, name="embeddings_drop")(hidden)
-        attention_mask = HistoryMask(dtype=policy, name="history_mask")(inputs["item_ids"])
+        attention_mask = HistoryMask(dtype="float32", name="history_mask")(inputs["item_ids"])
         for block in blocks:
             hidden = block(hidden, attention_mask)
         super().__init__(inputs, final_norm(hidden), **kwargs)
