@@ -131,6 +131,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """Ends every child process. The next job starts a new one."""
     for process in _processes.values():
         process.close()
