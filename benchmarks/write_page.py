@@ -25,7 +25,8 @@ HEAD = """# Numbers
 
 Each figure is from a benchmark that ran ours and the peer in turns, on the same machine. The
 command above a table gives its figures anew. `python benchmarks/write_page.py` draws this page from
-the JSON files in `benchmarks/results/`; don't edit it.
+the JSON files in `benchmarks/results/`; don't edit it. Where processor time counts, two benchmarks
+may have run at once, each on a core of its own.
 
 **Advantage** says how many times as good ours is as the best peer that was measured. Below 1, the
 peer is ahead. It is bold from 1 % on, because equal programs differ by less.

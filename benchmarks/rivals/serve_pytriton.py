@@ -1,4 +1,8 @@
-"""The simulated accelerator behind Triton: `serve_pytriton.py PORT WAIT_MILLISECONDS`."""
+"""The simulated accelerator behind Triton: `serve_pytriton.py PORT WAIT_MILLISECONDS`.
+
+Triton's Python backend loads the system's `libpython`, so it needs the system's Python: one of
+pyenv has another release of the standard library beside it.
+"""
 
 import sys
 from typing import Any
