@@ -166,7 +166,10 @@ def make_figures(found: dict[str, dict[str, dict[str, float]]]) -> list[Figure]:
         ]
         figures += _beside(setting, servers, key, unit, choose, peers)
         if setting == _clients(CLIENTS[-1]):
-            figures += _beside(setting, servers, "cpu_ms", "ms of processor", min, peers)
+            of_processor = _beside(setting, servers, "cpu_ms", "ms", min, peers)
+            figures += [
+                replace(one, name=f"{setting}, processor time of a request") for one in of_processor
+            ]
     return figures
 
 
@@ -183,8 +186,7 @@ def _beside(
         return []
     peer = choose(peers, key=lambda name: servers[name][key])
     ours, theirs = servers[OURS.name][key], servers[peer][key]
-    title = f"{setting}, {unit}"
-    return [Figure(title, ours, unit, peer=peer, theirs=theirs, is_less_better=choose is min)]
+    return [Figure(setting, ours, unit, peer=peer, theirs=theirs, is_less_better=choose is min)]
 
 
 class Rounds:
