@@ -89,6 +89,11 @@ def format_number(value: float) -> str:
     return f"{float(digits):,.0f}" if abs(value) >= 100 else digits  # noqa: PLR2004
 
 
+def format_advantage(advantage: float) -> str:
+    """Returns how many times as good ours is: with two decimals near 1, else with three digits."""
+    return f"{advantage:.2f}" if advantage < 10 else format_number(advantage)  # noqa: PLR2004
+
+
 def format_target(figure: Figure) -> str:
     """Returns the target as the page shows it."""
     if figure.target is None:
@@ -106,7 +111,7 @@ def write_cells(result: Result, figure: Figure) -> dict[str, str]:
     peer = advantage = ""
     if figure.theirs is not None and figure.advantage is not None:
         peer = f"{format_number(figure.theirs)} {figure.unit} ({figure.peer})"
-        advantage = f"{figure.advantage:.2f}"
+        advantage = format_advantage(figure.advantage)
         advantage = f"**{advantage}**" if is_behind(figure) else advantage
     return {
         "figure": f'<a id="{anchor(result, figure)}"></a>{escape(figure.name)}',
@@ -188,7 +193,7 @@ def write_loss(result: Result, figure: Figure) -> str:
     link = f"[{escape(place)}](#{anchor(result, figure)})"
     compared = f"{format_number(figure.ours)} {figure.unit}"
     if figure.advantage is not None:
-        compared = f"{figure.advantage:.2f} times {figure.peer}"
+        compared = f"{format_advantage(figure.advantage)} times {figure.peer}"
     return f"| {write_title(result)} | {link} | {compared} | {format_target(figure)} |"
 
 
@@ -214,7 +219,7 @@ def draw(result: Result) -> str:
         shapes += [
             f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(place[:62])}</text>',
             f'<rect x="{left}" y="{top + 2}" width="{width:.1f}" height="14" fill="{colour}"/>',
-            f'<text x="{left + width + 6:.1f}" y="{top + 13}">{times:.2f}</text>',
+            f'<text x="{left + width + 6:.1f}" y="{top + 13}">{format_advantage(times)}</text>',
         ]
         if figure.target and figure.target <= most:
             mark = left + scale * figure.target

@@ -73,7 +73,7 @@ def test_a_quoted_figure_is_that_of_the_page(writer, root):
         writer.anchor(result, figure): {
             writer.format_number(figure.ours),
             writer.format_number(figure.theirs or 0.0),
-            f"{figure.advantage or 0.0:.2f}",
+            writer.format_advantage(figure.advantage or 0.0),
         }
         for result in writer.read_results()
         for figure in result.figures
