@@ -128,8 +128,16 @@ def report(
             "details": details,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        path.write_text(write_json(result), encoding="utf-8")
     return 0 if all(figure.holds for figure in figures) else 1
+
+
+def write_json(result: dict[str, Any]) -> str:
+    """Returns a result as JSON, with a line for each key and each figure."""
+    lines = {key: json.dumps(value) for key, value in result.items()}
+    figures = ",\n  ".join(map(json.dumps, result["figures"]))
+    lines["figures"] = f"[\n  {figures}\n ]" if figures else "[]"
+    return "{\n " + ",\n ".join(f'"{key}": {text}' for key, text in lines.items()) + "\n}\n"
 
 
 def _read_command() -> str:
