@@ -186,15 +186,14 @@ def show_latency(rows: dict[str, list[Numbers]], compared: Numbers) -> None:
 def judge(backend: str, rows: dict[str, list[Numbers]], compared: Numbers) -> list[Figure]:
     """Returns the figures that are claimed."""
     figures, latency = [], compared["latency"]
-    for name, ours, theirs, peer in (
-        ("ONNX", OURS, KERAS, "Keras"),
-        ("ONNX", OURS, O2, O2),
-        ("SavedModel", OURS_SAVED, KERAS_SAVED, "Keras"),
+    for name, ours, theirs, peer, least in (
+        ("ONNX", OURS, KERAS, "Keras", LEAST),
+        ("ONNX", OURS, O2, O2, None),
+        ("SavedModel", OURS_SAVED, KERAS_SAVED, "Keras", LEAST),
     ):
         if ours in rows and theirs in rows:
             one, other = (median(rows[each], "cpu_seconds") for each in (ours, theirs))
             title = f"export to {name}, processor time"
-            least = LEAST if peer == "Keras" else None
             figures.append(Figure(title, one, "s", backend, peer, other, least))
     figures += [
         Figure(

@@ -22,7 +22,7 @@ import sys
 from typing import Any
 
 from processes import find_backends, make_parser, measure
-from result import Figure, report
+from result import Figure, count, report
 
 COMPILED = "torch.compile"
 SIZES = {
@@ -72,7 +72,7 @@ def judge(row: dict[str, Any], bytes_per_token: int) -> list[Figure]:
     """Returns the figures that are claimed of a row."""
     milliseconds, backend = row["milliseconds"]["forward"], row["backend"]
     queries, cache = row["num_queries"], row["cache_length"]
-    name = f"{queries:,} new token{'s' * (queries > 1)}"
+    name = count(queries, "new token")
     name += f", {cache:,} in the cache" if cache else ""
     if queries > 1:
         taken, least = milliseconds["chosen"], LEAST_OF_NAIVE

@@ -23,7 +23,7 @@ setting in a process of its own:
 import sys
 
 from processes import find_backends, make_parser, measure
-from result import Figure, report
+from result import Figure, count, report
 
 NAMES = ("num_experts", "num_experts_per_token", "dim", "intermediate_dim")
 LARGE, SMALL = (8, 2, 256, 512), (64, 6, 256, 128)
@@ -49,8 +49,7 @@ def main() -> int:
                 row["by_dense"] = ours / milliseconds["dense"]
                 row["by_loop"] = ours / milliseconds["loop"]
                 is_claimed = backend != "tensorflow" and num_tokens >= LEAST_TOKENS
-                tokens = f"{num_tokens:,} token{'s' * (num_tokens > 1)}"
-                title = f"{sizes[0]} experts, {tokens}, {direction}"
+                title = f"{sizes[0]} experts, {count(num_tokens, 'token')}, {direction}"
                 least = LEAST if is_claimed and not arguments.quick else None
                 loop = milliseconds["loop"]
                 figures.append(Figure(title, ours, "ms", backend, "loop", loop, least))

@@ -132,6 +132,11 @@ def report(
     return 0 if all(figure.holds for figure in figures) else 1
 
 
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun, as in `"1 token"` and `"4,096 tokens"`."""
+    return f"{number:,} {noun}{'s' * (number > 1)}"
+
+
 def write_json(result: dict[str, Any]) -> str:
     """Returns a result as JSON, with a line for each key and each figure."""
     lines = {key: json.dumps(value) for key, value in result.items()}

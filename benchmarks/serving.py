@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from processes import make_parser
-from result import Figure, report
+from result import Figure, count, report
 from server_processes import (
     LITSERVE,
     MOSEC,
@@ -77,7 +77,7 @@ def measure(server: Server, seconds: float) -> Found:
     for num_clients in CLIENTS:
         found = server.ask(connections=num_clients, seconds=seconds)
         found["E"] = found["requests_per_second"] / ceiling(num_clients)
-        yield _clients(num_clients), found
+        yield count(num_clients, "client"), found
     for load in OPEN_LOADS:
         rate = load * CEILING
         yield f"Poisson, load {load}", server.ask(connections=256, seconds=seconds, rate=rate)
@@ -97,11 +97,7 @@ def measure_model(server: Server, path: Path, ceilings: dict[int, float], second
     for num_clients in CLIENTS:
         found = server.ask(connections=num_clients, seconds=seconds)
         found["E"] = found["requests_per_second"] / ceilings[num_clients]
-        yield f"{path.stem}, {_clients(num_clients)}", found
-
-
-def _clients(number: int) -> str:
-    return f"{number} client{'s' * (number > 1)}"
+        yield f"{path.stem}, {count(num_clients, 'client')}", found
 
 
 def loop_without_a_server(path: Path, seconds: float) -> dict[int, float]:
@@ -165,7 +161,7 @@ def make_figures(found: dict[str, dict[str, dict[str, float]]]) -> list[Figure]:
             and (is_rate or one["requests_per_second"] > KEEPS_UP * most)
         ]
         figures += _beside(setting, servers, key, unit, choose, peers)
-        if setting == _clients(CLIENTS[-1]):
+        if setting == count(CLIENTS[-1], "client"):
             of_processor = _beside(setting, servers, "cpu_ms", "ms", min, peers)
             figures += [
                 replace(one, name=f"{setting}, processor time of a request") for one in of_processor
