@@ -65,6 +65,12 @@ TARGETS = {
     "jax": [(KERAS, 1.5)],
 }
 """By backend: how many times as fast as a rival the best of `Trainer`'s ways is to be."""
+LIKE = {
+    "torch": [(OURS, DDP), (OURS_BF16, DDP_BF16_4MB), (OURS_RANK_4, POWER_SGD)],
+    "tensorflow": [(OURS, KERAS)],
+    "jax": [(OURS, KERAS)],
+}
+"""By backend: a way and the rival that sends as much."""
 
 SIZES = {"num_layers": 3, "hidden_dim": 256, "rows_each": 2, "warm_up": 2, "num_steps": 6}
 QUICK = {"num_layers": 1, "hidden_dim": 32, "rows_each": 2, "warm_up": 1, "num_steps": 2}
@@ -230,26 +236,28 @@ def _run_workers(backend: str, setting: dict[str, Any], hosts: list[Host]) -> An
 
 
 def judge(result: dict[str, Any]) -> list[Figure]:
-    """Returns the best of our ways beside each peer."""
-    speeds = result["samples_per_second"]
+    """Returns the best of our ways beside each peer, and each way beside the peer that is alike."""
+    speeds, backend = result["samples_per_second"], result["backend"]
     ours = {name: speed for name, speed in speeds.items() if name.startswith(OURS)}
     if not ours:
         return []
     best = max(ours, key=lambda name: ours[name])
-    name = f"{result['num_workers']} workers, {result['megabits']:g} Mbit/s, {best}"
+    pairs: dict[tuple[str, str], float | None] = {pair: None for pair in LIKE[backend]}
+    pairs |= {(best, peer): least for peer, least in TARGETS[backend]}
+    links = f"{result['num_workers']} workers, {result['megabits']:g} Mbit/s"
     return [
         Figure(
-            name,
-            ours[best],
+            f"{links}, {way}",
+            speeds[way],
             "samples/s",
-            result["backend"],
+            backend,
             peer,
             speeds[peer],
             least,
             is_less_better=False,
         )
-        for peer, least in TARGETS[result["backend"]]
-        if peer in speeds
+        for (way, peer), least in pairs.items()
+        if way in speeds and peer in speeds
     ]
 
 

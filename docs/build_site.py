@@ -1,8 +1,9 @@
-"""Assembles the sources of the documentation site: `python docs/build_site.py OUT`.
+"""Assembles the sources of the documentation site: `python docs/build_site.py OUT [--run]`.
 
 `OUT/docs` gets the pages of `docs/`, the guides and the API reference, and `OUT/mkdocs.yml` the
 settings of `mkdocs.yml` with the navigation, which follows from the folders. Then `zensical build
--c -s -f OUT/mkdocs.yml` makes `OUT/site`; it also finds dead links from page to page.
+-c -s -f OUT/mkdocs.yml` makes `OUT/site`; it also finds dead links from page to page. With `--run`
+the guides are run, and their pages show what they draw.
 """
 
 import json
@@ -30,7 +31,7 @@ FENCE = re.compile(r"^( *)(```+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
-def build_site(out: Path, root: Path = ROOT) -> None:
+def build_site(out: Path, *options: str, root: Path = ROOT) -> None:
     """Writes the sources, or raises `SystemExit` with a line for each dead link."""
     if out.exists() and any(out.iterdir()):
         sys.exit(f"{out} holds files. Name an empty folder, or a new one.")
@@ -39,7 +40,7 @@ def build_site(out: Path, root: Path = ROOT) -> None:
     shutil.copytree(root / "docs", docs, ignore=tools)
     for name in ("keras_deepseek", "docs/keras_docstrings.py"):  # What mkdocstrings reads.
         (out / Path(name).name).symlink_to(root / name)
-    command = [sys.executable, root / "guides/build.py", out / "guides"]
+    command = [sys.executable, root / "guides/build.py", out / "guides", *options]
     if code := subprocess.run(command, check=False).returncode:
         sys.exit(code)  # It has said what is wrong.
     shutil.copytree(out / "guides/site/guides", docs / "guides")
@@ -147,4 +148,4 @@ def list_pages(docs: Path, folder: str, above: Collection[str] = ()) -> list[obj
 
 
 if __name__ == "__main__":
-    build_site(Path(sys.argv[1]).resolve())
+    build_site(Path(sys.argv[1]).resolve(), *sys.argv[2:])

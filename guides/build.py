@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,13 @@ class Guide(NamedTuple):
     path: Path
     header: dict[str, str]
     cells: list[Cell]
+
+
+class Ran(NamedTuple):
+    """What a notebook has shown."""
+
+    printed: str
+    pictures: list[bytes]
 
 
 def read_guide(path: Path) -> Guide:
@@ -194,8 +202,8 @@ def write_kaggle_metadata(guide: Guide, user: str) -> dict[str, Any]:
     }
 
 
-def run(guide: Guide, install_cell: str = "") -> list[bytes]:
-    """Runs a guide as a notebook and returns its pictures. Raises `GuideError` if a cell fails."""
+def run(guide: Guide, install_cell: str = "") -> Ran:
+    """Runs a guide as a notebook. Raises `GuideError` if a cell fails."""
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
@@ -213,8 +221,19 @@ def run(guide: Guide, install_cell: str = "") -> list[bytes]:
             line = failed.line + (int(found[1]) - 1 if found else 0)
             raise GuideError(guide.path, line, f"{error.ename}: {error.evalue}") from error
     outputs = [each for cell in notebook.cells for each in cell.get("outputs", ())]
+    printed = "".join(each["text"] for each in outputs if each.get("name") == "stdout")
     pictures = [each.get("data", {}).get("image/png") for each in outputs]
-    return [base64.b64decode(picture) for picture in pictures if picture]
+    return Ran(printed, [base64.b64decode(picture) for picture in pictures if picture])
+
+
+def run_and_print(guide: Guide) -> list[bytes]:
+    """Runs a guide, prints its time and its last line, and returns its pictures."""
+    start = time.monotonic()
+    ran = run(guide)
+    seconds = time.monotonic() - start
+    last = ran.printed.rstrip().rpartition("\n")[2]
+    print(f"{guide.path.stem}, {seconds:.0f} s, {len(ran.pictures)} pictures: {last}", flush=True)
+    return ran.pictures
 
 
 def build(guide: Guide, pictures: list[bytes], out: Path, github: str, kaggle_user: str) -> None:
@@ -260,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--github",
         default="",
-        metavar="OWNER/NAME/blob/BRANCH/FOLDER",
+        metavar="OWNER/NAME/blob/BRANCH",
         help="where the notebooks will be on GitHub; without it they have no badges",
     )
     parser.add_argument(
@@ -270,7 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
     paths = asked.guides or sorted(Path(__file__).parent.glob("[0-9][0-9]_*.py"))
     try:
         guides = [read_guide(path) for path in paths]
-        pictures = [run(guide) if asked.run else [] for guide in guides]
+        pictures = [run_and_print(guide) if asked.run else [] for guide in guides]
     except (GuideError, OSError) as error:
         sys.exit(str(error))
     (asked.out / "kaggle/wheels").mkdir(parents=True, exist_ok=True)

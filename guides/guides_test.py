@@ -57,7 +57,7 @@ def test_a_guide_runs(guide, backend, tmp_path):
 def test_a_guide_runs_as_a_notebook(guide, backend, monkeypatch):
     pytest.importorskip("nbclient", reason="tox -e guides has it")
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    assert build.run(build.read_guide(guide))  # It draws at least one picture.
+    assert build.run_and_print(build.read_guide(guide))  # It draws at least one picture.
 
 
 def test_a_cell_that_fails_ends_the_build(tmp_path, monkeypatch):

@@ -46,12 +46,13 @@ def main() -> None:
     before = pip("freeze")
     folder = asked.out.absolute() / "kaggle/wheels"
     write_wheels(guide.header["Install"], folder, before)
-    pictures = run(guide, KAGGLE_INSTALL.replace(KAGGLE_INPUT, str(folder.parent)))
+    ran = run(guide, KAGGLE_INSTALL.replace(KAGGLE_INPUT, str(folder.parent)))
     after = pip("freeze")
     if changed := set(before.splitlines()) - set(after.splitlines()):
         sys.exit(f"These packages were there, and are not as they were: {', '.join(changed)}")
     added = sorted(set(after.splitlines()) - set(before.splitlines()))
-    print(f"{guide.path.stem} ran, {len(pictures)} pictures. Added: {', '.join(added)}")
+    print(ran.printed)
+    print(f"{guide.path.stem} ran, {len(ran.pictures)} pictures. Added: {', '.join(added)}")
 
 
 if __name__ == "__main__":

@@ -77,8 +77,14 @@ def train(setting: dict[str, Any], rows: Rows, **options: Any) -> Iterator[Any]:
         **options,
     )
     steps = trainer.steps(rows.x, rows.y, batch_size=rows.batch_size, shuffle=False)
-    for step in steps:
-        yield step.logs["loss"]
+    try:
+        for step in steps:
+            yield step.logs["loss"]
+    finally:
+        # The ranks of a training that is only closed still vote on whether to stop, and Keras's
+        # strategy would replace the context of TensorFlow meanwhile.
+        for _ in steps:
+            pass
 
 
 def train_alone(setting: dict[str, Any], rows: Rows, rank: int) -> Iterator[Any]:

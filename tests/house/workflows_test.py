@@ -13,7 +13,8 @@ def read_workflows(root):
 
 def find_environments(job):
     """Returns the environments of tox that a job runs, those of a matrix included."""
-    named = re.findall(r"tox run -e (.+)", "\n".join(step.get("run", "") for step in job["steps"]))
+    runs = "\n".join(step.get("run", "") for step in job["steps"])
+    named = re.findall(r"tox run -e (.+?)(?: -- .+)?$", runs, re.MULTILINE)
     matrix = job.get("strategy", {}).get("matrix", {}).get("environment", [])
     return [each for name in named for each in (matrix if "matrix.environment" in name else [name])]
 
