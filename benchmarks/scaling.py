@@ -242,7 +242,7 @@ def judge(result: dict[str, Any]) -> list[Figure]:
     if not ours:
         return []
     best = max(ours, key=lambda name: ours[name])
-    pairs: dict[tuple[str, str], float | None] = {pair: None for pair in LIKE[backend]}
+    pairs: dict[tuple[str, str], float | None] = dict.fromkeys(LIKE[backend])
     pairs |= {(best, peer): least for peer, least in TARGETS[backend]}
     links = f"{result['num_workers']} workers, {result['megabits']:g} Mbit/s"
     return [
