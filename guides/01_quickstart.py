@@ -5,7 +5,7 @@ Date created: 2026/11/25
 Last modified: 2026/11/30
 Description: Train, export and serve a digit classifier on TensorFlow, JAX or PyTorch.
 Time: 30 seconds on two cores
-Install: "keras_deepseek[onnx,pictures,serving]" scikit-learn
+Install: "keras_deepseek[onnx,pictures,serving,tensorflow]" scikit-learn
 """
 
 """

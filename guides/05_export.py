@@ -5,7 +5,7 @@ Date created: 2026/11/30
 Last modified: 2026/11/30
 Description: Verified files for ONNX Runtime, TensorFlow and OpenVINO, and how fast each answers.
 Time: 30 seconds on two cores, 1 minute with JAX or PyTorch
-Install: "keras_deepseek[onnx,openvino,pictures]" scikit-learn
+Install: "keras_deepseek[onnx,openvino,pictures,tensorflow]" scikit-learn
 """
 
 """

@@ -5,7 +5,7 @@ Date created: 2026/11/30
 Last modified: 2026/11/30
 Description: Clients of TF Serving and Open Inference, new versions, any Python code, and batches.
 Time: 20 seconds on two cores
-Install: "keras_deepseek[grpc,onnx,pictures,serving]" scikit-learn
+Install: "keras_deepseek[grpc,onnx,pictures,serving,tensorflow]" scikit-learn
 """
 
 """

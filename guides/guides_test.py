@@ -1,4 +1,4 @@
-"""Runs each guide as a reader would, on each backend: `pytest guides`, with all three installed."""
+"""Runs each guide as a script on each backend: `pytest guides`, with all three installed."""
 
 import os
 import subprocess
@@ -50,14 +50,6 @@ def test_a_guide_runs(guide, backend, tmp_path):
     )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert list(tmp_path.glob("*.png"))
-
-
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
-def test_a_guide_runs_as_a_notebook(guide, backend, monkeypatch):
-    pytest.importorskip("nbclient", reason="tox -e guides has it")
-    monkeypatch.setenv("KERAS_BACKEND", backend)
-    assert build.run_and_print(build.read_guide(guide))  # It draws at least one picture.
 
 
 def test_a_cell_that_fails_ends_the_build(tmp_path, monkeypatch):

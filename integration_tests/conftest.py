@@ -58,16 +58,18 @@ class Installation:
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "PATH": path, "OMP_NUM_THREADS": "1"}
 
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, seconds: float = SECONDS, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Returns what one of its programs printed and how it ended."""
         program, *arguments = map(str, command)
         return subprocess.run(
             [str(self.programs / program), *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **variables},
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=seconds,
             check=False,
         )
 
@@ -93,17 +95,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def install(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Installation]:
-    """Returns a function from extras to an environment with the wheel and them."""
+def install(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Installation]:
+    """Returns a function from extras and packages to an environment with the wheel and them."""
 
     @functools.cache
-    def run(extras: str) -> Installation:
+    def run(extras: str, *packages: str) -> Installation:
         folder = tmp_path_factory.mktemp("outside")
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+        command = [programs / "python", "-m", "pip", "install", "--quiet", f"{wheel}[{extras}]"]
         _check(
             subprocess.run(
-                [programs / "python", "-m", "pip", "install", "--quiet", f"{wheel}[{extras}]"],
+                [*command, *packages],
                 cwd=folder,
                 capture_output=True,
                 text=True,
@@ -116,7 +119,7 @@ def install(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 
 @pytest.fixture(scope="session")
-def installation(install: Callable[[str], Installation]) -> Installation:
+def installation(install: Callable[..., Installation]) -> Installation:
     """Returns an environment with the wheel, TensorFlow, and what exporting and serving take."""
     return install("onnx,serving,tensorflow")
 
