@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from integration_tests.studio_pages import opened_pages
-
 ROOT = Path(__file__).parents[1]
 SECONDS = 300
 """After this long a hanging process is ended, so that the run ends too."""
@@ -183,5 +181,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Any]:
     """Returns a function that opens a page of Studio, which must log no error."""
+    # Where the wheel is tested, this package is installed in other environments only.
+    from integration_tests.studio_pages import opened_pages
+
     with opened_pages(browser) as open_page:
         yield open_page

@@ -6,7 +6,7 @@ from keras_deepseek.deploy.onnx_passes.fusions.fold_scales import fold_scales
 KERNEL = ", ".join(str((-1) ** place * 0.25 * place) for place in range(24))
 WEIGHTS = f"""float[4,6] kernel = {{{KERNEL}}}, float[2,3] bias = {{1, -2, 3, -4, 5, -6}},
     float eighth = {{0.125}}, float root = {{0.57735026}}, float huge = {{1e38}},
-    float tiny = {{1e-38}}, float none = {{0}}, float[1,1,1,1,1] wide = {{0.125}},
+    float tiny = {{2e-38}}, float none = {{0}}, float[1,1,1,1,1] wide = {{0.125}},
     int64[4] heads = {{0, 0, 2, 3}}"""
 BY_TENSORFLOW = """product = MatMul (x, kernel)  split = Reshape (product, heads)
     sum = Add (split, bias)  y = Mul (sum, eighth)"""
