@@ -146,14 +146,16 @@ def export(installation: Installation, model_file: Path) -> Callable[[str], Path
     return run
 
 
-LOG_OF_TENSORFLOW = re.compile(r"[EIW]0000 |WARNING: All log messages before absl::InitializeLog")
-"""TensorFlow 2.21 writes these when it is loaded, before it reads a setting that would stop it."""
+LOGGED = re.compile(
+    r"[EIW]0000 |WARNING: All log messages before absl::InitializeLog|[\d-]+ [\d:,]+ INFO "
+)
+"""What TensorFlow 2.21 logs when it is loaded, before it reads a setting, and what `serve` logs."""
 
 
 def _assert_refused(done: subprocess.CompletedProcess[str], command: str, *words: str) -> None:
-    """Asserts one line on stderr that holds all words."""
+    """Asserts one line on stderr, beside the log, that holds all words."""
     assert done.returncode == 2, (done.stdout, done.stderr)
-    lines = [line for line in done.stderr.splitlines() if not LOG_OF_TENSORFLOW.match(line)]
+    lines = [line for line in done.stderr.splitlines() if not LOGGED.match(line)]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith(f"keras-deepseek {command}: error: ")
     assert [word for word in words if word not in lines[0]] == [], lines[0]
