@@ -35,12 +35,17 @@ def read_lines(folder: str, scopes: LayerScopes) -> list[Line]:
     """Reads the trace in a folder as lines of events with their owners."""
     (file,) = Path(folder).rglob("*.xplane.pb")
     planes = [_read(plane) for plane in _read(memoryview(file.read_bytes()))[1]]
-    programs = {
-        name: program
+    found = [
+        program
         for plane in planes
         if _text(plane[2]) == "/host:metadata"
-        for name, program in _read_programs(plane)
-    }
+        for program in _read_programs(plane)
+    ]
+    programs: dict[str, dict[str, str]] = {}
+    for name, program in sorted(found, key=lambda each: len(each[1])):
+        # A program from JAX's compilation cache runs under the number of the process that compiled
+        # it. The step is the largest of its name.
+        programs |= {name: program, name.rpartition("(")[0]: program}
     host: list[Line] = []
     device: list[Line] = []
     for plane in planes:
@@ -70,7 +75,9 @@ def _read_plane(
             if name in _WAITS:
                 owner = Owner("data_wait")
             elif "hlo_op" in stats:
-                program = programs.get(f"{stats['hlo_module']}({stats['program_id']})", {})
+                module = stats["hlo_module"]
+                numbered = programs.get(f"{module}({stats['program_id']})", {})
+                program = numbered or programs.get(module, {})
                 owner = scopes.owner(program.get(stats["hlo_op"], ""))
             elif "tf_op" in stats or (_TENSORFLOW_OPERATION.fullmatch(name) and not is_pipeline):
                 owner = scopes.owner(stats.get("tf_op", name))

@@ -71,10 +71,14 @@ def computation(number, *instructions):
     return (3, message(*((2, each) for each in made), (5, number)))
 
 
-def programs(module, *computations):
+def program(module, *computations):
     proto = message((1, message((1, "jit_run"), *computations)))
     entry = message((1, 3), (2, message((1, 3), (2, module), (5, message((1, 0), (6, proto))))))
-    return message((2, "/host:metadata"), (4, entry))
+    return (4, entry)
+
+
+def programs(*found):
+    return message((2, "/host:metadata"), *found)
 
 
 def hlo(name, **more):
@@ -96,8 +100,7 @@ def read(tmp_path):
 
 
 SCOPE = "jit(run)/transpose(jvp(all))/head/"
-PROGRAM = programs(
-    "jit_run(7)",
+STEP = (
     computation(1, (11, "max.1", SCOPE + "max", [], [])),
     computation(
         0,
@@ -110,6 +113,7 @@ PROGRAM = programs(
         (6, "tuple", "", [4, 5], []),
     ),
 )
+PROGRAM = programs(program("jit_run(7)", *STEP))
 BACKWARD, REST = Owner("backward", "all/head"), Owner("rest")
 
 
@@ -134,6 +138,13 @@ def test_an_instruction_without_a_scope_has_that_of_its_neighbours(read):
     events = [(name, index, 1, hlo(name)) for index, name in enumerate(names)]
     (line,) = read(PROGRAM, plane("/host:CPU", ("worker", events)))
     assert [event.owner for event in line] == [BACKWARD] * 3
+
+
+def test_a_program_of_the_compilation_cache_has_another_number(read):
+    evaluation = program("jit_run(8)", computation(2, (0, "dot.1", "jit(run)/dot", [], [])))
+    known = programs(program("jit_run(9)", *STEP), evaluation)
+    (line,) = read(known, plane("/host:CPU", ("worker", [("dot.1", 0, 1, hlo("dot.1"))])))
+    assert [event.owner for event in line] == [BACKWARD]
 
 
 def test_an_instruction_runs_on_until_another_thread_ends_it(read):
