@@ -220,19 +220,29 @@ def run(guide: Guide, install_cell: str = "") -> Ran:
             found = re.search(r"In\[\d+\], line (\d+)", traceback)
             line = failed.line + (int(found[1]) - 1 if found else 0)
             raise GuideError(guide.path, line, f"{error.ename}: {error.evalue}") from error
+    return read_outputs(notebook)
+
+
+def read_outputs(notebook: Any) -> Ran:
+    """Returns what a notebook that ran has shown."""
     outputs = [each for cell in notebook.cells for each in cell.get("outputs", ())]
     printed = "".join(each["text"] for each in outputs if each.get("name") == "stdout")
     pictures = [each.get("data", {}).get("image/png") for each in outputs]
     return Ran(printed, [base64.b64decode(picture) for picture in pictures if picture])
 
 
+def print_outcome(name: str, start: float, ran: Ran) -> None:
+    """Prints the seconds since `start`, the number of pictures and the last line."""
+    last = ran.printed.rstrip().rpartition("\n")[2]
+    seconds = time.monotonic() - start
+    print(f"{name}, {seconds:.0f} s, {len(ran.pictures)} pictures: {last}", flush=True)
+
+
 def run_and_print(guide: Guide) -> list[bytes]:
     """Runs a guide, prints its time and its last line, and returns its pictures."""
     start = time.monotonic()
     ran = run(guide)
-    seconds = time.monotonic() - start
-    last = ran.printed.rstrip().rpartition("\n")[2]
-    print(f"{guide.path.stem}, {seconds:.0f} s, {len(ran.pictures)} pictures: {last}", flush=True)
+    print_outcome(guide.path.stem, start, ran)
     return ran.pictures
 
 
