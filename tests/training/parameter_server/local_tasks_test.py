@@ -10,11 +10,12 @@ from keras_deepseek.training.parameter_server import local_tasks
 from keras_deepseek.training.parameter_server.local_tasks import LocalTasks
 
 SERVING = """
-import json, os, signal, socket, sys
+import contextlib, json, os, signal, socket, sys
 addresses, kind, index, descriptor = sys.argv[1:]
 host, port = json.loads(addresses)[kind][int(index)].split(":")
 listener = socket.create_server((host, int(port)))
-os.write(int(descriptor), b"1")
+with contextlib.suppress(BrokenPipeError):  # After a restart, nobody reads it.
+    os.write(int(descriptor), b"1")
 signal.pause()
 """
 
