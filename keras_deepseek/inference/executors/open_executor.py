@@ -37,7 +37,6 @@ def open_executor(
     classes of a `.keras` file. `threads` is the number of CPU threads that compute a batch.
     """
     if isinstance(model, str | os.PathLike):
-        _logger.info("Loads %s.", model)
         return _open_path(Path(model), custom_objects_from, threads)
     if _is_of_keras(model):
         from keras_deepseek.inference.executors.keras_model import KerasModel
@@ -64,8 +63,10 @@ def _open_path(
     if kind is None:
         state = "no model was found there" if path.exists() else "it does not exist"
         raise InvalidInputError(f"Can't serve {str(path)!r}: {state}. Expected {_PATH}.")
-    if kind == "bundle":
-        return _open_bundle(Bundle.open(path), custom_objects_from, threads)
+    bundle = Bundle.open(path) if kind == "bundle" else None
+    _logger.info("Loads %s.", path)
+    if bundle:
+        return _open_bundle(bundle, custom_objects_from, threads)
     return find_executor_class(kind).from_path(path, custom_objects_from, threads)
 
 
