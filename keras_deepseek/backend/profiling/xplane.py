@@ -16,7 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_deepseek.backend.profiling.layer_scopes import LayerScopes
 from keras_deepseek.backend.profiling.step_trace import (
@@ -41,52 +41,105 @@ def read_lines(folder: str, scopes: LayerScopes) -> list[Line]:
         if _text(plane[2]) == "/host:metadata"
         for program in _read_programs(plane)
     ]
-    programs: dict[str, dict[str, str]] = {}
-    for name, program in sorted(found, key=lambda each: len(each[1])):
-        # A program from JAX's compilation cache runs under the number of the process that compiled
-        # it. The step is the largest of its name.
-        programs |= {name: program, name.rpartition("(")[0]: program}
+    traced = [(_text(plane[2]), _read_operations(plane)) for plane in planes]
+    programs = _match_programs(found, [line for _, lines in traced for line in lines])
     host: list[Line] = []
     device: list[Line] = []
-    for plane in planes:
-        lines = device if _text(plane[2]).startswith("/device:") else host
-        lines += _read_plane(plane, scopes, programs)
+    for name, operations in traced:
+        lines = device if name.startswith("/device:") else host
+        lines += _make_lines(operations, scopes, programs)
     if any(event.owner for line in device for event in line):  # The host only starts operations.
         host = [without_work(line) for line in host]
     return [*host, *device]
 
 
-def _read_plane(
-    plane: dict[int, list[Any]], scopes: LayerScopes, programs: dict[str, dict[str, str]]
-) -> list[Line]:
+class _Operation(NamedTuple):
+    """An event of a thread, with its stats by their names."""
+
+    thread: str
+    start: float
+    end: float
+    name: str
+    stats: dict[str, Any]
+
+    @property
+    def program(self) -> tuple[str, int] | None:
+        """The name and number of the program that this is an instruction of."""
+        return (self.stats["hlo_module"], self.stats["program_id"]) if self.instruction else None
+
+    @property
+    def instruction(self) -> str:
+        """The name in its program; `""` for events that are no instructions."""
+        return str(self.stats.get("hlo_op", ""))
+
+
+def _read_operations(plane: dict[int, list[Any]]) -> list[list[_Operation]]:
+    """Reads the events of each line of a plane."""
     names, stat_names = _read_names(plane[4]), _read_names(plane[5])
+    lines = []
+    for line in map(_read, plane[3]):
+        thread, begin = _text(line[2]), _integer(line[3]) * 1e-9
+        operations = []
+        for fields in map(_read, line[4]):
+            start = begin + _integer(fields[2]) * 1e-12
+            end = start + _integer(fields[3]) * 1e-12
+            stats = dict(_read_stat(stat, stat_names) for stat in fields[4])
+            operations.append(_Operation(thread, start, end, names[_integer(fields[1])], stats))
+        lines.append(operations)
+    return lines
+
+
+def _match_programs(
+    found: list[tuple[str, dict[str, str]]], lines: list[list[_Operation]]
+) -> dict[tuple[str, int] | None, dict[str, str]]:
+    """Returns the scopes of instructions, for each name and number of a program that ran.
+
+    A program from JAX's compilation cache runs under the number of the process that compiled it,
+    which another program of its name may have here. So it is the one that has most of the
+    instructions that ran; of several the smallest, and of these the one with that number.
+    """
+    ran: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for operation in (each for line in lines for each in line):
+        if operation.program:
+            ran[operation.program].add(operation.instruction)
+    matched: dict[tuple[str, int] | None, dict[str, str]] = {}
+    for (name, number), instructions in ran.items():
+        fitting = [
+            (len(instructions - scopes.keys()), len(scopes), key != f"{name}({number})", scopes)
+            for key, scopes in found
+            if key.rpartition("(")[0] == name
+        ]
+        matched[name, number] = min(fitting, key=lambda each: each[:3])[3] if fitting else {}
+    return matched
+
+
+def _make_lines(
+    traced: list[list[_Operation]],
+    scopes: LayerScopes,
+    programs: dict[tuple[str, int] | None, dict[str, str]],
+) -> list[Line]:
+    """Returns the events of each line of a plane, with their owners."""
     lines: list[Line] = []
     begun: dict[Any, Event] = {}  # By the number that the event of its end has too.
     ended: dict[Any, float] = {}
-    for line in map(_read, plane[3]):
-        is_pipeline = _text(line[2]).startswith("tf_data")
-        begin = _integer(line[3]) * 1e-9
+    for operations in traced:
         events = []
-        for fields in map(_read, line[4]):
-            name = names[_integer(fields[1])]
-            start = begin + _integer(fields[2]) * 1e-12
-            stats = dict(_read_stat(stat, stat_names) for stat in fields[4])
+        for each in operations:
             owner: Owner | None = None
-            if name in _WAITS:
+            if each.name in _WAITS:
                 owner = Owner("data_wait")
-            elif "hlo_op" in stats:
-                module = stats["hlo_module"]
-                numbered = programs.get(f"{module}({stats['program_id']})", {})
-                program = numbered or programs.get(module, {})
-                owner = scopes.owner(program.get(stats["hlo_op"], ""))
-            elif "tf_op" in stats or (_TENSORFLOW_OPERATION.fullmatch(name) and not is_pipeline):
-                owner = scopes.owner(stats.get("tf_op", name))
-            event = Event(start, start + _integer(fields[3]) * 1e-12, name, owner)
+            elif each.instruction:
+                owner = scopes.owner(programs[each.program].get(each.instruction, ""))
+            elif "tf_op" in each.stats or (
+                _TENSORFLOW_OPERATION.fullmatch(each.name) and not each.thread.startswith("tf_data")
+            ):
+                owner = scopes.owner(each.stats.get("tf_op", each.name))
+            event = Event(each.start, each.end, each.name, owner)
             events.append(event)
-            if name.startswith("end: ") and "c" in stats:
-                ended[stats["c"]] = start
-            elif owner is not None and "p" in stats:
-                begun[stats["p"]] = event
+            if each.name.startswith("end: ") and "c" in each.stats:
+                ended[each.stats["c"]] = each.start
+            elif owner is not None and "p" in each.stats:
+                begun[each.stats["p"]] = event
         lines.append(events)
     late = [
         event._replace(start=event.end, end=ended[number])

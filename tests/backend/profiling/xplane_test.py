@@ -140,11 +140,19 @@ def test_an_instruction_without_a_scope_has_that_of_its_neighbours(read):
     assert [event.owner for event in line] == [BACKWARD] * 3
 
 
-def test_a_program_of_the_compilation_cache_has_another_number(read):
-    evaluation = program("jit_run(8)", computation(2, (0, "dot.1", "jit(run)/dot", [], [])))
-    known = programs(program("jit_run(9)", *STEP), evaluation)
-    (line,) = read(known, plane("/host:CPU", ("worker", [("dot.1", 0, 1, hlo("dot.1"))])))
-    assert [event.owner for event in line] == [BACKWARD]
+@pytest.mark.parametrize("number", [7, 9])
+def test_a_program_of_the_compilation_cache_has_another_number(read, number):
+    """It ran as 7, which may be that of a smaller or of a larger program of its name."""
+    smaller = program("jit_run(8)", computation(2, (0, "dot.1", "jit(run)/dot", [], [])))
+    rest = [(index, f"copy.{index}", "jit(run)/copy", [], []) for index in range(1, 9)]
+    larger = program(
+        f"jit_run({16 - number})",
+        computation(3, (0, "dot.1", "jit(run)/dot", [], []), (20, "max", "", [], []), *rest),
+    )
+    events = [(name, start, 1, hlo(name)) for start, name in enumerate(["dot.1", "copy.1"])]
+    known = programs(larger, program(f"jit_run({number})", *STEP), smaller)
+    (line,) = read(known, plane("/host:CPU", ("worker", events)))
+    assert [event.owner for event in line] == [BACKWARD] * 2
 
 
 def test_an_instruction_runs_on_until_another_thread_ends_it(read):
