@@ -1,11 +1,53 @@
 """The callbacks of a training that is running."""
 
 import inspect
+import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 SET_BY_KERAS = ("_model", "params")
 """The attributes of a callback that Keras sets when a training begins."""
+
+
+_SECONDS_BETWEEN_HAND_OVERS = 0.01
+
+
+class GroupedCallbackList(keras.callbacks.CallbackList):
+    """A callback list that hands calls to its thread in groups.
+
+    Keras hands over the end of each batch by itself, to several threads, which may call it in
+    another order. That takes 0.1 ms of a small step on PyTorch. Here one thread takes those of
+    10 ms, in their order. Callbacks that are not `async_safe` are called after each batch, as by
+    Keras.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._next_hand_over = 0.0
+
+    def _async_dispatch(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._waiting.append((function, arguments))
+        now = time.monotonic()
+        if now >= self._next_hand_over and all(each.done() for each in self._futures):
+            self._next_hand_over = now + _SECONDS_BETWEEN_HAND_OVERS
+            super()._flush_futures()  # Raises the error of a callback.
+            super()._async_dispatch(_call_all, self._take_waiting())
+
+    def _flush_futures(self) -> None:
+        super()._flush_futures()
+        _call_all(self._take_waiting())
+
+    def _take_waiting(self) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
+        calls, self._waiting = self._waiting, []
+        return calls
+
+
+def _call_all(calls: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    for function, arguments in calls:
+        function(*arguments)
 
 
 def trained_model(callback: keras.callbacks.Callback) -> keras.Model:
@@ -17,7 +59,7 @@ def trained_model(callback: keras.callbacks.Callback) -> keras.Model:
 
 
 def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
-    """Waits for the callbacks that Keras runs in a thread."""
+    """Waits for the callbacks that run in a thread."""
     callbacks._flush_futures()
 
 

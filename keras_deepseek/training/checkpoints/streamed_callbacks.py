@@ -11,10 +11,11 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.data.positioned_data import PositionedData
+from keras_deepseek.backend.keras_private.callbacks import GroupedCallbackList
 from keras_deepseek.backend.processes.processes import Processes
 
 
-class StreamedCallbacks(keras.callbacks.CallbackList):
+class StreamedCallbacks(GroupedCallbackList):
     """The callbacks of a training on `PositionedData`.
 
     Args:

@@ -1,7 +1,7 @@
 """Training on a stream of batches that knows its position, in place of Keras's data reading."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import GeneratorType
 from typing import Any
 
@@ -9,6 +9,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.data.positioned_data import PositionedData
+from keras_deepseek.backend.keras_private.callbacks import finish_callbacks
 from keras_deepseek.backend.processes.processes import Processes
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
@@ -90,3 +91,5 @@ def streamed_training(
         raise data.stream.error from error
     finally:
         data.stream.close()
+        with suppress(Exception):  # The error that ended the training comes first.
+            finish_callbacks(callbacks)

@@ -11,7 +11,7 @@ import numpy as np
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.step_logger import StepLogger
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.fit.stop_iteration_check import StopIterationCheck
+from keras_deepseek.training.fit.stop_iteration_check import add_stop_iteration_check
 
 Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
 
@@ -87,9 +87,7 @@ def prepared_callbacks(
     }
     for logger in loggers:
         logger.resume = logger.resume or resume
-    watch = StopIterationCheck(callbacks)
-    callbacks.insert(0, watch.first)
-    callbacks.append(watch.last)
+    add_stop_iteration_check(callbacks)
     try:
         yield for_keras
     finally:  # After an error, Keras does not call `on_train_end`.

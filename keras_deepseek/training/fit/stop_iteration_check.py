@@ -10,19 +10,18 @@ import keras
 _OWN = "keras_deepseek."
 
 
-class StopIterationCheck:
-    """A pair of callbacks, first and last in the list, that count calls of batch hooks.
+def add_stop_iteration_check(callbacks: list[keras.callbacks.Callback]) -> None:
+    """Adds a pair of callbacks, first and last, that count calls of batch hooks.
 
     If a callback between them raises StopIteration, Keras ends the epoch, and the last callback
-    misses a call. At the end of the data, neither is called.
+    misses a call. At the end of the data, neither is called. Our own callbacks need no check.
     """
-
-    def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-        self.last = _CallCounter()
-        kinds = [type(each) for each in callbacks]
-        self.first = _CallComparer(
-            self.last, [each.__name__ for each in kinds if not each.__module__.startswith(_OWN)]
-        )
+    kinds = [type(each) for each in callbacks]
+    names = [each.__name__ for each in kinds if not each.__module__.startswith(_OWN)]
+    if names:
+        last = _CallCounter()
+        callbacks.insert(0, _CallComparer(last, names))
+        callbacks.append(last)
 
 
 def find_callback_hook(error: BaseException | None) -> str | None:

@@ -1,10 +1,15 @@
 """Canaries: they fail when a Keras release moves a private name."""
 
+import threading
+
 import keras
 import numpy as np
+import pytest
 
+from keras_deepseek.backend.keras_private import callbacks as private
 from keras_deepseek.backend.keras_private.callbacks import (
     SET_BY_KERAS,
+    GroupedCallbackList,
     active_callbacks,
     finish_callbacks,
     trained_model,
@@ -35,3 +40,70 @@ def test_a_callback_finds_those_beside_it():
     assert curious in curious.found
     assert other in curious.found
     assert active_callbacks(other) == [other]
+
+
+IN_A_THREAD = pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="Keras calls them after each batch there."
+)
+
+
+class Seeing(keras.callbacks.Callback):
+    async_safe = True
+
+    def __init__(self, fails_at=None):
+        super().__init__()
+        self.fails_at = fails_at
+        self.batches, self.threads = [], set()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self.fails_at:
+            raise ValueError("the callback fails")
+        self.batches.append(batch)
+        self.threads.add(threading.current_thread())
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(private.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+@IN_A_THREAD
+def test_the_ends_of_batches_are_handed_over_in_groups_and_in_order(clock):
+    seeing = Seeing()
+    callbacks = GroupedCallbackList([seeing])
+    callbacks.on_train_begin()
+    for batch in range(10):
+        callbacks.on_train_batch_end(batch, {"loss": 1.0})
+    assert seeing.batches in ([], [0])  # The first is handed over at once.
+    clock[0] += 1.0
+    callbacks.on_train_batch_end(10, {"loss": 1.0})
+    callbacks.on_train_batch_end(11, {"loss": 1.0})
+    finish_callbacks(callbacks)
+    assert seeing.batches == [*range(12)]
+    assert threading.current_thread() in seeing.threads  # Of the last.
+    assert len(seeing.threads) > 1
+    callbacks.on_train_batch_end(12, {"loss": 1.0})
+    callbacks.on_train_end()
+    assert seeing.batches == [*range(13)]
+
+
+@IN_A_THREAD
+def test_the_error_of_a_callback_in_a_thread_ends_the_training(clock):
+    callbacks = GroupedCallbackList([Seeing(fails_at=0)])
+    callbacks.on_train_begin()
+    callbacks.on_train_batch_end(0)
+    with pytest.raises(ValueError, match="the callback fails"):
+        callbacks.on_epoch_end(0)
+
+
+def test_callbacks_that_are_not_safe_in_a_thread_are_called_after_each_batch():
+    seeing = Seeing()
+    seeing.async_safe = False
+    callbacks = GroupedCallbackList([seeing])
+    callbacks.on_train_begin()
+    for batch in range(3):
+        callbacks.on_train_batch_end(batch)
+        assert seeing.batches[-1] == batch
+    callbacks.on_train_end()

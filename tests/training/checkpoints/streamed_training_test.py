@@ -261,3 +261,27 @@ def test_strings_are_data(is_generator):
     model.compile("sgd", "mse")
     x, y = ((each for each in [(texts, Y[:4])] * 2), None) if is_generator else (texts, Y[:4])
     assert np.isfinite(fit(model, x=x, y=y).history["loss"][0])
+
+
+class Losses(keras.callbacks.Callback):
+    async_safe = True
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values.append(logs["loss"])
+
+
+def test_callbacks_get_each_step_before_an_error_of_the_data(model):
+    def failing():
+        for _ in range(9):
+            yield X[:4], Y[:4]
+        raise ValueError("the file is gone")
+
+    losses = Losses()
+    with pytest.raises(ValueError, match="the file is gone"):
+        fit(model, x=failing(), y=None, steps_per_epoch=20, callbacks=[losses])
+    assert len(losses.values) == 9
+    assert np.isfinite(losses.values).all()

@@ -183,7 +183,7 @@ def test_an_error_of_a_worker_is_that_of_the_training(digits):
     assert any("It came from a worker" in note for note in raised.value.__notes__)
     with pytest.raises(NotSupportedError, match="several steps at a time"):
         next(trainer.steps(digits[0], digits[1]))
-    with pytest.raises(NotSupportedError, match="can't restore the model"):
+    with pytest.raises(NotSupportedError, match="steps can't be undone"):
         trainer.find_learning_rate(digits[0], digits[1])
 
 
