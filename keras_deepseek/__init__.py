@@ -4,7 +4,6 @@ Importing this package loads no framework: each public module is imported on fir
 """
 
 import importlib
-import logging
 from types import ModuleType
 
 __version__ = "0.1.0"
@@ -23,9 +22,6 @@ _PUBLIC_MODULES = (
     "testing",
     "training",
 )
-
-# A program that configures no logging sees no lines of the package.
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = ["__version__", *_PUBLIC_MODULES]  # noqa: PLE0604 - the tuple holds strings only
 

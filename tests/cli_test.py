@@ -78,10 +78,15 @@ def test_the_log_goes_to_the_standard_error_from_a_level_on(greet, capsys, flags
     assert logging.getLogger("keras_deepseek").handlers == before
 
 
-def test_the_library_alone_shows_no_log():
-    code = "import logging, keras_deepseek; logging.getLogger('keras_deepseek.x').warning('Seen.')"
+def test_the_library_alone_shows_its_warnings():
+    code = (
+        "import logging, keras_deepseek\n"
+        "log = logging.getLogger('keras_deepseek.x')\n"
+        "log.info('Unseen.')\n"
+        "log.warning('Seen.')\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    assert done.stderr == "Seen.\n"
 
 
 def test_the_backend_is_chosen_before_a_command_runs(greet, monkeypatch, capsys):
