@@ -64,8 +64,8 @@ class ServingEngine:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. The rows of the largest batch. A request with more rows runs in
             several batches. Defaults to `32`.
-        max_wait: float. With a fixed `batch_size`: seconds after the arrival of its oldest request
-            when a batch runs that is not full. Defaults to `0.005`.
+        max_wait: float. With a fixed `batch_size` alone: seconds after the arrival of its oldest
+            request when a batch runs that is not full. Defaults to `None`: 0.005 seconds.
         max_queue_rows: integer. The rows that may wait before requests are refused, and the most
             rows of one request. Defaults to `1024`.
         target_latency: float. Seconds within which requests should be answered. Batches are kept
@@ -123,7 +123,7 @@ class ServingEngine:
         version: int = 1,
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
-        max_wait: float = 0.005,
+        max_wait: float | None = None,
         max_queue_rows: int = 1024,
         target_latency: float | None = None,
         replicas: int = 1,

@@ -25,6 +25,9 @@ from keras_deepseek.inference.batching.leave_rule import FixedRule, LeaveRule
 from keras_deepseek.inference.batching.wait_rule import WaitRule
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 
+_MAX_WAIT = 0.005
+"""Seconds that a batch of a fixed size waits by default."""
+
 
 def batch_buckets(batch_size: int | Literal["dynamic"], max_batch_size: int) -> tuple[int, ...]:
     """Returns the batch sizes that the model will see, rising.
@@ -64,7 +67,7 @@ class Batcher:
         *,
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
-        max_wait: float = 0.005,
+        max_wait: float | None = None,
         max_queue_rows: int = 1024,
         target_latency: float | None = None,
         take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
@@ -80,7 +83,7 @@ class Batcher:
 
         def make_rule() -> LeaveRule:
             if batch_size != "dynamic":
-                return FixedRule(batch_size, max_wait)
+                return FixedRule(batch_size, _MAX_WAIT if max_wait is None else max_wait)
             return WaitRule(self.buckets, self.batch_time)
 
         self._queue = BatchQueue(

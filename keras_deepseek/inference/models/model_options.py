@@ -19,7 +19,7 @@ class ModelOptions:
     Args:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Defaults to `32`.
-        max_wait: float. Seconds, for a fixed `batch_size`. Defaults to `0.005`.
+        max_wait: float. Seconds, for a fixed `batch_size` alone. Defaults to `None`: 0.005 seconds.
         max_queue_rows: integer. Defaults to `1024`.
         target_latency: float. Seconds. Defaults to `None`.
         replicas: integer. Defaults to `1`.
@@ -46,7 +46,7 @@ class ModelOptions:
 
     batch_size: int | Literal["dynamic"] = "dynamic"
     max_batch_size: int = 32
-    max_wait: float = 0.005
+    max_wait: float | None = None
     max_queue_rows: int = 1024
     target_latency: float | None = None
     replicas: int = 1
@@ -62,7 +62,13 @@ class ModelOptions:
         check_integer("max_batch_size", self.max_batch_size)
         check_integer("max_queue_rows", self.max_queue_rows)
         check_batch_size(self.batch_size, self.max_batch_size)
-        check_seconds("max_wait", self.max_wait, or_zero=True)
+        if self.max_wait is not None:
+            check_seconds("max_wait", self.max_wait, or_zero=True)
+            if self.batch_size == "dynamic":
+                raise InvalidInputError(
+                    "Received `max_wait` without a fixed `batch_size`. Pass batch_size=N, or "
+                    "remove max_wait: dynamic batches choose how long to wait."
+                )
         check_integer("replicas", self.replicas)
         check_integer("cache_entries", self.cache_entries, least=0)
         if self.threads is not None:

@@ -15,7 +15,7 @@ from keras_deepseek.inference.models.model_options import ModelOptions
             {"max_wait": -0.001},
             "`max_wait` must be a number of seconds, 0 or more; received -0.001",
         ),
-        ({"max_wait": None}, "received None"),
+        ({"max_wait": 0.01}, "`max_wait` without a fixed `batch_size`"),
         ({"max_wait": float("nan")}, "received nan"),
         ({"target_latency": 0.0}, "`target_latency` must be a number of seconds, above 0"),
         ({"cache_entries": -1}, "`cache_entries` must be an integer of at least 0"),
