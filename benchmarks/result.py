@@ -68,6 +68,11 @@ class Figure:
     is_less_better: bool = True
 
     @property
+    def title(self) -> str:
+        """The backend, if the figure is of one, and the name."""
+        return f"{self.backend}, {self.name}" if self.backend else self.name
+
+    @property
     def advantage(self) -> float | None:
         """How many times as good ours is as the peer's: below 1, the peer is ahead."""
         if self.theirs is None:
@@ -85,8 +90,7 @@ class Figure:
         return self.ours <= self.target if self.is_less_better else self.ours >= self.target
 
     def __str__(self) -> str:
-        place = f"{self.backend}, {self.name}" if self.backend else self.name
-        text = f"{place}: {self.ours:.4g} {self.unit}"
+        text = f"{self.title}: {self.ours:.4g} {self.unit}"
         if self.advantage is not None:
             text += f", {self.advantage:.2f} times as good as {self.peer} ({self.theirs:.4g})"
         if self.target is not None:

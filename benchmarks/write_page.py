@@ -8,6 +8,7 @@ page, then the targets that are missed.
 
 import ast
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ HEAD = """# Numbers
 
 Each figure is from a benchmark that ran ours and the peer in turns, on the same machine. The
 command above a table gives its figures anew. `python benchmarks/write_page.py` draws this page from
-the JSON files in `benchmarks/results/`; don't edit it. Where processor time counts, two benchmarks
-may have run at once, each on a core of its own.
+the JSON files in `benchmarks/results/`; don't edit it. The head of each script says which packages
+its peers need. `--python` and the like name the interpreter of the environment that has them. Where
+processor time counts, two benchmarks may have run at once, each on a core of its own.
 
 **Advantage** says how many times as good ours is as the best peer that was measured. Below 1, the
 peer is ahead. It is bold from 1 % on, because equal programs differ by less.
@@ -59,19 +61,23 @@ def read_results(folder: Path = RESULTS) -> list[Result]:
     """Returns the results, by name.
 
     Raises:
-        ValueError: A file is no JSON, or lacks a key, such as that of the machine.
+        ValueError: A file is no result, or lacks a key, such as that of the machine.
     """
     results = []
     for path in sorted(folder.glob("*.json")):
-        text = path.read_text(encoding="utf-8")
         try:
-            content = json.loads(text)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            missing = [key for key in KEYS if not content.get(key)]
+            results.append(result := Result(path.stem, content))
+            if not missing:
+                write_section(result)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{error.lineno}: {error.msg}.") from error
-        for key in KEYS:
-            if not content.get(key):
-                raise ValueError(f'{path}:1: "{key}" is missing. Run the benchmark again.')
-        results.append(Result(path.stem, content))
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            text = f"{path}:1: this is no result: {error!r}. Run the benchmark again."
+            raise ValueError(text) from error
+        if missing:
+            raise ValueError(f'{path}:1: "{missing[0]}" is missing. Run the benchmark again.')
     return results
 
 
@@ -91,6 +97,8 @@ def format_number(value: float) -> str:
 
 def format_advantage(advantage: float) -> str:
     """Returns how many times as good ours is: with two decimals near 1, else with three digits."""
+    if math.isinf(advantage):  # Ours is 0.
+        return "∞"
     return f"{advantage:.2f}" if advantage < 10 else format_number(advantage)  # noqa: PLR2004
 
 
@@ -189,8 +197,7 @@ def write_losses(results: list[Result]) -> str:
 
 def write_loss(result: Result, figure: Figure) -> str:
     """Returns a row of the table of losses."""
-    place = f"{figure.backend}, {figure.name}" if figure.backend else figure.name
-    link = f"[{escape(place)}](#{anchor(result, figure)})"
+    link = f"[{escape(figure.title)}](#{anchor(result, figure)})"
     compared = f"{format_number(figure.ours)} {figure.unit}"
     if figure.advantage is not None:
         compared = f"{format_advantage(figure.advantage)} times {figure.peer}"
@@ -214,10 +221,9 @@ def draw(result: Result) -> str:
     for index, figure in enumerate(figures):
         top, times = 8 + index * row, figure.advantage or 0.0
         colour = "#c2410c" if is_behind(figure) else "#2563eb"
-        place = f"{figure.backend}, {figure.name}" if figure.backend else figure.name
-        width = scale * min(times, most)
+        title, width = escape(figure.title[:62]), scale * min(times, most)
         shapes += [
-            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(place[:62])}</text>',
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{title}</text>',
             f'<rect x="{left}" y="{top + 2}" width="{width:.1f}" height="14" fill="{colour}"/>',
             f'<text x="{left + width + 6:.1f}" y="{top + 13}">{format_advantage(times)}</text>',
         ]

@@ -67,6 +67,28 @@ def test_a_result_that_lacks_a_key_is_named(writer, tmp_path, key):
         writer.read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"figures": [{"name": "a", "ours": 1.0, "unit": "ms", "speed": 2}]}, "'speed'"),
+        ({"figures": [{"name": "a", "ours": None, "unit": "ms"}]}, "NoneType"),
+        ({"machine": "a fast one"}, "string indices"),
+        ({"benchmark": "nothing"}, "No such file"),
+    ],
+)
+def test_a_result_in_another_form_is_named(writer, tmp_path, change, message):
+    write(tmp_path, **change)
+    with pytest.raises(ValueError, match=rf"moe\.json:1: this is no result: .*{message}"):
+        writer.read_results(tmp_path)
+
+
+def test_a_peer_may_be_infinitely_behind(writer, tmp_path):
+    errors = {"name": "errors", "ours": 0, "unit": "errors", "peer": "other", "theirs": 5}
+    write(tmp_path, figures=[errors])
+    page = writer.write_page(writer.read_results(tmp_path))
+    assert "| 0 errors | 5 errors (other) | ∞ |" in page
+
+
 def test_a_quoted_figure_is_that_of_the_page(writer, root):
     """A page quotes a figure as a link to it: `[1.32 times](numbers.md#training-...)`."""
     shown = {
