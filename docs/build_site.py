@@ -6,6 +6,7 @@ settings of `mkdocs.yml` with the navigation, which follows from the folders. Th
 the guides are run, and their pages show what they draw.
 """
 
+import argparse
 import json
 import os
 import re
@@ -33,8 +34,8 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 def build_site(out: Path, *options: str, root: Path = ROOT) -> None:
     """Writes the sources, or raises `SystemExit` with a line for each dead link."""
-    if out.exists() and any(out.iterdir()):
-        sys.exit(f"{out} holds files. Name an empty folder, or a new one.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        sys.exit(f"{out} is not empty. Name an empty folder, or a new one.")
     docs = out / "docs"
     tools = shutil.ignore_patterns("*.py", "*.txt", "__pycache__")
     shutil.copytree(root / "docs", docs, ignore=tools)
@@ -148,4 +149,7 @@ def list_pages(docs: Path, folder: str, above: Collection[str] = ()) -> list[obj
 
 
 if __name__ == "__main__":
-    build_site(Path(sys.argv[1]).resolve(), *sys.argv[2:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("out", type=Path, help="an empty folder, or a new one")
+    asked, others = parser.parse_known_args()
+    build_site(asked.out.resolve(), *others)  # The others are for guides/build.py.

@@ -18,6 +18,7 @@ from keras_docstrings import KerasDocstrings
 ROOT = Path(__file__).parents[1]
 PACKAGE = "keras_deepseek"
 ROOMS_WITH_EXAMPLES = ("callbacks", "deploy", "graph", "inference", "layers", "models", "training")
+RELATIVE_LINK = re.compile(r"\]\((?!https?://)([^)\s]*[./#][^)\s]*)\)")
 NOT_MADE_BY_USERS = re.compile(r"Error$|Exception$|^Protocol")
 KERAS_IO = "https://keras.io/api/layers/"
 INDEX = """\
@@ -95,6 +96,10 @@ def find_faults(target: griffe.Object, root: Path, needs_example: bool) -> Itera
     place = f"{target.filepath.relative_to(root)}:{target.lineno}"
     if target.docstring is None:
         yield f"{place}: {target.name} has no docstring."
+    shown = [each for name, each in target.members.items() if name[0] != "_" and not each.is_alias]
+    for each in (target, *shown):
+        for link in RELATIVE_LINK.findall(each.docstring.value if each.docstring else ""):
+            yield f"{_find_line(each, link, root)}: {link} is no address."
     if target.is_class:
         bases = [str(base) for each in (target, *target.mro()) for base in each.bases]
         is_made = not any(map(NOT_MADE_BY_USERS.search, bases))
@@ -112,11 +117,18 @@ def _find_missing_defaults(function: griffe.Function, root: Path) -> Iterator[st
         entry = rf"^ {{4}}{parameter.name}: .*(?:\n {{5}}.*)*"
         text = re.search(entry, function.docstring.value, re.MULTILINE)
         if text and parameter.default and not re.search(r"(?i)\bdefaults?\s+to\b", text[0]):
-            line = function.docstring.lineno + function.docstring.value.count("\n", 0, text.start())
             yield (
-                f"{function.filepath.relative_to(root)}:{line}: `{parameter.name}` of "
+                f"{_find_line(function, f'{parameter.name}: ', root)}: `{parameter.name}` of "
                 f"{function.name} has a default that its docstring does not name."
             )
+
+
+def _find_line(target: griffe.Object, text: str, root: Path) -> str:
+    """Returns the file, and the line from the docstring's first on that has a text."""
+    lines = target.filepath.read_text(encoding="utf-8").split("\n")
+    first = target.docstring.lineno
+    found = (number for number in range(first, len(lines) + 1) if text in lines[number - 1])
+    return f"{target.filepath.relative_to(root)}:{next(found, first)}"
 
 
 def find_guides(folder: Path) -> dict[str, list[tuple[str, str]]]:

@@ -262,3 +262,22 @@ def test_what_a_docstring_lacks_ends_the_build(build):
         "keras_deepseek/layers/scale.py:1: Scale has no `Example:` that runs.",
         f"keras_deepseek/layers/scale.py:36: `by` of grow {lacks}",
     ]
+
+
+def test_a_link_and_a_default_of_a_docstring_are_at_their_lines(build):
+    scale = FILES["keras_deepseek/layers/scale.py"]
+    scale = scale.replace(". Defaults to `1.0`.\n\n    C", ".\n\n    C").replace(
+        "A tensor", "[A](b.md)"
+    )
+    code, log = build(**{"keras_deepseek/layers/scale.py": scale})
+    lacks = "has a default that its docstring does not name."
+    assert code == 1
+    assert log.splitlines() == [
+        "keras_deepseek/layers/scale.py:11: b.md is no address.",
+        f"keras_deepseek/layers/scale.py:5: `factor` of Scale {lacks}",
+    ]
+
+
+def test_the_folder_of_the_site_is_not_written_over(build, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert build() == (1, f"{tmp_path}/out is not empty. Name an empty folder, or a new one.\n")
