@@ -65,6 +65,7 @@ model by a call; `model_control` allows it to those who have one.
 
 try:
     import grpc
+    from grpc_reflection.v1alpha import proto_reflection_descriptor_database as reflection
 except ImportError:
     grpc = None
     print("skipped gRPC: pip install 'keras_deepseek[grpc]'")
@@ -117,7 +118,6 @@ code: it asks for the messages, and fills one in.
 if grpc:
     from google.protobuf.descriptor_pool import DescriptorPool
     from google.protobuf.message_factory import GetMessageClass
-    from grpc_reflection.v1alpha import proto_reflection_descriptor_database as reflection
 
     with grpc.insecure_channel(engine.servers[1].target) as channel:
         pool = DescriptorPool(reflection.ProtoReflectionDescriptorDatabase(channel))

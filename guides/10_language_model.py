@@ -174,7 +174,7 @@ axis.axhline(bits, color="tab:green", label="unseen text")
 axis.axhline(bits_of_counts, color="grey", linestyle="--", label="shares of the bytes")
 axis.set(xlabel="step", ylabel="bits a character", ylim=(0, 12))
 axis.legend()
-figure.savefig(f"{folder}/language_model.png")
+figure.savefig("language_model.png")
 print(f"{keras.backend.backend()}: loaded within {difference:.1e}, loss {losses}")
 assert bits < bits_of_counts - 0.5
 assert losses[-1] < losses[0]

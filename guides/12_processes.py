@@ -148,7 +148,7 @@ axis.axvline(50, color="grey", linestyle=":", label="the checkpoint")
 axis.axvline(60, color="tab:red", linestyle=":", label="the kill")
 axis.set(xlabel="step", ylabel="loss of the batch")
 axis.legend()
-figure.savefig(folder / "losses.png")
+figure.savefig("processes.png")
 print(f"{keras.backend.backend()}: equal weights: {is_equal}, see {folder}")
 assert is_equal
 assert len(curves["disturbed"]) == len(np.unique(curves["disturbed"][:, 0])) == 145

@@ -126,7 +126,7 @@ for bound, (losses, accuracy) in curves.items():
     axis.plot(np.arange(1, len(losses) + 1), losses, label=label)
 axis.set(xlabel="update", ylabel="mean loss since the epoch began")
 axis.legend(title="staleness_bound")
-figure.savefig(folder / "losses.png")
+figure.savefig("parameter_server.png")
 print(f"{keras.backend.backend()}: see {folder}")
 for losses, accuracy in curves.values():
     assert len(losses) == 6 * 43

@@ -91,7 +91,7 @@ for traffic, found in targets.items():
     axis.plot(found.keys(), found.values(), "o-", label=traffic)
 axis.set(xlabel="seconds until a pod answers", ylabel="target, requests per second", ylim=(0, 1050))
 axis.legend(title="traffic")
-figure.savefig(folder / "targets.png")
+figure.savefig("operator.png")
 print(f"see {folder}")
 assert targets["bursty"][20] > targets["bursty"][240]
 assert metric["pods"]["target"]["averageValue"] == str(targets["bursty"][120])

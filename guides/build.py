@@ -43,7 +43,9 @@ KAGGLE_INSTALL = f"""\
 # Installs from the data set what Kaggle lacks. It changes no package that Kaggle has.
 from pathlib import Path
 
-wheels = next(Path("{KAGGLE_INPUT}").rglob("keras_deepseek-*.whl")).parent
+found = [*Path("{KAGGLE_INPUT}").rglob("keras_deepseek-*.whl")]
+assert found, "Add the data set of wheels to this notebook: Add Input."
+wheels = found[0].parent
 names = " ".join(sorted(path.name.split("-")[0] for path in wheels.glob("*.whl")))
 %pip install --quiet --no-index --no-deps --find-links {{wheels}} {{names}}"""
 
@@ -80,12 +82,14 @@ class Ran(NamedTuple):
 
 def read_guide(path: Path) -> Guide:
     """Reads a guide and checks it. Raises `GuideError` for the first rule that it breaks."""
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         body = ast.parse(text).body
+    except UnicodeDecodeError as error:
+        raise GuideError(path, error.object.count(b"\n", 0, error.start) + 1, str(error)) from error
     except SyntaxError as error:
         raise GuideError(path, error.lineno or 1, error.msg) from error
-    lines, cells, end = text.splitlines(), [], 0
+    lines, cells, end = text.split("\n"), [], 0
 
     def add_code(upto: int) -> None:
         numbers = [number for number in range(end, upto) if lines[number].strip()]
@@ -202,10 +206,18 @@ def write_kaggle_metadata(guide: Guide, user: str) -> dict[str, Any]:
     }
 
 
+def write_wheels_metadata(out: Path, user: str) -> None:
+    """Writes Kaggle's metadata of the data set of wheels."""
+    (out / "kaggle/wheels").mkdir(parents=True, exist_ok=True)
+    wheels = {"title": "keras-deepseek wheels", "id": f"{user}/keras-deepseek-wheels"}
+    text = json.dumps({**wheels, "licenses": [{"name": "Apache 2.0"}]}, indent=2)
+    (out / "kaggle/wheels/dataset-metadata.json").write_text(f"{text}\n", encoding="utf-8")
+
+
 def run(guide: Guide, install_cell: str = "") -> Ran:
     """Runs a guide as a notebook. Raises `GuideError` if a cell fails."""
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     notebook = write_notebook(guide, "", "", install_cell)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -220,6 +232,8 @@ def run(guide: Guide, install_cell: str = "") -> Ran:
             found = re.search(r"In\[\d+\], line (\d+)", traceback)
             line = failed.line + (int(found[1]) - 1 if found else 0)
             raise GuideError(guide.path, line, f"{error.ename}: {error.evalue}") from error
+        except DeadKernelError as error:
+            raise GuideError(guide.path, 1, f"A cell ended the process. {error}") from error
     return read_outputs(notebook)
 
 
@@ -238,10 +252,10 @@ def print_outcome(name: str, start: float, ran: Ran) -> None:
     print(f"{name}, {seconds:.0f} s, {len(ran.pictures)} pictures: {last}", flush=True)
 
 
-def run_and_print(guide: Guide) -> list[bytes]:
+def run_and_print(guide: Guide, install_cell: str = "") -> list[bytes]:
     """Runs a guide, prints its time and its last line, and returns its pictures."""
     start = time.monotonic()
-    ran = run(guide)
+    ran = run(guide, install_cell)
     print_outcome(guide.path.stem, start, ran)
     return ran.pictures
 
@@ -296,18 +310,17 @@ def main(arguments: list[str] | None = None) -> None:
         "--kaggle-user", default="INSERT_USERNAME_HERE", help="the owner of Kaggle's notebooks"
     )
     asked = parser.parse_intermixed_args(arguments)
+    if asked.github and not re.fullmatch(r"[\w.-]+/[\w.-]+/blob/[\w./-]+", asked.github):
+        parser.error(f"--github {asked.github!r}: expected OWNER/NAME/blob/BRANCH.")
     paths = asked.guides or sorted(Path(__file__).parent.glob("[0-9][0-9]_*.py"))
     try:
         guides = [read_guide(path) for path in paths]
+        write_wheels_metadata(asked.out, asked.kaggle_user)
         pictures = [run_and_print(guide) if asked.run else [] for guide in guides]
+        for guide, drawn in zip(guides, pictures, strict=True):
+            build(guide, drawn, asked.out, asked.github, asked.kaggle_user)
     except (GuideError, OSError) as error:
         sys.exit(str(error))
-    (asked.out / "kaggle/wheels").mkdir(parents=True, exist_ok=True)
-    wheels = {"title": "keras-deepseek wheels", "id": f"{asked.kaggle_user}/keras-deepseek-wheels"}
-    text = json.dumps({**wheels, "licenses": [{"name": "Apache 2.0"}]}, indent=2)
-    (asked.out / "kaggle/wheels/dataset-metadata.json").write_text(f"{text}\n", encoding="utf-8")
-    for guide, drawn in zip(guides, pictures, strict=True):
-        build(guide, drawn, asked.out, asked.github, asked.kaggle_user)
     print(f"{len(guides)} guides in {asked.out}")
 
 

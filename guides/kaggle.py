@@ -1,6 +1,6 @@
-"""Runs a guide as Kaggle would: from a data set of wheels, beside the packages that are there.
+"""Runs guides as Kaggle would: from a data set of wheels, beside the packages that are there.
 
-    python guides/kaggle.py OUT guides/01_quickstart.py
+    python guides/kaggle.py OUT guides/01_quickstart.py ...
 
 Run it where Kaggle's versions are installed and this package is not: `tox -e kaggle`. It writes the
 data set to OUT/kaggle/wheels, and fails if a package that was there before has changed.
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from build import KAGGLE_INPUT, KAGGLE_INSTALL, read_guide, run
+from build import KAGGLE_INPUT, KAGGLE_INSTALL, GuideError, read_guide, run_and_print
 
 
 def pip(*arguments: str) -> str:
@@ -26,7 +26,7 @@ def write_wheels(needed: str, folder: Path, installed: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     constraints = folder.parent / "installed.txt"
     constraints.write_text(installed, encoding="utf-8")
-    words = needed.replace('"', "").replace("keras_deepseek", ".", 1).split()
+    words = needed.replace('"', "").replace("keras_deepseek", ".").split()
     options = ("--quiet", "--dry-run", "--report", "-", "--constraint", str(constraints))
     report = json.loads(pip("install", *options, *words))
     missing = [
@@ -37,22 +37,25 @@ def write_wheels(needed: str, folder: Path, installed: str) -> None:
 
 
 def main() -> None:
-    """Writes the data set, runs the notebook, and compares the installed packages."""
+    """Writes the data set, runs the notebooks, and compares the installed packages."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the folder to write to")
-    parser.add_argument("guide", type=Path, help="the guide to run")
+    parser.add_argument("guides", type=Path, nargs="+", help="the guides to run")
     asked = parser.parse_args()
-    guide = read_guide(asked.guide)
     before = pip("freeze")
     folder = asked.out.absolute() / "kaggle/wheels"
-    write_wheels(guide.header["Install"], folder, before)
-    ran = run(guide, KAGGLE_INSTALL.replace(KAGGLE_INPUT, str(folder.parent)))
+    try:
+        guides = [read_guide(path) for path in asked.guides]
+        write_wheels(" ".join(guide.header["Install"] for guide in guides), folder, before)
+        for guide in guides:
+            run_and_print(guide, KAGGLE_INSTALL.replace(KAGGLE_INPUT, str(folder.parent)))
+    except GuideError as error:
+        sys.exit(str(error))
     after = pip("freeze")
     if changed := set(before.splitlines()) - set(after.splitlines()):
         sys.exit(f"These packages were there, and are not as they were: {', '.join(changed)}")
     added = sorted(set(after.splitlines()) - set(before.splitlines()))
-    print(ran.printed)
-    print(f"{guide.path.stem} ran, {len(ran.pictures)} pictures. Added: {', '.join(added)}")
+    print(f"Added: {', '.join(added)}")
 
 
 if __name__ == "__main__":
