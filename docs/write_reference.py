@@ -100,11 +100,12 @@ def find_faults(target: griffe.Object, root: Path, needs_example: bool) -> Itera
     for each in (target, *shown):
         for link in RELATIVE_LINK.findall(each.docstring.value if each.docstring else ""):
             yield f"{_find_line(each, link, root)}: {link} is no address."
+    parents = (target, *target.mro()) if target.is_class else ()
+    bases = [str(base) for each in parents for base in each.bases]
+    is_used = not target.is_attribute and not any(map(NOT_MADE_BY_USERS.search, bases))
+    if needs_example and is_used and target.docstring and "```pycon" not in target.docstring.value:
+        yield f"{place}: {target.name} has no `Example:` that runs."
     if target.is_class:
-        bases = [str(base) for each in (target, *target.mro()) for base in each.bases]
-        is_made = not any(map(NOT_MADE_BY_USERS.search, bases))
-        if needs_example and is_made and "```pycon" not in getattr(target.docstring, "value", ""):
-            yield f"{place}: {target.name} has no `Example:` that runs."
         for name, method in target.functions.items():
             if not name.startswith("_"):
                 yield from _find_missing_defaults(method, root)

@@ -112,6 +112,12 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
         BundleError: A file of the bundle is missing or differs from its manifest.
         NotSupportedError: The cache can't be written, or has too little space.
         MissingExtraError: The package for this kind of URI is not installed.
+
+    Example:
+
+    >>> from keras_deepseek.inference import ServingEngine, fetch_model
+    >>> path = fetch_model("s3://models/digits/1", cache_dir="models")  # doctest: +SKIP
+    >>> engine = ServingEngine(path)  # doctest: +SKIP
     """
     cache = _default_cache() if cache_dir is None else Path(cache_dir)
     fetched: Future[Path] = Future()

@@ -32,6 +32,19 @@ def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
     Raises:
         InvalidInputError: The file can't be read, is no such message, or lists no model.
         MissingExtraError: `protobuf` is not installed.
+
+    Example:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from keras_deepseek.inference import read_model_config
+    >>> text = 'model_config_list { config { name: "digits" base_path: "/models/digits" } }'
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "models.config"
+    ...     number = path.write_text(text)
+    ...     [config] = read_model_config(path)
+    >>> config.name
+    'digits'
     """
     try:
         models = parse_config_text(Path(path).read_text(encoding="utf-8"))

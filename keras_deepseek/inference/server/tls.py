@@ -25,6 +25,12 @@ def make_server_context(
 
     Raises:
         InvalidInputError: A file can't be read, or the key does not belong to the certificate.
+
+    Example:
+
+    >>> from keras_deepseek.inference import make_server_context
+    >>> make_server_context("server.pem", "server.key", "clients.pem")  # doctest: +SKIP
+    <ssl.SSLContext object at ...>
     """
     if certificate is None:
         if key is not None or client_authority is not None:
@@ -71,6 +77,12 @@ def make_grpc_credentials(
     Raises:
         InvalidInputError: A file can't be read, or the key does not belong to the certificate.
         MissingExtraError: The package of the extra `grpc` is not installed.
+
+    Example:
+
+    >>> from keras_deepseek.inference import make_grpc_credentials
+    >>> make_grpc_credentials("server.pem", "server.key", "clients.pem")  # doctest: +SKIP
+    <grpc.ServerCredentials object at ...>
     """
     # gRPC itself would report faults of the files in its log alone.
     if make_server_context(certificate, key, client_authority) is None or certificate is None:

@@ -84,6 +84,17 @@ def load_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
     Raises:
         InvalidInputError: The LoRA belongs to another model, or differs from the model's own LoRA.
         CheckpointError: The file is missing, damaged, or holds something else.
+
+    Example:
+
+    >>> import tempfile
+    >>> import keras
+    >>> from keras_deepseek.models import enable_lora, load_lora_weights, save_lora_weights
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="score")])
+    >>> names = enable_lora(model, rank=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_lora_weights(model, f"{folder}/tuned.safetensors")
+    ...     load_lora_weights(model, f"{folder}/tuned.safetensors")
     """
     path = _check_name(filepath)
     tensors = read_tensors(path)

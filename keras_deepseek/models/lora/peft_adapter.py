@@ -61,6 +61,17 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         NotSupportedError: `peft` can't represent the LoRA of a layer.
         CheckpointError: The folder holds other files, or can't be written.
         PeerLostError: Another process has ended, or does not answer.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_deepseek.models import DeepSeekV2CausalLM, DeepSeekV2Config
+    >>> from keras_deepseek.models import enable_lora, load_peft_adapter, save_peft_adapter
+    >>> model = DeepSeekV2CausalLM(DeepSeekV2Config.from_preset("tiny"))
+    >>> names = enable_lora(model, rank=2, target_names=["query_up", "output"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_peft_adapter(model, f"{folder}/adapter")
+    ...     load_peft_adapter(model, f"{folder}/adapter")
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
     found = find_modules(_check_model(model), adapted)
@@ -103,6 +114,17 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         NotSupportedError: It is not a plain LoRA of `Linear`s and embeddings, or it adapts routers
             or routed experts.
         CheckpointError: A file is missing or damaged.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_deepseek.models import DeepSeekV2CausalLM, DeepSeekV2Config
+    >>> from keras_deepseek.models import enable_lora, load_peft_adapter, save_peft_adapter
+    >>> model = DeepSeekV2CausalLM(DeepSeekV2Config.from_preset("tiny"))
+    >>> names = enable_lora(model, rank=2, target_names=["query_up", "output"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_peft_adapter(model, f"{folder}/adapter")
+    ...     load_peft_adapter(model, f"{folder}/adapter")
     """
     path = Path(check_path("folder", folder))
     config = read_json(path, _CONFIG_NAME)
