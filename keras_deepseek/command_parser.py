@@ -74,6 +74,14 @@ class CommandParser(argparse.ArgumentParser):
         super().error(message + self._source)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given, rest = self._parse(args, namespace)
+        if flags := [word.partition("=")[0] for word in rest if word.startswith("-")]:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"unrecognized arguments: {' '.join(rest)}{_hint(flags[0], known)}")
+        return given, rest
+
+    def _parse(self, args: Any, namespace: Any) -> Any:
+        """Parses words, and then the environment and the file where the command takes them."""
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
         if "config" not in actions:
             return super().parse_known_args(args, namespace)
@@ -167,6 +175,10 @@ def _flag(action: argparse.Action) -> str:
 
 
 def _unknown(kind: str, received: str, known: Iterable[str]) -> str:
+    return f"unknown {kind} {received!r}{_hint(received, known)}"
+
+
+def _hint(received: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(received, known, n=1)
     hint = f": did you mean {nearest[0]!r}?" if nearest else "."
-    return f"unknown {kind} {received!r}{hint} --help lists the flags"
+    return f"{hint} --help lists the flags"

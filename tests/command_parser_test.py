@@ -113,6 +113,14 @@ def test_a_mistake_in_a_source_is_one_line_with_exit_code_2(
     assert message in line
 
 
+def test_a_flag_that_is_not_known_is_one_line_with_the_nearest(parse, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("models/digits", "--htp-port=8501", "--isolated")
+    assert caught.value.code == 2
+    line = "unrecognized arguments: --htp-port=8501: did you mean '--http-port'?"
+    assert f"serve: error: {line} --help lists the flags" in capsys.readouterr().err
+
+
 def test_all_variables_of_training_are_known():
     rooms = [Path(keras_deepseek.__file__).parent / room for room in ("backend", "training")]
     texts = [file.read_text(encoding="utf-8") for room in rooms for file in room.rglob("*.py")]
