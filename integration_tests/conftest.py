@@ -147,7 +147,8 @@ def export(installation: Installation, model_file: Path) -> Callable[[str], Path
 
 
 LOGGED = re.compile(
-    r"[EIW]0000 |WARNING: All log messages before absl::InitializeLog|[\d-]+ [\d:,]+ INFO "
+    r"[EIW]0000 |WARNING: All log messages before absl::InitializeLog|"
+    r"[\d-]+ [\d:,]+ INFO \S+: (Loads|Version) "
 )
 """What TensorFlow 2.21 logs when it is loaded, before it reads a setting, and what `serve` logs."""
 
