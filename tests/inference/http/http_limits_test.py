@@ -51,10 +51,11 @@ def test_a_client_that_reads_nothing_is_dropped_and_holds_nobody_up(serve_http):
 
 
 def test_clients_that_send_slowly_are_turned_away_and_others_served(serve_http):
-    server = serve_http(header_seconds=0.2, body_seconds=0.2)
-    slow = [connect(server) for _ in range(50)]
-    for number, connection in enumerate(slow):
-        connection.sendall(predict_request(1)[: -5 if number % 2 else 30])
+    server = serve_http(header_seconds=1.0, body_seconds=1.0)
+    slow = []
+    for number in range(50):  # One that has sent nothing by then is closed without a word.
+        slow.append(connect(server))
+        slow[-1].sendall(predict_request(1)[: -5 if number % 2 else 30])
     assert ask(server, 2) == 4
     for connection in slow:
         assert read_all(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
