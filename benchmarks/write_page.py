@@ -68,9 +68,9 @@ def read_results(folder: Path = RESULTS) -> list[Result]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             missing = [key for key in KEYS if not content.get(key)]
-            results.append(result := Result(path.stem, content))
+            result = Result(path.stem, content)
             if not missing:
-                write_section(result)
+                write_section(result)  # It fails where the result has another form.
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{error.lineno}: {error.msg}.") from error
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -78,6 +78,7 @@ def read_results(folder: Path = RESULTS) -> list[Result]:
             raise ValueError(text) from error
         if missing:
             raise ValueError(f'{path}:1: "{missing[0]}" is missing. Run the benchmark again.')
+        results.append(result)
     return results
 
 

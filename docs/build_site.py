@@ -34,7 +34,7 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 def build_site(out: Path, *options: str, root: Path = ROOT) -> None:
     """Writes the sources, or raises `SystemExit` with a line for each dead link."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_file() or (out.exists() and any(out.iterdir())):
         sys.exit(f"{out} is not empty. Name an empty folder, or a new one.")
     docs = out / "docs"
     tools = shutil.ignore_patterns("*.py", "*.txt", "__pycache__")

@@ -63,6 +63,13 @@ def test_a_guide_that_breaks_a_rule_ends_the_build(fault, tmp_path, monkeypatch)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_guide_that_is_not_utf_8_ends_the_build(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "02_bad.py").write_bytes(GUIDE.replace("a line", "a l\xefne").encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"^02_bad.py:6: 'utf-8' codec can't decode byte 0xef"):
+        build.main(["out", "02_bad.py"])
+
+
 def test_a_guide_becomes_a_notebook_a_page_and_a_folder_for_kaggle(tmp_path):
     (tmp_path / "02_line.py").write_text(GUIDE, encoding="utf-8")
     github = ["--github", "owner/name/blob/notebooks/guides", "--kaggle-user", "somebody"]

@@ -1,5 +1,6 @@
 """The callbacks of a training that is running."""
 
+import functools
 import inspect
 import time
 from collections.abc import Callable
@@ -9,7 +10,6 @@ import keras
 
 SET_BY_KERAS = ("_model", "params")
 """The attributes of a callback that Keras sets when a training begins."""
-
 
 _SECONDS_BETWEEN_HAND_OVERS = 0.01
 
@@ -25,11 +25,11 @@ class GroupedCallbackList(keras.callbacks.CallbackList):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._waiting: list[Callable[[], None]] = []
         self._next_hand_over = 0.0
 
     def _async_dispatch(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._waiting.append((function, arguments))
+        self._waiting.append(functools.partial(function, *arguments))
         now = time.monotonic()
         if now >= self._next_hand_over and all(each.done() for each in self._futures):
             self._next_hand_over = now + _SECONDS_BETWEEN_HAND_OVERS
@@ -40,14 +40,14 @@ class GroupedCallbackList(keras.callbacks.CallbackList):
         super()._flush_futures()
         _call_all(self._take_waiting())
 
-    def _take_waiting(self) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
+    def _take_waiting(self) -> list[Callable[[], None]]:
         calls, self._waiting = self._waiting, []
         return calls
 
 
-def _call_all(calls: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    for function, arguments in calls:
-        function(*arguments)
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def trained_model(callback: keras.callbacks.Callback) -> keras.Model:

@@ -63,14 +63,14 @@ class _Operation(NamedTuple):
     stats: dict[str, Any]
 
     @property
-    def program(self) -> tuple[str, int] | None:
-        """The name and number of the program that this is an instruction of."""
-        return (self.stats["hlo_module"], self.stats["program_id"]) if self.instruction else None
-
-    @property
     def instruction(self) -> str:
         """The name in its program; `""` for events that are no instructions."""
         return str(self.stats.get("hlo_op", ""))
+
+    @property
+    def program(self) -> tuple[str, int]:
+        """The name and number of the program that this is an instruction of."""
+        return self.stats["hlo_module"], self.stats["program_id"]
 
 
 def _read_operations(plane: dict[int, list[Any]]) -> list[list[_Operation]]:
@@ -91,7 +91,7 @@ def _read_operations(plane: dict[int, list[Any]]) -> list[list[_Operation]]:
 
 def _match_programs(
     found: list[tuple[str, dict[str, str]]], lines: list[list[_Operation]]
-) -> dict[tuple[str, int] | None, dict[str, str]]:
+) -> dict[tuple[str, int], dict[str, str]]:
     """Returns the scopes of instructions, for each name and number of a program that ran.
 
     A program from JAX's compilation cache runs under the number of the process that compiled it,
@@ -100,9 +100,9 @@ def _match_programs(
     """
     ran: dict[tuple[str, int], set[str]] = defaultdict(set)
     for operation in (each for line in lines for each in line):
-        if operation.program:
+        if operation.instruction:
             ran[operation.program].add(operation.instruction)
-    matched: dict[tuple[str, int] | None, dict[str, str]] = {}
+    matched: dict[tuple[str, int], dict[str, str]] = {}
     for (name, number), instructions in ran.items():
         fitting = [
             (len(instructions - scopes.keys()), len(scopes), key != f"{name}({number})", scopes)
@@ -116,7 +116,7 @@ def _match_programs(
 def _make_lines(
     traced: list[list[_Operation]],
     scopes: LayerScopes,
-    programs: dict[tuple[str, int] | None, dict[str, str]],
+    programs: dict[tuple[str, int], dict[str, str]],
 ) -> list[Line]:
     """Returns the events of each line of a plane, with their owners."""
     lines: list[Line] = []

@@ -64,14 +64,16 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Example:
 
-    >>> import tempfile
+    >>> import os
+    >>> from tempfile import TemporaryDirectory
     >>> from keras_deepseek.models import DeepSeekV2CausalLM, DeepSeekV2Config
-    >>> from keras_deepseek.models import enable_lora, load_peft_adapter, save_peft_adapter
+    >>> from keras_deepseek.models import enable_lora, save_peft_adapter
     >>> model = DeepSeekV2CausalLM(DeepSeekV2Config.from_preset("tiny"))
     >>> names = enable_lora(model, rank=2, target_names=["query_up", "output"])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_peft_adapter(model, f"{folder}/adapter")
-    ...     load_peft_adapter(model, f"{folder}/adapter")
+    >>> with TemporaryDirectory() as folder:
+    ...     save_peft_adapter(model, folder)
+    ...     sorted(os.listdir(folder))
+    ['adapter_config.json', 'adapter_model.safetensors']
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
     found = find_modules(_check_model(model), adapted)
@@ -117,14 +119,17 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Example:
 
-    >>> import tempfile
+    >>> from tempfile import TemporaryDirectory
     >>> from keras_deepseek.models import DeepSeekV2CausalLM, DeepSeekV2Config
     >>> from keras_deepseek.models import enable_lora, load_peft_adapter, save_peft_adapter
-    >>> model = DeepSeekV2CausalLM(DeepSeekV2Config.from_preset("tiny"))
-    >>> names = enable_lora(model, rank=2, target_names=["query_up", "output"])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_peft_adapter(model, f"{folder}/adapter")
-    ...     load_peft_adapter(model, f"{folder}/adapter")
+    >>> config = DeepSeekV2Config.from_preset("tiny")
+    >>> tuned, model = DeepSeekV2CausalLM(config), DeepSeekV2CausalLM(config)
+    >>> names = enable_lora(tuned, rank=2, target_names=["output"])
+    >>> with TemporaryDirectory() as folder:
+    ...     save_peft_adapter(tuned, folder)
+    ...     load_peft_adapter(model, folder)
+    >>> len(model.trainable_variables) == len(tuned.trainable_variables)
+    True
     """
     path = Path(check_path("folder", folder))
     config = read_json(path, _CONFIG_NAME)
