@@ -130,29 +130,34 @@ def _trace_with_free(
         own.append(next(size for size in near if size not in {*taken, *own}))
     # Differences of sizes must differ too.
     larger = [size + 5 + 2 * number for number, size in enumerate(own)]
+    smallest = [1 for _ in own]
     longest = [
         size if axis.is_batch else _LONG + 3 * number
         for number, (size, axis) in enumerate(zip(own, axes, strict=True))
     ]
-    variants = [own, larger] if longest == own else [own, larger, longest]
-    known = dict(zip(zip(*variants, strict=True), axes, strict=True))
     graphs: list[Graph] = []
-    for each in variants:
+    variants: list[list[int]] = []
+    for sizes in (own, larger, *([] if longest == own else [longest]), smallest):
         try:
-            graphs.append(trace(as_symbols(example, with_sizes(shapes, axes, each))))
+            graph = trace(as_symbols(example, with_sizes(shapes, axes, sizes)))
         except CannotOpenError:  # The model does not take these sizes.
+            if sizes is smallest:
+                continue
             return None
         # Compared before the next trace: a loop over a long axis would take seconds.
-        if _node_keys(graphs[-1]) != _node_keys(graphs[0]):
+        if graphs and _node_keys(graph) != _node_keys(graphs[0]):
             return None
+        graphs.append(graph)
+        variants.append(sizes)
+    axis_of_sizes = dict(zip(zip(*variants, strict=True), axes, strict=True))
     varied: set[int] = set()
     fixed: set[int] = set()
     for nodes in zip(*(graph.nodes() for graph in graphs), strict=True):
         for specs in zip(*(node.outputs for node in nodes), strict=True):
-            for sizes in zip(*(spec.shape for spec in specs), strict=True):
-                (fixed if len(set(sizes)) == 1 else varied).add(sizes[0])
+            for lengths in zip(*(spec.shape for spec in specs), strict=True):
+                (fixed if len(set(lengths)) == 1 else varied).add(lengths[0])
         changes = _changed_sizes([node.operation for node in nodes])
-        if changes is None or not _read_sizes(nodes[0], changes, known, graphs[0].inputs):
+        if changes is None or not _read_sizes(nodes[0], changes, axis_of_sizes, graphs[0].inputs):
             return None
     graphs[0].free_sizes = frozenset(varied)
     # A size that differs between batches must not be that of a fixed axis.
@@ -192,6 +197,8 @@ def _changed_sizes(operations: Sequence[Any]) -> dict[tuple[str, int], Shape] | 
         if not is_list or len({len(value) for value in values}) != 1:
             return None
         for position, sizes in enumerate(zip(*values, strict=True)):
+            if any(isinstance(size, list | tuple) for size in sizes):  # Of `ops.pad`.
+                return None
             if len(set(sizes)) != 1:
                 changes[name, position] = sizes
     return changes

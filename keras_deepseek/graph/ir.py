@@ -26,7 +26,8 @@ class Node:
     """One step of a graph. Its args and kwargs may hold `Value`s, at any depth.
 
     Args:
-        kind: `"input"`, `"weight"` or `"constant"`, else the class name of the operation or layer.
+        kind: `"input"`, `"weight"` or `"constant"`, else the class name of the operation or layer,
+            or the name of a method of it whose code is not known.
         operation: The Keras operation; a layer is one that was kept whole.
         layer: The path of the layer that made the node, for reports.
         content: The variable of a weight, or the tensor of a constant.
@@ -44,6 +45,11 @@ class Node:
     def is_layer(self) -> bool:
         """True if the node is a whole layer."""
         return isinstance(self.operation, keras.Layer)
+
+    @property
+    def may_have_state(self) -> bool:
+        """True for a whole layer, and for an operation whose code is not known."""
+        return self.is_layer or "." in self.kind
 
     @property
     def spec(self) -> Spec:

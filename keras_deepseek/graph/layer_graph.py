@@ -31,7 +31,9 @@ def draw_layers(
     """
     with unique_paths(model) as layers:
         try:
-            graph = trace_model(model, inputs, training=passes is not None)
+            graph = trace_model(
+                model, inputs, training=passes is not None, opens_foreign=passes is None
+            )
             run_passes(graph, passes or (), training=True)
         except Exception as error:  # noqa: BLE001 - a model may raise anything on symbols
             return list_layers(model, describe_error(error))

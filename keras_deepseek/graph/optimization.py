@@ -3,23 +3,24 @@
 import functools
 import logging
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import keras
 from keras import ops, tree
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.layers import functional_graph
-from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
+from keras_deepseek.backend.keras_private.layers import block_states, functional_graph
+from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.errors import ExportError, InvalidInputError, unknown_name_message
 from keras_deepseek.graph.ir import Rewrite
+from keras_deepseek.graph.known_code import protected_attributes
 from keras_deepseek.graph.optimized_model import OptimizedModel
 from keras_deepseek.graph.passes import PASSES
 from keras_deepseek.graph.plans import Plan, lock_of
 from keras_deepseek.graph.report import OptimizationReport
-from keras_deepseek.graph.trace import CannotOpenError, as_symbols, describe_error
-from keras_deepseek.graph.verify import Verifier, flat_call, time_together
+from keras_deepseek.graph.trace import CannotOpenError, as_symbols, call_model, describe_error
+from keras_deepseek.graph.verify import flat_call, time_together
 
 _LEAST_PASS_GAIN = 1.01
 _LEAST_GAIN = 1.02
@@ -126,36 +127,26 @@ class _Optimization:
             self._models[key] = OptimizedModel(self._model, self._example, self._mode, key)
         return self._models[key]
 
-    @functools.cached_property
-    def _verifiers(self) -> list[Verifier]:
-        return [
-            Verifier(self._model, self._inputs, training=training)
-            for training in dict.fromkeys([False, self._training])
-        ]
-
     def _verify(self, tried: Sequence[str]) -> tuple[float | None, str | None]:
         """Returns the largest difference, and the reason if the comparison fails."""
 
         def compare(passes: Sequence[str]) -> float:
             model = self._with(passes)
-            model.plan(self._training)  # Before dropout rates are 0.
-            difference = max(verifier.compare(model) for verifier in self._verifiers)
-            if not model.has_program(self._inputs, self._training):
-                raise ExportError("the program can't be run on the example inputs.")
-            return difference
+            modes = dict.fromkeys([False, self._training])
+            return max(model.prove(self._inputs, training=training) for training in modes)
 
         try:
             return compare(tried), None
-        except ExportError:
+        except (CannotOpenError, ExportError):
             pass
         for number in range(len(tried) + 1):
             try:
                 compare(tried[:number])
-            except ExportError as error:
+            except (CannotOpenError, ExportError) as error:
                 return None, self._describe_failure(tried[:number], error)
         return None, "the passes together change the outputs, though none of them alone does."
 
-    def _describe_failure(self, passes: Sequence[str], error: ExportError) -> str:
+    def _describe_failure(self, passes: Sequence[str], error: Exception) -> str:
         if not passes:
             return f"the traced program differs from the model: {error}"
         rewrites = self._with(passes).plan(self._training).rewrites[passes[-1]]
@@ -185,11 +176,15 @@ class _Optimization:
 
     def _compiled(self, passes: Sequence[str] | None) -> Any:
         """Returns a call of the model with some passes; `None` stands for the original."""
-        model = self._model if passes is None else self._with(passes)
+        call: Callable[[Any], Any] = functools.partial(
+            call_model, self._model, training=self._training
+        )
+        if passes is not None:
+            call = self._with(passes).plan(self._training).program
         variables = self._model.trainable_variables if self._training else []
         function = backend.current().compute.compile_function(
-            flat_call(model, self._inputs, self._training, variables),
-            model.variables,
+            flat_call(call, self._inputs, variables, block_states(self._model)),
+            self._model.variables,
             uses_xla=bool(self._model.jit_compile),
             has_gradients=self._training,
         )
@@ -282,7 +277,7 @@ def _as_tensors(model: keras.Model, inputs: Any) -> Any:
 
 def _check_inputs(model: keras.Model, inputs: Any) -> None:
     try:
-        with unchanged_state(model):
+        with NestedScope(), protected_attributes(model):
             model(inputs)
     except Exception as error:
         shapes = tree.map_structure(lambda tensor: tuple(tensor.shape), inputs)

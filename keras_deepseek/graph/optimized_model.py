@@ -159,8 +159,18 @@ class OptimizedModel(ModelWrapper):
             )
         return self._plans.make(self._plans.example, training)
 
+    def prove(self, inputs: Any, *, training: bool = False) -> float:
+        """Compares the program for inputs with the original.
+
+        Returns the largest absolute difference of the outputs. Raises an `ExportError` if anything
+        differs too much.
+        """
+        difference = self._plans.prove(inputs, training).largest_difference
+        assert difference is not None
+        return difference
+
     def has_program(self, inputs: Any, training: bool = False) -> bool:
-        """Returns True if a program was run for these inputs, and False if it was the original."""
+        """Returns True if a program runs for these inputs, and False if the original does."""
         return self.passes is not None and self._plans.has_program(inputs, training)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Programs for the kinds of inputs that come: lengths, dtypes, dtype policies and nesting."""
 
+import bisect
 import collections
 import contextlib
 import functools
@@ -8,25 +9,40 @@ import operator
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
-from keras import tree
+from keras import ops, tree
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.export.random_batch import draw_batch
 from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
-from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
+from keras_deepseek.backend.keras_private.layers import (
+    flatten_layers,
+    functional_graph,
+    inner_layers,
+)
 from keras_deepseek.backend.keras_private.masks import read_mask
+from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.free_sizes import trace_free, with_sizes
 from keras_deepseek.graph.ir import Shape, count_operations
 from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import count_multiply_adds
 from keras_deepseek.graph.program import Program
-from keras_deepseek.graph.trace import CannotOpenError, as_symbols, trace_model
+from keras_deepseek.graph.trace import (
+    CannotOpenError,
+    as_symbols,
+    describe_error,
+    path_of,
+    trace_model,
+)
+from keras_deepseek.graph.verify import Verifier, resized_batches
 
 _log = logging.getLogger(__name__)
 
-_MOST_PLANS = 64
+_MOST_PLANS = 256
 """The most kinds and shapes of inputs that a model remembers. The least recent is dropped."""
 
 
@@ -36,6 +52,7 @@ class Plan:
     Args:
         example: Inputs of known shapes, as tensors or `KerasTensor`s.
         whole: Paths of layers to keep whole.
+        opens_foreign: As of `trace_model`.
     """
 
     def __init__(
@@ -46,12 +63,15 @@ class Plan:
         training: bool,
         passes: Collection[str],
         whole: Collection[str] = (),
+        opens_foreign: bool = False,
     ) -> None:
         shapes = [tuple(each.shape) for each in tree.flatten(example)]
         declared = _declared_shapes(model, shapes)
-        with lock_of(model).exclusive(), backend.current().compute.outside_compilation():
+        with backend.current().compute.outside_compilation():
             graph, self.axes = trace_free(
-                lambda inputs: trace_model(model, inputs, training=training, whole=whole),
+                lambda inputs: trace_model(
+                    model, inputs, training=training, whole=whole, opens_foreign=opens_foreign
+                ),
                 example,
                 declared,
             )
@@ -67,23 +87,30 @@ class Plan:
         ]
         """The free axes that the model leaves open; the batch size of an input may be fixed."""
         self.program = Program(graph)
+        self.largest_difference: float | None = None
+        """That of the outputs from the model's, or `None` before they were compared."""
+        self.is_proved = False
+        """True after the program was compared at several sizes."""
         self.has_run = False
         """True after the program has run once without an error."""
-        self._shapes = shapes
+        self.shapes = shapes
+        """The sizes of the trace."""
 
     def fits(self, shapes: Sequence[Shape]) -> bool:
         """Returns True if the program may get inputs of these shapes."""
-        if list(map(len, shapes)) != list(map(len, self._shapes)):
+        if list(map(len, shapes)) != list(map(len, self.shapes)):
             return False
         places = [axis.places[0] for axis in self.axes]
         sizes = [shapes[index][place] for index, place in places]
-        return with_sizes(self._shapes, self.axes, sizes) == list(shapes)
+        return with_sizes(self.shapes, self.axes, sizes) == list(shapes)
 
 
 class Plans:
     """The plans of a model, which are made when inputs of a new kind come.
 
-    Calls and traces exclude each other: a call during a trace would get symbols.
+    A program runs in place of the model only for inputs for which `prove` has compared both. After
+    a difference the model runs for good. Calls and traces exclude each other: a call during a trace
+    would get symbols.
 
     Args:
         example: Example inputs, as `KerasTensor`s. Their sizes stand for unknown ones.
@@ -93,26 +120,28 @@ class Plans:
         self._model = model
         self._passes = passes
         self.example = example
-        self._layers = [each for each in flatten_layers(model) if each.variables]
-        self._plans: collections.OrderedDict[Any, Plan | None] = collections.OrderedDict()
+        self._layers = [layer for layer in flatten_layers(model) if layer.variables]
+        self._plans = _RecentPlans()
+        self._proved = _RecentPlans()
+        self._differs = False
+        self._warnings: set[str] = set()
         self._lock = lock_of(model)
 
     def run(self, inputs: Any, training: bool, otherwise: Callable[[], Any]) -> Any:
         """Runs the program for these inputs, or calls `otherwise` if there is none."""
         tensors = [inputs] if hasattr(inputs, "shape") else tree.flatten(inputs)
-        if any(read_mask(tensor) is not None for tensor in tensors):
+        if self._differs or any(read_mask(tensor) is not None for tensor in tensors):
             return self.run_original(otherwise)
         key = self._key(inputs, tensors, training)
-        whole: set[str] = set()
+        whole: frozenset[str] = frozenset()
         while True:
-            if key not in self._plans or whole:
-                with contextlib.suppress(CannotOpenError):
-                    self.make(inputs, training, whole)
+            if key not in self._proved or whole:
+                self._proved.add(key, self._try_to_prove(inputs, training, whole))
             with self._lock:
-                plan = self._plans.get(key)
+                plan = self._proved.get(key)
                 if plan is None:
                     return otherwise()
-                self._plans.move_to_end(key)
+                self._proved.move_to_end(key)
                 try:
                     outputs = plan.program(inputs)
                 except Exception as error:
@@ -125,12 +154,11 @@ class Plans:
             # A layer whose operation fails in the first run is kept whole. Without one, the
             # original raises the error too, or is right.
             layer = plan.program.failed_layer(failed)
-            _log.info("%s: the program failed at %s: %s", self._model.name, layer, failed)
             if layer is None or layer in whole:
-                with self._lock.exclusive():
-                    self._plans[key] = None
-                return self.run_original(otherwise)
-            whole.add(layer)
+                self._warn(describe_error(failed))
+                self._proved.add(key, None)
+            else:
+                whole |= {layer}
 
     def run_original(self, original: Callable[[], Any]) -> Any:
         """Calls the original model, at a time when no other thread traces it."""
@@ -138,35 +166,133 @@ class Plans:
             return original()
 
     def has_program(self, inputs: Any, training: bool) -> bool:
-        """Returns True if these inputs have run a program before."""
-        return self._plans.get(self._key(inputs, tree.flatten(inputs), training)) is not None
+        """Returns True if a program runs for these inputs: it was compared with the model."""
+        return self._proved.get(self._key(inputs, tree.flatten(inputs), training)) is not None
 
-    def make(self, inputs: Any, training: bool, whole: Collection[str] = ()) -> Plan:
+    def make(self, inputs: Any, training: bool) -> Plan:
         """Returns a plan for tensors or `KerasTensor`s: a new one, if no other fits.
 
         Raises `CannotOpenError` if there can be no program for them.
         """
+        with self._lock.exclusive():
+            return self._make(inputs, training)
+
+    def prove(self, inputs: Any, training: bool) -> Plan:
+        """Returns the plan for these inputs after comparing its program with the model.
+
+        Both also get fewer and more rows and steps, along the axes that are free in the program. A
+        layer whose operation fails is kept whole.
+
+        Raises:
+            CannotOpenError: There can be no program.
+            ExportError: The program computes something else. The message names the layer.
+        """
+        with self._lock.exclusive():
+            plan = self._prove(inputs, training, resizes=True)
+            plan.is_proved = True
+            return plan
+
+    def _make(self, inputs: Any, training: bool, whole: Collection[str] = ()) -> Plan:
         tensors = tree.flatten(inputs)
         key = kind, shapes, _ = self._key(inputs, tensors, training)
-        with self._lock.exclusive():
-            made = (plan for other, plan in self._plans.items() if other[0] == kind and plan)
-            plan = None if whole else next((each for each in made if each.fits(shapes)), None)
-            self._plans[key] = None  # It stays if no program can be made.
-            if len(self._plans) > _MOST_PLANS:
-                self._plans.popitem(last=False)
-            if not all(map(_is_dense, tensors)):
-                raise CannotOpenError("gets sparse or ragged inputs")
-            if any(0 in shape for shape in shapes):  # Operations of TensorFlow fail on it.
-                raise CannotOpenError("gets an empty batch")
-            if plan is None:
-                example = as_symbols(inputs, self._known_shapes(shapes))
-                plan = Plan(
-                    self._model, example, training=training, passes=self._passes, whole=whole
-                )
-            if not plan.fits(shapes):
-                raise CannotOpenError("fixes a size that its inputs leave open")
-            self._plans[key] = plan
-            return plan
+        others = (plan for other, plan in self._plans.items() if other[0] == kind and plan)
+        plan = None if whole else next((other for other in others if other.fits(shapes)), None)
+        self._plans.add(key, None)  # It stays if no program can be made.
+        if not all(map(_is_dense, tensors)):
+            raise CannotOpenError("gets sparse or ragged inputs")
+        if any(0 in shape for shape in shapes):  # Operations of TensorFlow fail on it.
+            raise CannotOpenError("gets an empty batch")
+        if plan is None:
+            example = as_symbols(inputs, self._known_shapes(shapes))
+            plan = Plan(self._model, example, training=training, passes=self._passes, whole=whole)
+        if not plan.fits(shapes):
+            raise CannotOpenError("fixes a size that its inputs leave open")
+        self._plans.add(key, plan)
+        return plan
+
+    def _prove(
+        self, inputs: Any, training: bool, whole: Collection[str] = (), *, resizes: bool = False
+    ) -> Plan:
+        plan = self._make(inputs, training, whole)
+        batches = resized_batches(inputs, plan.axes if resizes else [], training=training)
+        verifier = Verifier(self._model, batches, training=training)
+        try:
+            difference = verifier.compare(plan.program)
+        except ExportError as error:
+            culprit = self._find_layer(verifier, inputs, training)
+            raise ExportError(f"{culprit} computes something else: {error}") from error
+        except Exception as error:
+            layer = plan.program.failed_layer(error)
+            if layer is None or layer in whole:
+                raise CannotOpenError(f"has an operation that fails: {error}") from error
+            return self._prove(inputs, training, {*whole, layer}, resizes=resizes)
+        plan.largest_difference = max(difference, plan.largest_difference or 0.0)
+        self._proved.add(self._key(inputs, tree.flatten(inputs), training), plan)
+        return plan
+
+    def _try_to_prove(self, inputs: Any, training: bool, whole: Collection[str]) -> Plan | None:
+        """Returns the plan for inputs if it was compared with the model, or `None`.
+
+        While a framework traces the inputs, random ones of their sizes are compared.
+        """
+        is_traced = any(map(backend.current().compute.is_traced, tree.flatten(inputs)))
+        try:
+            with self._lock.exclusive():
+                if not is_traced:
+                    return self._prove(inputs, training, whole)
+                plan = self._make(inputs, training, whole)
+                if not plan.is_proved:
+                    _in_new_thread(lambda: self._prove_drawn(inputs, training, whole))
+                return self._make(inputs, training)
+        except ExportError as error:
+            self._differs = True
+            self._warn(f"a program was dropped for good, since {error}")
+        except CannotOpenError as error:
+            self._warn(f"it {error}")
+        except Exception as error:  # noqa: BLE001 - a layer may raise anything on symbols
+            self._warn(describe_error(error))
+        return None
+
+    def _prove_drawn(self, inputs: Any, training: bool, whole: Collection[str]) -> None:
+        """Proves the program for traced inputs on random ones of their sizes.
+
+        Where these are not known, fewer and more rows and steps than the example's are tried too.
+        """
+        traced = tree.flatten(inputs)
+        _, shapes, _ = self._key(inputs, traced, training)
+        is_open = any(None in shape for shape in shapes)
+        names = [f"input_{index}" for index in range(len(shapes))]
+        sizes = dict(zip(names, self._known_shapes(shapes), strict=True))
+        specs = [
+            TensorSpec(name, sizes[name], keras.backend.standardize_dtype(tensor.dtype))
+            for name, tensor in zip(names, traced, strict=True)
+        ]
+        batch = draw_batch(self._model, Signature(tuple(specs), ()), sizes)
+        tensors = [ops.convert_to_tensor(batch[name]) for name in names]
+        batch = tree.pack_sequence_as(inputs, tensors)
+        self._prove(batch, training, whole, resizes=is_open).is_proved |= is_open
+
+    def _find_layer(self, verifier: Verifier, inputs: Any, training: bool) -> str:
+        """Returns the path of the first layer that must be kept whole to make no difference."""
+        paths = [path_of(layer) for layer in inner_layers(self._model)]
+
+        def is_equal(number: int) -> bool:
+            whole = paths[:number]
+            plan = Plan(self._model, as_symbols(inputs), training=training, passes=(), whole=whole)
+            try:
+                verifier.compare(plan.program)
+            except ExportError:
+                return False
+            return True
+
+        number = bisect.bisect_left(range(len(paths) + 1), 1, key=lambda n: int(is_equal(n)))
+        return paths[number - 1] if 0 < number <= len(paths) else "an operation or a pass"
+
+    def _warn(self, reason: str) -> None:
+        """Warns once for each reason that the model runs in place of a program."""
+        if reason not in self._warnings:
+            self._warnings.add(reason)
+            _log.warning("Model %r runs as it is: %s.", self._model.name, reason.rstrip("."))
 
     def _key(self, inputs: Any, tensors: list[Any], training: bool) -> Any:
         """Returns the kind of inputs, their shapes and their classes."""
@@ -213,6 +339,23 @@ class SharedLock:
             own = {threading.get_ident()}
             self._condition.wait_for(lambda: own.issuperset(self._holders))
             yield
+
+
+class _RecentPlans(collections.OrderedDict[Any, Plan | None]):
+    """The plans of the kinds and shapes of inputs that came last."""
+
+    def add(self, key: Any, plan: Plan | None) -> None:
+        """Adds a plan, or `None` for inputs that have none, as the newest."""
+        self[key] = plan
+        self.move_to_end(key)
+        if len(self) > _MOST_PLANS:
+            self.popitem(last=False)
+
+
+def _in_new_thread(function: Callable[[], Any]) -> Any:
+    """Calls a function where no framework traces or compiles what it does."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 _locks: weakref.WeakKeyDictionary[keras.Model, SharedLock] = weakref.WeakKeyDictionary()

@@ -10,7 +10,7 @@ from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import ExportError
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Node, Value
 from keras_deepseek.graph.optimized_model import OptimizedModel
-from keras_deepseek.graph.plans import Plan
+from keras_deepseek.graph.plans import Plan, lock_of
 from keras_deepseek.graph.trace import CannotOpenError
 
 
@@ -55,11 +55,13 @@ def make_portable(model: keras.Model, signature: Signature, example: Any) -> ker
     Raises:
         ExportError: The model, or a size in it, can't be traced.
     """
+    is_optimized = isinstance(model, OptimizedModel)
+    original = model.original if is_optimized else model
+    passes = (model.passes or ()) if is_optimized else ()
     try:
-        if isinstance(model, OptimizedModel):
-            plan = model.plan()
-        else:
-            plan = Plan(model, example, training=False, passes=())
+        # Layers of any code are opened: the export is compared with the model.
+        with lock_of(original).exclusive():
+            plan = Plan(original, example, training=False, passes=passes, opens_foreign=True)
     except CannotOpenError as error:
         raise ExportError(f"it can't be traced: it {error}") from error
     shapes: list[Any] = [spec.shape for spec in signature.inputs]

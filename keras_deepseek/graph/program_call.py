@@ -24,8 +24,8 @@ _BATCH_SIZE, _LENGTH = 32, 128
 class ProgramCall(TemporaryCall):
     """The `call` of a model by programs that all passes have rewritten.
 
-    Costs alone decide; nothing is compared or timed. The model's own call is run before the model
-    is built, for inputs without a program, and while Keras infers shapes.
+    Costs alone decide; nothing is timed. The model's own call is run before the model is built, for
+    inputs without a program that was compared with it, and while Keras infers shapes.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -43,7 +43,7 @@ class ProgramCall(TemporaryCall):
         """Returns the outputs of the model for the arguments of its `call`."""
         own_call = functools.partial(type(self._model).call, self._model, *args, **kwargs)
         training = kwargs.pop("training", None)
-        has_others = len(args) != 1 or any(each is not None for each in kwargs.values())
+        has_others = len(args) != 1 or any(value is not None for value in kwargs.values())
         if has_others or not self._model.built or infers_shapes():
             return own_call()
         with self._lock:
@@ -56,7 +56,7 @@ def _example(model: keras.Model, inputs: Any) -> Any:
     """Returns symbols like the inputs, with sizes in place of those that are unknown."""
     length = min(longest_sequence(model) or _LENGTH, _LENGTH)
 
-    def known(shape: Any) -> Shape:
+    def fill(shape: Any) -> Shape:
         return tuple(size or (length if axis else _BATCH_SIZE) for axis, size in enumerate(shape))
 
-    return as_symbols(inputs, [known(each.shape) for each in tree.flatten(inputs)])
+    return as_symbols(inputs, [fill(tensor.shape) for tensor in tree.flatten(inputs)])

@@ -3,8 +3,9 @@
 For the time of a trace, the *instances* of the model's layers have another `symbolic_call`, which
 runs the layer's own `call` on symbols. Their variables are symbols too, so that operations on
 weights alone, such as LoRA's `W + A B`, are recorded and stay live. A layer is kept whole (a leaf)
-if its call raises on symbols, assigns a variable, adds a loss or reads a variable's value. No
-list of layers is kept; `TimeDistributed` alone is named, whose call repeats its layer by a loop.
+if it has code that is not known (`known_code.py`), or if its call raises on symbols, assigns a
+variable, adds a loss or reads a variable's value. No list of layers is kept; `TimeDistributed`
+alone is named, whose call repeats its layer by a loop.
 
 This file alone reads Keras's history of symbols.
 """
@@ -24,11 +25,13 @@ from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import Variable
 
 from keras_deepseek.backend.keras_private.batch_norm import fixed_batch_norm
+from keras_deepseek.backend.keras_private.global_seed import kept_global_seed
 from keras_deepseek.backend.keras_private.layers import flatten_layers, without_new_nodes
 from keras_deepseek.backend.keras_private.masks import output_masks, read_mask, set_mask
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 from keras_deepseek.backend.keras_private.variables import stored_dtype
 from keras_deepseek.graph.ir import CONSTANT, INPUT, WEIGHT, Graph, Leaf, Node, Shape, Spec, Value
+from keras_deepseek.graph.known_code import find_foreign_code, protected_attributes
 
 _BOOKKEEPING = ("_trainable_variables", "_non_trainable_variables")
 """Attributes in which Keras lists the variables of a layer."""
@@ -80,14 +83,34 @@ class SealedScope(keras.StatelessScope):
 
 
 def trace_model(
-    model: keras.Model, inputs: Any, *, training: bool = False, whole: Collection[str] = ()
+    model: keras.Model,
+    inputs: Any,
+    *,
+    training: bool = False,
+    whole: Collection[str] = (),
+    opens_foreign: bool = False,
 ) -> Graph:
     """Traces a built model. Other threads must not call the model at the same time.
 
     The inputs are tensors or `KerasTensor`s of known shapes. `whole` has the paths of layers to
-    keep whole.
+    keep whole. With `opens_foreign`, layers whose code is not known are traced too: to draw them,
+    or where what is made of the graph is compared later.
     """
-    return _Trace(model, frozenset(whole)).run(as_symbols(inputs), training)
+    return _Trace(model, frozenset(whole), opens_foreign).run(as_symbols(inputs), training)
+
+
+def call_model(model: keras.Model, inputs: Any, *, training: bool) -> Any:
+    """Calls a model by its own `call`, also while it has another for a time."""
+    kwargs = {"training": training} if model._call_has_training_arg else {}
+    attributes = vars(model)
+    temporary = attributes.get("call")
+    if not isinstance(temporary, TemporaryCall):
+        return model(inputs, **kwargs)
+    del attributes["call"]
+    try:
+        return model(inputs, **kwargs)
+    finally:
+        attributes["call"] = temporary
 
 
 def as_symbols(inputs: Any, shapes: Sequence[Shape] | None = None) -> Any:
@@ -163,6 +186,8 @@ class _History:
         """Returns the node of an operation on symbols whose values are known."""
         kind = type(operation).__name__
         if not isinstance(operation, keras.Layer):
+            if code := find_foreign_code(operation):
+                kind = code  # No pass may take it for an operation of Keras.
             held = (*vars(operation).values(), *tree.flatten((args, kwargs)))
             if any(isinstance(each, types.FunctionType | types.MethodType) for each in held):
                 raise CannotOpenError(f"uses ops.{kind}, which holds a function")
@@ -187,9 +212,10 @@ class _History:
 class _Trace:
     """One trace of a model."""
 
-    def __init__(self, model: keras.Model, whole: frozenset[str]) -> None:
+    def __init__(self, model: keras.Model, whole: frozenset[str], opens_foreign: bool) -> None:
         self._model = model
         self._whole = whole
+        self._opens_foreign = opens_foreign
         self._leaves: list[tuple[Node, Leaf]] = []
         self._weights: dict[tuple[int, str], WeightSymbol] = {}
         self._current_layer = ""
@@ -203,12 +229,14 @@ class _Trace:
         for symbol, node in zip(tree.flatten(inputs), nodes, strict=True):
             self._history.set_value(symbol, Value(node))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(protected_attributes(self._model))
             stack.enter_context(without_new_nodes(self._model))
             stack.enter_context(_restored_names())
             stack.enter_context(fixed_batch_norm())
             for layer in flatten_layers(self._model):
                 call = functools.partial(self._call_layer, layer)
                 stack.enter_context(own_attributes(layer, symbolic_call=call))
+            stack.enter_context(kept_global_seed())
             stack.enter_context(SealedScope(initialize_variables=False))
             outputs = self._model(inputs, **kwargs)
             graph = Graph(
@@ -237,6 +265,8 @@ class _Trace:
         number = len(self._leaves)
         with own_attributes(self, _current_layer=path):
             reason = "was given as one to keep" if path in self._whole else _reason_to_keep(layer)
+            if reason is None and not self._opens_foreign and (code := find_foreign_code(layer)):
+                reason = f"has code that is not known: {code}"
             if reason is None:
                 try:
                     with _replaced_attributes(layer, Variable, self._weight_symbol):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,16 +13,19 @@ from keras import ops, tree
 from keras_deepseek import backend
 from keras_deepseek.artifacts.compare_outputs import compare_outputs
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
 from keras_deepseek.backend.keras_private.layer_precision import autocast_to, temporary_policy
 from keras_deepseek.backend.keras_private.layers import (
     block_states,
     flatten_layers,
-    functional_graph,
     seed_states,
 )
+from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
-from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.errors import ExportError
+from keras_deepseek.graph.free_sizes import FreeAxis
+from keras_deepseek.graph.known_code import protected_attributes
+from keras_deepseek.graph.trace import CannotOpenError, call_model
 
 _HALF = ("bfloat16", "float16")
 _RATES = {"rate", "dropout", "recurrent_dropout"}
@@ -32,37 +35,50 @@ _ROUNDS = (5, 200)
 
 
 class Verifier:
-    """Compares models with the original at two batch sizes.
+    """Compares functions with the model that they stand for, on a few batches.
 
-    Nothing is compiled: that would take longer than the calls.
+    Outputs are compared, the variables that a call assigns, and in training the gradients. The
+    model's variables and all random number generators stay as they are.
 
     Args:
+        batches: Inputs as the model takes them. Those that the model refuses are left out.
         training: True to compare the computation in training, and its gradients.
     """
 
-    def __init__(self, original: keras.Model, inputs: Any, *, training: bool) -> None:
-        self._original = original
+    def __init__(self, model: keras.Model, batches: Iterable[Any], *, training: bool) -> None:
+        self._model = model
         self._training = training
-        # PyTorch has no gradient of some convolutions of one row.
-        self._batches = list(_resized(original, inputs, 2 if training else 1))
-        layers = flatten_layers(original)
-        # Layers without a seed on PyTorch draw from the framework's generator.
-        self._random_state = backend.current().step.read_framework_random_state()
+        step = backend.current().step
+        self._variables = model.variables
+        self._values = [step.stored_value(variable) for variable in self._variables]
+        if any(value is None for value in self._values):
+            raise CannotOpenError("has weights that can't be read while Keras holds them")
+        self._random_state = read_random_state(makes_missing=False)
+        layers = flatten_layers(model)
         self._is_half = any(layer.compute_dtype in _HALF for layer in layers)
-        self._expected = [self._evaluate(original, batch) for batch in self._batches]
+        self._batches: list[Any] = []
+        self._expected: list[_Results] = []
         self._exact: list[_Results] = []
-        if self._is_half:
-            exact = keras.DTypePolicy("float32")
-            with temporary_policy(layers, exact), autocast_to("float32"):
-                self._exact = [self._evaluate(original, batch) for batch in self._batches]
+        for batch in batches:
+            try:
+                self._expected.append(self._evaluate(self._call_model, batch))
+            except Exception:
+                if not self._batches:  # The caller's own inputs.
+                    raise
+                continue
+            self._batches.append(batch)
+            if self._is_half:
+                exact = keras.DTypePolicy("float32")
+                with temporary_policy(layers, exact), autocast_to("float32"):
+                    self._exact.append(self._evaluate(self._call_model, batch))
 
-    def compare(self, model: keras.Model) -> float:
-        """Returns the largest absolute difference of the outputs.
+    def compare(self, call: Callable[[Any], Any]) -> float:
+        """Returns the largest absolute difference of the outputs of `call(inputs)`.
 
-        Raises an `ExportError` if outputs or gradients differ too much. In half precision, a model
-        may be off from float32 by twice as much as the original is.
+        Raises an `ExportError` if anything differs too much. In half precision, it may be off from
+        float32 by twice as much as the model is.
         """
-        received = [self._evaluate(model, batch) for batch in self._batches]
+        received = [self._evaluate(call, batch) for batch in self._batches]
         if self._is_half:
             for results in zip(self._exact, self._expected, received, strict=True):
                 for part in zip(*results, strict=True):
@@ -71,48 +87,66 @@ class Verifier:
             _compare_in_float32(self._expected, received)
         return max(
             float(np.abs(_finite(array) - _finite(other[name])).max(initial=0.0))
-            for (one, _), (other, _) in zip(self._expected, received, strict=True)
-            for name, array in one.items()
+            for (expected, _), (other, _) in zip(self._expected, received, strict=True)
+            for name, array in expected.items()
         )
 
-    def _evaluate(self, model: keras.Model, batch: Any) -> "_Results":
-        """Returns outputs, and in training gradients. The model's state stays."""
-        variables = self._original.trainable_variables if self._training else []
-        function = flat_call(model, batch, self._training, variables)
-        backend.current().step.write_framework_random_state(self._random_state)
-        with unchanged_state(self._original), _without_dropout(self._original):
-            arrays = [
-                np.asarray(ops.convert_to_numpy(each)) for each in function(*tree.flatten(batch))
-            ]
+    def _call_model(self, inputs: Any) -> Any:
+        return call_model(self._model, inputs, training=self._training)
+
+    def _evaluate(self, call: Callable[[Any], Any], batch: Any) -> "_Results":
+        """Returns outputs and assigned variables, and in training gradients."""
+        variables = self._model.trainable_variables if self._training else []
+        function = flat_call(call, batch, variables, block_states(self._model))
+        paths: list[str] = []
+
+        def run(values: list[Any], *tensors: Any) -> tuple[Sequence[Any], list[Any]]:
+            with NestedScope(zip(self._variables, values, strict=True)) as scope:
+                results = function(*tensors)
+                paths[:] = [variable.path for variable in scope.assigned.values()]
+                return results, [*map(scope.get_current_value, scope.assigned.values())]
+
+        write_random_state(self._random_state)
+        with protected_attributes(self._model), _without_dropout(self._model):
+            run = backend.current().compute.compile_for_one_call(run)
+            results, values = run(self._values, *tree.flatten(batch))
+        write_random_state(self._random_state)
+        arrays, values = ([*map(_to_array, tensors)] for tensors in (results, values))
         number = len(arrays) - len(variables)
         outputs = {f"output {index}": array for index, array in enumerate(arrays[:number])}
         names = [f"gradient of {variable.path}" for variable in variables]
-        return outputs, dict(zip(names, arrays[number:], strict=True))
+        gradients = dict(zip(names, arrays[number:], strict=True))
+        for path, value in zip(paths, values, strict=True):
+            outputs[f"assigned value {len(outputs)}, of {path}"] = value
+        return outputs, gradients
 
 
 _Results = tuple[dict[str, Array], dict[str, Array]]
-"""The outputs and the gradients of one batch, by name."""
+"""The outputs with the assigned variables, and the gradients of one batch, by name."""
 
 
 def flat_call(
-    model: keras.Model, inputs: Any, training: bool, variables: Sequence[keras.Variable]
+    call: Callable[[Any], Any],
+    inputs: Any,
+    variables: Sequence[keras.Variable],
+    states: Sequence[keras.Variable],
 ) -> Callable[..., Sequence[Any]]:
-    """Returns a function from flat inputs to a model's flat outputs and gradients.
+    """Returns a function from flat inputs to the flat outputs and gradients of `call(inputs)`.
 
-    The gradients by `variables` are those of a fixed weighted sum of the outputs.
+    The gradients by `variables` are those of a fixed weighted sum of the outputs. `states` are the
+    variables that `call` may assign.
     """
-    step, states = backend.current().step, block_states(model)
+    step = backend.current().step
 
-    def call(tensors: Sequence[Any]) -> list[Any]:
-        outputs = model(tree.pack_sequence_as(inputs, tensors), training=training)
-        return list(tree.flatten(outputs))
+    def call_flat(tensors: Sequence[Any]) -> list[Any]:
+        return list(tree.flatten(call(tree.pack_sequence_as(inputs, tensors))))
 
     def run(*tensors: Any) -> list[Any]:
         if not variables:
-            return call(tensors)
+            return call_flat(tensors)
 
         def compute() -> tuple[Any, list[Any]]:
-            outputs = call(tensors)
+            outputs = call_flat(tensors)
             return sum(map(_weighted_mean, outputs)), outputs
 
         outputs, backward = step.differentiate(compute, variables, states)
@@ -143,19 +177,25 @@ def time_together(functions: Sequence[Callable[[], Sequence[Any]]]) -> list[floa
     return [min(found) for found in times]
 
 
-def _resized(model: keras.Model, inputs: Any, least: int) -> Iterator[Any]:
-    """Yields the inputs, and a batch of `least` or three rows of them if the model takes it."""
+def resized_batches(inputs: Any, axes: Sequence[FreeAxis], *, training: bool) -> Iterator[Any]:
+    """Yields inputs, and the same numbers with the fewest, and with more, rows and steps."""
     yield inputs
-    graph = functional_graph(model)
-    if graph is None or all(each.shape[0] is None for each in graph.inputs):
-        rows = max(each.shape[0] for each in tree.flatten(inputs))
-        number = 3 if rows == least else least
+    for is_smaller in (True, False) if axes else ():
+        tensors = tree.flatten(inputs)
+        for axis in axes:
+            index, place = axis.places[0]
+            size = int(tensors[index].shape[place])
+            # PyTorch has no gradient of some convolutions of one row.
+            smallest = 2 if training and axis.is_batch else 1
+            positions = np.arange(smallest if is_smaller else size + 3)[::-1] % size
+            for index, place in axis.places:
+                indices = ops.convert_to_tensor(positions.copy())
+                tensors[index] = ops.take(tensors[index], indices, axis=place)
+        yield tree.pack_sequence_as(inputs, tensors)
 
-        def resize(tensor: Any) -> Any:
-            indices = np.arange(number)[::-1] % tensor.shape[0]
-            return ops.take(tensor, ops.convert_to_tensor(indices.copy()), axis=0)
 
-        yield tree.map_structure(resize, inputs)
+def _to_array(tensor: Any) -> Array:
+    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 @contextlib.contextmanager

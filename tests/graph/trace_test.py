@@ -38,7 +38,7 @@ def compare_layer(name, training):
     layer(*draw())  # Keras would build some of its layers wrongly while it infers shapes.
     model = Use(layer)
     model(draw())
-    plan = Plan(model, as_symbols(draw()), training=training, passes=())
+    plan = Plan(model, as_symbols(draw()), training=training, passes=(), opens_foreign=True)
     states = [*model.variables, *seed_states(model)]
     before = [ops.copy(state.value) for state in states]
     keras.utils.set_random_seed(1)  # Dropout on PyTorch draws from its own generator.
@@ -83,7 +83,8 @@ def example(rows=2):
 
 
 def make_plan(model, inputs, training=False, passes=()):
-    return Plan(model, as_symbols(ops.convert_to_tensor(inputs)), training=training, passes=passes)
+    example = as_symbols(ops.convert_to_tensor(inputs))
+    return Plan(model, example, training=training, passes=passes, opens_foreign=True)
 
 
 @pytest.mark.each_backend
@@ -302,7 +303,7 @@ def test_outputs_by_name_of_a_whole_layer_keep_their_names():
     inputs = [ops.convert_to_tensor(example())]
     model = Use(Naming())
     model(inputs)
-    plan = Plan(model, as_symbols(inputs), training=False, passes=())
+    plan = Plan(model, as_symbols(inputs), training=False, passes=(), opens_foreign=True)
     received = plan.program(inputs)
     np.testing.assert_array_equal(ops.convert_to_numpy(received["a"]), example()[:, :2])
 

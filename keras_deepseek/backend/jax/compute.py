@@ -68,6 +68,12 @@ class JaxCompute(Compute):
         context: AbstractContextManager[object] = jax.ensure_compile_time_eval()
         return context
 
+    def compile_for_one_call(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        # Operation by operation, JAX would compile each of them.
+        options = {"xla_backend_optimization_level": 0}
+        compiled: Callable[..., Any] = jax.jit(function, compiler_options=options)
+        return compiled
+
     def compile_function(
         self,
         function: Callable[..., Sequence[Any]],
@@ -89,10 +95,13 @@ class JaxCompute(Compute):
         return jnp.take_along_axis(values, indices, axis=-1), indices
 
     def read_integer(self, value: Any) -> int | None:
-        return None if isinstance(value, jax.core.Tracer) else int(value)
+        return None if self.is_traced(value) else int(value)
+
+    def is_traced(self, value: Any) -> bool:
+        return isinstance(value, jax.core.Tracer)
 
     def read_array(self, value: Any) -> Array | None:
-        if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
+        if not isinstance(value, jax.Array) or self.is_traced(value):
             return None
         is_here = all(device.platform == "cpu" for device in value.devices())
         return np.asarray(value) if is_here and value.is_fully_addressable else None

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Literal
 
@@ -36,6 +37,9 @@ from keras_deepseek.backend.protocols.step import Step
 
 class JaxStep(Step):
     """Implements `Step` by JAX."""
+
+    def __init__(self) -> None:
+        self._running: tuple[keras.Model, Any] | None = None  # With the state of its step.
 
     def differentiate(
         self,
@@ -199,6 +203,7 @@ class JaxStep(Step):
         def run(state: Any, iterator: Any) -> Any:
             *others, metrics = state
             variables = carried()
+            self._running = model, state
             try:
                 with LostPeers("make a step"):
                     logs, (*others, values) = train_function(
@@ -209,6 +214,8 @@ class JaxStep(Step):
                 if not any(value.is_deleted() for values in state for value in values):
                     hold_state(model, state)
                 raise
+            finally:
+                self._running = None
             for variable, value in zip(variables, values[len(metrics) :], strict=True):
                 variable.assign(value)
             return logs, (*others, values[: len(metrics)])
@@ -239,6 +246,16 @@ class JaxStep(Step):
             return train_step((trainable, non_trainable, values, metrics), data)
 
         return run
+
+    def stored_value(self, variable: keras.Variable) -> Any:
+        value = raw_value(variable)
+        if value is None and self._running is not None:
+            model, (trainable, others, *_) = self._running
+            variables = [*model.trainable_variables, *model.non_trainable_variables]
+            values = zip(variables, [*trainable, *others], strict=True)
+            value = next((value for owner, value in values if owner is variable), None)
+        # On the default device, also where the variable is spread over several.
+        return None if value is None else jnp.asarray(np.asarray(value))
 
     def separate_variables(self, model: keras.Model) -> None:
         seen: set[int] = set()

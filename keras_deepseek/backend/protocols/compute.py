@@ -84,6 +84,10 @@ class Compute(abc.ABC):
         """
         return contextlib.nullcontext()
 
+    def compile_for_one_call(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function of tensors in the form in which one call of it takes least time."""
+        return function
+
     def has_attention_kernel(self) -> bool:
         """Returns True if `ops.dot_product_attention` does not keep the scores in memory.
 
@@ -102,6 +106,10 @@ class Compute(abc.ABC):
     @abc.abstractmethod
     def read_integer(self, value: Any) -> int | None:
         """Converts an integer or integer scalar tensor to a number; `None` while it is traced."""
+
+    @abc.abstractmethod
+    def is_traced(self, value: Any) -> bool:
+        """Returns True for a tensor without values, while a function is traced or compiled."""
 
     @abc.abstractmethod
     def read_array(self, value: Any) -> Array | None:

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.keras_private.variables import raw_value
 from keras_deepseek.backend.profiling.step_trace import Line
 
 
@@ -214,6 +215,13 @@ class Step(abc.ABC):
     def is_end_of_data(self, error: Exception) -> bool:
         """Returns True if an error of a training function means that there are no more batches."""
         return isinstance(error, StopIteration)
+
+    def stored_value(self, variable: keras.Variable) -> Any:
+        """Returns the value of a variable outside of the function that is being traced.
+
+        `None`: it can't be read now. Keras on JAX holds the values elsewhere while it trains.
+        """
+        return raw_value(variable)
 
     def separate_variables(self, model: keras.Model) -> None:
         """Gives each variable of a model, its optimizer and its metrics memory of its own.

@@ -80,16 +80,17 @@ class TensorFlowCompute(Compute):
         return largest, keras.ops.cast(indices, "int32")
 
     def read_integer(self, value: Any) -> int | None:
-        if isinstance(value, tf.Tensor) and tf.is_symbolic_tensor(value):
-            return None
-        return int(value)
+        return None if self.is_traced(value) else int(value)
+
+    def is_traced(self, value: Any) -> bool:
+        return isinstance(value, tf.Tensor) and bool(tf.is_symbolic_tensor(value))
 
     def read_array(self, value: Any) -> Array | None:
         is_here = self.can_read_shapes(value) and "CPU" in value.device
         return value.numpy() if is_here else None
 
     def can_read_shapes(self, value: Any) -> bool:
-        return isinstance(value, tf.Tensor) and not tf.is_symbolic_tensor(value)
+        return isinstance(value, tf.Tensor) and not self.is_traced(value)
 
     def repeat(
         self,

@@ -99,9 +99,13 @@ class TorchCompute(Compute):
         return value.detach().numpy() if is_here else None
 
     def can_read_shapes(self, value: Any) -> bool:
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or IS_RECORDED.get()
+        return type(value) is torch.Tensor and not self.is_traced(value)
+
+    def is_traced(self, value: Any) -> bool:
+        is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or IS_RECORDED.get()
         # Subclasses are fake, functional or distributed tensors.
-        return type(value) is torch.Tensor and not value.is_meta and not is_traced
+        is_real = type(value) in (torch.Tensor, torch.nn.Parameter) and not value.is_meta
+        return is_recorded or not is_real
 
     def repeat(
         self,

@@ -19,12 +19,12 @@ from keras_deepseek.graph.ir import (
 def merge_equal_operations(graph: Graph, training: bool) -> Changes:
     """Keeps one of several operations with equal arguments. Works in inference and training.
 
-    Whole layers stay: they may be random or have state.
+    Whole layers and operations of unknown code stay: they may be random or have state.
     """
     first: dict[Any, Node] = {}
     kept: dict[Value, Value] = {}
     for node in graph.nodes():
-        if node.kind == INPUT or node.is_layer:
+        if node.kind == INPUT or node.may_have_state:
             continue
         equal = first.setdefault(_key(node, kept), node)
         if equal is node:
