@@ -1,12 +1,15 @@
 """Saving of callbacks' state, such as the waiting count of `EarlyStopping`."""
 
 import hashlib
+import inspect
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.backend.keras_private.callbacks import SET_BY_KERAS
@@ -22,25 +25,34 @@ class CallbackStates:
     """Reads and restores the state of the callbacks of a training.
 
     The state of a callback is each attribute that has changed since the training began, if it
-    consists of numbers, strings and arrays, and dicts, lists, tuples and sets of them. A callback
-    that has `get_state()` and `set_state(state)` defines its state itself.
+    consists of numbers, strings and arrays, and dicts, lists, tuples and sets of them, or is a
+    function that another process finds by its name. A callback that has `get_state()` and
+    `set_state(state)` defines its state itself.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         self._callbacks = [
             callback for callback in callbacks if not isinstance(callback, _STATELESS)
         ]
-        self._at_start = [
-            {name: _digest(*packed) for name, packed in _pack_attributes(callback).items()}
-            for callback in self._callbacks
-        ]
+        self._at_start = [_digest_attributes(callback) for callback in self._callbacks]
+        # A name stays in it: an attribute that has its first value again must still be saved.
+        self._changed: list[set[str]] = [set() for _ in self._callbacks]
+        self._nameless = [_nameless_functions(callback) for callback in self._callbacks]
         self._missing: list[str] = []
+
+    def mark_begin(self) -> None:
+        """Notes the attributes that `on_train_begin` has set, before the states are restored."""
+        self._mark_changes()
+        self._nameless = [_nameless_functions(callback) for callback in self._callbacks]
 
     def read(self) -> list[dict[str, Any]]:
         """Returns copies of the states of all callbacks."""
+        self._mark_changes()
+        for callback, functions in zip(self._callbacks, self._nameless, strict=True):
+            _warn_of_nameless(callback, functions)
         return [
-            {"class": type(callback).__qualname__, "state": _read(callback, at_start)}
-            for callback, at_start in zip(self._callbacks, self._at_start, strict=True)
+            {"class": type(callback).__qualname__, **_read(callback, changed)}
+            for callback, changed in zip(self._callbacks, self._changed, strict=True)
         ]
 
     def write(self, states: list[dict[str, Any]]) -> None:
@@ -49,12 +61,13 @@ class CallbackStates:
         Callbacks are matched by their class and, within a class, by their order.
         """
         waiting = list(states)
-        for callback in self._callbacks:
+        for index, callback in enumerate(self._callbacks):
             name = type(callback).__qualname__
-            found = next((state for state in waiting if state["class"] == name), None)
-            if found is not None:
-                waiting.remove(found)
-                _write(callback, found["state"])
+            match = next((state for state in waiting if state["class"] == name), None)
+            if match is not None:
+                waiting.remove(match)
+                written = _write(callback, match["state"], match.get("functions"))
+                self._changed[index].update(written)
         names = [state["class"] for state in waiting if state["state"]]
         if names and names != self._missing:  # A resumed training restores several times.
             _logger.warning(
@@ -64,40 +77,104 @@ class CallbackStates:
             )
         self._missing = names
 
+    def _mark_changes(self) -> None:
+        for callback, before, changed in zip(
+            self._callbacks, self._at_start, self._changed, strict=True
+        ):
+            now = _digest_attributes(callback)
+            changed.update(name for name, digest in now.items() if digest != before.get(name))
+
 
 def _has_own_state(callback: keras.callbacks.Callback) -> bool:
     return hasattr(callback, "get_state") and hasattr(callback, "set_state")
 
 
-def _read(callback: keras.callbacks.Callback, at_start: dict[str, str]) -> Any:
+def _read(callback: keras.callbacks.Callback, changed: set[str]) -> dict[str, Any]:
     if _has_own_state(callback):
-        text, arrays = _pack(callback.get_state())
-        return _copy(text, arrays)
+        return {"state": _copy(*_pack(callback.get_state())), "functions": []}
+    packed = _pack_attributes(callback)
+    state = {name: _copy(*packed[name]) for name in packed if name in changed}
     return {
-        name: _copy(*packed)
-        for name, packed in _pack_attributes(callback).items()
-        if _digest(*packed) != at_start.get(name)
+        "state": state,
+        "functions": [name for name in state if _function_name(getattr(callback, name))],
     }
 
 
-def _write(callback: keras.callbacks.Callback, state: Any) -> None:
-    text, arrays = _pack(state)  # A copy: the callback may change it in place.
+def _write(callback: keras.callbacks.Callback, state: Any, functions: list[str] | None) -> set[str]:
+    """Restores a callback's state, in which functions are names; returns the attributes set."""
+    own = _copy(*_pack(state))  # A copy: the callback may change it in place.
     if _has_own_state(callback):
-        callback.set_state(_copy(text, arrays))
-        return
-    for name, value in _copy(text, arrays).items():
+        callback.set_state(own)
+        return set()
+    if functions is None:  # The checkpoint of an earlier release, without the comparison of
+        own.pop("min_delta", None)  # Keras's callbacks: Keras negates their own when it sets that.
+    for name in functions or ():
+        function, own[name] = own[name], _find_function(own[name])
+        if own[name] is None:
+            raise InvalidInputError(
+                f"{type(callback).__name__}.{name} is the function {function!r} in the checkpoint, "
+                "and no imported module has it. Import its module before fit(resume=True), or "
+                "remove the callback."
+            )
+    for name, value in own.items():
         setattr(callback, name, value)
+    return set(own)
 
 
 def _pack_attributes(callback: keras.callbacks.Callback) -> dict[str, tuple[str, list[Any]]]:
-    found = {}
+    """Packs the attributes of a callback that can be saved, functions as their names.
+
+    Keras chooses the comparison of `EarlyStopping` when its first epoch ends, and negates
+    `min_delta` to fit it: restored alone, `min_delta` would be negated again.
+    """
+    packed = {}
     for name, value in vars(callback).items():
         if name not in SET_BY_KERAS and not _has_own_state(callback):
             try:
-                found[name] = _pack(value)
+                packed[name] = _pack(_function_name(value) or value)
             except InvalidInputError:
                 _logger.debug("%s.%s is not saved.", type(callback).__name__, name)
-    return found
+    return packed
+
+
+def _digest_attributes(callback: keras.callbacks.Callback) -> dict[str, str]:
+    return {name: _digest(*packed) for name, packed in _pack_attributes(callback).items()}
+
+
+def _function_name(value: Any) -> str | None:
+    """Returns the module and name by which another process finds a function, or `None`."""
+    if not (inspect.isroutine(value) or isinstance(value, np.ufunc)):
+        return None
+    name = f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
+    return name if _find_function(name) is value else None
+
+
+def _find_function(name: str) -> Any:
+    module, _, path = name.partition(":")
+    value: Any = sys.modules.get(module)  # A checkpoint must not make Python import anything.
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _nameless_functions(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if inspect.isroutine(value) and not _function_name(value) and not _has_own_state(callback)
+    }
+
+
+def _warn_of_nameless(callback: keras.callbacks.Callback, functions: dict[str, Any]) -> None:
+    """Warns of functions that can't be saved, and adds them to those that are known."""
+    for name, value in _nameless_functions(callback).items():
+        if functions.get(name) is not value:
+            functions[name] = value
+            _logger.warning(
+                "%s.%s has become %s during the training, a function that a resumed training can't "
+                "find by its name. Give the callback get_state() and set_state(state).",
+                *(type(callback).__name__, name, value),
+            )
 
 
 def _pack(value: Any) -> tuple[str, list[Any]]:

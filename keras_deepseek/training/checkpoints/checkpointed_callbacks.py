@@ -60,7 +60,6 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._extra_state = extra_state
         self._validates = validates
         self._residual = residual
-        self._states = CallbackStates(self.callbacks)
         self._step = self._saved_step = resumed.step if resumed else 0
         self._num_resumed = resumed.state["batch"] if resumed else 0
         self._epoch = 0
@@ -72,6 +71,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Calls the callbacks with the restored model, and then restores the callbacks' state."""
         super().on_train_begin(logs)
+        self._states.mark_begin()
         self._restore()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -141,6 +141,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
 
     def _set_model_and_params(self) -> None:
         super()._set_model_and_params()
+        # Now, since `set_model` copies settings such as a folder: they are not restored.
+        self._states = CallbackStates(self.callbacks)
         self._restore()
 
     def _restore(self) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.callback_states import CallbackStates
 
 
@@ -49,7 +50,7 @@ def test_changed_attributes_are_saved():
     assert states.read()[0]["state"] == {}
     first.learn()
     read = through_a_file(states.read())
-    assert set(read[0]["state"]) == {"seen", "best", "weights", "later"}
+    assert set(read[0]["state"]) == {"seen", "best", "weights", "function", "later"}
 
     second = Remembering(patience=5)
     CallbackStates([second]).write(read)
@@ -57,8 +58,46 @@ def test_changed_attributes_are_saved():
     assert second.seen == [("loss", 0.5)]
     assert type(second.best) is np.float32
     np.testing.assert_array_equal(second.weights[0], [1, 1])
-    assert second.function is None
+    assert second.function is len
     assert second.later == {1: {"two"}}
+
+
+def test_an_attribute_that_has_its_first_value_again_is_saved():
+    first, second = Remembering(), Remembering()
+    first.best = 0.5  # Of an earlier training.
+    states = CallbackStates([first])
+    first.best = np.inf  # As `on_train_begin` sets it.
+    states.mark_begin()
+    first.best = 0.5
+    CallbackStates([second]).write(through_a_file(states.read()))
+    assert second.best == 0.5
+
+
+def test_a_function_without_a_name_logs_a_warning(caplog):
+    callback = Remembering()
+    states = CallbackStates([callback])
+    callback.function = lambda: None
+    states.mark_begin()
+    states.read()
+    assert not caplog.records  # A resumed training calls `on_train_begin` too.
+    callback.function = lambda: None
+    states.read()
+    states.read()
+    (record,) = caplog.records
+    assert "Remembering.function has become <function" in record.message
+
+
+def test_a_function_that_is_not_imported_is_refused():
+    state = {"class": "Remembering", "state": {"function": "no:one"}, "functions": ["function"]}
+    with pytest.raises(InvalidInputError, match=r"Remembering\.function is the function 'no:one'"):
+        CallbackStates([Remembering()]).write([state])
+
+
+def test_checkpoints_of_earlier_releases_keep_the_sign_of_min_delta():
+    stopping = keras.callbacks.EarlyStopping("loss", min_delta=0.5)
+    state = {"class": "EarlyStopping", "state": {"min_delta": -0.5, "best": 2.0, "wait": 1}}
+    CallbackStates([stopping]).write([state])
+    assert (stopping.min_delta, stopping.best, stopping.wait) == (0.5, 2.0, 1)
 
 
 def test_states_are_copies():

@@ -249,14 +249,14 @@ def test_a_finished_training_continues_with_more_epochs(tmp_path):
 def test_early_stopping_is_the_same_in_a_resumed_training(tmp_path, small):
     def options():
         stopping = keras.callbacks.EarlyStopping(
-            "accuracy", mode="min", patience=1, restore_best_weights=True
+            "accuracy", mode="min", min_delta=2.0, patience=2, restore_best_weights=True
         )
         return {"callbacks": [stopping], "model": small}
 
     expected = train(tmp_path / "left_alone", arrays, epochs=9, **options())
     stopped_after = len(expected[1]["loss"])
     assert stopped_after < 9
-    callbacks = [*options()["callbacks"], EndAt(BATCHES + 2, KilledError)]
+    callbacks = [*options()["callbacks"], EndAt(2 * BATCHES + 2, KilledError)]
     with pytest.raises(KilledError):
         train(tmp_path / "ended", arrays, epochs=9, model=small, callbacks=callbacks)
     assert_same(train(tmp_path / "ended", arrays, epochs=9, **options()), expected)
