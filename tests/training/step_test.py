@@ -186,7 +186,29 @@ def test_a_batch_without_rows_is_refused():
         trainer.fit(batches(), shuffle=False, verbose=0)
 
 
-def test_micro_batches_of_dicts_and_several_outputs():
+@pytest.mark.torch_alone
+@pytest.mark.parametrize("number", [1, 2])
+def test_weights_of_masked_tokens_train_as_in_keras(number):
+    """On PyTorch, Keras multiplies the weights by the mask in place."""
+    if keras.backend.backend() == "jax":
+        pytest.skip("Keras's metrics do not see the mask on JAX.")
+    results = []
+    for train_model in (lambda model: model, lambda model: Trainer(model, micro_batches=number)):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [keras.layers.Embedding(7, 4, mask_zero=True), keras.layers.Dense(3, "softmax")]
+        )
+        model.compile("sgd", "sparse_categorical_crossentropy", weighted_metrics=["accuracy"])
+        weights = np.arange(len(TOKENS) * 5, dtype="float32").reshape(-1, 5)
+        history = train_model(model).fit(
+            *(TOKENS, CLASSES), sample_weight=weights, batch_size=len(TOKENS), epochs=2, verbose=0
+        )
+        results.append((history.history, model.get_weights()))
+    assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_micro_batches_of_dicts_and_several_outputs(reduction):
     def build_two():
         keras.utils.set_random_seed(1)
         inputs = {"a": keras.Input((6,), name="a"), "b": keras.Input((6,), name="b")}
@@ -197,17 +219,19 @@ def test_micro_batches_of_dicts_and_several_outputs():
         )
 
     results = []
-    for number in (1, 2):
+    for number in (1, 3):
         model = build_two()
+        mse = keras.losses.MeanSquaredError(reduction=reduction)
         trainer = Trainer(
             model,
             optimizer="adam",
-            loss={"p": crossentropy(), "q": "mse"},
+            loss={"p": crossentropy(reduction=reduction), "q": mse},
             micro_batches=number,
         )
-        x, y = {"a": X[:16], "b": X[:16, ::-1]}, {"p": Y[:16], "q": X[:16, :1]}
-        history = trainer.fit(x, y, batch_size=16, shuffle=False, verbose=0)
-        results.append((history.history, model.get_weights()))
+        x, y = {"a": X, "b": X[:, ::-1]}, {"p": Y, "q": X[:, :1]}
+        history = trainer.fit(x, y, batch_size=16, shuffle=False, verbose=0).history
+        np.testing.assert_allclose(history["p_loss"][0] + history["q_loss"][0], history["loss"])
+        results.append((history, model.get_weights()))
     assert_same(results[1], results[0])
 
 

@@ -1,5 +1,6 @@
 """Access to the loss of a compiled model, in float32."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,37 @@ def compute_training_loss(
 ) -> Any:
     """Returns the loss of a compiled model with its layers' losses. It respects an override."""
     return model._compute_loss(x, y, y_pred, sample_weight=sample_weight, training=True)
+
+
+@contextmanager
+def count_rows_in_losses(model: keras.Model, num_rows: Any, factor: Any) -> Iterator[None]:
+    """Context manager in which the logged loss of each output counts by the rows of the batch.
+
+    TensorFlow may not know their number when it traces a step, and Keras then counts each batch,
+    or part of one, as one row. The logged losses are multiplied by `factor`.
+    """
+
+    def count(metric: keras.metrics.Metric) -> Callable[..., Any]:
+        def update_state(value: Any, sample_weight: Any = None) -> Any:
+            rows = num_rows if sample_weight is None else sample_weight
+            return type(metric).update_state(metric, value * factor, rows)
+
+        return update_state
+
+    with contextlib.ExitStack() as stack:
+        for metric in model._compile_loss.metrics if model._compile_loss else ():
+            stack.enter_context(own_attributes(metric, update_state=count(metric)))
+        yield
+
+
+def copy_weights(sample_weight: Any) -> Any:
+    """Copies sample weights: on PyTorch, Keras multiplies them by a mask in place.
+
+    The backward pass needs those of the loss unchanged, and the next epoch may need the batch's.
+    """
+    return keras.tree.map_structure(
+        lambda weights: None if weights is None else keras.ops.copy(weights), sample_weight
+    )
 
 
 @contextmanager

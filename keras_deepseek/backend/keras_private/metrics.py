@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.losses import in_float32
+from keras_deepseek.backend.keras_private.losses import copy_weights, in_float32
 from keras_deepseek.backend.keras_private.temporary_attributes import own_attributes
 
 
@@ -47,9 +47,9 @@ def watch_metric_updates(model: keras.Model) -> Iterator[list[None]]:
         yield [None]
         return
 
-    def update_state(*arguments: Any, **options: Any) -> Any:
+    def update_state(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         updates.append(None)
-        return type(metrics).update_state(metrics, *arguments, **options)
+        return type(metrics).update_state(metrics, y_true, y_pred, copy_weights(sample_weight))
 
     with own_attributes(metrics, update_state=update_state):
         yield updates

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.keras_private.losses import copy_weights
 from keras_deepseek.backend.keras_private.metrics import watch_metric_updates
 from keras_deepseek.backend.processes.processes import Receive
 from keras_deepseek.backend.profiling.step_trace import BACKWARD
@@ -103,8 +104,14 @@ class PlainGradients(PartGradients):
         """Returns a function that computes a batch's scaled loss, and `(loss, weight, logs)`."""
 
         def compute() -> tuple[Any, Any]:
-            with watch_metric_updates(self._model) as updates, label_checks(self._model):
-                loss, weight, logs = read_result(self._compute(*batch))
+            x, y, sample_weight = batch
+            with (
+                watch_metric_updates(self._model) as updates,
+                label_checks(self._model),
+                self._loss.of_part(count_rows(batch)),
+            ):
+                result = self._compute(x, y, copy_weights(sample_weight))
+            loss, weight, logs = read_result(result)
             self._updates_metrics = bool(updates)
             if self._loss.is_in_parts:
                 weight = 1.0 if weight is None or self._loss.is_sum else weight

@@ -1,14 +1,18 @@
 """The compiled loss of a batch, or of a part of a batch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.losses import compute_training_loss
+from keras_deepseek.backend.keras_private.losses import (
+    compute_training_loss,
+    copy_weights,
+    count_rows_in_losses,
+)
 from keras_deepseek.backend.keras_private.metrics import update_metrics
 from keras_deepseek.backend.keras_private.trainers import call_for_training
 from keras_deepseek.backend.loss_means import collect_loss_means
@@ -41,13 +45,20 @@ class BatchLoss:
         finally:
             self._num_rows = before  # The tensor belongs to the graph of this step only.
 
+    def of_part(self, num_rows: Any) -> AbstractContextManager[None]:
+        """Returns a context manager that counts the rows of a part in the losses by output."""
+        factor = 1.0 / self._share(num_rows) if self.is_sum else 1.0  # Their mean is logged.
+        return count_rows_in_losses(self._model, num_rows, factor)
+
     def __call__(self, x: Any, y: Any, sample_weight: Any) -> Any:
         """Computes the loss; for a part of a batch, returns a dict with the loss and its weight."""
         model = self._model
         with collect_loss_means() as means:
             y_pred = call_for_training(model, x)
+        # On PyTorch, Keras divides them in place by the mask's mean, which each part has its own.
+        weights = copy_weights(sample_weight) if self.is_in_parts else sample_weight
         with backend.current().step.mark(LOSS):
-            loss = compute_training_loss(model, x, y, y_pred, sample_weight)
+            loss = compute_training_loss(model, x, y, y_pred, weights)
             is_kerass = type(model).compute_loss is keras.Model.compute_loss
             if is_kerass and model.loss is None and not model.losses:  # JAX would return 0.
                 raise missing_loss_error(model)
@@ -70,8 +81,12 @@ class BatchLoss:
         added = self._model.losses
         if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
             return loss  # An overridden `compute_loss` may not include them.
-        share = ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
-        return loss - (1.0 - share) * sum(ops.convert_to_tensor(each, "float32") for each in added)
+        others = 1.0 - self._share(num_rows)
+        return loss - others * sum(ops.convert_to_tensor(each, "float32") for each in added)
+
+    def _share(self, num_rows: Any) -> Any:
+        """Returns the share of a part's rows in those of the batch."""
+        return ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
 
 
 def _check_added_losses(model: keras.Model) -> None:
