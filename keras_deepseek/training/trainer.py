@@ -83,7 +83,8 @@ class Trainer:
         gradient_clip: tuple. The kind and the bound of gradient clipping, as in
             `("global_norm", 1.0)`. `"value"` clips each number, `"norm"` the gradient of each
             variable, `"global_norm"` all gradients together, `"adaptive"` each gradient by the norm
-            of its weights (Brock et al., 2021). Defaults to `None`.
+            of its weights (Brock et al., 2021). With `gradient_accumulation_steps` of the optimizer
+            it clips the accumulated gradient, as Keras does. Defaults to `None`.
         guard: `StepGuard`, or only its action: `"stop"`, `"skip"` or `"roll_back"`. The reaction to
             a step whose loss or gradients are not finite. Defaults to `None`: a loss or weights
             that are not finite end the training, some steps later.

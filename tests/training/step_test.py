@@ -323,6 +323,26 @@ def test_gradients_are_clipped_after_they_were_unscaled():
     assert_same(results[1], results[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("global_norm", "global_clipnorm"), ("norm", "clipnorm")]
+)
+def test_accumulated_gradients_are_clipped_as_in_keras(kind, name):
+    results = []
+    for options in ({name: 0.1}, {}):
+        adam = keras.optimizers.Adam(0.01, gradient_accumulation_steps=3, **options)
+        optimizer = keras.optimizers.LossScaleOptimizer(adam, initial_scale=1024.0)
+        model = build()
+        if options:
+            model.compile(optimizer, crossentropy())
+            model.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+        else:
+            clip = {"gradient_clip": (kind, 0.1), "guard": "skip", "micro_batches": 2}
+            trainer = Trainer(model, optimizer=optimizer, loss=crossentropy(), **clip)
+            trainer.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+        results.append(({}, model.get_weights()))
+    assert_same(results[1], results[0])
+
+
 def test_an_overridden_step_is_the_same_on_every_backend():
     class Distillation(Trainer):
         def train_step(self, x, y=None, sample_weight=None):

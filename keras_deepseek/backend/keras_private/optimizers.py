@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -74,6 +74,17 @@ def adam_slots(
     slots.append(optimizer._velocity_hats if optimizer.amsgrad else [])
     momentums, velocities, hats = ([group[i] for i in indices] if group else [] for group in slots)
     return momentums, velocities, hats
+
+
+def clipping_by(
+    optimizer: keras.optimizers.Optimizer, clip: Callable[[Sequence[Any]], Sequence[Any]]
+) -> AbstractContextManager[None]:
+    """Returns a context manager in which an optimizer clips accumulated gradients by a function.
+
+    `clip` takes and returns the gradients of all variables but those that Keras overwrites by their
+    gradients.
+    """
+    return own_attributes(optimizer, _clip_gradients=clip)
 
 
 @contextmanager

@@ -86,7 +86,11 @@ class StepPlan:
 
     def _check_options(self) -> None:
         """Raises an error if an option does not fit the model, or would be ignored."""
-        check_single_clip(self.options.gradient_clip, self._model.optimizer)
+        check_single_clip(
+            self.options.gradient_clip,
+            self._model.optimizer,
+            clips_in_workers=self.parallelism.uses_workers,
+        )
         if self.options.layer_statistics and self.parallelism.uses_workers:
             raise NotSupportedError(
                 "`layer_statistics` needs a step that this process computes; the workers of a "

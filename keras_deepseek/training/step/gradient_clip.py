@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
 
@@ -31,9 +31,12 @@ def check_gradient_clip(gradient_clip: Any) -> None:
 
 
 def check_single_clip(
-    gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
+    gradient_clip: GradientClip | None,
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    clips_in_workers: bool = False,
 ) -> None:
-    """Raises an error if both the trainer and the optimizer clip gradients."""
+    """Raises an error if the optimizer clips as well, or accumulates where it can't be clipped."""
     if gradient_clip is None:
         return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -43,6 +46,14 @@ def check_single_clip(
                 f"The optimizer clips by {name}={getattr(inner, name)} and the trainer by "
                 f"gradient_clip={gradient_clip!r}: use only one of the two."
             )
+    parts = getattr(inner, "optimizers", [inner] if clips_in_workers else [])
+    if any(part.gradient_accumulation_steps for part in parts):
+        raise NotSupportedError(
+            f"gradient_clip={gradient_clip!r} clips the accumulated gradients of all weights, and "
+            "parameter servers and a MultiOptimizer accumulate them apart. Use micro_batches in "
+            "place of gradient_accumulation_steps, or clipnorm of the optimizers in place of "
+            "gradient_clip."
+        )
 
 
 def clip_gradients(

@@ -8,8 +8,10 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.keras_private.optimizers import clipping_by
 from keras_deepseek.backend.profiling.step_trace import OPTIMIZER
-from keras_deepseek.training.step.gradient_clip import clip_gradients
+from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.guard_metric import GuardMetric
 from keras_deepseek.training.step.layer_statistics import LayerStatistics
@@ -102,10 +104,17 @@ class GradientUpdate:
         keep_residual: Callable[[], None] | None,
     ) -> None:
         """Clips the gradients, updates the variables, and then calls `keep_residual`."""
-        factor = None
-        if self._gradient_clip is not None:
-            gradients, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
-        backend.current().step.apply_update(self._inner_optimizer(), gradients, variables, factor)
+        optimizer, clip = self._inner_optimizer(), self._gradient_clip
+        apply = functools.partial(backend.current().step.apply_update, optimizer)
+        if clip is None:
+            apply(gradients, variables)
+        elif optimizer.gradient_accumulation_steps:  # Keras clips when it has all gradients.
+            clipped = [each for each in variables if not each.overwrite_with_gradient]
+            with clipping_by(optimizer, functools.partial(_clip_accumulated, clip, clipped)):
+                apply(gradients, variables)
+        else:
+            gradients, factor = clip_gradients(clip, gradients, variables, norm)
+            apply(gradients, variables, factor)
         if keep_residual is not None:
             keep_residual()
 
@@ -123,6 +132,13 @@ class GradientUpdate:
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
     """Returns True if an optimizer scales the loss."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _clip_accumulated(
+    clip: GradientClip, variables: Sequence[keras.Variable], gradients: Sequence[Any]
+) -> list[Any]:
+    norm = backend.current().step.global_norm(gradients)
+    return multiply_gradients(*clip_gradients(clip, gradients, variables, norm))
 
 
 def _divide(gradient: Any, scale: keras.Variable) -> Any:

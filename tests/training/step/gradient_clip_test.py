@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek.backend import current
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.gradient_clip import (
     check_gradient_clip,
     check_single_clip,
@@ -101,3 +101,15 @@ def test_clips_of_trainer_and_optimizer_are_refused(name, scales):
     check_single_clip(None, optimizer)
     with pytest.raises(InvalidInputError, match=rf"clips by {name}=2\.0 and the trainer by"):
         check_single_clip(("norm", 1.0), optimizer)
+
+
+@pytest.mark.parametrize("clips_in_workers", [True, False])
+def test_gradients_that_are_accumulated_apart_are_not_clipped(clips_in_workers):
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)
+    check_single_clip(("norm", 1.0), optimizer)
+    if not clips_in_workers:
+        apart = keras.optimizers.OptimizerMap(default_optimizer=optimizer)
+        optimizer = keras.optimizers.MultiOptimizer(apart)
+    check_single_clip(None, optimizer, clips_in_workers=clips_in_workers)
+    with pytest.raises(NotSupportedError, match="MultiOptimizer accumulate them apart"):
+        check_single_clip(("norm", 1.0), optimizer, clips_in_workers=clips_in_workers)
