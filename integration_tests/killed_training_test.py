@@ -45,6 +45,11 @@ def schedule(step, total_steps, initial_lr, final_lr):
     return final_lr * (1 - step / total_steps)
 
 
+stateful = [
+    keras.callbacks.EarlyStopping(min_delta=0.001, patience=50, restore_best_weights=True),
+    keras.callbacks.SwapEMAWeights(),
+    keras.callbacks.ModelCheckpoint(sys.argv[1] + ".keras", save_best_only=True),
+]
 trainer = Trainer(
     build,
     optimizer=keras.optimizers.AdamW(use_ema=True, ema_momentum=0.9),
@@ -62,14 +67,18 @@ trainer = Trainer(
     run_record=sys.argv[1] + ".sqlite",
     callbacks=[
         LRScheduler(func=schedule, total_steps=70, final_lr=0.01),
-        keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True),
+        *stateful,
         Handshake(),
     ],
 )
 history = trainer.fit(
     images, labels, batch_size=16, epochs=13, validation_split=0.2, verbose=0, resume=True
 ).history
-digest = hashlib.sha256(json.dumps(history).encode())
+state = [
+    {name: value for name, value in vars(each).items() if isinstance(value, (int, float))}
+    for each in stateful
+]
+digest = hashlib.sha256(json.dumps([history, state]).encode())
 for variable in trainer.model.variables + trainer.model.optimizer.variables:
     digest.update(keras.ops.convert_to_numpy(variable.value).tobytes())
 print("ended", digest.hexdigest(), flush=True)
