@@ -121,6 +121,16 @@ def test_maps_are_pooled(padding, tmp_path):
     np.testing.assert_array_equal(outputs, model.predict(given, verbose=0))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_nan_is_in_the_last_bin(dtype, tmp_path):
+    inputs = keras.Input((6,), name="x", dtype=dtype)
+    model = keras.Model(inputs, keras.layers.Discretization([-1.0, 0.5, 2.0])(inputs))
+    given = np.array([[-2, -1, 0, 1, 2, 3], [-1.5, 0.5, np.nan, -np.inf, np.inf, 2]])
+    given = given.astype("float32") if dtype == "float32" else given[:1].astype(dtype)
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_array_equal(outputs, model.predict(given, verbose=0))
+
+
 class Chosen(keras.layers.Layer):
     def call(self, inputs):
         return keras.ops.take(inputs, np.array([3, 0, 1]), axis=1)

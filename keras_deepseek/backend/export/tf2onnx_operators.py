@@ -147,19 +147,44 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_bound(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Writes `LowerBound` and `UpperBound` as a count of the values before each value."""
-    comparison = "LessOrEqual" if node.type == "UpperBound" else "Less"
-    dtype = graph.get_dtype(node.output[0])
+    """Writes `LowerBound` and `UpperBound` as a count of the values before each value.
+
+    As in TensorFlow, a NaN has no value before it to the left, and all of them to the right.
+    """
     first, last = (add_constant(graph, f"{name}/axis_{axis}", [axis], "int64") for axis in (1, 2))
     ordered = add_node(graph, "Unsqueeze", [node.input[0], first])
     values = add_node(graph, "Unsqueeze", [node.input[1], last])
-    stands_before = add_node(graph, comparison, [ordered, values])
-    counted = add_node(graph, "Cast", [stands_before], to=dtype)
-    return replace_node(graph, node, name, "ReduceSum", [counted, last], keepdims=0)
+    if node.type == "UpperBound":
+        return _count_to_the_right(graph, node, name, ordered, values, last)
+    stands_before = add_node(graph, "Less", [ordered, values])
+    counts = add_node(graph, "Cast", [stands_before], to=graph.get_dtype(node.output[0]))
+    return replace_node(graph, node, name, "ReduceSum", [counts, last], keepdims=0)
+
+
+def convert_bucketize(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Writes `Bucketize`, as in `digitize`, as a count of the boundaries up to each value."""
+    last = add_constant(graph, f"{name}/last", [-1], "int64")
+    boundaries = add_constant(
+        graph, f"{name}/boundaries", node.get_attr("boundaries").floats, "float32"
+    )
+    values = add_node(graph, "Cast", [node.input[0]], to=FLOAT)
+    values = add_node(graph, "Unsqueeze", [values, last])
+    return _count_to_the_right(graph, node, name, boundaries, values, last)
+
+
+def _count_to_the_right(
+    graph: Any, node: Any, name: str, ordered: str, values: str, last: str
+) -> Any:
+    """Replaces a node by the count of what is not beyond each value, so that NaN gets all."""
+    is_beyond = add_node(graph, "Greater", [ordered, values])
+    counts = add_node(graph, "Not", [is_beyond])
+    counts = add_node(graph, "Cast", [counts], to=graph.get_dtype(node.output[0]))
+    return replace_node(graph, node, name, "ReduceSum", [counts, last], keepdims=0)
 
 
 HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "BitwiseAnd": (convert_bitwise_and, []),
+    "Bucketize": (convert_bucketize, []),
     "Conv2DBackpropInput": (convert_transposed_convolution, []),
     "Conv3DBackpropInputV2": (convert_transposed_convolution, []),
     "Erfc": (convert_erfc, []),

@@ -175,7 +175,7 @@ def _repeat_heads(array: Any, num_heads: int) -> Any:
 
 @contextlib.contextmanager
 def _functions_in_parts() -> Iterator[None]:
-    """Context manager that replaces functions of `jax.nn` which jax2onnx writes wrongly."""
+    """Context manager that replaces functions of JAX which jax2onnx writes wrongly."""
     one_hot = jax.nn.one_hot
 
     def one_hot_of_what_is_not_below(x: Any, num_classes: int, **options: Any) -> Any:
@@ -185,10 +185,26 @@ def _functions_in_parts() -> Iterator[None]:
             x = jax.numpy.where(x < 0, num_classes, x)
         return one_hot(x, num_classes, **options)
 
-    with temporary_attributes(
-        jax.nn, log_sigmoid=_log_sigmoid, one_hot=one_hot_of_what_is_not_below
+    with (
+        temporary_attributes(
+            jax.nn, log_sigmoid=_log_sigmoid, one_hot=one_hot_of_what_is_not_below
+        ),
+        temporary_attributes(jax.numpy, digitize=_digitize, searchsorted=_searchsorted),
     ):
         yield
+
+
+def _searchsorted(a: Any, v: Any, side: str = "left") -> Any:
+    """Returns `searchsorted` as a count in which NaN, as in JAX, comes after all numbers."""
+    values = v[..., None]
+    is_beyond = a >= values if side == "left" else a > values
+    return jax.numpy.sum(~is_beyond, axis=-1, dtype="int32")
+
+
+def _digitize(x: Any, bins: Any) -> Any:
+    """Returns `digitize` for bins that rise or fall, by `_searchsorted`."""
+    falling = bins.shape[0] - _searchsorted(bins[::-1], x, "right")
+    return jax.numpy.where(bins[-1] >= bins[0], _searchsorted(bins, x, "right"), falling)
 
 
 @contextlib.contextmanager

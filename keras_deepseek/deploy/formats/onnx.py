@@ -21,6 +21,7 @@ from keras_deepseek.deploy.onnx_passes.fusions.fuse import fuse
 from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.keep_nan import keep_nan
 from keras_deepseek.deploy.onnx_passes.precision.check_bfloat16 import check_bfloat16
 from keras_deepseek.deploy.onnx_passes.precision.products_in_float16 import products_in_float16
 from keras_deepseek.deploy.onnx_passes.precision.quantize import quantize
@@ -127,6 +128,7 @@ class OnnxFormat(ExportFormat):
             proto = simplify(proto)
         proto = raise_opset(proto, self.opset)
         wrap_integers(proto)
+        keep_nan(GraphView(proto))
         if self.fused:
             fuse(proto)
         if is_brief:
