@@ -10,8 +10,10 @@ from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.errors import BundleError
 
 EXPORT_AGAIN = "Export it again, or copy the whole folder again."
-FORM = 3
+FORM = 4
 """The version of the manifest that this release writes. A higher version is refused."""
+ALIKE = "alike"
+"""The value of `Verification.nonfinite` for an artifact that does as the model."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Verification:
         signatures: tuple of strings. The compared signatures of a SavedModel, as in
             `("serving_default", "serving_classify")`. Defaults to `()`: the artifact is one
             function.
+        nonfinite: string. The comparison of outputs for NaN and infinities in the inputs:
+            `"alike"`, or the difference, which fails no export. Defaults to `""`: not compared.
     """
 
     state: Literal["verified", "unverified", "failed"]
@@ -39,6 +43,7 @@ class Verification:
     largest_difference: float = 0.0
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     signatures: tuple[str, ...] = ()
+    nonfinite: str = ""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Verification":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.manifest import Verification
+from keras_deepseek.artifacts.manifest import ALIKE, Verification
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class ExportReport:
             + (f", {found['same_largest']:.1%} same answer" if "same_largest" in found else "")
             for name, found in self.verification.agreement.items()
         )
+        nonfinite = self.verification.nonfinite
+        if nonfinite not in ("", ALIKE):
+            agreement += f"; {nonfinite}"
         by = f" by {', '.join(names)}" if len(names := self.verification.signatures) > 1 else ""
         found = (
             f"verified on {self.verification.num_samples} batches{by}, largest difference "

@@ -28,6 +28,8 @@ from keras_deepseek.deploy.routes.route import (
 )
 from keras_deepseek.deploy.verification.verify_artifact import (
     Expected,
+    Run,
+    compare_nonfinite,
     compute_expected,
     verify,
     verify_with_redraw,
@@ -67,7 +69,15 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
         result = route.run(job, folder)
     except Exception as error:  # noqa: BLE001 - of any runtime
         return Verification("failed", f"it can't be run: {failure_reason(error)}")
-    return verify(expected, result, job)
+    verification = verify(expected, result, job)
+    return compare_nonfinite(verification, expected, job, folder, _runner(route, job, folder))
+
+
+def _runner(route: Route, job: ExportJob, folder: Path) -> Run:
+    """Returns a function that runs a route's artifact on further batches."""
+    return lambda samples: (
+        route.run(replace(job, samples=samples, extreme_samples=()), folder).outputs
+    )
 
 
 def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
@@ -155,10 +165,9 @@ def _try_route(
     result = route.export(job, folder, lambda stage: say(f"{export_format.name}: {stage}"))
     _check_entry(export_format, folder)
 
-    def run(samples: list[dict[str, Array]]) -> list[dict[str, Array]] | None:
-        return route.run(replace(job, samples=samples, extreme_samples=()), folder).outputs
-
+    run = _runner(route, job, folder)
     verification, note = verify_with_redraw(expected, result, job, run)
+    verification = compare_nonfinite(verification, expected, job, folder, run)
     return MadeArtifact(f"{result.how}{note}", verification)
 
 

@@ -175,10 +175,10 @@ def convert_bucketize(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 def _count_to_the_right(
     graph: Any, node: Any, name: str, ordered: str, values: str, last: str
 ) -> Any:
-    """Replaces a node by the count of what is not beyond each value, so that NaN gets all."""
-    is_beyond = add_node(graph, "Greater", [ordered, values])
-    counts = add_node(graph, "Not", [is_beyond])
-    counts = add_node(graph, "Cast", [counts], to=graph.get_dtype(node.output[0]))
+    """Replaces a node by the count of what is not beyond each value: nothing is beyond NaN."""
+    add = _adder(graph)
+    is_within = add("Not", add("Less", values, ordered))
+    counts = add("Cast", is_within, to=graph.get_dtype(node.output[0]))
     return replace_node(graph, node, name, "ReduceSum", [counts, last], keepdims=0)
 
 

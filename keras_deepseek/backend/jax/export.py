@@ -197,7 +197,7 @@ def _functions_in_parts() -> Iterator[None]:
 def _searchsorted(a: Any, v: Any, side: str = "left") -> Any:
     """Returns `searchsorted` as a count in which NaN, as in JAX, comes after all numbers."""
     values = v[..., None]
-    is_beyond = a >= values if side == "left" else a > values
+    is_beyond = values <= a if side == "left" else values < a
     return jax.numpy.sum(~is_beyond, axis=-1, dtype="int32")
 
 

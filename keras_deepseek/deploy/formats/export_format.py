@@ -189,6 +189,17 @@ class ExportFormat(ABC):
         """
         return {}
 
+    def operators_losing_nan(self, folder: Path) -> Sequence[str]:
+        """Returns the artifact's operators that may turn NaN or infinity into other numbers.
+
+        Args:
+            folder: The folder that `write` or `build` filled.
+
+        Returns:
+            Their names, for the report of an artifact that differs there. Empty by default.
+        """
+        return ()
+
     def sample_shapes(self, signature: Signature) -> Sequence[Shapes]:
         """Returns the shapes of the random batches that an artifact is to be verified on.
 

@@ -21,6 +21,7 @@ from keras_deepseek.deploy.onnx_passes.fusions.fuse import fuse
 from keras_deepseek.deploy.onnx_passes.fusions.roll_normalizations import roll_normalizations
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.inner_graphs import all_nodes
 from keras_deepseek.deploy.onnx_passes.keep_nan import keep_nan
 from keras_deepseek.deploy.onnx_passes.precision.check_bfloat16 import check_bfloat16
 from keras_deepseek.deploy.onnx_passes.precision.products_in_float16 import products_in_float16
@@ -34,6 +35,10 @@ from keras_deepseek.deploy.onnx_passes.wrap_integers import wrap_integers
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 _COMMON_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnx"}
+_LOSING_NAN = {
+    *("ArgMax", "ArgMin", "GlobalMaxPool", "LSTM", "MaxPool", "ReduceMax", "ReduceMin", "TopK")
+}
+"""Operators that docs/reference/onnx_files.md lists by what they make of NaN or infinity."""
 
 
 class OnnxFormat(ExportFormat):
@@ -166,6 +171,11 @@ class OnnxFormat(ExportFormat):
             return _load_reference(folder / self.entry, failure_reason(lacking))
         names = [output.name for output in session.get_outputs()]
         return lambda sample: dict(zip(names, session.run(None, sample), strict=True))
+
+    def operators_losing_nan(self, folder: Path) -> Sequence[str]:
+        """Returns the operators of `model.onnx` whose onnxruntime kernels may lose NaN."""
+        proto, _ = load(folder / self.entry)
+        return sorted({node.op_type for node in all_nodes(proto.graph)} & _LOSING_NAN)
 
     def _describe(self, proto: Any, model: NamedModel) -> None:
         """Writes the file's metadata, without times, so that equal exports have equal bytes."""

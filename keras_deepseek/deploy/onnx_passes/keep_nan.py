@@ -15,7 +15,7 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 def keep_nan(view: GraphView) -> int:
     """Makes the outputs of each `LSTM` NaN behind a NaN of its input; returns how many there are.
 
-    Adds 0 or NaN by row and step. It costs a sum over the input, next to the products of the `LSTM`.
+    Adds 0 or NaN by row and step, which costs a sum over the input.
     """
     return view.rewrite(_add_nan, "LSTM")
 

@@ -1,16 +1,21 @@
 """Verification of an artifact: its outputs must equal the model's on the same batches."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.compare_outputs import agreements, compare_outputs
-from keras_deepseek.artifacts.manifest import Verification
+from keras_deepseek.artifacts.compare_outputs import (
+    agreements,
+    compare_outputs,
+    differing_places,
+)
+from keras_deepseek.artifacts.manifest import ALIKE, Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
@@ -20,8 +25,13 @@ from keras_deepseek.errors import ExportError, InvalidInputError
 
 _EXTREME_PRECISION = "float16"
 """The tolerance for batches of large numbers, whose rounding errors grow from layer to layer."""
+_NONFINITE = {"NaN": (np.nan,), "infinity": (np.inf, -np.inf)}
 _HALF_PRECISIONS = ("bfloat16", "float16")
 """The half precisions that a layer may compute in, the least precise one first."""
+
+
+Run = Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None]
+"""A function that runs an artifact on batches; it returns `None` if it can't be run here."""
 
 
 class Expected(NamedTuple):
@@ -133,7 +143,7 @@ def verify_with_redraw(
     expected: Expected,
     result: RouteResult,
     job: ExportJob,
-    run: Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None],
+    run: Run,
 ) -> tuple[Verification, str]:
     """Verifies an artifact like `verify`, after replacing a batch at which the model has a tie.
 
@@ -167,6 +177,86 @@ def verify_with_redraw(
             found = verify(expected._replace(usual=usual), result, job)
             return found, ", one batch drawn anew, at a tie of the model's"
     return found, ""
+
+
+def compare_nonfinite(
+    verification: Verification, expected: Expected, job: ExportJob, folder: Path, run: Run
+) -> Verification:
+    """Notes in a verification how an artifact treats NaN and infinities in its inputs.
+
+    A difference fails no export: kernels of runtimes differ in it, and so do Keras's backends. It
+    is compared on one of the random batches, with each kind of value that the model takes there.
+    """
+    if verification.state != "verified" or not job.has_random_samples or not job.samples:
+        return verification
+    infer, extend = backend.current().inference.plain_inference(job.expected_model), _extend(job)
+    precisions = {
+        name: precision or _EXTREME_PRECISION
+        for name, precision in _precisions(job, expected).items()
+    }
+    differences, is_compared = [], False
+    for kind, values in _NONFINITE.items():
+        batch = _spoil(job.samples[:3][-1], job, values)
+        with contextlib.suppress(Exception), np.errstate(all="ignore"):  # Of any backend.
+            reference = extend(infer(batch))
+            is_compared = bool(batch)
+            differences += [
+                f"for {kind} in its inputs, {difference}"
+                for difference in _find_differences(reference, batch, run, precisions)
+            ]
+    if differences and (operators := job.export_format.operators_losing_nan(folder)):
+        differences.append(f"known of {', '.join(operators)}")
+    return replace(verification, nonfinite="; ".join(differences) or (ALIKE if is_compared else ""))
+
+
+def _spoil(sample: dict[str, Array], job: ExportJob, values: tuple[float, ...]) -> dict[str, Array]:
+    """Puts values into the floats of a batch: one into its first row, several into the others.
+
+    Floats that index a table stay. Returns `{}` if there are no others.
+    """
+    generator = np.random.default_rng(0)
+    spoilt = {}
+    for spec in job.model.signature.inputs:
+        array = sample[spec.name]
+        if array.dtype.kind == "f" and array.size and spec.vocabulary_size is None:
+            rows = array.reshape(len(array), -1).copy()
+            for index, row in enumerate(rows):
+                number = max(1, row.size // 5) if index else 1
+                places = generator.choice(row.size, number, replace=False)
+                row[places] = values[index % len(values)]
+            spoilt[spec.name] = rows.reshape(array.shape)
+    return {**sample, **spoilt} if spoilt else {}
+
+
+def _find_differences(
+    reference: dict[str, Array],
+    batch: dict[str, Array],
+    run: Run,
+    precisions: Mapping[str, str | None],
+) -> list[str]:
+    """Runs an artifact on a batch, and describes each output that differs from the model's."""
+    try:
+        outputs = (run([batch]) or [{}])[0]
+    except Exception as error:  # noqa: BLE001 - of any runtime
+        return [f"it fails: {failure_reason(error)}"]
+    differing = differing_places(reference, outputs, precisions)
+    if differing is None:
+        return ["its outputs have other names, shapes or dtypes"]
+    return [
+        _describe_difference(name, reference[name], outputs[name], places)
+        for name, places in differing.items()
+        if places.any()
+    ]
+
+
+def _describe_difference(name: str, expected: Array, received: Array, places: Array) -> str:
+    """Describes how many values of an output differ, by one where the artifact hides a NaN."""
+    hidden = places & ~np.isfinite(expected) & np.isfinite(received)
+    first = tuple(np.argwhere(hidden if hidden.any() else places)[0])
+    return (
+        f"output {name!r} gives {float(received[first]):.3g} where the model gives "
+        f"{float(expected[first]):.3g} ({places.sum()} of {places.size} values)"
+    )
 
 
 def _extend(job: ExportJob) -> Callable[[dict[str, Array]], dict[str, Array]]:

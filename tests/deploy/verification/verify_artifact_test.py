@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import keras
@@ -60,6 +61,64 @@ class Spoiled(AsTheModel):
         for each in outputs:
             each[self.output] = each[self.output] * (1 + self.share)
         return outputs
+
+
+class WithoutNan(AsTheModel):
+    """One that turns NaN and infinities into numbers, or fails on them."""
+
+    def __init__(self, fails):
+        self.fails = fails
+
+    def run(self, folder, samples):
+        if self.fails and not all(np.isfinite(sample["input_0"]).all() for sample in samples):
+            raise ValueError("no NaN, please")
+        return [
+            {name: np.nan_to_num(array) for name, array in outputs.items()}
+            for outputs in super().run(folder, samples)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("artifact", "is_random", "expected"),
+    [
+        (AsTheModel(), True, "^alike$"),
+        (AsTheModel(), False, "^$"),
+        (
+            WithoutNan(fails=False),
+            True,
+            "^for NaN in its inputs, output 'output_0' gives 0 where the model gives nan .*; for",
+        ),
+        (
+            WithoutNan(fails=True),
+            True,
+            "^for NaN in its inputs, it fails: ValueError: no NaN, please; ",
+        ),
+    ],
+)
+def test_a_difference_on_nan_is_reported(tmp_path, job_of, artifact, is_random, expected):
+    job = job_of(artifact, has_random_samples=is_random)
+    made = make_artifact(job, tmp_path, print).verification
+    assert made.state == "verified"
+    assert re.search(expected, made.nonfinite)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (keras.layers.Discretization([-1.0, 1.0]), "^alike$"),
+        (keras.layers.LSTM(3), "^for infinity in .*; known of LSTM$"),
+        (keras.layers.GlobalMaxPooling1D(), r"^for NaN in .* gives nan \(.*known of ReduceMax$"),
+    ],
+)
+def test_the_report_names_operators_that_lose_nan(layer, expected, tmp_path, tensorflow_installed):
+    model = keras.Sequential([keras.Input((7, 4), name="x"), layer])
+    exporter = Exporter(model, "onnx", verbose=False)
+    report = exporter.export(tmp_path / "model")
+    assert report.verified
+    assert re.search(expected, report.verification.nonfinite)
+    assert (report.verification.nonfinite in str(report)) == (expected != "^alike$")
+    assert Bundle.open(tmp_path / "model").manifest.verification == report.verification
+    assert exporter.check(tmp_path / "model").verification == report.verification
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
