@@ -61,9 +61,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
 
 def check_artifact(job: ExportJob, folder: Path) -> Verification:
     """Verifies the artifact in a folder against the outputs of the job's model."""
-    running = keras.backend.backend()
-    runtime = job.export_format.runtime or running
-    route: Route = InProcess(running) if runtime == running else InChild(runtime)
+    route = _running_route(job.export_format)
     job, expected = compute_expected(job)
     try:
         result = route.run(job, folder)
@@ -71,6 +69,13 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
         return Verification("failed", f"it can't be run: {failure_reason(error)}")
     verification = verify(expected, result, job)
     return compare_nonfinite(verification, expected, job, folder, _runner(route, job, folder))
+
+
+def _running_route(export_format: ExportFormat) -> Route:
+    """Returns the route that runs an existing artifact, in this process if that has its runtime."""
+    running = keras.backend.backend()
+    runtime = export_format.runtime or running
+    return InProcess(running) if runtime == running else InChild(runtime)
 
 
 def _runner(route: Route, job: ExportJob, folder: Path) -> Run:
@@ -167,6 +172,7 @@ def _try_route(
 
     run = _runner(route, job, folder)
     verification, note = verify_with_redraw(expected, result, job, run)
+    run = _runner(_running_route(export_format), job, folder)
     verification = compare_nonfinite(verification, expected, job, folder, run)
     return MadeArtifact(f"{result.how}{note}", verification)
 

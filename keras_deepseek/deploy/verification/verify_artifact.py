@@ -194,19 +194,18 @@ def compare_nonfinite(
         name: precision or _EXTREME_PRECISION
         for name, precision in _precisions(job, expected).items()
     }
-    differences, is_compared = [], False
+    batches, references = [], {}
     for kind, values in _NONFINITE.items():
         batch = _spoil(job.samples[:3][-1], job, values)
         with contextlib.suppress(Exception), np.errstate(all="ignore"):  # Of any backend.
-            reference = extend(infer(batch))
-            is_compared = bool(batch)
-            differences += [
-                f"for {kind} in its inputs, {difference}"
-                for difference in _find_differences(reference, batch, run, precisions)
-            ]
+            references[kind] = extend(infer(batch))
+            batches.append(batch)
+    if not batches:
+        return verification
+    differences = _find_differences(references, batches, run, precisions)
     if differences and (operators := job.export_format.operators_losing_nan(folder)):
         differences.append(f"known of {', '.join(operators)}")
-    return replace(verification, nonfinite="; ".join(differences) or (ALIKE if is_compared else ""))
+    return replace(verification, nonfinite="; ".join(differences) or ALIKE)
 
 
 def _spoil(sample: dict[str, Array], job: ExportJob, values: tuple[float, ...]) -> dict[str, Array]:
@@ -229,24 +228,30 @@ def _spoil(sample: dict[str, Array], job: ExportJob, values: tuple[float, ...]) 
 
 
 def _find_differences(
-    reference: dict[str, Array],
-    batch: dict[str, Array],
+    references: dict[str, dict[str, Array]],
+    batches: list[dict[str, Array]],
     run: Run,
     precisions: Mapping[str, str | None],
 ) -> list[str]:
-    """Runs an artifact on a batch, and describes each output that differs from the model's."""
+    """Runs an artifact on batches, and describes each output that differs from the model's."""
     try:
-        outputs = (run([batch]) or [{}])[0]
+        with np.errstate(all="ignore"):
+            outputs = run(batches) or [{} for _ in batches]
     except Exception as error:  # noqa: BLE001 - of any runtime
-        return [f"it fails: {failure_reason(error)}"]
-    differing = differing_places(reference, outputs, precisions)
-    if differing is None:
-        return ["its outputs have other names, shapes or dtypes"]
-    return [
-        _describe_difference(name, reference[name], outputs[name], places)
-        for name, places in differing.items()
-        if places.any()
-    ]
+        kinds = " or ".join(references)
+        return [f"for {kinds} in its inputs, it fails: {failure_reason(error)}"]
+    differences = []
+    for (kind, reference), received in zip(references.items(), outputs, strict=True):
+        differing = differing_places(reference, received, precisions)
+        if differing is None:
+            differences.append("its outputs have other names, shapes or dtypes")
+        differences += [
+            f"for {kind} in its inputs, "
+            f"{_describe_difference(name, reference[name], received[name], places)}"
+            for name, places in (differing or {}).items()
+            if places.any()
+        ]
+    return differences
 
 
 def _describe_difference(name: str, expected: Array, received: Array, places: Array) -> str:
