@@ -391,7 +391,7 @@ class ModelDeployment(BaseModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"self.metadata.name.matches('{_NAME}') && self.metadata.name.size() <= 56",
-            "the name must be at most 56 of a-z, 0-9 and -, to fit a Service",
+            "the name must be at most 56 of a-z, 0-9 and -, begin with a letter and not end with -",
         ),
     )
 

@@ -98,7 +98,9 @@ def make_crd() -> dict[str, Any]:
                         },
                     },
                     "additionalPrinterColumns": [
-                        {"name": name, "type": kind, "jsonPath": path, "priority": priority}
+                        # Helm leaves out a 0, and would then conflict with kubectl.
+                        {"name": name, "type": kind, "jsonPath": path}
+                        | ({"priority": priority} if priority else {})
                         for name, kind, path, priority in _COLUMNS
                     ],
                 }

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from aiohttp import web
 
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.operator.cluster import Cluster, ClusterError
-from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT, MODEL_DEPLOYMENT
+from keras_deepseek.operator.kinds import MODEL_DEPLOYMENT, SCALED_OBJECT, Kind
 from keras_deepseek.operator.plan import MANAGED, Settings
 from keras_deepseek.operator.reconciler import Reconciler
 
@@ -50,15 +50,15 @@ async def _run(settings: Settings, liveness: str | None) -> None:
     kopf_settings.scanning.disabled = True  # No right to list CRDs and namespaces is needed.
     kopf_settings.watching.server_timeout = 300
     selector = ",".join(f"{key}={value}" for key, value in MANAGED.items())
-    for kind in (DEPLOYMENT, AUTOSCALER):
-        kopf_settings.watching.label_selectors[kind.api_version, kind.plural] = selector
     async with _answer_probes(liveness):
         cluster = await _connect(kopf_settings)
         _LOG.info("Started on %s with %s", cluster.server, settings)
         try:
-            await _wait_for_definition(cluster)
+            watched = await _wait_for_definition(cluster)
+            for kind in watched:
+                kopf_settings.watching.label_selectors[kind.api_version, kind.plural] = selector
             reconciler = Reconciler(cluster, settings)
-            await _work(reconciler, _registry(reconciler, cluster), kopf_settings)
+            await _work(reconciler, _registry(reconciler, cluster, watched), kopf_settings)
         finally:
             await cluster.close()
 
@@ -151,7 +151,9 @@ async def _answer_probes(url: str | None) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-def _registry(reconciler: Reconciler, cluster: Cluster) -> kopf.OperatorRegistry:
+def _registry(
+    reconciler: Reconciler, cluster: Cluster, watched: Collection[Kind]
+) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     given: list[aiohttp.ClientSession] = []
 
@@ -170,12 +172,9 @@ def _registry(reconciler: Reconciler, cluster: Cluster) -> kopf.OperatorRegistry
                 reconciler.ask(namespace or "", owner["name"])
 
     kopf.on.login(registry=registry)(login)
-    for kind, handler in (
-        (MODEL_DEPLOYMENT, of_deployment),
-        (DEPLOYMENT, of_child),
-        (AUTOSCALER, of_child),
-    ):
-        group, version = kind.api_version.split("/")
+    for kind in (MODEL_DEPLOYMENT, *watched):
+        group, _, version = kind.api_version.rpartition("/")
+        handler = of_deployment if kind is MODEL_DEPLOYMENT else of_child
         kopf.on.event(group, version, kind.plural, registry=registry)(handler)
     return registry
 
@@ -183,7 +182,7 @@ def _registry(reconciler: Reconciler, cluster: Cluster) -> kopf.OperatorRegistry
 async def _connect(settings: kopf.OperatorSettings) -> Cluster:
     """Returns the API server after a first request: kopf would repeat a failed login for ever."""
     try:
-        cluster = Cluster(*_log_in(settings))
+        cluster = Cluster(*_log_in(settings), lambda: _find_login(settings).as_http_headers())
     except (kopf.LoginError, OSError, ValueError) as error:
         raise NotSupportedError(f"{error}. Set KUBECONFIG, or run in a cluster.") from error
     except Exception as error:  # kopf reads KUBECONFIG's file as if it had the right form.
@@ -200,26 +199,35 @@ async def _connect(settings: kopf.OperatorSettings) -> Cluster:
     return cluster
 
 
-def _log_in(settings: kopf.OperatorSettings) -> tuple[aiohttp.ClientSession, str]:
-    found = kopf.login_with_service_account(settings=settings)
-    found = found or kopf.login_with_kubeconfig(settings=settings)
-    if found is None:
+def _find_login(settings: kopf.OperatorSettings) -> kopf.ConnectionInfo:
+    login = kopf.login_with_service_account(settings=settings)
+    login = login or kopf.login_with_kubeconfig(settings=settings)
+    if login is None:
         raise kopf.LoginError("No credentials of a cluster were found")
+    return login
+
+
+def _log_in(settings: kopf.OperatorSettings) -> tuple[aiohttp.ClientSession, str]:
+    login = _find_login(settings)
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=found.as_ssl_context()),
-        headers=found.as_http_headers(),
+        connector=aiohttp.TCPConnector(ssl=login.as_ssl_context()),
+        headers=login.as_http_headers(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
     )
-    return session, found.server
+    return session, login.server
 
 
-async def _wait_for_definition(cluster: Cluster) -> None:
-    """Waits for the CRD: kopf would never see one that comes after its start."""
+async def _wait_for_definition(cluster: Cluster) -> set[Kind]:
+    """Waits for the CRD: kopf would never see one that comes after its start.
+
+    Returns the kinds of children to watch. The full list, each minute, finds changes of the others:
+    kinds that come later, and ScaledObjects, into which KEDA writes all the time.
+    """
     is_told = False
     while True:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, ClusterError):
             if await cluster.has(MODEL_DEPLOYMENT):
-                return
+                return await cluster.kinds() - {SCALED_OBJECT}
             if not is_told:
                 _LOG.warning(
                     "The cluster has no ModelDeployment. Apply the output of: "

@@ -26,6 +26,7 @@ class Kind:
 
 MODEL_DEPLOYMENT = Kind(api.API_VERSION, api.KIND, api.PLURAL)
 POD = Kind("v1", "Pod", "pods")
+EVENT = Kind("v1", "Event", "events")
 SERVICE = Kind("v1", "Service", "services")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")

@@ -37,7 +37,13 @@ from keras_deepseek.operator.regions import (
     find_region,
     with_region,
 )
-from keras_deepseek.operator.routes import make_grpc_route, make_http_route, route_annotations
+from keras_deepseek.operator.routes import (
+    canary_share,
+    make_grpc_route,
+    make_http_route,
+    route_annotations,
+    routed_share,
+)
 from keras_deepseek.operator.scaling import make_scaler
 
 MANAGER = "keras-deepseek"
@@ -49,6 +55,12 @@ MANAGED = {"app.kubernetes.io/managed-by": "keras-deepseek"}
 
 INSTANCE = "app.kubernetes.io/instance"
 """The label of children and pods that names the object."""
+
+KEPT_ANNOTATION = f"{api.GROUP}/kept-above-replicas"
+"""The annotation of a Deployment with more pods than `spec.replicas`, whose value it is.
+
+They are kept from before autoscaling was switched off, until `spec.replicas` changes.
+"""
 
 Live = Mapping[tuple[Kind, str], Object]
 """The objects that exist, by kind and name."""
@@ -145,6 +157,7 @@ class _Track:
     most: int
     first: int
     """The replicas of a new Deployment. Without autoscaling, of each."""
+    annotations: dict[str, str] = field(default_factory=dict)
 
 
 class _Planner:
@@ -185,7 +198,13 @@ class _Planner:
             self._plan_track(track, region.template if region else {})
         promotes = self._promotes(tracks[0])
         if self._spec.route:
-            self._plan_routes(self._spec.route, region, promotes=promotes)
+            weights = {self._name: 100}
+            if self._spec.canary or promotes:
+                canary = self._live.get((DEPLOYMENT, self._canary), {})
+                routed = routed_share(self._live.get((HTTP_ROUTE, self._name), {}), self._canary)
+                share = canary_share(canary, routed, self._spec.canary, tracks[-1].fewest)
+                weights = {self._name: 100 - share, self._canary: share}
+            self._plan_routes(self._spec.route, region, weights)
         self._delete_unwanted(keeps_canary=promotes)
         return Plan(tuple(self._steps), fewest_replicas={one.name: one.fewest for one in tracks})
 
@@ -217,7 +236,8 @@ class _Planner:
             fewest, most = scaling.min_replicas, scaling.max_replicas
             first = min(max(spec.replicas or 0, fewest), most)
         else:
-            fewest = most = first = running if spec.replicas is None else spec.replicas
+            keeps = spec.replicas is None or self._keeps_more(running, spec.replicas)
+            fewest = most = first = running if keeps else spec.replicas or 0
         stable = _Track(
             name=self._name,
             labels=self._labels("stable"),
@@ -228,6 +248,9 @@ class _Planner:
             fewest=fewest,
             most=most,
             first=first,
+            annotations={KEPT_ANNOTATION: str(spec.replicas)}
+            if not scaling and spec.replicas is not None and first > spec.replicas
+            else {},
         )
         if canary is None:
             return [stable]
@@ -250,6 +273,14 @@ class _Planner:
                 first=min(max(first, fewest), most),
             ),
         ]
+
+    def _keeps_more(self, running: int, replicas: int) -> bool:
+        """Returns True if pods above `spec.replicas` stay, after autoscaling was switched off."""
+        live = self._live.get((DEPLOYMENT, self._name), {"metadata": {}})
+        ignored = live["metadata"].get("annotations", {}).get(KEPT_ANNOTATION)
+        scalers = (self._live.get((kind, self._name)) for kind in (AUTOSCALER, SCALED_OBJECT))
+        is_scaled = any(scaler is not None and self._is_ours(scaler) for scaler in scalers)
+        return running > replicas and (is_scaled or ignored == str(replicas))
 
     def _labels(self, track: str) -> dict[str, str]:
         return {INSTANCE: self._name, f"{api.GROUP}/track": track}
@@ -293,7 +324,7 @@ class _Planner:
             "progressDeadlineSeconds": rollout.start_seconds + 60,
             "template": template,
         }
-        self._apply(DEPLOYMENT, track.name, track.labels, deployment)
+        self._apply(DEPLOYMENT, track.name, track.labels, deployment, track.annotations)
         self._plan_replicas(track)
         if track.most > 1:
             budget = {
@@ -309,8 +340,12 @@ class _Planner:
         if scaling is None:  # The scaler is deleted later, when the replicas have an owner.
             self._scale(track)
             return
-        if not owners_of_replicas(self._live.get((DEPLOYMENT, track.name))):
-            self._scale(track)  # It is new: nobody has said how many.
+        live = self._live.get((DEPLOYMENT, track.name), {})
+        owners = owners_of_replicas(live)
+        is_off = track.fewest and SCALE_MANAGER in owners and live["spec"]["replicas"] == 0
+        # It is new, and nobody has said how many; or we have set 0, where an autoscaler is off.
+        if not owners or is_off:
+            self._scale(track)
         kind, body = make_scaler(track.name, self._namespace, scaling, track.fewest, track.most)
         # Two scalers would work against each other, so the other one goes first.
         self._delete(SCALED_OBJECT if kind is AUTOSCALER else AUTOSCALER, track.name)
@@ -333,14 +368,7 @@ class _Planner:
         child = self._live.get((DEPLOYMENT, self._name), {})
         return rollout_waits_for(child, stable.fewest) is not None
 
-    def _plan_routes(self, route: Route, region: Region | None, *, promotes: bool) -> None:
-        weights = {self._name: 100}
-        if self._spec.canary or promotes:
-            share = self._spec.canary.weight if self._spec.canary else self._live_share()
-            # Requests to a Service without ready pods would fail.
-            status = self._live.get((DEPLOYMENT, self._canary), {}).get("status", {})
-            share = share if status.get("readyReplicas") else 0
-            weights = {self._name: 100 - share, self._canary: share}
+    def _plan_routes(self, route: Route, region: Region | None, weights: dict[str, int]) -> None:
         annotations = route_annotations(route, region)
         labels = self._labels("stable")
         model = (self._spec.model.name if self._spec.model else None) or self._name
@@ -349,17 +377,6 @@ class _Planner:
         if route.grpc_hostnames:
             spec = make_grpc_route(route, weights)
             self._apply(GRPC_ROUTE, self._name, labels, spec, annotations)
-
-    def _live_share(self) -> int:
-        """Returns the percentage of requests that the live route gives to the canary."""
-        rules = self._live.get((HTTP_ROUTE, self._name), {}).get("spec", {}).get("rules", [])
-        shares = [
-            int(backend["weight"])
-            for rule in rules
-            for backend in rule.get("backendRefs", [])
-            if backend["name"] == self._canary
-        ]
-        return max(shares, default=0)
 
     def _scale(self, track: _Track) -> None:
         body = {
@@ -380,10 +397,12 @@ class _Planner:
     ) -> None:
         child = self._live.get((kind, name))
         if child is not None and not self._is_ours(child):
+            adopted = " ".join(f"{key}={value}" for key, value in self._marks.items())
             raise PlanError(
                 "NameTaken",
                 f"The {kind.name} {name!r} exists and belongs to something else. Delete it, "
-                "or give this object another name.",
+                "or give this object another name. Without an owner it is adopted by: "
+                f"kubectl label {kind.name.lower()} {name} --overwrite {adopted}",
             )
         if self._settings.region:
             annotations = {REGION_ANNOTATION: self._settings.region, **(annotations or {})}
@@ -424,8 +443,15 @@ class _Planner:
                     self._delete(kind, name)
 
     def _is_ours(self, child: Object) -> bool:
-        owners = child["metadata"].get("ownerReferences", [])
-        return any(owner["uid"] == self._metadata["uid"] for owner in owners)
+        if owners := child["metadata"].get("ownerReferences"):
+            return any(owner["uid"] == self._metadata["uid"] for owner in owners)
+        # So `kubectl delete --cascade=orphan` leaves what an object of this name had.
+        labels: dict[str, str] = child["metadata"].get("labels", {})
+        return self._marks.items() <= labels.items()
+
+    @property
+    def _marks(self) -> dict[str, str]:
+        return {**MANAGED, INSTANCE: self._name}
 
 
 def canary_name(name: str) -> str:

@@ -27,15 +27,19 @@ class PlanError(Exception):
         self.problem = Problem(reason, message)
 
 
-def rollout_waits_for(deployment: Object, fewest: int) -> str | None:
+def rollout_waits_for(deployment: Object, fewest: int, *, was_complete: bool = False) -> str | None:
     """Returns what a rollout waits for, or `None` if it is complete.
 
     Args:
         deployment: The Deployment, or an empty object if there is none.
         fewest: The pods that must be available.
+        was_complete: True if it was complete, and only the replicas have changed since.
     """
     status = deployment.get("status", {})
-    if status.get("observedGeneration", 0) < deployment.get("metadata", {}).get("generation", 1):
+    observed = status.get("observedGeneration", 0)
+    if observed < deployment.get("metadata", {}).get("generation", 1) and not (
+        observed and was_complete
+    ):
         return "Kubernetes has not started the rollout"
     updated, all_pods = status.get("updatedReplicas", 0), status.get("replicas", 0)
     if updated < all_pods:

@@ -11,17 +11,22 @@ _BINARY = {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGT
 PATTERN = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i)?$"
 """A quantity as text. It is also a pattern of OpenAPI."""
 
+_LARGEST = 2**63 - 1
+
 
 def quantity_value(quantity: str | int) -> Decimal:
     """Returns the number that a quantity stands for.
 
     Raises:
-        ValueError: It is not a quantity.
+        ValueError: It is not a quantity, or above the largest one of Kubernetes.
     """
     match = re.match(PATTERN, str(quantity))
     if match is None:
         raise ValueError(f"{quantity!r} is not a quantity. Write a number, as 1000, 500m or 2Gi")
-    return Decimal(match[1]) * (_DECIMAL | _BINARY)[match[3] or ""]
+    value = Decimal(match[1]) * (_DECIMAL | _BINARY)[match[3] or ""]
+    if value > _LARGEST:
+        raise ValueError(f"{quantity!r} is above 2**63 - 1, the largest quantity")
+    return value
 
 
 def canonical_quantity(quantity: str | int) -> str:

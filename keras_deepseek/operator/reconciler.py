@@ -16,6 +16,7 @@ from keras_deepseek.operator.cluster import Cluster, ClusterError
 from keras_deepseek.operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
+    EVENT,
     MODEL_DEPLOYMENT,
     POD,
     SCALED_OBJECT,
@@ -35,7 +36,7 @@ from keras_deepseek.operator.plan import (
 )
 from keras_deepseek.operator.problems import Problem
 from keras_deepseek.operator.scaling import keda_autoscaler_name
-from keras_deepseek.operator.status import find_condition, make_status
+from keras_deepseek.operator.status import find_condition, make_event, make_status
 
 Key = tuple[str, str]
 """The namespace and the name of a `ModelDeployment`."""
@@ -94,16 +95,23 @@ class Reconciler:
             return True
         live: dict[tuple[Kind, str], Object] = {}
         plan, failure, step = Plan(), None, None
+        done: dict[str, str] = {}
         try:
             await self._read_children(namespace, name, live)
             plan = make_plan(model_deployment, live, self._kinds, self._settings)
             for step in self._changes(key, plan, live):
-                await self._run_step(step, key, live)
+                if verb := await self._run_step(step, key, live):
+                    done.setdefault(f"{step.kind.name} {step.name!r}", verb)
         except ClusterError as error:
             if not error.is_permanent:
                 raise
             failure = _describe(error, step)
-        return await self._update_status(model_deployment, plan, live, failure)
+        changes = ", ".join(f"{verb} {child}" for child, verb in done.items())
+        events = [("Normal", "Applied", changes)] if changes else []
+        is_settled = await self._update_status(model_deployment, plan, live, failure, events)
+        for event in events:
+            await self._post_event(make_event(model_deployment, *event))
+        return is_settled
 
     async def resync(self) -> None:
         """Asks for a pass over each object whose children or status differ from its plan.
@@ -225,7 +233,8 @@ class Reconciler:
 
     async def _run_step(
         self, step: Apply | Delete, key: Key, live: dict[tuple[Kind, str], Object]
-    ) -> None:
+    ) -> str | None:
+        """Runs a step. Returns a verb for its change, or `None` if it changed nothing."""
         if step.kind in self._refused:
             raise self._refused[step.kind]
         before = live.get((step.kind, step.name))
@@ -235,14 +244,24 @@ class Reconciler:
         else:
             live[step.kind, step.name] = after
             self._applied[_owned_by(key, step)] = _fingerprint(step)
-        if after != before:
-            verb = "deleted" if after is None else "changed" if before else "created"
-            _LOG.info("%s/%s: %s %s %r", *key, verb, step.kind.name, step.name)
+        if after == before:
+            return None
+        verb = "deleted" if after is None else "changed" if before else "created"
+        _LOG.info("%s/%s: %s %s %r", *key, verb, step.kind.name, step.name)
+        return verb
 
     async def _update_status(
-        self, model_deployment: Object, plan: Plan, live: Live, failure: Problem | None
+        self,
+        model_deployment: Object,
+        plan: Plan,
+        live: Live,
+        failure: Problem | None,
+        events: list[tuple[str, str, str]],
     ) -> bool:
-        """Writes a changed status. Returns False if the pods, which no one watches, matter."""
+        """Writes a changed status, and adds its event.
+
+        Returns False if the pods, which no one watches, matter.
+        """
         namespace, name = (model_deployment["metadata"][field] for field in ("namespace", "name"))
         region = self._settings.region
         status = make_status(model_deployment, plan, live, (), failure, region)
@@ -258,8 +277,19 @@ class Reconciler:
                 is_stalled = find_condition(status, "Stalled")["status"] == "True"
                 level = logging.WARNING if is_stalled else logging.INFO
                 _LOG.log(level, "%s/%s: %s: %s", namespace, name, new["reason"], new["message"])
+                if is_stalled or old.get("reason") != new["reason"]:
+                    kind = "Warning" if is_stalled else "Normal"
+                    events.append((kind, new["reason"], new["message"]))
             await self._cluster.write_status(MODEL_DEPLOYMENT, namespace, name, status)
         return is_settled
+
+    async def _post_event(self, event: Object) -> None:
+        """Writes an Event. Nothing else waits for one that is refused."""
+        metadata = event["metadata"]
+        try:
+            await self._cluster.run(Apply(EVENT, metadata["name"], event), metadata["namespace"])
+        except ClusterError as error:
+            _LOG.warning("An Event could not be written: %s", error)
 
     async def _read_pods(self, namespace: str, name: str) -> list[Object]:
         """Returns pods, or none if they may not be read: the status can do without them."""

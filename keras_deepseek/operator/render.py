@@ -22,7 +22,7 @@ def render_objects(file: str, settings: Settings) -> str:
     """Returns the objects that the operator would make, as YAML.
 
     Owner references are left out, because the owners do not exist yet. So are the replicas of what
-    an autoscaler scales: with each apply they would undo its work. A canary counts as ready.
+    an autoscaler scales: with each apply they would undo its work. A canary's pods count as ready.
 
     Args:
         file: A YAML file of `ModelDeployment`s; `"-"` is the standard input.
@@ -52,7 +52,7 @@ def _objects(file: str, deployment: Object, settings: Settings) -> list[Object]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise InvalidInputError(f"{file}: an object has no metadata.name.")
     deployment = {**deployment, "metadata": {**metadata, "uid": ""}}
-    canary = {"metadata": {"ownerReferences": [{"uid": ""}]}, "status": {"readyReplicas": 1}}
+    canary = {"metadata": {"ownerReferences": [{"uid": ""}]}, "status": {"readyReplicas": 10_000}}
     spec = deployment.get("spec")
     has_canary = isinstance(spec, dict) and "canary" in spec
     live = {(DEPLOYMENT, canary_name(metadata["name"])): canary} if has_canary else {}

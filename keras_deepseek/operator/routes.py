@@ -1,6 +1,6 @@
 """The routes of the Gateway API that bring requests to a `ModelDeployment` and its canary."""
 
-from keras_deepseek.operator.api import Region, Route
+from keras_deepseek.operator.api import Canary, Region, Route
 from keras_deepseek.operator.kinds import PORTS, Object
 
 _VERBS = ("predict", "classify", "regress")
@@ -45,6 +45,37 @@ def make_grpc_route(route: Route, weights: dict[str, int]) -> Object:
         for method in methods or (None,)
     ]
     return _route(route, route.grpc_hostnames, matches, weights, PORTS["grpc"])
+
+
+def routed_share(route: Object, name: str) -> int:
+    """Returns the percentage of requests that a live HTTPRoute gives to a Service."""
+    shares = [
+        int(backend["weight"])
+        for rule in route.get("spec", {}).get("rules", [])
+        for backend in rule.get("backendRefs", [])
+        if backend["name"] == name
+    ]
+    return max(shares, default=0)
+
+
+def canary_share(deployment: Object, routed: int, canary: Canary | None, fewest: int) -> int:
+    """Returns the percentage of requests for the canary: the part that its ready pods bear.
+
+    Once it has its whole weight, pods that its autoscaler adds don't take from it.
+
+    Args:
+        deployment: The canary's Deployment.
+        routed: The percentage that it has.
+        canary: Its settings, or `None` while it is promoted.
+        fewest: The replicas that must be available.
+    """
+    ready = int(deployment.get("status", {}).get("readyReplicas", 0))
+    if canary is None:
+        return routed if ready else 0
+    if ready >= fewest and routed >= canary.weight:
+        return canary.weight
+    pods = max(fewest, int(deployment.get("spec", {}).get("replicas", 0)))
+    return canary.weight * min(ready, pods) // pods
 
 
 def route_annotations(route: Route, region: Region | None) -> dict[str, str]:

@@ -1,17 +1,20 @@
 """The status of a `ModelDeployment`, in the words that kstatus, Flux and Argo CD read."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from keras_deepseek.operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
+    EVENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
+    MODEL_DEPLOYMENT,
     SCALED_OBJECT,
     Object,
 )
-from keras_deepseek.operator.plan import Live, Plan
+from keras_deepseek.operator.plan import KEPT_ANNOTATION, Live, Plan
 from keras_deepseek.operator.problems import Problem, rollout_problem, rollout_waits_for
 from keras_deepseek.operator.scaling import keda_autoscaler_name
 
@@ -53,14 +56,23 @@ def make_status(
     found = deployment.get("status", {})
     generation = model_deployment["metadata"].get("generation", 0)
     scaling = _scaling_states(name, live)
-    states = _rollout_states(plan, live, pods, failure)
+    last = find_condition(model_deployment.get("status", {}), "Ready")
+    # Then an autoscaler has decided: its new replicas alone are no rollout.
+    was_ready = last.get("status") == "True" and last.get("observedGeneration") == generation
+    states = _rollout_states(plan, live, pods, failure, was_ready=was_ready)
     if states["Ready"][1] == "Ready":
         count = found.get("readyReplicas", 0)
         message = f"{count} replica{' is' if count == 1 else 's are'} ready."
+        ready = "Ready"
+        annotations = deployment.get("metadata", {}).get("annotations", {})
+        if (replicas := annotations.get(KEPT_ANNOTATION)) is not None:
+            ready = "ReplicasKept"
+            message += f" Autoscaling left them, above spec.replicas ({replicas}), and they stay "
+            message += "until that field changes or kubectl scales the Deployment."
         is_active, reason, why = scaling.get("ScalingActive", ("True", "", ""))
         if is_active == "False" and reason != "ScalingDisabled":  # At zero replicas.
             message += f" Autoscaling does not work: {why}"
-        states["Ready"] = ("True", "Ready", message)
+        states["Ready"] = ("True", ready, message)
     conditions: list[Object] = [
         {
             "type": kind,
@@ -82,6 +94,33 @@ def make_status(
     }
 
 
+def make_event(model_deployment: Object, level: str, reason: str, message: str) -> Object:
+    """Returns an Event, as `kubectl describe` shows it. The same one again has the same name.
+
+    Args:
+        model_deployment: The object.
+        level: `"Normal"` or `"Warning"`.
+        reason: The reason, in CamelCase.
+        message: A sentence, of which 1,024 characters are kept.
+    """
+    metadata, time = model_deployment["metadata"], _time(datetime.now(UTC))
+    digest = hashlib.sha256("\n".join([metadata["uid"], reason, message]).encode()).hexdigest()
+    owner = {"apiVersion": MODEL_DEPLOYMENT.api_version, "kind": MODEL_DEPLOYMENT.name}
+    namespace = {"namespace": metadata["namespace"]}
+    return {
+        "apiVersion": EVENT.api_version,
+        "kind": EVENT.name,
+        "metadata": {**namespace, "name": f"{metadata['name']}.{digest[:16]}"},
+        "involvedObject": {**owner, **namespace, "name": metadata["name"], "uid": metadata["uid"]},
+        "type": level,
+        "reason": reason,
+        "message": message[:1024],
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "source": {"component": "keras-deepseek-operator"},
+    }
+
+
 def find_condition(status: Object, kind: str) -> Object:
     """Returns a condition of a status, or an empty one."""
     found: list[Object] = status.get("conditions", [])
@@ -89,18 +128,18 @@ def find_condition(status: Object, kind: str) -> Object:
 
 
 def _rollout_states(
-    plan: Plan, live: Live, pods: Sequence[Object], failure: Problem | None
+    plan: Plan, live: Live, pods: Sequence[Object], failure: Problem | None, *, was_ready: bool
 ) -> dict[str, _State]:
     """Returns the states of kstatus's conditions."""
     problem = plan.problem or failure or _child_problem(plan, live, pods)
     if problem:
         state = ("False", *problem)
         return {"Ready": state, "Reconciling": state, "Stalled": ("True", *problem)}
-    waiting = [
-        f"{_prefix(plan, name)}{text}"
-        for name, fewest in plan.fewest_replicas.items()
-        if (text := rollout_waits_for(live.get((DEPLOYMENT, name), {}), fewest))
-    ]
+    waiting = []
+    for name, fewest in plan.fewest_replicas.items():
+        child = live.get((DEPLOYMENT, name), {})
+        if text := rollout_waits_for(child, fewest, was_complete=was_ready):
+            waiting.append(_prefix(plan, name) + text)
     if waiting:
         message = "; ".join([*waiting, *_pod_errors(pods)])
         return {
@@ -121,8 +160,15 @@ def _prefix(plan: Plan, name: str) -> str:
 
 def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | None:
     """Returns the problem of a child that doesn't do its work."""
-    for name in plan.fewest_replicas:
-        if problem := rollout_problem(live.get((DEPLOYMENT, name), {})):
+    for name, fewest in plan.fewest_replicas.items():
+        child = live.get((DEPLOYMENT, name), {})
+        if fewest and child.get("spec", {}).get("replicas") == 0:
+            message = (
+                "Someone has set 0 replicas, where no autoscaler works. Start it again by: "
+                f"kubectl scale deployments/{name} --replicas={fewest}"
+            )
+            return Problem("ScaledToZero", _prefix(plan, name) + message)
+        if problem := rollout_problem(child):
             message = " ".join([problem.message, *_pod_errors(pods)])
             return Problem(problem.reason, _prefix(plan, name) + message)
     for (kind, name), child in live.items():
@@ -196,7 +242,7 @@ def _with_times(conditions: list[Object], model_deployment: Object, now: datetim
     before = {
         each["type"]: each for each in model_deployment.get("status", {}).get("conditions", [])
     }
-    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    time = _time(now)
     return [
         {
             **condition,
@@ -206,3 +252,7 @@ def _with_times(conditions: list[Object], model_deployment: Object, now: datetim
         }
         for condition in conditions
     ]
+
+
+def _time(now: datetime) -> str:
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")

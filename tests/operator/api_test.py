@@ -43,7 +43,7 @@ def test_refuses(deployment, message):
         ModelDeployment.model_validate(deployment(**BAD[message]))
 
 
-@pytest.mark.parametrize("name", ["a.b", "A", "-a", "a" * 57])
+@pytest.mark.parametrize("name", ["a.b", "A", "-a", "1a", "a" * 57])
 def test_refuses_names_that_fit_no_service(deployment, name):
     with pytest.raises(ValidationError):
         ModelDeployment.model_validate(deployment(name))

@@ -20,11 +20,12 @@ BODY = {"metadata": {"name": "digits"}, "spec": {"a": 1}}
 def call(run_async):
     """Returns a function that calls a function of a `Cluster` and a new stand-in."""
 
-    def call(function, **arguments):
+    def call(function, read_headers=dict, **arguments):
         async def run():
             server = ApiServer(**arguments)
             async with TestServer(server.application) as host, aiohttp.ClientSession() as session:
-                return await function(Cluster(session, str(host.make_url("/"))), server)
+                cluster = Cluster(session, str(host.make_url("/")), read_headers)
+                return await function(cluster, server)
 
         return run_async(run())
 
@@ -48,7 +49,7 @@ def test_reads_applies_and_deletes(call):
         assert after["spec"] == {"a": 1}
         assert await cluster.read(SERVICE, "default", "digits") == after
         assert await cluster.items(SERVICE, labelSelector="a=b") == []
-        assert await cluster.items(SERVICE) == [after]
+        assert await cluster.items(SERVICE) == [{"apiVersion": "v1", "kind": "Service", **after}]
         await cluster.run(Delete(SERVICE, "digits", "uid"), "default")
         assert server.objects == {}
 
@@ -67,6 +68,18 @@ def test_refusal_says_if_it_is_permanent(call, status, permanent):
         assert caught.value.reason == "Refused"
 
     call(refused)
+
+
+def test_new_token_is_used_at_once(call):
+    async def renew(cluster, server):
+        server.token = tokens[0] = "new"
+        await asyncio.gather(*(cluster.items(SERVICE) for _ in range(4)))
+        server.token = "newer"
+        with pytest.raises(ClusterError, match="Unauthorized"):
+            await cluster.items(SERVICE)
+
+    tokens = ["old"]
+    call(renew, read_headers=lambda: {"Authorization": f"Bearer {tokens[0]}"})
 
 
 def test_object_that_is_gone_counts_as_deleted(call):

@@ -66,6 +66,7 @@ def test_end_of_the_workers_ends_the_operator(monkeypatch):
 
     async def nothing(*_):
         await asyncio.sleep(0)
+        return ()
 
     async def connect(_):
         return SimpleNamespace(server="http://127.0.0.1:9", close=nothing)

@@ -114,6 +114,39 @@ def test_switching_autoscaling_off_holds_the_replicas_before_the_autoscaler_goes
     assert scale < delete
 
 
+@pytest.mark.parametrize(("replicas", "first"), [(0, 2), (3, 3)])
+def test_switching_autoscaling_on_at_zero_starts_pods(deployment, replicas, first):
+    """An autoscaler does nothing at 0."""
+    live = [running(0, SCALE_MANAGER)]
+    assert scales(plan(deployment(replicas=replicas, autoscaling=SCALING), live)) == {
+        "digits": first
+    }
+    keda = {**KEDA, "minReplicas": 0, "triggers": [{"type": "prometheus"}]}
+    assert scales(plan(deployment(replicas=0, autoscaling=keda), live)) == {}
+
+
+def test_zero_that_someone_else_has_set_is_kept_under_an_autoscaler(deployment):
+    live = [running(0, "kubectl"), child(AUTOSCALER)]
+    assert scales(plan(deployment(replicas=3, autoscaling=SCALING), live)) == {}
+
+
+def test_switching_autoscaling_off_keeps_more_pods_than_replicas_until_these_change(deployment):
+    off = {**SCALING, "enabled": False}
+    live = dict([running(10, "kube-controller-manager"), child(AUTOSCALER)])
+    hand_over = plan(deployment(replicas=3, autoscaling=off), live)
+    assert scales(hand_over) == {"digits": 10}
+    assert places(hand_over, Delete) == [(AUTOSCALER, "digits")]
+    annotations = body(hand_over, DEPLOYMENT)["metadata"]["annotations"]
+    live = dict([running(10, SCALE_MANAGER)])
+    live[DEPLOYMENT, "digits"]["metadata"]["annotations"] = annotations
+    assert scales(plan(deployment(replicas=3, autoscaling=off), live)) == {"digits": 10}
+    assert scales(plan(deployment(replicas=4), live)) == {"digits": 4}
+    live[DEPLOYMENT, "digits"]["spec"]["replicas"] = 2
+    after = plan(deployment(replicas=3), live)
+    assert scales(after) == {"digits": 3}
+    assert "annotations" not in body(after, DEPLOYMENT)["metadata"]
+
+
 def test_unset_replicas_keep_what_runs(deployment):
     assert scales(plan(deployment(), [running(4, "kubectl")])) == {"digits": 4}
     assert scales(plan(deployment())) == {"digits": 1}
@@ -135,6 +168,17 @@ def test_name_that_is_taken_is_not_touched(deployment):
     found = plan(deployment(), [child(SERVICE, uid="other")])
     assert found.problem[0] == "NameTaken"
     assert found.steps == ()
+
+
+def test_orphans_of_the_operator_are_adopted(deployment):
+    """As `kubectl delete --cascade=orphan` leaves them."""
+    place, orphan = child(SERVICE, spec={})
+    orphan["metadata"]["ownerReferences"] = []
+    assert "kubectl label service digits" in plan(deployment(), [(place, orphan)]).problem.message
+    orphan["metadata"]["labels"] = body(plan(deployment()), SERVICE)["metadata"]["labels"]
+    assert plan(deployment(), [(place, orphan)]).problem is None
+    other = plan(deployment("other"), [((SERVICE, "other"), orphan)])
+    assert other.problem.reason == "NameTaken"
 
 
 def test_disruption_budget_is_there_if_autoscaling_may_bring_a_second_replica(deployment):
@@ -235,6 +279,25 @@ class TestCanary:
         }
         live[1] = running(1, SCALE_MANAGER, "digits-canary", ready=0)
         assert self.weights(plan(deployment(**CANARY), live))["digits-canary"] == 0
+
+    @pytest.mark.parametrize(
+        ("ready", "routed", "weight"),
+        [(1, 0, 20), (2, 20, 40), (3, 40, 60), (1, 60, 20), (0, 60, 0)],
+    )
+    def test_weight_follows_its_ready_pods(self, deployment, ready, routed, weight):
+        spec = {**CANARY, "replicas": 5, "canary": {"weight": 60}}
+        live = dict([running(3, SCALE_MANAGER, "digits-canary", ready=ready)])
+        backends = [{"name": "digits-canary", "weight": routed}]
+        live |= dict([child(HTTP_ROUTE, spec={"rules": [{"backendRefs": backends}]})])
+        assert self.weights(plan(deployment(**spec), live))["digits-canary"] == weight
+
+    def test_weight_stays_while_its_autoscaler_adds_pods(self, deployment):
+        spec = {**CANARY, "autoscaling": SCALING, "canary": {"weight": 60}}
+        live = dict([running(6, SCALE_MANAGER, "digits-canary", ready=3)])
+        assert self.weights(plan(deployment(**spec), live))["digits-canary"] == 30
+        backends = [{"name": "digits-canary", "weight": 60}]
+        live |= dict([child(HTTP_ROUTE, spec={"rules": [{"backendRefs": backends}]})])
+        assert self.weights(plan(deployment(**spec), live))["digits-canary"] == 60
 
     def test_selects_other_pods(self, deployment):
         found = plan(deployment(**CANARY))

@@ -37,3 +37,10 @@ def test_values():
 def test_refuses_what_is_no_quantity(text):
     with pytest.raises(ValueError, match="is not a quantity"):
         quantity_value(text)
+
+
+@pytest.mark.parametrize("quantity", ["9" * 32 + "Ei", 10**40, "9223372036854775808"])
+def test_refuses_what_is_above_the_largest_quantity(quantity):
+    with pytest.raises(ValueError, match="is above 2"):
+        canonical_quantity(quantity)
+    assert canonical_quantity("9223372036854775807") == "9223372036854775807"

@@ -82,8 +82,10 @@ def test_second_pass_and_resync_write_nothing(call, deployment):
         await reconciler.reconcile("default", "digits")
         server.writes.clear()
         await reconciler.reconcile("default", "digits")
+        passes = []
+        reconciler.ask = lambda *key: passes.append(key)
         await reconciler.resync()
-        assert server.writes == []
+        assert (server.writes, passes) == ([], [])
 
     call(check)
 
@@ -225,6 +227,32 @@ def test_changes_and_problems_are_logged_once(call, deployment, caplog):
             await restarted.reconcile("default", "digits")
         assert caplog.text.count("bad field x") == 1
         assert caplog.text.count("created") == 3
+
+    call(check)
+
+
+def test_changes_of_state_are_events(call, deployment):
+    async def check(server, start):
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
+        server.refusals[DEPLOYMENT.path("default", "digits")] = (422, "bad field x")
+        reconciler = await start()
+        for _ in range(2):
+            await reconciler.reconcile("default", "digits")
+        server.refusals.clear()
+        await reconciler.reconcile("default", "digits")
+        events = [(event["type"], event["reason"], event["message"]) for event in server.events]
+        assert events == [
+            ("Normal", "Applied", "created Service 'digits'"),
+            ("Warning", "Refused", "Deployment 'digits': bad field x"),
+            ("Normal", "Applied", "created Deployment 'digits'"),
+            ("Normal", "Progressing", "Kubernetes has not started the rollout"),
+        ]
+        owner = server.events[0]["involvedObject"]
+        assert (owner["kind"], owner["name"], owner["uid"]) == ("ModelDeployment", "digits", "uid")
+        server.forbidden = {"events"}
+        server.add(MODEL_DEPLOYMENT, deployment(replicas=2))
+        await reconciler.reconcile("default", "digits")
+        assert server.get(DISRUPTION_BUDGET, "digits")
 
     call(check)
 

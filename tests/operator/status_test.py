@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from keras_deepseek.operator.kinds import AUTOSCALER, DEPLOYMENT, HTTP_ROUTE, SCALED_OBJECT
-from keras_deepseek.operator.plan import Plan
+from keras_deepseek.operator.plan import KEPT_ANNOTATION, Plan
 from keras_deepseek.operator.problems import Problem
 from keras_deepseek.operator.status import make_status
 
@@ -54,6 +54,35 @@ def test_rollout_is_reconciling(deployment):
     assert found["Stalled"][0] == "False"
     found = conditions(status(deployment(), child(available=1)))
     assert found["Ready"] == ("False", "1 of 2 pods are available")
+
+
+def test_ready_stays_true_when_an_autoscaler_decides(deployment):
+    """Until the Deployment controller has seen the new replicas."""
+    scaled = child()
+    scaled["metadata"]["generation"] = 2
+    assert conditions(status(deployment(), scaled))["Ready"][0] == "False"
+    ready = {**deployment(), "status": status(deployment(), child())}
+    assert conditions(status(ready, scaled))["Ready"] == ("True", "3 replicas are ready.")
+    ready["metadata"]["generation"] = 2
+    assert conditions(status(ready, scaled))["Ready"][0] == "False"
+
+
+def test_zero_pods_that_someone_set_under_an_autoscaler_are_stalled(deployment):
+    zero = child(0, 0, 0)
+    zero["spec"]["replicas"] = 0
+    is_stalled, message = conditions(status(deployment(), zero))["Stalled"]
+    assert is_stalled == "True"
+    assert "kubectl scale deployments/digits --replicas=2" in message
+
+
+def test_pods_that_were_kept_are_said(deployment):
+    scaled = child()
+    scaled["metadata"]["annotations"] = {KEPT_ANNOTATION: "2"}
+    is_ready, message = conditions(status(deployment(), scaled))["Ready"]
+    assert is_ready == "True"
+    assert message.startswith(
+        "3 replicas are ready. Autoscaling left them, above spec.replicas (2)"
+    )
 
 
 def test_line_of_serve_reaches_the_condition(deployment):

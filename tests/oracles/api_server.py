@@ -2,7 +2,8 @@
 
 It knows one rule of server-side apply, that of a Deployment's replicas: an apply without them takes
 them from a manager that had them, and a Deployment that nobody gave replicas has one. Everything
-else that is applied is merged. The nightly tests use a real API server.
+else that is applied is merged. Items of a list of built-in kinds have no kind, as those of a real
+API server. The nightly tests use a real one.
 """
 
 import copy
@@ -10,19 +11,22 @@ from typing import Any
 
 from aiohttp import web
 
-from keras_deepseek.operator.kinds import CHILDREN, DEPLOYMENT, MODEL_DEPLOYMENT, POD
+from keras_deepseek.operator.kinds import CHILDREN, DEPLOYMENT, MODEL_DEPLOYMENT, OPTIONAL, POD
 
 
 class ApiServer:
     """The stand-in. `objects` are those that exist, by path; `writes` are the paths written.
 
-    Writes to a path of `refusals` are refused, and all requests for a plural of `forbidden`.
+    Writes to a path of `refusals` are refused, and all requests for a plural of `forbidden`, or
+    without the `token`, if there is one. `events` are the bodies of applied Events.
     """
 
     def __init__(self, kinds=CHILDREN):
         self.kinds = (*kinds, MODEL_DEPLOYMENT, POD)
         self.objects: dict[str, dict[str, Any]] = {}
         self.writes: list[str] = []
+        self.events: list[dict[str, Any]] = []
+        self.token: str | None = None
         self.reads = 0
         self.refusals: dict[str, tuple[int, str]] = {}
         self.forbidden: set[str] = set()
@@ -43,20 +47,32 @@ class ApiServer:
 
     async def _answer(self, request):
         path = request.path
-        for plural in self.forbidden & set(path.split("/")):
-            return _error(403, "Forbidden", f'{plural} is forbidden: User "operator" cannot do so')
+        if error := self._refuse(request):
+            return error
         if request.method == "GET":
             self.reads += 1
             return self._read(path, request.query)
+        if "/events/" in path:
+            self.events.append(await request.json())
+            return web.json_response({})
         if self.fails_after is not None and len(self.writes) >= self.fails_after:
             return _error(503, "ServiceUnavailable", "killed")
-        if path in self.refusals:
-            status, message = self.refusals[path]
-            return _error(status, "Refused", message)
         self.writes.append(path)
         if request.method == "DELETE":
             return web.json_response(self.objects.pop(path))
         return self._patch(path, await request.json(), request.query.get("fieldManager"))
+
+    def _refuse(self, request):
+        """Returns an error, or `None`."""
+        path = request.path
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return _error(401, "Unauthorized", "Unauthorized")
+        for plural in self.forbidden & set(path.split("/")):
+            return _error(403, "Forbidden", f'{plural} is forbidden: User "operator" cannot do so')
+        if request.method != "GET" and path in self.refusals:
+            status, message = self.refusals[path]
+            return _error(status, "Refused", message)
+        return None
 
     def _read(self, path, query):
         if path == "/apis":
@@ -76,7 +92,13 @@ class ApiServer:
     def _list(self, kind, selector):
         wanted = dict(pair.split("=") for pair in selector.split(",")) if selector else {}
         found = [one for path, one in self.objects.items() if f"/{kind.plural}/" in path]
-        return [one for one in found if wanted.items() <= one["metadata"].get("labels", {}).items()]
+        found = [
+            one for one in found if wanted.items() <= one["metadata"].get("labels", {}).items()
+        ]
+        if kind in OPTIONAL or kind is MODEL_DEPLOYMENT:
+            return found
+        dropped = ("apiVersion", "kind")
+        return [{key: value for key, value in one.items() if key not in dropped} for one in found]
 
     def _patch(self, path, body, manager):
         if path.endswith("/status"):
