@@ -124,7 +124,7 @@ class TestKilledAfterAWrite:
         wait_for_children(kubectl, "digits")
         simulate_autoscaler(kubectl, "digits", 7)
         first.stop()
-        kubectl.apply("digits", autoscaling={**SCALING, "enabled": False})
+        kubectl.apply("digits", replicas=3, autoscaling={**SCALING, "enabled": False})
         operator = start_until(number)
         assert operator.process.wait(timeout=30) == -signal.SIGKILL
         start()
@@ -242,12 +242,12 @@ def test_watches_that_are_silent(kubectl, start, proxy):
     """Only the full list, each minute, finds a change and a new object."""
     proxy.is_silent = True
     operator = start(config=proxy.config)
-    wait_for(lambda: proxy.count()["watches"] == 3, "the watches")
+    wait_for(lambda: proxy.count()["watches"] >= 5, "the watches")
     kubectl.apply("digits", replicas=2)
     wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children", 90)
     assert replicas(kubectl, "digits") == 2
     print("silent watches:", proxy.count())
-    assert proxy.count()["watches"] <= 6
+    assert proxy.count()["watches"] <= 14
     assert operator.process.poll() is None
 
 
@@ -299,10 +299,11 @@ def test_optional_kinds_that_come_later(kubectl, start, proxy):
 def test_idle_reads_do_not_grow_with_the_objects(api_server, kubectl, start, proxy):
     start(config=proxy.config)
     figures = {}
-    for count in (10, 200):
+    for count in (10, 300):
         names = [f"model-{number}" for number in range(count)]
         apply_many(kubectl, names, autoscaling=SCALING)
-        wait_for_children(kubectl, names[-1])
+        last = names[-1]
+        wait_for(lambda last=last: kubectl.get("poddisruptionbudgets", last), "children", 120)
         proxy.wait_until_quiet(3.0)
         simulate_deployments(api_server.url, kubectl.namespace)
         proxy.wait_until_quiet(8.0)
@@ -311,14 +312,36 @@ def test_idle_reads_do_not_grow_with_the_objects(api_server, kubectl, start, pro
         lists = proxy.requests[before:].count(("GET", OBJECTS, False))
         found = proxy.count(before)
         print(f"{count} objects, 65 s idle: {found}, of which {lists} full lists")
-        figures[count] = (found["writes"], found["reads"] / lists)
-    assert figures[10] == figures[200]
-    assert figures[200][0] == 0
+        assert found["writes"] == 0
+        figures[count] = found["reads"] / lists
+    assert figures[300] <= figures[10] + 5  # A watch that begins anew makes a list.
 
 
-def test_drift_is_mended(kubectl, start):
-    start()
+def test_drift_is_mended(kubectl, start, proxy):
+    start(config=proxy.config)
     kubectl.apply("digits", replicas=3)
     wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
     kubectl("patch", "deployments", "digits", "--type=merge", "-p", '{"spec":{"replicas":9}}')
     wait_for(lambda: replicas(kubectl, "digits") == 3, "three replicas again")
+    make_ready(kubectl, "digits")
+    for kind in ("services", "poddisruptionbudgets"):
+        proxy.wait_until_quiet()
+        kubectl("delete", kind, "digits")
+        wait_for(lambda kind=kind: kubectl.get(kind, "digits"), kind, 10)
+
+
+def test_revoked_token_is_replaced_at_once(kubectl, start, proxy):
+    """The watches go on, and the next request finds the new token in its file."""
+    config = proxy.config.read_text()
+
+    def use(token):
+        proxy.config.write_text(config.replace("user: {}", f"user: {{token: {token}}}"))
+        proxy.token = token
+
+    use("old")
+    start(config=proxy.config)
+    kubectl.apply("digits", replicas=1)
+    wait_for(lambda: replicas(kubectl, "digits"), "the operator works")
+    use("new")
+    kubectl.apply("digits", replicas=3)
+    wait_for(lambda: replicas(kubectl, "digits") == 3, "three replicas", 10)

@@ -1,6 +1,8 @@
 """What is shipped for Kubernetes, read by kustomize, Helm and the schemas of built-in kinds."""
 
 import json
+import os
+import shutil
 import subprocess
 
 import pytest
@@ -50,6 +52,21 @@ def test_chart_is_the_kustomize_base():
 
 def test_chart_brings_the_crd():
     assert len(helm.Chart.load(CHART).crds) == 1
+
+
+def test_helm_and_kubectl_share_the_crd(definition, kubectl, tmp_path):
+    """By the command of the documentation, whichever comes first. The CRD alone is installed."""
+    file = ROOT / "kubernetes/base/crd.yaml"
+    apply = ("apply", "--server-side", "--force-conflicts", "-f")
+    kubectl(*apply, str(file))
+    shutil.copytree(CHART, tmp_path / "chart", ignore=shutil.ignore_patterns("templates"))
+    config = helm.Config(kubeconfig_path=os.environ["KUBECONFIG"], namespace=kubectl.namespace)
+    assert config.install(tmp_path / "chart", "operator")["status"] == "deployed"
+    other = tmp_path / "crd.yaml"
+    other.write_text(file.read_text().replace("by a number of pods", "by pods"))
+    kubectl(*apply, str(other))
+    assert config.upgrade(tmp_path / "chart", "operator")["status"] == "deployed"
+    kubectl(*apply, str(file))
 
 
 def test_chart_with_values_is_the_kustomize_example():

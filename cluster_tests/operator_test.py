@@ -36,6 +36,10 @@ def test_object_of_the_documentation_becomes_a_service(kubectl, start):
     columns = kubectl("get", "modeldeployments").split("\n")[1].split()
     assert columns[:5] == ["nlp-service", "True", "3", "3", "Ready"]
     assert "3 replicas are ready." in kubectl("describe", "modeldeployments", "nlp-service")
+    form = "jsonpath={range .items[*]}{.type} {.reason}: {.message}{'\\n'}{end}"
+    wait_for(lambda: "Normal Ready: 3 replicas" in kubectl("get", "events", "-o", form), "events")
+    print(events := kubectl("get", "events", "-o", form))
+    assert "Normal Applied: created Service 'nlp-service', created Deployment" in events
     kubectl("delete", "modeldeployments", "nlp-service", "--timeout=10s")
 
 
@@ -120,6 +124,33 @@ def test_hand_overs_never_let_replicas_fall(kubectl, start, tmp_path):
     print("replicas over time:", seen)
     assert set(seen) == {5, 7}
     assert seen == sorted(seen)
+
+
+def test_autoscaling_switched_on_at_zero_starts_pods(kubectl, start):
+    start()
+    kubectl.apply("digits", replicas=0)
+    wait_for(lambda: replicas(kubectl, "digits") == 0, "no replica")
+    kubectl.apply("digits", replicas=0, autoscaling=SCALING)
+    wait_for(lambda: replicas(kubectl, "digits") == 2, "the fewest replicas")
+    kubectl("patch", "deployments", "digits", "--type=merge", "-p", '{"spec":{"replicas":0}}')
+    wait_for(lambda: kubectl.condition("digits").get("reason") == "ScaledToZero", "a problem")
+
+
+def test_orphans_are_adopted(kubectl, start):
+    """The end of their owners is simulated: the garbage collector removes the references."""
+    operator = start()
+    kubectl.apply("digits", replicas=3)
+    wait_for(lambda: kubectl.get("poddisruptionbudgets", "digits"), "all children")
+    operator.stop()
+    kubectl("delete", "modeldeployments", "digits", "--cascade=orphan", "--wait=false")
+    patch = '{"metadata":{"ownerReferences":null,"finalizers":null}}'
+    for kind in ("services", "deployments", "poddisruptionbudgets", "modeldeployments"):
+        kubectl("patch", kind, "digits", "--type=merge", "-p", patch)
+    uid = kubectl.get("deployments", "digits")["metadata"]["uid"]
+    start()
+    kubectl.apply("digits", replicas=4)
+    wait_for(lambda: replicas(kubectl, "digits") == 4, "four replicas")
+    assert kubectl.get("deployments", "digits")["metadata"]["uid"] == uid
 
 
 def test_regions(kubectl, start):

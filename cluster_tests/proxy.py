@@ -1,4 +1,7 @@
-"""A proxy between an operator and an API server. It counts requests, and makes faults."""
+"""A proxy between an operator and an API server. It counts requests, and makes faults.
+
+Items of a list of built-in kinds lose their kind: a real API server gives none.
+"""
 
 import asyncio
 import json
@@ -12,6 +15,7 @@ from aiohttp import web
 from cluster_tests.cluster import CONFIG, free_port, wait_for
 
 WRITES = ("DELETE", "PATCH", "POST", "PUT")
+BUILT_IN = ("/api/", "/apis/apps/", "/apis/autoscaling/", "/apis/policy/")
 
 
 class Proxy:
@@ -26,6 +30,7 @@ class Proxy:
         self.lines_to_cut = 0
         self.cuts_cleanly = False
         self.is_silent = False
+        self.token = None
         self.gone = []
         self.after_write = lambda count: None
         self.config = folder / "proxied-config"
@@ -62,7 +67,7 @@ class Proxy:
                 last[:] = len(self.requests), time.monotonic()
             return time.monotonic() - last[1] > seconds
 
-        wait_for(is_quiet, f"no request for {seconds} s")
+        wait_for(is_quiet, f"no request for {seconds} s", 120)
 
     def stop(self):
         self.drop_watches()
@@ -87,6 +92,8 @@ class Proxy:
     async def _answer(self, request):
         is_watch = "watch" in request.query
         self.requests.append((request.method, request.path, is_watch))
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return web.json_response(error_status(401, "Unauthorized", "no"), status=401)
         for refusal in self.refusals:
             method, part, status, reason, message, times = refusal
             if method == request.method and part in request.path_qs and times:
@@ -113,6 +120,8 @@ class Proxy:
             return web.Response()
         if request.method in WRITES:
             self.after_write(self.count()["writes"])
+        elif request.path.startswith(BUILT_IN) and upstream.content_type == "application/json":
+            body = _without_kinds(body)
         await response.prepare(request)
         await response.write(body)
         return response
@@ -138,6 +147,15 @@ class Proxy:
         if form == "status":
             return web.json_response(status, status=410)
         return web.Response(text=json.dumps({"type": "ERROR", "object": status}) + "\n")
+
+
+def _without_kinds(body):
+    """Returns an answer without the kinds of the items, if it is a list."""
+    answer = json.loads(body)
+    for item in answer.get("items", ()):
+        item.pop("kind", None)
+        item.pop("apiVersion", None)
+    return json.dumps(answer).encode()
 
 
 def error_status(status, reason, message):

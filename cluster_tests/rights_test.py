@@ -55,9 +55,10 @@ def test_operator_uses_each_of_its_rights(other_kinds, kubectl, start, rights_pr
     wait_for(lambda: is_leaving(kubectl, "digits-canary"), "the canary's end")
     collect_garbage(kubectl, "digits-canary")
     wait_for_children(*service, "PodDisruptionBudget", "ScaledObject")
-    kubectl.apply("digits", autoscaling={**AUTOSCALING, "enabled": False}, replicas=1)
+    kubectl.apply("digits", autoscaling={**AUTOSCALING, "enabled": False})
+    kubectl("scale", "deployments/digits", "--replicas=1")
     wait_for_children(*service)
-    wait_for(lambda: kubectl.condition("digits").get("reason") == "Progressing", "the status")
+    wait_for(lambda: kubectl.condition("digits").get("reason") == "Ready", "the status")
     for right, namespaces in sorted(rights_proxy.used.items()):
         print(*right, "of the cluster" if None in namespaces else "of a namespace")
     assert shipped_rights() - set(rights_proxy.used) == set()
