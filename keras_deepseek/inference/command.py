@@ -127,7 +127,8 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queue-rows",
         type=int,
         metavar="N",
-        help="rows that may wait before requests are refused (default: 1024)",
+        help="rows that may wait before requests are refused (default: 1024, and more while they "
+        "can be answered within 5 seconds and take at most 256 MiB)",
     )
     group.add_argument(
         "--max-concurrent-batches",

@@ -67,7 +67,9 @@ class ServingEngine:
         max_wait: float. With a fixed `batch_size` alone: seconds after the arrival of its oldest
             request when a batch runs that is not full. Defaults to `None`: 0.005 seconds.
         max_queue_rows: integer. The rows that may wait before requests are refused, and the most
-            rows of one request. Defaults to `1024`.
+            rows of one request. Defaults to `None`: 1,024, and more while they are expected to be
+            answered within 5 seconds and take at most 256 MiB with their answers, 1 MiB for one
+            request.
         target_latency: float. Seconds within which requests should be answered. Batches are kept
             small enough for that, and requests that would take longer are refused. Defaults to
             `None`: requests without a timeout are refused only if more come than the model can
@@ -124,7 +126,7 @@ class ServingEngine:
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
         max_wait: float | None = None,
-        max_queue_rows: int = 1024,
+        max_queue_rows: int | None = None,
         target_latency: float | None = None,
         replicas: int = 1,
         isolated: bool = False,

@@ -53,7 +53,7 @@ def test_the_defaults_in_the_help_are_those_of_the_engine():
         and defaults.get(action.dest) is not None
     }
     assert {name: str(defaults[name]).removesuffix(".0") for name in shown} == shown
-    assert len(shown) == 11
+    assert len(shown) == 10
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def make_queue(wait: float | None = None, **options) -> BatchQueue:
     def make_rule() -> LeaveRule:
         return WaitRule(buckets, time) if wait is None else FixedRule(LIMIT, wait)
 
-    return BatchQueue(make_rule, buckets=buckets, batch_time=time, **{"max_rows": 1024} | options)
+    return BatchQueue(make_rule, buckets=buckets, batch_time=time, **options)
 
 
 def simulate(

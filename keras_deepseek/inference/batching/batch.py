@@ -42,6 +42,7 @@ class Request:
         "_open",
         "_parts",
         "arrived",
+        "bytes",
         "connection",
         "deadline",
         "decision",
@@ -73,6 +74,7 @@ class Request:
             )
         self.inputs = inputs
         self.rows: int = sizes.pop() or 0
+        self.bytes = sum([_count_bytes(array) for array in inputs.values()])
         self.lane = tuple(
             [(name, array.shape[1:], array.dtype) for name, array in sorted(inputs.items())]
         )
@@ -215,6 +217,11 @@ def check_rows(outputs: dict[str, Array], size: int) -> None:
                 f"Output {name!r} has shape {array.shape} for {size} rows. Expected one row in the "
                 "first axis for each input row."
             )
+
+
+def _count_bytes(array: Array) -> int:
+    texts = array.flat if array.dtype.hasobject else ()
+    return array.nbytes + sum([len(text) for text in texts if isinstance(text, str | bytes)])
 
 
 def _pad(parts: list[Array], size: int) -> Array:

@@ -27,6 +27,19 @@ STANDING_BATCHES = 4
 """The `patience` of a queue in full batches, if that is longer. At a load that the model can bear,
 requests rarely wait for more than two."""
 
+SURE_ROWS = 1024
+"""The rows that may wait by default, whatever they take."""
+
+BULK_SECONDS = 5.0
+"""The longest expected wait behind `SURE_ROWS` of a request that has more rows than a batch. For
+smaller ones, whose users wait for them, it is the `patience`."""
+
+QUEUE_BYTES = 2**28
+"""The bytes that requests may take with their answers, if more than `SURE_ROWS` wait."""
+
+REQUEST_BYTES = 2**20
+"""The same for one request. HTTP servers read no body, and parse no JSON, that is far larger."""
+
 LEAST_SAVING = 0.0005
 """Seconds. A smaller difference between the times of two batch sizes may be chance."""
 
@@ -43,8 +56,11 @@ class BatchQueue:
     both, its wait is bounded by controlled delay: a queue that has not been empty for longer than
     `patience` stands, however many requests leave it, so a request that would wait longer than that
     is refused, and those in the queue stay in time. A burst, which the model works off meanwhile,
-    is not refused. `max_rows` limits the waiting rows, and the rows of one request. The caller adds
-    the measured times to `batch_time`.
+    is not refused. The caller adds the measured times to `batch_time`.
+
+    `max_rows` limits the waiting rows, and the rows of one request. With `None`, more than
+    `SURE_ROWS` wait if a batch was measured and their time and bytes allow it. `row_bytes` is the
+    least that a row and its answer take.
 
     References: Nichols and Jacobson, "Controlling Queue Delay", 2012; Maurer, "Fail at Scale",
     2015.
@@ -56,7 +72,8 @@ class BatchQueue:
         *,
         buckets: tuple[int, ...],
         batch_time: BatchTime,
-        max_rows: int,
+        max_rows: int | None = None,
+        row_bytes: int = 1,
         num_replicas: int = 1,
         target_latency: float | None = None,
     ) -> None:
@@ -65,7 +82,10 @@ class BatchQueue:
         self._make_rule = make_rule
         self._buckets = buckets
         self._time = batch_time
+        self.most_rows = max_rows or max(SURE_ROWS, REQUEST_BYTES // row_bytes)
+        """The most rows of one request."""
         self._max_rows = max_rows
+        self._row_bytes = row_bytes
         self._num_replicas = num_replicas
         self._target_latency = target_latency or math.inf
         self._lanes: dict[tuple[object, ...], Lane] = {}
@@ -75,12 +95,12 @@ class BatchQueue:
     def add(self, request: Request, now: float) -> None:
         """Adds a request to the lane of its input shapes.
 
-        Raises `InvalidInputError` if it has more rows than may wait, and `OverloadedError` if too
-        many rows wait or it would be late.
+        Raises `InvalidInputError` if it alone is too large, and `OverloadedError` if too many rows
+        wait or it would be late.
         """
         rows = request.waiting
         self.check_size(rows)
-        self.check_room(rows, request.deadline, now)
+        self.check_room(rows, request.deadline, now, request)
         request.arrived = now
         if not self.rows:
             self._standing_since = now
@@ -95,21 +115,22 @@ class BatchQueue:
 
     def check_size(self, rows: int) -> None:
         """Raises an `InvalidInputError` if a request has more rows than may wait."""
-        if rows > self._max_rows:
+        if rows > self.most_rows:
             raise InvalidInputError(
-                f"The request is too large: it has {rows} rows, and at most {self._max_rows} may "
+                f"The request is too large: it has {rows} rows, and at most {self.most_rows} may "
                 "wait. Send fewer rows at a time."
             )
 
-    def check_room(self, rows: int, deadline: float, now: float) -> None:
-        """Raises `OverloadedError` if too many rows wait, or these would be late."""
-        if self.rows + rows > self._max_rows:
-            raise OverloadedError(
-                f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
-                "may. Send less at a time",
-                retry_after=self.predict_wait(rows, now),
-            )
+    def check_room(
+        self, rows: int, deadline: float, now: float, request: Request | None = None
+    ) -> None:
+        """Raises `OverloadedError` if too many rows wait, or these would be late.
+
+        Without a `request`, the rows are those of requests that were not read yet.
+        """
         allowed = min(deadline - now, self._target_latency)
+        if self.rows + rows > (self._max_rows or SURE_ROWS):
+            self._check_bulk(rows, allowed, now, request)
         stands = now - self._standing_since if self.rows and allowed == math.inf else 0.0
         if stands > STANDING_SECONDS and stands > self.patience:
             allowed = self.patience
@@ -206,6 +227,37 @@ class BatchQueue:
         queued = (full * self._time.predict(limit) + own) / self._num_replicas
         running = len(self._ends) >= self._num_replicas
         return queued + (max(min(self._ends) - now, 0.0) if running else 0.0)
+
+    def _check_bulk(self, rows: int, allowed: float, now: float, request: Request | None) -> None:
+        """Raises an error if rows have no room behind those that may wait in any case.
+
+        It is an `InvalidInputError` if a retry would not help.
+        """
+        wait = self.predict_wait(rows, now)
+        if allowed == math.inf:
+            is_small = request is not None and rows <= self._buckets[-1]
+            allowed = self.patience if is_small else BULK_SECONDS
+        in_queue = sum([lane.bytes for lane in self._lanes.values()])
+        least = (self.rows + rows) * self._row_bytes
+        size = max(in_queue + (0 if request is None else request.bytes), least)
+        if self._max_rows is not None:
+            limit = f"at most {self._max_rows} may"
+        elif not self._time.is_known:
+            limit = f"at most {SURE_ROWS} may until a batch was measured"
+        elif wait > allowed:
+            limit = f"the answer would take {wait:.3g} s, where {allowed:.3g} s are allowed"
+        elif size > QUEUE_BYTES:
+            limit = f"all would take {size} bytes, where {QUEUE_BYTES} are allowed"
+        else:
+            return
+        if request is not None and not (self.rows or self._ends):
+            raise InvalidInputError(
+                f"The request is too large: it has {rows} rows, and {limit}. Send fewer at a time."
+            )
+        raise OverloadedError(
+            f"The queue is full: {self.rows} rows are waiting and {limit}. Send less at a time",
+            retry_after=wait,
+        )
 
     def _due(self, limit: int, now: float) -> list[tuple[tuple[int, float], int, Lane, Reason]]:
         return [

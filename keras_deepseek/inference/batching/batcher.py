@@ -54,11 +54,11 @@ class Batcher:
     only those that fail alone get an error. Cancelled and late requests are not run, nor those of
     clients that have hung up. A request gets an error when its deadline passes.
 
-    `max_queue_rows` limits the waiting rows, and the rows of one request. With `target_latency`, in
-    seconds, batches are kept small enough, and requests that would take longer are refused. Each
-    replica has its own thread. `take_turn` returns a context manager in which a batch is formed and
-    run; with `None`, batches wait for no other model. `after_batch` is called after each batch, on
-    the thread that ran it.
+    `max_queue_rows` limits the waiting rows, and the rows of one request; with `None`, their time
+    and bytes do (`BatchQueue`). With `target_latency`, in seconds, batches are kept small enough,
+    and requests that would take longer are refused. Each replica has its own thread. `take_turn`
+    returns a context manager in which a batch is formed and run; with `None`, batches wait for no
+    other model. `after_batch` is called after each batch, on the thread that ran it.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Batcher:
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
         max_wait: float | None = None,
-        max_queue_rows: int = 1024,
+        max_queue_rows: int | None = None,
+        row_bytes: int = 1,
         target_latency: float | None = None,
         take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -91,6 +92,7 @@ class Batcher:
             buckets=self.buckets,
             batch_time=self.batch_time,
             max_rows=max_queue_rows,
+            row_bytes=row_bytes,
             num_replicas=len(self._replicas),
             target_latency=target_latency,
         )
@@ -115,9 +117,9 @@ class Batcher:
     def submit(self, request: Request) -> None:
         """Queues a request, which gets exactly one answer.
 
-        Its deadline is a time of the batcher's clock. Raises `InvalidInputError` if it has more
-        rows than may wait, `OverloadedError` if too many rows wait or it would be late, and
-        `ClosedError` if the batcher is closed.
+        Its deadline is a time of the batcher's clock. Raises `InvalidInputError` if it alone is too
+        large, `OverloadedError` if too many rows wait or it would be late, and `ClosedError` if the
+        batcher is closed.
         """
         with self._condition:
             if self._queue.is_closing:
@@ -128,6 +130,11 @@ class Batcher:
                 self._condition.notify()
             if request.deadline < math.inf:
                 self._deadlines.add(request)
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows of one request."""
+        return self._queue.most_rows
 
     def check_size(self, rows: int) -> None:
         """Raises an `InvalidInputError` if a request has more rows than may wait."""

@@ -34,6 +34,7 @@ class Lane:
     ) -> None:
         self.rule = rule
         self.rows = 0
+        self.bytes = 0
         self._time = batch_time
         self._target_latency = target_latency
         self._buckets = buckets
@@ -50,6 +51,7 @@ class Lane:
         if request.deadline < math.inf:
             heapq.heappush(self._deadlines, (request.deadline, number, request))
         self.rows += request.waiting
+        self.bytes += request.bytes
 
     def forget(self, request: Request) -> bool:
         """Removes a request that needs no answer any more. Returns false if it was not here."""
@@ -57,6 +59,7 @@ class Lane:
             return False
         del self._arrivals[request]
         self.rows -= request.waiting
+        self.bytes -= request.bytes
         if not self._arrivals:
             self._heap.clear()
             self._deadlines.clear()

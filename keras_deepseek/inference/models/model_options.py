@@ -20,7 +20,7 @@ class ModelOptions:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Defaults to `32`.
         max_wait: float. Seconds, for a fixed `batch_size` alone. Defaults to `None`: 0.005 seconds.
-        max_queue_rows: integer. Defaults to `1024`.
+        max_queue_rows: integer. Defaults to `None`: as many as time and memory allow.
         target_latency: float. Seconds. Defaults to `None`.
         replicas: integer. Defaults to `1`.
         isolated: boolean. Defaults to `False`.
@@ -47,7 +47,7 @@ class ModelOptions:
     batch_size: int | Literal["dynamic"] = "dynamic"
     max_batch_size: int = 32
     max_wait: float | None = None
-    max_queue_rows: int = 1024
+    max_queue_rows: int | None = None
     target_latency: float | None = None
     replicas: int = 1
     isolated: bool = False
@@ -60,7 +60,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_integer("max_batch_size", self.max_batch_size)
-        check_integer("max_queue_rows", self.max_queue_rows)
+        if self.max_queue_rows is not None:
+            check_integer("max_queue_rows", self.max_queue_rows)
         check_batch_size(self.batch_size, self.max_batch_size)
         if self.max_wait is not None:
             check_seconds("max_wait", self.max_wait, or_zero=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.artifacts.signature import Array, Signature, find_dtype
 from keras_deepseek.inference.arguments import check_batch_axis, check_request_options
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
@@ -86,6 +86,7 @@ class ModelVersion:
             max_batch_size=options.max_batch_size,
             max_wait=options.max_wait,
             max_queue_rows=options.max_queue_rows,
+            row_bytes=_row_bytes(self._executors[0].signature),
             target_latency=options.target_latency,
             take_turn=None if turns is None else partial(turns.take, name),
             after_batch=after_batch,
@@ -99,7 +100,7 @@ class ModelVersion:
     @property
     def max_rows(self) -> int:
         """The most rows of one request."""
-        return self._options.max_queue_rows
+        return self._batcher.most_rows
 
     def start(self) -> None:
         """Warms up the version, and accepts requests from then on.
@@ -300,6 +301,15 @@ def _run(executor: Executor, inputs: dict[str, Array]) -> dict[str, Array]:
     outputs = executor.run(inputs)
     check_outputs(outputs, executor.signature)
     return outputs
+
+
+def _row_bytes(signature: Signature) -> int:
+    """Returns the least bytes of a row and its answer, at least 1. Free axes count as 1."""
+    total = 0
+    for spec in (*signature.inputs, *signature.outputs):
+        sizes = [1 if size is None else size for size in spec.shape[1:]]
+        total += math.prod(sizes) * find_dtype(spec.dtype).itemsize
+    return max(total, 1)
 
 
 def _open(model: Any, options: ModelOptions) -> Executor:

@@ -14,7 +14,7 @@ from tests.oracles.queue_simulation import LIMIT, poisson, seconds_of, simulate
 from tests.oracles.queue_simulation import make_queue as simulated_queue
 
 
-def make_queue(batch_size=None, max_batch_size=4, max_wait=1.0, max_rows=100, **options):
+def make_queue(batch_size=None, max_batch_size=4, max_wait=1.0, max_rows=None, **options):
     limit = batch_size or max_batch_size
 
     def make_rule():
@@ -292,6 +292,66 @@ def test_rows_without_elements_are_counted():
     queue = make_queue()
     with pytest.raises(InvalidInputError, match="1099511627776 rows"):
         queue.add(Request({"x": np.empty((2**40, 0), "float32")}), 0.0)
+
+
+def quick_queue(seconds, **options):
+    """Returns a queue before a model that takes some seconds for each batch of 32 rows."""
+    time = BatchTime()
+    time.add(32, seconds)
+    return make_queue(max_batch_size=32, batch_time=time, **options)
+
+
+def test_bulk_clients_of_a_quick_model_are_all_accepted():
+    queue = quick_queue(32e-6)
+    for _ in range(64):
+        queue.add(request_of(1000), 0.0)
+    queue.add(request_of(1), 0.0)
+    assert queue.rows == 64_001
+
+
+def test_bulk_clients_wait_for_seconds_and_others_for_the_patience():
+    queue = quick_queue(0.032)  # A millisecond a row.
+    queue.add(request_of(1000), 0.0)
+    with pytest.raises(OverloadedError, match=r"would take 1.06 s, where 0.2 s are allowed"):
+        queue.add(request_of(32), 0.0)
+    queue.add(request_of(3900), 0.0)
+    with pytest.raises(OverloadedError, match=r"take 5.02 s, where 5 s are allowed") as caught:
+        queue.add(request_of(100), 0.0)
+    assert caught.value.retry_after == 6
+    queue.add(request_of(100, deadline=6.0), 0.0)
+
+
+def test_a_request_that_no_retry_would_help_is_too_large():
+    queue = quick_queue(0.032)
+    with pytest.raises(InvalidInputError, match=r"6000 rows, and the answer would take 6.02 s"):
+        queue.add(request_of(6000), 0.0)
+    with pytest.raises(InvalidInputError, match="at most 65536 may wait"):
+        make_queue(row_bytes=16).add(request_of(2**16 + 1, width=0), 0.0)
+
+
+def test_rows_beyond_the_sure_ones_wait_while_their_bytes_and_answers_fit():
+    large = {"x": np.broadcast_to(np.float32(0), (1000, 60_000))}  # 240 MB that take no memory.
+    queue = quick_queue(32e-6)
+    queue.add(Request(large), 0.0)
+    queue.add(request_of(1000), 0.0)
+    with pytest.raises(OverloadedError, match="480008000 bytes, where 268435456 are allowed"):
+        queue.add(Request(large), 0.0)
+    queue.next_batch(0.0)
+    queue.clear()
+    queue.add(Request({"x": np.array([b"word" * 100_000] * 600, "object")}), 0.0)
+    with pytest.raises(OverloadedError, match="480009600 bytes"):
+        queue.add(Request({"x": np.array([b"word" * 100_000] * 600, "object")}), 0.0)
+    queue = quick_queue(32e-6, row_bytes=200_000)
+    queue.add(request_of(1024), 0.0)
+    with pytest.raises(OverloadedError, match="409600000 bytes"):
+        queue.add(request_of(1024), 0.0)
+
+
+def test_until_a_batch_was_measured_no_more_than_the_sure_rows_wait():
+    queue = make_queue()
+    queue.add(request_of(1024), 0.0)
+    with pytest.raises(OverloadedError, match="at most 1024 may until a batch was measured"):
+        queue.add(request_of(1), 0.0)
 
 
 def test_clear_hands_out_what_waits():

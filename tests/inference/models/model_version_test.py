@@ -157,7 +157,7 @@ def test_what_is_too_large_is_refused_before_it_is_filled():
     version = open_version(Free(), padding=padding, warm_up=False)
     version.start()
     answers = []
-    with pytest.raises(InvalidInputError, match="1099511627776 rows, and at most 1024 may wait"):
+    with pytest.raises(InvalidInputError, match="1099511627776 rows, and at most 65536 may"):
         version.submit({"x": np.empty((2**40, 0), "float32")}, answers.append)
     version.close()
     assert answers == []
