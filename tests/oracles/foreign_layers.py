@@ -85,7 +85,7 @@ def pads_to_block(self, x):
     return ops.flip(ops.pad(x, [[0, 0], [0, -length % 5], [0, 0]]), axis=1)[:, -length:]
 
 
-@form()
+@form("torch", "jax")  # Keras on TensorFlow takes the positions for a bias.
 def adds_positions(self, x):
     return x + ops.cast(ops.arange(ops.shape(x)[1]), "float32")[None, :, None]
 
@@ -154,7 +154,7 @@ def appends_to_a_list(self, x):
 
 @form()
 def caches_by_shape(self, x):
-    return x * (1.0 + 0.1 * self.seen.setdefault(tuple(x.shape), len(self.seen)))
+    return x * (1.0 + 0.1 * self.seen.setdefault(str(tuple(x.shape)), len(self.seen)))
 
 
 @form()
