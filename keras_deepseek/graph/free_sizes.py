@@ -24,17 +24,17 @@ _LONG = 4099
 
 @dataclasses.dataclass(frozen=True)
 class FreeAxis:
-    """An axis whose size differs between batches: the places where it stands in the inputs."""
+    """An axis whose size differs between batches, and the axes of inputs that have this size."""
 
-    places: tuple[tuple[int, int], ...]  # Each is the index of an input, and an axis of it.
+    input_axes: tuple[tuple[int, int], ...]  # Pairs: the index of an input, and an axis of it.
 
     @property
     def is_batch(self) -> bool:
         """True for the batch axis."""
-        return self.places[0][1] == 0
+        return self.input_axes[0][1] == 0
 
     def __str__(self) -> str:
-        return " and ".join(f"axis {axis} of input {index}" for index, axis in self.places)
+        return " and ".join(f"axis {axis} of input {index}" for index, axis in self.input_axes)
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -55,13 +55,13 @@ class ReadSizes(keras.Operation):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
         operation = keras.saving.serialize_keras_object(self.operation)
-        return {"operation": operation, "places": [list(each) for each in self.places]}
+        return {"operation": operation, "places": [list(triple) for triple in self.places]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ReadSizes":
         """Returns the operation of a config."""
         operation = keras.saving.deserialize_keras_object(config["operation"])
-        return cls(operation, [tuple(each) for each in config["places"]])
+        return cls(operation, [tuple(triple) for triple in config["places"]])
 
     def call(self, sources: Sequence[Any], args: Any, kwargs: Any) -> Any:
         """Runs the operation with the sizes of the `sources`."""
@@ -86,58 +86,62 @@ def trace_free(
         example: Example inputs, of known shapes.
         declared: The shapes that the model declares, with `None` for an unknown size.
     """
-    shapes = [tuple(each.shape) for each in tree.flatten(example)]
+    shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
     graph = trace(as_symbols(example))
-    taken = {size for node in graph.nodes() for spec in node.outputs for size in spec.shape}
+    used_sizes = {size for node in graph.nodes() for spec in node.outputs for size in spec.shape}
     free: list[FreeAxis] = []
-    for places in _open_places(declared, shapes):
-        tied = [FreeAxis(places)]
-        separate = [FreeAxis((place,)) for place in places]
+    for input_axes in _group_open_axes(declared, shapes):
+        tied = [FreeAxis(input_axes)]
+        separate = [FreeAxis((input_axis,)) for input_axis in input_axes]
         for axes in [tied] if tied[0].is_batch or separate == tied else [separate, tied]:
-            found = _trace_with_free(trace, example, [*free, *axes], taken)
-            if found is not None and found.leaves.keys() == graph.leaves.keys():
-                graph = found
+            candidate = _trace_with_free(trace, example, [*free, *axes], used_sizes)
+            if candidate is not None and candidate.leaves.keys() == graph.leaves.keys():
+                graph = candidate
                 free += axes
                 break
     return graph, free
 
 
-def _open_places(declared: Sequence[Any], shapes: Sequence[Shape]) -> list[tuple[Any, ...]]:
+def _group_open_axes(declared: Sequence[Any], shapes: Sequence[Shape]) -> list[tuple[Any, ...]]:
     """Returns the axes of the batch and those of unknown size, in groups of the same size.
 
-    The batch axes come first. Each axis is the index of an input, and its place in the shape.
+    The batch axes come first. Each axis is a pair: the index of an input, and an axis of it.
     """
     groups: dict[tuple[bool, int], list[tuple[int, int]]] = {}
     for index, (spec, shape) in enumerate(zip(declared, shapes, strict=True)):
-        for axis, (known, size) in enumerate(zip(spec, shape, strict=True)):
-            if axis == 0 or known is None:
+        for axis, (declared_size, size) in enumerate(zip(spec, shape, strict=True)):
+            if axis == 0 or declared_size is None:
                 groups.setdefault((axis != 0, size), []).append((index, axis))
-    return [tuple(places) for _, places in sorted(groups.items())]
+    return [tuple(input_axes) for _, input_axes in sorted(groups.items())]
 
 
 def _trace_with_free(
-    trace: Callable[[Any], Graph], example: Any, axes: Sequence[FreeAxis], taken: Collection[int]
+    trace: Callable[[Any], Graph],
+    example: Any,
+    axes: Sequence[FreeAxis],
+    used_sizes: Collection[int],
 ) -> Graph | None:
     """Returns a graph that reads the sizes of axes at run time, or `None` if that can't be.
 
-    Its own sizes of these axes are near those of the example, and not among the `taken` ones. It is
-    compared with graphs of other sizes.
+    The sizes of these axes in it are near those of the example, and not among the `used_sizes`. It
+    is compared with graphs of other sizes.
     """
-    shapes = [tuple(each.shape) for each in tree.flatten(example)]
-    own: list[int] = []
-    for index, place in (axis.places[0] for axis in axes):
-        near = itertools.count(max(2, shapes[index][place]))
-        own.append(next(size for size in near if size not in {*taken, *own}))
+    shapes = [tuple(symbol.shape) for symbol in tree.flatten(example)]
+    near_sizes: list[int] = []
+    for index, input_axis in (axis.input_axes[0] for axis in axes):
+        candidates = itertools.count(max(2, shapes[index][input_axis]))
+        excluded = {*used_sizes, *near_sizes}
+        near_sizes.append(next(size for size in candidates if size not in excluded))
     # Differences of sizes must differ too.
-    larger = [size + 5 + 2 * number for number, size in enumerate(own)]
-    smallest = [1 for _ in own]
+    larger = [size + 5 + 2 * number for number, size in enumerate(near_sizes)]
+    smallest = [1 for _ in near_sizes]
     longest = [
         size if axis.is_batch else _LONG + 3 * number
-        for number, (size, axis) in enumerate(zip(own, axes, strict=True))
+        for number, (size, axis) in enumerate(zip(near_sizes, axes, strict=True))
     ]
     graphs: list[Graph] = []
     variants: list[list[int]] = []
-    for sizes in (own, larger, *([] if longest == own else [longest]), smallest):
+    for sizes in (near_sizes, larger, *([] if longest == near_sizes else [longest]), smallest):
         try:
             graph = trace(as_symbols(example, with_sizes(shapes, axes, sizes)))
         except CannotOpenError:  # The model does not take these sizes.
@@ -190,7 +194,7 @@ def _changed_sizes(operations: Sequence[Any]) -> dict[tuple[str, int], Shape] | 
     if operations[0] is None or isinstance(operations[0], keras.Layer):
         return changes
     for name in attributes(operations[0]):
-        values: list[Any] = [attributes(each).get(name) for each in operations]
+        values: list[Any] = [attributes(operation).get(name) for operation in operations]
         if all(value_key(value) == value_key(values[0]) for value in values):
             continue
         is_list = all(isinstance(value, list | tuple) for value in values)
@@ -220,14 +224,14 @@ def _read_sizes(
         return True
     if any(sizes not in axes for sizes in changes.values()):
         return False
-    places = []
+    attribute_sizes = []
     sources = []
     for (name, position), sizes in changes.items():
-        index, source_axis = axes[sizes].places[0]
-        places.append((name, position, source_axis))
+        index, source_axis = axes[sizes].input_axes[0]
+        attribute_sizes.append((name, position, source_axis))
         sources.append(Value(inputs[index]))
     node.args, node.kwargs = (tuple(sources), node.args, node.kwargs), {}
-    node.operation = ReadSizes(node.operation, places)
+    node.operation = ReadSizes(node.operation, attribute_sizes)
     node.kind = "ReadSizes"
     return True
 
@@ -238,6 +242,6 @@ def with_sizes(
     """Returns shapes with other sizes of axes."""
     changed = [list(shape) for shape in shapes]
     for axis, size in zip(axes, sizes, strict=True):
-        for index, place in axis.places:
-            changed[index][place] = size
+        for index, input_axis in axis.input_axes:
+            changed[index][input_axis] = size
     return [tuple(shape) for shape in changed]

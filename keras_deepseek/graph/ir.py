@@ -58,9 +58,9 @@ class Node:
 
     def values(self) -> list["Value"]:
         """Returns the values that the node reads, in order, with repetitions."""
-        found: list[Value] = []
-        self.map_values(found.append)
-        return found
+        values: list[Value] = []
+        self.map_values(values.append)
+        return values
 
     def map_values(self, function: Callable[["Value"], Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the args and kwargs with `function(value)` in place of each value."""
@@ -69,7 +69,7 @@ class Node:
             if isinstance(structure, Value):
                 return function(structure)
             if isinstance(structure, dict):
-                return {name: apply(each) for name, each in structure.items()}
+                return {name: apply(argument) for name, argument in structure.items()}
             if type(structure) in (list, tuple):
                 return type(structure)(map(apply, structure))
             if isinstance(structure, tuple):  # A named one.
@@ -159,12 +159,12 @@ class Graph:
 
         self.outputs = [resolve(value) for value in self.outputs]
         self.masks = [None if mask is None else resolve(mask) for mask in self.masks]
-        seen: set[int] = set()
+        visited: set[int] = set()
         waiting = [value.node for value in self.roots()]
         while waiting:
             node = waiting.pop()
-            if id(node) not in seen:
-                seen.add(id(node))
+            if id(node) not in visited:
+                visited.add(id(node))
                 node.args, node.kwargs = node.map_values(resolve)
                 waiting += [value.node for value in node.values()]
 

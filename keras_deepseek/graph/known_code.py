@@ -112,20 +112,20 @@ def protected_attributes(model: keras.Model) -> Iterator[None]:
         for inner in (flatten_layers(owner) if isinstance(owner, keras.Layer) else [owner])
     ]
     memo = {
-        id(kept): kept
+        id(uncopied): uncopied
         for owner in owners
-        for kept in (owner, getattr(owner, "_tracker", None), *getattr(owner, "variables", ()))
+        for uncopied in (owner, getattr(owner, "_tracker", None), *getattr(owner, "variables", ()))
     }
     saved = [(vars(owner), dict(vars(owner))) for owner in {id(o): o for o in owners}.values()]
     try:
-        for attributes, before in saved:
-            attributes.update(_copies(before, memo))
+        for attributes, old_attributes in saved:
+            attributes.update(_copies(old_attributes, memo))
         yield
     finally:
-        for attributes, before in saved:
-            for name in attributes.keys() - before.keys():
+        for attributes, old_attributes in saved:
+            for name in attributes.keys() - old_attributes.keys():
                 del attributes[name]
-            attributes.update(before)
+            attributes.update(old_attributes)
 
 
 def _copies(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from keras_deepseek.graph.passes import run_passes
 from keras_deepseek.graph.passes.contraction import multiply_adds
 from keras_deepseek.graph.trace import describe_error, path_of, trace_model
 
-_Place = list[tuple[GraphNode, int]]
+_Position = list[tuple[GraphNode, int]]
 """The position of a node: from the model inwards, each layer around it and the index in it."""
 
 
@@ -58,11 +58,11 @@ class _Drawing:
     def __init__(self, model: keras.Model, layers: dict[str, tuple[keras.Layer, str]]) -> None:
         self._layers = layers
         self._root = _describe_layer(model)
-        self._places: dict[str, tuple[GraphNode, _Place]] = {
+        self._drawn_layers: dict[str, tuple[GraphNode, _Position]] = {
             path: (self._root, []) for path in ("", self._root.path)
         }
-        self._place_of_node: dict[int, _Place] = {}
-        self._left: set[tuple[int, Value]] = set()  # The layers that each value has left.
+        self._position_of_node: dict[int, _Position] = {}
+        self._exits: set[tuple[int, Value]] = set()  # Pairs: a layer, and a value that leaves it.
 
     def draw(self, graph: Graph) -> GraphNode:
         """Returns the model's node."""
@@ -72,54 +72,54 @@ class _Drawing:
             self._add(node, graph)
         for node in nodes:
             for value in node.values():
-                self._connect(value, self._place_of_node[id(node)])
+                self._connect(value, self._position_of_node[id(node)])
         for value in graph.outputs:
             self._connect(value, [])
         _sum_operations(self._root)
         return self._root
 
     def _add(self, node: Node, graph: Graph) -> None:
-        outer, place = self._layer(node.layer)
+        outer, position = self._layer(node.layer)
         if node.is_layer:  # It was kept whole.
             outer.flops, outer.reason = None, graph.leaves[node.layer].reason
             outer.out = [_describe(spec) for spec in node.outputs]
         else:
-            made = GraphNode("op", node.kind, node.kind, flops=2 * multiply_adds(node))
-            made.kind = "input" if node.operation is None else "op"
-            made.out = [_describe(spec) for spec in node.outputs]
-            outer.children.append(made)
-            place = [*place, (outer, len(outer.children) - 1)]
-        self._place_of_node[id(node)] = place
+            drawn = GraphNode("op", node.kind, node.kind, flops=2 * multiply_adds(node))
+            drawn.kind = "input" if node.operation is None else "op"
+            drawn.out = [_describe(spec) for spec in node.outputs]
+            outer.children.append(drawn)
+            position = [*position, (outer, len(outer.children) - 1)]
+        self._position_of_node[id(node)] = position
 
-    def _layer(self, path: str) -> tuple[GraphNode, _Place]:
-        """Returns a layer's node and place; adds it, and the layers around it, if it is new."""
-        if path not in self._places:
+    def _layer(self, path: str) -> tuple[GraphNode, _Position]:
+        """Returns a layer's node and position; adds it, and the layers around it, if it is new."""
+        if path not in self._drawn_layers:
             layer, holder = self._layers[path]
-            outer, place = self._layer(holder)
-            made = _describe_layer(layer)
-            outer.children.append(made)
-            self._places[path] = made, [*place, (outer, len(outer.children) - 1)]
-        return self._places[path]
+            outer, position = self._layer(holder)
+            drawn = _describe_layer(layer)
+            outer.children.append(drawn)
+            self._drawn_layers[path] = drawn, [*position, (outer, len(outer.children) - 1)]
+        return self._drawn_layers[path]
 
-    def _connect(self, value: Value, reader: _Place) -> None:
+    def _connect(self, value: Value, reader: _Position) -> None:
         """Adds the edges of a value, out of the layers that made it and into those of a reader."""
-        made = self._place_of_node.get(id(value.node))
-        if made is None:
+        producer = self._position_of_node.get(id(value.node))
+        if producer is None:
             if reader:
                 _add_edge(reader[-1][0], "const", reader[-1][1])
             return
-        pairs = zip(made, reader, strict=False)
+        pairs = zip(producer, reader, strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        if reader and shared < min(len(made), len(reader)):
-            outer, start = made[shared]
+        if reader and shared < min(len(producer), len(reader)):
+            outer, start = producer[shared]
             _add_edge(outer, start, reader[shared][1])
             shared += 1
             for inner, index in reader[shared:]:
                 _add_edge(inner, "in", index)
-        for inner, index in made[shared:]:
+        for inner, index in producer[shared:]:
             _add_edge(inner, index, "out")
-            if (id(inner), value) not in self._left:
-                self._left.add((id(inner), value))
+            if (id(inner), value) not in self._exits:
+                self._exits.add((id(inner), value))
                 inner.out.append(_describe(value))
 
 

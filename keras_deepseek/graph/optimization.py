@@ -110,16 +110,17 @@ class _Optimization:
         tried = [name for name, rewrites in plan.rewrites.items() if rewrites]
         _log.info("%s: rewritten by %s", self._model.name, ", ".join(tried) or "no pass")
         difference, failure = self._verify(tried)
-        kept: list[str] | None = tried or None  # Each pass rewrites only what then costs less.
+        # Each pass rewrites only what then costs less.
+        paying_passes: list[str] | None = tried or None
         times: dict[str, Any] = {}
         if self._measure and failure is None:
-            kept, times = self._time(tried)
-            if kept is not None and kept != tried:
-                difference, failure = self._verify(kept)
+            paying_passes, times = self._time(tried)
+            if paying_passes is not None and paying_passes != tried:
+                difference, failure = self._verify(paying_passes)
         if failure is not None:
             warnings.warn(f"graph.optimize returns the original: {failure}", stacklevel=3)
             return self._finish(None, plan, failure=failure)
-        return self._finish(kept, plan, largest_difference=difference, **times)
+        return self._finish(paying_passes, plan, largest_difference=difference, **times)
 
     def _with(self, passes: Sequence[str] | None) -> OptimizedModel:
         key = None if passes is None else tuple(passes)
@@ -155,24 +156,24 @@ class _Optimization:
 
     def _time(self, tried: Sequence[str]) -> tuple[list[str] | None, dict[str, Any]]:
         """Returns the passes that pay; and the speed-up of each, and of these, for the report."""
-        kept = list(tried)
-        function = self._compiled(kept)
+        paying_passes = list(tried)
+        function = self._compiled(paying_passes)
         speed_ups = {}
         for name in tried:
-            others = [each for each in kept if each != name]
-            without = self._compiled(others)
+            other_passes = [pass_name for pass_name in paying_passes if pass_name != name]
+            without = self._compiled(other_passes)
             seconds = time_together([function, without])
             speed_ups[name] = seconds[1] / seconds[0]
             _log.info("%s: %s is worth %.2f", self._model.name, name, speed_ups[name])
             if speed_ups[name] < _LEAST_PASS_GAIN:
-                kept, function = others, without
+                paying_passes, function = other_passes, without
         # With no pass left, `function` is the flat program.
-        flat = [self._compiled([])] if kept else []
+        flat = [self._compiled([])] if paying_passes else []
         seconds = time_together([self._compiled(None), function, *flat])
         speed_up, speed_ups["flat program"] = seconds[0] / seconds[1], seconds[0] / seconds[-1]
         if speed_up < _LEAST_GAIN:
             return None, {"pass_speed_ups": speed_ups, "speed_up": 1.0}
-        return kept, {"pass_speed_ups": speed_ups, "speed_up": speed_up}
+        return paying_passes, {"pass_speed_ups": speed_ups, "speed_up": speed_up}
 
     def _compiled(self, passes: Sequence[str] | None) -> Any:
         """Returns a call of the model with some passes; `None` stands for the original."""
@@ -192,25 +193,28 @@ class _Optimization:
         return lambda: function(*tensors)
 
     def _finish(
-        self, passes: Sequence[str] | None, plan: Plan | None = None, **found: Any
+        self, passes: Sequence[str] | None, plan: Plan | None = None, **findings: Any
     ) -> OptimizedModel:
-        """Returns the model with some passes and its report. `plan` is that of all passes."""
+        """Returns the model with some passes and its report. `plan` is that of all passes.
+
+        The `findings` are further arguments of the report.
+        """
         model = self._with(passes)
-        before = after = (0, 0) if plan is None else plan.size_before
+        size_before = size_after = (0, 0) if plan is None else plan.size_before
         rewrites: dict[str, list[Rewrite]] = {}
         if passes is not None:
             plan = model.plan(self._training)
-            after = plan.size
-            rewrites = {name: each for name, each in plan.rewrites.items() if each}
+            size_after = plan.size
+            rewrites = {name: changes for name, changes in plan.rewrites.items() if changes}
         model.report = OptimizationReport(
             mode=self._mode,
             passes=model.passes,
-            operations=(before[0], after[0]),
-            multiply_adds=(before[1], after[1]),
+            operations=(size_before[0], size_after[0]),
+            multiply_adds=(size_before[1], size_after[1]),
             rewrites=rewrites,
             leaves=plan.leaves if plan else {},
             free_axes=tuple(map(str, plan.open_axes)) if plan else (),
-            **found,
+            **findings,
         )
         return model
 
@@ -230,11 +234,11 @@ def _pass_names(passes: Any) -> list[str]:
     """Returns the names of the passes to try, in the order in which they run."""
     if isinstance(passes, str) or not isinstance(passes, Iterable | None):
         raise InvalidInputError(f"Expected a list of passes, received {passes!r}.")
-    given = list(PASSES if passes is None else passes)
-    for name in given:
+    names = list(PASSES if passes is None else passes)
+    for name in names:
         if name not in PASSES:
             raise InvalidInputError(unknown_name_message("passes", name, tuple(PASSES)))
-    return [name for name in PASSES if name in given]
+    return [name for name in PASSES if name in names]
 
 
 def _as_tensors(model: keras.Model, inputs: Any) -> Any:
@@ -259,10 +263,12 @@ def _as_tensors(model: keras.Model, inputs: Any) -> Any:
     if graph is None:
         return tensors
     declared = graph.input
-    names = set(declared if isinstance(declared, dict) else (each.name for each in graph.inputs))
-    if isinstance(tensors, dict) and (others := tensors.keys() - names):
+    names = set(
+        declared if isinstance(declared, dict) else (symbol.name for symbol in graph.inputs)
+    )
+    if isinstance(tensors, dict) and (unknown_names := tensors.keys() - names):
         raise InvalidInputError(
-            f"Model {model.name!r} has no inputs {sorted(others)}; it has {sorted(names)}."
+            f"Model {model.name!r} has no inputs {sorted(unknown_names)}; it has {sorted(names)}."
         )
     flat = tree.flatten(declared), tree.flatten(tensors)
     if len(flat[0]) == len(flat[1]) and isinstance(declared, dict) == isinstance(tensors, dict):

@@ -93,12 +93,15 @@ class OptimizedModel(ModelWrapper):
             InvalidInputError: If the class of the original has its own loss or steps, which this
                 model would not run.
         """
-        own = type(self.original)
-        steps = [each for each in _STEPS if getattr(own, each) is not getattr(keras.Model, each)]
+        model_class = type(self.original)
+        steps = [
+            step for step in _STEPS if getattr(model_class, step) is not getattr(keras.Model, step)
+        ]
         if steps:
             raise InvalidInputError(
-                f"{own.__name__} overrides {', '.join(steps)}, which its optimized model does not "
-                "run. Train the original instead: Trainer(model, ..., optimize_graph=True)."
+                f"{model_class.__name__} overrides {', '.join(steps)}, which its optimized model "
+                "does not run. Train the original instead: Trainer(model, ..., "
+                "optimize_graph=True)."
             )
         super().compile(*args, **kwargs)
 
@@ -187,11 +190,11 @@ class OptimizedModel(ModelWrapper):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "OptimizedModel":
         """Returns the model of a config."""
-        made = {
+        deserialized = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
             for name in ("original", "example")
         }
-        return cls(**{**config, **made})
+        return cls(**{**config, **deserialized})
 
 
 def _describe_input(symbol: keras.KerasTensor) -> keras.InputSpec:

@@ -66,7 +66,7 @@ class Plan:
         whole: Collection[str] = (),
         opens_foreign: bool = False,
     ) -> None:
-        shapes = [tuple(each.shape) for each in tree.flatten(example)]
+        shapes = [tuple(tensor.shape) for tensor in tree.flatten(example)]
         declared = _declared_shapes(model, shapes)
         with backend.current().compute.outside_compilation():
             graph, self.axes = trace_free(
@@ -84,7 +84,7 @@ class Plan:
         self.open_axes = [
             axis
             for axis in self.axes
-            if any(declared[i][place] is None for i, place in axis.places)
+            if any(declared[index][input_axis] is None for index, input_axis in axis.input_axes)
         ]
         """The free axes that the model leaves open; the batch size of an input may be fixed."""
         self.program = Program(graph)
@@ -101,8 +101,8 @@ class Plan:
         """Returns True if the program may get inputs of these shapes."""
         if list(map(len, shapes)) != list(map(len, self.shapes)):
             return False
-        places = [axis.places[0] for axis in self.axes]
-        sizes = [shapes[index][place] for index, place in places]
+        input_axes = [axis.input_axes[0] for axis in self.axes]
+        sizes = [shapes[index][input_axis] for index, input_axis in input_axes]
         return with_sizes(self.shapes, self.axes, sizes) == list(shapes)
 
 
@@ -129,7 +129,12 @@ class Plans:
         self._lock = lock_of(model)
 
     def run(self, inputs: Any, training: bool, otherwise: Callable[[], Any]) -> Any:
-        """Runs the program for these inputs, or calls `otherwise` if there is none."""
+        """Runs the program for these inputs, or calls `otherwise`, the model itself.
+
+        Inputs of a new kind are compared first. If an operation fails in a program's first run, a
+        new program keeps the operation's layer whole. This repeats until a program runs, or until
+        no new layer is at fault: then the model runs.
+        """
         tensors = [inputs] if hasattr(inputs, "shape") else tree.flatten(inputs)
         is_masked = any(read_mask(tensor) is not None for tensor in tensors)
         if is_masked or self._differs or infers_shapes():
@@ -149,16 +154,14 @@ class Plans:
                 except Exception as error:
                     if plan.has_run:
                         raise
-                    failed = error
+                    failure = error
                 else:
                     plan.has_run = True
                     return outputs
-            # A layer whose operation fails in the first run is kept whole. Without one, the
-            # original raises the error too, or is right.
-            layer = plan.program.failed_layer(failed)
+            layer = plan.program.failed_layer(failure)
             if layer is None or layer in whole:
-                self._warn(describe_error(failed))
-                self._proved.add(key, None)
+                self._warn(describe_error(failure))
+                self._proved.add(key, None)  # The model raises the error too, or is right.
             else:
                 whole |= {layer}
 
@@ -197,15 +200,16 @@ class Plans:
     def _make(self, inputs: Any, training: bool, whole: Collection[str] = ()) -> Plan:
         tensors = tree.flatten(inputs)
         key = kind, shapes, _ = self._key(inputs, tensors, training)
-        others = (plan for other, plan in self._plans.items() if other[0] == kind and plan)
-        plan = None if whole else next((other for other in others if other.fits(shapes)), None)
+        same_kind = (plan for plan_key, plan in self._plans.items() if plan_key[0] == kind and plan)
+        fitting = (plan for plan in same_kind if plan.fits(shapes))
+        plan = None if whole else next(fitting, None)
         self._plans.add(key, None)  # It stays if no program can be made.
         if not all(map(_is_dense, tensors)):
             raise CannotOpenError("gets sparse or ragged inputs")
         if any(0 in shape for shape in shapes):  # Operations of TensorFlow fail on it.
             raise CannotOpenError("gets an empty batch")
         if plan is None:
-            example = as_symbols(inputs, self._known_shapes(shapes))
+            example = as_symbols(inputs, self._fill_unknown_sizes(shapes))
             plan = Plan(self._model, example, training=training, passes=self._passes, whole=whole)
         if not plan.fits(shapes):
             raise CannotOpenError("fixes a size that its inputs leave open")
@@ -264,7 +268,7 @@ class Plans:
         _, shapes, _ = self._key(inputs, traced, training)
         is_open = any(None in shape for shape in shapes)
         names = [f"input_{index}" for index in range(len(shapes))]
-        sizes = dict(zip(names, self._known_shapes(shapes), strict=True))
+        sizes = dict(zip(names, self._fill_unknown_sizes(shapes), strict=True))
         specs = [
             TensorSpec(name, sizes[name], keras.backend.standardize_dtype(tensor.dtype))
             for name, tensor in zip(names, traced, strict=True)
@@ -302,16 +306,22 @@ class Plans:
         trainable = training and tuple(map(_read_trainable, self._layers))
         kind = trainable, PolicyKey(self._layers), _structure(inputs)
         # Symbolic sizes, as in `torch.export`, are unknown ones.
-        shapes = [tuple([n if type(n) is int else None for n in each.shape]) for each in tensors]
+        shapes = [
+            tuple([size if type(size) is int else None for size in tensor.shape])
+            for tensor in tensors
+        ]
         return kind, tuple(shapes), tuple(map(type, tensors))
 
-    def _known_shapes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
+    def _fill_unknown_sizes(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
         """Returns shapes with the sizes of the example inputs in place of unknown sizes."""
-        known = [tuple(each.shape) for each in tree.flatten(self.example)]
-        if list(map(len, known)) == list(map(len, shapes)):
+        example_shapes = [tuple(symbol.shape) for symbol in tree.flatten(self.example)]
+        if list(map(len, example_shapes)) == list(map(len, shapes)):
             shapes = [
-                tuple(there if size is None else size for size, there in zip(*each, strict=True))
-                for each in zip(shapes, known, strict=True)
+                tuple(
+                    example_size if size is None else size
+                    for size, example_size in zip(*shape_pair, strict=True)
+                )
+                for shape_pair in zip(shapes, example_shapes, strict=True)
             ]
         if any(None in shape for shape in shapes):
             raise CannotOpenError("gets inputs of an unknown size")
@@ -338,8 +348,8 @@ class SharedLock:
     def exclusive(self) -> Iterator[None]:
         """Holds the lock alone. A thread that holds it already does not wait for itself."""
         with self._condition:
-            own = {threading.get_ident()}
-            self._condition.wait_for(lambda: own.issuperset(self._holders))
+            this_thread = {threading.get_ident()}
+            self._condition.wait_for(lambda: this_thread.issuperset(self._holders))
             yield
 
 
@@ -391,7 +401,7 @@ def _is_dense(tensor: Any) -> bool:
 def _declared_shapes(model: keras.Model, shapes: Sequence[Shape]) -> list[Any]:
     """Returns the shapes that a model declares, else those that it gets, of any batch size."""
     graph = functional_graph(model)
-    declared = [tuple(each.shape) for each in graph.inputs] if graph is not None else []
-    if [len(each) for each in declared] != [len(each) for each in shapes]:
+    declared = [tuple(symbol.shape) for symbol in graph.inputs] if graph is not None else []
+    if [len(shape) for shape in declared] != [len(shape) for shape in shapes]:
         return [(None, *shape[1:]) for shape in shapes]
     return declared

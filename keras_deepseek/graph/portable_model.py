@@ -41,8 +41,8 @@ class HeldWeight(keras.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
-        own = ("weight_shape", "weight_dtype", "read_dtype")
-        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+        arguments = ("weight_shape", "weight_dtype", "read_dtype")
+        return {**super().get_config(), **{name: getattr(self, name) for name in arguments}}
 
 
 def make_portable(model: keras.Model, signature: Signature, example: Any) -> keras.Model:

@@ -91,8 +91,8 @@ class _Writer:
             return f"{variable} = {text}  # {node.content.path}"
         operation = node.operation if node.is_layer else node.operation.call
         name = self._name(node.operation.name if node.is_layer else node.kind, operation)
-        arguments = [self._text(each) for each in node.args]
-        arguments += [f"{name}={self._text(each)}" for name, each in node.kwargs.items()]
+        arguments = [self._text(argument) for argument in node.args]
+        arguments += [f"{name}={self._text(argument)}" for name, argument in node.kwargs.items()]
         text = f"{name}({', '.join(arguments)})"
         if len(node.outputs) == 1:
             self._texts[Value(node)] = variable
@@ -108,12 +108,12 @@ class _Writer:
         if isinstance(argument, list):
             return f"[{', '.join(map(self._text, argument))}]"
         if isinstance(argument, tuple):
-            text = f"({''.join(f'{self._text(each)}, ' for each in argument)})"
+            text = f"({''.join(f'{self._text(element)}, ' for element in argument)})"
             kind = type(argument)
             is_named = hasattr(kind, "__match_args__")
             return f"{self._name(kind.__name__, kind)}(*{text})" if is_named else text
         if isinstance(argument, dict):
-            items = (f"{key!r}: {self._text(each)}" for key, each in argument.items())
+            items = (f"{key!r}: {self._text(element)}" for key, element in argument.items())
             return f"{{{', '.join(items)}}}"
         if isinstance(argument, slice):
             parts = (argument.start, argument.stop, argument.step)

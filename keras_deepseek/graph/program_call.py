@@ -35,7 +35,7 @@ class ProgramCall(TemporaryCall):
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Replaces the model's `call` in a `with` block."""
+        """Makes this object the `call` of the model in a `with` block, then restores its own."""
         with own_attributes(self._model, call=self):
             yield
 

@@ -57,11 +57,12 @@ class OptimizationReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        (before, after), (work_before, work_after) = self.operations, self.multiply_adds
+        old_operations, new_operations = self.operations
+        old_multiply_adds, new_multiply_adds = self.multiply_adds
         gradients = " with gradients" if self.mode == "train" else ""
         lines = [
-            f"{self.mode}: {before:,} operations, now {after:,}",
-            f"{work_before:,} multiply-adds{gradients}, now {work_after:,}",
+            f"{self.mode}: {old_operations:,} operations, now {new_operations:,}",
+            f"{old_multiply_adds:,} multiply-adds{gradients}, now {new_multiply_adds:,}",
         ]
         if self.free_axes:
             lines.append(f"of any size: {', '.join(self.free_axes)}")
@@ -76,12 +77,13 @@ class OptimizationReport:
         for name, rewrites in self.rewrites.items():
             speed = self.pass_speed_ups.get(name)
             lines.append(name + (f" ({speed:.2f} times)" if speed else ""))
-            places: dict[str, list[str]] = {}
-            for each in rewrites:
-                places.setdefault(each.text, []).append(", ".join(filter(None, each.layers)))
-            for text, found in places.items():
-                many = f"  {text} x {len(found)}, first in {found[0]}"
-                lines.append(many if found[1:] else f"  {found[0]}: {text}")
+            layers_of_text: dict[str, list[str]] = {}
+            for rewrite in rewrites:
+                layers = ", ".join(filter(None, rewrite.layers))
+                layers_of_text.setdefault(rewrite.text, []).append(layers)
+            for text, layer_names in layers_of_text.items():
+                many = f"  {text} x {len(layer_names)}, first in {layer_names[0]}"
+                lines.append(many if layer_names[1:] else f"  {layer_names[0]}: {text}")
         if self.leaves:
             lines.append("kept whole")
         for path, leaf in self.leaves.items():

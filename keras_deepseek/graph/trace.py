@@ -118,7 +118,7 @@ def as_symbols(inputs: Any, shapes: Sequence[Shape] | None = None) -> Any:
     flat = tree.flatten(inputs)
     symbols = [
         keras.KerasTensor(tuple(shape), keras.backend.standardize_dtype(tensor.dtype))
-        for tensor, shape in zip(flat, shapes or [each.shape for each in flat], strict=True)
+        for tensor, shape in zip(flat, shapes or [tensor.shape for tensor in flat], strict=True)
     ]
     return tree.pack_sequence_as(inputs, symbols)
 
@@ -156,29 +156,31 @@ class _History:
         self.set_value(symbol, value)
         return set_mask(symbol, None if like is None else read_mask(like))
 
-    def value(self, wanted: keras.KerasTensor, layer: str) -> Value:
+    def value(self, target: keras.KerasTensor, layer: str) -> Value:
         """Returns the value of a symbol. The nodes that are made for it belong to a layer."""
-        waiting = [wanted]
+        waiting = [target]
         entered: set[int] = set()
         while waiting:
             symbol = waiting[-1]
             if id(symbol) in self._values:
                 waiting.pop()
                 continue
-            made = _history_node(symbol)
-            symbols = made.arguments.keras_tensors
-            missing = [each for each in symbols if id(each) not in self._values]
+            history_node = _history_node(symbol)
+            arguments = history_node.arguments
+            missing = [
+                argument for argument in arguments.keras_tensors if id(argument) not in self._values
+            ]
             if missing and id(symbol) in entered:
-                raise CannotOpenError(f"uses {made.operation.name}, which returns its own input")
+                name = history_node.operation.name
+                raise CannotOpenError(f"uses {name}, which returns its own input")
             entered.add(id(symbol))
             waiting += missing
             if not missing:
-                node = self.make_node(
-                    made.operation, made.arguments.args, made.arguments.kwargs, made.outputs, layer
-                )
-                for index, output in enumerate(made.outputs):
+                operation, outputs = history_node.operation, history_node.outputs
+                node = self.make_node(operation, arguments.args, arguments.kwargs, outputs, layer)
+                for index, output in enumerate(outputs):
                     self.set_value(output, Value(node, index))
-        return self._values[id(wanted)]
+        return self._values[id(target)]
 
     def make_node(
         self, operation: keras.Operation, args: Any, kwargs: Any, outputs: list[Any], layer: str
@@ -188,8 +190,8 @@ class _History:
         if not isinstance(operation, keras.Layer):
             if code := find_foreign_code(operation):
                 kind = code  # No pass may take it for an operation of Keras.
-            held = (*vars(operation).values(), *tree.flatten((args, kwargs)))
-            if any(isinstance(each, types.FunctionType | types.MethodType) for each in held):
+            contents = (*vars(operation).values(), *tree.flatten((args, kwargs)))
+            if any(isinstance(leaf, types.FunctionType | types.MethodType) for leaf in contents):
                 raise CannotOpenError(f"uses ops.{kind}, which holds a function")
             if kind == "ConvTranspose":  # Keras 3.15 exchanges two arguments of it.
                 raise CannotOpenError("uses ops.ConvTranspose, whose `call` is wrong in Keras")
@@ -198,7 +200,7 @@ class _History:
             args = (args[0], tuple(args[1]))
         if kind == "Add" and _looks_like_bias(args[-1]):
             args = args[::-1]
-        specs = [Spec(each.shape, each.dtype) for each in outputs]
+        specs = [Spec(output.shape, output.dtype) for output in outputs]
         return Node(kind, specs, operation, args, kwargs, layer)
 
     def _argument(self, leaf: Any) -> Any:
@@ -225,8 +227,9 @@ class _Trace:
     def run(self, inputs: Any, training: bool) -> Graph:
         """Calls the model on symbols, and returns the graph."""
         kwargs = {"training": training} if self._model._call_has_training_arg else {}
-        nodes = [Node(INPUT, [Spec(each.shape, each.dtype)]) for each in tree.flatten(inputs)]
-        for symbol, node in zip(tree.flatten(inputs), nodes, strict=True):
+        symbols = tree.flatten(inputs)
+        nodes = [Node(INPUT, [Spec(symbol.shape, symbol.dtype)]) for symbol in symbols]
+        for symbol, node in zip(symbols, nodes, strict=True):
             self._history.set_value(symbol, Value(node))
         with contextlib.ExitStack() as stack:
             stack.enter_context(protected_attributes(self._model))
@@ -241,7 +244,7 @@ class _Trace:
             outputs = self._model(inputs, **kwargs)
             graph = Graph(
                 inputs=nodes,
-                outputs=[self._value(each) for each in tree.flatten(outputs)],
+                outputs=[self._value(output) for output in tree.flatten(outputs)],
                 masks=[
                     mask if mask is None else self._value(mask) for mask in output_masks(outputs)
                 ],
@@ -258,9 +261,9 @@ class _Trace:
         """Runs a layer's `call` on symbols, or keeps the layer whole. Keras has filled in masks."""
         if self._is_in_leaf:
             return type(layer).symbolic_call(layer, *args, **kwargs)
-        for each in tree.flatten((args, kwargs)):
-            if isinstance(each, keras.KerasTensor):
-                self._value(each)  # Nodes that the layer around this one made.
+        for argument in tree.flatten((args, kwargs)):
+            if isinstance(argument, keras.KerasTensor):
+                self._value(argument)  # Nodes that the layer around this one made.
         path = path_of(layer)
         number = len(self._leaves)
         with own_attributes(self, _current_layer=path):
@@ -286,18 +289,20 @@ class _Trace:
             keras.StatelessScope(initialize_variables=False),
         ):
             outputs = type(layer).symbolic_call(layer, *args, **kwargs)
-            if any(each is not None and None in each.shape for each in tree.flatten(outputs)):
+            symbols = [output for output in tree.flatten(outputs) if output is not None]
+            if any(None in symbol.shape for symbol in symbols):
                 # `EinsumDense(output_shape=(None, 4))` declares a size that it does not know.
                 is_quantized = getattr(layer, "quantization_mode", None) is not None
                 call = layer.quantized_call if is_quantized else layer.call
                 outputs = compute_output_spec(call, *args, **kwargs)
         flat = tree.flatten(outputs)
-        symbols = [each for each in flat if each is not None]
+        symbols = [output for output in flat if output is not None]
         node = self._history.make_node(layer, args, kwargs, symbols, path_of(layer))
         self._leaves.append((node, Leaf(type(layer).__name__, reason)))
         values = (Value(node, index) for index in range(len(symbols)))
         new = [  # `compute_output_spec` may return an input.
-            None if each is None else self._history.make_symbol(next(values), each) for each in flat
+            None if output is None else self._history.make_symbol(next(values), output)
+            for output in flat
         ]
         return tree.pack_sequence_as(outputs, new)  # `map_structure` takes dicts in another order.
 
@@ -392,31 +397,32 @@ def _replaced_attributes(
     layer: keras.Layer, kind: type, replacement: Callable[[keras.Layer, Any], Any]
 ) -> Iterator[None]:
     """Replaces objects of a class, also in lists, that a layer and the layers inside it hold."""
-    kept = []
+    originals = []
     try:
         for inner in flatten_layers(layer):
             attributes = vars(inner)
             for name, value in list(attributes.items()):
-                held = value if isinstance(value, list | tuple) else [value]
-                if name in _BOOKKEEPING or not any(isinstance(each, kind) for each in held):
+                members = value if isinstance(value, list | tuple) else [value]
+                if name in _BOOKKEEPING or not any(isinstance(member, kind) for member in members):
                     continue
-                kept.append((attributes, name, value))
+                originals.append((attributes, name, value))
                 new = [
-                    replacement(inner, each) if isinstance(each, kind) else each for each in held
+                    replacement(inner, member) if isinstance(member, kind) else member
+                    for member in members
                 ]
                 # Keras and the frameworks react to `setattr`.
-                attributes[name] = new if held is value else new[0]
+                attributes[name] = new if members is value else new[0]
         yield
     finally:
-        for attributes, name, value in kept:
+        for attributes, name, value in originals:
             attributes[name] = value
 
 
 @contextlib.contextmanager
 def _restored_names() -> Iterator[None]:
     """Restores Keras's counters of names, so that the user's next layer is not `dense_57`."""
-    kept = copy.copy(global_state.get_global_attribute("object_name_uids"))
+    name_counts = copy.copy(global_state.get_global_attribute("object_name_uids"))
     try:
         yield
     finally:
-        global_state.set_global_attribute("object_name_uids", kept)
+        global_state.set_global_attribute("object_name_uids", name_counts)

@@ -86,8 +86,8 @@ class Verifier:
         else:
             _compare_in_float32(self._expected, received)
         return max(
-            float(np.abs(_finite(array) - _finite(other[name])).max(initial=0.0))
-            for (expected, _), (other, _) in zip(self._expected, received, strict=True)
+            float(np.abs(_finite(array) - _finite(outputs[name])).max(initial=0.0))
+            for (expected, _), (outputs, _) in zip(self._expected, received, strict=True)
             for name, array in expected.items()
         )
 
@@ -170,11 +170,11 @@ def time_together(functions: Sequence[Callable[[], Sequence[Any]]]) -> list[floa
     while len(times[0]) < _ROUNDS[0] or (
         len(times[0]) < _ROUNDS[1] and min(map(sum, times)) < _SECONDS
     ):
-        for function, found in zip(functions, times, strict=True):
+        for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
             ops.convert_to_numpy(function()[-1])  # Waits until it is computed.
-            found.append(time.perf_counter() - start)
-    return [min(found) for found in times]
+            seconds.append(time.perf_counter() - start)
+    return [min(seconds) for seconds in times]
 
 
 def resized_batches(inputs: Any, axes: Sequence[FreeAxis], *, training: bool) -> Iterator[Any]:
@@ -183,14 +183,14 @@ def resized_batches(inputs: Any, axes: Sequence[FreeAxis], *, training: bool) ->
     for is_smaller in (True, False) if axes else ():
         tensors = tree.flatten(inputs)
         for axis in axes:
-            index, place = axis.places[0]
-            size = int(tensors[index].shape[place])
+            index, input_axis = axis.input_axes[0]
+            size = int(tensors[index].shape[input_axis])
             # PyTorch has no gradient of some convolutions of one row.
             smallest = 2 if training and axis.is_batch else 1
             positions = np.arange(smallest if is_smaller else size + 3)[::-1] % size
-            for index, place in axis.places:
+            for index, input_axis in axis.input_axes:
                 indices = ops.convert_to_tensor(positions.copy())
-                tensors[index] = ops.take(tensors[index], indices, axis=place)
+                tensors[index] = ops.take(tensors[index], indices, axis=input_axis)
         yield tree.pack_sequence_as(inputs, tensors)
 
 
@@ -231,14 +231,14 @@ def _compare_in_float32(expected: list[_Results], received: list[_Results]) -> N
     # Gradients are small. Those that are zero in exact arithmetic consist of rounding errors.
     arrays = [array for _, gradients in expected for array in gradients.values()]
     largest = max((float(np.abs(array).max(initial=0.0)) for array in arrays), default=0.0)
-    one, other = (
+    expected_gradients, received_gradients = (
         [
             {name: array / (largest or 1.0) for name, array in gradients.items()}
             for _, gradients in results
         ]
         for results in (expected, received)
     )
-    compare_outputs(one, other, by_column=False)
+    compare_outputs(expected_gradients, received_gradients, by_column=False)
 
 
 def _compare_in_half(
@@ -248,13 +248,13 @@ def _compare_in_half(
         if not np.array_equal(np.isfinite(expected[name]), np.isfinite(received[name])):
             raise ExportError(f"{name!r}: NaN or infinity in different places.")
         target = _finite(reference)
-        own, other = (
-            float(np.sqrt(np.square(_finite(each[name]) - target).mean()))
-            for each in (expected, received)
+        expected_error, received_error = (
+            float(np.sqrt(np.square(_finite(arrays[name]) - target).mean()))
+            for arrays in (expected, received)
         )
         rounding = 2.0**-8 * float(np.sqrt(np.square(target).mean()))
-        if other > 2 * own + rounding:
+        if received_error > 2 * expected_error + rounding:
             raise ExportError(
-                f"{name!r} is off from float32 by {other:.3g} (root mean square), the original by "
-                f"{own:.3g}."
+                f"{name!r} is off from float32 by {received_error:.3g} (root mean square), the "
+                f"original by {expected_error:.3g}."
             )

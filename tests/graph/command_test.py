@@ -34,9 +34,9 @@ def test_a_file_becomes_an_optimized_one(folder, capsys, caplog):
     out, report = folder / "out.keras", folder / "report.json"
     with caplog.at_level(logging.INFO):
         run(folder / "model.keras", "-o", out, "--report", report, "--no-measure")
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert "rewritten by" in caplog.text
-    assert "unread_rows" in shown
+    assert "unread_rows" in printed
     assert "unread_rows" in json.loads(report.read_text())["passes"]
     model, optimized = map(keras.saving.load_model, (folder / "model.keras", out))
     assert isinstance(optimized, graph.OptimizedModel)
@@ -53,7 +53,7 @@ def test_the_original_is_written_where_nothing_pays(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (["-o", "out.h5"], r"must end in \.keras"),
         (["-o", "out.keras", "--batch-size", "0"], "--batch-size"),
@@ -64,10 +64,10 @@ def test_the_original_is_written_where_nothing_pays(folder, capsys):
         (["-o", "plain.keras"], "must be different files"),
     ],
 )
-def test_wrong_arguments_are_refused(folder, monkeypatch, arguments, named):
+def test_wrong_arguments_are_refused(folder, monkeypatch, arguments, message):
     monkeypatch.chdir(folder)
     (folder / "file").touch()
-    before = sorted(folder.iterdir())
-    with pytest.raises(KerasDeepSeekError, match=named):
+    files = sorted(folder.iterdir())
+    with pytest.raises(KerasDeepSeekError, match=message):
         run("plain.keras", *arguments)
-    assert sorted(folder.iterdir()) == before
+    assert sorted(folder.iterdir()) == files

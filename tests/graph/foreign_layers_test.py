@@ -56,8 +56,10 @@ def train(name, **options):
 
 def check_training(name):
     expected, received = train(name), train(name, optimize_graph=True)
-    for own, other in zip(expected, received, strict=True):
-        np.testing.assert_allclose(other, own, rtol=1e-4, atol=1e-5, err_msg=name)
+    for expected_array, received_array in zip(expected, received, strict=True):
+        np.testing.assert_allclose(
+            received_array, expected_array, rtol=1e-4, atol=1e-5, err_msg=name
+        )
 
 
 @pytest.mark.each_backend
@@ -78,8 +80,8 @@ def test_training_of_each_layer_by_programs_is_that_of_the_model(name):
 @pytest.mark.parametrize("name", FORMS)
 def test_each_layer_is_the_same_at_other_sizes(name):
     model, _ = build(name)
-    other, _ = build(name)
-    optimized = graph.optimize(other, draw(2, 8), measure=False)
+    twin, _ = build(name)
+    optimized = graph.optimize(twin, draw(2, 8), measure=False)
     for rows, length in [(2, 8), (2, 1), (1, 8), (3, 5), (1, 1), (6, 11)]:
         x = draw(rows, length)
         np.testing.assert_allclose(

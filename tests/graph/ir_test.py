@@ -32,6 +32,6 @@ def test_values_are_replaced_everywhere_at_the_same_time():
 
 
 def test_keys_tell_numbers_of_other_types_apart():
-    assert len({value_key(each) for each in (1, 1.0, True, "1", None)}) == 5
+    assert len({value_key(constant) for constant in (1, 1.0, True, "1", None)}) == 5
     assert value_key([np.ones(2), slice(1)]) == value_key([np.ones(2), slice(1)])
     assert value_key((1,)) != value_key([1])

@@ -48,24 +48,24 @@ def experts():
 
 
 def batch_for(model, rows=2):
-    (given,) = model.inputs
-    return keras.KerasTensor((rows, *given.shape[1:]), given.dtype)
+    (symbol,) = model.inputs
+    return keras.KerasTensor((rows, *symbol.shape[1:]), symbol.dtype)
 
 
 def child(node, name):
-    return next(each for each in node.children if each.name == name)
+    return next(inner for inner in node.children if inner.name == name)
 
 
 def test_layers_are_open_down_to_operations():
     model = transformer()
     graph = draw_layers(model, batch_for(model))
-    assert [each.name for each in graph.children if each.kind == "layer"] == [
+    assert [node.name for node in graph.children if node.kind == "layer"] == [
         *("first", "second", "head"),
     ]
     assert graph.out == [([2, 6, 3], "float32")]
     assert graph.params == model.count_params()
     first = child(graph, "first")
-    assert [each.name for each in first.children] == [
+    assert [node.name for node in first.children] == [
         *("norm", "attention", "Add", "up", "down", "Add"),
     ]
     assert (first.path, child(first, "up").path) == ("first", "first/up")
@@ -73,7 +73,7 @@ def test_layers_are_open_down_to_operations():
     # Both residual edges are there: from the input, and from the first sum.
     assert {("in", 0), ("in", 2), (2, 3), (2, 5), (5, "out")} <= set(first.edges)
     head = child(graph, "head")
-    assert [each.name for each in head.children] == ["Matmul", "Add"]
+    assert [node.name for node in head.children] == ["Matmul", "Add"]
     assert head.edges == [("in", 0), ("const", 0), (0, 1), ("const", 1), (1, "out")]
 
 
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_opened_lists_its_layers():
     model(np.ones((2, 3), "float32"))
     graph = draw_layers(model, keras.KerasTensor((2, 3), "float32"))
     assert graph.reason
-    assert [(each.name, each.params) for each in graph.children] == [("head", 4)]
+    assert [(node.name, node.params) for node in graph.children] == [("head", 4)]
 
 
 def test_layers_with_one_path_are_told_apart_and_left_as_they_were():
@@ -115,12 +115,12 @@ def test_layers_with_one_path_are_told_apart_and_left_as_they_were():
 
     inputs = keras.Input((4,))
     towers = [tower(2), tower(3)]
-    model = keras.Model(inputs, [each(inputs) for each in towers])
+    model = keras.Model(inputs, [submodel(inputs) for submodel in towers])
     paths = [layer.path for layer in model._flatten_layers()]
     nodes = [len(layer._inbound_nodes) for layer in model._flatten_layers()]
     graph = draw_layers(model, batch_for(model))
-    inside = [each.children[-1] for each in graph.children if each.kind == "layer"]
-    assert [each.params for each in inside] == [10, 15]
+    inside = [node.children[-1] for node in graph.children if node.kind == "layer"]
+    assert [node.params for node in inside] == [10, 15]
     assert inside[0].path != inside[1].path
     assert [layer.path for layer in model._flatten_layers()] == paths
     assert [len(layer._inbound_nodes) for layer in model._flatten_layers()] == nodes

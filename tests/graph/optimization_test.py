@@ -190,7 +190,9 @@ def amplifies_rounding(model, inputs, training):
     weights = model.get_weights()
     for seed in range(8):
         random = np.random.default_rng(seed)
-        model.set_weights([each * (1 + 1e-6 * random.normal(size=each.shape)) for each in weights])
+        model.set_weights(
+            [array * (1 + 1e-6 * random.normal(size=array.shape)) for array in weights]
+        )
         try:
             verifier.compare(lambda batch: model(batch, training=training))
         except ExportError:

@@ -27,12 +27,12 @@ def draw(*shape, seed=0):
 
 
 def check_equal(model, optimized, inputs, atol=1e-5):
-    for one, other in zip(
+    for expected, received in zip(
         keras.tree.flatten(model(inputs)), keras.tree.flatten(optimized(inputs)), strict=True
     ):
         np.testing.assert_allclose(
-            ops.convert_to_numpy(ops.cast(other, "float32")),
-            ops.convert_to_numpy(ops.cast(one, "float32")),
+            ops.convert_to_numpy(ops.cast(received, "float32")),
+            ops.convert_to_numpy(ops.cast(expected, "float32")),
             atol=atol,
         )
 
@@ -64,19 +64,21 @@ def test_fit_with_a_ragged_last_batch_trains_the_original():
     fresh = keras.models.clone_model(model)
     assert optimized.predict(draw(5, 6, 8), verbose=0, batch_size=3).shape == (5, 3)
     check_equal(model, optimized, ops.convert_to_tensor(draw(3, 6, 8)))
-    assert [each.shape for each in fresh.get_weights()] == [each.shape for each in trained]
+    assert [array.shape for array in fresh.get_weights()] == [array.shape for array in trained]
 
 
 def test_fit_takes_the_steps_of_the_original():
     model = classifier(6)
-    other = keras.models.clone_model(model)
-    other.set_weights(model.get_weights())
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
     optimized = optimize(model, draw(4, 6, 8), mode="train")
-    for each in (optimized, other):
-        each.compile(keras.optimizers.SGD(0.1), "mse")
-        each.fit(draw(10, 6, 8), draw(10, 3, seed=1), batch_size=4, verbose=0, shuffle=False)
-    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+    for trained_model in (optimized, twin):
+        trained_model.compile(keras.optimizers.SGD(0.1), "mse")
+        trained_model.fit(
+            draw(10, 6, 8), draw(10, 3, seed=1), batch_size=4, verbose=0, shuffle=False
+        )
+    for received, expected in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(received, expected, atol=1e-5)
 
 
 def test_saved_and_loaded(tmp_path):
@@ -95,10 +97,10 @@ def test_weights_that_are_assigned_or_loaded_need_no_refresh(tmp_path):
     model = classifier()
     optimized = optimize(model, draw(2, 5, 8))
     inputs = ops.convert_to_tensor(draw(2, 5, 8))
-    model.set_weights([each + 0.1 for each in model.get_weights()])
+    model.set_weights([array + 0.1 for array in model.get_weights()])
     check_equal(model, optimized, inputs)
     model.save_weights(tmp_path / "a.weights.h5")
-    model.set_weights([each * 0.5 for each in model.get_weights()])
+    model.set_weights([array * 0.5 for array in model.get_weights()])
     model.load_weights(tmp_path / "a.weights.h5")
     check_equal(model, optimized, inputs)
 
@@ -109,11 +111,11 @@ def test_weights_files_are_those_of_the_original(tmp_path):
     optimized = optimize(model, draw(2, 5, 8))
     optimized.save_weights(tmp_path / "a.weights.h5")
     other.load_weights(tmp_path / "a.weights.h5")
-    other.set_weights([each + 0.1 for each in other.get_weights()])
+    other.set_weights([array + 0.1 for array in other.get_weights()])
     other.save_weights(tmp_path / "b.weights.h5")
     optimized.load_weights(tmp_path / "b.weights.h5")
-    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for received, expected in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(received, expected)
 
 
 def test_layers_and_shapes_are_those_of_the_original(capsys):
@@ -192,12 +194,12 @@ def test_ten_threads_that_call_while_lengths_are_traced_get_no_symbols():
         with optimized._plans._lock.exclusive():
             optimized._plans._plans.clear()
         for index in range(len(batches)):
-            place = (index + number) % len(batches)
-            outputs = optimized(batches[place], training=number % 5 == 0)
+            shifted = (index + number) % len(batches)
+            outputs = optimized(batches[shifted], training=number % 5 == 0)
             if isinstance(outputs, keras.KerasTensor) or not np.allclose(
-                ops.convert_to_numpy(outputs), expected[place], atol=1e-5
+                ops.convert_to_numpy(outputs), expected[shifted], atol=1e-5
             ):
-                wrong.append((number, place))
+                wrong.append((number, shifted))
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(10)]
     for thread in threads:
@@ -214,9 +216,9 @@ def test_threads_may_optimize_one_model_and_call_its_optimized_models():
     expected = ops.convert_to_numpy(model(batch))
 
     def call(number):
-        made = graph.optimize(model, draw(2, 5, 8), measure=False) if number % 3 else optimized
-        assert made.report.failure is None
-        return [ops.convert_to_numpy(made(batch)) for _ in range(3)]
+        again = graph.optimize(model, draw(2, 5, 8), measure=False) if number % 3 else optimized
+        assert again.report.failure is None
+        return [ops.convert_to_numpy(again(batch)) for _ in range(3)]
 
     with ThreadPoolExecutor(4) as pool:
         for received in pool.map(call, range(8)):
@@ -265,8 +267,8 @@ def test_structures_of_inputs_with_tied_lengths(kind):
 
     def batch(rows, length):
         a, b = draw(rows, length, 4), draw(rows, length, 4, seed=1)
-        found = {"dict": {"b": b, "a": a}, "list": [a, b], "nested": {"x": [a, {"y": b}]}}[kind]
-        return keras.tree.map_structure(ops.convert_to_tensor, found)
+        arrays = {"dict": {"b": b, "a": a}, "list": [a, b], "nested": {"x": [a, {"y": b}]}}[kind]
+        return keras.tree.map_structure(ops.convert_to_tensor, arrays)
 
     optimized = optimize(model, batch(2, 5))
     check_equal(model, optimized, batch(3, 7))
@@ -282,17 +284,17 @@ def test_a_recurrent_model_with_initial_states():
 
 
 def test_a_stateful_model_goes_on_from_its_state():
-    made = []
+    models = []
     for _ in range(2):
         keras.utils.set_random_seed(0)
         inputs = keras.Input(batch_shape=(2, 5, 4))
-        made.append(keras.Model(inputs, layers.LSTM(3, stateful=True)(inputs) + 1.0))
-    model, other = made
+        models.append(keras.Model(inputs, layers.LSTM(3, stateful=True)(inputs) + 1.0))
+    model, twin = models
     optimized = graph.optimize(model, draw(2, 5, 4), measure=False)
     for layer in model.layers[1:2]:
         layer.reset_state()
     for _ in range(3):
-        check_equal(other, optimized, ops.convert_to_tensor(draw(2, 5, 4)))
+        check_equal(twin, optimized, ops.convert_to_tensor(draw(2, 5, 4)))
 
 
 class Subclassed(keras.Model):
@@ -320,7 +322,7 @@ def test_a_sequential_model():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Activation("linear")])
     optimized = optimize(model, draw(2, 4))
     assert optimized.name == model.name
-    assert [tuple(each.shape) for each in optimized.inputs] == [(None, 4)]
+    assert [tuple(symbol.shape) for symbol in optimized.inputs] == [(None, 4)]
     assert (optimized.input.shape, optimized.output.shape) == ((None, 4), (None, 3))
     check_equal(model, optimized, ops.convert_to_tensor(draw(5, 4)))
 

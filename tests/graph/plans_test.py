@@ -52,10 +52,10 @@ def test_equal_lengths_of_the_example_may_differ_if_the_model_takes_that():
 def test_inputs_of_one_kind_share_a_plan_and_sparse_ones_have_none():
     model = make_model((None, 4))
     plans = Plans(model, (), [keras.KerasTensor((2, 5, 4))])
-    one = plans.make([keras.KerasTensor((2, 5, 4))], training=False)
-    assert plans.make([keras.KerasTensor((3, 6, 4))], training=False) is one
-    assert plans.make([keras.KerasTensor((3, 6, 4), "float16")], training=False) is not one
-    assert plans.make([keras.KerasTensor((2, 5, 4))], training=True) is not one
+    plan = plans.make([keras.KerasTensor((2, 5, 4))], training=False)
+    assert plans.make([keras.KerasTensor((3, 6, 4))], training=False) is plan
+    assert plans.make([keras.KerasTensor((3, 6, 4), "float16")], training=False) is not plan
+    assert plans.make([keras.KerasTensor((2, 5, 4))], training=True) is not plan
 
 
 @pytest.mark.torch_alone

@@ -57,8 +57,8 @@ def optimized():
 def test_a_saved_portable_model_computes_the_same(build, tmp_path):
     model, x = build()
     named = NamedModel(model)
-    made = make_portable(model, named.signature, x)
-    made.save(tmp_path / "model.keras")
+    portable = make_portable(model, named.signature, x)
+    portable.save(tmp_path / "model.keras")
     loaded = NamedModel(keras.saving.load_model(tmp_path / "model.keras"))
     # A program does not know the vocabulary of its inputs.
     inputs = tuple(replace(spec, vocabulary_size=None) for spec in named.signature.inputs)

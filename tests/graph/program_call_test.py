@@ -82,5 +82,7 @@ def test_rows_of_an_unknown_number_are_cut(model):
             return model(inputs)
 
     np.testing.assert_allclose(run(x), model(x), atol=1e-5)
-    operations = [each.type for each in run.get_concrete_function().graph.get_operations()]
+    operations = [
+        operation.type for operation in run.get_concrete_function().graph.get_operations()
+    ]
     assert operations.index("StridedSlice") < operations.index("Softmax")

@@ -23,19 +23,22 @@ def test_the_source_can_be_read():
 
 def test_operations_with_several_outputs_and_structures():
     inputs = keras.Input((4,))
-    one, two = ops.split(inputs, 2, axis=-1)
-    model = keras.Model(inputs, {"b": [two * 2.0, one], "a": one + two})
+    first, second = ops.split(inputs, 2, axis=-1)
+    model = keras.Model(inputs, {"b": [second * 2.0, first], "a": first + second})
     x = ops.convert_to_tensor(np.arange(8, dtype="float32").reshape(2, 4))
     plan = Plan(model, keras.KerasTensor((2, 4)), training=False, passes=())
     expected, received = model(x), plan.program(x)
     assert set(received) == {"a", "b"}
-    for left, right in zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(left), ops.convert_to_numpy(right))
+    outputs = map(keras.tree.flatten, (expected, received))
+    for expected_output, output in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(expected_output), ops.convert_to_numpy(output)
+        )
 
 
 class Pair(NamedTuple):
-    left: Any
-    right: Any
+    first: Any
+    second: Any
 
 
 def test_an_operation_of_a_named_tuple():
@@ -82,7 +85,7 @@ def test_a_number_for_each_row_is_not_taken_for_a_bias():
     inputs = keras.Input(batch_shape=(3, 2, 3))
     model = keras.Model(inputs, Offsets()(inputs))
     x = np.zeros((3, 2, 3), "float32")
-    made = Plan(model, ops.convert_to_tensor(x), training=False, passes=())
+    plan = Plan(model, ops.convert_to_tensor(x), training=False, passes=())
     expected = np.broadcast_to(np.arange(3, dtype="float32")[:, None, None], x.shape)
-    received = made.program(ops.convert_to_tensor(x))
+    received = plan.program(ops.convert_to_tensor(x))
     np.testing.assert_array_equal(ops.convert_to_numpy(received), expected)

@@ -32,7 +32,7 @@ def compare_layer(name, training):
 
     def draw():  # Anew for each call: on PyTorch a layer of Keras changes its inputs.
         inputs = make_inputs(name, np.random.default_rng(0))
-        return [keras.tree.map_structure(ops.convert_to_tensor, each) for each in inputs]
+        return [keras.tree.map_structure(ops.convert_to_tensor, argument) for argument in inputs]
 
     layer = make_layer(name)
     layer(*draw())  # Keras would build some of its layers wrongly while it infers shapes.
@@ -40,18 +40,19 @@ def compare_layer(name, training):
     model(draw())
     plan = Plan(model, as_symbols(draw()), training=training, passes=(), opens_foreign=True)
     states = [*model.variables, *seed_states(model)]
-    before = [ops.copy(state.value) for state in states]
+    values = [ops.copy(state.value) for state in states]
     keras.utils.set_random_seed(1)  # Dropout on PyTorch draws from its own generator.
     expected = model(draw(), training=training)
-    for state, value in zip(states, before, strict=True):
+    for state, value in zip(states, values, strict=True):
         state.assign(value)
     keras.utils.set_random_seed(1)
     received = plan.program(draw())
-    for one, other in zip(keras.tree.flatten(expected), keras.tree.flatten(received), strict=True):
+    outputs = map(keras.tree.flatten, (expected, received))
+    for expected_output, output in zip(*outputs, strict=True):
         np.testing.assert_array_equal(
-            ops.convert_to_numpy(one), ops.convert_to_numpy(other), err_msg=name
+            ops.convert_to_numpy(expected_output), ops.convert_to_numpy(output), err_msg=name
         )
-    reasons = "; ".join(f"{each.layer_class} {each.reason}" for each in plan.leaves.values())
+    reasons = "; ".join(f"{leaf.layer_class} {leaf.reason}" for leaf in plan.leaves.values())
     return f"{name:30} training={training!s:5} {'whole: ' + reasons if reasons else 'equal'}"
 
 
@@ -93,13 +94,13 @@ def test_weights_that_are_computed_of_weights_stay_live():
     model.layers[-1].enable_lora(2)
     plan = make_plan(model, example())
     x = ops.convert_to_tensor(example())
-    before = ops.convert_to_numpy(plan.program(x))
+    old_outputs = ops.convert_to_numpy(plan.program(x))
     model.layers[-1].lora_kernel_a.assign(np.ones((4, 2), "float32"))
     model.layers[-1].lora_kernel_b.assign(np.ones((2, 3), "float32"))
-    after = ops.convert_to_numpy(plan.program(x))
+    new_outputs = ops.convert_to_numpy(plan.program(x))
     assert plan.leaves == {}
-    assert np.abs(after - before).max() > 0.1
-    np.testing.assert_array_equal(after, ops.convert_to_numpy(model(x)))
+    assert np.abs(new_outputs - old_outputs).max() > 0.1
+    np.testing.assert_array_equal(new_outputs, ops.convert_to_numpy(model(x)))
 
 
 class Stateful(layers.Layer):
@@ -138,14 +139,14 @@ class Around(layers.Layer):
 
     def __init__(self, layer):
         super().__init__()
-        self.before, self.dense = layer, layers.Dense(2)
+        self.inner, self.dense = layer, layers.Dense(2)
 
     def build(self, shape):
-        self.before.build(shape)
+        self.inner.build(shape)
         self.dense.build(shape)
 
     def call(self, inputs):
-        return self.dense(self.before.call(inputs))
+        return self.dense(self.inner.call(inputs))
 
 
 class Raising(layers.Layer):
@@ -328,9 +329,9 @@ def test_a_trace_leaves_no_nodes_and_no_names_behind():
     outputs = layers.Dense(3)(inputs) + 1.0
     model = keras.Model(inputs, outputs)
     name = layers.Dense(1).name
-    operations = [len(each._inbound_nodes) for each in model.operations]
+    node_counts = [len(operation._inbound_nodes) for operation in model.operations]
     make_plan(model, example())
-    assert [len(each._inbound_nodes) for each in model.operations] == operations
+    assert [len(operation._inbound_nodes) for operation in model.operations] == node_counts
     number = int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdigit() else 0
     assert layers.Dense(1).name == f"dense_{number + 1}"
     assert "symbolic_call" not in {name for layer in model.layers for name in vars(layer)}

@@ -32,10 +32,10 @@ ROWS = [FreeAxis(((0, 0),))]
 
 def test_equal_models_pass_and_keep_their_statistics():
     model, other = pair(lambda x: x)
-    before = [ops.convert_to_numpy(each) for each in model.variables]
+    old_values = [ops.convert_to_numpy(variable) for variable in model.variables]
     assert compare(model, other, inputs(), training=True) == 0.0
-    for one, two in zip(before, model.variables, strict=True):
-        np.testing.assert_array_equal(one, ops.convert_to_numpy(two))
+    for old_value, variable in zip(old_values, model.variables, strict=True):
+        np.testing.assert_array_equal(old_value, ops.convert_to_numpy(variable))
 
 
 def test_a_difference_of_the_outputs_is_found():

@@ -13,11 +13,11 @@ from keras_deepseek.graph.passes.unread_rows import cut_unread_rows
 
 PASSES: dict[str, Pass] = {
     "identities": remove_identities,
-    "equal_operations": merge_equal_operations,
+    "equal_operations": merge_equal_operations,  # Common subexpression elimination.
     "batch_norm": fold_batch_norms,
-    "unread_rows": cut_unread_rows,
+    "unread_rows": cut_unread_rows,  # Dead-row elimination.
     "split_sums": split_sums,
-    "product_order": reorder_products,
+    "product_order": reorder_products,  # Matrix-chain order.
     "attention": fuse_attention,  # Last: products are not reordered through it.
 }
 """The passes by name, in the order in which they run."""
@@ -34,8 +34,8 @@ def run_passes(graph: Graph, names: Collection[str], training: bool) -> dict[str
     # Later passes make equal operations too.
     for name in ("identities", *PASSES, "equal_operations"):
         if name in rewrites or name == "identities":
-            found = _run_pass(PASSES[name], graph, training)
-            rewrites.get(name, []).extend(found)
+            new_rewrites = _run_pass(PASSES[name], graph, training)
+            rewrites.get(name, []).extend(new_rewrites)
     return rewrites
 
 

@@ -6,7 +6,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.graph.ir import Changes, Graph, Node, Rewrite, Spec, Value
-from keras_deepseek.graph.passes.axes import own_axes
+from keras_deepseek.graph.passes.axes import operation_axes
 from keras_deepseek.graph.passes.contraction import as_product, is_contraction
 from keras_deepseek.graph.trace import record
 
@@ -33,7 +33,7 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
         return None
     weights, value = weighted.operands
     softmax = weights.node
-    if softmax.kind != "Softmax" or len(weights.shape) != 4 or own_axes(softmax) != [3]:
+    if softmax.kind != "Softmax" or len(weights.shape) != 4 or operation_axes(softmax) != [3]:
         return None
     scores = softmax.args[0]
     if len(users[weights]) != 1 or len(users[scores]) != 1:
@@ -67,10 +67,10 @@ def _fuse(node: Node, users: dict[Value, list[Node | None]]) -> Value | None:
     if sorted(out) != sorted([b, h, t, "value"]):
         return None
 
-    def arrange(tensor: Value, labels: list[str], wanted: list[str]) -> Value:
-        if labels == wanted:
+    def arrange(tensor: Value, labels: list[str], target_labels: list[str]) -> Value:
+        if labels == target_labels:
             return tensor
-        axes = [labels.index(label) for label in wanted]
+        axes = [labels.index(label) for label in target_labels]
         return record(keras.ops.transpose, tensor, axes, layer=node.layer)
 
     query = arrange(query, list(query_labels), [b, t, h, *inner])

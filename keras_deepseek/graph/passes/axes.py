@@ -32,26 +32,27 @@ _ALONG_AXIS = {
 # fmt: on
 
 
-def own_axes(node: Node) -> list[int]:
+def operation_axes(node: Node) -> list[int]:
     """Returns the axes along which an operation works, counted from the first of its input."""
     values = node.values()
     rank = len(values[0].shape)
     axis = node.operation.axes if node.kind == "Moments" else node.operation.axis
     if axis is None:
         return list(range(rank))
-    return [each % rank for each in (axis if isinstance(axis, list | tuple) else [axis])]
+    return [index % rank for index in (axis if isinstance(axis, list | tuple) else [axis])]
 
 
 def operand_axes(node: Node, axis: int) -> dict[Value, int | None] | None:
-    """Returns the axis to cut of each value that a node reads, to cut an axis of its outputs.
+    """Returns the axis along which to slice each input of a node, to slice its outputs on `axis`.
 
-    It is `None` for a value that stays whole. The result is `None` if the outputs can't be cut so.
+    Slicing these inputs gives the same rows as slicing the outputs. The axis is `None` for an input
+    that must stay whole. The result is `None` if only the whole inputs give the rows.
     """
     rank = len(node.spec.shape)
 
     def aligned(value: Value) -> int | None:
-        own = axis - rank + len(value.shape)
-        return own if own >= 0 and value.shape[own] != 1 else None
+        value_axis = axis - rank + len(value.shape)
+        return value_axis if value_axis >= 0 and value.shape[value_axis] != 1 else None
 
     values = node.values()
     layer = type(node.operation)
@@ -63,38 +64,38 @@ def operand_axes(node: Node, axis: int) -> dict[Value, int | None] | None:
     if node.kind in _ELEMENTWISE:
         return {value: aligned(value) for value in values}
     if node.kind in _ALONG_AXIS:
-        if axis in own_axes(node):
+        if axis in operation_axes(node):
             return None
         # The scales of a norm, and the mask of a softmax, are aligned to the input.
         whole = values[1:] if node.kind in ("LayerNorm", "RMSNorm") else []
         return {value: None if value in whole else aligned(value) for value in values}
     if node.kind in (*_REDUCTIONS, "Squeeze"):
-        return _kept_axis(node, axis)
+        return _axis_before_reduction(node, axis)
     if node.kind in ("ExpandDims", "OneHot", "Stack"):
-        return _axis_without_new(node, axis)
+        return _axis_before_insertion(node, axis)
     if node.kind == "GetItem":
-        return _item_axis(node, axis)
+        return _axis_before_indexing(node, axis)
     if node.kind == "Reshape":
-        return _reshaped_axis(node, axis)
+        return _axis_before_reshape(node, axis)
     if node.kind == "DotProductAttention":
         return _query_axes(node, axis)
     return _product_axes(node, axis)
 
 
-def _kept_axis(node: Node, axis: int) -> dict[Value, int | None] | None:
-    """Returns the axis of the input of a reduction, or of a squeeze of given axes."""
+def _axis_before_reduction(node: Node, axis: int) -> dict[Value, int | None] | None:
+    """Returns the input axis that a reduction, or a squeeze of some axes, outputs as `axis`."""
     (value,) = node.values()
-    reduced = own_axes(node)
+    reduced = operation_axes(node)
     if node.kind == "Squeeze" and node.operation.axis is None:
         return None  # It would remove an axis that was cut to one row.
     if node.kind != "Squeeze" and node.operation.keepdims:
         return None if axis in reduced else {value: axis}
-    kept = [each for each in range(len(value.shape)) if each not in reduced]
-    return {value: kept[axis]}
+    remaining = [index for index in range(len(value.shape)) if index not in reduced]
+    return {value: remaining[axis]}
 
 
-def _axis_without_new(node: Node, axis: int) -> dict[Value, int | None] | None:
-    """Returns the axis of the inputs of an operation that makes one new axis."""
+def _axis_before_insertion(node: Node, axis: int) -> dict[Value, int | None] | None:
+    """Returns the input axis that an operation which inserts one new axis outputs as `axis`."""
     new = node.operation.axis
     if not isinstance(new, int):
         return None
@@ -102,53 +103,58 @@ def _axis_without_new(node: Node, axis: int) -> dict[Value, int | None] | None:
     return None if new == axis else dict.fromkeys(node.values(), axis - (axis > new))
 
 
-def _item_axis(node: Node, axis: int) -> dict[Value, int | None] | None:
-    """Returns the axis of the input of `x[key]` that the key leaves whole."""
+def _axis_before_indexing(node: Node, axis: int) -> dict[Value, int | None] | None:
+    """Returns the axis of `x` that `x[key]` outputs, uncut, as `axis`."""
     value, key = node.args
     key = list(key) if isinstance(key, tuple) else [key]
-    if not all(each is None or each is Ellipsis or type(each) in (int, slice) for each in key):
+    if not all(part is None or part is Ellipsis or type(part) in (int, slice) for part in key):
         return None
-    rest = [slice(None)] * (len(value.shape) - sum(type(each) in (int, slice) for each in key))
-    place = next((place for place, each in enumerate(key) if each is Ellipsis), len(key))
-    key[place : place + 1] = rest
-    made: list[int | None] = []  # The axis of the input of each axis of the output.
-    own = 0
-    for each in key:
-        if each is None or each == slice(None):
-            made.append(None if each is None else own)
-        elif isinstance(each, slice):
-            made.append(None)
-        own += each is not None
-    return None if made[axis] is None else {value: made[axis]}
+    full_slices = [slice(None)] * (
+        len(value.shape) - sum(type(part) in (int, slice) for part in key)
+    )
+    ellipsis_index = next((index for index, part in enumerate(key) if part is Ellipsis), len(key))
+    key[ellipsis_index : ellipsis_index + 1] = full_slices
+    input_axes: list[int | None] = []  # The axis of the input of each axis of the output.
+    input_axis = 0
+    for part in key:
+        if part is None or part == slice(None):
+            input_axes.append(None if part is None else input_axis)
+        elif isinstance(part, slice):
+            input_axes.append(None)
+        input_axis += part is not None
+    return None if input_axes[axis] is None else {value: input_axes[axis]}
 
 
-def _reshaped_axis(node: Node, axis: int) -> dict[Value, int | None] | None:
-    """Returns the axis of a reshape's input that stays the given axis of its output."""
-    before, after = node.args[0].shape, node.spec.shape
-    for own, size in enumerate(before):
-        if size == after[axis] and math.prod(before[:own]) == math.prod(after[:axis]):
-            return {node.args[0]: own}
+def _axis_before_reshape(node: Node, axis: int) -> dict[Value, int | None] | None:
+    """Returns the input axis that a reshape neither splits nor merges and outputs as `axis`."""
+    old_shape, new_shape = node.args[0].shape, node.spec.shape
+    for old_axis, size in enumerate(old_shape):
+        is_same_size = size == new_shape[axis]
+        if is_same_size and math.prod(old_shape[:old_axis]) == math.prod(new_shape[:axis]):
+            return {node.args[0]: old_axis}
     return None
 
 
 def _query_axes(node: Node, axis: int) -> dict[Value, int | None] | None:
-    """Returns the axes to cut of the arguments of an attention, to cut its queries."""
-    query, key, value, *others = node.values()
+    """Returns the axes on which to slice query and masks of an attention. Keys stay whole."""
+    query, key, value, *mask_values = node.values()
     if axis != 1 or node.operation.is_causal or query in (key, value):
         return None
-    masks = {each: 2 if len(each.shape) == 4 and each.shape[2] != 1 else None for each in others}
+    masks = {
+        mask: 2 if len(mask.shape) == 4 and mask.shape[2] != 1 else None for mask in mask_values
+    }
     return {key: None, value: None, **masks, query: 1}
 
 
 def _product_axes(node: Node, axis: int) -> dict[Value, int | None] | None:
-    """Returns the axes to cut of the factors of a product, or of a permuted tensor."""
+    """Returns the axes along which to slice the operands of a matmul, einsum or transpose."""
     product = as_product(node)
     if product is None or product.factors:
         return None
     label = product.out[axis]
-    found: dict[Value, int | None] = {}
+    operand_axis: dict[Value, int | None] = {}
     for value, labels in zip(product.operands, product.labels, strict=True):
-        own = labels.index(label) if label in labels else None
-        if found.setdefault(value, own) != own:  # One tensor on both sides, to be cut on one.
+        index = labels.index(label) if label in labels else None
+        if operand_axis.setdefault(value, index) != index:  # One tensor twice, to be cut in one.
             return None
-    return found
+    return operand_axis

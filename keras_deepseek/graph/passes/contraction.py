@@ -67,8 +67,8 @@ def permutation(node: Node) -> list[int] | None:
     if node.kind == "Transpose":
         return list(operation.axes or reversed(axes))
     if node.kind == "Swapaxes":
-        one, other = axes[operation.axis1], axes[operation.axis2]
-        axes[one], axes[other] = other, one
+        first, second = axes[operation.axis1], axes[operation.axis2]
+        axes[first], axes[second] = second, first
         return axes
     sources = [axes[source] for source in operation.source]
     destinations = [axes[destination] for destination in operation.destination]
@@ -86,45 +86,45 @@ def is_contraction(node: Node) -> bool:
 def _einsum(node: Node) -> Product | None:
     operands = node.args[0] if isinstance(node.args[0], list | tuple) else node.args
     text = node.operation.subscripts.replace(" ", "")
-    if "->" not in text or not all(isinstance(each, Value) for each in operands):
+    if "->" not in text or not all(isinstance(operand, Value) for operand in operands):
         return None
-    before, out = text.split("->")
-    labels = before.split(",")
+    inputs, out = text.split("->")
+    labels = inputs.split(",")
     if "." in text:
         pairs = zip(operands, labels, strict=True)
-        spread = {each.shape[: len(each.shape) - len(text) + 3] for each, text in pairs}
-        if len(spread) > 1 or not all(each.startswith("...") for each in (*labels, out)):
+        spread = {operand.shape[: len(operand.shape) - len(term) + 3] for operand, term in pairs}
+        if len(spread) > 1 or not all(term.startswith("...") for term in (*labels, out)):
             return None
         unused = [letter for letter in _LETTERS if letter not in text]
         letters = "".join(unused[: len(spread.pop())])
-        labels, out = [each.replace("...", letters) for each in labels], out.replace("...", letters)
+        labels, out = [term.replace("...", letters) for term in labels], out.replace("...", letters)
     sizes: dict[str, int] = {}
-    for value, each in zip(operands, labels, strict=True):
-        for label, size in zip(each, value.shape, strict=True):
-            if each.count(label) > 1 or sizes.setdefault(label, size) != size:
+    for operand, term in zip(operands, labels, strict=True):
+        for label, size in zip(term, operand.shape, strict=True):
+            if term.count(label) > 1 or sizes.setdefault(label, size) != size:
                 return None  # A diagonal, or an axis of size 1 that is broadcast.
     return Product(list(operands), labels, out, [node])
 
 
 def _matmul(node: Node) -> Product | None:
-    one, other = node.args[:2]
-    if not (isinstance(one, Value) and isinstance(other, Value)):
+    first, second = node.args[:2]
+    if not (isinstance(first, Value) and isinstance(second, Value)):
         return None
-    rank = len(one.shape)
+    rank = len(first.shape)
     labels, new = _LETTERS[:rank], _LETTERS[rank]
-    if rank >= 2 and len(other.shape) == 2:
-        return Product([one, other], [labels, labels[-1] + new], labels[:-1] + new, [node])
-    if rank == len(other.shape) > 2 and one.shape[:-2] == other.shape[:-2]:
-        other_labels = labels[:-2] + labels[-1] + new
-        return Product([one, other], [labels, other_labels], labels[:-1] + new, [node])
+    if rank >= 2 and len(second.shape) == 2:
+        return Product([first, second], [labels, labels[-1] + new], labels[:-1] + new, [node])
+    if rank == len(second.shape) > 2 and first.shape[:-2] == second.shape[:-2]:
+        second_labels = labels[:-2] + labels[-1] + new
+        return Product([first, second], [labels, second_labels], labels[:-1] + new, [node])
     return None
 
 
 def _scaling(node: Node) -> Product | None:
-    one, other = node.args[:2]
-    pairs = [(one, other), (other, one)]
+    first, second = node.args[:2]
+    pairs = [(first, second), (second, first)]
     if node.kind != "Multiply":
-        pairs = [(one, 1 / other)] if isinstance(other, int | float) and other != 0 else []
+        pairs = [(first, 1 / second)] if isinstance(second, int | float) and second != 0 else []
     for value, factor in pairs:
         is_tensor = isinstance(value, Value) and value.dtype == node.spec.dtype
         if is_tensor and _is_scalar(factor) and not _is_scalar(value):
@@ -179,19 +179,19 @@ def _count_einsum(subscripts: str, shapes: Sequence[Shape]) -> int:
     sizes: dict[str, int] = {}
     labels = subscripts.replace(" ", "").split("->")[0].split(",")
     for text, shape in zip(labels, shapes, strict=True):
-        before, _, after = text.partition("...")
-        spread = len(shape) - len(before) - len(after)
-        names = [*before, *(f"...{axis}" for axis in range(-spread, 0)), *after]
+        prefix, _, suffix = text.partition("...")
+        spread = len(shape) - len(prefix) - len(suffix)
+        names = [*prefix, *(f"...{axis}" for axis in range(-spread, 0)), *suffix]
         for name, size in zip(names, shape, strict=True):
             sizes[name] = max(sizes.get(name, 1), size)
     return math.prod(sizes.values())
 
 
 def gather(root: Node, users: dict[Value, list[Node | None]]) -> Product | None:
-    """Returns the product of a node and of the products before it that only it reads.
+    """Returns a node, and the products that only it reads, as one `Product` of several operands.
 
-    It has at most `_MOST_OPERANDS` operands and `_MOST_NODES` nodes, so that each takes bounded
-    time.
+    For `(a @ b) @ c` it has the operands a, b and c. The limits `_MOST_OPERANDS` and `_MOST_NODES`
+    bound the time of the search for an order.
     """
     new_labels = map(chr, itertools.count(_FIRST_LABEL))
     room = [_MOST_OPERANDS - 1, _MOST_NODES]
@@ -202,7 +202,7 @@ def gather(root: Node, users: dict[Value, list[Node | None]]) -> Product | None:
             return None
         room[:] = room[0] - len(product.operands) + 1, room[1] - 1
         names = str.maketrans(dict(zip(product.sizes(), new_labels)))  # noqa: B905 - endless
-        found = Product([], [], product.out.translate(names), [node], product.factors)
+        gathered = Product([], [], product.out.translate(names), [node], product.factors)
         for value, own_labels in zip(product.operands, product.labels, strict=True):
             labels = own_labels.translate(names)
             is_inner = len(users[value]) == 1 and len(value.node.outputs) == 1
@@ -210,11 +210,11 @@ def gather(root: Node, users: dict[Value, list[Node | None]]) -> Product | None:
             if inner is None:
                 inner = Product([value], [labels], labels, [])
             renamed = str.maketrans(inner.out, labels)
-            found.operands += inner.operands
-            found.labels += [each.translate(renamed) for each in inner.labels]
-            found.factors += inner.factors
-            found.nodes += inner.nodes
-        return found
+            gathered.operands += inner.operands
+            gathered.labels += [term.translate(renamed) for term in inner.labels]
+            gathered.factors += inner.factors
+            gathered.nodes += inner.nodes
+        return gathered
 
     return expand(root)
 
@@ -224,16 +224,18 @@ def trained(graph: Graph, training: bool) -> set[Node]:
 
     A product costs once more for each of its operands that has a gradient.
     """
-    found: set[Node] = set()
+    with_gradient: set[Node] = set()
     for node in graph.nodes() if training else ():
         is_weight = node.kind == WEIGHT and node.content.trainable
         is_layer = node.is_layer and bool(node.operation.trainable_variables)
-        if is_weight or is_layer or any(value.node in found for value in node.values()):
-            found.add(node)
-    return found
+        if is_weight or is_layer or any(value.node in with_gradient for value in node.values()):
+            with_gradient.add(node)
+    return with_gradient
 
 
-def product_cost(one: Any, other: Any, out: Any, sizes: dict[Any, int], gradients: int) -> float:
+def product_cost(
+    first_labels: Any, second_labels: Any, out_labels: Any, sizes: dict[Any, int], gradients: int
+) -> float:
     """Returns the cost of a product of two tensors with the given labels, in multiply-adds.
 
     `gradients` is the number of the two tensors that have a gradient.
@@ -242,8 +244,9 @@ def product_cost(one: Any, other: Any, out: Any, sizes: dict[Any, int], gradient
     def count(labels: Any) -> int:
         return math.prod(sizes[label] for label in labels)
 
-    moved = count(one) + count(other) + count(out)
-    return count(set(one) | set(other)) * (1 + gradients) + ELEMENT_COST * moved
+    moved = count(first_labels) + count(second_labels) + count(out_labels)
+    multiplied = count(set(first_labels) | set(second_labels))
+    return multiplied * (1 + gradients) + ELEMENT_COST * moved
 
 
 def elements(shape: Shape) -> float:
@@ -252,24 +255,30 @@ def elements(shape: Shape) -> float:
 
 
 def node_cost(node: Node, with_gradient: Collection[Node]) -> float:
-    """Returns the cost of one product as it stands."""
+    """Returns the cost of one product node as the model wrote it, in multiply-adds.
+
+    Its gradients are included. A transpose costs nothing.
+    """
     product = as_product(node)
     assert product is not None
     if len(product.operands) == 2:
         gradients = sum(value.node in with_gradient for value in product.operands)
-        one, other = product.labels
-        return product_cost(one, other, product.out, product.sizes(), gradients)
+        first_labels, second_labels = product.labels
+        return product_cost(first_labels, second_labels, product.out, product.sizes(), gradients)
     if not product.factors:  # A transpose is most often a view.
         return 0.0
     return 2 * elements((math.prod(product.sizes().values()),))
 
 
 class OrderSearch:
-    """The cheapest order of a product, found among all orders."""
+    """The cheapest order of a product, by dynamic programming over all groups of its operands.
+
+    A group is a set of indices of operands that are multiplied with each other first.
+    """
 
     def __init__(self, product: Product, with_gradient: Collection[Node]) -> None:
         self._product = product
-        self._gradients = [each.node in with_gradient for each in product.operands]
+        self._gradients = [operand.node in with_gradient for operand in product.operands]
         self._sizes = product.sizes()
         self._all = frozenset(range(len(product.operands)))
         self._best: dict[frozenset[int], tuple[float, list[frozenset[int]]]] = {}
@@ -291,11 +300,11 @@ class OrderSearch:
     def _labels_of(self, group: frozenset[int]) -> set[str]:
         """Returns the labels that the product of some operands keeps."""
         labels = self._product.labels
-        outside = {*self._product.out}.union(*(labels[each] for each in self._all - group))
-        return outside & {label for each in group for label in labels[each]}
+        outside = {*self._product.out}.union(*(labels[index] for index in self._all - group))
+        return outside & {label for index in group for label in labels[index]}
 
     def _solve(self, group: frozenset[int]) -> tuple[float, list[frozenset[int]]]:
-        """Returns the least cost of the product of some operands, and its two factors."""
+        """Returns the least cost of the product of some operands, and its two factors as groups."""
         if len(group) == 1:
             return 0.0, []
         if group not in self._best:
@@ -307,15 +316,16 @@ class OrderSearch:
             # As they stand, for a matmul.
             pairs = (sorted((half, group - half), key=min) for half in halves)
             costs = [(self._cost(pair), pair) for pair in pairs]
-            self._best[group] = min(costs, key=lambda each: each[0])
+            self._best[group] = min(costs, key=lambda solution: solution[0])
         return self._best[group]
 
     def _cost(self, pair: list[frozenset[int]]) -> float:
-        one, other = pair
-        gradients = sum(any(self._gradients[each] for each in side) for side in pair)
-        left, right, out = (self._labels_of(each) for each in (one, other, one | other))
-        cost = product_cost(left, right, out, self._sizes, gradients)
-        return self._solve(one)[0] + self._solve(other)[0] + cost
+        first, second = pair
+        gradients = sum(any(self._gradients[index] for index in half) for half in pair)
+        first_labels, second_labels = self._labels_of(first), self._labels_of(second)
+        out_labels = self._labels_of(first | second)
+        cost = product_cost(first_labels, second_labels, out_labels, self._sizes, gradients)
+        return self._solve(first)[0] + self._solve(second)[0] + cost
 
     def record(self, layer: str) -> Value:
         """Records the product in the cheapest order, and returns its value."""
@@ -326,29 +336,30 @@ class OrderSearch:
             (index,) = group
             value, out = self._product.operands[index], self._product.labels[index]
         else:
-            left, right = (self._record(each, layer) for each in self._best[group][1])
+            first, second = (self._record(half, layer) for half in self._best[group][1])
             out = self._product.out
             if group != self._all:
-                kept = self._labels_of(group)
-                out = "".join(each for each in dict.fromkeys(left[1] + right[1]) if each in kept)
-            value = _record_product(*left, *right, out, layer)
+                remaining = self._labels_of(group)
+                labels = dict.fromkeys(first[1] + second[1])
+                out = "".join(label for label in labels if label in remaining)
+            value = _record_product(*first, *second, out, layer)
         for factor in self._product.factors if group == self._scaled else ():
             value = record(keras.ops.multiply, value, factor, layer=layer)
         return value, out
 
 
 def _record_product(
-    one: Value, one_labels: str, other: Value, other_labels: str, out: str, layer: str
+    first: Value, first_labels: str, second: Value, second_labels: str, out: str, layer: str
 ) -> Value:
     """Records a matmul if the axes stand as it needs them, else an einsum."""
-    batch = other_labels[:-2]
+    batch = second_labels[:-2]
     if (
-        batch + one_labels[-1:] == other_labels[:-1]
-        and batch == (one_labels[:-2] if batch else "")
-        and out == one_labels[:-1] + other_labels[-1]
+        batch + first_labels[-1:] == second_labels[:-1]
+        and batch == (first_labels[:-2] if batch else "")
+        and out == first_labels[:-1] + second_labels[-1]
     ):
-        return record(keras.ops.matmul, one, other, layer=layer)
-    subscripts = f"{one_labels},{other_labels}->{out}"
-    used = "".join(dict.fromkeys(one_labels + other_labels))
+        return record(keras.ops.matmul, first, second, layer=layer)
+    subscripts = f"{first_labels},{second_labels}->{out}"
+    used = "".join(dict.fromkeys(first_labels + second_labels))
     subscripts = subscripts.translate(str.maketrans(used, _LETTERS[: len(used)]))
-    return record(keras.ops.einsum, subscripts, one, other, layer=layer)
+    return record(keras.ops.einsum, subscripts, first, second, layer=layer)

@@ -11,7 +11,7 @@ _MAY_DO_NOTHING = {"BroadcastTo", "Cast", "ConvertToTensor", "Identity", "Reshap
 
 def remove_identities(graph: Graph, training: bool) -> Changes:
     """Removes casts, reshapes and transposes without effect. Works in inference and training."""
-    kept: dict[Value, Value] = {}
+    replacements: dict[Value, Value] = {}
     for node in graph.nodes():
         axes = permutation(node)
         if node.kind in ("Multiply", "Divide", "TrueDivide"):  # A LoRA's scale is often 1.
@@ -21,7 +21,7 @@ def remove_identities(graph: Graph, training: bool) -> Changes:
             continue
         if not isinstance(node.args[0], Value):
             continue
-        value = kept.get(node.args[0], node.args[0])
+        value = replacements.get(node.args[0], node.args[0])
         inner = permutation(value.node)
         is_same = (value.shape, value.dtype) == (node.spec.shape, node.spec.dtype)
         if node.kind == "Cast" and "int" in value.dtype:
@@ -36,5 +36,5 @@ def remove_identities(graph: Graph, training: bool) -> Changes:
                 value = record(keras.ops.transpose, value, joined, layer=node.layer)
         else:
             continue
-        kept[Value(node)] = value
+        replacements[Value(node)] = value
         yield node, [value], Rewrite((node.layer,), text)

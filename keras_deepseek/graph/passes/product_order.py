@@ -1,4 +1,4 @@
-"""Puts products of several tensors in the order that costs least.
+"""Matrix-chain order: puts products of several tensors in the order that costs least.
 
 `(Q K^T) V` becomes `Q (K^T V)` where there is no softmax between, `x (A B)` becomes `(x A) B`, and
 latent attention with one query absorbs its projections. No compiler of the three frameworks changes
@@ -25,10 +25,10 @@ def reorder_products(graph: Graph, training: bool) -> Changes:
         if product is None or len(product.operands) < 3:
             continue
         gathered.update(product.nodes)
-        before = sum(node_cost(each, with_gradient) for each in product.nodes)
+        old_cost = sum(node_cost(inner, with_gradient) for inner in product.nodes)
         search = OrderSearch(product, with_gradient)
-        if search.cost <= (1 - _LEAST_GAIN) * before:
-            layers = tuple(dict.fromkeys(each.layer for each in reversed(product.nodes)))
-            text = f"reordered {len(product.operands)} factors: {before:.3g} to "
+        if search.cost <= (1 - _LEAST_GAIN) * old_cost:
+            layers = tuple(dict.fromkeys(inner.layer for inner in reversed(product.nodes)))
+            text = f"reordered {len(product.operands)} factors: {old_cost:.3g} to "
             rewrite = Rewrite(layers, f"{text}{search.cost:.3g} multiply-adds")
             yield node, [search.record(node.layer)], rewrite

@@ -42,25 +42,26 @@ def split_sums(graph: Graph, training: bool) -> Changes:
         whole = gather(by_low_rank, users)
         if whole is None or len(whole.operands) != 3:
             continue
-        before = sum(node_cost(each, with_gradient) for each in (node, *whole.nodes[1:]))
-        before += 6 * elements(kernel.shape)
+        old_cost = sum(node_cost(inner, with_gradient) for inner in (node, *whole.nodes[1:]))
+        old_cost += 6 * elements(kernel.shape)
         shape = _flatten(whole, node, graph)
         search = OrderSearch(whole, with_gradient)
-        after = search.cost + node_cost(by_weight, with_gradient) + 3 * elements(node.spec.shape)
-        if after > (1 - _LEAST_GAIN) * before:
+        new_cost = search.cost + node_cost(by_weight, with_gradient)
+        new_cost += 3 * elements(node.spec.shape)
+        if new_cost > (1 - _LEAST_GAIN) * old_cost:
             continue
         low_rank = search.record(node.layer)
         if shape is not None:
             low_rank = record(keras.ops.reshape, low_rank, shape, layer=node.layer)
         split = record(keras.ops.add, Value(by_weight), low_rank, layer=node.layer)
-        text = f"split x(W + AB): {before:.3g} to {after:.3g} multiply-adds"
+        text = f"split x(W + AB): {old_cost:.3g} to {new_cost:.3g} multiply-adds"
         yield node, [split], Rewrite((node.layer,), text)
 
 
 def _terms(kernel: Value) -> list[Value] | None:
     """Returns the weight and the other term of a sum, or `None` for another kernel."""
     terms = kernel.node.args[:2]
-    if kernel.node.kind != "Add" or not all(isinstance(each, Value) for each in terms):
+    if kernel.node.kind != "Add" or not all(isinstance(term, Value) for term in terms):
         return None
     weight, other = sorted(terms, key=lambda value: value.node.kind != WEIGHT)
     is_sum = weight.node.kind == WEIGHT and weight.shape == other.shape == kernel.shape
@@ -80,7 +81,7 @@ def _flatten(whole: Product, node: Node, graph: Graph) -> tuple[int, ...] | None
     """
     x, labels, out = whole.operands[0], whole.labels[0], whole.out
     pairs = enumerate(zip(labels, out, strict=False))
-    count = next((axis for axis, (one, other) in pairs if one != other), len(out))
+    count = next((axis for axis, (label, out_label) in pairs if label != out_label), len(out))
     free = [axis for axis in range(count) if x.shape[axis] in graph.free_sizes]
     if count < 2 or len(free) > 1:
         return None

@@ -1,4 +1,4 @@
-"""Leaves out rows that nobody reads.
+"""Dead-row elimination: leaves out rows that no operation reads.
 
 `x[:, 0]` behind a stack of blocks makes the last block compute one row: its queries, products and
 position-wise operations are cut to the row that is read. Keys and values stay.
@@ -12,7 +12,7 @@ from keras_deepseek.graph.passes.axes import operand_axes
 from keras_deepseek.graph.passes.contraction import is_contraction
 from keras_deepseek.graph.trace import record
 
-_MOST_KEPT = 0.75
+_MOST_SHARE = 0.75
 """The largest share of rows for which a cut is worth it."""
 
 
@@ -48,7 +48,7 @@ def cut_unread_rows(graph: Graph, training: bool) -> Changes:
     Dropout then draws fewer random numbers, so a training step draws others than before.
     """
     nodes = graph.nodes()
-    reads = {node: found for node in nodes if (found := _reading(node, graph)) is not None}
+    reads = {node: rows for node in nodes if (rows := _reading(node, graph)) is not None}
     if not reads:
         return
     region = _region(graph, nodes, reads)
@@ -73,9 +73,9 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
     elif node.kind == "GetItem":
         value, key = node.args
         key = key if isinstance(key, tuple) else (key,)
-        if not all(isinstance(each, int | slice) for each in key):
+        if not all(isinstance(part, int | slice) for part in key):
             return None
-        cuts = [(axis, each) for axis, each in enumerate(key) if each != slice(None)]
+        cuts = [(axis, part) for axis, part in enumerate(key) if part != slice(None)]
     else:
         return None
     if len(cuts) != 1 or not isinstance(value, Value):
@@ -86,45 +86,48 @@ def _reading(node: Node, graph: Graph) -> _Rows | None:
         return None
     if isinstance(rows, int):
         index = rows if is_free else rows % size
-        found = _Rows(axis, index, None if index == -1 else index + 1, 1)
+        rows_read = _Rows(axis, index, None if index == -1 else index + 1, 1)
     elif rows.step not in (None, 1) or node.spec.shape[axis] in graph.free_sizes:
         return None
     elif is_free:
-        found = _Rows(axis, rows.start, rows.stop, node.spec.shape[axis])
+        rows_read = _Rows(axis, rows.start, rows.stop, node.spec.shape[axis])
     else:
         start, stop, _ = rows.indices(size)
-        found = _Rows(axis, start, stop, max(0, stop - start))
-    return found if 0 < found.number <= _MOST_KEPT * size else None
+        rows_read = _Rows(axis, start, stop, max(0, stop - start))
+    return rows_read if 0 < rows_read.number <= _MOST_SHARE * size else None
 
 
 def _region(graph: Graph, nodes: list[Node], reads: dict[Node, _Rows]) -> dict[Node, _Cut]:
     """Returns the nodes of which all readers read the same rows."""
-    asked: dict[Value, _Rows | None] = dict.fromkeys(graph.roots())  # `None` stands for all rows.
+    # The rows that are read of each value. `None` stands for all rows.
+    rows_of: dict[Value, _Rows | None] = dict.fromkeys(graph.roots())
     region: dict[Node, _Cut] = {}
 
-    def ask(value: Value, rows: _Rows | None) -> None:
-        if asked.setdefault(value, rows) != rows:
-            asked[value] = None
+    def add_reader(value: Value, rows: _Rows | None) -> None:
+        if rows_of.setdefault(value, rows) != rows:
+            rows_of[value] = None
 
     for node in reversed(nodes):
         outputs = [Value(node, index) for index in range(len(node.outputs))]
-        wanted = {asked[value] for value in outputs if value in asked}
-        rows = wanted.pop() if len(wanted) == 1 else None
+        rows_of_outputs = {rows_of[value] for value in outputs if value in rows_of}
+        rows = rows_of_outputs.pop() if len(rows_of_outputs) == 1 else None
         axes = operand_axes(node, rows.axis) if rows and node.operation is not None else None
         if rows is not None and axes is not None:
             region[node] = _Cut(rows, axes)
             for value, axis in axes.items():
-                ask(value, None if axis is None else dataclasses.replace(rows, axis=axis))
+                add_reader(value, None if axis is None else dataclasses.replace(rows, axis=axis))
         elif node in reads:
-            ask(node.args[0], reads[node])
+            add_reader(node.args[0], reads[node])
         else:
             for value in node.values():
-                ask(value, None)
+                add_reader(value, None)
     for node in nodes:
         if node in region:
             cut = region[node]
-            before = [value.node for value, axis in cut.axes.items() if axis is not None]
-            layers = [each for inner in before if inner in region for each in region[inner].layers]
+            inputs = [value.node for value, axis in cut.axes.items() if axis is not None]
+            layers = [
+                layer for inner in inputs if inner in region for layer in region[inner].layers
+            ]
             if is_contraction(node) or node.kind == "DotProductAttention":
                 layers.append(node.layer)
             region[node] = dataclasses.replace(cut, layers=tuple(dict.fromkeys(layers)))
@@ -135,7 +138,7 @@ class _Cutter:
     """Makes the nodes of a region again, with the rows that are read alone."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Value, _Rows], Value] = {}
+        self._cut_values: dict[tuple[Value, _Rows], Value] = {}
 
     def add(self, node: Node, cut: _Cut) -> None:
         """Makes a node of the region again. Those that it reads were added before."""
@@ -152,9 +155,9 @@ class _Cutter:
         if node.kind == "Reshape":
             operation = resize_reshape(operation, rows.axis, rows.number)
         specs = [Spec(_with_rows(spec.shape, rows), spec.dtype) for spec in node.outputs]
-        made = Node(node.kind, specs, operation, args, kwargs, node.layer)
+        cut_node = Node(node.kind, specs, operation, args, kwargs, node.layer)
         for index in range(len(node.outputs)):
-            self._made[Value(node, index), rows] = Value(made, index)
+            self._cut_values[Value(node, index), rows] = Value(cut_node, index)
 
     def read(self, node: Node, rows: _Rows) -> Value:
         """Returns the value of a node that reads rows, from the rows that are computed."""
@@ -167,9 +170,9 @@ class _Cutter:
 
     def _rows(self, value: Value, rows: _Rows, axis: int, layer: str) -> Value:
         rows = dataclasses.replace(rows, axis=axis)
-        if (value, rows) not in self._made:
-            self._made[value, rows] = rows.cut(value, layer)
-        return self._made[value, rows]
+        if (value, rows) not in self._cut_values:
+            self._cut_values[value, rows] = rows.cut(value, layer)
+        return self._cut_values[value, rows]
 
 
 def _with_rows(shape: tuple[int, ...], rows: _Rows) -> tuple[int, ...]:

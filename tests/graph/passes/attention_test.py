@@ -18,7 +18,7 @@ def attention(query, key, value):
 
 
 def attention_by_matmul(query, key, value):
-    query, key, value = (ops.transpose(each, (0, 2, 1, 3)) for each in (query, key, value))
+    query, key, value = (ops.transpose(heads, (0, 2, 1, 3)) for heads in (query, key, value))
     scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) / 3
     return ops.transpose(ops.matmul(ops.softmax(scores), value), (0, 2, 1, 3))
 

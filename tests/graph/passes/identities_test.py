@@ -6,7 +6,7 @@ from tests.oracles.graph_rewriting import check_equal, draw, kinds, rewrite
 
 
 @pytest.mark.parametrize(
-    ("function", "left"),
+    ("function", "remaining_kinds"),
     [
         pytest.param(lambda x: ops.cast(x, "float32") * 2, ["Multiply"], id="cast"),
         pytest.param(lambda x: ops.reshape(x, (-1, 4, 4)) * 2, ["Multiply"], id="reshape"),
@@ -32,9 +32,9 @@ from tests.oracles.graph_rewriting import check_equal, draw, kinds, rewrite
         ),
     ],
 )
-def test_removes_what_returns_its_input(function, left):
+def test_removes_what_returns_its_input(function, remaining_kinds):
     inputs = keras.Input((4, 4))
     model = keras.Model(inputs, function(inputs))
     optimized = rewrite(model, draw(3, 4, 4), "identities")
-    assert kinds(optimized) == left
+    assert kinds(optimized) == remaining_kinds
     check_equal(model, optimized, draw(3, 4, 4), draw(1, 4, 4))

@@ -82,7 +82,7 @@ class LatentAttention(layers.Layer):
 
     def call(self, query, latent):
         keys, values = (
-            ops.einsum("btc,chd->bthd", latent, each) for each in (self.keys, self.values)
+            ops.einsum("btc,chd->bthd", latent, kernel) for kernel in (self.keys, self.values)
         )
         weights = ops.softmax(ops.einsum("bshd,bthd->bhst", query, keys) * 0.3)
         return ops.einsum("bhst,bthd->bshd", weights, values)

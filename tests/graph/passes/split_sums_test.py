@@ -52,10 +52,10 @@ def test_weights_stay_live_and_frozen():
     kernel = np.array(ops.convert_to_numpy(model.layers[-1]._kernel))
     optimized = rewrite(model, draw(8, 48), "split_sums", mode="train")
     optimized.compile("sgd", "mse")
-    before = ops.convert_to_numpy(optimized(draw(8, 48)))
+    outputs = ops.convert_to_numpy(optimized(draw(8, 48)))
     optimized.fit(draw(8, 48), draw(8, 48), verbose=0)
     assert np.array_equal(kernel, ops.convert_to_numpy(model.layers[-1]._kernel))
-    assert not np.allclose(before, ops.convert_to_numpy(optimized(draw(8, 48))))
+    assert not np.allclose(outputs, ops.convert_to_numpy(optimized(draw(8, 48))))
     check_equal(model, optimized, draw(3, 48))
 
 

@@ -81,17 +81,17 @@ def test_masked_softmax_of_weights_that_are_not_fused():
     mask = ops.logical_or(inputs[1], ops.reshape(inputs[1], (-1, LENGTH, 1)))
     weights = layers.Softmax()(scores, mask=mask)
     model = randomize(keras.Model(inputs, ops.matmul(weights, inputs[0])[:, 1]))
-    known = np.arange(LENGTH) >= np.array([[[0]], [[2]], [[4]]])
-    optimized = rewrite(model, [draw(3, LENGTH, DIM), known], "unread_rows")
+    mask_array = np.arange(LENGTH) >= np.array([[[0]], [[2]], [[4]]])
+    optimized = rewrite(model, [draw(3, LENGTH, DIM), mask_array], "unread_rows")
     assert not any(shape[1] == LENGTH for shape in shapes_of(optimized, *PRODUCTS))
-    check_equal(model, optimized, *([draw(n, LENGTH, DIM), known[:n]] for n in (3, 1)))
+    check_equal(model, optimized, *([draw(n, LENGTH, DIM), mask_array[:n]] for n in (3, 1)))
 
 
 def rotated(x):
     """Rotary embeddings as KerasHub writes them, before a product."""
     x = ops.moveaxis(layers.EinsumDense("bsd,dhf->bshf", (None, 2, 4))(x), 3, -1)
-    one, other = ops.split(x, 2, axis=-1)
-    turned = ops.reshape(ops.stack((-other, one), axis=-2), (-1, LENGTH, 2, 4))
+    first, second = ops.split(x, 2, axis=-1)
+    turned = ops.reshape(ops.stack((-second, first), axis=-2), (-1, LENGTH, 2, 4))
     angles = ops.cos(ops.reshape(ops.arange(4 * LENGTH, dtype="float32"), (1, LENGTH, 1, 4)))
     x = x * angles + turned * (1 - angles)
     x = ops.concatenate([x[..., 2:], x[..., :2]], axis=-1)
