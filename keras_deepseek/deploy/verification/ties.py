@@ -19,7 +19,7 @@ _TRIES = 8
 _SEED = 1_000
 
 
-def redraw_tie(
+def resample_argmax_tie(
     model: NamedModel,
     samples: list[dict[str, Array]],
     infer: InferenceFunction,

@@ -20,7 +20,7 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
-from keras_deepseek.deploy.verification.ties import redraw_tie
+from keras_deepseek.deploy.verification.ties import resample_argmax_tie
 from keras_deepseek.errors import ExportError, InvalidInputError
 
 _EXTREME_PRECISION = "float16"
@@ -162,7 +162,7 @@ def verify_with_redraw(
 
     precisions = _precisions(job, expected)
     with contextlib.suppress(Exception):  # An error of any backend: the artifact stays failed.
-        redrawn = redraw_tie(
+        redrawn = resample_argmax_tie(
             job.expected_model,
             job.samples,
             infer_all,
