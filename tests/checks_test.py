@@ -91,10 +91,10 @@ def test_the_path_of_a_file_is_not_that_of_a_folder(tmp_path):
         check_file_path("file", "")
 
 
-@pytest.mark.parametrize("one", ["layers.py", Path("layers.py")])
-def test_sources_are_a_list_or_one_by_itself(one):
-    assert check_sources("custom_objects_from", one) == ("layers.py",)
-    assert check_sources("custom_objects_from", [one, "my.layers"]) == ("layers.py", "my.layers")
+@pytest.mark.parametrize("source", ["layers.py", Path("layers.py")])
+def test_sources_are_a_list_or_one_by_itself(source):
+    assert check_sources("custom_objects_from", source) == ("layers.py",)
+    assert check_sources("custom_objects_from", [source, "my.layers"]) == ("layers.py", "my.layers")
     assert check_sources("custom_objects_from", ()) == ()
 
 
