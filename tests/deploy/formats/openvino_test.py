@@ -81,12 +81,12 @@ def test_of_equals_the_first_are_taken(inside, tmp_path, tensorflow_installed):
     inputs = keras.Input((9, 33), name="x")
     model = keras.Model(inputs, FirstPlaces(inside)(inputs))
     random = np.random.default_rng(0)
-    given = [
+    batches = [
         {"x": random.integers(low, low + 3, (size, 9, 33)).astype("float32")}
         for size, low in ((1, 0), (2, 1), (3, -4))
     ]
     exporter = Exporter(
-        model, "openvino", samples=given, custom_objects_from=[__file__], verbose=False
+        model, "openvino", samples=batches, custom_objects_from=[__file__], verbose=False
     )
     assert exporter.export(tmp_path / "out").verified
     # By chance they may be the first even so: it is not by chance in loops and branches either.
