@@ -102,7 +102,7 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
         )
         return job, ""
 
-    def taken(samples: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
+    def that_fit(samples: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
         return [
             sample
             for sample in samples
@@ -111,13 +111,13 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
 
     fitting = replace(
         job,
-        samples=taken(job.samples),
-        optional_samples=taken(job.optional_samples),
-        extreme_samples=taken(job.extreme_samples),
-        alternative_samples=[taken(samples) for samples in job.alternative_samples],
+        samples=that_fit(job.samples),
+        optional_samples=that_fit(job.optional_samples),
+        extreme_samples=that_fit(job.extreme_samples),
+        alternative_samples=[that_fit(samples) for samples in job.alternative_samples],
     )
-    num_left_out, num_given = len(job.samples) - len(fitting.samples), len(job.samples)
-    note = f", {num_left_out} of the {num_given} batches left out, whose sizes it does not take"
+    num_left_out, num_samples = len(job.samples) - len(fitting.samples), len(job.samples)
+    note = f", {num_left_out} of the {num_samples} batches left out, whose sizes it does not take"
     return fitting, note if num_left_out else ""
 
 

@@ -46,7 +46,7 @@ class _Scope:
         self._types = {value.name: value.type.tensor_type for value in values}
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._producers = {name: node for node in graph.node for name in node.output if name}
-        self._made: list[Any] = []
+        self._new_nodes: list[Any] = []
         self._name = ""
 
     def rewrite(self) -> int:
@@ -57,13 +57,13 @@ class _Scope:
                 inner_graphs(node), inner_graphs(inferred_node), strict=True
             ):
                 count += _Scope(self._onnx, inner, inferred, self).rewrite()
-            self._made, self._name = [], node.output[0] if node.output else ""
+            self._new_nodes, self._name = [], node.output[0] if node.output else ""
             last = self._replace(node)
             if last is None:
                 nodes.append(node)
                 continue
-            self._made[-1].output[0] = node.output[0]
-            nodes += self._made
+            self._new_nodes[-1].output[0] = node.output[0]
+            nodes += self._new_nodes
             count += 1
         if count:
             nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
@@ -126,7 +126,7 @@ class _Scope:
 
         Onnxruntime crashes on a `Scan` over an axis of size 0.
         """
-        make, name = self._onnx.helper.make_node, f"{self._name}__{len(self._made)}"
+        make, name = self._onnx.helper.make_node, f"{self._name}__{len(self._new_nodes)}"
         previous, factor, product = f"{name}_before", f"{name}_factor", f"{name}_product"
         nodes = [
             make("Gather", [x, f"{name}_index"], [factor], axis=axis),
@@ -205,8 +205,8 @@ class _Scope:
         return self._outer.value_of(name) if self._outer is not None else None
 
     def _add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{self._name}__wrapped_{len(self._made)}"
-        self._made.append(
+        output = f"{self._name}__wrapped_{len(self._new_nodes)}"
+        self._new_nodes.append(
             self._onnx.helper.make_node(operator, list(inputs), [output], **attributes)
         )
         return output

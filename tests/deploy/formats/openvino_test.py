@@ -63,14 +63,16 @@ class FirstPlaces(keras.layers.Layer):
     def call(self, inputs):
         ops = keras.ops
 
-        def places(x):
+        def indices(x):
             return ops.cast(ops.top_k(x, 3)[1], "float32")
 
         if self.inside == "loop":
-            return ops.map(places, inputs)
+            return ops.map(indices, inputs)
         if self.inside == "branch":
-            return ops.cond(ops.sum(inputs) > 0.0, lambda: places(inputs), lambda: places(-inputs))
-        return places(inputs)
+            return ops.cond(
+                ops.sum(inputs) > 0.0, lambda: indices(inputs), lambda: indices(-inputs)
+            )
+        return indices(inputs)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch takes any of them, too")

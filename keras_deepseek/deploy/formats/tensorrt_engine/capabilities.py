@@ -36,7 +36,7 @@ def check_capabilities(capabilities: Iterable[str | int], tensorrt: Any) -> tupl
         raise InvalidInputError(
             f"An engine for compute capability {TURING} runs on no other; received "
             f"{', '.join(chosen)}. Export one engine for {TURING}, and another one for any of "
-            f"{_others(supported)}."
+            f"{_other_capabilities(supported)}."
         )
     return tuple(chosen)
 
@@ -53,9 +53,9 @@ def check_turing(tensorrt: Any, precision: str | None) -> None:
         raise InvalidInputError(
             f"An engine for compute capability {TURING} computes only in float16; received "
             f"precision={precision!r}. Pass precision='float16', or compute_capabilities= of "
-            f"{_others(known_capabilities(tensorrt))}."
+            f"{_other_capabilities(known_capabilities(tensorrt))}."
         )
 
 
-def _others(capabilities: list[str]) -> str:
+def _other_capabilities(capabilities: list[str]) -> str:
     return ", ".join(capability for capability in capabilities if capability != TURING)
