@@ -32,6 +32,8 @@ ROWS, LENGTH = 4, 8
 SERVED = ("first_token_classifier", "lora", "cnn_batch_norm", "kerashub_bert_classifier")
 UNTRACED_IN_TRAINING = ("deepseek_v3_causal_lm",)
 """Its layer for further tokens adds a loss, and has no other outputs. The original is trained."""
+OF_UNKNOWN_CODE = ("subclassed",)
+"""Its `call` is neither Keras's nor ours. The original is run."""
 REFUSED_IN_TRAINING = (("deepseek_v4_causal_lm", "mixed_bfloat16"),)
 """Gradients of three and four numbers may be off by over twice as much as the original's."""
 FITTED = {"resnet_v2": (48, 32)}
@@ -70,7 +72,7 @@ class Case:
         for layer in flatten_layers(self.model) + flatten_layers(optimized):
             if getattr(layer, "stateful", False):
                 layer.reset_state()
-        Verifier(self.model, inputs, training=False).compare(optimized)
+        Verifier(self.model, [inputs], training=False).compare(optimized)
         assert optimized.passes is None or optimized.has_program(inputs)
 
     def __str__(self):
@@ -109,7 +111,7 @@ def case(request):
 
 
 def test_batch_sizes_that_were_not_traced(case):
-    assert case.optimized.report.failure is None
+    assert (case.optimized.report.failure is None) == (case.name not in OF_UNKNOWN_CODE)
     for rows in (7, 3) if case.has_free_batch else (ROWS,):
         case.compare(case.optimized, rows)
     case.passed.append("batch sizes")
@@ -153,7 +155,10 @@ def test_fit_with_a_ragged_last_batch(case):
     except Exception as error:  # noqa: BLE001
         pytest.skip(f"Keras itself does not train it: {error}")
     optimized = graph.optimize(case.model, case.inputs, mode="train", measure=False)
-    may_fail = case.name in UNTRACED_IN_TRAINING or (case.name, case.policy) in REFUSED_IN_TRAINING
+    may_fail = (
+        case.name in (*UNTRACED_IN_TRAINING, *OF_UNKNOWN_CODE)
+        or (case.name, case.policy) in REFUSED_IN_TRAINING
+    )
     assert optimized.report.failure is None or may_fail
     received = train(optimized)
     # Each batch ran a program. After batches of two sizes, TensorFlow compiles `fit` for any size,

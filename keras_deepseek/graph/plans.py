@@ -22,6 +22,7 @@ from keras_deepseek.backend.keras_private.layer_precision import PolicyKey
 from keras_deepseek.backend.keras_private.layers import (
     flatten_layers,
     functional_graph,
+    infers_shapes,
     inner_layers,
 )
 from keras_deepseek.backend.keras_private.masks import read_mask
@@ -130,7 +131,8 @@ class Plans:
     def run(self, inputs: Any, training: bool, otherwise: Callable[[], Any]) -> Any:
         """Runs the program for these inputs, or calls `otherwise` if there is none."""
         tensors = [inputs] if hasattr(inputs, "shape") else tree.flatten(inputs)
-        if self._differs or any(read_mask(tensor) is not None for tensor in tensors):
+        is_masked = any(read_mask(tensor) is not None for tensor in tensors)
+        if is_masked or self._differs or infers_shapes():
             return self.run_original(otherwise)
         key = self._key(inputs, tensors, training)
         whole: frozenset[str] = frozenset()

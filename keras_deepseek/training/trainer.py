@@ -122,11 +122,13 @@ class Trainer:
             feedback). Defaults to `None`: gradients are sent in float32.
         optimize_graph: boolean. Runs the model in the training step by a flat program of Keras
             operations that `graph.optimize` has rewritten to do less work; its outputs are equal
-            except for rounding, but dropout may draw other numbers. Costs alone decide, and nothing
-            is timed: to see what it brings, use `graph.optimize(model, batch, mode="train")` and
-            train that. Choose it for models that read few of their rows (classifiers by the first
-            token), for LoRA, and for small models on PyTorch. Normalizations then keep more memory
-            in half precision. Defaults to `False`.
+            except for rounding, but dropout may draw other numbers. For each new shape both are
+            compared first; after a difference the model runs, and a line of the log says why. Your
+            own layers run as they are. Costs alone decide, and nothing is timed: to see what it
+            brings, use `graph.optimize(model, batch, mode="train")` and train that. Choose it for
+            models that read few of their rows (classifiers by the first token), for LoRA, and for
+            small models on PyTorch. Normalizations then keep more memory in half precision.
+            Defaults to `False`.
         keep_memory: boolean. Keeps the memory that a step frees for the next step. On a CPU,
             small batches of a large model may train a quarter faster. It changes the settings of
             glibc's `malloc` for the whole process; after the training they have glibc's usual

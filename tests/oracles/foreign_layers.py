@@ -323,7 +323,7 @@ def masks_by_where(self, x):
     return tf.where(x > 0, x, tf.zeros_like(x))
 
 
-@form("torch", "jax", "tensorflow")
+@form("torch", "tensorflow")
 def counts_values(self, x):
     counts = ops.bincount(ops.cast(ops.reshape(x, (-1,)) > 0, "int32"), minlength=2)
     return x * (1.0 + ops.cast(counts[0], "float32") / 1e3)

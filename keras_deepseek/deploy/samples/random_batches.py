@@ -63,10 +63,12 @@ def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict
     """Returns random batches that a model may reject, such as very small and large ones.
 
     One is small and one is large, which shows a choice by size that was fixed when the model was
-    traced. In a third, the free axes differ in length.
+    traced. In others, the free axes have the length 1, or differ in length.
     """
     short, long = _limit_lengths(model, (_SHORT, _LONG))
     batches = [_make_batch(model, signature, 1, itertools.repeat(short))]
+    if count_free_lengths(signature):
+        batches.append(_make_batch(model, signature, 2, itertools.repeat(1)))
     row = (math.prod(size or long for size in spec.shape[1:]) for spec in signature.inputs)
     if max(row, default=0) <= _LARGEST_ROW:
         batches.append(_make_batch(model, signature, _MOST_ROWS, itertools.repeat(long)))
