@@ -41,12 +41,9 @@ def test_a_wrong_value_is_refused(classifier):
 
 
 class Subclassed(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.attention, self.dense = layers.MultiHeadAttention(2, 8), layers.Dense(3)
-
-    def call(self, inputs):
-        return self.dense(self.attention(inputs, inputs)[:, 0])
+    def __init__(self):
+        x = keras.Input((6, 8))
+        super().__init__(x, layers.Dense(3)(layers.MultiHeadAttention(2, 8)(x, x)[:, 0]))
 
 
 def test_an_optimized_subclassed_model_is_exported_and_served(tmp_path):

@@ -48,9 +48,10 @@ def test_further_batches_are_small_and_large_and_of_large_numbers():
 
     x = Input((None, 4), name="x")
     model = Model(x, layers.Dense(2)(x))
-    small, large = make_optional_samples(model, NamedModel(model).signature)
+    small, shortest, large = make_optional_samples(model, NamedModel(model).signature)
     (wide,) = make_extreme_samples(model, NamedModel(model).signature)
     assert (small["x"].shape, large["x"].shape) == ((1, 5, 4), (20, 40, 4))
+    assert shortest["x"].shape == (2, 1, 4)
     assert np.abs(wide["x"][0]).max() > 20
     assert wide["x"][1].min() > 20
     one_row = Input(batch_shape=(1, 4), name="x")
