@@ -35,8 +35,8 @@ def wait_for(condition, what, seconds=30):
     """Waits until a condition holds, and returns its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.1)
     pytest.fail(f"{what}: not within {seconds} s.")
     return None
@@ -144,8 +144,10 @@ class Kubectl:
 
     def condition(self, name, kind="Ready"):
         """Returns a condition of a `ModelDeployment`, or an empty one."""
-        found = (self.get("modeldeployments", name) or {}).get("status", {}).get("conditions", [])
-        return next((each for each in found if each["type"] == kind), {})
+        conditions = (
+            (self.get("modeldeployments", name) or {}).get("status", {}).get("conditions", [])
+        )
+        return next((condition for condition in conditions if condition["type"] == kind), {})
 
 
 class Operator:

@@ -56,10 +56,10 @@ def definition(api_server):
 @pytest.fixture
 def kubectl(definition):
     """Returns kubectl in a namespace of its own."""
-    found = Kubectl(f"test-{uuid.uuid4().hex[:8]}")
-    subprocess.run(["kubectl", "create", "namespace", found.namespace], check=True)
-    yield found
-    found("delete", "modeldeployments", "--all", "--wait=false")
+    client = Kubectl(f"test-{uuid.uuid4().hex[:8]}")
+    subprocess.run(["kubectl", "create", "namespace", client.namespace], check=True)
+    yield client
+    client("delete", "modeldeployments", "--all", "--wait=false")
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def proxy(rights_proxy, tmp_path):
     """Returns a proxy to the API server, for an operator that starts with its `config`."""
     if rights_proxy is None:
         pytest.skip("The proxy speaks to a plain API server.")
-    found = Proxy(rights_proxy.url, tmp_path)
-    yield found
-    found.stop()
+    running_proxy = Proxy(rights_proxy.url, tmp_path)
+    yield running_proxy
+    running_proxy.stop()
 
 
 @pytest.fixture

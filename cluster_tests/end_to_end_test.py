@@ -41,9 +41,9 @@ def cluster(api_server, kubectl, start, tmp_path):
     start()
     kubectl.apply(NAME, **SPEC)
     wait_for(lambda: kubectl.get("deployments", NAME), "a Deployment")
-    found = Cluster(api_server.url, kubectl.namespace, NAME, make_model(tmp_path), tmp_path)
-    yield found
-    found.stop()
+    stand_ins = Cluster(api_server.url, kubectl.namespace, NAME, make_model(tmp_path), tmp_path)
+    yield stand_ins
+    stand_ins.stop()
 
 
 def test_changes_lose_nothing(cluster, kubectl):
@@ -56,9 +56,9 @@ def test_changes_lose_nothing(cluster, kubectl):
 
         async def phase(name, seconds, rate, condition=lambda: True):
             load.phase, load.rate = name, rate
-            before = time.monotonic()
-            while time.monotonic() - before < seconds or not condition():
-                assert time.monotonic() - before < 90, name
+            phase_start = time.monotonic()
+            while time.monotonic() - phase_start < seconds or not condition():
+                assert time.monotonic() - phase_start < 90, name
                 await asyncio.sleep(0.1)
 
         await phase("steady", 30, 50)

@@ -47,17 +47,21 @@ def make_ready(kubectl, name):
 
 def specs(kubectl, name):
     """Returns what the children ask for, without their name."""
-    found = {kind: kubectl.get(kind, name) for kind in KINDS}
-    text = {kind: one and json.dumps(one["spec"]) for kind, one in found.items()}
+    children = {kind: kubectl.get(kind, name) for kind in KINDS}
+    text = {kind: child and json.dumps(child["spec"]) for kind, child in children.items()}
     return {
-        kind: one and json.loads(one.replace(f'"{name}"', '"it"').replace(f"/{name}", "/it"))
-        for kind, one in text.items()
+        kind: content
+        and json.loads(content.replace(f'"{name}"', '"it"').replace(f"/{name}", "/it"))
+        for kind, content in text.items()
     }
 
 
-def without_addresses(found):
+def without_addresses(spec_by_kind):
     """Leaves out the addresses that an API server gives a Service."""
-    return {kind: {k: v for k, v in one.items() if "IP" not in k} for kind, one in found.items()}
+    return {
+        kind: {k: v for k, v in spec.items() if "IP" not in k}
+        for kind, spec in spec_by_kind.items()
+    }
 
 
 def test_restart_adopts_and_writes_nothing(kubectl, start):
@@ -67,15 +71,15 @@ def test_restart_adopts_and_writes_nothing(kubectl, start):
     simulate_deployment(kubectl, "digits")
     wait_for(lambda: kubectl.condition("digits").get("status") == "True", "ready")
     operator.stop(signal.SIGKILL)
-    before = versions(kubectl, "digits")
+    old_versions = versions(kubectl, "digits")
     start()
     kubectl.apply("other", replicas=1)
     wait_for(lambda: replicas(kubectl, "other"), "the new operator works")
     time.sleep(2)
-    after = versions(kubectl, "digits")
+    new_versions = versions(kubectl, "digits")
     # The stand-in for the API server writes an applied autoscaler each time (see its README).
-    assert {k: v for k, v in after.items() if k != "horizontalpodautoscalers"} == {
-        k: v for k, v in before.items() if k != "horizontalpodautoscalers"
+    assert {k: v for k, v in new_versions.items() if k != "horizontalpodautoscalers"} == {
+        k: v for k, v in old_versions.items() if k != "horizontalpodautoscalers"
     }
 
 
@@ -88,10 +92,10 @@ class TestKilledAfterAWrite:
 
         def start_until(number):
             operator = start(config=proxy.config)
-            before = proxy.count()["writes"]
+            num_writes = proxy.count()["writes"]
 
             def kill(count):
-                if count == before + number:
+                if count == num_writes + number:
                     operator.process.kill()
 
             proxy.after_write = kill
@@ -140,9 +144,9 @@ def test_two_operators_agree(kubectl, start):
     simulate_deployment(kubectl, "digits")
     wait_for(lambda: kubectl.condition("digits").get("status") == "True", "ready")
     time.sleep(2)
-    before = versions(kubectl, "digits")
+    old_versions = versions(kubectl, "digits")
     time.sleep(3)
-    assert versions(kubectl, "digits") == before
+    assert versions(kubectl, "digits") == old_versions
     assert replicas(kubectl, "digits") == 3
     other.stop(signal.SIGKILL)
     kubectl.apply("digits", replicas=4)
@@ -182,7 +186,7 @@ def test_watches_that_are_gone(kubectl, start, proxy):
     kubectl.apply("digits", replicas=2)
     make_ready(kubectl, "digits")
     proxy.wait_until_quiet()
-    before = len(proxy.requests)
+    num_requests = len(proxy.requests)
     proxy.gone = ["event"] * 6
     proxy.drop_watches()
     kubectl.apply("digits", replicas=4)
@@ -192,8 +196,8 @@ def test_watches_that_are_gone(kubectl, start, proxy):
     proxy.wait_until_quiet()
     kubectl.apply("digits", replicas=5)
     wait_for(lambda: replicas(kubectl, "digits") == 5, "five replicas", 10)
-    print("six watches gone:", proxy.count(before))
-    assert proxy.count(before)["watches"] <= 30
+    print("six watches gone:", proxy.count(num_requests))
+    assert proxy.count(num_requests)["watches"] <= 30
     assert operator.process.poll() is None
 
 
@@ -202,7 +206,7 @@ def test_watches_that_are_cut_within_a_line(kubectl, start, proxy):
     kubectl.apply("digits", replicas=2)
     make_ready(kubectl, "digits")
     proxy.wait_until_quiet()
-    before = len(proxy.requests)
+    num_requests = len(proxy.requests)
     proxy.lines_to_cut = 6
     for count in (3, 4, 5, 6):
         kubectl.apply("digits", replicas=count)
@@ -212,8 +216,8 @@ def test_watches_that_are_cut_within_a_line(kubectl, start, proxy):
     proxy.wait_until_quiet()
     kubectl.apply("digits", replicas=7)
     wait_for(lambda: replicas(kubectl, "digits") == 7, "seven replicas", 10)
-    print("six watches cut:", proxy.count(before))
-    assert proxy.count(before)["watches"] <= 30
+    print("six watches cut:", proxy.count(num_requests))
+    assert proxy.count(num_requests)["watches"] <= 30
     assert operator.process.poll() is None
 
 
@@ -307,13 +311,13 @@ def test_idle_reads_do_not_grow_with_the_objects(api_server, kubectl, start, pro
         proxy.wait_until_quiet(3.0)
         simulate_deployments(api_server.url, kubectl.namespace)
         proxy.wait_until_quiet(8.0)
-        before = len(proxy.requests)
+        num_requests = len(proxy.requests)
         time.sleep(65)
-        lists = proxy.requests[before:].count(("GET", OBJECTS, False))
-        found = proxy.count(before)
-        print(f"{count} objects, 65 s idle: {found}, of which {lists} full lists")
-        assert found["writes"] == 0
-        figures[count] = found["reads"] / lists
+        lists = proxy.requests[num_requests:].count(("GET", OBJECTS, False))
+        counts = proxy.count(num_requests)
+        print(f"{count} objects, 65 s idle: {counts}, of which {lists} full lists")
+        assert counts["writes"] == 0
+        figures[count] = counts["reads"] / lists
     assert figures[300] <= figures[10] + 5  # A watch that begins anew makes a list.
 
 

@@ -22,7 +22,7 @@ CUSTOM = {"HTTPRoute", "ScaledObject"}
 def read_kustomization(folder="base"):
     command = ["kubectl", "kustomize", str(ROOT / "kubernetes" / folder)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {found["kind"]: found for found in yaml.safe_load_all(text)}
+    return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(text)}
 
 
 def read_chart(**values):
@@ -31,23 +31,23 @@ def read_chart(**values):
     rendered = chart.render(values, name="operator", namespace=namespace)
     texts = rendered.values() if isinstance(rendered, dict) else [rendered]
     return {
-        found["kind"]: found
+        manifest["kind"]: manifest
         for text in texts
-        for found in yaml.safe_load_all(text)
-        if found is not None
+        for manifest in yaml.safe_load_all(text)
+        if manifest is not None
     }
 
 
-def without_namespace(found):
-    metadata = {key: value for key, value in found["metadata"].items() if key != "namespace"}
-    return {**found, "metadata": metadata}
+def without_namespace(manifest):
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "namespace"}
+    return {**manifest, "metadata": metadata}
 
 
 def test_chart_is_the_kustomize_base():
     base, chart = read_kustomization(), read_chart()
     assert set(chart) == set(base) - {"Namespace", "CustomResourceDefinition"}
-    for kind, found in chart.items():
-        assert found == without_namespace(base[kind]), kind
+    for kind, manifest in chart.items():
+        assert manifest == without_namespace(base[kind]), kind
 
 
 def test_chart_brings_the_crd():
@@ -93,9 +93,9 @@ def test_mistyped_values_of_the_chart_are_refused(values, message):
 
 
 def test_helm_lint_finds_nothing():
-    found = helm.lint(CHART, strict=True)
-    assert found["errors"] == []
-    assert [each["error"] for each in found["messages"]] == ["icon is recommended"]
+    report = helm.lint(CHART, strict=True)
+    assert report["errors"] == []
+    assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
 
 
 def test_versions_are_that_of_the_package():
@@ -110,14 +110,14 @@ def test_versions_are_that_of_the_package():
 def test_built_in_kinds_fit_their_schemas(name, capsys):
     file = str(ROOT / f"kubernetes/examples/{name}.yaml")
     assert main(["operator", "render", "--model-store", "s3://models", "-f", file]) == 0
-    for found in yaml.safe_load_all(capsys.readouterr().out):
-        if found["kind"] not in CUSTOM:
-            validate.validate(found, "1.37", strict=True)
+    for manifest in yaml.safe_load_all(capsys.readouterr().out):
+        if manifest["kind"] not in CUSTOM:
+            validate.validate(manifest, "1.37", strict=True)
 
 
 def test_base_fits_the_schemas():
-    for found in read_kustomization().values():
-        validate.validate(found, "1.37", strict=True)
+    for manifest in read_kustomization().values():
+        validate.validate(manifest, "1.37", strict=True)
 
 
 def test_arguments_of_pods_are_those_of_serve(capsys):
@@ -127,9 +127,9 @@ def test_arguments_of_pods_are_those_of_serve(capsys):
     for name in EXAMPLES:
         file = str(ROOT / f"kubernetes/examples/{name}.yaml")
         assert main(["operator", "render", "--model-store", "s3://models", "-f", file]) == 0
-        for found in yaml.safe_load_all(capsys.readouterr().out):
-            if found["kind"] == "Deployment":
-                (container,) = found["spec"]["template"]["spec"]["containers"]
+        for manifest in yaml.safe_load_all(capsys.readouterr().out):
+            if manifest["kind"] == "Deployment":
+                (container,) = manifest["spec"]["template"]["spec"]["containers"]
                 parsed = _make_parser().parse_args(["serve", *container["args"]])
                 assert parsed.name
 
@@ -153,7 +153,7 @@ def lost_fields(written, read, path=""):
         for key, value in written.items():
             yield from lost_fields(value, read.get(key), f"{path}.{key}")
     elif isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
-        for index, (one, other) in enumerate(zip(written, read, strict=True)):
-            yield from lost_fields(one, other, f"{path}[{index}]")
+        for index, (written_entry, read_entry) in enumerate(zip(written, read, strict=True)):
+            yield from lost_fields(written_entry, read_entry, f"{path}[{index}]")
     elif written != read:
         yield path

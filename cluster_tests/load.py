@@ -72,17 +72,17 @@ class Load:
 
     def _cluster(self, index):
         home = index % len(self.clusters)
-        places = [*self.clusters[home:], *self.clusters[:home]]
-        return next((cluster for cluster in places if cluster not in self.lost), places[0])
+        clusters = [*self.clusters[home:], *self.clusters[:home]]
+        return next((cluster for cluster in clusters if cluster not in self.lost), clusters[0])
 
     async def _http(self, index):
         await asyncio.sleep(index / 80)
-        connection, before = None, None
+        connection, previous = None, None
         while not self.is_over:
             cluster = self._cluster(index)
-            if cluster is not before:
+            if cluster is not previous:
                 await self._close(connection)
-                connection, before = None, cluster
+                connection, previous = None, cluster
             connection = await self._ask("http", cluster.ports["http"], connection)
             await asyncio.sleep(8 / (self.rate * 2 / 3))
         await self._close(connection)

@@ -14,11 +14,14 @@ KINDS = ("deployments", "services", "horizontalpodautoscalers", "poddisruptionbu
 
 def simulate_deployment(kubectl, name, available=None):
     """Writes the status that the Deployment controller would write."""
-    found = kubectl.get("deployments", name)
-    count = found["spec"]["replicas"]
+    deployment = kubectl.get("deployments", name)
+    count = deployment["spec"]["replicas"]
     ready = count if available is None else available
     status = {"replicas": count, "updatedReplicas": count, "readyReplicas": ready}
-    status |= {"availableReplicas": ready, "observedGeneration": found["metadata"]["generation"]}
+    status |= {
+        "availableReplicas": ready,
+        "observedGeneration": deployment["metadata"]["generation"],
+    }
     patch = json.dumps({"status": status})
     kubectl("patch", "deployments", name, "--subresource=status", "--type=merge", "-p", patch)
 
@@ -26,8 +29,8 @@ def simulate_deployment(kubectl, name, available=None):
 def simulate_deployments(url, namespace):
     """Writes the status of all Deployments of a namespace: all pods are ready."""
     path = f"{url}/apis/apps/v1/namespaces/{namespace}/deployments"
-    for found in json.load(urllib.request.urlopen(path))["items"]:
-        metadata, count = found["metadata"], found["spec"]["replicas"]
+    for deployment in json.load(urllib.request.urlopen(path))["items"]:
+        metadata, count = deployment["metadata"], deployment["spec"]["replicas"]
         status = {"replicas": count, "updatedReplicas": count, "readyReplicas": count}
         status |= {"availableReplicas": count, "observedGeneration": metadata["generation"]}
         request = urllib.request.Request(
@@ -49,8 +52,8 @@ def simulate_autoscaler(kubectl, name, replicas):
 
 def is_leaving(kubectl, name):
     """Returns True if a Deployment is deleted, or waits for its pods to leave."""
-    found = kubectl.get("deployments", name)
-    return found is None or "deletionTimestamp" in found["metadata"]
+    deployment = kubectl.get("deployments", name)
+    return deployment is None or "deletionTimestamp" in deployment["metadata"]
 
 
 def collect_garbage(kubectl, name):
@@ -68,11 +71,13 @@ def apply_many(kubectl, names, **spec):
 
 
 def replicas(kubectl, name):
-    found = kubectl.get("deployments", name)
-    return found and found["spec"].get("replicas")
+    deployment = kubectl.get("deployments", name)
+    return deployment and deployment["spec"].get("replicas")
 
 
 def versions(kubectl, name):
     """Returns the resource versions of an object and its children."""
-    found = {kind: kubectl.get(kind, name) for kind in ("modeldeployments", *KINDS)}
-    return {kind: one["metadata"]["resourceVersion"] for kind, one in found.items() if one}
+    objects = {kind: kubectl.get(kind, name) for kind in ("modeldeployments", *KINDS)}
+    return {
+        kind: content["metadata"]["resourceVersion"] for kind, content in objects.items() if content
+    }

@@ -120,10 +120,10 @@ def test_hand_overs_never_let_replicas_fall(kubectl, start, tmp_path):
         time.sleep(1)
         watch.terminate()
         watch.wait()
-    seen = [int(word) for word in log.read_text().split()]
-    print("replicas over time:", seen)
-    assert set(seen) == {5, 7}
-    assert seen == sorted(seen)
+    counts = [int(word) for word in log.read_text().split()]
+    print("replicas over time:", counts)
+    assert set(counts) == {5, 7}
+    assert counts == sorted(counts)
 
 
 def test_autoscaling_switched_on_at_zero_starts_pods(kubectl, start):
@@ -208,7 +208,9 @@ def test_promotion_of_a_canary(kubectl, start):
 def weights(kubectl):
     """Returns the weights of the route."""
     route = kubectl.get("httproutes", "digits")
-    return {each["name"]: each["weight"] for each in route["spec"]["rules"][0]["backendRefs"]}
+    return {
+        backend["name"]: backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]
+    }
 
 
 def test_stops_on_sigterm_amid_work(kubectl, start):

@@ -12,10 +12,10 @@ FORBIDDEN = 'is forbidden: User "system:serviceaccount:keras-deepseek:operator" 
 
 def message(kubectl, name, kind="Stalled"):
     """Returns the reason and message of a condition, once it is true."""
-    found = wait_for(lambda: kubectl.condition(name, kind), name)
+    condition = wait_for(lambda: kubectl.condition(name, kind), name)
     wait_for(lambda: kubectl.condition(name, kind)["status"] == "True", name)
-    found = kubectl.condition(name, kind)
-    return f"{found['reason']}: {found['message']}"
+    condition = kubectl.condition(name, kind)
+    return f"{condition['reason']}: {condition['message']}"
 
 
 def test_problems_are_one_condition_and_the_others_go_on(kubectl, start):
@@ -55,16 +55,16 @@ def test_broken_templates(kubectl, start, proxy):
         # Without --server-side kubectl would drop the null.
         apply_many(kubectl, [name], replicas=1, template={"spec": spec})
     kubectl.apply("good", replicas=1)
-    found = {name: message(kubectl, name) for name in templates}
-    print(json.dumps(found, indent=1))
-    assert "resources: '1x' is not a quantity" in found["quantity"]
-    assert "limits" in found["list"]
-    assert "needs a name" in found["nameless"]
-    assert "must not remove spec.containers" in found["empty"]
-    assert "imagePolicy" in found["unknown"]
+    messages = {name: message(kubectl, name) for name in templates}
+    print(json.dumps(messages, indent=1))
+    assert "resources: '1x' is not a quantity" in messages["quantity"]
+    assert "limits" in messages["list"]
+    assert "needs a name" in messages["nameless"]
+    assert "must not remove spec.containers" in messages["empty"]
+    assert "imagePolicy" in messages["unknown"]
     for name in ("text", "list", "unknown", "kind"):
-        assert found[name].startswith("TemplateBroken: spec.template does not fit"), name
-    assert "tty" in found["kind"]
+        assert messages[name].startswith("TemplateBroken: spec.template does not fit"), name
+    assert "tty" in messages["kind"]
     wait_for(lambda: replicas(kubectl, "good") == 1, "the good one")
     simulate_deployment(kubectl, "good")
     proxy.wait_until_quiet(8.0)
@@ -80,7 +80,9 @@ def test_errors_of_pods(kubectl, start):
         "digest": ("ImagePullBackOff", "registry/model@sha256:0: not found"),
         "old": ("CrashLoopBackOff", "serve: error: unrecognized arguments: --admin-port 8502"),
     }
-    statuses = {name: {"containerStatuses": [_waiting(*found)]} for name, found in waiting.items()}
+    statuses = {
+        name: {"containerStatuses": [_waiting(*arguments)]} for name, arguments in waiting.items()
+    }
     unscheduled = 'persistentvolumeclaim "models" not found'
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
     statuses["claim"] = {"conditions": [{**condition, "message": unscheduled}]}

@@ -130,15 +130,20 @@ class Prometheus:
 
     def query(self, text):
         """Returns the values of a query, by their labels."""
-        found = self.get("query", query=text)["result"]
-        return {tuple(sorted(one["metric"].items())): float(one["value"][1]) for one in found}
+        result = self.get("query", query=text)["result"]
+        return {
+            tuple(sorted(series["metric"].items())): float(series["value"][1]) for series in result
+        }
 
 
 def render(text):
     """Returns the objects of a file of `ModelDeployment`s, by kind and name."""
     command = [sys.executable, "-m", "keras_deepseek", "operator", "render", "-f", "-"]
     text = subprocess.run(command, check=True, input=text, capture_output=True, text=True).stdout
-    return {(found["kind"], found["metadata"]["name"]): found for found in yaml.safe_load_all(text)}
+    return {
+        (manifest["kind"], manifest["metadata"]["name"]): manifest
+        for manifest in yaml.safe_load_all(text)
+    }
 
 
 def pod_object(name, pod, *, phase="Running", labels=None):
@@ -195,7 +200,7 @@ class Load:
     def rate(self):
         """Returns the predictions per second of one pod, in the window."""
         end = self.times[-1]
-        return sum(1 for each in self.times if each > end - SECONDS) / SECONDS
+        return sum(1 for moment in self.times if moment > end - SECONDS) / SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +215,8 @@ def monitored(api_server, definition, tmp_path_factory):
     monitor["spec"]["podMetricsEndpoints"][0]["interval"] = "1s"
     model = make_model(folder)
     pods = {
-        f"{name}-1": Pod(found["spec"]["template"], model, folder / f"{name}.log")
-        for (kind, name), found in render(OBJECT).items()
+        f"{name}-1": Pod(manifest["spec"]["template"], model, folder / f"{name}.log")
+        for (kind, name), manifest in render(OBJECT).items()
         if kind == "Deployment"
     }
     prometheus = load = None
@@ -248,24 +253,24 @@ def write_pods(pods):
     objects = [pod_object(name, pod) for name, pod in pods.items()]
     objects += [pod_object("ended", pods["digits-1"], phase="Succeeded")]
     objects += [pod_object("other", pods["digits-1"], labels={"app": "other"})]
-    for found in objects:
-        kubectl("create", "-f", "-", text=json.dumps(found))
+    for manifest in objects:
+        kubectl("create", "-f", "-", text=json.dumps(manifest))
 
 
 def documented_queries():
     """Returns the queries of the documentation."""
-    found = []
+    queries = []
     for page in ("operator", "serving", "serving_in_production"):
         text = (ROOT / f"docs/{page}.md").read_text().replace("\\|", "|")
         spans = re.findall(r"`([^`\n]+)`", text)
-        found += [span for span in spans if "rate(keras" in span or "/ process_" in span]
-    return found
+        queries += [span for span in spans if "rate(keras" in span or "/ process_" in span]
+    return queries
 
 
 def fill(query):
     """Returns a query of the dashboard with chosen variables."""
     chosen = {"namespace": NAMESPACE, "model": ".*", "target": "10", "__rate_interval": "5m"}
-    return re.sub(r"\$(\w+)", lambda found: chosen[found[1]], query)
+    return re.sub(r"\$(\w+)", lambda match: chosen[match[1]], query)
 
 
 def test_pod_monitor_finds_the_pods(monitored):
@@ -306,10 +311,10 @@ def test_rates_are_those_of_the_load(monitored):
             queries[query] = f"sum({query.removesuffix(' / 500')})"
     assert len(queries) >= 7
     queries = {name: re.sub(r"\[\dm\]", f"[{SECONDS}s]", text) for name, text in queries.items()}
-    seen = {name: monitored.prometheus.query(query)[()] for name, query in queries.items()}
+    rates = {name: monitored.prometheus.query(query)[()] for name, query in queries.items()}
     sent = 2 * monitored.load.rate()
-    print(f"Sent {sent:.1f} predictions per second, and twice as many probes. Prometheus:", seen)
-    for name, value in seen.items():
+    print(f"Sent {sent:.1f} predictions per second, and twice as many probes. Prometheus:", rates)
+    for name, value in rates.items():
         assert value == pytest.approx(3 * sent if name == "with probes" else sent, rel=0.15), name
 
 
@@ -317,19 +322,22 @@ def test_adapter_gives_autoscalers_their_metrics(monitored):
     """Asks what prometheus-adapter would ask, by its rules."""
     prometheus = monitored.prometheus
     values = yaml.safe_load((EXAMPLES / "prometheus-adapter-values.yaml").read_text())
-    found = {}
+    metrics = {}
     for rule in values["rules"]["custom"]:
         series = prometheus.get("series", **{"match[]": rule["seriesQuery"]})
-        assert {one["namespace"] for one in series} == {NAMESPACE}
-        labels = {one["resource"]: label for label, one in rule["resources"]["overrides"].items()}
+        assert {label_set["namespace"] for label_set in series} == {NAMESPACE}
+        labels = {
+            override["resource"]: label
+            for label, override in rule["resources"]["overrides"].items()
+        }
         pods = f'{labels["pod"]}=~"{"|".join(monitored.pods)}"'
         query = rule["metricsQuery"].replace("<<.Series>>", series[0]["__name__"])
         query = query.replace("<<.LabelMatchers>>", f'{labels["namespace"]}="{NAMESPACE}",{pods}')
         query = query.replace("<<.GroupBy>>", labels["pod"])
-        found[rule["name"]["as"]] = prometheus.query(query)
-    assert set(found) == {name for name, _ in METRICS.values()}
-    assert [len(values) for values in found.values()] == [2, 2, 2]
-    for value in found["http_requests_per_second"].values():
+        metrics[rule["name"]["as"]] = prometheus.query(query)
+    assert set(metrics) == {name for name, _ in METRICS.values()}
+    assert [len(values) for values in metrics.values()] == [2, 2, 2]
+    for value in metrics["http_requests_per_second"].values():
         assert value == pytest.approx(monitored.load.rate(), rel=0.15)
 
 
@@ -360,11 +368,11 @@ def test_dashboard_gives_data(monitored):
             assert prometheus.get(f"label/{label}/values", **{"match[]": fill(series)})
     for panel in DASHBOARD["panels"]:
         for target in panel["targets"]:
-            found = prometheus.query(fill(target["expr"]))
-            tracks = {dict(labels)["deepseek_io_track"] for labels in found}
+            values = prometheus.query(fill(target["expr"]))
+            tracks = {dict(labels)["deepseek_io_track"] for labels in values}
             assert tracks == {"stable", "canary"}, panel["title"]
-            assert all(value >= 0 for value in found.values()), panel["title"]  # Not NaN.
-            assert any(found.values()) or panel["title"] == "Requests in flight", panel["title"]
+            assert all(value >= 0 for value in values.values()), panel["title"]  # Not NaN.
+            assert any(values.values()) or panel["title"] == "Requests in flight", panel["title"]
 
 
 def test_prometheus_warns_of_nothing(monitored):

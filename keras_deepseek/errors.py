@@ -70,20 +70,20 @@ class ExportError(KerasDeepSeekError):
     """The error for a failed export, or an artifact whose outputs differ from the model's."""
 
 
-def unknown_name_message(kind: str, received: object, known: Iterable[str]) -> str:
+def unknown_name_message(kind: str, received: object, accepted_names: Iterable[str]) -> str:
     """Returns the error message for an unknown name, with the nearest known one.
 
     Args:
         kind: string. The kind of name, as in "export backend".
         received: The unknown name.
-        known: The accepted names.
+        accepted_names: The names to choose from.
 
     Example:
 
     >>> unknown_name_message("export backend", "onxx", ["onnx", "savedmodel"])
     "Unknown export backend 'onxx': did you mean 'onnx'? Known: onnx, savedmodel."
     """
-    names = sorted(known)
+    names = sorted(accepted_names)
     nearest = difflib.get_close_matches(str(received).lower(), names, n=1)
     hint = f": did you mean {nearest[0]!r}?" if nearest else "."
     return f"Unknown {kind} {received!r}{hint} Known: {', '.join(names) or 'none'}."

@@ -12,7 +12,7 @@ _NAME = "keras-deepseek"
 def log_to_stderr(level: str) -> Iterator[None]:
     """Context manager that writes the package's log to the standard error, from a level on."""
     log = logging.getLogger(__package__)
-    handler, before = _StderrHandler(), log.level
+    handler, old_level = _StderrHandler(), log.level
     handler.set_name(_NAME)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log.addHandler(handler)
@@ -21,7 +21,7 @@ def log_to_stderr(level: str) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before)
+        log.setLevel(old_level)
 
 
 def log_warnings_to_stderr() -> contextlib.AbstractContextManager[None]:

@@ -33,16 +33,16 @@ def test_what_is_no_positive_integer_is_refused_by_the_arguments_name(value):
 
 
 def test_another_least_is_named():
-    assert check_integer("seed", 0, least=0) == 0
+    assert check_integer("seed", 0, minimum=0) == 0
     with pytest.raises(
         InvalidInputError, match="`seed` must be an integer of at least 0, received"
     ):
-        check_integer("seed", -1, least=0)
+        check_integer("seed", -1, minimum=0)
 
 
 @pytest.mark.parametrize("value", [0, 0.5, np.float32(0.5), np.int32(0)])
 def test_a_number_within_its_bounds_is_returned_as_pythons(value):
-    number = check_number("dropout", value, least=0, below=1)
+    number = check_number("dropout", value, minimum=0, below=1)
     assert number == value
     assert type(number) in (int, float)
 
@@ -51,7 +51,7 @@ def test_a_number_within_its_bounds_is_returned_as_pythons(value):
 def test_what_is_no_such_number_is_refused_by_the_arguments_name(value):
     expected = "`dropout` must be a finite number of at least 0 and below 1, received"
     with pytest.raises(InvalidInputError, match=expected):
-        check_number("dropout", value, least=0, below=1)
+        check_number("dropout", value, minimum=0, below=1)
 
 
 def test_bounds_that_are_not_given_are_not_named():
@@ -91,10 +91,10 @@ def test_the_path_of_a_file_is_not_that_of_a_folder(tmp_path):
         check_file_path("file", "")
 
 
-@pytest.mark.parametrize("one", ["layers.py", Path("layers.py")])
-def test_sources_are_a_list_or_one_by_itself(one):
-    assert check_sources("custom_objects_from", one) == ("layers.py",)
-    assert check_sources("custom_objects_from", [one, "my.layers"]) == ("layers.py", "my.layers")
+@pytest.mark.parametrize("source", ["layers.py", Path("layers.py")])
+def test_sources_are_a_list_or_one_by_itself(source):
+    assert check_sources("custom_objects_from", source) == ("layers.py",)
+    assert check_sources("custom_objects_from", [source, "my.layers"]) == ("layers.py", "my.layers")
     assert check_sources("custom_objects_from", ()) == ()
 
 

@@ -60,9 +60,9 @@ def test_a_fault_of_ours_keeps_its_traceback(greet):
 
 
 @pytest.mark.parametrize(
-    ("flags", "shown"), [((), ["INFO", "WARNING"]), (("--log-level", "warning"), ["WARNING"])]
+    ("flags", "levels"), [((), ["INFO", "WARNING"]), (("--log-level", "warning"), ["WARNING"])]
 )
-def test_the_log_goes_to_the_standard_error_from_a_level_on(greet, capsys, flags, shown):
+def test_the_log_goes_to_the_standard_error_from_a_level_on(greet, capsys, flags, levels):
     def run(arguments):
         log = logging.getLogger("keras_deepseek.hall")
         log.debug("Draw a breath.")
@@ -70,12 +70,12 @@ def test_the_log_goes_to_the_standard_error_from_a_level_on(greet, capsys, flags
         log.warning("Nobody listens.")
 
     greet.run = run
-    before = list(logging.getLogger("keras_deepseek").handlers)
+    handlers = list(logging.getLogger("keras_deepseek").handlers)
     assert cli.main(["greet", "you", *flags]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[2] for line in lines] == shown
+    assert [line.split()[2] for line in lines] == levels
     assert lines[-1].endswith("WARNING keras_deepseek.hall: Nobody listens.")
-    assert logging.getLogger("keras_deepseek").handlers == before
+    assert logging.getLogger("keras_deepseek").handlers == handlers
 
 
 def test_the_library_alone_shows_its_warnings():
@@ -114,9 +114,9 @@ def test_sigterm_unwinds_so_that_nothing_half_written_stays(greet, tmp_path):
             signal.pause()
 
     greet.run = run
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     assert cli.main(["greet", "you"]) == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert not any(tmp_path.iterdir())
 
 
@@ -177,9 +177,9 @@ def test_the_package_runs_as_a_module():
 def test_the_rooms_bring_their_commands(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("export", "optimize", "serve", "generate", "launch"):
-        assert f"    {name} " in shown
+        assert f"    {name} " in output
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_an_unknown_backend_of_keras_is_one_line(tmp_path):
 @pytest.mark.torch_alone
 def test_the_framework_that_is_installed_is_taken(tmp_path):
     installed = os.environ["KERAS_BACKEND"]
-    others = tuple({"tensorflow", "jax", "torch"} - {installed})
+    other_frameworks = tuple({"tensorflow", "jax", "torch"} - {installed})
     (tmp_path / "model.keras").write_bytes(b"no model")
     arguments = ("export", str(tmp_path / "model.keras"), "--format", "onnx", "-o", "out")
-    finished = run_without(others, *arguments, KERAS_HOME=str(tmp_path))
+    finished = run_without(other_frameworks, *arguments, KERAS_HOME=str(tmp_path))
     assert finished.returncode == 2
     assert "Keras can't load" in finished.stderr.splitlines()[-1]
 

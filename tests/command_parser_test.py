@@ -42,38 +42,38 @@ def parse(monkeypatch, tmp_path):
 
 
 def test_without_other_sources_the_defaults_hold(parse):
-    found = parse()
-    assert (found.path, found.http_port, found.isolated, found.limit) == (None, 8501, False, [])
-    assert (found.log_level, found.config, found.custom_objects_from) == ("info", None, [])
+    flags = parse()
+    assert (flags.path, flags.http_port, flags.isolated, flags.limit) == (None, 8501, False, [])
+    assert (flags.log_level, flags.config, flags.custom_objects_from) == ("info", None, [])
 
 
 def test_the_command_line_goes_before_the_environment_before_the_file(parse):
     file = "http-port: 1\nlimit: {a: 1, b: 2}\npad-lengths: [16, 32]\npath: file\nisolated: true"
-    found = parse(file=file)
-    assert (found.http_port, found.limit, found.path) == (1, ["a=1", "b=2"], "file")
-    assert (found.pad_lengths, found.isolated) == ("16,32", True)
-    found = parse(file=file, HTTP_PORT="2", LIMIT="c=3,d=4", ISOLATED="false", PATH="/variable")
-    assert (found.http_port, found.limit, found.path) == (2, ["c=3", "d=4"], "/variable")
-    assert found.isolated is False
-    found = parse("given", "--http-port", "3", "--limit", "e=5", "--isolated", file=file)
-    assert (found.http_port, found.limit, found.path) == (3, ["e=5"], "given")
-    assert found.isolated is True
+    flags = parse(file=file)
+    assert (flags.http_port, flags.limit, flags.path) == (1, ["a=1", "b=2"], "file")
+    assert (flags.pad_lengths, flags.isolated) == ("16,32", True)
+    flags = parse(file=file, HTTP_PORT="2", LIMIT="c=3,d=4", ISOLATED="false", PATH="/variable")
+    assert (flags.http_port, flags.limit, flags.path) == (2, ["c=3", "d=4"], "/variable")
+    assert flags.isolated is False
+    flags = parse("given", "--http-port", "3", "--limit", "e=5", "--isolated", file=file)
+    assert (flags.http_port, flags.limit, flags.path) == (3, ["e=5"], "given")
+    assert flags.isolated is True
 
 
 def test_what_is_empty_is_not_set(parse):
-    found = parse(file="pad-lengths:\nlog-level: debug", HTTP_PORT="")
-    assert (found.pad_lengths, found.log_level, found.http_port) == (None, "debug", 8501)
+    flags = parse(file="pad-lengths:\nlog-level: debug", HTTP_PORT="")
+    assert (flags.pad_lengths, flags.log_level, flags.http_port) == (None, "debug", 8501)
 
 
 def test_a_file_may_be_named_by_a_variable_and_repeats_in_a_list(parse, tmp_path):
     pytest.importorskip("yaml")
     (tmp_path / "a.yaml").write_text("custom-objects-from: [one.py, two.py]\nlimit: a=1")
-    found = parse(CONFIG=str(tmp_path / "a.yaml"))
-    assert (found.custom_objects_from, found.limit) == (["one.py", "two.py"], ["a=1"])
+    flags = parse(CONFIG=str(tmp_path / "a.yaml"))
+    assert (flags.custom_objects_from, flags.limit) == (["one.py", "two.py"], ["a=1"])
 
 
 def test_variables_of_kubernetes_and_of_training_are_no_flags(parse):
-    found = parse(
+    flags = parse(
         PORT="tcp://10.0.0.1:8501",
         PORT_8501_TCP_ADDR="10.0.0.1",
         SERVICE_HOST="10.0.0.1",
@@ -81,7 +81,7 @@ def test_variables_of_kubernetes_and_of_training_are_no_flags(parse):
         HTTP_SERVICE_PORT_REST="8501",
         PEER_TIMEOUT="60",
     )
-    assert found.http_port == 8501
+    assert flags.http_port == 8501
 
 
 @pytest.mark.parametrize(
@@ -124,5 +124,5 @@ def test_a_flag_that_is_not_known_is_one_line_with_the_nearest(parse, capsys):
 def test_all_variables_of_training_are_known():
     rooms = [Path(keras_deepseek.__file__).parent / room for room in ("backend", "training")]
     texts = [file.read_text(encoding="utf-8") for room in rooms for file in room.rglob("*.py")]
-    found = {name for text in texts for name in re.findall(r"KERAS_DEEPSEEK_([A-Z_]+)", text)}
-    assert found == set(OTHER_VARIABLES)
+    variables = {name for text in texts for name in re.findall(r"KERAS_DEEPSEEK_([A-Z_]+)", text)}
+    assert variables == set(OTHER_VARIABLES)

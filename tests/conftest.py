@@ -73,14 +73,14 @@ def make_once(
         folder = folder.parent  # That of all of them.
 
     def make(name: str, fill: Callable[[Path], Any]) -> Path:
-        made = folder / f"made_{name}"
-        with made.with_suffix(".lock").open("w") as lock:
+        target = folder / f"made_{name}"
+        with target.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not made.exists():
+            if not target.exists():
                 unfinished = Path(tempfile.mkdtemp(dir=folder))
                 fill(unfinished)
-                unfinished.rename(made)
-        return made
+                unfinished.rename(target)
+        return target
 
     return make
 

@@ -173,8 +173,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     missing = sorted(set(manifest.files) - present)
     added = sorted(present - set(manifest.files))
     if missing:
-        others = f", and there are others: {added}" if added else ""
-        raise BundleError(f"Files are missing: {missing}{others}. {EXPORT_AGAIN}")
+        note = f", and there are others: {added}" if added else ""
+        raise BundleError(f"Files are missing: {missing}{note}. {EXPORT_AGAIN}")
     if added:
         raise BundleError(f"It holds files that are not in its manifest: {added}. Remove them.")
     for name, expected in manifest.files.items():

@@ -159,9 +159,9 @@ class CheckpointFolder:
             ) from error
 
     def _prune(self) -> None:
-        kept = {*self.steps()[-self.keep_last :], *self._best()}
+        steps_to_keep = {*self.steps()[-self.keep_last :], *self._best()}
         for step in self.steps():
-            if step not in kept:
+            if step not in steps_to_keep:
                 self._remove(step)
         for leftover in self.path.glob(f"step_*.checkpoint{PARTIAL}"):
             leftover.unlink(missing_ok=True)  # Its process was killed during a write.

@@ -93,8 +93,8 @@ def compare_outputs(
         tolerance = _tolerance(expected[0][name], precisions.get(name))
         unit = _unit(expected[0][name])
         try:
-            for left, right in groups if by_column else ():
-                _check_columns(left, right, tolerance, unit)
+            for expected_rows, received_rows in groups if by_column else ():
+                _check_columns(expected_rows, received_rows, tolerance, unit)
         except ExportError as error:
             raise ExportError(f"Output {name!r}: {error}") from error
         if not _changes_alike(groups):
@@ -114,21 +114,23 @@ def differing_places(
     """
     if set(expected) != set(received):
         return None
-    found = {}
+    differing = {}
     for name, array in expected.items():
         other = received[name]
         if (array.shape, array.dtype) != (other.shape, other.dtype):
             return None
         if str(array.dtype) not in TOLERANCES:
-            found[name] = np.asarray(array != other)
+            differing[name] = np.asarray(array != other)
             continue
-        left, right = array.astype("float64"), other.astype("float64")
-        allowed = _allowed(left, _tolerance(array, precisions.get(name)))
+        expected_values, received_values = array.astype("float64"), other.astype("float64")
+        allowed = _allowed(expected_values, _tolerance(array, precisions.get(name)))
         with np.errstate(invalid="ignore"):
-            is_near = np.abs(left - right) <= allowed
-        is_same = (left == right) | (np.isnan(left) & np.isnan(right))
-        found[name] = np.asarray(~(is_near | is_same))
-    return found
+            is_near = np.abs(expected_values - received_values) <= allowed
+        is_same = (expected_values == received_values) | (
+            np.isnan(expected_values) & np.isnan(received_values)
+        )
+        differing[name] = np.asarray(~(is_near | is_same))
+    return differing
 
 
 def _rows_by_shape(
@@ -137,24 +139,26 @@ def _rows_by_shape(
     """Yields one output of model and artifact, with rows of equal shape in one array each."""
     by_shape: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
     for reference, outputs in zip(expected, received, strict=True):
-        left, right = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
-        by_shape.setdefault(left.shape[1:], []).append((left, right))
+        expected_rows, received_rows = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
+        by_shape.setdefault(expected_rows.shape[1:], []).append((expected_rows, received_rows))
     for pairs in by_shape.values():
-        left, right = (np.concatenate(side).astype("float64") for side in zip(*pairs, strict=True))
-        counts = np.isfinite(left) & ~_is_masked(left)
-        yield np.where(counts, left, 0.0), np.where(counts, right, 0.0)
+        expected_rows, received_rows = (
+            np.concatenate(side).astype("float64") for side in zip(*pairs, strict=True)
+        )
+        counts = np.isfinite(expected_rows) & ~_is_masked(expected_rows)
+        yield np.where(counts, expected_rows, 0.0), np.where(counts, received_rows, 0.0)
 
 
-def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> None:
+def _check_columns(expected: Array, received: Array, tolerance: float, unit: float) -> None:
     """Raises an error if a column of small values differs more than its own scale allows."""
-    if left.ndim <= 1 or not left.size:
+    if expected.ndim <= 1 or not expected.size:
         return
-    others = tuple(range(left.ndim - 1))
-    moved = np.sqrt(np.square(left - left.mean(0)).mean(others))
-    error = np.sqrt(np.square(right - left).mean(others))
+    other_axes = tuple(range(expected.ndim - 1))
+    moved = np.sqrt(np.square(expected - expected.mean(0)).mean(other_axes))
+    error = np.sqrt(np.square(received - expected).mean(other_axes))
     share = max(_LARGEST_COLUMN_ERROR, 5 * tolerance)
-    allowed = np.maximum(tolerance * np.abs(left).max(others), share * moved)
-    is_rounding = moved <= _ROUNDING * unit * np.abs(left).max()
+    allowed = np.maximum(tolerance * np.abs(expected).max(other_axes), share * moved)
+    is_rounding = moved <= _ROUNDING * unit * np.abs(expected).max()
     excess = np.where(is_rounding, 0.0, error - allowed)
     column = int(excess.argmax())
     if excess[column] > 0:
@@ -166,11 +170,15 @@ def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> 
 
 def _changes_alike(groups: list[tuple[Array, Array]]) -> bool:
     """Returns True if an output varies between rows, and the artifact's varies in the same way."""
-    moved = sum(float(np.square(left - left.mean(0)).sum()) for left, _ in groups if len(left))
+    moved = sum(
+        float(np.square(expected - expected.mean(0)).sum())
+        for expected, _ in groups
+        if len(expected)
+    )
     error = sum(
-        float(np.square(right - right.mean(0) - left + left.mean(0)).sum())
-        for left, right in groups
-        if len(left)
+        float(np.square(received - received.mean(0) - expected + expected.mean(0)).sum())
+        for expected, received in groups
+        if len(expected)
     )
     return moved > 0 and error <= _LARGEST_CHANGE_ERROR**2 * moved
 
@@ -187,19 +195,19 @@ def _largest_difference(
         if not np.array_equal(expected, received):
             raise ExportError(f"{expected.dtype} values differ; they must be equal.")
         return 0.0
-    left, right = expected.astype("float64"), received.astype("float64")
-    finite = np.isfinite(left)
-    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+    expected_values, received_values = expected.astype("float64"), received.astype("float64")
+    finite = np.isfinite(expected_values)
+    if not np.array_equal(expected_values[~finite], received_values[~finite], equal_nan=True):
         raise ExportError("NaN or infinity in different places.")
-    left, right = left[finite], right[finite]
-    if not np.isfinite(right).all():
+    expected_values, received_values = expected_values[finite], received_values[finite]
+    if not np.isfinite(received_values).all():
         raise ExportError("NaN or infinity where the model gives finite values.")
-    difference = np.abs(left - right)
-    allowed = _allowed(left, _tolerance(expected, precision), least_scale)
+    difference = np.abs(expected_values - received_values)
+    allowed = _allowed(expected_values, _tolerance(expected, precision), least_scale)
     if (difference > allowed).any():
         worst = int((difference / allowed).argmax())
         raise ExportError(f"differs by {difference[worst]:.3g}; {allowed[worst]:.3g} is allowed.")
-    return float(difference[~_is_masked(left)].max(initial=0.0))
+    return float(difference[~_is_masked(expected_values)].max(initial=0.0))
 
 
 def _allowed(values: Array, tolerance: float, least_scale: float = 0.0) -> Array:
@@ -257,15 +265,26 @@ def _agreement(
     name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> dict[str, float]:
     pairs = [
-        (left[name].astype("float64"), right[name].astype("float64"))
-        for left, right in zip(expected, received, strict=True)
+        (reference[name].astype("float64"), outputs[name].astype("float64"))
+        for reference, outputs in zip(expected, received, strict=True)
     ]
-    error = sum(float(np.square((right - left)[~_is_masked(left)]).sum()) for left, right in pairs)
-    size = sum(float(np.square(left[~_is_masked(left)]).sum()) for left, _ in pairs)
-    found = {"relative_error": float(np.sqrt(error / size)) if size else float(error > 0)}
-    if all(left.ndim > 1 and left.shape[-1] > 1 for left, _ in pairs):
+    error = sum(
+        float(np.square((received_values - expected_values)[~_is_masked(expected_values)]).sum())
+        for expected_values, received_values in pairs
+    )
+    size = sum(
+        float(np.square(expected_values[~_is_masked(expected_values)]).sum())
+        for expected_values, _ in pairs
+    )
+    measures = {"relative_error": float(np.sqrt(error / size)) if size else float(error > 0)}
+    if all(
+        expected_values.ndim > 1 and expected_values.shape[-1] > 1 for expected_values, _ in pairs
+    ):
         same = np.concatenate(
-            [(left.argmax(-1) == right.argmax(-1)).reshape(-1) for left, right in pairs]
+            [
+                (expected_values.argmax(-1) == received_values.argmax(-1)).reshape(-1)
+                for expected_values, received_values in pairs
+            ]
         )
-        found["same_largest"] = float(same.mean())
-    return found
+        measures["same_largest"] = float(same.mean())
+    return measures

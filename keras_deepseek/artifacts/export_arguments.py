@@ -26,9 +26,9 @@ OPSETS = range(13, 26)
 """The supported versions of ONNX's default operator set."""
 
 
-def check_backend(name: Any, known: Iterable[str]) -> None:
+def check_backend(name: Any, backends: Iterable[str]) -> None:
     """Rejects the name of an unknown format; the message has the nearest known one."""
-    names = [*known, "custom"]
+    names = [*backends, "custom"]
     if not isinstance(name, str) or name not in names:
         raise InvalidInputError(unknown_name_message("export backend", name, names))
 
@@ -46,7 +46,9 @@ def check_classes(classify: Any) -> bool | tuple[str, ...]:
     """Checks and returns the argument `classify`: a boolean, or a list of class names."""
     if isinstance(classify, bool):
         return classify
-    is_list = isinstance(classify, list | tuple) and all(isinstance(one, str) for one in classify)
+    is_list = isinstance(classify, list | tuple) and all(
+        isinstance(label, str) for label in classify
+    )
     if not is_list or not classify:
         raise InvalidInputError(
             f"`classify` must be a boolean, or a list of class names; received {classify!r}."
@@ -76,16 +78,16 @@ def check_model_name(name: Any) -> str:
 
 def check_artifact_path(path: Any) -> Path:
     """Checks and returns the path of an artifact."""
-    place = Path(check_path("path", path))
+    target = Path(check_path("path", path))
     try:
-        place.lstat()
+        target.lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass  # A missing folder is made; a file in its place is an error later.
     except OSError as error:
         raise BundleError(
-            f"No artifact can be written to {str(place)!r}: {error.strerror}. Name another place."
+            f"No artifact can be written to {str(target)!r}: {error.strerror}. Name another place."
         ) from error
-    return place
+    return target
 
 
 def check_target_file(target: Path) -> None:
@@ -118,7 +120,7 @@ def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
         arrays = signature.bind(values)
     except InvalidInputError as error:
         raise InvalidInputError(f"`{name}`: {error}") from error
-    empty = [each for each, array in arrays.items() if array.ndim and not len(array)]
+    empty = [input_name for input_name, array in arrays.items() if array.ndim and not len(array)]
     if empty:
         raise InvalidInputError(
             f"`{name}` has no rows for input {', '.join(map(repr, empty))}; expected at least one. "
@@ -127,9 +129,9 @@ def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
     return arrays
 
 
-def check_custom_sources(given: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+def check_custom_sources(custom_objects_from: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     """Checks and returns the modules and files that define a model's custom layers."""
-    sources = check_sources("custom_objects_from", given)
+    sources = check_sources("custom_objects_from", custom_objects_from)
     for path in map(Path, sources):
         if path.suffix == ".py" and not path.is_file():
             raise InvalidInputError(

@@ -57,11 +57,11 @@ class JsonLines:
         A process that is killed meanwhile leaves the old file.
         """
         rows = self.read()
-        kept = [row for row in rows if is_kept(row)]
-        if len(kept) == len(rows):
+        rows_to_keep = [row for row in rows if is_kept(row)]
+        if len(rows_to_keep) == len(rows):
             return
         unfinished = self.path.with_name(f"{self.path.name}.unfinished")
-        unfinished.write_bytes(_encode(kept))
+        unfinished.write_bytes(_encode(rows_to_keep))
         self._file.close()
         unfinished.replace(self.path)
         self._file = self.path.open("ab", buffering=0)
@@ -84,7 +84,7 @@ class JsonLines:
         whole = data[: data.rfind(b"\n") + 1]
         try:
             is_ours = all(
-                isinstance(json.loads(each), dict) for each in whole.decode().splitlines()
+                isinstance(json.loads(line), dict) for line in whole.decode().splitlines()
             )
         except ValueError:
             is_ours = False
@@ -99,10 +99,10 @@ class JsonLines:
 def append_whole(file: io.FileIO, data: bytes) -> None:
     """Appends data to a file opened with `buffering=0`; restores its size if not all fits."""
     start = os.fstat(file.fileno()).st_size
-    rest = memoryview(data)
+    unwritten = memoryview(data)
     try:
-        while rest:
-            rest = rest[file.write(rest) or 0 :]
+        while unwritten:
+            unwritten = unwritten[file.write(unwritten) or 0 :]
     except OSError as error:
         file.truncate(start)
         reason = (

@@ -48,8 +48,8 @@ class Verification:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Verification":
         """Returns the verification that a manifest holds."""
-        given = {**content}
-        return cls(**{**given, "signatures": tuple(given.get("signatures", ()))})
+        fields = {**content}
+        return cls(**{**fields, "signatures": tuple(fields.get("signatures", ()))})
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ def parse_address(source: str, text: Any) -> tuple[str, int]:
 
     `source` names the origin of the text in errors.
     """
-    found = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
-    if found is None or not 0 < int(found["port"]) <= _LARGEST_PORT:
+    match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
+    if match is None or not 0 < int(match["port"]) <= _LARGEST_PORT:
         raise InvalidInputError(
             f"{source} must be HOST:PORT with a port from 1 to {_LARGEST_PORT}, as in "
             f"'10.0.0.1:29500' or '[::1]:29500'; received {text!r}."
         )
-    return (found["ipv6"] or found["host"]).lower(), int(found["port"])
+    return (match["ipv6"] or match["host"]).lower(), int(match["port"])
 
 
 def join_address(host: str, port: int) -> str:

@@ -24,7 +24,7 @@ def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
         with Path(path).open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
             arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
-        if not all(isinstance(one, np.ndarray) for one in _values_of(arrays)):
+        if not all(isinstance(array, np.ndarray) for array in _values_of(arrays)):
             raise ValueError("it is an archive of something else")  # noqa: TRY301
     except (OSError, ValueError, BadZipFile, AttributeError, EOFError) as error:
         raise InvalidInputError(
@@ -33,10 +33,10 @@ def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
     named = {"": arrays} if isinstance(arrays, np.ndarray) else arrays
     counts = {name: len(array) if array.ndim else None for name, array in named.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
-        told = ", ".join(f"{name or 'its array'}: {count}" for name, count in counts.items())
+        row_counts = ", ".join(f"{name or 'its array'}: {count}" for name, count in counts.items())
         raise InvalidInputError(
             f"All arrays of {os.fspath(path)!r} must have the same number of rows, at least one; "
-            f"the rows are {told or 'none'}."
+            f"the rows are {row_counts or 'none'}."
         )
     return named["arr_0"] if list(named) == ["arr_0"] else arrays
 

@@ -234,10 +234,10 @@ class RunRecord:
             step: integer. The last step that stays.
         """
         generation = self.properties().get("generation", 0) + 1
-        found = [(table, name) for table in ("scalars", "vectors") for name in self._names(table)]
+        series = [(table, name) for table in ("scalars", "vectors") for name in self._names(table)]
         try:
             with self._connection:
-                for table, name in found:
+                for table, name in series:
                     self._connection.execute(
                         f"DELETE FROM {table} WHERE name = ? AND step > ?",
                         (name, step),

@@ -137,10 +137,10 @@ class TensorSpec:
         return cls(name, shape, dtype, config.get("vocabulary_size"))
 
 
-def _describe(array: Array, wanted: str) -> str:
+def _describe(array: Array, dtype: str) -> str:
     """Returns an error text for JSON values that don't fit a dtype."""
     if array.dtype.kind not in "SUO":
-        kind = "text" if wanted == "object" else wanted
+        kind = "text" if dtype == "object" else dtype
         return f"dtype {array.dtype}, whose values can't all be {kind}"
     values = array.ravel().tolist()
     if any(value is None for value in values):
@@ -156,8 +156,8 @@ def _describe(array: Array, wanted: str) -> str:
 def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
     if len(sizes) != len(expected):
         return False
-    for size, wanted in zip(sizes, expected, strict=True):
-        if wanted is not None and size != wanted:
+    for size, expected_size in zip(sizes, expected, strict=True):
+        if expected_size is not None and size != expected_size:
             return False
     return True
 
@@ -180,7 +180,7 @@ def _exact_integers(value: Any, array: Array, dtype: str) -> Array:
     NumPy does so if one integer is beyond int64 and another is not.
     """
     exact = np.asarray(value, object)
-    if all(isinstance(each, int) for each in exact.ravel().tolist()):
+    if all(isinstance(number, int) for number in exact.ravel().tolist()):
         try:
             return exact.astype(dtype)
         except OverflowError:

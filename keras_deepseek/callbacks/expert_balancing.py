@@ -78,7 +78,7 @@ class ExpertBalancing(keras.callbacks.Callback):
         if log_each not in (None, *_LEVELS):
             raise InvalidInputError(unknown_name_message("log_each", log_each, _LEVELS))
         self.log_each = log_each
-        self.update_rate = check_number("update_rate", update_rate, least=0)
+        self.update_rate = check_number("update_rate", update_rate, minimum=0)
         self._routers: list[ExpertRouter] = []
         self._of_epoch: list[dict[str, float]] = []
 

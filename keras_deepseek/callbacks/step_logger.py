@@ -50,7 +50,7 @@ class StepLogger(keras.callbacks.Callback):
 
     def __init__(self, *, every: int = 1, resume: bool = False) -> None:
         super().__init__()
-        self.every = check_integer("every", every, least=0)
+        self.every = check_integer("every", every, minimum=0)
         self.resume = resume
         self._lock = threading.Lock()
         self._is_open = False

@@ -73,5 +73,5 @@ def estimate_training_flops(num_parameters: int, num_tokens: float) -> float:
 
     - [Scaling Laws for Neural Language Models (Kaplan et al., 2020)](https://arxiv.org/abs/2001.08361)
     """
-    parameters = check_number("num_parameters", num_parameters, least=0)
-    return 2.0 * _PASSES * parameters * check_number("num_tokens", num_tokens, least=0)
+    parameters = check_number("num_parameters", num_parameters, minimum=0)
+    return 2.0 * _PASSES * parameters * check_number("num_tokens", num_tokens, minimum=0)

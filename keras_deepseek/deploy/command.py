@@ -126,8 +126,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the format's options that were given on the command line."""
-    given = {flag: getattr(arguments, flag.option) for flag in FLAGS}
-    return {flag.option: flag.read(value) for flag, value in given.items() if value is not None}
+    values = {flag: getattr(arguments, flag.option) for flag in FLAGS}
+    return {flag.option: flag.read(value) for flag, value in values.items() if value is not None}
 
 
 def _load_data(arguments: argparse.Namespace) -> tuple[Any, list[Any] | None]:
@@ -219,10 +219,12 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     for flag in FLAGS:
         is_given = getattr(arguments, flag.option) is not None
         if is_given and (entry is None or flag not in entry.flags):
-            others = " or ".join(each.name for each in FORMATS.values() if flag in each.flags)
+            formats = " or ".join(
+                candidate.name for candidate in FORMATS.values() if flag in candidate.flags
+            )
             raise InvalidInputError(
                 f"--format {arguments.format} has no {flag.flag}. Leave it out, or pass "
-                f"--format {others}."
+                f"--format {formats}."
             )
 
 
@@ -232,12 +234,12 @@ def _check_benchmark(arguments: argparse.Namespace) -> None:
 
     ignored = {name: f"--{name}" for name in _NOT_OF_BENCHMARK}
     ignored |= {flag.option: flag.flag for flag in FLAGS}
-    given = [
+    flags = [
         flag for name, flag in ignored.items() if getattr(arguments, name) not in (None, False)
     ]
-    if given:
+    if flags:
         raise InvalidInputError(
-            f"--benchmark compares formats with their defaults: leave {', '.join(given)} out."
+            f"--benchmark compares formats with their defaults: leave {', '.join(flags)} out."
         )
 
 

@@ -46,18 +46,22 @@ class ExportReport:
 
     def __str__(self) -> str:
         agreement = "".join(
-            f", {name}: {found['relative_error']:.1%} off"
-            + (f", {found['same_largest']:.1%} same answer" if "same_largest" in found else "")
-            for name, found in self.verification.agreement.items()
+            f", {name}: {measures['relative_error']:.1%} off"
+            + (
+                f", {measures['same_largest']:.1%} same answer"
+                if "same_largest" in measures
+                else ""
+            )
+            for name, measures in self.verification.agreement.items()
         )
         nonfinite = self.verification.nonfinite
         if nonfinite not in ("", ALIKE):
             agreement += f"; {nonfinite}"
         by = f" by {', '.join(names)}" if len(names := self.verification.signatures) > 1 else ""
-        found = (
+        outcome = (
             f"verified on {self.verification.num_samples} batches{by}, largest difference "
             f"{self.verification.largest_difference:.2g}{agreement}"
             if self.verified
             else f"{self.verification.state}: {self.verification.reason.rstrip('.')}"
         )
-        return f"{self.path}: {self.format}, {found} ({self.route}, {self.seconds:.1f} s)"
+        return f"{self.path}: {self.format}, {outcome} ({self.route}, {self.seconds:.1f} s)"

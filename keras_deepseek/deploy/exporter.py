@@ -196,18 +196,20 @@ class Exporter:
             folder.mkdir()
             with unchanged_state(self._model.model):
                 job = self._job(chosen)
-                made = make_artifact(optimize_job(job, say) if self._optimize else job, folder, say)
+                artifact = make_artifact(
+                    optimize_job(job, say) if self._optimize else job, folder, say
+                )
             if as_file:
                 _check_alone(folder, export_format.entry, target)
                 publish_file(folder / export_format.entry, target)
             else:
-                publish_bundle(folder, target, self._manifest(export_format, made))
+                publish_bundle(folder, target, self._manifest(export_format, artifact))
         report = ExportReport(
             path=target,
             format=export_format.name,
-            route=made.route,
-            verification=made.verification,
-            passed_over=made.passed_over,
+            route=artifact.route,
+            verification=artifact.verification,
+            passed_over=artifact.passed_over,
             seconds=time.monotonic() - started,
         )
         self._say(str(report))
@@ -307,17 +309,17 @@ class Exporter:
             **vars(self._data),
         )
 
-    def _manifest(self, export_format: ExportFormat, made: MadeArtifact) -> Manifest:
+    def _manifest(self, export_format: ExportFormat, artifact: MadeArtifact) -> Manifest:
         return Manifest(
             name=self.name,
             format=export_format.name,
             entry=export_format.entry,
             signature=self.signature,
             precision=self._precision or self._model.model.compute_dtype,
-            route=made.route,
+            route=artifact.route,
             versions=installed_versions(export_format.distributions),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            verification=made.verification,
+            verification=artifact.verification,
         )
 
     def _say(self, line: str) -> None:
@@ -335,9 +337,10 @@ def _choose_format(backend: str, options: Mapping[str, Any]) -> ChosenFormat | N
 
 def _check_alone(folder: Path, entry: str, target: Path) -> None:
     """Raises an error if one file was requested and the artifact has more."""
-    others = sorted(path.name for path in folder.iterdir() if path.name != entry)
-    if others:
+    other_files = sorted(path.name for path in folder.iterdir() if path.name != entry)
+    if other_files:
         raise ExportError(
             f"One file, {target.name!r}, can't hold this model: its weights are in "
-            f"{', '.join(others)}. Pass a folder, as in export({target.stem!r}), for all files."
+            f"{', '.join(other_files)}. Pass a folder, as in export({target.stem!r}), for all "
+            "files."
         )

@@ -36,20 +36,20 @@ def failure_place(error: BaseException) -> str:
         frame = traceback.tb_frame
         if name := _layer_name(frame):
             layers = [*layers[: layers.index(name)], name] if name in layers else [*layers, name]
-        found = _operator(frame)
-        operator, scope = found[0] or operator, found[1] or scope
+        frame_names = _operator(frame)
+        operator, scope = frame_names[0] or operator, frame_names[1] or scope
         traceback = traceback.tb_next
-    place = "/".join(layers) or scope
-    where = f"in {place!r}" if place else ""
+    layer_path = "/".join(layers) or scope
+    where = f"in {layer_path!r}" if layer_path else ""
     return ", ".join(words for words in (where, f"at {operator}" if operator else "") if words)
 
 
 def _layer_name(frame: FrameType) -> str:
     """Returns the name of the layer or operation whose method a frame runs; `""` for a model."""
-    own = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
-    if isinstance(own, keras.Model) or not isinstance(own, keras.Layer | keras.Operation):
+    layer = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
+    if isinstance(layer, keras.Model) or not isinstance(layer, keras.Layer | keras.Operation):
         return ""
-    return str(own.name)
+    return str(layer.name)
 
 
 def _operator(frame: FrameType) -> tuple[str, str]:

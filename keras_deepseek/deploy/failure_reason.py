@@ -32,6 +32,6 @@ def failure_reason(error: BaseException) -> str:
     words = " ".join(lines[:_NUM_LINES])
     if DISK_IS_FULL in text and DISK_IS_FULL not in words[:_LONGEST]:  # TensorFlow says it last.
         words = DISK_IS_FULL
-    kind, place = type(error).__name__, failure_place(error)
-    told = f"{kind}: {words[:_LONGEST].rstrip('.')}" if words else kind
-    return f"{told} ({place})" if place else told
+    kind, location = type(error).__name__, failure_place(error)
+    summary = f"{kind}: {words[:_LONGEST].rstrip('.')}" if words else kind
+    return f"{summary} ({location})" if location else summary

@@ -48,7 +48,7 @@ def _make_inputs(structure: Any, name: str | None) -> Any:
         return {key: _make_inputs(spec, str(key)) for key, spec in structure.items()}
     if isinstance(structure, list | tuple):
         return [_make_inputs(spec, None) for spec in structure]
-    shape, given_name = (getattr(structure, each, None) for each in ("shape", "name"))
+    shape, given_name = (getattr(structure, attribute, None) for attribute in ("shape", "name"))
     if shape is None:
         raise InvalidInputError(
             "`input_signature` must hold keras.InputSpec objects with a shape, as in "

@@ -135,12 +135,12 @@ def compare_latencies(
     named = NamedModel(model)
     of_model = backend.current().inference.compile_inference(named)
     shared: dict[str, Any] = {"custom_objects_from": custom_objects_from}
-    wanted = [(name, shared) for name in (known_formats() if backends is None else backends)]
+    formats = [(name, shared) for name in (known_formats() if backends is None else backends)]
     if calibration is not None:
-        wanted.append(("onnx", {**shared, "precision": "int8", "calibration": calibration}))
+        formats.append(("onnx", {**shared, "precision": "int8", "calibration": calibration}))
     with temporary_folder("keras_deepseek_latencies") as work:
         with StageDisplay(is_shown=verbose) as say:
-            exported, left_out = _export_all(model, wanted, work, say)
+            exported, left_out = _export_all(model, formats, work, say)
         batches = _batches(named, batch_sizes, length)
         rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
     table = LatencyTable(tuple(rows), left_out)
@@ -169,14 +169,14 @@ def _check(
 
 def _export_all(
     model: keras.Model,
-    wanted: Iterable[tuple[str, dict[str, Any]]],
+    formats: Iterable[tuple[str, dict[str, Any]]],
     work: Path,
     say: Callable[[str], None],
 ) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
     """Exports the model to each format; returns loaded functions, and reasons of those left out."""
     infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
-    for name, arguments in wanted:
+    for name, arguments in formats:
         label = f"{name} {arguments.get('precision', '')}".rstrip()
         say(f"exporting and verifying {label}")
         try:  # The exporter's own report would name the temporary folder.

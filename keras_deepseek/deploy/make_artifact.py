@@ -93,14 +93,16 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
     export_format, signature = job.export_format, job.model.signature
     shapes = export_format.sample_shapes(signature)
     if job.has_random_samples and shapes:
-        drawn = [draw_batch(job.expected_model.model, signature, each) for each in shapes]
+        drawn = [
+            draw_batch(job.expected_model.model, signature, input_shapes) for input_shapes in shapes
+        ]
         # Optional, since the model may not take every size.
         job = replace(
             job, samples=[], optional_samples=drawn, extreme_samples=(), alternative_samples=()
         )
         return job, ""
 
-    def taken(samples: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
+    def that_fit(samples: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
         return [
             sample
             for sample in samples
@@ -109,13 +111,13 @@ def fit_samples(job: ExportJob) -> tuple[ExportJob, str]:
 
     fitting = replace(
         job,
-        samples=taken(job.samples),
-        optional_samples=taken(job.optional_samples),
-        extreme_samples=taken(job.extreme_samples),
-        alternative_samples=[taken(samples) for samples in job.alternative_samples],
+        samples=that_fit(job.samples),
+        optional_samples=that_fit(job.optional_samples),
+        extreme_samples=that_fit(job.extreme_samples),
+        alternative_samples=[that_fit(samples) for samples in job.alternative_samples],
     )
-    num_left_out, num_given = len(job.samples) - len(fitting.samples), len(job.samples)
-    note = f", {num_left_out} of the {num_given} batches left out, whose sizes it does not take"
+    num_left_out, num_samples = len(job.samples) - len(fitting.samples), len(job.samples)
+    note = f", {num_left_out} of the {num_samples} batches left out, whose sizes it does not take"
     return fitting, note if num_left_out else ""
 
 
@@ -127,10 +129,10 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
     passed_over: list[str] = []
     errors: list[Exception] = []
     differing: MadeArtifact | None = None
-    kept = folder.with_name(f"{folder.name}.differs")
+    differing_folder = folder.with_name(f"{folder.name}.differs")
     for route in find_routes(job.export_format):
         try:
-            made = _try_route(job, route, expected, folder, say)
+            artifact = _try_route(job, route, expected, folder, say)
         except InvalidInputError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.
@@ -140,19 +142,21 @@ def _make_by_routes(job: ExportJob, folder: Path, say: Callable[[str], None]) ->
             if not isinstance(error, MissingExtraError | NotSupportedError):
                 say(f"{format_name}: {reason}")
         else:
-            reason = made.verification.reason
-            made = replace(made, route=f"{made.route}{left_out}", passed_over=tuple(passed_over))
-            if made.verification.state != "failed":
-                return made
+            reason = artifact.verification.reason
+            artifact = replace(
+                artifact, route=f"{artifact.route}{left_out}", passed_over=tuple(passed_over)
+            )
+            if artifact.verification.state != "failed":
+                return artifact
             say(f"{format_name}: {reason}")
             if job.allows_difference and differing is None:
-                differing = made
-                folder.rename(kept)
+                differing = artifact
+                folder.rename(differing_folder)
         passed_over.append(f"through {route.name}: {reason}")
         _empty(folder)
     if differing is not None:
         folder.rmdir()
-        kept.rename(folder)
+        differing_folder.rename(folder)
         return differing
     # The traceback of an error from outside this package shows the line in the user's own code.
     cause = next((error for error in errors if not isinstance(error, KerasDeepSeekError)), None)
@@ -187,13 +191,15 @@ def _make_from_source(
     export_format, source_format = job.export_format, source.export_format
     source_folder = folder.with_name(source_format.name)
     source_folder.mkdir()
-    made = make_artifact(job.in_format(source), source_folder, say)
+    source_artifact = make_artifact(job.in_format(source), source_folder, say)
     say(f"{export_format.name}: building it from {source_format.name}")
     source_file = source_folder / source_format.entry
     how = export_format.build(source_file, folder, job.model.signature)
     job, note = fit_samples(job)
-    verification = _verify_built(job, source_format.name, folder, made.verification)
-    return MadeArtifact(f"{made.route}, {how}{note}", verification, made.passed_over)
+    verification = _verify_built(job, source_format.name, folder, source_artifact.verification)
+    return MadeArtifact(
+        f"{source_artifact.route}, {how}{note}", verification, source_artifact.passed_over
+    )
 
 
 def _verify_built(
@@ -209,14 +215,16 @@ def _verify_built(
         job.export_format.check_runnable()
     except NotSupportedError as error:
         return Verification("unverified", f"{error}; {origin}")
-    found = check_artifact(job, folder)
-    if found.state == "failed" and not job.allows_difference:
+    verification = check_artifact(job, folder)
+    if verification.state == "failed" and not job.allows_difference:
         raise ExportError(
             f"The {job.export_format.name} artifact of {job.model.model.name!r} does not compute "
-            f"what the model computes: {found.reason.rstrip('.')}; {origin}."
+            f"what the model computes: {verification.reason.rstrip('.')}; {origin}."
         )
     return (
-        found if found.state == "verified" else replace(found, reason=f"{found.reason}; {origin}")
+        verification
+        if verification.state == "verified"
+        else replace(verification, reason=f"{verification.reason}; {origin}")
     )
 
 
@@ -225,18 +233,18 @@ def _failure(job: ExportJob, passed_over: list[str], errors: list[Exception]) ->
     missing = [error for error in errors if isinstance(error, MissingExtraError)]
     name = f"{job.model.model.name!r} can't be exported as {job.export_format.name}"
     if len(missing) == len(passed_over):
-        own = f"for the {keras.backend.backend()} backend"
-        first = next((error for error in missing if own in str(error)), missing[0])
+        of_backend = f"for the {keras.backend.backend()} backend"
+        first = next((error for error in missing if of_backend in str(error)), missing[0])
         return (
             f"{name}: `{first.package}` is not installed. Install it with: pip install "
             f"'keras_deepseek[{first.extra}]'"
         )
     routes: dict[str, list[str]] = {}
-    for each in passed_over:  # A reason that several routes share is told once.
-        route, _, reason = each.removeprefix("through ").partition(": ")
+    for failure in passed_over:  # A reason that several routes share is told once.
+        route, _, reason = failure.removeprefix("through ").partition(": ")
         routes.setdefault(reason, []).append(route)
-    told = [f"through {' and '.join(names)}: {reason}" for reason, names in routes.items()]
-    message = f"{name}: {'; '.join(told).rstrip('.')}."
+    sentences = [f"through {' and '.join(names)}: {reason}" for reason, names in routes.items()]
+    message = f"{name}: {'; '.join(sentences).rstrip('.')}."
     extras = list(dict.fromkeys(error.extra for error in missing))
     for extra in extras:  # The hint is given once, at the end.
         message = message.replace(f" Install it with: pip install 'keras_deepseek[{extra}]'", "")
@@ -270,11 +278,11 @@ def _check_entry(export_format: ExportFormat, folder: Path) -> None:
 
 def _check_free_space(folder: Path, reason: str) -> None:
     """Raises an error if a route failed because the disk is full: other routes would fail, too."""
-    places = [str(folder.parent.parent), tempfile.gettempdir()]
-    full = [place for place in places if shutil.disk_usage(place).free < _LEAST_FREE_BYTES]
+    folders = [str(folder.parent.parent), tempfile.gettempdir()]
+    full = [path for path in folders if shutil.disk_usage(path).free < _LEAST_FREE_BYTES]
     if full or DISK_IS_FULL in reason:
         raise ExportError(
-            f"The disk of {' or '.join(map(repr, full or places))} is full: {reason}. Free some "
+            f"The disk of {' or '.join(map(repr, full or folders))} is full: {reason}. Free some "
             "space, or use another disk."
         )
 

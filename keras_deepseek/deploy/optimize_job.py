@@ -31,6 +31,6 @@ def optimize_job(job: ExportJob, say: Callable[[str], None]) -> ExportJob:
     if report is None or not {*(report.passes or ())} - {"identities"}:
         say(f"{job.export_format.name}: there is nothing to optimize")
         return job
-    before, after = report.multiply_adds
-    say(f"{job.export_format.name}: {before:,} multiply-adds, now {after:,}")
+    original_count, optimized_count = report.multiply_adds
+    say(f"{job.export_format.name}: {original_count:,} multiply-adds, now {optimized_count:,}")
     return replace(job, model=NamedModel(optimized, named.precision), reference=named)

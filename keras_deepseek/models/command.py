@@ -125,7 +125,7 @@ def _check_before_loading(arguments: argparse.Namespace) -> None:
 
     check_integer("max_new_tokens", arguments.max_new_tokens)
     if arguments.seed is not None:
-        check_integer("seed", arguments.seed, least=0)
+        check_integer("seed", arguments.seed, minimum=0)
     if arguments.chat:
         files = read_tokenizer_files(find_preset(arguments.folder))
         find_chat_template(read_chat_templates(files), "default")

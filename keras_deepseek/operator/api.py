@@ -405,33 +405,33 @@ class ModelDeployment(BaseModel):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def find_fault(model: type[BaseModel], found: Any) -> str | None:
+def find_fault(model: type[BaseModel], content: Any) -> str | None:
     """Returns what is wrong with an object of YAML, with the path of the field, or `None`."""
     try:
-        read_object(model, found)
+        read_object(model, content)
     except InvalidInputError as error:
         return str(error)
     return None
 
 
-def read_object(model: type[_Model], found: Any) -> _Model:
+def read_object(model: type[_Model], content: Any) -> _Model:
     """Returns an object of YAML as a model. Raises an `InvalidInputError` with the field's path."""
     try:
-        return model.model_validate(found, by_alias=True, by_name=False)
+        return model.model_validate(content, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidInputError(_describe(error)) from error
 
 
 def _describe(error: ValidationError) -> str:
     fault, *_ = error.errors()
-    *place, last = [part for part in fault["loc"] if part not in _BRANCHES] or [""]
-    path = ".".join(map(str, [*place, last]))
+    *parents, last = [part for part in fault["loc"] if part not in _BRANCHES] or [""]
+    path = ".".join(map(str, [*parents, last]))
     if fault["type"] != "extra_forbidden":
         message = fault["msg"].removeprefix("Value error, ")
         if _BRANCHES.intersection(fault["loc"]):
             message = f"must be an integer or a text, received {fault['input']!r}"
         return f"{path}: {message}." if path else f"{message}."
-    return f"{'.'.join(map(str, place))}: unknown field {last!r}."
+    return f"{'.'.join(map(str, parents))}: unknown field {last!r}."
 
 
 _BRANCHES = frozenset(("int", "str"))

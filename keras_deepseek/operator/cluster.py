@@ -85,8 +85,8 @@ class Cluster:
 
     async def _resources(self, version: str) -> set[str]:
         root = "api" if "/" not in version else "apis"
-        found = await self._find(f"/{root}/{version}") or {}
-        return {resource["name"] for resource in found.get("resources", [])}
+        resource_list = await self._find(f"/{root}/{version}") or {}
+        return {resource["name"] for resource in resource_list.get("resources", [])}
 
     async def read(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """Returns an object, or `None` if there is none."""
@@ -147,15 +147,15 @@ class Cluster:
             if answer.status == 401 and self._has_other_credentials(sent):  # noqa: PLR2004
                 return await self._exchange(method, path, body, kind, **params)
             try:
-                found: Object = json.loads(text)
+                content: Object = json.loads(text)
             except json.JSONDecodeError:
-                found = {"message": text[:200]}
+                content = {"message": text[:200]}
             if answer.status >= 300:  # noqa: PLR2004
-                message = found.get("message") or str(answer.reason)
+                message = content.get("message") or str(answer.reason)
                 advice = [advice for part, advice in _ADVICE.items() if part in message]
                 message = ". ".join([message, *advice])
-                raise ClusterError(answer.status, found.get("reason", "Unknown"), message)
-            return found
+                raise ClusterError(answer.status, content.get("reason", "Unknown"), message)
+            return content
 
     def _has_other_credentials(self, sent: str | None) -> bool:
         """Returns True if there are others than those that were sent, and uses them from now on."""

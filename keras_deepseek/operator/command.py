@@ -164,13 +164,13 @@ def _size(arguments: argparse.Namespace) -> None:
     for name in ("capacity", "peak", "queue_seconds"):
         if (value := getattr(arguments, name)) is not None:
             check_number(f"--{name.replace('_', '-')}", value, above=0)
-    check_integer("--cold-start", arguments.cold_start, least=0)
+    check_integer("--cold-start", arguments.cold_start, minimum=0)
     if not 1 < arguments.success <= _ALL:
         raise InvalidInputError(
             f"--success must be a percentage such as 99.9, received {arguments.success:g}."
         )
     check_integer("--min-replicas", arguments.min_replicas)
-    check_integer("--max-replicas", arguments.max_replicas, least=arguments.min_replicas)
+    check_integer("--max-replicas", arguments.max_replicas, minimum=arguments.min_replicas)
     traffic = arguments.traffic or list(TRAFFIC)
     for name in traffic:
         if name not in TRAFFIC and not Path(name).exists():

@@ -119,29 +119,29 @@ def _structural_schema(model: type[BaseModel]) -> dict[str, Any]:
             definition = definitions[node["$ref"].rpartition("/")[2]]
             return structural({**definition, **{k: v for k, v in node.items() if k != "$ref"}})
         if "x-kubernetes-preserve-unknown-fields" in node:
-            return _kept(node)
+            return _without_dropped(node)
         if "x-kubernetes-int-or-string" in node:
-            return {**_kept(node), "anyOf": [{"type": "integer"}, {"type": "string"}]}
+            return {**_without_dropped(node), "anyOf": [{"type": "integer"}, {"type": "string"}]}
         if "anyOf" in node:  # A field that may be unset: Kubernetes has no null for it.
-            (only,) = (each for each in node["anyOf"] if each != {"type": "null"})
+            (only,) = (branch for branch in node["anyOf"] if branch != {"type": "null"})
             return structural({**only, **{k: v for k, v in node.items() if k != "anyOf"}})
-        kept = _kept(node)
+        structure = _without_dropped(node)
         if "const" in node:
-            kept["enum"] = [kept.pop("const")]
+            structure["enum"] = [structure.pop("const")]
         if "properties" in node:
             fields = node["properties"].items()
-            kept["properties"] = {name: structural(field) for name, field in fields}
+            structure["properties"] = {name: structural(field) for name, field in fields}
         elif isinstance(node.get("additionalProperties"), dict):
-            kept["additionalProperties"] = structural(node["additionalProperties"])
+            structure["additionalProperties"] = structural(node["additionalProperties"])
         if "items" in node:
-            kept["items"] = structural(node["items"])
-        return kept
+            structure["items"] = structural(node["items"])
+        return structure
 
     return structural(schema)
 
 
-def _kept(node: dict[str, Any]) -> dict[str, Any]:
-    kept = {word: value for word, value in node.items() if word not in _DROPPED}
-    if "description" in kept:
-        kept["description"] = " ".join(kept["description"].split())
-    return kept
+def _without_dropped(node: dict[str, Any]) -> dict[str, Any]:
+    schema = {word: value for word, value in node.items() if word not in _DROPPED}
+    if "description" in schema:
+        schema["description"] = " ".join(schema["description"].split())
+    return schema

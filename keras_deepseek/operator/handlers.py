@@ -84,7 +84,7 @@ async def _work(
         is_ending.set()
 
     kopf.on.cleanup(registry=registry)(end)
-    others = asyncio.all_tasks()
+    other_tasks = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=settings,
@@ -95,7 +95,7 @@ async def _work(
     # At a signal kopf would close the session amid the work.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, is_ending.set)
-    watching = asyncio.create_task(kopf.run_tasks(tasks, ignored=others))
+    watching = asyncio.create_task(kopf.run_tasks(tasks, ignored=other_tasks))
     working = asyncio.create_task(reconciler.run())
     waiting = asyncio.create_task(is_ending.wait())
     await asyncio.wait({watching, working, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,7 +104,7 @@ async def _work(
     ends_watching.set()
     # A watch can survive its first cancellation, and kopf would wait for it for ever.
     while not (await asyncio.wait({watching}, timeout=1.0))[0]:
-        for task in asyncio.all_tasks() - others - {watching}:
+        for task in asyncio.all_tasks() - other_tasks - {watching}:
             task.cancel()
     if not working.cancelled():
         await working  # It raises why it ended.
@@ -155,12 +155,12 @@ def _registry(
     reconciler: Reconciler, cluster: Cluster, watched: Collection[Kind]
 ) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
-    given: list[aiohttp.ClientSession] = []
+    sessions: list[aiohttp.ClientSession] = []
 
     async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.AiohttpSession:
-        if cluster.session in given:  # The API server refused it: the token has expired.
+        if cluster.session in sessions:  # The API server refused it: the token has expired.
             cluster.use(*_log_in(settings))
-        given.append(cluster.session)
+        sessions.append(cluster.session)
         return kopf.AiohttpSession(aiohttp_session=cluster.session, server=cluster.server)
 
     def of_deployment(*, namespace: str | None, name: str, **_: Any) -> None:

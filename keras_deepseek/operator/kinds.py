@@ -20,8 +20,8 @@ class Kind:
     def path(self, namespace: str | None = None, name: str = "") -> str:
         """Returns the path of an object, or of the list of objects without a name."""
         root = "/api" if "/" not in self.api_version else "/apis"
-        place = f"/namespaces/{namespace}" if namespace else ""
-        return f"{root}/{self.api_version}{place}/{self.plural}{f'/{name}' if name else ''}"
+        scope = f"/namespaces/{namespace}" if namespace else ""
+        return f"{root}/{self.api_version}{scope}/{self.plural}{f'/{name}' if name else ''}"
 
 
 MODEL_DEPLOYMENT = Kind(api.API_VERSION, api.KIND, api.PLURAL)

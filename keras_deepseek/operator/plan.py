@@ -206,7 +206,9 @@ class _Planner:
                 weights = {self._name: 100 - share, self._canary: share}
             self._plan_routes(self._spec.route, region, weights)
         self._delete_unwanted(keeps_canary=promotes)
-        return Plan(tuple(self._steps), fewest_replicas={one.name: one.fewest for one in tracks})
+        return Plan(
+            tuple(self._steps), fewest_replicas={track.name: track.fewest for track in tracks}
+        )
 
     @property
     def _autoscaling(self) -> Autoscaling | None:
@@ -215,13 +217,13 @@ class _Planner:
 
     def _check_kinds(self) -> None:
         route = self._spec.route
-        wanted = {
+        needs = {
             SCALED_OBJECT: self._autoscaling and self._autoscaling.engine == "KEDA",
             HTTP_ROUTE: route,
             GRPC_ROUTE: route and route.grpc_hostnames,
         }
-        for kind, is_wanted in wanted.items():
-            if is_wanted and kind not in self._kinds:
+        for kind, is_needed in needs.items():
+            if is_needed and kind not in self._kinds:
                 raise PlanError(
                     "KindMissing",
                     f"The cluster has no {kind.name}. Install {OPTIONAL[kind]}, or remove the "
@@ -361,7 +363,10 @@ class _Planner:
             return False
         if "deletionTimestamp" in canary["metadata"]:
             return False
-        conditions = {one["type"]: one["status"] for one in self._status.get("conditions", [])}
+        conditions = {
+            condition["type"]: condition["status"]
+            for condition in self._status.get("conditions", [])
+        }
         is_seen = self._status.get("observedGeneration") == self._metadata.get("generation")
         if not is_seen or conditions.get("Stalled") != "False":
             return True
@@ -468,9 +473,9 @@ def owners_of_replicas(deployment: Object | None) -> set[str]:
     """Returns the field managers that own the replicas of a Deployment."""
     fields = (deployment or {}).get("metadata", {}).get("managedFields", [])
     return {
-        each["manager"]
-        for each in fields
-        if "f:replicas" in each.get("fieldsV1", {}).get("f:spec", {})
+        entry["manager"]
+        for entry in fields
+        if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
     }
 
 

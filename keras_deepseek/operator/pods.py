@@ -89,8 +89,8 @@ def make_pod_template(
             },
             "terminationGracePeriodSeconds": math.ceil(seconds) + 10,
             "topologySpreadConstraints": [
-                _spread(place, labels)
-                for place in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+                _spread(topology_key, labels)
+                for topology_key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
             ],
             "volumes": [
                 *([volume] if volume else []),
@@ -103,19 +103,19 @@ def make_pod_template(
         template = merge(template, partial, field)
         if not template.get("spec", {}).get("containers"):
             raise PlanError("TemplateBroken", f"{field} must not remove spec.containers.")
-    for each in template["spec"]["containers"]:
-        if isinstance(each.get("resources"), dict):
-            path = f"spec.template.spec.containers[{each['name']}].resources"
-            each["resources"] = _canonical(each["resources"], path)
+    for container in template["spec"]["containers"]:
+        if isinstance(container.get("resources"), dict):
+            path = f"spec.template.spec.containers[{container['name']}].resources"
+            container["resources"] = _canonical(container["resources"], path)
     merged: Object = merge(template, {"metadata": {"labels": labels}})
     return merged
 
 
-def _spread(place: str, labels: dict[str, str]) -> Object:
+def _spread(topology_key: str, labels: dict[str, str]) -> Object:
     """Returns a constraint that spreads the pods of a version over zones or nodes, if it can."""
     return {
         "maxSkew": 1,
-        "topologyKey": place,
+        "topologyKey": topology_key,
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": labels},
         "matchLabelKeys": ["pod-template-hash"],
@@ -183,8 +183,8 @@ def merge(base: Any, partial: Any, path: str = "spec.template") -> Any:
         for item in partial:
             match item:
                 case {**fields} if isinstance(name := fields.get(key), str):
-                    before = None if path.endswith(".volumes") else items.get(name)
-                    items[name] = merge(before, item, f"{path}[{name}]")
+                    base_item = None if path.endswith(".volumes") else items.get(name)
+                    items[name] = merge(base_item, item, f"{path}[{name}]")
                 case _:
                     message = f"{path}: each item needs a {key}, received {item!r}."
                     raise PlanError("TemplateBroken", message)
@@ -202,14 +202,14 @@ def _merge_key(items: list[Any]) -> str | None:
 
 def _model_volume(model: Model | None) -> tuple[Object | None, Object | None, str]:
     """Returns the model's volume, its mount, and the argument of `serve` that names the model."""
-    scheme, _, rest = model.uri.partition("://") if model else ("", "", "")
+    scheme, _, location = model.uri.partition("://") if model else ("", "", "")
     mount: Object = {"name": "model", "mountPath": _MODEL_PATH, "readOnly": True}
     if scheme == "pvc":
-        claim, _, path = rest.partition("/")
+        claim, _, path = location.partition("/")
         volume = {"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
         return volume, {**mount, "subPath": path.strip("/")}, _MODEL_PATH
     if scheme == "oci":
-        image = {"reference": rest, "pullPolicy": "IfNotPresent"}
+        image = {"reference": location, "pullPolicy": "IfNotPresent"}
         return {"name": "model", "image": image}, mount, _MODEL_PATH
     return None, None, model.uri if model else _MODEL_PATH
 
@@ -223,8 +223,8 @@ def _given_limits(args: Sequence[str]) -> dict[str, str]:
 
 def _common_arguments(args: Sequence[str], batching: Batching | None) -> list[str]:
     """Returns the arguments of `serve` for addresses, limits that `args` leave out, and batches."""
-    given = _given_limits(args)
-    limits = {name: value for name, value in _LIMITS.items() if name not in given}
+    limits_in_args = _given_limits(args)
+    limits = {name: value for name, value in _LIMITS.items() if name not in limits_in_args}
     batching = batching or Batching()
     latency = batching.target_latency
     flags = {

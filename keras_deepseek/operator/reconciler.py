@@ -122,12 +122,12 @@ class Reconciler:
         model_deployments = await self._cluster.items(MODEL_DEPLOYMENT)
         children = await self._list_children()
         self._knows_kinds.set()
-        for found in model_deployments:
-            key = (found["metadata"]["namespace"], found["metadata"]["name"])
+        for model_deployment in model_deployments:
+            key = (model_deployment["metadata"]["namespace"], model_deployment["metadata"]["name"])
             live = children.get(key, {})
-            plan = make_plan(found, live, self._kinds, self._settings)
-            status = make_status(found, plan, live, region=self._settings.region)
-            if status != found.get("status") or self._changes(key, plan, live):
+            plan = make_plan(model_deployment, live, self._kinds, self._settings)
+            status = make_status(model_deployment, plan, live, region=self._settings.region)
+            if status != model_deployment.get("status") or self._changes(key, plan, live):
                 self.ask(*key)
 
     async def _list_children(self) -> dict[Key, dict[tuple[Kind, str], Object]]:
@@ -137,13 +137,13 @@ class Reconciler:
         refused: dict[Kind, ClusterError] = {}
         for kind in self._kinds:
             try:
-                found = await self._cluster.items(kind, labelSelector=selector)
+                objects = await self._cluster.items(kind, labelSelector=selector)
             except ClusterError as error:
                 if error.status != HTTPStatus.FORBIDDEN:
                     raise
                 refused[kind] = error
                 continue
-            for child in found:
+            for child in objects:
                 metadata = child["metadata"]
                 for owner in metadata.get("ownerReferences", []):
                     key = (metadata["namespace"], owner["name"])
@@ -177,8 +177,8 @@ class Reconciler:
                 else:
                     self._ask_again(key)
             except Exception as error:  # noqa: BLE001 - the other objects go on.
-                known = isinstance(error, ClusterError | aiohttp.ClientError | TimeoutError)
-                trace = None if known else error
+                is_expected = isinstance(error, ClusterError | aiohttp.ClientError | TimeoutError)
+                trace = None if is_expected else error
                 _LOG.warning("%s/%s: again in a moment: %s", *key, error, exc_info=trace)
                 self._ask_again(key)
             finally:
@@ -211,14 +211,14 @@ class Reconciler:
     ) -> None:
         """Reads the children into `live`, and raises the first error afterwards."""
         kinds = set(self._kinds) - set(self._refused)
-        places = [(kind, child) for kind in kinds for child in child_names(name)]
+        child_keys = [(kind, child) for kind in kinds for child in child_names(name)]
         if {SCALED_OBJECT, AUTOSCALER} <= kinds:
-            places.append((AUTOSCALER, keda_autoscaler_name(name)))
-        reads = (self._cluster.read(kind, namespace, child) for kind, child in places)
-        found = await asyncio.gather(*reads, return_exceptions=True)
-        pairs = zip(places, found, strict=True)
-        live.update({place: child for place, child in pairs if isinstance(child, dict)})
-        if errors := [child for child in found if isinstance(child, BaseException)]:
+            child_keys.append((AUTOSCALER, keda_autoscaler_name(name)))
+        reads = (self._cluster.read(kind, namespace, child) for kind, child in child_keys)
+        answers = await asyncio.gather(*reads, return_exceptions=True)
+        pairs = zip(child_keys, answers, strict=True)
+        live.update({child_key: child for child_key, child in pairs if isinstance(child, dict)})
+        if errors := [child for child in answers if isinstance(child, BaseException)]:
             raise errors[0]
 
     def _changes(self, key: Key, plan: Plan, live: Live) -> list[Apply | Delete]:
@@ -237,16 +237,16 @@ class Reconciler:
         """Runs a step. Returns a verb for its change, or `None` if it changed nothing."""
         if step.kind in self._refused:
             raise self._refused[step.kind]
-        before = live.get((step.kind, step.name))
-        after = await self._cluster.run(step, key[0])
-        if isinstance(step, Delete) or after is None:
+        previous = live.get((step.kind, step.name))
+        current = await self._cluster.run(step, key[0])
+        if isinstance(step, Delete) or current is None:
             live.pop((step.kind, step.name), None)
         else:
-            live[step.kind, step.name] = after
+            live[step.kind, step.name] = current
             self._applied[_owned_by(key, step)] = _fingerprint(step)
-        if after == before:
+        if current == previous:
             return None
-        verb = "deleted" if after is None else "changed" if before else "created"
+        verb = "deleted" if current is None else "changed" if previous else "created"
         _LOG.info("%s/%s: %s %s %r", *key, verb, step.kind.name, step.name)
         return verb
 
@@ -270,9 +270,9 @@ class Reconciler:
         if not is_settled:
             pods = await self._read_pods(namespace, name)
             status = make_status(model_deployment, plan, live, pods, failure, region)
-        before = model_deployment.get("status", {})
-        if status != before:
-            old, new = (find_condition(each, "Ready") for each in (before, status))
+        old_status = model_deployment.get("status", {})
+        if status != old_status:
+            old, new = (find_condition(state, "Ready") for state in (old_status, status))
             if [old.get("reason"), old.get("message")] != [new["reason"], new["message"]]:
                 is_stalled = find_condition(status, "Stalled")["status"] == "True"
                 level = logging.WARNING if is_stalled else logging.INFO
@@ -323,14 +323,16 @@ def _fingerprint(step: Apply) -> str:
     return json.dumps(step.body, sort_keys=True)
 
 
-def _covers(live: object, wanted: object) -> bool:
+def _covers(live: object, desired: object) -> bool:
     """Returns True if all that is wanted stands in the live object already."""
-    if isinstance(wanted, dict):
+    if isinstance(desired, dict):
         return isinstance(live, dict) and all(
-            _covers(live.get(key), value) for key, value in wanted.items()
+            _covers(live.get(key), value) for key, value in desired.items()
         )
-    if isinstance(wanted, list):
+    if isinstance(desired, list):
         return (
-            isinstance(live, list) and len(live) == len(wanted) and all(map(_covers, live, wanted))
+            isinstance(live, list)
+            and len(live) == len(desired)
+            and all(map(_covers, live, desired))
         )
-    return live == wanted
+    return live == desired

@@ -26,9 +26,9 @@ def find_region(spec: ModelDeploymentSpec, here: str | None) -> Region | None:
 def with_region(spec: ModelDeploymentSpec, region: Region) -> ModelDeploymentSpec:
     """Returns the settings with those of a region in place. Raises an error if they don't fit."""
     values = spec.model_dump(by_alias=True, exclude_unset=True)
-    given = region.model_dump(by_alias=True, exclude_none=True)
-    values |= {name: given[name] for name in ("replicas", "resources") if name in given}
-    limits = {name: given[name] for name in ("minReplicas", "maxReplicas") if name in given}
+    fields = region.model_dump(by_alias=True, exclude_none=True)
+    values |= {name: fields[name] for name in ("replicas", "resources") if name in fields}
+    limits = {name: fields[name] for name in ("minReplicas", "maxReplicas") if name in fields}
     if limits and "autoscaling" not in values:
         raise PlanError(
             "InvalidObject",

@@ -31,19 +31,19 @@ def render_objects(file: str, settings: Settings) -> str:
     Raises:
         InvalidInputError: The file can't be read, or an object is wrong.
     """
-    documents = [found for found in _read(file) if found is not None]
+    documents = [document for document in _read(file) if document is not None]
     if not documents:
         raise InvalidInputError(f"{file} has no objects.")
     rendered: list[Object] = []
     expected = (api.API_VERSION, api.KIND)
-    for found in documents:
-        received = found if isinstance(found, dict) else {}
+    for document in documents:
+        received = document if isinstance(document, dict) else {}
         if (received.get("apiVersion"), received.get("kind")) != expected:
             raise InvalidInputError(
                 f"{file} has an object with apiVersion {received.get('apiVersion')!r} and kind "
                 f"{received.get('kind')!r}. Expected {expected[0]!r} and {expected[1]!r}."
             )
-        rendered += _objects(file, found, settings)
+        rendered += _objects(file, document, settings)
     return "---\n".join(map(_dump, rendered))
 
 
@@ -99,6 +99,6 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _dump(found: Object) -> str:
-    text: str = yaml.dump(found, Dumper=_Dumper, sort_keys=False, width=100)
+def _dump(manifest: Object) -> str:
+    text: str = yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=100)
     return text

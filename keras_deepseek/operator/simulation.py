@@ -125,13 +125,13 @@ class _Scaler:
     def sync(self, second: int, rate: float) -> int:
         """Returns the change of the replicas for a rate of requests per second."""
         ratio = rate / (self._target * self.replicas) if self.replicas else math.inf
-        wanted = self.replicas
+        desired = self.replicas
         if abs(ratio - 1.0) > _TOLERANCE:
-            wanted = math.ceil(rate / self._target)
-        wanted = self._within_limits(wanted)
+            desired = math.ceil(rate / self._target)
+        desired = self._within_limits(desired)
         up, down = self._rules["scaleUp"], self._rules["scaleDown"]
-        low = up.stabilized(second, wanted, min)
-        high = down.stabilized(second, wanted, max)
+        low = up.stabilized(second, desired, min)
+        high = down.stabilized(second, desired, max)
         if low > self.replicas:
             change = min(low, up.limit(second, self.replicas, 1)) - self.replicas
             up.changes.append((second, change))
@@ -143,8 +143,8 @@ class _Scaler:
         self.replicas += change
         return change
 
-    def _within_limits(self, wanted: int) -> int:
-        return max(self._deployment.min_replicas, min(self._deployment.max_replicas, wanted))
+    def _within_limits(self, desired: int) -> int:
+        return max(self._deployment.min_replicas, min(self._deployment.max_replicas, desired))
 
 
 class _Rules:
@@ -156,9 +156,9 @@ class _Rules:
         self._past: deque[tuple[int, int]] = deque()
         self.changes: deque[tuple[int, int]] = deque(maxlen=200)
 
-    def stabilized(self, second: int, wanted: int, choose: Callable[[Iterable[int]], int]) -> int:
+    def stabilized(self, second: int, desired: int, choose: Callable[[Iterable[int]], int]) -> int:
         """Returns the least or largest of the recommendations within the window."""
-        self._past.append((second, wanted))
+        self._past.append((second, desired))
         while self._past[0][0] < second - self._window:
             self._past.popleft()
         return choose(count for _, count in self._past)

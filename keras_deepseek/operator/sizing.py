@@ -28,19 +28,19 @@ def measure_capacity(url: str, body: bytes, seconds: float = 10.0) -> float:
     Raises:
         InvalidInputError: The URL is none, or the server refuses the request.
     """
-    place = urllib.parse.urlsplit(url)
+    parts = urllib.parse.urlsplit(url)
     kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-    if place.scheme not in kinds or not place.hostname:
+    if parts.scheme not in kinds or not parts.hostname:
         raise InvalidInputError(
             f"{url!r} is not a URL of a server. Expected http://HOST:PORT/PATH."
         )
-    path = f"{place.path or '/'}{f'?{place.query}' if place.query else ''}"
+    path = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
     counts = [0] * _CONNECTIONS
     errors: list[str] = []
     start = time.monotonic() + 1.0
 
     def load(number: int) -> None:
-        connection = kinds[place.scheme](place.hostname or "", place.port, timeout=30)
+        connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=30)
         try:
             while (now := time.monotonic()) < start + seconds and not errors:
                 headers = {"Content-Type": "application/json"}

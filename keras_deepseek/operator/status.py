@@ -53,7 +53,7 @@ def make_status(
     """
     name = model_deployment["metadata"]["name"]
     deployment = live.get((DEPLOYMENT, name), {})
-    found = deployment.get("status", {})
+    deployment_status = deployment.get("status", {})
     generation = model_deployment["metadata"].get("generation", 0)
     scaling = _scaling_states(name, live)
     last = find_condition(model_deployment.get("status", {}), "Ready")
@@ -61,7 +61,7 @@ def make_status(
     was_ready = last.get("status") == "True" and last.get("observedGeneration") == generation
     states = _rollout_states(plan, live, pods, failure, was_ready=was_ready)
     if states["Ready"][1] == "Ready":
-        count = found.get("readyReplicas", 0)
+        count = deployment_status.get("readyReplicas", 0)
         message = f"{count} replica{' is' if count == 1 else 's are'} ready."
         ready = "Ready"
         annotations = deployment.get("metadata", {}).get("annotations", {})
@@ -86,8 +86,8 @@ def make_status(
     selector = deployment.get("spec", {}).get("selector", {}).get("matchLabels", {})
     return {
         "observedGeneration": generation,
-        "replicas": found.get("replicas", 0),
-        "readyReplicas": found.get("readyReplicas", 0),
+        "replicas": deployment_status.get("replicas", 0),
+        "readyReplicas": deployment_status.get("readyReplicas", 0),
         "selector": ",".join(f"{key}={value}" for key, value in selector.items()),
         **({"region": region} if region else {}),
         "conditions": _with_times(conditions, model_deployment, now or datetime.now(UTC)),
@@ -123,8 +123,8 @@ def make_event(model_deployment: Object, level: str, reason: str, message: str) 
 
 def find_condition(status: Object, kind: str) -> Object:
     """Returns a condition of a status, or an empty one."""
-    found: list[Object] = status.get("conditions", [])
-    return next((each for each in found if each["type"] == kind), {})
+    conditions: list[Object] = status.get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == kind), {})
 
 
 def _rollout_states(
@@ -176,8 +176,8 @@ def _child_problem(plan: Plan, live: Live, pods: Sequence[Object]) -> Problem | 
             for parent in child.get("status", {}).get("parents", []):
                 accepted = find_condition(parent, "Accepted")
                 if accepted.get("status") == "False":
-                    place = f"The Gateway refuses the {kind.name} {name!r}"
-                    message = f"{place}: {accepted.get('reason')}: {accepted.get('message')}"
+                    refusal = f"The Gateway refuses the {kind.name} {name!r}"
+                    message = f"{refusal}: {accepted.get('reason')}: {accepted.get('message')}"
                     return Problem("RouteNotAccepted", message)
     return None
 
@@ -226,28 +226,30 @@ def _scaling_states(name: str, live: Live) -> dict[str, _State]:
             "ScalingActive": ("False", scaled.get("reason", "Unknown"), scaled.get("message", ""))
         }
     autoscaler = live.get((AUTOSCALER, name)) or live.get((AUTOSCALER, keda_autoscaler_name(name)))
-    found = (autoscaler or {}).get("status", {}).get("conditions", [])
+    conditions = (autoscaler or {}).get("status", {}).get("conditions", [])
     states = {}
-    for each in found:
-        reason, message = each.get("reason", "Unknown"), each.get("message", "")
-        if each["type"] == "ScalingActive" and reason in _ADVICE:
+    for condition in conditions:
+        reason, message = condition.get("reason", "Unknown"), condition.get("message", "")
+        if condition["type"] == "ScalingActive" and reason in _ADVICE:
             message = f"{message.rstrip('.')}. {_ADVICE[reason]}"
-        if each["type"] in _SCALING_CONDITIONS:
-            states[each["type"]] = (each["status"], reason, message)
+        if condition["type"] in _SCALING_CONDITIONS:
+            states[condition["type"]] = (condition["status"], reason, message)
     return states
 
 
 def _with_times(conditions: list[Object], model_deployment: Object, now: datetime) -> list[Object]:
     """Adds the time of the last change of each condition's status."""
-    before = {
-        each["type"]: each for each in model_deployment.get("status", {}).get("conditions", [])
+    old_conditions = {
+        condition["type"]: condition
+        for condition in model_deployment.get("status", {}).get("conditions", [])
     }
     time = _time(now)
     return [
         {
             **condition,
             "lastTransitionTime": old["lastTransitionTime"]
-            if (old := before.get(condition["type"])) and old["status"] == condition["status"]
+            if (old := old_conditions.get(condition["type"]))
+            and old["status"] == condition["status"]
             else time,
         }
         for condition in conditions

@@ -38,10 +38,10 @@ def flash(peak: float, seed: int) -> list[float]:
     """Returns a day in which a few times the requests grow two- to fourfold in 30 to 120 s."""
     draw = random.Random(seed)
     traffic = diurnal(peak, seed)
-    for each in range(_FLASHES):
+    for index in range(_FLASHES):
         factor, rise = draw.uniform(2.0, 4.0), draw.randrange(30, 120)
         length = draw.randrange(300, 1200)
-        start = DAY * each // _FLASHES + draw.randrange(DAY // _FLASHES - length - 2 * rise)
+        start = DAY * index // _FLASHES + draw.randrange(DAY // _FLASHES - length - 2 * rise)
         for second in range(start, start + length + 2 * rise):
             edge = min(second - start, start + length + 2 * rise - second)
             traffic[second] *= 1 + (factor - 1) * min(1.0, edge / rise)

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.studio.snapshot import make_report, write_report
     from keras_deepseek.studio.store import Store
 
-    check_integer("--port", arguments.port, least=0)
+    check_integer("--port", arguments.port, minimum=0)
     folder = Path(arguments.folder)
     if not folder.exists():
         raise InvalidInputError(

@@ -63,7 +63,7 @@ class Studio:
         allowed_hosts: Sequence[str] = (),
     ) -> None:
         self.folder = Path(check_path("folder", folder)).absolute()
-        check_integer("port", port, least=0)
+        check_integer("port", port, minimum=0)
         if isinstance(allowed_hosts, str) or not all(
             isinstance(name, str) for name in allowed_hosts
         ):

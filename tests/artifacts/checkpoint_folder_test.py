@@ -32,15 +32,15 @@ def test_the_newest_are_kept(tmp_path):
     assert folder.steps() == [30, 40, 9_999_999_999]
 
 
-@pytest.mark.parametrize(("best_is", "kept"), [("min", [2, 4, 6]), ("max", [1, 3, 6])])
-def test_the_best_are_kept_beside_them(tmp_path, best_is, kept):
+@pytest.mark.parametrize(("best_is", "steps"), [("min", [2, 4, 6]), ("max", [1, 3, 6])])
+def test_the_best_are_kept_beside_them(tmp_path, best_is, steps):
     folder = CheckpointFolder(tmp_path, keep_last=1, keep_best=2, best_is=best_is)
     for step, score in enumerate([0.9, 0.1, 0.8, 0.2, 0.5, None], start=1):
         write(folder, step, score=score)
-    assert folder.steps() == kept
+    assert folder.steps() == steps
     again = CheckpointFolder(tmp_path, keep_last=1, keep_best=2, best_is=best_is)
     write(again, 7, score=0.5)
-    assert again.steps() == [*kept[:2], 7]
+    assert again.steps() == [*steps[:2], 7]
 
 
 def test_what_would_be_among_the_best_is_known(tmp_path):

@@ -60,13 +60,13 @@ def test_each_output_has_a_precision_of_its_own():
 
 
 def test_the_places_that_differ_are_told():
-    left = np.array([[1.0, np.nan, np.inf, 4.0]], "float32")
-    right = np.array([[1.1, np.nan, np.inf, 4.0]], "float32")
-    found = differing_places({"y": left}, {"y": right}, {})
-    assert found["y"].tolist() == [[True, False, False, False]]
-    assert not differing_places({"y": left}, {"y": right}, {"y": "int8"})["y"].any()
-    assert differing_places({"y": left}, {"y": left[:, :2]}, {}) is None
-    assert differing_places({"y": left}, {"z": left}, {}) is None
+    expected = np.array([[1.0, np.nan, np.inf, 4.0]], "float32")
+    received = np.array([[1.1, np.nan, np.inf, 4.0]], "float32")
+    masks = differing_places({"y": expected}, {"y": received}, {})
+    assert masks["y"].tolist() == [[True, False, False, False]]
+    assert not differing_places({"y": expected}, {"y": received}, {"y": "int8"})["y"].any()
+    assert differing_places({"y": expected}, {"y": expected[:, :2]}, {}) is None
+    assert differing_places({"y": expected}, {"z": expected}, {}) is None
     whole = differing_places({"y": np.array([1, 2])}, {"y": np.array([1, 3])}, {})
     assert whole["y"].tolist() == [False, True]
 
@@ -74,9 +74,9 @@ def test_the_places_that_differ_are_told():
 def test_agreement_is_over_all_rows():
     expected = [{"y": np.array([[3.0, 4.0], [1.0, 0.0]])}, {"y": np.array([[0.0, 5.0]])}]
     received = [{"y": np.array([[3.0, 4.0], [0.0, 1.0]])}, {"y": np.array([[0.0, 5.0]])}]
-    found = agreements(expected, received)["y"]
-    assert found["relative_error"] == pytest.approx((2 / 51) ** 0.5)
-    assert found["same_largest"] == pytest.approx(2 / 3)
+    measures = agreements(expected, received)["y"]
+    assert measures["relative_error"] == pytest.approx((2 / 51) ** 0.5)
+    assert measures["same_largest"] == pytest.approx(2 / 3)
     assert agreements(expected, expected)["y"] == {"relative_error": 0.0, "same_largest": 1.0}
 
 
@@ -153,30 +153,30 @@ def test_masked_logits_hide_no_difference(mask, masked_rows):
     logits[:masked_rows, 3] = mask
     logits[0, 4] = 2 * mask  # A causal and a padding mask, added up.
     other = np.where(logits <= mask, logits, logits + 0.01)
-    shown = [array.astype("float32") for array in (logits, other)]
+    arrays = [array.astype("float32") for array in (logits, other)]
     rounded = outputs(np.where(logits <= mask, logits * (1 + 1e-6), logits))
-    comparison = compare_outputs(outputs(shown[0]), rounded)
+    comparison = compare_outputs(outputs(arrays[0]), rounded)
     assert (comparison.largest_difference, comparison.constant_outputs) == (0.0, ())
-    assert agreements(outputs(shown[0]), rounded)["y"]["relative_error"] == 0.0
+    assert agreements(outputs(arrays[0]), rounded)["y"]["relative_error"] == 0.0
     with pytest.raises(ExportError, match=r"differs by 0.01; 0.000\d+ is allowed"):
-        compare_outputs(outputs(shown[0]), outputs(shown[1]))
-    places = differing_places({"y": shown[0]}, {"y": shown[1]}, {})["y"]
-    assert np.array_equal(places, logits > mask)
-    assert agreements(outputs(shown[0]), outputs(shown[1]))["y"]["relative_error"] > 1e-3
+        compare_outputs(outputs(arrays[0]), outputs(arrays[1]))
+    differing = differing_places({"y": arrays[0]}, {"y": arrays[1]}, {})["y"]
+    assert np.array_equal(differing, logits > mask)
+    assert agreements(outputs(arrays[0]), outputs(arrays[1]))["y"]["relative_error"] > 1e-3
 
 
 def test_values_masked_elsewhere_differ():
-    left, right = np.random.default_rng(0).normal(size=(2, 4, 5))
-    left[0, 0] = right[1, 1] = -1e9
+    expected, received = np.random.default_rng(0).normal(size=(2, 4, 5))
+    expected[0, 0] = received[1, 1] = -1e9
     with pytest.raises(ExportError, match="differs by 1e"):
-        compare_outputs(outputs(left), outputs(right))
+        compare_outputs(outputs(expected), outputs(received))
 
 
 def test_large_negative_numbers_that_differ_are_no_mask():
     values = np.random.default_rng(0).uniform([-2.2e6, 0.0], [-2e6, 1.0], (8, 2))
     other = np.stack([np.full(8, -2.1e6), values[:, 1]], axis=1)
-    found = compare_outputs(outputs(values), outputs(other), "int8")
-    assert found.constant_outputs == ("y",)
+    comparison = compare_outputs(outputs(values), outputs(other), "int8")
+    assert comparison.constant_outputs == ("y",)
 
 
 def test_an_output_that_is_a_mask_is_compared_whole():

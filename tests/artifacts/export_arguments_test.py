@@ -69,7 +69,7 @@ def test_another_format_than_there_is_has_its_nearest_name(name):
 
 @pytest.mark.parametrize("opset", [12, 26, "18", 18.0, True, None])
 def test_an_operator_set_that_is_not_written_is_refused(opset):
-    assert [check_opset(one) for one in (13, 25)] == [13, 25]
+    assert [check_opset(version) for version in (13, 25)] == [13, 25]
     with pytest.raises(InvalidInputError, match="from 13 to 25; received"):
         check_opset(opset)
 
@@ -79,13 +79,13 @@ def test_classes_are_a_list_of_names_once_each():
     assert check_classes(True) is True
     with pytest.raises(InvalidInputError, match="names a class twice"):
         check_classes(["a", "a"])
-    for given in ("cat", [], [1], None, np.array(["a"])):
+    for classes in ("cat", [], [1], None, np.array(["a"])):
         with pytest.raises(InvalidInputError, match="a boolean, or a list"):
-            check_classes(given)
+            check_classes(classes)
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "match"),
+    ("left_shape", "right_shape", "match"),
     [
         ((3, 2), (4, 2), r"`samples\[1\]`: Inputs differ in batch size: .*3.*4"),
         (
@@ -96,9 +96,9 @@ def test_classes_are_a_list_of_names_once_each():
         ((3, 1), (3, 2), r"`samples\[1\]`: Input 'left': received shape \(3, 1\)"),
     ],
 )
-def test_rows_that_do_not_fit_are_named_by_where_they_were_given(left, right, match):
+def test_rows_that_do_not_fit_are_named_by_where_they_were_given(left_shape, right_shape, match):
     specs = tuple(TensorSpec(name, (None, 2), "float32") for name in ("left", "right"))
     signature = Signature(specs, ())
     assert set(bind_rows("a", signature, [np.ones((3, 2))] * 2)) == {"left", "right"}
     with pytest.raises(InvalidInputError, match=match):
-        bind_rows("samples[1]", signature, [np.zeros(left), np.zeros(right)])
+        bind_rows("samples[1]", signature, [np.zeros(left_shape), np.zeros(right_shape)])

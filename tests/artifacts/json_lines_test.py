@@ -33,11 +33,11 @@ def test_a_last_line_that_was_cut_short_is_dropped(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("run") / "log.jsonl"
     with JsonLines(path) as file:
         file.append([{"step": step, "kind": "step", "loss": 1 / 3} for step in range(20)])
-    before = path.read_bytes()
-    path.write_bytes(before[:-cut])
-    whole = before[:-cut].rfind(b"\n") + 1
+    content = path.read_bytes()
+    path.write_bytes(content[:-cut])
+    whole = content[:-cut].rfind(b"\n") + 1
     with JsonLines(path) as file:
-        assert path.read_bytes() == before[:whole]
+        assert path.read_bytes() == content[:whole]
         file.append([{"step": 20, "kind": "step", "loss": 0.25}])
     steps = [row["step"] for row in file.read()]
     assert steps == [*range(len(steps) - 1), 20]
@@ -78,9 +78,9 @@ class Full(io.FileIO):
     def write(self, data):
         if self.room == 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        taken = min(3, self.room, len(data))
-        self.room -= taken
-        return super().write(data[:taken])
+        num_bytes = min(3, self.room, len(data))
+        self.room -= num_bytes
+        return super().write(data[:num_bytes])
 
 
 def test_what_is_taken_in_parts_is_written_wholly(tmp_path):

@@ -33,9 +33,9 @@ def test_a_manifest_of_an_older_form_is_read():
     content = json.loads(MANIFEST.to_json())
     del content["verification"]["signatures"], content["sha256"]
     content["form"] = 2
-    found = Manifest.from_json(json.dumps({**content, "sha256": _seal(content)}))
-    assert found.verification.signatures == ()
-    assert found.signature == MANIFEST.signature
+    manifest = Manifest.from_json(json.dumps({**content, "sha256": _seal(content)}))
+    assert manifest.verification.signatures == ()
+    assert manifest.signature == MANIFEST.signature
 
 
 def test_the_text_is_the_same_each_time():

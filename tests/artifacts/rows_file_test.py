@@ -37,7 +37,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "row_counts"),
     [
         ({"a": np.ones((3, 2)), "b": np.ones(4)}, "a: 3, b: 4"),
         ({"a": np.ones((0, 2))}, "a: 0"),
@@ -45,9 +45,11 @@ def test_a_missing_file_is_named(tmp_path):
         ({}, "none"),
     ],
 )
-def test_arrays_are_to_have_as_many_rows(tmp_path, arrays, told):
+def test_arrays_are_to_have_as_many_rows(tmp_path, arrays, row_counts):
     np.savez(tmp_path / "rows.npz", **arrays)
-    with pytest.raises(InvalidInputError, match=rf"rows\.npz' must have .* the rows are {told}"):
+    with pytest.raises(
+        InvalidInputError, match=rf"rows\.npz' must have .* the rows are {row_counts}"
+    ):
         load_rows(tmp_path / "rows.npz")
 
 

@@ -83,7 +83,7 @@ def test_each_write_of_a_document_raises_its_version(tmp_path):
 def test_a_command_waits_for_its_answer(tmp_path):
     with RunRecord(tmp_path / "run.sqlite", clock=lambda: 3.0) as record:
         command = record.ask("stop")
-        assert [each.name for each in record.commands(unanswered=True)] == ["stop"]
+        assert [waiting.name for waiting in record.commands(unanswered=True)] == ["stop"]
         record.answer(command, "stops after step 7")
         assert record.commands(unanswered=True) == []
         assert record.commands() == [(command, "stop", 3.0, 3.0, "stops after step 7")]
@@ -95,13 +95,13 @@ FORM_1 = Path(__file__).parents[1] / "oracles" / "golden" / "run_record_form_1.s
 def test_a_record_of_form_1_is_read_and_continued(tmp_path):
     path = tmp_path / "run.sqlite"
     shutil.copy(FORM_1, path)
-    before = path.read_bytes()
+    content = path.read_bytes()
     with RunRecord(path, read_only=True) as record:
         assert record.names() == ["learning_rate", "loss", "val_loss"]
         assert record.scalars("loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
         assert record.properties() == {"form": 1, "model": "digits", "epochs": 2}
         assert (record.vector_names(), record.documents(), record.commands()) == ([], {}, [])
-    assert path.read_bytes() == before
+    assert path.read_bytes() == content
     with RunRecord(path) as record:
         record.discard_after(2)
         record.write_document("memory", 1)
@@ -167,10 +167,10 @@ def test_a_killed_writer_loses_no_step(tmp_path):
 
 def test_another_file_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("not a database, and longer than its header would be" * 9)
-    before = (tmp_path / "notes.txt").read_bytes()
+    content = (tmp_path / "notes.txt").read_bytes()
     with pytest.raises(InvalidInputError, match="not a run record"):
         RunRecord(tmp_path / "notes.txt")
-    assert (tmp_path / "notes.txt").read_bytes() == before
+    assert (tmp_path / "notes.txt").read_bytes() == content
 
 
 def test_another_programs_database_is_refused_and_left_alone(tmp_path):
@@ -178,10 +178,10 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path):
     connection.execute("CREATE TABLE photos (name TEXT)")
     connection.commit()
     connection.close()
-    before = (tmp_path / "photos.db").read_bytes()
+    content = (tmp_path / "photos.db").read_bytes()
     with pytest.raises(InvalidInputError, match=r"another program's database.*photos"):
         RunRecord(tmp_path / "photos.db")
-    assert (tmp_path / "photos.db").read_bytes() == before
+    assert (tmp_path / "photos.db").read_bytes() == content
 
 
 def test_a_place_where_no_file_can_be_is_refused(tmp_path):
@@ -214,7 +214,7 @@ def test_a_closed_record_is_one_file_and_readers_leave_none_beside_it(tmp_path):
             record.log(step, {"loss": 1.0})
         with RunRecord(path, read_only=True) as record:
             assert [number for number, _ in record.scalars("loss")] == list(range(1, step + 1))
-        assert [each.name for each in tmp_path.iterdir()] == ["run.sqlite"]
+        assert [file.name for file in tmp_path.iterdir()] == ["run.sqlite"]
 
 
 def test_a_record_that_another_has_open_is_closed(tmp_path):

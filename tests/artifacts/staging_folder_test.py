@@ -37,19 +37,24 @@ def test_a_process_killed_in_mid_write_leaves_nothing_that_opens(tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
     assert killed.returncode == -9
     assert not (tmp_path / "digits").exists()
-    (left,) = tmp_path.iterdir()
+    (leftover,) = tmp_path.iterdir()
     with pytest.raises(BundleError):
-        Bundle.open(left)
+        Bundle.open(leftover)
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
-    others = {".digits.2.abc.partial", ".other.abc.partial", ".digits.abc.old", "digits.partial"}
-    for name in others:
+    other_folders = {
+        ".digits.2.abc.partial",
+        ".other.abc.partial",
+        ".digits.abc.old",
+        "digits.partial",
+    }
+    for name in other_folders:
         (tmp_path / name).mkdir()
     with staging_folder(tmp_path / "digits") as folder:
-        assert set(os.listdir(tmp_path)) == {*others, folder.name}
-    assert set(os.listdir(tmp_path)) == others
+        assert set(os.listdir(tmp_path)) == {*other_folders, folder.name}
+    assert set(os.listdir(tmp_path)) == other_folders
 
 
 @pytest.mark.parametrize("name", ["di*ts", "[d]igits", "d?", "ä b"])
@@ -71,10 +76,10 @@ def test_a_temporary_folder_is_ones_own_and_what_was_left_of_it_goes(tmp_path, m
         check=False,
     )
     assert killed.returncode == -9
-    (left,) = tmp_path.glob(".job.*")
+    (leftover,) = tmp_path.glob(".job.*")
     with temporary_folder("job") as folder, temporary_folder("job") as another:
         assert set(tmp_path.iterdir()) == {folder, another}
-        assert left not in (folder, another)
+        assert leftover not in (folder, another)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "model.keras").write_text("model")
     assert not any(tmp_path.iterdir())

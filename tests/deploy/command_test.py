@@ -110,8 +110,8 @@ def test_what_is_wrong_in_itself_is_refused_before_keras_is_loaded(tmp_path):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    told = [json.loads(line) for line in ended.stdout.splitlines()]
-    for expected, (code, message) in zip(cases, told, strict=True):
+    replies = [json.loads(line) for line in ended.stdout.splitlines()]
+    for expected, (code, message) in zip(cases, replies, strict=True):
         assert code == 2
         assert expected in message
     assert sorted(os.listdir(tmp_path)) == ["mine", "model.keras", "model.onnx", "rows.npz"]
@@ -124,28 +124,28 @@ def test_a_model_is_verified_on_rows_of_files_and_classifies(
     images = np.random.default_rng(0).random((9, 8, 8, 1), "float32")
     np.savez(tmp_path / "named.npz", image=images)
     np.save(tmp_path / "plain.npy", images[:2])
-    made = [tmp_path / "digits.keras", "--format", "savedmodel", "-o", tmp_path / "out"]
+    arguments = [tmp_path / "digits.keras", "--format", "savedmodel", "-o", tmp_path / "out"]
     data = ["--samples", tmp_path / "named.npz", "--samples", tmp_path / "plain.npy"]
-    run(*made, *data, "--classify", *"abcdefghij")
-    found = Bundle.open(tmp_path / "out").manifest.verification
+    run(*arguments, *data, "--classify", *"abcdefghij")
+    verification = Bundle.open(tmp_path / "out").manifest.verification
     # Rows of the first file in batches of 1, 3, 4 and 1, those of the second in 1 and 1.
-    assert (found.state, found.num_samples) == ("verified", 6)
-    assert found.signatures == ("serving_default", "serving_classify")
-    run(*made, "--check", "--classify", *"abcdefghij")
+    assert (verification.state, verification.num_samples) == ("verified", 6)
+    assert verification.signatures == ("serving_default", "serving_classify")
+    run(*arguments, "--check", "--classify", *"abcdefghij")
     assert "verified on 6 batches by serving_default" in capsys.readouterr().out
     with pytest.raises(InvalidInputError, match=r"For 1 value a row.*received probabilities"):
-        run(*made, "--regress")
+        run(*arguments, "--regress")
     np.savez(tmp_path / "other.npz", picture=images)
     with pytest.raises(InvalidInputError, match=r"`samples\[0\]`: .*unknown \['picture'\]"):
-        run(*made, "--samples", tmp_path / "other.npz")
+        run(*arguments, "--samples", tmp_path / "other.npz")
 
 
 def test_a_format_of_a_users_module_may_be_named(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
     dense.save(tmp_path / "dense.keras")
     (tmp_path / "counting_format.py").write_text(COUNTING)
-    made = [tmp_path / "dense.keras", "--format", "counting", "-o", tmp_path / "out"]
-    run(*made, "--custom-objects-from", tmp_path / "counting_format.py")
+    arguments = [tmp_path / "dense.keras", "--format", "counting", "-o", tmp_path / "out"]
+    run(*arguments, "--custom-objects-from", tmp_path / "counting_format.py")
     assert Bundle.open(tmp_path / "out").manifest.format == "counting"
 
 
@@ -177,25 +177,25 @@ def test_rows_of_a_file_calibrate_int8_and_an_artifact_is_checked(
 ):
     digits.save(tmp_path / "digits.keras")
     np.savez(tmp_path / "rows.npz", image=np.random.default_rng(0).random((9, 8, 8, 1)))
-    made = [tmp_path / "digits.keras", "--format", "onnx", "-o", tmp_path / "out"]
+    arguments = [tmp_path / "digits.keras", "--format", "onnx", "-o", tmp_path / "out"]
     in_int8 = ["--precision", "int8", "--calibrate", tmp_path / "rows.npz"]
-    run(*made, *in_int8)
+    run(*arguments, *in_int8)
     assert Bundle.open(tmp_path / "out").manifest.precision == "int8"
-    run(*made, *in_int8, "--check")
+    run(*arguments, *in_int8, "--check")
     assert "checked" in capsys.readouterr().out
     with pytest.raises(InvalidInputError, match="right only for data like"):
-        run(*made, "--check")
+        run(*arguments, "--check")
 
 
 def test_an_engines_sizes_and_gpus_are_read(digits, tmp_path, monkeypatch):
-    made = {}
+    recorded = {}
 
     class Recorder:
         def __init__(self, model, **arguments):
-            made.update(arguments)
+            recorded.update(arguments)
 
         def export(self, path):
-            made["path"] = path
+            recorded["path"] = path
 
     monkeypatch.setattr("keras_deepseek.deploy.exporter.Exporter", Recorder)
     digits.save(tmp_path / "digits.keras")
@@ -205,21 +205,21 @@ def test_an_engines_sizes_and_gpus_are_read(digits, tmp_path, monkeypatch):
         *("--compute-capability", "86", "--compute-capability", "89"),
         *("--profile", "batch=1,4,32", "--profile", "tokens_axis_1=1,16,64"),
     )
-    assert made["flavor"] == "rtx"
-    assert made["compute_capabilities"] == ["86", "89"]
-    assert made["profiles"] == {"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}
-    assert "opset" not in made
+    assert recorded["flavor"] == "rtx"
+    assert recorded["compute_capabilities"] == ["86", "89"]
+    assert recorded["profiles"] == {"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}
+    assert "opset" not in recorded
 
 
 @pytest.mark.parametrize(
-    "given", [("--flavor", "rtx"), ("--compute-capability", "89"), ("--profile", "batch=1,4,32")]
+    "flags", [("--flavor", "rtx"), ("--compute-capability", "89"), ("--profile", "batch=1,4,32")]
 )
 @pytest.mark.parametrize("backend", ["onnx", "custom"])
-def test_options_of_an_engine_are_of_engines_alone(tmp_path, backend, given):
+def test_options_of_an_engine_are_of_engines_alone(tmp_path, backend, flags):
     with pytest.raises(
-        InvalidInputError, match=rf"--format {backend} has no {given[0]}\. .*--format tensorrt\."
+        InvalidInputError, match=rf"--format {backend} has no {flags[0]}\. .*--format tensorrt\."
     ):
-        run("digits.keras", "--format", backend, "-o", tmp_path / "out", *given)
+        run("digits.keras", "--format", backend, "-o", tmp_path / "out", *flags)
 
 
 def test_a_custom_path_without_a_suffix_is_refused(dense, tmp_path, monkeypatch):
@@ -249,6 +249,6 @@ def test_what_a_comparison_would_not_heed_is_refused(digits, tmp_path):
     digits.save(tmp_path / "digits.keras")
     with pytest.raises(InvalidInputError, match="leave --precision, --opset out"):
         run(tmp_path / "digits.keras", "--benchmark", "--precision", "float16", "--opset", "20")
-    given = ["--compute-capability", "89", "--profile", "batch=1,4,32"]
+    flags = ["--compute-capability", "89", "--profile", "batch=1,4,32"]
     with pytest.raises(InvalidInputError, match="leave --compute-capability, --profile out"):
-        run(tmp_path / "digits.keras", "--benchmark", *given)
+        run(tmp_path / "digits.keras", "--benchmark", *flags)

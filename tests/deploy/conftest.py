@@ -34,10 +34,10 @@ def build_text() -> keras.Model:
 
 
 def build_two_heads() -> keras.Model:
-    left, right = keras.Input((4,), name="left"), keras.Input((3,), name="right")
-    both = keras.layers.Concatenate()([left, right])
-    outputs = {"score": keras.layers.Dense(1)(both), "copy": keras.layers.Identity()(left)}
-    return keras.Model({"left": left, "right": right}, outputs, name="two_heads")
+    left_input, right_input = keras.Input((4,), name="left"), keras.Input((3,), name="right")
+    both = keras.layers.Concatenate()([left_input, right_input])
+    outputs = {"score": keras.layers.Dense(1)(both), "copy": keras.layers.Identity()(left_input)}
+    return keras.Model({"left": left_input, "right": right_input}, outputs, name="two_heads")
 
 
 def build_dense() -> keras.Model:

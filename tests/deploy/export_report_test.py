@@ -31,7 +31,7 @@ def test_a_report_says_in_one_line_what_was_found(verification, expected):
 
 
 def test_a_notebook_shows_that_line():
-    shown = []
+    lines = []
     report = ExportReport(Path("m"), "onnx", "by hand", Verification("unverified", "no GPU"), (), 1)
-    report._repr_pretty_(SimpleNamespace(text=shown.append), False)
-    assert shown == [str(report)]
+    report._repr_pretty_(SimpleNamespace(text=lines.append), False)
+    assert lines == [str(report)]

@@ -123,7 +123,7 @@ def test_a_name_that_is_too_long_for_the_system_is_refused(dense, tmp_path, leng
 
 
 @pytest.mark.parametrize(
-    ("backend", "given"),
+    ("backend", "arguments"),
     [
         ("onxx", {}),
         (None, {}),
@@ -138,7 +138,7 @@ def test_a_name_that_is_too_long_for_the_system_is_refused(dense, tmp_path, leng
         ("onnx", {"precision": "int8"}),
     ],
 )
-def test_what_is_wrong_whatever_the_model_is_does_not_call_it(backend, given):
+def test_what_is_wrong_whatever_the_model_is_does_not_call_it(backend, arguments):
     class Uncalled(keras.Model):
         def call(self, inputs):
             raise AssertionError
@@ -146,7 +146,7 @@ def test_what_is_wrong_whatever_the_model_is_does_not_call_it(backend, given):
     model = Uncalled()
     model.build((None, 4))
     with pytest.raises(InvalidInputError):
-        Exporter(model, backend, **given)
+        Exporter(model, backend, **arguments)
 
 
 def test_what_is_asked_for_and_can_not_be_is_told_before_any_work(digits, tmp_path, capsys):
@@ -224,9 +224,9 @@ def test_killed_in_the_middle_nothing_is_left_that_opens(tmp_path):
     )
     assert finished.returncode == -signal.SIGKILL
     assert not (tmp_path / "digits").exists()
-    for left in tmp_path.iterdir():
+    for leftover in tmp_path.iterdir():
         with pytest.raises(BundleError):
-            Bundle.open(left)
+            Bundle.open(leftover)
 
 
 def test_a_lambda_of_a_live_model_goes_to_another_process(tmp_path, tensorflow_installed):

@@ -56,7 +56,7 @@ def test_the_operator_that_an_exporter_has_nothing_for_is_found(tmp_path, onnx_w
 
 @pytest.mark.parametrize("was_filtered", [True, False])
 def test_tracebacks_are_as_before_afterwards(was_filtered):
-    before = keras.config.is_traceback_filtering_enabled()
+    was_enabled = keras.config.is_traceback_filtering_enabled()
     set_to = {
         True: keras.config.enable_traceback_filtering,
         False: keras.config.disable_traceback_filtering,
@@ -67,4 +67,4 @@ def test_tracebacks_are_as_before_afterwards(was_filtered):
             assert not keras.config.is_traceback_filtering_enabled()
         assert keras.config.is_traceback_filtering_enabled() == was_filtered
     finally:
-        set_to[before]()
+        set_to[was_enabled]()

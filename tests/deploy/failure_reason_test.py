@@ -43,8 +43,8 @@ def test_a_full_disk_is_told_however_late_it_is_said(length):
 
 
 def test_what_pytorch_says_of_itself_is_left_out():
-    said = "The error above occurred when calling torch.export.export.\n\nCould not guard on u0"
-    assert failure_reason(ValueError(said)) == "ValueError: Could not guard on u0"
+    message = "The error above occurred when calling torch.export.export.\n\nCould not guard on u0"
+    assert failure_reason(ValueError(message)) == "ValueError: Could not guard on u0"
 
 
 def test_the_place_in_the_model_is_told():

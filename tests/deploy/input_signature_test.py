@@ -50,7 +50,7 @@ def test_each_argument_of_call_has_its_place():
     model = make_text()
     scale = keras.InputSpec(shape=(None, 1))
     inputs = Exporter(model, "onnx", input_signature=[TOKENS, scale], verbose=False).signature
-    assert [(each.name, each.shape, each.dtype) for each in inputs.inputs] == [
+    assert [(spec.name, spec.shape, spec.dtype) for spec in inputs.inputs] == [
         ("tokens", (None, None), "int32"),
         ("scale", (None, 1), "float32"),
     ]

@@ -52,7 +52,7 @@ def test_a_table_has_a_line_for_each_format():
 
 
 @pytest.mark.parametrize(
-    ("given", "match"),
+    ("arguments", "match"),
     [
         ({"backends": "onnx"}, "`backends` must be a list; received 'onnx'"),
         ({"batch_sizes": 3}, "`batch_sizes` must be a list; received 3"),
@@ -62,9 +62,9 @@ def test_a_table_has_a_line_for_each_format():
         ({"seconds": 0.0}, "`seconds` must be a finite number above 0, received 0.0"),
     ],
 )
-def test_wrong_arguments_are_named(dense, given, match):
+def test_wrong_arguments_are_named(dense, arguments, match):
     with pytest.raises(InvalidInputError, match=match):
-        compare_latencies(dense, **given)
+        compare_latencies(dense, **arguments)
 
 
 def test_an_unknown_format_is_refused(dense):

@@ -23,10 +23,10 @@ ELSEWHERE = "jax" if HERE == "torch" else "torch"
 
 
 def test_an_artifact_that_computes_the_same_is_verified(tmp_path, weights_format, job_of):
-    made = make_artifact(job_of(weights_format()), tmp_path, print)
-    assert made.verification.state == "verified"
-    assert made.verification.num_samples == 3
-    assert made.route == "NumPy"
+    artifact = make_artifact(job_of(weights_format()), tmp_path, print)
+    assert artifact.verification.state == "verified"
+    assert artifact.verification.num_samples == 3
+    assert artifact.route == "NumPy"
 
 
 def test_an_artifact_that_differs_fails_and_is_removed(tmp_path, weights_format, job_of):
@@ -38,16 +38,16 @@ def test_an_artifact_that_differs_fails_and_is_removed(tmp_path, weights_format,
 
 def test_a_model_that_gives_nan_alone_is_unverified(tmp_path, weights_format, job_of, dense):
     dense.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
-    made = make_artifact(job_of(weights_format(), dense), tmp_path, print)
-    assert made.verification.state == "unverified"
-    assert "no finite value" in made.verification.reason
+    artifact = make_artifact(job_of(weights_format(), dense), tmp_path, print)
+    assert artifact.verification.state == "unverified"
+    assert "no finite value" in artifact.verification.reason
 
 
 def test_what_can_not_be_run_here_is_unverified_with_its_reason(tmp_path, weights_format, job_of):
     export_format = weights_format(fail=NotSupportedError("it needs a GPU"))
-    made = make_artifact(job_of(export_format), tmp_path, print)
-    assert made.verification.state == "unverified"
-    assert made.verification.reason == "it needs a GPU"
+    artifact = make_artifact(job_of(export_format), tmp_path, print)
+    assert artifact.verification.state == "unverified"
+    assert artifact.verification.reason == "it needs a GPU"
 
 
 def test_an_artifact_that_breaks_fails_with_its_reason(tmp_path, weights_format, job_of):
@@ -115,9 +115,9 @@ def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
     monkeypatch.setattr(route.importlib.util, "find_spec", lambda name: name != missing or None)
     export_format, stages = weights_format(), []
     export_format.backends = (missing, running)
-    made = make_artifact(job_of(export_format), tmp_path, print)
-    assert made.verification.state == "verified"
-    (reason,) = made.passed_over
+    artifact = make_artifact(job_of(export_format), tmp_path, print)
+    assert artifact.verification.state == "verified"
+    (reason,) = artifact.passed_over
     assert f"keras_deepseek[{missing}]" in reason
     export_format.backends = (missing,)
     enough = rf"`{missing}` is not installed. Install it .*'keras_deepseek\[{missing}\]'$"
@@ -129,11 +129,11 @@ def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
 def test_of_several_packages_that_are_missing_the_extras_of_the_running_backend_are_enough(
     tmp_path, monkeypatch, weights_format, job_of
 ):
-    known, running = importlib.util.find_spec("json"), keras.backend.backend()
+    json_spec, running = importlib.util.find_spec("json"), keras.backend.backend()
     other = next(name for name in ("tensorflow", "jax") if name != running)
     missing = ("onnx", "jax2onnx", other)
     monkeypatch.setattr(
-        route.importlib.util, "find_spec", lambda name: None if name in missing else known
+        route.importlib.util, "find_spec", lambda name: None if name in missing else json_spec
     )
     export_format = weights_format()
     export_format.backends = (other, running)
@@ -146,9 +146,9 @@ def test_what_differs_is_kept_where_it_is_asked_for(tmp_path, weights_format, jo
     folder = tmp_path / "artifact"
     folder.mkdir()
     job = job_of(weights_format(spoil=0.01), allows_difference=True)
-    made = make_artifact(job, folder, print)
-    assert made.verification.state == "failed"
-    assert "differs by" in made.verification.reason
+    artifact = make_artifact(job, folder, print)
+    assert artifact.verification.state == "failed"
+    assert "differs by" in artifact.verification.reason
     assert (folder / "weights.npz").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 
@@ -166,9 +166,11 @@ def test_a_right_route_is_better_than_one_that_differs(
     monkeypatch.setattr(module, "find_routes", lambda _: [InProcess(HERE), Second(HERE)])
     folder = tmp_path / "artifact"
     folder.mkdir()
-    made = make_artifact(job_of(weights_format(spoil=0.01), allows_difference=True), folder, print)
-    assert made.verification.state == "verified"
-    (reason,) = made.passed_over
+    artifact = make_artifact(
+        job_of(weights_format(spoil=0.01), allows_difference=True), folder, print
+    )
+    assert artifact.verification.state == "verified"
+    (reason,) = artifact.passed_over
     assert "differs by" in reason
 
 
@@ -188,8 +190,11 @@ def test_a_full_disk_ends_the_search(tmp_path, weights_format, job_of, monkeypat
 
 def test_an_artifact_that_can_not_be_run_is_a_failed_one(tmp_path, weights_format, job_of):
     job = job_of(weights_format(fail=ValueError("cut short")))
-    found = module.check_artifact(job, tmp_path)
-    assert (found.state, found.reason) == ("failed", "it can't be run: ValueError: cut short")
+    verification = module.check_artifact(job, tmp_path)
+    assert (verification.state, verification.reason) == (
+        "failed",
+        "it can't be run: ValueError: cut short",
+    )
 
 
 def engine_job(job, **options):
@@ -202,9 +207,9 @@ def engine_job(job, **options):
 def make_engine(job, folder, **options):
     """Makes an engine of a job whose artifact stands for the ONNX file."""
     (folder / "artifact").mkdir()
-    made = make_artifact(engine_job(job, **options), folder / "artifact", lambda line: None)
+    artifact = make_artifact(engine_job(job, **options), folder / "artifact", lambda line: None)
     assert [path.name for path in (folder / "artifact").iterdir()] == ["model.trt"]
-    return made
+    return artifact
 
 
 @pytest.fixture
@@ -214,31 +219,31 @@ def job(job_of, weights_format):
 
 
 def test_an_engine_is_verified_on_the_sizes_of_its_profiles(job, tmp_path, plain_tensorrt):
-    made = make_engine(job, tmp_path, profiles=[{"batch": (1, 2, 9)}, {"batch": (9, 9, 9)}])
-    assert made.verification.state == "verified"
-    assert made.verification.num_samples == 3
-    assert made.route == (
+    artifact = make_engine(job, tmp_path, profiles=[{"batch": (1, 2, 9)}, {"batch": (9, 9, 9)}])
+    assert artifact.verification.state == "verified"
+    assert artifact.verification.num_samples == 3
+    assert artifact.route == (
         "NumPy, TensorRT 10.16.0 (flavor tensorrt) for this GPU, "
         "profile batch 1/2/9 and batch 9/9/9"
     )
 
 
 def test_given_samples_are_what_it_is_verified_on(job, tmp_path, plain_tensorrt):
-    made = make_engine(
+    artifact = make_engine(
         replace(job, has_random_samples=False), tmp_path, profiles={"batch": (3, 3, 4)}
     )
-    assert (made.verification.state, made.verification.num_samples) == ("verified", 2)
-    assert made.route.endswith(", 1 of the 3 batches left out, whose sizes it does not take")
+    assert (artifact.verification.state, artifact.verification.num_samples) == ("verified", 2)
+    assert artifact.route.endswith(", 1 of the 3 batches left out, whose sizes it does not take")
     fitted, note = fit_samples(job)
     assert (len(fitted.samples), note) == (3, "")
 
 
 def test_samples_beyond_all_profiles_verify_nothing(job, tmp_path, plain_tensorrt):
-    made = make_engine(
+    artifact = make_engine(
         replace(job, has_random_samples=False), tmp_path, profiles={"batch": (7, 7, 7)}
     )
-    assert made.verification.state == "unverified"
-    assert "no batch to compare on; the weights" in made.verification.reason
+    assert artifact.verification.state == "unverified"
+    assert "no batch to compare on; the weights" in artifact.verification.reason
 
 
 def test_what_is_drawn_may_be_left_out_where_the_model_does_not_take_it(
@@ -260,20 +265,21 @@ def test_an_engine_that_computes_something_else_is_refused(job, tmp_path, plain_
 
 def test_where_a_warning_will_do_it_is_failed(job_of, weights_format, tmp_path, plain_tensorrt):
     plain_tensorrt.spoils = 1.0
-    made = make_engine(
+    artifact = make_engine(
         job_of(weights_format(), has_random_samples=True, allows_difference=True), tmp_path
     )
-    assert made.verification.state == "failed"
-    assert "differs by 1" in made.verification.reason
+    assert artifact.verification.state == "failed"
+    assert "differs by 1" in artifact.verification.reason
 
 
 def test_of_a_wrong_onnx_an_engine_is_wrong(job_of, weights_format, tmp_path, plain_tensorrt):
-    made = make_engine(
+    artifact = make_engine(
         job_of(weights_format(spoil=1.0), has_random_samples=True, allows_difference=True), tmp_path
     )
-    assert made.verification.state == "failed"
+    assert artifact.verification.state == "failed"
     assert (
-        "the weights artifact that it was built from is failed: Output" in made.verification.reason
+        "the weights artifact that it was built from is failed: Output"
+        in artifact.verification.reason
     )
 
 
@@ -292,10 +298,10 @@ def test_what_can_not_be_run_is_unverified(
     plain_tensorrt.failing = {failing}
     if failing == "cuda":
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    made = make_engine(job, tmp_path)
-    assert made.verification.state == "unverified"
-    assert match in made.verification.reason
-    assert "the weights artifact that it was built from is verified" in made.verification.reason
+    artifact = make_engine(job, tmp_path)
+    assert artifact.verification.state == "unverified"
+    assert match in artifact.verification.reason
+    assert "the weights artifact that it was built from is verified" in artifact.verification.reason
 
 
 def test_a_gpu_that_fails_fails_the_export(job, tmp_path, plain_tensorrt):
@@ -306,6 +312,8 @@ def test_a_gpu_that_fails_fails_the_export(job, tmp_path, plain_tensorrt):
 
 def test_a_model_of_nan_verifies_nothing(job_of, weights_format, dense, tmp_path, plain_tensorrt):
     dense.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
-    made = make_engine(job_of(weights_format(), dense, has_random_samples=True), tmp_path)
-    assert made.verification.state == "unverified"
-    assert "the weights artifact that it was built from is unverified" in made.verification.reason
+    artifact = make_engine(job_of(weights_format(), dense, has_random_samples=True), tmp_path)
+    assert artifact.verification.state == "unverified"
+    assert (
+        "the weights artifact that it was built from is unverified" in artifact.verification.reason
+    )

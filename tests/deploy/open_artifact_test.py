@@ -7,14 +7,14 @@ from keras_deepseek.errors import BundleError, ExportError
 
 
 def test_an_artifact_is_checked_against_its_model(digits, tmp_path, capsys, tensorflow_installed):
-    for place in ("digits", "digits.onnx"):
-        Exporter(digits, "onnx", verbose=False).export(tmp_path / place)
-        assert Exporter(digits, "onnx").check(tmp_path / place).verified
+    for name in ("digits", "digits.onnx"):
+        Exporter(digits, "onnx", verbose=False).export(tmp_path / name)
+        assert Exporter(digits, "onnx").check(tmp_path / name).verified
         assert "checked" in capsys.readouterr().out
     digits.layers[-1].bias.assign(np.arange(10.0))
-    for place in ("digits", "digits.onnx"):
+    for name in ("digits", "digits.onnx"):
         with pytest.raises(ExportError, match=r"differs by .*Export the model again"):
-            Exporter(digits, "onnx", verbose=False).check(tmp_path / place)
+            Exporter(digits, "onnx", verbose=False).check(tmp_path / name)
     report = Exporter(digits, "onnx", verify="warn", verbose=False).check(tmp_path / "digits")
     assert report.verification.state == "failed"
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

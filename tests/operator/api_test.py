@@ -51,9 +51,11 @@ def test_refuses_names_that_fit_no_service(deployment, name):
 
 def test_takes_snake_case_in_python():
     spec = {"autoscaling": {"max_replicas": 3, "metrics": CPU}}
-    found = ModelDeployment.model_validate({"metadata": {"name": "digits"}, "spec": spec})
-    assert found.spec.autoscaling.max_replicas == 3
-    assert found.model_dump(by_alias=True)["spec"]["autoscaling"]["maxReplicas"] == 3
+    model_deployment = ModelDeployment.model_validate(
+        {"metadata": {"name": "digits"}, "spec": spec}
+    )
+    assert model_deployment.spec.autoscaling.max_replicas == 3
+    assert model_deployment.model_dump(by_alias=True)["spec"]["autoscaling"]["maxReplicas"] == 3
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ def test_finds_kinds(call):
     async def kinds(cluster, _):
         return await cluster.kinds(), await cluster.has(MODEL_DEPLOYMENT)
 
-    found, has = call(kinds, kinds=(DEPLOYMENT, SERVICE))
-    assert found == {DEPLOYMENT, SERVICE}
+    present, has = call(kinds, kinds=(DEPLOYMENT, SERVICE))
+    assert present == {DEPLOYMENT, SERVICE}
     assert has
-    assert SCALED_OBJECT not in found
+    assert SCALED_OBJECT not in present
 
 
 def test_reads_applies_and_deletes(call):

@@ -18,7 +18,7 @@ def test_render(tmp_path, capsys):
     file.write_text(OBJECT)
     flags = ["--model-store", "s3://models", "--serving-image", "mine:1"]
     assert main(["operator", "render", *flags, "-f", str(file)]) == 0
-    kinds = [found["kind"] for found in yaml.safe_load_all(capsys.readouterr().out)]
+    kinds = [manifest["kind"] for manifest in yaml.safe_load_all(capsys.readouterr().out)]
     assert kinds == ["Service", "Deployment", "PodDisruptionBudget"]
 
 

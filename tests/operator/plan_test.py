@@ -43,32 +43,36 @@ def child(kind, name="digits", *, uid="uid", **fields):
 
 def running(replicas, manager, name="digits", ready=None):
     owner = {"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
-    place, found = child(DEPLOYMENT, name, spec={"replicas": replicas})
-    found["metadata"]["managedFields"] = [owner]
-    found["metadata"]["generation"] = 1
+    key, deployment = child(DEPLOYMENT, name, spec={"replicas": replicas})
+    deployment["metadata"]["managedFields"] = [owner]
+    deployment["metadata"]["generation"] = 1
     ready = replicas if ready is None else ready
-    found["status"] = {"observedGeneration": 1, "replicas": replicas, "updatedReplicas": replicas}
-    found["status"] |= {"readyReplicas": ready, "availableReplicas": ready}
-    return place, found
+    deployment["status"] = {
+        "observedGeneration": 1,
+        "replicas": replicas,
+        "updatedReplicas": replicas,
+    }
+    deployment["status"] |= {"readyReplicas": ready, "availableReplicas": ready}
+    return key, deployment
 
 
-def scales(found):
+def scales(planned):
     """Returns the replicas that the second field manager applies, by Deployment."""
     return {
         step.name: step.body["spec"]["replicas"]
-        for step in found.steps
+        for step in planned.steps
         if isinstance(step, Apply) and step.manager == SCALE_MANAGER
     }
 
 
-def places(found, kind_of_step):
-    return [(step.kind, step.name) for step in found.steps if isinstance(step, kind_of_step)]
+def child_keys(planned, kind_of_step):
+    return [(step.kind, step.name) for step in planned.steps if isinstance(step, kind_of_step)]
 
 
-def body(found, kind, name="digits"):
+def body(planned, kind, name="digits"):
     """Returns the first body that is applied to an object."""
     return next(
-        s.body for s in found.steps if isinstance(s, Apply) and (s.kind, s.name) == (kind, name)
+        s.body for s in planned.steps if isinstance(s, Apply) and (s.kind, s.name) == (kind, name)
     )
 
 
@@ -78,9 +82,9 @@ def test_replicas_never_stand_in_the_own_apply(deployment):
 
 
 def test_new_deployment_under_an_autoscaler_starts_with_its_replicas(deployment):
-    found = plan(deployment(replicas=3, autoscaling=SCALING))
-    assert scales(found) == {"digits": 3}
-    kinds = [kind for kind, _ in places(found, Apply)]
+    planned = plan(deployment(replicas=3, autoscaling=SCALING))
+    assert scales(planned) == {"digits": 3}
+    kinds = [kind for kind, _ in child_keys(planned, Apply)]
     assert kinds == [SERVICE, DEPLOYMENT, DEPLOYMENT, AUTOSCALER, DISRUPTION_BUDGET]
 
 
@@ -102,10 +106,10 @@ def test_switching_autoscaling_on_takes_over_what_runs(deployment):
 
 def test_switching_autoscaling_off_holds_the_replicas_before_the_autoscaler_goes(deployment):
     live = [running(7, "kube-controller-manager"), child(AUTOSCALER)]
-    found = plan(deployment(autoscaling={**SCALING, "enabled": False}), live)
-    assert scales(found) == {"digits": 7}
+    planned = plan(deployment(autoscaling={**SCALING, "enabled": False}), live)
+    assert scales(planned) == {"digits": 7}
     scale, delete = (
-        next(n for n, step in enumerate(found.steps) if isinstance(step, kind) and test(step))
+        next(n for n, step in enumerate(planned.steps) if isinstance(step, kind) and test(step))
         for kind, test in (
             (Apply, lambda step: step.manager == SCALE_MANAGER),
             (Delete, lambda step: step.kind is AUTOSCALER),
@@ -135,7 +139,7 @@ def test_switching_autoscaling_off_keeps_more_pods_than_replicas_until_these_cha
     live = dict([running(10, "kube-controller-manager"), child(AUTOSCALER)])
     hand_over = plan(deployment(replicas=3, autoscaling=off), live)
     assert scales(hand_over) == {"digits": 10}
-    assert places(hand_over, Delete) == [(AUTOSCALER, "digits")]
+    assert child_keys(hand_over, Delete) == [(AUTOSCALER, "digits")]
     annotations = body(hand_over, DEPLOYMENT)["metadata"]["annotations"]
     live = dict([running(10, SCALE_MANAGER)])
     live[DEPLOYMENT, "digits"]["metadata"]["annotations"] = annotations
@@ -154,49 +158,49 @@ def test_unset_replicas_keep_what_runs(deployment):
 
 def test_the_old_engine_goes_before_the_new_one_comes(deployment):
     live = [running(3, "kube-controller-manager"), child(AUTOSCALER)]
-    found = plan(deployment(autoscaling=KEDA), live)
-    steps = [(type(step), step.kind) for step in found.steps]
+    planned = plan(deployment(autoscaling=KEDA), live)
+    steps = [(type(step), step.kind) for step in planned.steps]
     assert steps.index((Delete, AUTOSCALER)) < steps.index((Apply, SCALED_OBJECT))
 
 
 def test_disruption_budget_goes_with_the_second_replica(deployment):
-    found = plan(deployment(replicas=1), [child(DISRUPTION_BUDGET), running(2, SCALE_MANAGER)])
-    assert places(found, Delete) == [(DISRUPTION_BUDGET, "digits")]
+    planned = plan(deployment(replicas=1), [child(DISRUPTION_BUDGET), running(2, SCALE_MANAGER)])
+    assert child_keys(planned, Delete) == [(DISRUPTION_BUDGET, "digits")]
 
 
 def test_name_that_is_taken_is_not_touched(deployment):
-    found = plan(deployment(), [child(SERVICE, uid="other")])
-    assert found.problem[0] == "NameTaken"
-    assert found.steps == ()
+    planned = plan(deployment(), [child(SERVICE, uid="other")])
+    assert planned.problem[0] == "NameTaken"
+    assert planned.steps == ()
 
 
 def test_orphans_of_the_operator_are_adopted(deployment):
     """As `kubectl delete --cascade=orphan` leaves them."""
-    place, orphan = child(SERVICE, spec={})
+    key, orphan = child(SERVICE, spec={})
     orphan["metadata"]["ownerReferences"] = []
-    assert "kubectl label service digits" in plan(deployment(), [(place, orphan)]).problem.message
+    assert "kubectl label service digits" in plan(deployment(), [(key, orphan)]).problem.message
     orphan["metadata"]["labels"] = body(plan(deployment()), SERVICE)["metadata"]["labels"]
-    assert plan(deployment(), [(place, orphan)]).problem is None
+    assert plan(deployment(), [(key, orphan)]).problem is None
     other = plan(deployment("other"), [((SERVICE, "other"), orphan)])
     assert other.problem.reason == "NameTaken"
 
 
 def test_disruption_budget_is_there_if_autoscaling_may_bring_a_second_replica(deployment):
-    found = plan(deployment(autoscaling={**SCALING, "minReplicas": 1}))
-    assert body(found, DISRUPTION_BUDGET)["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    planned = plan(deployment(autoscaling={**SCALING, "minReplicas": 1}))
+    assert body(planned, DISRUPTION_BUDGET)["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 def test_objects_of_others_are_not_deleted(deployment):
-    assert places(plan(deployment(), [child(AUTOSCALER, uid="other")]), Delete) == []
+    assert child_keys(plan(deployment(), [child(AUTOSCALER, uid="other")]), Delete) == []
 
 
 @pytest.mark.parametrize(
     ("spec", "kind"), [({"autoscaling": KEDA}, SCALED_OBJECT), ({"route": ROUTE}, HTTP_ROUTE)]
 )
 def test_missing_kind_is_named(deployment, spec, kind):
-    found = plan(deployment(**spec), kinds=set(CHILDREN) - {kind})
-    assert found.problem[0] == "KindMissing"
-    assert kind.name in found.problem[1]
+    planned = plan(deployment(**spec), kinds=set(CHILDREN) - {kind})
+    assert planned.problem[0] == "KindMissing"
+    assert kind.name in planned.problem[1]
 
 
 def test_model_comes_from_the_store_or_is_missing(deployment):
@@ -205,15 +209,15 @@ def test_model_comes_from_the_store_or_is_missing(deployment):
         "args"
     ]
     assert args[0] == "s3://models/digits"
-    found = plan(deployment(**spec), settings=Settings("serving:1"))
-    assert found.problem[0] == "ModelMissing"
-    assert "--model-store" in found.problem[1]
+    planned = plan(deployment(**spec), settings=Settings("serving:1"))
+    assert planned.problem[0] == "ModelMissing"
+    assert "--model-store" in planned.problem[1]
 
 
 def test_invalid_object_is_one_problem(deployment):
-    found = plan(deployment(replicas="many"))
-    assert found.problem[0] == "InvalidObject"
-    assert found.problem[1].startswith("spec.replicas: ")
+    planned = plan(deployment(replicas="many"))
+    assert planned.problem[0] == "InvalidObject"
+    assert planned.problem[1].startswith("spec.replicas: ")
 
 
 @pytest.mark.parametrize(
@@ -239,8 +243,8 @@ def test_any_other_error_is_one_problem(deployment, monkeypatch, caplog):
         raise KeyError("x")
 
     monkeypatch.setattr(plan_module, "make_scaler", fail)
-    found = plan(deployment(autoscaling=SCALING))
-    assert found.problem == (
+    planned = plan(deployment(autoscaling=SCALING))
+    assert planned.problem == (
         "InternalError",
         "The operator failed on this object, please report it: KeyError('x')",
     )
@@ -248,8 +252,8 @@ def test_any_other_error_is_one_problem(deployment, monkeypatch, caplog):
 
 
 def test_broken_template_is_one_problem(deployment):
-    found = plan(deployment(template={"spec": {"containers": {"name": "server"}}}))
-    assert found.problem == (
+    planned = plan(deployment(template={"spec": {"containers": {"name": "server"}}}))
+    assert planned.problem == (
         "TemplateBroken",
         "spec.template.spec.containers must be a list, received {'name': 'server'}.",
     )
@@ -264,9 +268,9 @@ REGIONS = {
 
 
 class TestCanary:
-    def weights(self, found):
-        (rule,) = body(found, HTTP_ROUTE)["spec"]["rules"]
-        return {each["name"]: each["weight"] for each in rule["backendRefs"]}
+    def weights(self, planned):
+        (rule,) = body(planned, HTTP_ROUTE)["spec"]["rules"]
+        return {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
 
     def test_gets_its_weight_when_a_pod_is_ready(self, deployment):
         new = plan(deployment(**CANARY))
@@ -300,9 +304,9 @@ class TestCanary:
         assert self.weights(plan(deployment(**spec), live))["digits-canary"] == 60
 
     def test_selects_other_pods(self, deployment):
-        found = plan(deployment(**CANARY))
+        planned = plan(deployment(**CANARY))
         stable, canary = (
-            body(found, SERVICE, name)["spec"]["selector"] for name in ("digits", "digits-canary")
+            body(planned, SERVICE, name)["spec"]["selector"] for name in ("digits", "digits-canary")
         )
         assert stable != canary
 
@@ -313,10 +317,10 @@ class TestCanary:
 
     def test_scales_within_its_weight(self, deployment):
         spec = {**CANARY, "replicas": 8, "autoscaling": SCALING, "canary": {"weight": 20}}
-        found = plan(deployment(**spec))
-        limits = body(found, AUTOSCALER, "digits-canary")["spec"]
+        planned = plan(deployment(**spec))
+        limits = body(planned, AUTOSCALER, "digits-canary")["spec"]
         assert (limits["minReplicas"], limits["maxReplicas"]) == (1, 2)
-        assert scales(found) == {"digits": 8, "digits-canary": 2}
+        assert scales(planned) == {"digits": 8, "digits-canary": 2}
 
     def test_arguments_are_checked(self, deployment):
         spec = {**CANARY, "canary": {"weight": 20, "args": ["--host", "x"]}}
@@ -327,11 +331,14 @@ class TestPromotion:
     """The canary's version becomes the stable one, and the canary is removed."""
 
     def promoted(self, deployment, *, is_seen):
-        found = deployment(replicas=3, route=ROUTE, image="serving:2")
-        found["metadata"]["generation"] = 2
+        model_deployment = deployment(replicas=3, route=ROUTE, image="serving:2")
+        model_deployment["metadata"]["generation"] = 2
         condition = {"type": "Stalled", "status": "False"}
-        seen = 2 if is_seen else 1
-        return {**found, "status": {"observedGeneration": seen, "conditions": [condition]}}
+        observed_generation = 2 if is_seen else 1
+        return {
+            **model_deployment,
+            "status": {"observedGeneration": observed_generation, "conditions": [condition]},
+        }
 
     def live(self, deployment, updated=3):
         live = dict([running(3, SCALE_MANAGER), running(3, SCALE_MANAGER, "digits-canary")])
@@ -340,65 +347,67 @@ class TestPromotion:
         route = body(plan(deployment(**CANARY), live), HTTP_ROUTE)
         return live | dict([child(HTTP_ROUTE, spec=route["spec"])])
 
-    def weights(self, found):
-        return TestCanary().weights(found)
+    def weights(self, planned):
+        return TestCanary().weights(planned)
 
     @pytest.mark.parametrize(("is_seen", "updated"), [(False, 3), (True, 1)])
     def test_canary_keeps_its_share_until_the_rollout_is_complete(
         self, deployment, is_seen, updated
     ):
         promoted = self.promoted(deployment, is_seen=is_seen)
-        found = plan(promoted, self.live(deployment, updated))
-        assert places(found, Delete) == []
-        assert self.weights(found) == {"digits": 80, "digits-canary": 20}
+        planned = plan(promoted, self.live(deployment, updated))
+        assert child_keys(planned, Delete) == []
+        assert self.weights(planned) == {"digits": 80, "digits-canary": 20}
 
     def test_canary_goes_after_the_route_and_its_service_after_its_pods(self, deployment):
         promoted, live = self.promoted(deployment, is_seen=True), self.live(deployment)
-        found = plan(promoted, live)
-        assert self.weights(found) == {"digits": 100}
-        steps = [(type(step), step.kind) for step in found.steps]
+        planned = plan(promoted, live)
+        assert self.weights(planned) == {"digits": 100}
+        steps = [(type(step), step.kind) for step in planned.steps]
         assert steps.index((Apply, HTTP_ROUTE)) < steps.index((Delete, DEPLOYMENT))
         assert (Delete, SERVICE) not in steps
         live[DEPLOYMENT, "digits-canary"]["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
         live[DEPLOYMENT, "digits"]["status"]["updatedReplicas"] = 1  # Another rollout.
         assert self.weights(plan(promoted, live)) == {"digits": 100}
-        assert (DEPLOYMENT, "digits-canary") not in places(plan(promoted, live), Delete)
-        assert (SERVICE, "digits-canary") not in places(plan(promoted, live), Delete)
+        assert (DEPLOYMENT, "digits-canary") not in child_keys(plan(promoted, live), Delete)
+        assert (SERVICE, "digits-canary") not in child_keys(plan(promoted, live), Delete)
         del live[DEPLOYMENT, "digits-canary"]
-        assert (SERVICE, "digits-canary") in places(plan(promoted, live), Delete)
+        assert (SERVICE, "digits-canary") in child_keys(plan(promoted, live), Delete)
 
 
 class TestRegions:
     def test_region_overrides(self, deployment):
-        found = plan(deployment(**REGIONS), settings=Settings("s", "s3://m", "eu"))
-        assert body(found, AUTOSCALER)["spec"]["minReplicas"] == 4
-        annotations = body(found, HTTP_ROUTE)["metadata"]["annotations"]
+        planned = plan(deployment(**REGIONS), settings=Settings("s", "s3://m", "eu"))
+        assert body(planned, AUTOSCALER)["spec"]["minReplicas"] == 4
+        annotations = body(planned, HTTP_ROUTE)["metadata"]["annotations"]
         assert annotations["external-dns.alpha.kubernetes.io/set-identifier"] == "eu"
         assert annotations["external-dns.alpha.kubernetes.io/aws-weight"] == "70"
 
     def test_unlisted_region_makes_nothing_and_removes_what_it_made(self, deployment):
         live = self.made_for("asia")
-        found = plan(deployment(**REGIONS), live, settings=Settings("s", "s3://m", "asia"))
-        assert places(found, Apply) == []
-        assert places(found, Delete) == [(DEPLOYMENT, "digits")]
-        assert "'asia' isn't listed" in found.notice
+        planned = plan(deployment(**REGIONS), live, settings=Settings("s", "s3://m", "asia"))
+        assert child_keys(planned, Apply) == []
+        assert child_keys(planned, Delete) == [(DEPLOYMENT, "digits")]
+        assert "'asia' isn't listed" in planned.notice
 
     def made_for(self, region):
-        place, found = running(3, SCALE_MANAGER)
-        found["metadata"]["annotations"] = {"deepseek.io/region": region} if region else {}
-        return [(place, found)]
+        key, live_deployment = running(3, SCALE_MANAGER)
+        live_deployment["metadata"]["annotations"] = (
+            {"deepseek.io/region": region} if region else {}
+        )
+        return [(key, live_deployment)]
 
     @pytest.mark.parametrize("region", ["eu", None])
     def test_mistaken_region_deletes_nothing(self, deployment, region):
         settings = Settings("s", "s3://m", "EU")
-        found = plan(deployment(**REGIONS), self.made_for(region), settings=settings)
-        assert found.steps == ()
-        assert found.problem.reason == "RegionChanged"
-        assert "correct the operator's --region" in found.problem.message
+        planned = plan(deployment(**REGIONS), self.made_for(region), settings=settings)
+        assert planned.steps == ()
+        assert planned.problem.reason == "RegionChanged"
+        assert "correct the operator's --region" in planned.problem.message
 
     def test_children_name_their_region(self, deployment):
-        found = plan(deployment(**REGIONS), settings=Settings("s", "s3://m", "eu"))
-        for step in found.steps:
+        planned = plan(deployment(**REGIONS), settings=Settings("s", "s3://m", "eu"))
+        for step in planned.steps:
             if step.manager != SCALE_MANAGER:
                 assert step.body["metadata"]["annotations"]["deepseek.io/region"] == "eu"
 

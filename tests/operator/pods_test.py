@@ -10,7 +10,7 @@ DIGEST = "sha256:" + "a" * 64
 
 
 def template(model=None, args=(), partial=None, **spec):
-    found = ModelDeploymentSpec.model_validate(spec)
+    deployment_spec = ModelDeploymentSpec.model_validate(spec)
     model = None if model is None else Model(uri=model)
     return make_pod_template(
         "digits",
@@ -18,13 +18,17 @@ def template(model=None, args=(), partial=None, **spec):
         model,
         "serving:1",
         args,
-        found,
+        deployment_spec,
         {"spec.template": partial or {}},
     )
 
 
-def server(found):
-    return next(one for one in found["spec"]["containers"] if one["name"] == "server")
+def server(pod_template):
+    return next(
+        container
+        for container in pod_template["spec"]["containers"]
+        if container["name"] == "server"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,29 +49,31 @@ def server(found):
     ],
 )
 def test_model(uri, argument, volume):
-    found = template(uri)
-    assert server(found)["args"][0] == argument
-    volumes = {one.pop("name"): one for one in found["spec"]["volumes"]}
+    pod_template = template(uri)
+    assert server(pod_template)["args"][0] == argument
+    volumes = {entry.pop("name"): entry for entry in pod_template["spec"]["volumes"]}
     assert volumes.get("model") == volume
-    assert ("--cache-dir" in server(found)["args"]) == (argument == uri)
+    assert ("--cache-dir" in server(pod_template)["args"]) == (argument == uri)
 
 
 def test_grace_period_is_above_the_limits_of_serve():
     assert template()["spec"]["terminationGracePeriodSeconds"] > 20 + 30
     args = ["--limit", "unready_seconds=40", "--limit=grace_seconds=60"]
-    found = template(args=args)
-    assert found["spec"]["terminationGracePeriodSeconds"] > 40 + 60
-    assert [word for word in server(found)["args"] if "unready" in word] == ["unready_seconds=40"]
+    pod_template = template(args=args)
+    assert pod_template["spec"]["terminationGracePeriodSeconds"] > 40 + 60
+    assert [word for word in server(pod_template)["args"] if "unready" in word] == [
+        "unready_seconds=40"
+    ]
 
 
 def test_batching_and_resources():
-    found = template(
+    pod_template = template(
         batching={"maxBatchSize": 64, "targetLatency": "200m", "maxQueueRows": 4096},
         resources={"limits": {"memory": "1024Mi", "cpu": "1000m"}},
     )
-    words = " ".join(server(found)["args"])
+    words = " ".join(server(pod_template)["args"])
     assert "--max-batch-size 64 --target-latency 0.2 --max-queue-rows 4096" in words
-    assert server(found)["resources"] == {"limits": {"memory": "1Gi", "cpu": "1"}}
+    assert server(pod_template)["resources"] == {"limits": {"memory": "1Gi", "cpu": "1"}}
 
 
 def test_partial_template_is_merged_by_name():
@@ -82,12 +88,15 @@ def test_partial_template_is_merged_by_name():
             "topologySpreadConstraints": None,
         },
     }
-    found = template(partial=partial)
-    assert [one["name"] for one in found["spec"]["containers"]] == ["server", "sidecar"]
-    assert [one["name"] for one in server(found)["env"]] == ["HOME", "TOKEN"]
-    assert found["spec"]["tolerations"] == [{"operator": "Exists"}]
-    assert "topologySpreadConstraints" not in found["spec"]
-    assert found["metadata"]["labels"] == {"team": "vision", "a": "b"}
+    pod_template = template(partial=partial)
+    assert [container["name"] for container in pod_template["spec"]["containers"]] == [
+        "server",
+        "sidecar",
+    ]
+    assert [variable["name"] for variable in server(pod_template)["env"]] == ["HOME", "TOKEN"]
+    assert pod_template["spec"]["tolerations"] == [{"operator": "Exists"}]
+    assert "topologySpreadConstraints" not in pod_template["spec"]
+    assert pod_template["metadata"]["labels"] == {"team": "vision", "a": "b"}
 
 
 @pytest.mark.parametrize(
@@ -125,9 +134,9 @@ def test_volumes_and_actions_of_probes_take_the_place_of_others():
     claim = {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}}
     probe = {"exec": {"command": ["true"]}, "periodSeconds": 1}
     container = {"name": "server", "startupProbe": probe}
-    found = template(partial={"spec": {"volumes": [claim], "containers": [container]}})
-    assert found["spec"]["volumes"] == [{"name": "tmp", "emptyDir": {}}, claim]
-    startup = server(found)["startupProbe"]
+    pod_template = template(partial={"spec": {"volumes": [claim], "containers": [container]}})
+    assert pod_template["spec"]["volumes"] == [{"name": "tmp", "emptyDir": {}}, claim]
+    startup = server(pod_template)["startupProbe"]
     assert (startup["exec"], startup["periodSeconds"]) == (probe["exec"], 1)
     assert "httpGet" not in startup
     assert "failureThreshold" in startup
@@ -159,6 +168,6 @@ def test_arguments_that_do_not_fit_are_refused(args, message):
 
 
 def test_pods_spread_over_zones_and_nodes():
-    found = template()["spec"]["topologySpreadConstraints"]
-    keys = [each["topologyKey"] for each in found]
+    constraints = template()["spec"]["topologySpreadConstraints"]
+    keys = [constraint["topologyKey"] for constraint in constraints]
     assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]

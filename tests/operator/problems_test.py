@@ -17,8 +17,8 @@ DONE = {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "available
     ],
 )
 def test_rollout_waits(status, text):
-    found = rollout_waits_for({"metadata": {"generation": 2}, "status": DONE | status}, 3)
-    assert found is None if text is None else found.endswith(text)
+    message = rollout_waits_for({"metadata": {"generation": 2}, "status": DONE | status}, 3)
+    assert message is None if text is None else message.endswith(text)
 
 
 def test_deployment_that_is_not_there_waits():
@@ -36,5 +36,5 @@ def test_deployment_that_is_not_there_waits():
 )
 def test_problem(kind, status, is_problem):
     condition = {"type": kind, "status": status, "reason": "Why"}
-    found = rollout_problem({"status": {"conditions": [condition]}})
-    assert found == (("Why", "The rollout takes too long.") if is_problem else None)
+    problem = rollout_problem({"status": {"conditions": [condition]}})
+    assert problem == (("Why", "The rollout takes too long.") if is_problem else None)

@@ -8,7 +8,7 @@ from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
 
 
 @pytest.mark.parametrize(
-    ("given", "written"),
+    ("quantity", "written"),
     [
         (1000, "1k"),
         ("1500", "1500"),
@@ -24,8 +24,8 @@ from keras_deepseek.operator.quantity import canonical_quantity, quantity_value
         ("0.0000000001", "1n"),
     ],
 )
-def test_writes_as_the_api_server_does(given, written):
-    assert canonical_quantity(given) == written
+def test_writes_as_the_api_server_does(quantity, written):
+    assert canonical_quantity(quantity) == written
 
 
 def test_values():

@@ -51,15 +51,15 @@ def call(run_async):
 def children(server):
     """Returns what a user sees of the children."""
     return {
-        path: (found["spec"], found["metadata"].get("labels"))
-        for path, found in server.objects.items()
+        path: (child["spec"], child["metadata"].get("labels"))
+        for path, child in server.objects.items()
         if MODEL_DEPLOYMENT.plural not in path
     }
 
 
 def condition(server, kind, name="digits"):
     status = server.get(MODEL_DEPLOYMENT, name)["status"]
-    return next(each for each in status["conditions"] if each["type"] == kind)
+    return next(entry for entry in status["conditions"] if entry["type"] == kind)
 
 
 def test_makes_the_objects_and_a_status(call, deployment):
@@ -148,7 +148,7 @@ def test_hand_over_keeps_replicas(call, deployment):
         server.add(MODEL_DEPLOYMENT, deployment(replicas=5))
         reconciler = await start()
         await reconciler.reconcile("default", "digits")
-        seen = []
+        counts = []
         for spec in (
             {"replicas": 5, "autoscaling": SCALING},
             {"autoscaling": SCALING},
@@ -157,8 +157,8 @@ def test_hand_over_keeps_replicas(call, deployment):
         ):
             server.add(MODEL_DEPLOYMENT, deployment(**spec))
             await reconciler.reconcile("default", "digits")
-            seen.append(server.get(DEPLOYMENT, "digits")["spec"]["replicas"])
-        assert seen == [5, 5, 5, 5]
+            counts.append(server.get(DEPLOYMENT, "digits")["spec"]["replicas"])
+        assert counts == [5, 5, 5, 5]
         assert server.get(AUTOSCALER, "digits") is None
 
     call(check)
@@ -199,9 +199,9 @@ def test_unknown_field_is_a_broken_template(call, deployment):
         server.add(MODEL_DEPLOYMENT, deployment(replicas=1))
         server.refusals[DEPLOYMENT.path("default", "digits")] = (500, message)
         await (await start()).reconcile("default", "digits")
-        found = condition(server, "Stalled")
-        assert found["reason"] == "TemplateBroken"
-        assert found["message"] == (
+        stalled = condition(server, "Stalled")
+        assert stalled["reason"] == "TemplateBroken"
+        assert stalled["message"] == (
             "spec.template does not fit, correct it: "
             '.spec.template.spec.containers[name="server"].foo: field not declared in schema'
         )
@@ -350,9 +350,9 @@ def test_event_before_the_first_list_waits_for_the_kinds(call, deployment):
     async def check(server, start):
         server.add(MODEL_DEPLOYMENT, deployment(autoscaling=SCALING))
         await (await start()).reconcile("default", "digits")
-        found = server.get(DEPLOYMENT, "digits")
-        found["spec"]["replicas"] = 7
-        found["metadata"]["managedFields"][0]["manager"] = "kube-controller-manager"
+        live = server.get(DEPLOYMENT, "digits")
+        live["spec"]["replicas"] = 7
+        live["metadata"]["managedFields"][0]["manager"] = "kube-controller-manager"
         del server.get(MODEL_DEPLOYMENT, "digits")["status"]
         restarted = await start(resync=False)
         restarted.ask("default", "digits")

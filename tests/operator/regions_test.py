@@ -14,9 +14,9 @@ def spec(**fields):
 
 
 def test_finds_the_region():
-    found = spec(regions=[{"name": "eu"}, {"name": "us"}])
-    assert find_region(found, "us").name == "us"
-    assert find_region(found, "asia") is None
+    deployment_spec = spec(regions=[{"name": "eu"}, {"name": "us"}])
+    assert find_region(deployment_spec, "us").name == "us"
+    assert find_region(deployment_spec, "asia") is None
     assert find_region(spec(), None) is None
 
 
@@ -30,9 +30,9 @@ def test_overrides():
     scaling = {"minReplicas": 1, "maxReplicas": 9, "metrics": CPU}
     region = {"name": "eu", "replicas": 4, "maxReplicas": 5}
     whole = spec(replicas=2, autoscaling=scaling, regions=[region])
-    found = with_region(whole, whole.regions[0])
-    assert found.replicas == 4
-    assert (found.autoscaling.min_replicas, found.autoscaling.max_replicas) == (1, 5)
+    overridden = with_region(whole, whole.regions[0])
+    assert overridden.replicas == 4
+    assert (overridden.autoscaling.min_replicas, overridden.autoscaling.max_replicas) == (1, 5)
 
 
 def test_limits_without_autoscaling():

@@ -25,28 +25,33 @@ spec:
 def test_renders_the_objects_of_an_empty_cluster(tmp_path):
     file = tmp_path / "object.yaml"
     file.write_text(OBJECT)
-    found = {one["kind"]: one for one in yaml.safe_load_all(render_objects(str(file), SETTINGS))}
-    assert set(found) == {
+    manifests = {
+        manifest["kind"]: manifest
+        for manifest in yaml.safe_load_all(render_objects(str(file), SETTINGS))
+    }
+    assert set(manifests) == {
         "Service",
         "Deployment",
         "HorizontalPodAutoscaler",
         "PodDisruptionBudget",
     }
     # An apply of these files must not undo what the autoscaler did.
-    assert "replicas" not in found["Deployment"]["spec"]
-    for one in found.values():
-        assert not {"ownerReferences", "namespace"} & one["metadata"].keys()
+    assert "replicas" not in manifests["Deployment"]["spec"]
+    for manifest in manifests.values():
+        assert not {"ownerReferences", "namespace"} & manifest["metadata"].keys()
 
 
 def test_a_canary_gets_its_weight(tmp_path):
     file = tmp_path / "object.yaml"
     route = "canary: {weight: 20}\n  route: {gateway: {name: main}}"
     file.write_text(f"{OBJECT.partition('autoscaling')[0]}{route}")
-    found = list(yaml.safe_load_all(render_objects(str(file), SETTINGS)))
-    (route,) = [one for one in found if one["kind"] == "HTTPRoute"]
+    manifests = list(yaml.safe_load_all(render_objects(str(file), SETTINGS)))
+    (route,) = [manifest for manifest in manifests if manifest["kind"] == "HTTPRoute"]
     backends = route["spec"]["rules"][0]["backendRefs"]
-    assert [one["weight"] for one in backends] == [80, 20]
-    replicas = [one["spec"]["replicas"] for one in found if one["kind"] == "Deployment"]
+    assert [backend["weight"] for backend in backends] == [80, 20]
+    replicas = [
+        manifest["spec"]["replicas"] for manifest in manifests if manifest["kind"] == "Deployment"
+    ]
     assert replicas == [3, 1]
 
 
@@ -83,7 +88,7 @@ def test_examples_of_the_repository(root, name):
 def test_rights_cover_what_is_written(root):
     """A ClusterRole without a right would show only on a cluster."""
     roles = list(yaml.safe_load_all((root / "kubernetes/base/rbac.yaml").read_text()))
-    rules = next(one for one in roles if one["kind"] == "ClusterRole")["rules"]
+    rules = next(role for role in roles if role["kind"] == "ClusterRole")["rules"]
     granted = {
         (group, resource): set(rule["verbs"])
         for rule in rules

@@ -24,36 +24,43 @@ def child(replicas=3, updated=3, available=3, conditions=()):
 
 
 def conditions(status):
-    return {each["type"]: (each["status"], each["message"]) for each in status["conditions"]}
+    return {
+        condition["type"]: (condition["status"], condition["message"])
+        for condition in status["conditions"]
+    }
 
 
-def status(deployment, found=None, plan=None, **arguments):
+def status(deployment, child_deployment=None, plan=None, **arguments):
     plan = plan or Plan(fewest_replicas={"digits": 2})
-    live = {} if found is None else {(DEPLOYMENT, "digits"): found}
+    live = {} if child_deployment is None else {(DEPLOYMENT, "digits"): child_deployment}
     return make_status(deployment, plan, live | arguments.pop("live", {}), now=NOON, **arguments)
 
 
 def test_ready(deployment):
-    found = status(deployment(), child(), region="eu")
-    assert conditions(found)["Ready"] == ("True", "3 replicas are ready.")
-    assert conditions(found)["Reconciling"][0] == "False"
-    assert (found["replicas"], found["readyReplicas"], found["selector"]) == (3, 3, "a=b")
-    assert found["region"] == "eu"
-    assert found["observedGeneration"] == 1
+    object_status = status(deployment(), child(), region="eu")
+    assert conditions(object_status)["Ready"] == ("True", "3 replicas are ready.")
+    assert conditions(object_status)["Reconciling"][0] == "False"
+    assert (
+        object_status["replicas"],
+        object_status["readyReplicas"],
+        object_status["selector"],
+    ) == (3, 3, "a=b")
+    assert object_status["region"] == "eu"
+    assert object_status["observedGeneration"] == 1
 
 
 def test_more_replicas_than_the_fewest_may_still_start(deployment):
-    found = status(deployment(), child(replicas=10, updated=10, available=2))
-    assert conditions(found)["Ready"][0] == "True"
+    object_status = status(deployment(), child(replicas=10, updated=10, available=2))
+    assert conditions(object_status)["Ready"][0] == "True"
 
 
 def test_rollout_is_reconciling(deployment):
-    found = conditions(status(deployment(), child(updated=1)))
-    assert found["Ready"] == ("False", "2 pods of the old version still run")
-    assert found["Reconciling"][0] == "True"
-    assert found["Stalled"][0] == "False"
-    found = conditions(status(deployment(), child(available=1)))
-    assert found["Ready"] == ("False", "1 of 2 pods are available")
+    by_type = conditions(status(deployment(), child(updated=1)))
+    assert by_type["Ready"] == ("False", "2 pods of the old version still run")
+    assert by_type["Reconciling"][0] == "True"
+    assert by_type["Stalled"][0] == "False"
+    by_type = conditions(status(deployment(), child(available=1)))
+    assert by_type["Ready"] == ("False", "1 of 2 pods are available")
 
 
 def test_ready_stays_true_when_an_autoscaler_decides(deployment):
@@ -108,8 +115,8 @@ def test_line_of_serve_reaches_the_condition(deployment):
             ]
         }
     }
-    found = status(deployment(), child(available=0), pods=[crashed, crashed, unscheduled])
-    message = conditions(found)["Ready"][1]
+    object_status = status(deployment(), child(available=0), pods=[crashed, crashed, unscheduled])
+    message = conditions(object_status)["Ready"][1]
     assert message.count("CrashLoopBackOff: serve: error: no such bundle") == 1
     assert "Unschedulable: no GPU" in message
 
@@ -129,30 +136,30 @@ def test_line_of_serve_reaches_the_condition(deployment):
 def test_error_of_a_container_says_what_to_do(deployment, reason, message, expected):
     container = {"state": {"waiting": {"reason": reason, "message": message}}}
     pod = {"status": {"containerStatuses": [container]}}
-    found = status(deployment(), child(available=0), pods=[pod])
-    assert f"{reason}: " in conditions(found)["Ready"][1]
-    assert expected in conditions(found)["Ready"][1]
+    object_status = status(deployment(), child(available=0), pods=[pod])
+    assert f"{reason}: " in conditions(object_status)["Ready"][1]
+    assert expected in conditions(object_status)["Ready"][1]
 
 
 def test_problem_and_failure_are_stalled(deployment):
-    for given in (
+    for arguments in (
         {"plan": Plan(problem=Problem("NameTaken", "no"))},
         {"failure": Problem("Invalid", "no")},
     ):
-        found = conditions(status(deployment(), child(), **given))
-        assert found["Stalled"] == ("True", "no")
-        assert found["Ready"][0] == "False"
+        by_type = conditions(status(deployment(), child(), **arguments))
+        assert by_type["Stalled"] == ("True", "no")
+        assert by_type["Ready"][0] == "False"
 
 
 def test_rollout_that_takes_too_long_is_stalled(deployment):
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
-    found = status(deployment(), child(conditions=[{**late, "message": "timed out."}]))
-    assert conditions(found)["Stalled"] == ("True", "timed out.")
+    object_status = status(deployment(), child(conditions=[{**late, "message": "timed out."}]))
+    assert conditions(object_status)["Stalled"] == ("True", "timed out.")
 
 
 def test_unlisted_region_is_ready(deployment):
-    found = conditions(status(deployment(), plan=Plan(notice="nothing runs here.")))
-    assert found["Ready"] == ("True", "nothing runs here.")
+    by_type = conditions(status(deployment(), plan=Plan(notice="nothing runs here.")))
+    assert by_type["Ready"] == ("True", "nothing runs here.")
 
 
 def test_conditions_of_the_autoscaler_are_handed_on(deployment):
@@ -160,9 +167,9 @@ def test_conditions_of_the_autoscaler_are_handed_on(deployment):
     able = {**limited, "type": "AbleToScale"}
     for name in ("digits", "keda-digits"):
         live = {(AUTOSCALER, name): {"status": {"conditions": [limited, able]}}}
-        found = conditions(status(deployment(), child(), live=live))
-        assert found["ScalingLimited"] == ("True", "max")
-        assert "AbleToScale" not in found
+        by_type = conditions(status(deployment(), child(), live=live))
+        assert by_type["ScalingLimited"] == ("True", "max")
+        assert "AbleToScale" not in by_type
 
 
 def test_canary_counts(deployment):
@@ -173,19 +180,19 @@ def test_canary_counts(deployment):
         return conditions(status(deployment(), child(), plan=plan, live=live))
 
     assert ready(child(1, 1, 1))["Ready"][0] == "True"
-    found = ready(child(1, 1, 0))
-    assert found["Ready"] == ("False", "The canary 'digits-canary': 0 of 1 pods are available")
+    by_type = ready(child(1, 1, 0))
+    assert by_type["Ready"] == ("False", "The canary 'digits-canary': 0 of 1 pods are available")
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
-    found = ready(child(1, 1, 0, [{**late, "message": "timed out."}]))
-    assert found["Stalled"] == ("True", "The canary 'digits-canary': timed out.")
+    by_type = ready(child(1, 1, 0, [{**late, "message": "timed out."}]))
+    assert by_type["Stalled"] == ("True", "The canary 'digits-canary': timed out.")
 
 
 def test_route_that_the_gateway_refuses_is_stalled(deployment):
     refused = {"type": "Accepted", "status": "False", "reason": "NotAllowed", "message": "no."}
     route = {"status": {"parents": [{"conditions": [refused]}]}}
-    found = status(deployment(), child(), live={(HTTP_ROUTE, "digits"): route})
+    object_status = status(deployment(), child(), live={(HTTP_ROUTE, "digits"): route})
     message = "The Gateway refuses the HTTPRoute 'digits': NotAllowed: no."
-    assert conditions(found)["Stalled"] == ("True", message)
+    assert conditions(object_status)["Stalled"] == ("True", message)
 
 
 @pytest.mark.parametrize(
@@ -206,21 +213,21 @@ def test_route_that_the_gateway_refuses_is_stalled(deployment):
 )
 def test_scaling_that_does_not_work_is_said(deployment, kind, condition, message):
     child_status = {"conditions": [{**condition, "status": "False"}]}
-    found = conditions(
+    by_type = conditions(
         status(deployment(), child(), live={(kind, "digits"): {"status": child_status}})
     )
-    assert found["ScalingActive"][0] == "False"
-    assert message in found["ScalingActive"][1]
-    assert found["Ready"][1].startswith("3 replicas are ready. Autoscaling does not work: ")
-    assert message in found["Ready"][1]
+    assert by_type["ScalingActive"][0] == "False"
+    assert message in by_type["ScalingActive"][1]
+    assert by_type["Ready"][1].startswith("3 replicas are ready. Autoscaling does not work: ")
+    assert message in by_type["Ready"][1]
 
 
 def test_autoscaler_at_zero_replicas_works(deployment):
     disabled = {"type": "ScalingActive", "status": "False", "reason": "ScalingDisabled"}
     live = {(AUTOSCALER, "keda-digits"): {"status": {"conditions": [disabled]}}}
     plan = Plan(fewest_replicas={"digits": 0})
-    found = conditions(status(deployment(), child(0, 0, 0), plan=plan, live=live))
-    assert found["Ready"] == ("True", "0 replicas are ready.")
+    by_type = conditions(status(deployment(), child(0, 0, 0), plan=plan, live=live))
+    assert by_type["Ready"] == ("True", "0 replicas are ready.")
 
 
 def test_killed_for_memory_is_said(deployment):
@@ -238,12 +245,14 @@ def test_killed_for_memory_is_said(deployment):
 
 
 def test_time_of_a_transition_is_kept(deployment):
-    before = status(deployment(), child())
-    again = {**deployment(), "status": before}
+    old_status = status(deployment(), child())
+    again = {**deployment(), "status": old_status}
     live = {(DEPLOYMENT, "digits"): child()}
-    assert make_status(again, Plan(fewest_replicas={"digits": 2}), live, now=LATER) == before
+    assert make_status(again, Plan(fewest_replicas={"digits": 2}), live, now=LATER) == old_status
     live = {(DEPLOYMENT, "digits"): child(available=0)}
-    after = make_status(again, Plan(fewest_replicas={"digits": 2}), live, now=LATER)
-    times = {each["type"]: each["lastTransitionTime"] for each in after["conditions"]}
+    new_status = make_status(again, Plan(fewest_replicas={"digits": 2}), live, now=LATER)
+    times = {
+        condition["type"]: condition["lastTransitionTime"] for condition in new_status["conditions"]
+    }
     assert times["Ready"] == "2026-01-01T13:00:00Z"
     assert times["Stalled"] == "2026-01-01T12:00:00Z"

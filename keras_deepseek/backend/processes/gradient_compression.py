@@ -51,7 +51,7 @@ class LowRank:
     rank: int = 8
 
     def __post_init__(self) -> None:
-        check_integer("rank", self.rank, least=1)
+        check_integer("rank", self.rank, minimum=1)
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int] | None:
         """Returns the shape of a gradient as a matrix, or `None` if it is sent as it is.

@@ -50,8 +50,8 @@ class FormatEntry:
     def load(self) -> "type[ExportFormat]":
         """Imports and returns the class of the export format."""
         module, _, name = self.path.partition(":")
-        found = importlib.import_module(f"{__package__}.{module}")
-        loaded: type[ExportFormat] = getattr(found, name)
+        imported_module = importlib.import_module(f"{__package__}.{module}")
+        loaded: type[ExportFormat] = getattr(imported_module, name)
         return loaded
 
 

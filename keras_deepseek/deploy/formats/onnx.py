@@ -107,14 +107,14 @@ class OnnxFormat(ExportFormat):
                 "its exporter writes one file, which holds 2 GB, and the weights have "
                 f"{count_bytes(model.model.variables) / 1e9:.1f} GB"
             )
-        wanted = {
+        options = {
             "precision='bfloat16'": model.precision == "bfloat16",
             "precision='int8'": self.calibration is not None,
             "products_in_float16": self.products_in_float16,
         }
-        if asked := [what for what, is_asked in wanted.items() if is_asked]:
+        if unsupported := [option for option, is_set in options.items() if is_set]:
             raise NotSupportedError(
-                f"{', '.join(asked)} is not supported for weights beyond the 2 GB of one file"
+                f"{', '.join(unsupported)} is not supported for weights beyond the 2 GB of one file"
             )
 
     def write(self, model: NamedModel, folder: Path) -> str:
@@ -205,7 +205,9 @@ def _computes_in_bfloat16(path: Path) -> bool:
     onnx = import_package("onnx")
     graph = onnx.load(path, load_external_data=False).graph
     types = {tensor.data_type for tensor in graph.initializer}
-    types |= {each.i for node in graph.node for each in node.attribute if each.name == "to"}
+    types |= {
+        attribute.i for node in graph.node for attribute in node.attribute if attribute.name == "to"
+    }
     return onnx.TensorProto.BFLOAT16 in types
 
 

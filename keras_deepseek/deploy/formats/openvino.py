@@ -28,7 +28,7 @@ class OpenVINOFormat(ExportFormat):
     distributions = ("openvino",)
     backends = OnnxFormat.backends
     packages = MappingProxyType(
-        {name: {**each, "openvino": "openvino"} for name, each in OnnxFormat.packages.items()}
+        {name: {**extras, "openvino": "openvino"} for name, extras in OnnxFormat.packages.items()}
     )
 
     def __init__(self, opset: int = 18) -> None:

@@ -47,17 +47,19 @@ def choose_format(
         check_no_options(name, options)
         return _with_source(_registered[name], None, {}, calibration)
     made_by = FORMATS[name].load()
-    known = _options_of(name)
+    known_options = _options_of(name)
     for option in options:
-        if option not in known:
-            raise InvalidInputError(unknown_name_message(f"option of {name}", option, known))
+        if option not in known_options:
+            raise InvalidInputError(
+                unknown_name_message(f"option of {name}", option, known_options)
+            )
     names = _parameters(made_by)
-    own = {option: value for option, value in options.items() if option in names}
+    format_options = {option: value for option, value in options.items() if option in names}
     remaining = {option: value for option, value in options.items() if option not in names}
     if made_by.source:  # A wrong value is named before a missing library is.
         choose_format(made_by.source, remaining)
     data = {} if made_by.source or calibration is None else {"calibration": calibration}
-    return _with_source(made_by(**own, **data), own, remaining, calibration)
+    return _with_source(made_by(**format_options, **data), format_options, remaining, calibration)
 
 
 def _with_source(
@@ -171,21 +173,21 @@ class DuckTypedFormat(ExportFormat):
     Members that it lacks are inherited.
     """
 
-    def __init__(self, given: Any) -> None:
-        self._given = given
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
         optional = [member for member in dir(ExportFormat) if not member.startswith("_")]
         for member in {*_REQUIRED, *optional} - {"write", "run"}:
-            if hasattr(given, member):
-                setattr(self, member, getattr(given, member))
+            if hasattr(wrapped, member):
+                setattr(self, member, getattr(wrapped, member))
 
     def write(self, model: NamedModel, folder: Path) -> str:
         """Calls `write` of the user's export format."""
-        how: str = self._given.write(model, folder)
+        how: str = self._wrapped.write(model, folder)
         return how
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Calls `run` of the user's export format."""
-        outputs: list[dict[str, Array]] = self._given.run(folder, samples)
+        outputs: list[dict[str, Array]] = self._wrapped.run(folder, samples)
         return outputs
 
 
@@ -194,8 +196,8 @@ def format_for_suffix(path: Path) -> ExportFormat:
     for export_format in _registered.values():
         if export_format.suffix and path.name.endswith(export_format.suffix):
             return export_format
-    known = {each.suffix: name for name, each in _registered.items() if each.suffix}
-    folders = [name for name, each in _registered.items() if not each.suffix]
+    suffixes = {entry.suffix: name for name, entry in _registered.items() if entry.suffix}
+    folders = [name for name, entry in _registered.items() if not entry.suffix]
     without = (
         f" Without a suffix there is {', '.join(folders)}: pass that name as the backend."
         if folders
@@ -203,6 +205,7 @@ def format_for_suffix(path: Path) -> ExportFormat:
     )
     raise InvalidInputError(
         f"'custom' means the registered format whose suffix the path has, and no registered format "
-        f"writes {path.name!r}: with a suffix there are {known or 'none'}.{without} Register one "
-        "with keras_deepseek.deploy.register_exporter, or pass the format's name as the backend."
+        f"writes {path.name!r}: with a suffix there are {suffixes or 'none'}.{without} Register "
+        "one with keras_deepseek.deploy.register_exporter, or pass the format's name as the "
+        "backend."
     )

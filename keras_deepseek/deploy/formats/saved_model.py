@@ -91,12 +91,12 @@ class SavedModelFormat(ExportFormat):
     def _further(self) -> dict[str, Callable[[Any, dict[str, Array]], Array]]:
         """Functions that run the classify and regress signatures on rows, by signature name."""
         classes = self._classify if isinstance(self._classify, tuple) else None
-        found: dict[str, Callable[[Any, dict[str, Array]], Array]] = {}
+        functions: dict[str, Callable[[Any, dict[str, Array]], Array]] = {}
         if self._classify is not False:
-            found[CLASSIFY] = lambda loaded, rows: classify(loaded, rows, classes)
+            functions[CLASSIFY] = lambda loaded, rows: classify(loaded, rows, classes)
         if self._regress:
-            found[REGRESS] = regress
-        return found
+            functions[REGRESS] = regress
+        return functions
 
     def _classes(self, signature: Signature) -> tuple[str, ...] | None:
         """Returns the class names for Classify; `None` if `classify` is off."""

@@ -98,14 +98,14 @@ class TensorRTFormat(ExportFormat):
 
     def sample_shapes(self, signature: Signature) -> list[Shapes]:
         """Returns the smallest, usual and largest input shapes of each profile, each shape once."""
-        found: list[Shapes] = []
+        distinct_shapes: list[Shapes] = []
         for profile in resolve_profiles(signature, self._profiles):
             names, ranges = profile.shapes.keys(), profile.shapes.values()
             for bound in zip(*ranges, strict=True):
                 shapes = dict(zip(names, bound, strict=True))
-                if shapes not in found:
-                    found.append(shapes)
-        return found
+                if shapes not in distinct_shapes:
+                    distinct_shapes.append(shapes)
+        return distinct_shapes
 
     def takes(self, signature: Signature, shapes: Shapes) -> bool:
         """Returns True if a batch of these input shapes is within the sizes of a profile."""

@@ -26,9 +26,9 @@ def make_canonical(model: Any) -> None:
     _order(graph)
     _rename(graph, names, set(names.values()))
     opsets = sorted(model.opset_import, key=lambda opset: str(opset.domain))
-    kept = [(opset.domain, opset.version) for opset in opsets]
+    versions = [(opset.domain, opset.version) for opset in opsets]
     del model.opset_import[:]
-    for domain, version in kept:
+    for domain, version in versions:
         model.opset_import.add(domain=domain, version=version)
 
 
@@ -49,14 +49,14 @@ def _settle_copies(graph: Any) -> None:
 
     _replace(graph.node, [node for node in graph.node if node.op_type != "Identity"])
     replace_inputs(graph, source)
-    made = {name for node in graph.node for name in node.output}
+    computed = {name for node in graph.node for name in node.output}
     for index, value in enumerate(graph.output):
         value.name = source(value.name)
-        if value.name not in made:  # An input, a tensor of the graph around, or another output.
+        if value.name not in computed:  # An input, a tensor of the graph around, or another output.
             name = f"{value.name}__copy_{index}"
             graph.node.add(op_type="Identity", input=[value.name], output=[name])
             value.name = name
-        made.discard(value.name)
+        computed.discard(value.name)
 
 
 def _order(graph: Any) -> None:
@@ -100,25 +100,25 @@ def _needs(node: Any) -> Iterator[str]:
     """Yields the names of the tensors that a node and its subgraphs read from the node's graph."""
     yield from (name for name in node.input if name)
     for inner in inner_graphs(node):
-        own = {value.name for value in (*inner.input, *inner.initializer)}
-        own |= {name for each in inner.node for name in each.output}
-        needed = [name for each in inner.node for name in _needs(each)]
+        inner_names = {value.name for value in (*inner.input, *inner.initializer)}
+        inner_names |= {name for inner_node in inner.node for name in inner_node.output}
+        needed = [name for inner_node in inner.node for name in _needs(inner_node)]
         needed += [value.name for value in inner.output]
-        yield from (name for name in needed if name not in own)
+        yield from (name for name in needed if name not in inner_names)
 
 
-def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
+def _rename(graph: Any, names: dict[str, str], used_names: set[str]) -> None:
     """Renames all tensors, nodes and weights of a graph and its subgraphs, in place.
 
-    Fills `names`, the new names by the old ones, and `taken`, all new names in the file.
+    Fills `names`, the new names by the old ones, and `used_names`, all new names in the file.
     """
 
     def new_name(old: str, base: str) -> str:
         if old and old not in names:
-            names[old] = f"{base}_{len(taken)}"
-            while names[old] in taken:
+            names[old] = f"{base}_{len(used_names)}"
+            while names[old] in used_names:
                 names[old] += "_"
-            taken.add(names[old])
+            used_names.add(names[old])
         return names.get(old, "")
 
     graph.doc_string = ""
@@ -140,7 +140,7 @@ def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
                 for dim in value.type.tensor_type.shape.dim:
                     if dim.dim_param:  # It is numbered by the exporter.
                         dim.ClearField("dim_param")
-            _rename(inner, names, taken)
+            _rename(inner, names, used_names)
     for value in graph.output:
         value.name, value.doc_string = new_name(value.name, "output"), ""
     for tensor in graph.initializer:

@@ -14,13 +14,13 @@ def check_operators(model: Any) -> None:
     them by TensorFlow's name.
     """
     onnx = import_package("onnx")
-    version = next(each.version for each in model.opset_import if not each.domain)
+    version = next(entry.version for entry in model.opset_import if not entry.domain)
     lacking: dict[str, str] = {}
     for node in all_nodes(model.graph):
         if not node.domain and not onnx.defs.has(node.op_type, version, ""):
             lacking.setdefault(node.op_type, node.name.rpartition("/")[0])
     if lacking:
-        named = (f"{kind} in {place!r}" if place else kind for kind, place in lacking.items())
+        named = (f"{kind} in {layer!r}" if layer else kind for kind, layer in lacking.items())
         raise ExportError(
             f"its exporter can't write {', '.join(named)} as ONNX (opset {version} has no such "
             "operator)"

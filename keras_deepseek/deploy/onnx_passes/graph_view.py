@@ -27,7 +27,7 @@ class GraphView:
     def __init__(self, model: Any) -> None:
         self.onnx = import_package("onnx")
         self.graph = model.graph
-        self.opset = next(each.version for each in model.opset_import if not each.domain)
+        self.opset = next(entry.version for entry in model.opset_import if not entry.domain)
         self._model = model
         self._read()
 
@@ -53,19 +53,19 @@ class GraphView:
         instead, or `None` to keep it. They are inserted after all calls.
         """
         nodes = self.nodes(*op_types)
-        made = {
+        replacements = {
             id(node): new
             for node in (reversed(nodes) if last_first else nodes)
             if (new := make_new(self, node)) is not None
         }
         for index, node in reversed(list(enumerate(self.graph.node))):
-            if id(node) in made:
+            if id(node) in replacements:
                 del self.graph.node[index]
-                for new in reversed(made[id(node)]):
+                for new in reversed(replacements[id(node)]):
                     self.graph.node.insert(index, new)
-        if drop_unused(self.graph) or made:
+        if drop_unused(self.graph) or replacements:
             self._read()
-        return len(made)
+        return len(replacements)
 
     def nodes(self, *op_types: str) -> list[Any]:
         """Returns the nodes of the given operator types, in graph order."""
@@ -126,12 +126,12 @@ class GraphView:
 
     def are_only_used_within(self, nodes: Iterable[Any], last: Any) -> bool:
         """Returns True if only `nodes` and `last` use the outputs of `nodes`."""
-        own = {id(node): node for node in nodes}
-        own[id(last)] = last
-        uses = Counter(name for node in own.values() for name in node.input)
+        nodes_by_id = {id(node): node for node in nodes}
+        nodes_by_id[id(last)] = last
+        uses = Counter(name for node in nodes_by_id.values() for name in node.input)
         return all(
             self.num_users(name) == uses[name]
-            for node in own.values()
+            for node in nodes_by_id.values()
             if node is not last
             for name in node.output
         )
@@ -153,7 +153,7 @@ class GraphView:
 
         Returns the nodes that must still compute it: an `Identity` if it is an output of the graph.
         """
-        replace_inputs(self.graph, lambda each: other if each == name else each)
+        replace_inputs(self.graph, lambda input_name: other if input_name == name else input_name)
         is_output = any(value.name == name for value in self.graph.output)
         return [self.node("Identity", [other], name)] if is_output else []
 
@@ -166,9 +166,9 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
     """Returns a node's attribute by name, or a default if the node lacks it."""
     from onnx.helper import get_attribute_value
 
-    for each in node.attribute:
-        if each.name == name:
-            return get_attribute_value(each)
+    for entry in node.attribute:
+        if entry.name == name:
+            return get_attribute_value(entry)
     return default
 
 
@@ -205,8 +205,8 @@ def _used_by(node: Any) -> Iterator[str]:
         yield from _used(inner)
 
 
-def _is_same(left: Array | None, right: Array) -> bool:
-    return left is not None and left.dtype == right.dtype and np.array_equal(left, right)
+def _is_same(weight: Array | None, array: Array) -> bool:
+    return weight is not None and weight.dtype == array.dtype and np.array_equal(weight, array)
 
 
 def _infer(onnx: Any, model: Any) -> dict[str, Any]:

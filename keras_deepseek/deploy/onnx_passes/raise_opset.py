@@ -9,7 +9,7 @@ from keras_deepseek.errors import ExportError
 
 def raise_opset(model: Any, opset: int) -> Any:
     """Converts a graph to a newer opset; returns it unchanged if it has that opset."""
-    (written,) = {each.version for each in model.opset_import if not each.domain}
+    (written,) = {entry.version for entry in model.opset_import if not entry.domain}
     if written == opset:
         return model
     onnx = import_package("onnx")

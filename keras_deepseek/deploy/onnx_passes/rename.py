@@ -15,7 +15,7 @@ def rename(graph: Any, signature: Signature) -> None:
         for value, spec in zip(values, specs, strict=True):
             new_names[value.name] = spec.name
             _name_free_axes(value, spec)
-    _rename_tensors(graph, new_names, taken=set(new_names.values()) - set(new_names))
+    _rename_tensors(graph, new_names, used_names=set(new_names.values()) - set(new_names))
 
 
 def check_names(signature: Signature) -> None:
@@ -30,13 +30,13 @@ def check_names(signature: Signature) -> None:
 
 def _separate_outputs(graph: Any) -> None:
     """Inserts an `Identity` for each output that is also an input or another output."""
-    taken = {value.name for value in graph.input}
+    used_names = {value.name for value in graph.input}
     for index, value in enumerate(graph.output):
-        if value.name in taken:
+        if value.name in used_names:
             name = f"{value.name}__output_{index}"
             graph.node.add(op_type="Identity", input=[value.name], output=[name])
             value.name = name
-        taken.add(value.name)
+        used_names.add(value.name)
 
 
 def _name_free_axes(value: Any, spec: TensorSpec) -> None:
@@ -47,19 +47,19 @@ def _name_free_axes(value: Any, spec: TensorSpec) -> None:
             dim.dim_param = "batch" if axis == 0 else f"{spec.name}_axis_{axis}"
 
 
-def _rename_tensors(graph: Any, new_names: dict[str, str], taken: set[str]) -> None:
+def _rename_tensors(graph: Any, new_names: dict[str, str], used_names: set[str]) -> None:
     """Renames tensors in a graph and its subgraphs.
 
     Other subgraph tensors whose names are taken get new ones.
     """
 
     def new_name(name: str) -> str:
-        return new_names.get(name, f"{name}__inner" if name in taken else name)
+        return new_names.get(name, f"{name}__inner" if name in used_names else name)
 
     for node in graph.node:
         node.input[:] = [new_name(name) for name in node.input]
         node.output[:] = [new_name(name) for name in node.output]
         for inner in inner_graphs(node):
-            _rename_tensors(inner, new_names, taken)
+            _rename_tensors(inner, new_names, used_names)
     for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         value.name = new_name(value.name)

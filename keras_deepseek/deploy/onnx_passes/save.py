@@ -21,8 +21,8 @@ def load(path: Path) -> tuple[Any, bool]:
     model = onnx.load(path, load_external_data=False)
     import_package("onnx.external_data_helper")
     for tensor in model.graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if is_on_disk(tensor) and int(place["length"]) < _LEAST_BESIDE:
+        external_data = {entry.key: entry.value for entry in tensor.external_data}
+        if is_on_disk(tensor) and int(external_data["length"]) < _LEAST_BESIDE:
             onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
             tensor.ClearField("external_data")
             tensor.data_location = onnx.TensorProto.DEFAULT

@@ -22,7 +22,7 @@ def read_shape(view: GraphView, name: str) -> list[Size] | None:
     if node is None:
         return None
     if node.op_type == "Concat":
-        parts = [read_shape(view, each) for each in node.input]
+        parts = [read_shape(view, input_name) for input_name in node.input]
         return None if None in parts else [size for part in parts for size in part or ()]
     if node.op_type == "Cast":
         return read_shape(view, node.input[0])
@@ -42,7 +42,9 @@ def read_repeated(view: GraphView, name: str, like: str) -> Array | None:
     if sizes is None or shape is None or len(sizes) != len(shape):
         return None
     pairs = enumerate(zip(sizes, shape, strict=True))
-    return value if all(given in (size, (like, axis)) for axis, (given, size) in pairs) else None
+    return (
+        value if all(new_size in (size, (like, axis)) for axis, (new_size, size) in pairs) else None
+    )
 
 
 def _read_axes(view: GraphView, node: Any) -> list[Size] | None:
@@ -62,10 +64,10 @@ def _choose(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] | None:
         return None
     if node.op_type == "Gather":
         (indices,) = numbers
-        if indices is None or any(not -len(sizes) <= each < len(sizes) for each in indices.flat):
+        if indices is None or any(not -len(sizes) <= index < len(sizes) for index in indices.flat):
             return None
         return [sizes[int(index)] for index in indices.flat]
-    start, end, *others = (int(array.reshape(())) for array in numbers if array is not None)
-    if others[1:] not in ([], [1]):
+    start, end, *axis_and_step = (int(array.reshape(())) for array in numbers if array is not None)
+    if axis_and_step[1:] not in ([], [1]):
         return None
     return sizes[start if abs(start) <= _MAX_INT32 else 0 : end]

@@ -46,27 +46,29 @@ class _Scope:
         self._types = {value.name: value.type.tensor_type for value in values}
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._producers = {name: node for node in graph.node for name in node.output if name}
-        self._made: list[Any] = []
+        self._new_nodes: list[Any] = []
         self._name = ""
 
     def rewrite(self) -> int:
         """Replaces nodes of this graph and its subgraphs that may overflow; returns the count."""
-        count, kept = 0, []
-        for node, known in zip(list(self._graph.node), self._inferred.node, strict=True):
-            for inner, inferred in zip(inner_graphs(node), inner_graphs(known), strict=True):
+        count, nodes = 0, []
+        for node, inferred_node in zip(list(self._graph.node), self._inferred.node, strict=True):
+            for inner, inferred in zip(
+                inner_graphs(node), inner_graphs(inferred_node), strict=True
+            ):
                 count += _Scope(self._onnx, inner, inferred, self).rewrite()
-            self._made, self._name = [], node.output[0] if node.output else ""
+            self._new_nodes, self._name = [], node.output[0] if node.output else ""
             last = self._replace(node)
             if last is None:
-                kept.append(node)
+                nodes.append(node)
                 continue
-            self._made[-1].output[0] = node.output[0]
-            kept += self._made
+            self._new_nodes[-1].output[0] = node.output[0]
+            nodes += self._new_nodes
             count += 1
         if count:
-            kept = [type(node).FromString(node.SerializeToString()) for node in kept]
+            nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
             del self._graph.node[:]
-            self._graph.node.extend(kept)
+            self._graph.node.extend(nodes)
         return count
 
     def _replace(self, node: Any) -> str | None:
@@ -87,8 +89,8 @@ class _Scope:
         how = {"keepdims": attribute(node, "keepdims", 1)}
         producer = self.producer_of(x)
         is_cast = producer is not None and producer.op_type == "Cast"
-        given = self.type_of(producer.input[0]) if is_cast else dtype
-        if given == BOOL or (dtype == INT64 and given in SHORT_INTEGERS):
+        source_dtype = self.type_of(producer.input[0]) if is_cast else dtype
+        if source_dtype == BOOL or (dtype == INT64 and source_dtype in SHORT_INTEGERS):
             return None
         if dtype == INT32:
             wide = self._add("Cast", x, to=INT64)
@@ -96,7 +98,7 @@ class _Scope:
         half = self._constant(2**32, "int64")
         low = self._add("Mod", x, half)  # It is never negative.
         high = self._add("Div", self._add("Sub", x, low), half)
-        low, high = (self._add("ReduceSum", each, *axes, **how) for each in (low, high))
+        low, high = (self._add("ReduceSum", part, *axes, **how) for part in (low, high))
         return self._add("Add", low, self._add("Mul", high, half))
 
     def _write_product(self, node: Any, dtype: int) -> str | None:
@@ -107,30 +109,30 @@ class _Scope:
             return None
         if rank is not None:
             axes = sorted(axis % rank for axis in axes) or list(range(rank))
-        zero, one = self._constant(0, _NUMPY[dtype]), self._constant(1, _NUMPY[dtype])
-        found = x
+        zero, unit = self._constant(0, _NUMPY[dtype]), self._constant(1, _NUMPY[dtype])
+        product = x
         for axis in reversed(axes):
             along = self._constant([axis], "int64")
-            body = self._multiplication(found, axis, dtype)
-            nothing = self._add("ReduceSum", self._add("Mul", found, zero), along, keepdims=0)
-            first = self._add("Add", nothing, one)
-            length = self._add("Gather", self._add("Shape", found), self._constant(axis, "int64"))
+            body = self._multiplication(product, axis, dtype)
+            nothing = self._add("ReduceSum", self._add("Mul", product, zero), along, keepdims=0)
+            first = self._add("Add", nothing, unit)
+            length = self._add("Gather", self._add("Shape", product), self._constant(axis, "int64"))
             always = self._constant(np.True_, "bool")
-            found = self._add("Loop", length, always, first, body=body)
-        return self._add("Unsqueeze", found, self._constant(axes, "int64")) if keeps else found
+            product = self._add("Loop", length, always, first, body=body)
+        return self._add("Unsqueeze", product, self._constant(axes, "int64")) if keeps else product
 
     def _multiplication(self, x: str, axis: int, dtype: int) -> Any:
         """Returns the body graph of a `Loop` that multiplies a tensor's entries along an axis.
 
         Onnxruntime crashes on a `Scan` over an axis of size 0.
         """
-        make, name = self._onnx.helper.make_node, f"{self._name}__{len(self._made)}"
-        before, factor, product = f"{name}_before", f"{name}_factor", f"{name}_product"
+        make, name = self._onnx.helper.make_node, f"{self._name}__{len(self._new_nodes)}"
+        previous, factor, product = f"{name}_before", f"{name}_factor", f"{name}_product"
         nodes = [
             make("Gather", [x, f"{name}_index"], [factor], axis=axis),
-            make("Mul", [before, factor], [product]),
+            make("Mul", [previous, factor], [product]),
         ]
-        return make_loop_body(self._onnx, name, nodes, before, product, dtype)
+        return make_loop_body(self._onnx, name, nodes, previous, product, dtype)
 
     def _write_power(self, node: Any) -> str | None:
         x, exponent = node.input
@@ -140,13 +142,13 @@ class _Scope:
         power, rank = int(value.reshape(())), self.rank_of(x)
         if not 1 < power <= _HIGHEST_POWER or (value.ndim and (rank is None or rank < value.ndim)):
             return None
-        found, square = "", x
+        result, square = "", x
         while True:
             if power % 2:
-                found = self._add("Mul", found, square) if found else square
+                result = self._add("Mul", result, square) if result else square
             power //= 2
             if not power:
-                return found
+                return result
             square = self._add("Mul", square, square)
 
     def _reduces_nothing(self, node: Any) -> bool:
@@ -168,7 +170,7 @@ class _Scope:
         if node is None or node.op_type not in (*_SIZE_SOURCES, *_SIZE_OPERATORS):
             return False
         return node.op_type in _SIZE_SOURCES or all(
-            self._is_computed_from_sizes(each) for each in node.input
+            self._is_computed_from_sizes(input_name) for input_name in node.input
         )
 
     def type_of(self, name: str) -> int:
@@ -181,9 +183,9 @@ class _Scope:
 
     def rank_of(self, name: str) -> int | None:
         """Returns a tensor's rank; `None` if it is unknown."""
-        known = self._types.get(name)
-        if known is not None:
-            return len(known.shape.dim) if known.HasField("shape") else None
+        tensor_type = self._types.get(name)
+        if tensor_type is not None:
+            return len(tensor_type.shape.dim) if tensor_type.HasField("shape") else None
         return self._outer.rank_of(name) if self._outer is not None else None
 
     def producer_of(self, name: str) -> Any:
@@ -203,8 +205,8 @@ class _Scope:
         return self._outer.value_of(name) if self._outer is not None else None
 
     def _add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{self._name}__wrapped_{len(self._made)}"
-        self._made.append(
+        output = f"{self._name}__wrapped_{len(self._new_nodes)}"
+        self._new_nodes.append(
             self._onnx.helper.make_node(operator, list(inputs), [output], **attributes)
         )
         return output

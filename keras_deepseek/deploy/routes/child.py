@@ -118,8 +118,8 @@ def _changeable_sources() -> dict[str, int]:
     """Returns the modification times of imported source files outside installed packages."""
     installed = tuple({sys.prefix, sys.base_prefix, *site.getsitepackages()})
     files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
-    own = (each for each in files if each and not each.startswith(installed))
-    return {each: Path(each).stat().st_mtime_ns for each in own if Path(each).exists()}
+    user_files = (file for file in files if file and not file.startswith(installed))
+    return {file: Path(file).stat().st_mtime_ns for file in user_files if Path(file).exists()}
 
 
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:

@@ -90,8 +90,8 @@ class ChildProcess:
         if not has_begun and process.returncode == 0:
             return False
         errors = work / "errors.txt"
-        said = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
-        last_lines = "\n".join(said.strip().splitlines()[-5:])
+        error_text = errors.read_text(encoding="utf-8", errors="replace") if errors.exists() else ""
+        last_lines = "\n".join(error_text.strip().splitlines()[-5:])
         raise ExportError(f"the process ended with code {process.returncode}: {last_lines}")
 
     def _start(self, work: Path) -> subprocess.Popen[str]:

@@ -43,7 +43,7 @@ def _find_problem(layer: keras.Layer) -> str | None:
     try:
         config = layer.get_config()
     except NotImplementedError:
-        arguments = [each.name for each in _named(_parameters(kind))]
+        arguments = [parameter.name for parameter in _named(_parameters(kind))]
         return (
             f"class {kind.__name__} has no get_config(). Add one that returns "
             f"{{**super().get_config(), ...}} with each argument of its __init__ ("
@@ -52,17 +52,17 @@ def _find_problem(layer: keras.Layer) -> str | None:
     except Exception as error:  # noqa: BLE001 - it is the user's own code.
         return f"get_config() of class {kind.__name__} raises {type(error).__name__}: {error}"
     parameters = _parameters(kind)
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    unknown = [name for name in config if name not in {each.name for each in parameters}]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    unknown = [name for name in config if name not in {parameter.name for parameter in parameters}]
     if unknown and not takes_any:
         return (
             f"__init__ of class {kind.__name__} does not take {', '.join(map(repr, unknown))}. "
             "Write `def __init__(self, ..., **kwargs)` with `super().__init__(**kwargs)` in it"
         )
     missing = [
-        each.name
-        for each in _named(parameters)
-        if each.name not in config and _is_needed(layer, each)
+        parameter.name
+        for parameter in _named(parameters)
+        if parameter.name not in config and _is_needed(layer, parameter)
     ]
     if missing:
         return (
@@ -80,7 +80,11 @@ def _parameters(kind: type) -> list[inspect.Parameter]:
 
 def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
     """Returns the parameters except `*args` and `**kwargs`."""
-    return [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    return [
+        parameter
+        for parameter in parameters
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
 
 
 def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
@@ -94,7 +98,7 @@ def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
 
 def _home(kind: type, method: str) -> type:
     """Returns the class in the inheritance order that defines a method."""
-    return next(each for each in kind.__mro__ if method in vars(each))
+    return next(base for base in kind.__mro__ if method in vars(base))
 
 
 def _is_from_keras(kind: type, method: str) -> bool:

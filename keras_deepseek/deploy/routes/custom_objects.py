@@ -39,7 +39,7 @@ class CustomObjects:
 
 
 def find_custom_objects(
-    model: keras.Model, config: str, given: Sequence[str | os.PathLike[str]]
+    model: keras.Model, config: str, sources: Sequence[str | os.PathLike[str]]
 ) -> CustomObjects:
     """Returns the custom classes and functions that another process needs to load a model.
 
@@ -59,14 +59,14 @@ def find_custom_objects(
     }
     objects = {*map(type, layers), *named, *functions}
     modules = {
-        each.__module__
-        for each in objects
-        if each.__module__.split(".")[0] not in ("keras", "builtins")
+        custom_object.__module__
+        for custom_object in objects
+        if custom_object.__module__.split(".")[0] not in ("keras", "builtins")
     }
-    files = [Path(source).resolve() for source in given if str(source).endswith(".py")]
-    modules_given = [str(source) for source in given if not str(source).endswith(".py")]
-    found = modules - {_SCRIPT, *(file.stem for file in files)}
-    nowhere = sorted(name for name in found if _has_no_file(name))
+    files = [Path(source).resolve() for source in sources if str(source).endswith(".py")]
+    modules_given = [str(source) for source in sources if not str(source).endswith(".py")]
+    module_names = modules - {_SCRIPT, *(file.stem for file in files)}
+    nowhere = sorted(name for name in module_names if _has_no_file(name))
     if nowhere:
         raise ExportError(
             f"custom layers of {', '.join(map(repr, nowhere))} can't be found by another process: "
@@ -74,18 +74,20 @@ def find_custom_objects(
             "custom_objects_from=['my_layers.py']"
         )
     of_script = {
-        keras.saving.get_registered_name(each): each
-        for each in objects
-        if each.__module__ == _SCRIPT and not _has(given, each.__name__)
+        keras.saving.get_registered_name(custom_object): custom_object
+        for custom_object in objects
+        if custom_object.__module__ == _SCRIPT and not _has(sources, custom_object.__name__)
     }
-    return CustomObjects((*sorted(found), *modules_given, *map(str, files)), of_script)
+    return CustomObjects((*sorted(module_names), *modules_given, *map(str, files)), of_script)
 
 
 def _has_no_file(name: str) -> bool:
     """Returns True if a loaded module has no source file, as one created at run time."""
     module = sys.modules.get(name)
-    places = ("__file__", "__path__")
-    return module is not None and all(getattr(module, place, None) is None for place in places)
+    attributes = ("__file__", "__path__")
+    return module is not None and all(
+        getattr(module, attribute, None) is None for attribute in attributes
+    )
 
 
 def _has(sources: Sequence[str | os.PathLike[str]], name: str) -> bool:
@@ -117,7 +119,7 @@ def _bound_names(tree: ast.Module) -> Iterator[str]:
 def save_objects(folder: Path, objects: dict[str, Any]) -> None:
     """Pickles classes and functions, with their code, into a folder."""
     if objects:
-        names = ", ".join(sorted(each.__name__ for each in objects.values()))
+        names = ", ".join(sorted(custom_object.__name__ for custom_object in objects.values()))
         send(folder / _FILE_NAME, objects, f"{names}: defined in the running script or notebook")
 
 
@@ -125,7 +127,7 @@ def load_objects(folder: Path) -> None:
     """Registers with Keras the classes and functions that `save_objects` wrote, if any."""
     objects = receive(folder / _FILE_NAME)
     if objects is not None:
-        names = {each.__name__: each for each in objects.values()}
+        names = {custom_object.__name__: custom_object for custom_object in objects.values()}
         keras.saving.get_custom_objects().update(names | objects)
 
 

@@ -66,16 +66,16 @@ def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict
     traced. In others, the free axes have the length 1, or differ in length.
     """
     short, long = _limit_lengths(model, (_SHORT, _LONG))
-    made = [_make_batch(model, signature, 1, itertools.repeat(short))]
+    batches = [_make_batch(model, signature, 1, itertools.repeat(short))]
     if count_free_lengths(signature):
-        made.append(_make_batch(model, signature, 2, itertools.repeat(1)))
+        batches.append(_make_batch(model, signature, 2, itertools.repeat(1)))
     row = (math.prod(size or long for size in spec.shape[1:]) for spec in signature.inputs)
     if max(row, default=0) <= _LARGEST_ROW:
-        made.append(_make_batch(model, signature, _MOST_ROWS, itertools.repeat(long)))
+        batches.append(_make_batch(model, signature, _MOST_ROWS, itertools.repeat(long)))
     if count_free_lengths(signature) > 1:
         unequal = itertools.cycle(_limit_lengths(model, _UNEQUAL_LENGTHS))
-        made.append(_make_batch(model, signature, _BATCH_SIZES[1], unequal))
-    return made
+        batches.append(_make_batch(model, signature, _BATCH_SIZES[1], unequal))
+    return batches
 
 
 def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:

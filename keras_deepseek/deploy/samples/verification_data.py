@@ -46,11 +46,11 @@ def choose_data(
             rows, held_out = hold_out(rows)
         ranges = cut_batches(rows)
     if samples is not None:
-        given = [
+        batches = [
             bind_rows(f"samples[{index}]", signature, sample)
             for index, sample in enumerate(samples)
         ]
-        return VerificationData(given, calibration=ranges)
+        return VerificationData(batches, calibration=ranges)
     if held_out is not None:
         return VerificationData(cut_batches(held_out), calibration=ranges)
     model = named.model

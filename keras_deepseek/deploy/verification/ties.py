@@ -19,7 +19,7 @@ _TRIES = 8
 _SEED = 1_000
 
 
-def redraw_tie(
+def resample_argmax_tie(
     model: NamedModel,
     samples: list[dict[str, Array]],
     infer: InferenceFunction,
@@ -36,20 +36,20 @@ def redraw_tie(
     as a tie if the model then changes each value in which the artifact differs. `received` may go
     on with outputs for further batches.
     """
-    places = [
-        differing_places(left, right, precisions)
-        for left, right in zip(expected, received[: len(expected)], strict=True)
+    masks_by_batch = [
+        differing_places(reference, outputs, precisions)
+        for reference, outputs in zip(expected, received[: len(expected)], strict=True)
     ]
     differing = [
         index
-        for index, found in enumerate(places)
-        if found is None or any(each.any() for each in found.values())
+        for index, masks in enumerate(masks_by_batch)
+        if masks is None or any(mask.any() for mask in masks.values())
     ]
     if len(differing) != 1:
         return None
     (index,) = differing
-    sample, found = samples[index], places[index]
-    if found is None or not _all_change(infer, sample, expected[index], found, precisions):
+    sample, masks = samples[index], masks_by_batch[index]
+    if masks is None or not _all_change(infer, sample, expected[index], masks, precisions):
         return None
     shapes = {name: array.shape for name, array in sample.items()}
     other = draw_batch(model.model, model.signature, shapes, seed=_SEED + index)
@@ -65,18 +65,18 @@ def _all_change(
     infer: InferenceFunction,
     sample: dict[str, Array],
     outputs: dict[str, Array],
-    places: dict[str, Array],
+    masks: dict[str, Array],
     precisions: dict[str, str | None],
 ) -> bool:
     """Returns True if rounding-size changes of a batch change every one of the marked outputs."""
     generator = np.random.default_rng(0)
-    left = dict(places)
+    unexplained = dict(masks)
     for _ in range(_TRIES):
         moved = differing_places(outputs, infer(_nudge(generator, sample)), precisions)
         if moved is None:
             return False
-        left = {name: left[name] & ~moved[name] for name in left}
-    return not any(each.any() for each in left.values())
+        unexplained = {name: unexplained[name] & ~moved[name] for name in unexplained}
+    return not any(mask.any() for mask in unexplained.values())
 
 
 def _nudge(generator: np.random.Generator, sample: dict[str, Array]) -> dict[str, Array]:
@@ -89,8 +89,8 @@ def _nudge(generator: np.random.Generator, sample: dict[str, Array]) -> dict[str
     for name, array in sample.items():
         nudged[name] = array
         if array.dtype.kind == "f":
-            _, places, counts = np.unique(array, return_inverse=True, return_counts=True)
-            moves = (counts[places].reshape(array.shape) == 1) & (array != np.round(array))
+            _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
+            moves = (counts[inverse].reshape(array.shape) == 1) & (array != np.round(array))
             ends = generator.choice(np.array([-np.inf, np.inf], array.dtype), array.shape)
             nudged[name] = np.where(moves, np.nextafter(array, ends), array)
     return nudged

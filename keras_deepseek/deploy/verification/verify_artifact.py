@@ -20,7 +20,7 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
-from keras_deepseek.deploy.verification.ties import redraw_tie
+from keras_deepseek.deploy.verification.ties import resample_argmax_tie
 from keras_deepseek.errors import ExportError, InvalidInputError
 
 _EXTREME_PRECISION = "float16"
@@ -58,7 +58,9 @@ def compute_expected(job: ExportJob) -> tuple[ExportJob, Expected]:
         alternative_samples=(),
     )
     extend = _extend(job)
-    expected = ([extend(outputs) for outputs in each] for each in (usual + of_optional, of_extreme))
+    expected = (
+        [extend(outputs) for outputs in batches] for batches in (usual + of_optional, of_extreme)
+    )
     return reduced, Expected(*expected)
 
 
@@ -66,14 +68,14 @@ def _infer_accepted(
     infer: InferenceFunction, samples: Sequence[dict[str, Array]]
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
     """Returns the batches for which a model gives finite outputs, with these outputs."""
-    taken, given = [], []
+    accepted, finite_outputs = [], []
     for sample in samples:
         with contextlib.suppress(Exception):  # Any backend's error: it takes no such batch.
             outputs = infer(sample)
             if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
-                taken.append(sample)
-                given.append(outputs)
-    return taken, given
+                accepted.append(sample)
+                finite_outputs.append(outputs)
+    return accepted, finite_outputs
 
 
 def _infer_first(
@@ -149,9 +151,9 @@ def verify_with_redraw(
 
     Redraws one random batch if the model has a tie there, and notes it for the report.
     """
-    found = verify(expected, result, job)
-    if found.state != "failed" or not job.has_random_samples or job.precision is not None:
-        return found, ""
+    verification = verify(expected, result, job)
+    if verification.state != "failed" or not job.has_random_samples or job.precision is not None:
+        return verification, ""
     infer, extend = (
         backend.current().inference.plain_inference(job.expected_model),
         _extend(job),
@@ -162,7 +164,7 @@ def verify_with_redraw(
 
     precisions = _precisions(job, expected)
     with contextlib.suppress(Exception):  # An error of any backend: the artifact stays failed.
-        redrawn = redraw_tie(
+        redrawn = resample_argmax_tie(
             job.expected_model,
             job.samples,
             infer_all,
@@ -174,9 +176,9 @@ def verify_with_redraw(
         if redrawn is not None:
             usual, outputs = redrawn
             result = replace(result, outputs=outputs)
-            found = verify(expected._replace(usual=usual), result, job)
-            return found, ", one batch drawn anew, at a tie of the model's"
-    return found, ""
+            verification = verify(expected._replace(usual=usual), result, job)
+            return verification, ", one batch drawn anew, at a tie of the model's"
+    return verification, ""
 
 
 def compare_nonfinite(
@@ -221,8 +223,8 @@ def _spoil(sample: dict[str, Array], job: ExportJob, values: tuple[float, ...]) 
             rows = array.reshape(len(array), -1).copy()
             for index, row in enumerate(rows):
                 number = max(1, row.size // 5) if index else 1
-                places = generator.choice(row.size, number, replace=False)
-                row[places] = values[index % len(values)]
+                columns = generator.choice(row.size, number, replace=False)
+                row[columns] = values[index % len(values)]
             spoilt[spec.name] = rows.reshape(array.shape)
     return {**sample, **spoilt} if spoilt else {}
 
@@ -247,20 +249,20 @@ def _find_differences(
             differences.append("its outputs have other names, shapes or dtypes")
         differences += [
             f"for {kind} in its inputs, "
-            f"{_describe_difference(name, reference[name], received[name], places)}"
-            for name, places in (differing or {}).items()
-            if places.any()
+            f"{_describe_difference(name, reference[name], received[name], mask)}"
+            for name, mask in (differing or {}).items()
+            if mask.any()
         ]
     return differences
 
 
-def _describe_difference(name: str, expected: Array, received: Array, places: Array) -> str:
+def _describe_difference(name: str, expected: Array, received: Array, mask: Array) -> str:
     """Describes how many values of an output differ, by one where the artifact hides a NaN."""
-    hidden = places & ~np.isfinite(expected) & np.isfinite(received)
-    first = tuple(np.argwhere(hidden if hidden.any() else places)[0])
+    hidden = mask & ~np.isfinite(expected) & np.isfinite(received)
+    first = tuple(np.argwhere(hidden if hidden.any() else mask)[0])
     return (
         f"output {name!r} gives {float(received[first]):.3g} where the model gives "
-        f"{float(expected[first]):.3g} ({places.sum()} of {places.size} values)"
+        f"{float(expected[first]):.3g} ({mask.sum()} of {mask.size} values)"
     )
 
 
@@ -275,10 +277,15 @@ def _precisions(job: ExportJob, expected: Expected) -> dict[str, str | None]:
     if job.precision is not None:
         return dict.fromkeys(names, job.precision)
     layers = layers_by_output(job.expected_model)
-    known = {name: _least_precision(each) for name, each in layers.items()}
+    precision_by_output = {
+        name: _least_precision(output_layers) for name, output_layers in layers.items()
+    }
     # A format's further outputs count as computed in the least precision of all outputs.
-    least = next((one for one in _HALF_PRECISIONS if one in known.values()), None)
-    return {name: known.get(name, least) for name in names}
+    least = next(
+        (precision for precision in _HALF_PRECISIONS if precision in precision_by_output.values()),
+        None,
+    )
+    return {name: precision_by_output.get(name, least) for name in names}
 
 
 def _least_precision(layers: list[keras.Layer]) -> str | None:

@@ -66,7 +66,7 @@ class HttpLimits:
             if item.type is int:
                 check_integer(item.name, value)
             elif item.name == "unready_seconds":
-                check_number(item.name, value, least=0)
+                check_number(item.name, value, minimum=0)
             elif value != math.inf:
                 check_number(item.name, value, above=0)
 

@@ -71,7 +71,7 @@ class ModelOptions:
                     "remove max_wait: dynamic batches choose how long to wait."
                 )
         check_integer("replicas", self.replicas)
-        check_integer("cache_entries", self.cache_entries, least=0)
+        check_integer("cache_entries", self.cache_entries, minimum=0)
         if self.threads is not None:
             check_integer("threads", self.threads)
         if self.target_latency is not None:

@@ -56,7 +56,7 @@ def make_cache(
     `max_length` is the number of slots, in tokens. `entries` has the shape of one token's data, and
     `states` of one sequence's data, by name.
     """
-    batch_size = check_integer("batch_size", batch_size, least=0)
+    batch_size = check_integer("batch_size", batch_size, minimum=0)
     slots = (batch_size, check_integer("max_length", max_length))
     cache = {name: ops.zeros((*slots, *shape), dtype) for name, shape in entries.items()}
     for name, shape in (states or {}).items():

@@ -185,8 +185,8 @@ class MultiHeadLatentAttention(SelfAttentionLayer):
             )
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
         self.use_bias = check_boolean("use_bias", use_bias)
-        self.dropout = check_number("dropout", dropout, least=0, below=1)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.dropout = check_number("dropout", dropout, minimum=0, below=1)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.rotary = make_rotary(

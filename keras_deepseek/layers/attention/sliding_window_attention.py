@@ -176,8 +176,8 @@ class SlidingWindowAttention(SelfAttentionLayer):
                 f"`num_output_groups` must divide `num_heads`, received {num_output_groups} and "
                 f"{num_heads}."
             )
-        self.dropout = check_number("dropout", dropout, least=0, below=1)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.dropout = check_number("dropout", dropout, minimum=0, below=1)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.use_causal_mask = True

@@ -143,11 +143,11 @@ class ChunkedCrossEntropy(VocabularyHead):
         )
         self.chunk_size = check_integer("chunk_size", chunk_size)
         if ignore_class is not None:
-            ignore_class = check_integer("ignore_class", ignore_class, least=_LEAST_CLASS)
+            ignore_class = check_integer("ignore_class", ignore_class, minimum=_LEAST_CLASS)
         self.ignore_class = ignore_class
-        self.z_loss = check_number("z_loss", z_loss, least=0)
+        self.z_loss = check_number("z_loss", z_loss, minimum=0)
         self.soft_cap = None if soft_cap is None else check_number("soft_cap", soft_cap, above=0)
-        self.loss_weight = check_number("loss_weight", loss_weight, least=0)
+        self.loss_weight = check_number("loss_weight", loss_weight, minimum=0)
 
     def call(
         self,

@@ -108,7 +108,7 @@ class MaskedPositionHead(VocabularyHead):
         )
         self.intermediate_activation = keras.activations.get(intermediate_activation)
         self.activation = keras.activations.get(activation)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.attach_mask = _AttachMask(name="attach_mask", dtype=self.dtype_policy)
 
     def build(self, input_shape: Shape) -> None:

@@ -143,8 +143,8 @@ class MultiTokenPrediction(FloatingInputLayer):
     ) -> None:
         super().__init__(**kwargs)
         self.depth = check_integer("depth", depth)
-        self.loss_weight = check_number("loss_weight", loss_weight, least=0)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.loss_weight = check_number("loss_weight", loss_weight, minimum=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.blocks = clone_layers("block", block, self.depth)
         self.token_embedding = revive_layer("token_embedding", token_embedding)
         self.output_head = revive_layer("output_head", output_head)

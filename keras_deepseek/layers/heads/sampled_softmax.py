@@ -122,7 +122,7 @@ class SampledSoftmax(VocabularyHead):
         )
         self.num_negatives = check_integer("num_negatives", num_negatives)
         if ignore_class is not None:
-            ignore_class = check_integer("ignore_class", ignore_class, least=-(2**31))
+            ignore_class = check_integer("ignore_class", ignore_class, minimum=-(2**31))
         self.ignore_class = ignore_class
         self._probabilities = _read_weights(class_weights, self.vocabulary_size, ignore_class)
         self.class_weights = None

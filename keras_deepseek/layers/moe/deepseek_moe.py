@@ -128,7 +128,7 @@ class DeepSeekMoE(FloatingInputLayer):
         self.router = router
         router.mixture_name = self.name
         self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim)
-        self.num_shared_experts = check_integer("num_shared_experts", num_shared_experts, least=0)
+        self.num_shared_experts = check_integer("num_shared_experts", num_shared_experts, minimum=0)
         self.clamp = None if clamp is None else check_number("clamp", clamp, above=0)
         self.capacity_factor = capacity_factor
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

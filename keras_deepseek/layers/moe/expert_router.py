@@ -140,8 +140,8 @@ class ExpertRouter(FloatingInputLayer):
         self.normalize_weights = check_boolean("normalize_weights", normalize_weights)
         self.routed_scale = check_number("routed_scale", routed_scale, above=0)
         self.use_expert_bias = check_boolean("use_expert_bias", use_expert_bias)
-        self.balance_loss = check_number("balance_loss", balance_loss, least=0)
-        self.z_loss = check_number("z_loss", z_loss, least=0)
+        self.balance_loss = check_number("balance_loss", balance_loss, minimum=0)
+        self.z_loss = check_number("z_loss", z_loss, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.mixture_name: str | None = None  # Set by the one `DeepSeekMoE` that uses this router.
         self.supports_masking = True

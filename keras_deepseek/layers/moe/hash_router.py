@@ -102,7 +102,7 @@ class HashRouter(ExpertRouter):
             **kwargs,
         )
         self.vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
-        self.seed = check_integer("seed", seed, least=0)
+        self.seed = check_integer("seed", seed, minimum=0)
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)

@@ -120,9 +120,9 @@ def _check_value(path: str, name: str, value: Any) -> Any:
             )
         return [check_number(f"{path}[{i}]", divisor, above=0) for i, divisor in enumerate(value)]
     if name.startswith("mscale"):
-        return check_number(path, value, least=0)
+        return check_number(path, value, minimum=0)
     if name == _LENGTH:
-        return check_integer(path, value, least=2)  # Its logarithm is a divisor.
+        return check_integer(path, value, minimum=2)  # Its logarithm is a divisor.
     return check_number(path, value, above=0)
 
 

@@ -120,8 +120,8 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         super().__init__(**kwargs)
         self.layer = revive_layer("layer", layer)
         self.sinkhorn_iterations = check_integer("sinkhorn_iterations", sinkhorn_iterations)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
-        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
+        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 

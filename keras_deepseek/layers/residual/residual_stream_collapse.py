@@ -74,8 +74,8 @@ class ResidualStreamCollapse(FloatingInputLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
-        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
+        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 

@@ -124,8 +124,8 @@ class BertConfig(PresetConfig):
         ):
             check_integer(name, getattr(self, name))
         for name in ("dropout", "attention_dropout"):
-            check_number(name, getattr(self, name), least=0, below=1)
-        check_number("epsilon", self.epsilon, least=0)
+            check_number(name, getattr(self, name), minimum=0, below=1)
+        check_number("epsilon", self.epsilon, minimum=0)
         check_number("initializer_range", self.initializer_range, above=0)
         check_boolean("tie_word_embeddings", self.tie_word_embeddings)
         read_activation(self.activation)

@@ -85,7 +85,7 @@ class DecoderBlock(keras.Layer):
         super().__init__(**kwargs)
         self.attention = revive_layer("attention", attention)
         self.feed_forward = revive_layer("feed_forward", feed_forward)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:

@@ -156,13 +156,13 @@ class DeepSeekConfig(PresetConfig):
         for name in _SIZES_OR_NONE:
             check_integer(name, getattr(self, name), default=1)
         for name in _COUNTS:
-            check_integer(name, getattr(self, name), least=0)
+            check_integer(name, getattr(self, name), minimum=0)
         for name in ("normalize_weights", "use_attention_bias", "tie_word_embeddings"):
             check_boolean(name, getattr(self, name))
         for name in ("epsilon", "balance_loss", "prediction_loss_weight", "initializer_range"):
-            check_number(name, getattr(self, name), least=0)
+            check_number(name, getattr(self, name), minimum=0)
         check_number("routed_scale", self.routed_scale, above=0)
-        check_number("attention_dropout", self.attention_dropout, least=0, below=1)
+        check_number("attention_dropout", self.attention_dropout, minimum=0, below=1)
         if self.rope_scaling is not None:
             scaling = check_scaling(self.rope_scaling, "rope_scaling")
             object.__setattr__(self, "rope_scaling", scaling)

@@ -173,15 +173,15 @@ class DeepSeekV4Config(PresetConfig):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON returns lists.
         for name in _SIZES:
             check_integer(name, getattr(self, name))
-        check_integer("num_streams", self.num_streams, least=_MIN_STREAMS)
-        check_integer("num_prediction_layers", self.num_prediction_layers, least=0)
+        check_integer("num_streams", self.num_streams, minimum=_MIN_STREAMS)
+        check_integer("num_prediction_layers", self.num_prediction_layers, minimum=0)
         for name in ("stream_epsilon", "epsilon", "prediction_loss_weight", "initializer_range"):
-            check_number(name, getattr(self, name), least=0)
+            check_number(name, getattr(self, name), minimum=0)
         for name in ("routed_scale", "clamp"):
             check_number(name, getattr(self, name), above=0)
         for name in ("rope_max_wavelength", "compress_rope_max_wavelength"):
             check_number(name, getattr(self, name), above=1)
-        check_number("attention_dropout", self.attention_dropout, least=0, below=1)
+        check_number("attention_dropout", self.attention_dropout, minimum=0, below=1)
         check_boolean("tie_word_embeddings", self.tie_word_embeddings)
         for name in ("rope_scaling", "compress_rope_scaling"):
             if getattr(self, name) is not None:

@@ -95,7 +95,7 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
         super().__init__(**kwargs)
         self.attention = revive_layer("attention", attention)
         self.feed_forward = revive_layer("feed_forward", feed_forward)
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.attention_streams, self.feed_forward_streams = (
             ManifoldConstrainedHyperConnections(

@@ -82,7 +82,7 @@ class DeepSeekV4TokenPrediction(MultiTokenPrediction):
         **kwargs: Any,
     ) -> None:
         super().__init__(block, token_embedding, output_head, **{"use_output_norm": True, **kwargs})
-        self.stream_epsilon = check_number("stream_epsilon", stream_epsilon, least=0)
+        self.stream_epsilon = check_number("stream_epsilon", stream_epsilon, minimum=0)
 
     def build(self, input_shape: Shape) -> None:
         _, dim = check_streams(self.name, input_shape)

@@ -47,11 +47,11 @@ class TransformerEncoderBlock(FloatingInputLayer):
         self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim)
         self.activation = activation
         read_activation(activation)
-        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        self.dropout = check_number("dropout", dropout, minimum=0, below=1)
         self.attention_dropout = check_number(
-            "attention_dropout", attention_dropout, least=0, below=1
+            "attention_dropout", attention_dropout, minimum=0, below=1
         )
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.normalize_first = check_boolean("normalize_first", normalize_first)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 

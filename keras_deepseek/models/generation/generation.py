@@ -130,7 +130,7 @@ def _log_probabilities(tokens: list[NewToken]) -> Array:
 def _read_seed(seed: int | None) -> int:
     if seed is None:
         return random.getrandbits(64)
-    return check_integer("seed", seed, least=0)
+    return check_integer("seed", seed, minimum=0)
 
 
 def read_context(model: Any) -> int | None:

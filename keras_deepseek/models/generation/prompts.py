@@ -103,7 +103,7 @@ def _read_ids(ids: Any, vocabulary_size: int | None) -> list[int]:
             f"A prompt must be a list of at least one token id, received {ids!r}. In a batch, "
             "either all prompts are strings or none is."
         )
-    row = [check_integer("a token id", token, least=0) for token in ids]
+    row = [check_integer("a token id", token, minimum=0) for token in ids]
     if vocabulary_size is not None and max(row) >= vocabulary_size:
         raise InvalidInputError(
             f"A prompt has the token id {max(row)}, and the model's vocabulary has only "
@@ -151,7 +151,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _read_stop(tokens: Any, vocabulary_size: int | None = None) -> frozenset[int]:
-    found = frozenset(check_integer("a stop token", token, least=0) for token in tokens)
+    found = frozenset(check_integer("a stop token", token, minimum=0) for token in tokens)
     if vocabulary_size is not None and max(found, default=0) >= vocabulary_size:
         raise InvalidInputError(
             f"`stop_token_ids` has the token id {max(found)}, at which no text would end: the "

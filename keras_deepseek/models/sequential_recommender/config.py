@@ -66,7 +66,7 @@ class SequentialRecommenderConfig(PresetConfig):
             "intermediate_dim",
         ):
             check_integer(name, getattr(self, name))
-        check_number("dropout", self.dropout, least=0, below=1)
+        check_number("dropout", self.dropout, minimum=0, below=1)
         check_number("epsilon", self.epsilon, above=0)
         check_number("initializer_range", self.initializer_range, above=0)
         read_activation(self.activation)

@@ -54,9 +54,9 @@ class PlantedInteractions:
     def __post_init__(self) -> None:
         for name in ("num_users", "num_categories", "num_styles", "items_per_group"):
             check_integer(name, getattr(self, name))
-        check_integer("shortest", self.shortest, least=3)
-        check_integer("seed", self.seed, least=0)
-        check_number("follow", self.follow, least=0)
+        check_integer("shortest", self.shortest, minimum=3)
+        check_integer("seed", self.seed, minimum=0)
+        check_number("follow", self.follow, minimum=0)
         if self.follow > 1 or self.longest < self.shortest:
             raise InvalidInputError(
                 "`follow` must be at most 1 and `longest` at least `shortest`, received "

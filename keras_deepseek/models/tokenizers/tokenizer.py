@@ -151,7 +151,7 @@ class Tokenizer:
         ids = read_rows(rows)
         if sequence_length is None:
             sequence_length = max(map(len, ids), default=0)
-        sequence_length = check_integer("sequence_length", sequence_length, least=0)
+        sequence_length = check_integer("sequence_length", sequence_length, minimum=0)
         token_ids = np.full((len(ids), sequence_length), self.pad_token_id, "int32")
         padding_mask = np.zeros_like(token_ids)
         for number, row in enumerate(ids):

@@ -115,7 +115,7 @@ def _read_arguments(world_size: Any, rank: Any, coordinator: Any) -> Claims:
         size = check_integer("world_size", world_size)
         size_claim = Claim(size, f"the argument world_size={size}")
     if rank is not None:
-        number = check_integer("rank", rank, least=0)
+        number = check_integer("rank", rank, minimum=0)
         rank_claim = Claim(number, f"the argument rank={number}")
     if coordinator is not None:
         address = join_address(*parse_address("`coordinator`", coordinator))

@@ -55,7 +55,7 @@ class ClusterSpec:
         # A frozen class can be set this way only. NumPy integers become plain ones.
         object.__setattr__(self, "world_size", check_integer("world_size", self.world_size))
         for name in ("rank", "local_rank"):
-            object.__setattr__(self, name, check_integer(name, getattr(self, name), least=0))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), minimum=0))
             if getattr(self, name) >= self.world_size:
                 raise InvalidInputError(
                     f"Expected 0 <= {name} < world_size; received world_size={self.world_size}, "

@@ -32,7 +32,7 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
             )
         indices: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         name = f"device_map[{kind!r}]"
-        asked[kind] = [check_integer(name, index, least=0) for index in indices]
+        asked[kind] = [check_integer(name, index, minimum=0) for index in indices]
         if not indices or len(set(indices)) < len(indices):
             raise InvalidInputError(
                 f"`{name}` must be one index or a list of different ones; received {given!r}."

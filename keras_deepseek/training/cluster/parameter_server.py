@@ -64,7 +64,7 @@ class ParameterServer:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name))
         if self.staleness_bound is not None:
-            check_integer("staleness_bound", self.staleness_bound, least=0)
+            check_integer("staleness_bound", self.staleness_bound, minimum=0)
         if self.address is not None and not (isinstance(self.address, str) and self.address):
             raise InvalidInputError(
                 "`address` must be the address of a Ray cluster, as in '10.0.0.1:6379'; received "

@@ -87,7 +87,7 @@ class LengthBuckets(keras.utils.PyDataset):
         self.boundaries = _check_boundaries(boundaries, max(self._lengths))
         self._sizes = _count_sequences(self.boundaries, batch_size, tokens_per_batch)
         self.shuffle = shuffle
-        self.seed = check_integer("seed", seed, least=0)
+        self.seed = check_integer("seed", seed, minimum=0)
         self._epoch = 0
         self._batches = self._draw()
 

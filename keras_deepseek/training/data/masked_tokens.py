@@ -78,7 +78,7 @@ class MaskedTokens(keras.utils.PyDataset):
         }
         self.batch_size = check_integer("batch_size", batch_size)
         self.shuffle = check_boolean("shuffle", shuffle)
-        self.seed = check_integer("seed", seed, least=0)
+        self.seed = check_integer("seed", seed, minimum=0)
         self._masks_per_sequence: int | None = None
         tokens = self._inputs["token_ids"]
         mask_tokens(tokens[:1], **self._masking)  # Raises errors of the arguments now.

@@ -46,13 +46,13 @@ def check_data(x: Any, batch_size: int | None, what: str = "training data") -> N
 
 def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
     """Raises an error if a numeric argument of `fit` is out of range."""
-    epochs = check_integer("epochs", options["epochs"], least=0)
+    epochs = check_integer("epochs", options["epochs"], minimum=0)
     for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
         check_integer(name, options.get(name), default=1)
     frequency = options.get("validation_freq", 1)
     if not isinstance(frequency, Collection):  # A collection lists the epochs.
         check_integer("validation_freq", frequency)
-    check_number("validation_split", options.get("validation_split", 0.0), least=0, below=1)
+    check_number("validation_split", options.get("validation_split", 0.0), minimum=0, below=1)
     class_weight = options.get("class_weight")
     if class_weight is not None and not isinstance(class_weight, Mapping):
         raise InvalidInputError(
@@ -62,7 +62,7 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
     validation = options.get("validation_data")
     if isinstance(validation, tuple) and validation:
         check_data(validation[0], None, "validation data")
-    first = check_integer("initial_epoch", options.get("initial_epoch", 0), least=0)
+    first = check_integer("initial_epoch", options.get("initial_epoch", 0), minimum=0)
     if first and resume:
         raise InvalidInputError(
             f"Received initial_epoch={first} for a training that resumes from a checkpoint, which "

@@ -81,7 +81,7 @@ def pack_sequences(
     """
     length = check_integer("length", length)
     if seed is not None:
-        seed = check_integer("seed", seed, least=0)
+        seed = check_integer("seed", seed, minimum=0)
     arrays, lengths = read_features(features)
     taken = sorted({"segment_ids", "positions"} & set(arrays))
     if taken:

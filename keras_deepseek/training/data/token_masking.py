@@ -63,8 +63,8 @@ def mask_tokens(
     """
     rows = _read_tokens(token_ids, vocabulary_size)
     check_number("share", share, above=0, below=1)
-    check_number("mask_share", mask_share, least=0)
-    check_number("random_share", random_share, least=0)
+    check_number("mask_share", mask_share, minimum=0)
+    check_number("random_share", random_share, minimum=0)
     if mask_share + random_share > 1:
         raise InvalidInputError(
             "`mask_share` and `random_share` must add up to at most 1; received "

@@ -51,8 +51,8 @@ class LaunchPlan:
 
     def __post_init__(self) -> None:
         check_integer("--nproc", self.nproc)
-        check_integer("--max-restarts", self.max_restarts, least=0)
-        check_number("--grace-period", self.grace_period, least=0)
+        check_integer("--max-restarts", self.max_restarts, minimum=0)
+        check_number("--grace-period", self.grace_period, minimum=0)
         if self.backend not in NAMES:
             raise InvalidInputError(unknown_name_message("--backend", self.backend, NAMES))
         self._check_script()
@@ -121,7 +121,7 @@ class LaunchPlan:
     def _check_nodes(self) -> None:
         check_integer("--nnodes", self.nnodes)
         if self.node_rank is not None:
-            check_integer("--rank", self.node_rank, least=0)
+            check_integer("--rank", self.node_rank, minimum=0)
         if (self.node_rank or 0) >= self.nnodes:
             raise InvalidInputError(
                 f"--rank is the number of this node, from 0, and must be below --nnodes; received "

@@ -82,14 +82,14 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         power: float = 2.0,
     ) -> None:
         super().__init__()
-        self.peak_lr = check_number("peak_lr", peak_lr, least=0)
-        self.initial_lr = check_number("initial_lr", initial_lr, least=0)
-        self.final_lr = check_number("final_lr", final_lr, least=0)
-        self.power = check_number("power", power, least=0)
+        self.peak_lr = check_number("peak_lr", peak_lr, minimum=0)
+        self.initial_lr = check_number("initial_lr", initial_lr, minimum=0)
+        self.final_lr = check_number("final_lr", final_lr, minimum=0)
+        self.power = check_number("power", power, minimum=0)
         self.total_steps = check_integer("total_steps", total_steps)
         if decay_steps is not None:
             decay_steps = check_integer("decay_steps", decay_steps)
-        self.warmup_steps = check_integer("warmup_steps", warmup_steps, least=0)
+        self.warmup_steps = check_integer("warmup_steps", warmup_steps, minimum=0)
         if self.warmup_steps + (decay_steps or 0) > self.total_steps:
             raise InvalidInputError(
                 f"A warm-up of {warmup_steps} and a decay of {decay_steps or 0} steps are longer "

@@ -102,7 +102,7 @@ def search_learning_rate(
         raise InvalidInputError(
             f"`highest` must be above `lowest`, {lowest:g}; received {highest:g}."
         )
-    check_integer("num_steps", num_steps, least=10)
+    check_integer("num_steps", num_steps, minimum=10)
     if not isinstance(model.optimizer.learning_rate, keras.Variable):
         raise InvalidInputError(
             "The optimizer has a schedule as its learning_rate, which the search can't change. "

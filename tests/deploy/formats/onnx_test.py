@@ -28,7 +28,7 @@ def test_names_and_free_axes_are_the_models(digits, tmp_path, opset):
 
     OnnxFormat(opset).write(NamedModel(digits), tmp_path)
     proto = onnx.load(tmp_path / "model.onnx")
-    assert [each.version for each in proto.opset_import if not each.domain] == [opset]
+    assert [entry.version for entry in proto.opset_import if not entry.domain] == [opset]
     graph = proto.graph
     (value,) = graph.input
     assert value.name == "image"
@@ -101,7 +101,9 @@ def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precisio
     assert (tmp_path / "model.onnx.data").stat().st_size > 1_000
     sample = make_samples(encoder, named.signature)
     infer = backend.current().inference.plain_inference(NamedModel(encoder))
-    compare_outputs([infer(each) for each in sample], OnnxFormat().run(tmp_path, sample), precision)
+    compare_outputs(
+        [infer(batch) for batch in sample], OnnxFormat().run(tmp_path, sample), precision
+    )
 
 
 def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
@@ -151,8 +153,8 @@ def test_weights_beyond_one_file_ask_for_a_folder(digits, tmp_path, monkeypatch)
 
 
 def test_an_onnx_file_is_the_same_each_time(model, tmp_path, tensorflow_installed):
-    for place in ("first.onnx", "second.onnx"):
-        Exporter(model, "onnx", verbose=False).export(tmp_path / place)
+    for file_name in ("first.onnx", "second.onnx"):
+        Exporter(model, "onnx", verbose=False).export(tmp_path / file_name)
     first, second = ((tmp_path / f"{name}.onnx").read_bytes() for name in ("first", "second"))
     assert first == second
 
@@ -195,11 +197,11 @@ OVERFLOWING = {
 def test_integers_wrap_around_as_in_keras(name, tmp_path, onnx_writer):
     x = keras.Input((4,), dtype="int32", name="x")
     model = keras.Model(x, OVERFLOWING[name](x))
-    given = np.array([[2**30, 2**30, 2**30, 2**31 - 1], [70000, 70000, -(2**31), 3]], "int32")
-    expected = keras.ops.convert_to_numpy(model(keras.ops.convert_to_tensor(given)))
-    assert np.any(expected != np.clip(OVERFLOWING_EXACTLY[name](given), -(2**31), 2**31 - 1))
+    numbers = np.array([[2**30, 2**30, 2**30, 2**31 - 1], [70000, 70000, -(2**31), 3]], "int32")
+    expected = keras.ops.convert_to_numpy(model(keras.ops.convert_to_tensor(numbers)))
+    assert np.any(expected != np.clip(OVERFLOWING_EXACTLY[name](numbers), -(2**31), 2**31 - 1))
     OnnxFormat().write(NamedModel(model), tmp_path)
-    (outputs,) = OnnxFormat().run(tmp_path, [{"x": given}])
+    (outputs,) = OnnxFormat().run(tmp_path, [{"x": numbers}])
     assert outputs["output_0"].dtype == expected.dtype
     np.testing.assert_array_equal(outputs["output_0"], expected)
 

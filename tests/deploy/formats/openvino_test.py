@@ -63,14 +63,16 @@ class FirstPlaces(keras.layers.Layer):
     def call(self, inputs):
         ops = keras.ops
 
-        def places(x):
+        def indices(x):
             return ops.cast(ops.top_k(x, 3)[1], "float32")
 
         if self.inside == "loop":
-            return ops.map(places, inputs)
+            return ops.map(indices, inputs)
         if self.inside == "branch":
-            return ops.cond(ops.sum(inputs) > 0.0, lambda: places(inputs), lambda: places(-inputs))
-        return places(inputs)
+            return ops.cond(
+                ops.sum(inputs) > 0.0, lambda: indices(inputs), lambda: indices(-inputs)
+            )
+        return indices(inputs)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch takes any of them, too")
@@ -81,12 +83,12 @@ def test_of_equals_the_first_are_taken(inside, tmp_path, tensorflow_installed):
     inputs = keras.Input((9, 33), name="x")
     model = keras.Model(inputs, FirstPlaces(inside)(inputs))
     random = np.random.default_rng(0)
-    given = [
+    batches = [
         {"x": random.integers(low, low + 3, (size, 9, 33)).astype("float32")}
         for size, low in ((1, 0), (2, 1), (3, -4))
     ]
     exporter = Exporter(
-        model, "openvino", samples=given, custom_objects_from=[__file__], verbose=False
+        model, "openvino", samples=batches, custom_objects_from=[__file__], verbose=False
     )
     assert exporter.export(tmp_path / "out").verified
     # By chance they may be the first even so: it is not by chance in loops and branches either.

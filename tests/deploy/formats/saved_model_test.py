@@ -73,11 +73,11 @@ def build_price():
 
 def test_what_reads_examples_is_verified_on_every_backend(digits, tmp_path, tensorflow_installed):
     names = [f"class {index}" for index in range(10)]
-    made = {
+    exporters = {
         "serving_classify": Exporter(digits, "savedmodel", classify=names, verbose=False),
         "serving_regress": Exporter(build_price(), "savedmodel", regress=True, verbose=False),
     }
-    for name, exporter in made.items():
+    for name, exporter in exporters.items():
         report = exporter.export(tmp_path / name)
         assert report.verified
         assert report.verification.signatures == ("serving_default", name)
@@ -97,23 +97,25 @@ def test_a_signature_that_nothing_is_known_of_is_not_checked(
 ):
     exporter = Exporter(digits, "savedmodel", classify=True, verbose=False)
     exporter.export(tmp_path / "digits")
-    found = Exporter(digits, "savedmodel", verbose=False).check(tmp_path / "digits").verification
-    assert found.state == "unverified"
-    assert found.reason.startswith("it has serving_classify: pass classify=")
+    verification = (
+        Exporter(digits, "savedmodel", verbose=False).check(tmp_path / "digits").verification
+    )
+    assert verification.state == "unverified"
+    assert verification.reason.startswith("it has serving_classify: pass classify=")
     other = Exporter(digits, "savedmodel", classify=[*"abcdefghij"], verbose=False)
     with pytest.raises(ExportError, match="does not name the class 'a' once in each row"):
         other.check(tmp_path / "digits")
 
 
 def _swap(self, inputs):
-    found = classify(self, inputs)
-    return {"classes": found["classes"][:, ::-1], "scores": found["scores"]}
+    outputs = classify(self, inputs)
+    return {"classes": outputs["classes"][:, ::-1], "scores": outputs["scores"]}
 
 
 def _only_serving(self, inputs):
     """Gives other scores than `serving_default`."""
-    found = classify(self, inputs)
-    return {"classes": found["classes"], "scores": found["scores"] * 0.99 + 0.001}
+    outputs = classify(self, inputs)
+    return {"classes": outputs["classes"], "scores": outputs["scores"] * 0.99 + 0.001}
 
 
 def _shift(self, inputs):

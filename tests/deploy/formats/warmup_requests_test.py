@@ -9,24 +9,24 @@ from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
 def fields(data):
     """Returns the fields of a message, each with its number: a reader of its own."""
 
-    def varint(place):
+    def varint(position):
         value = shift = 0
         while True:
-            byte = data[place]
+            byte = data[position]
             value |= (byte & 0x7F) << shift
-            place, shift = place + 1, shift + 7
+            position, shift = position + 1, shift + 7
             if byte < 0x80:
-                return value, place
+                return value, position
 
-    found, place = [], 0
-    while place < len(data):
-        tag, place = varint(place)
+    entries, position = [], 0
+    while position < len(data):
+        tag, position = varint(position)
         assert tag & 7 == 2
-        length, place = varint(place)
-        found.append((tag >> 3, data[place : place + length]))
-        place += length
-    assert place == len(data)
-    return found
+        length, position = varint(position)
+        entries.append((tag >> 3, data[position : position + length]))
+        position += length
+    assert position == len(data)
+    return entries
 
 
 def test_each_record_asks_serving_default_for_a_prediction(tmp_path):

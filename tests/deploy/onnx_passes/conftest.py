@@ -81,8 +81,8 @@ def run_all():
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-        known = {value.name for value in session.get_inputs()}
-        return session.run(None, {name: arrays[name] for name in arrays if name in known})
+        input_names = {value.name for value in session.get_inputs()}
+        return session.run(None, {name: arrays[name] for name in arrays if name in input_names})
 
     return run_model
 
@@ -98,12 +98,16 @@ def check_pass(run_all):
     from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 
     def check(apply, model, batches, tolerance=1e-5):
-        before = [run_all(model, arrays) for arrays in batches]
+        outputs_before = [run_all(model, arrays) for arrays in batches]
         num_replaced = apply(GraphView(model))
         onnx.checker.check_model(model, full_check=True)
-        for arrays, expected in zip(batches, before, strict=True):
-            for left, right in zip(expected, run_all(model, arrays), strict=True):
-                np.testing.assert_allclose(right, left, atol=tolerance, rtol=tolerance)
+        for arrays, expected in zip(batches, outputs_before, strict=True):
+            for expected_array, received_array in zip(
+                expected, run_all(model, arrays), strict=True
+            ):
+                np.testing.assert_allclose(
+                    received_array, expected_array, atol=tolerance, rtol=tolerance
+                )
         return num_replaced, Counter(node.op_type for node in model.graph.node)
 
     return check

@@ -70,15 +70,15 @@ def test_new_nodes_stand_where_others_stood_and_what_nobody_uses_is_left_out(mod
 
 
 def test_nodes_are_asked_about_in_order_or_the_last_first(model):
-    asked = []
+    op_types = []
 
     def leave(view, node):
-        asked.append(node.op_type)
+        op_types.append(node.op_type)
 
     view = GraphView(model)
     assert view.rewrite(leave, "Add", "Mul") == 0
     assert view.rewrite(leave, "Add", "Mul", last_first=True) == 0
-    assert asked == ["Add", "Mul", "Mul", "Add"]
+    assert op_types == ["Add", "Mul", "Mul", "Add"]
 
 
 def test_shapes_are_inferred_once_as_long_as_nothing_changes(model, monkeypatch):

@@ -9,7 +9,7 @@ def test_it_computes_the_same(parse, run_all, draw, opset):
     nodes = "z = ReduceMean <keepdims = 1> (x, axes) y = Sub (x, z)"
     model = parse(nodes, weights="int64[1] axes = {-1}")
     raised = raise_opset(model, opset)
-    assert [each.version for each in raised.opset_import] == [opset]
+    assert [entry.version for entry in raised.opset_import] == [opset]
     arrays = draw(x=(2, 3, 4))
     assert (run_all(raised, arrays)[0] == run_all(model, arrays)[0]).all()
 

@@ -34,7 +34,7 @@ def test_large_weights_stay_on_disk_and_small_ones_are_read(make_graph, tmp_path
     save(graph, path)
     read, is_large = load(path)
     assert is_large
-    assert {each.name: is_on_disk(each) for each in read.graph.initializer} == {
+    assert {tensor.name: is_on_disk(tensor) for tensor in read.graph.initializer} == {
         "kernel": True,
         "bias": False,
     }

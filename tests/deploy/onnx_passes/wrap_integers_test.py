@@ -112,6 +112,6 @@ KEPT = {
 def test_the_rest_stays(parse, name):
     weights = "int64[1] axes = {0}, int32 one = {1}"
     model = parse(KEPT[name], "int32[N,M] x", "int32[A,B] y", weights)
-    before = Counter(node.op_type for node in model.graph.node)
+    op_counts = Counter(node.op_type for node in model.graph.node)
     assert wrap_integers(model) == 0
-    assert Counter(node.op_type for node in model.graph.node) == before
+    assert Counter(node.op_type for node in model.graph.node) == op_counts

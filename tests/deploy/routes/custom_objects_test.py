@@ -22,9 +22,9 @@ def model_of(layer):
 
 def test_a_class_is_found_by_its_module():
     layer_class = type("Elsewhere", (keras.layers.Identity,), {"__module__": "elsewhere.layers"})
-    found = find_custom_objects(model_of(layer_class()), "", ["mine.layers"])
-    assert found.sources == ("elsewhere.layers", "mine.layers")
-    assert found.of_script == {}
+    custom_objects = find_custom_objects(model_of(layer_class()), "", ["mine.layers"])
+    assert custom_objects.sources == ("elsewhere.layers", "mine.layers")
+    assert custom_objects.of_script == {}
 
 
 def test_a_module_that_is_no_file_is_named(monkeypatch):
@@ -35,8 +35,8 @@ def test_a_module_that_is_no_file_is_named(monkeypatch):
 
 
 def test_kerass_own_classes_need_nothing():
-    found = find_custom_objects(model_of(keras.layers.Dense(2)), "", [])
-    assert (found.sources, found.of_script) == ((), {})
+    custom_objects = find_custom_objects(model_of(keras.layers.Dense(2)), "", [])
+    assert (custom_objects.sources, custom_objects.of_script) == ((), {})
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_a_class_of_the_script_is_sent_unless_a_file_has_it(tmp_path, text, is_s
     assert find_custom_objects(model_of(OF_SCRIPT()), "", []).of_script == {"Notebook": OF_SCRIPT}
     source = tmp_path / "mine.py"
     source.write_text(text)
-    found = find_custom_objects(model_of(OF_SCRIPT()), "", [source])
-    assert found.sources == (str(source),)
-    assert found.of_script == ({"Notebook": OF_SCRIPT} if is_sent else {})
+    custom_objects = find_custom_objects(model_of(OF_SCRIPT()), "", [source])
+    assert custom_objects.sources == (str(source),)
+    assert custom_objects.of_script == ({"Notebook": OF_SCRIPT} if is_sent else {})
 
 
 @pytest.mark.parametrize(
@@ -69,23 +69,23 @@ def test_a_class_of_the_script_is_sent_unless_a_module_has_it(
     (tmp_path / "my_books.py").write_text("class Notebook: ...")
     (tmp_path / "my_other.py").write_text("raise SystemError('it is not run')")
     monkeypatch.syspath_prepend(tmp_path)
-    found = find_custom_objects(model_of(OF_SCRIPT()), "", [module])
-    assert bool(found.of_script) == is_sent
+    custom_objects = find_custom_objects(model_of(OF_SCRIPT()), "", [module])
+    assert bool(custom_objects.of_script) == is_sent
 
 
 def test_what_was_sent_is_known_to_keras(tmp_path):
     pytest.importorskip("cloudpickle")
     save_objects(tmp_path, {"Custom>Notebook": OF_SCRIPT})
-    known = keras.saving.get_custom_objects()
+    registered = keras.saving.get_custom_objects()
     try:
         load_objects(tmp_path)
-        received = known["Custom>Notebook"]
+        received = registered["Custom>Notebook"]
         assert received.__name__ == "Notebook"
-        assert known["Notebook"] is received
+        assert registered["Notebook"] is received
         assert issubclass(received, keras.layers.Identity)
     finally:
         for name in ("Custom>Notebook", "Notebook"):
-            known.pop(name, None)
+            registered.pop(name, None)
 
 
 def test_nothing_is_sent_where_there_is_nothing(tmp_path):

@@ -16,8 +16,8 @@ from keras_deepseek.errors import ExportError, NotSupportedError
 
 def other_backend():
     """Returns a backend that is installed and does not run."""
-    others = {"tensorflow", "jax", "torch"} - {keras.backend.backend()}
-    installed = sorted(name for name in others if importlib.util.find_spec(name))
+    other_backends = {"tensorflow", "jax", "torch"} - {keras.backend.backend()}
+    installed = sorted(name for name in other_backends if importlib.util.find_spec(name))
     if not installed:
         pytest.skip("no other backend is installed")
     return installed[0]
@@ -73,9 +73,9 @@ def test_a_class_of_the_running_script_reaches_the_other_process(tmp_path, with_
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     (tmp_path / "tripling.py").write_text(TRIPLING)
-    given = [tmp_path / "tripling.py"] if with_a_file else []
+    modules = [tmp_path / "tripling.py"] if with_a_file else []
     ended = subprocess.run(
-        [sys.executable, script, "savedmodel", tmp_path / "out", *given],
+        [sys.executable, script, "savedmodel", tmp_path / "out", *modules],
         capture_output=True,
         text=True,
         check=False,
@@ -156,9 +156,9 @@ def test_what_a_child_leaves_among_temporary_files_is_removed(tmp_path, job_of):
             raise NotSupportedError("it is not run")
 
     InChild(other_backend()).export(job_of(Leaving()), tmp_path, print)
-    left = Path((tmp_path / "place.txt").read_text())
-    assert left.parent.name == "temporary"
-    assert not left.parent.parent.exists()
+    leftover = Path((tmp_path / "place.txt").read_text())
+    assert leftover.parent.name == "temporary"
+    assert not leftover.parent.parent.exists()
 
 
 WAITING_FOR_A_CHILD = """

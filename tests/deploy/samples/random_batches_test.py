@@ -133,10 +133,10 @@ def test_floats_are_what_the_first_layer_makes_standard_ones_of():
 
 def test_each_fifth_row_is_held_out_of_enough():
     rows = {"x": np.arange(23), "y": np.arange(23) * 2}
-    kept, held_out = hold_out(rows)
+    remaining, held_out = hold_out(rows)
     assert held_out["x"].tolist() == [4, 9, 14, 19]
-    assert sorted([*kept["x"], *held_out["x"]]) == list(range(23))
-    assert kept["y"].tolist() == (2 * kept["x"]).tolist()
+    assert sorted([*remaining["x"], *held_out["x"]]) == list(range(23))
+    assert remaining["y"].tolist() == (2 * remaining["x"]).tolist()
 
 
 def test_few_rows_serve_for_both():
@@ -160,11 +160,11 @@ def test_what_is_looked_up_is_of_the_vocabulary_with_a_few_that_are_unknown(dtyp
     layer = layers.IntegerLookup(vocabulary=[700, 500, 900, 2**40], mask_token=3)
     samples = drawn_by(layer, dtype)
     drawn = np.concatenate([sample["x"] for sample in samples])
-    known = {700, 500, 900} if dtype == "int16" else {700, 500, 900, 2**40}
+    vocabulary = {700, 500, 900} if dtype == "int16" else {700, 500, 900, 2**40}
     assert drawn.dtype == dtype
-    assert known <= set(drawn[:, :6].ravel().tolist())
+    assert vocabulary <= set(drawn[:, :6].ravel().tolist())
     if dtype == "int64":
-        assert set(drawn.ravel().tolist()) - known - {3}
+        assert set(drawn.ravel().tolist()) - vocabulary - {3}
     assert all((sample["x"][0, 6:] == 3).all() for sample in samples)
     assert (drawn[:, :6] != 3).all()
 
@@ -174,9 +174,9 @@ def test_what_takes_no_unknown_number_is_given_none():
 
     pytest.importorskip("tensorflow")
     lookup = layers.IntegerLookup(vocabulary=[7, 5], num_oov_indices=0)
-    for layer, known in ((lookup, {5, 7}), (layers.CategoryEncoding(3, "multi_hot"), {0, 1, 2})):
+    for layer, numbers in ((lookup, {5, 7}), (layers.CategoryEncoding(3, "multi_hot"), {0, 1, 2})):
         drawn = np.concatenate([sample["x"] for sample in drawn_by(layer, "int64")])
-        assert set(drawn.ravel().tolist()) == known
+        assert set(drawn.ravel().tolist()) == numbers
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])

@@ -67,25 +67,25 @@ def count_rows(batches):
 
 def test_a_fifth_of_the_rows_is_verified_on_where_there_are_no_samples(dense):
     named, rows = NamedModel(dense), np.ones((40, 4), "float32")
-    found = choose_data(named, None, rows)
-    assert (count_rows(found.calibration), count_rows(found.samples)) == (32, 8)
-    found = choose_data(named, [rows[:3]], rows)
-    assert (count_rows(found.calibration), count_rows(found.samples)) == (40, 3)
-    assert not found.has_random_samples
+    data = choose_data(named, None, rows)
+    assert (count_rows(data.calibration), count_rows(data.samples)) == (32, 8)
+    data = choose_data(named, [rows[:3]], rows)
+    assert (count_rows(data.calibration), count_rows(data.samples)) == (40, 3)
+    assert not data.has_random_samples
 
 
 def test_without_data_all_is_drawn(dense):
-    found = choose_data(NamedModel(dense), None, None)
-    assert found.has_random_samples
-    assert found.calibration is None
+    data = choose_data(NamedModel(dense), None, None)
+    assert data.has_random_samples
+    assert data.calibration is None
     assert all(
-        (found.samples, found.alternative_samples, found.optional_samples, found.extreme_samples)
+        (data.samples, data.alternative_samples, data.optional_samples, data.extreme_samples)
     )
 
 
 def test_inputs_with_unequal_rows_are_refused_by_the_argument():
-    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
-    model = keras.Model([left, right], keras.layers.Add()([left, right]))
+    left_input, right_input = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    model = keras.Model([left_input, right_input], keras.layers.Add()([left_input, right_input]))
     rows = {"left": np.ones((5, 4)), "right": np.ones((6, 4))}
     with pytest.raises(InvalidInputError, match=r"^`calibration`: Inputs differ in batch size"):
         Exporter(model, "onnx", precision="int8", calibration=rows)

@@ -29,9 +29,9 @@ class RoundedUp(ExportFormat):
             x = np.nextafter(sample["x"], np.float32(np.inf))
             x = np.where(sample["x"] == 0, sample["x"], x)
             outputs.append(self.spoil(sample["x"], self.infer({"x": x})["floored"]))
-        return [{"floored": each.astype("float32")} for each in outputs]
+        return [{"floored": output.astype("float32")} for output in outputs]
 
-    def spoil(self, given, floored):
+    def spoil(self, inputs, floored):
         """Makes the artifact a wrong one, where a test puts another function."""
         return floored
 
@@ -51,10 +51,10 @@ def check_fails(job, folder):
 
 
 def test_another_batch_stands_for_one_at_a_tie(job, tmp_path):
-    made = make_artifact(job, tmp_path, print)
-    assert made.verification.state == "verified"
-    assert made.verification.num_samples == 2
-    assert made.route.endswith("one batch drawn anew, at a tie of the model's")
+    artifact = make_artifact(job, tmp_path, print)
+    assert artifact.verification.state == "verified"
+    assert artifact.verification.num_samples == 2
+    assert artifact.route.endswith("one batch drawn anew, at a tie of the model's")
 
 
 def test_batches_that_were_given_are_not_replaced(job, tmp_path):
@@ -75,9 +75,9 @@ def test_what_differs_beside_a_tie_fails(job, tmp_path):
 
 def test_a_wrong_artifact_fails_on_the_batch_that_was_drawn_anew(job, tmp_path):
     """On the first batches nothing but the tie shows that it is wrong."""
-    known = {sample["x"].tobytes() for sample in job.samples}
+    first_batches = {sample["x"].tobytes() for sample in job.samples}
     wrong = RoundedUp()
-    wrong.spoil = lambda given, floored: floored + (given.tobytes() not in known)
+    wrong.spoil = lambda inputs, floored: floored + (inputs.tobytes() not in first_batches)
     check_fails(replace(job, export_format=wrong), tmp_path)
 
 
@@ -86,5 +86,5 @@ def test_a_tie_of_whole_numbers_is_no_matter_of_rounding(job, tmp_path, value):
     """An artifact that floors zero or two to something else is wrong."""
     job.samples[1]["x"][0, 1] = value
     wrong = RoundedUp()
-    wrong.spoil = lambda given, floored: floored - (given == value)
+    wrong.spoil = lambda inputs, floored: floored - (inputs == value)
     check_fails(replace(job, export_format=wrong), tmp_path)

@@ -17,21 +17,26 @@ from keras_deepseek.errors import ExportError, InvalidInputError
 
 def test_further_samples_count_if_the_model_takes_them(tmp_path, weights_format, job_of):
     further = [{"input_0": np.ones((2, 4), "float32")}, {"input_0": np.ones((2, 5), "float32")}]
-    made = make_artifact(job_of(weights_format(), optional_samples=further), tmp_path, print)
-    assert made.verification.num_samples == 4
+    artifact = make_artifact(job_of(weights_format(), optional_samples=further), tmp_path, print)
+    assert artifact.verification.num_samples == 4
 
 
 def test_where_there_is_no_batch_nothing_is_verified(tmp_path, weights_format, job_of):
     job = replace(job_of(weights_format(), precision="float16"), samples=[])
     job.export_format.write(job.model, tmp_path)
-    found = module.check_artifact(job, tmp_path)
-    assert (found.state, found.reason) == ("unverified", "there is no batch to compare on")
+    verification = module.check_artifact(job, tmp_path)
+    assert (verification.state, verification.reason) == (
+        "unverified",
+        "there is no batch to compare on",
+    )
 
 
 def test_less_precision_is_measured(tmp_path, weights_format, job_of):
-    made = make_artifact(job_of(weights_format(spoil=0.001), precision="float16"), tmp_path, print)
-    assert made.verification.state == "verified"
-    assert 0 < made.verification.agreement["output_0"]["relative_error"] < 0.01
+    artifact = make_artifact(
+        job_of(weights_format(spoil=0.001), precision="float16"), tmp_path, print
+    )
+    assert artifact.verification.state == "verified"
+    assert 0 < artifact.verification.agreement["output_0"]["relative_error"] < 0.01
     with pytest.raises(ExportError, match="differs by"):
         make_artifact(job_of(weights_format(spoil=0.1), precision="float16"), tmp_path, print)
 
@@ -58,8 +63,8 @@ class Spoiled(AsTheModel):
 
     def run(self, folder, samples):
         outputs = super().run(folder, samples)
-        for each in outputs:
-            each[self.output] = each[self.output] * (1 + self.share)
+        for batch in outputs:
+            batch[self.output] = batch[self.output] * (1 + self.share)
         return outputs
 
 
@@ -97,9 +102,9 @@ class WithoutNan(AsTheModel):
 )
 def test_a_difference_on_nan_is_reported(tmp_path, job_of, artifact, is_random, expected):
     job = job_of(artifact, has_random_samples=is_random)
-    made = make_artifact(job, tmp_path, print).verification
-    assert made.state == "verified"
-    assert re.search(expected, made.nonfinite)
+    verification = make_artifact(job, tmp_path, print).verification
+    assert verification.state == "verified"
+    assert re.search(expected, verification.nonfinite)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +165,8 @@ def test_large_numbers_are_compared_less_strictly(tmp_path, weights_format, job_
     usual = [{"input_0": np.array([[1, -1, 0, 0], [0, 2, 0, -2]], "float32")}]
     large = {f"{kind}_samples": [{"input_0": np.full((2, 4), 50.0, "float32")}]}
     job = job_of(weights_format(spoil=5e-4), allows_difference=True)
-    made = make_artifact(replace(job, samples=usual, **large), folder, print)
-    assert made.verification.state == state
+    artifact = make_artifact(replace(job, samples=usual, **large), folder, print)
+    assert artifact.verification.state == state
 
 
 def test_a_float32_head_on_layers_of_half_precision_is_judged_by_these(

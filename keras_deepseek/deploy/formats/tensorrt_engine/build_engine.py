@@ -22,8 +22,9 @@ def build_engine(
     """
     log = make_error_log(tensorrt)
     builder = tensorrt.Builder(log)
-    asked = _make_network(tensorrt, builder)  # A parser crashes if it outlives its network.
-    check_nodes(tensorrt.OnnxParser(asked, log), onnx_file)
+    # A parser crashes if it outlives its network.
+    checked_network = _make_network(tensorrt, builder)
+    check_nodes(tensorrt.OnnxParser(checked_network, log), onnx_file)
     network = _make_network(tensorrt, builder)
     parser = tensorrt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx_file)):
@@ -54,7 +55,7 @@ def _make_network(tensorrt: Any, builder: Any) -> Any:
 
 
 def _make_profile(builder: Any, profile: Profile) -> Any:
-    made = builder.create_optimization_profile()
+    optimization_profile = builder.create_optimization_profile()
     for name, shapes in profile.shapes.items():
-        made.set_shape(name, *shapes)
-    return made
+        optimization_profile.set_shape(name, *shapes)
+    return optimization_profile

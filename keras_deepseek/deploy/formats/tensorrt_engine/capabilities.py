@@ -21,14 +21,14 @@ def check_capabilities(capabilities: Iterable[str | int], tensorrt: Any) -> tupl
             "`compute_capabilities` must be a sequence, as in ('86', '89'); "
             f"received {capabilities!r}."
         )
-    known = known_capabilities(tensorrt)
+    supported = known_capabilities(tensorrt)
     chosen = []
     for capability in capabilities:
         digits = re.sub(r"^SM_?|\.", "", str(capability).upper())
-        if digits not in known:
+        if digits not in supported:
             raise InvalidInputError(
                 f"TensorRT-RTX {tensorrt.__version__} can't build for compute capability "
-                f"{capability!r}; it can for {', '.join(known)}."
+                f"{capability!r}; it can for {', '.join(supported)}."
             )
         if digits not in chosen:
             chosen.append(digits)
@@ -36,15 +36,15 @@ def check_capabilities(capabilities: Iterable[str | int], tensorrt: Any) -> tupl
         raise InvalidInputError(
             f"An engine for compute capability {TURING} runs on no other; received "
             f"{', '.join(chosen)}. Export one engine for {TURING}, and another one for any of "
-            f"{_others(known)}."
+            f"{_other_capabilities(supported)}."
         )
     return tuple(chosen)
 
 
 def known_capabilities(tensorrt: Any) -> list[str]:
     """Returns the compute capabilities that a release of TensorRT-RTX builds for, oldest first."""
-    found = (re.fullmatch(r"SM(\d+)", name) for name in vars(tensorrt.ComputeCapability))
-    return sorted((match[1] for match in found if match), key=int)
+    matches = (re.fullmatch(r"SM(\d+)", name) for name in vars(tensorrt.ComputeCapability))
+    return sorted((match[1] for match in matches if match), key=int)
 
 
 def check_turing(tensorrt: Any, precision: str | None) -> None:
@@ -53,9 +53,9 @@ def check_turing(tensorrt: Any, precision: str | None) -> None:
         raise InvalidInputError(
             f"An engine for compute capability {TURING} computes only in float16; received "
             f"precision={precision!r}. Pass precision='float16', or compute_capabilities= of "
-            f"{_others(known_capabilities(tensorrt))}."
+            f"{_other_capabilities(known_capabilities(tensorrt))}."
         )
 
 
-def _others(known: list[str]) -> str:
-    return ", ".join(capability for capability in known if capability != TURING)
+def _other_capabilities(capabilities: list[str]) -> str:
+    return ", ".join(capability for capability in capabilities if capability != TURING)

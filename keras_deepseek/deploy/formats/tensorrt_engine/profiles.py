@@ -44,14 +44,20 @@ def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]
     A user's dict holds three sizes by the name of an axis, or three shapes by the name of an input.
     Other axes take 1, 4 and 32 for the batch, and 1, 16 and 64 otherwise.
     """
-    given = [{}] if profiles is None else [profiles] if isinstance(profiles, Mapping) else profiles
-    is_sequence = isinstance(given, Sequence) and not isinstance(given, str)
-    if not is_sequence or not given or not all(isinstance(one, Mapping) for one in given):
+    profile_dicts = (
+        [{}] if profiles is None else [profiles] if isinstance(profiles, Mapping) else profiles
+    )
+    is_sequence = isinstance(profile_dicts, Sequence) and not isinstance(profile_dicts, str)
+    if (
+        not is_sequence
+        or not profile_dicts
+        or not all(isinstance(profile, Mapping) for profile in profile_dicts)
+    ):
         raise InvalidInputError(
             "`profiles` must be a dict, as in {'batch': (1, 4, 32)}, or a sequence of such; "
             f"received {profiles!r}."
         )
-    return tuple(_resolve(signature, one) for one in given)
+    return tuple(_resolve(signature, profile) for profile in profile_dicts)
 
 
 def _resolve(signature: Signature, profile: Mapping[str, Any]) -> Profile:
@@ -61,13 +67,13 @@ def _resolve(signature: Signature, profile: Mapping[str, Any]) -> Profile:
     sizes: dict[str, Sizes] = {}
     for name, value in profile.items():
         if name in free and not (name in specs and _are_shapes(value)):
-            found = {name: _check_sizes(f"axis {name!r}", value)}
+            ranges = {name: _check_sizes(f"axis {name!r}", value)}
         elif name in specs:
-            found = _sizes_of(specs[name], axes_of[name], value)
+            ranges = _sizes_of(specs[name], axes_of[name], value)
         else:
-            known = [*dict.fromkeys(free), *specs]
-            raise InvalidInputError(unknown_name_message("axis or input of profiles=", name, known))
-        for axis, triple in found.items():
+            names = [*dict.fromkeys(free), *specs]
+            raise InvalidInputError(unknown_name_message("axis or input of profiles=", name, names))
+        for axis, triple in ranges.items():
             if sizes.setdefault(axis, triple) != triple:
                 raise InvalidInputError(
                     f"Axis {axis!r} has two ranges in one profile: {sizes[axis]} and {triple}. "
@@ -100,9 +106,9 @@ def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict
         )
     return {
         axis: _check_sizes(
-            f"axis {place} of input {spec.name!r}", [shape[place] for shape in value]
+            f"axis {index} of input {spec.name!r}", [shape[index] for shape in value]
         )
-        for place, axis in enumerate(axes)
+        for index, axis in enumerate(axes)
         if isinstance(axis, str)
     }
 
@@ -115,17 +121,17 @@ def _are_shapes(value: Any) -> bool:
     )
 
 
-def _check_sizes(place: str, value: Any) -> Sizes:
+def _check_sizes(axis: str, value: Any) -> Sizes:
     sizes = tuple(value) if isinstance(value, Sequence) else ()
     if len(sizes) != len(BOUNDS) or not all(type(size) is int for size in sizes):
         raise InvalidInputError(
-            f"The sizes of {place} in profiles= must be three integers, the {', '.join(BOUNDS)}; "
+            f"The sizes of {axis} in profiles= must be three integers, the {', '.join(BOUNDS)}; "
             f"received {value!r}."
         )
     smallest, usual, largest = sizes
     if not 1 <= smallest <= usual <= largest:
         raise InvalidInputError(
-            f"The sizes of {place} in profiles= must be at least 1 and ascending; received "
+            f"The sizes of {axis} in profiles= must be at least 1 and ascending; received "
             f"{value!r}."
         )
     return smallest, usual, largest

@@ -27,12 +27,12 @@ def add_masks(view: GraphView) -> int:
 
     Returns the number of changed attentions.
     """
-    made: dict[tuple[str, float], str] = {}
-    return view.rewrite(lambda view, product: _add_mask(view, product, made), "MatMul")
+    mask_tensors: dict[tuple[str, float], str] = {}
+    return view.rewrite(lambda view, product: _add_mask(view, product, mask_tensors), "MatMul")
 
 
 def _add_mask(
-    view: GraphView, product: Any, made: dict[tuple[str, float], str]
+    view: GraphView, product: Any, mask_tensors: dict[tuple[str, float], str]
 ) -> list[Any] | None:
     zeroing = view.producer(product.input[0], "Where")
     softmax = view.producer(
@@ -55,19 +55,19 @@ def _add_mask(
     bias, masked, probabilities, attended, any_name = names
     nodes = []
     number = view.scalar(least) or 0.0
-    if (mask, number) not in made:
-        made[mask, number] = bias
+    if (mask, number) not in mask_tensors:
+        mask_tensors[mask, number] = bias
         nodes.append(view.node("Where", [mask, zero, least], bias))
-    nodes.append(view.node("Add", [scores, made[mask, number]], masked))
+    nodes.append(view.node("Add", [scores, mask_tensors[mask, number]], masked))
     nodes.append(view.node("Softmax", [masked], probabilities))
     nodes[-1].attribute.extend(softmax.attribute)
     if zeroing is None:
         return [*nodes, view.node("MatMul", [probabilities, product.input[1]], output)]
     nodes.append(view.node("MatMul", [probabilities, product.input[1]], attended))
-    if (mask, 0.0) not in made:
-        made[mask, 0.0] = any_name
+    if (mask, 0.0) not in mask_tensors:
+        mask_tensors[mask, 0.0] = any_name
         nodes += _find_any(view, mask, any_name)
-    return [*nodes, view.node("Where", [made[mask, 0.0], attended, zero], output)]
+    return [*nodes, view.node("Where", [mask_tensors[mask, 0.0], attended, zero], output)]
 
 
 def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) -> bool:

@@ -44,8 +44,10 @@ def _skip_casts(view: GraphView, node: Any) -> list[Any] | None:
     if inner is None:
         return None
     name_of = view.onnx.TensorProto.DataType.Name
-    given = view.dtype(inner.input[0])
-    is_back = given and attribute(node, "to") == given
-    if not is_back or name_of(attribute(inner, "to")) not in _HELD_BY.get(name_of(given), ()):
+    source_dtype = view.dtype(inner.input[0])
+    is_back = source_dtype and attribute(node, "to") == source_dtype
+    if not is_back or name_of(attribute(inner, "to")) not in _HELD_BY.get(
+        name_of(source_dtype), ()
+    ):
         return None
     return view.replace_uses(node.output[0], inner.input[0])

@@ -27,8 +27,10 @@ def _read_plain(view: GraphView, node: Any) -> list[Any] | None:
     names = list(node.input)
     for index, name in enumerate(node.input):
         expand = view.producer(name, "Expand")
-        others = [*names[:index], *names[index + 1 :]]
-        if expand is not None and any(_has(view, each, expand.input[1]) for each in others):
+        other_names = [*names[:index], *names[index + 1 :]]
+        if expand is not None and any(
+            _has(view, other_name, expand.input[1]) for other_name in other_names
+        ):
             names[index] = expand.input[0]
     if names == list(node.input):
         return None
@@ -44,8 +46,8 @@ def _has(view: GraphView, name: str, sizes_name: str) -> bool:
         return False
     axes = range(len(shape) - len(sizes), len(shape))
     return all(
-        given in (1, shape[axis]) or _find_source(view, given) == _find_source(view, (name, axis))
-        for axis, given in zip(axes, sizes, strict=True)
+        size in (1, shape[axis]) or _find_source(view, size) == _find_source(view, (name, axis))
+        for axis, size in zip(axes, sizes, strict=True)
     )
 
 

@@ -44,6 +44,6 @@ def _is_same(view: GraphView, node: Any, product: Any, flat: Any) -> bool:
         return False
     unknown = sizes.count(-1)
     return all(
-        given in (size, (x, axis)) or (given == -1 and unknown == 1)
-        for axis, (given, size) in enumerate(zip(sizes[:-1], shape[:-1], strict=True))
+        new_size in (size, (x, axis)) or (new_size == -1 and unknown == 1)
+        for axis, (new_size, size) in enumerate(zip(sizes[:-1], shape[:-1], strict=True))
     )

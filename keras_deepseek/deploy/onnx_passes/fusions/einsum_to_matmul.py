@@ -19,8 +19,8 @@ _NUM_OPERANDS = 2
 class _Axes:
     """The axes of a two-tensor `Einsum` by their role, each a letter of the equation."""
 
-    left: str
-    right: str
+    lhs: str
+    rhs: str
     output: str
     batch: tuple[str, ...]
     rows: tuple[str, ...]
@@ -40,60 +40,60 @@ def _write_product(view: GraphView, node: Any) -> list[Any] | None:
     if len(node.input) != _NUM_OPERANDS:
         return None
     equation = attribute(node, "equation").decode().replace(" ", "")
-    left, right = node.input
+    lhs, rhs = node.input
     constants = [view.constant(name) for name in node.input]
     axes = _sort_axes(equation)
     if (
         axes is not None and constants[0] is not None and constants[1] is None
     ):  # A kernel goes right.
-        left, right = right, left
+        lhs, rhs = rhs, lhs
         constants.reverse()
         terms, output = equation.split("->")
         axes = _sort_axes(f"{','.join(reversed(terms.split(',')))}->{output}")
     if axes is None:
         return None
     if constants[1] is not None and not axes.batch:
-        return _by_kernel(view, node, axes, left, right, constants[1])
+        return _by_kernel(view, node, axes, lhs, rhs, constants[1])
     if len(axes.rows) == len(axes.summed) == len(axes.columns) == 1:
-        return _of_two(view, node, axes, left, right)
+        return _of_two(view, node, axes, lhs, rhs)
     return None
 
 
 def _sort_axes(equation: str) -> _Axes | None:
     """Returns an equation's axes by role; `None` if it is not a product of two tensors."""
     terms, arrow, output = equation.partition("->")
-    left, _, right = terms.partition(",")
-    if not arrow or not (left + right + output).isalpha():
+    lhs, _, rhs = terms.partition(",")
+    if not arrow or not (lhs + rhs + output).isalpha():
         return None
-    if any(len(set(term)) < len(term) for term in (left, right, output)):
+    if any(len(set(term)) < len(term) for term in (lhs, rhs, output)):
         return None
-    batch = tuple(axis for axis in output if axis in left and axis in right)
-    rows = tuple(axis for axis in output if axis in left and axis not in right)
-    columns = tuple(axis for axis in output if axis in right and axis not in left)
-    summed = tuple(axis for axis in left if axis in right and axis not in output)
-    if set(left) != {*batch, *rows, *summed} or set(right) != {*batch, *summed, *columns}:
+    batch = tuple(axis for axis in output if axis in lhs and axis in rhs)
+    rows = tuple(axis for axis in output if axis in lhs and axis not in rhs)
+    columns = tuple(axis for axis in output if axis in rhs and axis not in lhs)
+    summed = tuple(axis for axis in lhs if axis in rhs and axis not in output)
+    if set(lhs) != {*batch, *rows, *summed} or set(rhs) != {*batch, *summed, *columns}:
         return None  # An axis is summed in only one of them.
-    return _Axes(left, right, output, batch, rows, summed, columns)
+    return _Axes(lhs, rhs, output, batch, rows, summed, columns)
 
 
 def _by_kernel(
-    view: GraphView, node: Any, axes: _Axes, left: str, right: str, kernel: Any
+    view: GraphView, node: Any, axes: _Axes, lhs: str, rhs: str, kernel: Any
 ) -> list[Any] | None:
     """Returns nodes for an `Einsum` with a constant, whose kernel becomes a matrix."""
     if not axes.rows or not axes.summed or not axes.columns:
         return None
-    order = [axes.right.index(axis) for axis in (*axes.summed, *axes.columns)]
+    order = [axes.rhs.index(axis) for axis in (*axes.summed, *axes.columns)]
     sizes = [kernel.shape[axis] for axis in order]
     num_summed = len(axes.summed)
     summed, columns = sizes[:num_summed], sizes[num_summed:]
     matrix = kernel.transpose(order).reshape(math.prod(summed), math.prod(columns))
-    nodes = _transpose(view, axes.left, (*axes.rows, *axes.summed), left, f"{node.output[0]}__left")
-    name = nodes[-1].output[0] if nodes else left
+    nodes = _transpose(view, axes.lhs, (*axes.rows, *axes.summed), lhs, f"{node.output[0]}__left")
+    name = nodes[-1].output[0] if nodes else lhs
     keep = [0] * len(axes.rows)
     if num_summed > 1:
         nodes.append(_reshape(view, name, [*keep, math.prod(summed)], f"{node.output[0]}__flat"))
         name = nodes[-1].output[0]
-    weight = view.add_weight(matrix, right)
+    weight = view.add_weight(matrix, rhs)
     nodes.append(view.node("MatMul", [name, weight], f"{node.output[0]}__product"))
     if len(columns) > 1:
         name = f"{node.output[0]}__parted"
@@ -101,33 +101,33 @@ def _by_kernel(
     return _give_output(view, node, axes, (*axes.rows, *axes.columns), nodes)
 
 
-def _of_two(view: GraphView, node: Any, axes: _Axes, left: str, right: str) -> list[Any]:
+def _of_two(view: GraphView, node: Any, axes: _Axes, lhs: str, rhs: str) -> list[Any]:
     """Returns nodes for an `Einsum` of two tensors with batch axes and one axis per other role."""
-    made = (*axes.batch, *axes.rows, *axes.columns)
-    if made != tuple(axes.output) and (*axes.batch, *axes.columns, *axes.rows) == tuple(
+    product_axes = (*axes.batch, *axes.rows, *axes.columns)
+    if product_axes != tuple(axes.output) and (*axes.batch, *axes.columns, *axes.rows) == tuple(
         axes.output
     ):
-        left, right = right, left  # The result is the same, and needs no transposition.
+        lhs, rhs = rhs, lhs  # The result is the same, and needs no transposition.
         axes = _Axes(
-            axes.right, axes.left, axes.output, axes.batch, axes.columns, axes.summed, axes.rows
+            axes.rhs, axes.lhs, axes.output, axes.batch, axes.columns, axes.summed, axes.rows
         )
-        made = (*axes.batch, *axes.rows, *axes.columns)
+        product_axes = (*axes.batch, *axes.rows, *axes.columns)
     names, nodes = [], []
-    for side, name, given, wanted in (
-        ("left", left, axes.left, (*axes.batch, *axes.rows, *axes.summed)),
-        ("right", right, axes.right, (*axes.batch, *axes.summed, *axes.columns)),
+    for side, name, source_axes, target_axes in (
+        ("left", lhs, axes.lhs, (*axes.batch, *axes.rows, *axes.summed)),
+        ("right", rhs, axes.rhs, (*axes.batch, *axes.summed, *axes.columns)),
     ):
-        before = _transpose(view, given, wanted, name, f"{node.output[0]}__{side}")
-        names.append(before[0].output[0] if before else name)
-        nodes += before
+        transposes = _transpose(view, source_axes, target_axes, name, f"{node.output[0]}__{side}")
+        names.append(transposes[0].output[0] if transposes else name)
+        nodes += transposes
     nodes.append(view.node("MatMul", names, f"{node.output[0]}__product"))
-    return _give_output(view, node, axes, made, nodes)
+    return _give_output(view, node, axes, product_axes, nodes)
 
 
 def _transpose(
-    view: GraphView, given: str, wanted: tuple[str, ...], name: str, output: str
+    view: GraphView, source_axes: str, target_axes: tuple[str, ...], name: str, output: str
 ) -> list[Any]:
-    order = [given.index(axis) for axis in wanted]
+    order = [source_axes.index(axis) for axis in target_axes]
     if order == sorted(order):
         return []
     return [view.node("Transpose", [name], output, perm=order)]
@@ -139,8 +139,10 @@ def _reshape(view: GraphView, name: str, sizes: list[int], output: str) -> Any:
 
 
 def _give_output(
-    view: GraphView, node: Any, axes: _Axes, made: tuple[str, ...], nodes: list[Any]
+    view: GraphView, node: Any, axes: _Axes, product_axes: tuple[str, ...], nodes: list[Any]
 ) -> list[Any]:
-    nodes += _transpose(view, "".join(made), tuple(axes.output), nodes[-1].output[0], "after")
+    nodes += _transpose(
+        view, "".join(product_axes), tuple(axes.output), nodes[-1].output[0], "after"
+    )
     nodes[-1].output[0] = node.output[0]
     return nodes

@@ -24,22 +24,22 @@ def fold_scales(view: GraphView) -> int:
 
 
 def _scale(view: GraphView, node: Any) -> list[Any] | None:
-    given, factor = _find_factor(view, node)
-    chain = _find_chain(view, given) if factor is not None else None
+    tensor, factor = _find_factor(view, node)
+    chain = _find_chain(view, tensor) if factor is not None else None
     if factor is None or not chain:
         return None
     nodes: list[Any] = []
-    for each, index in reversed(chain):
-        inputs = list(each.input)
+    for chain_node, index in reversed(chain):
+        inputs = list(chain_node.input)
         if nodes:
             inputs[index] = nodes[-1].output[0]
-        if each.op_type in ("MatMul", "Add"):
+        if chain_node.op_type in ("MatMul", "Add"):
             scaled = _add_scaled(view, inputs[1 - index], factor)
             if scaled is None:
                 return None
             inputs[1 - index] = scaled
-        nodes.append(view.node(each.op_type, inputs, f"{each.output[0]}__scaled"))
-        nodes[-1].attribute.extend(each.attribute)
+        nodes.append(view.node(chain_node.op_type, inputs, f"{chain_node.output[0]}__scaled"))
+        nodes[-1].attribute.extend(chain_node.attribute)
     nodes[-1].output[0] = node.output[0]
     return nodes
 
@@ -50,10 +50,10 @@ def _find_factor(view: GraphView, node: Any) -> tuple[str, float | None]:
         pairs, power = [tuple(node.input)], -1.0
     else:
         pairs, power = list(in_both_orders(node)), 1.0
-    for given, name in pairs:
+    for tensor, name in pairs:
         number, array = view.scalar(name), view.constant(name)
-        if number and array is not None and array.ndim <= len(view.shape(given) or ()):
-            return given, number**power
+        if number and array is not None and array.ndim <= len(view.shape(tensor) or ()):
+            return tensor, number**power
     return "", None
 
 

@@ -45,5 +45,5 @@ _PASSES = (
 def fuse(model: Any) -> None:
     """Runs all fusion passes on a graph, in place, and removes nodes without effect."""
     view = GraphView(model)
-    for each in _PASSES:
-        each(view)
+    for fusion in _PASSES:
+        fusion(view)

@@ -47,10 +47,10 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
         return None
     queries, keys = scores.product.input
     shapes = [view.shape(name) for name in (queries, keys, last.input[1])]
-    known = (view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16)
+    float_types = (view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16)
     if any(shape is None or len(shape) != _RANK for shape in shapes):
         return None
-    if view.dtype(queries) not in known or not _is_same_batch(*shapes):
+    if view.dtype(queries) not in float_types or not _is_same_batch(*shapes):
         return None
     prefix = last.output[0]
     keys, nodes = _turn_keys(view, keys, f"{prefix}__keys")
@@ -108,11 +108,11 @@ def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
 
 def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]:
     """Returns keys with features as the last axis, instead of positions."""
-    before = view.producer(name, "Transpose")
+    transpose = view.producer(name, "Transpose")
     order, source = [0, 1, 3, 2], name
-    if before is not None:
-        given = list(attribute(before, "perm", [3, 2, 1, 0]))
-        source, order = before.input[0], [given[axis] for axis in order]
+    if transpose is not None:
+        permutation = list(attribute(transpose, "perm", [3, 2, 1, 0]))
+        source, order = transpose.input[0], [permutation[axis] for axis in order]
     if order == sorted(order):
         return source, []
     return output, [view.node("Transpose", [source], output, perm=order)]
@@ -133,7 +133,7 @@ def _find_shared(view: GraphView, name: str, nodes: list[Any]) -> tuple[str, int
         or read_shape(view, parted.input[1]) != [_REPEATED_AXIS]
     ):
         return None
-    shape, made = view.shape(parted.input[0]), view.shape(joined.output[0])
+    shape, repeated_shape = view.shape(parted.input[0]), view.shape(joined.output[0])
     repeats = read_shape(view, tiled.input[1])
     if shape is None or len(shape) != _RANK or repeats is None or len(repeats) != _RANK + 1:
         return None
@@ -141,7 +141,11 @@ def _find_shared(view: GraphView, name: str, nodes: list[Any]) -> tuple[str, int
     if any(size != 1 for size in repeats) or not isinstance(times, int):
         return None
     heads = shape[2]
-    if not isinstance(heads, int) or made is None or made[2:] != [heads * times, shape[3]]:
+    if (
+        not isinstance(heads, int)
+        or repeated_shape is None
+        or repeated_shape[2:] != [heads * times, shape[3]]
+    ):
         return None
     return parted.input[0], times
 

@@ -25,10 +25,10 @@ def fuse_gelu(view: GraphView) -> int:
 
 
 def _fuse(view: GraphView, last: Any) -> list[Any] | None:
-    found = _find(view, last)
-    if found is None:
+    gelu = _find(view, last)
+    if gelu is None:
         return None
-    x, approximate, nodes = found
+    x, approximate, nodes = gelu
     return _write(view, last, x, approximate) if view.are_only_used_within(nodes, last) else None
 
 
@@ -72,7 +72,7 @@ def _beside_one(view: GraphView, node: Any) -> list[tuple[str, float]]:
     """Returns the tensors that a node adds to 1 or subtracts from 1, each with its sign."""
     if node.op_type == "Sub":
         return [(node.input[1], -1.0)] if view.scalar(node.input[0]) == 1.0 else []
-    return [(name, 1.0) for name, one in in_both_orders(node) if view.scalar(one) == 1.0]
+    return [(name, 1.0) for name, number in in_both_orders(node) if view.scalar(number) == 1.0]
 
 
 def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] | None:
@@ -85,12 +85,12 @@ def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] 
         return None if nodes is None else [node, *nodes]
     if node.op_type == "Div":
         return [node] if node.input[0] == x and view.is_number(node.input[1], 1 / factor) else None
-    for given, number in in_both_orders(node):
+    for tensor, number in in_both_orders(node):
         if not view.is_number(number, factor) and not view.is_number(number, -factor):
             continue
-        if given == x and view.is_number(number, factor):
+        if tensor == x and view.is_number(number, factor):
             return [node]
-        negative = view.producer(given, "Neg")
+        negative = view.producer(tensor, "Neg")
         if negative is not None and negative.input[0] == x and view.is_number(number, -factor):
             return [node, negative]
     return None
@@ -99,8 +99,8 @@ def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] 
 def _is_cubic(view: GraphView, name: str, x: str) -> list[Any] | None:
     """Returns the nodes of `sqrt(2 / pi) * (x + 0.044715 * x ** 3)`; `None` if it is not that."""
     node = view.producer(name, "Mul")
-    for given, number in in_both_orders(node) if node is not None else ():
-        total = view.producer(given, "Add")
+    for tensor, number in in_both_orders(node) if node is not None else ():
+        total = view.producer(tensor, "Add")
         if total is None or not view.is_number(number, _ROOT_OF_2_BY_PI):
             continue
         for first, second in in_both_orders(total):
@@ -120,9 +120,9 @@ def _is_cube(view: GraphView, name: str, x: str) -> list[Any] | None:
         return None
     if node.op_type == "Pow":
         return [node] if node.input[0] == x and view.scalar(node.input[1]) == _CUBE else None
-    for given, square in in_both_orders(node):
+    for tensor, square in in_both_orders(node):
         inner = view.producer(square, "Mul", "Pow")
-        if given != x or inner is None or inner.input[0] != x:
+        if tensor != x or inner is None or inner.input[0] != x:
             continue
         second = inner.input[1]
         if second == x if inner.op_type == "Mul" else view.scalar(second) == 2.0:  # noqa: PLR2004

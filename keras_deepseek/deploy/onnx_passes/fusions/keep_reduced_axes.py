@@ -25,7 +25,7 @@ def _reduce(view: GraphView, node: Any) -> list[Any] | None:
     if reduction is None:
         return None
     new = view.node(reduction.op_type, list(reduction.input), node.output[0])
-    new.attribute.extend(each for each in reduction.attribute if each.name != "keepdims")
+    new.attribute.extend(entry for entry in reduction.attribute if entry.name != "keepdims")
     return [new]
 
 
@@ -44,18 +44,20 @@ def _find_reduction(view: GraphView, expand: Any) -> Any:
     if shape is None or axes is None or not axes.size:
         return None
     reduced = {int(axis) % len(shape) for axis in axes}
-    left = [axis for axis in range(len(shape)) if axis not in reduced]
+    remaining_axes = [axis for axis in range(len(shape)) if axis not in reduced]
     sizes = read_shape(view, reshape.input[1])
     put_back = read_shape(view, expand.input[1])
     if sizes is None or put_back is None or len(sizes) != len(shape) or len(put_back) != len(shape):
         return None
     for axis, size in enumerate(shape):
-        own = (reduction.output[0], left.index(axis)) if axis not in reduced else 1
-        wanted = (1,) if axis in reduced else (size, own)
+        output_size = (
+            (reduction.output[0], remaining_axes.index(axis)) if axis not in reduced else 1
+        )
+        allowed_sizes = (1,) if axis in reduced else (size, output_size)
         num_unknown = sizes.count(-1)
-        if put_back[axis] not in wanted:
+        if put_back[axis] not in allowed_sizes:
             return None
-        if sizes[axis] not in wanted and (sizes[axis] != -1 or num_unknown > 1):
+        if sizes[axis] not in allowed_sizes and (sizes[axis] != -1 or num_unknown > 1):
             return None
     return reduction
 

@@ -109,14 +109,14 @@ def write_normalization(
     sizes = last_sizes(view, mean.source, mean.num_axes)
     if sizes is None or not view.are_only_used_within(mean.nodes, last):
         return None
-    known = (view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16)
-    if view.dtype(mean.source) not in known:  # In float64, runtimes compute the mean in float32.
-        return None
+    float_types = (view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16)
+    if view.dtype(mean.source) not in float_types:
+        return None  # In float64, runtimes compute the mean in float32.
     dtype = view.onnx.helper.tensor_dtype_to_np_dtype(view.dtype(mean.source))
     rank = len(view.shape(mean.source) or ())
-    given = {"scale": np.ones(sizes, dtype) if scale is None else scale, "bias": bias}
+    weights = {"scale": np.ones(sizes, dtype) if scale is None else scale, "bias": bias}
     inputs = [mean.source]
-    for name, array in given.items():
+    for name, array in weights.items():
         fitted = None if array is None else fit_weight(array, sizes, rank, dtype)
         if fitted is not None:
             inputs.append(view.add_weight(fitted, f"{last.output[0]}__{name}"))
@@ -164,7 +164,7 @@ def _count_last_axes(view: GraphView, reduction: Any) -> int:
     if axes is None or not attribute(reduction, "keepdims", 1):
         return 0
     shape = view.shape(reduction.input[0])
-    given = sorted(int(axis) for axis in np.ravel(axes))
+    sorted_axes = sorted(int(axis) for axis in np.ravel(axes))
     if shape is not None:
-        given = sorted({axis % len(shape) - len(shape) for axis in given})
-    return len(given) if given == list(range(-len(given), 0)) else 0
+        sorted_axes = sorted({axis % len(shape) - len(shape) for axis in sorted_axes})
+    return len(sorted_axes) if sorted_axes == list(range(-len(sorted_axes), 0)) else 0

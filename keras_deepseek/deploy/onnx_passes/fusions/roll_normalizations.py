@@ -48,8 +48,8 @@ def roll_normalizations(view: GraphView) -> int:
             by_last[rolled[-1].end] = (rolled[:period], num_rounds)
 
     def make_loop(view: GraphView, node: Any) -> list[Any] | None:
-        found = by_last.get(node.output[0])
-        return None if found is None else [_make_loop(view, node, *found)]
+        steps_and_rounds = by_last.get(node.output[0])
+        return None if steps_and_rounds is None else [_make_loop(view, node, *steps_and_rounds)]
 
     return view.rewrite(make_loop, *_COMBINING)
 
@@ -76,12 +76,12 @@ def _uses(step: _Step) -> int:
 
 def _read_step(view: GraphView, last: Any) -> _Step | None:
     """Returns the normalization step whose last node is given, or `None`."""
-    for place, start in enumerate(last.input):
-        nodes = _read_function(view, last.input[1 - place], start)
+    for index, start in enumerate(last.input):
+        nodes = _read_function(view, last.input[1 - index], start)
         if nodes and view.are_only_used_within(nodes, last):
             nodes.append(last)
             key = tuple(_describe(view, node) for node in nodes)
-            return _Step(start, last.output[0], nodes, (*key, place))
+            return _Step(start, last.output[0], nodes, (*key, index))
     return None
 
 
@@ -92,11 +92,11 @@ def _read_function(view: GraphView, name: str, start: str) -> list[Any]:
         node = view.any_producer(name)
         if node is None or len(nodes) == _LONGEST_STEP or len(node.output) != 1:
             return []
-        given = [each for each in node.input if each and view.constant(each) is None]
-        if len(given) != 1 or any(each.HasField("g") or each.graphs for each in node.attribute):
+        inputs = [tensor for tensor in node.input if tensor and view.constant(tensor) is None]
+        if len(inputs) != 1 or any(entry.HasField("g") or entry.graphs for entry in node.attribute):
             return []
         nodes.insert(0, node)
-        (name,) = given
+        (name,) = inputs
     return nodes if any(node.op_type.startswith("Reduce") for node in nodes) else []
 
 
@@ -105,7 +105,7 @@ def _describe(view: GraphView, node: Any) -> tuple[Any, ...]:
     for name in node.input:
         value = view.constant(name) if name else None
         constants.append(None if value is None else (value.dtype, value.shape, value.tobytes()))
-    attributes = sorted(each.SerializeToString() for each in node.attribute)
+    attributes = sorted(entry.SerializeToString() for entry in node.attribute)
     return node.op_type, node.domain, tuple(attributes), tuple(constants)
 
 
@@ -123,15 +123,15 @@ def _find_rounds(keys: list[tuple[Any, ...]]) -> tuple[int, int]:
 
 def _keeps_shape(view: GraphView, steps: list[_Step]) -> bool:
     """Returns True if the rolled-up steps leave a tensor's rank and static sizes unchanged."""
-    before, after = view.shape(steps[0].start), view.shape(steps[-1].end)
+    start_shape, end_shape = view.shape(steps[0].start), view.shape(steps[-1].end)
     return (
-        before is not None
-        and after is not None
-        and len(before) == len(after)
+        start_shape is not None
+        and end_shape is not None
+        and len(start_shape) == len(end_shape)
         and all(
-            left == right
-            for left, right in zip(before, after, strict=True)
-            if isinstance(left, int) or isinstance(right, int)
+            start_size == end_size
+            for start_size, end_size in zip(start_shape, end_shape, strict=True)
+            if isinstance(start_size, int) or isinstance(end_size, int)
         )
     )
 
@@ -141,11 +141,11 @@ def _make_loop(view: GraphView, last: Any, steps: list[_Step], num_rounds: int) 
     start, carried = steps[0].start, f"{name}_x"
     nodes = [type(node).FromString(node.SerializeToString()) for s in steps for node in s.nodes]
     for node in nodes:
-        node.input[:] = [carried if each == start else each for each in node.input]
+        node.input[:] = [carried if tensor == start else tensor for tensor in node.input]
         node.output[0] = f"{name}_{node.output[0]}"
-    own = {node.output[0] for node in nodes}
+    output_names = {node.output[0] for node in nodes}
     for node in nodes:
-        node.input[:] = [f"{name}_{x}" if f"{name}_{x}" in own else x for x in node.input]
+        node.input[:] = [f"{name}_{x}" if f"{name}_{x}" in output_names else x for x in node.input]
     result, dtype, shape = nodes[-1].output[0], view.dtype(start), view.shape(start)
     body = make_loop_body(view.onnx, name, nodes, carried, result, dtype, shape)
     times = view.add_weight(np.array(num_rounds, "int64"), f"{name}_times")

@@ -19,8 +19,8 @@ def simplify_negative_indices(view: GraphView) -> int:
 
 
 def _gather(view: GraphView, node: Any) -> list[Any] | None:
-    data, places = node.input
-    choice = view.producer(places, "Where")
+    data, indices = node.input
+    choice = view.producer(indices, "Where")
     shape = view.shape(data)
     axis = attribute(node, "axis", 0)
     if choice is None or shape is None or not -len(shape) <= axis < len(shape):
@@ -31,24 +31,24 @@ def _gather(view: GraphView, node: Any) -> list[Any] | None:
     return [view.node("Gather", [data, plain], node.output[0], axis=axis)]
 
 
-def _is_negative(view: GraphView, condition: str, places: str) -> bool:
+def _is_negative(view: GraphView, condition: str, indices: str) -> bool:
     """Returns True if a tensor is `indices < 0`, possibly with casts that keep the sign."""
     less = view.producer(condition, "Less")
     if less is None or view.scalar(less.input[1]) != 0.0:
         return False
     types = view.onnx.TensorProto
     cast = view.producer(less.input[0], "Cast")
-    if cast is None or less.input[0] == places:
-        return bool(less.input[0] == places)
+    if cast is None or less.input[0] == indices:
+        return bool(less.input[0] == indices)
     is_wide = attribute(cast, "to") in (types.FLOAT, types.DOUBLE, types.INT64)
-    return is_wide and cast.input[0] == places
+    return is_wide and cast.input[0] == indices
 
 
-def _is_added(view: GraphView, name: str, places: str, size: int | str | None) -> bool:
+def _is_added(view: GraphView, name: str, indices: str, size: int | str | None) -> bool:
     """Returns True if a tensor is the indices plus a given size."""
     node = view.producer(name, "Add")
     if node is None or not isinstance(size, int):
         return False
     return any(
-        given == places and view.scalar(number) == size for given, number in in_both_orders(node)
+        tensor == indices and view.scalar(number) == size for tensor, number in in_both_orders(node)
     )

@@ -16,7 +16,7 @@ _FIRST_OPSET = 15
 
 _INDIRECT = ("Cast", "Slice", "Gather")
 
-_Made = dict[tuple[Size, ...], str]
+_NamesBySizes = dict[tuple[Size, ...], str]
 
 
 def simplify_sizes(view: GraphView) -> int:
@@ -26,11 +26,13 @@ def simplify_sizes(view: GraphView) -> int:
     """
     if view.opset < _FIRST_OPSET:
         return 0
-    made: _Made = {}
-    return view.rewrite(lambda view, node: _replace(view, node, made), "Reshape", "Expand", "Slice")
+    names_by_sizes: _NamesBySizes = {}
+    return view.rewrite(
+        lambda view, node: _replace(view, node, names_by_sizes), "Reshape", "Expand", "Slice"
+    )
 
 
-def _replace(view: GraphView, node: Any, made: _Made) -> list[Any] | None:
+def _replace(view: GraphView, node: Any, names_by_sizes: _NamesBySizes) -> list[Any] | None:
     data, *names = node.input
     read: Sequence[list[Size] | None] = [read_shape(view, name) for name in names]
     shape = view.shape(data)
@@ -42,7 +44,7 @@ def _replace(view: GraphView, node: Any, made: _Made) -> list[Any] | None:
             return None
     nodes, inputs = [], [data]
     for index, sizes in enumerate(read):
-        new, name = _write(view, sizes or [], f"{node.output[0]}__{index}", made)
+        new, name = _write(view, sizes or [], f"{node.output[0]}__{index}", names_by_sizes)
         nodes += new
         inputs.append(name)
     nodes.append(view.node(node.op_type, inputs, node.output[0]))
@@ -54,7 +56,9 @@ def _is_indirect(view: GraphView, name: str) -> bool:
     node = view.producer(name, "Concat", *_INDIRECT)
     if node is None:
         return False
-    return node.op_type in _INDIRECT or any(_is_indirect(view, each) for each in node.input)
+    return node.op_type in _INDIRECT or any(
+        _is_indirect(view, input_name) for input_name in node.input
+    )
 
 
 def _without_whole_axes(
@@ -67,22 +71,24 @@ def _without_whole_axes(
     """Returns the starts, ends, axes and steps of a `Slice` without axes that it takes whole."""
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
-    kept = [
+    slices = [
         (start, end, axis, step)
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
         if (start, step) != (0, 1) or not _is_end(shape[axis], end)
     ]
-    return [list(each) for each in zip(*kept, strict=True)] or [[]]
+    return [list(column) for column in zip(*slices, strict=True)] or [[]]
 
 
 def _is_end(size: int | str | None, end: Size) -> bool:
     return isinstance(size, int) and isinstance(end, int) and end >= size
 
 
-def _write(view: GraphView, sizes: list[Size], like: str, made: _Made) -> tuple[list[Any], str]:
+def _write(
+    view: GraphView, sizes: list[Size], like: str, names_by_sizes: _NamesBySizes
+) -> tuple[list[Any], str]:
     """Returns the nodes that compute a tensor of given sizes, and the tensor's name."""
-    if tuple(sizes) in made:
-        return [], made[tuple(sizes)]
+    if tuple(sizes) in names_by_sizes:
+        return [], names_by_sizes[tuple(sizes)]
     nodes: list[Any] = []
     names = []
     for run in _join_runs(sizes):
@@ -94,7 +100,7 @@ def _write(view: GraphView, sizes: list[Size], like: str, made: _Made) -> tuple[
     if len(names) > 1:
         nodes.append(view.node("Concat", names, f"{like}_joined", axis=0))
         names = [f"{like}_joined"]
-    made[tuple(sizes)] = names[0]
+    names_by_sizes[tuple(sizes)] = names[0]
     return nodes, names[0]
 
 
@@ -102,11 +108,11 @@ def _join_runs(sizes: list[Size]) -> list[list[Size]]:
     """Groups sizes into runs, each of which is one constant or one `Shape` node."""
     runs: list[list[Size]] = []
     for size in sizes:
-        before = runs[-1][-1] if runs else None
+        previous = runs[-1][-1] if runs else None
         if isinstance(size, int):
-            goes_on = isinstance(before, int)
+            goes_on = isinstance(previous, int)
         else:
-            goes_on = isinstance(before, tuple) and (before[0], before[1] + 1) == size
+            goes_on = isinstance(previous, tuple) and (previous[0], previous[1] + 1) == size
         if goes_on:
             runs[-1].append(size)
         else:

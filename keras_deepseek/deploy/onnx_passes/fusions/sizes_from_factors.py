@@ -46,8 +46,10 @@ def _find_factor(view: GraphView, size: Any) -> tuple[str, int] | None:
     if scaled is not None and view.scalar(scaled.input[1]) is not None:
         name = scaled.input[0]
     product = view.producer(name, "MatMul")
-    ranks = {len(view.shape(each) or ()) for each in product.input} if product is not None else {0}
-    (rank, *others) = ranks
-    if others or rank < _LEAST_RANK or axis not in (rank - 2, rank - 1):
+    ranks = (
+        {len(view.shape(factor) or ()) for factor in product.input} if product is not None else {0}
+    )
+    (rank, *other_ranks) = ranks
+    if other_ranks or rank < _LEAST_RANK or axis not in (rank - 2, rank - 1):
         return None
     return str(product.input[0 if axis == rank - 2 else 1]), axis

@@ -24,20 +24,20 @@ def _turn_product(view: GraphView, node: Any) -> list[Any] | None:
         return None
     factors = [(name, view.producer(name, "Transpose")) for name in product.input]
     ranks = [len(view.shape(name) or ()) for name, _ in factors]
-    if ranks != [len(order)] * 2 or not any(before for _, before in factors):
+    if ranks != [len(order)] * 2 or not any(transpose for _, transpose in factors):
         return None
-    before: list[Any] = []
+    transposes: list[Any] = []
     names: list[str] = []
     for name, factor in reversed(factors):
-        source, given = name, list(range(len(order)))
+        source, permutation = name, list(range(len(order)))
         if factor is not None:
             source = factor.input[0]
-            given = list(attribute(factor, "perm", list(reversed(given))))
-        turned = [given[axis] for axis in order]
+            permutation = list(attribute(factor, "perm", list(reversed(permutation))))
+        turned = [permutation[axis] for axis in order]
         names.append(f"{node.output[0]}__{len(names)}" if turned != sorted(turned) else source)
         if names[-1] != source:
-            before.append(view.node("Transpose", [source], names[-1], perm=turned))
-    return [*before, view.node("MatMul", names, node.output[0])]
+            transposes.append(view.node("Transpose", [source], names[-1], perm=turned))
+    return [*transposes, view.node("MatMul", names, node.output[0])]
 
 
 def _turn(rank: int) -> list[int]:

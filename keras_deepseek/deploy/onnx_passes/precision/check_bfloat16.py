@@ -16,12 +16,16 @@ def check_bfloat16(model: Any, latest: int) -> None:
     The message names them and the first opset, up to `latest`, that has them all.
     """
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    found = _inputs_in_bfloat16(infer_graph(import_package("onnx"), model), frozenset())
-    lacking = sorted({name for name, place in found if not _has_bfloat16(name, place, opset)})
+    operator_inputs = _inputs_in_bfloat16(infer_graph(import_package("onnx"), model), frozenset())
+    lacking = sorted(
+        {name for name, index in operator_inputs if not _has_bfloat16(name, index, opset)}
+    )
     if not lacking:
         return
     further = range(opset + 1, latest + 1)
-    enough = next((v for v in further if all(_has_bfloat16(*one, v) for one in found)), None)
+    enough = next(
+        (v for v in further if all(_has_bfloat16(*pair, v) for pair in operator_inputs)), None
+    )
     advice = f"opset={enough}, which has them, or " if enough else ""
     raise InvalidInputError(
         f"ONNX has no {', '.join(lacking)} in bfloat16 at opset {opset}. Pass "
@@ -37,17 +41,17 @@ def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int
         (value.name for value in values if value.type.tensor_type.elem_type == brief),
         (tensor.name for tensor in graph.initializer if tensor.data_type == brief),
     )
-    found: set[tuple[str, int]] = set()
+    operator_inputs: set[tuple[str, int]] = set()
     for node in graph.node:
-        places = [place for place, name in enumerate(node.input) if name in names]
+        indices = [index for index, name in enumerate(node.input) if name in names]
         if not node.domain:
-            found |= {(node.op_type, place) for place in places}
+            operator_inputs |= {(node.op_type, index) for index in indices}
         for inner in inner_graphs(node):
-            found |= _inputs_in_bfloat16(inner, names)
-    return found
+            operator_inputs |= _inputs_in_bfloat16(inner, names)
+    return operator_inputs
 
 
-def _has_bfloat16(operator: str, place: int, opset: int) -> bool:
+def _has_bfloat16(operator: str, index: int, opset: int) -> bool:
     inputs = import_package("onnx").defs.get_schema(operator, opset, "").inputs
     # The last input of a schema may be variadic.
-    return _BFLOAT16 in inputs[min(place, len(inputs) - 1)].types
+    return _BFLOAT16 in inputs[min(index, len(inputs) - 1)].types

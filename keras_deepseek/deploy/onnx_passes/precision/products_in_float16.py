@@ -45,10 +45,10 @@ def _between_casts(onnx: Any, node: Any, name: str) -> list[Any]:
     """Returns a product node in float16, with the `Cast` nodes before and after it."""
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     casts = []
-    for place, given in enumerate(node.input):
-        if given:  # An absent bias has no name.
-            node.input[place] = f"{name}_{place}"
-            casts.append(onnx.helper.make_node("Cast", [given], [node.input[place]], to=half))
+    for index, tensor in enumerate(node.input):
+        if tensor:  # An absent bias has no name.
+            node.input[index] = f"{name}_{index}"
+            casts.append(onnx.helper.make_node("Cast", [tensor], [node.input[index]], to=half))
     after = onnx.helper.make_node("Cast", [name], [node.output[0]], to=full)
     node.output[0] = name
     return [*casts, node, after]

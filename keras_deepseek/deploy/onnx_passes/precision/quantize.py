@@ -31,14 +31,14 @@ def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
             return next(remaining, None)
 
     with temporary_folder("keras_deepseek_int8") as folder:
-        given, made = folder / "given.onnx", folder / "made.onnx"
+        source_path, quantized_path = folder / "given.onnx", folder / "made.onnx"
         marked = onnx.ModelProto()
         marked.CopyFrom(model)
         marked.metadata_props.add(key=_IS_SIMPLIFIED[0], value=_IS_SIMPLIFIED[1])
-        onnx.save(marked, given)
+        onnx.save(marked, source_path)
         quantization.quantize_static(
-            given,
-            made,
+            source_path,
+            quantized_path,
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
@@ -48,7 +48,7 @@ def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
             weight_type=quantization.QuantType.QInt8,
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
         )
-        quantized = onnx.load(made)
+        quantized = onnx.load(quantized_path)
     for index, entry in reversed(list(enumerate(quantized.metadata_props))):
         if entry.key == _IS_SIMPLIFIED[0]:
             del quantized.metadata_props[index]

@@ -110,7 +110,7 @@ class LightningIndexer(keras.Layer):
                 f"`rope_head_dim` must be even and at most `head_dim` ({head_dim}), received "
                 f"{rope_head_dim}."
             )
-        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, minimum=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.rotary = make_rotary(
             self, rope_max_wavelength, rope_scaling, rotary_dim=self.rope_head_dim

@@ -54,7 +54,7 @@ class BlockLayout:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
-                object.__setattr__(self, name, check_integer(name, value, least=least))
+                object.__setattr__(self, name, check_integer(name, value, minimum=least))
         object.__setattr__(self, "global_blocks", _read_blocks(self.global_blocks))
         if self.given is not None:
             _check_given(self.given)

@@ -185,7 +185,7 @@ class SparseAttention(SelfAttentionLayer):
             layout_seed=layout_seed,
             given=None if block_layout is None else np.array(block_layout),
         )
-        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        self.dropout = check_number("dropout", dropout, minimum=0, below=1)
         self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)

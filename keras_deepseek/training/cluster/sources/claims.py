@@ -49,14 +49,14 @@ def read_text(environ: Mapping[str, str], name: str) -> str | None:
     return environ.get(name, "").strip() or None
 
 
-def read_integer(environ: Mapping[str, str], name: str, *, least: int = 0) -> Claim[int] | None:
-    """Returns the integer of at least `least` in an environment variable; `None` if unset."""
+def read_integer(environ: Mapping[str, str], name: str, *, minimum: int = 0) -> Claim[int] | None:
+    """Returns the integer of at least `minimum` in an environment variable; `None` if unset."""
     text = read_text(environ, name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
+    if not (text.isascii() and text.isdigit()) or int(text) < minimum:
         raise InvalidInputError(
-            f"The environment variable {name} must hold a whole number of at least {least}; "
+            f"The environment variable {name} must hold a whole number of at least {minimum}; "
             f"received {text!r}."
         )
     return Claim(int(text), f"{name}={text}")

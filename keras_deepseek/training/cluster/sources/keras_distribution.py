@@ -22,7 +22,7 @@ def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
 
     One address is the coordinator's; several are those of all ranks.
     """
-    world_size = read_integer(environ, _COUNT, least=1)
+    world_size = read_integer(environ, _COUNT, minimum=1)
     rank = read_integer(environ, _RANK)
     text = read_text(environ, _ADDRESSES)
     if text is None:

@@ -24,7 +24,7 @@ def read_slurm(environ: Mapping[str, str]) -> Claims:
 
     If there are several tasks, this process must be one of them.
     """
-    world_size = read_integer(environ, "SLURM_NTASKS", least=1)
+    world_size = read_integer(environ, "SLURM_NTASKS", minimum=1)
     rank = read_integer(environ, "SLURM_PROCID")
     if not is_slurm_task(environ):
         if world_size is not None and world_size.value > 1:

@@ -15,7 +15,7 @@ from keras_deepseek.training.cluster.sources.claims import (
 def read_torchrun(environ: Mapping[str, str]) -> Claims:
     """Reads `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`."""
     return Claims(
-        world_size=read_integer(environ, "WORLD_SIZE", least=1),
+        world_size=read_integer(environ, "WORLD_SIZE", minimum=1),
         rank=read_integer(environ, "RANK"),
         local_rank=read_integer(environ, "LOCAL_RANK"),
         coordinator=_read_address(environ),

@@ -43,20 +43,22 @@ def test_what_only_parsing_finds_is_named(plain_tensorrt, onnx_file):
 
 def test_where_nothing_is_built_the_log_and_the_sizes_are_told(plain_tensorrt, onnx_file):
     plain_tensorrt.failing = {"build"}
-    with pytest.raises(ExportError, match=r"no luck\. .*\(batch 1/4/32\), pass profiles=") as told:
+    with pytest.raises(
+        ExportError, match=r"no luck\. .*\(batch 1/4/32\), pass profiles="
+    ) as failure:
         build_engine(plain_tensorrt, onnx_file, resolve_profiles(SIGNATURE, None), ())
-    assert "warning" not in str(told.value)
+    assert "warning" not in str(failure.value)
 
 
 def test_capabilities_are_asked_of_rtx(plain_tensorrt, onnx_file, monkeypatch):
-    asked = {}
+    capabilities = {}
 
     class Config(type(plain_tensorrt.Builder(plain_tensorrt.ILogger()).create_builder_config())):
         __slots__ = ("num_compute_capabilities",)
 
         def set_compute_capability(self, capability, index):
             assert index < self.num_compute_capabilities
-            asked[index] = capability
+            capabilities[index] = capability
 
     class ComputeCapability:
         SM86, SM89 = "of 86", "of 89"
@@ -65,4 +67,4 @@ def test_capabilities_are_asked_of_rtx(plain_tensorrt, onnx_file, monkeypatch):
     monkeypatch.setattr(builder, "create_builder_config", lambda self: Config())
     plain_tensorrt.ComputeCapability = ComputeCapability
     build_engine(plain_tensorrt, onnx_file, resolve_profiles(SIGNATURE, None), ("89", "86"))
-    assert asked == {0: "of 89", 1: "of 86"}
+    assert capabilities == {0: "of 89", 1: "of 86"}

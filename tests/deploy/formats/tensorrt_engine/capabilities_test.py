@@ -17,15 +17,15 @@ RTX = types.SimpleNamespace(__version__="1.7", ComputeCapability=ComputeCapabili
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("capabilities", "expected"),
     [
         (("86",), ("86",)),
         (["8.9", "SM120", 86, "sm_86"], ("89", "120", "86")),
         ((), ()),
     ],
 )
-def test_a_capability_is_named_as_people_name_it(given, expected):
-    assert check_capabilities(given, RTX) == expected
+def test_a_capability_is_named_as_people_name_it(capabilities, expected):
+    assert check_capabilities(capabilities, RTX) == expected
 
 
 @pytest.mark.parametrize("capability", ["90", "100", "80", "none", "CURRENT", "", 8.95])
@@ -34,10 +34,10 @@ def test_one_that_it_can_not_build_for_is_refused_with_those_that_it_can(capabil
         check_capabilities(("86", capability), RTX)
 
 
-@pytest.mark.parametrize("given", ["86", 86])
-def test_one_alone_is_no_sequence(given):
+@pytest.mark.parametrize("capabilities", ["86", 86])
+def test_one_alone_is_no_sequence(capabilities):
     with pytest.raises(InvalidInputError, match=r"as in \('86', '89'\); received"):
-        check_capabilities(given, RTX)
+        check_capabilities(capabilities, RTX)
 
 
 def test_turing_stands_alone():

@@ -14,9 +14,9 @@ from keras_deepseek.errors import (
 
 
 def module(name):
-    made = types.ModuleType(name)
-    made.__version__, made.__spec__ = "1.2", ModuleSpec(name, None)
-    return made
+    fake_module = types.ModuleType(name)
+    fake_module.__version__, fake_module.__spec__ = "1.2", ModuleSpec(name, None)
+    return fake_module
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ def installed(monkeypatch, num_gpus):
 
     def say(names, count):
         num_gpus(count)
-        found = {name: module(name) for name in names}
-        given = importlib.import_module
+        modules = {name: module(name) for name in names}
+        original = importlib.import_module
 
         def import_module(name):
-            if name in ("tensorrt", "tensorrt_rtx") and name not in found:
+            if name in ("tensorrt", "tensorrt_rtx") and name not in modules:
                 raise ImportError(name)
-            return found.get(name) or given(name)
+            return modules.get(name) or original(name)
 
         monkeypatch.setattr(importlib, "import_module", import_module)
-        spec_of = {name: found[name].__spec__ for name in found}
+        spec_of = {name: modules[name].__spec__ for name in modules}
         monkeypatch.setattr(importlib.util, "find_spec", spec_of.get)
         for name in ("tensorrt", "tensorrt_rtx"):
             monkeypatch.delitem(sys.modules, name, raising=False)

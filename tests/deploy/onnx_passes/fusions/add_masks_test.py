@@ -21,13 +21,13 @@ BY_ATTENTION = BY_KERAS.replace("zeroed = Where (mask, probabilities, zero)", ""
 
 @pytest.fixture
 def batches(draw):
-    found = []
+    masked_batches = []
     for batch, queries, keys in ((1, 3, 3), (2, 4, 7), (3, 5, 2)):
         arrays = draw(scores=(batch, 2, queries, keys), values=(batch, 2, keys, 3))
         mask = np.random.default_rng(keys).random((batch, 1, 1, keys)) > 0.4
         mask[0] = False  # A row without a key.
-        found.append({**arrays, "mask": mask})
-    return found
+        masked_batches.append({**arrays, "mask": mask})
+    return masked_batches
 
 
 def test_the_softmax_of_keras(parse, check_pass, batches):
@@ -97,7 +97,7 @@ def test_float16_stays(parse, check_pass, batches):
     from onnx import numpy_helper
 
     model = parse(
-        BY_KERAS, *(each.replace("float", "float16") for each in (INPUTS, OUTPUTS)), WEIGHTS
+        BY_KERAS, *(text.replace("float", "float16") for text in (INPUTS, OUTPUTS)), WEIGHTS
     )
     for tensor in model.graph.initializer:
         if tensor.name != "yes":

@@ -93,10 +93,10 @@ def test_sizes_of_something_near_it(check_changed, draw, old, new):
     if "many" in new:
         nodes = nodes.replace("start = 0, end = 2", "start = 1, end = 3")
     batches = [arrays | {"other": np.array([[1, 2], [3, 4]], "int32")}]
-    found = check_changed(
+    counts = check_changed(
         drop_expands, batches, nodes, weights, (old, new), inputs=inputs, outputs=outputs
     )
-    assert found[0] == 0
+    assert counts[0] == 0
 
 
 CHANGES = {

@@ -57,10 +57,10 @@ def test_what_is_near_it_stays(check_changed, draw, name):
     has_more = name == "other sizes"
     outputs = "float[A,B,C,D] y" if has_more else "float[A,B,C] y"
     batches = [draw(x=(3, 2, 4) if has_more else (3, 5, 4))]
-    found = check_changed(
+    counts = check_changed(
         drop_flattening, batches, BY_TENSORFLOW, WEIGHTS, *CHANGES[name], outputs=outputs
     )
-    assert found[0] == 0
+    assert counts[0] == 0
 
 
 def test_with_another_user_of_the_product_it_stays(parse, check_pass, batches):

@@ -25,8 +25,8 @@ BY_KERNEL = {
 def test_a_product_with_a_kernel(parse, check_pass, draw, name):
     equation, shape = BY_KERNEL[name]
     is_first = name == "a kernel first"
-    left = equation.split(",")[is_first].split("->")[0].strip()
-    sizes = (2, 3) if left == "abcd" else (4,)
+    term = equation.split(",")[is_first].split("->")[0].strip()
+    sizes = (2, 3) if term == "abcd" else (4,)
     inputs = f"float[N,S,{','.join(map(str, sizes))}] x"
     rank = len(equation.split("->")[1].strip())
     outputs = f"float[{','.join('ABCD'[:rank])}] y"

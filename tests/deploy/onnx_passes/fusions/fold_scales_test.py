@@ -3,7 +3,7 @@ import pytest
 
 from keras_deepseek.deploy.onnx_passes.fusions.fold_scales import fold_scales
 
-KERNEL = ", ".join(str((-1) ** place * 0.25 * place) for place in range(24))
+KERNEL = ", ".join(str((-1) ** index * 0.25 * index) for index in range(24))
 WEIGHTS = f"""float[4,6] kernel = {{{KERNEL}}}, float[2,3] bias = {{1, -2, 3, -4, 5, -6}},
     float eighth = {{0.125}}, float root = {{0.57735026}}, float huge = {{1e38}},
     float tiny = {{2e-38}}, float none = {{0}}, float[1,1,1,1,1] wide = {{0.125}},
@@ -19,11 +19,11 @@ def batches(draw):
 
 
 def test_queries_of_an_attention(parse, check_pass, batches, run_all):
-    model, given = (parse(BY_TENSORFLOW, weights=WEIGHTS, **OPTIONS) for _ in range(2))
-    found = check_pass(fold_scales, model, batches)
-    assert found == (1, {"MatMul": 1, "Reshape": 1, "Add": 1})
+    model, original = (parse(BY_TENSORFLOW, weights=WEIGHTS, **OPTIONS) for _ in range(2))
+    counts = check_pass(fold_scales, model, batches)
+    assert counts == (1, {"MatMul": 1, "Reshape": 1, "Add": 1})
     for arrays in batches:  # By a power of two not one digit is another.
-        np.testing.assert_array_equal(run_all(model, arrays)[0], run_all(given, arrays)[0])
+        np.testing.assert_array_equal(run_all(model, arrays)[0], run_all(original, arrays)[0])
 
 
 SAME = {
@@ -41,9 +41,9 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_other_forms(check_changed, batches, name):
-    found = check_changed(fold_scales, batches, BY_TENSORFLOW, WEIGHTS, SAME[name], **OPTIONS)
-    assert found[0] == 1
-    assert not found[1]["Mul"] + found[1]["Div"]
+    counts = check_changed(fold_scales, batches, BY_TENSORFLOW, WEIGHTS, SAME[name], **OPTIONS)
+    assert counts[0] == 1
+    assert not counts[1]["Mul"] + counts[1]["Div"]
 
 
 CHANGES = {
@@ -69,7 +69,7 @@ def test_what_is_near_it_stays(check_changed, draw, name):
     if name == "more axes":
         outputs = "float[E,A,B,C,D] y"
     inputs = "float[N,S,4] x, float[4,6] computed, float[2,3] other"
-    found = check_changed(
+    counts = check_changed(
         fold_scales,
         [draw(x=(2, 3, 4), computed=(4, 6), other=(2, 3))],
         BY_TENSORFLOW,
@@ -78,7 +78,7 @@ def test_what_is_near_it_stays(check_changed, draw, name):
         inputs=inputs,
         outputs=outputs,
     )
-    assert found[0] == 0
+    assert counts[0] == 0
 
 
 def test_another_precision_stays(parse, check_pass):

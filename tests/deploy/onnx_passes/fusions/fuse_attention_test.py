@@ -33,19 +33,19 @@ def batches(draw):
 
 def with_masks(batches, make):
     """Returns the batches with a mask, of which a first row has no key."""
-    found = []
+    masked_batches = []
     for arrays in batches:
         batch, _, queries, _ = arrays["q"].shape
-        seen = make(batch, queries, arrays["k"].shape[2])
-        mask = np.where(seen, 0.0, -1e9).astype("float32")
-        found.append({**arrays, "mask": mask})
-    return found
+        visible = make(batch, queries, arrays["k"].shape[2])
+        mask = np.where(visible, 0.0, -1e9).astype("float32")
+        masked_batches.append({**arrays, "mask": mask})
+    return masked_batches
 
 
 def random_mask(*shape):
-    seen = np.random.default_rng(0).random(shape) > 0.4
-    seen[0, 0, 0] = False
-    return seen
+    visible = np.random.default_rng(0).random(shape) > 0.4
+    visible[0, 0, 0] = False
+    return visible
 
 
 MASKS = {

@@ -75,8 +75,8 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_near_it_stays(check_changed, batches, name, opset):
     form, *change = CHANGES[name]
-    found = check_changed(fuse_gelu, batches, FORMS[form], WEIGHTS, change, opset=opset)
-    assert found[0] == 0
+    counts = check_changed(fuse_gelu, batches, FORMS[form], WEIGHTS, change, opset=opset)
+    assert counts[0] == 0
 
 
 @pytest.mark.parametrize("inner", ["half_x", "scaled", "erf", "sum"])

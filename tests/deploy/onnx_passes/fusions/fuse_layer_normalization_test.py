@@ -58,7 +58,7 @@ def test_the_layer_is_one_operator(parse, check_pass, batches, nodes):
     num_replaced, operators = check_pass(fuse_layer_normalization, model, batches)
     assert (num_replaced, operators) == (1, {"LayerNormalization": 1})
     (node,) = model.graph.node
-    attributes = {each.name: each for each in node.attribute}
+    attributes = {attribute.name: attribute for attribute in node.attribute}
     assert attributes["axis"].i == -1
     assert attributes["epsilon"].f == np.float32(0.001)
 
@@ -81,8 +81,8 @@ WITHOUT = {
 @pytest.mark.parametrize("left_out", [["bias"], ["scale"], ["scale", "bias"]])
 def test_without_scale_or_bias(check_changed, batches, left_out):
     changes = [change for name in left_out for change in WITHOUT[name]]
-    found = check_changed(fuse_layer_normalization, batches, BY_TENSORFLOW, WEIGHTS, *changes)
-    assert found == (1, {"LayerNormalization": 1})
+    counts = check_changed(fuse_layer_normalization, batches, BY_TENSORFLOW, WEIGHTS, *changes)
+    assert counts == (1, {"LayerNormalization": 1})
 
 
 def test_over_two_axes(parse, check_pass, draw):
@@ -94,8 +94,8 @@ def test_over_two_axes(parse, check_pass, draw):
 
 
 def test_two_layers_one_after_the_other(parse, check_pass, batches):
-    made = "|".join(re.findall(r"(\w+) =", BY_TENSORFLOW)[:-1])
-    second = re.sub(rf"\b({made})\b", r"\1_2", re.sub(r"\bx\b", "z", BY_TENSORFLOW))
+    intermediates = "|".join(re.findall(r"(\w+) =", BY_TENSORFLOW)[:-1])
+    second = re.sub(rf"\b({intermediates})\b", r"\1_2", re.sub(r"\bx\b", "z", BY_TENSORFLOW))
     first = BY_TENSORFLOW.replace("y = ", "z = ")
     model = parse(first + second, weights=WEIGHTS)
     assert check_pass(fuse_layer_normalization, model, batches) == (2, {"LayerNormalization": 2})
@@ -179,7 +179,7 @@ def test_below_opset_17_it_stays(check_changed, batches):
         ("ReduceMean (square, axes)", "ReduceMean <axes = [-1]> (square)"),
     ]
     for opset, expected in ((16, 0), (17, 1)):
-        found = check_changed(
+        counts = check_changed(
             fuse_layer_normalization, batches, BY_TENSORFLOW, WEIGHTS, *changes, opset=opset
         )
-        assert found[0] == expected
+        assert counts[0] == expected

@@ -41,8 +41,8 @@ def test_the_layer_is_one_operator(parse, check_pass, batches, nodes, opset):
 
 def test_without_scale(check_changed, batches):
     changes = [("y = Mul (normal, scale)", ""), ("normal =", "y =")]
-    found = check_changed(fuse_rms_normalization, batches, BY_JAX, WEIGHTS, *changes, opset=23)
-    assert found == (1, {"RMSNormalization": 1})
+    counts = check_changed(fuse_rms_normalization, batches, BY_JAX, WEIGHTS, *changes, opset=23)
+    assert counts == (1, {"RMSNormalization": 1})
 
 
 def test_below_opset_23_it_stays(parse, check_pass, batches):
@@ -71,11 +71,11 @@ NEAR_MISSES = {
 def test_what_is_near_it_stays(check_changed, draw, name):
     nodes, *changes = NEAR_MISSES[name]
     batches = [draw(x=shape) for shape in ((1, 2, 4), (3, 2, 4))]
-    found = check_changed(fuse_rms_normalization, batches, nodes, WEIGHTS, *changes, opset=23)
+    counts = check_changed(fuse_rms_normalization, batches, nodes, WEIGHTS, *changes, opset=23)
     if name == "a scale of the positions":  # The part before the scale is one all the same.
-        assert found == (1, {"RMSNormalization": 1, "Mul": 1})
+        assert counts == (1, {"RMSNormalization": 1, "Mul": 1})
     else:
-        assert found[0] == 0
+        assert counts[0] == 0
 
 
 @pytest.mark.parametrize("inner", ["mean", "inverse", "normal"])

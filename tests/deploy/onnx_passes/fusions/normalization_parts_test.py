@@ -87,8 +87,8 @@ def test_weights_take_the_shape_of_the_last_axes():
 
 def test_factors_and_sizes(view_of):
     view = view_of("y = Mul (x, two)")
-    found = list(parts.with_constant(view, "y", "Mul"))
-    assert [(name, factor) for name, factor, _ in found] == [("y", None), ("x", 2)]
+    products = list(parts.with_constant(view, "y", "Mul"))
+    assert [(name, factor) for name, factor, _ in products] == [("y", None), ("x", 2)]
     assert parts.last_sizes(view, "x", 1) == [4]
     assert parts.last_sizes(view, "x", 2) is None
     assert parts.last_sizes(view, "unheard", 1) is None

@@ -83,8 +83,8 @@ NEAR_MISSES = {
 def test_what_is_near_it_stays(check_changed, batches, name):
     nodes, *changes = NEAR_MISSES[name]
     further = "".join(f", float e{index} = {{{index + 1}}}" for index in range(6))
-    found = check_changed(roll_normalizations, batches, nodes, WEIGHTS + further, *changes)
-    assert found[0] == found[1]["Loop"] == 0
+    counts = check_changed(roll_normalizations, batches, nodes, WEIGHTS + further, *changes)
+    assert counts[0] == counts[1]["Loop"] == 0
 
 
 def test_what_is_used_within_keeps_its_name(parse, check_pass, batches):

@@ -36,7 +36,7 @@ def test_other_forms(check_changed, name):
     batches = BATCHES
     if name == "the last axis":
         batches = [{"x": np.array([[0, 1], [-1, -2]], "int32")}]
-    found = check_changed(
+    counts = check_changed(
         simplify_negative_indices,
         batches,
         BY_TENSORFLOW,
@@ -45,7 +45,7 @@ def test_other_forms(check_changed, name):
         outputs=outputs,
         **OPTIONS,
     )
-    assert found == (1, {"Gather": 1})
+    assert counts == (1, {"Gather": 1})
 
 
 CHANGES = {
@@ -66,7 +66,7 @@ def test_what_is_near_it_stays(check_changed, name):
     x = np.array([[0, 1], [-1, -2]], "int32")
     if name == "the other way round":
         x = np.array([[-1, -2]], "int32")
-    found = check_changed(
+    counts = check_changed(
         simplify_negative_indices,
         [{"x": x, "other": np.array([[1], [0]], "int32")[: len(x)]}],
         BY_TENSORFLOW,
@@ -74,7 +74,7 @@ def test_what_is_near_it_stays(check_changed, name):
         *CHANGES[name],
         inputs="int32[N,S] x, int32[N,T] other",
     )
-    assert found[0] == 0
+    assert counts[0] == 0
 
 
 def test_rows_that_are_not_counted_stay(parse, check_pass):

@@ -34,8 +34,8 @@ def test_a_slice_of_as_many_positions(parse, check_pass, batches):
 )
 def test_an_axis_that_is_cut_stays_in_it(parse, check_pass, batches, old, new):
     model = parse(SLICE.replace(old, new), INPUTS, "float[A,B] y", WEIGHTS)
-    found = check_pass(simplify_sizes, model, batches)
-    assert found == (1, {"Shape": 1, "Concat": 1, "Slice": 1})
+    counts = check_pass(simplify_sizes, model, batches)
+    assert counts == (1, {"Shape": 1, "Concat": 1, "Slice": 1})
 
 
 def test_sizes_to_repeat_by(parse, check_pass, draw):
@@ -49,8 +49,8 @@ def test_sizes_that_two_ask_for_are_made_once(parse, check_pass, draw):
         f"{EXPAND}  z = Reshape (x, sizes)", INPUTS, "float[A,B,C] y, float[D,E,F] z", WEIGHTS
     )
     batches = [draw(x=(batch, 9, 4), table=(9, 4)) for batch in (1, 3)]
-    found = check_pass(simplify_sizes, model, batches)
-    assert found == (2, {"Shape": 1, "Concat": 1, "Expand": 1, "Reshape": 1})
+    counts = check_pass(simplify_sizes, model, batches)
+    assert counts == (2, {"Shape": 1, "Concat": 1, "Expand": 1, "Reshape": 1})
 
 
 def test_sizes_of_one_axis_between_constants(parse, check_pass, draw):

@@ -25,17 +25,17 @@ def test_a_product_in_float32_is_one_in_float16_between_casts():
     )
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
     (expected,) = run(model, x=x)
-    made = products_in_float16(model)
-    onnx.checker.check_model(made, full_check=True)
-    operators = [node.op_type for node in made.graph.node]
+    converted = products_in_float16(model)
+    onnx.checker.check_model(converted, full_check=True)
+    operators = [node.op_type for node in converted.graph.node]
     assert operators == ["Cast", "Cast", "MatMul", "Cast", "Softmax"]
-    types = onnx.shape_inference.infer_shapes(made).graph.value_info
-    product = next(node for node in made.graph.node if node.op_type == "MatMul")
-    (found,) = [value for value in types if value.name == product.output[0]]
-    assert found.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    types = onnx.shape_inference.infer_shapes(converted).graph.value_info
+    product = next(node for node in converted.graph.node if node.op_type == "MatMul")
+    (value_info,) = [value for value in types if value.name == product.output[0]]
+    assert value_info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     # onnxruntime has no such product on a CPU, and computes in float32: ONNX's reference does not.
-    (rounded,) = onnx.reference.ReferenceEvaluator(made).run(None, {"x": x})
-    for received in (*run(made, x=x), rounded):
+    (rounded,) = onnx.reference.ReferenceEvaluator(converted).run(None, {"x": x})
+    for received in (*run(converted, x=x), rounded):
         assert received.dtype == np.float32
         np.testing.assert_allclose(received, expected, atol=5e-3)
     assert not np.array_equal(rounded, expected)
@@ -51,8 +51,8 @@ def test_one_in_float16_and_one_of_integers_stay():
         { y = MatMul(x, w) \n j = MatMul(i, v) }
         """
     )
-    made = products_in_float16(model)
-    assert [node.op_type for node in made.graph.node] == ["MatMul", "MatMul"]
+    converted = products_in_float16(model)
+    assert [node.op_type for node in converted.graph.node] == ["MatMul", "MatMul"]
 
 
 def test_an_input_that_is_left_out_stays_so_and_a_branch_is_changed_too():
@@ -69,12 +69,12 @@ def test_an_input_that_is_left_out_stays_so_and_a_branch_is_changed_too():
         }
         """
     )
-    made = products_in_float16(model)
-    onnx.checker.check_model(made)
-    branches = {attribute.name: attribute.g for attribute in made.graph.node[0].attribute}
+    converted = products_in_float16(model)
+    onnx.checker.check_model(converted)
+    branches = {attribute.name: attribute.g for attribute in converted.graph.node[0].attribute}
     assert [node.op_type for node in branches["then_branch"].node][-2:] == ["Gemm", "Cast"]
     assert [node.op_type for node in branches["else_branch"].node][-2:] == ["MatMul", "Cast"]
     x = np.random.default_rng(0).normal(size=(3, 3)).astype("float32")
     for which in (True, False):
-        (received,) = run(made, which=np.array([which]), x=x, w=x)
+        (received,) = run(converted, which=np.array([which]), x=x, w=x)
         np.testing.assert_allclose(received, x @ x, atol=1e-2)

@@ -28,7 +28,7 @@ def test_what_is_no_number_is_refused(text):
 
 def test_a_number_that_is_too_small_is_refused():
     with pytest.raises(InvalidInputError, match="at least 1; received '0'"):
-        read_integer({"WORLD_SIZE": "0"}, "WORLD_SIZE", least=1)
+        read_integer({"WORLD_SIZE": "0"}, "WORLD_SIZE", minimum=1)
 
 
 def test_addresses_are_checked_one_by_one_and_together():
