@@ -341,7 +341,9 @@ def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
     try:
         yield
     except Exception as error:
-        versions = [one for served in engine.models.values() for one in served.versions.values()]
+        versions = [
+            version for served in engine.models.values() for version in served.versions.values()
+        ]
         failed = next((version for version in versions if version.error is error), None)
         if failed is None:
             raise
@@ -359,12 +361,12 @@ def _warnings_in_a_line() -> "Iterator[None]":
     """Context manager that shows warnings without the source line that raised them."""
     import warnings
 
-    before = warnings.formatwarning
+    default_format = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"keras-deepseek serve: warning: {message}\n"
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.formatwarning = default_format
 
 
 def _wait(

@@ -195,8 +195,8 @@ class Batch:
         position = 0
         for request, start, stop in self.slices:
             end = position + stop - start
-            own = {name: array[position:end] for name, array in outputs.items()}
-            request.answer(start, own, stop - start)
+            request_outputs = {name: array[position:end] for name, array in outputs.items()}
+            request.answer(start, request_outputs, stop - start)
             position = end
 
     def split(self) -> list["Batch"]:

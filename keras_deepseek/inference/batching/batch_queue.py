@@ -222,9 +222,9 @@ class BatchQueue:
         less than full.
         """
         limit = self._limit()
-        full, rest = divmod(self.rows + rows, limit)
-        own = self._time.predict(self.bucket(rest)) if rest else 0.0
-        queued = (full * self._time.predict(limit) + own) / self._num_replicas
+        full, remainder = divmod(self.rows + rows, limit)
+        last_batch_time = self._time.predict(self.bucket(remainder)) if remainder else 0.0
+        queued = (full * self._time.predict(limit) + last_batch_time) / self._num_replicas
         running = len(self._ends) >= self._num_replicas
         return queued + (max(min(self._ends) - now, 0.0) if running else 0.0)
 

@@ -316,7 +316,7 @@ class Batcher:
         """
         rows = batch.rows
         decision = BatchDecision(
-            batch.reason, rows, size - rows, batch.queue_age, end - start, left=start
+            batch.reason, rows, size - rows, batch.queue_age, end - start, started=start
         )
         for part in batch.slices:
             part.request.decision = decision

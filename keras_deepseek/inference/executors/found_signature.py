@@ -50,12 +50,13 @@ def check_names(
 
     It may have more outputs than the manifest.
     """
-    found = set(inputs), set(outputs)
+    received = set(inputs), set(outputs)
     expected = tuple({spec.name for spec in of} for of in (signature.inputs, signature.outputs))
-    if found[0] != expected[0] or not expected[1] <= found[1]:
+    if received[0] != expected[0] or not expected[1] <= received[1]:
         raise InvalidInputError(
-            f"{str(path)!r} has the inputs {sorted(found[0])} and the outputs {sorted(found[1])}; "
-            f"its manifest says {sorted(expected[0])} and {sorted(expected[1])}. Export it again."
+            f"{str(path)!r} has the inputs {sorted(received[0])} and the outputs "
+            f"{sorted(received[1])}; its manifest says {sorted(expected[0])} and "
+            f"{sorted(expected[1])}. Export it again."
         )
 
 

@@ -117,11 +117,11 @@ def _describe(tensors: Sequence[Any]) -> list[FoundTensor]:
 
 
 def _dtype(kind: str) -> str:
-    found = re.fullmatch(r"tensor\((\w+)\)", kind)
+    match = re.fullmatch(r"tensor\((\w+)\)", kind)
     # ONNX Runtime's Python API takes no bfloat16 arrays.
-    if found is None or found[1] == "bfloat16":
+    if match is None or match[1] == "bfloat16":
         return kind
-    return _DTYPES.get(found[1], found[1])
+    return _DTYPES.get(match[1], match[1])
 
 
 def _decode(array: Array) -> Array:

@@ -54,9 +54,15 @@ async def dispatch(
 
     try:
         if len(text) > THREAD_BYTES:
-            found = server.engine.find(name, options.get("version"), options.get("label", ""))
-            await compute(len(text), check_values, text, found)
-            bind = _bound(found.signature, await compute(len(text), bind, found.signature), bind)
+            model_version = server.engine.find(
+                name, options.get("version"), options.get("label", "")
+            )
+            await compute(len(text), check_values, text, model_version)
+            bind = _bound(
+                model_version.signature,
+                await compute(len(text), bind, model_version.signature),
+                bind,
+            )
         cancel, _ = server.engine.dispatch(bind, settle, request.trace, **options)
     except ModelNotFoundError as error:
         if not_found is None:
@@ -128,4 +134,4 @@ def _bound(
     signature: Signature, inputs: Inputs, bind: Callable[[Signature], Inputs]
 ) -> Callable[[Signature], Inputs]:
     """Returns a function like `bind` that knows the inputs for one signature."""
-    return lambda wanted: inputs if wanted == signature else bind(wanted)
+    return lambda other_signature: inputs if other_signature == signature else bind(other_signature)

@@ -77,13 +77,13 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
     name, version = parameters["name"], read_version(parameters)
     server.check_ready(name)  # Before a body is read in vain.
-    found = server.engine.find(name, version)
-    body = await read_model_body(server, request, found)
+    model_version = server.engine.find(name, version)
+    body = await read_model_body(server, request, model_version)
     length = request.headers.get(open_inference.HEADER.lower())
     if len(body) > THREAD_BYTES:
         is_number = length is not None and length.isdecimal()
         text = memoryview(body)[: int(length[:10])] if length and is_number else body
-        await compute(len(body), check_values, text, found)
+        await compute(len(body), check_values, text, model_version)
     call = await compute(len(body), open_inference.parse_infer, body, length)
     urgency = read_urgency(call.parameters)
 

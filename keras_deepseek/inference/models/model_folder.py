@@ -36,11 +36,11 @@ def find_versions(folder: Path) -> dict[int, Path]:
         children = list(folder.iterdir())
     except OSError:
         return {}
-    found = {int(child.name): child for child in children if child.name.isdecimal()}
+    children_by_number = {int(child.name): child for child in children if child.name.isdecimal()}
     return {
-        number: found[number]
-        for number in sorted(found)
-        if found[number].is_dir() and _may_be_model(found[number])
+        number: children_by_number[number]
+        for number in sorted(children_by_number)
+        if children_by_number[number].is_dir() and _may_be_model(children_by_number[number])
     }
 
 
@@ -111,8 +111,8 @@ class ModelFolder:
     def follows_same_folder_as(self, other: "ModelFolder") -> bool:
         """Returns true if another follower has the same folder, settings and model."""
         mine, its = (
-            (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
-            for one in (self, other)
+            (follower.name, follower.folder, follower._versions, follower.options)  # noqa: SLF001
+            for follower in (self, other)
         )
         return mine == its
 
@@ -171,13 +171,13 @@ class ModelFolder:
 
     def _settled(self) -> dict[int, Path]:
         """Returns the versions to serve, without those whose files are still being copied."""
-        wanted, before = self.wanted(), self._coming
-        self._coming = {number: stamp_of(path) for number, path in wanted.items()}
+        versions, previous_stamps = self.wanted(), self._coming
+        self._coming = {number: stamp_of(path) for number, path in versions.items()}
         return {
             number: path
-            for number, path in wanted.items()
+            for number, path in versions.items()
             if self._appears_complete(number, path)
-            or (number in before and self._coming[number] == before[number])
+            or (number in previous_stamps and self._coming[number] == previous_stamps[number])
         }
 
     def _appears_complete(self, number: int, path: Path) -> bool:
@@ -213,16 +213,16 @@ class ModelFolder:
                 _logger.info("Version %d of the model %r is served.", number, self.name)
         self._close_others(self.wanted())
 
-    def _close_others(self, wanted: dict[int, Path]) -> None:
+    def _close_others(self, versions: dict[int, Path]) -> None:
         served = self._repository.models.get(self.name)
         if served is None:
             return
         available = {
             number for number, version in served.versions.items() if version.state == "AVAILABLE"
         }
-        if not available & set(wanted):
+        if not available & set(versions):
             return
-        for number in self._seen.keys() - wanted.keys():
+        for number in self._seen.keys() - versions.keys():
             del self._seen[number]
             if number in served.states:
                 self._repository.unload(self.name, number)

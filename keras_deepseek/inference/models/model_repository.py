@@ -175,15 +175,15 @@ class ModelRepository:
             served = self.find_model(name)
             if version is None:
                 self.models = ServedModels(
-                    {key: one for key, one in self.models.items() if one is not served}
+                    {key: model for key, model in self.models.items() if model is not served}
                 )
             elif version in served.failed and version not in served.versions:
                 served.forget_failure(version)
                 return
-            wanted = served.versions.values() if version is None else [served.find(version)]
-            for one in list(wanted):
-                served.remove(one)
-                one.close()
+            versions = served.versions.values() if version is None else [served.find(version)]
+            for model_version in list(versions):
+                served.remove(model_version)
+                model_version.close()
 
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
@@ -248,7 +248,7 @@ class ModelRepository:
         if _is_config(model):
             for folder in make_folders(self, model):
                 self._open_folder(folder)
-            self._first_labels = {one.name: one.labels for one in model}
+            self._first_labels = {config.name: config.labels for config in model}
         elif isinstance(model, str | os.PathLike) and find_versions(Path(model)):
             self._open_folder(ModelFolder(self, Path(model), self.name, self.options))
         else:
@@ -300,4 +300,4 @@ class ModelRepository:
 
 def _is_config(model: Any) -> TypeGuard[Sequence[ModelConfig]]:
     is_list = isinstance(model, list | tuple) and len(model) > 0
-    return is_list and all(isinstance(one, ModelConfig) for one in model)
+    return is_list and all(isinstance(config, ModelConfig) for config in model)

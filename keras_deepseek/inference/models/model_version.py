@@ -240,12 +240,12 @@ class ModelVersion:
             return  # A length that the model does not take might end its process.
         with contextlib.suppress(*((Exception,) if is_free else ())):
             length = lengths[0] if lengths else _LENGTH
-            if found := find_row_dependence(executor, self._batcher.buckets, length):
+            if dependence := find_row_dependence(executor, self._batcher.buckets, length):
                 _logger.warning(
                     "Answers of model %r depend on which requests share a batch: %s. It mixes the "
                     "rows of a batch, for example by a product or a mean over the first axis. "
                     "Change the model, or serve one row at a time, with max_batch_size=1.",
-                    *(self.name, found),
+                    *(self.name, dependence),
                 )
 
     @staticmethod

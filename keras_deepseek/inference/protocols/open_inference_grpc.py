@@ -185,12 +185,12 @@ def _infer_response(
     )
     # `contents` has no field for 16-bit floats. Raw bytes are for all outputs or for none.
     selected = [
-        (wanted, array, dtype_of_numpy(array.dtype)) for wanted, array in call.select(outputs)
+        (output, array, dtype_of_numpy(array.dtype)) for output, array in call.select(outputs)
     ]
     is_raw = call.is_binary or any(not dtype.open_inference_values for *_, dtype in selected)
-    for wanted, array, dtype in selected:
+    for output, array, dtype in selected:
         tensor = message.outputs.add(
-            name=wanted.name, datatype=dtype.open_inference, shape=array.shape
+            name=output.name, datatype=dtype.open_inference, shape=array.shape
         )
         if is_raw:
             message.raw_output_contents.append(to_bytes(array))

@@ -136,7 +136,7 @@ def test_a_line_says_what_is_known_of_a_request(monkeypatch, rows, has_orjson):
     trace.model, trace.version, trace.request_id = "digits", "3", "mine"
     trace.request = Request(rows(1))
     trace.request.arrived = 10.0
-    trace.request.decision = BatchDecision("idle", 3, 1, 0.5, 0.2, left=10.25)
+    trace.request.decision = BatchDecision("idle", 3, 1, 0.5, 0.2, started=10.25)
     with untouched_logger():
         log = AccessLog()
         log.write(
