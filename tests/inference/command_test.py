@@ -325,13 +325,13 @@ def test_a_warm_up_that_fails_is_told_in_a_line_and_its_traceback_in_the_log(
 
 def test_what_is_no_warm_up_is_raised_as_it_is(doubler):
     engine = ServingEngine(doubler)
-    with pytest.raises(ZeroDivisionError), command._failures_in_a_line(engine):
+    with pytest.raises(ZeroDivisionError), command._one_line_errors(engine):
         raise ZeroDivisionError
 
 
 def test_a_warning_is_a_line_without_source():
     before = warnings.formatwarning
-    with command._warnings_in_a_line():
+    with command._one_line_warnings():
         shown = warnings.formatwarning("Beware.", UserWarning, "server.py", 1)
     assert shown == "keras-deepseek serve: warning: Beware.\n"
     assert warnings.formatwarning is before

@@ -26,7 +26,7 @@ had not come in time. `"deadline"`: a deadline was near. `"closing"`: the batche
 class Request:
     """A request: rows of inputs that get one answer together.
 
-    Requests share a batch only if their `lane` is equal.
+    Requests share a batch only if their `shape_key` is equal.
 
     `deliver` is called once with the request, when `outputs` or `error` is set: on the model's
     thread, or on the thread that found the deadline passed. It must not block. `deadline` is a time
@@ -50,10 +50,10 @@ class Request:
         "inputs",
         "is_cached",
         "is_over",
-        "lane",
         "outputs",
         "priority",
         "rows",
+        "shape_key",
         "taken",
     )
 
@@ -75,7 +75,7 @@ class Request:
         self.inputs = inputs
         self.rows: int = sizes.pop() or 0
         self.bytes = sum([_count_bytes(array) for array in inputs.values()])
-        self.lane = tuple(
+        self.shape_key = tuple(
             [(name, array.shape[1:], array.dtype) for name, array in sorted(inputs.items())]
         )
         self.deadline = deadline

@@ -1,6 +1,6 @@
 """Measures the time that a model takes for a batch, and predicts it by the number of rows.
 
-`wait_rule` and `batch_queue` use it.
+`adaptive_policy` and `batch_queue` use it.
 """
 
 import math

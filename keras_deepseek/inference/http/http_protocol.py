@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from keras_deepseek.inference.batching.hang_ups import find_closed
+from keras_deepseek.inference.batching.disconnects import find_closed
 from keras_deepseek.inference.http.message import EXTENSION, Exchange, HttpError
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         exchanges, self._exchanges = self._exchanges, deque()
         for exchange in exchanges:
-            exchange.hang_up()
+            exchange.disconnect()
             exchange.cycle = None
 
 

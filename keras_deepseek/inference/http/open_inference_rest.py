@@ -20,7 +20,7 @@ from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
-from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
+from keras_deepseek.inference.protocols.open_inference_priority import read_timeout_and_priority
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
@@ -85,7 +85,7 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
         text = memoryview(body)[: int(length[:10])] if length and is_number else body
         await compute(len(body), check_values, text, model_version)
     call = await compute(len(body), open_inference.parse_infer, body, length)
-    urgency = read_urgency(call.parameters)
+    limits = read_timeout_and_priority(call.parameters)
 
     def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
@@ -97,8 +97,8 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
         name,
         bind,
         version=version,
-        timeout=urgency.timeout,
-        priority=urgency.priority,
+        timeout=limits.timeout,
+        priority=limits.priority,
     )
     answer, header_length = open_inference.encode_infer(call, outputs, name, request.trace.version)
     if header_length is None:

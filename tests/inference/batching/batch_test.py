@@ -81,11 +81,11 @@ def test_inputs_without_one_number_of_rows_are_refused(inputs):
         Request(inputs)
 
 
-def test_only_equal_shapes_and_dtypes_share_a_lane():
-    lane = Request({"x": np.zeros((1, 2), "float32")}).lane
-    assert Request({"x": np.zeros((5, 2), "float32")}).lane == lane
-    assert Request({"x": np.zeros((1, 3), "float32")}).lane != lane
-    assert Request({"x": np.zeros((1, 2), "int32")}).lane != lane
+def test_only_equal_shapes_and_dtypes_share_a_queue():
+    shape_key = Request({"x": np.zeros((1, 2), "float32")}).shape_key
+    assert Request({"x": np.zeros((5, 2), "float32")}).shape_key == shape_key
+    assert Request({"x": np.zeros((1, 3), "float32")}).shape_key != shape_key
+    assert Request({"x": np.zeros((1, 2), "int32")}).shape_key != shape_key
 
 
 def test_splitting_gives_each_request_a_batch_of_its_own(rows):

@@ -284,13 +284,13 @@ def test_a_request_whose_client_is_gone_is_a_span_too(
         server.stop()
         doubler.release()
     # Neither has run to its end, and two servers may finish them in any order.
-    cancelled, hung_up = sorted(
+    cancelled, disconnected = sorted(
         exporter.get_finished_spans(), key=lambda span: "http.request.method" in span.attributes
     )
     assert cancelled.attributes["rpc.response.status_code"] == "CANCELLED"
     assert cancelled.status.is_unset
-    assert hung_up.attributes["error.type"] == "client_hung_up"
-    assert hung_up.name == "POST /v1/models/{name}:predict"
+    assert disconnected.attributes["error.type"] == "client_hung_up"
+    assert disconnected.name == "POST /v1/models/{name}:predict"
 
 
 class Failing(export.SpanExporter):

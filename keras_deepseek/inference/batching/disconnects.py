@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from keras_deepseek.inference.batching.batch import Batch, Request
 
 
-def find_hung_up(batch: Batch) -> list[Request]:
+def find_disconnected(batch: Batch) -> list[Request]:
     """Returns the batch's requests whose clients have closed their end, by one system call."""
     connected = [
         (connection, part.request)

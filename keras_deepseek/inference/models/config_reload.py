@@ -1,6 +1,6 @@
 """Replaces the followed folders of models by others: all of them, or none on an error.
 
-`FolderExchange` finds what stays, what is loaded and what is closed for `ModelRepository`.
+`ConfigReload` finds what stays, what is loaded and what is closed for `ModelRepository`.
 """
 
 import logging
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 Open = Callable[[Path, str, int, ModelOptions], ModelVersion]
 
 
-class FolderExchange:
+class ConfigReload:
     """The change from one set of followed folders to another. Only `finish` changes what is served.
 
     The current `folders` are paused. `labels` maps each model's name to versions by label.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 
-class Turns:
+class FairScheduler:
     """Limits how many batches of all models run at the same time.
 
     Among waiting models the least served is next.

@@ -5,7 +5,7 @@ import pytest
 
 from keras_deepseek.inference.batching.batch import Batch, Request, Slice
 from keras_deepseek.inference.batching.batcher import Batcher
-from keras_deepseek.inference.batching.hang_ups import find_hung_up
+from keras_deepseek.inference.batching.disconnects import find_disconnected
 
 
 @pytest.fixture
@@ -27,17 +27,17 @@ def batch_of(requests):
 def test_a_client_that_has_closed_is_found_though_its_bytes_are_not_read(pairs, requests, rows):
     for _, client in pairs:
         client.sendall(b"its next request")
-    assert find_hung_up(batch_of(requests)) == []
+    assert find_disconnected(batch_of(requests)) == []
     pairs[1][1].close()
     pairs[2][1].shutdown(socket.SHUT_WR)
     second = Request(rows(7), connection=pairs[1][0].fileno())  # Of the same connection.
-    found = find_hung_up(batch_of([*requests, second, Request(rows(8))]))
+    found = find_disconnected(batch_of([*requests, second, Request(rows(8))]))
     assert found == [requests[1], requests[2], second]
 
 
 def test_a_connection_that_the_server_has_closed_has_no_client(pairs, requests):
     pairs[0][0].close()
-    assert find_hung_up(batch_of(requests)) == requests[:1]
+    assert find_disconnected(batch_of(requests)) == requests[:1]
 
 
 def test_the_batcher_does_not_run_requests_of_clients_that_are_gone(doubler, pairs, requests, rows):

@@ -1,12 +1,12 @@
 import pytest
 
-from keras_deepseek.inference.batching.batch_time import BatchTime
-from keras_deepseek.inference.batching.batcher import batch_buckets
-from keras_deepseek.inference.batching.wait_rule import (
+from keras_deepseek.inference.batching.adaptive_policy import (
     MOMENTS_BETWEEN_LESSONS,
     NUM_MOMENTS,
-    WaitRule,
+    AdaptivePolicy,
 )
+from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.batcher import batch_buckets
 from tests.oracles.queue_simulation import (
     bursts,
     make_queue,
@@ -19,70 +19,70 @@ CEILING = 32 / 0.012  # Rows a second of the simulated model in full batches.
 
 
 @pytest.fixture
-def rule():
+def policy():
     time = BatchTime()
     for rows in (1, 32):
         time.add(rows, 0.004 + 0.00025 * rows)
-    return WaitRule(batch_buckets("dynamic", 32), time)
+    return AdaptivePolicy(batch_buckets("dynamic", 32), time)
 
 
-def live_through(rule, moments, offsets, start=0.0):
-    """Lets a rule see moments of 10 ms in which a row waits and others come after `offsets`."""
+def live_through(policy, moments, offsets, start=0.0):
+    """Lets a policy see moments of 10 ms in which a row waits and others come after `offsets`."""
     for number in range(moments):
         now = start + 0.01 * number
-        rule.begin("idle", 1, now)
+        policy.begin("idle", 1, now)
         for offset in offsets:
-            rule.arrive(1, now + offset)
+            policy.arrive(1, now + offset)
     return start + 0.01 * moments
 
 
-def test_it_does_not_wait_before_it_knows_that_somebody_comes(rule):
-    rule.begin("idle", 1, 5.0)
-    assert rule.plan(oldest=5.0) == (5.0, 0)
+def test_it_does_not_wait_before_it_knows_that_somebody_comes(policy):
+    policy.begin("idle", 1, 5.0)
+    assert policy.plan(oldest=5.0) == (5.0, 0)
 
 
-def test_it_waits_for_rows_that_always_come_and_no_longer_than_that(rule):
-    now = live_through(rule, NUM_MOMENTS, (0.0003, 0.0004))
-    rule.begin("idle", 1, now)
-    plan = rule.plan(oldest=now)
+def test_it_waits_for_rows_that_always_come_and_no_longer_than_that(policy):
+    now = live_through(policy, NUM_MOMENTS, (0.0003, 0.0004))
+    policy.begin("idle", 1, now)
+    plan = policy.plan(oldest=now)
     assert plan.rows == 3
     assert 0.0004 <= plan.time - now <= 0.001
 
 
-def test_it_stops_when_nobody_comes_any_more(rule):
-    now = live_through(rule, NUM_MOMENTS, (0.0003, 0.0004))
-    now = live_through(rule, NUM_MOMENTS + MOMENTS_BETWEEN_LESSONS, (), now)
-    rule.begin("idle", 1, now)
-    assert rule.plan(oldest=now) == (now, 0)
+def test_it_stops_when_nobody_comes_any_more(policy):
+    now = live_through(policy, NUM_MOMENTS, (0.0003, 0.0004))
+    now = live_through(policy, NUM_MOMENTS + MOMENTS_BETWEEN_LESSONS, (), now)
+    policy.begin("idle", 1, now)
+    assert policy.plan(oldest=now) == (now, 0)
 
 
-def test_it_does_not_wait_for_rows_that_come_too_late_to_be_worth_it(rule):
-    now = live_through(rule, 2 * NUM_MOMENTS, (0.0039,))
-    rule.begin("idle", 1, now)
-    assert rule.plan(oldest=now) == (now, 0)
+def test_it_does_not_wait_for_rows_that_come_too_late_to_be_worth_it(policy):
+    now = live_through(policy, 2 * NUM_MOMENTS, (0.0039,))
+    policy.begin("idle", 1, now)
+    assert policy.plan(oldest=now) == (now, 0)
 
 
 @pytest.mark.parametrize(("rows", "pays"), [(20, True), (16, False)])
-def test_rows_that_fill_a_padded_batch_are_worth_a_longer_wait(rule, rows, pays):
+def test_rows_that_fill_a_padded_batch_are_worth_a_longer_wait(policy, rows, pays):
     """Apart, 20 and 12 rows take 12 + 8 ms, together 12. Apart, 16 and 12 take 8 + 8 ms."""
     for number in range(NUM_MOMENTS + 1):
         now = 0.02 * number
-        rule.begin("freed", rows, now)
-        plan = rule.plan(oldest=now)
-        rule.arrive(12, now + 0.005)
+        policy.begin("freed", rows, now)
+        plan = policy.plan(oldest=now)
+        policy.arrive(12, now + 0.005)
     assert plan == ((pytest.approx(now + 0.006), rows + 12) if pays else (now, 0))
 
 
-def test_the_two_occasions_are_learned_apart(rule):
-    now = live_through(rule, NUM_MOMENTS, (0.0003, 0.0004))
-    rule.begin("freed", 1, now)
-    assert rule.plan(oldest=now) == (now, 0)
+def test_the_two_occasions_are_learned_apart(policy):
+    now = live_through(policy, NUM_MOMENTS, (0.0003, 0.0004))
+    policy.begin("freed", 1, now)
+    assert policy.plan(oldest=now) == (now, 0)
 
 
-def test_rows_beyond_a_full_batch_are_not_counted(rule):
-    now = live_through(rule, NUM_MOMENTS, [0.0001 + 1e-6 * row for row in range(100)])
-    rule.begin("idle", 1, now)
-    assert rule.plan(oldest=now).rows <= 1 + 32
+def test_rows_beyond_a_full_batch_are_not_counted(policy):
+    now = live_through(policy, NUM_MOMENTS, [0.0001 + 1e-6 * row for row in range(100)])
+    policy.begin("idle", 1, now)
+    assert policy.plan(oldest=now).rows <= 1 + 32
 
 
 @pytest.mark.parametrize("num_clients", [2, 4, 8, 16, 32])

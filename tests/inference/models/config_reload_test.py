@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.errors import LoadFailedError
-from keras_deepseek.inference.models.folder_exchange import FolderExchange
+from keras_deepseek.inference.models.config_reload import ConfigReload
 from keras_deepseek.inference.models.model_folder import ModelFolder
 from keras_deepseek.inference.models.served_model import ServedModel
 
@@ -51,17 +51,17 @@ def test_what_is_followed_in_the_same_way_stays_and_the_rest_is_exchanged(folder
     models = {"one": served_of("one", 1), "two": served_of("two", 1), "mine": served_of("mine", 1)}
     before = [folder_of("one", 1), folder_of("two", 1)]
     wanted = [folder_of("one", 1), folder_of("two", 1, 2, path="b")]
-    exchange = FolderExchange(models, before, wanted, {"one": {"x": 1}, "two": {"x": 2}})
-    assert exchange.folders == [before[0], wanted[1]]
-    assert (exchange.changed, exchange.dropped) == ([wanted[1]], [before[1]])
-    exchange.load(Version)
+    reload = ConfigReload(models, before, wanted, {"one": {"x": 1}, "two": {"x": 2}})
+    assert reload.folders == [before[0], wanted[1]]
+    assert (reload.changed, reload.dropped) == ([wanted[1]], [before[1]])
+    reload.load(Version)
     assert models["two"].find().state == "AVAILABLE"
     assert dict(models["one"].labels) == {}
-    exchange.finish()
-    assert list(exchange.models) == ["one", "two"]
-    assert exchange.models["one"] is models["one"]
+    reload.finish()
+    assert list(reload.models) == ["one", "two"]
+    assert reload.models["one"] is models["one"]
     assert dict(models["one"].labels) == {"x": 1}
-    assert exchange.models["two"].find(label="x").number == 2
+    assert reload.models["two"].find(label="x").number == 2
     states = [models[name].versions[1].state for name in ("one", "two", "mine")]
     assert states == ["AVAILABLE", "END", "END"]
 
@@ -69,14 +69,14 @@ def test_what_is_followed_in_the_same_way_stays_and_the_rest_is_exchanged(folder
 def test_one_that_fails_closes_what_was_loaded_and_touches_nothing(folder_of, caplog):
     models, opened = {"one": served_of("one", 1)}, []
     wanted = [folder_of("two", 1), folder_of("three", 1, 9)]
-    exchange = FolderExchange(models, [folder_of("one", 1)], wanted, {"two": {}, "three": {}})
+    reload = ConfigReload(models, [folder_of("one", 1)], wanted, {"two": {}, "three": {}})
 
     def open_version(*arguments):
         opened.append(Version(*arguments))
         return opened[-1]
 
     with caplog.at_level(logging.ERROR), pytest.raises(LoadFailedError, match="'three'"):
-        exchange.load(open_version)
+        reload.load(open_version)
     assert "it does not warm up" in caplog.text
     assert [version.state for version in opened] == ["END", "END", "END"]
     assert models["one"].find().state == "AVAILABLE"
@@ -84,8 +84,8 @@ def test_one_that_fails_closes_what_was_loaded_and_touches_nothing(folder_of, ca
 
 def test_a_label_of_a_version_that_is_not_served_yet_loads_the_folder_anew(folder_of):
     models, before = {"one": served_of("one", 1)}, [folder_of("one", 1, 2)]
-    exchange = FolderExchange(models, before, [folder_of("one", 1, 2)], {"one": {"new": 2}})
-    assert exchange.dropped == before
-    exchange.load(Version)
-    exchange.finish()
-    assert exchange.models["one"].find(label="new").number == 2
+    reload = ConfigReload(models, before, [folder_of("one", 1, 2)], {"one": {"new": 2}})
+    assert reload.dropped == before
+    reload.load(Version)
+    reload.finish()
+    assert reload.models["one"].find(label="new").number == 2
