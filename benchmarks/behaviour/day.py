@@ -167,9 +167,9 @@ def describe(day: Day) -> dict[str, str]:
         "answered with another status than expected": str(dict(progress.unexpected) or "none"),
         "clients that hung up; connections lost": f"{progress.hung_up}; {progress.lost}",
         "calls over gRPC": ", ".join(f"{count} {status}" for status, count in calls.items()),
-        "MB at ten points": ", ".join(f"{one.megabytes:.1f}" for _, one in points),
-        "threads": ", ".join(str(one.threads) for _, one in points),
-        "open files": ", ".join(str(one.files) for _, one in points),
+        "MB at ten points": ", ".join(f"{point.megabytes:.1f}" for _, point in points),
+        "threads": ", ".join(str(point.threads) for _, point in points),
+        "open files": ", ".join(str(point.files) for _, point in points),
         "slope of the last half": f"{1e5 * day.kilobytes_per_request:.1f} KB for 100,000 requests",
     }
 
