@@ -67,14 +67,14 @@ def test_dynamic_says_full_when_no_more_rows_fit():
 
 
 @pytest.mark.parametrize(
-    ("rows", "taken"), [(20, 16), (23, 16), (25, 25), (16, 16), (9, 8), (12, 12)]
+    ("rows", "batch_rows"), [(20, 16), (23, 16), (25, 25), (16, 16), (9, 8), (12, 12)]
 )
-def test_rows_that_padding_would_make_expensive_wait_for_the_next_batch(rows, taken):
+def test_rows_that_padding_would_make_expensive_wait_for_the_next_batch(rows, batch_rows):
     queue = simulated_queue()
     for _ in range(rows):
         queue.add(request_of(1), 0.0)
-    assert queue.next_batch(0.0).rows == taken
-    assert queue.rows == rows - taken
+    assert queue.next_batch(0.0).rows == batch_rows
+    assert queue.rows == rows - batch_rows
 
 
 def test_neither_a_request_nor_a_deadline_suffers_from_less_padding():
@@ -139,13 +139,13 @@ def test_a_full_queue_does_not_wait_behind_an_older_one_that_is_not_due():
 
 def test_what_is_forgotten_frees_its_room():
     queue = make_queue(max_rows=3)
-    gone, kept = request_of(2), request_of(1)
+    gone, waiting = request_of(2), request_of(1)
     queue.add(gone, 0.0)
-    queue.add(kept, 0.0)
+    queue.add(waiting, 0.0)
     queue.forget(gone)
     queue.forget(gone)
     queue.add(request_of(2), 0.0)
-    assert taken(queue.next_batch(0.0))[0] == (kept, 0, 1)
+    assert taken(queue.next_batch(0.0))[0] == (waiting, 0, 1)
     assert queue.rows == 0
 
 

@@ -140,10 +140,10 @@ def test_a_request_and_what_has_taken_its_answer_do_not_keep_each_other(rows):
     taker = Taker()
     taker.request = Request(rows(1), taker)
     taker.request.answer(0, rows(1), 1)
-    left = weakref.ref(taker)
+    taker_reference = weakref.ref(taker)
     gc.disable()
     try:
         del taker
-        assert left() is None
+        assert taker_reference() is None
     finally:
         gc.enable()

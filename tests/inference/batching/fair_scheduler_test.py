@@ -16,17 +16,17 @@ class Models:
 
     def ask(self, model, seconds):
         """Asks for a turn of some seconds, and returns when it has asked."""
-        asked, ask = threading.Event(), self.scheduler._ask
+        is_waiting, ask = threading.Event(), self.scheduler._ask
 
         def ask_and_tell(name):
             ask(name)
-            asked.set()
+            is_waiting.set()
 
         self.scheduler._ask = ask_and_tell
         thread = threading.Thread(target=self._run, args=(model, seconds))
         self.threads.append(thread)
         thread.start()
-        assert asked.wait(60)
+        assert is_waiting.wait(60)
         self.scheduler._ask = ask
 
     def _run(self, model, seconds):

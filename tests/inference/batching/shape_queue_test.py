@@ -51,16 +51,16 @@ def test_a_request_is_continued_where_it_was_left():
     assert queue.rows == 0
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_what_is_forgotten_takes_no_room_wherever_it_stands(place):
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_what_is_forgotten_takes_no_room_wherever_it_stands(index):
     queue = make_queue()
-    requests = [request_of(2, arrived=float(index)) for index in range(3)]
+    requests = [request_of(2, arrived=float(second)) for second in range(3)]
     for request in requests:
         queue.add(request)
-    assert queue.forget(requests[place])
-    assert not queue.forget(requests[place])
+    assert queue.forget(requests[index])
+    assert not queue.forget(requests[index])
     assert queue.rows == 4
-    del requests[place]
+    del requests[index]
     assert queue.oldest == requests[0].arrived
     assert [part.request for part in queue.take(9)] == requests
 

@@ -14,8 +14,8 @@ GOOD = FoundTensor("x", (None, 2), "float32")
 
 
 def test_tensors_whose_rows_come_first_make_a_signature():
-    found = [GOOD, FoundTensor("text", [None], "object"), FoundTensor("any", [None, None], "bool")]
-    assert make_signature(PATH, found, [GOOD], "") == Signature(
+    inputs = [GOOD, FoundTensor("text", [None], "object"), FoundTensor("any", [None, None], "bool")]
+    assert make_signature(PATH, inputs, [GOOD], "") == Signature(
         (
             TensorSpec("x", (None, 2), "float32"),
             TensorSpec("text", (None,), "object"),

@@ -49,11 +49,11 @@ def served_of(name, *numbers):
 
 def test_what_is_followed_in_the_same_way_stays_and_the_rest_is_exchanged(folder_of):
     models = {"one": served_of("one", 1), "two": served_of("two", 1), "mine": served_of("mine", 1)}
-    before = [folder_of("one", 1), folder_of("two", 1)]
-    wanted = [folder_of("one", 1), folder_of("two", 1, 2, path="b")]
-    reload = ConfigReload(models, before, wanted, {"one": {"x": 1}, "two": {"x": 2}})
-    assert reload.folders == [before[0], wanted[1]]
-    assert (reload.changed, reload.dropped) == ([wanted[1]], [before[1]])
+    old_folders = [folder_of("one", 1), folder_of("two", 1)]
+    new_folders = [folder_of("one", 1), folder_of("two", 1, 2, path="b")]
+    reload = ConfigReload(models, old_folders, new_folders, {"one": {"x": 1}, "two": {"x": 2}})
+    assert reload.folders == [old_folders[0], new_folders[1]]
+    assert (reload.changed, reload.dropped) == ([new_folders[1]], [old_folders[1]])
     reload.load(Version)
     assert models["two"].find().state == "AVAILABLE"
     assert dict(models["one"].labels) == {}
@@ -68,8 +68,8 @@ def test_what_is_followed_in_the_same_way_stays_and_the_rest_is_exchanged(folder
 
 def test_one_that_fails_closes_what_was_loaded_and_touches_nothing(folder_of, caplog):
     models, opened = {"one": served_of("one", 1)}, []
-    wanted = [folder_of("two", 1), folder_of("three", 1, 9)]
-    reload = ConfigReload(models, [folder_of("one", 1)], wanted, {"two": {}, "three": {}})
+    new_folders = [folder_of("two", 1), folder_of("three", 1, 9)]
+    reload = ConfigReload(models, [folder_of("one", 1)], new_folders, {"two": {}, "three": {}})
 
     def open_version(*arguments):
         opened.append(Version(*arguments))
@@ -83,9 +83,9 @@ def test_one_that_fails_closes_what_was_loaded_and_touches_nothing(folder_of, ca
 
 
 def test_a_label_of_a_version_that_is_not_served_yet_loads_the_folder_anew(folder_of):
-    models, before = {"one": served_of("one", 1)}, [folder_of("one", 1, 2)]
-    reload = ConfigReload(models, before, [folder_of("one", 1, 2)], {"one": {"new": 2}})
-    assert reload.dropped == before
+    models, old_folders = {"one": served_of("one", 1)}, [folder_of("one", 1, 2)]
+    reload = ConfigReload(models, old_folders, [folder_of("one", 1, 2)], {"one": {"new": 2}})
+    assert reload.dropped == old_folders
     reload.load(Version)
     reload.finish()
     assert reload.models["one"].find(label="new").number == 2

@@ -20,13 +20,13 @@ from keras_deepseek.inference.protocols import json_text
 def untouched_logger():
     """Gives the logger as nobody has set it up. Pytest adds handlers before each test begins."""
     logger = logging.getLogger(LOGGER)
-    before = logger.level, logger.handlers, logger.propagate
+    settings = logger.level, logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [], False
     logger.setLevel(logging.NOTSET)
     try:
         yield logger
     finally:
-        level, logger.handlers, logger.propagate = before
+        level, logger.handlers, logger.propagate = settings
         logger.setLevel(level)
 
 
@@ -183,8 +183,8 @@ def test_lines_that_could_not_be_written_are_counted(monkeypatch):
         stream.is_broken = False
         write(log)
         log.close()
-    line, told = map(json.loads, stream.getvalue().splitlines())
-    assert (line["path"], told["dropped"]) == ("/healthz", 100)
+    line, report = map(json.loads, stream.getvalue().splitlines())
+    assert (line["path"], report["dropped"]) == ("/healthz", 100)
 
 
 def test_a_level_that_is_chosen_later_is_kept_to(monkeypatch):

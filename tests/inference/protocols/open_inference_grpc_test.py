@@ -228,7 +228,9 @@ def test_tritonclient_s_own_client_is_answered(serve_grpc, name):
     given_input = client.InferInput("x", [2, 2], dtype_of(name).open_inference)
     given_input.set_data_from_numpy(array)
     with client.InferenceServerClient(address) as server:
-        wanted = [client.InferRequestedOutput("y")]
-        answer = server.infer("m", [given_input], outputs=wanted, request_id="7", client_timeout=60)
+        outputs = [client.InferRequestedOutput("y")]
+        answer = server.infer(
+            "m", [given_input], outputs=outputs, request_id="7", client_timeout=60
+        )
     assert answer.get_response().id == "7"
     assert same(answer.as_numpy("y"), array)

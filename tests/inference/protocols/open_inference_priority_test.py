@@ -21,10 +21,10 @@ def test_a_timeout_is_in_microseconds_and_0_is_none():
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "timeout"), [(1, 2, 1), (2, 1, 1), (None, 1, 1), (1, None, 1)]
+    ("first", "second", "timeout"), [(1, 2, 1), (2, 1, 1), (None, 1, 1), (1, None, 1)]
 )
-def test_the_shorter_of_two_limits_holds(own, other, timeout):
-    assert TimeoutAndPriority(own, 7).within(other) == (timeout, 7)
+def test_the_shorter_of_two_limits_holds(first, second, timeout):
+    assert TimeoutAndPriority(first, 7).within(second) == (timeout, 7)
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "1", None, 2**64, [1]])

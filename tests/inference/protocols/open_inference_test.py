@@ -191,7 +191,7 @@ def test_what_is_written_as_bytes_is_read(array, with_another):
     body, length = open_inference.encode_infer(call, outputs, "m", "2")
     content = json.loads(body[:length])
     assert (content["model_name"], content["model_version"], content["id"]) == ("m", "2", "7")
-    assert [each["name"] for each in content["outputs"]] == ["x", "y"]
+    assert [output["name"] for output in content["outputs"]] == ["x", "y"]
     # An answer's tensors have the form of a request's.
     again = json.dumps({"inputs": content["outputs"]}).encode()
     read = open_inference.parse_infer(again + body[length:], str(len(again)))
@@ -283,15 +283,15 @@ def test_tritonclient_asks_for_classes_and_understands_them():
     given_input = client.InferInput("x", [2, 3], "FP32")
     given_input.set_data_from_numpy(FLOATS)
     for is_binary in (True, False):
-        wanted = [client.InferRequestedOutput("y", binary_data=is_binary, class_count=2)]
+        outputs = [client.InferRequestedOutput("y", binary_data=is_binary, class_count=2)]
         make = client.InferenceServerClient.generate_request_body
-        body, size = make([given_input], outputs=wanted)
+        body, size = make([given_input], outputs=outputs)
         call = open_inference.parse_infer(bytes(body), str(size))
         assert call.outputs == (WantedOutput("y", is_binary, 2),)
         answer, length = open_inference.encode_infer(call, {"y": FLOATS}, "m", "1")
         understood = client.InferenceServerClient.parse_response_body(answer, header_length=length)
         received = [
-            [str(each, "ascii") if is_binary else each for each in row]
+            [str(label, "ascii") if is_binary else label for label in row]
             for row in understood.as_numpy("y").tolist()
         ]
         assert received == [["2.000000:2", "1.000000:1"], ["5.000000:2", "4.000000:1"]]
@@ -310,9 +310,9 @@ def test_tritonclient_s_requests_are_read_and_answers_understood(is_binary, arra
     given_input = client.InferInput("x", list(array.shape), datatype)
     with np.errstate(all="ignore"):
         given_input.set_data_from_numpy(array, binary_data=is_binary)
-    wanted = [client.InferRequestedOutput("y", binary_data=is_binary)]
+    outputs = [client.InferRequestedOutput("y", binary_data=is_binary)]
     make = client.InferenceServerClient.generate_request_body
-    body, size = make([given_input], outputs=wanted, request_id="7")
+    body, size = make([given_input], outputs=outputs, request_id="7")
     call = open_inference.parse_infer(bytes(body), None if size is None else str(size))
     assert call.inputs["x"].dtype == array.dtype
     np.testing.assert_array_equal(call.inputs["x"], array)
