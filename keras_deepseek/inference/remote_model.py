@@ -389,14 +389,14 @@ class _Hub(_Source):
         self._folder = path.removesuffix(self._file).strip("/")
 
     def read_manifest(self) -> str | None:
-        name = self._place(MANIFEST_NAME)
+        name = self._full_name(MANIFEST_NAME)
         if self._file or name not in self._sizes:
             return None
         with tempfile.TemporaryDirectory() as folder:
             return Path(self._fetch(name, folder)).read_text(encoding="utf-8")
 
     def list_files(self) -> list[_RemoteFile]:
-        start = self._place("")
+        start = self._full_name("")
         files = [
             _RemoteFile(name.removeprefix(start), size, self._commit)
             for name, size in self._sizes.items()
@@ -411,7 +411,7 @@ class _Hub(_Source):
     def download(self, file: _RemoteFile, folder: Path) -> Iterator[int]:
         if _has(folder, file):
             return
-        Path(self._fetch(self._place(file.name), folder / _NOTES)).replace(folder / file.name)
+        Path(self._fetch(self._full_name(file.name), folder / _NOTES)).replace(folder / file.name)
         yield file.size
 
     def _fetch(self, name: str, folder: str | Path) -> str:
@@ -421,7 +421,7 @@ class _Hub(_Source):
         )
         return path
 
-    def _place(self, name: str) -> str:
+    def _full_name(self, name: str) -> str:
         return f"{self._folder}/{name}" if self._folder else name
 
 

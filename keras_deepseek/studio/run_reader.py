@@ -106,7 +106,7 @@ class RunReader:
         self._signature: object = None
         self._state: str | None = None
         self._series: dict[str, Series] = {}
-        self._asked: dict[str, float] = {}
+        self._read_times: dict[str, float] = {}
         self._vectors: dict[str, VectorSeries] = {}
 
     # -- What has changed -----------------------------------------------------------------------
@@ -125,8 +125,10 @@ class RunReader:
                 self.version += 1
             self._state = self.state()
             now = self._clock()
-            for name in [name for name, at in self._asked.items() if now - at > _FORGET_SECONDS]:
-                del self._asked[name]
+            for name in [
+                name for name, at in self._read_times.items() if now - at > _FORGET_SECONDS
+            ]:
+                del self._read_times[name]
                 self._series.pop(name, None)
 
     def _read_signature(self) -> object:
@@ -288,7 +290,7 @@ class RunReader:
     def series(self, name: str) -> Series:
         """Returns all points of a name."""
         with self.lock:
-            self._asked[name] = self._clock()
+            self._read_times[name] = self._clock()
             series = self._series.setdefault(name, Series())
             end = self.ends.get(name)
             if end is None or self.problem is not None:

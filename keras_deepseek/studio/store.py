@@ -110,14 +110,14 @@ class Store:
         window = request.get("window")
         low_high = None if window is None else (float(window[0]), float(window[1]))
         points_by_name = {}
-        for run, name, version, wanted_pixels, smoothing in series[:MAX_SERIES]:
+        for run, name, version, num_pixels, smoothing in series[:MAX_SERIES]:
             reader = self._readers.get(run)
             if reader is None or name not in reader.ends:
                 continue
             newest = reader.series_version(name) + reader.series_version(str(request.get("x")))
             if version == newest:
                 continue
-            pixels = int(np.clip(int(wanted_pixels), 16, MAX_PIXELS))
+            pixels = int(np.clip(int(num_pixels), 16, MAX_PIXELS))
             share = float(np.clip(float(smoothing), 0, 1))
             x, y = self._read_points(reader, name, str(request.get("x", "step")))
             points = reduce_to_pixels(x, y, pixels, share=share, window=low_high)

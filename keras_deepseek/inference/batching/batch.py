@@ -54,7 +54,7 @@ class Request:
         "priority",
         "rows",
         "shape_key",
-        "taken",
+        "taken_rows",
     )
 
     def __init__(
@@ -81,7 +81,7 @@ class Request:
         self.deadline = deadline
         self.priority = priority
         self.connection = connection
-        self.taken = 0
+        self.taken_rows = 0
         self.arrived = 0.0
         self.decision: BatchDecision | None = None
         """The record of the last batch that it was in."""
@@ -106,7 +106,7 @@ class Request:
 
         A request without rows counts as one.
         """
-        return max(self.rows - self.taken, 1)
+        return max(self.rows - self.taken_rows, 1)
 
     def answer(self, start: int, outputs: dict[str, Array], rows: int) -> None:
         """Adds the outputs of the request's rows from index `start` on.

@@ -121,14 +121,14 @@ class ShapeQueue:
         while self._arrivals and room > 0:
             request = self._first()[2]
             waiting = request.waiting
-            stop = min(request.rows, request.taken + room)
-            slices.append(Slice(request, request.taken, stop))
-            room -= stop - request.taken
+            stop = min(request.rows, request.taken_rows + room)
+            slices.append(Slice(request, request.taken_rows, stop))
+            room -= stop - request.taken_rows
             if stop == request.rows:
                 self.forget(request)
-                request.taken = stop
+                request.taken_rows = stop
             else:
-                request.taken = stop
+                request.taken_rows = stop
                 self.rows -= waiting - request.waiting
         return slices
 

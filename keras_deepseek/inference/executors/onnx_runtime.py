@@ -10,12 +10,12 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.executors.executor import Executor
-from keras_deepseek.inference.executors.found_signature import (
-    FoundTensor,
+from keras_deepseek.inference.executors.model_path import onnx_file
+from keras_deepseek.inference.executors.runtime_signature import (
+    RuntimeTensor,
     check_names,
     make_signature,
 )
-from keras_deepseek.inference.executors.model_path import onnx_file
 from keras_deepseek.inference.protocols.tensor_bytes import string_array
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -104,9 +104,9 @@ class OnnxRuntime(Executor):
         return outputs
 
 
-def _describe(tensors: Sequence[Any]) -> list[FoundTensor]:
+def _describe(tensors: Sequence[Any]) -> list[RuntimeTensor]:
     return [
-        FoundTensor(
+        RuntimeTensor(
             tensor.name,
             # ONNX Runtime reports no shape for an unknown rank and for a scalar alike.
             [size if isinstance(size, int) else None for size in tensor.shape or ()],

@@ -160,8 +160,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._since, self._field_bytes = self._clock(), 0
         is_last = self._owner.is_unready or self._owner.is_stopping or self._since > self._expires
         is_plain = parser.get_http_version() == "1.1" and not parser.should_upgrade()
-        is_kept = is_plain and parser.should_keep_alive() and not is_last
-        if is_kept and self._refusal is None and self._refuse_early():
+        is_kept_alive = is_plain and parser.should_keep_alive() and not is_last
+        if is_kept_alive and self._refusal is None and self._refuse_early():
             self._phase = _BODY
             return
         exchange = Exchange(self._refusal, self._descriptor, is_request=is_request)

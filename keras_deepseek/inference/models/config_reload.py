@@ -31,7 +31,7 @@ class ConfigReload:
         new_folders: Sequence[ModelFolder],
         labels: Mapping[str, Mapping[str, int]],
     ) -> None:
-        self._before = models
+        self._old_models = models
         self._labels = labels
         reusable = [
             folder
@@ -59,7 +59,7 @@ class ConfigReload:
         for folder in self.changed:
             served = ServedModel(folder.name)
             try:
-                for number, path in folder.wanted().items():
+                for number, path in folder.find_versions_to_serve().items():
                     folder.mark_loaded(number, path)
                     loaded.append(open_version(path, folder.name, number, folder.options))
                     loaded[-1].start()
@@ -77,7 +77,7 @@ class ConfigReload:
         """Applies the new labels, and closes the models that are no longer served."""
         for name, served in self.models.items():
             served.set_labels(self._labels[name])
-        for name, old_model in self._before.items():
+        for name, old_model in self._old_models.items():
             if old_model is not self.models.get(name):
                 for version in list(old_model.versions.values()):
                     version.close()

@@ -259,7 +259,7 @@ class ModelRepository:
 
     def _open_folder(self, folder: ModelFolder) -> None:
         served = self._add_model(folder.name)
-        for number, path in folder.wanted().items():
+        for number, path in folder.find_versions_to_serve().items():
             folder.mark_loaded(number, path)
             served.add(self._open(path, folder.name, number, folder.options))
         self.folders = [*self.folders, folder]

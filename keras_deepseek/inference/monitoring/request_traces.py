@@ -133,14 +133,14 @@ class RequestTraces:
         error: Exception | None = None
         for request in ended:
             try:
-                self._write_one(request)
+                self._write_span(request)
             # A span processor of the user may fail for one span; the others are still written.
             except Exception as caught:  # noqa: BLE001 - It is raised below.
                 error = caught
         if error is not None:
             raise error
 
-    def _write_one(self, ended: _Ended) -> None:
+    def _write_span(self, ended: _Ended) -> None:
         from opentelemetry import trace
         from opentelemetry.context import Context
 

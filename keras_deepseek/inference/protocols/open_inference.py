@@ -39,7 +39,7 @@ _REFUSED_PARAMETERS = ("shared_memory_region",)
 
 
 @dataclass(frozen=True)
-class WantedOutput:
+class RequestedOutput:
     """An output that a request asks for.
 
     `is_binary` returns its values as raw bytes. `classes` is the number of the largest values of
@@ -65,17 +65,17 @@ class InferCall:
     """
 
     inputs: Mapping[str, Any]
-    outputs: tuple[WantedOutput, ...] = ()
+    outputs: tuple[RequestedOutput, ...] = ()
     is_binary: bool = False
     id: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     model_name: str = ""
     model_version: str = ""
 
-    def select(self, outputs: Mapping[str, Array]) -> list[tuple[WantedOutput, Array]]:
+    def select(self, outputs: Mapping[str, Array]) -> list[tuple[RequestedOutput, Array]]:
         """Returns the outputs that an inference request asks for, in the request's order."""
         self.check_outputs(outputs)
-        requested = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
+        requested = self.outputs or tuple(RequestedOutput(name, self.is_binary) for name in outputs)
         return [
             (output, outputs[output.name])
             if not output.classes
@@ -262,17 +262,17 @@ def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> Infer
         raise InvalidInputError(f"'id' must be a string; received {reprlib.repr(identity)}.")
     return InferCall(
         inputs=inputs,
-        outputs=tuple(_read_wanted(output, is_binary) for output in outputs),
+        outputs=tuple(_read_requested_output(output, is_binary) for output in outputs),
         is_binary=is_binary,
         id=identity,
         parameters=parameters,
     )
 
 
-def _read_wanted(output: Any, is_binary: bool) -> WantedOutput:
+def _read_requested_output(output: Any, is_binary: bool) -> RequestedOutput:
     name = _name_of(output, "outputs")
     parameters = read_parameters(output.get("parameters"), f"Output {name!r}")
-    return WantedOutput(
+    return RequestedOutput(
         name,
         _flag(parameters, "binary_data", is_binary),
         read_count(parameters.get(PARAMETER), f"Output {name!r}"),

@@ -32,7 +32,9 @@ def folder_of(doubler, tmp_path, monkeypatch):
     def make(name, *numbers, path="a"):
         repository, options = engine.repository, engine.options
         folder = ModelFolder(repository, tmp_path / path, name, options, versions="all")
-        monkeypatch.setattr(folder, "wanted", lambda: dict.fromkeys(numbers, tmp_path))
+        monkeypatch.setattr(
+            folder, "find_versions_to_serve", lambda: dict.fromkeys(numbers, tmp_path)
+        )
         return folder
 
     return make

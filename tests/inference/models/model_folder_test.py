@@ -185,7 +185,7 @@ def test_which_versions_are_served_is_said(engine, folder, bundle, policy, expec
     for number in ("2", "3"):
         shutil.copytree(bundle, folder / number)
     model_folder = follower(engine, folder, versions=policy)
-    assert list(model_folder.wanted()) == expected
+    assert list(model_folder.find_versions_to_serve()) == expected
     assert set(expected) <= set(states(engine))
 
 

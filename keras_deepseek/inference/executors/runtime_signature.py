@@ -12,7 +12,7 @@ _SERVED = {dtype.name for dtype in DTYPES}
 
 
 @dataclass(frozen=True)
-class FoundTensor:
+class RuntimeTensor:
     """An input or output, as a runtime describes it.
 
     `shape` has `None` for free sizes, and is `None` if the rank is unknown. `dtype` is NumPy's
@@ -25,7 +25,7 @@ class FoundTensor:
 
 
 def make_signature(
-    path: Path, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], advice: str
+    path: Path, inputs: Sequence[RuntimeTensor], outputs: Sequence[RuntimeTensor], advice: str
 ) -> Signature:
     """Returns the signature of a model whose tensors all have a free batch axis first.
 
@@ -60,7 +60,7 @@ def check_names(
         )
 
 
-def _check(path: Path, kind: str, tensor: FoundTensor, advice: str) -> TensorSpec:
+def _check(path: Path, kind: str, tensor: RuntimeTensor, advice: str) -> TensorSpec:
     problem = ""
     if tensor.dtype not in _SERVED:
         problem = f"has the dtype {tensor.dtype}, which clients can't send"
