@@ -66,10 +66,10 @@ def main() -> int:
         for form, (file_dtype, dtype, num_shards) in FORMS.items():
             folder = Path(work, "source")
             setting = {**sizes, "file_dtype": file_dtype, "dtype": dtype, "num_shards": num_shards}
-            made = run("make", "ours", who[0][1], folder, setting)
-            if made is None:
+            facts = run("make", "ours", who[0][1], folder, setting)
+            if facts is None:
                 return 1
-            rows += measure_form(form, who, folder, setting, made, arguments.rounds)
+            rows += measure_form(form, who, folder, setting, facts, arguments.rounds)
     return report(arguments.json, make_figures(rows), {"sizes": sizes, "rows": rows})
 
 
@@ -78,25 +78,28 @@ def measure_form(
     who: list[tuple[str, str]],
     folder: Path,
     setting: Numbers,
-    made: Numbers,
+    facts: Numbers,
     rounds: int,
 ) -> list[Numbers]:
     """Returns the numbers of one form of the file, one row a reader, and prints them."""
-    found: dict[tuple[str, str], list[Numbers]] = {each: [] for each in who}
+    numbers_by_rival: dict[tuple[str, str], list[Numbers]] = {rival: [] for rival in who}
     for _ in range(rounds):
-        for each in who:
-            numbers = run("measure", *each, folder, setting)
+        for rival in who:
+            numbers = run("measure", *rival, folder, setting)
             if numbers:
-                found[each].append(numbers)
+                numbers_by_rival[rival].append(numbers)
     rows = []
-    for (name, backend), measured in found.items():
+    for (name, backend), measured in numbers_by_rival.items():
         if not measured:
             continue
         medians = {
-            kind: {key: statistics.median(one[kind][key] for one in measured) for key in numbers}
+            kind: {
+                key: statistics.median(run_numbers[kind][key] for run_numbers in measured)
+                for key in numbers
+            }
             for kind, numbers in measured[0].items()
         }
-        rows.append({"form": form, "who": name, "backend": backend, **made, **medians})
+        rows.append({"form": form, "who": name, "backend": backend, **facts, **medians})
         show(rows[-1])
     return rows
 
@@ -125,7 +128,7 @@ def make_figures(rows: list[Numbers]) -> list[Figure]:
             ("load", "peak", "MB", "peak_bytes", 1e-6),
             ("save", "CPU", "s", "cpu_seconds", 1.0),
         ):
-            ours, theirs = (scale * each[kind][key] for each in (row, peer))
+            ours, theirs = (scale * numbers[kind][key] for numbers in (row, peer))
             title = f"{kind}, {row['form']}, {name}"
             figures.append(Figure(title, ours, unit, row["backend"], "transformers", theirs))
     return figures

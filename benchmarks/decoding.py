@@ -133,7 +133,7 @@ def measure_setting(
     """Returns seconds of a prompt and of a decoded token by worker, of each round."""
     new_tokens = 16 if arguments.quick else NEW_TOKENS[batch_size]
     question = {"batch_size": batch_size, "context": context, "new_tokens": new_tokens}
-    found: dict[str, dict[str, list[float]]] = {}
+    times_by_rival: dict[str, dict[str, list[float]]] = {}
     for number in range(arguments.rounds + 1):
         # The first compiles, and PyTorch records a step only when it has come some times. It asks
         # for as many tokens: another number makes a cache of another size, and compiles again.
@@ -142,17 +142,19 @@ def measure_setting(
             if answer is None:
                 continue
             if number:
-                times = found.setdefault(worker.name, {"prefill": [], "decode": [], "tokens": []})
+                times = times_by_rival.setdefault(
+                    worker.name, {"prefill": [], "decode": [], "tokens": []}
+                )
                 for name, value in answer.items():
                     times[name].append(value)
-    return found
+    return times_by_rival
 
 
-def check_equal(found: dict[str, dict[str, Any]]) -> int:
+def check_equal(times_by_rival: dict[str, dict[str, Any]]) -> int:
     """Returns in how many rounds some of the greedy tokens were not those of `transformers`."""
-    peer = found[PEER]["tokens"]
+    peer = times_by_rival[PEER]["tokens"]
     return sum(
-        any(times["tokens"][number] != tokens for times in found.values())
+        any(times["tokens"][number] != tokens for times in times_by_rival.values())
         for number, tokens in enumerate(peer)
     )
 
@@ -178,15 +180,18 @@ def judge(rows: list[dict[str, Any]], targets: tuple[float | None, float | None]
 
 
 def make_rows(
-    found: dict[str, dict[str, list[float]]], batch_size: int, context: int
+    times_by_rival: dict[str, dict[str, list[float]]], batch_size: int, context: int
 ) -> list[dict[str, Any]]:
     """Returns tokens a second and ratios of each worker."""
     rows = []
-    for name, times in found.items():
+    for name, times in times_by_rival.items():
         row: dict[str, Any] = {"name": name, "batch_size": batch_size, "context": context}
         for kind, tokens in (("prefill", batch_size * context), ("decode", batch_size)):
             row[f"{kind}_tokens_per_second"] = tokens / statistics.median(times[kind])
-            ratios = [peer / own for peer, own in zip(found[PEER][kind], times[kind], strict=True)]
+            ratios = [
+                peer / ours
+                for peer, ours in zip(times_by_rival[PEER][kind], times[kind], strict=True)
+            ]
             row[f"{kind}_ratio"] = statistics.median(ratios)
             row[f"{kind}_seconds"] = times[kind]
         rows.append(row)
@@ -238,9 +243,9 @@ def main() -> int:
             if fact and "expanded" not in name
         ]
         for (batch_size, context), targets in (QUICK if arguments.quick else TARGETS).items():
-            found = measure_setting(workers, batch_size, context, arguments)
-            unequal = check_equal(found)
-            measured = make_rows(found, batch_size, context)
+            times_by_rival = measure_setting(workers, batch_size, context, arguments)
+            unequal = check_equal(times_by_rival)
+            measured = make_rows(times_by_rival, batch_size, context)
             for row in measured:
                 print_row(row)
             rows += measured

@@ -71,10 +71,10 @@ def main() -> int:
     setting = {**sizes, "intermediate_dim": 4 * sizes["hidden_dim"]}
     with tempfile.TemporaryDirectory(prefix="export_benchmark_") as work:
         folder = Path(work)
-        made = run_script("export_bert.py", backend, "make", work, json.dumps(setting))
-        if made is None:
+        facts = run_script("export_bert.py", backend, "make", work, json.dumps(setting))
+        if facts is None:
             return 1
-        print(f"BERT of {made['parameters']:,} parameters, {setting}, {backend}")
+        print(f"BERT of {facts['parameters']:,} parameters, {setting}, {backend}")
         rows = export_all(folder, backend, arguments.optimum_python, arguments.rounds)
         compared = compare(folder, backend, setting, rows, arguments.rounds)
     show_exports(rows)
@@ -118,8 +118,8 @@ def export_all(folder: Path, backend: str, optimum: str, rounds: int) -> dict[st
 def _has_optimum(python: str) -> bool:
     if python == sys.executable:
         return importlib.util.find_spec("optimum") is not None
-    asked = [python, "-c", "import optimum.exporters.onnx"]
-    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    command = [python, "-c", "import optimum.exporters.onnx"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def compare(
@@ -129,15 +129,15 @@ def compare(
     artifacts = {
         name: numbers[-1]["artifact"] for name, numbers in rows.items() if name not in NOT_ONNX
     }
-    asked = {
+    request = {
         "artifacts": artifacts,
         "shapes": SHAPES,
         "rounds": 4 * rounds,
         "tokens_a_sample": 1024,
         "vocabulary_size": setting["vocabulary_size"],
     }
-    found = run_script("export_bert.py", backend, "compare", str(folder), json.dumps(asked))
-    return found or {"latency": {}, "differences": {}}
+    answer = run_script("export_bert.py", backend, "compare", str(folder), json.dumps(request))
+    return answer or {"latency": {}, "differences": {}}
 
 
 def median(rows: list[Numbers], name: str) -> float:
@@ -150,7 +150,7 @@ def show_exports(rows: dict[str, list[Numbers]]) -> None:
     heads = ("seconds", "CPU", "by Keras", "MB", "verified", "before")
     print(f"\n{'export':20}" + "".join(f"{head:>10}" for head in heads))
     for name, numbers in rows.items():
-        seconds, processor = (median(numbers, each) for each in ("seconds", "cpu_seconds"))
+        seconds, processor = (median(numbers, key) for key in ("seconds", "cpu_seconds"))
         peer = KERAS_SAVED if name in NOT_ONNX else KERAS
         ratio = f"{processor / median(rows[peer], 'cpu_seconds'):.2f}" if peer in rows else ""
         share = ""
@@ -177,9 +177,9 @@ def show_latency(rows: dict[str, list[Numbers]], compared: Numbers) -> None:
             continue
         cells = ""
         for shape in shapes:
-            taken = latency[shape]["cpu_ms"]
-            ratio = f"{taken / peers[shape]['cpu_ms']:.2f}" if peers else ""
-            cells += f"{taken:>10.3f}{ratio:>8}"
+            milliseconds = latency[shape]["cpu_ms"]
+            ratio = f"{milliseconds / peers[shape]['cpu_ms']:.2f}" if peers else ""
+            cells += f"{milliseconds:>10.3f}{ratio:>8}"
         print(f"{name:20}{cells}{compared['differences'][name]:>10.1e}")
 
 
@@ -192,9 +192,11 @@ def judge(backend: str, rows: dict[str, list[Numbers]], compared: Numbers) -> li
         ("SavedModel", OURS_SAVED, KERAS_SAVED, "Keras", LEAST),
     ):
         if ours in rows and theirs in rows:
-            one, other = (median(rows[each], "cpu_seconds") for each in (ours, theirs))
+            our_seconds, their_seconds = (
+                median(rows[kind], "cpu_seconds") for kind in (ours, theirs)
+            )
             title = f"export to {name}, processor time"
-            figures.append(Figure(title, one, "s", backend, peer, other, least))
+            figures.append(Figure(title, our_seconds, "s", backend, peer, their_seconds, least))
     figures += [
         Figure(
             f"a run at {shape}",
@@ -209,8 +211,8 @@ def judge(backend: str, rows: dict[str, list[Numbers]], compared: Numbers) -> li
         for shape, numbers in latency.get(peer, {}).items()
     ]
     figures += [
-        Figure(f"difference from KerasHub, {name}", found, "", backend, target=TOLERANCE)
-        for name, found in compared["differences"].items()
+        Figure(f"difference from KerasHub, {name}", difference, "", backend, target=TOLERANCE)
+        for name, difference in compared["differences"].items()
     ]
     return figures
 

@@ -33,15 +33,15 @@ ORDERS = (0, 1, 2, 3, 4, 5)
 def read_text():
     """Returns the bytes to learn from, and those that are held out: topics of their own."""
     names = sorted(topics.topics)
-    held = set(names[:: round(1 / HELD_OUT)])
+    held_names = set(names[:: round(1 / HELD_OUT)])
     parts = [
-        "\n\n".join(topics.topics[name] for name in names if (name in held) == is_held)
+        "\n\n".join(topics.topics[name] for name in names if (name in held_names) == is_held)
         for is_held in (False, True)
     ]
     return [part.encode() for part in parts]
 
 
-def count_bits(learned, held, order):
+def count_bits(learned, unseen_text, order):
     """Returns bits a byte of counts behind the last `order` bytes (interpolated Witten-Bell)."""
     counts = [{} for _ in range(order + 1)]
     for n in range(order + 1):
@@ -49,22 +49,22 @@ def count_bits(learned, held, order):
             counts[n].setdefault(learned[at - n : at], Counter())[learned[at]] += 1
     totals = [{key: sum(x.values()) for key, x in table.items()} for table in counts]
     bits = 0.0
-    for at in range(len(held)):
+    for at in range(len(unseen_text)):
         probability = 1 / 256
         for n in range(min(order, at) + 1):
-            context = held[at - n : at]
-            seen = counts[n].get(context)
-            if seen is None:
+            context = unseen_text[at - n : at]
+            next_counts = counts[n].get(context)
+            if next_counts is None:
                 break
-            share = len(seen) + totals[n][context]
-            probability = (seen[held[at]] + len(seen) * probability) / share
+            share = len(next_counts) + totals[n][context]
+            probability = (next_counts[unseen_text[at]] + len(next_counts) * probability) / share
         bits -= math.log2(probability)
-    return bits / len(held)
+    return bits / len(unseen_text)
 
 
-def compressed_bits(learned, held, compress):
+def compressed_bits(learned, unseen_text, compress):
     """Returns bits a byte that the held-out text adds to a compressed file."""
-    return 8 * (len(compress(learned + held)) - len(compress(learned))) / len(held)
+    return 8 * (len(compress(learned + unseen_text)) - len(compress(learned))) / len(unseen_text)
 
 
 def cut_rows(text, length=LENGTH):
@@ -111,8 +111,8 @@ def train(seed, epochs):
     from keras_deepseek.training import Trainer, WarmupDecay
 
     keras.utils.set_random_seed(seed)
-    learned, held = read_text()
-    (x, y), held_rows = cut_rows(learned), cut_rows(held)
+    learned, unseen_text = read_text()
+    (x, y), held_rows = cut_rows(learned), cut_rows(unseen_text)
     model = make_model()
     steps = epochs * -(-len(y) // BATCH_SIZE)
     trainer = Trainer(
@@ -136,24 +136,24 @@ def train(seed, epochs):
         "steps": steps,
         "seconds": round(seconds, 1),
         "bits_a_character": round(loss / math.log(2), 4),
-        **measure_drafts(model, held),
+        **measure_drafts(model, unseen_text),
         "largest_expert_load": round(history["largest_expert_load"][-1], 3),
         "idle_expert_share": round(history["idle_expert_share"][-1], 4),
     }
 
 
-def measure_drafts(model, held):
+def measure_drafts(model, unseen_text):
     """Returns how many times as fast greedy text of one prompt comes with the module's drafts."""
-    prompt = list(held[:LENGTH])
+    prompt = list(unseen_text[:LENGTH])
     seconds, texts = {False: [], True: []}, {}
     for number in range(DRAFT_ROUNDS + 1):
-        for use_drafts, found in seconds.items():
+        for use_drafts, runs in seconds.items():
             start = time.process_time()
             texts[use_drafts] = model.generate(
                 prompt, max_new_tokens=LENGTH, stop_token_ids=None, use_drafts=use_drafts
             )
             if number:  # The first compiles.
-                found.append(time.process_time() - start)
+                runs.append(time.process_time() - start)
     plain, drafted = (statistics.median(seconds[use_drafts]) for use_drafts in (False, True))
     return {
         "tokens_a_second": round(LENGTH / plain, 1),
@@ -163,11 +163,11 @@ def measure_drafts(model, held):
 
 
 def measure_baselines():
-    learned, held = read_text()
-    bits = {f"order {order}": count_bits(learned, held, order) for order in ORDERS}
-    bits["gzip -9"] = compressed_bits(learned, held, lambda text: gzip.compress(text, 9))
-    bits["lzma"] = compressed_bits(learned, held, lambda text: lzma.compress(text, preset=9))
-    return {"bytes": [len(learned), len(held)], "bits_a_character": bits}
+    learned, unseen_text = read_text()
+    bits = {f"order {order}": count_bits(learned, unseen_text, order) for order in ORDERS}
+    bits["gzip -9"] = compressed_bits(learned, unseen_text, lambda text: gzip.compress(text, 9))
+    bits["lzma"] = compressed_bits(learned, unseen_text, lambda text: lzma.compress(text, preset=9))
+    return {"bytes": [len(learned), len(unseen_text)], "bits_a_character": bits}
 
 
 def main():
@@ -193,7 +193,7 @@ def main():
         statistics.mean(run[key] for run in runs)
         for key in ("bits_a_character", "tokens_a_second", "drafts_ratio")
     )
-    peer, best = min(baselines["bits_a_character"].items(), key=lambda each: each[1])
+    peer, best = min(baselines["bits_a_character"].items(), key=lambda entry: entry[1])
     backend = runs[0]["backend"]
     figures = [
         Figure("bits a character", reached, "bits", backend, peer, best),

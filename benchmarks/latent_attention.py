@@ -75,13 +75,15 @@ def judge(row: dict[str, Any], bytes_per_token: int) -> list[Figure]:
     name = count(queries, "new token")
     name += f", {cache:,} in the cache" if cache else ""
     if queries > 1:
-        taken, least = milliseconds["chosen"], LEAST_OF_NAIVE
+        our_milliseconds, least = milliseconds["chosen"], LEAST_OF_NAIVE
     else:
-        taken, least = milliseconds["absorbed"], LEAST_TIMES if cache >= AT else None
-    figures = [Figure(name, taken, "ms", backend, "naive", milliseconds["naive"], least)]
+        our_milliseconds, least = milliseconds["absorbed"], LEAST_TIMES if cache >= AT else None
+    figures = [Figure(name, our_milliseconds, "ms", backend, "naive", milliseconds["naive"], least)]
     if queries == 1 and cache == AT:  # The same at each length.
-        held = row["facts"]["cache_bytes_per_token"]
-        figures.append(Figure("a cached token", held, "bytes", backend, target=bytes_per_token))
+        cached_bytes = row["facts"]["cache_bytes_per_token"]
+        figures.append(
+            Figure("a cached token", cached_bytes, "bytes", backend, target=bytes_per_token)
+        )
     return figures
 
 

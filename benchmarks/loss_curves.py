@@ -43,8 +43,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=18, help="default 18: about 2,000 steps")
     arguments = parser.parse_args()
     documents = read_documents(2_048, longest=SHAPE.longest)
-    seen, unseen = split(documents, NUM_UNSEEN)
-    steps = arguments.epochs * -(-len(seen.token_ids) // BATCH_SIZE)
+    training_documents, unseen = split(documents, NUM_UNSEEN)
+    steps = arguments.epochs * -(-len(training_documents.token_ids) // BATCH_SIZE)
     ways: dict[str, Callable[[Documents, Documents, int, int], Losses]] = {
         PACKED: train_packed,
         GROUPED: train_grouped,
@@ -58,7 +58,10 @@ def main() -> int:
     results = {}
     for name, train in ways.items():
         curves = np.array(
-            [train(seen, unseen, arguments.epochs, seed) for seed in range(arguments.seeds)]
+            [
+                train(training_documents, unseen, arguments.epochs, seed)
+                for seed in range(arguments.seeds)
+            ]
         )
         results[name] = curves.tolist()
         cells = [
@@ -86,20 +89,26 @@ def make_figures(results: dict[str, list[Losses]]) -> list[Figure]:
     ]
 
 
-def train_padded(seen: Documents, unseen: Documents, epochs: int, seed: int) -> Losses:
-    data = pad(seen, SHAPE.longest)
+def train_padded(
+    training_documents: Documents, unseen: Documents, epochs: int, seed: int
+) -> Losses:
+    data = pad(training_documents, SHAPE.longest)
     return _train(data, pad(unseen, SHAPE.longest), BATCH_SIZE, epochs, seed, has_masked_head=False)
 
 
-def train_packed(seen: Documents, unseen: Documents, epochs: int, seed: int) -> Losses:
-    x, y = pack(seen, seed)
+def train_packed(
+    training_documents: Documents, unseen: Documents, epochs: int, seed: int
+) -> Losses:
+    x, y = pack(training_documents, seed)
     # About as many steps an epoch as there are batches of documents.
-    num_rows = max(1, round(len(y) * BATCH_SIZE / len(seen.token_ids)))
+    num_rows = max(1, round(len(y) * BATCH_SIZE / len(training_documents.token_ids)))
     return _train((x, y), pack(unseen), num_rows, epochs, seed)
 
 
-def train_grouped(seen: Documents, unseen: Documents, epochs: int, seed: int) -> Losses:
-    batches = Buckets(seen, BATCH_SIZE, seed)
+def train_grouped(
+    training_documents: Documents, unseen: Documents, epochs: int, seed: int
+) -> Losses:
+    batches = Buckets(training_documents, BATCH_SIZE, seed)
     return _train((batches, None), pack(unseen), None, epochs, seed)
 
 
@@ -145,10 +154,12 @@ def _evaluate(model: keras.Model, x: Any, y: Any) -> float:
     return float(total / count)
 
 
-def train_by_hugging_face(seen: Documents, unseen: Documents, epochs: int, seed: int) -> Losses:
+def train_by_hugging_face(
+    training_documents: Documents, unseen: Documents, epochs: int, seed: int
+) -> Losses:
     return train_hugging_face(
         SHAPE,
-        seen,
+        training_documents,
         unseen,
         batch_size=BATCH_SIZE,
         epochs=epochs,

@@ -94,7 +94,7 @@ def run_row(backend: str, name: str, row: Numbers, rounds: int, *, is_quick: boo
 
 def show(backend: str, name: str, numbers: Numbers, seconds: float) -> None:
     """Prints a row, and its time by that of the float32 row."""
-    figures = [numbers.get(each) for each in ("megabytes", "between", "activations", "seconds")]
+    figures = [numbers.get(key) for key in ("megabytes", "between", "activations", "seconds")]
     cells = [
         "" if figure is None else f"{figure:,.{digits}f}"
         for figure, digits in zip(figures, (0, 0, 0, 2), strict=True)
@@ -105,13 +105,16 @@ def show(backend: str, name: str, numbers: Numbers, seconds: float) -> None:
 
 def compare_accuracies(backend: str) -> dict[str, list[float]]:
     """Returns the accuracies on digits by precision, and prints them."""
-    found = {}
+    accuracies = {}
     for name, precision in ((FLOAT32, None), (BFLOAT16, HALF["precision"])):
         settings = [json.dumps({"precision": precision, "seed": seed}) for seed in SEEDS]
         rows = [run_script("memory.py", backend, "accuracy", setting) for setting in settings]
-        found[name] = [row["accuracy"] for row in rows if row]
-        print(f"{backend:11}digits, {name:25}" + "".join(f"{each:11.3f}" for each in found[name]))
-    return found
+        accuracies[name] = [row["accuracy"] for row in rows if row]
+        print(
+            f"{backend:11}digits, {name:25}"
+            + "".join(f"{accuracy:11.3f}" for accuracy in accuracies[name])
+        )
+    return accuracies
 
 
 def judge(
@@ -127,7 +130,7 @@ def judge(
         ours, theirs = (rows[name]["megabytes"] for name in (MASKED, HF_HALF))
         name = "peak of pretraining, bfloat16, packed, masked"
         figures.append(Figure(name, ours, "MB", backend, "HF Trainer", theirs, LEAST))
-    means = {name: statistics.mean(each) for name, each in accuracies.items() if each}
+    means = {name: statistics.mean(values) for name, values in accuracies.items() if values}
     if len(means) == len(accuracies):
         worse = means[FLOAT32] - means[BFLOAT16]
         name = "accuracy on digits lost by bfloat16"

@@ -45,22 +45,22 @@ def main() -> int:
 def count_requests(server: ApiServer) -> Counter[str]:
     """Returns the requests that the API server has answered, by verb, without those of watches."""
     text = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for labels, count in re.findall(r"^apiserver_request_total\{(.*)\} (\S+)$", text, re.MULTILINE):
         verb = re.search(r'verb="(\w+)"', labels)
         if verb and verb[1] != "WATCH" and '"/' not in labels:
-            found[verb[1]] += int(float(count))
-    return found
+            counts[verb[1]] += int(float(count))
+    return counts
 
 
 def wait_until_quiet(server: ApiServer, verbs: tuple[str, ...], seconds: float = 5.0) -> None:
     """Waits until the counts of some verbs stand still."""
-    before, since = count_requests(server), time.monotonic()
+    counts, since = count_requests(server), time.monotonic()
     while time.monotonic() - since < seconds:
         time.sleep(0.5)
         now = count_requests(server)
-        if any(now[verb] != before[verb] for verb in verbs):
-            before, since = now, time.monotonic()
+        if any(now[verb] != counts[verb] for verb in verbs):
+            counts, since = now, time.monotonic()
 
 
 def measure_process(operator: Operator) -> tuple[float, float]:
@@ -82,24 +82,24 @@ def measure_cluster(objects: int) -> list[Figure]:
             apply_definitions(CRD)
             kubectl = Kubectl("default")
             apply_many(kubectl, [f"model-{number}" for number in range(objects)], **SPEC)
-            before, start = count_requests(server), time.monotonic()
+            counts, start = count_requests(server), time.monotonic()
             operator = Operator(folder / "operator.log", "--model-store", "s3://models")
             wait_until_quiet(server, ("APPLY", "PATCH"))
             converged = time.monotonic() - start - 5.0
             print(f"{objects} objects: children after {converged:.1f} s;", end=" ")
-            print(dict(count_requests(server) - before))
+            print(dict(count_requests(server) - counts))
             memory, seconds = measure_process(operator)
             print(f"memory {memory:.0f} MiB, processor {seconds:.1f} s")
             simulate_deployments(server.url, kubectl.namespace)
             wait_until_quiet(server, ("APPLY", "PATCH", "GET"), 15.0)
-            before = count_requests(server)
+            counts = count_requests(server)
             time.sleep(IDLE_SECONDS)
-            idle = count_requests(server) - before
+            idle = count_requests(server) - counts
             print(f"{IDLE_SECONDS} s idle: {dict(idle)}")
-            before = count_requests(server)
+            counts = count_requests(server)
             apply_many(kubectl, ["model-0"], **SPEC, args=["--access-log"])
             wait_until_quiet(server, ("APPLY", "PATCH"), 3.0)
-            change = count_requests(server) - before
+            change = count_requests(server) - counts
             print(f"one change: {dict(change)}")
             operator.stop()
         finally:

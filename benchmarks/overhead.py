@@ -56,9 +56,11 @@ def main() -> int:
     return report(arguments.json, figures, results)
 
 
-def compare(steps: list[float], others: list[float]) -> float:
+def compare(steps: list[float], other_steps: list[float]) -> float:
     """Returns by how many times steps take longer than others, which took turns with them."""
-    return statistics.median(one / other for one, other in zip(steps, others, strict=True))
+    return statistics.median(
+        step / other_step for step, other_step in zip(steps, other_steps, strict=True)
+    )
 
 
 def judge(backend: str, size: str, samples: dict[str, list[float]]) -> list[Figure]:

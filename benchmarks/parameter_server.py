@@ -56,8 +56,8 @@ def main() -> int:
                 for rate in (arguments.rates[:1] if arguments.quick else arguments.rates)
                 for way in (ALL_REDUCE, SERVED)  # In turns.
             ]
-            found = [each | run(backend, setting | each) for each in runs]
-            result = {"backend": backend, "setting": setting, "runs": found}
+            trainings = [options | run(backend, setting | options) for options in runs]
+            result = {"backend": backend, "setting": setting, "runs": trainings}
             results.append(result)
             best = show(result)
             if best is not None:
@@ -99,15 +99,15 @@ def run(backend: str, setting: Numbers) -> Numbers:
 def show(result: Numbers) -> dict[str, float] | None:
     """Prints what the ways have come to, and returns the seconds of each to the same loss."""
     setting = result["setting"]
-    load = " ".join(f"{each:.1f}" for each in os.getloadavg())
+    load = " ".join(f"{average:.1f}" for average in os.getloadavg())
     print(
         f"{result['backend']}, {setting['num_workers']} workers, one of them slowed "
         f"{setting['slowness']:g} times (load at the end {load})"
     )
     by_way: dict[str, list[Numbers]] = {ALL_REDUCE: [], SERVED: []}
-    for each in result["runs"]:
-        if "curve" in each:
-            by_way[each["way"]].append(each)
+    for training in result["runs"]:
+        if "curve" in training:
+            by_way[training["way"]].append(training)
     if not all(by_way.values()):
         return None
     goal = max(map(find_reached, by_way.values()))
@@ -115,18 +115,19 @@ def show(result: Numbers) -> dict[str, float] | None:
     best = {}
     for way, its in by_way.items():
         times: dict[float, list[float]] = {}
-        for each in its:
-            times.setdefault(each["rate"], []).append(seconds_to(each["curve"], goal))
-        best[way] = min(statistics.median(found) for found in times.values())
-        for rate, found in times.items():
-            same = [each for each in its if each["rate"] == rate]
+        for training in its:
+            times.setdefault(training["rate"], []).append(seconds_to(training["curve"], goal))
+        best[way] = min(statistics.median(seconds_to_goal) for seconds_to_goal in times.values())
+        for rate, seconds_to_goal in times.items():
+            same = [training for training in its if training["rate"] == rate]
             seconds, updates, _ = same[-1]["curve"][-1]
             print(
                 f"    {way:18}{rate:>7g}{updates / seconds:>11.1f}"
-                f"{same[-1]['bytes'] / updates * 1e-6:>9.2f}{statistics.median(found):>12.1f}",
+                f"{same[-1]['bytes'] / updates * 1e-6:>9.2f}"
+                f"{statistics.median(seconds_to_goal):>12.1f}",
                 flush=True,
             )
-        calls = [each["call"] for each in its if each["call"] is not None]
+        calls = [training["call"] for training in its if training["call"] is not None]
         if calls:
             print(f"    a call of Ray's, there and back: {statistics.median(calls) * 1e3:.2f} ms")
     return best
@@ -135,22 +136,22 @@ def show(result: Numbers) -> dict[str, float] | None:
 def find_reached(runs: list[Numbers]) -> float:
     """Returns the loss to which a way comes by one of its rates whatever the seed."""
     lowest: dict[float, list[float]] = {}
-    for each in runs:
-        loss = min(loss for *_, loss in each["curve"])
-        lowest.setdefault(each["rate"], []).append(loss)
+    for training in runs:
+        loss = min(loss for *_, loss in training["curve"])
+        lowest.setdefault(training["rate"], []).append(loss)
     return min(map(max, lowest.values()))
 
 
 def seconds_to(curve: list[list[float]], goal: float) -> float:
     """Returns the seconds until a loss was reached, between two epochs by a straight line."""
-    before = None
+    last_point = None
     for seconds, _, loss in curve:
         if loss <= goal:
-            if before is None:
+            if last_point is None:
                 return seconds
-            share = (before[1] - goal) / (before[1] - loss)
-            return before[0] + share * (seconds - before[0])
-        before = seconds, loss
+            share = (last_point[1] - goal) / (last_point[1] - loss)
+            return last_point[0] + share * (seconds - last_point[0])
+        last_point = seconds, loss
     return float("inf")
 
 

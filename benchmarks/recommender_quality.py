@@ -47,8 +47,8 @@ def main() -> int:
     else:
         results = {}
         for backend in arguments.backends:
-            found = [run(backend, seed, arguments.epochs) for seed in range(arguments.seeds)]
-            results[backend] = [each for each in found if each]
+            runs = [run(backend, seed, arguments.epochs) for seed in range(arguments.seeds)]
+            results[backend] = [scores for scores in runs if scores]
     print_table(results)
     return report(arguments.json, make_figures(results), results)
 
@@ -79,12 +79,12 @@ def train_planted(seed: int, epochs: int) -> dict[str, Any]:
 
     planted = PlantedInteractions(seed=seed)
     split = planted.draw().leave_last_out()
-    before = [history[:-1] for history in split.held_out]
-    found = train(split, seed, epochs, max_length=30)
-    ranked = -np.sort(-planted.next_probabilities(before), axis=1)[:, :K]
+    histories = [history[:-1] for history in split.held_out]
+    scores = train(split, seed, epochs, max_length=30)
+    ranked = -np.sort(-planted.next_probabilities(histories), axis=1)[:, :K]
     discounts = 1 / np.log2(np.arange(K) + 2)
-    best = planted.best_hit_rate(before, K), float((ranked @ discounts).mean())
-    return {**found, "best possible": best}
+    best = planted.best_hit_rate(histories, K), float((ranked @ discounts).mean())
+    return {**scores, "best possible": best}
 
 
 def train_movielens(folder: Path, epochs: int) -> dict[str, Any]:
@@ -139,12 +139,12 @@ def make_metrics() -> list[Any]:
 def make_figures(results: dict[str, list[dict[str, Any]]]) -> list[Figure]:
     """Returns the means of the seeds, beside popularity and the best possible."""
     figures = []
-    for data, found in results.items():
-        for place, name in enumerate((f"hit rate at {K}", f"NDCG at {K}")):
+    for data, runs in results.items():
+        for index, name in enumerate((f"hit rate at {K}", f"NDCG at {K}")):
             means = {
-                row: float(np.mean([each[row][place] for each in found]))
+                row: float(np.mean([scores[row][index] for scores in runs]))
                 for row in ROWS
-                if found and all(row in each for each in found)
+                if runs and all(row in scores for scores in runs)
             }
             figures += [
                 Figure(name, means[ROWS[1]], "", data, peer, means[peer], is_less_better=False)
@@ -157,15 +157,15 @@ def make_figures(results: dict[str, list[dict[str, Any]]]) -> list[Figure]:
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
     """Prints the means of the seeds, with the least and the most."""
     print(f"{'':12}{'':16}{f'hit rate at {K}':>24}{f'NDCG at {K}':>24}{'seconds':>10}")
-    for backend, found in results.items():
+    for backend, runs in results.items():
         for row in ROWS:
             columns = [
-                np.array(each) for each in zip(*(x[row] for x in found if row in x), strict=True)
+                np.array(column) for column in zip(*(x[row] for x in runs if row in x), strict=True)
             ]
             if not columns:
                 continue
             cells = [f"{c.mean():.3f} ({c.min():.3f} to {c.max():.3f})" for c in columns]
-            seconds = np.mean([each["seconds"] for each in found]) if row == ROWS[1] else None
+            seconds = np.mean([scores["seconds"] for scores in runs]) if row == ROWS[1] else None
             last = "" if seconds is None else f"{seconds:.0f}"
             print(
                 f"{backend:12}{row:16}" + "".join(f"{cell:>24}" for cell in cells) + f"{last:>10}"

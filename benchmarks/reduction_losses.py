@@ -44,11 +44,15 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS, help="default all")
     arguments = parser.parse_args()
     rank = join_cluster().rank
-    seen, unseen = split(read_documents(NUM_DOCUMENTS, longest=SHAPE.longest), NUM_UNSEEN)
+    training_documents, unseen = split(
+        read_documents(NUM_DOCUMENTS, longest=SHAPE.longest), NUM_UNSEEN
+    )
     final: dict[str, list[float]] = {}
     for seed in range(arguments.seeds):
         for way in arguments.ways:
-            losses = train(pack(seen, seed), pack(unseen), arguments.epochs, seed, WAYS[way])
+            losses = train(
+                pack(training_documents, seed), pack(unseen), arguments.epochs, seed, WAYS[way]
+            )
             final.setdefault(way, []).append(losses[-1])
             if rank == 0:
                 print(f"seed {seed} {way:11}", *(f"{loss:.4f}" for loss in losses), flush=True)

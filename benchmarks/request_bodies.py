@@ -27,7 +27,7 @@ from keras_deepseek.inference.protocols import (
     tf_serving_grpc,
 )
 from keras_deepseek.inference.protocols.messages import new_message
-from keras_deepseek.inference.protocols.open_inference import InferCall, WantedOutput
+from keras_deepseek.inference.protocols.open_inference import InferCall, RequestedOutput
 from keras_deepseek.inference.protocols.tensor_proto import to_tensor_proto
 
 RUNS = 21
@@ -63,13 +63,13 @@ def measure_json() -> Milliseconds:
 
 def measure_raw_rest() -> Milliseconds:
     """Returns what Open Inference's binary tensor extension takes."""
-    wanted = InferCall({}, (WantedOutput("x", is_binary=True),))
-    answer, length = open_inference.encode_infer(wanted, {"x": ARRAY}, "m", "1")
+    call = InferCall({}, (RequestedOutput("x", is_binary=True),))
+    answer, length = open_inference.encode_infer(call, {"x": ARRAY}, "m", "1")
     text = json.dumps({"inputs": json.loads(answer[:length])["outputs"]}).encode()
     body = text + answer[length:]
     return {
         "read": best(lambda: open_inference.parse_infer(body, str(len(text)))),
-        "write": best(lambda: open_inference.encode_infer(wanted, {"x": ARRAY}, "m", "1")),
+        "write": best(lambda: open_inference.encode_infer(call, {"x": ARRAY}, "m", "1")),
     }
 
 

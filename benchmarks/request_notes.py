@@ -140,9 +140,9 @@ def measure(protocol: str, kind: str) -> float:
         port = server.stdout.readline().strip()
         client = [sys.executable, __file__, "--ask", protocol, port]
         subprocess.run(client, check=True, env=environment)  # It is warm afterwards.
-        before = processor_seconds()
+        start_seconds = processor_seconds()
         subprocess.run(client, check=True, env=environment)
-        spent = processor_seconds() - before
+        spent = processor_seconds() - start_seconds
         server.stdin.close()
         server.wait()
         if kind == "access log":
@@ -159,21 +159,21 @@ def main() -> int:
     arguments = make_parser(__doc__, has_quick=False).parse_args()
     protocols = ["HTTP", *(["gRPC"] if find_spec("grpc") else [])]
     kinds = KINDS if _has_telemetry() else KINDS[:2]
-    found: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
         for protocol in protocols:
             for kind in kinds:
-                found.setdefault(f"{protocol}, {kind}", []).append(measure(protocol, kind))
+                seconds.setdefault(f"{protocol}, {kind}", []).append(measure(protocol, kind))
     print("| | processor ms a request, median | least |")
     print("|---|---|---|")
-    for name, spent in found.items():
+    for name, spent in seconds.items():
         print(f"| {name} | {statistics.median(spent):.3f} | {min(spent):.3f} |")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     figures = [
         Figure(f"processor time of a request, {name}", statistics.median(spent), "ms")
-        for name, spent in found.items()
+        for name, spent in seconds.items()
     ]
-    return report(arguments.json, figures, found)
+    return report(arguments.json, figures, seconds)
 
 
 if __name__ == "__main__":

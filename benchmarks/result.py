@@ -77,8 +77,10 @@ class Figure:
         """How many times as good ours is as the peer's: below 1, the peer is ahead."""
         if self.theirs is None:
             return None
-        one, other = (self.theirs, self.ours) if self.is_less_better else (self.ours, self.theirs)
-        return one / other if other else float("inf")
+        larger, smaller = (
+            (self.theirs, self.ours) if self.is_less_better else (self.ours, self.theirs)
+        )
+        return larger / smaller if smaller else float("inf")
 
     @property
     def holds(self) -> bool:
@@ -151,7 +153,9 @@ def write_json(result: dict[str, Any]) -> str:
 
 def _read_command() -> str:
     """Returns the command line without folders of this machine, and without the output."""
-    arguments = [Path(each).name if os.sep in each else each for each in sys.argv[1:]]
+    arguments = [
+        Path(argument).name if os.sep in argument else argument for argument in sys.argv[1:]
+    ]
     if "--json" in arguments:
         index = arguments.index("--json")
         del arguments[index : index + 2]
@@ -184,7 +188,9 @@ def _read_machine() -> dict[str, Any]:
 def _read_versions(pythons: Sequence[str]) -> dict[str, str]:
     """Returns the versions of the known packages, in this interpreter and in others."""
     installed = {
-        each.name.lower(): each.version for each in importlib.metadata.distributions() if each.name
+        distribution.name.lower(): distribution.version
+        for distribution in importlib.metadata.distributions()
+        if distribution.name
     }
     versions = {name: installed[name] for name in PACKAGES if name in installed}
     script = (
@@ -193,8 +199,10 @@ def _read_versions(pythons: Sequence[str]) -> dict[str, str]:
     )
     for python in pythons:
         done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout)
+        package_versions = json.loads(done.stdout)
         versions |= {
-            name: found[name] for name in PACKAGES if name in found and name not in versions
+            name: package_versions[name]
+            for name in PACKAGES
+            if name in package_versions and name not in versions
         }
     return dict(sorted(versions.items()))

@@ -126,7 +126,9 @@ def show_projection(results: list[dict[str, Any]]) -> None:
     the link. A ring sends twice the bytes of two workers in the end. What is projected has a
     processor for itself as each of the two workers has, and no latency.
     """
-    pairs = {each["megabits"]: each for each in results if each["num_workers"] == _FITTED_WORKERS}
+    pairs = {
+        result["megabits"]: result for result in results if result["num_workers"] == _FITTED_WORKERS
+    }
     if len(pairs) < _FITTED_WORKERS:
         return
     slow, fast = (pairs[megabits] for megabits in (min(pairs), max(pairs)))
@@ -137,7 +139,10 @@ def show_projection(results: list[dict[str, Any]]) -> None:
     print(f"    {'':24}", *(f"{head:>19}" for head in heads), sep="")
     for name in fast["results"]:
         seconds, wire = (
-            [statistics.median(each[key] for each in run["results"][name]) for run in (slow, fast)]
+            [
+                statistics.median(figures[key] for figures in run["results"][name])
+                for run in (slow, fast)
+            ]
             for key in ("seconds", "bytes")
         )
         times = [
@@ -164,22 +169,24 @@ def _end(number: int, _: Any) -> None:
 def run(backend: str, setting: dict[str, Any], megabits: float) -> dict[str, Any] | None:
     """Returns what was measured in a setting, and prints it."""
     with shaped_links(setting["num_workers"], megabits) as hosts:
-        found = _run_workers(backend, setting, hosts)
-    if found is None:
+        answer = _run_workers(backend, setting, hosts)
+    if answer is None:
         return None
     num_workers = setting["num_workers"]
-    load = " ".join(f"{each:.1f}" for each in os.getloadavg())
+    load = " ".join(f"{average:.1f}" for average in os.getloadavg())
     print(
         f"{backend}, {num_workers} workers, {megabits:g} Mbit/s, "
-        f"{found['num_parameters'] / 1e6:.1f} M weights (load at the end {load})"
+        f"{answer['num_parameters'] / 1e6:.1f} M weights (load at the end {load})"
     )
     print(f"    {'':24}{'samples/s':>10}{'(range)':>14}{'MB a step':>11}{'CPU ms':>8}{'loss':>8}")
     speeds = {}
-    for name, rounds in found["results"].items():
-        samples = sorted(num_workers * setting["rows_each"] / each["seconds"] for each in rounds)
+    for name, rounds in answer["results"].items():
+        samples = sorted(
+            num_workers * setting["rows_each"] / figures["seconds"] for figures in rounds
+        )
         speeds[name] = statistics.median(samples)
         megabytes, milliseconds = (
-            statistics.median(each[key] for each in rounds) * factor
+            statistics.median(figures[key] for figures in rounds) * factor
             for key, factor in (("bytes", 1e-6), ("cpu_seconds", 1e3))
         )
         print(
@@ -188,7 +195,7 @@ def run(backend: str, setting: dict[str, Any], megabits: float) -> dict[str, Any
             flush=True,
         )
     facts = {"backend": backend, "megabits": megabits, "samples_per_second": speeds}
-    return {**setting, **found, **facts}
+    return {**setting, **answer, **facts}
 
 
 def _run_workers(backend: str, setting: dict[str, Any], hosts: list[Host]) -> Any:
@@ -208,8 +215,8 @@ def _run_workers(backend: str, setting: dict[str, Any], hosts: list[Host]) -> An
     workers = [f"{host.address}:{_PORT + 1}" for host in hosts]
 
     def environment(rank: int) -> dict[str, str]:
-        place = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
-        config = {"TF_CONFIG": json.dumps(place)} if backend == "tensorflow" else {}
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
+        config = {"TF_CONFIG": json.dumps(task)} if backend == "tensorflow" else {}
         return {**shared, **config, "RANK": str(rank)}
 
     command = [sys.executable, str(_WORKER), json.dumps(setting)]

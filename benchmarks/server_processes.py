@@ -68,18 +68,18 @@ class Server:
             "warm_up": 1.0,
             **setting,
         }
-        before, cpu = read_counts(self.counts), cpu_seconds(self.process.pid)
+        start_counts, cpu = read_counts(self.counts), cpu_seconds(self.process.pid)
         start = time.monotonic()
         command = [sys.executable, str(FOLDER / "serving_client.py"), json.dumps(setting)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         # The client rests for a second at its end.
         seconds = time.monotonic() - start - 1.0
         after = read_counts(self.counts)
-        rows = max(after[1] - before[1], 1)
+        rows = max(after[1] - start_counts[1], 1)
         return {
             **json.loads(output),
-            "busy": (after[2] - before[2]) / seconds,
-            "rows_per_batch": rows / max(after[0] - before[0], 1),
+            "busy": (after[2] - start_counts[2]) / seconds,
+            "rows_per_batch": rows / max(after[0] - start_counts[0], 1),
             "cpu_ms": 1000 * (cpu_seconds(self.process.pid) - cpu) / rows,
         }
 
@@ -91,8 +91,8 @@ def cpu_seconds(pid: int) -> float:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0
-    own = (int(fields[11]) + int(fields[12])) / TICKS
-    return own + sum(cpu_seconds(int(child)) for child in children)
+    own_seconds = (int(fields[11]) + int(fields[12])) / TICKS
+    return own_seconds + sum(cpu_seconds(int(child)) for child in children)
 
 
 def find_port() -> int:

@@ -75,9 +75,9 @@ def ceiling(num_clients: int) -> float:
 def measure(server: Server, seconds: float) -> Found:
     """Yields what each setting gave."""
     for num_clients in CLIENTS:
-        found = server.ask(connections=num_clients, seconds=seconds)
-        found["E"] = found["requests_per_second"] / ceiling(num_clients)
-        yield count(num_clients, "client"), found
+        numbers = server.ask(connections=num_clients, seconds=seconds)
+        numbers["E"] = numbers["requests_per_second"] / ceiling(num_clients)
+        yield count(num_clients, "client"), numbers
     for load in OPEN_LOADS:
         rate = load * CEILING
         yield f"Poisson, load {load}", server.ask(connections=256, seconds=seconds, rate=rate)
@@ -88,21 +88,21 @@ def measure(server: Server, seconds: float) -> Found:
 
 def overload(server: Server, seconds: float) -> Found:
     """Yields what came of twice as many requests as can be answered."""
-    asked = {"connections": 2000, "rate": 2 * CEILING, "useful_seconds": 0.5}
-    yield OVERLOAD, server.ask(seconds=seconds, **asked)
+    setting = {"connections": 2000, "rate": 2 * CEILING, "useful_seconds": 0.5}
+    yield OVERLOAD, server.ask(seconds=seconds, **setting)
 
 
 def measure_model(server: Server, path: Path, ceilings: dict[int, float], seconds: float) -> Found:
     """Yields what clients of a real model met with."""
     for num_clients in CLIENTS:
-        found = server.ask(connections=num_clients, seconds=seconds)
-        found["E"] = found["requests_per_second"] / ceilings[num_clients]
-        yield f"{path.stem}, {count(num_clients, 'client')}", found
+        numbers = server.ask(connections=num_clients, seconds=seconds)
+        numbers["E"] = numbers["requests_per_second"] / ceilings[num_clients]
+        yield f"{path.stem}, {count(num_clients, 'client')}", numbers
 
 
 def loop_without_a_server(path: Path, seconds: float) -> dict[int, float]:
     """Returns the rows a second of batches as large as the clients are many."""
-    session, found = open_session(str(path)), {}
+    session, ceilings = open_session(str(path)), {}
     name, features = session.get_inputs()[0].name, session.get_inputs()[0].shape[1]
     for num_clients in CLIENTS:
         x = np.full((min(num_clients, LIMIT), features), 0.1, "float32")
@@ -110,8 +110,8 @@ def loop_without_a_server(path: Path, seconds: float) -> dict[int, float]:
         while time.perf_counter() < start + seconds:
             session.run(None, {name: x})
             rows += len(x)
-        found[num_clients] = rows / (time.perf_counter() - start)
-    return found
+        ceilings[num_clients] = rows / (time.perf_counter() - start)
+    return ceilings
 
 
 def main() -> int:
@@ -122,10 +122,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of servers")
     parser.add_argument("--models", nargs="*", type=Path, default=[], help="ONNX files")
     arguments = parser.parse_args()
-    rivals = [one for one in RIVALS if not arguments.only or one.name in arguments.only]
-    pythons = {one.name: find_python(arguments.python, one) for one in rivals}
+    rivals = [rival for rival in RIVALS if not arguments.only or rival.name in arguments.only]
+    pythons = {rival.name: find_python(arguments.python, rival) for rival in rivals}
     rounds = Rounds(
-        {one: pythons[one.name] for one in rivals if pythons[one.name]},
+        {rival: pythons[rival.name] for rival in rivals if pythons[rival.name]},
         2.0 if arguments.quick else 6.0,
     )
     for number in range(1 if arguments.quick else arguments.rounds):
@@ -133,38 +133,39 @@ def main() -> int:
         rounds.simulate()
         for path in arguments.models:
             rounds.compute(path)
-    found = rounds.medians()
-    print_tables(found)
-    others = [python for python in pythons.values() if python and python != sys.executable]
-    return report(arguments.json, make_figures(found), found, others)
+    medians = rounds.medians()
+    print_tables(medians)
+    other_pythons = [python for python in pythons.values() if python and python != sys.executable]
+    return report(arguments.json, make_figures(medians), medians, other_pythons)
 
 
-def make_figures(found: dict[str, dict[str, dict[str, float]]]) -> list[Figure]:
+def make_figures(medians: dict[str, dict[str, dict[str, float]]]) -> list[Figure]:
     """Returns ours beside the best of the peers, in each setting.
 
     Clients that wait for their answers ask as fast as the server answers, and so does twice the
     load. At lower loads, every server that keeps up answers as many requests, and how late counts.
     """
     figures = []
-    for setting, servers in found.items():
+    for setting, servers in medians.items():
         if OURS.name not in servers:
             continue
-        most = max(one["requests_per_second"] for one in servers.values())
+        most = max(numbers["requests_per_second"] for numbers in servers.values())
         is_rate = "client" in setting or setting == OVERLOAD
         key, unit, choose = "p99_ms", "ms at p99", min
         if is_rate:
             key, unit, choose = "requests_per_second", "requests/s", max
         peers = [
             name
-            for name, one in servers.items()
+            for name, numbers in servers.items()
             if not name.startswith(OURS.name)
-            and (is_rate or one["requests_per_second"] > KEEPS_UP * most)
+            and (is_rate or numbers["requests_per_second"] > KEEPS_UP * most)
         ]
         figures += _beside(setting, servers, key, unit, choose, peers)
         if setting == count(CLIENTS[-1], "client"):
             of_processor = _beside(setting, servers, "cpu_ms", "ms", min, peers)
             figures += [
-                replace(one, name=f"{setting}, processor time of a request") for one in of_processor
+                replace(figure, name=f"{setting}, processor time of a request")
+                for figure in of_processor
             ]
     return figures
 
@@ -219,14 +220,16 @@ class Rounds:
         body = {"instances": [[0.1] * features]}
         for rival, python in self._rivals.items():
             if "instances" in rival.body:
-                asked = replace(rival, body=body)
-                self._note(rival.name, asked, by_model, python, **{MODEL_VARIABLE: str(path)})
+                rival_with_body = replace(rival, body=body)
+                self._note(
+                    rival.name, rival_with_body, by_model, python, **{MODEL_VARIABLE: str(path)}
+                )
 
     def medians(self) -> dict[str, dict[str, dict[str, float]]]:
         """Returns the median of each number, by setting and server."""
         return {
             setting: {
-                name: {key: statistics.median(one[key] for one in many) for key in many[0]}
+                name: {key: statistics.median(numbers[key] for numbers in many) for key in many[0]}
                 for name, many in servers.items()
             }
             for setting, servers in self._found.items()
@@ -244,25 +247,27 @@ class Rounds:
         print(name, file=sys.stderr, flush=True)
         try:
             with serving(rival, python, *arguments, **variables) as server:
-                for setting, one in measure_all(server):
-                    self._found.setdefault(setting, {}).setdefault(name, []).append(one)
+                for setting, numbers in measure_all(server):
+                    self._found.setdefault(setting, {}).setdefault(name, []).append(numbers)
         # It does not start, or hangs up on its clients: what was measured before counts.
         except (TimeoutError, subprocess.CalledProcessError) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
 
 
-def print_tables(found: dict[str, dict[str, dict[str, float]]]) -> None:
+def print_tables(medians: dict[str, dict[str, dict[str, float]]]) -> None:
     """Prints a table a kind of setting."""
     titles = "| | server | requests/s | E | p50 / p99 / sd ms | rows a batch | busy | cpu ms |"
     print(f"{titles} refused, late |\n" + "|---" * 9 + "|")
-    for setting, servers in found.items():
-        for name, one in servers.items():
-            share = f"{one['E']:.2f}" if "E" in one else ""
+    for setting, servers in medians.items():
+        for name, numbers in servers.items():
+            share = f"{numbers['E']:.2f}" if "E" in numbers else ""
             print(
-                f"| {setting} | {name} | {one['requests_per_second']:.0f} | {share} "
-                f"| {one['p50_ms']:.1f} / {one['p99_ms']:.1f} / {one['deviation_ms']:.1f} "
-                f"| {one['rows_per_batch']:.1f} | {one['busy']:.2f} | {one['cpu_ms']:.3f} "
-                f"| {one['refused']:.0f}, {one['late']:.0f} |"
+                f"| {setting} | {name} | {numbers['requests_per_second']:.0f} | {share} "
+                f"| {numbers['p50_ms']:.1f} / {numbers['p99_ms']:.1f} "
+                f"/ {numbers['deviation_ms']:.1f} "
+                f"| {numbers['rows_per_batch']:.1f} | {numbers['busy']:.2f} "
+                f"| {numbers['cpu_ms']:.3f} "
+                f"| {numbers['refused']:.0f}, {numbers['late']:.0f} |"
             )
 
 

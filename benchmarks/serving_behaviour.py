@@ -38,22 +38,23 @@ def main() -> int:
     # The servers have sessions of their own: they end where this program's blocks do.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     pythons = {
-        one: find_python(arguments.python, one) for one in ([OURS] if arguments.alone else RIVALS)
+        rival: find_python(arguments.python, rival)
+        for rival in ([OURS] if arguments.alone else RIVALS)
     }
-    found: dict[str, Any] = {}
+    rows_by_section: dict[str, Any] = {}
     for name in arguments.only or SECTIONS:
         module = SECTIONS[name]
-        found[name] = {}
+        rows_by_section[name] = {}
         for rival, python in pythons.items():
             if python is None or (module is day and rival is not OURS):
                 continue
             print(f"{name}: {rival.name}", file=sys.stderr, flush=True)
-            found[name][rival.name] = measure(module, rival, python, arguments.quick)
-        print_table(module.TITLE, found[name])
+            rows_by_section[name][rival.name] = measure(module, rival, python, arguments.quick)
+        print_table(module.TITLE, rows_by_section[name])
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    tables = {SECTIONS[name].TITLE: answers for name, answers in found.items()}
-    others = [python for python in pythons.values() if python and python != sys.executable]
-    return report(arguments.json, pythons=others, tables=tables)
+    tables = {SECTIONS[name].TITLE: answers for name, answers in rows_by_section.items()}
+    other_pythons = [python for python in pythons.values() if python and python != sys.executable]
+    return report(arguments.json, pythons=other_pythons, tables=tables)
 
 
 def measure(module: ModuleType, rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
@@ -66,10 +67,10 @@ def measure(module: ModuleType, rival: Rival, python: str, is_quick: bool) -> di
 
 
 def print_table(title: str, servers: dict[str, dict[str, str]]) -> None:
-    rows = list(dict.fromkeys(row for found in servers.values() for row in found))
+    rows = list(dict.fromkeys(row for cells_by_row in servers.values() for row in cells_by_row))
     print(f"\n| {title} | " + " | ".join(servers) + " |\n|" + "---|" * (len(servers) + 1))
     for row in rows:
-        cells = [found.get(row, "-") for found in servers.values()]
+        cells = [cells_by_row.get(row, "-") for cells_by_row in servers.values()]
         print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
 
 

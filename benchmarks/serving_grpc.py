@@ -159,11 +159,13 @@ def measure(kind: str) -> dict[str, float]:
             return float(child.stdout.readline())  # type: ignore[union-attr]
 
         port = int(child.stdout.readline())
-        before = processor_seconds()
+        start_seconds = processor_seconds()
         client = [sys.executable, __file__, "--ask", str(port)]
-        told = subprocess.run(client, capture_output=True, text=True, check=True, env=environment)
-        latencies = json.loads(told.stdout)
-        spent = processor_seconds() - before
+        process = subprocess.run(
+            client, capture_output=True, text=True, check=True, env=environment
+        )
+        latencies = json.loads(process.stdout)
+        spent = processor_seconds() - start_seconds
         child.kill()
     return {
         "a second": len(latencies) / SECONDS,
@@ -183,9 +185,9 @@ def main() -> int:
         "| | calls a second, median | of the ceiling, best | processor ms a call, median | least |"
     )
     print("|---|---|---|---|---|")
-    for kind, found in rounds.items():
-        rate = [one["a second"] for one in found]
-        spent = [one["processor ms a call"] for one in found]
+    for kind, measurements in rounds.items():
+        rate = [numbers["a second"] for numbers in measurements]
+        spent = [numbers["processor ms a call"] for numbers in measurements]
         share = f"{max(rate) / CEILING:.2f}" if "alone" not in kind else "-"
         print(
             f"| {kind} | {statistics.median(rate):.0f} | {share} | "
@@ -193,8 +195,8 @@ def main() -> int:
         )
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     spent = {
-        kind: statistics.median(one["processor ms a call"] for one in found)
-        for kind, found in rounds.items()
+        kind: statistics.median(numbers["processor ms a call"] for numbers in measurements)
+        for kind, measurements in rounds.items()
     }
     figures = [
         Figure("processor time of a call", spent[KINDS[0]], "ms", peer=peer, theirs=spent[kind])

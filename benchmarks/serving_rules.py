@@ -69,7 +69,7 @@ def main() -> int:
             )
         },
     }
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    outcomes_by_load: dict[str, dict[str, dict[str, float]]] = {}
     titles = ["learned", *(f"{wait * 1000:.0f} ms" for wait in WAITS)]
     print("| | " + " | ".join(titles) + " |\n|" + "---|" * (len(titles) + 1))
     for name, run in runs.items():
@@ -79,7 +79,7 @@ def main() -> int:
             for outcome in outcomes.values()
         ]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-        found[name] = {
+        outcomes_by_load[name] = {
             title: {
                 "requests_per_second": outcome.rate,
                 "mean_seconds": outcome.mean,
@@ -97,10 +97,10 @@ def main() -> int:
             peer=f"the best fixed wait, {best}",
             theirs=1000 * outcomes[best]["mean_seconds"],
         )
-        for name, outcomes in found.items()
-        for best in [min(titles[1:], key=lambda each: outcomes[each]["mean_seconds"])]
+        for name, outcomes in outcomes_by_load.items()
+        for best in [min(titles[1:], key=lambda title: outcomes[title]["mean_seconds"])]
     ]
-    return report(arguments.json, figures, found)
+    return report(arguments.json, figures, outcomes_by_load)
 
 
 if __name__ == "__main__":

@@ -57,18 +57,18 @@ def main() -> int:
     for part in arguments.only:
         if part in SIZES:
             sizes = (QUICK if arguments.quick else SIZES)[part]
-            found, details[part] = measure_pages(*sizes, arguments.rounds)
-            figures += found
+            new_figures, details[part] = measure_pages(*sizes, arguments.rounds)
+            figures += new_figures
         elif part == "weight":
-            found, details[part] = measure_weight()
-            figures += found
+            new_figures, details[part] = measure_weight()
+            figures += new_figures
         else:
             num_steps = 5 if arguments.quick else 25
             for backend in find_backends():
-                found, details[f"{part}, {backend}"] = measure_recording(
+                new_figures, details[f"{part}, {backend}"] = measure_recording(
                     backend, arguments.rounds, num_steps
                 )
-                figures += found
+                figures += new_figures
     print_table(figures)
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     return report(arguments.json, figures, details)
@@ -81,12 +81,12 @@ def measure_pages(num_runs: int, num_points: int, rounds: int) -> tuple[list[Fig
     pictures: dict[str, Picture] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for seed, each in enumerate(names):
-            run = Run(folder, each)
+        for seed, run_name in enumerate(names):
+            run = Run(folder, run_name)
             values = make_values(num_points, seed)
             values[num_points * 2 // 3 + 1] = SPIKE
             run.add(1, values)
-            if each != names[-1]:
+            if run_name != names[-1]:
                 run.close()
         last = num_points
         for _ in range(rounds):
@@ -112,13 +112,13 @@ def measure_pages(num_runs: int, num_points: int, rounds: int) -> tuple[list[Fig
     ]
     if num_runs == 1:
         # All points are looked at if the one spike among them is on the picture.
-        seen = {k: num_points if p.most >= SPIKE else p.points for k, p in pictures.items()}
+        shown_points = {k: num_points if p.most >= SPIKE else p.points for k, p in pictures.items()}
         figures.append(
             Figure(
                 f"{what}, of which the picture shows",
-                *(seen[OURS], "points"),
+                *(shown_points[OURS], "points"),
                 peer=PEER,
-                theirs=seen[PEER],
+                theirs=shown_points[PEER],
                 target=1.0,
                 is_less_better=False,
             )
@@ -165,13 +165,17 @@ def measure_weight() -> tuple[list[Figure], Any]:
 def measure_recording(backend: str, rounds: int, num_steps: int) -> tuple[list[Figure], Any]:
     """Returns what a recorded step costs, in percent of a step of 20 ms."""
     setting = {"rounds": FITS * rounds, "num_steps": num_steps, "wait": WAIT}
-    found = run_script("recording.py", backend, json.dumps(setting))
-    if found is None:
+    times = run_script("recording.py", backend, json.dumps(setting))
+    if times is None:
         return [], None
 
     def added(name: str, base: str) -> float:
-        pairs = zip(found[name]["cpu"], found[base]["cpu"], strict=True)
-        return 100 / STEP * statistics.median(one - other for one, other in pairs)
+        pairs = zip(times[name]["cpu"], times[base]["cpu"], strict=True)
+        return (
+            100
+            / STEP
+            * statistics.median(seconds - base_seconds for seconds, base_seconds in pairs)
+        )
 
     unit = f"% of {STEP:.0f} ms"
     trainer = added("Trainer, recorded", "Trainer")
@@ -180,22 +184,22 @@ def measure_recording(backend: str, rounds: int, num_steps: int) -> tuple[list[F
         Figure("recording by Trainer, CPU time", trainer, unit, backend, target=SHARE),
         Figure("recording by RunRecorder, CPU time", ours, unit, backend, target=SHARE),
     ]
-    if PEER in found:
+    if PEER in times:
         theirs = added(PEER, "model.fit")
         figures.append(Figure("recording by TensorBoard, CPU time", theirs, unit, backend))
-        pair = [statistics.median(found[name]["cpu"]) for name in ("RunRecorder", PEER)]
+        pair = [statistics.median(times[name]["cpu"]) for name in ("RunRecorder", PEER)]
         what = "step of `fit` with the callback, CPU time"
         figures.append(Figure(what, pair[0], "ms", backend, PEER, pair[1], 1.0))
-    return figures, found
+    return figures, times
 
 
 def print_table(figures: list[Figure]) -> None:
     print(f"| | {OURS} | {PEER} |")
     print("|---|---|---|")
-    for each in figures:
-        theirs = "" if each.theirs is None else f"{each.theirs:,.4g} {each.unit}"
-        place = f"{each.backend}, {each.name}" if each.backend else each.name
-        print(f"| {place} | {each.ours:,.4g} {each.unit} | {theirs} |", flush=True)
+    for figure in figures:
+        theirs = "" if figure.theirs is None else f"{figure.theirs:,.4g} {figure.unit}"
+        title = f"{figure.backend}, {figure.name}" if figure.backend else figure.name
+        print(f"| {title} | {figure.ours:,.4g} {figure.unit} | {theirs} |", flush=True)
 
 
 if __name__ == "__main__":

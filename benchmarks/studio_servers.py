@@ -89,9 +89,11 @@ class Server:
         ask = self._ask_ours if self.kind == OURS else self._ask_peer
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline:
-            found = ask(runs)
-            if len(found) == len(runs) and all(each.step >= step for each in found.values()):
-                return found
+            pictures = ask(runs)
+            if len(pictures) == len(runs) and all(
+                picture.step >= step for picture in pictures.values()
+            ):
+                return pictures
             time.sleep(0.02)
         raise TimeoutError(f"{self.kind} has no step {step}.")
 
@@ -101,16 +103,16 @@ class Server:
 
     def _ask_ours(self, runs: Sequence[str]) -> dict[str, Picture]:
         request = {
-            "seen": {run: each["version"] for run, each in self._runs.items()},
+            "seen": {run: run_summary["version"] for run, run_summary in self._runs.items()},
             "series": [[run, NAME, self._version(run), PIXELS, 0] for run in runs],
             "findings_of": runs[-1],
         }
         address, _, secret = self.address.partition("#")
         body = json.dumps(request).encode()
         with urlopen(Request(f"{address}api/poll", body, {"X-Studio-Key": secret})) as answer:
-            found = json.loads(answer.read())
-        self._runs.update(found["runs"])
-        self._series.update(found["series"])
+            content = json.loads(answer.read())
+        self._runs.update(content["runs"])
+        self._series.update(content["series"])
         pictures = {}
         for run in runs:
             if points := self._series.get(f"{run}\n{NAME}"):
@@ -129,7 +131,7 @@ class Server:
             return {}
         series = json.loads(body)[0].get("runToSeries", {})
         return {
-            run: Picture(points[-1]["step"], len(points), max(each["value"] for each in points))
+            run: Picture(points[-1]["step"], len(points), max(point["value"] for point in points))
             for run, points in series.items()
             if run in runs and points
         }

@@ -98,13 +98,13 @@ def main() -> int:
 
 def run(backend: str, setting: Setting, rounds: int, *, is_quick: bool) -> dict[str, Any] | None:
     """Returns what was measured in a setting, and prints it."""
-    given = {**setting, **QUICK} if is_quick else dict(setting)
-    precision = "bfloat16" if backend == "torch" or given.pop("half", False) else "float32"
+    options = {**setting, **QUICK} if is_quick else dict(setting)
+    precision = "bfloat16" if backend == "torch" or options.pop("half", False) else "float32"
     result = measure(
         backend,
         "training",
         rounds,
-        **given,
+        **options,
         precision=precision,
         directions=["forward"],
         repeats=1,
@@ -112,14 +112,14 @@ def run(backend: str, setting: Setting, rounds: int, *, is_quick: bool) -> dict[
     if result is None:
         return None
     facts = result["facts"]
-    title = f"{backend}, {precision}, {given['num_layers']} layers, batch {given['batch_size']}"
+    title = f"{backend}, {precision}, {options['num_layers']} layers, batch {options['batch_size']}"
     print(f"{title}, {facts['tokens']:,} tokens")
     for name, reason in facts["skipped"].items():
         print(f"    {name:32}left out: {reason}")
     tokens_per_second = {}
     for name, milliseconds in result["milliseconds"]["forward"].items():
         tokens_per_second[name] = facts["tokens"] / milliseconds * 1e3
-        a_step = milliseconds / given["num_steps"]
+        a_step = milliseconds / options["num_steps"]
         losses = facts["losses"][name]
         print(
             f"    {name:32}{tokens_per_second[name]:>9.0f}{a_step:>11.0f}"
@@ -129,7 +129,7 @@ def run(backend: str, setting: Setting, rounds: int, *, is_quick: bool) -> dict[
     return {
         "backend": backend,
         "precision": precision,
-        **given,
+        **options,
         "tokens_per_second": tokens_per_second,
         "losses": facts["losses"],
         "versions": result["versions"],
@@ -144,17 +144,17 @@ def judge(result: dict[str, Any]) -> list[Figure]:
     )
     return [
         Figure(
-            f"{num_layers} layers, batch {batch_size}, {one}",
-            speeds[one],
+            f"{num_layers} layers, batch {batch_size}, {rival}",
+            speeds[rival],
             "tokens/s",
             backend,
-            other,
-            speeds[other],
+            peer,
+            speeds[peer],
             least,
             is_less_better=False,
         )
-        for one, other, least in TARGETS.get((backend, num_layers, batch_size), [])
-        if one in speeds and other in speeds
+        for rival, peer, least in TARGETS.get((backend, num_layers, batch_size), [])
+        if rival in speeds and peer in speeds
     ]
 
 

@@ -48,8 +48,8 @@ class Result:
     @property
     def figures(self) -> list[Figure]:
         """The figures, those that lose to a peer or miss their target first."""
-        figures = [Figure(**each) for each in self.content["figures"]]
-        return sorted(figures, key=lambda each: (not is_behind(each), each.holds))
+        figures = [Figure(**fields) for fields in self.content["figures"]]
+        return sorted(figures, key=lambda figure: (not is_behind(figure), figure.holds))
 
 
 def is_behind(figure: Figure) -> bool:
@@ -192,7 +192,7 @@ def write_losses(results: list[Result]) -> str:
     if not rows:
         return "\n".join([*lines, "No figure is behind a peer or misses its target.", ""])
     lines += ["| of | figure | advantage | target |", "|---|---|---|---|"]
-    lines += [row for *_, row in sorted(rows, key=lambda each: (not each[1], each[0]))]
+    lines += [row for *_, row in sorted(rows, key=lambda row: (not row[1], row[0]))]
     return "\n".join(lines) + "\n"
 
 
@@ -213,30 +213,30 @@ def write_page(results: list[Result]) -> str:
 def draw(result: Result) -> str:
     """Returns the picture of a result: a bar for each figure that has a peer."""
     figures = [figure for figure in result.figures if figure.advantage]
-    left, right, row = 400, 300, 22
+    x_zero, max_width, row = 400, 300, 22
     most = max([2.0, *(min(figure.advantage or 0.0, 20.0) for figure in figures)])
-    scale = right / most
+    scale = max_width / most
     height = row * len(figures) + 34
-    one = left + scale
+    parity = x_zero + scale
     shapes = []
     for index, figure in enumerate(figures):
         top, times = 8 + index * row, figure.advantage or 0.0
         colour = "#c2410c" if is_behind(figure) else "#2563eb"
         title, width = escape(figure.title[:62]), scale * min(times, most)
         shapes += [
-            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{title}</text>',
-            f'<rect x="{left}" y="{top + 2}" width="{width:.1f}" height="14" fill="{colour}"/>',
-            f'<text x="{left + width + 6:.1f}" y="{top + 13}">{format_advantage(times)}</text>',
+            f'<text x="{x_zero - 8}" y="{top + 13}" text-anchor="end">{title}</text>',
+            f'<rect x="{x_zero}" y="{top + 2}" width="{width:.1f}" height="14" fill="{colour}"/>',
+            f'<text x="{x_zero + width + 6:.1f}" y="{top + 13}">{format_advantage(times)}</text>',
         ]
         if figure.target and figure.target <= most:
-            mark = left + scale * figure.target
+            mark = x_zero + scale * figure.target
             shapes.append(f'<path d="M{mark:.1f} {top}v18" stroke="#6b7280" stroke-width="2"/>')
     shapes += [
-        f'<path d="M{one:.1f} 4V{height - 24}" stroke="#6b7280" stroke-dasharray="3 3"/>',
-        f'<text x="{one:.1f}" y="{height - 8}" text-anchor="middle">the best peer</text>',
+        f'<path d="M{parity:.1f} 4V{height - 24}" stroke="#6b7280" stroke-dasharray="3 3"/>',
+        f'<text x="{parity:.1f}" y="{height - 8}" text-anchor="middle">the best peer</text>',
     ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + right + 60} {height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x_zero + max_width + 60} {height}" '
         'role="img" font-family="system-ui, sans-serif" font-size="12" fill="#6b7280">'
         f"<title>Advantage over the best peer: {escape(result.name)}</title>"
         + "".join(shapes)

@@ -45,8 +45,8 @@ def refuse(installation, models, tmp_path, assert_refused):
         )
         assert_refused(done, "export", *words)
         assert not out.exists()
-        left = out.parent.iterdir() if out.parent.is_dir() else ()
-        assert not any(path.name.startswith(".") for path in left)
+        remaining = out.parent.iterdir() if out.parent.is_dir() else ()
+        assert not any(path.name.startswith(".") for path in remaining)
 
     return run
 

@@ -84,8 +84,8 @@ def test_serving_a_bundle_that_was_cut_short(refuse_serve, export, tmp_path):
 
 
 def test_a_port_that_is_taken(refuse_serve, export):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
         refuse_serve(export("onnx"), "--http-port", port, words=[port, "another port"])
 
 

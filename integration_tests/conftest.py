@@ -52,9 +52,11 @@ class Installation:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of its processes: nothing there leads back into the checkout."""
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        variables = {
+            name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ
+        }
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
-        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1"}
+        return {**variables, "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def run(
         self, *command: str | Path, seconds: float = SECONDS, **variables: str

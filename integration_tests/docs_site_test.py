@@ -101,8 +101,8 @@ def test_a_page_fits_the_screen_and_is_accessible(open_page, name, width, scheme
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     if axe := os.environ.get("AXE"):
         page.evaluate(Path(axe).read_text(encoding="utf-8"))
-        found = page.evaluate("axe.run().then((result) => result.violations)")
-        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+        violations = page.evaluate("axe.run().then((result) => result.violations)")
+        assert [(violation["id"], violation["nodes"][0]["html"]) for violation in violations] == []
 
 
 def test_the_search_finds_names_and_words(open_page):
@@ -113,8 +113,8 @@ def test_the_search_finds_names_and_words(open_page):
         page.keyboard.press("Control+a")
         page.keyboard.type(query)
         expected = WORDS.get(query, f"/{query}.html")
-        places = (1, 2, 3) if query in WORDS else (1, 2)
-        options = (f"[role=option][aria-posinset='{n}'][href*='{expected}']" for n in places)
+        positions = (1, 2, 3) if query in WORDS else (1, 2)
+        options = (f"[role=option][aria-posinset='{n}'][href*='{expected}']" for n in positions)
         page.locator(", ".join(options)).first.wait_for()
 
 

@@ -44,15 +44,15 @@ def test_what_is_verified_is_right(backend, export_format, options, tmp_path):
             check=True,
         )
     lines = Path(f"{results}.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    states = Counter(each["state"] for each in found)
+    outcomes = [json.loads(line) for line in lines]
+    states = Counter(outcome["state"] for outcome in outcomes)
     print(
         backend,
         export_format,
         *options,
         dict(states),
-        f"{sum(each['seconds'] for each in found):.0f} s",
+        f"{sum(outcome['seconds'] for outcome in outcomes):.0f} s",
     )
-    assert len(found) == NUM_MODELS
+    assert len(outcomes) == NUM_MODELS
     assert states["verified"] > 0
-    assert not [each for each in found if each["state"] in ("wrong", "crashed")]
+    assert not [outcome for outcome in outcomes if outcome["state"] in ("wrong", "crashed")]

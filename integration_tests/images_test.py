@@ -84,17 +84,17 @@ def read_dockerfile() -> dict[str, list[tuple[str, str]]]:
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
     stages: dict[str, list[tuple[str, str]]] = {}
     for line in joined:
-        instruction, _, rest = line.partition(" ")
+        instruction, _, arguments = line.partition(" ")
         if instruction == "FROM":
-            name = rest.rpartition(" AS ")[2]
+            name = arguments.rpartition(" AS ")[2]
             stages[name] = []
         if stages:
-            stages[name].append((instruction, rest.strip()))
+            stages[name].append((instruction, arguments.strip()))
     return stages
 
 
 def words_of(stage: str, instruction: str) -> list[str]:
-    return [rest for found, rest in read_dockerfile()[stage] if found == instruction]
+    return [arguments for word, arguments in read_dockerfile()[stage] if word == instruction]
 
 
 @dataclass(frozen=True)
@@ -144,24 +144,24 @@ def make_image(folder: Path, name: str) -> Image:
     image = Image(folder, name)
     base = image.folder / "base"
     subprocess.run([sys.executable, "-m", "venv", base], check=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment = {**kept, "PATH": f"{base / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment = {**variables, "PATH": f"{base / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     folder = image.folder
     stages = read_dockerfile()
     assert stages[f"{name}-packages"][0] == ("FROM", f"wheel AS {name}-packages")
-    for instruction, rest in stages["wheel"][1:] + stages[f"{name}-packages"][1:]:
+    for instruction, arguments in stages["wheel"][1:] + stages[f"{name}-packages"][1:]:
         if instruction == "WORKDIR":
-            folder = Path(image.place(rest))
+            folder = Path(image.place(arguments))
             folder.mkdir(parents=True)
         elif instruction == "COPY":
-            *sources, target = rest.split()
+            *sources, target = arguments.split()
             for source in sources:
                 assert f"!{source}" in allowed
                 copy_into(ROOT / source, folder / target)
         else:
             assert instruction == "RUN"
-            command = image.place(rest)
+            command = image.place(arguments)
             done = subprocess.run(
                 command,
                 shell=True,  # As Docker does.
@@ -236,14 +236,14 @@ def installed_packages(image: Image) -> set[str]:
     packages = Path(image.run(image.programs / "python", "-c", code).strip())
     size = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file())
     print(f"site-packages of {image.name}: {size / 2**20:.0f} MiB")
-    found = {path.name for path in packages.iterdir()}
-    assert not found & {"keras", "tensorflow", "jax", "torch", "onnx", "h5py", "optree", "pip"}
-    return found
+    names = {path.name for path in packages.iterdir()}
+    assert not names & {"keras", "tensorflow", "jax", "torch", "onnx", "h5py", "optree", "pip"}
+    return names
 
 
 def test_no_framework_and_no_keras_is_installed(image):
-    found = installed_packages(image)
-    assert {"keras_deepseek", "ml_dtypes", "obstore", "onnxruntime", "grpc", "uvicorn"} <= found
+    installed = installed_packages(image)
+    assert {"keras_deepseek", "ml_dtypes", "obstore", "onnxruntime", "grpc", "uvicorn"} <= installed
 
 
 def test_an_operator_without_keras_renders_and_says_that_it_has_no_cluster(tmp_path):

@@ -255,10 +255,10 @@ def hosts():
     """Hosts in namespaces of their own, on one switch."""
     with contextlib.ExitStack() as stack:
         try:
-            found = stack.enter_context(shaped_links(NUM_PROCESSES, None))
+            namespaces = stack.enter_context(shaped_links(NUM_PROCESSES, None))
         except (OSError, subprocess.CalledProcessError):
             pytest.skip("Network namespaces need Linux and root.")
-        yield found
+        yield namespaces
 
 
 BACKENDS = pytest.mark.parametrize(
@@ -294,11 +294,11 @@ def test_a_training_goes_on_by_fewer_processes_and_by_more(install, tmp_path, ba
         arguments = [script, tmp_path / folder, str(epochs)]
         subprocess.run([*launch, *arguments], env=environment, timeout=SECONDS, check=True)
         ranks = [tmp_path / folder / f"rank_{rank}.json" for rank in range(num_processes)]
-        found = [json.loads(rank.read_text()) for rank in ranks]
-        assert all(each == found[0] for each in found)
-        return found[0]
+        losses_by_rank = [json.loads(rank.read_text()) for rank in ranks]
+        assert all(rank_losses == losses_by_rank[0] for rank_losses in losses_by_rank)
+        return losses_by_rank[0]
 
     alone = train("alone", 1, 6)
     for num_processes, epochs in ((3, 2), (2, 4), (1, 5), (4, 6)):
-        found = train("together", num_processes, epochs)
-    assert max(abs(a - b) for a, b in zip(alone, found, strict=True)) < 1e-5
+        losses = train("together", num_processes, epochs)
+    assert max(abs(a - b) for a, b in zip(alone, losses, strict=True)) < 1e-5

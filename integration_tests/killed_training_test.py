@@ -90,7 +90,7 @@ def run_training(python, folder, environment, end=None, steps=0):
 
     Returns its last line, its exit code and the number of steps that it was let make.
     """
-    made = 0
+    steps_run = 0
     log = folder.with_suffix(".log")
     with (
         log.open("w") as errors,
@@ -105,17 +105,17 @@ def run_training(python, folder, environment, end=None, steps=0):
     ):
         line = process.stdout.readline()
         while line == "step\n":
-            made += 1
+            steps_run += 1
             process.stdin.write("\n")
             process.stdin.flush()  # And while the process goes on:
-            if end is not None and made == steps:
+            if end is not None and steps_run == steps:
                 process.send_signal(end)
                 process.stdin.close()
                 break
             line = process.stdout.readline()
-        rest = process.stdout.read()
+        output = process.stdout.read()
     assert line, log.read_text()
-    return (line + rest).splitlines()[-1], process.returncode, made
+    return (line + output).splitlines()[-1], process.returncode, steps_run
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def kill_and_compare(python: Path, environment: dict[str, str], folder: Path) ->
     for _ in range(KILLS):
         end = chance.choice([signal.SIGTERM, signal.SIGKILL])
         steps = chance.randint(1, MOST_STEPS)
-        line, code, made = run_training(python, folder / "killed", environment, end, steps)
-        assert (line, made) == ("step", steps)
+        line, code, steps_run = run_training(python, folder / "killed", environment, end, steps)
+        assert (line, steps_run) == ("step", steps)
         assert code == (0 if end == signal.SIGTERM else -signal.SIGKILL)
-        steps_made += made
-    line, code, made = run_training(python, folder / "killed", environment)
+        steps_made += steps_run
+    line, code, steps_run = run_training(python, folder / "killed", environment)
     assert (line, code) == (expected, 0)
-    assert steps_made + made > total  # SIGKILL cost some steps, which were made again.
+    assert steps_made + steps_run > total  # SIGKILL cost some steps, which were made again.

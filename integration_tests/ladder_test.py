@@ -28,16 +28,18 @@ def notebooks(tmp_path_factory):
 @pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
 def test_a_notebook_runs_beside_what_its_page_installs(install, notebooks, backend, guide):
     notebook = nbformat.read(notebooks / f"{guide}.ipynb", 4)
-    package, *others = shlex.split(re.search("pip install (.+)", notebook.cells[0].source)[1])
+    package, *other_packages = shlex.split(
+        re.search("pip install (.+)", notebook.cells[0].source)[1]
+    )
     extras = ",".join([backend, package.removeprefix(".").strip("[]")])
-    place = install(extras, *others, "ipykernel", "nbclient")
-    folder = place.folder / f"{guide}_{backend}"
+    installation = install(extras, *other_packages, "ipykernel", "nbclient")
+    folder = installation.folder / f"{guide}_{backend}"
     folder.mkdir()
     path = folder / f"{guide}.ipynb"
     nbformat.write(notebook, path)
     start = time.monotonic()
     command = ("jupyter-execute", "--inplace", path)
-    done = place.run(*command, seconds=SECONDS, KERAS_BACKEND=backend)
+    done = installation.run(*command, seconds=SECONDS, KERAS_BACKEND=backend)
     assert done.returncode == 0, done.stderr[-4000:]
     ran = build.read_outputs(nbformat.read(path, 4))
     build.print_outcome(f"\n{guide} on {backend}", start, ran)

@@ -46,33 +46,33 @@ def compute(
     model: keras.Model, signature: Signature, batches: Iterable[Batch]
 ) -> tuple[list[Batch], list[Batch]]:
     """Returns the batches that a model takes, and what it gives for them, by Keras alone."""
-    taken, given = [], []
+    accepted, outputs = [], []
     for batch in batches:
         try:
-            given.append(call(model, signature, batch))
+            outputs.append(call(model, signature, batch))
         except Exception:  # noqa: BLE001 - the model itself takes no such lengths.
             continue
-        taken.append(batch)
-    return taken, given
+        accepted.append(batch)
+    return accepted, outputs
 
 
 def call(model: keras.Model, signature: Signature, batch: Batch) -> Batch:
     """Returns a model's outputs by name, by Keras alone."""
     names = [spec.name for spec in signature.inputs]
-    given: Any = batch[names[0]] if len(names) == 1 else dict(batch)
+    inputs: Any = batch[names[0]] if len(names) == 1 else dict(batch)
     if isinstance(getattr(model, "input", None), list):
-        given = [batch[name] for name in names]
+        inputs = [batch[name] for name in names]
     if keras.backend.backend() == "jax":  # Eagerly it compiles each operation.
-        outputs = _call_compiled(model, given)
+        outputs = _call_compiled(model, inputs)
     else:
-        outputs = model(given, training=False)
-    arrays = [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
+        outputs = model(inputs, training=False)
+    arrays = [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(outputs)]
     if isinstance(outputs, dict):
         return dict(zip(keras.tree.flatten({key: key for key in outputs}), arrays, strict=True))
     return dict(zip((spec.name for spec in signature.outputs), arrays, strict=True))
 
 
-def _call_compiled(model: keras.Model, given: Any) -> Any:
+def _call_compiled(model: keras.Model, inputs: Any) -> Any:
     """Returns what a model on JAX gives; `predict` would take its weights away where it fails."""
     import jax
 
@@ -80,7 +80,9 @@ def _call_compiled(model: keras.Model, given: Any) -> Any:
         [variable.value for variable in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)
     ]
-    return jax.jit(lambda *each: model.stateless_call(*each, training=False)[0])(*states, given)
+    return jax.jit(lambda *values: model.stateless_call(*values, training=False)[0])(
+        *states, inputs
+    )
 
 
 def tolerance(model: keras.Model) -> float:
@@ -95,9 +97,9 @@ def difference(expected: list[Batch], received: list[Batch]) -> float:
     It is infinite where names, shapes or dtypes differ, or the places of what is not finite.
     """
     shares = (
-        _difference(array, outputs[name]) if set(outputs) == set(given) else float("inf")
-        for given, outputs in zip(expected, received, strict=True)
-        for name, array in given.items()
+        _difference(array, outputs[name]) if set(outputs) == set(expected_outputs) else float("inf")
+        for expected_outputs, outputs in zip(expected, received, strict=True)
+        for name, array in expected_outputs.items()
     )
     return max(shares, default=0.0)
 
@@ -107,10 +109,10 @@ def _difference(expected: Any, received: Any) -> float:
         return float("inf")
     if expected.dtype.kind != "f":
         return 0.0 if np.array_equal(expected, received) else float("inf")
-    left, right = expected.astype("float64"), received.astype("float64")
-    finite = np.isfinite(left)
-    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+    expected, received = expected.astype("float64"), received.astype("float64")
+    finite = np.isfinite(expected)
+    if not np.array_equal(expected[~finite], received[~finite], equal_nan=True):
         return float("inf")
-    scale = max(_LEAST_SCALE, np.abs(left[finite]).max(initial=0.0))
-    found = np.abs(left[finite] - right[finite]).max(initial=0.0) / scale
-    return float(found) if np.isfinite(found) else float("inf")
+    scale = max(_LEAST_SCALE, np.abs(expected[finite]).max(initial=0.0))
+    share = np.abs(expected[finite] - received[finite]).max(initial=0.0) / scale
+    return float(share) if np.isfinite(share) else float("inf")

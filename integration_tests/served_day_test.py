@@ -28,7 +28,7 @@ def test_memory_threads_and_files_stay_as_they_are(day):
     from server_processes import OURS
 
     lived = day.live_through(OURS, sys.executable, 300_000)
-    progress, (*_, middle, _, _, _, _, last) = lived.progress, [one for _, one in lived.points]
+    progress, (*_, middle, _, _, _, _, last) = lived.progress, [point for _, point in lived.points]
     assert progress.sent >= 300_000
     assert {200, 400, 404, 500} <= set(progress.statuses)
     assert not progress.unexpected

@@ -133,8 +133,8 @@ def ask_grpc(ports, statuses, is_over):
     message.inputs["x"].CopyFrom(to_tensor_proto(np.ones((1, 3), "float32")))
     data = message.SerializeToString()
     target = "ipv4:" + ",".join(f"{HOST}:{port}" for port in ports)
-    own = [("grpc.use_local_subchannel_pool", 1)]  # A connection of its own.
-    with grpc.insecure_channel(target, own) as channel:
+    options = [("grpc.use_local_subchannel_pool", 1)]  # A connection of its own.
+    with grpc.insecure_channel(target, options) as channel:
         call = channel.unary_unary(PREDICT)
         while not is_over.is_set():
             try:
@@ -148,32 +148,32 @@ def ask_grpc(ports, statuses, is_over):
 def clients(ask, ports):
     """Runs clients meanwhile; gives a list with the counted statuses of each."""
     is_over = threading.Event()
-    found = [Counter() for _ in range(CLIENTS)]
-    threads = [threading.Thread(target=ask, args=(ports, one, is_over)) for one in found]
+    counters = [Counter() for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=ask, args=(ports, counter, is_over)) for counter in counters]
     for thread in threads:
         thread.start()
     try:
-        yield found
+        yield counters
     finally:
         is_over.set()
         for thread in threads:
             thread.join()
 
 
-def wait_for_answers(found, count):
+def wait_for_answers(counters, count):
     """Returns when each client has so many answers more."""
-    wanted = [one.total() + count for one in found]
-    while any(one.total() < total for one, total in zip(found, wanted, strict=True)):
+    goals = [counter.total() + count for counter in counters]
+    while any(counter.total() < total for counter, total in zip(counters, goals, strict=True)):
         time.sleep(0.01)
 
 
-def end_first(pods, found, ports):
+def end_first(pods, counters, ports):
     """Ends the first server under load, and says what came of it."""
-    wait_for_answers(found, 50)
+    wait_for_answers(counters, 50)
     del ports[0]
     pods[0].process.send_signal(signal.SIGTERM)
     code = pods[0].process.wait(60)
-    wait_for_answers(found, 50)
+    wait_for_answers(counters, 50)
     return code
 
 
@@ -186,9 +186,9 @@ def pods():
 @pytest.mark.parametrize(("ask", "kind"), [(ask_http, "http"), (ask_grpc, "grpc")])
 def test_clients_of_a_server_that_ends_lose_nothing(pods, ask, kind):
     ports = [getattr(pod, kind) for pod in pods]
-    with clients(ask, ports) as found:
-        code = end_first(pods, found, ports)
-    answers = sum(found, Counter())
+    with clients(ask, ports) as counters:
+        code = end_first(pods, counters, ports)
+    answers = sum(counters, Counter())
     print(f"\n{kind}, directly: exit code {code}, {dict(answers)}")
     assert code == 0
     assert set(answers) <= {200, "renewed", "OK"}
@@ -246,13 +246,13 @@ def envoy(pods, tmp_path):
 @pytest.mark.parametrize(("ask", "kind"), [(ask_http, "http"), (ask_grpc, "grpc")])
 def test_clients_of_envoy_lose_nothing(pods, envoy, ask, kind):
     listen, set_endpoints = envoy
-    with clients(ask, [listen[kind]]) as found:
-        wait_for_answers(found, 50)
+    with clients(ask, [listen[kind]]) as counters:
+        wait_for_answers(counters, 50)
         pods[0].process.send_signal(signal.SIGTERM)
         set_endpoints(kind, [getattr(pods[1], kind)])
         code = pods[0].process.wait(60)
-        wait_for_answers(found, 50)
-    answers = sum(found, Counter())
+        wait_for_answers(counters, 50)
+    answers = sum(counters, Counter())
     print(f"\n{kind}, through Envoy: exit code {code}, {dict(answers)}")
     assert code == 0
     assert set(answers) <= {200, "renewed", "OK"}

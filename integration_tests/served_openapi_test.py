@@ -47,5 +47,5 @@ def test_the_server_keeps_to_its_description(tokens, tmp_path):
         with urllib.request.urlopen(request) as response:
             assert "/v1/models/negation:predict" in json.load(response)["paths"]
         ask_all(server.url, tmp_path, *header, "--exclude-path-regex", LOOSE)
-        kept = ("--include-path-regex", LOOSE, "--exclude-checks", "positive_data_acceptance")
-        ask_all(server.url, tmp_path, *header, *kept)
+        options = ("--include-path-regex", LOOSE, "--exclude-checks", "positive_data_acceptance")
+        ask_all(server.url, tmp_path, *header, *options)

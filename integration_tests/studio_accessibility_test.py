@@ -40,8 +40,8 @@ def assert_clean(frame):
     """Asserts that axe-core finds nothing in a page or a frame."""
     script = Path(importlib.util.find_spec(PACKAGE).origin).with_name("axe.min.js")
     frame.evaluate(f"(() => {{ {script.read_text(encoding='utf-8')} }})()")
-    found = frame.evaluate("axe.run().then((result) => result.violations)")
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    violations = frame.evaluate("axe.run().then((result) => result.violations)")
+    assert [(violation["id"], violation["nodes"][0]["html"]) for violation in violations] == []
 
 
 def check_each_view(page, frame):

@@ -257,7 +257,7 @@ def compare(page, folder):
         names = [command.name for command in record.commands()]
         assert names == ["profile", "checkpoint", "stop"]
         assert record.commands(unanswered=True) == []
-        means, own = record.scalars("loss"), record.scalars("step_loss")
+        means, step_losses = record.scalars("loss"), record.scalars("step_loss")
         for name in ("step_loss", "learning_rate", "gradient_norm"):
             assert [step for step, _ in record.scalars(name)] == steps, name
         for name in record.vector_names():
@@ -265,12 +265,12 @@ def compare(page, folder):
     assert (folder / "checkpoints" / f"step_{steps[-1]:010}.checkpoint").exists()
     assert [step for step, _ in means] == steps
     assert dict(means) == pytest.approx(losses, rel=1e-5)
-    for step, loss in own:  # The mean is that of the batches since the epoch began.
+    for step, loss in step_losses:  # The mean is that of the batches since the epoch began.
         done = (step - 1) % 50
         expected = losses[step] * (done + 1) - (losses[step - 1] * done if done else 0)
         assert loss == pytest.approx(expected, rel=1e-3), step
     wait_for_points(page, len(steps))
     x, y = shown(page)
     assert x == steps
-    assert y == pytest.approx([loss for _, loss in own], rel=1e-4)
+    assert y == pytest.approx([loss for _, loss in step_losses], rel=1e-4)
     assert all(map(math.isfinite, y))

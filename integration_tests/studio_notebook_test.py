@@ -93,8 +93,8 @@ def test_kaggle_gets_a_page_that_is_drawn_anew(tmp_path, monkeypatch, open_page)
         *(tmp_path, monkeypatch, [MODEL, faster, f"{LAUNCH}\nstudio", FIT, later]),
         KAGGLE_KERNEL_RUN_TYPE="Interactive",
     )
-    (shown,) = [each for each in outputs[2] if "data" in each]
-    assert "127.0.0.1" not in shown["data"]["text/html"]
+    (page_output,) = [output for output in outputs[2] if "data" in output]
+    assert "127.0.0.1" not in page_output["data"]["text/html"]
     assert outputs[3:] == [[], []]
     page = open_page(as_file(tmp_path, html_of(outputs[2])))
     frame = page.frame_locator("iframe")
@@ -146,11 +146,11 @@ def jupyter(folder, prefix):
     ) as process:
         try:
             end = time.monotonic() + 60
-            while not (found := list(folder.glob("runtime/jpserver-*.json"))):
+            while not (server_files := list(folder.glob("runtime/jpserver-*.json"))):
                 assert process.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.1)
-            port = json.loads(found[0].read_text())["port"]
+            port = json.loads(server_files[0].read_text())["port"]
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()

@@ -77,10 +77,10 @@ def test_points_arrive_and_the_zoom_stays(tmp_path, open_page):
         assert page.get_by_text("Show all").count() == 1
         page.get_by_role("button", name="Stop").click()
         with RunRecord(run.path) as record:
-            while not (asked := record.commands(unanswered=True)):
+            while not (commands := record.commands(unanswered=True)):
                 page.wait_for_timeout(50)
-            assert asked[0].name == "stop"
-            record.answer(asked[0].id, "It stops after this step.")
+            assert commands[0].name == "stop"
+            record.answer(commands[0].id, "It stops after this step.")
         expect(page, "It stops after this step.")
         run.describe(state="stopped")
         expect(page, "was stopped at step 399")

@@ -73,11 +73,11 @@ def compare(page, name, *, is_whole=True):
     size = (expected.width // BLOCK, expected.height // BLOCK)
     # Rows below the shorter of the two are left out.
     box = (0, 0, expected.width, min(height, expected.height))
-    found, wanted = (
-        np.asarray(each.crop(box).resize(size, Image.Resampling.BOX), float)
-        for each in (image, expected)
+    received_pixels, expected_pixels = (
+        np.asarray(picture.crop(box).resize(size, Image.Resampling.BOX), float)
+        for picture in (image, expected)
     )
-    differences = np.abs(found - wanted).max(axis=-1)
+    differences = np.abs(received_pixels - expected_pixels).max(axis=-1)
     share = (differences > 40).mean()
     mean = np.maximum(differences - DOUBT, 0).mean()
     assert mean <= MOST_MEAN, f"{name}: blocks differ by {mean:.2f}"

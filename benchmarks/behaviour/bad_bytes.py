@@ -25,11 +25,11 @@ def measure(rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
     """Returns what was answered, and the memory after each million."""
     num_rounds = 2 if is_quick else 3
     with serving(rival, python) as server:
-        found = asyncio.run(disturb(server, num_rounds))
+        rows = asyncio.run(disturb(server, num_rounds))
     if not rival.package and has_grpc():
         with serving(rival, python, "--grpc") as server:
-            found |= disturb_grpc(server, num_rounds)
-    return found
+            rows |= disturb_grpc(server, num_rounds)
+    return rows
 
 
 async def disturb(server: Server, num_rounds: int) -> dict[str, str]:
@@ -46,7 +46,7 @@ async def disturb(server: Server, num_rounds: int) -> dict[str, str]:
     return {
         "eight good requests beside one that is no JSON": count_statuses(neighbours),
         f"answers to {num_rounds} million bytes": count_statuses(statuses),
-        "good clients meanwhile": f"{count_statuses([one.status for one in answers])}, "
+        "good clients meanwhile": f"{count_statuses([answer.status for answer in answers])}, "
         f"p99 {p99_of(answers)}",
         "MB before, and after each million": describe(memory),
     }
@@ -62,16 +62,16 @@ async def ask_beside_nonsense(server: Server, valid: bytes) -> list[int]:
     )
     for client in clients:
         client.close()
-    return [one.status for one in answers[1:]]
+    return [answer.status for answer in answers[1:]]
 
 
 def bad_pieces(source: random.Random, valid: bytes) -> list[bytes]:
     """Returns what to send on each connection, a million bytes in all."""
     pieces = [source.randbytes(PIECE) for _ in range(NUM_BYTES // 2 // PIECE)]
-    left = NUM_BYTES // 2
-    while left > 0:
+    num_bytes = NUM_BYTES // 2
+    while num_bytes > 0:
         pieces.append(mutate(source, valid))
-        left -= len(pieces[-1])
+        num_bytes -= len(pieces[-1])
     source.shuffle(pieces)
     return pieces
 
@@ -135,9 +135,9 @@ def disturb_grpc(server: Server, num_rounds: int) -> dict[str, str]:
                 code = ask(piece)
                 codes[code] = codes.get(code, 0) + 1
             raw = [
-                PREFACE * (number % 2) + one
-                for number, one in enumerate(pieces)
-                if len(one) == PIECE
+                PREFACE * (number % 2) + piece
+                for number, piece in enumerate(pieces)
+                if len(piece) == PIECE
             ]
             asyncio.run(throw(server.port + 1, raw, []))
             memory.append(usage_of(server.process.pid).megabytes)
@@ -152,4 +152,4 @@ def disturb_grpc(server: Server, num_rounds: int) -> dict[str, str]:
 
 
 def describe(memory: list[float]) -> str:
-    return ", ".join(f"{one:.1f}" for one in memory)
+    return ", ".join(f"{megabytes:.1f}" for megabytes in memory)

@@ -123,8 +123,12 @@ async def crowd(server: Server, request: bytes, count: int) -> AsyncIterator[lis
 
 def p99_of(answers: Sequence[Answer]) -> str:
     """Returns the 99th percentile of what was answered with 200, in words."""
-    found = sorted(one.seconds for one in answers if one.status == OK)
-    return f"{1000 * found[int(0.99 * (len(found) - 1))]:.0f} ms" if found else "none served"
+    latencies = sorted(answer.seconds for answer in answers if answer.status == OK)
+    return (
+        f"{1000 * latencies[int(0.99 * (len(latencies) - 1))]:.0f} ms"
+        if latencies
+        else "none served"
+    )
 
 
 def count_statuses(statuses: Sequence[int]) -> str:

@@ -39,7 +39,7 @@ class Progress:
     goal: int
     source: random.Random = field(default_factory=lambda: random.Random(1))
     sent: int = 0
-    hung_up: int = 0
+    num_disconnects: int = 0
     lost: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     unexpected: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -165,11 +165,11 @@ def describe(day: Day) -> dict[str, str]:
         "requests over HTTP": f"{progress.sent} of {progress.goal} in {day.seconds:.0f} s",
         "answered": statuses,
         "answered with another status than expected": str(dict(progress.unexpected) or "none"),
-        "clients that hung up; connections lost": f"{progress.hung_up}; {progress.lost}",
+        "clients that hung up; connections lost": f"{progress.num_disconnects}; {progress.lost}",
         "calls over gRPC": ", ".join(f"{count} {status}" for status, count in calls.items()),
-        "MB at ten points": ", ".join(f"{one.megabytes:.1f}" for _, one in points),
-        "threads": ", ".join(str(one.threads) for _, one in points),
-        "open files": ", ".join(str(one.files) for _, one in points),
+        "MB at ten points": ", ".join(f"{point.megabytes:.1f}" for _, point in points),
+        "threads": ", ".join(str(point.threads) for _, point in points),
+        "open files": ", ".join(str(point.files) for _, point in points),
         "slope of the last half": f"{1e5 * day.kilobytes_per_request:.1f} KB for 100,000 requests",
     }
 

@@ -16,26 +16,29 @@ ARGUMENTS = {"": ["--isolated"], "litserve": ["restart"]}
 def measure(rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
     """Returns how the culprit and its neighbours were answered, and when all was well again."""
     del is_quick
-    found = {}
+    rows = {}
     for name, first in (("ends", EXITS), ("hangs", HANGS)):
         # Our batches may take 2 s here; mosec has 3 s, and LitServe 30 s for a request.
         with serving(rival, python, *ARGUMENTS.get(rival.package, [])) as server:
-            found |= asyncio.run(break_it(server, name, first))
-    return found
+            rows |= asyncio.run(break_it(server, name, first))
+    return rows
 
 
 async def break_it(server: Server, name: str, first: float) -> dict[str, str]:
     clients = await open_clients(server.port, COUNT)
     good, bad = request_of(server.rival), request_of(server.rival, first)
     start = time.monotonic()
-    culprit, *others = await asyncio.gather(
-        *(one.ask(good if number else bad, LIMIT_SECONDS) for number, one in enumerate(clients))
+    culprit, *other_answers = await asyncio.gather(
+        *(
+            client.ask(good if number else bad, LIMIT_SECONDS)
+            for number, client in enumerate(clients)
+        )
     )
-    seconds = max(one.seconds for one in others)
+    seconds = max(answer.seconds for answer in other_answers)
     after = await time_to_recover(server, good, start)
     for client in clients:
         client.close()
-    statuses = [one.status for one in others]
+    statuses = [answer.status for answer in other_answers]
     return {
         f"it {name}: the culprit": f"{count_statuses([culprit.status])}, {culprit.seconds:.1f} s",
         f"it {name}: the 31 others": f"{count_statuses(statuses)}, within {seconds:.1f} s",

@@ -37,7 +37,7 @@ async def hang_up(server: Server, *, is_busy: bool) -> str:
     staying = await open_clients(server.port, STAYING)
     # asyncio would close them only when all of this has been sent.
     leaving = [socket.create_connection((HOST, server.port)) for _ in range(COUNT - STAYING)]
-    before = rows_of(server)
+    rows_at_start = rows_of(server)
     async with asyncio.TaskGroup() as group:
         if is_busy:
             group.create_task(ask_slowly(server))
@@ -53,7 +53,7 @@ async def hang_up(server: Server, *, is_busy: bool) -> str:
             for gone in leaving:
                 gone.close()
         statuses = await asyncio.gather(*(client.read_status(30.0) for client in staying))
-    rows = await asyncio.to_thread(settle, server) - before - is_busy
+    rows = await asyncio.to_thread(settle, server) - rows_at_start - is_busy
     for client in staying:
         client.close()
     return describe(rows, list(statuses))
@@ -67,7 +67,7 @@ async def ask_slowly(server: Server) -> None:
 
 
 def kill(server: Server) -> str:
-    before, port = rows_of(server), server.port + 1
+    rows_at_start, port = rows_of(server), server.port + 1
     command = [sys.executable, "-m", "behaviour.grpc_client", str(port), str(COUNT - STAYING)]
     folder = Path(__file__).parents[1]
     paths = [str(folder), *sys.path]
@@ -85,7 +85,10 @@ def kill(server: Server) -> str:
         time.sleep(0.3)
         leaving.kill()
         answered = [is_answered(call) for call in [slow, *staying]]
-    return describe(settle(server) - before - 1, [OK if one else CLOSED for one in answered[1:]])
+    return describe(
+        settle(server) - rows_at_start - 1,
+        [OK if was_answered else CLOSED for was_answered in answered[1:]],
+    )
 
 
 def rows_of(server: Server) -> int:

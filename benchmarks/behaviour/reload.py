@@ -28,27 +28,27 @@ async def reload(server: Server, num_reloads: int, seconds: float) -> dict[str, 
     other_request = request_of(server.rival, path=path)
     async with (
         crowd(server, request_of(server.rival), 64) as answers,
-        crowd(server, other_request, 4) as others,
+        crowd(server, other_request, 4) as other_answers,
     ):
         await asyncio.sleep(1.0)
         start = time.monotonic()
         await asyncio.sleep(seconds)
-        before = since(others, start)
+        calm = since(other_answers, start)
         start = time.monotonic()
         for number in range(num_reloads):
             await asyncio.to_thread(RELOADS[server.rival.package], server, number + 2)
             await asyncio.sleep(seconds / num_reloads)
-        during = since(others, start)
-    statuses = [one.status for one in answers]
+        during = since(other_answers, start)
+    statuses = [answer.status for answer in answers]
     return {
         "requests": f"{num_reloads} reloads: {count_statuses(statuses)}",
-        "p99 of another model before, meanwhile": f"{p99_of(before)}, {p99_of(during)}",
-        "requests of the other": count_statuses([one.status for one in others]),
+        "p99 of another model before, meanwhile": f"{p99_of(calm)}, {p99_of(during)}",
+        "requests of the other": count_statuses([answer.status for answer in other_answers]),
     }
 
 
 def since(answers: list[Answer], start: float) -> list[Answer]:
-    return [one for one in answers if one.began >= start]
+    return [answer for answer in answers if answer.began >= start]
 
 
 def load_ours(server: Server, version: int) -> None:
@@ -57,7 +57,9 @@ def load_ours(server: Server, version: int) -> None:
     while True:
         _, content = fetch(server.port, "/v1/models/model")
         states = json.loads(content)["model_version_status"]
-        if any(one["version"] == str(version) and one["state"] == "AVAILABLE" for one in states):
+        if any(
+            state["version"] == str(version) and state["state"] == "AVAILABLE" for state in states
+        ):
             return
         time.sleep(0.05)
 

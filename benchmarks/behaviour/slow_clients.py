@@ -24,20 +24,20 @@ async def disturb(server: Server, seconds: float) -> dict[str, str]:
         await asyncio.sleep(1.0)
         start = time.monotonic()
         await asyncio.sleep(5.0)
-        calm = [one for one in answers if one.began >= start]
+        calm = [answer for answer in answers if answer.began >= start]
         start = time.monotonic()
         slow = await open_clients(server.port, COUNT)
         silent = await open_clients(server.port, COUNT)
         ends = await asyncio.gather(
-            *(drip(one, start + seconds) for one in slow),
-            *(one.wait_for_end(seconds) for one in silent),
+            *(drip(client, start + seconds) for client in slow),
+            *(client.wait_for_end(seconds) for client in silent),
         )
-        disturbed = [one for one in answers if one.began >= start]
+        disturbed = [answer for answer in answers if answer.began >= start]
     newcomer = await ask_once(server, request)
     half_closed = await half_close(server, request)
     for client in [*slow, *silent]:
         client.close()
-    statuses = [one.status for one in disturbed]
+    statuses = [answer.status for answer in disturbed]
     return {
         "p99 of good clients before, meanwhile": f"{p99_of(calm)}, {p99_of(disturbed)}",
         "good clients meanwhile": count_statuses(statuses),

@@ -21,13 +21,13 @@ def measure(rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
     slow = {TIME_VARIABLE: BATCH_SECONDS}
     with serving(rival, python, **slow) as server:
         statuses, began = asyncio.run(ask_and_stop(server))
-        found = {"HTTP": count_statuses(statuses), "it ends": describe_end(server, began)}
+        rows = {"HTTP": count_statuses(statuses), "it ends": describe_end(server, began)}
     if not rival.package and has_grpc():
         with serving(rival, python, "--grpc", **slow) as server:
             answered, began = call_and_stop(server)
-            found["gRPC"] = f"{sum(answered)} OK, {answered.count(False)} not"
-            found["it ends, with gRPC"] = describe_end(server, began)
-    return found
+            rows["gRPC"] = f"{sum(answered)} OK, {answered.count(False)} not"
+            rows["it ends, with gRPC"] = describe_end(server, began)
+    return rows
 
 
 async def ask_and_stop(server: Server) -> tuple[list[int], float]:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-HANG_UP, LEAVE = 0.01, 0.02
+DISCONNECT, LEAVE = 0.01, 0.02
 """The shares of requests after which a client does not wait for its answer, or goes with it."""
 
 
@@ -62,8 +62,8 @@ class StressConnection(asyncio.Protocol):
         ((request, self._expected),) = progress.source.choices(progress.requests, progress.weights)
         self._transport.write(request)
         progress.sent += 1
-        if progress.source.random() < HANG_UP:
-            progress.hung_up += 1
+        if progress.source.random() < DISCONNECT:
+            progress.num_disconnects += 1
             self._leave()
 
     def _leave(self) -> None:

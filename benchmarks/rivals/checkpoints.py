@@ -28,14 +28,14 @@ def measure(function: Callable[[], Any]) -> tuple[Any, Numbers]:
         function: Function without arguments.
     """
     gc.collect()
-    before = read_status("VmRSS")
+    start_megabytes = read_status("VmRSS")
     restart_peak()
     start, cpu_start = time.perf_counter(), time.process_time()
     result = function()
     numbers = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu_start,
-        "peak_bytes": (read_status("VmHWM") - before) * MIB,
+        "peak_bytes": (read_status("VmHWM") - start_megabytes) * MIB,
     }
     return result, numbers
 
@@ -109,7 +109,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         shard_bytes = 10**12
         if setting["num_shards"] > 1:
-            sizes = [each.stat().st_size for each in folder.glob("*.safetensors")]
+            sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
             shard_bytes = max(sizes)
         _, saved = measure(lambda: save(model, str(Path(work, "saved")), shard_bytes))
     print(json.dumps({"load": loaded, "save": saved}))

@@ -34,8 +34,8 @@ class Rival:
 
     def variables(self, *, trainable: bool) -> list[keras.Variable]:
         """Returns its variables of one kind."""
-        found = [variable for layer in self.layers for variable in layer.variables]
-        return [variable for variable in found if bool(variable.trainable) == trainable]
+        variables = [variable for layer in self.layers for variable in layer.variables]
+        return [variable for variable in variables if bool(variable.trainable) == trainable]
 
 
 def compile_rival(rival: Rival, with_backward: bool, use_torch_compile: bool) -> Action:
@@ -82,8 +82,8 @@ def _compile_jax(rival: Rival, with_backward: bool) -> Action:
     trainable, fixed = (rival.variables(trainable=kind) for kind in (True, False))
     values = [[variable.value for variable in kind] for kind in (trainable, fixed)]
 
-    def forward(inputs: Any, weights: Any, others: Any) -> Any:
-        mapping = [*zip(trainable, weights, strict=True), *zip(fixed, others, strict=True)]
+    def forward(inputs: Any, weights: Any, fixed_values: Any) -> Any:
+        mapping = [*zip(trainable, weights, strict=True), *zip(fixed, fixed_values, strict=True)]
         scope = keras.StatelessScope(state_mapping=mapping)
         with nullcontext() if with_backward else without_gradients(), scope:
             return rival.function(*inputs)

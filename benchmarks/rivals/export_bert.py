@@ -134,10 +134,10 @@ def _clocked() -> Iterator[list[float]]:
 
         return run
 
-    places = [(OnnxFormat, "run"), (SavedModelFormat, "run")]
-    places += [(make_artifact, "compute_expected"), (make_artifact, "verify_with_redraw")]
+    functions = [(OnnxFormat, "run"), (SavedModelFormat, "run")]
+    functions += [(make_artifact, "compute_expected"), (make_artifact, "verify_with_redraw")]
     with contextlib.ExitStack() as stack:
-        for owner, name in places:
+        for owner, name in functions:
             stack.enter_context(mock.patch.object(owner, name, clock(getattr(owner, name))))
         yield spent
 
@@ -204,13 +204,13 @@ def export(kind: str, folder: Path, options: dict[str, Any], out: Path) -> dict[
     """Makes one export, and returns what it took."""
     run, entry = EXPORTS[kind](folder, options)
     ready = time.perf_counter()
-    before, held = _cpu_seconds(), _held()
+    start_seconds, start_megabytes = _cpu_seconds(), _held()
     facts = run(out) or {}
     return {
         "seconds": time.perf_counter() - ready,
-        "cpu_seconds": _cpu_seconds() - before,
+        "cpu_seconds": _cpu_seconds() - start_seconds,
         "import_seconds": ready - _STARTED,
-        "megabytes": _peak() - held,
+        "megabytes": _peak() - start_megabytes,
         "peak_megabytes": _peak(),
         "artifact": str(out / entry),
         **facts,
@@ -252,21 +252,21 @@ def compare(folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
     sessions = {name: _open(path) for name, path in setting["artifacts"].items()}
     with np.load(folder / "sample.npz") as arrays:
         sample = dict(arrays)
-    differences = {name: _find_difference(each, sample) for name, each in sessions.items()}
+    differences = {name: _find_difference(session, sample) for name, session in sessions.items()}
     results: dict[str, Any] = {name: {} for name in sessions}
     for batch_size, length in setting["shapes"]:
         batch = _draw_batch(setting["vocabulary_size"], batch_size, length)
-        feeds = {name: _feed(each, batch) for name, each in sessions.items()}
+        feeds = {name: _feed(session, batch) for name, session in sessions.items()}
         calls = max(1, round(setting["tokens_a_sample"] / (batch_size * length)))
         spent: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
         for index in range(setting["rounds"] + 1):
-            for name, each in sessions.items():
-                taken = _time(each, feeds[name], calls)
+            for name, session in sessions.items():
+                times = _time(session, feeds[name], calls)
                 if index:  # The first warms up.
-                    spent[name].append(taken)
-        for name, taken in spent.items():
-            cpu, wall = (statistics.median(each) for each in zip(*taken, strict=True))
-            samples = [each[0] for each in taken]
+                    spent[name].append(times)
+        for name, times in spent.items():
+            cpu, wall = (statistics.median(column) for column in zip(*times, strict=True))
+            samples = [pair[0] for pair in times]
             numbers = {"cpu_ms": cpu, "ms": wall, "samples": samples}
             results[name][f"{batch_size}x{length}"] = numbers
     return {"latency": results, "differences": differences}
@@ -294,8 +294,8 @@ def _time(session: Any, feed: dict[str, Any], calls: int) -> tuple[float, float]
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
         session.run(None, feed)
-    taken = time.process_time() - cpu, time.perf_counter() - start
-    return taken[0] / calls * 1e3, taken[1] / calls * 1e3
+    times = time.process_time() - cpu, time.perf_counter() - start
+    return times[0] / calls * 1e3, times[1] / calls * 1e3
 
 
 def _find_difference(session: Any, sample: dict[str, Any]) -> float:
@@ -304,10 +304,10 @@ def _find_difference(session: Any, sample: dict[str, Any]) -> float:
     by_rank = {array.ndim: array for array in outputs}
     rows = sample["padding_mask"].astype(bool)
     pooled = by_rank.get(2)
-    found = [np.abs(by_rank[3] - sample["sequence_output"])[rows].max()]
+    differences = [np.abs(by_rank[3] - sample["sequence_output"])[rows].max()]
     if pooled is not None:
-        found.append(np.abs(pooled - sample["pooled_output"]).max())
-    return float(max(found))
+        differences.append(np.abs(pooled - sample["pooled_output"]).max())
+    return float(max(differences))
 
 
 def main() -> int:

@@ -30,12 +30,12 @@ def make_rivals(case: str, modes: list[str], quick: bool) -> tuple[dict[str, Any
     optimized = graph.optimize(model, inputs, mode=mode, measure=False)
     rivals = {}
     for name in modes:
-        for kind, each in {"original": model, "optimized": optimized}.items():
+        for kind, rival_model in {"original": model, "optimized": optimized}.items():
             make = _step if is_step else _onnx if name == "ONNX Runtime" else _forward
-            rivals[f"{name} {kind}"] = make(each, inputs, name in ("compiled", "XLA"))
+            rivals[f"{name} {kind}"] = make(rival_model, inputs, name in ("compiled", "XLA"))
     report = optimized.report
     assert report is not None
-    rewrites = {name: len(found) for name, found in report.rewrites.items()}
+    rewrites = {name: len(matches) for name, matches in report.rewrites.items()}
     facts = {"multiply_adds": report.multiply_adds, "rewrites": rewrites}
     return rivals, {**facts, "largest_difference": report.largest_difference}
 
@@ -71,8 +71,8 @@ def _onnx(model: keras.Model, inputs: Any, _: bool) -> Callable[[], Any]:
         Exporter(model, "onnx", verbose=False).export(Path(folder) / "bundle")
         (path,) = Path(folder).rglob("*.onnx")
         session = onnxruntime.InferenceSession(path.read_bytes(), options)
-    arrays = [ops.convert_to_numpy(each) for each in tree.flatten(inputs)]
-    feeds = {each.name: array for each, array in zip(session.get_inputs(), arrays, strict=True)}
+    arrays = [ops.convert_to_numpy(tensor) for tensor in tree.flatten(inputs)]
+    feeds = {node.name: array for node, array in zip(session.get_inputs(), arrays, strict=True)}
     return lambda: session.run(None, feeds)
 
 

@@ -58,8 +58,8 @@ def _by_way(call: Callable[..., Any], is_absorbed: bool) -> Callable[..., Any]:
 def _check_equal(results: list[Any]) -> None:
     """The ways would otherwise be no rivals."""
     outputs = [result[0] if isinstance(result, tuple) else result for result in results]
-    first, *others = (keras.ops.convert_to_numpy(output) for output in outputs)
-    for other in others:
+    first, *other_arrays = (keras.ops.convert_to_numpy(output) for output in outputs)
+    for other in other_arrays:
         difference = np.max(np.abs(first - other))
         if difference > 1e-4 * np.max(np.abs(first)):
             raise AssertionError(f"The ways differ by {difference}.")

@@ -69,8 +69,8 @@ def read_documents(number: int, seed: int = 0, longest: int = LONGEST) -> Docume
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(words))
     documents = Documents([], [])
-    for place in range(number):
-        document = words[order[place % len(words)]]
+    for index in range(number):
+        document = words[order[index % len(words)]]
         whole = np.array([_BEGIN, *(ids[word] for word in document), _END], "int32")
         token_ids, targets = _mask(whole, len(ids), rng)
         documents.token_ids.append(token_ids)
@@ -117,7 +117,7 @@ def pad(documents: Documents, length: int | None = LONGEST) -> tuple[dict[str, A
         documents: `Documents`.
         length: integer or `None`. Defaults to `LONGEST`.
     """
-    lengths = np.array([len(each) for each in documents.token_ids])
+    lengths = np.array([len(token_ids) for token_ids in documents.token_ids])
     shape = (len(lengths), int(lengths.max()) if length is None else length)
     token_ids, targets = np.zeros(shape, "int32"), np.full(shape, IGNORED, "int32")
     for row, (ids, of_one) in enumerate(zip(documents.token_ids, documents.targets, strict=True)):

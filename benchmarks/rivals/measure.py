@@ -53,9 +53,9 @@ def measure(
 def _settle() -> None:
     """Waits for the threads that still free what the last rival held: their time counts too."""
     while True:
-        before = time.process_time()
+        start = time.process_time()
         time.sleep(_QUIET_SECONDS)
-        if time.process_time() - before < _QUIET_SECONDS / 10:
+        if time.process_time() - start < _QUIET_SECONDS / 10:
             return
 
 

@@ -48,7 +48,7 @@ def measure_pretraining(
     shape = Shape(num_layers, **sizes)
     documents = read_documents(batch_size * NUM_STEPS)
     if trains_by == "HF Trainer":
-        if missing := [each for each in ("transformers", "accelerate") if not _has(each)]:
+        if missing := [package for package in ("transformers", "accelerate") if not _has(package)]:
             return {"left_out": f"{' and '.join(missing)} not installed"}
         peak = measure_peak(
             lambda: _hugging_face(shape, documents, batch_size, **options),
@@ -91,7 +91,7 @@ def _prepare(head: str, documents: Documents, batch_size: int) -> dict[str, Any]
 
 
 @contextlib.contextmanager
-def _analysed(found: list[int]) -> Iterator[None]:
+def _analysed(sizes: list[int]) -> Iterator[None]:
     """Finds the bytes that XLA plans for what a compiled step on JAX computes in between."""
     if keras.backend.backend() != "jax":
         yield
@@ -106,7 +106,7 @@ def _analysed(found: list[int]) -> Iterator[None]:
             shapes = tuple(leaf.shape for leaf in jax.tree_util.tree_leaves(arguments))
             if shapes not in compiled:
                 compiled[shapes] = jitted.lower(*arguments).compile()
-                found.append(compiled[shapes].memory_analysis().temp_size_in_bytes)
+                sizes.append(compiled[shapes].memory_analysis().temp_size_in_bytes)
             return compiled[shapes](*arguments)
 
         return run

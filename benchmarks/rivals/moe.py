@@ -78,16 +78,16 @@ def _loop_in_tensorflow(inputs: Any, weights: Any, indices: Any, kernels: list[A
 
     outputs = []
     by_expert = zip(*(tf.unstack(kernel) for kernel in kernels), strict=True)
-    places = []
+    token_indices = []
     for expert, (gate, up, down) in enumerate(by_expert):
         chosen = tf.where(tf.equal(indices, expert))
         rows = tf.gather(inputs, chosen[:, 0])
         hidden = tf.nn.silu(rows @ gate) * (rows @ up)
         outputs.append(hidden @ down * tf.gather_nd(weights, chosen)[:, None])
-        places.append(chosen[:, :1])
+        token_indices.append(chosen[:, :1])
     # One sum for all: to add expert by expert, TensorFlow would copy the outputs each time.
     shape = tf.shape(inputs, out_type="int64")
-    return tf.scatter_nd(tf.concat(places, 0), tf.concat(outputs, 0), shape)
+    return tf.scatter_nd(tf.concat(token_indices, 0), tf.concat(outputs, 0), shape)
 
 
 def _loop_in_jax(inputs: Any, weights: Any, indices: Any, kernels: list[Any]) -> Any:

@@ -108,7 +108,7 @@ def _bare_tensorflow(model: keras.Model, x: Any, y: Any) -> Callable[[], Any]:
         optimizer.apply(gradients, variables)
         return value
 
-    batches = [(tf.constant(one), tf.constant(other)) for one, other in _batches(x, y)]
+    batches = [(tf.constant(inputs), tf.constant(labels)) for inputs, labels in _batches(x, y)]
 
     def run() -> None:
         for batch in batches:
@@ -123,13 +123,14 @@ def _bare_torch(model: keras.Model, x: Any, y: Any) -> Callable[[], Any]:
 
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
     batches = [
-        (torch.from_numpy(one), torch.from_numpy(other).long()) for one, other in _batches(x, y)
+        (torch.from_numpy(inputs), torch.from_numpy(labels).long())
+        for inputs, labels in _batches(x, y)
     ]
 
     def run() -> None:
-        for one, other in batches:
+        for inputs, labels in batches:
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(one, training=True), other).backward()
+            torch.nn.functional.cross_entropy(model(inputs, training=True), labels).backward()
             optimizer.step()
 
     return run
@@ -148,8 +149,8 @@ def _lightning(model: keras.Model, x: Any, y: Any) -> Callable[[], Any]:
             self.model = model
 
         def training_step(self, batch: Any, index: int) -> Any:
-            one, other = batch
-            value = torch.nn.functional.cross_entropy(self.model(one, training=True), other)
+            inputs, labels = batch
+            value = torch.nn.functional.cross_entropy(self.model(inputs, training=True), labels)
             self.log("loss", value)
             return value
 

@@ -76,8 +76,8 @@ class Clock(keras.callbacks.Callback):
 def read_loopback() -> int:
     """Returns the bytes that have gone over the loopback device."""
     lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()
-    (found,) = (line.split() for line in lines if line.strip().startswith("lo:"))
-    return int(found[1])
+    (words,) = (line.split() for line in lines if line.strip().startswith("lo:"))
+    return int(words[1])
 
 
 def find_worker(trainer: Trainer) -> int:
@@ -108,7 +108,9 @@ def main() -> None:
     number_file = Path(SETTING["folder"]) / "slow"
     if not IS_SERVED and CLUSTER.rank == SETTING["num_workers"] - 1:
         number_file.write_text(str(os.getpid()), encoding="ascii")
-    seen, unseen = split(read_documents(SETTING["num_documents"], longest=SHAPE.longest), 256)
+    training_documents, unseen = split(
+        read_documents(SETTING["num_documents"], longest=SHAPE.longest), 256
+    )
     trainer = Trainer(
         lambda: build(SHAPE, has_masked_head=True),
         optimizer=keras.optimizers.AdamW(SETTING["rate"], weight_decay=0.0, epsilon=EPSILON),
@@ -134,7 +136,7 @@ def main() -> None:
     rows = SETTING["rows"] * (1 if IS_SERVED else SETTING["num_workers"])
     try:
         trainer.fit(
-            *pack(seen, 0),
+            *pack(training_documents, 0),
             batch_size=rows,
             epochs=SETTING["epochs"],
             callbacks=[TimeCalls(), clock],
@@ -143,8 +145,8 @@ def main() -> None:
     finally:
         clock.stop()
     if CLUSTER.rank == 0:
-        found = {"curve": clock.curve, "bytes": clock.bytes, "call": calls[0]}
-        print("FOUND " + json.dumps(found), flush=True)
+        result = {"curve": clock.curve, "bytes": clock.bytes, "call": calls[0]}
+        print("FOUND " + json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

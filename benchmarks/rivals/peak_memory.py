@@ -20,11 +20,11 @@ def measure_peak(
         counts_model: boolean. Whether what `make_step` leaves behind counts, or a step's own alone.
     """
     gc.collect()
-    before = read_status("VmRSS")
+    start_megabytes = read_status("VmRSS")
     step = make_step()
     if not counts_model:
         gc.collect()
-        before = read_status("VmRSS")
+        start_megabytes = read_status("VmRSS")
     step()  # Compiles. What it leaves behind counts: TensorFlow keeps its memory for the next step.
     restart_peak()
     seconds = []
@@ -32,7 +32,10 @@ def measure_peak(
         start = time.process_time()
         step()
         seconds.append(time.process_time() - start)
-    return {"megabytes": read_status("VmHWM") - before, "seconds": statistics.median(seconds)}
+    return {
+        "megabytes": read_status("VmHWM") - start_megabytes,
+        "seconds": statistics.median(seconds),
+    }
 
 
 def restart_peak() -> None:

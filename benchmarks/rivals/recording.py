@@ -46,15 +46,15 @@ def main() -> None:
     rounds, num_steps = setting["rounds"], setting["num_steps"]
     timer = Timer()
     ways = make_ways(Path(tempfile.mkdtemp()), timer)
-    found: dict[str, Any] = {name: {"cpu": [], "wall": []} for name in ways}
+    times: dict[str, Any] = {name: {"cpu": [], "wall": []} for name in ways}
     for index in range(rounds + 1):
         turns = list(ways.items())
         for name, fit in reversed(turns) if index % 2 else turns:
             fit(_batches(setting["wait"]), steps_per_epoch=num_steps, epochs=2, verbose=0)
             if index:  # In the first round, steps are compiled.
-                found[name]["cpu"].append(1e3 * timer.cpu / num_steps)
-                found[name]["wall"].append(1e3 * timer.wall / num_steps)
-    print(json.dumps(found))
+                times[name]["cpu"].append(1e3 * timer.cpu / num_steps)
+                times[name]["wall"].append(1e3 * timer.wall / num_steps)
+    print(json.dumps(times))
 
 
 def make_ways(folder: Path, timer: Timer) -> dict[str, Callable[..., Any]]:
@@ -70,9 +70,9 @@ def make_ways(folder: Path, timer: Timer) -> dict[str, Callable[..., Any]]:
         model.fit(*arguments, **options, callbacks=[timer, board])
 
     ways = {
-        "model.fit": lambda *given, **more: model.fit(*given, **more, callbacks=[timer]),
-        "RunRecorder": lambda *given, **more: model.fit(
-            *given, **more, callbacks=[timer, recorder]
+        "model.fit": lambda *arguments, **more: model.fit(*arguments, **more, callbacks=[timer]),
+        "RunRecorder": lambda *arguments, **more: model.fit(
+            *arguments, **more, callbacks=[timer, recorder]
         ),
         "Trainer": bare.fit,
         "Trainer, recorded": recorded.fit,

@@ -90,11 +90,11 @@ def train(setting: dict[str, Any], rows: Rows, **options: Any) -> Iterator[Any]:
 def train_alone(setting: dict[str, Any], rows: Rows, rank: int) -> Iterator[Any]:
     """Yields the loss of each step of a worker that hears of no other."""
     num_workers = setting["num_workers"]
-    own = Rows.__new__(Rows)
-    own.batch_size = rows.batch_size // num_workers
-    own.x = {name: array[rank::num_workers] for name, array in rows.x.items()}
-    own.y = rows.y[rank::num_workers]
-    return train(setting, own)
+    rank_rows = Rows.__new__(Rows)
+    rank_rows.batch_size = rows.batch_size // num_workers
+    rank_rows.x = {name: array[rank::num_workers] for name, array in rows.x.items()}
+    rank_rows.y = rows.y[rank::num_workers]
+    return train(setting, rank_rows)
 
 
 def make_ways(setting: dict[str, Any], rows: Rows, rank: int) -> dict[str, Callable[[], Any]]:
@@ -134,7 +134,7 @@ def measure(begin: Callable[[], Iterator[Any]], warm_up: int, num_steps: int) ->
     last = [next(losses) for _ in range(num_steps)]
     loss = float(np.asarray(last[-1]))
     seconds = time.perf_counter() - start
-    found = {
+    figures = {
         "seconds": seconds / num_steps,
         "cpu_seconds": (time.process_time() - cpu) / num_steps,
         "bytes": (int(_SENT.read_text()) - sent) / num_steps,
@@ -143,7 +143,7 @@ def measure(begin: Callable[[], Iterator[Any]], warm_up: int, num_steps: int) ->
     if hasattr(losses, "close"):
         losses.close()
     gc.collect()
-    return found
+    return figures
 
 
 def main() -> int:
@@ -155,10 +155,10 @@ def main() -> int:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in setting["ways"]}
     for _ in range(setting["rounds"]):
         for name in setting["ways"]:
-            found = measure(ways[name], setting["warm_up"], setting["num_steps"])
-            results[name].append(found)
+            figures = measure(ways[name], setting["warm_up"], setting["num_steps"])
+            results[name].append(figures)
             if cluster.rank == 0 and os.environ.get("SCALING_SHOWS"):
-                print(name, found, file=sys.stderr, flush=True)
+                print(name, figures, file=sys.stderr, flush=True)
     if cluster.rank == 0:
         num_parameters = make_model(setting).count_params()
         print(json.dumps({"results": results, "num_parameters": num_parameters}), flush=True)

@@ -22,8 +22,10 @@ def make_ways(
 
     def begin() -> Iterator[Any]:
         batches = list(rows.of(rank, setting["num_workers"]))
-        x = {name: np.concatenate([each[name] for each, _ in batches]) for name in batches[0][0]}
-        y = np.concatenate([each for _, each in batches])
+        x = {
+            name: np.concatenate([inputs[name] for inputs, _ in batches]) for name in batches[0][0]
+        }
+        y = np.concatenate([labels for _, labels in batches])
         return _steps(lambda tell: fit(make_model, x, y, setting["rows_each"], tell))
 
     return {KERAS: begin}
@@ -32,24 +34,24 @@ def make_ways(
 class _Tell(keras.callbacks.Callback):
     """Hands on the loss of each step, and waits until the next one is asked for."""
 
-    def __init__(self, losses: Any, asked: Any) -> None:
+    def __init__(self, losses: Any, requests: Any) -> None:
         super().__init__()
-        self.losses, self.asked = losses, asked
+        self.losses, self.requests = losses, requests
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.losses.put(logs["loss"])
-        if self.asked.get() == "stop":
+        if self.requests.get() == "stop":
             self.model.stop_training = True
 
 
 def _steps(fit: Callable[[keras.callbacks.Callback], None]) -> Iterator[Any]:
     """Yields the losses of a `fit` that runs beside, in a thread of its own."""
     losses: Any = queue.Queue()
-    asked: Any = queue.Queue()
+    requests: Any = queue.Queue()
 
     def run() -> None:
         try:
-            fit(_Tell(losses, asked))
+            fit(_Tell(losses, requests))
         except Exception as error:  # noqa: BLE001 - it is raised where the losses are read.
             losses.put(error)
 
@@ -57,13 +59,13 @@ def _steps(fit: Callable[[keras.callbacks.Callback], None]) -> Iterator[Any]:
     thread.start()
     try:
         while True:
-            found = losses.get()
-            if isinstance(found, Exception):
-                raise found
-            yield found
-            asked.put("go on")
+            loss = losses.get()
+            if isinstance(loss, Exception):
+                raise loss
+            yield loss
+            requests.put("go on")
     finally:
-        asked.put("stop")
+        requests.put("stop")
         thread.join()
 
 

@@ -45,7 +45,7 @@ def _train(
     accelerator = Accelerator(
         cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(bucket_cap_mb=bucket_mb)]
     )
-    parameters = [each for each in model.parameters() if each.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     module, optimizer = accelerator.prepare(model, optimizer)
     if add_hook is not None:

@@ -47,15 +47,15 @@ def main() -> None:
     )
     if arguments.reloads:
         engine.load(Executor(), name="other")
-        told = threading.Semaphore(0)
-        signal.signal(signal.SIGUSR1, lambda *_: told.release())
-        threading.Thread(target=reload_when_told, args=(engine, told), daemon=True).start()
+        signals = threading.Semaphore(0)
+        signal.signal(signal.SIGUSR1, lambda *_: signals.release())
+        threading.Thread(target=reload_when_told, args=(engine, signals), daemon=True).start()
     engine.serve(arguments.port, arguments.port + 1 if arguments.grpc else None, block=True)
 
 
-def reload_when_told(engine: ServingEngine, told: threading.Semaphore) -> None:
+def reload_when_told(engine: ServingEngine, signals: threading.Semaphore) -> None:
     """Loads the next version with each signal."""
-    while told.acquire():
+    while signals.acquire():
         engine.load(Executor())
 
 

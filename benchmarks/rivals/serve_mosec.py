@@ -22,7 +22,7 @@ class Doubler(Worker):
 
     def forward(self, data: list[Any]) -> list[Any]:
         """Returns an answer for each request."""
-        x = np.array([one["instances"][0] for one in data], "float32")
+        x = np.array([request["instances"][0] for request in data], "float32")
         return [{"predictions": [row.tolist()]} for row in self._accelerator.run(x)]
 
 

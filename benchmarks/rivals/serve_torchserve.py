@@ -27,9 +27,9 @@ def handle(data: list[dict[str, Any]], _context: Any) -> list[Any]:
         ACCELERATOR = Accelerator()
     if not data:
         return []
-    bodies = [one.get("body") or one.get("data") for one in data]
-    rows = [(json.loads(one) if isinstance(one, bytes | bytearray) else one) for one in bodies]
-    x = np.array([one["instances"][0] for one in rows], "float32")
+    bodies = [request.get("body") or request.get("data") for request in data]
+    rows = [(json.loads(body) if isinstance(body, bytes | bytearray) else body) for body in bodies]
+    x = np.array([row["instances"][0] for row in rows], "float32")
     return [{"predictions": [row.tolist()]} for row in ACCELERATOR.run(x)]
 
 

@@ -129,15 +129,15 @@ class Client:
                     self._waiting.append(due)
 
     def _result(self) -> dict[str, Any]:
-        found = sorted(self.latencies) or [0.0]
+        latencies = sorted(self.latencies) or [0.0]
         return {
             "requests_per_second": len(self.latencies) / self.setting["seconds"],
             "refused": self.refused,
             "late": self.late,
-            "mean_ms": 1000 * fmean(found),
-            "deviation_ms": 1000 * pstdev(found),
-            "p50_ms": 1000 * found[len(found) // 2],
-            "p99_ms": 1000 * found[int(0.99 * (len(found) - 1))],
+            "mean_ms": 1000 * fmean(latencies),
+            "deviation_ms": 1000 * pstdev(latencies),
+            "p50_ms": 1000 * latencies[len(latencies) // 2],
+            "p99_ms": 1000 * latencies[int(0.99 * (len(latencies) - 1))],
         }
 
 

@@ -52,11 +52,11 @@ def _tensorflow(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> St
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
             value = model.loss(y, model(x, training=True))
-        optimizer.apply(tape.gradient(value, [each.value for each in variables]), variables)
+        optimizer.apply(tape.gradient(value, [variable.value for variable in variables]), variables)
         return value
 
     def run(x: Any, y: Any) -> Any:
-        return step({name: tf.constant(each) for name, each in x.items()}, tf.constant(y))
+        return step({name: tf.constant(array) for name, array in x.items()}, tf.constant(y))
 
     return run
 

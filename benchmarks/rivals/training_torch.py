@@ -26,12 +26,14 @@ def missing() -> dict[str, str]:
         KEPT: ("transformers", "accelerate"),
         LIGHTNING: ("transformers", "lightning"),
     }
-    found = {
+    missing_names = {
         rival: [name for name in names if not importlib.util.find_spec(name)]
         for rival, names in needs.items()
     }
     return {
-        rival: f"{' and '.join(names)} not installed" for rival, names in found.items() if names
+        rival: f"{' and '.join(names)} not installed"
+        for rival, names in missing_names.items()
+        if names
     }
 
 
@@ -161,7 +163,7 @@ def _hugging_face(
 
 def train_hugging_face(
     shape: Shape,
-    seen: Documents,
+    training_documents: Documents,
     unseen: Documents,
     *,
     batch_size: int,
@@ -173,7 +175,7 @@ def train_hugging_face(
 
     Args:
         shape: `Shape` of the model.
-        seen: `Documents` to train on, grouped by length.
+        training_documents: `Documents` to train on, grouped by length.
         unseen: `Documents` to evaluate with.
         batch_size: integer. Documents of a batch.
         epochs: integer.
@@ -197,7 +199,7 @@ def train_hugging_face(
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(
             model,
-            seen,
+            training_documents,
             folder,
             batch_size=batch_size,
             epochs=epochs,

@@ -92,13 +92,13 @@ def _try(seed: int, format_name: str) -> dict[str, Any]:
         try:
             exporter = Exporter(model, format_name, verbose=False)
             report = exporter.export(Path(folder) / "out")
-            found = _look_again(model, exporter.signature, report, format_name, seed)
+            outcome = _look_again(model, exporter.signature, report, format_name, seed)
         except ExportError as error:
-            found = {"state": "refused", "reason": str(error)}
+            outcome = {"state": "refused", "reason": str(error)}
         except Exception:  # noqa: BLE001 - it is what is looked for
-            found = {"state": "crashed", "reason": traceback.format_exc()[-1500:]}
+            outcome = {"state": "crashed", "reason": traceback.format_exc()[-1500:]}
     signal.alarm(0)
-    return {**found, "layers": layers, "seconds": round(time.monotonic() - started, 2)}
+    return {**outcome, "layers": layers, "seconds": round(time.monotonic() - started, 2)}
 
 
 def _model_that_runs(seed: int) -> keras.Model:
@@ -120,19 +120,19 @@ def _look_again(
     are_full = [all(array.size for array in outputs.values()) for outputs in expected]
     batches = list(itertools.compress(batches, are_full))
     expected = list(itertools.compress(expected, are_full))
-    found = {"state": report.verification.state, "num_fresh": len(batches)}
+    outcome = {"state": report.verification.state, "num_fresh": len(batches)}
     if report.verification.state != "verified":
-        return {**found, "reason": report.verification.reason}
+        return {**outcome, "reason": report.verification.reason}
     try:
         received = _FORMATS[format_name.partition("_of_")[0]]().run(report.path, batches)
     except Exception as error:  # noqa: BLE001 - of whichever runtime
-        return {**found, "state": "stops", "reason": str(error)[:1000]}
+        return {**outcome, "state": "stops", "reason": str(error)[:1000]}
     share = difference(expected, received)
     if not batches:
-        return {**found, "state": "not looked at", "reason": "the model takes no fresh batch"}
+        return {**outcome, "state": "not looked at", "reason": "the model takes no fresh batch"}
     if share <= tolerance(model):
-        return found
-    return {**found, "state": "wrong", "reason": f"differs by {share:.3g} of the largest value"}
+        return outcome
+    return {**outcome, "state": "wrong", "reason": f"differs by {share:.3g} of the largest value"}
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def run_openvino(bundle: Path, batches: list[Batch]) -> list[Batch]:
     names = [output.get_any_name() for output in model.outputs]
     compiled = core.compile_model(model, "CPU", hints)
     outputs = (compiled(batch) for batch in batches)
-    return [{name: given[index].copy() for index, name in enumerate(names)} for given in outputs]
+    return [{name: arrays[index].copy() for index, name in enumerate(names)} for arrays in outputs]
 
 
 RUN: dict[str, Callable[[Path, list[Batch]], list[Batch]]] = {
@@ -103,9 +103,9 @@ class ArtifactRunner:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
             )
         with tempfile.TemporaryDirectory(prefix="export_matrix_") as work:
-            given, received = Path(work) / "given.npz", Path(work) / "received.npz"
-            save(given, batches)
-            request = {"form": form, "bundle": str(bundle), "files": [str(given), str(received)]}
+            sent, received = Path(work) / "given.npz", Path(work) / "received.npz"
+            save(sent, batches)
+            request = {"form": form, "bundle": str(bundle), "files": [str(sent), str(received)]}
             answer = self._ask(json.dumps(request))
             if answer != "done":
                 raise RuntimeError(answer or "the process that runs artifacts died")
@@ -124,10 +124,10 @@ def main() -> None:
     """Answers requests until there are no more."""
     for line in sys.stdin:
         request = json.loads(line)
-        given, received = map(Path, request["files"])
+        sent, received = map(Path, request["files"])
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                save(received, RUN[request["form"]](Path(request["bundle"]), load(given)))
+                save(received, RUN[request["form"]](Path(request["bundle"]), load(sent)))
             answer = "done"
         except Exception as error:  # noqa: BLE001 - the other end is told.
             answer = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

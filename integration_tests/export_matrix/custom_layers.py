@@ -62,8 +62,8 @@ class SortedFeatures(keras.layers.Layer):
     """Sorts, gathers, and sums up: operators that move data about."""
 
     def call(self, inputs: Any) -> Any:
-        places = ops.argsort(inputs, axis=-1)
-        ordered = ops.take_along_axis(inputs, places, axis=-1)
+        indices = ops.argsort(inputs, axis=-1)
+        ordered = ops.take_along_axis(inputs, indices, axis=-1)
         values, top = ops.top_k(inputs, 3)
         counts = ops.cast(ops.sum(ops.one_hot(top, inputs.shape[-1]), axis=1), inputs.dtype)
         return ops.concatenate([ops.cumsum(ordered, axis=-1), values, counts], axis=-1)

@@ -33,20 +33,22 @@ def mlp() -> Model:
 def activations() -> Model:
     names = "relu elu selu softplus softsign tanh sigmoid hard_sigmoid swish gelu mish leaky_relu"
     x = inputs = features()
-    each = [layers.Activation(name)(x) for name in [*names.split(), "relu6", "celu", "exponential"]]
-    return Model(inputs, layers.Concatenate()(each))
+    outputs = [
+        layers.Activation(name)(x) for name in [*names.split(), "relu6", "celu", "exponential"]
+    ]
+    return Model(inputs, layers.Concatenate()(outputs))
 
 
 def normalizations() -> Model:
     inputs = keras.Input((6, 6, 8), name="image")
-    each = [
+    outputs = [
         layers.BatchNormalization()(inputs),
         layers.LayerNormalization()(inputs),
         layers.GroupNormalization(groups=4)(inputs),
         layers.UnitNormalization()(inputs),
         layers.RMSNormalization()(inputs),
     ]
-    return Model(inputs, layers.Concatenate()(each))
+    return Model(inputs, layers.Concatenate()(outputs))
 
 
 def cnn_batch_norm() -> Model:
@@ -101,8 +103,8 @@ def cnn_3d() -> Model:
 def vision_transformer() -> Model:
     inputs = keras.Input((16, 16, 3), name="image")
     x = layers.Reshape((16, 24))(layers.Conv2D(24, 4, strides=4)(inputs))
-    places = layers.Embedding(16, 24)(ops.arange(16))
-    x = x + places
+    positions = layers.Embedding(16, 24)(ops.arange(16))
+    x = x + positions
     normed = layers.LayerNormalization()(x)
     x = x + layers.MultiHeadAttention(3, 8)(normed, normed)
     x = x + layers.Dense(24)(layers.Dense(48, activation="gelu")(layers.LayerNormalization()(x)))
@@ -125,10 +127,10 @@ def dict_inputs_and_outputs() -> Model:
 
 
 def list_inputs_and_outputs() -> Model:
-    left, right = features(6, "left"), features(6, "right")
+    first, second = features(6, "left"), features(6, "right")
     shared = layers.Dense(5, activation="tanh")
-    x, y = shared(left), shared(right)
-    return Model([left, right], [layers.Dot(1)([x, y]), layers.Subtract()([x, y]), left])
+    x, y = shared(first), shared(second)
+    return Model([first, second], [layers.Dot(1)([x, y]), layers.Subtract()([x, y]), first])
 
 
 def same_keys() -> Model:

@@ -43,8 +43,8 @@ class Results:
 
     def needs(self, model: str, form: str) -> bool:
         """Returns whether a cell was not yet computed, or its process died in it the first time."""
-        found = self.cells.get(model, {}).get(form, {"state": "begun", "tries": 0})
-        return found["state"] == "begun" and found["tries"] <= 1
+        cell = self.cells.get(model, {}).get(form, {"state": "begun", "tries": 0})
+        return cell["state"] == "begun" and cell["tries"] <= 1
 
     def begin(self, model: str, form: str) -> None:
         """Notes that a cell is worked on, so that one that ends the process is known for it."""
@@ -54,12 +54,12 @@ class Results:
     def write(self, model: str, form: str, cell: Cell) -> None:
         """Keeps a cell."""
         self.cells.setdefault(model, {})[form] = cell
-        found = {
+        results = {
             "backend": keras.backend.backend(),
             "versions": {**installed_versions(), **_further_versions()},
             "cells": self.cells,
         }
-        text = json.dumps(found, indent=1, sort_keys=True)
+        text = json.dumps(results, indent=1, sort_keys=True)
         unfinished = self.path.with_suffix(".new")
         unfinished.write_text(f"{text}\n", encoding="utf-8")
         unfinished.replace(self.path)
@@ -123,14 +123,14 @@ class Matrix:
             received = self._artifacts.run(form, bundle, batches)
         except RuntimeError as error:
             return {"state": "wrong", "error": f"does not run at fresh sizes: {error}"}
-        found = difference(expected, received)
-        checked = {"difference": float(f"{found:.1e}"), "fresh_batches": len(batches)}
-        if found <= tolerance(model):
+        share = difference(expected, received)
+        checked = {"difference": float(f"{share:.1e}"), "fresh_batches": len(batches)}
+        if share <= tolerance(model):
             return checked
         return {
             **checked,
             "state": "wrong",
-            "error": f"differs by {found:.2g} of the largest value",
+            "error": f"differs by {share:.2g} of the largest value",
         }
 
 

@@ -66,8 +66,8 @@ def state_of(cell: dict[str, Any]) -> str:
 
 
 def _writer(cell: dict[str, Any], backend: str) -> str:
-    found = re.search(r"a (TensorFlow|JAX|PyTorch) process", cell.get("route", ""))
-    return found.group(1)[0] if found else TITLES[backend][0]
+    match = re.search(r"a (TensorFlow|JAX|PyTorch) process", cell.get("route", ""))
+    return match.group(1)[0] if match else TITLES[backend][0]
 
 
 def _show(cell: dict[str, Any] | None, backend: str) -> str:
@@ -86,9 +86,11 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _totals(results: dict[str, dict[str, Any]]) -> str:
     rows = []
-    for backend, found in results.items():
+    for backend, backend_results in results.items():
         for form in FORMATS:
-            cells = [formats[form] for formats in found["cells"].values() if form in formats]
+            cells = [
+                formats[form] for formats in backend_results["cells"].values() if form in formats
+            ]
             counts = Counter(map(state_of, cells))
             words = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
             seconds = sum(cell.get("seconds", 0) for cell in cells)
@@ -100,24 +102,26 @@ def _cells(results: dict[str, dict[str, Any]], names: list[str]) -> str:
     header = ["model", "from", *(TITLES[form] for form in FORMATS)]
     rows = []
     for name in names:
-        for index, (backend, found) in enumerate(results.items()):
-            cells = found["cells"].get(name, {})
-            shown = [_show(cells.get(form), backend) for form in FORMATS]
-            rows.append(["" if index else f"`{name}`", TITLES[backend], *shown])
+        for index, (backend, backend_results) in enumerate(results.items()):
+            cells = backend_results["cells"].get(name, {})
+            columns = [_show(cells.get(form), backend) for form in FORMATS]
+            rows.append(["" if index else f"`{name}`", TITLES[backend], *columns])
     return _table(header, rows)
 
 
 def _failures(results: dict[str, dict[str, Any]], names: list[str]) -> str:
     """Returns each error once, with the cells that have it."""
-    places: dict[tuple[str, str], list[str]] = {}
+    conversions: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        for backend, found in results.items():
-            for form, cell in sorted(found["cells"].get(name, {}).items()):
+        for backend, backend_results in results.items():
+            for form, cell in sorted(backend_results["cells"].get(name, {}).items()):
                 if state_of(cell) not in ("verified", "built"):
                     words = _shorten(cell.get("error") or cell.get("reason", ""))
-                    place = f"{TITLES[backend]} to {TITLES[form]}"
-                    places.setdefault((name, words), []).append(place)
-    lines = [f"- `{name}` ({', '.join(where)}): {words}" for (name, words), where in places.items()]
+                    conversion = f"{TITLES[backend]} to {TITLES[form]}"
+                    conversions.setdefault((name, words), []).append(conversion)
+    lines = [
+        f"- `{name}` ({', '.join(where)}): {words}" for (name, words), where in conversions.items()
+    ]
     return "\n".join(lines) or "None."
 
 
@@ -130,13 +134,19 @@ def _shorten(words: str) -> str:
 
 def write(results: dict[str, dict[str, Any]]) -> str:
     """Returns the text of the page."""
-    names = list(dict.fromkeys(name for found in results.values() for name in found["cells"]))
+    names = list(
+        dict.fromkeys(
+            name for backend_results in results.values() for name in backend_results["cells"]
+        )
+    )
     introduction = _INTRODUCTION.format(
         num_models=len(names),
         num_backends=len(results),
         num_formats=len(FORMATS),
         num_cells=sum(
-            len(formats) for each in results.values() for formats in each["cells"].values()
+            len(formats)
+            for backend_results in results.values()
+            for formats in backend_results["cells"].values()
         ),
     )
     versions = next(iter(results.values()))["versions"]

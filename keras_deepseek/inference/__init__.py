@@ -10,9 +10,9 @@ The way of a request, as a guide to the code:
 3. `dispatcher` takes it from there, and from `ServingEngine.predict`: it asks `models` for the
    version. `model_repository` has the models by name, `served_model` the versions of one,
    `model_version` its executors, its cache and its batcher.
-4. `batching`: the request waits in `batch_queue` until `leave_rule` or `wait_rule` lets a batch
-   leave. A thread of `batcher` runs it, and `delivery` returns each request its rows: to a
-   waiting thread, or in one turn of an event loop.
+4. `batching`: the request waits in `batch_queue` until its `batching_policy` lets a batch leave.
+   A thread of `batcher` runs it, and `delivery` returns each request its rows: to a waiting
+   thread, or in one turn of an event loop.
 5. `executors` compute: a live Keras model, or a bundle in its own runtime, here or in another
    process. `registry` names them by the format of a bundle.
 6. The second half of the route encodes the outputs, or `errors` gives the status. Then `monitoring`

@@ -317,8 +317,8 @@ def run(arguments: argparse.Namespace) -> None:
             if admin is not None:
                 admin.engine = engine
             interruption.check()
-            with _failures_in_a_line(engine):
-                with _warnings_in_a_line():
+            with _one_line_errors(engine):
+                with _one_line_warnings():
                     engine.serve(**settings.of_servers)
                 threads = settings.of_engine.get("threads", "as the runtime chooses")
                 logging.getLogger(__name__).info("The model is ready. CPU threads: %s.", threads)
@@ -332,7 +332,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
+def _one_line_errors(engine: "ServingEngine") -> "Iterator[None]":
     """Context manager that reports a failed warm-up in one line. The traceback goes to the log."""
     import logging
 
@@ -341,7 +341,9 @@ def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
     try:
         yield
     except Exception as error:
-        versions = [one for served in engine.models.values() for one in served.versions.values()]
+        versions = [
+            version for served in engine.models.values() for version in served.versions.values()
+        ]
         failed = next((version for version in versions if version.error is error), None)
         if failed is None:
             raise
@@ -355,16 +357,16 @@ def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
 
 
 @contextlib.contextmanager
-def _warnings_in_a_line() -> "Iterator[None]":
+def _one_line_warnings() -> "Iterator[None]":
     """Context manager that shows warnings without the source line that raised them."""
     import warnings
 
-    before = warnings.formatwarning
+    default_format = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"keras-deepseek serve: warning: {message}\n"
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.formatwarning = default_format
 
 
 def _wait(

@@ -36,8 +36,8 @@ def _read_quotas(mount: Path, memberships: Path) -> Iterator[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = mount / "cpu" if controllers else mount  # Version 1 names controllers.
-        place = root / path.lstrip("/")
-        for folder in (place, *place.parents):
+        cgroup = root / path.lstrip("/")
+        for folder in (cgroup, *cgroup.parents):
             yield from _read_quota(folder)
             if folder == root:
                 break

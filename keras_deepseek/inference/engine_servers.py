@@ -92,9 +92,9 @@ def make_servers(  # noqa: PLR0913 - all options of the two ports.
 
 def describe_servers(engine: Engine, servers: Sequence[Server]) -> str:
     """Returns a line with the names of the models and the URLs of an HTTP and a gRPC server."""
-    http, *others = servers
+    http, *other_servers = servers
     path = "" if len(engine.models) > 1 else f"/v1/models/{engine.name}"
-    urls = [http.url + path, *(server.url for server in others)]
+    urls = [http.url + path, *(server.url for server in other_servers)]
     return f"Serving {', '.join(map(repr, engine.models))} at {' and '.join(urls)}"
 
 
@@ -118,12 +118,12 @@ def rare_collections() -> Iterator[None]:
     By default the objects of one batch of requests start a collection, though they are no garbage.
     Every hundredth may look at all objects of the process, and nobody is answered for 50 ms.
     """
-    objects, *others = gc.get_threshold()
-    gc.set_threshold(objects and max(objects, COLLECTION_OBJECTS), *others)
+    objects, *older_thresholds = gc.get_threshold()
+    gc.set_threshold(objects and max(objects, COLLECTION_OBJECTS), *older_thresholds)
     try:
         yield
     finally:
-        gc.set_threshold(objects, *others)
+        gc.set_threshold(objects, *older_thresholds)
 
 
 @contextlib.contextmanager

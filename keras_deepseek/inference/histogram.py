@@ -50,7 +50,10 @@ class HistogramValues:
 
         Both must have the same bounds.
         """
-        counts = (one + two for one, two in zip(self.counts, other.counts, strict=True))
+        counts = (
+            own_count + other_count
+            for own_count, other_count in zip(self.counts, other.counts, strict=True)
+        )
         return HistogramValues(self.bounds, tuple(counts), self.sum + other.sum)
 
     def quantile(self, part: float) -> float | None:

@@ -122,8 +122,8 @@ def fetch_model(uri: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
     cache = _default_cache() if cache_dir is None else Path(cache_dir)
     fetched: Future[Path] = Future()
     # In another thread, because obstore answers no signal while it waits for a server.
-    scheme, sign, rest = uri.partition("://")
-    uri = scheme + sign + rest.rstrip("/")
+    scheme, sign, location = uri.partition("://")
+    uri = scheme + sign + location.rstrip("/")
     work = threading.Thread(target=_fetch, args=(uri, cache, fetched), daemon=True)
     work.start()
     return fetched.result()
@@ -312,8 +312,8 @@ class _ObjectStore(_Source):
                 f"There is no {self._uri}/{MANIFEST_NAME}. Expected the URI of a bundle, or of a "
                 "`.keras` or `.onnx` file."
             )
-        found = [_describe(meta) for part in self._obstore.list(self._store) for meta in part]
-        return _choose_files(self._uri, [file for file in found if not file.name.endswith("/")])
+        files = [_describe(meta) for part in self._obstore.list(self._store) for meta in part]
+        return _choose_files(self._uri, [file for file in files if not file.name.endswith("/")])
 
     def download(self, file: _RemoteFile, folder: Path) -> Iterator[int]:
         path = folder / file.name
@@ -356,10 +356,10 @@ def _choose_files(uri: str, files: Sequence[_RemoteFile]) -> list[_RemoteFile]:
         return onnx
     if len(keras) == 1:
         return keras
-    found = ", ".join(sorted(names)[:5]) or "nothing"
+    listing = ", ".join(sorted(names)[:5]) or "nothing"
     raise InvalidInputError(
         f"No model at {uri}. Expected a bundle, a SavedModel, model.onnx or one `.keras` file; "
-        f"found {found}."
+        f"found {listing}."
     )
 
 
@@ -380,23 +380,23 @@ class _Hub(_Source):
         self._uri = uri
         self._hub = huggingface_hub
         self._repository = match[1]
-        found = huggingface_hub.HfApi().model_info(match[1], revision=match[2], files_metadata=True)
-        self._commit = found.sha
-        self._sizes = {each.rfilename: each.size or 0 for each in found.siblings}
+        info = huggingface_hub.HfApi().model_info(match[1], revision=match[2], files_metadata=True)
+        self._commit = info.sha
+        self._sizes = {file.rfilename: file.size or 0 for file in info.siblings}
         path = match[3] or ""
         is_file = path.endswith(_FILE_SUFFIXES)
         self._file = PurePosixPath(path).name if is_file else ""
         self._folder = path.removesuffix(self._file).strip("/")
 
     def read_manifest(self) -> str | None:
-        name = self._place(MANIFEST_NAME)
+        name = self._full_name(MANIFEST_NAME)
         if self._file or name not in self._sizes:
             return None
         with tempfile.TemporaryDirectory() as folder:
             return Path(self._fetch(name, folder)).read_text(encoding="utf-8")
 
     def list_files(self) -> list[_RemoteFile]:
-        start = self._place("")
+        start = self._full_name("")
         files = [
             _RemoteFile(name.removeprefix(start), size, self._commit)
             for name, size in self._sizes.items()
@@ -411,7 +411,7 @@ class _Hub(_Source):
     def download(self, file: _RemoteFile, folder: Path) -> Iterator[int]:
         if _has(folder, file):
             return
-        Path(self._fetch(self._place(file.name), folder / _NOTES)).replace(folder / file.name)
+        Path(self._fetch(self._full_name(file.name), folder / _NOTES)).replace(folder / file.name)
         yield file.size
 
     def _fetch(self, name: str, folder: str | Path) -> str:
@@ -421,7 +421,7 @@ class _Hub(_Source):
         )
         return path
 
-    def _place(self, name: str) -> str:
+    def _full_name(self, name: str) -> str:
         return f"{self._folder}/{name}" if self._folder else name
 
 

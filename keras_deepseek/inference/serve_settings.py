@@ -82,7 +82,7 @@ def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
             "Received --max-wait without a fixed batch size. Add --batch-size N, or remove "
             "--max-wait: dynamic batches choose how long to wait."
         )
-    given = {
+    options = {
         "name": arguments.name,
         "version": arguments.model_version,
         "batch_size": arguments.batch_size and _number_or_word(arguments.batch_size),
@@ -102,7 +102,7 @@ def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
         "log_requests": arguments.log_requests,
         "sample": arguments.sample,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _count_threads(arguments: argparse.Namespace) -> int | None:
@@ -190,23 +190,23 @@ def _grpc_port(arguments: argparse.Namespace) -> int | None:
 
 def _read_limits(pairs: Iterable[str]) -> HttpLimits:
     limits = _read_pairs("--limit", pairs)
-    known = [field.name for field in fields(HttpLimits)]
+    limit_names = [field.name for field in fields(HttpLimits)]
     for name in limits:
-        if name not in known:
-            raise InvalidInputError(unknown_name_message("limit", name, known))
+        if name not in limit_names:
+            raise InvalidInputError(unknown_name_message("limit", name, limit_names))
     return HttpLimits(**{name: _read_number("--limit", text) for name, text in limits.items()})
 
 
 def _read_pairs(flag: str, pairs: Iterable[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
-        if not (name and sign and value) or name in found:
+        if not (name and sign and value) or name in values:
             raise InvalidInputError(
                 f"Received {flag} {pair!r}. Expected NAME=VALUE, with each name once."
             )
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _read_number(flag: str, text: str) -> Any:

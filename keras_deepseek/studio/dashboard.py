@@ -85,9 +85,9 @@ def read_dashboard(path: str | os.PathLike[str]) -> Dashboard:
 
 
 def _read_panel(reader: "_Reader", content: Any) -> Panel:
-    known = reader.mapping("a panel", content, _names(Panel))
-    names = reader.names("names", known.get("names"))
-    log, smoothing = known.get("log", False), known.get("smoothing")
+    options = reader.mapping("a panel", content, _names(Panel))
+    names = reader.names("names", options.get("names"))
+    log, smoothing = options.get("log", False), options.get("smoothing")
     if not isinstance(log, bool):
         raise reader.error("log", "must be true or false", log)
     if smoothing is not None and not (_is_number(smoothing) and 0 <= smoothing < 1):
@@ -117,24 +117,24 @@ class _Reader:
         self._path = path
         self._lines = text.splitlines()
 
-    def mapping(self, place: str, value: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
+    def mapping(self, subject: str, value: Any, keys: tuple[str, ...]) -> Mapping[str, Any]:
         if not isinstance(value, dict):
-            raise self.error(place, "must have keys", value)
+            raise self.error(subject, "must have keys", value)
         for key in value:
-            if key not in known:
-                message = unknown_name_message(f"key of {place}", key, known)
+            if key not in keys:
+                message = unknown_name_message(f"key of {subject}", key, keys)
                 raise InvalidInputError(f"{self._path}{self._line(key)}: {message}")
         return value
 
-    def names(self, place: str, value: Any) -> tuple[str, ...]:
-        found = [value] if isinstance(value, str) else value
-        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-            raise self.error(place, "must be a list of names", value)
-        return tuple(found)
+    def names(self, subject: str, value: Any) -> tuple[str, ...]:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise self.error(subject, "must be a list of names", value)
+        return tuple(names)
 
-    def error(self, place: str, expected: str, value: Any) -> InvalidInputError:
-        where = f"{self._path}{self._line(place)}"
-        return InvalidInputError(f"{where}: {place} {expected}, received {value!r}.")
+    def error(self, subject: str, expected: str, value: Any) -> InvalidInputError:
+        where = f"{self._path}{self._line(subject)}"
+        return InvalidInputError(f"{where}: {subject} {expected}, received {value!r}.")
 
     def _line(self, key: object) -> str:
         as_key = re.compile(rf"(^|[\s{{,\[])[\"']?{re.escape(str(key))}[\"']?\s*:")
@@ -149,4 +149,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(kind))
+    return tuple(attribute.name for attribute in fields(kind))

@@ -22,6 +22,14 @@ _FEWEST_VECTORS, _FEWEST_ROWS = 4, 2
 _FEWEST_TIMES = 5
 _LEAST_RISE, _LEAST_JUMP = 0.05, 0.15
 """A smaller share of the first loss is not worth a word: a single hard row makes a batch jump."""
+_MAX_SPIKE_GROUPS, _SPIKE_WINDOW = 4000, 20
+"""The most groups of points in which spikes are sought, and the groups compared with one."""
+_SPIKE_STEPS, _SUSTAINED_SHARE = 3, 0.25
+"""A spike lasts for this many steps with more than this share of its rise, ..."""
+_OUTLIER_RATIO = 3
+"""... or rises this many times as high as any other of the run."""
+_NOISE_RATIO, _RANGE_RATIO = 3, 5
+"""A spike rises above this many times the noise, and this many times the range of its window."""
 _LEAST_WAIT = 1e-3
 """A wait of less than this many seconds a step is not worth a word."""
 _LEAST_SHARE = 0.05
@@ -83,8 +91,8 @@ Points = tuple[np.ndarray, np.ndarray]
 def find(reader: RunReader, thresholds: Thresholds) -> list[Finding]:
     """Returns the findings of a run, the worst first."""
     with reader.lock:
-        found = list(_find(reader, thresholds))
-    return sorted(found, key=lambda each: _LEVELS.index(each.level))
+        findings = list(_find(reader, thresholds))
+    return sorted(findings, key=lambda finding: _LEVELS.index(finding.level))
 
 
 def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
@@ -125,24 +133,24 @@ def _find(reader: RunReader, limits: Thresholds) -> Iterator[Finding]:
 
 
 def find_end(
-    state: str, properties: Mapping[str, Any], steps: np.ndarray, seen: float | None
+    state: str, properties: Mapping[str, Any], steps: np.ndarray, last_time: float | None
 ) -> Iterator[Finding]:
     """Finds a run that died: by an error, or without a word."""
     last = int(steps[-1]) if len(steps) else None
     after = "before its first step" if last is None else f"after step {last:,}"
     if state == "failed":
-        reason, _, rest = str(properties.get("failure") or "unknown reason").partition(". ")
+        reason, _, advice = str(properties.get("failure") or "unknown reason").partition(". ")
         # A framework's message can have a thousand lines, which would hide the charts.
-        reason, rest = (
-            textwrap.shorten(text, _LONGEST, placeholder=" …") for text in (reason, rest)
+        reason, advice = (
+            textwrap.shorten(text, _LONGEST, placeholder=" …") for text in (reason, advice)
         )
         yield Finding(
             *("failed", "bad", "training", f"The run failed {after}: {reason.rstrip('.')}."),
-            rest or "Mend the cause, then resume from the last checkpoint.",
+            advice or "Mend the cause, then resume from the last checkpoint.",
             last,
         )
     elif state == "lost":
-        at = "" if seen is None else time.strftime(", at %H:%M", time.localtime(seen))
+        at = "" if last_time is None else time.strftime(", at %H:%M", time.localtime(last_time))
         yield Finding(
             *("died", "bad", "training", f"The run died without a word {after}{at}."),
             "The process was killed. Look for the out-of-memory killer in the kernel's log "
@@ -220,30 +228,33 @@ def find_spike(loss: Points, limit: float) -> Iterator[Finding]:
     steps, values = loss
     if len(values) < _GROUPS:
         return
-    group = max(1, len(values) // 4000)
-    starts = np.arange(0, len(values), group)
-    most = np.fmax.reduceat(values, starts)
-    held = np.lib.stride_tricks.sliding_window_view(np.pad(values, (0, 2), "edge"), 3).min(axis=1)
-    width = 20
-    level = np.lib.stride_tricks.sliding_window_view(most, width)[:-1]
-    median = np.median(level, axis=1)
-    rise = most[width:] - median
-    counts = np.fmax.reduceat(held, starts)[width:] - median > rise / 4
-    top = int(np.argmax(rise))
-    others = np.delete(rise, slice(max(0, top - width), top + width))
-    counts[top] |= rise[top] > 3 * others.max(initial=0.0)
-    least = np.maximum(
-        (limit * np.exp(3 * _noise(values)) - 1) * median, 5 * (level.max(axis=1) - median)
+    group_size = max(1, len(values) // _MAX_SPIKE_GROUPS)
+    starts = np.arange(0, len(values), group_size)
+    peaks = np.fmax.reduceat(values, starts)
+    padded = np.pad(values, (0, _SPIKE_STEPS - 1), "edge")
+    lowest_ahead = np.lib.stride_tricks.sliding_window_view(padded, _SPIKE_STEPS).min(axis=1)
+    window = _SPIKE_WINDOW
+    earlier_peaks = np.lib.stride_tricks.sliding_window_view(peaks, window)[:-1]
+    median = np.median(earlier_peaks, axis=1)
+    rise = peaks[window:] - median
+    sustained_rise = np.fmax.reduceat(lowest_ahead, starts)[window:] - median
+    is_credible = sustained_rise > _SUSTAINED_SHARE * rise
+    highest = int(np.argmax(rise))
+    distant_rises = np.delete(rise, slice(max(0, highest - window), highest + window))
+    is_credible[highest] |= rise[highest] > _OUTLIER_RATIO * distant_rises.max(initial=0.0)
+    min_rise = np.maximum(
+        (limit * np.exp(_NOISE_RATIO * _noise(values)) - 1) * median,
+        _RANGE_RATIO * (earlier_peaks.max(axis=1) - median),
     )
-    least = np.maximum(least, _LEAST_JUMP * np.median(values[:width]))
-    is_spike = counts & (median > 0) & (rise > least)
+    min_rise = np.maximum(min_rise, _LEAST_JUMP * np.median(values[:window]))
+    is_spike = is_credible & (median > 0) & (rise > min_rise)
     if is_spike.any():
-        top = int(np.argmax(np.where(is_spike, rise, 0.0)))
-        start = starts[width + top]
-        index = int(start + np.nanargmax(values[start : start + group]))
+        highest = int(np.argmax(np.where(is_spike, rise, 0.0)))
+        start = starts[window + highest]
+        index = int(start + np.nanargmax(values[start : start + group_size]))
         yield Finding(
             *("spike", "warn", "training"),
-            f"The loss jumped at step {steps[index]:,}, from {median[top]:.3g} to "
+            f"The loss jumped at step {steps[index]:,}, from {median[highest]:.3g} to "
             f"{values[index]:.3g}.",
             "Clip gradients, or look at the data of that step. If it comes back, lower the "
             "learning rate.",
@@ -260,9 +271,9 @@ def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
     if len(values) < _GROUPS or steps[-1] < _FEWEST_STEPS:
         return
     start = float(np.mean(values[:2]))
-    before, end = float(np.mean(values[16:24])), float(np.mean(values[-8:]))
+    middle, end = float(np.mean(values[16:24])), float(np.mean(values[-8:]))
     noise = float(np.std(values[20:])) / np.sqrt(8)
-    if end > 0.8 * start and abs(before - end) < max(limit * start, 2 * noise):
+    if end > 0.8 * start and abs(middle - end) < max(limit * start, 2 * noise):
         yield Finding(
             *("plateau", "warn", "training"),
             f"The loss has not fallen since step {steps[20]:,}: it stays at {end:.3g}, and began "
@@ -276,8 +287,8 @@ def find_plateau(loss: Points, limit: float) -> Iterator[Finding]:
 def find_overfitting(loss: Points, validation: Points, limit: float) -> Iterator[Finding]:
     """Finds a validation loss that rises, or stays far above, while the training loss falls."""
     steps, values = validation
-    known = np.isfinite(values)
-    steps, values = steps[known], values[known]
+    is_finite = np.isfinite(values)
+    steps, values = steps[is_finite], values[is_finite]
     if len(values) < _FEWEST_VALIDATIONS or not len(loss[0]):
         return
     level = np.median(np.lib.stride_tricks.sliding_window_view(values, 3), axis=1)
@@ -324,9 +335,11 @@ def find_dead_layers(
             "use, or units that died at a high learning rate.",
             int(steps[0]),
         )
-    others = np.array([np.median(np.delete(last, index)) for index in range(len(last))])
-    own = np.median(gradients, axis=1)
-    exploding = (last > 100 * np.maximum(own, 1e-12)) | (last > 1e3 * np.maximum(others, 1e-12))
+    other_medians = np.array([np.median(np.delete(last, index)) for index in range(len(last))])
+    layer_medians = np.median(gradients, axis=1)
+    exploding = (last > 100 * np.maximum(layer_medians, 1e-12)) | (
+        last > 1e3 * np.maximum(other_medians, 1e-12)
+    )
     exploding &= last > 1.0
     if exploding.any():
         yield Finding(
@@ -368,11 +381,11 @@ def find_starved_experts(
             continue
         names = [labels[row].rpartition("/")[2] for row in starved]
         gets = 100 * load[starved].sum() / total
-        one = len(names) == 1
+        is_single = len(names) == 1
         yield Finding(
             *("starved_expert", "warn", "training"),
-            f"{'Expert' if one else 'Experts'} {_enumerate(names)} of {layer or 'the model'} "
-            f"{'gets' if one else 'get'} {gets:.2g} % of the tokens; an equal share is "
+            f"{'Expert' if is_single else 'Experts'} {_enumerate(names)} of {layer or 'the model'} "
+            f"{'gets' if is_single else 'get'} {gets:.2g} % of the tokens; an equal share is "
             f"{100 * len(names) / len(rows):.3g} %.",
             "Add the callback `ExpertBalancing`, or a loss that balances the router.",
         )
@@ -420,10 +433,12 @@ def find_bottleneck(
 
 def find_expensive_layer(profile: Mapping[str, Any]) -> Iterator[Finding]:
     """Names the layer that takes the most time by itself."""
-    others = ("", profile.get("model"))  # The model's own operations, in no other layer.
-    layers = {path: sum(times) for path, times in profile["layers"].items() if path not in others}
+    not_layers = ("", profile.get("model"))  # The model's own operations, in no other layer.
+    layers = {
+        path: sum(times) for path, times in profile["layers"].items() if path not in not_layers
+    }
     total = sum(profile["parts"].values())
-    path = max(layers, key=lambda each: layers[each], default=None)
+    path = max(layers, key=lambda layer: layers[layer], default=None)
     if path is not None and layers[path] > _LEAST_SHARE * total:
         yield Finding(
             *("expensive_layer", "info", "performance"),
@@ -445,8 +460,8 @@ def _noise(values: np.ndarray) -> float:
 def _in_groups(points: Points, count: int) -> Points:
     """Returns the median of each of at most `count` groups of points, with its first step."""
     steps, values = points
-    known = np.isfinite(values)
-    steps, values = steps[known], values[known]
+    is_finite = np.isfinite(values)
+    steps, values = steps[is_finite], values[is_finite]
     if len(values) <= count:
         return steps, values
     groups = np.array_split(np.arange(len(values)), count)

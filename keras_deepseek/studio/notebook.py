@@ -103,8 +103,8 @@ def _bundle(url: str, html: str) -> dict[str, str]:
 
 
 def _link(address: str) -> str:
-    shown = escape(address)
-    return f'<p>Studio: <a href="{shown}" target="_blank">{shown}</a></p>'
+    url = escape(address)
+    return f'<p>Studio: <a href="{url}" target="_blank">{url}</a></p>'
 
 
 def _frame(attribute: str, value: str, more: str = "") -> str:

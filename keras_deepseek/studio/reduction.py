@@ -15,14 +15,14 @@ def smooth(values: np.ndarray, share: float) -> np.ndarray:
     half = int(len(values) * share / 2)
     if half < 1:
         return values
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
+    is_finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(is_finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(is_finite)])
     index = np.arange(len(values))
     first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    found = counts[last] - counts[first]
+    num_finite = counts[last] - counts[first]
     with np.errstate(invalid="ignore"):
-        return np.where(known, (sums[last] - sums[first]) / np.maximum(found, 1), np.nan)
+        return np.where(is_finite, (sums[last] - sums[first]) / np.maximum(num_finite, 1), np.nan)
 
 
 def reduce_to_pixels(
@@ -59,10 +59,10 @@ def reduce_to_pixels(
         return points if means is y or share == 0 else {**points, "raw": _as_list(y)}
     starts = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], pixels + 1)[:-1]))
     ends = np.append(starts[1:], len(x))
-    known = np.isfinite(means)
-    counts = np.add.reduceat(known, starts, dtype=float)
+    is_finite = np.isfinite(means)
+    counts = np.add.reduceat(is_finite, starts, dtype=float)
     with np.errstate(invalid="ignore"):
-        mean = np.add.reduceat(np.where(known, means, 0.0), starts) / np.where(
+        mean = np.add.reduceat(np.where(is_finite, means, 0.0), starts) / np.where(
             counts > 0, counts, np.nan
         )
     return {

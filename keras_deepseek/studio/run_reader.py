@@ -106,7 +106,7 @@ class RunReader:
         self._signature: object = None
         self._state: str | None = None
         self._series: dict[str, Series] = {}
-        self._asked: dict[str, float] = {}
+        self._read_times: dict[str, float] = {}
         self._vectors: dict[str, VectorSeries] = {}
 
     # -- What has changed -----------------------------------------------------------------------
@@ -125,26 +125,28 @@ class RunReader:
                 self.version += 1
             self._state = self.state()
             now = self._clock()
-            for name in [name for name, at in self._asked.items() if now - at > _FORGET_SECONDS]:
-                del self._asked[name]
+            for name in [
+                name for name, at in self._read_times.items() if now - at > _FORGET_SECONDS
+            ]:
+                del self._read_times[name]
                 self._series.pop(name, None)
 
     def _read_signature(self) -> object:
         """Returns sizes and times of the file and its log, or `None` if they just changed."""
-        found = []
+        signature = []
         for suffix in ("", "-wal"):
             try:
                 entry = Path(f"{self.path}{suffix}").stat()
             except FileNotFoundError:
-                found.append((0, 0))
+                signature.append((0, 0))
                 continue
             if entry.st_size == 0:  # A reader leaves an empty log.
-                found.append((0, 0))
+                signature.append((0, 0))
                 continue
             if abs(self._clock() - entry.st_mtime) < 1:  # Another write may have the same time.
                 return None
-            found.append((entry.st_size, entry.st_mtime_ns))
-        return tuple(found)
+            signature.append((entry.st_size, entry.st_mtime_ns))
+        return tuple(signature)
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -188,8 +190,8 @@ class RunReader:
         if "documents" in tables:
             self.documents = dict(connection.execute("SELECT name, version FROM documents"))
         if "vectors" in tables:
-            found = connection.execute(_NAMES.format("vectors")).fetchall()
-            self.vector_names = [name for (name,) in found]
+            name_rows = connection.execute(_NAMES.format("vectors")).fetchall()
+            self.vector_names = [name for (name,) in name_rows]
         if "commands" in tables:
             rows = connection.execute(
                 "SELECT id, name, asked, answered, answer FROM commands ORDER BY id DESC LIMIT 5"
@@ -229,8 +231,8 @@ class RunReader:
         if self.problem is not None:
             return "unreadable"
         state = self.properties.get("state")
-        seen = self.last_time()
-        is_silent = seen is None or self._clock() - seen > SILENT_SECONDS
+        last_time = self.last_time()
+        is_silent = last_time is None or self._clock() - last_time > SILENT_SECONDS
         if state is None:
             return "ended" if is_silent else "running"
         if state == "running" and (is_silent or self._has_no_process()):
@@ -288,53 +290,55 @@ class RunReader:
     def series(self, name: str) -> Series:
         """Returns all points of a name."""
         with self.lock:
-            self._asked[name] = self._clock()
-            known = self._series.setdefault(name, Series())
+            self._read_times[name] = self._clock()
+            series = self._series.setdefault(name, Series())
             end = self.ends.get(name)
             if end is None or self.problem is not None:
-                return known
-            last = int(known.steps[-1]) if len(known.steps) else -1
+                return series
+            last = int(series.steps[-1]) if len(series.steps) else -1
             steps, values = np.empty(0, np.int64), np.empty(0)
             with self._keep_problem(), self._connect() as connection:
                 # The last step again: validation may have come to it.
                 steps, values = _read_values(connection, name, last)
             if len(steps):
-                keep = int(np.searchsorted(known.steps, steps[0]))
-                known.steps = np.concatenate([known.steps[:keep], steps])
-                known.values = np.concatenate([known.values[:keep], values])
-                known.times = known.times[:keep]
-            return known
+                keep = int(np.searchsorted(series.steps, steps[0]))
+                series.steps = np.concatenate([series.steps[:keep], steps])
+                series.values = np.concatenate([series.values[:keep], values])
+                series.times = series.times[:keep]
+            return series
 
     def times(self, name: str) -> np.ndarray:
         """Returns the time of each point of `series`, in seconds since 1970."""
         with self.lock:
-            known = self.series(name)
-            steps = known.steps[len(known.times) :]
+            series = self.series(name)
+            steps = series.steps[len(series.times) :]
             if len(steps):
                 query = """SELECT step, time FROM scalars WHERE name = ? AND step BETWEEN ? AND ?
                            ORDER BY step"""
                 span = (name, int(steps[0]), int(steps[-1]))
-                found, times = np.empty((2, 0))
+                record_steps, times = np.empty((2, 0))
                 with self._keep_problem(), self._connect() as connection:
-                    found, times = _as_columns(connection.execute(query, span))
-                if len(found):  # A training that resumes may just have removed some.
-                    known.times = np.concatenate([known.times, np.interp(steps, found, times)])
-            return known.times
+                    record_steps, times = _as_columns(connection.execute(query, span))
+                if len(record_steps):  # A training that resumes may just have removed some.
+                    series.times = np.concatenate(
+                        [series.times, np.interp(steps, record_steps, times)]
+                    )
+            return series.times
 
     def vectors(self, name: str) -> VectorSeries:
         """Returns the vectors of a name, reduced to a number of steps that fits a screen."""
         with self.lock:
-            known = self._vectors.setdefault(name, VectorSeries([]))
-            if not known.labels:
-                found = self.document(f"vector:{name}") or {}
-                known.labels = [str(label) for label in found.get("labels", [])]
+            vectors = self._vectors.setdefault(name, VectorSeries([]))
+            if not vectors.labels:
+                document = self.document(f"vector:{name}") or {}
+                vectors.labels = [str(label) for label in document.get("labels", [])]
             if name not in self.vector_names or self.problem is not None:
-                return known
+                return vectors
             query = 'SELECT step, "values" FROM vectors WHERE name = ? AND step > ? ORDER BY step'
             with self._keep_problem(), self._connect() as connection:
-                for step, blob in connection.execute(query, (name, known.last)):
-                    known.add(step, np.frombuffer(blob, "<f4"))
-            return known
+                for step, blob in connection.execute(query, (name, vectors.last)):
+                    vectors.add(step, np.frombuffer(blob, "<f4"))
+            return vectors
 
     def document(self, name: str) -> Any:
         """Returns a document, or `None`."""

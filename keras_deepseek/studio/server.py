@@ -110,11 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._check_host():
             return
         path = self.path.partition("?")[0]
-        found = self.server.static.get("/index.html" if path == "/" else path)
-        if found is None:
+        file = self.server.static.get("/index.html" if path == "/" else path)
+        if file is None:
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
         else:
-            self._answer(HTTPStatus.OK, found.read_bytes(), _KINDS[found.suffix])
+            self._answer(HTTPStatus.OK, file.read_bytes(), _KINDS[file.suffix])
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -125,8 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         if not self._check_host():
             return
-        given = self.headers.get(HEADER, "").encode("latin-1")
-        if not hmac.compare_digest(given, self.server.secret.encode()):
+        received = self.headers.get(HEADER, "").encode("latin-1")
+        if not hmac.compare_digest(received, self.server.secret.encode()):
             text = "Open the address that Studio printed: its end, after #, is the key."
             self._refuse(HTTPStatus.FORBIDDEN, text)
             return

@@ -25,25 +25,25 @@ _EXPORTED = re.compile(r"export\s*\{([^}]*)\};?")
 def make_report(store: Store, dashboard: Dashboard) -> str:
     """Returns the page with all runs, as one HTML file that needs no server."""
     readers = store.refresh()
-    known = [(run, reader) for run, reader in readers.items() if reader.problem is None]
-    wanted = [
+    readable = [(run, reader) for run, reader in readers.items() if reader.problem is None]
+    series = [
         [run, name, -1, _LARGE_PIXELS if name in _LARGE else _PIXELS, 0]
-        for run, reader in known
+        for run, reader in readable
         for name in reader.ends
     ][-MAX_SERIES:]
     data = {
         "settings": {"folder": store.folder.name, "dashboard": dashboard.as_page_settings()},
         "order": list(readers),
-        "series": store.read_series({}, wanted),
+        "series": store.read_series({}, series),
         "vectors": {
             f"{run}\n{name}": {"version": reader.version, **store.read_vectors(run, name)}
-            for run, reader in known
+            for run, reader in readable
             for name in reader.vector_names
         },
-        "findings": {run: store.findings(run) for run, _ in known},
+        "findings": {run: store.findings(run) for run, _ in readable},
         "documents": {
             f"{run}\n{name}": reader.document(name)
-            for run, reader in known
+            for run, reader in readable
             for name in reader.documents
             if not name.startswith("vector:")
         },
@@ -109,17 +109,17 @@ def _bundle(start: str) -> str:
         text = _read(name)
         for _, source in _IMPORT.findall(text):
             add(source.removeprefix("./"))
-        exports = [found for _, found in _EXPORT.findall(text)]
+        exports = [name for _, name in _EXPORT.findall(text)]
         text = _EXPORT.sub(r"\1 \2", text)
-        pairs = [(found, found) for found in exports]
+        pairs = [(export, export) for export in exports]
         for group in _EXPORTED.findall(text):
             for item in group.split(","):
                 inner, _, outer = item.strip().partition(" as ")
                 pairs.append((outer or inner, inner))
         text = _EXPORTED.sub("", text)
         text = _IMPORT.sub(
-            lambda found: "const {{{}}} = modules[{}];".format(
-                found[1].replace(" as ", ": "), json.dumps(found[2].removeprefix("./"))
+            lambda match: "const {{{}}} = modules[{}];".format(
+                match[1].replace(" as ", ": "), json.dumps(match[2].removeprefix("./"))
             ),
             text,
         )

@@ -45,11 +45,11 @@ class Store:
 
     def refresh(self) -> dict[str, RunReader]:
         """Reads what has been written, and returns the runs by name, the oldest first."""
-        found = [self.folder] if self.folder.is_file() else self._list_files()
+        paths = [self.folder] if self.folder.is_file() else self._list_files()
         base = self.folder.parent if self.folder.is_file() else self.folder
         with self._lock:
             readers = {}
-            for path in found:
+            for path in paths:
                 name = path.relative_to(base).as_posix().removesuffix(_SUFFIX)
                 readers[name] = self._readers.get(name) or RunReader(path, self._clock)
                 readers[name].refresh()
@@ -58,8 +58,8 @@ class Store:
             return self._readers
 
     def _list_files(self) -> list[Path]:
-        found = (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*/*{_SUFFIX}"))
-        return [path for path in found if path.is_file()]
+        paths = (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*/*{_SUFFIX}"))
+        return [path for path in paths if path.is_file()]
 
     def run(self, name: object) -> RunReader:
         """Returns a run by its name.
@@ -83,14 +83,14 @@ class Store:
                 `vectors` has `[run, name, version]`; `findings_of` names a run.
         """
         readers = self.refresh()
-        seen = request.get("seen") or {}
+        page_versions = request.get("seen") or {}
         changed = {
             name: {"version": reader.version, **reader.summary()}
             for name, reader in readers.items()
-            if seen.get(name) != reader.version
+            if page_versions.get(name) != reader.version
         }
         answer: dict[str, Any] = {"runs": changed, "series": {}, "vectors": {}}
-        if set(seen) != set(readers) or changed:
+        if set(page_versions) != set(readers) or changed:
             answer["order"] = list(readers)
         answer["series"] = self.read_series(request, request.get("series") or [])
         for run, name, version, *_ in (request.get("vectors") or [])[:8]:
@@ -104,25 +104,25 @@ class Store:
         return answer
 
     def read_series(
-        self, request: dict[str, Any], wanted: Sequence[Sequence[Any]]
+        self, request: dict[str, Any], series: Sequence[Sequence[Any]]
     ) -> dict[str, Any]:
         """Returns the series that are newer than the page's, reduced to its pixels."""
         window = request.get("window")
         low_high = None if window is None else (float(window[0]), float(window[1]))
-        found = {}
-        for run, name, version, wanted_pixels, smoothing in wanted[:MAX_SERIES]:
+        points_by_name = {}
+        for run, name, version, num_pixels, smoothing in series[:MAX_SERIES]:
             reader = self._readers.get(run)
             if reader is None or name not in reader.ends:
                 continue
             newest = reader.series_version(name) + reader.series_version(str(request.get("x")))
             if version == newest:
                 continue
-            pixels = int(np.clip(int(wanted_pixels), 16, MAX_PIXELS))
+            pixels = int(np.clip(int(num_pixels), 16, MAX_PIXELS))
             share = float(np.clip(float(smoothing), 0, 1))
             x, y = self._read_points(reader, name, str(request.get("x", "step")))
             points = reduce_to_pixels(x, y, pixels, share=share, window=low_high)
-            found[f"{run}\n{name}"] = {"version": newest, **points}
-        return found
+            points_by_name[f"{run}\n{name}"] = {"version": newest, **points}
+        return points_by_name
 
     def _read_points(
         self, reader: RunReader, name: str, axis: str
@@ -139,10 +139,10 @@ class Store:
         if axis == "epoch" and "epoch" not in reader.ends and steps_per_epoch:
             return steps / steps_per_epoch, values
         other = reader.series(axis)
-        known = np.isfinite(other.values)
-        if not known.any():
+        is_finite = np.isfinite(other.values)
+        if not is_finite.any():
             return steps, values
-        return np.interp(steps, other.steps[known], other.values[known]), values
+        return np.interp(steps, other.steps[is_finite], other.values[is_finite]), values
 
     def read_vectors(self, run: str, name: str) -> dict[str, Any]:
         """Returns vectors as rows of a picture, with their steps."""
@@ -159,12 +159,12 @@ class Store:
     def findings(self, run: str) -> list[dict[str, Any]]:
         """Returns the findings of a run, the worst first. A running one is read every 3 seconds."""
         reader = self.run(run)
-        version, at, found = self._findings.get(run, (-1, 0.0, []))
+        version, at, findings = self._findings.get(run, (-1, 0.0, []))
         state = reader.state()
         if version == reader.version or (
             state == "running" and self._clock() - at < _SECONDS_BETWEEN_FINDINGS
         ):
-            return found
-        found = [vars(each) for each in find(reader, self.thresholds)]
-        self._findings[run] = (reader.version, self._clock(), found)
-        return found
+            return findings
+        findings = [vars(finding) for finding in find(reader, self.thresholds)]
+        self._findings[run] = (reader.version, self._clock(), findings)
+        return findings

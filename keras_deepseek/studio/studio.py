@@ -196,7 +196,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 def _forget(studio: Studio) -> None:
     """Has `launch_studio` start another one."""
-    for key in [key for key, each in _launched.items() if each is studio]:
+    for key in [key for key, launched in _launched.items() if launched is studio]:
         del _launched[key]
 
 

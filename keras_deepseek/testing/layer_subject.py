@@ -128,10 +128,10 @@ class LayerSubject:
         ]
 
         def weigh_outputs(float_inputs: Sequence[Any]) -> list[Any]:
-            given = iter(float_inputs)
+            float_arrays = iter(float_inputs)
             arrays = keras.tree.flatten(self.inputs)
             inputs = keras.tree.pack_sequence_as(
-                self.inputs, [next(given) if is_float(array) else array for array in arrays]
+                self.inputs, [next(float_arrays) if is_float(array) else array for array in arrays]
             )
             return [
                 keras.ops.multiply(keras.ops.cast(output, "float32"), weight)

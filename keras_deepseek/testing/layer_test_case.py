@@ -272,8 +272,8 @@ class LayerTestCase(unittest.TestCase):
         self, actual: Sequence[Array], expected: Sequence[Array], what: str
     ) -> None:
         self.assertEqual(len(actual), len(expected), f"{what}: number of arrays")
-        for one, other in zip(actual, expected, strict=True):
-            assert_close(one, other, "float32", what)
+        for actual_array, expected_array in zip(actual, expected, strict=True):
+            assert_close(actual_array, expected_array, "float32", what)
 
 
 def _named_arguments(layer_class: type[keras.Layer]) -> set[str]:

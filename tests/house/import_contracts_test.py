@@ -37,7 +37,11 @@ VIOLATIONS = [
     ("studio", "studio/findings.py", "import keras_deepseek.studio.dashboard"),
     ("inference", "inference/__init__.py", "import keras"),
     ("inference", "inference/__init__.py", "import keras_deepseek.backend.export.named_model"),
-    ("serving", "inference/batching/lane.py", "import keras_deepseek.inference.models.states"),
+    (
+        "serving",
+        "inference/batching/shape_queue.py",
+        "import keras_deepseek.inference.models.states",
+    ),
     ("serving", "inference/http/message.py", "import keras_deepseek.inference.grpc.answers"),
     ("serving", "inference/models/states.py", "import keras_deepseek.inference.engine"),
     (

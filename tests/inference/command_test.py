@@ -46,14 +46,14 @@ def test_the_defaults_in_the_help_are_those_of_the_engine():
         for call in (ServingEngine, ServingEngine.serve)
         for name, parameter in inspect.signature(call).parameters.items()
     }
-    shown = {
+    help_defaults = {
         action.dest: match[1]
         for action in parser._actions
         if (match := re.search(r"\(default: ([\w.]+)[),]", action.help))
         and defaults.get(action.dest) is not None
     }
-    assert {name: str(defaults[name]).removesuffix(".0") for name in shown} == shown
-    assert len(shown) == 10
+    assert {name: str(defaults[name]).removesuffix(".0") for name in help_defaults} == help_defaults
+    assert len(help_defaults) == 10
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_help_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         parse("--help")
-    shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "--pad-lengths 16,32,64 --pad-value tokens=0 --pad-mask mask=tokens" in shown
+    help_text = capsys.readouterr().out
+    assert max(map(len, help_text.splitlines())) <= 80
+    assert "--pad-lengths 16,32,64 --pad-value tokens=0 --pad-mask mask=tokens" in help_text
 
 
 @contextlib.contextmanager
@@ -128,8 +128,8 @@ def test_it_says_where_it_serves_answers_and_ends_with_0(bundle_of, number, argu
         if grpc_url:
             assert is_healthy(grpc_url.removeprefix("grpc://"))
         child.send_signal(number)
-        rest, errors = child.communicate(timeout=60)
-    assert (child.returncode, rest, errors) == (0, "", "")
+        output, errors = child.communicate(timeout=60)
+    assert (child.returncode, output, errors) == (0, "", "")
 
 
 def test_tokens_certificates_and_the_access_log_are_those_of_the_options(
@@ -157,15 +157,17 @@ def test_grpc_speaks_tls_with_the_same_files(bundle_of, certificates):
     grpc = pytest.importorskip("grpc")
     tls = ("--tls-certificate", "server.pem", "--tls-key", "server.key", "--client-ca", "ca.pem")
     words = [word if word.startswith("-") else str(certificates / word) for word in tls]
-    own = [(certificates / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem")]
+    client_files = [
+        (certificates / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem")
+    ]
     with serving(str(bundle_of("onnx").path), *words, "--grpc-port", "0") as (_, urls):
         url, _, grpc_url = urls.partition(" and ")
         assert url.startswith("https://")
         assert grpc_url.startswith("grpcs://")
         target = grpc_url.removeprefix("grpcs://")
-        with grpc.secure_channel(target, grpc.ssl_channel_credentials(*own)) as channel:
+        with grpc.secure_channel(target, grpc.ssl_channel_credentials(*client_files)) as channel:
             assert check_health(channel) == b"\x08\x01"
-        strangers = grpc.ssl_channel_credentials(own[0])
+        strangers = grpc.ssl_channel_credentials(client_files[0])
         with grpc.secure_channel(target, strangers) as channel, pytest.raises(grpc.RpcError):
             check_health(channel)
 
@@ -173,8 +175,8 @@ def test_grpc_speaks_tls_with_the_same_files(bundle_of, certificates):
 def test_the_models_of_a_file_of_tf_serving_s_are_served(bundle_of, tmp_path):
     pytest.importorskip("google.protobuf")
     bundle = bundle_of("onnx").path
-    for place in ("one/1", "one/2", "two/1"):
-        shutil.copytree(bundle, tmp_path / place)
+    for version_path in ("one/1", "one/2", "two/1"):
+        shutil.copytree(bundle, tmp_path / version_path)
     (tmp_path / "models.config").write_text(
         f"""model_config_list {{
             config {{
@@ -208,16 +210,16 @@ def test_a_terminal_shows_a_line_of_numbers(bundle_of):
     with subprocess.Popen(call, stdout=inner, stderr=inner, env=environment) as child:
         os.close(inner)
         try:
-            shown = b""
-            while b"waiting" not in shown:
-                shown += os.read(outer, 4096)
+            screen = b""
+            while b"waiting" not in screen:
+                screen += os.read(outer, 4096)
             child.send_signal(signal.SIGTERM)
             assert child.wait(60) == 0
         finally:
             child.kill()
             os.close(outer)
-    assert b"Serving 'model' at http://127.0.0.1:" in shown
-    assert b"0 requests/s" in shown
+    assert b"Serving 'model' at http://127.0.0.1:" in screen
+    assert b"0 requests/s" in screen
 
 
 @pytest.mark.parametrize(
@@ -233,10 +235,10 @@ def test_a_terminal_shows_a_line_of_numbers(bundle_of):
     ],
 )
 def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InvalidInputError, match=message):
         command.run(parse(*arguments))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def is_ready(health):
@@ -263,18 +265,18 @@ def test_the_admin_port_is_open_before_the_model_is_loaded(monkeypatch, bundle_o
     pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    seen = []
+    statuses = []
 
     def load(*_arguments, **_options):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/live") as answer:
-            seen.append(answer.status)
+            statuses.append(answer.status)
         with pytest.raises(urllib.error.HTTPError, match="503"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inference.engine, "ServingEngine", load)
     command.run(parse(str(bundle_of("onnx").path), "--admin-port", str(port), "--no-grpc"))
-    assert seen == [200]
+    assert statuses == [200]
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/live")
 
@@ -325,16 +327,16 @@ def test_a_warm_up_that_fails_is_told_in_a_line_and_its_traceback_in_the_log(
 
 def test_what_is_no_warm_up_is_raised_as_it_is(doubler):
     engine = ServingEngine(doubler)
-    with pytest.raises(ZeroDivisionError), command._failures_in_a_line(engine):
+    with pytest.raises(ZeroDivisionError), command._one_line_errors(engine):
         raise ZeroDivisionError
 
 
 def test_a_warning_is_a_line_without_source():
-    before = warnings.formatwarning
-    with command._warnings_in_a_line():
-        shown = warnings.formatwarning("Beware.", UserWarning, "server.py", 1)
-    assert shown == "keras-deepseek serve: warning: Beware.\n"
-    assert warnings.formatwarning is before
+    default_format = warnings.formatwarning
+    with command._one_line_warnings():
+        line = warnings.formatwarning("Beware.", UserWarning, "server.py", 1)
+    assert line == "keras-deepseek serve: warning: Beware.\n"
+    assert warnings.formatwarning is default_format
 
 
 def test_requests_are_written(bundle_of, tmp_path):

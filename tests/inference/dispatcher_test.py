@@ -37,8 +37,8 @@ def test_threads_that_ask_for_single_rows_get_their_own_answers():
 
 
 def test_several_outputs_come_by_name_and_several_inputs_in_any_form():
-    left, right = keras.Input((1,), name="left"), keras.Input((1,), name="right")
-    model = keras.Model([left, right], {"sum": left + right, "both": left * right})
+    first, second = keras.Input((1,), name="left"), keras.Input((1,), name="right")
+    model = keras.Model([first, second], {"sum": first + second, "both": first * second})
     with ServingEngine(model, max_batch_size=2) as engine:
         for x in ([[[3]], [[4]]], {"left": [[3]], "right": [[4]]}):
             outputs = engine.predict(x)

@@ -94,10 +94,10 @@ def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
             print(file=child.stdin, flush=True)
             assert json.load(connection.getresponse()) == {"predictions": [[2.0, 4.0]]}
             connection.close()
-            rest, _ = child.communicate(timeout=60)
+            output, _ = child.communicate(timeout=60)
         finally:
             child.kill()
-    assert rest.splitlines()[-1] == "over"
+    assert output.splitlines()[-1] == "over"
     assert child.returncode == 0
 
 

@@ -161,11 +161,11 @@ def test_both_ports_are_taken_or_none_and_closing_frees_both(doubler):
         assert engine.servers[0] is http
         target = engine.servers[1].target
         with socket.create_server(("127.0.0.1", 0)) as other:
-            taken, free = other.getsockname()[1], socket.create_server(("127.0.0.1", 0))
+            busy_port, free = other.getsockname()[1], socket.create_server(("127.0.0.1", 0))
             port = free.getsockname()[1]
             free.close()
-            with pytest.raises(InvalidInputError, match=f"on port {taken}"):
-                engine.serve(port, taken)
+            with pytest.raises(InvalidInputError, match=f"on port {busy_port}"):
+                engine.serve(port, busy_port)
         assert len(engine.servers) == 2
     again = ServingEngine(doubler)
     assert again.serve(http.port, int(target.rpartition(":")[2])).ready

@@ -86,12 +86,12 @@ def client(doubler, serve_grpc):
 def test_an_attack_is_refused_without_much_memory(client, status_of, path, data, text):
     tracemalloc.start()
     try:
-        before, _ = tracemalloc.get_traced_memory()
-        status, told = status_of(client.send(path, data).result)
-        peak = tracemalloc.get_traced_memory()[1] - before
+        start, _ = tracemalloc.get_traced_memory()
+        status, message = status_of(client.send(path, data).result)
+        peak = tracemalloc.get_traced_memory()[1] - start
     finally:
         tracemalloc.stop()
-    assert (status, text in told) == ("INVALID_ARGUMENT", True), told
+    assert (status, text in message) == ("INVALID_ARGUMENT", True), message
     assert peak < len(data) + 16 * MEGABYTE
 
 
@@ -103,10 +103,10 @@ def test_fields_are_counted_before_a_message_is_parsed(client, status_of, monkey
     data = b"\x12\x00" * 101
     if call == STREAM_INFER:
         answer = next(client.channel.stream_stream(f"/{call}")(iter([data])))
-        told = parse_message("inference.ModelStreamInferResponse", answer).error_message
+        message = parse_message("inference.ModelStreamInferResponse", answer).error_message
     else:
-        _, told = status_of(client.send(call, data).result)
-    assert "more than 100 fields" in told
+        _, message = status_of(client.send(call, data).result)
+    assert "more than 100 fields" in message
 
 
 SERVES = """
@@ -139,15 +139,15 @@ def test_the_process_itself_takes_no_memory_for_them():
         with grpc.insecure_channel(target) as channel:
             good = predict(1, 2, float_val=[1, 2])
             channel.unary_unary(f"/{PREDICT}")(good, timeout=60)
-            before = peak_megabytes(child.pid)
+            idle_peak = peak_megabytes(child.pid)
             for name, (path, data, text) in {**ATTACKS, **LARGE}.items():
                 with pytest.raises(grpc.RpcError) as caught:
                     channel.unary_unary(f"/{path}")(data, timeout=60)
                 assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
                 assert text in caught.value.details()
                 peak = peak_megabytes(child.pid)
-                print(f"{name}: {len(data)} bytes, peak {before:.0f} to {peak:.0f} MB")
+                print(f"{name}: {len(data)} bytes, peak {idle_peak:.0f} to {peak:.0f} MB")
                 assert (
-                    peak < before + 40 + 4 * len(data) / MEGABYTE
+                    peak < idle_peak + 40 + 4 * len(data) / MEGABYTE
                 )  # gRPC itself takes three times it.
         child.stdin.close()

@@ -29,12 +29,12 @@ def test_a_quantile_lies_between_the_bounds_around_it():
 def test_values_are_those_of_their_moment():
     histogram = Histogram((1.0,))
     histogram.add(0.5)
-    before = histogram.values()
+    earlier = histogram.values()
     histogram.add(3.0)
-    assert before.count == 1
-    later = histogram.values().since(before)
+    assert earlier.count == 1
+    later = histogram.values().since(earlier)
     assert (later.counts, later.sum) == ((0, 1), pytest.approx(3.0))
-    assert before.since(None) is before
+    assert earlier.since(None) is earlier
 
 
 def test_two_can_be_added_up():

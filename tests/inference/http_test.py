@@ -311,17 +311,17 @@ def test_httpx_asks_it_without_a_port(engine):
         headers = {"Authorization": "Bearer secret"}
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             refused = await client.get("/v1/models/model")
-            one = await client.post(PREDICT, json={"instances": [[1, 2]]}, headers=headers)
+            single = await client.post(PREDICT, json={"instances": [[1, 2]]}, headers=headers)
             body = gzip.compress(b'{"instances": [[3, 4]]}')
             headers["Content-Encoding"] = "gzip"
             two = await client.post(PREDICT, content=body, headers=headers)
             head = await client.head("/v2/health/ready")
             options = await client.options("/v2/health/ready")
-        return refused, one, two, head, options
+        return refused, single, two, head, options
 
-    refused, one, two, head, options = asyncio.run(ask())
+    refused, single, two, head, options = asyncio.run(ask())
     assert refused.status_code == 401
-    assert one.json() == {"predictions": [[2.0, 4.0]]}
+    assert single.json() == {"predictions": [[2.0, 4.0]]}
     assert two.json() == {"predictions": [[6.0, 8.0]]}
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "14")
     assert (options.status_code, options.headers["allow"]) == (405, "GET, HEAD")
@@ -413,7 +413,7 @@ def live(app, *messages):
 def test_a_server_s_lifespan_starts_the_engine_and_closes_it(doubler):
     engine = ServingEngine(doubler, warm_up=False)
     sent = live(engine.asgi_app(), "startup", "shutdown")
-    assert [one["type"] for one in sent] == [
+    assert [message["type"] for message in sent] == [
         "lifespan.startup.complete",
         "lifespan.shutdown.complete",
     ]

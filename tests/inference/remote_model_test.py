@@ -145,9 +145,9 @@ def test_a_bundle_is_downloaded_once_and_again_when_it_changes(site, tmp_path, c
     uri, cache = f"{site.url}/digits/1/", tmp_path / "cache"
     with caplog.at_level(logging.INFO):
         path = fetch_model(uri, cache)
-    shown = [record.getMessage() for record in caplog.records]
-    assert "2 files, 3,145,735 bytes" in shown[0]
-    assert shown[-1].endswith("digits/1: 100 %.")
+    messages = [record.getMessage() for record in caplog.records]
+    assert "2 files, 3,145,735 bytes" in messages[0]
+    assert messages[-1].endswith("digits/1: 100 %.")
     original = site.folder / "digits/1/weights/data.bin"
     assert (Bundle.open(path).path / "weights/data.bin").read_bytes() == original.read_bytes()
     site.requests.clear()
@@ -195,7 +195,7 @@ def test_an_interrupted_download_leaves_no_model_and_is_continued(
     site.cut_after, site.sends_parts = SIZE * 10, sends_parts
     site.requests.clear()
     assert Bundle.open(fetch_model(uri, cache))
-    ranges = [found for name, found in site.requests if name == "data.bin"]
+    ranges = [byte_range for name, byte_range in site.requests if name == "data.bin"]
     assert ranges == ([f"bytes={size}-"] if sends_parts else [f"bytes={size}-", None])
     assert not list(cache.glob(".*.partial"))
 
@@ -294,8 +294,8 @@ def test_a_single_file_is_a_model(site, tmp_path):
 def test_a_folder_of_a_bucket_is_listed(monkeypatch, tmp_path, names, expected):
     fill_bucket(monkeypatch, names)
     path = fetch_model("s3://bucket/digits", tmp_path)
-    found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    assert found == (expected if path.is_dir() else [])
+    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    assert files == (expected if path.is_dir() else [])
     assert path.is_dir() or path.read_bytes() == b"one.keras"
 
 
@@ -424,7 +424,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
 
 def test_paths_are_no_uris():
     assert [
-        is_uri(each) for each in ("s3://a/b", "models/1", "package:function", Path("a"), 3)
+        is_uri(path) for path in ("s3://a/b", "models/1", "package:function", Path("a"), 3)
     ] == [*(True, False, False, False, False)]
 
 

@@ -58,7 +58,7 @@ def test_the_defaults_are_those_of_the_engine():
 def test_each_flag_is_an_argument_of_the_engine():
     words = "--name a --model-version 3 --batch-size 4 --max-wait 0.1 --max-queue-rows 9 --isolated"
     words += " --batch-timeout 2 --max-concurrent-batches 1 --no-warm-up --log-requests f"
-    found = read(*words.split(), "--sample", "0.5").of_engine
+    options = read(*words.split(), "--sample", "0.5").of_engine
     expected = {
         "name": "a",
         "version": 3,
@@ -72,7 +72,7 @@ def test_each_flag_is_an_argument_of_the_engine():
         "log_requests": "f",
         "sample": 0.5,
     }
-    assert {name: found[name] for name in expected} == expected
+    assert {name: options[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -94,19 +94,19 @@ def test_padding_is_read_from_pairs(words, padding):
 
 def test_limits_are_those_of_a_connection():
     words = ("--limit", "idle_seconds=10", "--limit", "max_connections=2", "--max-body-bytes", "5")
-    found = read(*words).of_servers
-    assert found["limits"] == HttpLimits(idle_seconds=10, max_connections=2)
-    assert found["max_body_bytes"] == 5
+    options = read(*words).of_servers
+    assert options["limits"] == HttpLimits(idle_seconds=10, max_connections=2)
+    assert options["max_body_bytes"] == 5
 
 
 def test_one_certificate_serves_both_ports(certificates, tmp_path):
     grpc = pytest.importorskip("grpc")
     key, certificate = (certificates / f"server.{suffix}" for suffix in ("key", "pem"))
     words = ("--tls-certificate", str(certificate), "--tls-key", str(key))
-    found = read(*words).of_servers
-    assert found["grpc_port"] == 8500
-    assert found["ssl_context"] is not None
-    assert isinstance(found["grpc_credentials"], grpc.ServerCredentials)
+    options = read(*words).of_servers
+    assert options["grpc_port"] == 8500
+    assert options["ssl_context"] is not None
+    assert isinstance(options["grpc_credentials"], grpc.ServerCredentials)
     assert read(*words, "--no-grpc").of_servers["grpc_credentials"] is None
 
 

@@ -59,7 +59,7 @@ class Application:
 
     async def _wait(self, exchange, name):
         answer = self.waiting[name] = asyncio.get_running_loop().create_future()
-        exchange.call_on_hang_up(lambda: answer.done() or answer.set_result(None))
+        exchange.call_on_disconnect(lambda: answer.done() or answer.set_result(None))
         return await answer
 
     async def _send(self, send, status, body):

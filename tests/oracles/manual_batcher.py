@@ -78,7 +78,7 @@ class ManualBatcher:
         batch = self.batcher._queue.next_batch(self.now)
         if batch is not None:
             assert batch.rows <= self.batcher.buckets[-1]
-            assert len({part.request.lane for part in batch.slices}) == 1
+            assert len({part.request.shape_key for part in batch.slices}) == 1
             assert all(part.request.deadline > self.now for part in batch.slices)
             self.batcher._answer(batch, self.model)
             self.batcher._queue.free(self.now)

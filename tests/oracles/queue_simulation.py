@@ -1,6 +1,6 @@
 """A simulated model behind the real queue: events in the order of their time, and no clock.
 
-The tests of the rules and `benchmarks/serving_rules.py` run it.
+The tests of the policies and `benchmarks/serving_rules.py` run it.
 """
 
 import heapq
@@ -13,12 +13,12 @@ from statistics import fmean, pstdev
 
 import numpy as np
 
+from keras_deepseek.inference.batching.adaptive_policy import AdaptivePolicy
 from keras_deepseek.inference.batching.batch import Batch, Request
 from keras_deepseek.inference.batching.batch_queue import BatchQueue
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.batcher import batch_buckets
-from keras_deepseek.inference.batching.leave_rule import FixedRule, LeaveRule
-from keras_deepseek.inference.batching.wait_rule import WaitRule
+from keras_deepseek.inference.batching.batching_policy import BatchingPolicy, FixedPolicy
 from keras_deepseek.inference.errors import OverloadedError
 
 LIMIT = 32
@@ -72,15 +72,15 @@ class Outcome:
 
 
 def make_queue(wait: float | None = None, **options) -> BatchQueue:
-    """Returns a queue of the learning rule, or of the rule of one fixed wait in seconds."""
+    """Returns a queue of the learning policy, or of the policy of one fixed wait in seconds."""
     time, buckets = BatchTime(), batch_buckets("dynamic", LIMIT)
     for rows in buckets:
         time.add(rows, seconds_of(rows))
 
-    def make_rule() -> LeaveRule:
-        return WaitRule(buckets, time) if wait is None else FixedRule(LIMIT, wait)
+    def make_policy() -> BatchingPolicy:
+        return AdaptivePolicy(buckets, time) if wait is None else FixedPolicy(LIMIT, wait)
 
-    return BatchQueue(make_rule, buckets=buckets, batch_time=time, **options)
+    return BatchQueue(make_policy, buckets=buckets, batch_time=time, **options)
 
 
 def simulate(

@@ -20,13 +20,13 @@ thresholds:
 def test_a_yaml_and_a_json_file_are_read(tmp_path):
     pytest.importorskip("yaml")
     (tmp_path / "a.yaml").write_text(WHOLE)
-    found = read_dashboard(tmp_path / "a.yaml")
-    assert found.title == "My trainings"
-    assert found.panels == (
+    dashboard = read_dashboard(tmp_path / "a.yaml")
+    assert dashboard.title == "My trainings"
+    assert dashboard.panels == (
         Panel(("accuracy", "val_accuracy")),
         Panel(("learning_rate",), log=True),
     )
-    assert (found.hidden, found.thresholds.data_wait) == (("epoch",), 0.5)
+    assert (dashboard.hidden, dashboard.thresholds.data_wait) == (("epoch",), 0.5)
     (tmp_path / "a.json").write_text('{"title": "Mine"}')
     assert read_dashboard(tmp_path / "a.json").title == "Mine"
 

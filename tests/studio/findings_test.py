@@ -24,7 +24,7 @@ NONE = (np.empty(0), np.empty(0))
 def faults_of(path):
     store = Store(path)
     store.refresh()
-    return [each for each in store.findings(path.stem) if each["level"] != "info"]
+    return [finding for finding in store.findings(path.stem) if finding["level"] != "info"]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def faults_of(path):
 )
 def test_a_fault_is_found_and_nothing_else(tmp_path, fault, name, words):
     invent(tmp_path / "run.sqlite", fault, steps=800, begin=1e9, documents=False)
-    (found,) = faults_of(tmp_path / "run.sqlite")
-    assert found["name"] == name
-    assert words in found["sentence"]
-    assert found["advice"]
+    (finding,) = faults_of(tmp_path / "run.sqlite")
+    assert finding["name"] == name
+    assert words in finding["sentence"]
+    assert finding["advice"]
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -61,7 +61,7 @@ def test_a_profile_names_its_most_expensive_layer(runs):
     store = Store(runs)
     store.refresh()
     compute, layer = store.findings("healthy")
-    assert {(found["level"], found["view"]) for found in (compute, layer)} == {
+    assert {(finding["level"], finding["view"]) for finding in (compute, layer)} == {
         ("info", "performance")
     }
     assert compute["sentence"] == "The device computes for 94 % of the step."
@@ -70,40 +70,42 @@ def test_a_profile_names_its_most_expensive_layer(runs):
 
 def test_the_long_message_of_a_framework_is_cut():
     failure = "ValueError: shapes differ\n" + "at op 7\n" * 500 + ". Detected at " + "node " * 500
-    (found,) = find_end("failed", {"failure": failure}, np.arange(3), None)
-    assert found.sentence.startswith("The run failed after step 2: ValueError: shapes differ at op")
-    assert max(len(found.sentence), len(found.advice)) < 400
+    (finding,) = find_end("failed", {"failure": failure}, np.arange(3), None)
+    assert finding.sentence.startswith(
+        "The run failed after step 2: ValueError: shapes differ at op"
+    )
+    assert max(len(finding.sentence), len(finding.advice)) < 400
 
 
 def test_the_model_itself_is_no_expensive_layer():
     layers = {"model": [0.5, 0.2], "model/head": [0.1, 0.2]}
     profile = {"parts": {"forward": 0.6, "backward": 0.4}, "layers": layers, "model": "model"}
-    (found,) = find_expensive_layer(profile)
-    assert found.sentence == "model/head takes 30 % of the step."
+    (finding,) = find_expensive_layer(profile)
+    assert finding.sentence == "model/head takes 30 % of the step."
     for layers in ({"model": [0.6, 0.4]}, {"model/head": [0.01, 0.02]}):  # None is worth a word.
         assert not list(find_expensive_layer({**profile, "layers": layers}))
 
 
 def test_the_first_value_that_is_not_finite_is_named():
     steps = np.arange(1, 6)
-    (found,) = find_not_finite((steps, np.array([1, 2, np.inf, 4, 5])), NONE, NONE)
-    assert found.step == 3
-    (found,) = find_not_finite((steps, np.full(5, np.nan)), NONE, NONE)
-    assert "inputs and labels" in found.advice
+    (finding,) = find_not_finite((steps, np.array([1, 2, np.inf, 4, 5])), NONE, NONE)
+    assert finding.step == 3
+    (finding,) = find_not_finite((steps, np.full(5, np.nan)), NONE, NONE)
+    assert "inputs and labels" in finding.advice
 
 
 def test_a_spike_is_named_by_its_own_step_among_many():
     values = 1 + 0.1 * np.random.default_rng(0).random(50_000)
     values[33_333] = 7.0
-    (found,) = find_spike((np.arange(50_000), values), Thresholds.spike)
-    assert found.step == 33_333
+    (finding,) = find_spike((np.arange(50_000), values), Thresholds.spike)
+    assert finding.step == 33_333
 
 
 def test_a_rate_that_is_far_too_high_is_named():
     values = np.concatenate([[2.3, 8e6, 900.0], np.full(300, 2.4)])  # Seen with digits and Adam(3).
-    (found,) = find_leap((np.arange(1, 304), values), Thresholds.leap)
-    assert found.step == 2
-    assert "learning rate is too high" in found.sentence
+    (finding,) = find_leap((np.arange(1, 304), values), Thresholds.leap)
+    assert finding.step == 2
+    assert "learning rate is too high" in finding.sentence
 
 
 @pytest.mark.parametrize("find", [find_spike, find_leap])
@@ -119,14 +121,14 @@ def test_a_jump_that_lasts_is_a_spike_each_time():
     losses = 2 + 0.1 * np.random.default_rng(0).random(1000)
     for start in (300, 600, 900):
         losses[start : start + 8] += 4 * np.exp(-np.arange(8) / 3)
-    (found,) = find_spike((np.arange(1000), losses), Thresholds.spike)
-    assert found.step in (300, 600, 900)
+    (finding,) = find_spike((np.arange(1000), losses), Thresholds.spike)
+    assert finding.step in (300, 600, 900)
 
 
 def test_a_layer_that_only_decays_is_frozen():
     gradients = np.array([[1.0] * 20, [0.0] * 20, [2.0] * 20])
-    (found,) = find_dead_layers(["a", "b", "c"], range(20), gradients, np.full((3, 20), 1e-3))
-    assert (found.name, found.sentence[:24]) == ("frozen", "Nothing is learnt in b: ")
+    (finding,) = find_dead_layers(["a", "b", "c"], range(20), gradients, np.full((3, 20), 1e-3))
+    assert (finding.name, finding.sentence[:24]) == ("frozen", "Nothing is learnt in b: ")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +142,8 @@ def test_a_layer_that_only_decays_is_frozen():
 def test_overfitting_is_a_gap_or_a_rise(validation, training, is_found):
     steps = np.arange(1, 9) * 50
     loss = steps, np.geomspace(2.3, training, 8)
-    found = list(find_overfitting(loss, (steps, np.array(validation)), Thresholds.overfitting))
-    assert bool(found) == is_found
+    findings = list(find_overfitting(loss, (steps, np.array(validation)), Thresholds.overfitting))
+    assert bool(findings) == is_found
 
 
 def test_a_loss_with_a_floor_is_no_plateau():
@@ -165,5 +167,5 @@ def test_a_loss_that_has_fallen_far_may_rest():
 )
 def test_a_profile_says_what_holds_a_step_up(parts, name):
     profile = {"parts": {"forward": 0.5, **parts}}
-    found = list(find_bottleneck(profile, np.empty(0), np.empty(0), Thresholds()))
-    assert [each.name for each in found] == [name]
+    findings = list(find_bottleneck(profile, np.empty(0), np.empty(0), Thresholds()))
+    assert [finding.name for finding in findings] == [name]

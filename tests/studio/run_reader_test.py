@@ -39,9 +39,9 @@ def test_points_arrive_once_while_a_training_writes(tmp_path):
         assert list(reader.series("loss").values) == [1.0]
         record.log_steps([(step, {"loss": float(step)}) for step in range(2, 6)])
         record.log(5, {"val_loss": 9.0, "loss": 50.0})  # The last step again.
-        before = reader.version
+        old_version = reader.version
         reader.refresh()
-        assert reader.version > before
+        assert reader.version > old_version
         assert list(reader.series("loss").steps) == [1, 2, 3, 4, 5]
         assert list(reader.series("loss").values) == [1, 2, 3, 4, 50]
         assert reader.ends["loss"] | {"begin": 0, "end": 0} == {
@@ -81,12 +81,12 @@ def test_a_run_in_a_read_only_folder_is_read(tmp_path, monkeypatch, log):
         record.log(1, {"loss": 0.5})
     if log is not None:
         Path(f"{path}-wal").write_bytes(log)
-    before = sorted(tmp_path.iterdir())
+    old_files = sorted(tmp_path.iterdir())
     monkeypatch.setattr(os, "access", lambda *_: False)  # Root may write anywhere.
     assert list(read(path).series("loss").values) == [0.5]
     with RunRecord(path, read_only=True) as record:
         assert record.scalars("loss") == [(1, 0.5)]
-        assert sorted(tmp_path.iterdir()) == before  # No file was needed beside it.
+        assert sorted(tmp_path.iterdir()) == old_files  # No file was needed beside it.
 
 
 def test_a_run_of_form_1_is_read(root):
@@ -105,9 +105,9 @@ def test_a_silent_run_is_lost_and_a_dead_process_at_once(tmp_path):
     assert reader.state() == "running"
     now += 40
     assert reader.state() == "lost"
-    before = reader.version
+    old_version = reader.version
     reader.refresh()
-    assert reader.version > before
+    assert reader.version > old_version
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     run.describe(heartbeat=now, host=platform.node(), pid=ended.pid)

@@ -33,8 +33,8 @@ def server(runs):
 def ask(server, method, path, body=None, **headers):
     """Returns the status, the headers and the body of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method, path, body, given)
+    header_fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, header_fields)
     answer = connection.getresponse()
     content = answer.read()
     connection.close()
@@ -131,10 +131,10 @@ def test_large_answers_are_compressed(server):
 
 
 def test_a_port_in_use_gives_the_next(runs, caplog):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with StudioServer(Store(runs), SECRET, port, Dashboard()) as server:
             assert server.server_port > port
     assert f"Port {port} is in use" in caplog.text
@@ -161,11 +161,12 @@ def test_vendored_scripts_are_those_that_the_table_names(static):
 
 
 def test_the_page_stays_small_and_names_no_other_host(static):
-    own = [path for path in static.glob("*.*") if path.suffix in (".js", ".css", ".html")]
-    text = {path.name: path.read_text(encoding="utf-8") for path in own}
+    files = [path for path in static.glob("*.*") if path.suffix in (".js", ".css", ".html")]
+    text = {path.name: path.read_text(encoding="utf-8") for path in files}
     assert (
-        sum(len(each.splitlines()) for name, each in text.items() if name.endswith(".js")) <= 1200
+        sum(len(content.splitlines()) for name, content in text.items() if name.endswith(".js"))
+        <= 1200
     )
-    for name, each in text.items():
-        assert not re.search(r"https?://(?!www\.w3\.org)", each), name
-        assert "innerHTML" not in each, name
+    for name, content in text.items():
+        assert not re.search(r"https?://(?!www\.w3\.org)", content), name
+        assert "innerHTML" not in content, name

@@ -15,24 +15,24 @@ def test_the_page_gets_what_changed(runs):
     store = Store(runs)
     first = store.poll({})
     assert first["order"] == ["healthy", "group/killed"]
-    seen = {name: run["version"] for name, run in first["runs"].items()}
-    again = store.poll({"seen": seen})
+    versions = {name: run["version"] for name, run in first["runs"].items()}
+    again = store.poll({"seen": versions})
     assert again == {"runs": {}, "series": {}, "vectors": {}}
-    wanted = {"seen": seen, "series": [["healthy", "step_loss", -1, 100, 0]]}
-    points = store.poll(wanted)["series"]["healthy\nstep_loss"]
+    request = {"seen": versions, "series": [["healthy", "step_loss", -1, 100, 0]]}
+    points = store.poll(request)["series"]["healthy\nstep_loss"]
     assert len(points["x"]) <= 100
-    wanted["series"][0][2] = points["version"]
-    assert store.poll(wanted)["series"] == {}
+    request["series"][0][2] = points["version"]
+    assert store.poll(request)["series"] == {}
 
 
 def test_a_run_that_is_deleted_leaves_the_order(tmp_path):
     for name in "ab":
         InventedRun(tmp_path / f"{name}.sqlite").log("loss", [1], [1.0], [0.0])
     store = Store(tmp_path)
-    seen = {name: run["version"] for name, run in store.poll({})["runs"].items()}
+    versions = {name: run["version"] for name, run in store.poll({})["runs"].items()}
     for path in tmp_path.glob("b.sqlite*"):
         path.unlink()
-    assert store.poll({"seen": seen})["order"] == ["a"]
+    assert store.poll({"seen": versions})["order"] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_a_run_that_is_deleted_leaves_the_order(tmp_path):
 def test_x_is_the_step_the_time_the_epoch_or_a_scalar(runs, name, last):
     store = Store(runs)
     store.refresh()
-    found = store.read_series({"x": name}, [["healthy", "val_loss", -1, 100, 0]])
-    x = found["healthy\nval_loss"]["x"]
+    series = store.read_series({"x": name}, [["healthy", "val_loss", -1, 100, 0]])
+    x = series["healthy\nval_loss"]["x"]
     assert len(x) == 8
     assert x == sorted(x)
     if last is not None:
@@ -93,8 +93,8 @@ def test_a_run_whose_damage_is_found_late_leaves_the_others(tmp_path):
             connection.execute(f"UPDATE {table} SET {column} = x'22'")
         os.utime(run.path, (1e9, 1e9))  # A file that was written just now is read again.
     store = Store(tmp_path)
-    wanted = [[run, "layer_gradient_norms", -1] for run in ("json", "blob")]
-    store.poll({"vectors": wanted})
+    vectors = [[run, "layer_gradient_norms", -1] for run in ("json", "blob")]
+    store.poll({"vectors": vectors})
     answer = store.poll({"series": [["whole", "loss", -1, 100, 0]]})
     assert answer["series"]["whole\nloss"]["y"] == [1.0, 0.5]
     assert {name for name, run in answer["runs"].items() if run["problem"]} == {"json", "blob"}

@@ -140,6 +140,8 @@ def test_a_script_can_ask_for_the_findings(tmp_path):
         record.log_steps([(step, {"loss": float("nan") if step else 0.5}) for step in range(20)])
     (tmp_path / "broken.sqlite").write_text("no record")
     with Studio(tmp_path, port=0) as studio:
-        found = studio.findings()
-    assert [each["name"] for each in found["lost"] if each["level"] == "bad"] == ["not_finite"]
-    assert list(found) == ["lost"]
+        findings = studio.findings()
+    assert [finding["name"] for finding in findings["lost"] if finding["level"] == "bad"] == [
+        "not_finite"
+    ]
+    assert list(findings) == ["lost"]

@@ -46,7 +46,7 @@ def test_the_first_input_is_the_first_as_written(shapes, expected):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "dtype", "one"),
+    ("shapes", "dtype", "single_shape"),
     [
         ((2, 3), "float32", None),
         ((2, 3, 4), "float32", (2, 1, 4)),
@@ -56,12 +56,14 @@ def test_the_first_input_is_the_first_as_written(shapes, expected):
         ({"x": (2, 5, 3), "few": (2, 4)}, {"x": "float32", "few": "int32"}, (2, 4)),
     ],
 )
-def test_small_inputs_are_an_empty_batch_and_a_sequence_of_one(shapes, dtype, one):
+def test_small_inputs_are_an_empty_batch_and_a_sequence_of_one(shapes, dtype, single_shape):
     small = LayerSubject.from_shapes(*DENSE, shapes, dtype).small_inputs(keras.Layer())
     arrays, last = list(small.values()), shapes
     if isinstance(shapes, dict):
         arrays, last = [list(named.values())[-1] for named in arrays], list(shapes.values())[-1]
-    assert [array.shape for array in arrays] == [(0, *last[1:])] + ([one] if one else [])
+    assert [array.shape for array in arrays] == [(0, *last[1:])] + (
+        [single_shape] if single_shape else []
+    )
     assert is_float(arrays[-1]) or not arrays[-1].any()
 
 
@@ -75,8 +77,8 @@ def test_a_second_axis_of_one_size_is_no_length():
 def test_two_layers_are_made_alike_and_their_zeros_are_moved():
     subject = LayerSubject.from_shapes(*DENSE, (2, 3), "float32")
     first, second = (to_arrays(subject.make_layer().weights) for _ in range(2))
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for first_weight, second_weight in zip(first, second, strict=True):
+        np.testing.assert_array_equal(first_weight, second_weight)
     assert np.all(first[1] != 0)
 
 
@@ -90,10 +92,10 @@ def test_the_compiled_layer_takes_any_batch_size_and_the_weights_of_the_moment()
     subject = LayerSubject.from_shapes(*DENSE, (2, 3), "float32")
     layer = subject.make_layer()
     compute = subject.compile(layer)
-    before = compute(subject.inputs)
-    np.testing.assert_allclose(compute(subject.inputs[:1])[0], before[0][:1], rtol=1e-6)
+    old_outputs = compute(subject.inputs)
+    np.testing.assert_allclose(compute(subject.inputs[:1])[0], old_outputs[0][:1], rtol=1e-6)
     layer.set_weights([2 * array for array in layer.get_weights()])
-    np.testing.assert_allclose(compute(subject.inputs)[0], 2 * before[0], rtol=1e-6)
+    np.testing.assert_allclose(compute(subject.inputs)[0], 2 * old_outputs[0], rtol=1e-6)
 
 
 def test_the_objective_gives_integer_outputs_no_weight():

@@ -1,1 +1,1 @@
-"""The batching of requests: queues, the rules by which batches leave them, and model threads."""
+"""The batching of requests: queues, the policies by which batches leave them, and model threads."""

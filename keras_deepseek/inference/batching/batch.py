@@ -26,7 +26,7 @@ had not come in time. `"deadline"`: a deadline was near. `"closing"`: the batche
 class Request:
     """A request: rows of inputs that get one answer together.
 
-    Requests share a batch only if their `lane` is equal.
+    Requests share a batch only if their `shape_key` is equal.
 
     `deliver` is called once with the request, when `outputs` or `error` is set: on the model's
     thread, or on the thread that found the deadline passed. It must not block. `deadline` is a time
@@ -50,11 +50,11 @@ class Request:
         "inputs",
         "is_cached",
         "is_over",
-        "lane",
         "outputs",
         "priority",
         "rows",
-        "taken",
+        "shape_key",
+        "taken_rows",
     )
 
     def __init__(
@@ -75,13 +75,13 @@ class Request:
         self.inputs = inputs
         self.rows: int = sizes.pop() or 0
         self.bytes = sum([_count_bytes(array) for array in inputs.values()])
-        self.lane = tuple(
+        self.shape_key = tuple(
             [(name, array.shape[1:], array.dtype) for name, array in sorted(inputs.items())]
         )
         self.deadline = deadline
         self.priority = priority
         self.connection = connection
-        self.taken = 0
+        self.taken_rows = 0
         self.arrived = 0.0
         self.decision: BatchDecision | None = None
         """The record of the last batch that it was in."""
@@ -106,7 +106,7 @@ class Request:
 
         A request without rows counts as one.
         """
-        return max(self.rows - self.taken, 1)
+        return max(self.rows - self.taken_rows, 1)
 
     def answer(self, start: int, outputs: dict[str, Array], rows: int) -> None:
         """Adds the outputs of the request's rows from index `start` on.
@@ -195,8 +195,8 @@ class Batch:
         position = 0
         for request, start, stop in self.slices:
             end = position + stop - start
-            own = {name: array[position:end] for name, array in outputs.items()}
-            request.answer(start, own, stop - start)
+            request_outputs = {name: array[position:end] for name, array in outputs.items()}
+            request.answer(start, request_outputs, stop - start)
             position = end
 
     def split(self) -> list["Batch"]:

@@ -2,8 +2,9 @@
 
 It forms batches, decides when they leave, and refuses requests.
 
-It never waits, and every call gets the time as an argument. `lane` holds requests of equal shapes.
-`wait_rule` and `leave_rule` say how long they wait for more. `batcher` runs the batches.
+It never waits, and every call gets the time as an argument. `shape_queue` holds requests of equal
+shapes. `batching_policy` and `adaptive_policy` say how long they wait for more. `batcher` runs the
+batches.
 """
 
 import math
@@ -12,12 +13,12 @@ from collections.abc import Callable
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import Batch, Reason, Request
 from keras_deepseek.inference.batching.batch_time import BatchTime
-from keras_deepseek.inference.batching.lane import Lane
-from keras_deepseek.inference.batching.leave_rule import LeaveRule
+from keras_deepseek.inference.batching.batching_policy import BatchingPolicy
+from keras_deepseek.inference.batching.shape_queue import ShapeQueue
 from keras_deepseek.inference.errors import OverloadedError
 
-NUM_LANES_KEPT = 64
-"""The number of lanes that are kept, also empty ones, for what their rules have learned."""
+MAX_SHAPE_QUEUES = 64
+"""The number of queues that are kept, also empty ones, for what their policies have learned."""
 
 STANDING_SECONDS = 0.2
 """The shortest `patience` of a queue. Answers then come well within half a second, and a fast model
@@ -49,7 +50,7 @@ needed then. The oldest request of a queue that stands waits for about the patie
 
 
 class BatchQueue:
-    """Requests that wait for a model, in one lane for each set of shapes.
+    """Requests that wait for a model, in one queue for each set of shapes.
 
     A request that does not fit into a batch continues in the next one. A request that can't be
     answered in time, by its deadline or by `target_latency` in seconds, is refused at once. Without
@@ -68,7 +69,7 @@ class BatchQueue:
 
     def __init__(
         self,
-        make_rule: Callable[[], LeaveRule],
+        make_policy: Callable[[], BatchingPolicy],
         *,
         buckets: tuple[int, ...],
         batch_time: BatchTime,
@@ -79,7 +80,7 @@ class BatchQueue:
     ) -> None:
         self.rows = 0
         self.is_closing = False
-        self._make_rule = make_rule
+        self._make_policy = make_policy
         self._buckets = buckets
         self._time = batch_time
         self.most_rows = max_rows or max(SURE_ROWS, REQUEST_BYTES // row_bytes)
@@ -88,12 +89,12 @@ class BatchQueue:
         self._row_bytes = row_bytes
         self._num_replicas = num_replicas
         self._target_latency = target_latency or math.inf
-        self._lanes: dict[tuple[object, ...], Lane] = {}
+        self._shape_queues: dict[tuple[object, ...], ShapeQueue] = {}
         self._ends: list[float] = []
         self._standing_since = 0.0
 
     def add(self, request: Request, now: float) -> None:
-        """Adds a request to the lane of its input shapes.
+        """Adds a request to the queue of its input shapes.
 
         Raises `InvalidInputError` if it alone is too large, and `OverloadedError` if too many rows
         wait or it would be late.
@@ -104,14 +105,14 @@ class BatchQueue:
         request.arrived = now
         if not self.rows:
             self._standing_since = now
-        lane = self._find_lane(request)
-        is_first = lane.rows == 0
-        lane.add(request)
+        queue = self._find_shape_queue(request)
+        is_first = queue.rows == 0
+        queue.add(request)
         self.rows += rows
         if is_first and len(self._ends) < self._num_replicas:
-            lane.rule.begin("idle", rows, now)
+            queue.policy.begin("idle", rows, now)
         else:
-            lane.rule.arrive(rows, now)
+            queue.policy.arrive(rows, now)
 
     def check_size(self, rows: int) -> None:
         """Raises an `InvalidInputError` if a request has more rows than may wait."""
@@ -156,18 +157,18 @@ class BatchQueue:
     def next_batch(self, now: float) -> Batch | None:
         """Removes and returns the batch that should run now, or `None`.
 
-        If several lanes are due, the one with a request of higher priority is first, then the one
+        If several queues are due, the one with a request of higher priority is first, then the one
         with the oldest request. The caller calls `free` after the batch.
         """
         limit = self._limit()
         due = self._due(limit, now)
         if not due:
             return None
-        _, _, lane, reason = min(due)
-        age = now - lane.oldest
-        rows = lane.rows
-        slices = lane.take(limit if reason == "deadline" else self._size_to_take(lane, limit))
-        self.rows -= rows - lane.rows
+        _, _, queue, reason = min(due)
+        age = now - queue.oldest
+        rows = queue.rows
+        slices = queue.take(limit if reason == "deadline" else self._size_to_take(queue, limit))
+        self.rows -= rows - queue.rows
         batch = Batch(slices, reason, age)
         self._ends.append(now + self._time.predict(self.bucket(batch.rows)))
         return batch
@@ -180,31 +181,33 @@ class BatchQueue:
         """Notes that a batch has run, so that the model is free again."""
         # It does not matter which batch has ended: the one that was expected first is removed.
         self._ends.remove(min(self._ends))
-        for lane in self._lanes.values():
-            if lane.rows:
-                lane.rule.begin("freed", lane.rows, now)
+        for queue in self._shape_queues.values():
+            if queue.rows:
+                queue.policy.begin("freed", queue.rows, now)
             else:
-                lane.rule.end(now)
+                queue.policy.end(now)
 
     def forget(self, request: Request) -> None:
         """Frees the queue space of a request that needs no answer any more."""
-        lane = self._lanes.get(request.lane)
+        queue = self._shape_queues.get(request.shape_key)
         waiting = request.waiting
-        if lane is not None and lane.forget(request):
+        if queue is not None and queue.forget(request):
             self.rows -= waiting
 
     def next_time(self) -> float:
         """Returns the time when a batch is due if no request comes; infinity if none waits."""
-        return min((lane.time_due() for lane in self._lanes.values()), default=math.inf)
+        return min((queue.time_due() for queue in self._shape_queues.values()), default=math.inf)
 
     def age(self, now: float) -> float:
         """Returns the seconds that the oldest request has waited, or 0."""
-        return max((now - lane.oldest for lane in self._lanes.values() if lane.rows), default=0.0)
+        return max(
+            (now - queue.oldest for queue in self._shape_queues.values() if queue.rows), default=0.0
+        )
 
     def clear(self) -> list[Request]:
         """Removes and returns all requests."""
         self.rows = 0
-        return [request for lane in self._lanes.values() for request in lane.clear()]
+        return [request for queue in self._shape_queues.values() for request in queue.clear()]
 
     def bucket(self, rows: int) -> int:
         """Returns the size to which a batch of a given number of rows is padded."""
@@ -218,13 +221,13 @@ class BatchQueue:
     def predict_wait(self, rows: int, now: float) -> float:
         """Returns the seconds after which rows that come now would be answered.
 
-        It ignores that requests of higher priority may come later, and that lanes may leave batches
-        less than full.
+        It ignores that requests of higher priority may come later, and that queues may send batches
+        that are not full.
         """
         limit = self._limit()
-        full, rest = divmod(self.rows + rows, limit)
-        own = self._time.predict(self.bucket(rest)) if rest else 0.0
-        queued = (full * self._time.predict(limit) + own) / self._num_replicas
+        full, remainder = divmod(self.rows + rows, limit)
+        last_batch_time = self._time.predict(self.bucket(remainder)) if remainder else 0.0
+        queued = (full * self._time.predict(limit) + last_batch_time) / self._num_replicas
         running = len(self._ends) >= self._num_replicas
         return queued + (max(min(self._ends) - now, 0.0) if running else 0.0)
 
@@ -237,7 +240,7 @@ class BatchQueue:
         if allowed == math.inf:
             is_small = request is not None and rows <= self._buckets[-1]
             allowed = self.patience if is_small else BULK_SECONDS
-        in_queue = sum([lane.bytes for lane in self._lanes.values()])
+        in_queue = sum([queue.bytes for queue in self._shape_queues.values()])
         least = (self.rows + rows) * self._row_bytes
         size = max(in_queue + (0 if request is None else request.bytes), least)
         if self._max_rows is not None:
@@ -259,11 +262,13 @@ class BatchQueue:
             retry_after=wait,
         )
 
-    def _due(self, limit: int, now: float) -> list[tuple[tuple[int, float], int, Lane, Reason]]:
+    def _due(
+        self, limit: int, now: float
+    ) -> list[tuple[tuple[int, float], int, ShapeQueue, Reason]]:
         return [
-            (lane.urgency, number, lane, reason)
-            for number, lane in enumerate(self._lanes.values())
-            if (reason := lane.reason_to_leave(limit, now, self.is_closing)) is not None
+            (queue.sort_key, number, queue, reason)
+            for number, queue in enumerate(self._shape_queues.values())
+            if (reason := queue.reason_to_leave(limit, now, self.is_closing)) is not None
         ]
 
     def _limit(self) -> int:
@@ -276,32 +281,32 @@ class BatchQueue:
         ]
         return max(fitting, default=self._buckets[0])
 
-    def _size_to_take(self, lane: Lane, limit: int) -> int:
+    def _size_to_take(self, queue: ShapeQueue, limit: int) -> int:
         """Returns `limit`, or the padded size below the waiting rows if a row costs less there.
 
         With padding to 32, 20 rows may take 12 ms, where 16 take 8 ms. The other 4 lead the next
         batch. No request is split for that if it comes first.
         """
-        rows = min(lane.rows, limit)
+        rows = min(queue.rows, limit)
         padded, time = self.bucket(rows), self._time.predict
         smaller = max((size for size in self._buckets if size <= rows), default=padded)
         saved = time(padded) - time(smaller)
         is_cheaper = time(smaller) * rows < time(padded) * smaller
-        if is_cheaper and saved > LEAST_SAVING and lane.first.waiting <= smaller:
+        if is_cheaper and saved > LEAST_SAVING and queue.first.waiting <= smaller:
             return smaller
         return limit
 
-    def _find_lane(self, request: Request) -> Lane:
-        lane = self._lanes.get(request.lane)
-        if lane is None:
-            if len(self._lanes) >= NUM_LANES_KEPT:
-                self._drop_an_empty_lane()
-            lane = self._lanes[request.lane] = Lane(
-                self._make_rule(), self._time, self._target_latency, self._buckets
+    def _find_shape_queue(self, request: Request) -> ShapeQueue:
+        queue = self._shape_queues.get(request.shape_key)
+        if queue is None:
+            if len(self._shape_queues) >= MAX_SHAPE_QUEUES:
+                self._drop_empty_shape_queue()
+            queue = self._shape_queues[request.shape_key] = ShapeQueue(
+                self._make_policy(), self._time, self._target_latency, self._buckets
             )
-        return lane
+        return queue
 
-    def _drop_an_empty_lane(self) -> None:
-        empty = next((key for key, lane in self._lanes.items() if not lane.rows), None)
+    def _drop_empty_shape_queue(self) -> None:
+        empty = next((key for key, queue in self._shape_queues.items() if not queue.rows), None)
         if empty is not None:
-            del self._lanes[empty]
+            del self._shape_queues[empty]

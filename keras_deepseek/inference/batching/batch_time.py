@@ -1,6 +1,6 @@
 """Measures the time that a model takes for a batch, and predicts it by the number of rows.
 
-`wait_rule` and `batch_queue` use it.
+`adaptive_policy` and `batch_queue` use it.
 """
 
 import math
@@ -72,8 +72,8 @@ class BatchTime:
             if faster:
                 self._times[rows] = _low_median(faster)
                 continue
-            others = {size: time for size, time in self._times.items() if size != rows}
-            overhead, per_row = _fit(others)
+            other_times = {size: time for size, time in self._times.items() if size != rows}
+            overhead, per_row = _fit(other_times)
             time = self._times[rows]
             self._times[rows] = min(time, (time + overhead + per_row * rows) / 2)
 

@@ -22,7 +22,7 @@ class BatchDecision:
         rows: Rows of requests, without padding.
         queue_age: Seconds that the oldest request had waited.
         seconds: Seconds in the model.
-        left: The time when it left, in seconds of the batcher's clock.
+        started: The time when it started, in seconds of the batcher's clock.
     """
 
     reason: Reason
@@ -30,7 +30,7 @@ class BatchDecision:
     padded_rows: int
     queue_age: float
     seconds: float
-    left: float = 0.0
+    started: float = 0.0
 
 
 @dataclass(frozen=True)

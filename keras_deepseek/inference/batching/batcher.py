@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from keras_deepseek.artifacts.signature import InferenceFunction
+from keras_deepseek.inference.batching.adaptive_policy import AdaptivePolicy
 from keras_deepseek.inference.batching.batch import Batch, Request
 from keras_deepseek.inference.batching.batch_queue import BatchQueue
 from keras_deepseek.inference.batching.batch_time import BatchTime
@@ -19,10 +20,9 @@ from keras_deepseek.inference.batching.batch_totals import (
     BatchStatistics,
     BatchTotals,
 )
+from keras_deepseek.inference.batching.batching_policy import BatchingPolicy, FixedPolicy
 from keras_deepseek.inference.batching.deadline_watch import DeadlineWatch
-from keras_deepseek.inference.batching.hang_ups import find_hung_up
-from keras_deepseek.inference.batching.leave_rule import FixedRule, LeaveRule
-from keras_deepseek.inference.batching.wait_rule import WaitRule
+from keras_deepseek.inference.batching.disconnects import find_disconnected
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 
 _MAX_WAIT = 0.005
@@ -44,7 +44,7 @@ class Batcher:
     """Answers requests with as few calls of the model as their arrival allows.
 
     - `batch_size="dynamic"`: a free model takes the waiting requests, up to `max_batch_size` rows,
-      unless waiting for more makes answers come sooner (`WaitRule`).
+      unless waiting for more makes answers come sooner (`AdaptivePolicy`).
     - `batch_size=8`: batches of 8 rows. A batch that is not full leaves `max_wait` seconds after
       its oldest request came.
 
@@ -82,13 +82,13 @@ class Batcher:
         self._clock = clock
         self._after_batch = after_batch or (lambda: None)
 
-        def make_rule() -> LeaveRule:
+        def make_policy() -> BatchingPolicy:
             if batch_size != "dynamic":
-                return FixedRule(batch_size, _MAX_WAIT if max_wait is None else max_wait)
-            return WaitRule(self.buckets, self.batch_time)
+                return FixedPolicy(batch_size, _MAX_WAIT if max_wait is None else max_wait)
+            return AdaptivePolicy(self.buckets, self.batch_time)
 
         self._queue = BatchQueue(
-            make_rule,
+            make_policy,
             buckets=self.buckets,
             batch_time=self.batch_time,
             max_rows=max_queue_rows,
@@ -207,8 +207,8 @@ class Batcher:
         It is `None` if nothing is left of it, or another replica has taken it.
         """
         batch = self._queue.next_batch(self._clock())
-        if batch is not None and (hung_up := find_hung_up(batch)):
-            for request in hung_up:
+        if batch is not None and (disconnected := find_disconnected(batch)):
+            for request in disconnected:
                 request.withdraw()
                 self._queue.forget(request)
             batch.drop_over()
@@ -316,7 +316,7 @@ class Batcher:
         """
         rows = batch.rows
         decision = BatchDecision(
-            batch.reason, rows, size - rows, batch.queue_age, end - start, left=start
+            batch.reason, rows, size - rows, batch.queue_age, end - start, started=start
         )
         for part in batch.slices:
             part.request.decision = decision

@@ -37,7 +37,9 @@ class DeadlineWatch:
             heapq.heappush(self._heap, (request.deadline, number, weakref.ref(request)))
             if len(self._heap) > self._limit:
                 self._heap = [
-                    entry for entry in self._heap if (one := entry[2]()) and not one.is_over
+                    entry
+                    for entry in self._heap
+                    if (live_request := entry[2]()) and not live_request.is_over
                 ]
                 heapq.heapify(self._heap)
                 self._limit = max(NUM_KEPT, 2 * len(self._heap))
@@ -56,13 +58,13 @@ class DeadlineWatch:
 
     def take_due(self, now: float) -> list[Request]:
         """Returns the unanswered requests whose deadline has passed, each once."""
-        found = []
+        late = []
         with self._condition:
             while self._heap and self._heap[0][0] <= now:
                 request = heapq.heappop(self._heap)[2]()
                 if request is not None and not request.is_over:
-                    found.append(request)
-        return found
+                    late.append(request)
+        return late
 
     def close(self) -> None:
         """Ends the thread."""

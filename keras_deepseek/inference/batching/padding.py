@@ -53,7 +53,9 @@ class Padding:
 
     def __post_init__(self) -> None:
         lengths = list(self.lengths) if isinstance(self.lengths, Sequence) else []
-        are_whole = all(isinstance(one, int) and not isinstance(one, bool) for one in lengths)
+        are_whole = all(
+            isinstance(length, int) and not isinstance(length, bool) for length in lengths
+        )
         if not (lengths and are_whole and lengths[0] >= 1 and lengths == sorted(set(lengths))):
             raise InvalidInputError(
                 "`lengths` must be a list of rising integers of at least 1, as in (16, 32, 64); "
@@ -114,8 +116,8 @@ class Padder:
         self._sources = {
             name: self._source_of(spec) for name, spec in outputs.items() if _free_axes(spec)
         }
-        kept = tuple(spec for spec in signature.inputs if spec.name not in masks)
-        self.signature = Signature(kept, signature.outputs)
+        input_specs = tuple(spec for spec in signature.inputs if spec.name not in masks)
+        self.signature = Signature(input_specs, signature.outputs)
         """The signature for clients: without the masks."""
 
     def fill(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -148,8 +150,8 @@ class Padder:
         cut = dict(outputs)
         for name, (axis, of, input_axis) in self._sources.items():
             array, length = outputs[name], inputs[of].shape[input_axis]
-            places = (slice(None),) * axis + (slice(length),)
-            cut[name] = array[places]
+            slices = (slice(None),) * axis + (slice(length),)
+            cut[name] = array[slices]
         return cut
 
     def _padded_length(self, name: str, size: int) -> int:
@@ -178,9 +180,9 @@ def _free_axes(spec: TensorSpec) -> list[int]:
     return [axis for axis, size in enumerate(spec.shape) if size is None and axis > 0]
 
 
-def _check_names(argument: str, names: Iterable[str], known: Mapping[str, TensorSpec]) -> None:
+def _check_names(argument: str, names: Iterable[str], specs: Mapping[str, TensorSpec]) -> None:
     for name in names:
-        if name not in known:
+        if name not in specs:
             raise InvalidInputError(
-                f"`padding.{argument}`: {unknown_name_message('tensor', name, known)}"
+                f"`padding.{argument}`: {unknown_name_message('tensor', name, specs)}"
             )

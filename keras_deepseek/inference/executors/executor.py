@@ -136,10 +136,10 @@ def check_outputs(outputs: object, signature: Signature) -> None:
     """Raises a `NotSupportedError` unless a model gave arrays by the names of its signature."""
     expected = [spec.name for spec in signature.outputs]
     if not isinstance(outputs, Mapping) or set(outputs) != set(expected):
-        found = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        received = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
         raise NotSupportedError(
-            f"The model gave the outputs {found}; its signature says {expected}. Expected a dict "
-            "of arrays by these names from `run`."
+            f"The model gave the outputs {received}; its signature says {expected}. Expected a "
+            "dict of arrays by these names from `run`."
         )
     for name, array in outputs.items():
         if not isinstance(array, np.ndarray):

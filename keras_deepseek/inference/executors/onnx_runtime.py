@@ -10,12 +10,12 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.executors.executor import Executor
-from keras_deepseek.inference.executors.found_signature import (
-    FoundTensor,
+from keras_deepseek.inference.executors.model_path import onnx_file
+from keras_deepseek.inference.executors.runtime_signature import (
+    RuntimeTensor,
     check_names,
     make_signature,
 )
-from keras_deepseek.inference.executors.model_path import onnx_file
 from keras_deepseek.inference.protocols.tensor_bytes import string_array
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -104,9 +104,9 @@ class OnnxRuntime(Executor):
         return outputs
 
 
-def _describe(tensors: Sequence[Any]) -> list[FoundTensor]:
+def _describe(tensors: Sequence[Any]) -> list[RuntimeTensor]:
     return [
-        FoundTensor(
+        RuntimeTensor(
             tensor.name,
             # ONNX Runtime reports no shape for an unknown rank and for a scalar alike.
             [size if isinstance(size, int) else None for size in tensor.shape or ()],
@@ -117,11 +117,11 @@ def _describe(tensors: Sequence[Any]) -> list[FoundTensor]:
 
 
 def _dtype(kind: str) -> str:
-    found = re.fullmatch(r"tensor\((\w+)\)", kind)
+    match = re.fullmatch(r"tensor\((\w+)\)", kind)
     # ONNX Runtime's Python API takes no bfloat16 arrays.
-    if found is None or found[1] == "bfloat16":
+    if match is None or match[1] == "bfloat16":
         return kind
-    return _DTYPES.get(found[1], found[1])
+    return _DTYPES.get(match[1], match[1])
 
 
 def _decode(array: Array) -> Array:

@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.runtimes import openvino_model
 from keras_deepseek.inference.executors.executor import Executor
-from keras_deepseek.inference.executors.found_signature import check_names
+from keras_deepseek.inference.executors.runtime_signature import check_names
 
 
 class OpenVINOModel(Executor):

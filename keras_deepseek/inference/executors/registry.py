@@ -26,14 +26,14 @@ BUILT_IN = {
 def find_executor_class(name: str) -> type[Executor]:
     """Returns the executor class of a format. A built-in format can't be replaced."""
     if name in BUILT_IN:
-        found: type[Executor] = EntryPoint(name, BUILT_IN[name], ENTRY_POINT_GROUP).load()
-        return found
+        built_in: type[Executor] = EntryPoint(name, BUILT_IN[name], ENTRY_POINT_GROUP).load()
+        return built_in
     points = {point.value: point for point in entry_points(group=ENTRY_POINT_GROUP, name=name)}
     if not points:
-        others = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+        installed = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
         raise NotSupportedError(
             f"No executor is registered for the format {name!r}. Export the model as "
-            f"{', '.join(sorted({*BUILT_IN, *others}))}, or install a package that registers an "
+            f"{', '.join(sorted({*BUILT_IN, *installed}))}, or install a package that registers an "
             f"executor for {name!r} under the entry point group {ENTRY_POINT_GROUP!r}."
         )
     if len(points) > 1:

@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.runtimes.saved_model import limit_threads, load_saved_model
 from keras_deepseek.inference.executors.executor import Executor
-from keras_deepseek.inference.executors.found_signature import FoundTensor, make_signature
+from keras_deepseek.inference.executors.runtime_signature import RuntimeTensor, make_signature
 
 _ADVICE = (
     "Save it with a signature of tensors of numbers, booleans or strings whose first axis is free, "
@@ -30,7 +30,7 @@ class SavedModel(Executor):
         self._infer = load_saved_model(path, takes_only_one=signature is None)
         if signature is None:
             inputs, outputs = (
-                [FoundTensor(name, shape, _dtype(dtype)) for name, shape, dtype in tensors]
+                [RuntimeTensor(name, shape, _dtype(dtype)) for name, shape, dtype in tensors]
                 for tensors in (self._infer.inputs, self._infer.outputs)
             )
             signature = make_signature(path, inputs, outputs, _ADVICE)

@@ -32,9 +32,9 @@ def send_message(
     ]
     header = json.dumps({**content, "arrays": described}).encode()
     connection.sendall(_LENGTH.pack(len(header)) + header)
-    for each in data.values():
-        if each:
-            connection.sendall(each)
+    for buffer in data.values():
+        if buffer:
+            connection.sendall(buffer)
 
 
 def receive_message(connection: socket.socket) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -10,7 +10,7 @@ from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import Engine
 from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import import_library, read_flavor
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.inference.executors.executor import Executor
-from keras_deepseek.inference.executors.found_signature import check_names
+from keras_deepseek.inference.executors.runtime_signature import check_names
 
 
 class TensorRTEngine(Executor):

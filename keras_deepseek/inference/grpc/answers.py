@@ -67,8 +67,8 @@ def _find_refusal(error: Exception) -> Refusal:
 
 def time_left(context: Any) -> float | None:
     """Returns the seconds until a gRPC call's deadline, or `None` if the client set none."""
-    left: float | None = context.time_remaining()
-    return None if left is None or left > _FOREVER else left
+    seconds: float | None = context.time_remaining()
+    return None if seconds is None or seconds > _FOREVER else seconds
 
 
 def dispatch(

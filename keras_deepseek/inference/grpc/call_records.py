@@ -60,10 +60,10 @@ def end_request(
 
 def address_of(peer: str) -> str:
     """Returns the IP address in gRPC's name of a client, as in `"ipv4:10.0.0.7:51234"`."""
-    kind, _, rest = unquote(peer).partition(":")
+    kind, _, address = unquote(peer).partition(":")
     if kind not in ("ipv4", "ipv6"):
-        return rest or kind
-    return rest.rpartition(":")[0].strip("[]")
+        return address or kind
+    return address.rpartition(":")[0].strip("[]")
 
 
 def name_grpc(server: "GrpcServer", path: str, status: str, client: str) -> SpanNames:

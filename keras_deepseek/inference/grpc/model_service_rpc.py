@@ -39,7 +39,7 @@ def _versions(server: "GrpcServer", model: ModelSpec) -> Sequence[ModelVersion |
     if model.label:
         return [find(server, model)]
     version = version_of(model)
-    found = find_states(server.engine.models.get(model.name), version)
-    if not found:
+    states = find_states(server.engine.models.get(model.name), version)
+    if not states:
         raise StatusError("NOT_FOUND", tf_serving.no_version_message(model.name, version))
-    return found
+    return states

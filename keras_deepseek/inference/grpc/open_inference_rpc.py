@@ -14,7 +14,7 @@ from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
 from keras_deepseek.inference.protocols.messages import parse_message, write_message
 from keras_deepseek.inference.protocols.open_inference import InferCall
-from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
+from keras_deepseek.inference.protocols.open_inference_priority import read_timeout_and_priority
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc.grpc_server import GrpcServer
@@ -79,9 +79,9 @@ def start_infer(
         call.check_outputs(spec.name for spec in signature.outputs)
         return open_inference_grpc.bind_tensors(call.inputs, signature)
 
-    urgency = read_urgency(call.parameters).within(timeout)
+    limits = read_timeout_and_priority(call.parameters).within(timeout)
     return dispatch(
-        server, bind, call.model_name, number, "", urgency.timeout, priority=urgency.priority
+        server, bind, call.model_name, number, "", limits.timeout, priority=limits.priority
     )
 
 

@@ -73,9 +73,9 @@ async def stream_infer(server: "GrpcServer", requests: AsyncIterator[bytes], con
         finally:
             reader.cancel()
             while not answers.empty():
-                left = answers.get_nowait()
-                if left is not None:
-                    _drop(server, context, left)
+                answer = answers.get_nowait()
+                if answer is not None:
+                    _drop(server, context, answer)
 
 
 async def _read(

@@ -139,10 +139,10 @@ async def _ask(
 
 
 def _check_outputs(names: Sequence[str], signature: Signature) -> None:
-    known = {spec.name for spec in signature.outputs}
+    output_names = {spec.name for spec in signature.outputs}
     for name in names:
-        if name not in known:
-            raise InvalidInputError(unknown_name_message("output", name, known))
+        if name not in output_names:
+            raise InvalidInputError(unknown_name_message("output", name, output_names))
 
 
 def _not_found(model: ModelSpec, error: ModelNotFoundError) -> StatusError:

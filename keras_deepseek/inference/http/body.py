@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar, cast
 
-from keras_deepseek.inference.http.message import HttpError, HttpRequest, HungUpError
+from keras_deepseek.inference.http.message import ClientDisconnectError, HttpError, HttpRequest
 
 THREAD_BYTES = 2**16
 """Larger bodies are decompressed and parsed on a thread, so that other requests don't wait."""
@@ -41,7 +41,7 @@ async def compute(size: int, function: Callable[..., _T], *arguments: object) ->
 async def stream_body(request: HttpRequest, max_bytes: int) -> AsyncIterator[bytes]:
     """Yields the pieces of a body as they come, without decompressing them.
 
-    Raises `HttpError` 413 above the limit, and `HungUpError` if the client hangs up.
+    Raises `HttpError` 413 above the limit, and `ClientDisconnectError` if the client hangs up.
     """
     length = request.headers.get("content-length", "")
     size = int(length[:20]) if length.isdecimal() else 0
@@ -54,7 +54,7 @@ async def stream_body(request: HttpRequest, max_bytes: int) -> AsyncIterator[byt
         if request.exchange is not None and request.exchange.refusal is not None:
             raise request.exchange.refusal
         if message["type"] == "http.disconnect":
-            raise HungUpError
+            raise ClientDisconnectError
         piece: bytes = message.get("body", b"")
         size += len(piece)
         if size > max_bytes:

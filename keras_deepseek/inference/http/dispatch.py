@@ -10,7 +10,7 @@ from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http.answers import outputs_of
 from keras_deepseek.inference.http.body import THREAD_BYTES, compute, read_body
-from keras_deepseek.inference.http.message import HttpError, HttpRequest, HungUpError
+from keras_deepseek.inference.http.message import ClientDisconnectError, HttpError, HttpRequest
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.request_options import RequestOptions
 
@@ -44,8 +44,8 @@ async def dispatch(
     """
     server.check_ready(name)
     options["model"] = name
-    if request.exchange is not None and request.exchange.has_hung_up:
-        raise HungUpError
+    if request.exchange is not None and request.exchange.is_disconnected:
+        raise ClientDisconnectError
     answered: asyncio.Future[Request | None] = asyncio.get_running_loop().create_future()
 
     def settle(finished: Request) -> None:
@@ -54,9 +54,15 @@ async def dispatch(
 
     try:
         if len(text) > THREAD_BYTES:
-            found = server.engine.find(name, options.get("version"), options.get("label", ""))
-            await compute(len(text), check_values, text, found)
-            bind = _bound(found.signature, await compute(len(text), bind, found.signature), bind)
+            model_version = server.engine.find(
+                name, options.get("version"), options.get("label", "")
+            )
+            await compute(len(text), check_values, text, model_version)
+            bind = _bound(
+                model_version.signature,
+                await compute(len(text), bind, model_version.signature),
+                bind,
+            )
         cancel, _ = server.engine.dispatch(bind, settle, request.trace, **options)
     except ModelNotFoundError as error:
         if not_found is None:
@@ -68,14 +74,14 @@ async def dispatch(
         if not answered.done():
             answered.set_result(None)  # An exception there would be a reference cycle.
 
-    request.call_on_hang_up(give_up)
+    request.call_on_disconnect(give_up)
     try:
         finished = await answered
     except asyncio.CancelledError:
         cancel()
         raise
     if finished is None:
-        raise HungUpError
+        raise ClientDisconnectError
     return outputs_of(name, finished, request.trace)
 
 
@@ -128,4 +134,4 @@ def _bound(
     signature: Signature, inputs: Inputs, bind: Callable[[Signature], Inputs]
 ) -> Callable[[Signature], Inputs]:
     """Returns a function like `bind` that knows the inputs for one signature."""
-    return lambda wanted: inputs if wanted == signature else bind(wanted)
+    return lambda other_signature: inputs if other_signature == signature else bind(other_signature)

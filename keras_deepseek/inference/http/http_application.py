@@ -13,13 +13,13 @@ from keras_deepseek.inference.errors import OverloadedError
 from keras_deepseek.inference.http import metrics, open_inference_rest, pages, tf_serving_rest
 from keras_deepseek.inference.http.answers import answer_error, answer_json, read_version
 from keras_deepseek.inference.http.message import (
+    CLIENT_DISCONNECTED,
     EXTENSION,
-    HUNG_UP,
+    ClientDisconnectError,
     Exchange,
     HttpError,
     HttpRequest,
     HttpResponse,
-    HungUpError,
     Receive,
     Send,
 )
@@ -92,7 +92,7 @@ class HttpApplication:
                 self._name(request, response)
             self.end(noted, response)
             await _send(request, response, send)
-        except HungUpError:
+        except ClientDisconnectError:
             self.end(noted, None)
         finally:
             if request.watcher is not None:
@@ -103,7 +103,7 @@ class HttpApplication:
         try:
             self.admit(request)
             return await self.handle(request)
-        except HungUpError:
+        except ClientDisconnectError:
             raise
         except Exception as error:  # noqa: BLE001 - The client and the log are told.
             return answer_error(error, self.router.error_form(path))
@@ -192,7 +192,7 @@ class HttpApplication:
         """
         server = self._server
         trace = RequestTrace("http") if request is None else request.trace
-        status = HUNG_UP if response is None else response.status
+        status = CLIENT_DISCONNECTED if response is None else response.status
         seconds = server.engine.monitor.end(trace, status)
         if server.traces is not None:
             headers = {} if request is None else request.headers

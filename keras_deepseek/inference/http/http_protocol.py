@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from keras_deepseek.inference.batching.hang_ups import find_closed
+from keras_deepseek.inference.batching.disconnects import find_closed
 from keras_deepseek.inference.http.message import EXTENSION, Exchange, HttpError
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._since, self._field_bytes = self._clock(), 0
         is_last = self._owner.is_unready or self._owner.is_stopping or self._since > self._expires
         is_plain = parser.get_http_version() == "1.1" and not parser.should_upgrade()
-        is_kept = is_plain and parser.should_keep_alive() and not is_last
-        if is_kept and self._refusal is None and self._refuse_early():
+        is_kept_alive = is_plain and parser.should_keep_alive() and not is_last
+        if is_kept_alive and self._refusal is None and self._refuse_early():
             self._phase = _BODY
             return
         exchange = Exchange(self._refusal, self._descriptor, is_request=is_request)
@@ -332,7 +332,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         exchanges, self._exchanges = self._exchanges, deque()
         for exchange in exchanges:
-            exchange.hang_up()
+            exchange.disconnect()
             exchange.cycle = None
 
 

@@ -26,7 +26,7 @@ _PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 class Listener:
     """A listening socket on the running event loop, with limits in seconds for TLS.
 
-    `count_places` returns the number of connections for which there is room.
+    `count_free_slots` returns the number of connections for which there is room.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class Listener:
         ssl_context: ssl.SSLContext | None,
         handshake_seconds: float,
         farewell_seconds: float,
-        count_places: Callable[[], int],
+        count_free_slots: Callable[[], int],
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
         self._ssl_context = ssl_context
         self._seconds = (handshake_seconds, farewell_seconds) if ssl_context else (None, None)
-        self._count_places = count_places
+        self._count_free_slots = count_free_slots
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[None]] = set()
-        self._rest: asyncio.TimerHandle | None = None
+        self._resume_timer: asyncio.TimerHandle | None = None
         listener.settimeout(0)
 
     def start(self) -> None:
@@ -54,8 +54,8 @@ class Listener:
 
     async def stop(self) -> None:
         """Closes the port. Returns when all accepted connections have their protocol."""
-        if self._rest is not None:
-            self._rest.cancel()
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
         self._loop.remove_reader(self._listener)
         while self._accept():
             pass
@@ -78,9 +78,9 @@ class Listener:
             except OSError:
                 _logger.exception("Can't accept connections.")
                 self._loop.remove_reader(self._listener)
-                self._rest = self._loop.call_later(_REST_SECONDS, self.start)
+                self._resume_timer = self._loop.call_later(_REST_SECONDS, self.start)
                 return False
-            if self._count_places() <= len(self._connecting):
+            if self._count_free_slots() <= len(self._connecting):
                 connection.close()
                 continue
             task = self._loop.create_task(self._connect(connection))

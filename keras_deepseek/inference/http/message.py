@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 
-HUNG_UP = 499
+CLIENT_DISCONNECTED = 499
 """The status in logs for a client that hung up before its answer. It is never sent."""
 
 Message = MutableMapping[str, Any]
@@ -32,7 +32,7 @@ class HttpError(Exception):
         self.headers = headers
 
 
-class HungUpError(Exception):
+class ClientDisconnectError(Exception):
     """The client hung up, so that nobody waits for the answer."""
 
 
@@ -45,7 +45,7 @@ class Exchange:
         is_request: `False` if not even the head of a request could be read.
     """
 
-    __slots__ = ("_callback", "cycle", "descriptor", "has_hung_up", "is_request", "refusal")
+    __slots__ = ("_callback", "cycle", "descriptor", "is_disconnected", "is_request", "refusal")
 
     def __init__(
         self, refusal: HttpError | None, descriptor: int | None, *, is_request: bool
@@ -56,18 +56,18 @@ class Exchange:
         self.is_request = is_request
         self.cycle: Any = None
         """uvicorn's object of the request."""
-        self.has_hung_up = False
+        self.is_disconnected = False
         """True if the client has closed the connection."""
 
-    def call_on_hang_up(self, callback: Callable[[], object]) -> None:
+    def call_on_disconnect(self, callback: Callable[[], object]) -> None:
         """Calls `callback` if the client hangs up, or at once if it has hung up."""
         self._callback = callback
-        if self.has_hung_up:
+        if self.is_disconnected:
             callback()
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Tells the application that the client has hung up."""
-        self.has_hung_up = self.cycle.disconnected = True
+        self.is_disconnected = self.cycle.disconnected = True
         self.cycle.message_event.set()
         if self._callback is not None:
             self._callback()
@@ -110,10 +110,10 @@ class HttpRequest:
     route: str = ""
     watcher: "asyncio.Task[None] | None" = field(default=None, compare=False)
 
-    def call_on_hang_up(self, callback: Callable[[], object]) -> None:
+    def call_on_disconnect(self, callback: Callable[[], object]) -> None:
         """Calls `callback` if the client hangs up before its answer. The body must be read."""
         if self.exchange is not None:
-            self.exchange.call_on_hang_up(callback)
+            self.exchange.call_on_disconnect(callback)
         else:
             self.watcher = asyncio.create_task(self._watch(callback))
 

@@ -20,7 +20,7 @@ from keras_deepseek.inference.http.routing import Handler, Parameters, Route
 from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
-from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
+from keras_deepseek.inference.protocols.open_inference_priority import read_timeout_and_priority
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
@@ -77,15 +77,15 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
     """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
     name, version = parameters["name"], read_version(parameters)
     server.check_ready(name)  # Before a body is read in vain.
-    found = server.engine.find(name, version)
-    body = await read_model_body(server, request, found)
+    model_version = server.engine.find(name, version)
+    body = await read_model_body(server, request, model_version)
     length = request.headers.get(open_inference.HEADER.lower())
     if len(body) > THREAD_BYTES:
         is_number = length is not None and length.isdecimal()
         text = memoryview(body)[: int(length[:10])] if length and is_number else body
-        await compute(len(body), check_values, text, found)
+        await compute(len(body), check_values, text, model_version)
     call = await compute(len(body), open_inference.parse_infer, body, length)
-    urgency = read_urgency(call.parameters)
+    limits = read_timeout_and_priority(call.parameters)
 
     def bind(signature: Signature) -> Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
@@ -97,8 +97,8 @@ async def infer(server: "HttpServer", request: HttpRequest, parameters: Paramete
         name,
         bind,
         version=version,
-        timeout=urgency.timeout,
-        priority=urgency.priority,
+        timeout=limits.timeout,
+        priority=limits.priority,
     )
     answer, header_length = open_inference.encode_infer(call, outputs, name, request.trace.version)
     if header_length is None:

@@ -158,10 +158,10 @@ def examples_request(signature: Signature) -> Schema:
             value_schema(spec.dtype), (None if is_free else math.prod(sizes),)
         )
     value: Schema = {"type": ["string", "number", "boolean"]}
-    others: Schema = {"anyOf": [value, {"type": "array", "items": value}]}
-    example = _object(features, list(features)) | {"additionalProperties": others}
+    other_features: Schema = {"anyOf": [value, {"type": "array", "items": value}]}
+    example = _object(features, list(features)) | {"additionalProperties": other_features}
     rows = {"type": "array", "items": example, "minItems": 1}
-    context = {"type": "object", "additionalProperties": others}
+    context = {"type": "object", "additionalProperties": other_features}
     return _object({"examples": rows, "context": context}, ["examples"])
 
 

@@ -116,7 +116,7 @@ class Router:
                 by_prefix.setdefault(prefix, {})[template] = methods
             else:
                 self._static[template] = methods
-        self._branches = [_compile(prefix, found) for prefix, found in by_prefix.items()]
+        self._branches = [_compile(prefix, routes) for prefix, routes in by_prefix.items()]
         self._match_cached = lru_cache(_MAX_KEPT)(self._match_templates)
 
     def find(self, request: HttpRequest) -> tuple[Route, Parameters]:
@@ -145,13 +145,15 @@ class Router:
     def _unknown_path_message(self, path: str) -> str:
         methods = {route.path: route.method for route in self.routes}
         word = _last_word(path)
-        same_word = [one for one in methods if word and _last_word(one) == word]
+        same_word = [template for template in methods if word and _last_word(template) == word]
         parents = {route.path for route in self.match(path.rpartition(":")[0])[0].values()}
         nearest = same_word and difflib.get_close_matches(
             path[:_MAX_COMPARED], same_word, n=1, cutoff=0.0
         )
         # A wrong call of a model, as in `/v1/models/digits:predcit`: all of its calls are named.
-        nearest = nearest or [one for one in methods if one.rpartition(":")[0] in parents]
+        nearest = nearest or [
+            template for template in methods if template.rpartition(":")[0] in parents
+        ]
         nearest = nearest or difflib.get_close_matches(path[:_MAX_COMPARED], methods, n=1)
         names = " or ".join(f"{methods[template]} {template}" for template in nearest)
         hint = f" Did you mean {names}?" if names else ""
@@ -172,10 +174,10 @@ class Router:
     def _match_templates(self, path: str) -> tuple[Mapping[str, Route], Parameters]:
         for prefix, pattern, targets in self._branches:
             if path.startswith(prefix):
-                found = pattern.fullmatch(path, len(prefix))
-                if found is not None:
-                    routes, groups = targets[found.lastindex]
-                    return routes, {name: found[group] for name, group in groups}
+                match = pattern.fullmatch(path, len(prefix))
+                if match is not None:
+                    routes, groups = targets[match.lastindex]
+                    return routes, {name: match[group] for name, group in groups}
         return {}, _NO_PARAMETERS
 
 

@@ -1,6 +1,6 @@
 """The names and attributes of HTTP requests in traces."""
 
-from keras_deepseek.inference.http.message import HUNG_UP, HttpRequest
+from keras_deepseek.inference.http.message import CLIENT_DISCONNECTED, HttpRequest
 from keras_deepseek.inference.monitoring.request_traces import Attributes, SpanNames
 
 _METHODS = frozenset(
@@ -39,9 +39,11 @@ def name_http(request: HttpRequest | None, status: int) -> SpanNames:
             attributes["user_agent.original"] = agent[:_MAX_TEXT]
     if route:
         attributes["http.route"] = route
-    has_failed = status >= _SERVER_ERROR or status == HUNG_UP
-    if status != HUNG_UP:
+    has_failed = status >= _SERVER_ERROR or status == CLIENT_DISCONNECTED
+    if status != CLIENT_DISCONNECTED:
         attributes["http.response.status_code"] = status
     if has_failed:
-        attributes["error.type"] = "client_hung_up" if status == HUNG_UP else str(status)
+        attributes["error.type"] = (
+            "client_hung_up" if status == CLIENT_DISCONNECTED else str(status)
+        )
     return SpanNames(f"{method} {route}" if route else method, attributes, has_failed)

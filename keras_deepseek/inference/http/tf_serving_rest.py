@@ -31,14 +31,16 @@ async def status(
     """Answers with the state of one version, or of all, as GetModelStatus does."""
     name, version, label = _read(parameters)
     if label:
-        found: Sequence[ModelVersion | FailedVersion] = [_find(server.engine, name, version, label)]
+        states: Sequence[ModelVersion | FailedVersion] = [
+            _find(server.engine, name, version, label)
+        ]
     else:
-        found = find_states(server.engine.models.get(name), version)
-        if not found:
+        states = find_states(server.engine.models.get(name), version)
+        if not states:
             raise HttpError(404, tf_serving.no_version_message(name, version))
     request.trace.model = name
     return answer_json(
-        tf_serving.format_versions([version_status(one, server.ready) for one in found])
+        tf_serving.format_versions([version_status(state, server.ready) for state in states])
     )
 
 

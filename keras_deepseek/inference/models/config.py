@@ -79,7 +79,7 @@ def _make_folder(repository: "ModelRepository", model: ModelConfig) -> ModelFold
         versions=policies[model.policy],
     )
     folder.check_not_empty()
-    present = folder.wanted()
+    present = folder.find_versions_to_serve()
     for label, number in model.labels.items():
         if number not in present:
             raise InvalidInputError(

@@ -36,11 +36,11 @@ def find_versions(folder: Path) -> dict[int, Path]:
         children = list(folder.iterdir())
     except OSError:
         return {}
-    found = {int(child.name): child for child in children if child.name.isdecimal()}
+    children_by_number = {int(child.name): child for child in children if child.name.isdecimal()}
     return {
-        number: found[number]
-        for number in sorted(found)
-        if found[number].is_dir() and _may_be_model(found[number])
+        number: children_by_number[number]
+        for number in sorted(children_by_number)
+        if children_by_number[number].is_dir() and _may_be_model(children_by_number[number])
     }
 
 
@@ -78,8 +78,8 @@ class ModelFolder:
         self._repository = repository
         self._versions = versions
         self._poll_seconds = poll_seconds
-        self._seen: dict[int, object] = {}
-        self._coming: dict[int, object] = {}
+        self._loaded_stamps: dict[int, object] = {}
+        self._pending_stamps: dict[int, object] = {}
         self._failed: set[int] = set()
         self._trouble = ""
         self._stop = threading.Event()
@@ -87,7 +87,7 @@ class ModelFolder:
         self._is_paused = False
         self._thread: threading.Thread | None = None
 
-    def wanted(self) -> dict[int, Path]:
+    def find_versions_to_serve(self) -> dict[int, Path]:
         """Returns the paths of the versions that should be served, by ascending number."""
         present = find_versions(self.folder)
         if self._versions == "all":
@@ -98,11 +98,11 @@ class ModelFolder:
 
     def mark_loaded(self, number: int, path: Path) -> None:
         """Marks a version as loaded, so that polling does not load it again."""
-        self._seen[number] = stamp_of(path)
+        self._loaded_stamps[number] = stamp_of(path)
 
     def check_not_empty(self) -> None:
         """Raises an `InvalidInputError` if the folder holds none of the wanted versions."""
-        if not self.wanted():
+        if not self.find_versions_to_serve():
             raise InvalidInputError(
                 f"The folder {str(self.folder)!r} holds none of the versions to serve. Expected "
                 f"bundles or SavedModels named by numbers, as {str(self.folder / '1')!r}."
@@ -111,8 +111,8 @@ class ModelFolder:
     def follows_same_folder_as(self, other: "ModelFolder") -> bool:
         """Returns true if another follower has the same folder, settings and model."""
         mine, its = (
-            (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
-            for one in (self, other)
+            (follower.name, follower.folder, follower._versions, follower.options)  # noqa: SLF001
+            for follower in (self, other)
         )
         return mine == its
 
@@ -130,7 +130,7 @@ class ModelFolder:
         with self._looking:
             self._is_paused = False
             if from_scratch:
-                self._seen.clear()
+                self._loaded_stamps.clear()
 
     def look(self, *, at_once: bool = False) -> None:
         """Polls the folder: loads new and changed versions, and closes removed ones.
@@ -143,7 +143,7 @@ class ModelFolder:
         """
         with self._looking:
             if not self._is_paused:
-                self._look(self.wanted() if at_once else self._settled())
+                self._look(self.find_versions_to_serve() if at_once else self._settled())
 
     def start(self) -> None:
         """Starts a thread that polls the folder regularly."""
@@ -171,13 +171,16 @@ class ModelFolder:
 
     def _settled(self) -> dict[int, Path]:
         """Returns the versions to serve, without those whose files are still being copied."""
-        wanted, before = self.wanted(), self._coming
-        self._coming = {number: stamp_of(path) for number, path in wanted.items()}
+        versions, previous_stamps = self.find_versions_to_serve(), self._pending_stamps
+        self._pending_stamps = {number: stamp_of(path) for number, path in versions.items()}
         return {
             number: path
-            for number, path in wanted.items()
+            for number, path in versions.items()
             if self._appears_complete(number, path)
-            or (number in before and self._coming[number] == before[number])
+            or (
+                number in previous_stamps
+                and self._pending_stamps[number] == previous_stamps[number]
+            )
         }
 
     def _appears_complete(self, number: int, path: Path) -> bool:
@@ -190,9 +193,9 @@ class ModelFolder:
     def _look(self, ready: dict[int, Path]) -> None:
         for number, path in ready.items():
             stamp = stamp_of(path)
-            if number in self._seen and self._seen[number] == stamp:
+            if number in self._loaded_stamps and self._loaded_stamps[number] == stamp:
                 continue
-            self._seen[number] = stamp
+            self._loaded_stamps[number] = stamp
             self._failed.discard(number)
             try:
                 self._repository.load(
@@ -211,19 +214,19 @@ class ModelFolder:
                 )
             else:
                 _logger.info("Version %d of the model %r is served.", number, self.name)
-        self._close_others(self.wanted())
+        self._close_removed(self.find_versions_to_serve())
 
-    def _close_others(self, wanted: dict[int, Path]) -> None:
+    def _close_removed(self, versions: dict[int, Path]) -> None:
         served = self._repository.models.get(self.name)
         if served is None:
             return
         available = {
             number for number, version in served.versions.items() if version.state == "AVAILABLE"
         }
-        if not available & set(wanted):
+        if not available & set(versions):
             return
-        for number in self._seen.keys() - wanted.keys():
-            del self._seen[number]
+        for number in self._loaded_stamps.keys() - versions.keys():
+            del self._loaded_stamps[number]
             if number in served.states:
                 self._repository.unload(self.name, number)
 

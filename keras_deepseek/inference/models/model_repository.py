@@ -14,10 +14,10 @@ from keras_deepseek.checks import check_integer, check_path
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_name, check_version
 from keras_deepseek.inference.batching.delivery import LoopDelivery
-from keras_deepseek.inference.batching.turns import Turns
+from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.models.config import make_folders
-from keras_deepseek.inference.models.folder_exchange import FolderExchange
+from keras_deepseek.inference.models.config_reload import ConfigReload
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.model_version import ModelVersion
@@ -45,7 +45,9 @@ class ModelRepository:
     ) -> None:
         if max_concurrent_batches is not None:
             check_integer("max_concurrent_batches", max_concurrent_batches)
-        self._turns = None if max_concurrent_batches is None else Turns(max_concurrent_batches)
+        self._scheduler = (
+            None if max_concurrent_batches is None else FairScheduler(max_concurrent_batches)
+        )
         self.name = model[0].name if _is_config(model) else name
         self.options = options
         self.monitor = EngineMonitor(self._is_served)
@@ -151,16 +153,16 @@ class ModelRepository:
             try:
                 with self._loading:
                     self.check_open()
-                    exchange = FolderExchange(self.models, self.folders, folders, labels)
-                    exchange.load(self._open)
-                    self.models, self.folders = exchange.models, exchange.folders
-                    exchange.finish()
+                    reload = ConfigReload(self.models, self.folders, folders, labels)
+                    reload.load(self._open)
+                    self.models, self.folders = reload.models, reload.folders
+                    reload.finish()
             finally:
                 for folder in paused:
                     folder.resume()
-            for folder in exchange.dropped:
+            for folder in reload.dropped:
                 folder.stop()
-            for folder in exchange.changed:
+            for folder in reload.changed:
                 folder.start()
 
     def unload(self, name: str | None = None, version: int | None = None) -> None:
@@ -175,15 +177,15 @@ class ModelRepository:
             served = self.find_model(name)
             if version is None:
                 self.models = ServedModels(
-                    {key: one for key, one in self.models.items() if one is not served}
+                    {key: model for key, model in self.models.items() if model is not served}
                 )
             elif version in served.failed and version not in served.versions:
                 served.forget_failure(version)
                 return
-            wanted = served.versions.values() if version is None else [served.find(version)]
-            for one in list(wanted):
-                served.remove(one)
-                one.close()
+            versions = served.versions.values() if version is None else [served.find(version)]
+            for model_version in list(versions):
+                served.remove(model_version)
+                model_version.close()
 
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
@@ -248,7 +250,7 @@ class ModelRepository:
         if _is_config(model):
             for folder in make_folders(self, model):
                 self._open_folder(folder)
-            self._first_labels = {one.name: one.labels for one in model}
+            self._first_labels = {config.name: config.labels for config in model}
         elif isinstance(model, str | os.PathLike) and find_versions(Path(model)):
             self._open_folder(ModelFolder(self, Path(model), self.name, self.options))
         else:
@@ -257,7 +259,7 @@ class ModelRepository:
 
     def _open_folder(self, folder: ModelFolder) -> None:
         served = self._add_model(folder.name)
-        for number, path in folder.wanted().items():
+        for number, path in folder.find_versions_to_serve().items():
             folder.mark_loaded(number, path)
             served.add(self._open(path, folder.name, number, folder.options))
         self.folders = [*self.folders, folder]
@@ -290,7 +292,7 @@ class ModelRepository:
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)
         number = check_version(number, model)
-        return ModelVersion(name, number, model, options, self.delivery.flush, self._turns)
+        return ModelVersion(name, number, model, options, self.delivery.flush, self._scheduler)
 
     def _add_model(self, name: str) -> ServedModel:
         served = ServedModel(name)
@@ -300,4 +302,4 @@ class ModelRepository:
 
 def _is_config(model: Any) -> TypeGuard[Sequence[ModelConfig]]:
     is_list = isinstance(model, list | tuple) and len(model) > 0
-    return is_list and all(isinstance(one, ModelConfig) for one in model)
+    return is_list and all(isinstance(config, ModelConfig) for config in model)

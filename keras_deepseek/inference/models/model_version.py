@@ -19,8 +19,8 @@ from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
 from keras_deepseek.inference.batching.batcher import Batcher
 from keras_deepseek.inference.batching.client_order import ClientOrder
+from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 from keras_deepseek.inference.batching.padding import Padder
-from keras_deepseek.inference.batching.turns import Turns
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.executor import Executor, check_outputs
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
@@ -47,7 +47,7 @@ Deliver = Callable[[Request], None]
 class ModelVersion:
     """A version that answers requests.
 
-    Its batches wait for `turns`; with `None` they wait for no other model.
+    Its batches wait for `scheduler`; with `None` they wait for no other model.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ModelVersion:
         model: Any,
         options: ModelOptions,
         after_batch: Callable[[], None],
-        turns: Turns | None = None,
+        scheduler: FairScheduler | None = None,
     ) -> None:
         self.name = name
         self.number = number
@@ -88,7 +88,7 @@ class ModelVersion:
             max_queue_rows=options.max_queue_rows,
             row_bytes=_row_bytes(self._executors[0].signature),
             target_latency=options.target_latency,
-            take_turn=None if turns is None else partial(turns.take, name),
+            take_turn=None if scheduler is None else partial(scheduler.take, name),
             after_batch=after_batch,
         )
 
@@ -240,12 +240,12 @@ class ModelVersion:
             return  # A length that the model does not take might end its process.
         with contextlib.suppress(*((Exception,) if is_free else ())):
             length = lengths[0] if lengths else _LENGTH
-            if found := find_row_dependence(executor, self._batcher.buckets, length):
+            if dependence := find_row_dependence(executor, self._batcher.buckets, length):
                 _logger.warning(
                     "Answers of model %r depend on which requests share a batch: %s. It mixes the "
                     "rows of a batch, for example by a product or a mean over the first axis. "
                     "Change the model, or serve one row at a time, with max_batch_size=1.",
-                    *(self.name, found),
+                    *(self.name, dependence),
                 )
 
     @staticmethod

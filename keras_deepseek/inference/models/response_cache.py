@@ -64,11 +64,11 @@ class ResponseCache:
         size = _size_of(outputs)
         if size > self._max_bytes:
             return
-        kept = {name: array.copy() for name, array in outputs.items()}
+        copies = {name: array.copy() for name, array in outputs.items()}
         with self._lock:
             replaced = self._entries.pop(key, None)
             self._bytes += size - (0 if replaced is None else _size_of(replaced))
-            self._entries[key] = kept
+            self._entries[key] = copies
             while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
                 self._bytes -= _size_of(self._entries.popitem(last=False)[1])
 

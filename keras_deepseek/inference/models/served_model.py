@@ -89,15 +89,15 @@ class ServedModel:
             return self._default()
         elif not isinstance(version, Integral) or isinstance(version, bool):
             raise InvalidInputError(f"Received version={version!r}. Expected an integer.")
-        found = self._versions.get(version)
-        if found is None:
+        model_version = self._versions.get(version)
+        if model_version is None:
             failed = self._failed.get(version)
             why = "" if failed is None else f": it failed with {failed.kind}"
             raise ModelNotFoundError(
                 f"The model {self.name!r} has no version {version}{why}; it has "
                 f"{list(self._versions)}."
             )
-        return found
+        return model_version
 
     def add(self, version: ModelVersion, share: float | None = None) -> None:
         """Adds a version, on trial if it has a `share`, and replaces one with the same number."""
@@ -135,13 +135,13 @@ class ServedModel:
     def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
         """Returns the oldest versions beyond `keep` of them, except `loaded` and those on trial."""
         shares = self._shares
-        others = [
+        stable = [
             version
             for number, version in self._versions.items()
             if version is not loaded and number not in shares
         ]
         num_others = keep if loaded.number in shares else keep - 1
-        return others[: max(len(others) - num_others, 0)]
+        return stable[: max(len(stable) - num_others, 0)]
 
     def set_labels(self, labels: Mapping[str, int]) -> None:
         """Replaces all labels, or changes nothing if a labelled version is not available."""
@@ -191,7 +191,7 @@ class ServedModel:
         if not _is_available(self._versions.get(number)):
             raise ModelNotFoundError(
                 f"The model {self.name!r} has no available version {number}; it has "
-                f"{ {key: one.state for key, one in self._versions.items()} }."
+                f"{ {key: version.state for key, version in self._versions.items()} }."
             )
 
 

@@ -43,7 +43,7 @@ def find_states(
 ) -> list[ModelVersion | FailedVersion]:
     """Returns the given version of a model, or all versions, including failed ones."""
     states = {} if served is None else served.states
-    return [one for number, one in states.items() if version in (None, number)]
+    return [state for number, state in states.items() if version in (None, number)]
 
 
 def repository_states(models: "Mapping[str, ServedModel]") -> list[ModelState]:

@@ -54,7 +54,7 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
 
     `lengths` are the padded lengths, rising; `rows` is a batch size of the model.
     """
-    length = next((one for one in range(lengths[-1] - 1, 0, -1) if one not in lengths), None)
+    length = next((size for size in range(lengths[-1] - 1, 0, -1) if size not in lengths), None)
     if length is None:
         return
     generator = np.random.default_rng(0)
@@ -85,15 +85,15 @@ def relative_difference(expected: Array, received: Array) -> float:
         return float("inf")
     if expected.dtype.kind in "OSU":
         return 0.0 if np.array_equal(expected, received) else float("inf")
-    left, right = expected.astype("float64"), received.astype("float64")
-    is_same = (left == right) | (np.isnan(left) & np.isnan(right))
+    expected, received = expected.astype("float64"), received.astype("float64")
+    is_same = (expected == received) | (np.isnan(expected) & np.isnan(received))
     if is_same.all():
         return 0.0
-    is_finite = np.isfinite(left) & np.isfinite(right)
+    is_finite = np.isfinite(expected) & np.isfinite(received)
     if not (is_same | is_finite).all():
         return float("inf")
-    largest = np.abs(left[np.isfinite(left)]).max()
-    return float(np.abs(left - right)[~is_same].max() / max(largest, _LEAST_SCALE))
+    largest = np.abs(expected[np.isfinite(expected)]).max()
+    return float(np.abs(expected - received)[~is_same].max() / max(largest, _LEAST_SCALE))
 
 
 def shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
@@ -121,6 +121,6 @@ def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length:
     return generator.normal(size=sizes).astype(dtype)
 
 
-def _without(signature: Signature, kept: Signature) -> list[TensorSpec]:
-    names = {spec.name for spec in kept.inputs}
+def _without(signature: Signature, reduced: Signature) -> list[TensorSpec]:
+    names = {spec.name for spec in reduced.inputs}
     return [spec for spec in signature.inputs if spec.name not in names]

@@ -111,8 +111,8 @@ class AccessLog:
             try:
                 _write_to_stderr(piece)
             except (OSError, ValueError):  # A broken or closed stream may work again later.
-                left = sum(piece.count("\n") for piece in pieces[number:])
-                self._lost = dropped + left - bool(dropped)  # The report is not a request.
+                unwritten = sum(piece.count("\n") for piece in pieces[number:])
+                self._lost = dropped + unwritten - bool(dropped)  # The report is not a request.
                 return
 
 
@@ -167,9 +167,9 @@ def _write_to_stderr(text: str) -> None:
         stream.flush()
         return
     # A write to the stream that hangs would hold its lock, and the process could not end.
-    data, place = text.encode("ascii"), sys.__stderr__.fileno()
+    data, descriptor = text.encode("ascii"), sys.__stderr__.fileno()
     while data:
         try:
-            data = data[os.write(place, data) :]
+            data = data[os.write(descriptor, data) :]
         except BlockingIOError:  # The file descriptor is in non-blocking mode.
-            select.select((), (place,), ())
+            select.select((), (descriptor,), ())

@@ -102,17 +102,17 @@ class BackgroundWriter(Generic[_Item]):
 
     def _work(self, closing: threading.Event) -> None:
         while not (closing.is_set() and self._queue.empty()):
-            taken = [self._queue.get()]
+            entries = [self._queue.get()]
             if not closing.is_set():
                 self._hurry.wait(self._interval)
                 self._hurry.clear()
             with contextlib.suppress(Empty):
                 while True:
-                    taken.append(self._queue.get_nowait())
-            self._write_all([one for one in taken if not isinstance(one, threading.Event)])
-            for one in taken:
-                if isinstance(one, threading.Event):
-                    one.set()
+                    entries.append(self._queue.get_nowait())
+            self._write_all([entry for entry in entries if not isinstance(entry, threading.Event)])
+            for entry in entries:
+                if isinstance(entry, threading.Event):
+                    entry.set()
 
     def _write_all(self, items: list[_Item]) -> None:
         dropped = self._dropped - self._reported

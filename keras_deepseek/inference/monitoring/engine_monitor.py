@@ -39,12 +39,12 @@ class _Arrivals:
     def add(self, second: int) -> None:
         self.total += 1
         self.in_flight += 1
-        before = self._seconds.pop()[1] if self._seconds and self._seconds[-1][0] == second else 0
-        self._seconds.append((second, before + 1))
+        count = self._seconds.pop()[1] if self._seconds and self._seconds[-1][0] == second else 0
+        self._seconds.append((second, count + 1))
 
     def rate(self, second: int) -> float:
         counted = range(second - RATE_SECONDS, second)
-        return sum(count for each, count in self._seconds if each in counted) / RATE_SECONDS
+        return sum(count for arrived, count in self._seconds if arrived in counted) / RATE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ class EngineMonitor:
             self._forget_gone()
             second = int(self._clock())
             return {
-                model: Arrivals(one.total, one.in_flight, one.rate(second))
-                for model, one in self._arrivals.items()
+                model: Arrivals(arrivals.total, arrivals.in_flight, arrivals.rate(second))
+                for model, arrivals in self._arrivals.items()
             }
 
     def answers(self) -> dict[tuple[Called, str], int]:
@@ -166,10 +166,10 @@ class EngineMonitor:
     def _forget_gone(self) -> None:
         """Drops the counters of versions that are long gone. The caller holds the lock."""
         now = self._clock()
-        known: set[_Version] = {called[:2] for called in self._latencies}
-        known.update((model, "") for model, _ in self._loads)
-        known.update((model, "") for model in self._arrivals)
-        for version in known:
+        versions: set[_Version] = {called[:2] for called in self._latencies}
+        versions.update((model, "") for model, _ in self._loads)
+        versions.update((model, "") for model in self._arrivals)
+        for version in versions:
             if version[0] and not self._is_served(*version):
                 self._gone.setdefault(version, now)
             else:
@@ -181,9 +181,9 @@ class EngineMonitor:
 
     def _forget(self, version: _Version) -> None:
         del self._gone[version]
-        for called in [one for one in self._latencies if one[:2] == version]:
+        for called in [key for key in self._latencies if key[:2] == version]:
             del self._latencies[called]
-        for key in [one for one in self._answers if one[0][:2] == version]:
+        for key in [key for key in self._answers if key[0][:2] == version]:
             del self._answers[key]
         model, number = version
         if not number:

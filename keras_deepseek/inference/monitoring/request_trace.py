@@ -58,7 +58,7 @@ class RequestTrace:
         batch = None if self.request is None else self.request.decision
         if self.request is None or batch is None:
             return None
-        return max(batch.left - self.request.arrived, 0.0)
+        return max(batch.started - self.request.arrived, 0.0)
 
     @property
     def model_seconds(self) -> float | None:

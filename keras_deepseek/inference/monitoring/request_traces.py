@@ -48,7 +48,7 @@ class _Batch(NamedTuple):
     """The times of a request's batch, in nanoseconds since 1970."""
 
     arrived: int
-    left: int
+    started: int
     done: int
     attributes: Attributes
 
@@ -96,11 +96,11 @@ class RequestTraces:
             names.attributes[f"{_PREFIX}cached"] = request.is_cached
             decision = request.decision
             if decision is not None:
-                left = start + int(1e9 * (decision.left - trace.started))
+                batch_started = start + int(1e9 * (decision.started - trace.started))
                 batch = _Batch(
                     start + int(1e9 * (request.arrived - trace.started)),
-                    left,
-                    left + int(1e9 * decision.seconds),
+                    batch_started,
+                    batch_started + int(1e9 * decision.seconds),
                     {
                         f"{_PREFIX}batch.rows": decision.rows,
                         f"{_PREFIX}batch.padded_rows": decision.padded_rows,
@@ -131,16 +131,16 @@ class RequestTraces:
                 dropped,
             )
         error: Exception | None = None
-        for one in ended:
+        for request in ended:
             try:
-                self._write_one(one)
+                self._write_span(request)
             # A span processor of the user may fail for one span; the others are still written.
             except Exception as caught:  # noqa: BLE001 - It is raised below.
                 error = caught
         if error is not None:
             raise error
 
-    def _write_one(self, ended: _Ended) -> None:
+    def _write_span(self, ended: _Ended) -> None:
         from opentelemetry import trace
         from opentelemetry.context import Context
 
@@ -164,8 +164,8 @@ class RequestTraces:
 
     def _write_batch(self, parent: Any, batch: _Batch) -> None:
         queue = self._tracer.start_span("queue", context=parent, start_time=batch.arrived)
-        queue.end(batch.left)
+        queue.end(batch.started)
         model = self._tracer.start_span(
-            "model", context=parent, attributes=batch.attributes, start_time=batch.left
+            "model", context=parent, attributes=batch.attributes, start_time=batch.started
         )
         model.end(batch.done)

@@ -74,16 +74,16 @@ def _otlp_name() -> str:
 
 
 def _find_exporter(name: str) -> Any:
-    found = entry_points(group=_EXPORTERS, name=name)
-    for one in found:
-        return one.load()
+    exporters = entry_points(group=_EXPORTERS, name=name)
+    for exporter in exporters:
+        return exporter.load()
     if name in _OTLP.values():
         package = f"opentelemetry-exporter-{name.replace('_', '-')}"
         hint = f"Install it with: pip install {package!r}, or set"
     else:
         hint = "Set"
-    known = sorted(one.name for one in entry_points(group=_EXPORTERS))
+    installed = sorted(exporter.name for exporter in entry_points(group=_EXPORTERS))
     raise InvalidInputError(
         f"The trace exporter {name!r} is not installed. {hint} OTEL_TRACES_EXPORTER to one of "
-        f"{[*known, 'none']}."
+        f"{[*installed, 'none']}."
     )

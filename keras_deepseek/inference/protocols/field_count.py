@@ -30,7 +30,7 @@ async def check_field_count(name: str, data: bytes) -> None:
 
 
 def _count(data: bytes, descriptor: Any) -> None:
-    position, end, inner, left = 0, len(data), _inner_of(descriptor), MAX_FIELDS
+    position, end, inner, budget = 0, len(data), _inner_of(descriptor), MAX_FIELDS
     outer: list[tuple[int, dict[int, Any]]] = []
     while position < end or outer:
         if position >= end:
@@ -41,14 +41,14 @@ def _count(data: bytes, descriptor: Any) -> None:
         if tag >= _CONTINUED:
             tag, position = _read_varint(data, position - 1)
         kind = tag & 7
-        left -= 1
+        budget -= 1
         if kind in (_VARINT, _SIZED):
             size, position = _read_varint(data, position)
             if kind == _SIZED:
                 field = inner.get(tag >> 3)
                 if field is None or field is int:
                     position += size
-                    left -= size // _LIST_BYTES if field else 0
+                    budget -= size // _LIST_BYTES if field else 0
                 elif size:
                     outer.append((end, inner))
                     end, inner = min(end, position + size), _inner_of(field)
@@ -56,7 +56,7 @@ def _count(data: bytes, descriptor: Any) -> None:
             position += 8
         elif kind == _FOUR_BYTES:
             position += 4
-        if left < 0:
+        if budget < 0:
             raise InvalidInputError(
                 f"The message has more than {MAX_FIELDS} fields, counting the items of lists. Send "
                 "fewer rows, or numbers as raw bytes."

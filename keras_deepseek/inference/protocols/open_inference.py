@@ -39,7 +39,7 @@ _REFUSED_PARAMETERS = ("shared_memory_region",)
 
 
 @dataclass(frozen=True)
-class WantedOutput:
+class RequestedOutput:
     """An output that a request asks for.
 
     `is_binary` returns its values as raw bytes. `classes` is the number of the largest values of
@@ -65,30 +65,30 @@ class InferCall:
     """
 
     inputs: Mapping[str, Any]
-    outputs: tuple[WantedOutput, ...] = ()
+    outputs: tuple[RequestedOutput, ...] = ()
     is_binary: bool = False
     id: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     model_name: str = ""
     model_version: str = ""
 
-    def select(self, outputs: Mapping[str, Array]) -> list[tuple[WantedOutput, Array]]:
+    def select(self, outputs: Mapping[str, Array]) -> list[tuple[RequestedOutput, Array]]:
         """Returns the outputs that an inference request asks for, in the request's order."""
         self.check_outputs(outputs)
-        wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
+        requested = self.outputs or tuple(RequestedOutput(name, self.is_binary) for name in outputs)
         return [
             (output, outputs[output.name])
             if not output.classes
             else (output, largest(outputs[output.name], output.classes, f"Output {output.name!r}"))
-            for output in wanted
+            for output in requested
         ]
 
     def check_outputs(self, names: Iterable[str]) -> None:
         """Raises `InvalidInputError` if an output is wanted that is not among `names`."""
-        known = list(names)
+        output_names = list(names)
         for output in self.outputs:
-            if output.name not in known:
-                raise InvalidInputError(unknown_name_message("output", output.name, known))
+            if output.name not in output_names:
+                raise InvalidInputError(unknown_name_message("output", output.name, output_names))
 
 
 def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
@@ -98,7 +98,7 @@ def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
     header `Inference-Header-Content-Length`: the number of bytes of JSON, which raw bytes of
     tensors follow. With `None` the whole body is JSON.
     """
-    text, rest = _split(body, header_length)
+    text, raw_bytes = _split(body, header_length)
     content = load_json(text)
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
         raise InvalidInputError(
@@ -110,11 +110,11 @@ def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
         name = _name_of(tensor, "inputs")
         if name in inputs:
             raise InvalidInputError(f"Input {name!r} was sent twice.")
-        inputs[name], taken = _read_tensor(tensor, rest[position:], f"Input {name!r}")
-        position += taken
-    if position != len(rest):
+        inputs[name], size = _read_tensor(tensor, raw_bytes[position:], f"Input {name!r}")
+        position += size
+    if position != len(raw_bytes):
         raise InvalidInputError(
-            f"Received {len(rest)} bytes after the JSON. Expected {position}, the sum of the "
+            f"Received {len(raw_bytes)} bytes after the JSON. Expected {position}, the sum of the "
             "'binary_data_size' of the inputs."
         )
     return _with_outputs(content, inputs)
@@ -128,18 +128,18 @@ def encode_infer(
     The value is the number of bytes of JSON, or `None` if all are JSON and the header is not sent.
     """
     tensors, parts = [], []
-    for wanted, array in call.select(outputs):
+    for output, array in call.select(outputs):
         dtype = dtype_of_numpy(array.dtype)
         tensor: dict[str, Any] = {
-            "name": wanted.name,
+            "name": output.name,
             "datatype": dtype.open_inference,
             "shape": list(array.shape),
         }
-        if wanted.is_binary:
+        if output.is_binary:
             parts.append(to_bytes(array))
             tensor["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            tensor["data"] = _to_data(wanted.name, array, dtype)
+            tensor["data"] = _to_data(output.name, array, dtype)
         tensors.append(tensor)
     content = {"model_name": model_name, "model_version": model_version, "outputs": tensors}
     if call.id:
@@ -187,7 +187,7 @@ def _name_of(tensor: Any, where: str) -> str:
     return name
 
 
-def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[Array, int]:
+def _read_tensor(tensor: dict[str, Any], raw_bytes: memoryview, where: str) -> tuple[Array, int]:
     """Parses one input tensor; returns it and the number of raw bytes that it took from `rest`."""
     dtype = dtype_of_open_inference(tensor.get("datatype"), where)
     sizes = tensor.get("shape")
@@ -204,12 +204,12 @@ def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[
         )
     if size is None:
         return _from_data(tensor["name"], tensor["data"], dtype, shape), 0
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(raw_bytes):
         raise InvalidInputError(
             f"{where}: received binary_data_size {size!r:.30}. Expected the number of its bytes, "
-            f"at most the {len(rest)} that are left of the body."
+            f"at most the {len(raw_bytes)} that are left of the body."
         )
-    return from_bytes(rest[:size], dtype, shape, where), size
+    return from_bytes(raw_bytes[:size], dtype, shape, where), size
 
 
 def _from_data(name: str, data: Any, dtype: Dtype, shape: tuple[int, ...]) -> Array:
@@ -262,17 +262,17 @@ def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> Infer
         raise InvalidInputError(f"'id' must be a string; received {reprlib.repr(identity)}.")
     return InferCall(
         inputs=inputs,
-        outputs=tuple(_read_wanted(output, is_binary) for output in outputs),
+        outputs=tuple(_read_requested_output(output, is_binary) for output in outputs),
         is_binary=is_binary,
         id=identity,
         parameters=parameters,
     )
 
 
-def _read_wanted(output: Any, is_binary: bool) -> WantedOutput:
+def _read_requested_output(output: Any, is_binary: bool) -> RequestedOutput:
     name = _name_of(output, "outputs")
     parameters = read_parameters(output.get("parameters"), f"Output {name!r}")
-    return WantedOutput(
+    return RequestedOutput(
         name,
         _flag(parameters, "binary_data", is_binary),
         read_count(parameters.get(PARAMETER), f"Output {name!r}"),

@@ -24,7 +24,7 @@ from keras_deepseek.inference.protocols.messages import (
 )
 from keras_deepseek.inference.protocols.open_inference import (
     InferCall,
-    WantedOutput,
+    RequestedOutput,
     read_parameters,
 )
 from keras_deepseek.inference.protocols.open_inference_classes import PARAMETER, read_count
@@ -66,7 +66,7 @@ def parse_infer(data: bytes) -> InferCall:
     is_raw = bool(raw)
     return InferCall(
         inputs=inputs,
-        outputs=tuple(_read_wanted(output, is_raw) for output in message.outputs),
+        outputs=tuple(_read_requested_output(output, is_raw) for output in message.outputs),
         is_binary=is_raw,
         id=message.id,
         parameters=_read_parameters(message.parameters, "The request"),
@@ -160,10 +160,10 @@ def _read_contents(contents: Message, dtype: Dtype, shape: tuple[int, ...], wher
     return listed_values(values, dtype.numpy, where)
 
 
-def _read_wanted(output: Message, is_raw: bool) -> WantedOutput:
+def _read_requested_output(output: Message, is_raw: bool) -> RequestedOutput:
     where = f"Output {output.name!r}"
     parameters = _read_parameters(output.parameters, where)
-    return WantedOutput(output.name, is_raw, read_count(parameters.get(PARAMETER), where))
+    return RequestedOutput(output.name, is_raw, read_count(parameters.get(PARAMETER), where))
 
 
 def _read_parameters(parameters: Mapping[str, Message], where: str) -> dict[str, Any]:
@@ -185,12 +185,12 @@ def _infer_response(
     )
     # `contents` has no field for 16-bit floats. Raw bytes are for all outputs or for none.
     selected = [
-        (wanted, array, dtype_of_numpy(array.dtype)) for wanted, array in call.select(outputs)
+        (output, array, dtype_of_numpy(array.dtype)) for output, array in call.select(outputs)
     ]
     is_raw = call.is_binary or any(not dtype.open_inference_values for *_, dtype in selected)
-    for wanted, array, dtype in selected:
+    for output, array, dtype in selected:
         tensor = message.outputs.add(
-            name=wanted.name, datatype=dtype.open_inference, shape=array.shape
+            name=output.name, datatype=dtype.open_inference, shape=array.shape
         )
         if is_raw:
             message.raw_output_contents.append(to_bytes(array))

@@ -17,7 +17,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import Dtype
 
 _LENGTH_BYTES = 4
-_SHOWN_AXES = 8
+_MAX_FORMATTED_AXES = 8
 
 
 def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ def check_shape(sizes: Iterable[Any], where: str) -> tuple[int, ...]:
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise InvalidInputError(
-                f"{where}: received shape {_shown(shape)}; expected integers of at least 0."
+                f"{where}: received shape {_format_shape(shape)}; expected integers of at least 0."
             )
     return shape
 
@@ -50,7 +50,8 @@ def check_count(count: int, shape: tuple[int, ...], where: str) -> None:
     """Raises an error if a shape has another number of values than a client sent."""
     if count != math.prod(shape):
         raise InvalidInputError(
-            f"{where}: received {count} values; shape {_shown(shape)} has {math.prod(shape)}."
+            f"{where}: received {count} values; shape {_format_shape(shape)} has "
+            f"{math.prod(shape)}."
         )
 
 
@@ -63,7 +64,9 @@ def shape_array(array: Array, shape: tuple[int, ...], where: str) -> Array:
     try:
         return array.reshape(shape)
     except ValueError as error:
-        raise InvalidInputError(f"{where}: shape {_shown(shape)} is too large: {error}.") from error
+        raise InvalidInputError(
+            f"{where}: shape {_format_shape(shape)} is too large: {error}."
+        ) from error
 
 
 def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], where: str) -> Array:
@@ -76,8 +79,8 @@ def from_bytes(data: bytes | memoryview, dtype: Dtype, shape: tuple[int, ...], w
     expected = math.prod(shape) * dtype.numpy.itemsize
     if len(data) != expected:
         raise InvalidInputError(
-            f"{where}: received {len(data)} bytes; shape {_shown(shape)} of {dtype.name} has "
-            f"{expected}."
+            f"{where}: received {len(data)} bytes; shape {_format_shape(shape)} of {dtype.name} "
+            f"has {expected}."
         )
     array: Array = np.frombuffer(data, dtype.numpy)
     if dtype.name == "bool" and array.size and array.view(np.uint8).max() > 1:
@@ -140,7 +143,7 @@ def _strings_from_bytes(data: bytes | memoryview, shape: tuple[int, ...], where:
     return shape_array(string_array(values), shape, where)
 
 
-def _shown(shape: tuple[Any, ...]) -> str:
+def _format_shape(shape: tuple[Any, ...]) -> str:
     """Formats a shape for an error message, shortened because a client chose its length."""
-    sizes = [f"{size!r:.24}" for size in shape[:_SHOWN_AXES]]
-    return f"({', '.join(sizes)}{', ...' if len(shape) > _SHOWN_AXES else ''})"
+    sizes = [f"{size!r:.24}" for size in shape[:_MAX_FORMATTED_AXES]]
+    return f"({', '.join(sizes)}{', ...' if len(shape) > _MAX_FORMATTED_AXES else ''})"

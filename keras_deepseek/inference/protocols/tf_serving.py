@@ -134,14 +134,14 @@ def format_metadata(name: str, signature: Signature, version: str) -> dict[str, 
 
 def not_found_message(name: str, version: str | None) -> str:
     """Returns TF Serving's error message for a request to an unknown model."""
-    wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-    return f"Servable not found for request: {wanted}"
+    servable = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+    return f"Servable not found for request: {servable}"
 
 
 def no_version_message(name: str, version: int | None) -> str:
     """Returns TF Serving's error message for the status of an unknown model or version."""
-    wanted = "any versions" if version is None else f"version {version}"
-    return f"Could not find {wanted} of model {name}"
+    version_text = "any versions" if version is None else f"version {version}"
+    return f"Could not find {version_text} of model {name}"
 
 
 def unknown_label_message(label: str) -> str:

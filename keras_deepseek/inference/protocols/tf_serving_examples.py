@@ -69,7 +69,7 @@ def bind_examples(examples: Sequence[Example], signature: Signature) -> dict[str
     _check_size(examples)
     name = _whole_example_input(signature)
     if name is not None and not any(name in example for example in examples):
-        return signature.bind({name: string_array([_serialize(each) for each in examples])})
+        return signature.bind({name: string_array([_serialize(example) for example in examples])})
     return signature.bind({spec.name: _stack(spec, examples) for spec in signature.inputs})
 
 
@@ -98,9 +98,9 @@ def classify(outputs: Mapping[str, Array], rows: int) -> list[Classes]:
     """
     scores = _one_of(outputs, "scores", "f")
     names = _one_of(outputs, "classes", "OUS")
-    found = [array for array in (scores, names) if array is not None]
-    count = found[0].shape[-1] if found and found[0].ndim else 0
-    if not found or any(array.shape != (rows, count) for array in found):
+    arrays = [array for array in (scores, names) if array is not None]
+    count = arrays[0].shape[-1] if arrays and arrays[0].ndim else 0
+    if not arrays or any(array.shape != (rows, count) for array in arrays):
         raise InvalidInputError(
             "The model can't classify: expected one output of floats, of shape (batch, classes), "
             f"and optionally one of strings; it has {_describe(outputs)}. Use :predict."
@@ -231,9 +231,9 @@ def _row_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
             f"Input {spec} has several axes of any length. A list of values can't show them. "
             "Use :predict."
         )
-    known = math.prod([size for size in axes if size is not None])
-    rest = count // known if known else 0
-    return tuple(rest if size is None else size for size in axes)
+    static_size = math.prod([size for size in axes if size is not None])
+    dynamic_size = count // static_size if static_size else 0
+    return tuple(dynamic_size if size is None else size for size in axes)
 
 
 def _one_of(outputs: Mapping[str, Array], name: str, kinds: str) -> Array | None:

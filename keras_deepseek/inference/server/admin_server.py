@@ -73,10 +73,10 @@ class _HttpServer(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.admin = admin
-        self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._connection_slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
     def process_request(self, request: object, client_address: object) -> None:
-        if self._places.acquire(blocking=False):
+        if self._connection_slots.acquire(blocking=False):
             super().process_request(request, client_address)  # type: ignore[arg-type]
         else:
             self.shutdown_request(request)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ class _HttpServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)  # type: ignore[arg-type]
         finally:
-            self._places.release()
+            self._connection_slots.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Says nothing of clients that hang up or send no HTTP."""

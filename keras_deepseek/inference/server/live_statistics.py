@@ -49,17 +49,17 @@ class LiveStatisticsReader:
 
     def read(self) -> LiveStatistics:
         """Returns the statistics since the last call, or since this object was made."""
-        before = self._last
+        previous = self._last
         now, replicas, waiting = self._read()
         self._last = now
-        seconds = max(now.time - before.time, 1e-9)
+        seconds = max(now.time - previous.time, 1e-9)
         # The counters of a version disappear when it is unloaded.
-        batches = max(now.batches - before.batches, 0)
-        rows = max(now.rows - before.rows, 0)
+        batches = max(now.batches - previous.batches, 0)
+        rows = max(now.rows - previous.rows, 0)
         latencies = Histogram(SECONDS).values()
         for called, values in now.latencies.items():
-            latencies = latencies.plus(values.since(before.latencies.get(called)))
-        busy = max(now.busy_seconds - before.busy_seconds, 0.0) / seconds / max(replicas, 1)
+            latencies = latencies.plus(values.since(previous.latencies.get(called)))
+        busy = max(now.busy_seconds - previous.busy_seconds, 0.0) / seconds / max(replicas, 1)
         return LiveStatistics(
             requests_per_second=latencies.count / seconds,
             batch_rows=rows / batches if batches else None,
@@ -76,7 +76,7 @@ class LiveStatisticsReader:
             for called, values in self._engine.monitor.latencies().items()
             if called[1]  # Calls without a version, such as health checks, ask no model.
         }
-        found = [
+        statistics = [
             version.statistics()
             for served in self._engine.models.values()
             for version in served.versions.values()
@@ -84,9 +84,9 @@ class LiveStatisticsReader:
         sums = _Sums(
             self._clock(),
             latencies,
-            sum(each.batches for each in found),
-            sum(each.rows for each in found),
-            sum(each.busy_seconds for each in found),
+            sum(version.batches for version in statistics),
+            sum(version.rows for version in statistics),
+            sum(version.busy_seconds for version in statistics),
         )
-        replicas = sum(each.replicas for each in found)
-        return sums, replicas, sum(each.waiting_rows for each in found)
+        replicas = sum(version.replicas for version in statistics)
+        return sums, replicas, sum(version.waiting_rows for version in statistics)

@@ -92,18 +92,18 @@ class EngineCollector(Collector):
         for name, served in self._engine.models.items():
             for number, version in served.versions.items():
                 labels = (name, str(number))
-                found = version.statistics()
-                for reason, count in sorted(found.reasons.items()):
+                statistics = version.statistics()
+                for reason, count in sorted(statistics.reasons.items()):
                     reasons.add_metric([*labels, reason], count)
-                rows.add_metric(labels, found.rows)
-                padded.add_metric(labels, found.padded_rows)
-                busy.add_metric(labels, found.busy_seconds)
-                _add_values(sizes, labels, found.batch_rows)
-                _add_values(ages, labels, found.queue_ages)
-                _add_values(times, labels, found.batch_seconds)
-                waiting.add_metric(labels, found.waiting_rows)
-                oldest.add_metric(labels, found.queue_age)
-                replicas.add_metric(labels, found.replicas)
+                rows.add_metric(labels, statistics.rows)
+                padded.add_metric(labels, statistics.padded_rows)
+                busy.add_metric(labels, statistics.busy_seconds)
+                _add_values(sizes, labels, statistics.batch_rows)
+                _add_values(ages, labels, statistics.queue_ages)
+                _add_values(times, labels, statistics.batch_seconds)
+                waiting.add_metric(labels, statistics.waiting_rows)
+                oldest.add_metric(labels, statistics.queue_age)
+                replicas.add_metric(labels, statistics.replicas)
         return [reasons, rows, padded, busy, sizes, ages, times, waiting, oldest, replicas]
 
     def _collect_versions(self) -> list[Metric]:
@@ -136,8 +136,8 @@ class EngineCollector(Collector):
         for name, served in self._engine.models.items():
             for number, version in served.versions.items():
                 if version.cache is not None:
-                    found = version.cache.counts()
-                    for family, value in zip((hits, misses, entries), found, strict=True):
+                    counts = version.cache.counts()
+                    for family, value in zip((hits, misses, entries), counts, strict=True):
                         family.add_metric([name, str(number)], value)
         return [hits, misses, entries]
 

@@ -19,26 +19,26 @@ def raise_limit() -> None:
     except ImportError:  # Windows has no such limit.
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-def most_connections(wanted: int, ports: int) -> int:
+def most_connections(num_connections: int, ports: int) -> int:
     """Returns the connections of each of some ports that the limit of open files allows."""
     try:
         import resource
     except ImportError:
-        return wanted
+        return num_connections
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
-        return wanted
+        return num_connections
     allowed = max((limit - min(_RESERVE, limit // 2)) // ports, 1)
-    if allowed >= wanted:
-        return wanted
+    if allowed >= num_connections:
+        return num_connections
     _logger.warning(
         "Only %d connections of a port are accepted, in place of %d: this process may open %d "
         "files. Raise that limit (ulimit -n, LimitNOFILE in systemd).",
-        *(allowed, wanted, limit),
+        *(allowed, num_connections, limit),
     )
     return allowed

@@ -99,8 +99,8 @@ class Interruption:
         self.has_come = False
         end = time.monotonic() + seconds
         try:
-            while not self.has_come and (left := end - time.monotonic()) > 0:
-                if event.wait(min(left, _POLL_SECONDS)):
+            while not self.has_come and (seconds_left := end - time.monotonic()) > 0:
+                if event.wait(min(seconds_left, _POLL_SECONDS)):
                     break
         except KeyboardInterrupt:  # The next signal.
             pass

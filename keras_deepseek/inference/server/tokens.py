@@ -53,7 +53,7 @@ class TokenCheck:
         scheme, _, token = (authorization or "").partition(" ")
         digest = _digest(token.strip())
         # `any` would stop early. A sum compares all tokens, so the time reveals nothing.
-        fitting = sum(hmac.compare_digest(digest, own) for own in self._digests)
+        fitting = sum(hmac.compare_digest(digest, known_digest) for known_digest in self._digests)
         return fitting > 0 and scheme.lower() == "bearer"
 
     def _look(self, path: Path) -> None:
@@ -124,10 +124,10 @@ def _digest(token: str) -> bytes:
 def _mark_of(path: Path) -> tuple[int, int, int] | None:
     """Returns a value that changes when a file is replaced, or `None` if the file is gone."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read_file(path: Path) -> list[str]:
@@ -139,9 +139,9 @@ def _read_file(path: Path) -> list[str]:
             "in each line."
         ) from error
     stripped = [line.strip() for line in lines]
-    found = [line for line in stripped if line and not line.startswith("#")]
-    if not found:
+    tokens = [line for line in stripped if line and not line.startswith("#")]
+    if not tokens:
         raise InvalidInputError(
             f"There is no token in {str(path)!r}. Write one token in each line."
         )
-    return found
+    return tokens

@@ -5,10 +5,10 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.batch_queue import NUM_LANES_KEPT, BatchQueue
+from keras_deepseek.inference.batching.batch_queue import MAX_SHAPE_QUEUES, BatchQueue
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.batcher import batch_buckets
-from keras_deepseek.inference.batching.leave_rule import FixedRule
+from keras_deepseek.inference.batching.batching_policy import FixedPolicy
 from keras_deepseek.inference.errors import OverloadedError
 from tests.oracles.queue_simulation import LIMIT, poisson, seconds_of, simulate
 from tests.oracles.queue_simulation import make_queue as simulated_queue
@@ -17,11 +17,11 @@ from tests.oracles.queue_simulation import make_queue as simulated_queue
 def make_queue(batch_size=None, max_batch_size=4, max_wait=1.0, max_rows=None, **options):
     limit = batch_size or max_batch_size
 
-    def make_rule():
-        return FixedRule(limit, max_wait if batch_size else 0.0)
+    def make_policy():
+        return FixedPolicy(limit, max_wait if batch_size else 0.0)
 
     return BatchQueue(
-        make_rule,
+        make_policy,
         buckets=batch_buckets(batch_size or "dynamic", max_batch_size),
         **{"batch_time": BatchTime(), "max_rows": max_rows} | options,
     )
@@ -67,14 +67,14 @@ def test_dynamic_says_full_when_no_more_rows_fit():
 
 
 @pytest.mark.parametrize(
-    ("rows", "taken"), [(20, 16), (23, 16), (25, 25), (16, 16), (9, 8), (12, 12)]
+    ("rows", "batch_rows"), [(20, 16), (23, 16), (25, 25), (16, 16), (9, 8), (12, 12)]
 )
-def test_rows_that_padding_would_make_expensive_wait_for_the_next_batch(rows, taken):
+def test_rows_that_padding_would_make_expensive_wait_for_the_next_batch(rows, batch_rows):
     queue = simulated_queue()
     for _ in range(rows):
         queue.add(request_of(1), 0.0)
-    assert queue.next_batch(0.0).rows == taken
-    assert queue.rows == rows - taken
+    assert queue.next_batch(0.0).rows == batch_rows
+    assert queue.rows == rows - batch_rows
 
 
 def test_neither_a_request_nor_a_deadline_suffers_from_less_padding():
@@ -128,7 +128,7 @@ def test_shapes_do_not_mix_and_the_oldest_goes_first():
     assert taken(queue.next_batch(3.0)) == [(narrow, 0, 1), (late, 0, 1)]
 
 
-def test_a_full_lane_does_not_wait_behind_an_older_one_that_is_not_due():
+def test_a_full_queue_does_not_wait_behind_an_older_one_that_is_not_due():
     queue = make_queue(batch_size=2)
     narrow, wide = request_of(1, width=2), request_of(2, width=3)
     queue.add(narrow, 0.0)
@@ -139,13 +139,13 @@ def test_a_full_lane_does_not_wait_behind_an_older_one_that_is_not_due():
 
 def test_what_is_forgotten_frees_its_room():
     queue = make_queue(max_rows=3)
-    gone, kept = request_of(2), request_of(1)
+    gone, waiting = request_of(2), request_of(1)
     queue.add(gone, 0.0)
-    queue.add(kept, 0.0)
+    queue.add(waiting, 0.0)
     queue.forget(gone)
     queue.forget(gone)
     queue.add(request_of(2), 0.0)
-    assert taken(queue.next_batch(0.0))[0] == (kept, 0, 1)
+    assert taken(queue.next_batch(0.0))[0] == (waiting, 0, 1)
     assert queue.rows == 0
 
 
@@ -159,7 +159,7 @@ def test_the_rest_of_a_request_that_failed_is_not_run():
     assert queue.rows == 0
 
 
-def test_a_lane_with_a_higher_priority_goes_before_an_older_one():
+def test_a_queue_with_a_higher_priority_goes_before_an_older_one():
     queue = make_queue()
     old, urgent = request_of(1, width=2), request_of(1, width=3, priority=1)
     queue.add(old, 0.0)
@@ -261,13 +261,13 @@ def test_a_model_too_slow_for_the_target_still_answers_when_it_is_free():
     queue.add(request_of(1), 1.0)
 
 
-def test_lanes_are_kept_for_what_they_learned_but_not_without_end():
+def test_shape_queues_are_kept_for_what_they_learned_but_not_without_end():
     queue = make_queue()
-    for width in range(3 * NUM_LANES_KEPT):
+    for width in range(3 * MAX_SHAPE_QUEUES):
         queue.add(request_of(1, width=width), 0.0)
         queue.next_batch(0.0)
         queue.free(0.0)
-    assert len(queue._lanes) == NUM_LANES_KEPT
+    assert len(queue._shape_queues) == MAX_SHAPE_QUEUES
 
 
 def test_a_full_queue_refuses_and_counts_requests_without_rows_too():

@@ -81,11 +81,11 @@ def test_inputs_without_one_number_of_rows_are_refused(inputs):
         Request(inputs)
 
 
-def test_only_equal_shapes_and_dtypes_share_a_lane():
-    lane = Request({"x": np.zeros((1, 2), "float32")}).lane
-    assert Request({"x": np.zeros((5, 2), "float32")}).lane == lane
-    assert Request({"x": np.zeros((1, 3), "float32")}).lane != lane
-    assert Request({"x": np.zeros((1, 2), "int32")}).lane != lane
+def test_only_equal_shapes_and_dtypes_share_a_queue():
+    shape_key = Request({"x": np.zeros((1, 2), "float32")}).shape_key
+    assert Request({"x": np.zeros((5, 2), "float32")}).shape_key == shape_key
+    assert Request({"x": np.zeros((1, 3), "float32")}).shape_key != shape_key
+    assert Request({"x": np.zeros((1, 2), "int32")}).shape_key != shape_key
 
 
 def test_splitting_gives_each_request_a_batch_of_its_own(rows):
@@ -140,10 +140,10 @@ def test_a_request_and_what_has_taken_its_answer_do_not_keep_each_other(rows):
     taker = Taker()
     taker.request = Request(rows(1), taker)
     taker.request.answer(0, rows(1), 1)
-    left = weakref.ref(taker)
+    taker_reference = weakref.ref(taker)
     gc.disable()
     try:
         del taker
-        assert left() is None
+        assert taker_reference() is None
     finally:
         gc.enable()

@@ -14,15 +14,19 @@ def test_batches_are_added_up():
     assert (statistics.busy_seconds, statistics.reasons) == (1.5, {"full": 2, "idle": 1})
     assert (statistics.batch_rows.count, statistics.batch_rows.sum) == (3, 19)
     assert (statistics.queue_ages.sum, statistics.batch_seconds.sum) == (0.75, 1.5)
-    given = dataclasses.asdict(statistics)
-    assert {name: given[name] for name in NOW} == NOW
+    fields = dataclasses.asdict(statistics)
+    assert {name: fields[name] for name in NOW} == NOW
 
 
 def test_what_was_told_does_not_change_with_what_comes():
     totals = BatchTotals()
-    before = totals.statistics(**NOW)
+    first_statistics = totals.statistics(**NOW)
     totals.add(BatchDecision("idle", 1, 0, 0.0, 0.1))
-    assert (before.reasons, before.batch_rows.count, before.decisions) == ({}, 0, ())
+    assert (
+        first_statistics.reasons,
+        first_statistics.batch_rows.count,
+        first_statistics.decisions,
+    ) == ({}, 0, ())
 
 
 def test_the_last_decisions_alone_are_kept():

@@ -106,11 +106,11 @@ def test_even_an_exit_inside_the_model_leaves_the_batcher_running(rows):
 
 def test_a_cancelled_request_is_not_run(doubler, rows):
     batcher = Batcher([doubler.run])
-    gone, kept = submit(batcher, rows(1)), submit(batcher, rows(2))
+    gone, waiting = submit(batcher, rows(1)), submit(batcher, rows(2))
     assert batcher.cancel(gone.request)
     assert not batcher.cancel(gone.request)
     batcher.close()
-    assert values(kept) == [4]
+    assert values(waiting) == [4]
     assert doubler.rows_seen == [2]
 
 
@@ -249,18 +249,18 @@ def test_each_replica_runs_a_batch_at_the_same_time(rows):
 
 def test_a_batch_is_formed_when_its_turn_has_come(doubler, rows):
     turn = threading.Semaphore(0)
-    asked = threading.Event()
+    turn_requested = threading.Event()
 
     @contextlib.contextmanager
     def take_turn():
-        asked.set()
+        turn_requested.set()
         assert turn.acquire(timeout=60)
         yield
 
     batcher = Batcher([doubler.run], take_turn=take_turn)
     batcher.start()
     answers = [submit(batcher, rows(1))]
-    assert asked.wait(60)
+    assert turn_requested.wait(60)
     answers.append(submit(batcher, rows(2)))  # It came while the first waited for the turn.
     turn.release()
     assert [values(answer) for answer in answers] == [[2], [4]]
@@ -272,12 +272,12 @@ def test_what_is_late_is_not_run_and_told_so(doubler, rows):
     now = [0.0]
     batcher = Batcher([doubler.run], clock=lambda: now[0])
     late = submit(batcher, rows(1), deadline=1.0)
-    kept = submit(batcher, rows(2), deadline=3.0)
+    punctual = submit(batcher, rows(2), deadline=3.0)
     now[0] = 2.0
     batcher.close()
     with pytest.raises(DeadlineExceededError, match="deadline passed"):
         late.result()
-    assert values(kept) == [4]
+    assert values(punctual) == [4]
     assert doubler.rows_seen == [2]
 
 
@@ -289,11 +289,11 @@ def test_an_answer_that_is_there_after_its_deadline_is_an_error(rows):
         return {"y": inputs["x"]}
 
     batcher = Batcher([run], clock=lambda: now[0])
-    late, kept = submit(batcher, rows(1), deadline=4.0), submit(batcher, rows(2), deadline=6.0)
+    late, punctual = submit(batcher, rows(1), deadline=4.0), submit(batcher, rows(2), deadline=6.0)
     batcher.close()
     with pytest.raises(DeadlineExceededError):
         late.result()
-    assert values(kept) == [2]
+    assert values(punctual) == [2]
 
 
 def test_a_deadline_passes_while_every_replica_is_busy(doubler, rows):

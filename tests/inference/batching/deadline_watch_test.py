@@ -49,9 +49,9 @@ def test_an_answered_request_and_its_inputs_are_not_kept():
     watch = DeadlineWatch(lambda: None, clock=lambda: 0.0)
     request = request_of(1.0)
     watch.add(request)
-    left = weakref.ref(request)
+    reference = weakref.ref(request)
     del request
-    assert left() is None
+    assert reference() is None
     assert watch.take_due(2.0) == []
     watch.close()
 
@@ -60,10 +60,10 @@ def test_its_thread_wakes_when_a_deadline_passes():
     times, woken = [0.0], threading.Event()
 
     def wake():
-        found.extend(watch.take_due(times[0]))
+        late.extend(watch.take_due(times[0]))
         woken.set()
 
-    found = []
+    late = []
     watch = DeadlineWatch(wake, clock=lambda: times[0])
     wait = watch._condition.wait
 
@@ -77,7 +77,7 @@ def test_its_thread_wakes_when_a_deadline_passes():
     request = request_of(3.0)
     watch.add(request)
     assert woken.wait(60)
-    assert found == [request]
+    assert late == [request]
     watch.close()
     assert not watch._thread.is_alive()
 

@@ -49,10 +49,10 @@ def test_an_error_of_the_model_is_told_and_the_process_stays(isolated):
     [(EXITS, "code 7"), (CRASHES, f"code -{int(signal.SIGSEGV)}"), (HANGS, "no answer in 1 s")],
 )
 def test_one_that_crashes_or_hangs_is_told_and_started_anew(isolated, value, message):
-    before = isolated._process
+    first_process = isolated._process
     with pytest.raises(ReplicaError, match=message):
         isolated.run(rows_of(value))
-    assert before.poll() is not None
+    assert first_process.poll() is not None
     check_answers(isolated)
 
 
@@ -95,7 +95,7 @@ def test_a_bundle_is_served_from_a_process_of_its_own(bundle_of):
 def test_only_the_request_that_breaks_its_process_gets_an_error(value, message):
     options = {"isolated": True, "batch_size": 3, "batch_timeout": 1.0}
     with ServingEngine(f"{SOURCE}:Faulty", **options) as engine:
-        futures = [engine.submit(rows_of(one)) for one in (1, value, 2)]
+        futures = [engine.submit(rows_of(number)) for number in (1, value, 2)]
         assert futures[0].result(60)["y"][0, 0] == 2
         assert futures[2].result(60)["y"][0, 0] == 4
         with pytest.raises(ReplicaError, match=message):
@@ -116,7 +116,10 @@ def test_a_version_that_does_not_warm_up_leaves_no_process():
     with ServingEngine(f"{SOURCE}:Faulty", isolated=True, max_batch_size=1) as engine:
         loaded = []
         add = engine.models["model"].add
-        engine.models["model"].add = lambda one, share: (loaded.append(one), add(one, share))
+        engine.models["model"].add = lambda version, share: (
+            loaded.append(version),
+            add(version, share),
+        )
         with pytest.raises(ReplicaError, match="zeros"):
             engine.load(f"{SOURCE}:AfraidOfZeros")
         (version,) = loaded
@@ -125,7 +128,7 @@ def test_a_version_that_does_not_warm_up_leaves_no_process():
 
 
 @pytest.fixture
-def told():
+def killed():
     model = IsolatedModel(f"{SOURCE}:start_as_told", batch_timeout=1.0)
     model._process.kill()
     model._process.wait()
@@ -135,12 +138,12 @@ def told():
     model.close()
 
 
-def test_one_that_does_not_start_again_is_no_fault_of_the_request(told, monkeypatch):
+def test_one_that_does_not_start_again_is_no_fault_of_the_request(killed, monkeypatch):
     monkeypatch.setenv(START, "fails")
     with pytest.raises(ReplicaError, match="loaded again: ConnectionError: no storage"):
-        told.run(rows_of(1))
+        killed.run(rows_of(1))
     monkeypatch.delenv(START)
-    check_answers(told)
+    check_answers(killed)
 
 
 def test_one_that_hangs_while_it_starts_is_ended(monkeypatch):

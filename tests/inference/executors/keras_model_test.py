@@ -21,11 +21,13 @@ def test_outputs_by_name_are_those_of_the_model():
 
 
 def test_several_inputs_and_outputs_go_by_their_names():
-    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
-    model = keras.Model({"left": left, "right": right}, {"sum": left + right, "both": left * right})
+    first, second = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    model = keras.Model(
+        {"left": first, "right": second}, {"sum": first + second, "both": first * second}
+    )
     executor = KerasModel(model)
-    left, right = np.full((1, 2), 3, "float32"), np.full((1, 2), 4, "float32")
-    outputs = executor.run({"left": left, "right": right})
+    first, second = np.full((1, 2), 3, "float32"), np.full((1, 2), 4, "float32")
+    outputs = executor.run({"left": first, "right": second})
     assert outputs["sum"].tolist() == [[7, 7]]
     assert outputs["both"].tolist() == [[12, 12]]
 

@@ -59,9 +59,9 @@ def test_a_bundle_is_run_with_the_signature_of_its_manifest(bundle_of, rows):
 def test_a_session_has_the_threads_that_are_asked_for(bundle_of):
     bundle, folder = bundle_of("onnx"), Path("/proc/self/task")
     open_executor(bundle.path)  # Some threads start with the first session.
-    before = len(list(folder.iterdir()))
+    num_threads = len(list(folder.iterdir()))
     executor = open_executor(bundle.path, threads=6)
-    assert len(list(folder.iterdir())) == before + 5  # The caller computes as well.
+    assert len(list(folder.iterdir())) == num_threads + 5  # The caller computes as well.
     assert executor.run({"x": np.ones((1, 2), "float32")})["y"].tolist() == [[2.0, 2.0]]
 
 
@@ -83,8 +83,8 @@ def test_names_that_differ_from_the_manifest_are_refused(bundle_of):
 def test_a_bare_file_is_served_by_its_path_and_by_its_folder(write):
     shape = ["rows", 2]
     path = write({"x": ("FLOAT", shape), "z": ("FLOAT", shape)}, {"y": ("FLOAT", shape)}, "Add")
-    for place in (str(path), path.parent):
-        with ServingEngine(place, max_batch_size=4) as engine:
+    for model in (str(path), path.parent):
+        with ServingEngine(model, max_batch_size=4) as engine:
             assert engine.signature == Signature(
                 (TensorSpec("x", (None, 2), "float32"), TensorSpec("z", (None, 2), "float32")),
                 (TensorSpec("y", (None, 2), "float32"),),
@@ -123,8 +123,8 @@ def test_strings_are_served_as_bytes(write):
     path = write({"x": ("STRING", ["n"])}, {"y": ("STRING", ["n"])})
     with ServingEngine(path) as engine:
         assert engine.signature.inputs == (TensorSpec("x", (None,), "object"),)
-        for given in (["a", "é"], np.array([b"a", "é".encode()], object)):
-            assert engine.predict(given).tolist() == [b"a", "é".encode()]
+        for words in (["a", "é"], np.array([b"a", "é".encode()], object)):
+            assert engine.predict(words).tolist() == [b"a", "é".encode()]
         with pytest.raises(UnicodeDecodeError):
             engine.predict(np.array([b"\xff"], object))
     with ServingEngine(path, isolated=True) as engine:

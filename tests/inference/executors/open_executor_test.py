@@ -157,7 +157,7 @@ def test_a_real_model_s_served_batch_is_bit_equal_to_its_executor_s(real):
 
 def test_a_real_model_is_served_by_two_replicas_and_reloaded_while_it_is_asked(real):
     models, paths = real
-    before, after = map(expected_of, models)
+    old_rows, new_rows = map(expected_of, models)
     done = threading.Event()
 
     def ask(index):
@@ -170,17 +170,19 @@ def test_a_real_model_is_served_by_two_replicas_and_reloaded_while_it_is_asked(r
         ServingEngine(paths[0], replicas=2, max_batch_size=4) as engine,
         ThreadPoolExecutor(4) as pool,
     ):
-        np.testing.assert_allclose(engine.predict(IMAGES), before, atol=1e-5)
-        asked = [pool.submit(ask, index) for index in range(4)]
+        np.testing.assert_allclose(engine.predict(IMAGES), old_rows, atol=1e-5)
+        futures = [pool.submit(ask, index) for index in range(4)]
         try:
             engine.load(paths[1])
         finally:
             done.set()
-        for index, each in enumerate(asked):
-            for answer in each.result():
-                fits = [np.allclose(answer, rows[index], atol=1e-5) for rows in (before, after)]
+        for index, future in enumerate(futures):
+            for answer in future.result():
+                fits = [
+                    np.allclose(answer, rows[index], atol=1e-5) for rows in (old_rows, new_rows)
+                ]
                 assert any(fits)
-        np.testing.assert_allclose(engine.predict(IMAGES), after, atol=1e-5)
+        np.testing.assert_allclose(engine.predict(IMAGES), new_rows, atol=1e-5)
         assert engine.statistics().replicas == 2
 
 

@@ -62,8 +62,8 @@ def test_an_executor_of_another_package_serves_its_format(install, bundle_of, is
 
 def test_a_format_without_an_executor_is_refused_and_the_known_ones_are_named(install):
     install("tripler", tripled="tripler_module:Tripler")
-    known = "keras, onnx, openvino, savedmodel, tensorrt, tripled"
-    with pytest.raises(NotSupportedError, match=rf"for the format 'other'.*{known}"):
+    formats = "keras, onnx, openvino, savedmodel, tensorrt, tripled"
+    with pytest.raises(NotSupportedError, match=rf"for the format 'other'.*{formats}"):
         find_executor_class("other")
 
 
@@ -93,6 +93,6 @@ def test_a_built_in_format_can_not_be_replaced(install):
 
 @pytest.mark.parametrize("form", sorted(set(BUILT_IN) - {"keras"}))
 def test_every_built_in_executor_is_an_executor_that_opens_bundles(form):
-    found = find_executor_class(form)
-    assert issubclass(found, Executor)
-    assert found.from_bundle.__func__ is not Executor.from_bundle.__func__
+    executor_class = find_executor_class(form)
+    assert issubclass(executor_class, Executor)
+    assert executor_class.from_bundle.__func__ is not Executor.from_bundle.__func__

@@ -42,13 +42,13 @@ with ServingEngine(sys.argv[1]) as engine:
 """
 
 
-def save(path, functions, name="serving_default", **others):
+def save(path, functions, name="serving_default", **other_signatures):
     """Saves functions of tensors, each with the specs of what it takes."""
     import tensorflow as tf
 
     module = tf.Module()
     module.factor = tf.Variable(2.0)
-    names = {name: functions, **others}
+    names = {name: functions, **other_signatures}
     module.functions = {
         key: tf.function(function, input_signature=specs)
         for key, (function, specs) in names.items()
@@ -127,8 +127,8 @@ def test_one_of_strings_that_keras_exported_is_served(tmp_path):
     import keras
 
     words = keras.Input((1,), dtype="string", name="word")
-    places = keras.layers.StringLookup(vocabulary=["cat", "dog"])(words)
-    model = keras.Model(words, keras.layers.Embedding(3, 2, name="vector")(places))
+    word_ids = keras.layers.StringLookup(vocabulary=["cat", "dog"])(words)
+    model = keras.Model(words, keras.layers.Embedding(3, 2, name="vector")(word_ids))
     model.export(tmp_path / "model", verbose=False)
     with ServingEngine(tmp_path / "model", max_batch_size=4) as engine:
         assert [spec.dtype for spec in engine.signature.inputs] == ["object"]
@@ -153,15 +153,15 @@ def test_several_inputs_and_outputs_of_any_dtype_come_by_name(tmp_path):
     )
     with ServingEngine(tmp_path / "model", max_batch_size=4) as engine:
         flags = [[True, False], [False, False], [True, True]]
-        given = {"text": ["a", "bc", ""], "flags": flags, "length": [1, 2, 3]}
-        answer = engine.predict(given)
+        inputs = {"text": ["a", "bc", ""], "flags": flags, "length": [1, 2, 3]}
+        answer = engine.predict(inputs)
         assert answer["upper"].tolist() == [b"A", b"BC", b""]
         assert answer["size"].tolist() == [2, 4, 3]
         assert answer["other"].tolist() == [[not flag for flag in row] for row in flags]
         # NumPy's own arrays of strings and of bytes, and bytes that are no text.
         for text in (np.array(["a"]), np.array([b"a"]), np.array([b"a"], object)):
-            one = engine.predict({"text": text, "flags": [[True]], "length": [0]})
-            assert one["upper"].tolist() == [b"A"]
+            single_answer = engine.predict({"text": text, "flags": [[True]], "length": [0]})
+            assert single_answer["upper"].tolist() == [b"A"]
         nothing = engine.predict(
             {"text": np.array([], object), "flags": np.zeros((0, 2), bool), "length": []}
         )
@@ -266,8 +266,8 @@ def test_outputs_without_rows_are_refused(tmp_path, function, match):
 def test_outputs_that_have_not_a_row_for_each_are_refused_before_it_is_ready(tmp_path):
     import tensorflow as tf
 
-    taken = [spec((None, None), "float32")]
-    path = save(tmp_path / "wide", (lambda x: {"y": tf.reshape(x, [-1])}, taken))
+    input_signature = [spec((None, None), "float32")]
+    path = save(tmp_path / "wide", (lambda x: {"y": tf.reshape(x, [-1])}, input_signature))
     with (
         ServingEngine(path) as engine,
         pytest.raises(NotSupportedError, match=r"Output 'y' has shape \(2,\) for 1 rows"),

@@ -97,7 +97,7 @@ def test_replicas_have_a_stream_and_memory_each_and_run_at_one_time(
     with ServingEngine(bundle.path, replicas=2, max_batch_size=4) as engine:
         assert len(cuda.streams) == 2
         assert len(cuda.memory) == 4
-        given = cuda.cudaStreamSynchronize
+        synchronize = cuda.cudaStreamSynchronize
         meetings = []
 
         def meet(stream):
@@ -105,7 +105,7 @@ def test_replicas_have_a_stream_and_memory_each_and_run_at_one_time(
             if len(meetings) < 2:
                 meetings.append(threading.get_ident())
                 both.wait(60)
-            return given(stream)
+            return synchronize(stream)
 
         monkeypatch.setattr(cuda, "cudaStreamSynchronize", meet)
         answers = [engine.submit(X[index : index + 4]) for index in range(0, 40, 4)]
@@ -128,10 +128,10 @@ def test_a_hot_reload_fails_no_request_and_gives_the_old_engine_s_memory_back(en
             return answers
 
         with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(ask) for _ in range(2)]
+            futures = [pool.submit(ask) for _ in range(2)]
             engine.load(second.path)
             done.set()
-            answers = [answer for each in asked for answer in each.result()]
+            answers = [answer for future in futures for answer in future.result()]
         for answer in answers:
             assert np.allclose(answer, X[:1] @ KERNEL) or np.allclose(answer, X[:1] @ KERNEL + 5)
         np.testing.assert_allclose(engine.predict(X[:1]), X[:1] @ KERNEL + 5, rtol=1e-6)

@@ -54,13 +54,15 @@ def test_a_fault_of_the_server_is_logged_and_not_shown(caplog):
     assert "secret" in caplog.text
 
 
-@pytest.mark.parametrize(("told", "left"), [(None, None), (9.2e9, None), (0.5, 0.5), (0.0, 0.0)])
-def test_no_deadline_is_told_as_none_however_grpc_tells_it(told, left):
+@pytest.mark.parametrize(
+    ("time_remaining", "expected"), [(None, None), (9.2e9, None), (0.5, 0.5), (0.0, 0.0)]
+)
+def test_no_deadline_is_told_as_none_however_grpc_tells_it(time_remaining, expected):
     class Context:
         def time_remaining(self):
-            return told
+            return time_remaining
 
-    assert time_left(Context()) == left
+    assert time_left(Context()) == expected
 
 
 def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, caplog):

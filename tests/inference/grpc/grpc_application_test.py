@@ -86,19 +86,19 @@ def test_a_fault_of_the_server_itself_is_internal_and_not_shown(
     client, status_of, monkeypatch, caplog
 ):
     monkeypatch.setattr(open_inference_rpc, "write_message", lambda _name, live: live / 0)
-    found = status_of(client.ask, "inference.GRPCInferenceService/ServerLive")
-    assert found == ("INTERNAL", "The server failed; see its log.")
+    code_and_text = status_of(client.ask, "inference.GRPCInferenceService/ServerLive")
+    assert code_and_text == ("INTERNAL", "The server failed; see its log.")
     assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_failed_call_keeps_no_inputs_for_the_garbage_collector(serve_grpc, caplog):
     class Noting(Doubler):
         def run(self, inputs):
-            seen.append(weakref.ref(inputs["x"]))
+            references.append(weakref.ref(inputs["x"]))
             return super().run(inputs)
 
     caplog.set_level(logging.CRITICAL, "keras_deepseek")  # Records of the log have the tracebacks.
-    seen = []
+    references = []
     x = {"name": "x", "datatype": "FP32", "shape": [1, 2], "contents": {"fp32_contents": [-1, 0]}}
     with ServingEngine(Noting(), warm_up=False) as engine:
         client = serve_grpc(engine)
@@ -110,7 +110,7 @@ def test_a_failed_call_keeps_no_inputs_for_the_garbage_collector(serve_grpc, cap
                         "inference.GRPCInferenceService/ModelInfer", model_name="model", inputs=[x]
                     )
             client.ask("inference.GRPCInferenceService/ServerLive")
-            assert [one() is None for one in seen] == [True] * 3
+            assert [reference() is None for reference in references] == [True] * 3
         finally:
             gc.enable()
 
@@ -146,7 +146,7 @@ def test_tensorflow_serving_api(target, quiet):
         example = request.input.example_list.examples.add()
         example.features.feature["x"].float_list.value.extend([1, 2])
         classes = stub.Classify(request, timeout=60).result.classifications[0].classes
-        assert [one.score for one in classes] == [2, 4]
+        assert [label.score for label in classes] == [2, 4]
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = "double"
         packed = stub.GetModelMetadata(request, timeout=60).metadata["signature_def"]
@@ -180,9 +180,9 @@ def test_tritonclient(target, quiet):
         assert triton.get_server_metadata().name == "keras_deepseek"
         assert triton.get_model_metadata("double").inputs[0].shape == [-1, 2]
         assert triton.get_model_repository_index().models[0].state == "READY"
-        found = triton.infer("double", triton_inputs(client), request_id="7")
-        assert (found.as_numpy("y") == 2 * ROWS).all()
-        assert found.get_response().id == "7"
+        result = triton.infer("double", triton_inputs(client), request_id="7")
+        assert (result.as_numpy("y") == 2 * ROWS).all()
+        assert result.get_response().id == "7"
         answers = queue.Queue()
         triton.async_infer(
             "double", triton_inputs(client), lambda result, error: answers.put((result, error))
@@ -205,11 +205,11 @@ def test_tritonclient_s_stream(target, quiet):
         triton.start_stream(lambda result, error: answers.put((result, error)))
         for name in ("double", "other", "double"):
             triton.async_stream_infer(name, triton_inputs(client))
-        told = [answers.get(timeout=60) for _ in range(3)]
+        results = [answers.get(timeout=60) for _ in range(3)]
         triton.stop_stream()
-    assert (told[0][0].as_numpy("y") == 2 * ROWS).all()
-    assert "no model 'other'" in str(told[1][1])
-    assert (told[2][0].as_numpy("y") == 2 * ROWS).all()
+    assert (results[0][0].as_numpy("y") == 2 * ROWS).all()
+    assert "no model 'other'" in str(results[1][1])
+    assert (results[2][0].as_numpy("y") == 2 * ROWS).all()
 
 
 def test_tritonclient_s_aio(target, quiet):
@@ -218,7 +218,7 @@ def test_tritonclient_s_aio(target, quiet):
     async def ask():
         async with client.InferenceServerClient(target) as triton:
             assert await triton.is_model_ready("double")
-            found = await asyncio.gather(
+            results = await asyncio.gather(
                 *(triton.infer("double", triton_inputs(client)) for _ in range(20))
             )
 
@@ -230,13 +230,13 @@ def test_tritonclient_s_aio(target, quiet):
                         "request_id": str(number),
                     }
 
-            streamed = [one async for one in triton.stream_infer(requests())]
-            return found, streamed
+            streamed = [response async for response in triton.stream_infer(requests())]
+            return results, streamed
 
-    found, streamed = asyncio.run(ask())
-    assert all((one.as_numpy("y") == 2 * ROWS).all() for one in found)
-    assert [one[0].get_response().id for one in streamed] == ["0", "1", "2"]
-    assert all(one[1] is None for one in streamed)
+    results, streamed = asyncio.run(ask())
+    assert all((result.as_numpy("y") == 2 * ROWS).all() for result in results)
+    assert [response[0].get_response().id for response in streamed] == ["0", "1", "2"]
+    assert all(response[1] is None for response in streamed)
 
 
 KSERVE = """
@@ -264,8 +264,8 @@ def test_kserve(target):
     skip_without("kserve")
     # Its messages have the names of Triton's: one process holds one of the two.
     call = [sys.executable, "-c", KSERVE, target]
-    told = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert told.stdout.strip().endswith("answered"), told.stderr
+    process = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert process.stdout.strip().endswith("answered"), process.stderr
 
 
 def test_ovmsclient(target, quiet):
@@ -302,13 +302,13 @@ def test_models_are_loaded_and_unloaded_only_for_a_management_token(doubler, ser
     with ServingEngine(doubler) as engine:
         client = serve_grpc(engine, tokens=["secret"])
         client.metadata = (("authorization", "Bearer secret"),)
-        found, text = status_of(client.ask, unload, model_name="model")
-        assert (found, "--model-control explicit" in text) == ("PERMISSION_DENIED", True)
+        code, text = status_of(client.ask, unload, model_name="model")
+        assert (code, "--model-control explicit" in text) == ("PERMISSION_DENIED", True)
         client = serve_grpc(engine, tokens=["secret"], **MANAGED)
         for metadata in ((), (("authorization", "Bearer secret"),), 2 * MANAGER):
             client.metadata = metadata
-            found, text = status_of(client.ask, unload, model_name="model")
-            assert (found, "management token" in text) == ("PERMISSION_DENIED", True)
+            code, text = status_of(client.ask, unload, model_name="model")
+            assert (code, "management token" in text) == ("PERMISSION_DENIED", True)
         client.metadata = MANAGER
         live = status_of(client.ask, "inference.GRPCInferenceService/ServerLive")
         assert live[0] == "UNAUTHENTICATED"
@@ -401,7 +401,7 @@ def test_an_id_does_not_take_the_place_of_when_to_try_again(doubler, serve_grpc)
         with pytest.raises(grpc.RpcError) as caught:
             client.channel.unary_unary(f"/{INFER}")(infer_message(1), timeout=60)
         doubler.release()
-        assert [len(one.result()["y"]) for one in (running, waiting)] == [1, 1]
+        assert [len(future.result()["y"]) for future in (running, waiting)] == [1, 1]
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     names = {name for name, _ in caught.value.trailing_metadata()}
     assert names == {"x-request-id", "grpc-retry-pushback-ms"}

@@ -47,22 +47,22 @@ def watch(doubler, monkeypatch):
     with ServingEngine(doubler, warm_up=False) as engine:
         batcher = engine.find()._batcher
         submit, cancel = batcher.submit, batcher.cancel
-        told = types.SimpleNamespace(
+        engine_watch = types.SimpleNamespace(
             engine=engine, accepted=threading.Semaphore(0), cancelled=threading.Semaphore(0)
         )
 
-        def submit_and_tell(one):
-            submit(one)
-            told.accepted.release()
+        def submit_and_tell(queued_request):
+            submit(queued_request)
+            engine_watch.accepted.release()
 
-        def cancel_and_tell(one):
-            found = cancel(one)
-            told.cancelled.release()
-            return found
+        def cancel_and_tell(queued_request):
+            is_cancelled = cancel(queued_request)
+            engine_watch.cancelled.release()
+            return is_cancelled
 
         monkeypatch.setattr(batcher, "submit", submit_and_tell)
         monkeypatch.setattr(batcher, "cancel", cancel_and_tell)
-        yield told
+        yield engine_watch
 
 
 def hold_one(watch, doubler, client):
@@ -116,10 +116,10 @@ def test_a_client_that_is_gone_takes_its_requests_out_of_the_queue(watch, double
 def test_the_client_s_deadline_is_the_request_s(watch, doubler, serve_grpc, status_of):
     client = serve_grpc(watch.engine)
     running = hold_one(watch, doubler, client)
-    seen, dispatch = [], watch.engine.dispatch_async
+    timeouts, dispatch = [], watch.engine.dispatch_async
 
     def note(bind, trace, **options):
-        seen.append(options["timeout"])
+        timeouts.append(options["timeout"])
         return dispatch(bind, trace, **options)
 
     watch.engine.dispatch_async = note
@@ -129,8 +129,8 @@ def test_the_client_s_deadline_is_the_request_s(watch, doubler, serve_grpc, stat
     assert watch.accepted.acquire(timeout=60)
     doubler.release()
     assert (value_of(running.result()), value_of(unlimited.result())) == (2, 6)
-    assert 0 < seen[0] < 0.3  # gRPC rounds it up.
-    assert seen[1] is None
+    assert 0 < timeouts[0] < 0.3  # gRPC rounds it up.
+    assert timeouts[1] is None
     assert 7 not in doubler.rows_seen
 
 
@@ -161,8 +161,8 @@ def test_stopping_answers_what_is_in_flight_and_frees_the_port(watch, doubler, s
 def ask_until(is_over, targets, done, data):
     """Asks over one channel, one call after the other; returns the statuses by their number."""
     statuses = Counter()
-    own = [("grpc.use_local_subchannel_pool", 1)]  # A connection of its own.
-    with grpc.insecure_channel(f"ipv4:{','.join(targets)}", own) as channel:
+    options = [("grpc.use_local_subchannel_pool", 1)]  # A connection of its own.
+    with grpc.insecure_channel(f"ipv4:{','.join(targets)}", options) as channel:
         call = channel.unary_unary(f"/{PREDICT}")
         while not is_over.is_set():
             try:
@@ -180,14 +180,14 @@ def test_clients_that_ask_on_lose_no_call_when_a_server_stops(doubler, serve_grp
         is_over, done, data = threading.Event(), threading.Semaphore(0), request([1, 1])
         targets = (first.server.target, second.server.target)
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(ask_until, is_over, targets, done, data) for _ in range(8)]
+            futures = [pool.submit(ask_until, is_over, targets, done, data) for _ in range(8)]
             for _ in range(80):
                 assert done.acquire(timeout=60)
             first.server.stop()
             for _ in range(80):
                 assert done.acquire(timeout=60)
             is_over.set()
-            statuses = sum((one.result() for one in asked), Counter())
+            statuses = sum((future.result() for future in futures), Counter())
     assert set(statuses) == {"OK"}, statuses
 
 
@@ -197,11 +197,11 @@ def test_connections_that_are_renewed_lose_no_call(doubler, serve_grpc):
         is_over, done, data = threading.Event(), threading.Semaphore(0), request([1, 1])
         with ThreadPoolExecutor(4) as pool:
             targets = (client.server.target,)
-            asked = [pool.submit(ask_until, is_over, targets, done, data) for _ in range(4)]
+            futures = [pool.submit(ask_until, is_over, targets, done, data) for _ in range(4)]
             for _ in range(400):
                 assert done.acquire(timeout=60)
             is_over.set()
-            statuses = sum((one.result() for one in asked), Counter())
+            statuses = sum((future.result() for future in futures), Counter())
     assert set(statuses) == {"OK"}, statuses
 
 
@@ -231,8 +231,8 @@ def test_calls_and_connections_beyond_the_limit_are_refused(
     client = serve_grpc(watch.engine, max_connections=1)
     running = hold_one(watch, doubler, client)
     assert status_of(start(client, 2).result)[0] == "RESOURCE_EXHAUSTED"
-    own = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(client.server.target, own) as other:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(client.server.target, options) as other:
         call = other.unary_unary(f"/{PREDICT}")
         assert status_of(call, request([1, 1]), timeout=60)[0] == "UNAVAILABLE"
     doubler.release()
@@ -325,26 +325,26 @@ def test_tls_is_spoken_and_clients_prove_who_they_are(doubler, serve_grpc, certi
     with ServingEngine(doubler) as engine:
         server = serve_grpc(engine, credentials=credentials).server
         assert server.url == f"grpcs://{server.target}"
-        own = (certificates["client.key"], certificates["client.pem"])
-        known = grpc.ssl_channel_credentials(certificates["server.pem"], *own)
-        assert check_health(server, known) == 1
+        client_pair = (certificates["client.key"], certificates["client.pem"])
+        client_credentials = grpc.ssl_channel_credentials(certificates["server.pem"], *client_pair)
+        assert check_health(server, client_credentials) == 1
         unknown = grpc.ssl_channel_credentials(certificates["server.pem"])
         assert status_of(check_health, server, unknown)[0] == "UNAVAILABLE"
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_the_loop_is_uvloop_s_where_it_is_installed(doubler, serve_grpc, monkeypatch, is_installed):
-    made = []
+    loops = []
 
     def new_event_loop():
-        made.append(asyncio.new_event_loop())
-        return made[0]
+        loops.append(asyncio.new_event_loop())
+        return loops[0]
 
     uvloop = types.SimpleNamespace(new_event_loop=new_event_loop) if is_installed else None
     monkeypatch.setitem(sys.modules, "uvloop", uvloop)
     with ServingEngine(doubler) as engine:
         assert value_of(start(serve_grpc(engine), 1).result()) == 2
-    assert len(made) == int(is_installed)
+    assert len(loops) == int(is_installed)
 
 
 def test_a_server_that_never_started_can_be_stopped_and_one_may_be_stopped_twice(doubler):
@@ -357,8 +357,8 @@ def test_a_server_that_never_started_can_be_stopped_and_one_may_be_stopped_twice
 
 
 def test_a_taken_port_is_refused_at_once(doubler):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with pytest.raises(InvalidInputError, match=f"on port {port}: .*in use.* 0 for a free one"):
             GrpcServer(ServingEngine(doubler), port=port).start()
 
@@ -374,10 +374,10 @@ def test_an_address_that_grpc_itself_can_t_take_is_refused(doubler, monkeypatch)
     monkeypatch.setattr(GrpcServer, "_bind", lambda server: socket.socket())
     match = r"Can't listen at '127\.0\.0\.1'"
     with (
-        socket.create_server(("127.0.0.1", 0)) as taken,
+        socket.create_server(("127.0.0.1", 0)) as listener,
         pytest.raises(InvalidInputError, match=match),
     ):
-        GrpcServer(ServingEngine(doubler), port=taken.getsockname()[1]).start()
+        GrpcServer(ServingEngine(doubler), port=listener.getsockname()[1]).start()
 
 
 @pytest.mark.parametrize(

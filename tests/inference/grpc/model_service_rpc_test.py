@@ -22,7 +22,10 @@ def client(doubler, serve_grpc):
 
 def status(client, **fields):
     answer = client.ask(SERVICE + "GetModelStatus", model_spec=fields)
-    return [(one.version, one.state) for one in answer.model_version_status]
+    return [
+        (version_status.version, version_status.state)
+        for version_status in answer.model_version_status
+    ]
 
 
 def reload_config(client, *models):
@@ -75,8 +78,8 @@ def test_a_version_that_failed_is_at_its_end_and_why_is_not_shown(client, double
     ],
 )
 def test_what_is_not_served_is_told_in_tf_serving_s_words(client, status_of, fields, code, text):
-    found, message = status_of(status, client, **fields)
-    assert (found, message.startswith(text)) == (code, True)
+    received_code, message = status_of(status, client, **fields)
+    assert (received_code, message.startswith(text)) == (code, True)
 
 
 def test_a_config_replaces_all_models_or_nothing(client, status_of, bundle_of, tmp_path):
@@ -99,15 +102,15 @@ def test_a_config_replaces_all_models_or_nothing(client, status_of, bundle_of, t
 
 def test_an_engine_that_is_not_ready_takes_no_config(client, status_of):
     client.server.engine.repository.state = "new"
-    found = status_of(reload_config, client, {"name": "one", "base_path": "one"})
+    code_and_text = status_of(reload_config, client, {"name": "one", "base_path": "one"})
     client.server.engine.repository.state = "ready"
-    assert found[0] == "UNAVAILABLE"
+    assert code_and_text[0] == "UNAVAILABLE"
 
 
 def test_models_are_replaced_only_for_a_management_token(client, doubler, serve_grpc, status_of):
     client.metadata = (("authorization", "Bearer other"),)
-    found, text = status_of(reload_config, client)
-    assert (found, "management token" in text) == ("PERMISSION_DENIED", True)
+    code, text = status_of(reload_config, client)
+    assert (code, "management token" in text) == ("PERMISSION_DENIED", True)
     with ServingEngine(doubler) as engine:
-        found, text = status_of(reload_config, serve_grpc(engine))
-    assert (found, "--model-control explicit" in text) == ("PERMISSION_DENIED", True)
+        code, text = status_of(reload_config, serve_grpc(engine))
+    assert (code, "--model-control explicit" in text) == ("PERMISSION_DENIED", True)

@@ -39,7 +39,7 @@ def test_health_and_metadata_are_told(ask, client):
     assert (server.name, server.version) == ("keras_deepseek", keras_deepseek.__version__)
     model = ask("ModelMetadata", name="double", version="1")
     assert (model.name, list(model.versions), model.platform) == ("double", ["1"], "keras_deepseek")
-    assert [(one.name, one.datatype, list(one.shape)) for one in model.inputs] == [
+    assert [(spec.name, spec.datatype, list(spec.shape)) for spec in model.inputs] == [
         ("x", "FP32", [-1, 2])
     ]
     client.server.engine.repository.state = "new"
@@ -105,16 +105,16 @@ def test_answers_have_the_form_of_the_question(ask):
     ],
 )
 def test_what_can_t_be_answered_is_refused(ask, status_of, call, fields, status, text):
-    found, told = status_of(ask, call, **fields)
-    assert (found, text in told) == (status, True), told
+    received_status, message = status_of(ask, call, **fields)
+    assert (received_status, text in message) == (status, True), message
 
 
 def test_its_priority_and_the_shorter_limit_reach_the_engine(ask, client, monkeypatch):
-    told, engine = [], client.server.engine
+    limits, engine = [], client.server.engine
     dispatch = engine.dispatch_async
 
     def note(*arguments, **options):
-        told.append((options["priority"], options["timeout"]))
+        limits.append((options["priority"], options["timeout"]))
         return dispatch(*arguments, **options)
 
     monkeypatch.setattr(engine, "dispatch_async", note)
@@ -125,22 +125,24 @@ def test_its_priority_and_the_shorter_limit_reach_the_engine(ask, client, monkey
             inputs=[tensor(1, 2, contents={"fp32_contents": [1, 2]})],
             parameters={"priority": level, "timeout": {"int64_param": microseconds}},
         )
-    assert [priority for priority, _ in told] == [2**64 - 1, 2**64 - 2]
+    assert [priority for priority, _ in limits] == [2**64 - 1, 2**64 - 2]
     # The client of these tests waits about a minute.
-    assert told[0][1] == 9.0
-    assert told[1][1] < 1000
+    assert limits[0][1] == 9.0
+    assert limits[1][1] < 1000
 
 
 def test_a_failing_model_is_internal_and_not_shown(ask, status_of, caplog):
     inputs = [tensor(1, 2, contents={"fp32_contents": [-1, 2]})]
-    found = status_of(ask, "ModelInfer", model_name="double", inputs=inputs)
+    code_and_text = status_of(ask, "ModelInfer", model_name="double", inputs=inputs)
     text = "The model failed with ArithmeticError; see the server's log."
-    assert found == ("INTERNAL", text)
+    assert code_and_text == ("INTERNAL", text)
     assert "a row starts with -1" in caplog.text
 
 
 def test_the_repository_lists_loads_and_unloads_models(ask, client):
-    index = [(one.name, one.version, one.state) for one in ask("RepositoryIndex").models]
+    index = [
+        (version.name, version.version, version.state) for version in ask("RepositoryIndex").models
+    ]
     assert index == [("double", "1", "READY")]
     assert ask("RepositoryModelLoad", model_name="double").isLoaded
     assert ask("RepositoryModelUnload", model_name="double").isUnloaded

@@ -46,7 +46,9 @@ def client(doubler, serve_grpc):
 
 def test_the_requests_of_a_stream_share_batches_and_are_answered_in_their_order(client, doubler):
     stream = open_stream(client, map(request, range(500)))
-    assert [read(answer) for answer in stream] == [(str(one), 2.0 * one) for one in range(500)]
+    assert [read(answer) for answer in stream] == [
+        (str(number), 2.0 * number) for number in range(500)
+    ]
     assert len(doubler.sizes) < 500
 
 
@@ -67,9 +69,9 @@ def note_each(monkeypatch, target, name):
     called, method = threading.Semaphore(0), getattr(target, name)
 
     def call(*arguments, **options):
-        found = method(*arguments, **options)
+        result = method(*arguments, **options)
         called.release()
-        return found
+        return result
 
     monkeypatch.setattr(target, name, call)
     return called
@@ -135,23 +137,23 @@ def test_a_stopping_server_answers_what_it_read_and_closes_the_stream(client, do
 
 def test_the_stream_s_deadline_is_that_of_its_requests(client, doubler):
     engine = client.server.engine
-    seen, dispatch = [], engine.dispatch_async
+    timeouts, dispatch = [], engine.dispatch_async
 
     def note(bind, trace, **options):
-        seen.append(options["timeout"])
+        timeouts.append(options["timeout"])
         return dispatch(bind, trace, **options)
 
     engine.dispatch_async = note
     doubler.hold()
-    stream, told = open_stream(client, [request(1), request(2)], timeout=0.5), []
+    stream, errors = open_stream(client, [request(1), request(2)], timeout=0.5), []
     with contextlib.suppress(grpc.RpcError):
-        told += [read(one)[1] for one in stream]
+        errors += [read(answer)[1] for answer in stream]
     doubler.release()
     # gRPC ends the stream, or the engine was faster, and has told it of each request.
-    assert stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED or len(told) == 2
-    assert all("deadline" in text for text in told), told
-    assert len(seen) == 2
-    assert all(0 < timeout < 0.6 for timeout in seen)  # gRPC rounds it up.
+    assert stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED or len(errors) == 2
+    assert all("deadline" in text for text in errors), errors
+    assert len(timeouts) == 2
+    assert all(0 < timeout < 0.6 for timeout in timeouts)  # gRPC rounds it up.
 
 
 def test_each_request_of_a_stream_is_counted_and_logged(doubler, serve_grpc, caplog):

@@ -26,7 +26,7 @@ def watch(client, service=""):
     """Returns an iterator of the states that are told."""
     data = new_message("grpc.health.v1.HealthCheckRequest", service=service).SerializeToString()
     call = client.channel.unary_stream("/grpc.health.v1.Health/Watch")(data, timeout=60)
-    return (parse_message("grpc.health.v1.HealthCheckResponse", one).status for one in call)
+    return (parse_message("grpc.health.v1.HealthCheckResponse", data).status for data in call)
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def test_a_service_that_there_is_not_is_not_found(engine, serve_grpc, status_of)
 def test_who_watches_is_told_of_each_change_until_the_server_stops(engine, serve_grpc, monkeypatch):
     monkeypatch.setattr(standard_services, "_POLL_SECONDS", 0.001)
     client = serve_grpc(engine)
-    told = watch(client)
-    assert next(told) == NOT_SERVING
+    statuses = watch(client)
+    assert next(statuses) == NOT_SERVING
     engine.start()
-    assert next(told) == SERVING
+    assert next(statuses) == SERVING
     client.server.stop()
-    assert list(told) == [NOT_SERVING]
+    assert list(statuses) == [NOT_SERVING]
 
 
 def test_who_watches_a_service_that_there_is_not_is_told_so(engine, serve_grpc):
     client = serve_grpc(engine)
-    told = watch(client, "other")
-    assert next(told) == SERVICE_UNKNOWN
+    statuses = watch(client, "other")
+    assert next(statuses) == SERVICE_UNKNOWN
     client.server.stop()
-    assert list(told) == []
+    assert list(statuses) == []
 
 
 def test_the_services_and_their_messages_are_described(engine, serve_grpc):

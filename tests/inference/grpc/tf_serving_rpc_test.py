@@ -103,8 +103,8 @@ def test_what_is_not_served_is_told_in_tf_serving_s_words(
     assert (code, message.startswith(text)) == (status, True)
     metadata = {"model_spec": model_spec, "metadata_field": ["signature_def"]}
     if not model_spec.signature_name:
-        found = status_of(client.ask, SERVICE + "GetModelMetadata", **metadata)
-        assert found == (status, message)
+        code_and_text = status_of(client.ask, SERVICE + "GetModelMetadata", **metadata)
+        assert code_and_text == (status, message)
 
 
 def test_a_request_that_does_not_fit_the_model_is_refused(client, status_of):
@@ -117,9 +117,9 @@ def test_a_request_that_does_not_fit_the_model_is_refused(client, status_of):
 
 def test_a_failing_model_is_internal_logged_and_not_shown(client, status_of, caplog):
     with caplog.at_level(logging.ERROR):
-        found = status_of(predict, client, [[-1, 0]])
+        code_and_text = status_of(predict, client, [[-1, 0]])
     text = "The model failed with ArithmeticError; see the server's log."
-    assert found == ("INTERNAL", text)
+    assert code_and_text == ("INTERNAL", text)
     assert "a row starts with -1" in caplog.text
     assert len(predict(client, [[1, 2]]).outputs) == 1
 
@@ -155,7 +155,7 @@ def test_metadata_has_the_signature(client):
 
 def test_examples_are_classified(client):
     answer = client.ask(SERVICE + "Classify", model_spec=spec(), input=examples([1, 2], [3, 4]))
-    rows = [[one.score for one in row.classes] for row in answer.result.classifications]
+    rows = [[label.score for label in row.classes] for row in answer.result.classifications]
     assert rows == [[2, 4], [6, 8]]
     assert answer.model_spec.version.value == 1
 
@@ -177,8 +177,8 @@ def test_examples_are_regressed_and_several_tasks_run_the_model_once(serve_grpc,
     summer = Summer()
     with ServingEngine(summer, name="double", warm_up=False) as engine:
         client = serve_grpc(engine)
-        one = client.ask(SERVICE + "Regress", model_spec=spec(), input=examples([1, 2], [3, 4]))
-        assert [each.value for each in one.result.regressions] == [3, 7]
+        answer = client.ask(SERVICE + "Regress", model_spec=spec(), input=examples([1, 2], [3, 4]))
+        assert [regression.value for regression in answer.result.regressions] == [3, 7]
         assert summer.batches == 1
         tasks = [
             {"model_spec": spec(signature=name), "method_name": f"tensorflow/serving/{method}"}
@@ -202,9 +202,9 @@ def test_a_model_that_can_t_regress_says_so(client, status_of):
 
 def test_a_stopping_engine_is_unavailable(client, status_of):
     client.server.engine.repository.state = "closed"
-    found = status_of(predict, client, [[1, 2]])
+    code_and_text = status_of(predict, client, [[1, 2]])
     client.server.engine.repository.state = "ready"
-    assert found == (
+    assert code_and_text == (
         "UNAVAILABLE",
         "The model 'double' is not ready: it is starting or stopping.",
     )

@@ -377,20 +377,20 @@ def test_tritonclient(served, quiet):
         assert triton.is_model_ready("double", "1")
         assert triton.get_model_metadata("double")["inputs"][0]["shape"] == [-1, 2]
         for name in (None, "gzip", "deflate"):
-            found = triton.infer(
+            result = triton.infer(
                 "double",
                 triton_inputs(client),
                 request_id="7",
                 request_compression_algorithm=name,
                 response_compression_algorithm=name,
             )
-            assert (found.as_numpy("y") == 2 * ROWS).all()
-            assert found.get_response()["id"] == "7"
-        wanted = [client.InferRequestedOutput("y", binary_data=False)]
-        found = triton.infer("double", triton_inputs(client, is_binary=False), outputs=wanted)
-        assert (found.as_numpy("y") == 2 * ROWS).all()
+            assert (result.as_numpy("y") == 2 * ROWS).all()
+            assert result.get_response()["id"] == "7"
+        outputs = [client.InferRequestedOutput("y", binary_data=False)]
+        result = triton.infer("double", triton_inputs(client, is_binary=False), outputs=outputs)
+        assert (result.as_numpy("y") == 2 * ROWS).all()
         later = [triton.async_infer("double", triton_inputs(client)) for _ in range(20)]
-        assert all((one.get_result().as_numpy("y") == 2 * ROWS).all() for one in later)
+        assert all((request.get_result().as_numpy("y") == 2 * ROWS).all() for request in later)
         with pytest.raises(client.InferenceServerException, match="no model 'other'") as caught:
             triton.infer("other", triton_inputs(client))
         assert caught.value.status() == "404"
@@ -410,7 +410,7 @@ def test_tritonclient_s_aio(served, quiet):
                 *(triton.infer("double", triton_inputs(client)) for _ in range(20))
             )
 
-    assert all((one.as_numpy("y") == 2 * ROWS).all() for one in asyncio.run(ask()))
+    assert all((result.as_numpy("y") == 2 * ROWS).all() for result in asyncio.run(ask()))
 
 
 KSERVE = """
@@ -451,8 +451,8 @@ def test_kserve(served):
     skip_without("kserve")
     # Its messages have the names of Triton's: one process holds one of the two.
     call = [sys.executable, "-W", "ignore", "-c", KSERVE, served.url]
-    told = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert told.stdout.strip().endswith("answered"), told.stderr
+    process = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert process.stdout.strip().endswith("answered"), process.stderr
 
 
 def test_ovmsclient(served, quiet):

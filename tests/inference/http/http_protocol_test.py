@@ -148,8 +148,8 @@ def test_what_is_malformed_is_refused_and_the_connection_closed(loop, data, stat
     for pieces in ([data], [data[i : i + 1] for i in range(len(data))]):
         wire = Wire(loop)
         wire.send(*pieces, GET % b"now")
-        ((found, headers, _),) = wire.take()
-        assert (found, headers["connection"]) == (status, "close")
+        ((received_status, headers, _),) = wire.take()
+        assert (received_status, headers["connection"]) == (status, "close")
         assert wire.transport.done == ["write_eof"]
 
 
@@ -222,8 +222,8 @@ def test_random_bytes_and_damaged_requests_raise_nothing(loop):
 
 
 def test_one_connection_more_than_the_most_is_refused(loop):
-    for others, status in ((4, []), (5, [503])):
-        wire = Wire(loop, HttpLimits(max_connections=5), others=others)
+    for num_others, status in ((4, []), (5, [503])):
+        wire = Wire(loop, HttpLimits(max_connections=5), others=num_others)
         assert wire.statuses() == status
         wire.send(GET % b"now")
         assert wire.statuses() == ([] if status else [200])

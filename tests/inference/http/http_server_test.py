@@ -92,7 +92,7 @@ def test_of_128_requests_whose_clients_leave_but_for_32_no_more_are_run(doubler)
     with ServingEngine(doubler, warm_up=False) as engine:
         accepted = watch_requests(engine)
         cancelled, cancel = threading.Semaphore(0), engine.find()._batcher.cancel
-        engine.find()._batcher.cancel = lambda one: (cancel(one), cancelled.release())[0]
+        engine.find()._batcher.cancel = lambda request: (cancel(request), cancelled.release())[0]
         server = engine.serve(0)
         doubler.hold()
         with ThreadPoolExecutor(1) as pool:
@@ -245,11 +245,11 @@ def test_requests_with_mistakes_are_no_fault_of_the_server(serve_http, caplog):
             with contextlib.suppress(ConnectionError):
                 connection.sendall(b"\0" * 20_000)
                 statuses |= {
-                    int(one) for one in re.findall(rb"HTTP/1.1 (\d+)", read_all(connection))
+                    int(code) for code in re.findall(rb"HTTP/1.1 (\d+)", read_all(connection))
                 }
     assert {200, 400} <= statuses
     # A method that there is not, and another version of HTTP.
-    assert {one for one in statuses if one >= 500} <= {501, 505}
+    assert {status for status in statuses if status >= 500} <= {501, 505}
     assert caplog.records == []
     assert ask(server, 2) == 4
 
@@ -341,16 +341,16 @@ def test_a_stopping_server_does_not_wait_for_ever(doubler):
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_the_loop_is_uvloop_s_where_it_is_installed(serve_http, monkeypatch, is_installed):
-    made = []
+    loops = []
 
     def new_event_loop():
-        made.append(asyncio.new_event_loop())
-        return made[0]
+        loops.append(asyncio.new_event_loop())
+        return loops[0]
 
     uvloop = types.SimpleNamespace(new_event_loop=new_event_loop) if is_installed else None
     monkeypatch.setitem(sys.modules, "uvloop", uvloop)
     assert ask(serve_http(), 1) == 2
-    assert len(made) == int(is_installed)
+    assert len(loops) == int(is_installed)
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,8 @@ def test_a_server_that_never_started_can_be_stopped(doubler):
 
 
 def test_a_taken_port_is_refused_at_once(doubler):
-    with socket.create_server(("127.0.0.1", 0)) as taken, ServingEngine(doubler) as engine:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener, ServingEngine(doubler) as engine:
+        port = listener.getsockname()[1]
         with pytest.raises(InvalidInputError, match=f"on port {port}: .*in use.* 0 for a free one"):
             engine.serve(port)
 

@@ -106,10 +106,10 @@ def test_the_kernel_is_asked_to_probe_a_silent_client():
 
 
 def test_a_connection_without_room_is_closed_at_once(listening):
-    places = iter((1, 0))
+    room = iter((1, 0))
 
     async def ask():
-        server = Listener(listening, Greeter, None, 1.0, 1.0, lambda: next(places))
+        server = Listener(listening, Greeter, None, 1.0, 1.0, lambda: next(room))
         server.start()
         answers = [await asyncio.to_thread(greeting, listening.getsockname()) for _ in range(2)]
         await server.stop()

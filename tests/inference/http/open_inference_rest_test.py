@@ -48,8 +48,8 @@ def test_tensors_go_and_come_as_raw_bytes(client):
     x = np.array([[1, 2], [3, 4]], "float32")
     tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32"}
     tensor["parameters"] = {"binary_data_size": x.nbytes}
-    wanted = [{"name": "y", "parameters": {"binary_data": True}}]
-    text = json.dumps({"inputs": [tensor], "outputs": wanted}).encode()
+    outputs = [{"name": "y", "parameters": {"binary_data": True}}]
+    text = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
     headers = {"Inference-Header-Content-Length": str(len(text))}
     answer = client.ask("POST", "/v2/models/double/versions/3/infer", text + x.tobytes(), headers)
     length = int(answer.headers["Inference-Header-Content-Length"])
@@ -60,17 +60,17 @@ def test_tensors_go_and_come_as_raw_bytes(client):
 
 
 def test_its_priority_and_its_timeout_reach_the_engine(client, engine, monkeypatch):
-    told, dispatch = [], engine.dispatch
+    limits, dispatch = [], engine.dispatch
 
     def note(*arguments, **options):
-        told.append((options["priority"], options["timeout"]))
+        limits.append((options["priority"], options["timeout"]))
         return dispatch(*arguments, **options)
 
     monkeypatch.setattr(engine, "dispatch", note)
     for parameters in ({"priority": 1, "timeout": 50_000_000}, {"priority": 2}, {"other": "x"}):
         body = request_of([[1, 2]], parameters=parameters)
         assert client.ask("POST", "/v2/models/double/infer", body).status == 200
-    assert told == [(2**64 - 1, 50.0), (2**64 - 2, None), (0, None)]
+    assert limits == [(2**64 - 1, 50.0), (2**64 - 2, None), (0, None)]
 
 
 def test_one_that_is_late_is_told_so(client):
@@ -111,7 +111,7 @@ def test_the_repository_s_index_has_every_version(client, engine):
     with pytest.raises(ArithmeticError):
         engine.load(Broken(), options=ModelOptions())
     index = client.ask("POST", "/v2/repository/index").content
-    assert [(one["name"], one["version"], one["state"]) for one in index] == [
+    assert [(version["name"], version["version"], version["state"]) for version in index] == [
         ("double", "3", "READY"),
         ("double", "4", "UNAVAILABLE"),
     ]

@@ -79,4 +79,4 @@ def test_answers_have_the_names_of_the_outputs():
     assert rows["properties"]["predictions"]["items"]["required"] == ["y", "z"]
     assert columns["properties"]["outputs"]["required"] == ["y", "z"]
     tensors = openapi_schemas.infer_answer(SEVERAL)["properties"]["outputs"]["items"]["anyOf"]
-    assert [each["properties"]["datatype"]["const"] for each in tensors] == ["FP32", "BOOL"]
+    assert [tensor["properties"]["datatype"]["const"] for tensor in tensors] == ["FP32", "BOOL"]

@@ -19,16 +19,22 @@ def make(outputs, name="double"):
 def references(value):
     """Returns what a document refers to, anywhere in it."""
     if isinstance(value, dict):
-        own = [value["$ref"]] if "$ref" in value else []
-        return own + [each for part in value.values() for each in references(part)]
-    return [each for part in value for each in references(part)] if isinstance(value, list) else []
+        references_here = [value["$ref"]] if "$ref" in value else []
+        return references_here + [
+            reference for part in value.values() for reference in references(part)
+        ]
+    return (
+        [reference for part in value for reference in references(part)]
+        if isinstance(value, list)
+        else []
+    )
 
 
 def test_what_is_referred_to_is_there(doubler):
     document = describe_server(ServingEngine(doubler, name="double"), ROUTES, asks_for_tokens=True)
-    found = references(document)
-    assert found
-    for reference in found:
+    all_references = references(document)
+    assert all_references
+    for reference in all_references:
         part = document
         for key in reference.removeprefix("#/").split("/"):
             part = part[key]

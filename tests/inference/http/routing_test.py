@@ -45,8 +45,8 @@ def find(method, path):
 )
 def test_a_route_is_found_with_the_parameters_of_its_path(method, path, call, parameters):
     for _ in range(2):  # The second time from what is kept.
-        found, received = find(method, path)
-        assert (found.call, dict(received)) == (call, parameters)
+        matched, received = find(method, path)
+        assert (matched.call, dict(received)) == (call, parameters)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,10 @@ def client():
 
 
 def states(answer):
-    return {one["version"]: one["state"] for one in answer.content["model_version_status"]}
+    return {
+        version_status["version"]: version_status["state"]
+        for version_status in answer.content["model_version_status"]
+    }
 
 
 def test_the_newest_version_answers_and_others_by_number_and_label(client):

@@ -28,8 +28,8 @@ def config_of(bundle_of, tmp_path):
     """Writes a file of models, and folders of versions for it."""
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     bundle = bundle_of("onnx").path
-    for place in ("first/1", "first/2", "first/3", "second/4"):
-        shutil.copytree(bundle, tmp_path / place)
+    for version_path in ("first/1", "first/2", "first/3", "second/4"):
+        shutil.copytree(bundle, tmp_path / version_path)
 
     def write(text=OF_TF_SERVING):
         path = tmp_path / "models.config"
@@ -42,7 +42,7 @@ def config_of(bundle_of, tmp_path):
 def test_an_engine_serves_the_models_of_a_file(config_of):
     models = read_model_config(config_of())
     with ServingEngine(models, max_batch_size=1) as engine:
-        assert {name: list(one.versions) for name, one in engine.models.items()} == {
+        assert {name: list(model.versions) for name, model in engine.models.items()} == {
             "first": [1, 3],
             "second": [4],
         }

@@ -40,25 +40,25 @@ def break_bundle(folder):
 
 
 def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
-    one, two = folder_of("one", 1, 2, 3), folder_of("two", 1, 2, 3)
+    first, second = folder_of("one", 1, 2, 3), folder_of("two", 1, 2, 3)
     control.replace_models(
         engine.repository,
         [
-            ModelConfig("one", str(one)),
-            ModelConfig("two", str(two), "specific", versions=(1, 2), labels={"old": 1}),
+            ModelConfig("one", str(first)),
+            ModelConfig("two", str(second), "specific", versions=(1, 2), labels={"old": 1}),
         ],
     )
     assert numbers(engine) == {"one": [3], "two": [1, 2]}
     assert engine.find("two", label="old").number == 1
     assert engine.predict([[1, 2]], model="one").tolist() == [[2, 4]]
-    kept = engine.find("one")
+    version = engine.find("one")
     control.replace_models(
         engine.repository,
-        [ModelConfig("one", str(one)), ModelConfig("two", str(two), "latest", num_versions=2)],
+        [ModelConfig("one", str(first)), ModelConfig("two", str(second), "latest", num_versions=2)],
     )
     assert numbers(engine) == {"one": [3], "two": [2, 3]}
-    assert engine.find("one") is kept  # What has not changed is not loaded again.
-    control.replace_models(engine.repository, [ModelConfig("two", str(two), "all")])
+    assert engine.find("one") is version  # What has not changed is not loaded again.
+    control.replace_models(engine.repository, [ModelConfig("two", str(second), "all")])
     assert numbers(engine) == {"two": [1, 2, 3]}
     assert [folder.name for folder in engine.folders] == ["two"]
 
@@ -66,10 +66,10 @@ def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
 def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_of):
     first, second = folder_of("first", 1, 2), folder_of("second", 2)
     control.replace_models(engine.repository, [ModelConfig("one", str(first), "all")])
-    before = engine.find("one", 2)
+    old_version = engine.find("one", 2)
     control.replace_models(engine.repository, [ModelConfig("one", str(second), "all")])
     assert numbers(engine) == {"one": [2]}
-    assert engine.find("one", 2) is not before
+    assert engine.find("one", 2) is not old_version
     folder_of("second", 3)
     engine.folders[0].look()
     assert numbers(engine) == {"one": [2, 3]}
@@ -80,9 +80,9 @@ def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
     good = folder_of("good", 1, 2)
     models = [ModelConfig("one", str(good), "all", labels={"stable": 1})]
     control.replace_models(engine.repository, models)
-    before = numbers(engine), list(engine.folders)
+    old_state = numbers(engine), list(engine.folders)
     version = engine.find("one")
-    wanted = {
+    faulty = {
         "broken": ModelConfig("two", str(folder_of("two", 1, 2)), "all"),
         "empty": ModelConfig("two", str(folder_of("empty"))),
         "label": ModelConfig("two", str(folder_of("three", 1)), labels={"new": 7}),
@@ -92,9 +92,9 @@ def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
         break_bundle(folder_of("two") / "2")
     changed = ModelConfig("one", str(folder_of("other", 1)), "all")
     with pytest.raises((InvalidInputError, LoadFailedError)) as caught:
-        control.replace_models(engine.repository, [changed, wanted])
+        control.replace_models(engine.repository, [changed, faulty])
     assert isinstance(caught.value, LoadFailedError) == (fault == "broken") == bool(caplog.records)
-    assert (numbers(engine), list(engine.folders)) == before
+    assert (numbers(engine), list(engine.folders)) == old_state
     assert engine.find("one") is version
     assert engine.find("one", label="stable").number == 1
     assert engine.predict([[1, 2]], model="one").tolist() == [[2, 4]]

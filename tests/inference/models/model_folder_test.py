@@ -36,7 +36,7 @@ def engine(folder):
 
 
 def states(engine):
-    return {number: one.state for number, one in engine.models["digits"].states.items()}
+    return {number: version.state for number, version in engine.models["digits"].states.items()}
 
 
 def follower(engine, folder, **options):
@@ -164,10 +164,10 @@ def test_whatever_a_look_raises_is_logged_once_and_the_next_one_goes_on(engine, 
 
 def test_a_bundle_that_was_exported_anew_is_loaded_again(engine, folder):
     model_folder = follower(engine, folder)
-    before = engine.find()
+    old_version = engine.find()
     os.utime(folder / "1" / "bundle.json", ns=(1, 1))
     model_folder.look()
-    assert engine.find() is not before
+    assert engine.find() is not old_version
     assert states(engine) == {1: "AVAILABLE"}
 
 
@@ -185,7 +185,7 @@ def test_which_versions_are_served_is_said(engine, folder, bundle, policy, expec
     for number in ("2", "3"):
         shutil.copytree(bundle, folder / number)
     model_folder = follower(engine, folder, versions=policy)
-    assert list(model_folder.wanted()) == expected
+    assert list(model_folder.find_versions_to_serve()) == expected
     assert set(expected) <= set(states(engine))
 
 

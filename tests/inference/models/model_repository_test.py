@@ -28,7 +28,7 @@ class Times(Doubler):
 
 
 def states(engine, name="model"):
-    return {number: one.state for number, one in engine.models[name].states.items()}
+    return {number: version.state for number, version in engine.models[name].states.items()}
 
 
 def test_an_unknown_name_is_answered_with_those_that_are_served(doubler):
@@ -102,11 +102,11 @@ def test_a_version_that_failed_does_not_push_out_one_that_is_good():
 def test_a_version_that_failed_leaves_no_model_no_share_and_no_label():
     with ServingEngine(Times(2)) as engine:
         model = Times(3, warms_up=False)
-        held = weakref.ref(model)
+        reference = weakref.ref(model)
         fail_to_load(engine, model, share=0.9)
         del model
         gc.collect()
-        assert held() is None
+        assert reference() is None
         assert engine.models["model"].on_trial == {}
         engine.load(Times(4), share=0.9)
 

@@ -178,7 +178,7 @@ class Model:
 
 def test_why_stays_and_nothing_that_was_there():
     model = Model()
-    held = weakref.ref(model)
+    reference = weakref.ref(model)
 
     def run(model):
         raise ValueError("no", model)
@@ -191,7 +191,7 @@ def test_why_stays_and_nothing_that_was_there():
     gc.collect()
     assert (failed.number, failed.state, failed.kind) == (3, "END", "ValueError")
     assert failed.error.startswith("ValueError: ('no', ")
-    assert held() is None
+    assert reference() is None
 
 
 def test_of_a_long_error_the_beginning_is_kept():

@@ -25,7 +25,7 @@ def test_inputs_differ_by_name_dtype_shape_and_bytes():
     key = ResponseCache(1).key
     x = np.arange(6, dtype="float32").reshape(2, 3)
     assert key({"x": x}) == key({"x": np.asfortranarray(x)})
-    others = [
+    other_inputs = [
         {"z": x},
         {"x": x.reshape(3, 2)},
         {"x": x.astype("float64")},
@@ -33,7 +33,7 @@ def test_inputs_differ_by_name_dtype_shape_and_bytes():
         {"x": x[:0]},
         {"x": x, "z": x},
     ]
-    assert len({key(each) for each in [{"x": x}, *others]}) == 1 + len(others)
+    assert len({key(inputs) for inputs in [{"x": x}, *other_inputs]}) == 1 + len(other_inputs)
 
 
 def test_strings_are_told_apart_by_where_they_end():
@@ -76,9 +76,9 @@ def test_no_more_bytes_are_kept_than_allowed():
 
 def test_what_is_given_out_may_be_changed():
     cache = ResponseCache(1)
-    given = outputs(1)
-    cache.put(b"a", given)
-    given["y"][:] = 2
+    answer = outputs(1)
+    cache.put(b"a", answer)
+    answer["y"][:] = 2
     cache.get(b"a")["y"][:] = 3
     assert (cache.get(b"a")["y"] == 1).all()
 
@@ -151,8 +151,8 @@ def test_threads_share_a_cache():
     def work(start):
         for number in range(2000):
             key = b"%d" % ((start + number) % 7)
-            found = cache.get(key)
-            assert found is None or found["y"][0, 0] == int(key)
+            answer = cache.get(key)
+            assert answer is None or answer["y"][0, 0] == int(key)
             cache.put(key, outputs(int(key)))
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]

@@ -59,7 +59,7 @@ def test_outputs_that_are_strings_are_compared_as_they_are():
             self.compute = compute
 
         def run(self, inputs):
-            labels = [b"large" if each > 1 else b"small" for each in self.compute(inputs["x"])]
+            labels = [b"large" if number > 1 else b"small" for number in self.compute(inputs["x"])]
             return {"y": np.array(labels, object)}
 
     assert find_row_dependence(Labels(lambda x: x.sum(1)), (1, 4), 1) is None

@@ -69,11 +69,11 @@ def test_labels_stand_for_versions_and_are_replaced_together(served):
 
 def test_a_version_on_trial_gets_its_share(served, points):
     served.set_share(7, 0.25)
-    found = []
+    numbers = []
     for point in (0.0, 0.24, 0.25, 0.99):
         points[0] = point
-        found.append(served.find().number)
-    assert found == [7, 7, 5, 5]
+        numbers.append(served.find().number)
+    assert numbers == [7, 7, 5, 5]
     served.set_share(7, 1)
     assert served.find().number == 7
     assert served.on_trial == {}

@@ -28,8 +28,8 @@ def test_states_are_asked_for_by_number_or_all_together(doubler):
     with ServingEngine(doubler) as engine:
         served = engine.models["model"]
         served.fail(3, ValueError("no"))
-        assert [one.number for one in find_states(served, None)] == [1, 3]
-        assert [one.state for one in find_states(served, 3)] == ["END"]
+        assert [version.number for version in find_states(served, None)] == [1, 3]
+        assert [version.state for version in find_states(served, 3)] == ["END"]
         assert find_states(served, 2) == find_states(None, None) == []
 
 

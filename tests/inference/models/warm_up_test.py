@@ -30,8 +30,8 @@ class Summer:
     def run(self, inputs):
         x, mask = inputs["x"], inputs["mask"]
         self.shapes.append(x.shape)
-        seen = np.where(mask, x, 0) if self.is_right else x
-        return {"sum": seen.sum(1, dtype="float32"), "y": 2 * x}
+        unmasked = np.where(mask, x, 0) if self.is_right else x
+        return {"sum": unmasked.sum(1, dtype="float32"), "y": 2 * x}
 
 
 def test_each_size_runs_in_each_executor_and_is_measured():
@@ -69,15 +69,15 @@ def test_a_model_that_loses_rows_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "found"),
+    ("outputs", "received"),
     [({}, r"\[\]"), ({"z": np.ones((1, 2))}, r"\['z'\]"), (None, "NoneType")],
 )
-def test_a_model_that_gives_other_outputs_than_it_says_is_refused(outputs, found):
+def test_a_model_that_gives_other_outputs_than_it_says_is_refused(outputs, received):
     class Other(Doubler):
         def run(self, inputs):
             return outputs
 
-    message = rf"gave the outputs {found}; its signature says \['y'\]"
+    message = rf"gave the outputs {received}; its signature says \['y'\]"
     with pytest.raises(NotSupportedError, match=message):
         run_every_size([Other()], (1,), (), BatchTime())
 
@@ -106,8 +106,8 @@ def test_requests_of_unequal_lengths_share_a_batch_and_get_their_own_answers():
         summer.shapes.clear()
         futures = [engine.submit(np.ones((1, length))) for length in (1, 3, 6)]
         outputs = [future.result(timeout=60) for future in futures]
-    assert [one["sum"].tolist() for one in outputs] == [[1.0], [3.0], [6.0]]
-    assert [one["y"].shape for one in outputs] == [(1, 1), (1, 3), (1, 6)]
+    assert [answer["sum"].tolist() for answer in outputs] == [[1.0], [3.0], [6.0]]
+    assert [answer["y"].shape for answer in outputs] == [(1, 1), (1, 3), (1, 6)]
     assert {shape[1] for shape in summer.shapes} <= {4, 8}
 
 

@@ -20,13 +20,13 @@ from keras_deepseek.inference.protocols import json_text
 def untouched_logger():
     """Gives the logger as nobody has set it up. Pytest adds handlers before each test begins."""
     logger = logging.getLogger(LOGGER)
-    before = logger.level, logger.handlers, logger.propagate
+    settings = logger.level, logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [], False
     logger.setLevel(logging.NOTSET)
     try:
         yield logger
     finally:
-        level, logger.handlers, logger.propagate = before
+        level, logger.handlers, logger.propagate = settings
         logger.setLevel(level)
 
 
@@ -136,7 +136,7 @@ def test_a_line_says_what_is_known_of_a_request(monkeypatch, rows, has_orjson):
     trace.model, trace.version, trace.request_id = "digits", "3", "mine"
     trace.request = Request(rows(1))
     trace.request.arrived = 10.0
-    trace.request.decision = BatchDecision("idle", 3, 1, 0.5, 0.2, left=10.25)
+    trace.request.decision = BatchDecision("idle", 3, 1, 0.5, 0.2, started=10.25)
     with untouched_logger():
         log = AccessLog()
         log.write(
@@ -183,8 +183,8 @@ def test_lines_that_could_not_be_written_are_counted(monkeypatch):
         stream.is_broken = False
         write(log)
         log.close()
-    line, told = map(json.loads, stream.getvalue().splitlines())
-    assert (line["path"], told["dropped"]) == ("/healthz", 100)
+    line, report = map(json.loads, stream.getvalue().splitlines())
+    assert (line["path"], report["dropped"]) == ("/healthz", 100)
 
 
 def test_a_level_that_is_chosen_later_is_kept_to(monkeypatch):

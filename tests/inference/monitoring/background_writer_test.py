@@ -51,7 +51,7 @@ def make(sink):
 
 
 def threads():
-    return [one for one in threading.enumerate() if one.name == "a-test"]
+    return [thread for thread in threading.enumerate() if thread.name == "a-test"]
 
 
 def test_items_are_written_in_their_order_and_together(make, sink):
@@ -160,8 +160,8 @@ if sys.argv[1] == "hang":
 
 def test_what_waits_is_written_before_the_process_ends():
     call = [sys.executable, "-c", SCRIPT, "end"]
-    told = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
-    assert (told.returncode, told.stdout, told.stderr) == (0, "a line", "")
+    process = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "a line", "")
 
 
 def test_a_process_ends_though_its_writer_hangs():

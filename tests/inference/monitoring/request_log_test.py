@@ -97,7 +97,7 @@ def test_a_file_that_is_full_is_renamed_and_the_oldest_are_dropped(rows, tmp_pat
     log.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.1", "a.2"]
     newest_first = [lines(tmp_path / name)[0] for name in ("a", "a.1", "a.2")]
-    assert [decode_array(each["inputs"]["x"])[0, 0] for each in newest_first] == [4, 3, 2]
+    assert [decode_array(record["inputs"]["x"])[0, 0] for record in newest_first] == [4, 3, 2]
 
 
 def test_what_is_there_is_appended_to(rows, tmp_path):

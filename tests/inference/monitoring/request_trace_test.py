@@ -23,6 +23,6 @@ def test_the_times_are_those_of_the_request_and_of_its_batch(rows):
     trace = RequestTrace()
     trace.request = Request(rows(1))
     trace.request.arrived = 10.0
-    trace.request.decision = BatchDecision("idle", 3, 1, 0.5, 0.2, left=10.25)
+    trace.request.decision = BatchDecision("idle", 3, 1, 0.5, 0.2, started=10.25)
     assert trace.queue_seconds == pytest.approx(0.25)
     assert (trace.model_seconds, trace.batch_rows) == (0.2, 3)

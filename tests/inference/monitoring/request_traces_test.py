@@ -117,11 +117,11 @@ def test_a_request_over_http_is_a_span_of_the_client_s_trace(serve_http, provide
     assert root.context.trace_state.get("a") == "b"
     assert root.status.is_unset
     assert root.instrumentation_scope.schema_url == "https://opentelemetry.io/schemas/1.45.0"
-    assert [(one.name, one.parent.span_id) for one in (queue, model)] == [
+    assert [(span.name, span.parent.span_id) for span in (queue, model)] == [
         ("queue", root.context.span_id),
         ("model", root.context.span_id),
     ]
-    assert {one.context.trace_id for one in (queue, model)} == {TRACE_ID}
+    assert {span.context.trace_id for span in (queue, model)} == {TRACE_ID}
     assert dict(model.attributes) == {
         "keras_deepseek.batch.rows": 2,
         "keras_deepseek.batch.padded_rows": 0,
@@ -284,13 +284,13 @@ def test_a_request_whose_client_is_gone_is_a_span_too(
         server.stop()
         doubler.release()
     # Neither has run to its end, and two servers may finish them in any order.
-    cancelled, hung_up = sorted(
+    cancelled, disconnected = sorted(
         exporter.get_finished_spans(), key=lambda span: "http.request.method" in span.attributes
     )
     assert cancelled.attributes["rpc.response.status_code"] == "CANCELLED"
     assert cancelled.status.is_unset
-    assert hung_up.attributes["error.type"] == "client_hung_up"
-    assert hung_up.name == "POST /v1/models/{name}:predict"
+    assert disconnected.attributes["error.type"] == "client_hung_up"
+    assert disconnected.name == "POST /v1/models/{name}:predict"
 
 
 class Failing(export.SpanExporter):
@@ -324,7 +324,7 @@ def test_an_exporter_that_hangs_harms_no_request(serve_http, make_provider, monk
     assert [ask(server) for _ in range(12)] == [200] * 12
     exporter.gate.set()
     server.stop()
-    (record,) = [one for one in caplog.records if one.name == request_traces.__name__]
+    (record,) = [record for record in caplog.records if record.name == request_traces.__name__]
     assert record.getMessage().startswith("Dropped the traces of 7 requests")
 
 
@@ -410,12 +410,14 @@ def test_a_collector_that_the_environment_names_gets_the_spans(collector):
         "PYTHONPATH": str(Path(__file__).parents[3]),
     }
     call = [sys.executable, "-c", SCRIPT]
-    told = subprocess.run(
+    process = subprocess.run(
         call, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert (told.returncode, told.stderr) == (0, "")
-    (resource,) = [one for request in collector.received for one in request.resource_spans]
-    names = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert (process.returncode, process.stderr) == (0, "")
+    (resource,) = [spans for request in collector.received for spans in request.resource_spans]
+    names = {
+        attribute.key: attribute.value.string_value for attribute in resource.resource.attributes
+    }
     assert names["service.name"] == "digits"
     (scope,) = resource.scope_spans
     assert (scope.scope.name, scope.schema_url[-6:]) == ("keras_deepseek", "1.45.0")

@@ -20,7 +20,7 @@ def exporters(sdk, monkeypatch):
     for name in ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", raising=False)
-    made = []
+    providers = []
 
     def exporters(**variables):
         for name, value in variables.items():
@@ -28,13 +28,13 @@ def exporters(sdk, monkeypatch):
         trace_provider._make_provider.cache_clear()
         provider = find_provider(True)
         assert find_provider(True) is provider  # All servers of a process share it.
-        made.append(provider)
+        providers.append(provider)
         processors = provider._active_span_processor._span_processors
-        return [type(one.span_exporter).__module__ for one in processors]
+        return [type(processor.span_exporter).__module__ for processor in processors]
 
     yield exporters
     trace_provider._make_provider.cache_clear()
-    for provider in made:
+    for provider in providers:
         provider.shutdown()
 
 

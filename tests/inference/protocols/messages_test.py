@@ -132,9 +132,11 @@ def test_every_name_and_number_of_the_proto_files_is_in_the_descriptors():
         written = re.findall(r"(\w+) = (\d+);", text)
         compiled = [
             *walk(file.message_type),
-            *(one for enum in file.enum_type for one in enum.value),
+            *(value for enum in file.enum_type for value in enum.value),
         ]
-        assert sorted(written) == sorted((one.name, str(one.number)) for one in compiled)
+        assert sorted(written) == sorted(
+            (element.name, str(element.number)) for element in compiled
+        )
 
 
 def test_dtypes_have_the_numbers_of_tensorflow():

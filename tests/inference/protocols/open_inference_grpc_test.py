@@ -9,7 +9,7 @@ from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import open_inference_grpc
 from keras_deepseek.inference.protocols.dtypes import DTYPES, dtype_of
 from keras_deepseek.inference.protocols.messages import new_message, parse_message
-from keras_deepseek.inference.protocols.open_inference import InferCall, WantedOutput
+from keras_deepseek.inference.protocols.open_inference import InferCall, RequestedOutput
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same
 
@@ -101,7 +101,7 @@ def test_what_a_request_says_beside_its_inputs_is_read():
     call = parse(request)
     assert (call.model_name, call.model_version, call.id) == ("m", "2", "7")
     assert call.parameters == {"priority": 3, "share": 0.5, "nothing": None}
-    assert call.outputs == (WantedOutput("y", True),)
+    assert call.outputs == (RequestedOutput("y", True),)
     answer = parse_message(
         "inference.ModelInferResponse",
         open_inference_grpc.format_infer(call, {"x": np.zeros(1), "y": np.ones(1)}, "m", "3"),
@@ -228,7 +228,9 @@ def test_tritonclient_s_own_client_is_answered(serve_grpc, name):
     given_input = client.InferInput("x", [2, 2], dtype_of(name).open_inference)
     given_input.set_data_from_numpy(array)
     with client.InferenceServerClient(address) as server:
-        wanted = [client.InferRequestedOutput("y")]
-        answer = server.infer("m", [given_input], outputs=wanted, request_id="7", client_timeout=60)
+        outputs = [client.InferRequestedOutput("y")]
+        answer = server.infer(
+            "m", [given_input], outputs=outputs, request_id="7", client_timeout=60
+        )
     assert answer.get_response().id == "7"
     assert same(answer.as_numpy("y"), array)

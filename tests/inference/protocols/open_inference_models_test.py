@@ -35,7 +35,7 @@ def test_a_server_says_which_extensions_it_has():
 def test_the_index_has_each_model_or_those_that_are_ready():
     states = [ModelState("a", "1", True), ModelState("b", "2", False, "loading")]
     index = open_inference_models.repository_index(states)
-    assert [(each["name"], each["state"], each["reason"]) for each in index] == [
+    assert [(version["name"], version["state"], version["reason"]) for version in index] == [
         ("a", "READY", ""),
         ("b", "UNAVAILABLE", "loading"),
     ]

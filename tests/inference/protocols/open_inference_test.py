@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.protocols import open_inference
 from keras_deepseek.inference.protocols.dtypes import dtype_of
-from keras_deepseek.inference.protocols.open_inference import InferCall, WantedOutput
+from keras_deepseek.inference.protocols.open_inference import InferCall, RequestedOutput
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same, skip_without
 
@@ -73,7 +73,7 @@ def test_what_a_request_says_beside_its_inputs_is_read():
         more=1,
     )
     assert (call.id, call.parameters["priority"], call.is_binary) == ("7", 3, True)
-    assert call.outputs == (WantedOutput("a", True), WantedOutput("b", False))
+    assert call.outputs == (RequestedOutput("a", True), RequestedOutput("b", False))
 
 
 @pytest.mark.parametrize(
@@ -186,12 +186,12 @@ def test_a_header_that_cuts_json_short_is_refused(header):
 
 @given(arrays([*NUMBERS, "object"]), st.booleans())
 def test_what_is_written_as_bytes_is_read(array, with_another):
-    call = InferCall({}, (WantedOutput("x", True), WantedOutput("y", False)), id="7")
+    call = InferCall({}, (RequestedOutput("x", True), RequestedOutput("y", False)), id="7")
     outputs = {"y": np.float32([1, 2]), "x": array}
     body, length = open_inference.encode_infer(call, outputs, "m", "2")
     content = json.loads(body[:length])
     assert (content["model_name"], content["model_version"], content["id"]) == ("m", "2", "7")
-    assert [each["name"] for each in content["outputs"]] == ["x", "y"]
+    assert [output["name"] for output in content["outputs"]] == ["x", "y"]
     # An answer's tensors have the form of a request's.
     again = json.dumps({"inputs": content["outputs"]}).encode()
     read = open_inference.parse_infer(again + body[length:], str(len(again)))
@@ -228,7 +228,9 @@ def test_all_outputs_are_answered_as_bytes_where_the_request_says_so():
 
 def test_an_output_that_there_is_not_is_refused():
     with pytest.raises(InvalidInputError, match="Unknown output 'bb': did you mean 'b'"):
-        open_inference.encode_infer(InferCall({}, (WantedOutput("bb"),)), {"b": FLOATS}, "m", "1")
+        open_inference.encode_infer(
+            InferCall({}, (RequestedOutput("bb"),)), {"b": FLOATS}, "m", "1"
+        )
 
 
 json_values = st.recursive(
@@ -283,15 +285,15 @@ def test_tritonclient_asks_for_classes_and_understands_them():
     given_input = client.InferInput("x", [2, 3], "FP32")
     given_input.set_data_from_numpy(FLOATS)
     for is_binary in (True, False):
-        wanted = [client.InferRequestedOutput("y", binary_data=is_binary, class_count=2)]
+        outputs = [client.InferRequestedOutput("y", binary_data=is_binary, class_count=2)]
         make = client.InferenceServerClient.generate_request_body
-        body, size = make([given_input], outputs=wanted)
+        body, size = make([given_input], outputs=outputs)
         call = open_inference.parse_infer(bytes(body), str(size))
-        assert call.outputs == (WantedOutput("y", is_binary, 2),)
+        assert call.outputs == (RequestedOutput("y", is_binary, 2),)
         answer, length = open_inference.encode_infer(call, {"y": FLOATS}, "m", "1")
         understood = client.InferenceServerClient.parse_response_body(answer, header_length=length)
         received = [
-            [str(each, "ascii") if is_binary else each for each in row]
+            [str(label, "ascii") if is_binary else label for label in row]
             for row in understood.as_numpy("y").tolist()
         ]
         assert received == [["2.000000:2", "1.000000:1"], ["5.000000:2", "4.000000:1"]]
@@ -310,9 +312,9 @@ def test_tritonclient_s_requests_are_read_and_answers_understood(is_binary, arra
     given_input = client.InferInput("x", list(array.shape), datatype)
     with np.errstate(all="ignore"):
         given_input.set_data_from_numpy(array, binary_data=is_binary)
-    wanted = [client.InferRequestedOutput("y", binary_data=is_binary)]
+    outputs = [client.InferRequestedOutput("y", binary_data=is_binary)]
     make = client.InferenceServerClient.generate_request_body
-    body, size = make([given_input], outputs=wanted, request_id="7")
+    body, size = make([given_input], outputs=outputs, request_id="7")
     call = open_inference.parse_infer(bytes(body), None if size is None else str(size))
     assert call.inputs["x"].dtype == array.dtype
     np.testing.assert_array_equal(call.inputs["x"], array)

@@ -18,7 +18,7 @@ TENSOR = "tensorflow.TensorProto"
 
 def make(dtype, shape, **fields):
     """Returns a message of these fields."""
-    number = next((each.tf_number for each in DTYPES if each.tf_name == dtype), dtype)
+    number = next((row.tf_number for row in DTYPES if row.tf_name == dtype), dtype)
     message = new_message(TENSOR, dtype=number, **fields)
     for size in shape:
         message.tensor_shape.dim.add(size=size)
@@ -73,7 +73,7 @@ def test_a_few_bytes_do_not_fill_the_memory(shape, values):
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "error"),
     [
         (make("DT_FLOAT", [2], float_val=[1, 2, 3]), "received 3 values; its shape has 2"),
         (make("DT_FLOAT", [2], tensor_content=bytes(7)), "received 7 bytes"),
@@ -91,8 +91,8 @@ def test_a_few_bytes_do_not_fill_the_memory(shape, values):
         (make("DT_FLOAT", [1] * 70, float_val=[1]), "too large"),
     ],
 )
-def test_what_does_not_hold_together_is_refused(message, said):
-    with pytest.raises(InvalidInputError, match=f"Input 'x': .*{said}"):
+def test_what_does_not_hold_together_is_refused(message, error):
+    with pytest.raises(InvalidInputError, match=f"Input 'x': .*{error}"):
         read(message)
 
 

@@ -126,24 +126,24 @@ def tasks(*pairs):
 
 
 def test_several_questions_are_answered_together():
-    found, examples = tf_serving_grpc.parse_multi_inference(
+    parsed_tasks, examples = tf_serving_grpc.parse_multi_inference(
         tasks(("m", "c", "classify"), ("m", "r", "regress"))
     )
-    assert found == (
+    assert parsed_tasks == (
         Task(ModelSpec("m", signature_name="c"), tf_serving_examples.CLASSIFY_METHOD),
         Task(ModelSpec("m", signature_name="r"), tf_serving_examples.REGRESS_METHOD),
     )
     assert [example["age"] for example in examples] == [[1], [2]]
     answer = tf_serving_grpc.format_multi_inference(
-        [(found[0], [[("a", 0.5)], [("b", 0.25)]]), (found[1], [1.5, 2.5])], 3
+        [(parsed_tasks[0], [[("a", 0.5)], [("b", 0.25)]]), (parsed_tasks[1], [1.5, 2.5])], 3
     )
     first, second = parse_message("tensorflow.serving.MultiInferenceResponse", answer).results
     classes = first.classification_result.classifications
-    assert [(each.label, each.score) for row in classes for each in row.classes] == [
+    assert [(label.label, label.score) for row in classes for label in row.classes] == [
         ("a", 0.5),
         ("b", 0.25),
     ]
-    assert [each.value for each in second.regression_result.regressions] == [1.5, 2.5]
+    assert [regression.value for regression in second.regression_result.regressions] == [1.5, 2.5]
     assert (first.model_spec.signature_name, second.model_spec.version.value) == ("c", 3)
 
 
@@ -229,13 +229,13 @@ def test_tensorflow_serving_api_s_own_client_classifies_and_regresses(serve_grpc
         request.input.MergeFromString(examples_of(1.5, context=2.5).SerializeToString())
         answer = stub.Classify(request, timeout=60)
         assert [
-            [(each.label, each.score) for each in row.classes]
+            [(label.label, label.score) for label in row.classes]
             for row in answer.result.classifications
         ] == [[("up", 1.5), ("down", -1.5)], [("up", 2.5), ("down", -2.5)]]
         request = regression.RegressionRequest()
         request.input.MergeFromString(examples_of(1.5, 3.5).SerializeToString())
         answer = stub.Regress(request, timeout=60)
-        assert [each.value for each in answer.result.regressions] == [1.5, 3.5]
+        assert [regression.value for regression in answer.result.regressions] == [1.5, 3.5]
 
 
 def test_ovmsclient_is_answered(serve_grpc):

@@ -58,7 +58,7 @@ def test_metadata_is_asked_for_by_its_one_field():
 def test_status_has_every_version_the_newest_first():
     data = tf_serving_model_service.format_status(VERSIONS)
     states = parse_message("tensorflow.serving.GetModelStatusResponse", data).model_version_status
-    assert [(each.version, each.state) for each in states] == [(3, 30), (2, 50), (1, 50)]
+    assert [(state.version, state.state) for state in states] == [(3, 30), (2, 50), (1, 50)]
     assert (states[1].status.error_code, states[1].status.error_message) == (13, "no")
     assert states[0].HasField("status")
 
@@ -126,10 +126,10 @@ def test_tensorflow_serving_api_s_own_client_is_answered(serve_grpc):
     metadata = import_client("tensorflow_serving.apis.get_model_metadata_pb2")
     management = import_client("tensorflow_serving.apis.model_management_pb2")
     grpc = import_client("grpc")
-    asked = []
+    configs = []
 
     def reload(data):
-        asked.extend(tf_serving_model_service.parse_reload(data))
+        configs.extend(tf_serving_model_service.parse_reload(data))
         return tf_serving_model_service.format_reload()
 
     def describe(data):
@@ -145,13 +145,17 @@ def test_tensorflow_serving_api_s_own_client_is_answered(serve_grpc):
     with grpc.insecure_channel(address) as channel, grpc.insecure_channel(other) as second:
         stub = service.ModelServiceStub(channel)
         answer = stub.GetModelStatus(status.GetModelStatusRequest(), timeout=60)
-        assert [each.version for each in answer.model_version_status] == [3, 2, 1]
+        assert [version_status.version for version_status in answer.model_version_status] == [
+            3,
+            2,
+            1,
+        ]
         assert answer.model_version_status[0].state == status.ModelVersionStatus.AVAILABLE
         request = management.ReloadConfigRequest()
         request.config.model_config_list.config.add(name="a", base_path="/a")
         answer = stub.HandleReloadConfigRequest(request, timeout=60)
         assert (answer.status.error_code, answer.status.error_message) == (0, "")
-        assert [model.name for model in asked] == ["a"]
+        assert [model.name for model in configs] == ["a"]
         request = metadata.GetModelMetadataRequest(metadata_field=["signature_def"])
         answer = predictions.PredictionServiceStub(second).GetModelMetadata(request, timeout=60)
         definitions = metadata.SignatureDefMap()

@@ -92,14 +92,16 @@ def test_several_inputs_without_names_are_refused(content):
 
 
 def test_outputs_have_the_form_of_the_question():
-    one = {"y": np.array([[1.5], [2.5]], "float32")}
-    two = {**one, "z": np.array([True, False])}
-    assert encode(one, is_row_form=True) == {"predictions": [[1.5], [2.5]]}
-    assert encode(one, is_row_form=False) == {"outputs": [[1.5], [2.5]]}
-    assert encode(two, is_row_form=True) == {
+    single = {"y": np.array([[1.5], [2.5]], "float32")}
+    double = {**single, "z": np.array([True, False])}
+    assert encode(single, is_row_form=True) == {"predictions": [[1.5], [2.5]]}
+    assert encode(single, is_row_form=False) == {"outputs": [[1.5], [2.5]]}
+    assert encode(double, is_row_form=True) == {
         "predictions": [{"y": [1.5], "z": True}, {"y": [2.5], "z": False}]
     }
-    assert encode(two, is_row_form=False) == {"outputs": {"y": [[1.5], [2.5]], "z": [True, False]}}
+    assert encode(double, is_row_form=False) == {
+        "outputs": {"y": [[1.5], [2.5]], "z": [True, False]}
+    }
 
 
 def test_numbers_that_json_lacks_are_written_bare():
@@ -231,10 +233,10 @@ def test_numbers_of_every_dtype_read_back_as_they_were(dtype, is_row_form, names
     values = content["predictions" if is_row_form else "outputs"]
     for name in names:
         if len(names) == 1:
-            found = values
+            rows = values
         else:
-            found = [row[name] for row in values] if is_row_form else values[name]
-        assert np.array(found).astype(dtype).tolist() == array.tolist()
+            rows = [row[name] for row in values] if is_row_form else values[name]
+        assert np.array(rows).astype(dtype).tolist() == array.tolist()
 
 
 def test_every_version_has_its_state_the_newest_first():

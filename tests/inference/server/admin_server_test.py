@@ -82,12 +82,12 @@ def test_a_taken_port_is_refused(admin):
 
 def test_an_engine_s_own_admin_port_is_open_while_its_model_warms_up(doubler):
     pytest.importorskip("uvicorn")
-    engine, seen = ServingEngine(doubler), []
+    engine, statuses = ServingEngine(doubler), []
     start = engine.start
-    engine.start = lambda: (seen.append(ask(engine._admin_servers[0], "/healthz")[0]), start())
+    engine.start = lambda: (statuses.append(ask(engine._admin_servers[0], "/healthz")[0]), start())
     engine.serve(0, admin_port=0)
     (admin,) = engine._admin_servers
-    assert (seen, ask(admin, "/healthz")[0]) == ([503], 200)
+    assert (statuses, ask(admin, "/healthz")[0]) == ([503], 200)
     engine.close()
     with pytest.raises(ConnectionError):
         ask(admin, "/healthz")

@@ -30,15 +30,19 @@ def test_the_numbers_are_those_since_the_last_reading(doubler, rows):
         end(engine, 1.5)
         engine.predict(rows(1, 2, 3))
         clock.now += 2.0
-        found = reader.read()
-        assert (found.requests_per_second, found.batch_rows) == (50.0, 3.0)
-        assert 0.01 < found.p50 < 0.015
-        assert 0.01 < found.p99 <= 0.015
-        assert (0.0 < found.busy < 1.0, found.waiting_rows) == (True, 0)
+        statistics = reader.read()
+        assert (statistics.requests_per_second, statistics.batch_rows) == (50.0, 3.0)
+        assert 0.01 < statistics.p50 < 0.015
+        assert 0.01 < statistics.p99 <= 0.015
+        assert (0.0 < statistics.busy < 1.0, statistics.waiting_rows) == (True, 0)
         clock.now += 1.0
-        found = reader.read()
-        assert (found.requests_per_second, found.batch_rows, found.busy) == (0.0, None, 0.0)
-        assert (found.p50, found.p99) == (None, None)
+        statistics = reader.read()
+        assert (statistics.requests_per_second, statistics.batch_rows, statistics.busy) == (
+            0.0,
+            None,
+            0.0,
+        )
+        assert (statistics.p50, statistics.p99) == (None, None)
 
 
 def test_numbers_that_the_monitor_forgets_do_not_count_against_others(doubler):
@@ -50,9 +54,9 @@ def test_numbers_that_the_monitor_forgets_do_not_count_against_others(doubler):
         reader = LiveStatisticsReader(engine, clock)
         end(engine, 0.12)
         clock.now += 1000.0
-        found = reader.read()
+        statistics = reader.read()
         assert all(called[1] != "9" for called in engine.monitor.latencies())
-        assert (found.requests_per_second, 0.1 < found.p50 <= 0.15) == (0.001, True)
+        assert (statistics.requests_per_second, 0.1 < statistics.p50 <= 0.15) == (0.001, True)
 
 
 def test_requests_that_no_model_answers_do_not_count(doubler):
@@ -69,5 +73,5 @@ def test_a_version_that_is_unloaded_does_not_take_numbers_below_zero(doubler, ro
         reader = LiveStatisticsReader(engine, clock)
         engine.load(doubler)
         clock.now += 1.0
-        found = reader.read()
-        assert (found.batch_rows, found.busy) == (None, pytest.approx(0.0))
+        statistics = reader.read()
+        assert (statistics.batch_rows, statistics.busy) == (None, pytest.approx(0.0))

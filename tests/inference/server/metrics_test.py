@@ -117,8 +117,8 @@ def test_the_numbers_are_those_of_each_version(doubler, rows):
         engine.predict(rows(1, 2, 3))
         engine.load(doubler, keep=2)
         engine.predict(rows(1))
-        found = numbers(engine, "keras_deepseek_rows_total")
-        assert found == {("double", "1"): 3, ("double", "2"): 1}
+        rows_by_version = numbers(engine, "keras_deepseek_rows_total")
+        assert rows_by_version == {("double", "1"): 3, ("double", "2"): 1}
         padded = numbers(engine, "keras_deepseek_padded_rows_total")
         assert padded == {("double", "1"): 1, ("double", "2"): 0}
         batches = parse(engine)["keras_deepseek_batches"].samples
@@ -195,7 +195,7 @@ def test_what_waits_is_counted_as_arrived_and_in_flight(doubler, rows, loop):
 
         async def ask():
             traces = [RequestTrace("tf_serving", "predict") for _ in range(3)]
-            answers = [engine.dispatch_async(lambda _: rows(1), one)[0] for one in traces]
+            answers = [engine.dispatch_async(lambda _: rows(1), trace)[0] for trace in traces]
             assert numbers(engine, "keras_deepseek_requests_arrived_total") == {("model",): 3}
             assert numbers(engine, "keras_deepseek_requests_in_flight") == {("model",): 3}
             doubler.release()

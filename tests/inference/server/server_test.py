@@ -21,7 +21,7 @@ class Silent(Server):
     """Listens for nobody; `fault` ends it before it listens, `gate` holds it up until then."""
 
     def __init__(self, engine, host="127.0.0.1", port=0, fault=None, gate=None, **arguments):
-        given = {
+        options = {
             "scheme": "silent",
             "is_secure": False,
             "tokens": None,
@@ -31,7 +31,7 @@ class Silent(Server):
             "management_tokens": None,
             **arguments,
         }
-        super().__init__(engine, host, port, **given)
+        super().__init__(engine, host, port, **options)
         self.fault = fault
         self.gate = gate
 

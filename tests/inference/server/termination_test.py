@@ -26,20 +26,20 @@ def handlers():
 
 
 def test_nothing_is_left_behind_where_no_signal_comes():
-    before = handlers()
+    old_handlers = handlers()
     with Interruption() as interruption:
-        assert not set(handlers()) & set(before)
-    assert handlers() == before
+        assert not set(handlers()) & set(old_handlers)
+    assert handlers() == old_handlers
     assert not interruption.has_come
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_is_the_system_s(number):
-    before = handlers()
+    old_handlers = handlers()
     with Interruption() as interruption:
         signal.raise_signal(number)
     assert interruption.has_come
-    assert handlers() == before
+    assert handlers() == old_handlers
 
 
 def test_a_terminal_that_is_closed_may_say_so_twice():
@@ -74,12 +74,12 @@ def test_what_a_handler_of_the_process_raises_for_ctrl_c_ends_the_block():
 def test_sigterm_may_be_the_block_s_in_spite_of_a_handler():
     heard = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: heard.set())
-    before = handlers()
+    old_handlers = handlers()
     with Interruption(takes_sigterm=True) as interruption:
         signal.raise_signal(signal.SIGTERM)
     assert interruption.has_come
     assert not heard.is_set()
-    assert handlers() == before
+    assert handlers() == old_handlers
 
 
 def test_another_thread_leaves_signals_alone():
@@ -87,9 +87,9 @@ def test_another_thread_leaves_signals_alone():
         with Interruption():
             return handlers()
 
-    before = handlers()
+    old_handlers = handlers()
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(enter).result() == before
+        assert pool.submit(enter).result() == old_handlers
 
 
 def test_a_wait_looks_for_signals_from_time_to_time():
@@ -178,7 +178,7 @@ class SignalledWait(threading.Event):
 
 @pytest.mark.parametrize("meet", [signal.raise_signal, drop])
 def test_a_second_signal_ends_the_wait_after_the_first_and_a_third_is_the_system_s(meet):
-    before, event = handlers(), SignalledWait(meet)
+    old_handlers, event = handlers(), SignalledWait(meet)
     with Interruption() as interruption:
         try:
             signal.raise_signal(signal.SIGTERM)
@@ -186,7 +186,7 @@ def test_a_second_signal_ends_the_wait_after_the_first_and_a_third_is_the_system
             interruption.wait_for_another(event, 600)
         assert event.waits == 2
     assert interruption.has_come
-    assert handlers() == before
+    assert handlers() == old_handlers
 
 
 def test_the_wait_after_a_signal_ends_with_its_event_or_its_time():

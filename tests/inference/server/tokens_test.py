@@ -35,10 +35,12 @@ def test_another_value_is_not_allowed(value):
     assert not TokenCheck(["first"]).allows(value)
 
 
-@pytest.mark.parametrize("given", [[], [""], ["a b"], ["é"], ["a\n"], "secret", [b"secret"], 3])
-def test_tokens_that_nobody_could_send_are_refused_and_not_shown(given):
+@pytest.mark.parametrize(
+    "invalid_tokens", [[], [""], ["a b"], ["é"], ["a\n"], "secret", [b"secret"], 3]
+)
+def test_tokens_that_nobody_could_send_are_refused_and_not_shown(invalid_tokens):
     with pytest.raises(InvalidInputError) as refusal:
-        TokenCheck(given)
+        TokenCheck(invalid_tokens)
     assert "secret" not in str(refusal.value)
 
 
@@ -94,9 +96,9 @@ def test_a_file_that_has_changed_is_read_again_once_a_second_at_most(path, monke
 def test_a_file_that_takes_the_place_of_another_is_read(path, tmp_path):
     clock = Clock()
     check = TokenCheck(path, clock)
-    before = path.stat().st_mtime_ns
+    old_time = path.stat().st_mtime_ns
     (tmp_path / "new").write_text("other\n")  # Of the same size and time.
-    os.utime(tmp_path / "new", ns=(before, before))
+    os.utime(tmp_path / "new", ns=(old_time, old_time))
     (tmp_path / "new").replace(path)
     clock.now = 1.0
     assert (check.allows("Bearer first"), check.allows("Bearer other")) == (False, True)

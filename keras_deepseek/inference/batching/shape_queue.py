@@ -6,7 +6,7 @@ import math
 
 from keras_deepseek.inference.batching.batch import Reason, Request, Slice
 from keras_deepseek.inference.batching.batch_time import BatchTime
-from keras_deepseek.inference.batching.leave_rule import LeaveRule
+from keras_deepseek.inference.batching.batching_policy import BatchingPolicy
 
 PART_OF_BATCH = 0.25
 """The fraction by which a batch may take longer than expected without missing a deadline."""
@@ -18,7 +18,7 @@ LEAST_MARGIN = 0.002
 """Seconds by which a thread may wake late on a busy machine."""
 
 
-class Lane:
+class ShapeQueue:
     """Requests of equal shapes: higher priorities first, then in the order of arrival.
 
     Answered, cancelled and late requests are skipped. `forget` frees their room before. Empty
@@ -27,12 +27,12 @@ class Lane:
 
     def __init__(
         self,
-        rule: LeaveRule,
+        policy: BatchingPolicy,
         batch_time: BatchTime,
         target_latency: float = math.inf,
         buckets: tuple[int, ...] = (),
     ) -> None:
-        self.rule = rule
+        self.policy = policy
         self.rows = 0
         self.bytes = 0
         self._time = batch_time
@@ -44,7 +44,7 @@ class Lane:
         self._deadlines: list[tuple[float, int, Request]] = []
 
     def add(self, request: Request) -> None:
-        """Adds a request to the lane. Its `arrived` is set already."""
+        """Adds a request to the queue. Its `arrived` is set already."""
         number = next(self._order)
         heapq.heappush(self._heap, (-request.priority, number, request))
         self._arrivals[request] = None
@@ -78,13 +78,13 @@ class Lane:
         return self._first()[2]
 
     @property
-    def urgency(self) -> tuple[int, float]:
-        """The sort key of lanes that are due: priority of the first request, oldest arrival."""
+    def sort_key(self) -> tuple[int, float]:
+        """The sort key of queues that are due: priority of the first request, oldest arrival."""
         return self._first()[0], self.oldest
 
     @property
     def oldest(self) -> float:
-        """The time when the lane's oldest request arrived."""
+        """The time when the queue's oldest request arrived."""
         return next(iter(self._arrivals)).arrived
 
     def reason_to_leave(self, limit: int, now: float, is_closing: bool) -> Reason | None:
@@ -94,7 +94,7 @@ class Lane:
         """
         if not self._arrivals:
             return None
-        plan = self.rule.plan(self.oldest)
+        plan = self.policy.plan(self.oldest)
         if self.rows >= limit:
             return "full"
         if is_closing:
@@ -106,13 +106,13 @@ class Lane:
         return "deadline" if now >= self._last_moment() else None
 
     def time_due(self) -> float:
-        """Returns the time when the lane's next batch leaves if no request comes."""
+        """Returns the time when the queue's next batch leaves if no request comes."""
         if not self._arrivals:
             return math.inf
-        return min(self.rule.plan(self.oldest).time, self._last_moment())
+        return min(self.policy.plan(self.oldest).time, self._last_moment())
 
     def take(self, limit: int) -> list[Slice]:
-        """Removes up to `limit` rows from the lane, and returns them as slices of requests.
+        """Removes up to `limit` rows from the queue, and returns them as slices of requests.
 
         A request with more rows continues in the next batch.
         """
@@ -121,14 +121,14 @@ class Lane:
         while self._arrivals and room > 0:
             request = self._first()[2]
             waiting = request.waiting
-            stop = min(request.rows, request.taken + room)
-            slices.append(Slice(request, request.taken, stop))
-            room -= stop - request.taken
+            stop = min(request.rows, request.taken_rows + room)
+            slices.append(Slice(request, request.taken_rows, stop))
+            room -= stop - request.taken_rows
             if stop == request.rows:
                 self.forget(request)
-                request.taken = stop
+                request.taken_rows = stop
             else:
-                request.taken = stop
+                request.taken_rows = stop
                 self.rows -= waiting - request.waiting
         return slices
 

@@ -5,39 +5,42 @@ import pytest
 
 from keras_deepseek.inference.batching.batch import Batch, Request, Slice
 from keras_deepseek.inference.batching.batcher import Batcher
-from keras_deepseek.inference.batching.hang_ups import find_hung_up
+from keras_deepseek.inference.batching.disconnects import find_disconnected
 
 
 @pytest.fixture
 def pairs():
     """Three connections: the server's sockets, and those of its clients."""
     with ExitStack() as stack:
-        yield [[stack.enter_context(each) for each in socket.socketpair()] for _ in range(3)]
+        yield [[stack.enter_context(end) for end in socket.socketpair()] for _ in range(3)]
 
 
 @pytest.fixture
 def requests(pairs, rows):
-    return [Request(rows(number), connection=one.fileno()) for number, (one, _) in enumerate(pairs)]
+    return [
+        Request(rows(number), connection=client.fileno())
+        for number, (client, _) in enumerate(pairs)
+    ]
 
 
 def batch_of(requests):
-    return Batch([Slice(each, 0, each.rows) for each in requests], "idle", 0.0)
+    return Batch([Slice(request, 0, request.rows) for request in requests], "idle", 0.0)
 
 
 def test_a_client_that_has_closed_is_found_though_its_bytes_are_not_read(pairs, requests, rows):
     for _, client in pairs:
         client.sendall(b"its next request")
-    assert find_hung_up(batch_of(requests)) == []
+    assert find_disconnected(batch_of(requests)) == []
     pairs[1][1].close()
     pairs[2][1].shutdown(socket.SHUT_WR)
     second = Request(rows(7), connection=pairs[1][0].fileno())  # Of the same connection.
-    found = find_hung_up(batch_of([*requests, second, Request(rows(8))]))
-    assert found == [requests[1], requests[2], second]
+    disconnected = find_disconnected(batch_of([*requests, second, Request(rows(8))]))
+    assert disconnected == [requests[1], requests[2], second]
 
 
 def test_a_connection_that_the_server_has_closed_has_no_client(pairs, requests):
     pairs[0][0].close()
-    assert find_hung_up(batch_of(requests)) == requests[:1]
+    assert find_disconnected(batch_of(requests)) == requests[:1]
 
 
 def test_the_batcher_does_not_run_requests_of_clients_that_are_gone(doubler, pairs, requests, rows):

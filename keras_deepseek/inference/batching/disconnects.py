@@ -10,17 +10,17 @@ from collections.abc import Iterable
 from keras_deepseek.inference.batching.batch import Batch, Request
 
 
-def find_hung_up(batch: Batch) -> list[Request]:
+def find_disconnected(batch: Batch) -> list[Request]:
     """Returns the batch's requests whose clients have closed their end, by one system call."""
-    known = [
+    connected = [
         (connection, part.request)
         for part in batch.slices
         if (connection := part.request.connection) is not None
     ]
-    if not known:
+    if not connected:
         return []
-    closed = find_closed(connection for connection, _ in known)
-    return [request for connection, request in known if connection in closed]
+    closed = find_closed(connection for connection, _ in connected)
+    return [request for connection, request in connected if connection in closed]
 
 
 def find_closed(connections: Iterable[int]) -> set[int]:

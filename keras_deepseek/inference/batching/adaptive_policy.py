@@ -1,4 +1,4 @@
-"""A rule that learns whether waiting fills batches, and how long it pays.
+"""A policy that learns whether waiting fills batches, and how long it pays.
 
 A batch of `n` rows takes `t(n)` seconds, as many as its padded size. Let `q` rows wait at a free
 model, and let `m` more come within `d` seconds. Without waiting, the `q` rows finish after `t(q)`,
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from keras_deepseek.inference.batching.batch_time import BatchTime
-from keras_deepseek.inference.batching.leave_rule import LeaveRule, Occasion, Plan
+from keras_deepseek.inference.batching.batching_policy import BatchingPolicy, Occasion, Plan
 
 NUM_MOMENTS = 16
 """The number of last moments of each kind that are kept."""
@@ -56,13 +56,13 @@ class _Wait(NamedTuple):
     rows: int
 
 
-class WaitRule(LeaveRule):
+class AdaptivePolicy(BatchingPolicy):
     """Waits for rows that are likely to come, as long as that makes answers come sooner.
 
     It distinguishes two kinds of moments: the model is idle and a first row comes, or the model
     finishes a batch and finds rows. For each kind, the last moments tell which rows came after,
-    whether the rule waited or not. So it also learns while it does not wait, and stops waiting when
-    nothing comes.
+    whether the policy waited or not. So it also learns while it does not wait, and stops waiting
+    when nothing comes.
     """
 
     def __init__(self, buckets: tuple[int, ...], batch_time: BatchTime) -> None:

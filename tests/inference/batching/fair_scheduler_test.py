@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from keras_deepseek.inference.batching.turns import Turns
+from keras_deepseek.inference.batching.fair_scheduler import FairScheduler
 
 
 class Models:
@@ -10,27 +10,27 @@ class Models:
 
     def __init__(self, limit):
         self.now = 0.0
-        self.turns = Turns(limit, clock=lambda: self.now)
+        self.scheduler = FairScheduler(limit, clock=lambda: self.now)
         self.began = []
         self.threads = []
 
     def ask(self, model, seconds):
         """Asks for a turn of some seconds, and returns when it has asked."""
-        asked, ask = threading.Event(), self.turns._ask
+        is_waiting, ask = threading.Event(), self.scheduler._ask
 
         def ask_and_tell(name):
             ask(name)
-            asked.set()
+            is_waiting.set()
 
-        self.turns._ask = ask_and_tell
+        self.scheduler._ask = ask_and_tell
         thread = threading.Thread(target=self._run, args=(model, seconds))
         self.threads.append(thread)
         thread.start()
-        assert asked.wait(60)
-        self.turns._ask = ask
+        assert is_waiting.wait(60)
+        self.scheduler._ask = ask
 
     def _run(self, model, seconds):
-        with self.turns.take(model):
+        with self.scheduler.take(model):
             self.began.append(model)
             self.now += seconds
 
@@ -46,7 +46,7 @@ def models():
 
 
 def test_the_least_served_model_is_next(models):
-    with models.turns.take("first"):
+    with models.scheduler.take("first"):
         for model in ("slow", "quick", "slow", "quick", "quick"):
             models.ask(model, 4.0 if model == "slow" else 1.0)
     models.join()
@@ -57,18 +57,18 @@ def test_one_that_slept_is_not_owed_what_it_missed(models):
     for _ in range(5):
         models.ask("busy", 10.0)
         models.join()
-    with models.turns.take("busy"):
+    with models.scheduler.take("busy"):
         models.now += 10.0
         models.ask("sleeper", 1.0)
-        assert models.turns._served["sleeper"] == models.turns._served["busy"]
+        assert models.scheduler._served["sleeper"] == models.scheduler._served["busy"]
     models.join()
 
 
 def test_so_many_run_at_the_same_time():
-    turns, both = Turns(2), threading.Barrier(2)
+    scheduler, both = FairScheduler(2), threading.Barrier(2)
 
     def run(model):
-        with turns.take(model):
+        with scheduler.take(model):
             both.wait(60)
 
     threads = [threading.Thread(target=run, args=(model,)) for model in "ab"]
@@ -80,7 +80,7 @@ def test_so_many_run_at_the_same_time():
 
 
 def test_a_batch_that_fails_gives_its_turn_back(models):
-    with pytest.raises(ArithmeticError), models.turns.take("a"):
+    with pytest.raises(ArithmeticError), models.scheduler.take("a"):
         raise ArithmeticError
-    with models.turns.take("a"):
+    with models.scheduler.take("a"):
         pass

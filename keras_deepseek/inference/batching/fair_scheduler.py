@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 
-class Turns:
+class FairScheduler:
     """Limits how many batches of all models run at the same time.
 
     Among waiting models the least served is next.
@@ -45,8 +45,10 @@ class Turns:
 
     def _ask(self, model: str) -> None:
         if not self._is_active(model):
-            others = [served for other, served in self._served.items() if self._is_active(other)]
-            self._served[model] = max(self._served.get(model, 0.0), min(others, default=0.0))
+            active_times = [
+                served for other, served in self._served.items() if self._is_active(other)
+            ]
+            self._served[model] = max(self._served.get(model, 0.0), min(active_times, default=0.0))
         self._waiting[model] = self._waiting.get(model, 0) + 1
 
     def _is_active(self, model: str) -> bool:

@@ -3,19 +3,23 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
-from keras_deepseek.inference.executors.found_signature import (
-    FoundTensor,
+from keras_deepseek.inference.executors.runtime_signature import (
+    RuntimeTensor,
     check_names,
     make_signature,
 )
 
 PATH = Path("models/digits")
-GOOD = FoundTensor("x", (None, 2), "float32")
+GOOD = RuntimeTensor("x", (None, 2), "float32")
 
 
 def test_tensors_whose_rows_come_first_make_a_signature():
-    found = [GOOD, FoundTensor("text", [None], "object"), FoundTensor("any", [None, None], "bool")]
-    assert make_signature(PATH, found, [GOOD], "") == Signature(
+    inputs = [
+        GOOD,
+        RuntimeTensor("text", [None], "object"),
+        RuntimeTensor("any", [None, None], "bool"),
+    ]
+    assert make_signature(PATH, inputs, [GOOD], "") == Signature(
         (
             TensorSpec("x", (None, 2), "float32"),
             TensorSpec("text", (None,), "object"),
@@ -28,11 +32,11 @@ def test_tensors_whose_rows_come_first_make_a_signature():
 @pytest.mark.parametrize(
     ("tensor", "match"),
     [
-        (FoundTensor("y", None, "float32"), "'y' .*models/digits.* unknown rank.*Mend it"),
-        (FoundTensor("y", (), "float32"), "no axis for the rows"),
-        (FoundTensor("y", (8, 2), "float32"), "first axis of 8"),
-        (FoundTensor("y", (None,), "complex64"), "has the dtype complex64"),
-        (FoundTensor("y", (), "seq(map(int64,tensor(float)))"), r"has the dtype seq\(map"),
+        (RuntimeTensor("y", None, "float32"), "'y' .*models/digits.* unknown rank.*Mend it"),
+        (RuntimeTensor("y", (), "float32"), "no axis for the rows"),
+        (RuntimeTensor("y", (8, 2), "float32"), "first axis of 8"),
+        (RuntimeTensor("y", (None,), "complex64"), "has the dtype complex64"),
+        (RuntimeTensor("y", (), "seq(map(int64,tensor(float)))"), r"has the dtype seq\(map"),
     ],
 )
 def test_what_can_not_be_served_is_refused_with_advice(tensor, match):

@@ -11,23 +11,23 @@ _LEVELS = 2**64
 _MICROSECONDS = 1_000_000
 
 
-class Urgency(NamedTuple):
+class TimeoutAndPriority(NamedTuple):
     """The timeout of a request in seconds, and its priority. Higher ones run first."""
 
     timeout: float | None = None
     priority: int = 0
 
-    def within(self, timeout: float | None) -> "Urgency":
+    def within(self, timeout: float | None) -> "TimeoutAndPriority":
         """Returns a copy with the shorter of its own timeout and `timeout`, in seconds."""
         if timeout is None or (self.timeout is not None and self.timeout <= timeout):
             return self
-        return Urgency(timeout, self.priority)
+        return TimeoutAndPriority(timeout, self.priority)
 
 
-_NONE = Urgency()
+_NONE = TimeoutAndPriority()
 
 
-def read_urgency(parameters: Mapping[str, Any]) -> Urgency:
+def read_timeout_and_priority(parameters: Mapping[str, Any]) -> TimeoutAndPriority:
     """Reads the parameters `priority` and `timeout` of a request.
 
     In Triton 1 is the highest priority and 0 the default. The engine runs higher numbers first, so
@@ -37,7 +37,7 @@ def read_urgency(parameters: Mapping[str, Any]) -> Urgency:
     if not parameters:
         return _NONE
     level, microseconds = _read(parameters, "priority"), _read(parameters, "timeout")
-    return Urgency(
+    return TimeoutAndPriority(
         microseconds / _MICROSECONDS if microseconds else None, _LEVELS - level if level else 0
     )
 

@@ -1,6 +1,6 @@
-"""The interface of rules that say how long rows wait for more, and the rule for a fixed batch size.
+"""The interface of batching policies, which say how long rows wait for more, and the fixed one.
 
-`lane` holds the rows and asks its rule. `wait_rule` is the rule that learns.
+`shape_queue` holds the rows and asks its policy. `adaptive_policy` is the policy that learns.
 """
 
 from abc import ABC, abstractmethod
@@ -19,10 +19,10 @@ class Plan(NamedTuple):
     rows: int
 
 
-class LeaveRule(ABC):
-    """A rule that says how long the rows of one lane wait while the model is free.
+class BatchingPolicy(ABC):
+    """A policy that says how long the rows of one queue wait while the model is free.
 
-    A rule that learns overrides `begin`, `arrive` and `end`, which do nothing here.
+    A policy that learns overrides `begin`, `arrive` and `end`, which do nothing here.
     """
 
     def begin(self, occasion: Occasion, rows: int, now: float) -> None:  # noqa: B027
@@ -42,8 +42,8 @@ class LeaveRule(ABC):
         """
 
 
-class FixedRule(LeaveRule):
-    """A rule by which a batch leaves at a fixed row count, or a fixed time after its oldest row."""
+class FixedPolicy(BatchingPolicy):
+    """A policy that sends a batch at a fixed row count, or a fixed time after its oldest row."""
 
     def __init__(self, rows: int, wait: float) -> None:
         self._rows = rows

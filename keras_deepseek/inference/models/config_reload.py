@@ -1,6 +1,6 @@
 """Replaces the followed folders of models by others: all of them, or none on an error.
 
-`FolderExchange` finds what stays, what is loaded and what is closed for `ModelRepository`.
+`ConfigReload` finds what stays, what is loaded and what is closed for `ModelRepository`.
 """
 
 import logging
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 Open = Callable[[Path, str, int, ModelOptions], ModelVersion]
 
 
-class FolderExchange:
+class ConfigReload:
     """The change from one set of followed folders to another. Only `finish` changes what is served.
 
     The current `folders` are paused. `labels` maps each model's name to versions by label.
@@ -28,19 +28,19 @@ class FolderExchange:
         self,
         models: Mapping[str, ServedModel],
         folders: Sequence[ModelFolder],
-        wanted: Sequence[ModelFolder],
+        new_folders: Sequence[ModelFolder],
         labels: Mapping[str, Mapping[str, int]],
     ) -> None:
-        self._before = models
+        self._old_models = models
         self._labels = labels
-        kept = [
-            one
-            for one in folders
-            if _has_labelled_versions(models.get(one.name), labels.get(one.name, {}))
+        reusable = [
+            folder
+            for folder in folders
+            if _has_labelled_versions(models.get(folder.name), labels.get(folder.name, {}))
         ]
-        like = {folder.name: _find_same(folder, kept) for folder in wanted}
-        self.changed = [folder for folder in wanted if like[folder.name] is None]
-        self.folders = [like[folder.name] or folder for folder in wanted]
+        like = {folder.name: _find_same(folder, reusable) for folder in new_folders}
+        self.changed = [folder for folder in new_folders if like[folder.name] is None]
+        self.folders = [like[folder.name] or folder for folder in new_folders]
         self.dropped = [folder for folder in folders if folder not in self.folders]
         self.models = ServedModels(
             {
@@ -59,7 +59,7 @@ class FolderExchange:
         for folder in self.changed:
             served = ServedModel(folder.name)
             try:
-                for number, path in folder.wanted().items():
+                for number, path in folder.find_versions_to_serve().items():
                     folder.mark_loaded(number, path)
                     loaded.append(open_version(path, folder.name, number, folder.options))
                     loaded[-1].start()
@@ -77,9 +77,9 @@ class FolderExchange:
         """Applies the new labels, and closes the models that are no longer served."""
         for name, served in self.models.items():
             served.set_labels(self._labels[name])
-        for name, before in self._before.items():
-            if before is not self.models.get(name):
-                for version in list(before.versions.values()):
+        for name, old_model in self._old_models.items():
+            if old_model is not self.models.get(name):
+                for version in list(old_model.versions.values()):
                     version.close()
 
 
@@ -91,5 +91,5 @@ def _has_labelled_versions(served: ServedModel | None, labels: Mapping[str, int]
     )
 
 
-def _find_same(folder: ModelFolder, others: Sequence[ModelFolder]) -> ModelFolder | None:
-    return next((other for other in others if folder.follows_same_folder_as(other)), None)
+def _find_same(folder: ModelFolder, candidates: Sequence[ModelFolder]) -> ModelFolder | None:
+    return next((other for other in candidates if folder.follows_same_folder_as(other)), None)

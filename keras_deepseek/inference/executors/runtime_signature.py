@@ -12,7 +12,7 @@ _SERVED = {dtype.name for dtype in DTYPES}
 
 
 @dataclass(frozen=True)
-class FoundTensor:
+class RuntimeTensor:
     """An input or output, as a runtime describes it.
 
     `shape` has `None` for free sizes, and is `None` if the rank is unknown. `dtype` is NumPy's
@@ -25,7 +25,7 @@ class FoundTensor:
 
 
 def make_signature(
-    path: Path, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], advice: str
+    path: Path, inputs: Sequence[RuntimeTensor], outputs: Sequence[RuntimeTensor], advice: str
 ) -> Signature:
     """Returns the signature of a model whose tensors all have a free batch axis first.
 
@@ -50,16 +50,17 @@ def check_names(
 
     It may have more outputs than the manifest.
     """
-    found = set(inputs), set(outputs)
+    received = set(inputs), set(outputs)
     expected = tuple({spec.name for spec in of} for of in (signature.inputs, signature.outputs))
-    if found[0] != expected[0] or not expected[1] <= found[1]:
+    if received[0] != expected[0] or not expected[1] <= received[1]:
         raise InvalidInputError(
-            f"{str(path)!r} has the inputs {sorted(found[0])} and the outputs {sorted(found[1])}; "
-            f"its manifest says {sorted(expected[0])} and {sorted(expected[1])}. Export it again."
+            f"{str(path)!r} has the inputs {sorted(received[0])} and the outputs "
+            f"{sorted(received[1])}; its manifest says {sorted(expected[0])} and "
+            f"{sorted(expected[1])}. Export it again."
         )
 
 
-def _check(path: Path, kind: str, tensor: FoundTensor, advice: str) -> TensorSpec:
+def _check(path: Path, kind: str, tensor: RuntimeTensor, advice: str) -> TensorSpec:
     problem = ""
     if tensor.dtype not in _SERVED:
         problem = f"has the dtype {tensor.dtype}, which clients can't send"
