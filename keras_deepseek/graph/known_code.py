@@ -114,7 +114,7 @@ def protected_attributes(model: keras.Model) -> Iterator[None]:
     memo = {
         id(uncopied): uncopied
         for owner in owners
-        for uncopied in (owner, getattr(owner, "_tracker", None), *getattr(owner, "variables", ()))
+        for uncopied in (owner, *getattr(owner, "variables", ()))
     }
     saved = [(vars(owner), dict(vars(owner))) for owner in {id(o): o for o in owners}.values()]
     try:
@@ -136,6 +136,7 @@ def _copies(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
         is_of_keras = any(_package(type(leaf).__module__) == "keras" for leaf in leaves)
         if is_of_keras or isinstance(value, _SHARED):
             continue
+        tracker = getattr(value, "tracker", None)  # Of Keras's lists: it holds the layer's state.
         with contextlib.suppress(Exception):  # A lock or an open file can't be copied.
-            copies[name] = copy.deepcopy(value, dict(memo))
+            copies[name] = copy.deepcopy(value, {**memo, id(tracker): tracker})
     return copies
