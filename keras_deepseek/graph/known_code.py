@@ -132,11 +132,17 @@ def _copies(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
     """Returns copies of the attributes that foreign code may change in place."""
     copies = {}
     for name, value in attributes.items():
-        leaves = keras.tree.flatten(value)
-        is_of_keras = any(_package(type(leaf).__module__) == "keras" for leaf in leaves)
-        if is_of_keras or isinstance(value, _SHARED):
+        if isinstance(value, _SHARED) or _holds_object_of_keras(value):
             continue
         tracker = getattr(value, "tracker", None)  # Of Keras's lists: it holds the layer's state.
         with contextlib.suppress(Exception):  # A lock or an open file can't be copied.
             copies[name] = copy.deepcopy(value, {**memo, id(tracker): tracker})
     return copies
+
+
+def _holds_object_of_keras(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_object_of_keras, (*value.keys(), *value.values())))
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_object_of_keras, value))
+    return _package(type(value).__module__) == "keras"
