@@ -66,16 +66,16 @@ def resolve_cluster(
 
 
 def choose_strategy(
-    strategy: Any, *place: int | str | None, environ: Mapping[str, str] = os.environ
+    strategy: Any, *arguments: int | str | None, environ: Mapping[str, str] = os.environ
 ) -> Any:
     """Returns the user's strategy, or else the one of `keras-deepseek launch`.
 
-    If one of `place`, the arguments `world_size`, `rank` and `coordinator`, is given, the
+    If one of `arguments`, which are `world_size`, `rank` and `coordinator`, is given, the
     launcher's strategy is not used.
     """
     launched = environ.get(STRATEGY) or None
     check_strategy(launched)  # type: ignore[arg-type]
-    if strategy is None and all(each is None for each in place):
+    if strategy is None and all(argument is None for argument in arguments):
         return launched
     if strategy == "allreduce" and launched == "parameter_server":
         raise InvalidInputError(
@@ -94,17 +94,19 @@ def resolve_strategy(
     """
     if isinstance(strategy, ParameterServer):
         strategy = "parameter_server"
-    place = backend.current().distribution.read_strategy(strategy)
-    if place is not None:
+    strategy_task = backend.current().distribution.read_strategy(strategy)
+    if strategy_task is not None:
         strategy = "allreduce"
         names = "world_size", "rank", "coordinator"
-        for name, given, found in zip(names, (world_size, rank, coordinator), place, strict=True):
-            if given not in (None, found):
+        for name, argument, strategy_value in zip(
+            names, (world_size, rank, coordinator), strategy_task, strict=True
+        ):
+            if argument not in (None, strategy_value):
                 raise InvalidInputError(
-                    f"Received {name}={given!r}, but the strategy object runs with {found}. Leave "
-                    f"{name} out."
+                    f"Received {name}={argument!r}, but the strategy object runs with "
+                    f"{strategy_value}. Leave {name} out."
                 )
-        world_size, rank, coordinator = place
+        world_size, rank, coordinator = strategy_task
     is_name = strategy is None or isinstance(strategy, str)
     return strategy, resolve_cluster(strategy if is_name else None, world_size, rank, coordinator)
 
@@ -148,10 +150,10 @@ def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
     rank = _agree("rank", [claims.rank for claims in all_claims])
     if world_size is None:
         coordinator = _agree("coordinator", [claims.coordinator for claims in all_claims])
-        known = rank or coordinator
-        if known is not None:
+        claim = rank or coordinator
+        if claim is not None:
             raise InvalidInputError(
-                f"Received {known.origin}, but not the number of processes. Pass world_size to "
+                f"Received {claim.origin}, but not the number of processes. Pass world_size to "
                 "the Trainer, or set WORLD_SIZE."
             )
         return 1, 0
@@ -169,16 +171,16 @@ def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
     return world_size.value, rank.value
 
 
-def _agree(field: str, said: Sequence[Claim[Value] | None]) -> Claim[Value] | None:
+def _agree(field: str, claims: Sequence[Claim[Value] | None]) -> Claim[Value] | None:
     """Returns the value on which all stated claims agree, or else the first derived value."""
-    stated = [claim for claim in said if claim is not None and not claim.is_derived]
+    stated = [claim for claim in claims if claim is not None and not claim.is_derived]
     for other in stated[1:]:
         if other.value != stated[0].value:
             raise InvalidInputError(
                 f"Received two different values of {field}: {stated[0].origin}, and "
                 f"{other.origin}. Unset the wrong one."
             )
-    derived = (claim for claim in said if claim is not None)
+    derived = (claim for claim in claims if claim is not None)
     return stated[0] if stated else next(derived, None)
 
 

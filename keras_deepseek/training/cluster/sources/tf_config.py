@@ -31,8 +31,8 @@ def read_tf_config(environ: Mapping[str, str]) -> Claims:
         return Claims()
     task_type, index = _check_task(config.get("task"), cluster)
     addresses = [address for kind in _TASK_TYPES for address in cluster.get(kind, [])]
-    before = _TASK_TYPES[: _TASK_TYPES.index(task_type)]
-    rank = sum(len(cluster.get(kind, [])) for kind in before) + index
+    earlier_types = _TASK_TYPES[: _TASK_TYPES.index(task_type)]
+    rank = sum(len(cluster.get(kind, [])) for kind in earlier_types) + index
     return Claims(
         world_size=Claim(len(addresses), f"the {len(addresses)} addresses in TF_CONFIG"),
         rank=Claim(rank, f"rank {rank}, which is {task_type} {index} in TF_CONFIG"),
