@@ -57,7 +57,7 @@ def recording(
 
 def find_recorders(callbacks: Sequence[keras.callbacks.Callback]) -> list[RunRecorder]:
     """Returns the callbacks that record the run."""
-    return [each for each in callbacks if isinstance(each, RunRecorder)]
+    return [callback for callback in callbacks if isinstance(callback, RunRecorder)]
 
 
 def graph_documents(
@@ -74,8 +74,8 @@ def graph_documents(
         model = model.original
 
     def with_rows(tensor: Any) -> keras.KerasTensor:
-        rows, *others = tensor.shape
-        shape = ((batch_size or _BATCH_SIZE) if rows is None else rows, *others)
+        rows, *dims = tensor.shape
+        shape = ((batch_size or _BATCH_SIZE) if rows is None else rows, *dims)
         return keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))
 
     def draw(passes: Collection[str] | None = None) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def graph_documents(
         inputs = example_inputs(model) if figures.inputs is None else figures.inputs
         if inputs is None:
             return list_layers(model, "the shapes of the inputs are not known").as_document()
-        known = keras.tree.map_structure(with_rows, inputs)
-        return draw_layers(model, known, passes=passes).as_document()
+        input_specs = keras.tree.map_structure(with_rows, inputs)
+        return draw_layers(model, input_specs, passes=passes).as_document()
 
     if passes is None:
         return {"model_graph": draw}
@@ -99,15 +99,15 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def optimizer_arguments(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     """Returns the class of an optimizer, and its learning rate if that is a number."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    found: dict[str, Any] = {"optimizer": type(inner).__name__}
+    arguments: dict[str, Any] = {"optimizer": type(inner).__name__}
     if isinstance(inner.learning_rate, keras.Variable):
-        found["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))
-    return found
+        arguments["learning_rate"] = float(keras.ops.convert_to_numpy(inner.learning_rate))
+    return arguments
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+        return all(isinstance(name, str) and _is_plain(nested) for name, nested in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return isinstance(value, _PLAIN)

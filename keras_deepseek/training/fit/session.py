@@ -79,7 +79,9 @@ class Session:
         check_same_arguments(
             self._processes,
             {
-                "the model": [(each.shape, each.dtype) for each in self._model.variables],
+                "the model": [
+                    (variable.shape, variable.dtype) for variable in self._model.variables
+                ],
                 "the optimizer": plain_attributes(optimizer),
                 "the precision": policy and policy.name,
                 **{
@@ -134,8 +136,8 @@ class Session:
         self._check(arguments, resume)
         goes_on = resume or self.resumed is not None
         position = PositionTracker(self._plan)
-        own = [position, self._plan.profiler, *self._plan.callbacks]
-        chosen = [*own, *callbacks, *list_callbacks(own_callbacks)]
+        plan_callbacks = [position, self._plan.profiler, *self._plan.callbacks]
+        chosen = [*plan_callbacks, *callbacks, *list_callbacks(own_callbacks)]
         # All processes must run the same step, also those that write no record.
         is_recorded = self._processes.broadcast(find_recorders(chosen) != [])
         if self._processes.rank > 0:
@@ -148,19 +150,19 @@ class Session:
             self._print_notices(arguments["epochs"])
         with (
             error_notes(self._model, self._plan, position),
-            prepared_callbacks(chosen, verbose, resume=goes_on) as shown,
+            prepared_callbacks(chosen, verbose, resume=goes_on) as keras_verbose,
             self._recording(chosen, arguments, is_recorded=is_recorded),
             self.in_training(),
             validating_together(self._model, self._processes),
             self._feed(
-                {**arguments, "callbacks": chosen, "verbose": shown},
+                {**arguments, "callbacks": chosen, "verbose": keras_verbose},
                 needs_stream=needs_stream or run_workers is not None,
-            ) as given,
-            contextlib.nullcontext() if run_workers is None else run_workers(given),
+            ) as fit_arguments,
+            contextlib.nullcontext() if run_workers is None else run_workers(fit_arguments),
         ):
-            if isinstance(given["x"], PositionedData):
-                self._plan.figures.stream = given["x"].stream
-            yield given
+            if isinstance(fit_arguments["x"], PositionedData):
+                self._plan.figures.stream = fit_arguments["x"].stream
+            yield fit_arguments
 
     @contextlib.contextmanager
     def in_training(self) -> Iterator[None]:

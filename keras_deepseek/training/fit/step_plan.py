@@ -145,9 +145,9 @@ class StepPlan:
     @property
     def needs_targets(self) -> bool:
         """True if the only loss is a Keras loss between outputs and targets."""
-        is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
+        is_keras_default = type(self._model).compute_loss is keras.Model.compute_loss
         is_ours = not (self._is_own_compute or overrides_train_step(self._model))
-        return is_ours and is_kerass and self._model.loss is not None
+        return is_ours and is_keras_default and self._model.loss is not None
 
     @property
     def num_steps(self) -> int:
@@ -183,9 +183,12 @@ class StepPlan:
         """Raises an error if an evaluation would have no data, no loss or no targets."""
         check_data(x, None, "test data")
         check_test_loss(self._model)
-        own = type(self._model)
-        is_kerass = own.evaluate is keras.Model.evaluate and own.test_step is keras.Model.test_step
-        if is_kerass and self.needs_targets:
+        model_class = type(self._model)
+        is_keras_default = (
+            model_class.evaluate is keras.Model.evaluate
+            and model_class.test_step is keras.Model.test_step
+        )
+        if is_keras_default and self.needs_targets:
             check_targets(x, y)
 
     def count_kept_bytes(self, data: Any) -> int:
@@ -236,15 +239,15 @@ class StepPlan:
 
 def _check_trainable(model: keras.Model) -> None:
     """Raises an error if weights were frozen or unfrozen in a way the optimizer can't handle."""
-    known, trainable = optimized_variables(model.optimizer), model.trainable_variables
+    optimized, trainable = optimized_variables(model.optimizer), model.trainable_variables
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if known is None:
+    if optimized is None:
         return
-    ids = {id(variable) for variable in known}
+    ids = {id(variable) for variable in optimized}
     new = [variable.path for variable in trainable if id(variable) not in ids]
     if new:
         what = f"{new[0]!r} became trainable after the optimizer was built without it"
-    elif optimizer.use_ema and len(trainable) < len(known):
+    elif optimizer.use_ema and len(trainable) < len(optimized):
         what = "Weights were frozen after the optimizer was built with use_ema for all of them"
     else:
         return
