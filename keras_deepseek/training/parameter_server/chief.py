@@ -32,7 +32,7 @@ class Chief(OneProcess):
     def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
         self.engine = make_engine(settings, cluster)
         self._num_servers = settings.num_servers
-        self._wishes: list[bool] = []
+        self._stop_requests: list[bool] = []
         self._step: ServedStep | None = None
 
     def serve(
@@ -71,19 +71,19 @@ class Chief(OneProcess):
 
         Until then it returns False for each, and hands out no further batch.
         """
-        before = self._wishes or [False] * len(wishes)
-        self._wishes = [one or other for one, other in zip(wishes, before, strict=True)]
+        held_back = self._stop_requests or [False] * len(wishes)
+        self._stop_requests = [new or old for new, old in zip(wishes, held_back, strict=True)]
         if self._step is None or not self._step.num_open:
             return self.agree_now(wishes)
-        self._step.pause(is_paused=any(self._wishes))
+        self._step.pause(is_paused=any(self._stop_requests))
         return [False] * len(wishes)
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns the requests at once, including those that `agree` holds back."""
-        before, self._wishes = self._wishes or [False] * len(wishes), []
+        held_back, self._stop_requests = self._stop_requests or [False] * len(wishes), []
         if self._step is not None:
             self._step.pause(is_paused=False)
-        return [one or other for one, other in zip(wishes, before, strict=True)]
+        return [new or old for new, old in zip(wishes, held_back, strict=True)]
 
 
 def _refuse_dependent_steps(model: keras.Model, guard: Any, device_kind: str) -> None:

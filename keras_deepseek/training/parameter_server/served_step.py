@@ -122,7 +122,9 @@ class ServedStep:
         if self._last and same_values(values, self._last):
             self._dispatcher.go_on(values)
         else:
-            arrays = [keras.ops.convert_to_numpy(each.value) for each in self._model.variables]
+            arrays = [
+                keras.ops.convert_to_numpy(variable.value) for variable in self._model.variables
+            ]
             self._dispatcher.begin(number, values, arrays)
         self._is_current = True
 
