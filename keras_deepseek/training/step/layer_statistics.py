@@ -45,7 +45,7 @@ class LayerStatistics:
         """Notes the shapes of the inputs, and reads the learning rate, before the update."""
         if self._figures.inputs is None:
             self._figures.inputs = keras.tree.map_structure(
-                lambda each: keras.KerasTensor(each.shape, each.dtype), inputs
+                lambda tensor: keras.KerasTensor(tensor.shape, tensor.dtype), inputs
             )
         optimizer = self._model.optimizer
         self._rate = current_learning_rate(getattr(optimizer, "inner_optimizer", optimizer))
@@ -59,7 +59,7 @@ class LayerStatistics:
 
     def finish(self, loss: Any) -> dict[str, Any]:
         """Returns the figures as a log of the step."""
-        numbers = [ops.reshape(ops.cast(each, "float32"), (1,)) for each in (loss, self._rate)]
+        numbers = [ops.reshape(ops.cast(scalar, "float32"), (1,)) for scalar in (loss, self._rate)]
         if self._norms:
             self._norms.append(self._change.end(self._variables))
         if self._is_by_layer and self._routers is None:
@@ -71,7 +71,11 @@ class LayerStatistics:
             self._labelled = labelled
             self._figures.labels = Labels(
                 _layers_of(self._variables),
-                [f"{each.path}/{i}" for each in routers for i in range(each.expert_load.shape[0])],
+                [
+                    f"{router.path}/{i}"
+                    for router in routers
+                    for i in range(router.expert_load.shape[0])
+                ],
                 _layers_of(self._model.trainable_variables),
             )
         figures = backend.current().step.concatenate([*numbers, *self._norms, *loads])
