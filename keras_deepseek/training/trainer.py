@@ -356,16 +356,20 @@ class Trainer:
                 be read.
         """
         goes_on = resume or self._session.resumed is not None
-        known = inspect.signature(self.model.fit).parameters
-        unknown = set(options) - set(known)
-        if unknown and all(each.kind != inspect.Parameter.VAR_KEYWORD for each in known.values()):
-            raise InvalidInputError(unknown_name_message("fit() argument", min(unknown), known))
+        parameters = inspect.signature(self.model.fit).parameters
+        unknown = set(options) - set(parameters)
+        if unknown and all(
+            parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+        ):
+            raise InvalidInputError(
+                unknown_name_message("fit() argument", min(unknown), parameters)
+            )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         arguments |= {"callbacks": callbacks, "verbose": verbose}
 
         def train(arguments: dict[str, Any]) -> keras.callbacks.History:
-            with self._session.training(arguments, self._callbacks, resume=resume) as given:
-                return keras.Model.fit(self.model, **given)
+            with self._session.training(arguments, self._callbacks, resume=resume) as fit_arguments:
+                return keras.Model.fit(self.model, **fit_arguments)
 
         history = call_fit(self.model, arguments, train)
         if epochs and not self._plan.num_steps and not goes_on:  # Silent in Keras on TensorFlow.
@@ -434,13 +438,13 @@ class Trainer:
         training = self._session.training(
             arguments, self._callbacks, resume=resume, needs_stream=True
         )
-        with training as given:
+        with training as fit_arguments:
             yield from make_steps(
                 self.model,
-                given["x"],
-                given["callbacks"],
+                fit_arguments["x"],
+                fit_arguments["callbacks"],
                 epochs=epochs,
-                initial_epoch=given.get("initial_epoch", 0),
+                initial_epoch=fit_arguments.get("initial_epoch", 0),
             )
 
     def resume(self) -> int | None:
@@ -566,7 +570,7 @@ class Trainer:
             InvalidInputError: A number is out of range, the optimizer has a schedule, or the
                 model's `steps_per_execution` is not 1.
         """
-        found = search_learning_rate(
+        search = search_learning_rate(
             self.model,
             self._short_training(),
             lowest=lowest,
@@ -578,7 +582,7 @@ class Trainer:
             sample_weight=sample_weight,
             class_weight=class_weight,
         )
-        return self._record("learning_rate_search", found)
+        return self._record("learning_rate_search", search)
 
     def find_batch_size(
         self,
@@ -608,10 +612,10 @@ class Trainer:
             InvalidInputError: The data have a fixed batch size, a number is out of range, or the
                 model's `steps_per_execution` is not 1.
         """
-        found = search_batch_size(
+        search = search_batch_size(
             self._short_training(), x, y, sample_weight, start=start, most=most
         )
-        return self._record("batch_size_search", found)
+        return self._record("batch_size_search", search)
 
     def measure_memory(
         self,

@@ -112,8 +112,8 @@ def choose_size(
 
     size, speed = start, 0.0
     while fits(size):
-        before, speed = speed, size / seconds[size]
-        if size == most or speed < _MIN_GAIN * before:
+        previous_speed, speed = speed, size / seconds[size]
+        if size == most or speed < _MIN_GAIN * previous_speed:
             break
         size = 2 * size if most is None else min(2 * size, most)
     if failed:
@@ -205,11 +205,12 @@ def _from_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int],
     rows = {"y": y, "sample_weight": sample_weight}
 
     def make(size: int) -> dict[str, Any]:
-        places = np.arange(size) % len(texts)
-        taken = {
-            name: None if each is None else np.asarray(each)[places] for name, each in rows.items()
+        indices = np.arange(size) % len(texts)
+        batch = {
+            name: None if array is None else np.asarray(array)[indices]
+            for name, array in rows.items()
         }
-        return {"x": [texts[place] for place in places], "batch_size": size, **taken}
+        return {"x": [texts[index] for index in indices], "batch_size": size, **batch}
 
     return make
 

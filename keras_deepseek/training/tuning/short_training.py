@@ -112,8 +112,8 @@ class ShortTraining:
             lambda array: None if array is None else keras.ops.convert_to_tensor(array), batch
         )
 
-    def _open(self, **given: Any) -> PositionedData:
-        arguments = keras_fit_arguments(self._model, given)
+    def _open(self, **data_arguments: Any) -> PositionedData:
+        arguments = keras_fit_arguments(self._model, data_arguments)
         check_data(arguments["x"], arguments["batch_size"])
         if self._needs_targets:
             check_targets(arguments["x"], arguments["y"])
