@@ -154,7 +154,7 @@ def refuse_two_schedules(
         keras.callbacks.LearningRateScheduler,
         keras.callbacks.ReduceLROnPlateau,
     )
-    names = [type(each).__name__ for each in callbacks if isinstance(each, classes)]
+    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, classes)]
     if names and not isinstance(optimizer.learning_rate, keras.Variable):
         names.insert(0, "the optimizer's learning_rate")
     if len(names) > 1:

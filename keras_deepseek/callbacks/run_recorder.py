@@ -221,11 +221,11 @@ class RunRecorder(StepLogger):
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
         now = self._pace.after_step(batch)
-        own = self._read_step(batch, logs)
+        step_values = self._read_step(batch, logs)
         if now >= self._next_figures:
             self._next_figures = now + 1.0
             logs = {**self._figures(), **logs}
-        super()._add(batch, {**logs, **own})
+        super()._add(batch, {**logs, **step_values})
 
     def _read_step(self, batch: int, logs: dict[str, float]) -> dict[str, Any]:
         """Returns the figures of a step: those of the trainer's step, or from Keras's means."""
@@ -237,11 +237,13 @@ class RunRecorder(StepLogger):
             return {**scalars, **figures.vectors()}
         if "loss" not in logs or class_overrides_train_step(trained_model(self)):
             return {}  # An own step may log anything as its loss.
-        (before, mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))
+        (old_number, mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))
         number, loss = self._mean
-        is_known = before or batch < trained_model(self).steps_per_execution
+        is_known = old_number or batch < trained_model(self).steps_per_execution
         return (
-            {"step_loss": (loss * number - mean * before) / (number - before)} if is_known else {}
+            {"step_loss": (loss * number - mean * old_number) / (number - old_number)}
+            if is_known
+            else {}
         )
 
     def _figures(self, *, of_epoch: bool = False) -> dict[str, float]:
@@ -249,18 +251,18 @@ class RunRecorder(StepLogger):
         memory = figures.get("device_memory_bytes", figures.get("process_memory_bytes"))
         return figures if memory is None else {**figures, "memory_bytes": memory}
 
-    def _time_step(self, before: int) -> None:
+    def _time_step(self, step: int) -> None:
         """Adds the duration of the last step, as the next one begins."""
         now = time.perf_counter()
         if self._begun_step is not None:
             begun, started = self._begun_step
-            if self.every and before // self.every > begun // self.every:
-                seconds = {"step_seconds": (now - started) / (before - begun)}
+            if self.every and step // self.every > begun // self.every:
+                seconds = {"step_seconds": (now - started) / (step - begun)}
                 with self._lock:
                     self._rows.append(
-                        Row(before, self._epoch, seconds, time.time(), ends_epoch=False)
+                        Row(step, self._epoch, seconds, time.time(), ends_epoch=False)
                     )
-        self._begun_step = before, now
+        self._begun_step = step, now
 
     def _write_documents(self) -> None:
         """Writes the trainer's documents, such as the graph of the model, once in a run."""
@@ -291,8 +293,8 @@ class RunRecorder(StepLogger):
     def _obey(self, step: int) -> None:
         """Carries out the commands that wait, before a step."""
         with self._lock:
-            asked, self._asked = self._asked, []
-            for command in asked:
+            commands, self._asked = self._asked, []
+            for command in commands:
                 if self._record is None or command.id == self._profile:
                     continue  # It was read again before its answer.
                 if (answer := self._carry_out(command, step)) is not None:
@@ -377,17 +379,17 @@ class RunRecorder(StepLogger):
 def _find_versions() -> dict[str, str]:
     """Returns the versions of this package, Keras, its framework and Python."""
     names = ("keras_deepseek", "keras", keras.backend.backend())
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {**found, "keras_deepseek": __version__}
+            versions[name] = metadata.version(name)
+    return {**versions, "keras_deepseek": __version__}
 
 
 def _find_commit() -> str | None:
     """Returns the commit of the working directory, or `None` outside of a Git repository."""
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
@@ -396,4 +398,4 @@ def _find_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()

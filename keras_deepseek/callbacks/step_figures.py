@@ -40,8 +40,8 @@ class Labels:
         self.num_variables = len(layers)
         names = list(dict.fromkeys([*trainable, *layers] if layers else ()))
         self.layer_of_variable = np.array([names.index(layer) for layer in layers], "int64")
-        found = {NORMS: names, RATIOS: names, LOADS: list(experts)}
-        self.of_vectors = {name: labels for name, labels in found.items() if labels}
+        labels_by_name = {NORMS: names, RATIOS: names, LOADS: list(experts)}
+        self.of_vectors = {name: labels for name, labels in labels_by_name.items() if labels}
         """The labels of each vector by the vector's name in the run record."""
 
 
@@ -62,27 +62,27 @@ class Figures(NamedTuple):
     def scalars(self) -> dict[str, float]:
         """Returns the numbers of the step by their names in the run record. Waits for the step."""
         values = self._read()
-        found = {"step_loss": float(values[0]), "learning_rate": float(values[1])}
+        scalars = {"step_loss": float(values[0]), "learning_rate": float(values[1])}
         if self.labels.num_variables:
             norms = values[2 : 2 + self.labels.num_variables].astype("float64")
-            found["gradient_norm"] = float(np.sqrt(np.sum(norms**2)))
+            scalars["gradient_norm"] = float(np.sqrt(np.sum(norms**2)))
         if self.data_wait is not None:
-            found["data_wait_seconds"] = self.data_wait
-        return found
+            scalars["data_wait_seconds"] = self.data_wait
+        return scalars
 
     def vectors(self) -> dict[str, Array]:
         """Returns the vectors of the step by their names in the run record."""
         values, labels = self._read()[2:], self.labels
-        found: dict[str, Array] = {}
+        vectors: dict[str, Array] = {}
         if number := labels.num_variables:
             squares = np.zeros((len(labels.of_vectors[NORMS]), 3))
             of_variables = values[: 3 * number].reshape(3, number).T.astype("float64")
             np.add.at(squares, labels.layer_of_variable, of_variables**2)
             gradients, weights, updates = np.sqrt(squares).T
-            found = {NORMS: gradients, RATIOS: updates / np.maximum(weights, 1e-12)}
+            vectors = {NORMS: gradients, RATIOS: updates / np.maximum(weights, 1e-12)}
         if LOADS in labels.of_vectors:
-            found[LOADS] = values[3 * number :]
-        return found
+            vectors[LOADS] = values[3 * number :]
+        return vectors
 
     def _read(self) -> Array:
         values: Array = keras.ops.convert_to_numpy(self.tensor)
