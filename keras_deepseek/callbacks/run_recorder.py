@@ -20,8 +20,8 @@ from keras_deepseek import __version__, backend
 from keras_deepseek.artifacts.run_record import Command, RunRecord
 from keras_deepseek.backend.keras_private.callbacks import trained_model
 from keras_deepseek.backend.keras_private.trainers import class_overrides_train_step
-from keras_deepseek.callbacks.step_figures import Figures
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
+from keras_deepseek.callbacks.step_metrics import MetricValues
 from keras_deepseek.callbacks.training_pace import TrainingPace
 from keras_deepseek.checks import check_file_path
 from keras_deepseek.errors import InvalidInputError
@@ -43,7 +43,7 @@ class RunLink:
     """The trainer's side of a recorder.
 
     Args:
-        figures: The figures of steps that have ended, in their order.
+        step_metrics: The metrics of steps that have ended, in their order.
         arguments: The plain arguments of the training.
         documents: Functions that return a document each, by the document's name. They are called
             once, after the first step.
@@ -52,7 +52,7 @@ class RunLink:
         request_profile: Function that has steps profiled. `None` where another process runs them.
     """
 
-    figures: deque[Figures] = field(default_factory=deque)
+    step_metrics: deque[MetricValues] = field(default_factory=deque)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     documents: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     request_checkpoint: Callable[[], None] | None = None
@@ -164,7 +164,7 @@ class RunRecorder(StepLogger):
         """Starts counting the steps of an epoch."""
         super().on_epoch_begin(epoch, logs)
         self._pace.begin_epoch()
-        self.link.figures.clear()
+        self.link.step_metrics.clear()
         self._mean, self._begun_step = (0, 0.0), None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -228,13 +228,13 @@ class RunRecorder(StepLogger):
         super()._add(batch, {**logs, **step_values})
 
     def _read_step(self, batch: int, logs: dict[str, float]) -> dict[str, Any]:
-        """Returns the figures of a step: those of the trainer's step, or from Keras's means."""
-        if self.link.figures:
-            figures = self.link.figures.popleft()
-            self._labels = figures.labels.of_vectors
-            scalars = figures.scalars()
+        """Returns the metrics of a step: those of the trainer's step, or from Keras's means."""
+        if self.link.step_metrics:
+            metrics = self.link.step_metrics.popleft()
+            self._labels = metrics.labels.of_vectors
+            scalars = metrics.scalars()
             self._has_step_rates = "learning_rate" in scalars
-            return {**scalars, **figures.vectors()}
+            return {**scalars, **metrics.vectors()}
         if "loss" not in logs or class_overrides_train_step(trained_model(self)):
             return {}  # An own step may log anything as its loss.
         (old_number, mean), self._mean = self._mean, (batch + 1, float(logs["loss"]))

@@ -132,10 +132,10 @@ def _with_tf_config(strategy: ParameterServer, environ: Mapping[str, str]) -> Pa
             f"`address` is for Ray, on JAX and PyTorch; received {strategy.address!r}, and Keras "
             "runs on TensorFlow. Put the addresses of workers and servers into TF_CONFIG instead."
         )
-    claims = read_tf_config(environ)
-    if not claims.servers:
+    hints = read_tf_config(environ)
+    if not hints.servers:
         return strategy
-    counts = {"num_workers": len(claims.workers) - 1, "num_servers": len(claims.servers)}
+    counts = {"num_workers": len(hints.workers) - 1, "num_servers": len(hints.servers)}
     for name, number in counts.items():
         if getattr(strategy, name) not in (None, number):
             raise InvalidInputError(

@@ -19,8 +19,8 @@ from keras_deepseek.training.checkpoints.streamed_training import feed
 from keras_deepseek.training.checkpoints.training_state import write_weights
 from keras_deepseek.training.cluster.evaluate_together import validating_together
 from keras_deepseek.training.cluster.placement import Placement
-from keras_deepseek.training.cluster.same_arguments import (
-    check_same_arguments,
+from keras_deepseek.training.cluster.rank_consistency import (
+    check_consistent_across_ranks,
     data_shapes,
     plain_attributes,
 )
@@ -76,7 +76,7 @@ class Session:
         """Raises an error if the processes have different models or options."""
         policy = self._plan.policy
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
-        check_same_arguments(
+        check_consistent_across_ranks(
             self._processes,
             {
                 "the model": [
@@ -161,7 +161,7 @@ class Session:
             contextlib.nullcontext() if run_workers is None else run_workers(fit_arguments),
         ):
             if isinstance(fit_arguments["x"], PositionedData):
-                self._plan.figures.stream = fit_arguments["x"].stream
+                self._plan.step_metrics.stream = fit_arguments["x"].stream
             yield fit_arguments
 
     @contextlib.contextmanager
@@ -185,7 +185,7 @@ class Session:
         checkpoints = None if uses_workers else self._checkpoints
         return recording(
             find_recorders(callbacks),
-            self._plan.figures if is_recorded else None,
+            self._plan.step_metrics if is_recorded else None,
             arguments={
                 **self._arguments,
                 **plain_arguments(arguments),
@@ -193,7 +193,7 @@ class Session:
             },
             documents=graph_documents(
                 self._model,
-                self._plan.figures,
+                self._plan.step_metrics,
                 arguments.get("batch_size"),
                 optimize_graph=self._plan.options.optimize_graph,
             ),
@@ -212,7 +212,7 @@ class Session:
             check_test_loss(self._model)
         check_boolean("resume", resume)
         check_options(arguments, resume=resume or self.resumed is not None)
-        check_same_arguments(
+        check_consistent_across_ranks(
             self._processes,
             {
                 "the shapes of the data": data_shapes(arguments["x"], arguments["y"]),

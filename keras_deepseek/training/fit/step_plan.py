@@ -11,14 +11,14 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.backend.keras_private.optimizers import optimized_variables
 from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
-from keras_deepseek.callbacks.step_figures import StepFigures
+from keras_deepseek.callbacks.step_metrics import StepMetrics
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.graph.program_call import ProgramCall
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.data.position_data import check_data, check_targets
 from keras_deepseek.training.fit.finite_check import FiniteCheck
 from keras_deepseek.training.fit.guard_callback import GuardCallback
-from keras_deepseek.training.fit.kept_memory import kept_memory
+from keras_deepseek.training.fit.tune_malloc import tune_malloc
 from keras_deepseek.training.step.gradient_clip import check_single_clip
 from keras_deepseek.training.step.gradient_update import GradientUpdate
 from keras_deepseek.training.step.guard_metric import GuardMetric
@@ -67,9 +67,9 @@ class StepPlan:
         self._check_options()
         self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self.profiler = StepProfiler(model)
-        self.figures = StepFigures()
-        """The figures of each step, for recorders."""
-        statistics = LayerStatistics(model, self.figures, is_by_layer=options.layer_statistics)
+        self.step_metrics = StepMetrics()
+        """The metrics of each step, for recorders."""
+        statistics = LayerStatistics(model, self.step_metrics, is_by_layer=options.layer_statistics)
         self._training_step = TrainingStep(
             model,
             compute,
@@ -113,8 +113,8 @@ class StepPlan:
         """Context manager in which the model trains by this plan's step."""
         self.check_model()
         with contextlib.ExitStack() as stack:
-            if self.options.keep_memory:
-                stack.enter_context(kept_memory())
+            if self.options.tune_malloc:
+                stack.enter_context(tune_malloc())
             stack.enter_context(self._step.use())
             if self._guard_metric is not None:
                 stack.enter_context(add_metric(self._model, self._guard_metric))
@@ -217,7 +217,7 @@ class StepPlan:
             self._in_precision(prepare),
             extra_variables,
             is_compilable=self.parallelism.is_compilable,
-            figures=self.figures,
+            step_metrics=self.step_metrics,
             profiler=self.profiler,
         )
 

@@ -66,24 +66,24 @@ class Chief(OneProcess):
             raise RuntimeError("There is no trainer.")
         return self._step.training(arguments["x"].stream, arguments["callbacks"])
 
-    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+    def all_reduce_flags(self, flags: Sequence[bool]) -> list[bool]:
         """Returns the requests of this process, such as to stop, once no batch is unfinished.
 
         Until then it returns False for each, and hands out no further batch.
         """
-        held_back = self._stop_requests or [False] * len(wishes)
-        self._stop_requests = [new or old for new, old in zip(wishes, held_back, strict=True)]
+        held_back = self._stop_requests or [False] * len(flags)
+        self._stop_requests = [new or old for new, old in zip(flags, held_back, strict=True)]
         if self._step is None or not self._step.num_open:
-            return self.agree_now(wishes)
+            return self.all_reduce_flags_now(flags)
         self._step.pause(is_paused=any(self._stop_requests))
-        return [False] * len(wishes)
+        return [False] * len(flags)
 
-    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns the requests at once, including those that `agree` holds back."""
-        held_back, self._stop_requests = self._stop_requests or [False] * len(wishes), []
+    def all_reduce_flags_now(self, flags: Sequence[bool]) -> list[bool]:
+        """Returns the requests at once, including those that `all_reduce_flags` holds back."""
+        held_back, self._stop_requests = self._stop_requests or [False] * len(flags), []
         if self._step is not None:
             self._step.pause(is_paused=False)
-        return [new or old for new, old in zip(wishes, held_back, strict=True)]
+        return [new or old for new, old in zip(flags, held_back, strict=True)]
 
 
 def _refuse_dependent_steps(model: keras.Model, guard: Any, device_kind: str) -> None:

@@ -14,7 +14,7 @@ from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
 from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
 from keras_deepseek.training.parameter_server.model_shards import ModelShards, same_values
-from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
+from keras_deepseek.training.parameter_server.pickled_trainer import as_arrays
 
 
 class Pauses(Protocol):

@@ -22,7 +22,7 @@ from keras_deepseek.training.parameter_server.messages import (
     WorkerPlan,
 )
 from keras_deepseek.training.parameter_server.model_shards import kept_states
-from keras_deepseek.training.parameter_server.packed_trainer import unpack_trainer
+from keras_deepseek.training.parameter_server.pickled_trainer import unpickle_trainer
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 from keras_deepseek.training.step.step_replacement import StepReplacement
 
@@ -121,7 +121,7 @@ class Worker:
         return Result(logged, metrics, pushes)
 
     def _compile(self, plan: WorkerPlan) -> None:
-        trainer, step = unpack_trainer(plan.trainer)
+        trainer, step = unpickle_trainer(plan.trainer)
         model = trainer.model
         build_for_training(model, plan.batch)
         _check_variables(model, plan)

@@ -42,7 +42,7 @@ class StepOptions:
     remat: Remat = field(default=False, metadata={"role": _Role.CHANGES_UPDATE})
     optimize_graph: bool = False
     layer_statistics: bool = field(default=False, metadata={"role": _Role.CHANGES_UPDATE})
-    keep_memory: bool = field(default=False, metadata={"role": _Role.MAY_DIFFER})
+    tune_malloc: bool = field(default=False, metadata={"role": _Role.MAY_DIFFER})
 
     def __post_init__(self) -> None:
         check_boolean("fp16_enabled", self.fp16_enabled)
@@ -52,7 +52,7 @@ class StepOptions:
         check_remat(self.remat)
         check_boolean("optimize_graph", self.optimize_graph)
         check_boolean("layer_statistics", self.layer_statistics)
-        check_boolean("keep_memory", self.keep_memory)
+        check_boolean("tune_malloc", self.tune_malloc)
         self.make_guard()
 
     def choose_policy(

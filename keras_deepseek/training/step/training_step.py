@@ -125,8 +125,8 @@ class TrainingStep:
         with backend.current().step.mark(LOSS):
             means = self._read_logs()
         check_log_names(result.logs, {**means, **update_logs})
-        figures = {} if statistics is None else statistics.finish(loss)
-        return {**means, **result.logs, **update_logs, **figures}
+        step_metrics = {} if statistics is None else statistics.finish(loss)
+        return {**means, **result.logs, **update_logs, **step_metrics}
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass."""

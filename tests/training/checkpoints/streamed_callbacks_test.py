@@ -16,14 +16,14 @@ class Others(OneProcess):
         self.stops_at = stops_at
         self.before = [False]
 
-    def agree(self, wishes):
+    def all_reduce_flags(self, flags):
         self.asked += 1
         answer = self.before
-        self.before = [wishes[0] or self.asked == self.stops_at]
+        self.before = [flags[0] or self.asked == self.stops_at]
         return answer
 
-    def agree_now(self, wishes):
-        before = self.agree(wishes)
+    def all_reduce_flags_now(self, flags):
+        before = self.all_reduce_flags(flags)
         answer, self.before = self.before, [False]
         return [before[0] or answer[0]]
 

@@ -154,5 +154,5 @@ def test_a_fit_without_super_fit_is_an_error(train):
 
 def test_a_search_of_batch_sizes_takes_texts():
     for texts in (TEXTS, np.array(TEXTS)):
-        found = make().find_batch_size(texts, LABELS, start=2, most=4)
+        found = make().find_batch_size(texts, LABELS, start=2, max_batch_size=4)
         assert list(found.batch_sizes) == [2, 4]

@@ -53,10 +53,10 @@ def test_each_step_has_its_own_loss_and_its_layers_statistics(tmp_path, options)
         build, optimizer=keras.optimizers.SGD(RATE), loss="mse", layer_statistics=True, **options
     )
     expected = sgd_steps(trainer.model.get_weights()[0].astype("float64"), epochs=3)
-    fit(trainer)  # A step that was compiled without figures is compiled again.
+    fit(trainer)  # A step that was compiled without metrics is compiled again.
     trainer.record_run(tmp_path / "run.sqlite")
     history = fit(trainer, epochs=2).history
-    assert "step_figures" not in history
+    assert "step_metrics" not in history
     tolerance = 0.02 if "precision" in options else 1e-4
     with RunRecord(tmp_path / "run.sqlite", read_only=True) as record:
         loss, norm, ratio = expected[3:].T
@@ -229,7 +229,7 @@ def test_results_of_searches_are_documents(tmp_path):
     report = trainer.measure_memory(X, Y)
     search = trainer.find_learning_rate(X, Y, num_steps=10)
     fit(trainer)
-    trainer.find_batch_size(X, Y, most=16)
+    trainer.find_batch_size(X, Y, max_batch_size=16)
     with RunRecord(path, read_only=True) as record:
         assert record.document("memory")["activations"] == report.activations
         assert record.document("learning_rate_search")["rates"] == search.rates

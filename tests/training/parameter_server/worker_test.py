@@ -6,7 +6,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.parameter_server.messages import Task, WorkerPlan
 from keras_deepseek.training.parameter_server.model_shards import ModelShards
-from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer
+from keras_deepseek.training.parameter_server.pickled_trainer import pickle_trainer
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
 from keras_deepseek.training.parameter_server.worker import Worker
 from keras_deepseek.training.step.step_options import StepOptions
@@ -63,7 +63,7 @@ def start(trainer, *, looks_ahead=False, number=2, **options):
     links = DirectServers(servers)
     worker = Worker()
     plan = WorkerPlan(
-        pack_trainer(trainer, None, step),
+        pickle_trainer(trainer, None, step),
         variables.describe(),
         variables.shards,
         (X, Y),

@@ -23,7 +23,7 @@ def test_micro_batches_must_be_positive(number):
         ({"gradient_clip": ("norm", 0)}, "gradient_clip"),
         ({"guard": "sleep"}, "guard"),
         ({"remat": 1}, "`remat`"),
-        ({"keep_memory": "yes"}, "`keep_memory`"),
+        ({"tune_malloc": "yes"}, "`tune_malloc`"),
     ],
 )
 def test_invalid_options_are_named(options, match):
@@ -52,5 +52,5 @@ def test_processes_compare_all_options_but_those_that_may_differ():
     assert names - set(StepOptions().shared_options()) == {
         "fp16_enabled",
         "precision",
-        "keep_memory",
+        "tune_malloc",
     }

@@ -1,4 +1,4 @@
-"""The figures of each training step that Keras's logs lack, on their way to a run recorder."""
+"""The metrics of each training step that Keras's logs lack, on their way to a run recorder."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import BatchStream
 
-FIGURES = "step_figures"
-"""The log in which a training step returns its figures. Keras does not see it."""
+STEP_METRICS = "step_metrics"
+"""The log in which a training step returns its metrics. Keras does not see it."""
 
 NORMS = "layer_gradient_norms"
 RATIOS = "layer_update_ratios"
@@ -21,7 +21,7 @@ LOADS = "expert_load"
 
 
 class Labels:
-    """The meaning of the entries of a step's figures.
+    """The meaning of the entries of a step's metrics.
 
     Args:
         layers: list of strings. The layer of each variable that has a gradient; `[]` without layer
@@ -45,8 +45,8 @@ class Labels:
         """The labels of each vector by the vector's name in the run record."""
 
 
-class Figures(NamedTuple):
-    """The figures of one step.
+class MetricValues(NamedTuple):
+    """The metrics of one step.
 
     Args:
         tensor: float32 tensor: the loss of the batch; the learning rate; the norms of gradients,
@@ -89,27 +89,27 @@ class Figures(NamedTuple):
         return values
 
 
-class StepFigures:
-    """Hands the figures of each step from the training step to the recorders of a training."""
+class StepMetrics:
+    """Hands the metrics of each step from the training step to the recorders of a training."""
 
     def __init__(self) -> None:
         self.labels = Labels()
-        """The labels of the figures, which the step sets when it is traced."""
+        """The labels of the metrics, which the step sets when it is traced."""
         self.inputs: Any = None
         """The inputs of a step, as `KerasTensor`s, or `None` before the first one."""
         self.stream: BatchStream | None = None
         """The data of the training, if they are a stream that knows how long it was waited for."""
-        self._queues: list[deque[Figures]] = []
+        self._queues: list[deque[MetricValues]] = []
         self._waited: float | None = None
 
     @property
     def are_wanted(self) -> bool:
-        """True if a recorder waits for the figures."""
+        """True if a recorder waits for the metrics."""
         return bool(self._queues)
 
     @contextmanager
-    def read_by(self, queues: Sequence[deque[Figures]]) -> Iterator[None]:
-        """Context manager in which each step appends its figures to the queues."""
+    def read_by(self, queues: Sequence[deque[MetricValues]]) -> Iterator[None]:
+        """Context manager in which each step appends its metrics to the queues."""
         self._queues, self.stream = list(queues), None
         try:
             yield
@@ -125,14 +125,14 @@ class StepFigures:
         return arguments if watched is None else watched
 
     def end(self, logs: dict[str, Any]) -> None:
-        """Takes the figures out of a step's logs, and hands them to the recorders."""
-        if not self._queues or FIGURES not in logs:
+        """Takes the metrics out of a step's logs, and hands them to the recorders."""
+        if not self._queues or STEP_METRICS not in logs:
             return
-        tensor = logs.pop(FIGURES)
+        tensor = logs.pop(STEP_METRICS)
         if self.stream is not None:
             self._waited, self.stream.waited = self.stream.waited, 0.0
         for queue in self._queues:
-            queue.append(Figures(tensor, self.labels, self._waited))
+            queue.append(MetricValues(tensor, self.labels, self._waited))
 
     def _add_wait(self, seconds: float) -> None:
         self._waited = (self._waited or 0.0) + seconds

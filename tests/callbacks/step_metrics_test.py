@@ -3,21 +3,21 @@ from collections import deque
 import numpy as np
 import pytest
 
-from keras_deepseek.callbacks.step_figures import FIGURES, Labels, StepFigures
+from keras_deepseek.callbacks.step_metrics import STEP_METRICS, Labels, StepMetrics
 
 LABELS = Labels(["a", "b", "a"], ["router/0", "router/1"])
 VALUES = np.array([0.5, 0.01, 3, 1, 4, 6, 2, 8, 0.3, 0, 0.4, 5, 7], "float32")
 
 
 def hand_over(values, labels):
-    figures, queue = StepFigures(), deque()
-    figures.labels = labels
-    with figures.read_by([queue]):
-        assert figures.are_wanted
-        logs = {"loss": 1.0, FIGURES: values}
-        figures.end(logs)
+    step_metrics, queue = StepMetrics(), deque()
+    step_metrics.labels = labels
+    with step_metrics.read_by([queue]):
+        assert step_metrics.are_wanted
+        logs = {"loss": 1.0, STEP_METRICS: values}
+        step_metrics.end(logs)
     assert logs == {"loss": 1.0}
-    assert not figures.are_wanted
+    assert not step_metrics.are_wanted
     return queue.popleft()
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.cluster.same_arguments import (
-    check_same_arguments,
+from keras_deepseek.training.cluster.rank_consistency import (
+    check_consistent_across_ranks,
     data_shapes,
     plain_attributes,
 )
@@ -28,24 +28,26 @@ class Said:
     world_size = 2
 
     def __init__(self, **arguments):
-        check_same_arguments(self, arguments)
+        check_consistent_across_ranks(self, arguments)
 
     def gather(self, array):
         self.gathered = array
         return [array]
 
 
-def test_same_arguments_pass():
-    check_same_arguments(Others(), {"gradient_clip": None})
+def test_equal_arguments_pass():
+    check_consistent_across_ranks(Others(), {"gradient_clip": None})
     others = [Said(gradient_clip=("norm", 1.0), micro_batches=2)] * 2
-    check_same_arguments(Others(others), {"gradient_clip": ("norm", 1.0), "micro_batches": 2})
+    check_consistent_across_ranks(
+        Others(others), {"gradient_clip": ("norm", 1.0), "micro_batches": 2}
+    )
 
 
 def test_the_one_that_differs_is_named_with_its_ranks():
     others = [Said(micro_batches=2), Said(micro_batches=4)]
     expected = "differ in micro_batches: rank 0 has 2, rank 2 has 4"
     with pytest.raises(InvalidInputError, match=expected):
-        check_same_arguments(Others(others), {"micro_batches": 2})
+        check_consistent_across_ranks(Others(others), {"micro_batches": 2})
 
 
 def test_an_optimizer_is_known_by_its_class_and_its_numbers():
@@ -57,9 +59,9 @@ def test_an_optimizer_is_known_by_its_class_and_its_numbers():
     assert found["class"] == "AdamW"
     assert (found["weight_decay"], found["clipnorm"], found["beta_1"]) == (0.1, 2.0, 0.9)
     others = [Said(optimizer=found)]
-    check_same_arguments(Others(others), {"optimizer": dict(found)})
+    check_consistent_across_ranks(Others(others), {"optimizer": dict(found)})
     with pytest.raises(InvalidInputError, match="differ in optimizer"):
-        check_same_arguments(Others(others), {"optimizer": {**found, "beta_1": 0.8}})
+        check_consistent_across_ranks(Others(others), {"optimizer": {**found, "beta_1": 0.8}})
 
 
 def test_data_are_known_by_their_shapes_and_kinds():
@@ -71,7 +73,9 @@ def test_data_are_known_by_their_shapes_and_kinds():
 def test_of_long_ones_it_shows_where_they_differ():
     shapes = [(each, 7) for each in range(300)]
     with pytest.raises(InvalidInputError) as found:
-        check_same_arguments(Others([Said(weights=[*shapes[:-1], (1, 8)])]), {"weights": shapes})
+        check_consistent_across_ranks(
+            Others([Said(weights=[*shapes[:-1], (1, 8)])]), {"weights": shapes}
+        )
     message = str(found.value)
     assert "[299, 7]]" in message
     assert "[1, 8]]" in message

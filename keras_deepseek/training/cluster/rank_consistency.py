@@ -14,7 +14,7 @@ from keras_deepseek.errors import InvalidInputError
 _LONGEST = 200
 
 
-def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> None:
+def check_consistent_across_ranks(processes: Processes, arguments: Mapping[str, Any]) -> None:
     """Raises an error on all ranks if their arguments differ.
 
     Their weights would drift apart, or they would wait for each other forever. All processes must

@@ -26,7 +26,7 @@ _OWN = ("model", "_batch_loss", "_plan", "_session", "_cluster", "_callbacks", "
 _BY_CONFIG = (keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimizer)
 
 
-def pack_trainer(
+def pickle_trainer(
     trainer: Any, make_model: Callable[[], keras.Model] | None, step: Mapping[str, Any]
 ) -> bytes:
     """Pickles a trainer, the function that built its model, and arguments of a step.
@@ -49,7 +49,7 @@ def pack_trainer(
     return pickle.dumps((vars(trainer).get("_seed"), model_bytes, step_bytes))
 
 
-def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
+def unpickle_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
     """Restores a trainer with its compiled model, and the arguments of `take_gradient_step`."""
     seed, model_bytes, step_bytes = pickle.loads(packed)
     if seed is not None:  # The function that builds the model may draw random numbers.
