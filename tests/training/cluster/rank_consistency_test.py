@@ -14,12 +14,12 @@ from keras_deepseek.training.cluster.rank_consistency import (
 class Others(OneProcess):
     """The processes of a training, of which this one gathers what all of them say."""
 
-    def __init__(self, others=()):
-        self.world_size = 1 + len(others)
-        self.others = others
+    def __init__(self, other_ranks=()):
+        self.world_size = 1 + len(other_ranks)
+        self.other_ranks = other_ranks
 
     def gather(self, array):
-        return [array, *(other.gathered for other in self.others)]
+        return [array, *(other.gathered for other in self.other_ranks)]
 
 
 class Said:
@@ -37,17 +37,17 @@ class Said:
 
 def test_equal_arguments_pass():
     check_consistent_across_ranks(Others(), {"gradient_clip": None})
-    others = [Said(gradient_clip=("norm", 1.0), micro_batches=2)] * 2
+    other_ranks = [Said(gradient_clip=("norm", 1.0), micro_batches=2)] * 2
     check_consistent_across_ranks(
-        Others(others), {"gradient_clip": ("norm", 1.0), "micro_batches": 2}
+        Others(other_ranks), {"gradient_clip": ("norm", 1.0), "micro_batches": 2}
     )
 
 
 def test_the_one_that_differs_is_named_with_its_ranks():
-    others = [Said(micro_batches=2), Said(micro_batches=4)]
+    other_ranks = [Said(micro_batches=2), Said(micro_batches=4)]
     expected = "differ in micro_batches: rank 0 has 2, rank 2 has 4"
     with pytest.raises(InvalidInputError, match=expected):
-        check_consistent_across_ranks(Others(others), {"micro_batches": 2})
+        check_consistent_across_ranks(Others(other_ranks), {"micro_batches": 2})
 
 
 def test_an_optimizer_is_known_by_its_class_and_its_numbers():
@@ -55,13 +55,21 @@ def test_an_optimizer_is_known_by_its_class_and_its_numbers():
         def __call__(self, step):  # It has no config.
             return 0.1
 
-    found = plain_attributes(keras.optimizers.AdamW(Schedule(), weight_decay=0.1, clipnorm=2.0))
-    assert found["class"] == "AdamW"
-    assert (found["weight_decay"], found["clipnorm"], found["beta_1"]) == (0.1, 2.0, 0.9)
-    others = [Said(optimizer=found)]
-    check_consistent_across_ranks(Others(others), {"optimizer": dict(found)})
+    attributes = plain_attributes(
+        keras.optimizers.AdamW(Schedule(), weight_decay=0.1, clipnorm=2.0)
+    )
+    assert attributes["class"] == "AdamW"
+    assert (attributes["weight_decay"], attributes["clipnorm"], attributes["beta_1"]) == (
+        0.1,
+        2.0,
+        0.9,
+    )
+    other_ranks = [Said(optimizer=attributes)]
+    check_consistent_across_ranks(Others(other_ranks), {"optimizer": dict(attributes)})
     with pytest.raises(InvalidInputError, match="differ in optimizer"):
-        check_consistent_across_ranks(Others(others), {"optimizer": {**found, "beta_1": 0.8}})
+        check_consistent_across_ranks(
+            Others(other_ranks), {"optimizer": {**attributes, "beta_1": 0.8}}
+        )
 
 
 def test_data_are_known_by_their_shapes_and_kinds():
@@ -71,12 +79,12 @@ def test_data_are_known_by_their_shapes_and_kinds():
 
 
 def test_of_long_ones_it_shows_where_they_differ():
-    shapes = [(each, 7) for each in range(300)]
-    with pytest.raises(InvalidInputError) as found:
+    shapes = [(size, 7) for size in range(300)]
+    with pytest.raises(InvalidInputError) as raised:
         check_consistent_across_ranks(
             Others([Said(weights=[*shapes[:-1], (1, 8)])]), {"weights": shapes}
         )
-    message = str(found.value)
+    message = str(raised.value)
     assert "[299, 7]]" in message
     assert "[1, 8]]" in message
     assert len(message) < 700
