@@ -49,9 +49,9 @@ def own_loss(y_true, y_pred):
 
 
 def test_a_model_of_one_s_own_classes_arrives():
-    doubled, own = make_classes()
+    doubled, own_trainer = make_classes()
     model = keras.Sequential([keras.Input((3,)), doubled(2, name="twice")])
-    trainer = own(
+    trainer = own_trainer(
         model,
         optimizer="adam",
         loss=lambda y_true, y_pred: 2.0 * own_loss(y_true, y_pred),
@@ -63,11 +63,11 @@ def test_a_model_of_one_s_own_classes_arrives():
     assert (arrived.limit, arrived.penalty) == (7, 0.5)
     assert arrived.model is not model
     assert arrived.model.layers[0].name == "twice"
-    for one, other in zip(arrived.model.variables, model.variables, strict=True):
-        one.assign(np.array(keras.ops.convert_to_numpy(other.value)))
+    for arrived_variable, variable in zip(arrived.model.variables, model.variables, strict=True):
+        arrived_variable.assign(np.array(keras.ops.convert_to_numpy(variable.value)))
     x = np.ones((2, 3), "float32")
     np.testing.assert_array_equal(arrived.model.predict(x), model.predict(x))
-    losses = [keras.ops.convert_to_numpy(each.train_step(x)) for each in (arrived, trainer)]
+    losses = [keras.ops.convert_to_numpy(owner.train_step(x)) for owner in (arrived, trainer)]
     np.testing.assert_array_equal(*losses)
     assert len(arrived.model.evaluate(x, np.zeros((2, 2)), verbose=0)) == 3
 
@@ -119,8 +119,8 @@ def test_a_recorded_trainer_arrives_without_its_record(tmp_path):
     assert other.model.count_params() == model.count_params()
 
 
-@pytest.mark.parametrize("place", ["trainer", "model"])
-def test_what_can_not_be_pickled_is_said(place):
+@pytest.mark.parametrize("owner", ["trainer", "model"])
+def test_what_can_not_be_pickled_is_said(owner):
     lock = threading.Lock()
 
     def build():
@@ -128,11 +128,11 @@ def test_what_can_not_be_pickled_is_said(place):
         return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
 
     trainer = Trainer(build, optimizer="sgd", loss="mse", seed=0)
-    if place == "trainer":
+    if owner == "trainer":
         trainer.lock = lock
-    named = "the Trainer" if place == "trainer" else "model 'sequential"
+    named = "the Trainer" if owner == "trainer" else "model 'sequential"
     with pytest.raises(InvalidInputError, match=f"Workers get {named}.* by pickle, and that fails"):
-        pickle_trainer(trainer, None if place == "trainer" else build, STEP)
+        pickle_trainer(trainer, None if owner == "trainer" else build, STEP)
 
 
 def test_a_batch_travels_as_arrays():
