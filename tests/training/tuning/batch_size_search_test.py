@@ -73,11 +73,11 @@ class Greedy(keras.layers.Layer):
 def test_a_step_that_runs_out_of_memory_ends_the_search_alone():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), Greedy()])
     trainer = Trainer(model, optimizer=keras.optimizers.Adam(), loss="mse", seed=1)
-    before = model.get_weights()
+    old_weights = model.get_weights()
     search = trainer.find_batch_size(X, X, start=8, max_batch_size=9)
     assert (search.batch_sizes, search.out_of_memory, search.suggestion) == ([8], [9], 8)
-    for found, expected in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for received, expected in zip(model.get_weights(), old_weights, strict=True):
+        np.testing.assert_array_equal(received, expected)
     assert int(model.optimizer.iterations) == 0
     assert np.isfinite(trainer.fit(X, X, batch_size=8, verbose=0).history["loss"][0])
 
