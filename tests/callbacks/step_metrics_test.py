@@ -22,13 +22,13 @@ def hand_over(values, labels):
 
 
 def test_norms_of_variables_become_those_of_layers():
-    found = hand_over(VALUES, LABELS)
-    assert found.scalars() == {
+    metrics = hand_over(VALUES, LABELS)
+    assert metrics.scalars() == {
         "step_loss": 0.5,
         "learning_rate": pytest.approx(0.01),
         "gradient_norm": pytest.approx(26**0.5),
     }
-    vectors = found.vectors()
+    vectors = metrics.vectors()
     np.testing.assert_allclose(vectors["layer_gradient_norms"], [5, 1])
     np.testing.assert_allclose(vectors["layer_update_ratios"], [0.05, 0], rtol=1e-6)
     np.testing.assert_array_equal(vectors["expert_load"], [5, 7])
@@ -44,6 +44,6 @@ def test_a_layer_without_a_gradient_has_zeros():
 
 
 def test_without_layer_statistics_there_are_two_numbers():
-    found = hand_over(VALUES[:2], Labels())
-    assert found.scalars() == {"step_loss": 0.5, "learning_rate": pytest.approx(0.01)}
-    assert found.vectors() == {}
+    metrics = hand_over(VALUES[:2], Labels())
+    assert metrics.scalars() == {"step_loss": 0.5, "learning_rate": pytest.approx(0.01)}
+    assert metrics.vectors() == {}
