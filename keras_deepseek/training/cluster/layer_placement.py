@@ -28,7 +28,7 @@ class LayerPlacement:
         self.default = next(iter(devices.values()))
         self._devices = dict(devices)
         self._stack: ExitStack | None = None
-        self._found: list[LayerDevice] = []
+        self._layer_devices: list[LayerDevice] = []
         self._placed: dict[int, tuple[keras.Variable, str]] = {}
         self._functions: dict[str, Any] = {}
         self._compiled_for: object = None
@@ -63,12 +63,12 @@ class LayerPlacement:
         """
         if self._stack is None or not model.built:
             return
-        if not self._found:
-            self._found = find_layer_devices(model, self._devices)
-            for layer_device in self._found:
+        if not self._layer_devices:
+            self._layer_devices = find_layer_devices(model, self._devices)
+            for layer_device in self._layer_devices:
                 for variable in own_variables(layer_device.layer):
                     self._placed.setdefault(id(variable), (variable, layer_device.device))
-            self._stack.enter_context(_computing(self._found))
+            self._stack.enter_context(_computing(self._layer_devices))
         optimizer = _inner(model.optimizer)
         is_any_moved = backend.current().devices.move_variables(
             self._list_variables(model), optimizer
@@ -76,13 +76,13 @@ class LayerPlacement:
         if is_any_moved and not is_in_step:
             # Functions that were compiled before refer to the variables before the move.
             self._functions.clear()
-            for layer_device in self._found:
+            for layer_device in self._layer_devices:
                 if isinstance(layer_device.layer, keras.Model):
                     layer_device.layer.train_function = None
                     layer_device.layer.test_function = layer_device.layer.predict_function = None
 
     def _leave(self) -> None:
-        self._stack, self._found, self._placed = None, [], {}
+        self._stack, self._layer_devices, self._placed = None, [], {}
 
     def _list_variables(self, model: keras.Model) -> list[tuple[keras.Variable, str]]:
         """Lists all variables of a compiled model, each with the device of its layer."""
@@ -105,7 +105,7 @@ class LayerPlacement:
         """
 
         def make(weight: keras.Variable, make_slot: Callable[[], keras.Variable]) -> keras.Variable:
-            if not self._found:  # The model was built by the current step.
+            if not self._layer_devices:  # The model was built by the current step.
                 self.begin(model, is_in_step=True)
             _, device = self._placed.get(id(weight), (weight, self.default))
             with backend.current().devices.on_device(device):

@@ -65,7 +65,7 @@ class Dispatcher:
         self._snapshotting: dict[Any, int] = {}
         self._snapshots: list[ShardValues] = []
         self._lives: list[Any] = []  # By server. Updates made in an earlier life may be lost.
-        self._kept: dict[int, Task] = {}  # Counted batches that some snapshot lacks.
+        self._unsnapshotted: dict[int, Task] = {}  # Counted batches that some snapshot lacks.
         self._done: deque[Result] = deque()
 
     @property
@@ -98,7 +98,7 @@ class Dispatcher:
     def go_on(self, values: Sequence[ShardValues]) -> None:
         """Takes values that `collect` returned as the snapshot from which servers restart."""
         self._snapshots = list(values)
-        self._kept.clear()
+        self._unsnapshotted.clear()
         self._snapshotting.clear()
         self._num_since_snapshot = 0
 
@@ -145,7 +145,7 @@ class Dispatcher:
             task = replace(
                 batch.task,
                 least_updates=max(0, self._num_counted - self._staleness.most_before),
-                settled_below=min([*numbers, *self._kept, self._next]),
+                settled_below=min([*numbers, *self._unsnapshotted, self._next]),
             )
             self._staleness.begin(task.number)
             self._computing[self._workers.compute(worker, task)] = (worker, batch)
@@ -227,7 +227,7 @@ class Dispatcher:
         self._num_counted += 1
         if self._snapshot_every is None:
             return
-        self._kept[number] = batch.task
+        self._unsnapshotted[number] = batch.task
         self._num_since_snapshot += 1
         if self._num_since_snapshot >= self._snapshot_every and not self._snapshotting:
             self._num_since_snapshot = 0
@@ -259,9 +259,9 @@ class Dispatcher:
         if values is None:
             return  # The server restarted; the next push to it starts the recovery.
         self._snapshots[server] = values
-        self._kept = {
+        self._unsnapshotted = {
             number: task
-            for number, task in self._kept.items()
+            for number, task in self._unsnapshotted.items()
             if not all(snapshot.has(number) for snapshot in self._snapshots)
         }
 
@@ -293,7 +293,7 @@ class Dispatcher:
             self._queue_again(batch)
         unfinished = {batch.task.number for batch in self._queue}
         unfinished |= {batch.task.number for _, batch in self._computing.values()}
-        for number, task in self._kept.items():
+        for number, task in self._unsnapshotted.items():
             if number not in unfinished and not all(snapshot.has(number) for snapshot in snapshots):
                 self._queue.append(_Batch(task, is_repair=True))
 

@@ -14,7 +14,7 @@ from keras_deepseek.training.parameter_server.messages import (
     ShardValues,
     VariablePlan,
 )
-from keras_deepseek.training.parameter_server.optimizer_slots import find_places
+from keras_deepseek.training.parameter_server.optimizer_slots import find_slot_indices
 
 
 class ModelShards:
@@ -37,7 +37,7 @@ class ModelShards:
         self._class, config = optimizer_recipe(self._optimizer)
         # A worker does not scale its loss, and clips by the global norm before it sends the parts.
         self._config = {**config, "loss_scale_factor": None, "global_clipnorm": None}
-        self._places = find_places(
+        self._slot_indices = find_slot_indices(
             self._class,
             self._config,
             self._variables,
@@ -82,13 +82,13 @@ class ModelShards:
                 num_updates=number,
                 settled_below=number,
             )
-            for shard, slots in zip(self.shards, self._places, strict=True)
+            for shard, slots in zip(self.shards, self._slot_indices, strict=True)
         ]
 
     def write(self, values: Sequence[ShardValues]) -> None:
         """Sets the chief's model to the servers' values, except for the learning rate."""
         optimizer, rate = self._optimizer.variables, self._optimizer.learning_rate
-        for shard, slots, shard_values in zip(self.shards, self._places, values, strict=True):
+        for shard, slots, shard_values in zip(self.shards, self._slot_indices, values, strict=True):
             for index, value in zip(shard.variables, shard_values.weights, strict=True):
                 self._variables[index].assign(value)
             for index, value in zip(shard.states, shard_values.states, strict=True):

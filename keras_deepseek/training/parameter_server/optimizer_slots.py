@@ -20,7 +20,7 @@ Slot = tuple[int, int]
 """The index of a model's variable, or -1 for none; and the number of the slot among its slots."""
 
 
-def find_places(
+def find_slot_indices(
     optimizer_class: type,
     config: dict[str, Any],
     variables: Sequence[keras.Variable],

@@ -57,7 +57,7 @@ class Worker:
         self._model: Any = None
         self._shards: list[Shard] = []
         self._pulling: list[Any] | None = None
-        self._known: list[tuple[str | None, int]] = []
+        self._versions: list[tuple[str | None, int]] = []
 
     def set_up(self, servers: Servers, plan: WorkerPlan, values: list[Array], seed: int) -> None:
         """Builds the model, compiles its step on a first batch, and sets all variables.
@@ -74,7 +74,7 @@ class Worker:
         seed_generators(seed)
         self._pulling = None
         # Pull all weights at first, whatever the variables hold.
-        self._known = [(None, 0) for _ in self._shards]
+        self._versions = [(None, 0) for _ in self._shards]
 
     def compute(self, task: Task) -> Result | None:
         """Computes a batch, starts sending its gradients to the servers, and returns the result.
@@ -138,7 +138,7 @@ class Worker:
         self._looks_ahead = plan.looks_ahead
 
     def _pull(self) -> list[Any]:
-        return [self._servers.pull(index, version) for index, version in enumerate(self._known)]
+        return [self._servers.pull(index, version) for index, version in enumerate(self._versions)]
 
     def _take_weights(self, least_updates: int) -> list[tuple[str, int]] | None:
         """Sets the model to the servers' newest weights; returns their versions or `None`."""
@@ -156,7 +156,7 @@ class Worker:
     def _write(self, pulled: list[Pulled | None]) -> list[tuple[str, int]] | None:
         complete = [server_pulled for server_pulled in pulled if server_pulled is not None]
         if len(complete) < len(pulled):
-            self._known = [(None, 0) for _ in self._shards]
+            self._versions = [(None, 0) for _ in self._shards]
             return None
         variables = self._model.trainable_variables
         for shard, server_pulled in zip(self._shards, complete, strict=True):
@@ -167,7 +167,7 @@ class Worker:
             for state_index, value in zip(shard.states, server_pulled.states or [], strict=False):
                 self._states[state_index].assign(value)
         versions = [server_pulled.version for server_pulled in complete]
-        self._known = list(versions)
+        self._versions = list(versions)
         return versions
 
 

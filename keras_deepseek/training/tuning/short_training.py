@@ -140,7 +140,7 @@ class _StepLimit(keras.callbacks.Callback):
 
     def __init__(self, steps: int, stream: BatchStream) -> None:
         super().__init__()
-        self._left = steps
+        self._num_steps_left = steps
         self._stream = stream
         self._ends_epoch = False
 
@@ -148,12 +148,14 @@ class _StepLimit(keras.callbacks.Callback):
         self._stream.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._left -= 1
+        self._num_steps_left -= 1
         if self.model.stop_training:
             return
         is_last = batch + 1 == self._stream.epoch_length
-        self._ends_epoch = is_last and self._left > 0 and self._stream.source.kind != "generator"
-        if is_last or self._left == 0:
+        self._ends_epoch = (
+            is_last and self._num_steps_left > 0 and self._stream.source.kind != "generator"
+        )
+        if is_last or self._num_steps_left == 0:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

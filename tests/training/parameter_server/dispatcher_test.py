@@ -60,7 +60,7 @@ def test_a_bound_of_zero_takes_the_batches_in_their_order():
 def test_batches_that_all_snapshots_have_are_not_kept():
     actors = SimulatedActors(2, 2, random.Random(1))
     dispatcher, _ = train(actors, snapshot_every=5)
-    assert len(dispatcher._kept) < 20
+    assert len(dispatcher._unsnapshotted) < 20
 
 
 def test_a_batch_that_workers_die_of_is_named():

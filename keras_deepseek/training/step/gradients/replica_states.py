@@ -56,7 +56,7 @@ class ReplicaStates:
     def restore(self) -> None:
         """Undoes the state changes by another replica of this process."""
         for merge in self._merges:
-            merge.variable.assign(merge.before)
+            merge.variable.assign(merge.old_value)
 
     def changes(self, num_rows: Any) -> list[Any]:
         """Returns this replica's state changes, to be summed over all replicas.
@@ -86,10 +86,10 @@ class _Merge(abc.ABC):
 
     def __init__(self, variable: keras.Variable) -> None:
         self.variable = variable
-        self.before = ops.copy(variable.value)
+        self.old_value = ops.copy(variable.value)
 
     def _change(self) -> Any:
-        return ops.cast(self.variable.value, "float32") - ops.cast(self.before, "float32")
+        return ops.cast(self.variable.value, "float32") - ops.cast(self.old_value, "float32")
 
     @abc.abstractmethod
     def changes(self, num_rows: Any) -> list[Any]:
@@ -107,7 +107,7 @@ class _Added(_Merge):
         return [self._change()]
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
-        self.variable.assign(self.before + ops.cast(sums[0], self.variable.dtype))
+        self.variable.assign(self.old_value + ops.cast(sums[0], self.variable.dtype))
 
 
 class _Averaged(_Merge):
@@ -118,7 +118,7 @@ class _Averaged(_Merge):
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
         mean = sums[0] / ops.maximum(num_rows, 1.0)
-        self.variable.assign(self.before + ops.cast(mean, self.variable.dtype))
+        self.variable.assign(self.old_value + ops.cast(mean, self.variable.dtype))
 
 
 class _Summed(_Merge):
@@ -133,4 +133,4 @@ class _Summed(_Merge):
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
         total, num_assigned = sums
         value = ops.cast(total, self.variable.dtype)
-        self.variable.assign(ops.where(num_assigned > 0, value, self.before))
+        self.variable.assign(ops.where(num_assigned > 0, value, self.old_value))
